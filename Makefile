@@ -1,0 +1,68 @@
+# Everything a contributor types. POSIX make; GNU make and bmake both run it.
+#
+#   make demo     a real smtpd, good and bad neighbours, and what became of their mail
+#   make test     every test, and the branch coverage that the core modules owe
+#   make check    lint, format, types, import directions
+#   make bench    this project against the filters in use, as ratios
+#   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
+#   make clean    remove what these verbs have made
+#
+# Each verb makes VENV where it is missing and, as root on Debian, installs the system packages it
+# drives. PYTHON chooses the interpreter that a new VENV is made with.
+.POSIX:
+.SUFFIXES:
+
+VENV = .venv
+PYTHON =
+PYTEST_ARGS =
+BENCH_ARGS = --check
+FUZZ_SECONDS = 600
+
+INSTALLED = $(VENV)/.installed
+BIN = $(VENV)/bin
+# What must be covered whole, branches too.
+CORE = smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
+
+all: demo
+
+demo: $(INSTALLED)
+	@packaging/debian-deps demo || true
+	@$(BIN)/python -m smtpd_filters.testing.demo
+
+# With its packages in place an end-to-end test has no excuse to be skipped.
+test: $(INSTALLED)
+	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
+	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
+	$(BIN)/python -m pytest --cov --cov-report= --junit-xml=build/tests.xml $(PYTEST_ARGS)
+	@echo "Branch coverage of the core:"
+	@$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	@packaging/debian-deps bench || true
+	@$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS)
+
+clean:
+	rm -rf .venv build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
+		.ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The tools are an extra, not a dependency group: pip 23.0, Debian 12's, knows no groups.
+$(INSTALLED): pyproject.toml
+	@packaging/make-venv "$(VENV)" "$(PYTHON)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
+	@touch $@
+
+.PHONY: all demo test check bench fuzz clean
