@@ -1,0 +1,187 @@
+"""Recorded filter traffic: the format that `record` writes and `replay` reads.
+
+1. A recording is bytes, in lines that end with LF. Bodies hold 8-bit bytes, so no line is ever
+   decoded as a whole.
+2. `# key: value` lines at the top describe it: which server, what the client did, what policy the
+   filter had. The first line that is something else ends this head.
+3. `< ` begins a line that smtpd wrote to the filter, `> ` one that the filter wrote, in the order
+   in which they passed. What follows is the line, byte for byte, without its LF.
+4. `# ` after the head is a remark at that place; `# EOF on stdin` marks the server's end.
+5. Reading and writing are inverse: to_bytes() gives back exactly what read() was given, and a line
+   that could not be given back is refused with its number.
+
+Nothing here understands more of the protocol than is needed to tell versions and sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from smtpd_filters.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FROM_SMTPD = "<"
+FROM_FILTER = ">"
+REMARK = "#"
+
+END = b"EOF on stdin"
+"""The remark that marks the end of smtpd's output."""
+
+_MARKS = {b"< ": FROM_SMTPD, b"> ": FROM_FILTER, b"# ": REMARK}
+_META = re.compile(rb"# ([A-Za-z][A-Za-z0-9_-]*): (.*)", re.DOTALL)
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+# Sessions stand before tokens since 0.5 (protocol 0.5 and later: `session|token`).
+_SESSION_FIRST = (0, 5)
+
+
+def encode_entry(direction: str, line: bytes) -> bytes:
+    r"""One line of a recording, with its LF.
+
+    ValueError when `line` holds a LF (it would be read back as something else) or `direction` is
+    not one of FROM_SMTPD, FROM_FILTER, REMARK.
+    """
+    if direction not in {FROM_SMTPD, FROM_FILTER, REMARK}:
+        raise ValueError(f"no such direction: {direction!r}")
+    if b"\n" in line:
+        raise ValueError("a recorded line holds a line break")
+    return b"%s %s\n" % (direction.encode(), line)
+
+
+def encode_meta(meta: Mapping[str, str]) -> bytes:
+    """The head of a recording. ValueError for a key or value that would not be read back."""
+    head = bytearray()
+    for key, value in meta.items():
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"not a key of a recording's head: {key!r}")
+        if "\n" in value:
+            raise ValueError(f"the value of {key!r} holds a line break")
+        head += b"# %s: %s\n" % (key.encode(), value.encode("utf-8", "surrogateescape"))
+    return bytes(head)
+
+
+class Recording:
+    """One recorded conversation between smtpd and a filter.
+
+    meta: the head, in its order ("server", "client", "policy", ...).
+    entries: (direction, line without LF), remarks included, in the order in which they passed.
+    """
+
+    __slots__ = ("entries", "meta")
+
+    def __init__(
+        self,
+        meta: Mapping[str, str] | None = None,
+        entries: Iterable[tuple[str, bytes]] = (),
+    ) -> None:
+        self.meta: dict[str, str] = dict(meta or {})
+        self.entries: list[tuple[str, bytes]] = list(entries)
+
+    @classmethod
+    def read(cls, source: str | os.PathLike[str] | bytes, name: str = "recording") -> Recording:
+        """Read a file, or the bytes of one (`name` stands for the file in errors then).
+
+        ConfigError when the file cannot be read, or names the line that is not of the format.
+        """
+        if not isinstance(source, bytes):
+            name = os.fspath(source)
+            try:
+                with open(name, "rb") as file:  # noqa: PTH123 (pathlib costs start-up time)
+                    source = file.read()
+            except OSError as error:
+                raise ConfigError(f"{name}: {error.strerror}") from error
+        recording = cls()
+        lines = source.split(b"\n")
+        if lines.pop():
+            raise ConfigError(f"{name}:{len(lines) + 1}: the last line is cut off (no line end)")
+        in_head = True
+        for number, line in enumerate(lines, 1):
+            if in_head and (field := _META.fullmatch(line)):
+                key = field[1].decode()
+                if key not in recording.meta:
+                    recording.meta[key] = field[2].decode("utf-8", "surrogateescape")
+                    continue
+            in_head = False
+            direction = _MARKS.get(line[:2])
+            if direction is None:
+                raise ConfigError(f"{name}:{number}: begins with none of '# ', '< ', '> '")
+            recording.entries.append((direction, line[2:]))
+        return recording
+
+    def to_bytes(self) -> bytes:
+        """The file's content. ValueError for an entry or a key that would not be read back."""
+        if self.entries and not self._ends_head(*self.entries[0]):
+            raise ValueError("a remark of the form 'key: value' directly behind the head")
+        lines = [encode_entry(direction, line) for direction, line in self.entries]
+        return encode_meta(self.meta) + b"".join(lines)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a file. ConfigError when it cannot be written; ValueError as to_bytes()."""
+        content = self.to_bytes()
+        try:
+            with open(path, "wb") as file:  # noqa: PTH123 (pathlib costs start-up time)
+                file.write(content)
+        except OSError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error.strerror}") from error
+
+    def to_filter(self) -> list[bytes]:
+        """The lines that smtpd wrote."""
+        return [line for direction, line in self.entries if direction == FROM_SMTPD]
+
+    def from_filter(self) -> list[bytes]:
+        """The lines that the filter wrote."""
+        return [line for direction, line in self.entries if direction == FROM_FILTER]
+
+    @property
+    def server_version(self) -> str | None:
+        """The server's version as recorded: "7.8.0p1" by the head, else by smtpd's own line."""
+        if server := self.meta.get("server"):
+            return server.rpartition(" ")[2]
+        return self._config(b"smtpd-version")
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol's version, "0.7": by smtpd's configuration line, else by its first event.
+
+        6.8 and older say it in the events only.
+        """
+        if version := self._config(b"protocol"):
+            return version
+        for line in self.to_filter():
+            if line.startswith((b"report|", b"filter|")):
+                return line.split(b"|", 2)[1].decode("utf-8", "surrogateescape")
+        return None
+
+    def sessions(self) -> list[str]:
+        """The session ids that smtpd spoke of, in the order of their first appearance."""
+        found: dict[bytes, None] = {}
+        for line in self.to_filter():
+            fields = line.split(b"|", 7)
+            if fields[0] == b"report" and len(fields) > 5:
+                found[fields[5]] = None
+            elif fields[0] == b"filter" and len(fields) > 6:
+                found[fields[5] if _session_first(fields[1]) else fields[6]] = None
+        return [session.decode("utf-8", "surrogateescape") for session in found]
+
+    def _config(self, key: bytes) -> str | None:
+        for line in self.to_filter():
+            fields = line.split(b"|", 2)
+            if fields[:2] == [b"config", key] and len(fields) > 2:
+                return fields[2].decode("utf-8", "surrogateescape")
+        return None
+
+    def _ends_head(self, direction: str, line: bytes) -> bool:
+        field = _META.fullmatch(b"# " + line) if direction == REMARK else None
+        return field is None or field[1].decode() in self.meta
+
+
+def _session_first(version: bytes) -> bool:
+    try:
+        major, minor = version.split(b".", 1)
+        return (int(major), int(minor)) >= _SESSION_FIRST
+    except ValueError:
+        return True
