@@ -1,0 +1,154 @@
+"""One line of the wire, read and written: smtpd's side of the conversation and the filter's.
+
+Law
+---
+1. A line has as many fields as its kind says; what holds more bars than that holds them in
+   its one wide field (`vocabulary.ReportForm`).
+2. Reading never raises: a line that is none is `Malformed`.
+3. Writing and reading are inverse.
+"""
+
+from __future__ import annotations
+
+from .events import Config, Line, Lines, Malformed, Register, Report, Request, Result
+from .vocabulary import DATA_LINE, PHASES_ON_WIRE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .dialect import Dialect
+
+_HEX = b"0123456789abcdefABCDEF"
+_DATA_LINE = DATA_LINE.encode()
+
+
+def is_id(text: bytes) -> bool:
+    """Whether smtpd can have meant this as a session or a token: up to 16 hexadecimal digits.
+
+    An answer with anything else ends the server.
+    """
+    return 0 < len(text) <= 16 and not text.strip(_HEX)
+
+
+def split_fields(text: bytes, count: int, wide: int, optional: int = 0) -> list[bytes] | None:
+    """Cut ``text`` at its bars into ``count`` fields, of which the one at ``wide`` may hold bars.
+
+    None when there are too few; of the last, ``optional`` ones may be missing and come empty.
+    """
+    fields = text.split(b"|")
+    if len(fields) > count:
+        end = len(fields) - (count - 1 - wide)
+        fields[wide:end] = [b"|".join(fields[wide:end])]
+    elif len(fields) < count:
+        if len(fields) + optional < count:
+            return None
+        fields += [b""] * (count - len(fields))
+    return fields
+
+
+def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines | Malformed | None:
+    """Read one line of smtpd's, without its line end.  None for a report that is not known.
+
+    A data-line comes as `Lines` of one, the final dot as none with ``end``.
+    """
+    if line.startswith(b"filter|"):
+        return _decode_request(line)
+    if line.startswith(b"report|"):
+        return _decode_report(line, dialect)
+    if line.startswith(b"config|"):
+        fields = line.decode("utf-8", "surrogateescape").split("|", 2)
+        if len(fields) == 3 or fields[1] == "ready":
+            return Config(*fields[1:])
+        return Malformed("config without a value", line)
+    return Malformed("unknown word", line)
+
+
+def _decode_request(line: bytes) -> Request | Lines | Malformed:
+    fields = line.split(b"|", 7)
+    if len(fields) < 7 or not (is_id(fields[5]) and is_id(fields[6])):
+        return Malformed("request without session or token", line)
+    _, _, time, subsystem, name, session, token = fields[:7]
+    if len(fields) < 8 or subsystem != b"smtp-in":
+        return Malformed("request without its last field", line, session, token)
+    argument = fields[7]
+    if name == _DATA_LINE:
+        end = argument == b"."
+        return Lines(session, token, [] if end else [argument], end=end)
+    return Request(PHASES_ON_WIRE.get(name), time, session, token, argument)
+
+
+def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
+    fields = line.split(b"|", 6)
+    if len(fields) < 6 or not is_id(fields[5]):
+        return Malformed("report without a session", line)
+    form = dialect.reports.get(fields[4])
+    if form is None:
+        return None
+    values: list[bytes] = []
+    if form.fields:
+        rest = fields[6] if len(fields) > 6 else None
+        if rest is None and form.optional < len(form.fields):
+            return Malformed(f"{form.name} with too few fields", line)
+        found = split_fields(rest or b"", len(form.fields), form.wide, form.optional)
+        if found is None:
+            return Malformed(f"{form.name} with too few fields", line)
+        order = dialect.order.get(form.wire)
+        values = [found[i] for i in order] if order else found
+    return Report(form.name, fields[3], fields[2], fields[5], tuple(values))
+
+
+def encode_config(config: Config) -> bytes:
+    """Write a line of the hand-shake."""
+    if config.key == "ready":
+        return b"config|ready\n"
+    return f"config|{config.key}|{config.value}\n".encode("utf-8", "surrogateescape")
+
+
+def encode_report(report: Report, dialect: Dialect) -> bytes:
+    """Write a report as ``dialect`` has it."""
+    name = report.name.encode()
+    form = dialect.reports[name]
+    values = report.values
+    order = dialect.order.get(name)
+    if order:
+        values = tuple(values[order.index(i)] for i in range(len(order)))
+    while form.optional and values and not values[-1]:
+        values = values[:-1]
+    fields = (b"report", dialect.wire, report.time, report.subsystem, name, report.session)
+    return b"|".join((*fields, *values)) + b"\n"
+
+
+def encode_request(request: Request, name: bytes, dialect: Dialect) -> bytes:
+    """Write a request; ``name`` is the phase's, which an unknown one does not carry."""
+    fields = (b"filter", dialect.wire, request.time, b"smtp-in", name)
+    return b"|".join((*fields, request.session, request.token, request.argument)) + b"\n"
+
+
+def encode_lines(lines: Lines, time: bytes, dialect: Dialect) -> bytes:
+    """Write data-lines as smtpd does, with the final dot when they have come to their end."""
+    fields = (b"filter", dialect.wire, time, b"smtp-in", _DATA_LINE, lines.session, lines.token, b"")
+    head = b"|".join(fields)
+    content: Iterable[bytes] = [*lines.lines, b"."] if lines.end else lines.lines
+    return b"".join([head + line + b"\n" for line in content])
+
+
+def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | Malformed:
+    """Read one line of a filter's, without its line end, as strictly as smtpd does."""
+    word, _, rest = line.partition(b"|")
+    if word == b"filter-dataline" or word == b"filter-result":  # noqa: PLR1714  # a set is slower
+        fields = rest.split(b"|", 2 if word == b"filter-dataline" else 3)
+        if len(fields) < 3 or not (is_id(fields[0]) and is_id(fields[1])):
+            return Malformed(f"{word.decode()} without session and token", line)
+        session, token = fields[1::-1] if dialect.token_first else fields[:2]
+        if word == b"filter-dataline":
+            return Line(session, token, fields[2])
+        return Result(session, token, fields[2], fields[3] if len(fields) > 3 else None)
+    if word == b"register":
+        names = rest.decode("utf-8", "surrogateescape").split("|")
+        if names == ["ready"]:
+            return Register("ready")
+        if len(names) == 3 and (names[0] == "report" or names[0] == "filter"):  # noqa: PLR1714
+            return Register(names[0], names[1], names[2])
+        return Malformed("invalid registration", line)
+    return Malformed("unknown word", line)

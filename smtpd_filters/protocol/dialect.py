@@ -1,0 +1,84 @@
+"""How the versions of the protocol differ; the only place that knows.
+
+| version | smtpd      | differs from the one above in                                        |
+| ------- | ---------- | -------------------------------------------------------------------- |
+| 0.7     | 7.0 on     |                                                                      |
+| 0.6     | 6.7, 6.8   | ``link-auth`` is ``username|result``; the version is said only in the |
+|         |            | event lines                                                          |
+| 0.5     | 6.6        | ``tx-mail`` and ``tx-rcpt`` are ``msgid|address|result``             |
+| before  |            | answers are ``token|session``                                        |
+
+A version above 0.7 is spoken as 0.7.  One below 0.5 is refused at start; should it show only
+in the first event, when refusing would end the server, it is spoken as far as it is known.
+"""
+
+from __future__ import annotations
+
+from .vocabulary import REPORTS, ReportForm
+
+OLDEST, NEWEST = (0, 5), (0, 7)
+#: The first smtpd that gives back data-lines whole.  Those before cut each line that a filter
+#: returns at `CUT`, silently.
+FIRST_WHOLE = (7, 4)
+#: Bytes of a data-line's content that such a server keeps.
+CUT = 1997
+
+
+def version(text: str) -> tuple[int, int] | None:
+    """The first two numbers of a version such as ``0.7`` or ``6.8.0p2``; None without them."""
+    major, dot, rest = text.partition(".")
+    minor = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    if not (dot and major.isascii() and major.isdigit() and minor) or len(major + minor) > 18:
+        return None
+    return int(major), int(minor)
+
+
+class Dialect:
+    """One version of the protocol as it is spoken on the wire."""
+
+    __slots__ = ("name", "order", "reports", "token_first", "version", "wire")
+
+    def __init__(self, spoken: tuple[int, int], changed: tuple[ReportForm, ...] = ()) -> None:
+        self.version = spoken
+        self.name = f"{spoken[0]}.{spoken[1]}"
+        self.wire = self.name.encode()
+        #: By the name on the wire.
+        reports = {report.wire: report for report in REPORTS.values()}
+        self.reports = reports | {report.wire: report for report in changed}
+        #: Where the fields that 0.7 orders otherwise stand, in its order.
+        self.order = {
+            form.wire: tuple(form.fields.index(field) for field in REPORTS[form.name].fields)
+            for form in changed
+        }
+        self.token_first = spoken < OLDEST
+
+    def __repr__(self) -> str:
+        return f"<protocol {self.name}>"
+
+
+_AUTH = ReportForm("link-auth", "username result", wide="username")
+_MAIL = ReportForm("tx-mail", "msgid address result", wide="address")
+_RCPT = ReportForm("tx-rcpt", "msgid address result", wide="address")
+
+DIALECTS: dict[tuple[int, int], Dialect] = {
+    (0, 7): Dialect((0, 7)),
+    (0, 6): Dialect((0, 6), (_AUTH,)),
+    (0, 5): Dialect((0, 5), (_AUTH, _MAIL, _RCPT)),
+}
+_ANCIENT = Dialect((0, 4), (_AUTH, _MAIL, _RCPT))
+
+
+def dialect(spoken: tuple[int, int]) -> Dialect:
+    """The dialect for a version; the nearest that is known for any other."""
+    if spoken < OLDEST:
+        return _ANCIENT
+    return DIALECTS[min(spoken, NEWEST)]
+
+
+def cuts_lines(smtpd_version: str) -> bool:
+    """Whether a server of this version (``config|smtpd-version``) cuts data-lines at `CUT` bytes.
+
+    One that does not say is taken for a new one.
+    """
+    found = version(smtpd_version)
+    return found is not None and found < FIRST_WHOLE

@@ -1,0 +1,125 @@
+"""What passes between smtpd and a filter, as values.
+
+From smtpd come `Config`, `Report`, `Request` and `Lines`; from a filter `Register`,
+`Result` and `Line`.  What is neither is `Malformed`.  Sessions, tokens and texts stay
+bytes: mail is not UTF-8, and who understands a field decodes it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from .vocabulary import Phase
+
+
+class Event:
+    """A value with its fields as slots; equal when class and fields are."""
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._values() == other._values()  # type: ignore[attr-defined]  # the same class
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        fields = zip(self.__match_args__, self._values(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in fields)})"
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__match_args__)
+
+
+class Config(Event):
+    """``config|KEY|VALUE``; the last has the key ``ready`` and no value."""
+
+    __slots__ = __match_args__ = ("key", "value")
+
+    def __init__(self, key: str, value: str = "") -> None:
+        self.key, self.value = key, value
+
+
+class Report(Event):
+    """What happened.  ``values`` are in the order of the newest protocol's fields."""
+
+    __slots__ = __match_args__ = ("name", "subsystem", "time", "session", "values")
+
+    def __init__(
+        self,
+        name: str,
+        subsystem: bytes,
+        time: bytes,
+        session: bytes,
+        values: tuple[bytes, ...],
+    ) -> None:
+        self.name, self.subsystem, self.time = name, subsystem, time
+        self.session, self.values = session, values
+
+
+class Request(Event):
+    """What smtpd waits for.  ``phase`` is None for one this project does not know."""
+
+    __slots__ = __match_args__ = ("phase", "time", "session", "token", "argument")
+
+    def __init__(
+        self, phase: Phase | None, time: bytes, session: bytes, token: bytes, argument: bytes
+    ) -> None:
+        self.phase, self.time = phase, time
+        self.session, self.token, self.argument = session, token, argument
+
+
+class Lines(Event):
+    """Lines of a message in their dot-stuffed form; ``end`` after the final dot."""
+
+    __slots__ = __match_args__ = ("session", "token", "lines", "end")
+
+    def __init__(self, session: bytes, token: bytes, lines: list[bytes], *, end: bool) -> None:
+        self.session, self.token, self.lines, self.end = session, token, lines, end
+
+
+class Malformed(Event):
+    """A line that is none; with session and token when it is a request that can be answered."""
+
+    __slots__ = __match_args__ = ("kind", "line", "session", "token")
+
+    #: Bytes of the line that are kept.
+    SHOWN = 200
+
+    def __init__(self, kind: str, line: bytes, session: bytes = b"", token: bytes = b"") -> None:
+        self.kind, self.line = kind, line[: self.SHOWN]
+        self.session, self.token = session, token
+
+
+class Register(Event):
+    """``register|report|smtp-in|NAME``, ``register|filter|smtp-in|NAME``; ready: name ``ready``."""
+
+    __slots__ = __match_args__ = ("kind", "subsystem", "name")
+
+    def __init__(
+        self, kind: Literal["report", "filter", "ready"], subsystem: str = "", name: str = ""
+    ) -> None:
+        self.kind, self.subsystem, self.name = kind, subsystem, name
+
+
+class Result(Event):
+    """``filter-result``: the answer to a request, ``argument`` None without one."""
+
+    __slots__ = __match_args__ = ("session", "token", "verb", "argument")
+
+    def __init__(self, session: bytes, token: bytes, verb: bytes, argument: bytes | None) -> None:
+        self.session, self.token, self.verb, self.argument = session, token, verb, argument
+
+
+class Line(Event):
+    """``filter-dataline``: one line of the message as the filter wants it."""
+
+    __slots__ = __match_args__ = ("session", "token", "line")
+
+    def __init__(self, session: bytes, token: bytes, line: bytes) -> None:
+        self.session, self.token, self.line = session, token, line

@@ -1,0 +1,475 @@
+"""The filter's end of the conversation: bytes from smtpd in, events out; decisions in, bytes out.
+
+Law
+---
+1. Nothing that arrives raises.  What makes no sense is a `Remark`, and is answered when it
+   has a session and a token.
+2. A request is answered once, with a decision that is legal for its phase; whatever else is
+   asked for is replaced by the nearest legal one, and remarked upon as our bug.
+3. Lines of a message go out only between its first line and its dot; one dot ends them.
+4. No line leaves that smtpd would not take: see `lines`.
+
+How it works
+------------
+`FilterConnection` holds no file descriptor and no clock.  `receive` takes what was read and
+yields an event for everything that somebody must look at; while it is being iterated the
+caller answers, and `data_to_send` has what is to be written.
+
+Messages arrive a line at a time, from many sessions at once, and most of their lines nobody
+looks at.  So a message in its body has a key: the bytes of its lines from the bar before
+``smtp-in`` to the one behind the token.  They stand at the same place in each line as long as
+version and time stamp keep their width, and no text of the message can get there.  A chunk all
+of whose lines have known keys is handled without a look at any single line; where a line is
+not of that kind, or might be a final dot, the chunk is taken apart.  A line that takes the
+long way gives the same result as one that takes the short way.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from . import lines as long_lines
+from .codec import decode
+from .decisions import PROCEED, Decision, Disconnect, Reject, Rewrite
+from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
+from .events import Config, Lines, Malformed, Report, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .dialect import Dialect
+    from .vocabulary import Phase
+
+    Event = Config | Report | Request | Lines
+
+#: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
+MAX_INPUT = 4 << 20
+
+_MARK = b"|smtp-in|data-line|"
+#: Session and token with a bar behind each, as smtpd writes them.
+_PAIR = 2 * (16 + 1)
+
+TOO_LONG = Reject("554 5.6.0 Message has a line that is too long")
+
+
+class UnsupportedProtocolError(Exception):
+    """The server speaks a protocol too old to be a filter of; said before ``register|ready``."""
+
+
+class Remark:
+    """Something to be logged: of smtpd's ("odd"), of our own ("bug"), or of a message ("mail")."""
+
+    __slots__ = ("detail", "kind", "session", "sort")
+
+    def __init__(self, sort: str, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
+        self.sort, self.kind, self.session, self.detail = sort, kind, session, detail
+
+    def __repr__(self) -> str:
+        return f"<{self.sort}: {self.kind} {self.session!r} {self.detail!r}>"
+
+
+class _Stream:
+    """The lines of one message on their way."""
+
+    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session", "token")
+
+    def __init__(self, session: bytes, token: bytes, prefix: bytes, *, passing: bool) -> None:
+        self.session = session
+        self.token = token
+        self.prefix = prefix
+        #: Nobody looks at the lines: they go back as they come.
+        self.passing = passing
+        #: What was sent so far is the header.
+        self.header = True
+        #: smtpd's dot has come.
+        self.ended = False
+        #: Its place in FilterConnection._known, once it has one.
+        self.key = b""
+        #: Lines that were too long for the server.
+        self.broken = 0
+
+
+class FilterConnection:
+    """One conversation with smtpd, from the first ``config`` line to the end of input.
+
+    ``refuse_long_lines``: a message with a line too long for the server is refused at
+    ``commit``; otherwise the line is broken.  ``pass_all``: messages go back as they come,
+    without `Lines` events.
+    """
+
+    def __init__(self, *, refuse_long_lines: bool = False, pass_all: bool = False) -> None:
+        self.config: dict[str, str] = {}
+        self.dialect: Dialect = DIALECTS[NEWEST]
+        self.remarks: list[Remark] = []
+        self._pass_all = pass_all
+        self._refuse_long = refuse_long_lines
+        self._spoken = b""
+        self._ready = False
+        self._partial: list[bytes] = []
+        self._partial_size = 0
+        self._open: dict[bytes, tuple[Phase, bytes]] = {}
+        self._streams: dict[bytes, _Stream] = {}
+        self._refused: set[bytes] = set()
+        self._known: dict[bytes, _Stream] = {}
+        self._collecting = 0
+        self._key_at = 0
+        self._key = self._tail = itemgetter(slice(0, 0))
+        self._body_at = 0
+        self._cuts = False
+        self._limit = long_lines.content_limit(cuts=False)
+        self._may_be_long = False
+        self._nul_seen = False
+        self._out: list[bytes] = []
+
+    # -- what the caller says ------------------------------------------------------------
+
+    def register(self, phases: Iterable[str], reports: Iterable[str]) -> None:
+        """Tell smtpd what we want to be asked and told, in reply to ``config|ready``.
+
+        ``phases`` may hold ``data-line``.  Raises UnsupportedProtocolError when the server has
+        said that it speaks a protocol below 0.5.
+        """
+        if self.config.get("protocol") and self.dialect.version < OLDEST:
+            spoken = self.config["protocol"]
+            raise UnsupportedProtocolError(f"smtpd speaks filter protocol {spoken}; 0.5 is needed")
+        wanted = dict.fromkeys(phases)
+        if self._refuse_long and "data-line" in wanted:
+            wanted["commit"] = None
+        self._out += [b"register|report|smtp-in|%s\n" % name.encode() for name in reports]
+        self._out += [b"register|filter|smtp-in|%s\n" % name.encode() for name in wanted]
+        self._out.append(b"register|ready\n")
+        self._ready = True
+
+    def answer(self, session: bytes, decision: Decision) -> None:
+        """Answer the session's open request."""
+        opened = self._open.pop(session, None)
+        if opened is None:
+            self._bug("answer without a request", session)
+            return
+        phase, token = opened
+        if type(decision) not in phase.legal:
+            self._bug(f"{type(decision).__name__} at {phase.name}", session)
+            decision = phase.fallbacks["tempfail"] if _refuses(decision) else PROCEED
+        if phase.name == "connect" and type(decision) is Reject:
+            decision = Disconnect(decision.text)
+        elif type(decision) is Rewrite and phase.argument == "address":
+            decision = decision.in_brackets()
+        elif phase.name == "commit" and session in self._refused:
+            self._refused.discard(session)
+            if decision.verb == "proceed":
+                decision = TOO_LONG
+        self._result(session, token, decision.wire)
+
+    def send_lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
+        """Send lines of the session's message in their dot-stuffed form; ``end``: then its dot.
+
+        Before smtpd's own dot has come nothing may be ended: what is left would be lost.
+        """
+        stream = self._streams.get(session)
+        if stream is None or stream.passing:
+            self._bug("lines without a message", session)
+            return
+        if lines:
+            self._write_lines(stream, self._legal(session, lines))
+        if end:
+            if stream.ended:
+                self._end(stream)
+            else:
+                self._bug("end of a message that has not ended", session)
+
+    def pass_through(self, session: bytes) -> None:
+        """From here on the lines of the session's message go back as they come."""
+        stream = self._streams.get(session)
+        if stream is None or stream.passing:
+            self._bug("pass through without a message", session)
+        elif stream.ended:
+            self._end(stream)
+        else:
+            stream.passing = True
+            if stream.key:
+                self._collecting -= 1
+
+    def forget(self, session: bytes) -> None:
+        """The session is gone: nothing of it is answered any more."""
+        self._open.pop(session, None)
+        self._refused.discard(session)
+        stream = self._streams.pop(session, None)
+        if stream is not None:
+            self._unlearn(stream)
+
+    def data_to_send(self) -> bytes:
+        """What is to be written, once."""
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    def waiting(self, session: bytes) -> bool:
+        """Whether the session's client waits for us: a request is open, or a message is held."""
+        stream = self._streams.get(session)
+        return session in self._open or (stream is not None and stream.ended)
+
+    # -- what smtpd says -----------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Iterator[Event]:
+        """Take bytes from smtpd in; iterate to the end before the next call."""
+        *rows, rest = data.split(b"\n")
+        if self._partial and rows:
+            rows[0] = b"".join((*self._partial, rows[0]))
+            self._partial.clear()
+            self._partial_size = 0
+        if rest:
+            self._keep(rest)
+        if not rows:
+            return
+        if not self._nul_seen and b"\0" in data:
+            self._nul_seen = True
+        # A line within one read cannot be too long for a server that does not cut.
+        self._may_be_long = self._cuts or len(data) + len(rows[0]) > self._limit
+        known = self._known
+        maybe_dot = b"|.\n" in data or rows[0].endswith(b"|.")
+        if known and not maybe_dot and all(map(known.__contains__, map(self._key, rows))):
+            yield from self._run(rows)
+            return
+        run: list[bytes] = []
+        for row in rows:
+            # The key is asked for anew each time: an answer given meanwhile may have changed it.
+            if self._key(row) in known and not (maybe_dot and row.endswith(b"|.")):
+                run.append(row)
+                continue
+            if run:
+                yield from self._run(run)
+                run = []
+            event = self._take(row)
+            if event is not None:
+                yield event
+        if run:
+            yield from self._run(run)
+
+    def _keep(self, rest: bytes) -> None:
+        room = MAX_INPUT - self._partial_size
+        if len(rest) > room:
+            self._odd("line without an end", detail=rest)
+            rest = rest[: max(room, 0)]
+        if rest:
+            self._partial.append(rest)
+            self._partial_size += len(rest)
+
+    def _run(self, rows: list[bytes]) -> Iterator[Lines]:
+        """Body lines of messages that are known: nobody looks at them one by one."""
+        if not self._collecting:
+            tails = list(map(self._tail, rows))
+            if not self._may_be_long or max(map(len, tails)) <= self._limit + _PAIR:
+                self._out += (b"filter-dataline|", b"\nfilter-dataline|".join(tails), b"\n")
+                return
+        by_key: dict[bytes, list[bytes]] = {}
+        for row in rows:
+            by_key.setdefault(self._key(row), []).append(row[self._body_at :])
+        for key, content in by_key.items():
+            stream = self._known[key]
+            if stream.passing:
+                self._write_lines(stream, content)
+            else:
+                yield Lines(stream.session, stream.token, content, end=False)
+
+    def _take(self, row: bytes) -> Event | None:
+        """One line that is not a body line of a known message."""
+        if row[7:11] != self._spoken and row[:6] != b"config":
+            self._speak(row)
+        event = decode(row, self.dialect)
+        if not self._ready and type(event) is not Config:
+            self._odd("line before the hand-shake", detail=row)
+            return None
+        if type(event) is Request:
+            return self._request(event)
+        if type(event) is Report:
+            if event.name == "link-disconnect":
+                self.forget(event.session)
+            elif event.name == "tx-rollback" or event.name == "tx-reset":
+                self._rolled_back(event.session)
+            return event
+        if type(event) is Lines:
+            return self._lines(event, row)
+        if type(event) is Config:
+            return self._configured(event)
+        if type(event) is Malformed:
+            self._odd(event.kind, event.session, event.line)
+            if event.token:
+                self._result(event.session, event.token, PROCEED.wire)
+        return None
+
+    def _configured(self, event: Config) -> Config:
+        self.config[event.key] = event.value
+        if event.key == "protocol":
+            self._choose(version(event.value), event.value)
+        elif event.key == "smtpd-version" and cuts_lines(event.value):
+            self._cuts = True
+            self._limit = long_lines.content_limit(cuts=True)
+        return event
+
+    def _speak(self, row: bytes) -> None:
+        """The version stands in each event line; 6.8 and before say it nowhere else."""
+        fields = row.split(b"|", 2)
+        if len(fields) == 3 and fields[0] in (b"report", b"filter"):
+            name = fields[1].decode("latin-1")
+            self._spoken = row[7:11]
+            if name != self.dialect.name:
+                self._choose(version(name), name)
+
+    def _choose(self, spoken: tuple[int, int] | None, name: str) -> None:
+        if spoken is None:
+            self._odd("protocol version that is none", detail=name.encode("utf-8", "replace"))
+            return
+        if spoken > NEWEST:
+            self._odd(f"protocol version {name} is spoken as {self.dialect.name}")
+        elif spoken < OLDEST and self._ready:
+            self._odd(f"protocol version {name} is older than this filter")
+        self.dialect = dialect(spoken)
+
+    def _request(self, event: Request) -> Request | None:
+        session = event.session
+        if session in self._streams:
+            # Nothing but the dot ends a message for smtpd, and a result before it ends smtpd.
+            self._odd("request within a message", session)
+            self._end(self._streams[session])
+        if event.phase is None:
+            self._odd("unknown phase", session)
+            self._result(session, event.token, PROCEED.wire)
+            return None
+        if session in self._open:
+            self._odd("request before the answer to the last", session)
+            self._result(session, event.token, PROCEED.wire)
+            return None
+        self._open[session] = (event.phase, event.token)
+        return event
+
+    def _lines(self, event: Lines, row: bytes) -> Lines | None:
+        stream = self._streams.get(event.session)
+        if stream is None:
+            stream = self._begin(event)
+        elif stream.ended:
+            self._odd("line behind the final dot", event.session)
+            return None
+        if event.end:
+            stream.ended = True
+            self._unlearn(stream)
+            if not stream.passing:
+                return event
+            self._end(stream)
+            return None
+        if stream.passing:
+            self._write_lines(stream, event.lines)
+        if not (stream.key or (stream.passing and stream.header)):
+            self._learn(stream, row)
+        return None if stream.passing else event
+
+    def _begin(self, event: Lines) -> _Stream:
+        session = event.session
+        prefix = b"filter-dataline|%b|" % self._pair(session, event.token)
+        stream = _Stream(session, event.token, prefix, passing=self._pass_all)
+        self._streams[session] = stream
+        self._refused.discard(session)
+        return stream
+
+    def _learn(self, stream: _Stream, row: bytes) -> None:
+        """Remember what the message's lines have in common, so that they go the short way."""
+        if self.dialect.token_first or len(stream.prefix) != len(b"filter-dataline|") + _PAIR:
+            return
+        at = row.find(_MARK)
+        body_at = at + len(_MARK) + _PAIR
+        if at != self._key_at or body_at != self._body_at:
+            if self._known:
+                return
+            self._key_at, self._body_at = at, body_at
+            self._key = itemgetter(slice(at, body_at))
+            self._tail = itemgetter(slice(body_at - _PAIR, None))
+        stream.key = row[at:body_at]
+        self._known[stream.key] = stream
+        if not stream.passing:
+            self._collecting += 1
+
+    def _unlearn(self, stream: _Stream) -> None:
+        if stream.key:
+            del self._known[stream.key]
+            stream.key = b""
+            if not stream.passing:
+                self._collecting -= 1
+
+    # -- what is written -----------------------------------------------------------------
+
+    def _pair(self, session: bytes, token: bytes) -> bytes:
+        if self.dialect.token_first:
+            return token + b"|" + session
+        return session + b"|" + token
+
+    def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
+        self._out.append(b"filter-result|%b|%b\n" % (self._pair(session, token), wire))
+
+    def _legal(self, session: bytes, lines: list[bytes]) -> list[bytes]:
+        """Lines with nothing in them that smtpd would take for something else."""
+        text = b"\n".join(lines)
+        if text.count(b"\n") != len(lines) - 1:
+            self._bug("line break in a line of a message", session)
+            text = b" ".join(text.split(b"\n"))
+            lines = [text]
+        if b"\0" in text and not self._nul_seen:
+            self._bug("NUL in a line of a message", session)
+            lines = [line.replace(b"\0", b"") for line in lines]
+        if text.startswith(b".") or b"\n." in text:
+            for at, line in enumerate(lines):
+                if line.startswith(b".") and not line.startswith(b".."):
+                    self._bug("line with a bare dot", session)
+                    lines[at] = b"." + line
+        return lines
+
+    def _write_lines(self, stream: _Stream, lines: list[bytes]) -> None:
+        if max(map(len, lines)) > self._limit:
+            lines = self._break_lines(stream, lines)
+        elif stream.header and b"" in lines:
+            stream.header = False
+        prefix = stream.prefix
+        self._out += (prefix, (b"\n" + prefix).join(lines), b"\n")
+
+    def _break_lines(self, stream: _Stream, lines: list[bytes]) -> list[bytes]:
+        kept: list[bytes] = []
+        for line in lines:
+            if len(line) > self._limit:
+                stream.broken += 1
+                kept += long_lines.break_line(line, header=stream.header)
+            else:
+                stream.header = stream.header and line != b""
+                kept.append(line)
+        return kept
+
+    def _end(self, stream: _Stream) -> None:
+        session = stream.session
+        self._out.append(stream.prefix + b".\n")
+        if stream.broken:
+            done = "refused" if self._refuse_long else "broken"
+            self._remark("mail", f"long lines {done}", session, b"%d" % stream.broken)
+            if self._refuse_long:
+                self._refused.add(session)
+        self._unlearn(stream)
+        del self._streams[session]
+
+    def _rolled_back(self, session: bytes) -> None:
+        """The transaction is over: of its message nothing is sent any more."""
+        stream = self._streams.pop(session, None)
+        if stream is not None:
+            self._unlearn(stream)
+        self._refused.discard(session)
+
+    # -- what is remarked ----------------------------------------------------------------
+
+    def _odd(self, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
+        self._remark("odd", kind, session, detail[: Malformed.SHOWN])
+
+    def _bug(self, kind: str, session: bytes) -> None:
+        self._remark("bug", kind, session, b"")
+
+    def _remark(self, sort: str, kind: str, session: bytes, detail: bytes) -> None:
+        self.remarks.append(Remark(sort, kind, session, detail))
+
+
+def _refuses(decision: Decision) -> bool:
+    return isinstance(decision, (Reject, Disconnect))

@@ -1,0 +1,102 @@
+"""smtpd's end of the conversation: what replay, tests, benchmarks and supervisors speak.
+
+`SmtpdConnection` turns reports, requests and lines into bytes as a server of a given version
+would write them, and reads what the filter answers.  It says what it reads and judges only
+whether it can be read; whether smtpd would survive it is the business of
+`smtpd_filters.testing.oracle`.
+"""
+
+from __future__ import annotations
+
+from .codec import (
+    decode_answer,
+    encode_config,
+    encode_lines,
+    encode_report,
+    encode_request,
+)
+from .dialect import dialect
+from .events import Config, Line, Lines, Malformed, Register, Report, Request, Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Answer = Register | Result | Line | Malformed
+
+#: A server of each version of the protocol, for who does not say which smtpd is meant.
+SERVERS = {(0, 5): "6.6.4", (0, 6): "6.8.0p2", (0, 7): "7.8.0"}
+
+
+class SmtpdConnection:
+    """One conversation with a filter, as smtpd.
+
+    ``protocol`` is the version spoken, such as ``(0, 7)``.
+    """
+
+    def __init__(self, protocol: tuple[int, int] = (0, 7), smtpd_version: str = "") -> None:
+        self.dialect = dialect(protocol)
+        self.smtpd_version = smtpd_version or SERVERS[self.dialect.version]
+        #: What the filter asked for: names by kind.
+        self.reports: set[str] = set()
+        self.phases: set[str] = set()
+        self.ready = False
+        self._partial = b""
+
+    def configure(self, *, session_timeout: int = 300, admd: str = "mx.example.org") -> bytes:
+        """The hand-shake up to ``config|ready``, as this version of the server writes it."""
+        said = [Config("smtpd-version", self.smtpd_version)]
+        if self.dialect.version >= (0, 7):
+            said.append(Config("protocol", self.dialect.name))
+        said += [
+            Config("smtp-session-timeout", str(session_timeout)),
+            Config("subsystem", "smtp-in"),
+            Config("admd", admd),
+            Config("ready"),
+        ]
+        return b"".join(map(encode_config, said))
+
+    def report(
+        self, name: str, session: bytes, *values: bytes, time: bytes = b"1700000000.000000"
+    ) -> bytes:
+        """A report with its fields in the order of the newest protocol."""
+        return encode_report(Report(name, b"smtp-in", time, session, values), self.dialect)
+
+    def request(
+        self,
+        phase: str,
+        session: bytes,
+        token: bytes,
+        argument: bytes = b"",
+        time: bytes = b"1700000000.000000",
+    ) -> bytes:
+        """A request; ``phase`` is the name on the wire."""
+        asked = Request(None, time, session, token, argument)
+        return encode_request(asked, phase.encode(), self.dialect)
+
+    def lines(
+        self,
+        session: bytes,
+        token: bytes,
+        lines: Iterable[bytes],
+        *,
+        end: bool = True,
+        time: bytes = b"1700000000.000000",
+    ) -> bytes:
+        """Lines of a message in their dot-stuffed form; ``end``: with the final dot."""
+        return encode_lines(Lines(session, token, list(lines), end=end), time, self.dialect)
+
+    def receive(self, data: bytes) -> Iterator[Answer]:
+        """Take bytes from the filter in; iterate to the end before the next call."""
+        *rows, self._partial = (self._partial + data).split(b"\n")
+        for row in rows:
+            answer = decode_answer(row, self.dialect)
+            if type(answer) is Register:
+                self._registered(answer)
+            yield answer
+
+    def _registered(self, answer: Register) -> None:
+        if answer.kind == "ready":
+            self.ready = True
+        elif answer.subsystem == "smtp-in":
+            (self.reports if answer.kind == "report" else self.phases).add(answer.name)

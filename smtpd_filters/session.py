@@ -1,0 +1,221 @@
+"""What is known of a client and its transaction: built from reports, read by policies.
+
+Law
+---
+1. Reports build state, requests decide.  A policy reads a `Session` and never handles a report.
+2. A report is applied as a whole or not at all; none raises.
+3. A field whose report nobody asked smtpd for does not read as "nothing": it raises
+   `NotReportedError`, for a check that silently sees nothing is worse than one that fails.
+4. What smtpd was told to rewrite shows rewritten, though its own reports show the old address.
+
+The fields are smtpd-filters(7)'s.  Addresses, names and texts are the client's bytes as UTF-8,
+with surrogate escapes for what is not.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .protocol.events import Report
+
+
+def text(value: bytes) -> str:
+    """A field of the wire as text."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+class NotReportedError(LookupError):
+    """A policy reads a field whose report its filter did not ask for."""
+
+
+class Transaction:
+    """One message within a session, from ``tx-begin`` to its commit or rollback."""
+
+    __slots__ = ("msgid", "recipients", "rejected", "scratch", "sender")
+
+    def __init__(self, msgid: str) -> None:
+        #: The message's id in the queue: eight hexadecimal digits.
+        self.msgid = msgid
+        #: The envelope sender that smtpd took: "" for the null sender, None before.
+        self.sender: str | None = None
+        #: The recipients that smtpd took.
+        self.recipients: list[str] = []
+        #: How many recipients smtpd refused.
+        self.rejected = 0
+        #: What filters keep for the length of the transaction, by filter.
+        self.scratch: dict[object, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<transaction {self.msgid} from {self.sender!r} to {self.recipients!r}>"
+
+
+class Session:
+    """One client connection, from ``link-connect`` to ``link-disconnect``."""
+
+    __slots__ = (
+        "_rewritten",
+        "dest",
+        "fcrdns",
+        "id",
+        "identity",
+        "junk",
+        "method",
+        "rdns",
+        "scratch",
+        "src",
+        "tls",
+        "touched",
+        "tx",
+        "username",
+    )
+
+    #: smtpd's name of the session, 16 hexadecimal digits: what to grep its log for.
+    id: str
+    #: The client's reverse name; None when it has none.
+    rdns: str | None
+    #: Whether that name leads back to the address: "pass", "fail", or "error" when the DNS failed.
+    fcrdns: str
+    #: Where the client comes from: ``192.0.2.1:33174``, ``[2001:db8::1]:25``, ``unix:PATH``.
+    src: str
+    #: Where it came to, likewise.
+    dest: str
+    #: HELO or EHLO, and the name that the client gave itself; None before.
+    method: str | None
+    identity: str | None
+    #: Protocol and cipher, such as ``TLSv1.3:TLS_AES_256_GCM_SHA384:256``; None without TLS.
+    tls: str | None
+    #: The user, once it has authenticated; None before and after a failure.
+    username: str | None
+    #: The transaction; None outside of one.
+    tx: Transaction | None
+    #: What filters keep for the length of the session, by filter.
+    scratch: dict[object, Any]
+
+    def __init__(self, session: bytes) -> None:
+        self.id = session.decode("latin-1")
+        self.rdns = None
+        self.fcrdns = "error"
+        self.src = self.dest = ""
+        self.scratch = {}
+        #: A mark still to be made, when the phase in which it was decided could not.
+        self.junk = False
+        #: When something was last heard of the session, in ticks of whoever asks.
+        self.touched = 0
+        self._rewritten: dict[str, str] = {}
+
+    def expect(self, fields: Iterable[str]) -> Session:
+        """Make these fields readable: their reports will come."""
+        for field in fields:
+            setattr(self, field, None)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for a slot that `expect` was not told of.
+        for report, fields in FIELDS.items():
+            if name in fields:
+                raise NotReportedError(f"session.{name} needs the report {report!r} in `needs`")
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    @property
+    def local(self) -> bool:
+        """Whether the client came by smtpd's own socket, as ``sendmail`` does."""
+        return self.src.startswith("unix:")
+
+    @property
+    def address(self) -> str | None:
+        """The client's IP address without port and brackets; None for a local client."""
+        if self.local or not self.src:
+            return None
+        return self.src.rpartition(":")[0].strip("[]")
+
+    def __repr__(self) -> str:
+        return f"<session {self.id} {self.rdns or '<unknown>'} {self.src}>"
+
+    def rewritten(self, phase: str, parameter: str) -> None:
+        """Keep what smtpd was told to take for the client's parameter.
+
+        Only the address is kept of ``<address> PARAMETERS``.
+        """
+        if parameter.startswith("<"):
+            parameter = parameter[1:].partition(">")[0]
+        self._rewritten[phase] = parameter
+
+    def apply(self, report: Report) -> None:
+        """Take in what smtpd reports."""
+        action = _ACTIONS.get(report.name)
+        if action is not None:
+            action(self, *report.values)
+
+    # -- one for each report; their parameters are its fields ----------------------------
+
+    def _link_connect(self, rdns: bytes, fcrdns: bytes, src: bytes, dest: bytes) -> None:
+        # "<unknown>" is what smtpd writes; the manual page says it would be empty.
+        self.rdns = text(rdns) if rdns not in (b"<unknown>", b"") else None
+        self.fcrdns, self.src, self.dest = text(fcrdns), text(src), text(dest)
+
+    def _link_identify(self, method: bytes, identity: bytes) -> None:
+        self.method, self.identity = text(method), text(identity)
+
+    def _link_tls(self, tls: bytes) -> None:
+        # RFC 3207, 4.2: after STARTTLS the client's former greeting counts no more; smtpd
+        # reports the new one.
+        self.tls = text(tls)
+
+    def _link_auth(self, result: bytes, username: bytes) -> None:
+        self.username = text(username) if result == b"pass" else None
+
+    def _tx_begin(self, msgid: bytes) -> None:
+        self.tx = Transaction(text(msgid))
+
+    def _tx_mail(self, msgid: bytes, result: bytes, address: bytes) -> None:
+        sender = self._rewritten.pop("mail-from", None)
+        if result == b"ok":
+            tx = self._transaction(msgid)
+            tx.sender = text(address) if sender is None else sender
+
+    def _tx_rcpt(self, msgid: bytes, result: bytes, address: bytes) -> None:
+        recipient = self._rewritten.pop("rcpt-to", None)
+        tx = self._transaction(msgid)
+        if result == b"ok":
+            tx.recipients.append(text(address) if recipient is None else recipient)
+        else:
+            tx.rejected += 1
+
+    def _tx_over(self, *_fields: bytes) -> None:
+        self.tx = None
+        self._rewritten.clear()
+
+    def _transaction(self, msgid: bytes) -> Transaction:
+        """The open transaction; one of its own if its beginning was not reported."""
+        if self.tx is None:
+            self.tx = Transaction(text(msgid))
+        return self.tx
+
+
+_ACTIONS: dict[str, Callable[..., None]] = {
+    "link-connect": Session._link_connect,  # noqa: SLF001  # one class
+    "link-identify": Session._link_identify,  # noqa: SLF001
+    "link-tls": Session._link_tls,  # noqa: SLF001
+    "link-auth": Session._link_auth,  # noqa: SLF001
+    "tx-begin": Session._tx_begin,  # noqa: SLF001
+    "tx-mail": Session._tx_mail,  # noqa: SLF001
+    "tx-rcpt": Session._tx_rcpt,  # noqa: SLF001
+    "tx-commit": Session._tx_over,  # noqa: SLF001
+    "tx-rollback": Session._tx_over,  # noqa: SLF001
+    "tx-reset": Session._tx_over,  # noqa: SLF001
+}
+
+#: The fields that a report gives, beyond those of ``link-connect``, which is always asked for.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "link-identify": ("method", "identity"),
+    "link-tls": ("tls",),
+    "link-auth": ("username",),
+    "tx-begin": ("tx",),
+}
+#: What comes with a field's report when that is asked for: the transaction is several reports.
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "tx-begin": ("tx-mail", "tx-rcpt", "tx-commit", "tx-rollback", "tx-reset"),
+}
