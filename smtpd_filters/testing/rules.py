@@ -1,0 +1,133 @@
+"""smtpd's rules for a filter, as tables: what breaks them, and what smtpd does about it.
+
+1. RULES is the whole of what the oracle complains of. Each rule was observed on OpenSMTPD 6.8.0p2
+   and 7.8.0p1, or read in smtpd's source (`lka_filter.c`, `lka_proc.c`).
+2. UNFIT and NEEDS say which decision is taken for something else at which phase.
+3. Nothing of `smtpd_filters.protocol` is used here: the two are held against each other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+
+class Kind(Enum):
+    """What a complaint means to the server's operator, the worst first."""
+
+    ENDS_SERVER = "smtpd exits: no mail at all until it is started again"
+    HANGS_SERVER = "every session waits for good"
+    HANGS_SESSION = "that client waits for good"
+    WRECKS_SESSION = "that session goes on in a state it cannot leave"
+    DAMAGES_MAIL = "the message is not what was meant"
+    MISLEADS = "smtpd does something else than the filter asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One condition, by its name, and what smtpd does about it."""
+
+    name: str
+    kind: Kind
+    why: str
+
+
+_DEADLY = Kind.ENDS_SERVER
+_MISLEADING = Kind.MISLEADS
+_DAMAGING = Kind.DAMAGES_MAIL
+
+_TABLE: Final = (
+    # Lines
+    Rule("line-too-long", Kind.HANGS_SERVER, "a line of 65,536 bytes or more hangs every session"),
+    Rule("line-unknown", _DEADLY, "an unknown or an empty line, or one ending in CR, ends smtpd"),
+    Rule("line-report", _DEADLY, "a report|... line ends smtpd (7.8 can't parse its own format)"),
+    Rule("line-incomplete", _DEADLY, "an answer without session, token or decision ends smtpd"),
+    Rule("line-unfinished", Kind.HANGS_SESSION, "a last line without a line end is never read"),
+    # Registration
+    Rule("register-unknown", _DEADLY, "an unknown event, or a filter on smtp-out, ends smtpd"),
+    Rule("register-not-ready", Kind.HANGS_SERVER, "smtpd waits for register|ready of each filter"),
+    # Whose answer it is
+    Rule("id-not-hex", _DEADLY, "a token or session that isn't hexadecimal ends smtpd"),
+    Rule("session-unknown", Kind.HANGS_SESSION, "ignored; the true session hangs"),
+    Rule("token-unknown", _DEADLY, "an answer with an unknown token ends smtpd"),
+    Rule("token-unchecked", _MISLEADING, "accepted with a wrong token, as it isn't checked here"),
+    # When it comes
+    Rule("answer-unasked", _DEADLY, "answers twice, with whatever: ends smtpd"),
+    Rule("result-in-data-line", _DEADLY, "filter-result while in data-line ends smtpd"),
+    Rule("dataline-outside", _DEADLY, "filter-dataline outside data-line ends smtpd"),
+    Rule("dataline-at-commit", _DEADLY, "a data-line that arrives during commit ends smtpd"),
+    Rule("dataline-after-dot", _DAMAGING, "a data-line after the final dot is ignored"),
+    Rule("never-answered", Kind.HANGS_SESSION, "never answers: that session hangs"),
+    Rule("never-ended", Kind.HANGS_SESSION, "the final dot never comes back: that session hangs"),
+    # The decision
+    Rule("decision-malformed", _DEADLY, "not proceed, junk, or a decision with its parameter"),
+    Rule("junk-at-commit", _DEADLY, "junk at commit ends smtpd"),
+    Rule("junk-without-effect", _MISLEADING, "at rset and quit junk has no effect"),
+    Rule("reject-at-connect", _MISLEADING, "leaves the connection open without a banner"),
+    Rule("reject-at-quit", _MISLEADING, "keeps the session open"),
+    Rule("rewrite-at-connect", _MISLEADING, "at connect rewrite is a proceed"),
+    Rule("rewrite-at-commit", Kind.WRECKS_SESSION, "500, and the session stays stuck in DATA"),
+    Rule("rewrite-refused", _MISLEADING, "a command that takes no argument: the client gets 50x"),
+    Rule("rewrite-no-brackets", _MISLEADING, "without angle brackets the client gets 553 or 501"),
+    Rule("rewrite-no-name", _MISLEADING, "at helo and ehlo a bare name is needed"),
+    Rule("rewrite-no-mechanism", _MISLEADING, "at auth PLAIN or LOGIN is needed"),
+    Rule("report-before-7", _DEADLY, "a server that doesn't know report ends: Invalid directive"),
+    Rule("report-as-parameter", _MISLEADING, "the report's text becomes the command's parameter"),
+    Rule("report-as-response", _MISLEADING, "shows up as filter-response, not filter-report"),
+    # Its text
+    Rule("reply-no-code", _MISLEADING, "not 4xx or 5xx and a text: the client gets 421"),
+    Rule("reply-too-long", _DEADLY, "5,000 characters pass, 20,000 end smtpd"),
+    Rule("text-control", _MISLEADING, "NUL cuts a text, CR goes raw to the client and the log"),
+    # The message
+    Rule("mail-cut", _DAMAGING, "a server before 7.4 cuts a data-line after 1,997 bytes"),
+    Rule("mail-nul", _DAMAGING, "NUL cuts a data-line"),
+    Rule("mail-cr", _DAMAGING, "a CR that nobody sent is delivered"),
+    Rule("mail-dot-lost", _DAMAGING, "an unescaped leading dot loses the dot"),
+    Rule("mail-cut-short", _DAMAGING, "lines that come after the filter's final dot are lost"),
+    Rule("mail-head-broken", _DAMAGING, "a broken header block gives the client a 550"),
+)
+
+RULES: Final = {rule.name: rule for rule in _TABLE}
+
+# smtpd-filters(7), REPORT AND FILTER: what a filter may register.
+PHASES: Final = frozenset(
+    b"connect helo ehlo starttls auth mail-from rcpt-to data data-line commit rset quit noop help"
+    b" wiz".split()
+)
+REPORTS: Final = frozenset(
+    b"link-connect link-disconnect link-greeting link-identify link-tls link-auth tx-reset tx-begin"
+    b" tx-mail tx-rcpt tx-envelope tx-data tx-commit tx-rollback protocol-client protocol-server"
+    b" filter-report filter-response timeout *".split()
+)
+
+# (decision, phase) that smtpd takes for something else, whatever the parameter.
+UNFIT: Final = {
+    (b"junk", b"commit"): "junk-at-commit",
+    (b"junk", b"rset"): "junk-without-effect",
+    (b"junk", b"quit"): "junk-without-effect",
+    (b"rewrite", b"connect"): "rewrite-at-connect",
+    (b"rewrite", b"commit"): "rewrite-at-commit",
+    (b"rewrite", b"starttls"): "rewrite-refused",
+    (b"rewrite", b"data"): "rewrite-refused",
+    (b"rewrite", b"rset"): "rewrite-refused",
+    (b"rewrite", b"quit"): "rewrite-refused",
+    (b"report", b"helo"): "report-as-parameter",
+    (b"report", b"ehlo"): "report-as-parameter",
+    (b"report", b"auth"): "report-as-parameter",
+    (b"report", b"mail-from"): "report-as-parameter",
+    (b"report", b"rcpt-to"): "report-as-parameter",
+}
+# (decision, phase) that is unfit unless its parameter matches.
+NEEDS: Final = {
+    # 421 closes the connection by itself.
+    (b"reject", b"connect"): (re.compile(rb"421 "), "reject-at-connect"),
+    (b"reject", b"quit"): (re.compile(rb"421 "), "reject-at-quit"),
+    (b"rewrite", b"mail-from"): (re.compile(rb"<[^\0]*>"), "rewrite-no-brackets"),
+    (b"rewrite", b"rcpt-to"): (re.compile(rb"<[^\0]*>"), "rewrite-no-brackets"),
+    (b"rewrite", b"helo"): (re.compile(rb"[^\s\0]+\Z"), "rewrite-no-name"),
+    (b"rewrite", b"ehlo"): (re.compile(rb"[^\s\0]+\Z"), "rewrite-no-name"),
+    (b"rewrite", b"auth"): (re.compile(rb"(PLAIN|LOGIN)( \S+)?\Z"), "rewrite-no-mechanism"),
+}
+WITH_PARAMETER: Final = frozenset({b"reject", b"disconnect", b"rewrite", b"report"})
