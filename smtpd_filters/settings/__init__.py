@@ -1,0 +1,60 @@
+"""Settings: declared once in a filter's file, read from flags or TOML, shown in the manual.
+
+The texts for manual pages are made by `smtpd_filters.settings.manual`, which no filter imports
+when it starts.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.settings.declare import Option, Settings, from_mapping, option
+from smtpd_filters.settings.flags import (
+    CommonSettings,
+    PolicySettings,
+    ProcessSettings,
+    common_options,
+    die,
+    parse_flags,
+    policy_options,
+)
+from smtpd_filters.settings.kinds import (
+    ENDPOINT,
+    INTEGER,
+    LIST,
+    NUMBER,
+    PATH,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Kind,
+    Loadable,
+    choice,
+    table,
+)
+
+__all__ = [
+    "ENDPOINT",
+    "INTEGER",
+    "LIST",
+    "NUMBER",
+    "PATH",
+    "SECONDS",
+    "SIZE",
+    "SWITCH",
+    "TEXT",
+    "CommonSettings",
+    "Kind",
+    "Loadable",
+    "Option",
+    "PolicySettings",
+    "ProcessSettings",
+    "Settings",
+    "choice",
+    "common_options",
+    "die",
+    "from_mapping",
+    "option",
+    "parse_flags",
+    "policy_options",
+    "table",
+]

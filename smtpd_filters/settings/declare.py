@@ -1,0 +1,287 @@
+"""Declaring settings: classes whose attributes are options.
+
+1. A setting is declared once, by `option()` in a subclass of `Settings`; everything else (flags,
+   TOML keys, help, manual) is derived. The order of declaration is the order shown, that of base
+   classes first.
+2. A mistake in a declaration is a TypeError when the class is defined, and names the culprit.
+3. An instance has a value for every option and never changes.
+
+The attribute `junk_below` is the flag `--junk-below` and the TOML key `junk-below`; a trailing
+underscore, as in `from_`, is dropped.
+"""
+
+# ruff: noqa: A002 (`help` is what everybody calls it)
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.kinds import Kind, printable, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+
+    T = TypeVar("T")
+    S = TypeVar("S", bound="Settings")
+
+_MISSING: Any = object()
+RESERVED = ("--help", "--version")
+
+
+class Option:
+    """What `option()` declares. `name` and `key` are known once its class is defined."""
+
+    __slots__ = ("default", "flags", "help", "key", "kind", "name", "required", "secret")
+
+    def __init__(  # noqa: PLR0913 (one for each thing that can be declared)
+        self,
+        kind: Kind[Any],
+        *,
+        default: Any,
+        help: str,
+        flags: tuple[str, ...],
+        required: bool,
+        secret: bool,
+    ) -> None:
+        self.name = self.key = ""
+        self.kind = kind
+        self.default = default
+        self.help = help
+        self.flags = flags
+        self.required = required
+        self.secret = secret
+
+    def spellings(self) -> tuple[str, ...]:
+        """Every flag that is taken: a Go-style one also with two dashes, as Go itself does."""
+        return self.flags + tuple(f"-{f}" for f in self.flags if len(f) > 2 and f[1] != "-")
+
+    def reason(self, error: Exception) -> str:
+        """Say in one line why a value was refused; a secret one isn't repeated."""
+        return "bad value (it is a secret, not shown)" if self.secret else printable(str(error))
+
+    def declare(self, name: str, where: str) -> None:
+        """Take the attribute's name and check everything; TypeError if something is wrong."""
+        if self.name and self.name != name:
+            raise TypeError(f"{where}: is the option {self.name} already")
+        if name.startswith("_") or name != name.lower() or hasattr(Settings, name):
+            raise TypeError(f"{where}: not a name for an option")
+        if not isinstance(self.kind, Kind):
+            raise TypeError(f"{where}: {self.kind!r} isn't a kind")
+        if not self.help.strip():
+            raise TypeError(f"{where}: has no help text")
+        if self.required == (self.default is not _MISSING):
+            raise TypeError(f"{where}: needs either a default or required=True")
+        if self.default is not _MISSING:
+            self.check(self.default, f"{where}: bad default")
+        if not self.name:
+            self.name = name
+            self.key = name.rstrip("_").replace("_", "-")
+            self.flags = (*self.flags, f"--{self.key}")
+        for flag in self.flags:
+            body = flag[2:] if flag.startswith("--") else flag[1:]
+            if (
+                flag in RESERVED
+                or flag[:1] != "-"
+                or not body[:1].isalnum()
+                or not body.replace("-", "").replace("_", "").isalnum()
+            ):
+                raise TypeError(f"{where}: {flag!r} can't be a flag")
+
+    def check(self, value: Any, where: str) -> None:
+        """Raise TypeError if a value that was given in code isn't a legal one."""
+        if value is None and self.default is None:
+            return
+        try:
+            self.kind.check(value)
+        except (ValueError, ConfigError) as error:
+            shown = "***" if self.secret else repr(value)
+            raise TypeError(f"{where} {shown}: {self.reason(error)}") from None
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def option(
+        kind: Kind[T],
+        *,
+        required: Literal[True],
+        help: str,
+        flags: tuple[str, ...] = ...,
+        secret: bool = ...,
+    ) -> T: ...
+    @overload
+    def option(
+        kind: Kind[T],
+        *,
+        default: None,
+        help: str,
+        flags: tuple[str, ...] = ...,
+        secret: bool = ...,
+    ) -> T | None: ...
+    @overload
+    def option(
+        kind: Kind[T],
+        *,
+        default: T,
+        help: str,
+        flags: tuple[str, ...] = ...,
+        secret: bool = ...,
+    ) -> T: ...
+
+
+def option(  # noqa: PLR0913 (one for each thing that can be declared)
+    kind: Kind[Any],
+    *,
+    default: Any = _MISSING,
+    required: bool = False,
+    help: str = "",
+    flags: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """Declare a setting, as an attribute of a subclass of `Settings`.
+
+    `default` is a value of the kind, or None for "not set"; `required=True` instead means that
+    the operator must give one. `help` is one or more sentences for --help and the manual page.
+    `flags` are further spellings beside the `--long-flag` made from the attribute's name: "-v", or
+    Go's manner, "-junkBelow". A `secret` value is never shown. What is wrong with a declaration
+    is raised as a TypeError when its class is defined.
+    """
+    return Option(kind, default=default, help=help, flags=flags, required=required, secret=secret)
+
+
+class Settings:
+    """The settings of a filter: a value for each option, read as an attribute.
+
+    `Settings(name=value, ...)` makes an instance in code, with defaults for the rest; a TypeError
+    says which name is unknown, missing or has an illegal value. `vars(settings)` maps all names
+    to their values.
+    """
+
+    options: ClassVar[dict[str, Option]] = {}
+
+    def __init_subclass__(cls) -> None:
+        options: dict[str, Option] = {}
+        for base in reversed(cls.__mro__[1:]):
+            options.update(vars(base).get("options", {}))
+        where = cls.__qualname__
+        declared = vars(cls)
+        for name in declared.get("__annotations__", ()):
+            if name not in declared and not name.startswith("_"):
+                raise TypeError(f"{where}.{name}: declared without option()")
+        for name, value in declared.items():
+            if isinstance(value, Option):
+                value.declare(name, f"{where}.{name}")
+                options[name] = value
+            elif name in options or not (
+                name.startswith("_") or callable(value) or hasattr(value, "__get__")
+            ):
+                raise TypeError(f"{where}.{name}: not made by option()")
+        spellings([options], where)
+        cls.options = options
+
+    def __init__(self, **values: Any) -> None:
+        known = self.options
+        where = type(self).__qualname__
+        for name, value in values.items():
+            if name not in known:
+                raise TypeError(f"{where}: unknown option {quote(name)}{suggest(name, known)}")
+            known[name].check(value, f"{where}.{name}:")
+        for declared in absent(type(self), values):
+            raise TypeError(f"{where}: the option {declared.name} is required")
+        fill(self, values)
+
+    def replace(self, **values: Any) -> Self:
+        """Make a copy in which these options have other values; TypeError as for a new one."""
+        return type(self)(**{**vars(self), **values})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__qualname__}.{name}: settings don't change")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__qualname__}.{name}: settings don't change")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a table among the values may have none
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={'***' if self.options[name].secret else repr(value)}"
+            for name, value in vars(self).items()
+        )
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def fill(settings: Settings, values: Mapping[str, Any]) -> None:
+    """Give an instance its values (checked already), and defaults for the rest."""
+    for name, declared in settings.options.items():
+        vars(settings)[name] = values.get(name, declared.default)
+
+
+def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Option]:
+    """Map every flag to its option; TypeError if two options want the same."""
+    taken: dict[str, Option] = {}
+    for options in groups:
+        for declared in options.values():
+            for flag in declared.spellings():
+                other = taken.setdefault(flag, declared)
+                if other is not declared:
+                    raise TypeError(
+                        f"{where}: {flag} belongs to {other.name} and to {declared.name}"
+                    )
+    return taken
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Make the end of an error message of the nearest known name, if any is near."""
+    from difflib import get_close_matches  # only a mistake pays for it
+
+    near = get_close_matches(word, list(known), n=1)
+    return f", did you mean {quote(near[0])}?" if near else ""
+
+
+def absent(cls: type[Settings], values: Mapping[str, Any]) -> list[Option]:
+    """List the options that are required and have no value."""
+    return [o for name, o in cls.options.items() if o.required and name not in values]
+
+
+def build(cls: type[S], values: Mapping[str, Any]) -> S:
+    """Make an instance of values that were read; those that are required are there."""
+    settings = cls.__new__(cls)
+    fill(settings, values)
+    return settings
+
+
+def from_mapping(
+    cls: type[S],
+    mapping: Mapping[str, object],
+    where: str,
+    *,
+    beside: Iterable[type[Settings]] = (),
+) -> S:
+    """Read settings from a TOML table.
+
+    `where` opens the error messages: "chain.toml: [filter.dyndns]". `beside` are classes that are
+    read from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
+    (with the nearest known one), a bad value, a missing key.
+    """
+    by_key = {declared.key: declared for declared in cls.options.values()}
+    others = {declared.key for other in beside for declared in other.options.values()}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        declared = by_key.get(key)
+        if declared is not None:
+            try:
+                values[declared.name] = declared.kind.from_toml(value)
+            except (ValueError, ConfigError) as error:
+                raise ConfigError(f"{where}: {key}: {declared.reason(error)}") from None
+        elif key not in others:
+            near = suggest(key.replace("_", "-"), (*by_key, *others))
+            raise ConfigError(f"{where}: unknown key {quote(key)}{near}")
+    for declared in absent(cls, values):
+        raise ConfigError(f"{where}: {declared.key} is required")
+    return build(cls, values)

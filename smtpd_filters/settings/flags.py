@@ -1,0 +1,203 @@
+"""Settings from the command line, as Go's flag package, getopt_long(3) and smtpd.conf authors do.
+
+1. `--flag VALUE`, `--flag=VALUE`, `-goFlag VALUE` and `-goFlag=VALUE` mean the same. A switch
+   takes no word after it; `--switch=false` turns it off.
+2. Only whole flags are known: no abbreviations, no clusters of letters. There are no arguments
+   beside flags.
+3. The word after a flag is its value even if it begins with a dash, unless it is a flag itself;
+   after "=" anything is.
+4. Given twice, the later value holds, unless the option is a list.
+5. What is wrong is a ConfigError of one line that opens with the program's name and the flag.
+
+argparse isn't used: it takes `-junk` for `-junkBelow` whatever `allow_abbrev` says (cpython's
+`_get_option_tuples` looks only at "--"), and costs a start 2 to 4 ms.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.declare import (
+    RESERVED,
+    Settings,
+    absent,
+    build,
+    option,
+    spellings,
+    suggest,
+)
+from smtpd_filters.settings.kinds import SECONDS, SWITCH, choice, printable, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any, NoReturn, TypeVar
+
+    from smtpd_filters.settings.declare import Option
+
+    S = TypeVar("S", bound=Settings)
+    C = TypeVar("C", bound=Settings)
+
+ON_ERROR = ("proceed", "junk", "tempfail")
+_HELP = ("-h", "-help")  # ask for help as in Go, unless an option has that flag
+DEADLINE = 30.0  # seconds; an SMTP client waits 5 minutes for a reply (RFC 5321 section 4.5.3.2)
+
+
+class ProcessSettings(Settings):
+    """What a process has once, however many filters run in it."""
+
+    verbose = option(
+        SWITCH, default=False, flags=("-v",), help="Log every decision, those to proceed too."
+    )
+    long_lines = option(
+        choice("split", "refuse"),
+        default="split",
+        help="What to do with a line of a message that is too long for smtpd: split it "
+        "(a header field is folded, nothing is lost) or refuse the message.",
+    )
+
+
+class PolicySettings(Settings):
+    """What every filter has for itself: the outcome when its policy can't decide."""
+
+    on_error = option(
+        choice(*ON_ERROR),
+        default="proceed",
+        help="What to do when the filter fails or its time is up.",
+    )
+    deadline = option(
+        SECONDS(low=0.001),
+        default=DEADLINE,
+        help="How long the filter may take for a decision.",
+    )
+
+
+class CommonSettings(PolicySettings, ProcessSettings):
+    """What every executable has beside its filter's own settings."""
+
+
+def policy_options(
+    on_error_choices: Sequence[str] = ON_ERROR,
+    on_error_default: str = "proceed",
+    deadline_default: float = DEADLINE,
+) -> type[PolicySettings]:
+    """Make the `PolicySettings` of one filter, with the outcomes legal for it, and its defaults."""
+    declared = PolicySettings.options
+
+    class Policy(PolicySettings):
+        on_error = option(
+            choice(*on_error_choices),
+            default=on_error_default,
+            help=declared["on_error"].help,
+        )
+        deadline = option(
+            declared["deadline"].kind,
+            default=deadline_default,
+            help=declared["deadline"].help,
+        )
+
+    return Policy
+
+
+def common_options(
+    on_error_choices: Sequence[str] = ON_ERROR,
+    on_error_default: str = "proceed",
+    deadline_default: float = DEADLINE,
+) -> type[CommonSettings]:
+    """Make the `CommonSettings` of an executable of one filter, as `policy_options` does."""
+    policy = policy_options(on_error_choices, on_error_default, deadline_default)
+    return type("CommonSettings", (policy, CommonSettings), {})
+
+
+def parse_flags(  # noqa: PLR0913 (the last three only name things)
+    own: type[S],
+    argv: Sequence[str],
+    *,
+    common: type[C],
+    prog: str,
+    description: str = "",
+    epilog: str = "",
+) -> tuple[S, C]:
+    """Read a filter's own settings and the common ones from `argv` (without the program's name).
+
+    `--help` and `--version` print and raise SystemExit(0). Raises ConfigError for an unknown or
+    incomplete flag, a bad value, a missing required flag or a stray argument; see `die`. Raises
+    TypeError if the two classes want the same flag.
+    """
+    known = spellings([common.options, own.options], own.__qualname__)
+    try:
+        values, asked = _read(argv, known)
+        for declared in [] if asked else absent(own, values) + absent(common, values):
+            raise ConfigError(f"{declared.flags[-1]} is required")  # noqa: TRY301 (prog is added below)
+    except ConfigError as error:
+        raise ConfigError(f"{prog}: {error}") from None
+    if asked:
+        if asked == "--version":
+            text = f"{prog} ({_package()})\n"
+        else:
+            from smtpd_filters.settings.manual import help_text
+
+            text = help_text(own, common, prog=prog, description=description, epilog=epilog)
+        sys.stdout.write(text)
+        raise SystemExit(0)
+    return build(own, values), build(common, values)
+
+
+def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], str]:
+    """Give values by the names of their options, and the first `RESERVED` flag or ""."""
+    values: dict[str, Any] = {}
+    for flag, declared, text in _scan(argv, known):
+        if declared is None:
+            return values, flag
+        try:
+            value = declared.kind.parse(text)
+        except (ValueError, ConfigError) as error:
+            raise ConfigError(f"{flag}: {declared.reason(error)}") from None
+        name = declared.name
+        joined = declared.kind.repeats and name in values
+        values[name] = values[name] + value if joined else value
+    return values, ""
+
+
+def _package() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # not at every start
+
+    try:
+        return f"smtpd-filters {version('smtpd-filters')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "smtpd-filters, not installed"
+
+
+def _scan(
+    argv: Sequence[str], known: Mapping[str, Option]
+) -> Iterator[tuple[str, Option | None, str]]:
+    """Give each flag as it was spelt, its option (None for `RESERVED` ones) and its value."""
+    words = iter(argv)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if word in RESERVED or (word in _HELP and word not in known):
+            yield word if word in RESERVED else "--help", None, ""
+            return
+        if flag not in known:
+            if not word.startswith("-") or word in ("-", "--"):
+                raise ConfigError(f"unexpected argument {quote(word)}")
+            raise ConfigError(f"unknown flag {printable(flag)}{suggest(flag, (*known, *RESERVED))}")
+        declared = known[flag]
+        if not equals and not declared.kind.metavar:
+            text = "true"
+        elif not equals:
+            following = next(words, None)
+            if following is None or following.partition("=")[0] in (*known, *RESERVED):
+                raise ConfigError(f"{flag} needs a value ({declared.kind.metavar})")
+            text = following
+        yield flag, declared, text
+
+
+def die(error: ConfigError | str, prog: str) -> NoReturn:
+    """Write the error to stderr as one line that opens with the program's name, and exit with 2."""
+    line = printable(str(error))
+    if not line.startswith(f"{prog}: "):
+        line = f"{prog}: {line}"
+    sys.stderr.write(f"{line}\n")
+    raise SystemExit(2)

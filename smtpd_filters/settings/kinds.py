@@ -1,0 +1,397 @@
+"""Kinds of settings: how a value is read from a flag or from TOML, and written back.
+
+The law of a kind:
+
+1. `parse(show(value)) == value` for every value that the kind can have.
+2. What can't be read raises ValueError (or ConfigError, from a table) whose text is the reason,
+   in one line, without the name of the flag or key: the caller knows that.
+3. `from_toml` is as strict about types as TOML is: a number isn't a string.
+4. A kind is immutable, and so are the values it makes (a table reloads itself).
+
+`INTEGER`, `NUMBER`, `SECONDS`, `SIZE` and `ENDPOINT` can be used as they are or called to narrow
+them: `INTEGER(low=0, high=100)`, `ENDPOINT(port=53)`.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Generic, Protocol, Self, TypeVar
+
+    T = TypeVar("T")
+    N = TypeVar("N", int, float)
+
+    class Loadable(Protocol):
+        """A table class: made from a spec as in table(5), and able to say which one."""
+
+        @property
+        def source(self) -> str:
+            """The spec it was loaded from."""
+            ...
+
+        @classmethod
+        def load(cls, spec: str) -> Self:
+            """Load it; ConfigError if that fails."""
+            ...
+
+    L = TypeVar("L", bound=Loadable)
+else:  # the same names without the cost of importing typing
+    T = N = L = None
+    Generic = {None: object}
+    Loadable = object
+
+_QUOTED_MAX = 60  # longer values are cut in error messages, which are one line
+_PORT_MAX = 65535
+_HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and the root's
+
+# What Go's flag package takes (strconv.ParseBool).
+_BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+_TIMES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+# Powers of 1024, as smtpd.conf(5) has them from scan_scaled(3).
+_SIZES = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10))
+
+
+def quote(text: str) -> str:
+    """Show a value in an error message: in quotes, printable, of bounded length."""
+    if len(text) > _QUOTED_MAX:
+        text = text[:_QUOTED_MAX] + "..."
+    return f'"{printable(text)}"'
+
+
+def printable(text: str) -> str:
+    """Escape whatever would break a line of a log: line breaks, controls, bytes not in UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Kind(Generic[T]):
+    """What values a setting takes. Subclasses define at least `noun`, `metavar` and `parse`."""
+
+    metavar: str = ""  # stands for the value in help; empty if the flag takes none
+    literal: bool = False  # the metavar is what to type, not what it stands for
+    repeats = False  # the flag may be given several times, values (tuples) are joined
+    noun: str = ""  # completes "expected ..."
+    toml: tuple[type, ...] = (str,)
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, _item: object) -> type:
+            return cls
+
+    def parse(self, text: str) -> T:
+        """Read what was given on the command line; ValueError or ConfigError says why not."""
+        raise NotImplementedError
+
+    def show(self, value: T) -> str:
+        """Write a value as it would be given on the command line."""
+        return str(value)
+
+    def from_toml(self, value: object) -> T:
+        """Read a value as `tomllib` gives it; ValueError or ConfigError says why not."""
+        if type(value) not in self.toml:
+            raise ValueError(f"expected {self.noun}, not {_toml_type(value)}")
+        return self.parse(str(value))
+
+    def check(self, value: T) -> None:
+        """Raise ValueError if the value, given in code, isn't one of this kind."""
+        try:
+            same = self.parse(self.show(value)) == value
+        except (TypeError, AttributeError):
+            same = False
+        if not same:
+            raise ValueError(f"expected {self.noun}")
+
+
+def _toml_type(value: object) -> str:
+    names = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a float",
+        str: "a string",
+        list: "an array",
+        dict: "a table",
+    }
+    return names.get(type(value), "a date or time")
+
+
+class _Text(Kind[str]):
+    metavar = "TEXT"
+    noun = "a string"
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+class _Path(Kind[str]):
+    metavar = "PATH"
+    noun = "a path, as a string"
+
+    def parse(self, text: str) -> str:
+        if not text or "\0" in text:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
+        return text
+
+
+class _Switch(Kind[bool]):
+    noun = "true or false"
+    toml = (bool,)
+
+    def parse(self, text: str) -> bool:
+        try:
+            return _BOOLEANS[text.lower()]
+        except KeyError:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
+
+    def show(self, value: bool) -> str:  # noqa: FBT001 (the value itself, not an option)
+        return str(value).lower()
+
+
+class _Choice(Kind[str]):
+    literal = True
+    noun = "one of the choices, as a string"
+
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        if not choices or not all(choices):
+            raise TypeError(f"choice{choices!r}: at least one word, and no empty one")
+        self.choices = choices
+        self.metavar = "|".join(choices)
+
+    def parse(self, text: str) -> str:
+        if text not in self.choices:
+            allowed = ", ".join(self.choices)
+            raise ValueError(f"invalid choice {quote(text)} (choose from {allowed})")
+        return text
+
+
+class _Ranged(Kind[N]):
+    """A quantity with optional bounds, both included."""
+
+    lowest: N | None = None  # holds unless another bound is given
+
+    def __init__(self, low: N | None = None, high: N | None = None) -> None:
+        self.low: N | None = self.lowest if low is None else low
+        self.high: N | None = high
+
+    def __call__(self, low: N | None = None, high: N | None = None) -> Self:
+        """Give the same kind with these bounds."""
+        return type(self)(low, high)
+
+    def parse(self, text: str) -> N:
+        # int() and float() would take "1_000", " 1 " and the digits of other scripts.
+        plain = text.isascii() and "_" not in text and text == "".join(text.split())
+        try:
+            value = self.read(text if plain else "")
+        except ValueError:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
+        bounds = []
+        if self.low is not None:
+            bounds.append(f"at least {self.show(self.low)}")
+        if self.high is not None:
+            bounds.append(f"at most {self.show(self.high)}")
+        if (self.low is not None and value < self.low) or (
+            self.high is not None and value > self.high
+        ):
+            raise ValueError(f"must be {' and '.join(bounds)}, not {quote(text)}")
+        return value
+
+    def read(self, text: str) -> N:
+        """Convert text without looking at the bounds; ValueError if that is impossible."""
+        raise NotImplementedError
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+class _Integer(_Ranged[int]):
+    metavar = "N"
+    noun = "a whole number"
+    toml = (int,)
+
+    def read(self, text: str) -> int:
+        return int(text)
+
+
+class _Number(_Ranged[float]):
+    metavar = "NUMBER"
+    noun = "a number"
+    toml = (int, float)
+
+    def read(self, text: str) -> float:
+        return _finite(text)
+
+
+class _Seconds(_Ranged[float]):
+    metavar = "SECONDS"
+    noun = "a time such as 30, 1.5s, 500ms, 5m, 1h or 1d"
+    toml = (int, float, str)
+    lowest = 0
+
+    def read(self, text: str) -> float:
+        if text.endswith("ms"):
+            # Divided, since 0.001 isn't exact: "7ms" must be the same float as 0.007.
+            return _finite(text[:-2]) / 1000
+        for unit, factor in _TIMES:
+            if text.endswith(unit):
+                return _finite(repr(_finite(text[:-1]) * factor))
+        return _finite(text)
+
+    def show(self, value: float) -> str:
+        if value % 1 == 0:
+            for unit, factor in _TIMES:
+                if value and value % factor == 0:
+                    return f"{int(value) // factor}{unit}"
+            return "0s"
+        milliseconds = round(value * 1000)
+        if value < 1 and milliseconds / 1000 == value:
+            return f"{milliseconds}ms"
+        return f"{value!r}s"
+
+
+class _Size(_Ranged[int]):
+    metavar = "SIZE"
+    noun = "a size in bytes such as 512, 10k, 20M or 1G"
+    toml = (int, str)
+    lowest = 0
+
+    def read(self, text: str) -> int:
+        for unit, factor in _SIZES:
+            if text[-1:].lower() == unit.lower():
+                return int(text[:-1]) * factor
+        return int(text)
+
+    def show(self, value: int) -> str:
+        for unit, factor in _SIZES:
+            if value and value % factor == 0:
+                return f"{value // factor}{unit}"
+        return str(value)
+
+
+class _Endpoint(Kind[tuple[str, int]]):
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port
+        self.metavar = "HOST:PORT" if port is None else "HOST[:PORT]"
+        self.noun = f"{self.metavar} ([ADDRESS]:PORT for IPv6)"
+
+    def __call__(self, port: int) -> _Endpoint:
+        """Give the same kind with this port where none is named."""
+        return _Endpoint(port)
+
+    def parse(self, text: str) -> tuple[str, int]:
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            colon, port = rest[:1], rest[1:]
+            valid = bracket and colon in ("", ":") and _is_v6(host)
+        elif text.count(":") > 1:  # without brackets, all of it is the address
+            host, colon, port = text, "", ""
+            valid = _is_v6(host)
+        else:
+            host, colon, port = text.partition(":")
+            valid = _is_host(host)
+        if not valid:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
+        if not colon and self.port is not None:
+            return host, self.port
+        if not (port.isascii() and port.isdigit() and len(port) <= len("65535")) or not (
+            1 <= int(port) <= _PORT_MAX
+        ):
+            raise ValueError(f"expected a port from 1 to {_PORT_MAX}, not {quote(text)}")
+        return host, int(port)
+
+    def show(self, value: tuple[str, int]) -> str:
+        host, port = value
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_v6(host: str) -> bool:
+    from ipaddress import IPv6Address  # spares every other start its cost
+
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host(host: str) -> bool:
+    # The underscore is no part of host names, yet of those that container networks give.
+    return 0 < len(host) <= _HOST_MAX and all(
+        c.isascii() and (c.isalnum() or c in "-._") for c in host
+    )
+
+
+class _List(Kind[tuple[T, ...]]):
+    repeats = True
+    noun = "an array"
+    toml = (list,)
+
+    def __init__(self, element: Kind[T]) -> None:
+        if element.repeats or not element.metavar:
+            raise TypeError(f"LIST({type(element).__name__}): its elements need one value each")
+        self.element = element
+        self.metavar = element.metavar
+        self.literal = element.literal
+
+    def parse(self, text: str) -> tuple[T, ...]:
+        """Read one element: no separator is safe in regular expressions or paths."""
+        return (self.element.parse(text),)
+
+    def show(self, value: tuple[T, ...]) -> str:
+        return ", ".join(map(self.element.show, value))
+
+    def from_toml(self, value: object) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"expected {self.noun}, not {_toml_type(value)}")  # noqa: TRY004 (law 2)
+        return tuple(map(self.element.from_toml, value))
+
+    def check(self, value: tuple[T, ...]) -> None:
+        if not isinstance(value, tuple):
+            raise ValueError("expected a tuple")  # noqa: TRY004 (law 2)
+        for element in value:
+            self.element.check(element)
+
+
+class _Table(Kind[L]):
+    metavar = "TABLE"
+    noun = 'a table: "{ a, b }", "file:PATH" or one entry'
+
+    def __init__(self, table_class: type[L]) -> None:
+        self.table_class = table_class
+
+    def parse(self, text: str) -> L:
+        return self.table_class.load(text)
+
+    def show(self, value: L) -> str:
+        return value.source
+
+    def check(self, value: L) -> None:
+        """Look at the type alone: to load a table again costs too much."""
+        if not isinstance(value, self.table_class):
+            raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004 (law 2)
+
+
+TEXT = _Text()
+PATH = _Path()  # not opened, nor looked for
+SWITCH = _Switch()
+INTEGER = _Integer()
+NUMBER = _Number()
+SECONDS = _Seconds()
+SIZE = _Size()
+ENDPOINT = _Endpoint()
+LIST = _List
+
+
+def choice(*choices: str) -> Kind[str]:
+    """Take one of these words, as they are spelt."""
+    return _Choice(choices)
+
+
+def table(table_class: type[L]) -> Kind[L]:
+    """Load a table of this class: an inline list, a file, or a single entry."""
+    return _Table(table_class)

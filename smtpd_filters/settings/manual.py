@@ -1,0 +1,194 @@
+"""Settings as text: `--help`, the option list of a manual page (mdoc), Markdown.
+
+No filter imports this when it starts.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import NamedTuple
+
+from smtpd_filters.settings.declare import RESERVED
+from smtpd_filters.settings.kinds import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.settings.declare import Option, Settings
+
+_WIDTH = 79
+_DEFAULT_MAX = 60  # a longer default, a table in full say, is cut
+
+
+class OptionHelp(NamedTuple):
+    """What a reader must know of one option."""
+
+    flags: tuple[str, ...]
+    metavar: str  # empty for a switch
+    literal: bool  # the metavar is a choice of words, not a placeholder
+    default: str  # as it would be given; empty if there is nothing to say
+    required: bool
+    repeats: bool
+    help: str  # sentences with their full stops
+    key: str  # in TOML
+
+
+def describe(cls: type[Settings]) -> list[OptionHelp]:
+    """Describe every option of a class, in the order of declaration."""
+    return [_describe(declared) for declared in cls.options.values()]
+
+
+def _describe(declared: Option) -> OptionHelp:
+    text = " ".join(declared.help.split())
+    return OptionHelp(
+        flags=declared.flags,
+        metavar=declared.kind.metavar,
+        literal=declared.kind.literal,
+        default=_default(declared),
+        required=declared.required,
+        repeats=declared.kind.repeats,
+        help=text if text.endswith((".", "!", "?")) else f"{text}.",
+        key=declared.key,
+    )
+
+
+def _default(declared: Option) -> str:
+    value = declared.default
+    if declared.required or declared.secret or value is None or value is False or value in ("", ()):
+        return ""
+    text = printable(declared.kind.show(value))
+    return text if len(text) <= _DEFAULT_MAX else f"{text[: _DEFAULT_MAX - 3]}..."
+
+
+def _remarks(described: OptionHelp) -> list[str]:
+    remarks = []
+    if described.required:
+        remarks.append("Required.")
+    if described.repeats:
+        remarks.append("May be given several times.")
+    if not described.metavar and described.default:
+        remarks.append(f"Turned off by {described.flags[-1]}=false.")
+    return remarks
+
+
+_RESERVED = [
+    OptionHelp((flag,), "", False, "", False, False, text, "")  # noqa: FBT003 (by position, as all)
+    for flag, text in zip(
+        RESERVED, ("Print this text and exit.", "Print the version and exit."), strict=True
+    )
+]
+
+
+def help_text(
+    own: type[Settings],
+    common: type[Settings],
+    *,
+    prog: str,
+    description: str = "",
+    epilog: str = "",
+) -> str:
+    """Make the text of `--help`: the filter's own options, then those of every filter."""
+    required = [d for cls in (own, common) for d in describe(cls) if d.required]
+    usage = " ".join([prog, *(f"{d.flags[-1]} {d.metavar}" for d in required), "[option ...]"])
+    parts = [f"usage: {usage}"]
+    if description:
+        parts.append(textwrap.fill(" ".join(description.split()), _WIDTH))
+    if own.options:
+        parts.append("Options:\n" + "\n".join(map(_help_entry, describe(own))))
+    shared = [*describe(common), *_RESERVED]
+    parts.append("Options of every filter:\n" + "\n".join(map(_help_entry, shared)))
+    if epilog:
+        parts.append(textwrap.dedent(epilog).strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _help_entry(described: OptionHelp) -> str:
+    remarks = _remarks(described)
+    if described.default:
+        remarks.append(f"Default: {described.default}.")
+    signature = f"  {', '.join(described.flags)} {described.metavar}".rstrip()
+    return f"{signature}\n{_indented([described.help, *remarks], 8)}"
+
+
+def _indented(sentences: list[str], columns: int) -> str:
+    return textwrap.fill(
+        " ".join(sentences),
+        _WIDTH,
+        initial_indent=" " * columns,
+        subsequent_indent=" " * columns,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def mdoc_options(cls: type[Settings]) -> str:
+    r"""Render the options as the list of a manual page, in mdoc(7).
+
+    Every flag is an `Fl`, a placeholder an `Ar`, words to choose from a `Cm`; what is typed has
+    `\-` for a dash, so that it can be copied from any rendering.
+    """
+    lines = [".Bl -tag -width Ds"]
+    for described in describe(cls):
+        lines.append(".It " + " , ".join(_mdoc_flag(flag, described) for flag in described.flags))
+        lines += _mdoc_text(" ".join([described.help, *_remarks(described)]))
+        if described.default:
+            lines += ["The default is", f".Ql {_mdoc_word(described.default)} ."]
+    return "\n".join([*lines, ".El", ""])
+
+
+def _mdoc_flag(flag: str, described: OptionHelp) -> str:
+    name = "Fl " + flag[1:].replace("-", "\\-")
+    if not described.metavar:
+        return name
+    if described.literal:
+        return f"{name} Cm {' | '.join(map(_mdoc_word, described.metavar.split('|')))}"
+    return f"{name} Ar {_mdoc_word(described.metavar)}"
+
+
+def _mdoc_word(text: str) -> str:
+    """Make text one argument of a macro that is no macro and no punctuation itself."""
+    escaped = text.replace("\\", "\\e").replace('"', "\\(dq")
+    if len(text) <= 3 and not text.isdigit():  # macros have two letters or three
+        escaped = f"\\&{escaped}"
+    return f'"{escaped}"' if " " in text else escaped
+
+
+def _mdoc_text(text: str) -> list[str]:
+    """Break text into lines, a new one after each sentence, none of which is a request."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        escaped = word.replace("\\", "\\e")
+        if escaped.startswith("-"):
+            escaped = escaped.replace("-", "\\-")
+        if line and len(line) + 1 + len(escaped) > _WIDTH:
+            lines.append(line)
+            line = ""
+        if not line and escaped.startswith((".", "'")):
+            escaped = f"\\&{escaped}"
+        line = f"{line} {escaped}" if line else escaped
+        if word.rstrip("\"')]").endswith((".", "!", "?")):
+            lines.append(line)
+            line = ""
+    return [*lines, line] if line else lines
+
+
+def markdown_options(cls: type[Settings]) -> str:
+    """Render the options as a Markdown list."""
+    lines = []
+    for described in describe(cls):
+        flags = ", ".join(_code(f"{flag} {described.metavar}".rstrip()) for flag in described.flags)
+        remarks = _remarks(described)
+        if described.default:
+            remarks.append(f"Default: {_code(described.default)}.")
+        lines += [f"- {flags}", _indented([_markdown_text(described.help), *remarks], 2)]
+    return "\n".join([*lines, ""])
+
+
+def _code(text: str) -> str:
+    if "`" not in text:
+        return f"`{text}`"
+    return f"`` {text} ``"
+
+
+def _markdown_text(text: str) -> str:
+    return "".join(f"\\{c}" if c in "\\`*_<>[]" else c for c in text)
