@@ -1,0 +1,152 @@
+"""Networks: an address is looked up once per prefix length that occurs in the table.
+
+An address is an integer, with its family decided by how it is written; parsing is done here
+because `ipaddress` and `socket` cost a filter several milliseconds of its start.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.tables.source import Source
+from smtpd_filters.tables.table import Table, lower, short
+
+_V4, _V6 = 32, 128
+_MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
+_LOCAL = "local"
+_V4_OCTETS, _OCTET_DIGITS, _OCTET_MAX = 4, 3, 255
+_V6_GROUPS, _GROUP_DIGITS = 8, 4
+
+
+class NetworkTable(Table):
+    """A list of addresses and networks, IPv4 and IPv6, and the word `local`.
+
+    As in smtpd: `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`, with `[...]` or `ipv6:` around or
+    before an address if one likes; bits behind the prefix are ignored (`192.0.2.7/24` is
+    `192.0.2.0/24`); trailing zero octets may be left out if there is a prefix (`10/8`); `local`
+    is a client on smtpd's socket; `0.0.0.0/0` covers no IPv6 address and `::/0` no IPv4 address.
+
+    Other than in smtpd: an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is the IPv4 address, in
+    keys and in entries, and the zone of a key (`fe80::1%em0`) is ignored.
+
+    `match` returns the entry with the longest prefix.
+    """
+
+    __slots__ = ("_count", "_local", "_nets")
+    # For each family: how many bits to drop, and the networks that are left; longest prefix first.
+    _nets: dict[int, list[tuple[int, dict[int, str]]]]
+    _local: str | None
+    _count: int
+
+    def _load(self, source: Source) -> None:
+        found: dict[tuple[int, int], dict[int, str]] = {}
+        local: list[str] = []
+
+        def add(text: str) -> None:
+            if lower(text) == _LOCAL:
+                local.append(text)
+                return
+            family, network, prefix = _network(short(text))
+            drop = family - prefix
+            found.setdefault((family, drop), {}).setdefault(network >> drop, text)
+
+        source.texts(add)
+        nets: dict[int, list[tuple[int, dict[int, str]]]] = {_V4: [], _V6: []}
+        for (family, drop), entries in sorted(found.items()):
+            nets[family].append((drop, entries))
+        count = sum(map(len, found.values())) + bool(local)
+        self._nets, self._local, self._count = nets, local[0] if local else None, count
+
+    def _find(self, key: str) -> str | None:
+        if key == _LOCAL:
+            return self._local
+        try:
+            family, address = _address(key.partition("%")[0])
+        except ValueError:
+            return None
+        for drop, entries in self._nets[family]:
+            if (entry := entries.get(address >> drop)) is not None:
+                return entry
+        return None
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def _network(text: str) -> tuple[int, int, int]:
+    """Family, network (with whatever stands behind the prefix) and prefix length of an entry."""
+    place, slash, digits = text.partition("/")
+    if place[:1] == "[" and not slash and text[-1] == "]":
+        place, slash, digits = text[1:-1].partition("/")  # smtpd takes [2001:db8::/32]
+    if not slash:
+        family, address = _address(place)
+        return family, address, family
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError("the prefix length isn't a number")
+    prefix = int(digits[:4])  # as long as needed to see that it is too long
+    if ":" not in place:
+        place += ".0" * (_V4_OCTETS - 1 - place.count("."))
+    mapped = ":" in place
+    family, address = _address(place)
+    if family == _V4 and mapped:
+        if prefix < _V6 - _V4:
+            raise ValueError("a network of IPv4-mapped addresses has a prefix of 96 or more")
+        prefix -= _V6 - _V4
+    if not 0 <= prefix <= family:
+        raise ValueError(f"a prefix length is at most {family}")
+    return family, address, prefix
+
+
+def _address(text: str) -> tuple[int, int]:
+    """Family and value of an address, with or without brackets and `ipv6:`."""
+    if text[:1] == "[" and text[-1:] == "]":
+        text = text[1:-1]
+    if text[:5].lower() == "ipv6:":
+        text = text[5:]
+    if ":" not in text:
+        return _V4, _ipv4(text)
+    value = _ipv6(text)
+    return (_V4, value - _MAPPED) if value >> _V4 == _MAPPED >> _V4 else (_V6, value)
+
+
+def _ipv4(text: str) -> int:
+    octets = text.split(".")
+    if len(octets) != _V4_OCTETS or not text.isascii():
+        raise ValueError("not an address or network")
+    value = 0
+    for octet in octets:
+        # inet_pton(3): decimal, without leading zeros.
+        if not octet.isdigit() or len(octet) > _OCTET_DIGITS or octet[0] == "0" != octet:
+            raise ValueError("not an address or network")
+        number = int(octet)
+        if number > _OCTET_MAX:
+            raise ValueError("not an address or network")
+        value = value << 8 | number
+    return value
+
+
+def _ipv6(text: str) -> int:
+    """RFC 4291 section 2.2: eight groups, one run of zeros as `::`, the end as IPv4."""
+    head, gap, tail = text.partition("::")
+    before, after = _groups(head, last=not gap), _groups(tail, last=True)
+    missing = _V6_GROUPS - len(before) - len(after)
+    if (missing < 1) if gap else missing:
+        raise ValueError("not an address or network")
+    value = 0
+    for group in (*before, *(0,) * missing, *after):
+        value = value << 16 | group
+    return value
+
+
+def _groups(text: str, *, last: bool) -> list[int]:
+    if not text:
+        return []
+    values: list[int] = []
+    groups = text.split(":")
+    for number, group in enumerate(groups, 1):
+        if last and number == len(groups) and "." in group:
+            value = _ipv4(group)
+            values += value >> 16, value & 0xFFFF
+        elif 0 < len(group) <= _GROUP_DIGITS and not group.strip("0123456789abcdefABCDEF"):
+            values.append(int(group, 16))
+        else:
+            raise ValueError("not an address or network")
+    return values
