@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,12 @@ SMALL = (
 def test_there_are_fixtures_of_both_servers() -> None:
     assert {path.parent.name for path in FIXTURES} == {"6.8.0p2", "7.8.0p1"}
     assert len(FIXTURES) > 100
+
+
+def test_each_fixture_is_described() -> None:
+    readme = FIXTURES[0].parent.parent.parent / "README.md"
+    described = re.findall(r"^\| `(.+?)` \| .+ \|$", readme.read_text(), re.MULTILINE)
+    assert sorted(described) == sorted({path.stem for path in FIXTURES})
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}/{path.stem}")
