@@ -1,0 +1,353 @@
+"""The benchmark: what our filters cost, beside a filter in use and the least a filter can do.
+
+    python -m tests.bench.run [--quick] [--check] [--json] [--real]
+
+Contestants take turns within each round, and what is judged are medians over the rounds of ratios
+within a round: absolute figures depend on the machine and on what else it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.bench.player import ROOT, MisbehaviourError, Player
+from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MIB = 1 << 20
+# Where the packages of Debian, FreeBSD and OpenBSD put filters.
+LIBEXEC = ("/usr/libexec/opensmtpd", "/usr/local/libexec/opensmtpd", "/usr/local/libexec/smtpd")
+
+
+def our(name: str) -> list[str]:
+    """The command of a filter of tests.bench.filters, started as an installed script would be."""
+    return [sys.executable, "-c", f"from tests.bench.filters import {name}; {name}()"]
+
+
+@dataclass
+class Target:
+    """A figure, and what it must be at least or at most."""
+
+    name: str
+    value: float
+    sense: str
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side of its limit."""
+        return self.value >= self.limit if self.sense == ">=" else self.value <= self.limit
+
+
+@dataclass
+class Sizes:
+    """How much is played."""
+
+    rounds: int = 7
+    messages: int = 100
+    lines: int = 2_000
+    sessions: int = 5_000
+    starts: int = 15
+    warm: int = 10_000
+    growth: int = 100_000
+    crowd_messages: int = 2_000
+    crowd_lines: int = 250
+
+
+QUICK = Sizes(
+    rounds=3,
+    messages=50,
+    lines=1_000,
+    sessions=2_000,
+    starts=5,
+    warm=4_000,
+    growth=20_000,
+    crowd_messages=2_000,
+    crowd_lines=100,
+)
+
+
+@dataclass
+class Report:
+    """Everything that was measured."""
+
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def echo() -> list[str] | None:
+    """The command of the practical limit, None without a compiler."""
+    source, program = ROOT / "tests/bench/echo.c", ROOT / "build/echo"
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        program.parent.mkdir(exist_ok=True)
+        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
+    return [str(program)]
+
+
+def senderscore() -> list[str] | None:
+    """Debian's filter-senderscore, which then asks every phase and passes everything."""
+    found = shutil.which("filter-senderscore", path=os.pathsep.join(LIBEXEC))
+    return [found] if found else None
+
+
+def medians(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The median of each figure of each contestant."""
+    return {
+        name: {key: statistics.median(r[name][key] for r in rounds) for key in figures}
+        for name, figures in rounds[0].items()
+    }
+
+
+def compare(rounds: Sequence[dict[str, dict[str, float]]], one: str, other: str, key: str) -> float:
+    """The median over the rounds of one contestant's figure divided by another's."""
+    return statistics.median(r[one][key] / r[other][key] for r in rounds)
+
+
+class Bench:
+    """One run of the benchmark: each method plays one part of it and adds to the report."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Find out who takes part."""
+        self.sizes: Sizes = QUICK if options.quick else Sizes()
+        self.report = Report()
+        self.lines_filter: list[str] = options.lines_filter
+        self.sessions_filter: list[str] = options.sessions_filter
+        self.ready_filter: list[str] = options.ready_filter
+        self.others: dict[str, list[str]] = {}
+        for name, command, lacking in (
+            ("echo", echo(), "a C compiler"),
+            ("senderscore", senderscore(), "Debian's opensmtpd-filter-senderscore"),
+        ):
+            if command:
+                self.others[name] = command
+            else:
+                self.report.left_out.append(f"what is compared with {name}: needs {lacking}")
+
+    def rounds(
+        self, title: str, ours: list[str], measure: Callable[[Player], dict[str, float]]
+    ) -> list[dict[str, dict[str, float]]]:
+        """Let all contestants, each started anew, do the same in turns."""
+        contestants = {"ours": ours, **self.others}
+        found = []
+        for number in range(self.sizes.rounds):
+            progress(f"{title}: round {number + 1} of {self.sizes.rounds}")
+            figures = {}
+            for name, command in contestants.items():
+                with Player(command) as player:
+                    figures[name] = measure(player)
+            found.append(figures)
+        for name, median in medians(found).items():
+            self.report.figures[f"{title}, {name}"] = median
+        return found
+
+    def target(self, name: str, value: float, sense: str, limit: float) -> None:
+        """Judge one figure."""
+        self.report.targets.append(Target(name, value, sense, limit))
+
+    def data_lines(self) -> None:
+        """A field is added to each message and its body passed, 50 sessions taking turns."""
+        text = message(self.sizes.lines)
+
+        def measure(player: Player) -> dict[str, float]:
+            return line_figures(lines_of(player, self.sizes.messages, 50, text))
+
+        found = self.rounds("data-lines", self.lines_filter, measure)
+        if "senderscore" in self.others:
+            ratio = compare(found, "ours", "senderscore", "lines/s")
+            self.target("lines/s, ours : senderscore", ratio, ">=", 10)
+        if "echo" in self.others:
+            self.target(
+                "lines/s, ours : echo", compare(found, "ours", "echo", "lines/s"), ">=", 0.25
+            )
+
+    def decisions(self) -> None:
+        """Seven decisions and a message of 20 lines in each session, 50 sessions at a time."""
+        text = message(12)
+
+        def measure(player: Player) -> dict[str, float]:
+            return session_figures(sessions(player, self.sizes.sessions, 50, text))
+
+        found = self.rounds("sessions", self.sessions_filter, measure)
+        if "echo" in self.others:
+            for key, sense, limit in (
+                ("sessions/s", ">=", 0.7),
+                ("CPU µs/session", "<=", 5),
+                ("p99 µs", "<=", 2),
+            ):
+                self.target(
+                    f"{key}, ours : echo", compare(found, "ours", "echo", key), sense, limit
+                )
+
+    def start(self) -> None:
+        """Until a filter is ready, and the memory that is its own then."""
+        commands = {"ours": self.ready_filter, **self.others}
+        found = []
+        for number in range(self.sizes.starts):
+            progress(f"start: round {number + 1} of {self.sizes.starts}")
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "pass"], check=True, cwd=ROOT)
+            figures = {"bare interpreter": {"ready ms": (time.perf_counter() - begin) * 1e3}}
+            for name, command in commands.items():
+                with Player(command) as player:
+                    uss, rss = player.memory()
+                    figures[name] = {
+                        "ready ms": player.ready * 1e3,
+                        "USS MiB": uss / MIB,
+                        "RSS MiB": rss / MIB,
+                    }
+            found.append(figures)
+        for name, median in medians(found).items():
+            self.report.figures[f"start, {name}"] = median
+        ratio = compare(found, "ours", "bare interpreter", "ready ms")
+        self.target("ready, ours : the bare interpreter", ratio, "<=", 3)
+        own = self.report.figures["start, ours"]["USS MiB"]
+        self.target("USS when ready, MiB", own, "<=", 14)
+
+    def growth(self) -> None:
+        """Memory after many sessions, against that after the first ones."""
+        text = message(12)
+        with Player(self.sessions_filter) as player:
+            before = 0
+            # In parts, so that the player's own memory stays small.
+            for done in range(0, self.sizes.warm + self.sizes.growth, 2_000):
+                progress(f"growth: session {done:,}")
+                if done == self.sizes.warm:
+                    before = player.memory()[0]
+                sessions(player, 2_000, 50, text)
+            grown = player.memory()[0] - before
+        self.report.figures["growth, ours"] = {
+            "sessions": self.sizes.growth,
+            "grown KiB": grown / 1024,
+        }
+        # The least that can leak per session is an object and a reference to it: 24 bytes.
+        self.target("growth, bytes per session", grown / self.sizes.growth, "<=", 4)
+
+    def crowd(self) -> None:
+        """The cost of a session and of a line with 10 and with 2,000 sessions at a time."""
+        short, long = message(12), message(self.sizes.crowd_lines)
+        found = []
+        for number in range(self.sizes.rounds):
+            progress(f"crowd: round {number + 1} of {self.sizes.rounds}")
+            figures: dict[str, dict[str, float]] = {}
+            for concurrent in (10, 2_000):
+                with Player(self.sessions_filter) as player:
+                    run = sessions(player, max(4_000, self.sizes.sessions), concurrent, short)
+                    figures[f"sessions at {concurrent:,}"] = session_figures(run)
+                with Player(self.lines_filter) as player:
+                    lot = lines_of(player, self.sizes.crowd_messages, concurrent, long)
+                    figures[f"lines at {concurrent:,}"] = line_figures(lot)
+            found.append(figures)
+        self.report.figures.update(medians(found))
+        for what, key in (("sessions", "CPU µs/session"), ("lines", "CPU ns/line")):
+            ratio = compare(found, f"{what} at 2,000", f"{what} at 10", key)
+            self.target(f"{key} at 2,000 : at 10 sessions", ratio, "<=", 1.2)
+
+
+def session_figures(run: Sessions) -> dict[str, float]:
+    """The figures of a run of sessions, by the names they are printed with."""
+    return {
+        "sessions/s": run.rate,
+        "CPU µs/session": run.cost,
+        "p50 µs": run.latency(0.5),
+        "p99 µs": run.latency(0.99),
+    }
+
+
+def line_figures(run: Lines) -> dict[str, float]:
+    """The figures of a run of data-lines, by the names they are printed with."""
+    return {"lines/s": run.rate, "CPU ns/line": run.cost}
+
+
+def progress(text: str) -> None:
+    """Show what is being done, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def show(report: Report) -> None:
+    """Print the figures, then the targets with a mark for each."""
+    for name, figures in report.figures.items():
+        columns = "".join(f"{number(value):>12} {key:<15}" for key, value in figures.items())
+        print(f"{name:<26}{columns.rstrip()}")
+    print()
+    for target in report.targets:
+        mark = "pass" if target.met else "MISSED"
+        print(
+            f"{target.name:<38}{number(target.value):>8}  "
+            f"target {target.sense} {number(target.limit):<6}{mark}"
+        )
+    for reason in report.left_out:
+        print(f"left out: {reason}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")
+    parser.add_argument("--check", action="store_true", help="exit status 1 if a target is missed")
+    parser.add_argument("--json", action="store_true", help="print figures and targets as JSON")
+    parser.add_argument(
+        "--only",
+        choices=("data_lines", "decisions", "start", "growth", "crowd"),
+        action="append",
+        help="this part alone (may be repeated)",
+    )
+    for name, default, role in (
+        ("lines", our("add_header"), "adds a field and passes the body"),
+        ("sessions", our("seven_phases"), "decides in seven phases and adds a field"),
+        ("ready", our("seven_phases"), "is started for its start-up time and memory"),
+    ):
+        parser.add_argument(
+            f"--{name}-filter",
+            type=str.split,
+            default=default,
+            metavar="COMMAND",
+            help=f"the filter that {role} (default: tests/bench/filters.py's)",
+        )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the benchmark; the exit status is for --check."""
+    options = arguments()
+    bench = Bench(options)
+    try:
+        for part in options.only or ("data_lines", "decisions", "start", "growth", "crowd"):
+            getattr(bench, part)()
+    except MisbehaviourError as error:
+        progress("")
+        print(f"a filter misbehaved: {error}", file=sys.stderr)
+        return 1
+    progress("")
+    report = bench.report
+    if options.json:
+        targets = [{**asdict(target), "met": target.met} for target in report.targets]
+        print(json.dumps({**asdict(report), "targets": targets}, indent=2))
+    else:
+        show(report)
+    missed = not all(target.met for target in report.targets)
+    return 1 if options.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
