@@ -147,9 +147,18 @@ def parse_flags(  # noqa: PLR0913 (the last three only name things)
 def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], str]:
     """Give values by the names of their options, and the first `RESERVED` flag or ""."""
     values: dict[str, Any] = {}
-    for flag, declared, text in _scan(argv, known):
+    words = iter(argv)
+    for word in words:
+        if word in RESERVED:
+            return values, word
+        flag, equals, text = word.partition("=")
+        declared = known.get(flag)
         if declared is None:
-            return values, flag
+            if word in _HELP:
+                return values, "--help"
+            raise _unknown(word, flag, known)
+        if not equals:
+            text = _following(words, flag, known)
         try:
             value = declared.kind.parse(text)
         except (ValueError, ConfigError) as error:
@@ -160,6 +169,24 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
     return values, ""
 
 
+def _following(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
+    """Take the value that isn't joined to its flag; that of a switch is implied."""
+    metavar = known[flag].kind.metavar
+    if not metavar:
+        return "true"
+    text = next(words, None)
+    if text is None or text.partition("=")[0] in (*known, *RESERVED):
+        raise ConfigError(f"{flag} needs a value ({metavar})")
+    return text
+
+
+def _unknown(word: str, flag: str, known: Mapping[str, Option]) -> ConfigError:
+    if not word.startswith("-") or word in ("-", "--"):
+        return ConfigError(f"unexpected argument {quote(word)}")
+    near = suggest(flag, (*known, *RESERVED))
+    return ConfigError(f"unknown flag {printable(flag)}{near}")
+
+
 def _package() -> str:
     from importlib.metadata import PackageNotFoundError, version  # not at every start
 
@@ -167,31 +194,6 @@ def _package() -> str:
         return f"smtpd-filters {version('smtpd-filters')}"
     except PackageNotFoundError:  # run from a checkout
         return "smtpd-filters, not installed"
-
-
-def _scan(
-    argv: Sequence[str], known: Mapping[str, Option]
-) -> Iterator[tuple[str, Option | None, str]]:
-    """Give each flag as it was spelt, its option (None for `RESERVED` ones) and its value."""
-    words = iter(argv)
-    for word in words:
-        flag, equals, text = word.partition("=")
-        if word in RESERVED or (word in _HELP and word not in known):
-            yield word if word in RESERVED else "--help", None, ""
-            return
-        if flag not in known:
-            if not word.startswith("-") or word in ("-", "--"):
-                raise ConfigError(f"unexpected argument {quote(word)}")
-            raise ConfigError(f"unknown flag {printable(flag)}{suggest(flag, (*known, *RESERVED))}")
-        declared = known[flag]
-        if not equals and not declared.kind.metavar:
-            text = "true"
-        elif not equals:
-            following = next(words, None)
-            if following is None or following.partition("=")[0] in (*known, *RESERVED):
-                raise ConfigError(f"{flag} needs a value ({declared.kind.metavar})")
-            text = following
-        yield flag, declared, text
 
 
 def die(error: ConfigError | str, prog: str) -> NoReturn:

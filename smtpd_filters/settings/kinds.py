@@ -76,10 +76,9 @@ class Kind(Generic[T]):
     noun: str = ""  # completes "expected ..."
     toml: tuple[type, ...] = (str,)
 
-    if not TYPE_CHECKING:
-
-        def __class_getitem__(cls, _item: object) -> type:
-            return cls
+    def __class_getitem__(cls, _item: object) -> type:
+        # What Generic would do, for subclasses to be written as the type checker wants them.
+        return cls
 
     def parse(self, text: str) -> T:
         """Read what was given on the command line; ValueError or ConfigError says why not."""
@@ -98,10 +97,10 @@ class Kind(Generic[T]):
     def check(self, value: T) -> None:
         """Raise ValueError if the value, given in code, isn't one of this kind."""
         try:
-            same = self.parse(self.show(value)) == value
-        except (TypeError, AttributeError):
-            same = False
-        if not same:
+            text = self.show(value)
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"expected {self.noun}") from None
+        if self.parse(text) != value:
             raise ValueError(f"expected {self.noun}")
 
 
@@ -186,15 +185,10 @@ class _Ranged(Kind[N]):
             value = self.read(text if plain else "")
         except ValueError:
             raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
-        bounds = []
-        if self.low is not None:
-            bounds.append(f"at least {self.show(self.low)}")
-        if self.high is not None:
-            bounds.append(f"at most {self.show(self.high)}")
-        if (self.low is not None and value < self.low) or (
-            self.high is not None and value > self.high
-        ):
-            raise ValueError(f"must be {' and '.join(bounds)}, not {quote(text)}")
+        if self.low is not None and value < self.low:
+            raise ValueError(f"must be at least {self.show(self.low)}, not {quote(text)}")
+        if self.high is not None and value > self.high:
+            raise ValueError(f"must be at most {self.show(self.high)}, not {quote(text)}")
         return value
 
     def read(self, text: str) -> N:
