@@ -57,7 +57,7 @@ Regular expressions
     Whatever the patterns, a key takes a time that grows with its length only: nothing here
     backtracks, and a pattern such as `(a+)+$` is as cheap as any other. What can grow large is
     the pattern itself, by repeats within repeats (`((a?){50}){50}`): one that would need more
-    than 4,096 positions, or cost more than 400 operations a byte, is refused when it is loaded,
+    than 4,096 positions, or cost more than 300 operations a byte, is refused when it is loaded,
     and so is a table that would cost more than 8,000.
 
 Strings

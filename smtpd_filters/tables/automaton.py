@@ -24,24 +24,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from smtpd_filters.tables.ere import Anchor, Bytes, Choice, Repeat, Sequence
+from smtpd_filters.tables.ere import Anchor, Bytes, Choice, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.tables.ere import Node
+    from smtpd_filters.tables.ere import Node, Repeat
 
 # The places of an empty match in a key, as bits: within, at the start, at the end, and an empty
 # key, which is start and end at once.
 _WITHIN, _START, _END, _EMPTY = 1, 2, 4, 8
 _ANYWHERE = _WITHIN | _START | _END | _EMPTY
 
-# Operations a byte, of one pattern and of a table. An operation is about 0.07 µs (see the
-# benchmark in tests), so that 255 bytes cost one pattern at most 7 ms and a table 150 ms.
-COST_MAX = 400
+# Operations a byte, of one pattern and of a table. One was measured at 0.1 µs: 255 bytes that
+# nothing is remembered of cost one pattern at most 8 ms and a table 0.2 s.
+COST_MAX = 300
 TOTAL_MAX = 8000
 _BASE_COST = 4
-# Remembered sets of all automata of a table, each with its steps: a few MB at most.
-MEMORY = 4096
+# Remembered sets of all automata of a table: about 1 KB each, with its steps.
+MEMORY = 2048
 
 
 class _Part:
@@ -180,8 +180,8 @@ class Automaton:
                 return whole
             case Choice(parts):
                 return self._choice([self._part(part) for part in parts])
-            case Repeat(body, low, high):
-                return self._repeat(body, low, high)
+            case _:
+                return self._repeat(node)
 
     def _choice(self, parts: list[_Part]) -> _Part:
         whole = _Part(0)
@@ -193,10 +193,11 @@ class Automaton:
             whole.last_at_end |= part.last_at_end
         return whole
 
-    def _repeat(self, body: Node, low: int, high: int | None) -> _Part:
+    def _repeat(self, node: Repeat) -> _Part:
+        low, high = node.low, node.high
         if high == 0:
             return _Part(_ANYWHERE)
-        copies = [self._part(body) for _ in range(max(low, 1) if high is None else high)]
+        copies = [self._part(node.body) for _ in range(max(low, 1) if high is None else high)]
         whole = copies.pop()
         if high is None:
             self._rule(whole.last, whole.first)

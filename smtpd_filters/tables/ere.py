@@ -103,7 +103,6 @@ class Repeat:
     """`low` to `high` times; `high` is None if there is no limit."""
 
     __slots__ = ("body", "high", "low", "size")
-    __match_args__ = ("body", "low", "high")
     size: int
 
     def __init__(self, body: Node, low: int, high: int | None) -> None:

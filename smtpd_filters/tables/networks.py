@@ -59,7 +59,7 @@ class NetworkTable(Table):
         if key == _LOCAL:
             return self._local
         try:
-            family, address = _address(key.partition("%")[0])
+            family, address = _address(key.strip("[]").partition("%")[0] if "%" in key else key)
         except ValueError:
             return None
         for drop, entries in self._nets[family]:
@@ -73,9 +73,9 @@ class NetworkTable(Table):
 
 def _network(text: str) -> tuple[int, int, int]:
     """Family, network (with whatever stands behind the prefix) and prefix length of an entry."""
+    if text[0] == "[" and text[-1] == "]":
+        text = text[1:-1]  # smtpd takes [2001:db8::/32], too
     place, slash, digits = text.partition("/")
-    if place[:1] == "[" and not slash and text[-1] == "]":
-        place, slash, digits = text[1:-1].partition("/")  # smtpd takes [2001:db8::/32]
     if not slash:
         family, address = _address(place)
         return family, address, family

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from smtpd_filters.tables.automaton import MEMORY, TOTAL_MAX, Automaton
-from smtpd_filters.tables.ere import parse
 from smtpd_filters.tables.source import KEY_MAX, Source
 from smtpd_filters.tables.table import Table, lower, short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.tables.automaton import Automaton
 
 # Positions in one automaton: the integers stay short, and few automata are run.
 _GROUP_SIZE = 1024
@@ -27,6 +29,10 @@ class RegexTable(Table):
     _groups: list[tuple[int, Automaton]]
 
     def _load(self, source: Source) -> None:
+        # Here, not above: filters that have no regular expressions start without.
+        from smtpd_filters.tables.automaton import MEMORY, TOTAL_MAX, Automaton  # noqa: PLC0415
+        from smtpd_filters.tables.ere import parse  # noqa: PLC0415
+
         entries: list[str] = []
         groups: list[tuple[int, Automaton]] = []
         cost = 0

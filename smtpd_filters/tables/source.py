@@ -172,16 +172,19 @@ class _File(Source):
 
     def _read(self) -> str:
         try:
-            # O_NONBLOCK: to open a FIFO without a writer would wait for one.
-            fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(fd, "rb") as file:  # noqa: PTH123 - it is a descriptor
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
+            with open(self._path, "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise ConfigError(f"{self._path}: not a regular file")
                 return file.read().decode("utf-8", "surrogateescape")
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror}") from None
         except ValueError as error:  # a NUL in the path
             raise ConfigError(f"{_shown(self._path)}: {error}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    # To open a FIFO without a writer would wait for one.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _uncommented(line: str) -> str:

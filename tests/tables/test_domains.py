@@ -1,0 +1,196 @@
+"""Domains and mail addresses: what smtpd 6.8.0p2 was seen to do, and a plain statement of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.tables import AddressTable, DomainTable
+
+# Each was put to an smtpd whose only rule was `match for domain { ENTRY }`.
+OBSERVED_DOMAINS = [
+    ("*.c1.example", "a.c1.example", True),
+    ("*.c1.example", "b.a.c1.example", False),
+    ("*.c1.example", "c1.example", False),
+    ("*c2.example", "xc2.example", True),
+    ("*c2.example", "ca.c2.example", False),
+    ("*c2.example", "ac2.example", True),
+    ("*c2.example", "c2.example", True),
+    ("mail*.c3.example", "mail.c3.example", True),
+    ("mail*.c3.example", "mail2.c3.example", True),
+    ("mail*.c3.example", "mail.a.c3.example", False),
+    ("x.*.c4.example", "x.y.c4.example", True),
+    ("x.*.c4.example", "x.y.z.c4.example", False),
+    ("mail.c5*", "mail.c5", False),
+    ("mail.c5*", "mail.c5.example", True),
+    ("**.c6.example", "a.c6.example", True),
+    ("A*.C7.example", "abc.c7.example", True),
+    ("*1*2.c8.example", "12.c8.example", True),
+    ("*1*2.c8.example", "112.c8.example", True),
+    ("*1*2.c8.example", "a12.c8.example", True),
+]
+# Likewise with `match mail-from { ENTRY }`.
+OBSERVED_ADDRESSES = [
+    ("user@*.m1.example", "user@a.m1.example", True),
+    ("user@*.m1.example", "user@a.b.m1.example", False),
+    ("u2@m2.example", "u2@m2.example", True),
+    ("u2@m2.example", "U2+t@m2.example", True),
+    ("u3+tag@m3.example", "u3@m3.example", False),
+    ("u3+tag@m3.example", "u3+tag@m3.example", True),
+    ("u3+tag@m3.example", "u3+x@m3.example", False),
+    ("@m4.example", "z@m4.example", True),
+    ("@m4.example", "z@x.m4.example", False),
+    ("u5@", "u5@any.example", True),
+    ("u6", "u6@any.example", True),
+    ("u6", "u6+t@any.example", True),
+    ("u6", "", False),
+]
+
+
+@pytest.mark.parametrize(("entry", "key", "covered"), OBSERVED_DOMAINS)
+def test_domains_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+    assert DomainTable.of([entry]).match(key) == (entry if covered else None)
+
+
+@pytest.mark.parametrize(("entry", "key", "covered"), OBSERVED_ADDRESSES)
+def test_addresses_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+    assert AddressTable.of([entry]).match(key) == (entry if covered else None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "covered"),
+    [
+        ("example.org", "EXAMPLE.org", True),
+        ("Example.ORG", "example.org", True),
+        ("example.org", "example.org.", False),
+        ("*", "example.org", True),
+        ("*", "", False),
+        ("*.example.org", "", False),
+        ("a*b", "a", False),
+        ("a*b", "ab", True),
+        ("a*b*", "axb", False),
+        ("a*b*", "axbx", True),
+        ("a**b", "axb", True),
+        ("a*b", "b", False),
+        ("a*b", "axbx", False),
+        ("a*bc", "axbxbc", False),
+        ("a*b", "axx", False),
+    ],
+)
+def test_domains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+    assert DomainTable.of([entry]).match(key) == (entry if covered else None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "covered"),
+    [
+        ("@", "", True),
+        ("@", "a@b", True),
+        ("*", "", True),
+        ("*", "a@b", True),
+        ("@*", "a@b", True),
+        ("@*", "", False),
+        ("@example.org", "example.org", False),
+        ("@example.org", "@example.org", True),
+        ("user", "user", True),
+        ("user", "+user@example.org", False),
+        ('"a@b"@example.org', '"A@B"@Example.Org', True),
+        ("a@example.org", "b@example.org", False),
+    ],
+)
+def test_addresses(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+    assert AddressTable.of([entry]).match(key) == (entry if covered else None)
+
+
+def test_exact_entries_first() -> None:
+    domains = DomainTable("{ *, *.example.org, mail*.example.org, mail.example.org }")
+    assert domains.match("mail.example.org") == "mail.example.org"
+    assert domains.match("mailx.example.org") in {"*", "*.example.org", "mail*.example.org"}
+    assert len(domains) == 4
+    addresses = AddressTable("{ @, user, @*.b, user@*.b, @a.b, user@a.b, user+x@a.b, user@a.b }")
+    assert len(addresses) == 7
+    assert addresses.match("user+x@a.b") == "user+x@a.b"
+    assert addresses.match("user+y@a.b") == "user@a.b"
+    assert addresses.match("other@a.b") == "@a.b"
+    assert addresses.match("user@c.b") == "user@*.b"
+    assert addresses.match("other@c.b") == "@*.b"
+    assert addresses.match("user@elsewhere") == "user"
+    assert addresses.match("other@elsewhere") == "@"
+
+
+@pytest.mark.parametrize("entry", ["a b", "\t", " ", "a\nb"])
+def test_white_space_is_refused(entry: str) -> None:
+    with pytest.raises(ConfigError, match="white space"):
+        DomainTable.of([entry])
+    with pytest.raises(ConfigError, match="white space"):
+        AddressTable.of([f"user@{entry}"])
+
+
+def smtpd_covers(name: str, pattern: str) -> bool:
+    """The rule in words: a star goes to the first character that equals the one behind it."""
+    name, pattern = name.lower(), pattern.lower()
+    while name and pattern:
+        if pattern[0] == "*":
+            pattern = pattern.lstrip("*")
+            while name and name[0] != pattern[:1]:
+                name = name[1:]
+        elif name[0] != pattern[0]:
+            return False
+        else:
+            name, pattern = name[1:], pattern[1:]
+    return not name and not pattern
+
+
+names = st.text("ab.B", max_size=8)
+globs = st.text("ab.*A", min_size=1, max_size=8)
+
+
+@given(st.lists(globs, max_size=6), names)
+def test_domains_same_as_a_scan(patterns: list[str], name: str) -> None:
+    found = DomainTable.of(patterns).match(name)
+    covering = [pattern for pattern in patterns if smtpd_covers(name, pattern)]
+    assert (found in covering) if covering else found is None
+
+
+users = st.text("ab+", max_size=3)
+
+
+def smtpd_covers_address(key: str, entry: str) -> bool:
+    if entry == "*":
+        entry = "@"
+    (user, _, domain), (wanted, at, pattern) = key.rpartition("@"), entry.rpartition("@")
+    if not at:
+        wanted, pattern = pattern, ""
+    if not wanted and not pattern:
+        return True
+    if pattern and not smtpd_covers(domain, pattern):
+        return False
+    return not wanted or (user if "+" in wanted else user.partition("+")[0]) == wanted
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds("{}@{}".format, users, st.one_of(st.just(""), globs)),
+            users.filter(bool),
+            st.just("*"),
+        ),
+        max_size=6,
+    ),
+    users,
+    names,
+)
+def test_addresses_same_as_a_scan(entries: list[str], user: str, domain: str) -> None:
+    key = f"{user}@{domain}"
+    found = AddressTable.of(entries).match(key)
+    covering = [entry for entry in entries if smtpd_covers_address(key, entry)]
+    assert (found in covering) if covering else found is None
+
+
+def test_large_tables_are_indexed() -> None:
+    table = DomainTable.of([f"*.n{n}.example" for n in range(50_000)])
+    assert table.match("a.n49999.example") == "*.n49999.example"
+    assert len(table._names._turns) == 1
+    assert not table._names._odd

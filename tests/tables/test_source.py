@@ -1,0 +1,324 @@
+"""How tables are given: inline, in files, as one entry; and what is said of bad ones."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.tables import (
+    AddressTable,
+    DomainTable,
+    MappingTable,
+    NetworkTable,
+    RegexTable,
+    StringTable,
+    Table,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KINDS: list[type[Table]] = [AddressTable, DomainTable, NetworkTable, RegexTable, StringTable]
+
+
+def refused(action: Callable[[], object]) -> str | None:
+    """What is said when an action is refused, if it is."""
+    try:
+        action()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def entries(spec: str) -> list[str]:
+    found: list[str] = []
+    parse(spec).texts(found.append)
+    return found
+
+
+def pairs(spec: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    parse(spec).pairs(lambda key, value: found.append((key, value)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{ a, b }", ["a", "b"]),
+        ("{a,b}", ["a", "b"]),
+        ("  {a b\n\tc,}\n", ["a", "b", "c"]),
+        ("{}", []),
+        ("{ , }", []),
+        ("{ \"a, b\", 'c d' }", ["a, b", "c d"]),
+        (r'{ "a\"b" }', ['a"b']),
+        (r'{ "\"" "\"\"x" }', ['"', '""x']),
+        (r'{ "a\.b" }', [r"a\.b"]),
+        (r"{ '\'', '\"' }", ["'", r"\""]),
+        (r"{ ^[0-9]{1,3}\. x{2} }", [r"^[0-9]{1,3}\.", "x{2}"]),
+        ("{ k=v }", ["k=v"]),
+        ("{ it's }", ["it's"]),
+        ("one", ["one"]),
+        (" one two ", ["one two"]),
+        ("ipv6:::1", ["ipv6:::1"]),
+    ],
+)
+def test_inline_list(spec: str, expected: list[str]) -> None:
+    assert entries(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{ a = b }", [("a", "b")]),
+        ("{a=b,c=d}", [("a", "b"), ("c", "d")]),
+        ("{ a = b\n c = d }", [("a", "b"), ("c", "d")]),
+        ('{ "a = b" = "c, d" }', [("a = b", "c, d")]),
+        ('{ a = "=" }', [("a", "=")]),
+        ('{ "=" = b }', [("=", "b")]),
+        ("a b", [("a", "b")]),
+        ("{}", []),
+    ],
+)
+def test_inline_mapping(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert pairs(spec) == expected
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["{ a }", "{ a = }", "{ = b }", "{ a b }", "{ a = b, c }", "{ a b = c }", '{ a "=" b }', "a"],
+)
+def test_incomplete_inline_mapping(spec: str) -> None:
+    with pytest.raises(ConfigError, match=r"^inline table: entry \d: expected"):
+        MappingTable(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("", "empty text"),
+        (" \n", "empty text"),
+        ("{ a, b", "inline table: no closing brace in '{ a, b'"),
+        ("{", "inline table: no closing brace in '{'"),
+        ('{ "a }', r"""inline table: no closing quote in '"a '"""),
+        ("{ a{1,2 }", "inline table: an entry with unbalanced braces needs quotes: 'a{1,2'"),
+        ("{ a} }", "inline table: an entry with unbalanced braces needs quotes: 'a}'"),
+        ("{ a, '' }", "inline table: entry 2: empty entry in ''"),
+        ("{ a\0b }", r"inline table: entry 1: NUL byte in 'a\\x00b'"),
+        ("file:", 'a table given as "file:" needs a path'),
+        ("db:/etc/mail/x.db", "'db:/etc/mail/x.db': tables of type \"db\" are not supported"),
+        ("/nowhere/at/all", "/nowhere/at/all: No such file or directory"),
+        ("file:/nowhere/at/all", "/nowhere/at/all: No such file or directory"),
+        ("file:/etc", "/etc: Is a directory"),
+        ("/dev/null", "/dev/null: not a regular file"),
+        ("/a\0b", r"'/a\\x00b': embedded null byte"),
+    ],
+)
+def test_unusable(spec: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StringTable(spec)
+    assert reason.replace("\\\\", "\\") in str(caught.value)
+
+
+def test_file_list(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(
+        b"# @list\n\n one \n\ttwo # said of two\nthree#not a comment\r\n#\n   # x\nfo\xffur  \n"
+        b"a#b # c # d\nlast"
+    )
+    expected = ["one", "two", "three#not a comment", "fo\udcffur", "a#b", "last"]
+    assert entries(f"file:{path}") == expected
+    assert entries(str(path)) == expected
+
+
+def test_file_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "mapping"
+    path.write_text(
+        "user1   otheruser\nuser2:\ta, b # two\n[::1] localhost\nUser3 : x\n@example.org y:z\n"
+    )
+    assert pairs(f"file:{path}") == [
+        ("user1", "otheruser"),
+        ("user2", "a, b"),
+        ("[::1]", "localhost"),
+        ("User3", ": x"),
+        ("@example.org", "y:z"),
+    ]
+
+
+@pytest.mark.parametrize("line", ["key", "key:", ": value", "[::1 value", "[::1]"])
+def test_bad_mapping_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "mapping"
+    path.write_text(f"a b\n# c\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        MappingTable(f"file:{path}")
+    assert str(caught.value) == f"{path}:3: expected a key and a value in {line!r}"
+
+
+def test_long_entries(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text("a\n" + "x" * 1024)
+    reason = f"^{path}:2: longer than 1023 bytes in '{'x' * 80}\\.\\.\\.'$"
+    for kind in KINDS:
+        if kind is NetworkTable:
+            continue
+        with pytest.raises(ConfigError, match=reason):
+            kind(str(path))
+    path.write_text("é" * 600)  # bytes count
+    with pytest.raises(ConfigError, match="longer"):
+        StringTable(str(path))
+    path.write_text("x" * 1024 + " value")
+    with pytest.raises(ConfigError, match="longer"):
+        MappingTable(str(path))
+    path.write_text("x" * 1023)
+    assert len(StringTable(str(path))) == 1
+
+
+def test_bad_entry_is_shown_in_one_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkTable('{ 10.0.0.1, "a\nb\x1b[31m\udcff" }')
+    shown = r"'a\nb\x1b[31m\udcff'"
+    assert str(caught.value) == f"inline table: entry 2: not an address or network in {shown}"
+
+
+def test_fifo_does_not_hang(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        StringTable(str(path))
+
+
+def test_strings() -> None:
+    table = StringTable.load("{ Mail.Example.ORG, x, X }")
+    assert table.match("mail.EXAMPLE.org") == "Mail.Example.ORG"
+    assert table.match("mail.example.com") is None
+    assert "X" in table
+    assert "y" not in table
+    assert len(table) == 2
+    assert table.source == "{ Mail.Example.ORG, x, X }"
+    assert repr(table) == "<StringTable { Mail.Example.ORG, x, X }: 2 entries>"
+
+
+def test_only_ascii_letters_are_lowered() -> None:
+    table = StringTable("{ ÉX, \N{KELVIN SIGN} }")
+    assert table.match("Éx") == "ÉX"
+    assert table.match("éx") is None
+    assert table.match("k") is None
+
+
+def test_mapping() -> None:
+    table = MappingTable("{ User = Value, user = Last, other = x }")
+    assert table.get("USER") == "Last"
+    assert table.match("USER") == "user"
+    assert table.get("nobody") is None
+    assert table.match("nobody") is None
+    assert len(table) == 2
+
+
+def test_empty_table_is_true() -> None:
+    # `if settings.allow` asks whether there is a table.
+    table = StringTable("{}")
+    assert len(table) == 0
+    assert table
+
+
+def test_given_entries() -> None:
+    assert StringTable.of(["a, b"]).match("a, b") == "a, b"
+    assert StringTable.of(["a"]).source == "built-in"
+    with pytest.raises(ConfigError, match=r"^suffixes table: entry 2: empty entry"):
+        StringTable.of(["a", ""], "suffixes")
+
+
+@pytest.mark.parametrize("missing", ["_find", "_load", "__len__"])
+def test_a_kind_of_table_defines_all(missing: str) -> None:
+    with pytest.raises(NotImplementedError):
+        getattr(Table, missing)(*[Table.__new__(Table), ""][: 1 if missing == "__len__" else 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "key"),
+    [
+        (NetworkTable, "10.0.0.0/8", "10.0.0.0/33", "10.1.2.3"),
+        (DomainTable, "*.example.org", "example org", "a.example.org"),
+        (AddressTable, "@example.org", "@example org", "a@example.org"),
+        (RegexTable, "^a+$", "(a", "aaa"),
+        (StringTable, "a", "\0", "a"),
+        (MappingTable, "a b", "a", "a"),
+    ],
+)
+def test_reload_is_atomic(tmp_path: Path, kind: type[Table], good: str, bad: str, key: str) -> None:
+    path = tmp_path / "table"
+    path.write_text("# empty\n")
+    table = kind(f"file:{path}")
+    assert table.match(key) is None
+    path.write_text(good)
+    table.reload()
+    assert key in table
+    path.write_text(f"# new\n{bad}\n")
+    with pytest.raises(ConfigError) as caught:
+        table.reload()
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert key in table
+    assert len(table) == 1
+    path.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        table.reload()
+    assert key in table
+    path.write_text("")
+    table.reload()
+    assert key not in table
+    assert len(table) == 0
+
+
+def test_reload_of_an_inline_table() -> None:
+    table = StringTable("{ a }")
+    table.reload()
+    assert "a" in table
+
+
+@given(st.lists(st.binary(max_size=60)), st.lists(st.binary(max_size=60)))
+def test_hostile_files(
+    tmp_path_factory: pytest.TempPathFactory, first: list[bytes], second: list[bytes]
+) -> None:
+    """Any file loads, or is refused with its name and a line; a refused one changes nothing."""
+    path = tmp_path_factory.getbasetemp() / "hostile"
+    for kind in [*KINDS, MappingTable]:
+        path.write_bytes(b"")
+        table = kind(str(path))
+        for lines in first, second:
+            path.write_bytes(b"\n".join(lines))
+            before = len(table), [table.match(line.decode("latin-1")) for line in lines]
+            refusal = refused(table.reload)
+            if refusal is not None:
+                assert refusal.startswith(f"{path}:")
+                assert "\n" not in refusal
+                after = len(table), [table.match(line.decode("latin-1")) for line in lines]
+                assert after == before
+
+
+@given(st.text())
+def test_hostile_specs(spec: str) -> None:
+    if spec.lstrip().startswith(("/", "file:")):
+        return
+    for kind in [*KINDS, MappingTable]:
+        assert "\n" not in (refused(partial(kind, spec)) or "")
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_characters='\0"\\'), min_size=1)))
+def test_quoted_entries_are_kept(texts: list[str]) -> None:
+    assert entries("{" + ", ".join(f'"{text}"' for text in texts) + "}") == texts
+
+
+@given(st.text(max_size=1100))
+def test_lookups_never_raise(key: str) -> None:
+    tables = [kind("{}") for kind in [*KINDS, MappingTable]]
+    tables += NetworkTable("{ ::/0 }"), DomainTable("{ *, a*b }"), RegexTable("{ a.b }")
+    for table in tables:
+        table.match(key)
