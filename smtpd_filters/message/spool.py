@@ -1,0 +1,349 @@
+"""A whole message, held until a filter has judged it.
+
+The law:
+1. What comes back is what was fed, byte for byte, unless it was edited: the header as `headers`
+   was, the body as `replace_body` was told.
+2. Memory is bounded: the header block by HEADER_LIMIT, the body by the limit above which it goes
+   to a temporary file, whatever is read back by the size of a chunk.
+3. A full disk is a `SpoolError`, never half a message: after one the message can only be
+   discarded.
+
+How it works. The lines of the header are kept until the first empty line; from there on each fed
+list is written as one block. The spool holds the wire form, dot-stuffed, every line ended by a
+line feed (which no line contains), so that sending back an untouched body costs a read and a
+split. Readers keep their own place in the spool and may be interleaved.
+"""
+
+from __future__ import annotations
+
+import io
+from itertools import chain
+
+from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
+from smtpd_filters.message.headers import Headers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from tempfile import SpooledTemporaryFile
+    from typing import BinaryIO
+
+    from _typeshed import WriteableBuffer
+
+# What a body may take in memory. Starlette's multipart parser spools uploads above the same size;
+# nearly all mail is smaller, and a hundred such messages at once still fit a 512 MB machine.
+MEMORY_LIMIT = 1 << 20
+# What the header block may take. Exim's header_maxsize has this default.
+HEADER_LIMIT = 1 << 20
+# What smtpd itself reads and writes at a time.
+CHUNK = 1 << 16
+
+
+_WHITE = (b" ", b"\t")
+
+
+class SpoolError(Exception):
+    """The message could not be kept, or not be read back; the text says why."""
+
+
+class Message:
+    """A message: its header block, to be edited, and its body, to be read or replaced.
+
+    The runtime makes it, feeds it, closes it at the end of data and discards it when the
+    transaction is over; a policy has it in between. Whatever touches the body raises `SpoolError`
+    when the file system fails, and ValueError before `close`.
+    """
+
+    __slots__ = ("_blank", "_closed", "_head", "_head_size", "_headers", "_limit", "_spool")
+
+    def __init__(self, *, limit: int = MEMORY_LIMIT) -> None:
+        self._limit = limit
+        self._head: list[bytes] = []
+        self._head_size = 0
+        # None until the end of the header has been seen.
+        self._headers: Headers | None = None
+        # Whether an empty line stands between the header block and what is in the spool.
+        self._blank = False
+        self._spool = _Spool(limit)
+        self._closed = False
+
+    def feed(self, lines: list[bytes]) -> None:
+        """Take the next lines as they are on the wire, without the lone dot that ends them."""
+        if self._closed:
+            raise ValueError("the message is complete")
+        if self._headers is None:
+            lines = self._feed_head(lines)
+        if lines:
+            self._spool.write(b"\n".join([*lines, b""]))
+
+    def close(self) -> None:
+        """Nothing more is to come: the message may be read from here on."""
+        if self._headers is None:
+            self._end_head(blank=False)
+        self._closed = True
+        self._spool.flush()
+
+    def discard(self) -> None:
+        """Free what the message takes, whatever state it is in. It can't be used any more."""
+        self._closed = True
+        self._head = []
+        self._headers = Headers()
+        self._spool.close("the message was discarded")
+
+    @property
+    def headers_complete(self) -> bool:
+        """Whether the end of the header block has been seen, so that `headers` is there."""
+        return self._headers is not None
+
+    @property
+    def headers(self) -> Headers:
+        """The header block; edits go out with the message."""
+        if self._headers is None:
+            raise ValueError("the header block is not complete")
+        return self._headers
+
+    @property
+    def size(self) -> int:
+        """The bytes of the message as it is now, each line end counted as one.
+
+        The body is read through for it: a stuffed dot is not part of the message.
+        """
+        return sum(map(len, self.iter_bytes()))
+
+    def body(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
+        """The body as it was before dot-stuffing, in chunks of whole lines that end in LF.
+
+        A chunk is longer than `chunk_bytes` only by less than a line. With `crlf` lines end in
+        CRLF, as in RFC 5322. Of a message without an empty line the body is empty, unless its
+        header block was longer than HEADER_LIMIT: then it is what lies past that.
+        """
+        blocks = map(unstuff_block, self._ready().blocks(chunk_bytes))
+        return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
+
+    def iter_bytes(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
+        """The whole message: the header block as it is now, the empty line, the body.
+
+        Not dot-stuffed; otherwise as `body`.
+        """
+        body = self.body(chunk_bytes, crlf=crlf)
+        head = self.headers.lines()
+        if self._blank:
+            head.append(b"")
+        end = b"\r\n" if crlf else b"\n"
+        heads = (end.join([*batch, b""]) for batch in _batches(head, chunk_bytes))
+        return chain(heads, body)
+
+    def open(self, *, crlf: bool = False) -> BinaryIO:
+        """The whole message, as `iter_bytes` gives it, as a file to read from (not to seek in)."""
+        return io.BufferedReader(_Reader(self.iter_bytes(crlf=crlf)))
+
+    def replace_body(self, data: bytes | Iterable[bytes]) -> None:
+        """Put another body behind the header block.
+
+        `data` is not dot-stuffed; its lines end in LF or CRLF, and it may come in chunks cut
+        anywhere, made from `body()` if need be. When it fails the old body stays.
+        """
+        self._ready()
+        spool = _Spool(self._limit)
+        try:
+            for block in _whole_lines([data] if isinstance(data, bytes) else data):
+                spool.write(stuff_block(block))
+            spool.flush()
+        except BaseException:
+            spool.close("the new body was given up")
+            raise
+        self._spool.close("the body was replaced")
+        self._spool = spool
+        self._blank = True
+
+    def wire_lines(self, chunk_bytes: int = CHUNK) -> Iterator[list[bytes]]:
+        """The whole message as it goes back: dot-stuffed lines, in lists of about `chunk_bytes`.
+
+        A header block and a body that weren't edited are the very lines that were fed.
+        """
+        blocks = self._ready().blocks(chunk_bytes)
+        head = stuff(self.headers.lines()) if self.headers.changed else self._head
+        if self._blank:
+            head = [*head, b""]
+        return chain(_batches(head, chunk_bytes), map(_split, blocks))
+
+    def _ready(self) -> _Spool:
+        if not self._closed:
+            raise ValueError("the message is not complete")
+        self._spool.check()
+        return self._spool
+
+    def _feed_head(self, lines: list[bytes]) -> list[bytes]:
+        """Take the lines of the header block; the others are returned."""
+        end = lines.index(b"") if b"" in lines else len(lines)
+        self._head += lines[:end]
+        self._head_size += sum(map(len, lines[:end])) + end
+        if self._head_size > HEADER_LIMIT:
+            past = self._cut_head()
+            self._end_head(blank=False)
+            return past + lines[end:]
+        if end < len(lines):
+            self._end_head(blank=True)
+        return lines[end + 1 :]
+
+    def _end_head(self, *, blank: bool) -> None:
+        self._blank = blank
+        self._headers = Headers(unstuff(self._head))
+
+    def _cut_head(self) -> list[bytes]:
+        """Take out of the header block what is past HEADER_LIMIT.
+
+        The cut is in front of a field: what is appended to the block must not take over the
+        continuation lines of the field before it.
+        """
+        head = self._head
+        size = at = 0
+        while size + len(head[at]) < HEADER_LIMIT:
+            size += len(head[at]) + 1
+            at += 1
+        while at and head[at].startswith(_WHITE):
+            at -= 1
+        past = head[at:]
+        del head[at:]
+        return past
+
+
+class _Spool:
+    """Whole lines, each ended by a line feed, in memory up to the limit and on disk past it."""
+
+    __slots__ = ("_failure", "_file", "_limit", "_size")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._file: SpooledTemporaryFile[bytes] | None = None
+        self._size = 0
+        self._failure = ""
+
+    def check(self) -> None:
+        if self._failure:
+            raise SpoolError(self._failure)
+
+    def write(self, block: bytes) -> None:
+        self.check()
+        try:
+            self._made().write(block)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._size += len(block)
+
+    def flush(self) -> None:
+        """Bring out a full disk now rather than while the message is sent back."""
+        self.check()
+        try:
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def blocks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """What was written, in blocks of whole lines."""
+        at = 0
+        # A list, so that a line of many chunks isn't copied once for each.
+        pieces: list[bytes] = []
+        while at < self._size:
+            chunk = self._read(at, chunk_bytes)
+            at += len(chunk)
+            cut = chunk.rfind(b"\n") + 1
+            if not cut:
+                pieces.append(chunk)
+                continue
+            pieces.append(chunk[:cut])
+            yield b"".join(pieces)
+            pieces = [chunk[cut:]]
+
+    def close(self, reason: str) -> None:
+        self._failure = reason
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError:
+            pass  # what could not be flushed; the file is closed all the same
+
+    def _made(self) -> SpooledTemporaryFile[bytes]:
+        if self._file is None:
+            from tempfile import SpooledTemporaryFile  # noqa: PLC0415  start-up: few need it
+
+            self._file = SpooledTemporaryFile(max_size=self._limit)  # noqa: SIM115  see close()
+            if not self._limit:
+                # Here 0 is a limit; there it is none.
+                self._file.rollover()
+        return self._file
+
+    def _read(self, at: int, size: int) -> bytes:
+        # A reader may have been left half-way when the spool was closed.
+        self.check()
+        file = self._made()
+        try:
+            file.seek(at)
+            chunk = file.read(size)
+        except OSError as error:
+            raise self._failed(error) from error
+        if not chunk:
+            raise self._failed(EOFError("it ends too early"))
+        return chunk
+
+    def _failed(self, error: Exception) -> SpoolError:
+        reason = getattr(error, "strerror", None) or str(error)
+        self._failure = f"cannot spool the message: {reason}"
+        return SpoolError(self._failure)
+
+
+class _Reader(io.RawIOBase):
+    """A file made of chunks, none of them empty."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        chunk = self._rest or next(self._chunks, b"")
+        size = min(len(view), len(chunk))
+        view[:size] = chunk[:size]
+        self._rest = chunk[size:]
+        return size
+
+
+def _batches(lines: list[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line) + 1
+        if size >= chunk_bytes:
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch
+
+
+def _split(block: bytes) -> list[bytes]:
+    lines = block.split(b"\n")
+    lines.pop()  # behind the last line feed
+    return lines
+
+
+def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Put chunks that are cut anywhere into blocks of whole lines, each ended by LF."""
+    pieces: list[bytes] = []
+    for chunk in chunks:
+        cut = chunk.rfind(b"\n") + 1
+        if not cut:
+            pieces.append(chunk)
+            continue
+        pieces.append(chunk[:cut])
+        yield b"".join(pieces).replace(b"\r\n", b"\n")
+        pieces = [chunk[cut:]]
+    rest = b"".join(pieces)
+    if rest:
+        yield rest + b"\n"

@@ -1,0 +1,785 @@
+"""The header block, the fields put into it, dot-stuffing, and whole messages."""
+
+from __future__ import annotations
+
+import email
+import email.header
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd_filters.message import (
+    Field,
+    Headers,
+    Message,
+    SpoolError,
+    encoded_word,
+    spool,
+    stuff,
+    unstuff,
+)
+from smtpd_filters.message.folding import MAX_LINE, field_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECEIVED = [b"Received: from a.example (a.example [192.0.2.1])", b"\tby mx.example; Sat, 21 Nov"]
+BLOCK = [
+    *RECEIVED,
+    b"From: Anna <anna@example.org>",
+    b"X-Spam: Yes",
+    b"SUBJECT :  two",
+    b" lines \xff",
+    b"x-spam:no",
+]
+
+# Lines that are likely to mean something, among any others.
+line = st.one_of(
+    st.sampled_from(
+        [b"", b".", b"..", b" ", b"\t x", b"From a@b Sat", b"A: 1", b"a:2", b"B :", b":"]
+    ),
+    st.binary(max_size=20).map(lambda data: data.replace(b"\n", b"")),
+)
+lines_of_mail = st.lists(line, max_size=12)
+header_line = line.filter(bool)
+name = st.from_regex(r"[!-9;-~]{1,20}", fullmatch=True)
+piece = st.sampled_from(
+    ["\r", "\n", "\r\n", "\n ", "\r\n\t", " ", "\t", "\0", "\x0b", "\x85", "\ud800", "Bcc: x", "é"]
+)
+value = st.one_of(
+    st.lists(st.one_of(piece, st.text(max_size=8)), max_size=10).map("".join),
+    st.lists(piece, max_size=10).map(lambda p: "".join(p).encode("utf-8", "replace")),
+    st.binary(max_size=60),
+    st.lists(st.text("ab \t", min_size=1, max_size=60), max_size=20).map("".join),
+    st.tuples(st.text("xé", min_size=1, max_size=3), st.integers(1, 1200)).map(
+        lambda t: t[0] * t[1]
+    ),
+)
+
+
+def unfolded(lines: list[bytes]) -> bytes:
+    return b"".join(lines)
+
+
+# --- Dot-stuffing
+
+
+@pytest.mark.parametrize(
+    ("plain", "wire"),
+    [
+        ([], []),
+        ([b"", b"a.", b" ."], [b"", b"a.", b" ."]),
+        ([b".", b"", b"..", b".x", b"x"], [b"..", b"", b"...", b"..x", b"x"]),
+    ],
+)
+def test_stuffing(plain: list[bytes], wire: list[bytes]) -> None:
+    assert stuff(plain) == wire
+    assert unstuff(wire) == plain
+    assert stuff(iter(plain)) == wire
+
+
+def test_stuffing_gives_a_list_of_its_own() -> None:
+    plain = [b"a"]
+    assert stuff(plain) is not plain
+    assert unstuff(plain) is not plain
+
+
+def test_a_dot_that_the_client_did_not_stuff_is_taken_away() -> None:
+    assert unstuff([b".x"]) == [b"x"]
+
+
+@given(st.lists(st.one_of(st.sampled_from([b"", b".", b".."]), st.binary(max_size=5))))
+def test_unstuff_undoes_stuff(plain: list[bytes]) -> None:
+    assert unstuff(stuff(plain)) == plain
+    assert b"." not in stuff(plain)
+
+
+# --- Values
+
+
+@pytest.mark.parametrize(
+    ("given_value", "expected"),
+    [
+        ("yes", [b"X: yes"]),
+        (b"yes \t", [b"X: yes"]),
+        ("", [b"X:"]),
+        (" \t", [b"X:"]),
+        ("  a  b\tc ", [b"X: a  b\tc"]),
+        ("Zoë", [b"X: Zo\xc3\xab"]),
+        ("raw \udcff", [b"X: raw \xff"]),
+        (b"raw \xff", [b"X: raw \xff"]),
+        ("no byte \ud800", "X: no byte \ufffd".encode()),
+        ("a\r\nBcc: b", [b"X: a Bcc: b"]),
+        ("a\nBcc: b", [b"X: a Bcc: b"]),
+        ("a\rBcc: b", [b"X: a Bcc: b"]),
+        ("a\r\n\r\nbody", [b"X: a  body"]),
+        ("a\0b\x1b[2J\x7f", [b"X: a b [2J"]),
+        ("a\u0085b", [b"X: a b"]),
+        ("\n", [b"X:"]),
+        # Folded already.
+        ("v=1;\n\tb=2", [b"X: v=1;", b"\tb=2"]),
+        (b"v=1;\r\n  b=2", [b"X: v=1;", b"  b=2"]),
+        ("v=1; \n b=2 ", [b"X: v=1; ", b" b=2"]),
+        ("\n v=1", [b"X:", b" v=1"]),
+        ("a\n \n \t\n b", [b"X: a", b" b"]),
+        ("a\n \n", [b"X: a"]),
+        ("a\n \0\n b", [b"X: a", b" b"]),
+        ("a\n\n b", [b"X: a ", b" b"]),
+        ("a\n" + " w" * 60, [b"X: a", b" w" * 60]),
+    ],
+)
+def test_a_value_in_a_field(given_value: str | bytes, expected: list[bytes] | bytes) -> None:
+    assert field_lines("X", given_value) == (
+        [expected] if isinstance(expected, bytes) else expected
+    )
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "a:", "é", "a\n", "\0", "a\tb", "\x7f", "x" * MAX_LINE])
+def test_a_name_that_is_none(bad: str) -> None:
+    headers = Headers.parse(BLOCK)
+    for edit in (headers.prepend, headers.append):
+        with pytest.raises(ValueError, match="not a header field name"):
+            edit(bad, "x")
+    with pytest.raises(ValueError, match="not a header field name"):
+        headers.insert(0, bad, "x")
+    with pytest.raises(ValueError, match="not a header field name"):
+        headers.replace(bad, "x", add=True)
+    assert headers.lines() == BLOCK
+    assert not headers.changed
+
+
+@given(name, value)
+@example("X" * 997, "x" * 3000)
+@example("A", "\n" + " " * 1200 + "x")
+def test_no_value_makes_a_second_field_or_ends_the_block(name: str, value: str | bytes) -> None:
+    lines = field_lines(name, value)
+    assert lines[0].startswith(name.encode() + b":")
+    for number, text in enumerate(lines):
+        assert not re.search(rb"[\x00-\x08\n-\x1f\x7f]", text)
+        assert text.strip(b" \t")
+        assert len(text) <= MAX_LINE
+        assert (text[:1] in (b" ", b"\t")) == (number > 0)
+    headers = Headers.parse([*BLOCK, *lines, *BLOCK])
+    assert len(headers) == 2 * len(Headers.parse(BLOCK)) + 1
+    # Another implementation's opinion.
+    parsed = email.message_from_bytes(b"\r\n".join([*lines, b"", b"the body"]))
+    assert len(parsed) == 1
+    assert parsed.get_payload() == "the body"
+
+
+@given(name, st.text("abé \t", max_size=400).map(str.encode))
+def test_folding(name: str, value: bytes) -> None:
+    lines = field_lines(name, value)
+    for text in lines:
+        tokens = text.removeprefix(name.encode() + b":").split()
+        assert len(text) <= 78 or len(tokens) <= 1
+    whole = unfolded(lines).removeprefix(name.encode() + b":")
+    assert whole.split() == value.split()
+    if b" " * 50 not in value.replace(b"\t", b" "):
+        assert whole.strip(b" \t") == value.strip(b" \t")
+
+
+@pytest.mark.parametrize(
+    ("given_value", "expected"),
+    [
+        ("a" * 75, [b"X: " + b"a" * 75]),
+        # Whole tokens: behind the name if it won't do otherwise, else on a line of their own.
+        ("a" * 76, [b"X:", b" " + b"a" * 76]),
+        ("a" * 78, [b"X: " + b"a" * 78]),
+        ("a" * 995 + " b", [b"X: " + b"a" * 995, b" b"]),
+        ("a" * 996, [b"X:", b" " + b"a" * 996]),
+        ("a " + "b" * 80 + " c", [b"X: a", b" " + b"b" * 80, b" c"]),
+        ("a" * 70 + "  \tb" + " c" * 40, [b"X: " + b"a" * 70 + b"  \tb", b" c" * 39, b" c"]),
+        ("a" * 74 + " \tb", [b"X: " + b"a" * 74, b" \tb"]),
+        ("a" + " " * 100 + "b", [b"X: a b"]),
+        ("a" * 74 + " " * 100 + "b", [b"X: " + b"a" * 74, b" b"]),
+        # Hard breaks.
+        ("a" * 998, [b"X:", b" " + b"a" * 997, b" a"]),
+        ("a" * 996 + "é", [b"X:", b" " + b"a" * 996, " é".encode()]),
+        (b"\x80" * 998, [b"X:", b" " + b"\x80" * 997, b" \x80"]),
+        ("x\n " + "a" * 997, [b"X: x", b" " + b"a" * 997]),
+        ("x\n " + "a" * 998 + " b ", [b"X: x", b" " + b"a" * 997, b" a b"]),
+        ("x" * 990 + " yyyyyy\n z", [b"X: " + b"x" * 990, b" yyyyyy", b" z"]),
+    ],
+)
+def test_where_a_value_is_folded(given_value: str | bytes, expected: list[bytes]) -> None:
+    assert field_lines("X", given_value) == expected
+
+
+def test_a_long_name_stands_alone() -> None:
+    assert field_lines("N" * 77, "a") == [b"N" * 77 + b":", b" a"]
+
+
+@pytest.mark.parametrize("text", ["", "Hello, world", "50% = half?"])
+def test_ascii_needs_no_encoded_word(text: str) -> None:
+    assert encoded_word(text) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=200))
+@example("=?utf-8?Q?already?=")
+@example("é" * 100)
+def test_encoded_words_decode_to_the_text(text: str) -> None:
+    encoded = encoded_word(text)
+    assert encoded.isascii()
+    assert str(email.header.make_header(email.header.decode_header(encoded))) == text
+    if encoded != text:
+        assert all(len(word) <= 75 for word in encoded.split(" "))
+
+
+def test_an_encoded_word_hides_no_line_break() -> None:
+    assert encoded_word("a\r\nBcc: é") == encoded_word("a Bcc: é")
+    assert encoded_word("a\nb") == "a b"
+    assert encoded_word("é\ud800") == encoded_word("é?")
+
+
+# --- The block
+
+
+@given(lines_of_mail)
+def test_a_block_comes_back_as_it_was(lines: list[bytes]) -> None:
+    headers = Headers.parse(lines)
+    assert headers.lines() == lines
+    named = [field for field in headers if field.name]
+    assert len(named) == len(headers)
+    assert headers.lines() == lines
+    assert not headers.changed
+
+
+def test_what_is_in_a_block() -> None:
+    headers = Headers.parse(BLOCK)
+    assert headers.names() == ["Received", "From", "X-Spam", "SUBJECT", "x-spam"]
+    assert len(headers) == 5
+    assert headers.get("from") == "Anna <anna@example.org>"
+    assert headers.get("subject") == "two lines \udcff"
+    assert headers.get("X-SPAM") == "Yes"
+    assert headers.get_all("X-Spam") == ["Yes", "no"]
+    assert headers.get("To") is None
+    assert headers.get("To", "nobody") == "nobody"
+    assert headers.get_all("To") == []
+    assert "FROM" in headers
+    assert "To" not in headers
+    assert 1 not in headers
+    assert "" not in headers
+    first = next(iter(headers))
+    assert first.lines == tuple(RECEIVED)
+    assert repr(list(headers)[2]) == "Field('X-Spam', 'Yes')"
+    match first:
+        case Field("Received", text):
+            assert text.endswith("\tby mx.example; Sat, 21 Nov")
+        case _:
+            pytest.fail("a field matches by name and value")
+
+
+OPAQUE = [
+    b" stray",
+    b"\tmore",
+    b"From anna@example.org Sat",
+    b" goes on",
+    b"A: 1",
+    b"text",
+    b" b",
+    b"",
+]
+
+
+def test_what_is_no_field_is_kept_and_not_found() -> None:
+    headers = Headers.parse(OPAQUE)
+    assert headers.names() == ["A"]
+    assert headers.get("A") == "1"
+    assert headers.get("From") is None
+    assert headers.remove("From") == 0
+    assert headers.remove("") == 0
+    assert headers.remove("a") == 1
+    assert headers.lines() == [text for text in OPAQUE if text != b"A: 1"]
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+def test_adding_at_both_ends(*, parsed: bool) -> None:
+    headers = Headers.parse(BLOCK)
+    assert not parsed or len(headers) == 5
+    headers.prepend("X-Top", "1")
+    headers.append("X-End", "a " * 50)
+    headers.prepend("X-Top", "2")
+    end = [b"X-End: " + b"a " * 35 + b"a", b" a" * 14]
+    assert headers.lines() == [b"X-Top: 2", b"X-Top: 1", *BLOCK, *end]
+    assert headers.get_all("x-top") == ["2", "1"]
+    assert headers.changed
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+def test_a_new_field_takes_over_no_stray_continuation(*, parsed: bool) -> None:
+    headers = Headers.parse(OPAQUE)
+    assert not parsed or len(headers) == 1
+    headers.prepend("X", "1")
+    assert headers.lines() == [*OPAQUE[:2], b"X: 1", *OPAQUE[2:]]
+    headers = Headers.parse([b" stray"])
+    headers.prepend("X", "1")
+    assert headers.lines() == [b" stray", b"X: 1"]
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+def test_an_empty_block(*, parsed: bool) -> None:
+    headers = Headers()
+    assert not parsed or len(headers) == 0
+    headers.prepend("B", "2")
+    headers.prepend("A", "1")
+    assert headers.lines() == [b"A: 1", b"B: 2"]
+
+
+def test_adding_at_the_top_parses_nothing() -> None:
+    headers = Headers.parse(BLOCK)
+    headers.prepend("X-Spam", "Yes")
+    headers.append("X-Spam", "Yes")
+    assert headers.lines()
+    assert headers._entries is None
+
+
+@pytest.mark.parametrize(
+    ("index", "place"),
+    [(0, 0), (1, 2), (2, 3), (4, 6), (5, 7), (9, 7), (-1, 6), (-5, 0), (-9, 0)],
+)
+def test_inserting_counts_fields(index: int, place: int) -> None:
+    headers = Headers.parse(BLOCK)
+    headers.insert(index, "X-New", "1")
+    assert headers.lines() == [*BLOCK[:place], b"X-New: 1", *BLOCK[place:]]
+    assert headers.changed
+
+
+@pytest.mark.parametrize("index", [0, 3, -1])
+def test_inserting_into_no_fields(index: int) -> None:
+    headers = Headers.parse([b"text"])
+    headers.insert(index, "X-New", "1")
+    assert headers.lines() == [b"text", b"X-New: 1"]
+
+
+def test_of_several_inserted_at_one_index_the_last_is_highest() -> None:
+    headers = Headers.parse([b"A: 1", b"B: 2"])
+    headers.insert(1, "X", "second")
+    headers.insert(1, "X", "first")
+    assert headers.get_all("x") == ["first", "second"]
+    assert headers.names() == ["A", "X", "X", "B"]
+
+
+@pytest.mark.parametrize(("nth", "place"), [(1, 3), (2, 6), (-1, 6), (-2, 3)])
+def test_replacing_the_nth(nth: int, place: int) -> None:
+    headers = Headers.parse(BLOCK)
+    assert headers.replace("X-SPAM", "maybe", nth)
+    assert headers.lines() == [*BLOCK[:place], b"X-SPAM: maybe", *BLOCK[place + 1 :]]
+    assert headers.changed
+
+
+@pytest.mark.parametrize("nth", [3, -3])
+def test_replacing_what_is_not_there(nth: int) -> None:
+    headers = Headers.parse(BLOCK)
+    assert not headers.replace("X-Spam", "maybe", nth)
+    assert not headers.changed
+    assert not headers.replace("X-Spam", "maybe", nth, add=True)
+    assert headers.lines() == [*BLOCK, b"X-Spam: maybe"]
+
+
+def test_there_is_no_field_number_nought_to_replace() -> None:
+    with pytest.raises(ValueError, match="from 1"):
+        Headers.parse(BLOCK).replace("X-Spam", "maybe", 0)
+
+
+@pytest.mark.parametrize(
+    ("nth", "left"),
+    [
+        (0, "2"),
+        (1, "2bcd"),
+        (3, "a2bd"),
+        (-1, "a2bc"),
+        (-4, "2bcd"),
+        (5, "a2bcd"),
+        (-5, "a2bcd"),
+        ([1, 2], "2cd"),
+        ([-1, 4, 9], "a2bc"),
+        ([2, 0], "2"),
+        ([], "a2bcd"),
+    ],
+)
+def test_removing(nth: int | list[int], left: str) -> None:
+    lines = [b"X: a", b"Y: 2", b"x: b", b"X : c", b"X:", b" d"]
+    headers = Headers.parse(lines)
+    assert headers.remove("x", nth) == 5 - len(left)
+    assert "".join(field.value for field in headers) == left
+    assert headers.changed == (len(left) < 5)
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+def test_edits_can_be_taken_back(*, parsed: bool) -> None:
+    headers = Headers.parse(BLOCK)
+    untouched = headers.snapshot()
+    headers.prepend("X", "1")
+    once = headers.snapshot()
+    assert not parsed or headers.remove("Received") == 1
+    headers.append("Y", "1")
+    headers.restore(once)
+    assert headers.lines() == [b"X: 1", *BLOCK]
+    assert headers.names()[0] == "X"
+    assert headers.changed
+    headers.append("Y", "1")
+    for _ in range(2):
+        headers.restore(untouched)
+        assert headers.lines() == BLOCK
+        assert not headers.changed
+        headers.append("Y", "1")
+
+
+@given(
+    lines_of_mail.map(lambda lines: [text for text in lines if not text.startswith(b"New-")]),
+    st.lists(st.tuples(st.integers(-7, 7), name.map("New-".__add__), value), max_size=6),
+)
+def test_added_fields_leave_all_other_lines_and_their_order(
+    lines: list[bytes], added: list[tuple[int, str, str | bytes]]
+) -> None:
+    headers = Headers.parse(lines)
+    for count, (index, name, value) in enumerate(added, 1):
+        if index == 6:
+            headers.prepend(name, value)
+        elif index == 7:
+            headers.append(name, value)
+        else:
+            headers.insert(index, name, value)
+        # As it goes out, so it reads: what went in is one field, with no line of another's.
+        again = Headers.parse(headers.lines())
+        new = [field.lines for field in again if field.name.startswith("New-")]
+        assert sorted(new) == sorted(
+            tuple(field_lines(name, text)) for _, name, text in added[:count]
+        )
+        assert len(again) == len(Headers.parse(lines)) + count
+    kept = [entry for name, entry in entries(headers.lines()) if not name.startswith("new-")]
+    assert [text for entry in kept for text in entry] == lines
+
+
+def entries(lines: list[bytes]) -> list[tuple[str, list[bytes]]]:
+    """Say what is a field, independently: (name in lower case or "", its lines)."""
+    found: list[tuple[str, list[bytes]]] = []
+    for text in lines:
+        before, colon, _ = text.partition(b":")
+        before = before.rstrip(b" \t")
+        if found and text[:1] in (b" ", b"\t"):
+            found[-1][1].append(text)
+        elif colon and before and all(33 <= byte <= 126 for byte in before):
+            found.append((before.decode().lower(), [text]))
+        else:
+            found.append(("", [text]))
+    return found
+
+
+@given(
+    lines_of_mail,
+    st.lists(st.tuples(st.sampled_from("AaB"), st.integers(-3, 3), st.none() | value), max_size=5),
+)
+def test_replacing_and_removing_leave_all_other_lines_and_their_order(
+    lines: list[bytes], edits: list[tuple[str, int, str | bytes | None]]
+) -> None:
+    headers = Headers.parse(lines)
+    model = entries(lines)
+    for name, nth, value in edits:
+        found = [at for at, (other, _) in enumerate(model) if other == name.lower()]
+        if nth:
+            counted = dict(enumerate(found, 1)) | dict(enumerate(found, -len(found)))
+            found = [counted[nth]] if nth in counted else []
+        if value is None:
+            assert headers.remove(name, nth) == len(found)
+            model = [entry for at, entry in enumerate(model) if at not in found]
+        elif nth:
+            assert headers.replace(name, value, nth) == bool(found)
+            for at in found:
+                model[at] = (name.lower(), field_lines(name, value))
+        assert headers.lines() == [text for _, entry in model for text in entry]
+
+
+# --- Whole messages
+
+
+@contextmanager
+def message(
+    lines: list[bytes], *, limit: int = spool.MEMORY_LIMIT, cuts: list[int] | None = None
+) -> Iterator[Message]:
+    held = Message(limit=limit)
+    try:
+        places = sorted({min(cut, len(lines)) for cut in cuts or []})
+        for start, end in zip([0, *places], [*places, len(lines)], strict=True):
+            held.feed(lines[start:end])
+        held.close()
+        yield held
+    finally:
+        held.discard()
+
+
+def wire(held: Message, chunk: int = spool.CHUNK) -> list[bytes]:
+    return [text for lines in held.wire_lines(chunk) for text in lines]
+
+
+def joined(lines: list[bytes], end: bytes = b"\n") -> bytes:
+    return b"".join(text + end for text in lines)
+
+
+MAIL = [b"Subject: hello", b"..From: me", b"", b"Hi", b"", b"..", b"...x", b"bye"]
+
+
+def test_a_message() -> None:
+    with message(MAIL) as held:
+        assert held.headers.names() == ["Subject", ".From"]
+        plain = joined(unstuff(MAIL))
+        assert b"".join(held.body()) == b"Hi\n\n.\n..x\nbye\n"
+        assert b"".join(held.body(crlf=True)) == b"Hi\r\n\r\n.\r\n..x\r\nbye\r\n"
+        assert b"".join(held.iter_bytes()) == plain
+        assert b"".join(held.iter_bytes(crlf=True)) == plain.replace(b"\n", b"\r\n")
+        assert held.size == len(plain)
+        with held.open() as file:
+            assert file.read(3) == b"Sub"
+            assert file.readline() == b"ject: hello\n"
+            assert file.read() == plain[15:]
+        with held.open(crlf=True) as file:
+            assert file.read() == plain.replace(b"\n", b"\r\n")
+        assert wire(held) == MAIL
+
+
+def test_an_edited_header_goes_out_and_the_body_stays() -> None:
+    with message(MAIL) as held:
+        held.headers.prepend(".X", "1")
+        held.headers.remove("subject")
+        assert wire(held) == [b"..X: 1", b"..From: me", *MAIL[2:]]
+        assert held.size == len(joined(unstuff(wire(held))))
+
+
+@given(
+    lines_of_mail.map(lambda lines: [text for text in lines if text != b"."]),
+    st.lists(st.integers(0, 12), max_size=4),
+    st.sampled_from([0, 5, 1 << 20]),
+    st.integers(1, 40),
+)
+@example([], [], 0, 1)
+@example([b""], [], 0, 1)
+@example([b"", b""], [1], 0, 1)
+@example([b"A: 1"], [], 0, 1)
+@example([b"A: 1", b""], [1], 0, 1)
+def test_a_message_comes_back_as_it_was(
+    lines: list[bytes], cuts: list[int], limit: int, chunk: int
+) -> None:
+    with message(lines, limit=limit, cuts=cuts) as held:
+        assert wire(held, chunk) == lines
+        plain = joined(unstuff(lines))
+        assert b"".join(held.iter_bytes(chunk)) == plain
+        with held.open() as file:
+            assert file.read() == plain
+        assert held.size == len(plain)
+        held.headers.append("X", "1")
+        end = lines.index(b"") if b"" in lines else len(lines)
+        expected = [*stuff(unstuff(lines[:end])), b"X: 1", *lines[end:]]
+        assert wire(held, chunk) == expected
+
+
+def test_what_goes_back_comes_in_bounded_lists() -> None:
+    lines = [b"A: 1"] * 100 + [b""] + [b"x" * 30] * 1000 + [b"y" * 500, b"z"]
+    with message(lines) as held:
+        lists = list(held.wire_lines(100))
+        assert [text for part in lists for text in part] == lines
+        assert all(lists)
+        assert all(len(joined(part)) <= 100 + 501 for part in lists)
+        assert all(len(joined(part)) <= 100 + 31 for part in lists[:-6])
+
+
+def test_readers_do_not_disturb_each_other() -> None:
+    with message([b"", *(b"%d" % number for number in range(100))], limit=0) as held:
+        pairs = list(zip(held.body(10), held.body(10), strict=True))
+        assert len(pairs) > 10
+        assert all(one == other for one, other in pairs)
+
+
+@pytest.mark.parametrize(("limit", "on_disk"), [(0, True), (20, True), (40, False)])
+def test_a_body_above_the_limit_goes_to_disk(limit: int, *, on_disk: bool) -> None:
+    with message([b"", b"x" * 15, b"y" * 15], limit=limit) as held:
+        assert held._spool._file is not None
+        assert held._spool._file._rolled == on_disk  # type: ignore[attr-defined]
+        assert wire(held) == [b"", b"x" * 15, b"y" * 15]
+
+
+@pytest.mark.parametrize("cuts", [[], list(range(20))])
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        # Seven bytes with the line end, 28 are allowed: the cut is in front of a field.
+        ([b"A: 123"] * 6 + [b"", b"..x"], 4),
+        ([b"A: 123"] * 3 + [b" 45678"] * 5 + [b"", b"x"], 2),
+        ([b"A: 123"] + [b" 45678"] * 5, 0),
+        ([b"A: " + b"x" * 40, b"", b"x"], 0),
+        ([b"A: 123"] * 4 + [b"", b"x"], 4),
+    ],
+)
+def test_a_header_block_above_its_limit_is_opaque_from_there(
+    monkeypatch: pytest.MonkeyPatch, lines: list[bytes], kept: int, cuts: list[int]
+) -> None:
+    monkeypatch.setattr(spool, "HEADER_LIMIT", 28)
+    with message(lines, cuts=cuts) as held:
+        assert wire(held) == lines
+        assert b"".join(held.iter_bytes()) == joined(unstuff(lines))
+        assert len(held.headers) == kept
+        held.headers.append("X", "1")
+        held.headers.prepend("Y", "1")
+        assert wire(held) == [b"Y: 1", *lines[:kept], b"X: 1", *lines[kept:]]
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (b"", []),
+        (b"\n", [b""]),
+        (b".\r\n..x\r\ny", [b"..", b"...x", b"y"]),
+        ([b"a", b"b\r", b"\n.", b"c", b"\n\n", b"", b".\rd"], [b"ab", b"..c", b"", b"..\rd"]),
+        (iter([b"a\n"]), [b"a"]),
+    ],
+)
+def test_another_body(data: bytes | list[bytes], body: list[bytes]) -> None:
+    with message(MAIL) as held:
+        held.replace_body(data)
+        assert wire(held) == [*MAIL[:3], *body]
+        assert b"".join(held.body()) == joined(unstuff(body))
+
+
+@given(
+    st.lists(st.one_of(line, st.just(b"\n"), st.just(b"\r\n"))), st.sampled_from([0, 8, 1 << 20])
+)
+def test_another_body_comes_out_stuffed(chunks: list[bytes], limit: int) -> None:
+    with message(MAIL, limit=limit) as held:
+        held.replace_body(iter(chunks))
+        data = b"".join(chunks).replace(b"\r\n", b"\n")
+        plain = data.removesuffix(b"\n").split(b"\n") if data else []
+        assert wire(held) == [*MAIL[:3], *stuff(plain)]
+        assert b"." not in wire(held)
+
+
+def test_a_body_made_of_the_body() -> None:
+    with message(MAIL) as held:
+        held.replace_body(block.upper() for block in held.body())
+        assert wire(held) == [*MAIL[:3], b"HI", b"", b"..", b"...X", b"BYE"]
+
+
+def test_a_body_for_a_message_without_one() -> None:
+    with message([b"A: 1"]) as held:
+        held.replace_body(b"x")
+        assert wire(held) == [b"A: 1", b"", b"x"]
+
+
+def test_a_body_that_fails_leaves_the_old_one() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"new\n"
+        raise KeyError
+
+    with message(MAIL) as held:
+        with pytest.raises(KeyError):
+            held.replace_body(chunks())
+        assert wire(held) == MAIL
+
+
+def test_the_order_of_things() -> None:
+    held = Message()
+    held.feed([b"A: 1"])
+    assert not held.headers_complete
+    for early in (lambda: held.headers, held.wire_lines, held.iter_bytes, held.open):
+        with pytest.raises(ValueError, match="not complete"):
+            early()
+    held.feed([b""])
+    assert held.headers_complete
+    assert held.headers.get("a") == "1"
+    with pytest.raises(ValueError, match="not complete"):
+        held.body()
+    held.close()
+    held.close()
+    with pytest.raises(ValueError, match="is complete"):
+        held.feed([b"x"])
+    parts = held.wire_lines()
+    held.discard()
+    held.discard()
+    assert list(parts) == [[b"A: 1", b""]]
+    with pytest.raises(SpoolError, match="discarded"):
+        held.wire_lines()
+
+
+def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:
+    with message(MAIL) as held:
+        blocks = held.body(4)
+        assert next(blocks) == b"Hi\n\n"
+    with pytest.raises(SpoolError, match="discarded"):
+        next(blocks)
+
+
+# --- The file system fails
+
+
+def test_no_folder_for_the_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    held = Message(limit=0)
+    with pytest.raises(SpoolError, match="cannot spool the message: No such file"):
+        held.feed([b"", b"x"])
+    with pytest.raises(SpoolError, match="No such file"):
+        held.feed([b"y"])
+    with pytest.raises(SpoolError, match="No such file"):
+        held.close()
+    with pytest.raises(SpoolError, match="No such file"):
+        held.wire_lines()
+    held.discard()
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full.open("w+b"))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_while_the_message_comes_in() -> None:
+    held = Message(limit=10)
+    held.feed([b"", b"x"])
+    with pytest.raises(SpoolError, match="No space left on device"):
+        held.feed([b"x" * 100_000])
+    with pytest.raises(SpoolError, match="No space left on device"):
+        held.close()
+    held.discard()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_found_at_the_end() -> None:
+    held = Message(limit=0)
+    held.feed([b"", b"x"])
+    with pytest.raises(SpoolError, match="No space left on device"):
+        held.close()
+    held.discard()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_under_another_body() -> None:
+    with message(MAIL, limit=100) as held:
+        with pytest.raises(SpoolError, match="No space left on device"):
+            held.replace_body(b"x" * 1000)
+        assert wire(held) == MAIL
+
+
+def test_a_spool_that_can_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with message(MAIL) as held:
+        file = held._spool._file
+        assert file is not None
+        file.truncate(0)
+        with pytest.raises(SpoolError, match="ends too early"):
+            wire(held)
+    with message(MAIL) as held:
+        file = held._spool._file
+        assert file is not None
+
+        def fail(*_: object) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(file, "read", fail)
+        with pytest.raises(SpoolError, match="Input/output error"):
+            wire(held)
