@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from smtpd_filters.chain import run
 from smtpd_filters.filter import Filter
 from smtpd_filters.protocol.decisions import PROCEED
 
+TYPE_CHECKING = False  # the import of typing would count as ours
 if TYPE_CHECKING:
     from smtpd_filters.message import Headers
     from smtpd_filters.protocol.decisions import Proceed
