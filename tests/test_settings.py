@@ -39,6 +39,7 @@ from smtpd_filters.settings import (
     table,
 )
 from smtpd_filters.settings.manual import describe, help_text, markdown_options, mdoc_options
+from smtpd_filters.tables import NetworkTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -433,6 +434,18 @@ def test_a_required_flag() -> None:
 )
 def test_what_is_wrong_is_one_line(argv: list[str], line: str) -> None:
     assert refused(*argv) == line
+
+
+def test_an_unreadable_table_names_the_file_and_the_line(tmp_path: Path) -> None:
+    class Trusting(Settings):
+        trusted = option(table(NetworkTable), default=None, help="Never asked.")
+
+    path = tmp_path / "networks"
+    assert refused("--trusted", f"file:{path}", own=Trusting).startswith(f"--trusted: {path}: ")
+    path.write_text("192.0.2.0/24\nnonsense/99\n")
+    assert refused("--trusted", str(path), own=Trusting).startswith(f"--trusted: {path}:2: ")
+    path.write_text("192.0.2.0/24\n")
+    assert read("--trusted", str(path), own=Trusting).trusted.match("192.0.2.1") == "192.0.2.0/24"
 
 
 def test_a_bad_secret_is_not_repeated() -> None:
