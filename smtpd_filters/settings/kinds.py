@@ -2,7 +2,8 @@
 
 The law of a kind:
 
-1. `parse(show(value)) == value` for every value that the kind can have.
+1. `parse(show(value)) == value` for every value that the kind can have (of a list, for every one
+   of a single element: a flag gives one at a time).
 2. What can't be read raises ValueError (or ConfigError, from a table) whose text is the reason,
    in one line, without the name of the flag or key: the caller knows that.
 3. `from_toml` is as strict about types as TOML is: a number isn't a string.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     N = TypeVar("N", int, float)
+    W = TypeVar("W", bound=str)
 
     class Loadable(Protocol):
         """A table class: made from a spec as in table(5), and able to say which one."""
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     L = TypeVar("L", bound=Loadable)
 else:  # the same names without the cost of importing typing
-    T = N = L = None
+    T = N = W = L = None
     Generic = {None: object}
     Loadable = object
 
@@ -148,21 +150,22 @@ class _Switch(Kind[bool]):
         return str(value).lower()
 
 
-class _Choice(Kind[str]):
+class _Choice(Kind[W]):
     literal = True
     noun = "one of the choices, as a string"
 
-    def __init__(self, choices: tuple[str, ...]) -> None:
+    def __init__(self, choices: tuple[W, ...]) -> None:
         if not choices or not all(choices):
             raise TypeError(f"choice{choices!r}: at least one word, and no empty one")
         self.choices = choices
         self.metavar = "|".join(choices)
 
-    def parse(self, text: str) -> str:
-        if text not in self.choices:
-            allowed = ", ".join(self.choices)
-            raise ValueError(f"invalid choice {quote(text)} (choose from {allowed})")
-        return text
+    def parse(self, text: str) -> W:
+        for word in self.choices:
+            if word == text:
+                return word
+        allowed = ", ".join(self.choices)
+        raise ValueError(f"invalid choice {quote(text)} (choose from {allowed})")
 
 
 class _Ranged(Kind[N]):
@@ -381,7 +384,7 @@ ENDPOINT = _Endpoint()
 LIST = _List
 
 
-def choice(*choices: str) -> Kind[str]:
+def choice(*choices: W) -> Kind[W]:
     """Take one of these words, as they are spelt."""
     return _Choice(choices)
 
