@@ -1,0 +1,407 @@
+"""filter-dyndns: refuse clients whose reverse name looks dynamically assigned.
+
+The law:
+
+1. Only the reverse name and the address are looked at: no DNS, no list on the net.
+2. What the operator says (`--allow`, `--patterns`, `--extra-patterns`) counts before what is
+   built in, and without exceptions.
+3. A server's name is no pool's: names that call themselves `static`, `mail`, `mx` and so on
+   (`SERVER`) are spared by everything built in.
+4. Every test is linear in the name's length, whatever the client wrote there.
+
+A name looks dynamic if a built-in pattern matches (`FAMILIES`: how certain providers name their
+pools; `GENERIC`: the words that pools are named with all over the world), or if it embeds the
+client's own address (`embeds_address`), as names do that a provider generates.
+
+The patterns are POSIX extended regular expressions, as everywhere in smtpd; names are lower-cased
+first. How well they do is measured in tests/filters/test_dyndns.py and printed in docs/dyndns.md.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from smtpd_filters.chain import run
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
+from smtpd_filters.tables import DomainTable, NetworkTable, RegexTable
+from smtpd_filters.tables.networks import _address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.session import Session
+
+# Words that pools are named with, alone or before or after digits and hyphens: how addresses are
+# given out (dyn, dhcp, ppp), by what line (adsl, cable, ftth), to how many (pool).  They count
+# only with two labels behind them, so that a firm may call itself cable.example or dsl.example.
+_STRONG = (
+    "dyn|dynamic|dynamicip|dynip|dhcp|ppp|pppoe|pppoa|dial|dialup|dialin|dialip|dip|pools?|"
+    "[asvx]?dsl|dsl[abl]|adslplus|catv|cable|cm|cpe|modemcable|modem|isdn|"
+    "hsdpa|hspa|umts|gprs|lte|wimax|ftt[hbx]|gpon|hfc|broadband|residential|homeuser"
+)
+# Words that a server may have in its name as well: they count only together with a number.
+_WEAK = (
+    "abo|access|bb|broad|bredband|clients?|clienti|cust|customers?|dclient|fib(er|re)|home|host|"
+    "hosts|ip|lan|lns|mobile|nas|node|res|retail|speedy|subscribers?|user|users|wireless|wifi"
+)
+
+GENERIC = (
+    f"(^|[^a-z])({_STRONG})([^a-z.][^.]*)?[.][^.]+[.][^.]",
+    # A number in the first label and the word behind it: 10-1-2-3.cust.example.net
+    f"^[^.]*[0-9][^.]*[.].*[^a-z]({_WEAK})[0-9]*[.][^.]+[.][^.]",
+    # The word with a number of two digits or more: cust928, client-190, user.31
+    f"(^|[^a-z])({_WEAK})[._-]?[0-9][0-9][^.]*[.][^.]+[.][^.]",
+)
+
+# How providers name their pools, where the words above don't say so.  Each was seen in the
+# Received fields of public mailing lists, in the logs and threat lists that people publish, or in
+# the provider's own documents; fixtures/dyndns/README.md says more.
+FAMILIES = (
+    # Germany: Deutsche Telekom, the address in hex (pD9EB1B2E.dip0.t-ipconnect.de, in IPv6
+    # p2003...); Versatel (i5E8600A1.versanet.de)
+    "^p[0-9a-f]+[.]dip0?[.]t-(dialin[.]net|ipconnect[.]de)$",
+    "^i[0-9a-f]{8}[.]versanet[.]de$",
+    # France: Orange, the point of presence and half the address (arennes-651-1-10-32.w86-215);
+    # before w86-215 was there: APh-Aug-101-1-2-252.abo.wanadoo.fr; Club Internet
+    "[.]abo[.]wanadoo[.]fr$",
+    "^[a-z][0-9]+[a-z]?-[0-9]+-[0-9]+[.]d[0-9]+[.]club-internet[.]fr$",
+    # Switzerland: Wingo, half the address (bbcs-91-96.pub.wingo.ch)
+    "^bbcs-[0-9]+-[0-9]+[.]pub[.]wingo[.]ch$",
+    # Belgium: Telenet, the address in hex (d8D860B54.access.telenet.be)
+    "^d[0-9a-f]{8}[.]access[.]telenet[.]be$",
+    # Netherlands: UPC, the last two octets padded (j130084.upc-j.chello.nl)
+    "^[a-z][0-9]+[.]upc-[a-z][.]chello[.]nl$",
+    # Britain: Virgin Media and NTL before it, node and customer (cpc12-cmbg17-2-0-cust914)
+    "^(cpc|cpe)[0-9]+-[a-z]+[0-9]+-[0-9-]*cust[0-9]+[.]",
+    # Poland: Neostrada, letters for the network (abyl150.neoplus.adsl.tpnet.pl)
+    "[.]neoplus[.]adsl[.]tpnet[.]pl$",
+    # Nordic countries: Telenor (ti0092a430-1310.bb.online.no), Stofa (x1-6-MAC.k317.webspeed.dk),
+    # Elisa and Sonera (dsl-hkibng42-56733f-225.dhcp.inet.fi)
+    "^ti[0-9]+[a-z][0-9]+-[0-9]+[.]bb[.]online[.]no$",
+    "^x1-6-[0-9a-f-]+[.][a-z0-9]+[.]webspeed[.]dk$",
+    "^dsl-[a-z0-9]+-[0-9a-f]+-[0-9]+[.]dhcp[.]inet[.]fi$",
+    # North America: AT&T and its forerunners, Shaw (S0106 and the modem's MAC), Rogers (both
+    # MACs), Bell (barrie-ppp108371), Comcast before hsd1 (bgp01132961bgs.ypeast01.mi)
+    "[.](lightspeed|dsl)[.][a-z0-9]+[.](sbcglobal|pacbell|swbell|ameritech)[.]net$",
+    "^s0106[0-9a-f]+[.][a-z]+[.]shawcable[.]net$",
+    "^cpe[0-9a-f]+-cm[0-9a-f]+[.]",
+    "-ppp[0-9]+[.]sympatico[.]ca$",
+    "^(bgp[0-9]+bgs|c-[0-9]+-[0-9]+-[0-9]+-[0-9]+)[.].*[.]comcast[.]net$",
+    # AOL's dial-in: the address in hex (acbf6930.ipt.aol.com)
+    "^[0-9a-f]{8}[.]ipt[.]aol[.]com$",
+    # Mexico: Megacable, the city and half the address (customer-GDL-105-254.megared.net.mx)
+    "^customer-[a-z]+-[0-9]+-[0-9]+[.]megared[.]net[.]mx$",
+    # Japan: NTT, a number and an access server, as in p3065-ipad207funabasi.chiba.ocn.ne.jp
+    # and pl027.nas934.d-osaka.nttpc.ne.jp
+    "^p[0-9]+-ip[a-z0-9]+[.][a-z]+[.]ocn[.]ne[.]jp$",
+    "^pl[0-9]+[.]nas[0-9]+[.][a-z0-9-]+[.]nttpc[.]ne[.]jp$",
+    # China and Vietnam: one name for a whole network (hn.kd.ny.adsl, dynamic.vdc.vn)
+    "[.]adsl$",
+    "^(dynamic|dynamic-adsl|dynamic-ip-adsl)[.][a-z]+[.]vn$",
+    # India: ACT, likewise (broadband.actcorp.in)
+    "^broadband[.]actcorp[.]in$",
+)
+
+BUILTIN = FAMILIES + GENERIC
+
+# Mail servers: what they are called all over the world.  Servers that are hosted: a provider's own
+# name for one has its address in it as often as a pool's has.  Lines for business, whose address
+# stays: their owners run mail servers on them.
+_SERVER = (
+    "mail mails mailer mailout mailgw mailrelay mailhost mx mxout smtp smtps smtpout smtprelay "
+    "esmtp relay relays mta mout mproxy out outbound outgoing postfix exim exchange mailserver "
+    "bounce newsletter list lists webmail sender "
+    "static stat staticip statip staticline "
+    "server servers srv vps vds vm vmi dedicated dedi colo compute cloud hosted hosting "
+    "biz business corp dia rrcs wsip"
+)
+#: Words that argue against a pool.
+SERVER = frozenset(_SERVER.split())
+# Servers too, but only as the first label: elsewhere `mo` is Missouri and `ns` Nova Scotia.
+_FIRST = frozenset({"mo", "ns", "dns", "www"})
+# Hosting companies whose generated names don't say so.  Each name is the customer's to change;
+# that this customer didn't is no reason to take it for a pool.
+_HOSTING = (
+    ".16clouds.com",
+    ".amazonaws.com",
+    ".bc.googleusercontent.com",
+    ".cloudapp.azure.com",
+    ".cloudhost.web.id",
+    ".colocrossing.com",
+    ".comcastbusiness.net",
+    ".contaboserver.net",
+    ".host.secureserver.net",
+    ".hwclouds-dns.com",
+    ".linodeusercontent.com",
+    ".members.linode.com",
+    ".poneytelecom.eu",
+    ".startdedicated.com",
+    ".stratoserver.net",
+    ".theplanet.com",
+    ".unifiedlayer.com",
+    ".vultr.com",
+    ".vultrusercontent.com",
+    ".your-server.de",
+    ".yourvserver.net",
+)
+# OVH: ns3003451.ip-5-196-67.eu, ip209.ip-139-99-52.net
+_OVH = re.compile(r"\.ip-[0-9]+-[0-9]+-[0-9]+\.(eu|net)$")
+
+_NOT_LETTER = re.compile("[^a-z]+")
+_NUMBERS = re.compile("[0-9]+")
+_HEX_WORDS = re.compile("[0-9a-f]+")
+_POOL_WORD = re.compile(f"(^|[^a-z])({_STRONG}|{_WEAK})([^a-z]|$)")
+
+_NAME_MAX = 255  # RFC 1035 section 2.3.4: "names 255 octets or less"
+_DOMAIN = 2  # labels that are a domain's own: example.org
+_V4 = 32
+_OCTET_DIGITS = 3  # of 255
+_GROUP_DIGITS = 4  # of ffff
+# Digits run together: with seven or less it could be a date or a customer's number.
+_RUN_MIN = 8
+_SMALL = 9  # 1.0.1 is in many a name; no network is meant
+
+
+def is_server(name: str) -> bool:
+    """Whether a name in lower case says by itself that it is a server's or a business line's."""
+    labels = name.split(".")
+    # The domain says whose the host is, not what it is: host-10-1-2-3.mail.example
+    own = labels[:-_DOMAIN] or labels[:1]
+    return (
+        not SERVER.isdisjoint(_NOT_LETTER.split(".".join(own)))
+        or not _FIRST.isdisjoint(_NOT_LETTER.split(own[0]))
+        or name.endswith(_HOSTING)
+        or any(label.startswith("hosted-by-") for label in labels)
+        or _OVH.search(name) is not None
+    )
+
+
+def embeds_address(name: str, address: str) -> str | None:
+    """Tell in which form a reverse name has the client's own address in it.
+
+    `address` is an IPv4 or IPv6 address as text.  The answer is one of
+
+    - "decimal": 10-1-2-3, 10.1.2.3, 010001002003, 10123
+    - "reversed": 3.2.1.10, 003002001010
+    - "shuffled": the four octets in another order, as in 3.red-10-1-2
+    - "hex": 0a010203, also reversed, also with the last octet in decimal
+    - "partial": three octets of it, or the last two beside a word that pools are named with
+    - "ipv6": the address, its network or its interface in hex digits, with or without hyphens
+
+    or None.  Never raises: what is no address is embedded in nothing.
+    """
+    try:
+        family, value = _address(address.partition("%")[0])
+    except ValueError:
+        return None
+    name = name[:_NAME_MAX].lower()
+    if family == _V4:
+        return _embeds_ipv4(name, tuple(value.to_bytes(4, "big")))
+    return "ipv6" if _embeds_ipv6(name, value) else None
+
+
+def _embeds_ipv4(name: str, octets: tuple[int, ...]) -> str | None:
+    runs = _NUMBERS.findall(name)
+    numbers = [int(run) if len(run) <= _OCTET_DIGITS else -1 for run in runs]  # -1: no octet
+    backwards = octets[::-1]
+    ordered = sorted(octets)
+    for start in range(len(numbers) - 3):
+        window = tuple(numbers[start : start + 4])
+        if window == octets:
+            return "decimal"
+        if window == backwards:
+            return "reversed"
+        if sorted(window) == ordered:
+            return "shuffled"
+    return _run_together(name, runs, octets) or _partly(name, numbers, octets)
+
+
+def _run_together(name: str, runs: list[str], octets: tuple[int, ...]) -> str | None:
+    """Octets with nothing between them, in decimal or hex."""
+    long = [run for run in runs if len(run) >= _RUN_MIN]
+    for form, order in (("decimal", octets), ("reversed", octets[::-1])) if long else ():
+        padded = "".join([f"{octet:03}" for octet in order]).lstrip("0")
+        plain = "".join(map(str, order))
+        if any(run == plain or (padded in run and len(padded) >= _RUN_MIN) for run in long):
+            return form
+    digits = "".join([f"{octet:02x}" for octet in octets])
+    reverse = "".join([f"{octet:02x}" for octet in octets[::-1]])
+    # The third: dsl-hkibng42-56733f-225.dhcp.inet.fi
+    if digits in name or reverse in name or f"{digits[:6]}-{octets[3]}." in name:
+        return "hex"
+    return None
+
+
+def _partly(name: str, numbers: list[int], octets: tuple[int, ...]) -> str | None:
+    a, b, c, d = octets
+    threes = ((b, c, d), (d, c, b), (a, b, c), (c, b, a))
+    for start in range(len(numbers) - 2):
+        if tuple(numbers[start : start + 3]) in threes and max(b, c) > _SMALL:
+            return "partial"
+    twos = ([c, d], [d, c])
+    half = max(c, d) > _SMALL and (
+        f"{c:03}{d:03}" in name
+        or any(numbers[start : start + 2] in twos for start in range(len(numbers) - 1))
+    )
+    return "partial" if half and _POOL_WORD.search(name) else None
+
+
+def _embeds_ipv6(name: str, address: int) -> bool:
+    digits = f"{address:032x}"
+    network, interface = digits[:16], digits[16:]
+    # An interface of ::25 was chosen by somebody, a long one made by SLAAC (RFC 4862).
+    made = interface > "00000000ffffffff"
+    squeezed = name.replace("-", "").replace(".", "")
+    if digits[::-1] in squeezed or network in squeezed or (made and interface in squeezed):
+        return True
+    groups = [int(digits[start : start + 4], 16) for start in range(0, 32, 4)]
+    words = [
+        int(word, 16) if len(word) <= _GROUP_DIGITS else -1 for word in _HEX_WORDS.findall(name)
+    ]
+    for start in range(len(words) - 3):
+        window = words[start : start + 4]
+        if window == groups[:4] or (made and window == groups[4:]):
+            return True
+    return False
+
+
+class Dyndns(Filter):
+    """Refuse clients whose reverse name looks dynamically assigned."""
+
+    name = "dyndns"
+
+    class Settings(Settings):
+        """What to look for, whom to spare, what to do and when."""
+
+        patterns = option(
+            table(RegexTable),
+            default=None,
+            help="Regular expressions that a reverse name is matched against, in place of those "
+            "built in. They count without exceptions.",
+        )
+        extra_patterns = option(
+            table(RegexTable),
+            default=None,
+            help="Regular expressions beside those built in. They count without exceptions.",
+        )
+        no_embedded = option(
+            SWITCH,
+            default=False,
+            help="Don't look for the client's address in its reverse name.",
+        )
+        allow = option(
+            table(NetworkTable),
+            default=None,
+            help="Addresses and networks that are never refused.",
+        )
+        allow_names = option(
+            table(DomainTable),
+            default=None,
+            help="Reverse names that are never refused, such as mail.example.org or *.example.org.",
+        )
+        action = option(
+            choice("junk", "reject", "disconnect"),
+            default="junk",
+            help="What to do with a client whose name looks dynamic. At connect, reject "
+            "disconnects as well, since smtpd would go on otherwise.",
+        )
+        phase = option(
+            choice("connect", "helo", "mail-from", "rcpt-to"),
+            default="connect",
+            help="When to do it. Clients that authenticate are spared from mail-from on; before "
+            "that nobody has authenticated yet.",
+        )
+        reply = option(
+            TEXT,
+            default="",
+            help="The reply of a refusal, with its codes; by default 550 5.7.1 (554 5.7.1 at "
+            "connect) and a text that tells the client what to do.",
+        )
+
+    settings: Settings
+
+    _action: Junk | Reject | Disconnect
+    _builtin: RegexTable | None
+
+    def setup(self) -> None:
+        """Choose the phase, make the refusal and the tables."""
+        settings = self.settings
+        at = {"helo": {"helo", "ehlo"}, "mail-from": {"mail_from"}, "rcpt-to": {"rcpt_to"}}
+        self.phases = at.get(settings.phase, {"connect"})
+        # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
+        # message instead of the 220".  RFC 3463 section 3.8, X.7.1: "The sender is not authorized
+        # to send to the destination.  This can be the result of per-host or per-recipient
+        # filtering."  X.7.25 of RFC 7372 is for a reverse name that fails to be confirmed.
+        code = 554 if settings.phase == "connect" else 550
+        text = settings.reply or (
+            f"{code} 5.7.1 Your reverse DNS name looks dynamically assigned; "
+            "please send through your provider's mail server"
+        )
+        try:
+            refusals: dict[str, Reject | Disconnect] = {
+                "reject": Reject(text),
+                "disconnect": Disconnect(text),
+            }
+        except ValueError as error:
+            raise ConfigError(f"--reply: {error}") from None
+        self._action = refusals.get(settings.action, JUNK)
+        self._builtin = RegexTable.of(BUILTIN) if settings.patterns is None else None
+
+    def connect(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+        """Decide before smtpd greets the client."""
+        return self._decide(session)
+
+    def helo(self, session: Session, _identity: str) -> Proceed | Junk | Reject | Disconnect:
+        """Decide when the client greets; what it calls itself is no matter."""
+        return self._decide(session)
+
+    ehlo = helo
+
+    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject | Disconnect:
+        """Decide for each message or recipient, unless the client has authenticated."""
+        return PROCEED if session.username else self._decide(session)
+
+    rcpt_to = mail_from
+
+    def _decide(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+        address = session.address
+        if address is None or session.rdns is None:  # local; without a name, that's fcrdns' matter
+            return PROCEED
+        reason = self._looks_dynamic(session.rdns, address)
+        return self._action.because(reason) if reason else PROCEED
+
+    def _looks_dynamic(self, name: str, address: str) -> str | None:
+        """Say why a client's name looks dynamic, or None."""
+        settings = self.settings
+        name = name.lower().rstrip(".")
+        if (settings.allow is not None and settings.allow.match(address)) or (
+            settings.allow_names is not None and settings.allow_names.match(name)
+        ):
+            return None
+        for own in (settings.extra_patterns, settings.patterns):
+            if own is not None and (pattern := own.match(name)):
+                return f"rdns {name} matches {pattern}"
+        return None if is_server(name) else self._judge(name, address)
+
+    def _judge(self, name: str, address: str) -> str | None:
+        """Ask what is built in."""
+        if self._builtin is not None and (pattern := self._builtin.match(name)):
+            what = pattern if pattern in FAMILIES else "the words of a pool"
+            return f"rdns {name} matches {what}"
+        if not self.settings.no_embedded and (form := embeds_address(name, address)):
+            return f"rdns {name} embeds its address: {form}"
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-dyndns."""
+    return run(Dyndns, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
