@@ -122,7 +122,8 @@ def _fold(line: bytes, head: int, width: int) -> Iterator[bytes]:
         yield line
         return
     piece = line[:head]
-    for match in _WORD.finditer(line, head):
+    # White space at the end would be searched through again from each of its characters.
+    for match in _WORD.finditer(line.rstrip(b" \t"), head):
         word = match[0]
         if len(word) > width:
             # It may be the white space that is long: one character of it is enough to fold at.

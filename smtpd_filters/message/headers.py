@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # RFC 5322 section 2.2, and 4.5 for the white space that old software puts before the colon.
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
+# Possessive, since a line without a colon can't match after backtracking either.
+_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:")
 _WHITE = (b" ", b"\t")
 
 
