@@ -221,8 +221,8 @@ class _Parser:
         first, comma, second = self.text[self.at + 1 : max(close, 0)].partition(b",")
         if not first.isdigit() or not (second or b"0").isdigit():
             self.fail("{ must begin {n}, {n,} or {n,m}; write \\{ for a brace")
-        low = int(first[:4])
-        high = int(second[:4]) if second else None if comma else low
+        low = int(first)
+        high = int(second) if second else None if comma else low
         if low > DUP_MAX or (high or 0) > DUP_MAX or (high is not None and high < low):
             self.fail(f"a repeat goes from 0 to {DUP_MAX}, the smaller number first")
         self.at = close

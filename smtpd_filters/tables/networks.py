@@ -59,7 +59,7 @@ class NetworkTable(Table):
         if key == _LOCAL:
             return self._local
         try:
-            family, address = _address(key.strip("[]").partition("%")[0] if "%" in key else key)
+            family, address = parse_address(key)
         except ValueError:
             return None
         for drop, entries in self._nets[family]:
@@ -69,6 +69,15 @@ class NetworkTable(Table):
 
     def __len__(self) -> int:
         return self._count
+
+
+def parse_address(text: str) -> tuple[int, int]:
+    """Understand an address as smtpd writes it: its width in bits (32 or 128) and its value.
+
+    Brackets and `ipv6:` may be there or not, a zone is ignored, and an IPv4-mapped address is
+    the IPv4 address. Raises ValueError for anything else than an address.
+    """
+    return _address(text.strip("[]").partition("%")[0] if "%" in text else text)
 
 
 def _network(text: str) -> tuple[int, int, int]:
@@ -81,7 +90,7 @@ def _network(text: str) -> tuple[int, int, int]:
         return family, address, family
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError("the prefix length isn't a number")
-    prefix = int(digits[:4])  # as long as needed to see that it is too long
+    prefix = int(digits)
     if ":" not in place:
         place += ".0" * (_V4_OCTETS - 1 - place.count("."))
     mapped = ":" in place
@@ -90,7 +99,7 @@ def _network(text: str) -> tuple[int, int, int]:
         if prefix < _V6 - _V4:
             raise ValueError("a network of IPv4-mapped addresses has a prefix of 96 or more")
         prefix -= _V6 - _V4
-    if not 0 <= prefix <= family:
+    if prefix > family:
         raise ValueError(f"a prefix length is at most {family}")
     return family, address, prefix
 

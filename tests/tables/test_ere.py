@@ -103,6 +103,8 @@ def regcomp_matches(pattern: str, key: str) -> bool | None:
         ("^a{2,4}$", "aaaa", True),
         ("^a{2,4}$", "aaaaa", False),
         ("^a{1,1}$", "a", True),
+        ("^a{00001,00002}$", "aa", True),
+        ("^a{00001}$", "", False),
         ("^ba{0}b$", "bb", True),
         ("^ba{0,0}b$", "bb", True),
         ("^(a?b){2,3}$", "abb", True),

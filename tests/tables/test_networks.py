@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables.networks import parse_address
 
 type_v4 = st.ip_addresses(v=4)
 type_v6 = st.ip_addresses(v=6)
@@ -28,6 +29,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
         ("127.0.0.7/31", "127.0.0.6"),
         ("127.0.1/24", "127.0.1.9"),
         ("10/8", "10.255.0.1"),
+        ("192.0.2.0/00024", "192.0.2.9"),
         ("0.0.0.0/0", "203.0.113.9"),
         ("::1", "::1"),
         ("[::1]", "::1"),
@@ -161,6 +163,15 @@ def test_same_syntax_as_ipaddress(text: str) -> None:
     except ValueError:
         valid = False
     assert (text in NetworkTable("{ 0.0.0.0/0, ::/0 }")) is valid
+
+
+def test_parse_address() -> None:
+    assert parse_address("192.0.2.1") == (32, 0xC0000201)
+    assert parse_address("[::ffff:192.0.2.1]") == (32, 0xC0000201)
+    assert parse_address("[fe80::1%em0]") == (128, 0xFE80 << 112 | 1)
+    for text in "", "local", "192.0.2.0/24", "[::1]:25":
+        with pytest.raises(ValueError, match="not an address"):
+            parse_address(text)
 
 
 def test_large_table() -> None:
