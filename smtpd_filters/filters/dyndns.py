@@ -39,23 +39,27 @@ if TYPE_CHECKING:
 # Words that pools are named with, alone or before or after digits and hyphens: how addresses are
 # given out (dyn, dhcp, ppp), by what line (adsl, cable, ftth), to how many (pool).  They count
 # only with two labels behind them, so that a firm may call itself cable.example or dsl.example.
-_STRONG = (
-    "dyn|dynamic|dynamicip|dynip|dhcp|ppp|pppoe|pppoa|dial|dialup|dialin|dialip|dip|pools?|"
-    "[asvx]?dsl|dsl[abl]|adslplus|catv|cable|cm|cpe|modemcable|modem|isdn|"
-    "hsdpa|hspa|umts|gprs|lte|wimax|ftt[hbx]|gpon|hfc|broadband|residential|homeuser"
+_STRONG_TEXT = (
+    "dyn dynamic dynamicip dynip dhcp ppp pppoe pppoa dial dialup dialin dialip dip pool pools "
+    "dsl adsl sdsl vdsl xdsl dsla dslb dsll adslplus catv cable cm cpe modemcable modem isdn "
+    "hsdpa hspa umts gprs lte wimax ftth fttb fttx gpon hfc broadband residential homeuser"
 )
 # Words that a server may have in its name as well: they count only together with a number.
-_WEAK = (
-    "abo|access|bb|broad|bredband|clients?|clienti|cust|customers?|dclient|fib(er|re)|home|host|"
-    "hosts|ip|lan|lns|mobile|nas|node|res|retail|speedy|subscribers?|user|users|wireless|wifi"
+_WEAK_TEXT = (
+    "abo access bb broad bredband client clients clienti cust customer customers dclient fiber "
+    "fibre home host hosts ip lan lns mobile nas node res retail speedy subscriber subscribers "
+    "user users wireless wifi"
 )
+_STRONG, _WEAK = _STRONG_TEXT.split(), _WEAK_TEXT.split()
+_POOL_WORDS = frozenset(_STRONG + _WEAK)
+_EITHER_STRONG, _EITHER_WEAK = "|".join(_STRONG), "|".join(_WEAK)
 
 GENERIC = (
-    f"(^|[^a-z])({_STRONG})([^a-z.][^.]*)?[.][^.]+[.][^.]",
+    f"(^|[^a-z])({_EITHER_STRONG})([^a-z.][^.]*)?[.][^.]+[.][^.]",
     # A number in the first label and the word behind it: 10-1-2-3.cust.example.net
-    f"^[^.]*[0-9][^.]*[.].*[^a-z]({_WEAK})[0-9]*[.][^.]+[.][^.]",
+    f"^[^.]*[0-9][^.]*[.].*[^a-z]({_EITHER_WEAK})[0-9]*[.][^.]+[.][^.]",
     # The word with a number of two digits or more: cust928, client-190, user.31
-    f"(^|[^a-z])({_WEAK})[._-]?[0-9][0-9][^.]*[.][^.]+[.][^.]",
+    f"(^|[^a-z])({_EITHER_WEAK})[._-]?[0-9][0-9][^.]*[.][^.]+[.][^.]",
 )
 
 # How providers name their pools, where the words above don't say so.  Each was seen in the
@@ -155,7 +159,6 @@ _OVH = re.compile(r"\.ip-[0-9]+-[0-9]+-[0-9]+\.(eu|net)$")
 _NOT_LETTER = re.compile("[^a-z]+")
 _NUMBERS = re.compile("[0-9]+")
 _HEX_WORDS = re.compile("[0-9a-f]+")
-_POOL_WORD = re.compile(f"(^|[^a-z])({_STRONG}|{_WEAK})([^a-z]|$)")
 
 _NAME_MAX = 255  # RFC 1035 section 2.3.4: "names 255 octets or less"
 _DOMAIN = 2  # labels that are a domain's own: example.org
@@ -248,7 +251,9 @@ def _partly(name: str, numbers: list[int], octets: tuple[int, ...]) -> str | Non
         f"{c:03}{d:03}" in name
         or any(numbers[start : start + 2] in twos for start in range(len(numbers) - 1))
     )
-    return "partial" if half and _POOL_WORD.search(name) else None
+    if half and not _POOL_WORDS.isdisjoint(_NOT_LETTER.split(name)):
+        return "partial"
+    return None
 
 
 def _embeds_ipv6(name: str, address: int) -> bool:

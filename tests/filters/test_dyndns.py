@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -307,6 +309,32 @@ def test_the_reply_is_the_operators() -> None:
 def test_a_bad_reply_is_refused_at_the_start(action: str, reply: str) -> None:
     with pytest.raises(ConfigError, match="--reply"):
         filter_dyndns(action=action, reply=reply)
+
+
+def test_the_executable_answers_smtpd() -> None:
+    lines = ["config|protocol|0.7", "config|subsystem|smtp-in", "config|ready"]
+    clients = [POOL, ("mail.example.org", "192.0.2.1")]
+    for number, (name, address) in enumerate(clients):
+        link = f"{name}|pass|{address}:33174|198.51.100.1:25"
+        head = "0.7|1576146008.006099|smtp-in"
+        lines.append(f"report|{head}|link-connect|7641df9771b4ed0{number}|{link}")
+        lines.append(f"filter|{head}|connect|7641df9771b4ed0{number}|1ef1c203cc576e5d|{link}")
+    command = [sys.executable, "-m", "smtpd_filters.filters.dyndns"]
+    done = subprocess.run(  # noqa: S603 (our own program)
+        [*command, "--action", "disconnect", "--reply", "554 5.7.1 Go away"],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    register, answers = done.stdout.split("register|ready\n")
+    assert "register|filter|smtp-in|connect\n" in register
+    assert answers.splitlines() == [
+        "filter-result|7641df9771b4ed00|1ef1c203cc576e5d|disconnect|554 5.7.1 Go away",
+        "filter-result|7641df9771b4ed01|1ef1c203cc576e5d|proceed",
+    ]
+    assert f"rdns {POOL[0]} matches " in done.stderr
 
 
 # -- hostile names -------------------------------------------------------------------------
