@@ -629,6 +629,7 @@ def test_a_body_above_the_limit_goes_to_disk(limit: int, *, on_disk: bool) -> No
         ([b"A: 123"] + [b" 45678"] * 5, 0),
         ([b"A: " + b"x" * 40, b"", b"x"], 0),
         ([b"A: 123"] * 4 + [b"", b"x"], 4),
+        ([b"A: 123"] * 3 + [b"A: 1234", b"", b"x"], 3),
     ],
 )
 def test_a_header_block_above_its_limit_is_opaque_from_there(
@@ -775,10 +776,12 @@ def test_a_full_disk_found_at_the_end() -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_under_another_body() -> None:
-    with message(MAIL, limit=100) as held:
+@pytest.mark.parametrize("limit", [100, 0])
+def test_a_full_disk_under_another_body(limit: int) -> None:
+    with message(MAIL) as held:
+        held._limit = limit
         with pytest.raises(SpoolError, match="No space left on device"):
-            held.replace_body(b"x" * 1000)
+            held.replace_body(b"x" * (limit + 1))
         assert wire(held) == MAIL
 
 
