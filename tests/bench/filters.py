@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from smtpd_filters.chain import run
+from smtpd_filters.chain import Chain, run
 from smtpd_filters.filter import Filter
 from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.runtime import serve
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.runtime.watchdog import Watchdog
 
 TYPE_CHECKING = False  # the import of typing would count as ours
 if TYPE_CHECKING:
@@ -50,6 +53,42 @@ class SevenPhases(AddHeader):
         return PROCEED
 
 
+class First(Filter):
+    """Proceed where a policy of senders and recipients is asked."""
+
+    name = "first"
+
+    def connect(self, _session: Session) -> Proceed:
+        return PROCEED
+
+    def mail_from(self, _session: Session, _address: str, /) -> Proceed:
+        return PROCEED
+
+    def rcpt_to(self, _session: Session, _address: str, /) -> Proceed:
+        return PROCEED
+
+    def commit(self, _session: Session) -> Proceed:
+        return PROCEED
+
+
+class Second(First):
+    """Another one like it."""
+
+    name = "second"
+
+
+class Third(First):
+    """Another one like it."""
+
+    name = "third"
+
+
+class Fourth(First):
+    """Another one like it."""
+
+    name = "fourth"
+
+
 def add_header() -> int:
     """Run `AddHeader`, as an executable's entry point."""
     return run(AddHeader)
@@ -58,3 +97,34 @@ def add_header() -> int:
 def seven_phases() -> int:
     """Run `SevenPhases`."""
     return run(SevenPhases)
+
+
+def first() -> int:
+    """Run `First`."""
+    return run(First)
+
+
+def second() -> int:
+    """Run `Second`."""
+    return run(Second)
+
+
+def third() -> int:
+    """Run `Third`."""
+    return run(Third)
+
+
+def fourth() -> int:
+    """Run `Fourth`."""
+    return run(Fourth)
+
+
+def four() -> int:
+    """Run the four of them as a chain in one process."""
+    log, watchdog = Log(verbose=False), Watchdog(5.0)
+    chain = Chain(
+        [(kind(), kind.on_error, kind.deadline) for kind in (First, Second, Third, Fourth)],
+        log,
+        watchdog,
+    )
+    return serve(chain, log, watchdog)

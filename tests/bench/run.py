@@ -1,6 +1,6 @@
 """The benchmark: what our filters cost, beside a filter in use and the least a filter can do.
 
-    python -m tests.bench.run [--quick] [--check] [--json] [--real]
+    python -m tests.bench.run [--quick] [--check] [--json] [--only PART]...
 
 Contestants take turns within each round, and what is judged are medians over the rounds of ratios
 within a round: absolute figures depend on the machine and on what else it does.
@@ -25,6 +25,7 @@ from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "real")
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
 LIBEXEC = ("/usr/libexec/opensmtpd", "/usr/local/libexec/opensmtpd", "/usr/local/libexec/smtpd")
@@ -63,6 +64,7 @@ class Sizes:
     growth: int = 100_000
     crowd_messages: int = 2_000
     crowd_lines: int = 250
+    mails: int = 2_000
 
 
 QUICK = Sizes(
@@ -75,6 +77,7 @@ QUICK = Sizes(
     growth=20_000,
     crowd_messages=2_000,
     crowd_lines=100,
+    mails=500,
 )
 
 
@@ -257,6 +260,20 @@ class Bench:
             ratio = compare(found, f"{what} at 2,000", f"{what} at 10", key)
             self.target(f"{key} at 2,000 : at 10 sessions", ratio, "<=", 1.2)
 
+    def real(self) -> None:
+        """Messages per second through a real smtpd, with filters and without."""
+        from tests.bench import real  # noqa: PLC0415 - needs what the other parts don't
+
+        if reason := real.missing():
+            self.report.left_out.append(f"messages through a real smtpd: {reason}")
+            return
+        progress("real smtpd")
+        line_up = real.line_ups(self.others.get("senderscore"))
+        found = real.measure(line_up, self.sizes.rounds, self.sizes.mails)
+        for name, median in medians(found).items():
+            median[": no filter"] = compare(found, name, "no filter", "messages/s")
+            self.report.figures[f"real smtpd, {name}"] = median
+
 
 def session_figures(run: Sessions) -> dict[str, float]:
     """The figures of a run of sessions, by the names they are printed with."""
@@ -288,7 +305,7 @@ def show(report: Report) -> None:
     """Print the figures, then the targets with a mark for each."""
     for name, figures in report.figures.items():
         columns = "".join(f"{number(value):>12} {key:<15}" for key, value in figures.items())
-        print(f"{name:<26}{columns.rstrip()}")
+        print(f"{name:<32}{columns.rstrip()}")
     print()
     for target in report.targets:
         mark = "pass" if target.met else "MISSED"
@@ -308,7 +325,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print figures and targets as JSON")
     parser.add_argument(
         "--only",
-        choices=("data_lines", "decisions", "start", "growth", "crowd"),
+        choices=PARTS,
         action="append",
         help="this part alone (may be repeated)",
     )
@@ -332,7 +349,7 @@ def main() -> int:
     options = arguments()
     bench = Bench(options)
     try:
-        for part in options.only or ("data_lines", "decisions", "start", "growth", "crowd"):
+        for part in options.only or PARTS:
             getattr(bench, part)()
     except MisbehaviourError as error:
         progress("")

@@ -1,0 +1,143 @@
+"""Messages per second through a real smtpd, with and without filters.
+
+The servers run side by side in labs of their own and are loaded in turns. Mail is taken into a
+queue in memory and not delivered: what is measured is the dialogue, in which filters have a say.
+The client runs on the same machine and has its share of the cost, the same for all.
+"""
+
+from __future__ import annotations
+
+import select
+import shlex
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from smtpd_filters.testing.dns import host
+from smtpd_filters.testing.server import DOMAIN, Smtpd, unavailable
+from smtpd_filters.testing.server.smtpd import BIN
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+CLIENT = "127.0.0.9"
+CONNECTIONS = 8
+# About 3 KB, as the small messages that most mail is.
+BODY = b"From: alice@sender.example\r\nSubject: benchmark\r\n\r\n" + (b"x" * 70 + b"\r\n") * 41
+SCRIPT = (
+    (b"MAIL FROM:<alice@sender.example>\r\n", b"250"),
+    (f"RCPT TO:<alice@{DOMAIN}>\r\n".encode(), b"250"),
+    (b"DATA\r\n", b"354"),
+    (BODY + b".\r\n", b"250"),
+)
+MANY = "smtp limit max-mails 1000000\nsmtp limit max-rcpt 1000000\n"
+
+
+def our(name: str) -> str:
+    """The command of a filter of tests.bench.filters, inside a lab."""
+    code = f"from tests.bench.filters import {name}; {name}()"
+    return shlex.join([f"{BIN}/python", "-c", code])
+
+
+def line_ups(senderscore: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """What is compared: the filters of each server."""
+    found = {
+        "no filter": {},
+        "one filter": {"first": our("first")},
+        "four in one process": {"four": our("four")},
+        "four processes": {name: our(name) for name in ("first", "second", "third", "fourth")},
+    }
+    if senderscore:
+        found["senderscore"] = {"senderscore": shlex.join(senderscore)}
+    return found
+
+
+class Client:
+    """A connection on which one message follows the other."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Greet and be greeted."""
+        self.socket = connection
+        self.at = 0
+        self.expect(b"220")
+        connection.sendall(b"HELO mail.sender.example\r\n")
+        self.expect(b"250")
+
+    def expect(self, code: bytes) -> None:
+        """Read a reply of one line."""
+        reply = b""
+        while not reply.endswith(b"\n"):
+            more = self.socket.recv(4096)
+            if not more:
+                raise ConnectionError("the server hung up")
+            reply += more
+        if not reply.startswith(code + b" "):
+            raise ConnectionError(f"{reply!r} instead of {code.decode()}")
+
+    def say(self) -> None:
+        """Send the next command."""
+        self.socket.sendall(SCRIPT[self.at][0])
+
+    def hear(self) -> bool:
+        """Take the reply to it; return whether that was a message's last."""
+        self.expect(SCRIPT[self.at][1])
+        self.at = (self.at + 1) % len(SCRIPT)
+        return self.at == 0
+
+
+def load(server: Smtpd, messages: int) -> float:
+    """Send so many messages over all connections; return messages per second."""
+    with ExitStack() as stack:
+        clients = {}
+        poll = select.poll()
+        for _ in range(CONNECTIONS):
+            connection = stack.enter_context(server.lab.connect(25, source=CLIENT))
+            clients[connection.fileno()] = Client(connection)
+            poll.register(connection, select.POLLIN)
+        unsent = messages - len(clients)
+        start = time.perf_counter()
+        for client in clients.values():
+            client.say()
+        left = messages
+        while left:
+            for descriptor, _ in poll.poll(20_000):
+                client = clients[descriptor]
+                if client.hear():
+                    left -= 1
+                    if not unsent:
+                        continue
+                    unsent -= 1
+                client.say()
+        return messages / (time.perf_counter() - start)
+
+
+def measure(
+    line_up: Mapping[str, Mapping[str, str]], rounds: int, messages: int
+) -> list[dict[str, dict[str, float]]]:
+    """Load each server in turns; return the figures of each round."""
+    zone = host("mail.sender.example", CLIENT)
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(
+                Smtpd(
+                    filters=filters,
+                    zone=zone,
+                    declarations=MANY,
+                    arguments=["-B", "queue=ram"],
+                )
+            )
+            for name, filters in line_up.items()
+        }
+        for server in servers.values():
+            server.lab.run("/usr/sbin/smtpctl", "pause", "mda")
+            load(server, CONNECTIONS)
+        return [
+            {name: {"messages/s": load(server, messages)} for name, server in servers.items()}
+            for _ in range(rounds)
+        ]
+
+
+def missing() -> str | None:
+    """Say why this can't be measured here; None if it can."""
+    return unavailable("6.8")
