@@ -62,9 +62,9 @@ GENERIC = (
     f"(^|[^a-z])({_EITHER_WEAK})[._-]?[0-9][0-9][^.]*[.][^.]+[.][^.]",
 )
 
-# How providers name their pools, where the words above don't say so.  Each was seen in the
-# Received fields of public mailing lists, in the logs and threat lists that people publish, or in
-# the provider's own documents; fixtures/dyndns/README.md says more.
+# How providers name their pools, where the words above don't say so.  Each comment gives the
+# provider and a name of that form, as seen in the Received fields of public mailing lists and in
+# published logs and lists; fixtures/dyndns/README.md says more.
 FAMILIES = (
     # Germany: Deutsche Telekom, the address in hex (pD9EB1B2E.dip0.t-ipconnect.de, in IPv6
     # p2003...); Versatel (i5E8600A1.versanet.de)

@@ -320,7 +320,7 @@ def test_the_executable_answers_smtpd() -> None:
         lines.append(f"report|{head}|link-connect|7641df9771b4ed0{number}|{link}")
         lines.append(f"filter|{head}|connect|7641df9771b4ed0{number}|1ef1c203cc576e5d|{link}")
     command = [sys.executable, "-m", "smtpd_filters.filters.dyndns"]
-    done = subprocess.run(  # noqa: S603 (our own program)
+    done = subprocess.run(
         [*command, "--action", "disconnect", "--reply", "554 5.7.1 Go away"],
         input="".join(f"{line}\n" for line in lines),
         capture_output=True,
