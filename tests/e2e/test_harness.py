@@ -1,0 +1,439 @@
+"""The harness itself: that servers, clients, names and mail are real, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import smtplib
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.testing import server as harness
+from smtpd_filters.testing.dns import host, merge
+from smtpd_filters.testing.server import (
+    CODE,
+    Lab,
+    LabError,
+    Smtpd,
+    file_path,
+    filter_command,
+    password,
+    root_of,
+    scratch_path,
+    script_command,
+    unavailable,
+)
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Spy, Start
+
+ALICE = "alice@local.example"
+SENDER = "someone@good.example"
+NOBODY = (65534, 65534)
+MESSAGE = b"From: someone@good.example\r\nSubject: hello\r\n\r\nhello\r\n"
+# Every byte that smtpd takes in a line, dots to be stuffed, a line at RFC 5321's limit and one
+# beyond.
+ODD = (
+    b"From: someone@good.example\r\nDate: Thu, 1 Jan 1970 00:00:00 +0000\r\n"
+    b"Message-ID: <1@good.example>\r\nSubject: hello\r\n\r\n"
+    b".\r\n..\r\n.hidden\r\n\r\n \t\r\n"
+    + bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256)) + b"\r\n"
+    + b"x" * 998 + b"\r\n" + b"y" * 5000 + b"\r\n"
+)  # fmt: skip
+ZONE = merge(
+    host("mail.good.example", "127.0.0.9", "::1", "2001:db8::9"),
+    host("192-0-2-8.dyn.example", "192.0.2.8"),
+    {"7.0.0.127.in-addr.arpa": {"PTR": "liar.example"}, "liar.example": {"A": "127.0.0.99"}},
+)
+
+
+def send(server: Smtpd, source: str = "127.0.0.9", message: bytes = MESSAGE) -> None:
+    with server.client(source) as client:
+        assert client.sendmail(SENDER, [ALICE], message) == {}
+
+
+def text(error: bytes | str) -> bytes:
+    return error.encode() if isinstance(error, str) else error
+
+
+# -- mail ------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_delivered_byte_for_byte(start: Start) -> None:
+    server = start(zone=ZONE)
+    send(server, message=ODD)
+    [mail] = server.maildir("alice")
+    assert mail.folder == ""
+    assert mail.content.endswith(b"\n" + ODD.replace(b"\r\n", b"\n"))
+    assert "mail.good.example [127.0.0.9]" in mail.message["Received"]
+    assert server.maildir("bob") == []
+
+
+def test_a_refused_recipient_gets_nothing(start: Start) -> None:
+    server = start(users=["alice"])
+    with server.client() as client, pytest.raises(smtplib.SMTPRecipientsRefused):
+        client.sendmail(SENDER, ["bob@local.example"], MESSAGE)
+    assert server.maildir("alice") == []
+
+
+def test_messages_come_in_the_order_of_their_delivery(start: Start) -> None:
+    server = start()
+    for number in range(3):
+        send(server, message=b"Subject: %d\r\n\r\n" % number)
+        server.settle()
+    subjects = [mail.message["Subject"] for mail in server.maildir("alice")]
+    assert subjects == ["0", "1", "2"]
+
+
+def test_fifty_clients_at_once(start: Start, spy: Spy) -> None:
+    server = start(zone=ZONE, filters={"spy": spy()})
+    with ThreadPoolExecutor(50) as pool:
+        done = [pool.submit(send, server) for _ in range(50)]
+    for future in done:
+        future.result()
+    assert len(server.maildir("alice")) == 50
+    assert len(spy.seen(server, "link-connect")) == 50
+
+
+# -- what a filter sees ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("127.0.0.9", "mail.good.example|pass|127.0.0.9:"),
+        ("127.0.0.7", "liar.example|fail|127.0.0.7:"),
+        ("127.0.0.6", "<unknown>|fail|127.0.0.6:"),
+        ("192.0.2.8", "192-0-2-8.dyn.example|pass|192.0.2.8:"),
+        ("::1", "mail.good.example|pass|[::1]:"),
+        ("2001:db8::9", "mail.good.example|pass|[2001:db8::9]:"),
+        ("2001:db8::8", "<unknown>|fail|[2001:db8::8]:"),
+    ],
+)
+def test_a_filter_is_told_who_connects(start: Start, spy: Spy, source: str, expected: str) -> None:
+    server = start(zone=ZONE, filters={"spy": spy()})
+    send(server, source)
+    [connect] = spy.seen(server, "link-connect")
+    assert connect.rest.startswith(expected)
+    assert len(server.maildir("alice")) == 1
+
+
+def test_the_zone_may_change_while_the_server_runs(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy()})
+    assert server.lab.dns.queries == []
+    send(server)
+    server.lab.dns.zone.update(ZONE)
+    send(server)
+    names = [line.rest.partition("|")[0] for line in spy.seen(server, "link-connect")]
+    assert names == ["<unknown>", "mail.good.example"]
+    assert server.lab.dns.asked("9.0.0.127.in-addr.arpa", "PTR") == 2
+
+
+def test_a_filter_runs_unprivileged_and_gets_its_arguments_whole(start: Start, spy: Spy) -> None:
+    odd = """two words "double" 'single' \\ $HOME * # ;"""
+    server = start(filters={"spy": spy(odd)})
+    head = spy.head(server)
+    assert "uid=0 " not in head
+    assert head.endswith(f"arguments={[odd]!r}")
+
+
+def test_a_script_finds_the_project_what_it_needs_and_its_files(start: Start) -> None:
+    script = (
+        "import sys, dns.resolver, smtpd_filters\n"
+        "print(open(sys.argv[1]).read(), smtpd_filters.__file__, file=sys.stderr)\n"
+        "print('register|report|smtp-in|link-connect')\n"
+        "print('register|ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = script_command("policy.py", file_path("sub/table"))
+    server = start(filters={"policy": command}, files={"policy.py": script, "sub/table": "entry"})
+    server.wait_for(rf"policy: entry {CODE}/smtpd_filters/__init__.py")
+    server.write("sub/table", "other")
+    table = server.lab.run("/bin/cat", file_path("sub/table"), user=NOBODY)
+    assert table.stdout == b"other"
+
+
+def test_filters_run_in_order_and_the_first_refusal_ends_it(start: Start, spy: Spy) -> None:
+    second = script_command(f"{CODE}/tests/e2e/spy_filter.py", scratch_path("second"))
+    server = start(filters={"spy": spy("mail-from=reject|550 no"), "second": second})
+    with server.client() as client, pytest.raises(smtplib.SMTPSenderRefused) as refusal:
+        client.sendmail(SENDER, [ALICE], MESSAGE)
+    assert (refusal.value.smtp_code, text(refusal.value.smtp_error)) == (550, b"no")
+    asked = [line for line in server.scratch("second").split(b"\n") if line.startswith(b"filter|")]
+    assert not [line for line in asked if b"|mail-from|" in line]
+    assert [line for line in asked if b"|ehlo|" in line]
+
+
+def test_junk_is_filed_as_junk(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy("connect=junk")})
+    send(server)
+    [mail] = server.maildir("alice")
+    assert mail.folder == "Junk"
+    assert mail.message["X-Spam"] == "Yes"
+
+
+def test_a_refused_connection(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy("connect=disconnect|421 4.7.0 go away")})
+    with pytest.raises(smtplib.SMTPConnectError) as refusal:
+        server.client()
+    assert (refusal.value.smtp_code, text(refusal.value.smtp_error)) == (421, b"4.7.0 go away")
+    [reply] = server.dialogue("127.0.0.9", ["EHLO x", "QUIT"])
+    assert (reply.code, reply.text) == (421, "4.7.0 go away")
+
+
+# -- ways in ---------------------------------------------------------------------------------------
+
+
+def test_starttls(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy()})
+    with server.client() as client:
+        client.starttls()
+        assert client.sendmail(SENDER, [ALICE], MESSAGE) == {}
+    [tls] = spy.seen(server, "link-tls")
+    assert tls.rest.startswith("TLSv1.")
+    assert len(spy.seen(server, "ehlo")) == 1 + (client.ehlo_resp is not None)
+    [mail] = server.maildir("alice")
+    assert "ESMTPS" in mail.message["Received"]
+
+
+def test_authentication(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy()})
+    with server.client() as client:
+        client.starttls()
+        client.login("alice", password("alice"))
+        assert client.sendmail(SENDER, [ALICE], MESSAGE) == {}
+    with server.client() as client:
+        client.starttls()
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            client.login("alice", password("bob"))
+    fields = [set(line.rest.split("|")) for line in spy.seen(server, "link-auth")]
+    assert {"alice", "pass"} in fields
+    assert {"alice", "fail"} in fields
+
+
+@pytest.mark.parametrize("user", [None, NOBODY])
+def test_submission_through_the_socket(
+    start: Start, spy: Spy, user: tuple[int, int] | None
+) -> None:
+    server = start(filters={"spy": spy()})
+    server.submit(MESSAGE.replace(b"\r\n", b"\n"), SENDER, ALICE, user=user)
+    [mail] = server.maildir("alice")
+    assert mail.content.endswith(b"\n\nhello\n")
+    [connect] = spy.seen(server, "link-connect")
+    assert "|unix:/" in connect.rest
+
+
+def test_a_dialogue_of_ones_own(start: Start) -> None:
+    server = start()
+    replies = server.dialogue(
+        "127.0.0.9",
+        [
+            *("EHLO here", "BOGUS", f"MAIL FROM:<{SENDER}>", f"RCPT TO:<{ALICE}>", "DATA"),
+            *(b"Subject: pieces\r\n", b"\r\n", b"..\r\n", ".", "QUIT", "NOOP"),
+        ],
+    )
+    assert [reply.code for reply in replies] == [220, 250, 500, 250, 250, 354, 250, 221]
+    assert "8BITMIME" in replies[1].lines
+    [mail] = server.maildir("alice")
+    assert mail.content.endswith(b"\n\n.\n")
+
+
+def test_a_raw_connection_can_start_tls_and_vanish(start: Start) -> None:
+    server = start()
+    with server.connection() as connection:
+        assert connection.reply() is not None
+        assert connection.command("EHLO x") is not None
+        assert connection.starttls() is not None
+        answer = connection.command("EHLO x")
+        assert answer is not None
+        assert any(line.startswith("AUTH ") for line in answer.lines)
+    server.wait_for("smtp disconnected")
+
+
+def test_a_configuration_of_ones_own(start: Start, spy: Spy) -> None:
+    server = start(
+        filters={"spy": spy()},
+        declarations='filter "own" phase mail-from match mail-from regex "bad" reject "550 bad"',
+        listeners="listen on 127.0.0.1 port 25 $tls filter own\n"
+        "listen on 127.0.0.1 port 26 $filter\n",
+    )
+    with server.client() as client, pytest.raises(smtplib.SMTPSenderRefused):
+        client.sendmail("bad@good.example", [ALICE], MESSAGE)
+    assert spy.seen(server) == []
+    with server.client(port=26) as client:
+        client.sendmail("bad@good.example", [ALICE], MESSAGE)
+    assert len(server.maildir("alice")) == 1
+
+
+# -- life and death --------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_smtpd_refuses(start: Start) -> None:
+    with pytest.raises(LabError, match=r"did not start\n.*syntax error"):
+        start(declarations="nonsense")
+
+
+def test_a_filter_that_fails_at_start(start: Start) -> None:
+    with pytest.raises(LabError, match="did not start"):
+        start(filters={"broken": "/bin/false"})
+
+
+def test_a_server_that_died_fails_its_test(version: str, spy: Spy) -> None:
+    with Smtpd(version, filters={"spy": spy("exit@mail-from")}) as server:
+        replies = server.dialogue("127.0.0.9", ["EHLO x", f"MAIL FROM:<{SENDER}>", "QUIT"])
+        assert [reply.code for reply in replies] == [220, 250]
+        server.expect_end()
+        server._end_expected = False
+        with pytest.raises(LabError, match="ended by itself"):
+            server.__exit__(None, None, None)
+        server.terminate()
+
+
+def test_a_death_that_was_expected(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy("exit@mail-from")})
+    with server.connection() as connection:
+        connection.reply()
+        connection.command("EHLO x")
+        assert connection.command(f"MAIL FROM:<{SENDER}>") is None
+    server.expect_end()
+    assert not server.alive()
+    with pytest.raises(LabError, match="not in the log"):
+        server.wait_for("no such line")
+
+
+def test_a_failing_test_is_told_the_log(version: str) -> None:
+    with pytest.raises(ZeroDivisionError) as failure, Smtpd(version):
+        raise ZeroDivisionError
+    assert "the server's log:\ninfo: OpenSMTPD" in failure.value.__notes__[0]
+
+
+def test_filters_are_processes_that_can_be_reached(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy()})
+    [process] = server.find("spy_filter.py")
+    os.kill(process.pid, signal.SIGKILL)
+    server.expect_end()
+
+
+def test_filters_end_with_their_server(start: Start, spy: Spy) -> None:
+    server = start(filters={"spy": spy()})
+    assert server.find("spy_filter.py")
+    server.terminate()
+    assert server.leftovers == []
+    assert server.log[-1] == "Exiting"
+    assert spy.seen(server) == []  # the files are still there
+
+
+def test_nothing_is_left(version: str, spy: Spy) -> None:
+    threads = set(threading.enumerate())
+    descriptors = {path.name for path in Path("/proc/self/fd").iterdir()}
+    mounts = Path("/proc/self/mounts").read_text("utf-8")
+    with Smtpd(version, filters={"spy": spy()}) as server:
+        send(server)
+        server.lab.spawn("/bin/sleep", "1000")
+        pids = [process.pid for process in server.lab.processes()]
+    assert len(pids) > 7
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert set(threading.enumerate()) == threads
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == descriptors
+    assert Path("/proc/self/mounts").read_text("utf-8") == mounts
+
+
+def test_nothing_is_left_when_the_test_process_is_killed(version: str) -> None:
+    program = (
+        "import sys, time\n"
+        "from smtpd_filters.testing.server import Smtpd\n"
+        "with Smtpd(sys.argv[1]) as server:\n"
+        "    print(server.lab.pid, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, version],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        holder = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+        # A descriptor of a process is readable when it has ended; process 1 ends last.
+        ended = select.select([holder], [], [], 10)[0]
+        os.close(holder)
+    assert ended
+
+
+def test_nothing_gets_out(version: str) -> None:
+    with Lab(root=root_of(version)) as lab:
+        with pytest.raises(OSError, match="unreachable"):
+            lab.connect(25, to="198.18.0.1")
+        routes = Path(f"/proc/{lab.pid}/net/route").read_text("ascii").splitlines()
+        assert len(routes) == 1  # the heading
+        if root_of(version) != Path("/"):
+            assert lab.run("/bin/touch", "/etc/x", check=False).returncode != 0
+
+
+def test_two_servers_in_one_network(version: str) -> None:
+    relay = 'action "out" relay host "smtp://127.0.0.1"\nmatch from any for any action "out"\n'
+    with (
+        Lab(ZONE) as lab,
+        Smtpd(version, lab=lab) as server,
+        Smtpd(
+            version,
+            lab=lab,
+            listeners="listen on 127.0.0.2 port 25\nlisten on socket\n",
+            matches=relay,
+        ) as front,
+    ):
+        with front.client("127.0.0.9", to="127.0.0.2") as client:
+            client.sendmail(SENDER, [ALICE], MESSAGE)
+        front.settle()
+        [mail] = server.maildir("alice")
+        assert len(mail.message.get_all("Received", [])) == 2
+
+
+# -- what is where ---------------------------------------------------------------------------------
+
+
+def test_both_sides_know_the_same_root() -> None:
+    script = Path(__file__).with_name("setup-roots")
+    shown = subprocess.run([script, "--path"], capture_output=True, text=True, check=True)
+    assert shown.stdout.rstrip() == str(root_of("7.6"))
+
+
+def test_without_root_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    unavailable.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1000)
+        assert unavailable("6.8") == "end-to-end tests need root"
+        with pytest.raises(LabError, match="need root"), Smtpd("6.8"):
+            pass
+    unavailable.cache_clear()
+
+
+def test_without_the_debian_13_root_the_reason_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    unavailable.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert unavailable("7.6") == "no smtpd 7.6 (run tests/e2e/setup-roots)"
+    unavailable.cache_clear()
+
+
+def test_a_filter_of_the_project_is_named_as_its_executable() -> None:
+    command = filter_command("dyndns", "--patterns", "{ a b }")
+    assert command == "/srv/lab/bin/filter-dyndns --patterns '{ a b }'"
+
+
+def test_the_package_is_the_one_door() -> None:
+    assert harness.__doc__ is not None
+    assert sorted(harness.__all__, key=str.lower) == sorted(set(harness.__all__), key=str.lower)
+    assert all(hasattr(harness, name) for name in harness.__all__)
