@@ -112,6 +112,8 @@ def regcomp_matches(pattern: str, key: str) -> bool | None:
         ("^(a|b*)+c$", "abbac", True),
         ("^a?b?c?$", "ac", True),
         ("^a?b?c?$", "ca", False),
+        ("(c($|a)){2}", "cc", False),
+        ("(c($|a)){2}", "cac", True),
     ],
 )
 def test_matches(pattern: str, key: str, expected: bool) -> None:  # noqa: FBT001 - a table of cases
@@ -188,14 +190,23 @@ anchors = st.sampled_from(["^", "$"])
 repeats = st.sampled_from(["*", "+", "?", "{2}", "{0,2}", "{1,3}", "{2,}", "{0}", "{0,}"])
 
 
+shapes = st.sampled_from(["({0}){2}", "({0})", "({0}|{1})", "{0}{1}", "({3}|{0})", "{0}({3})"])
+
+
 def grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    return st.one_of(
-        st.builds("({}){}".format, inner, st.one_of(st.just(""), repeats)),
-        st.builds("({}|{})".format, inner, inner),
-        st.builds("{}{}".format, inner, inner),
-        st.builds("({}|{})".format, anchors, inner),
-        st.builds("{}({})".format, inner, anchors),
-    )
+    pair = st.lists(inner, min_size=2, max_size=2)
+    return st.builds(
+        lambda shape, pair, repeat, anchor: shape.format(*pair, repeat, anchor),
+        shapes, pair, repeats, anchors,
+    )  # fmt: skip
+
+
+def is_misread(pattern: str) -> bool:
+    """Whether glibc may take an anchor in a counted repeat for met where it isn't.
+
+    `(c($|a)){2}` is found in "cc", `(c($|a))(c($|a))` isn't.
+    """
+    return "{" in pattern and any(char in pattern.replace("[^", "[") for char in "^$")
 
 
 patterns = st.builds(
@@ -212,6 +223,7 @@ keys = st.text("abc.Cd", max_size=9)
 def test_same_as_regcomp(pattern: str, key: str) -> None:
     """Every well-defined pattern means what it means to smtpd."""
     assume(len(pattern) < 60)  # glibc takes its time and memory over nested repeats
+    assume(not is_misread(pattern))
     expected = regcomp_matches(pattern, key)
     assert expected is not None
     assert (RegexTable.of([pattern]).match(key) is not None) is expected
@@ -221,6 +233,7 @@ def test_same_as_regcomp(pattern: str, key: str) -> None:
 @given(st.text("ab.-[]()|*+?{}^$\\1,:=", max_size=12), keys)
 def test_nothing_means_something_else(pattern: str, key: str) -> None:
     """What is accepted here is accepted by regcomp and means the same; the rest is refused."""
+    assume(not is_misread(pattern))
     try:
         table = RegexTable.of([pattern])
     except ConfigError:
