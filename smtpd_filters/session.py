@@ -184,7 +184,8 @@ class Session:
         else:
             tx.rejected += 1
 
-    def _tx_over(self, *_fields: bytes) -> None:
+    def _tx_reset(self, _msgid: bytes) -> None:
+        # It ends every transaction, behind its commit as behind its rollback.
         self.tx = None
         self._rewritten.clear()
 
@@ -203,9 +204,7 @@ _ACTIONS: dict[str, Callable[..., None]] = {
     "tx-begin": Session._tx_begin,  # noqa: SLF001
     "tx-mail": Session._tx_mail,  # noqa: SLF001
     "tx-rcpt": Session._tx_rcpt,  # noqa: SLF001
-    "tx-commit": Session._tx_over,  # noqa: SLF001
-    "tx-rollback": Session._tx_over,  # noqa: SLF001
-    "tx-reset": Session._tx_over,  # noqa: SLF001
+    "tx-reset": Session._tx_reset,  # noqa: SLF001
 }
 
 #: The fields that a report gives, beyond those of ``link-connect``, which is always asked for.
@@ -217,5 +216,5 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 #: What comes with a field's report when that is asked for: the transaction is several reports.
 TOGETHER: dict[str, tuple[str, ...]] = {
-    "tx-begin": ("tx-mail", "tx-rcpt", "tx-commit", "tx-rollback", "tx-reset"),
+    "tx-begin": ("tx-mail", "tx-rcpt", "tx-reset"),
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .dialect import Dialect
 
-_HEX = b"0123456789abcdefABCDEF"
+HEX = b"0123456789abcdefABCDEF"
 _DATA_LINE = DATA_LINE.encode()
 
 
@@ -28,7 +28,7 @@ def is_id(text: bytes) -> bool:
 
     An answer with anything else ends the server.
     """
-    return 0 < len(text) <= 16 and not text.strip(_HEX)
+    return 0 < len(text) <= 16 and not text.strip(HEX)
 
 
 def split_fields(text: bytes, count: int, wide: int, optional: int = 0) -> list[bytes] | None:
@@ -75,7 +75,7 @@ def _decode_request(line: bytes) -> Request | Lines | Malformed:
     if name == _DATA_LINE:
         end = argument == b"."
         return Lines(session, token, [] if end else [argument], end=end)
-    return Request(PHASES_ON_WIRE.get(name), time, session, token, argument)
+    return Request((PHASES_ON_WIRE.get(name), time, session, token, argument))
 
 
 def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
@@ -95,7 +95,7 @@ def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
             return Malformed(f"{form.name} with too few fields", line)
         order = dialect.order.get(form.wire)
         values = [found[i] for i in order] if order else found
-    return Report(form.name, fields[3], fields[2], fields[5], tuple(values))
+    return Report((form.name, fields[3], fields[2], fields[5], tuple(values)))
 
 
 def encode_config(config: Config) -> bytes:

@@ -164,3 +164,8 @@ class Rewrite(Decision):
 
 PROCEED = Proceed()
 JUNK = Junk()
+
+#: What most phases may be answered; what those with a parameter may; what has the last word.
+Answer = Proceed | Junk | Reject | Disconnect
+ParameterAnswer = Proceed | Junk | Reject | Disconnect | Rewrite
+FinalAnswer = Proceed | Reject | Disconnect

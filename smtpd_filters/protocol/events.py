@@ -7,9 +7,11 @@ bytes: mail is not UTF-8, and who understands a field decodes it.
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Literal
+    from typing import Any, Literal, Self
 
     from .vocabulary import Phase
 
@@ -45,33 +47,59 @@ class Config(Event):
         self.key, self.value = key, value
 
 
-class Report(Event):
-    """What happened.  ``values`` are in the order of the newest protocol's fields."""
+class _Row(tuple[Any, ...] if TYPE_CHECKING else tuple):
+    """An event as a tuple with names: there are many of them, and a tuple is made in C."""
 
-    __slots__ = __match_args__ = ("name", "subsystem", "time", "session", "values")
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        name: str,
-        subsystem: bytes,
-        time: bytes,
-        session: bytes,
-        values: tuple[bytes, ...],
-    ) -> None:
-        self.name, self.subsystem, self.time = name, subsystem, time
-        self.session, self.values = session, values
+    def __repr__(self) -> str:
+        fields = zip(self.__match_args__, self, strict=True)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in fields)})"
 
 
-class Request(Event):
-    """What smtpd waits for.  ``phase`` is None for one this project does not know."""
+class Report(_Row):
+    """What happened.  Made of the tuple of its fields.
 
-    __slots__ = __match_args__ = ("phase", "time", "session", "token", "argument")
+    ``values`` are in the order of the newest protocol's fields.
+    """
 
-    def __init__(
-        self, phase: Phase | None, time: bytes, session: bytes, token: bytes, argument: bytes
-    ) -> None:
-        self.phase, self.time = phase, time
-        self.session, self.token, self.argument = session, token, argument
+    __slots__ = ()
+    __match_args__ = ("name", "subsystem", "time", "session", "values")
+
+    if TYPE_CHECKING:
+        name: str
+        subsystem: bytes
+        time: bytes
+        session: bytes
+        values: tuple[bytes, ...]
+
+        def __new__(cls, fields: tuple[str, bytes, bytes, bytes, tuple[bytes, ...]], /) -> Self: ...
+    else:
+        name, subsystem, time, session, values = map(property, map(itemgetter, range(5)))
+
+
+class Request(_Row):
+    """What smtpd waits for.  Made of the tuple of its fields.
+
+    ``phase`` is None for one this project does not know.
+    """
+
+    __slots__ = ()
+    __match_args__ = ("phase", "time", "session", "token", "argument")
+
+    if TYPE_CHECKING:
+        phase: Phase | None
+        time: bytes
+        session: bytes
+        token: bytes
+        argument: bytes
+
+        def __new__(
+            cls, fields: tuple[Phase | None, bytes, bytes, bytes, bytes], /
+        ) -> Self: ...
+    else:
+        phase, time, session, token, argument = map(property, map(itemgetter, range(5)))
 
 
 class Lines(Event):

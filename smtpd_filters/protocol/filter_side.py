@@ -29,10 +29,11 @@ from __future__ import annotations
 from operator import itemgetter
 
 from . import lines as long_lines
-from .codec import decode
-from .decisions import PROCEED, Decision, Disconnect, Reject, Rewrite
+from .codec import HEX, decode
+from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
 from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
 from .events import Config, Lines, Malformed, Report, Request
+from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 #: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
 MAX_INPUT = 4 << 20
 
+#: Tokens that are remembered as valid; there are as many as phases.
+MAX_TOKENS = 64
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.
 _PAIR = 2 * (16 + 1)
@@ -103,12 +106,14 @@ class FilterConnection:
         self.dialect: Dialect = DIALECTS[NEWEST]
         self.remarks: list[Remark] = []
         self._pass_all = pass_all
-        self._refuse_long = refuse_long_lines
-        self._spoken = b""
+        self.refuse_long_lines = refuse_long_lines
+        #: The version as the last event line had it, and what stood in its place.
+        self._spoken = self._mark = b""
         self._ready = False
         self._partial: list[bytes] = []
         self._partial_size = 0
-        self._open: dict[bytes, tuple[Phase, bytes]] = {}
+        self._open: dict[bytes, Request] = {}
+        self._tokens: set[bytes] = set()
         self._streams: dict[bytes, _Stream] = {}
         self._refused: set[bytes] = set()
         self._known: dict[bytes, _Stream] = {}
@@ -116,7 +121,8 @@ class FilterConnection:
         self._key_at = 0
         self._key = self._tail = itemgetter(slice(0, 0))
         self._body_at = 0
-        self._cuts = False
+        #: The server cuts lines that it gets back from a filter.
+        self.cuts = False
         self._limit = long_lines.content_limit(cuts=False)
         self._may_be_long = False
         self._nul_seen = False
@@ -134,32 +140,38 @@ class FilterConnection:
             spoken = self.config["protocol"]
             raise UnsupportedProtocolError(f"smtpd speaks filter protocol {spoken}; 0.5 is needed")
         wanted = dict.fromkeys(phases)
-        if self._refuse_long and "data-line" in wanted:
+        if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
         self._out += [b"register|report|smtp-in|%s\n" % name.encode() for name in reports]
         self._out += [b"register|filter|smtp-in|%s\n" % name.encode() for name in wanted]
         self._out.append(b"register|ready\n")
         self._ready = True
 
-    def answer(self, session: bytes, decision: Decision) -> None:
-        """Answer the session's open request."""
-        opened = self._open.pop(session, None)
-        if opened is None:
-            self._bug("answer without a request", session)
+    def answer(self, request: Request, decision: Decision) -> None:
+        """Answer a request: when it is yielded, or later."""
+        phase, _, session, token, _ = request
+        if self._open.pop(session, None) is not request or phase is None:
+            self._bug("answer to a request that is not open", session)
             return
-        phase, token = opened
+        if decision is not PROCEED or self._refused:
+            decision = self._sayable(phase, session, decision)
+        self._result(session, token, decision.wire)
+
+    def _sayable(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
+        """The decision in the form in which smtpd does what it says."""
         if type(decision) not in phase.legal:
             self._bug(f"{type(decision).__name__} at {phase.name}", session)
-            decision = phase.fallbacks["tempfail"] if _refuses(decision) else PROCEED
+            refuses = isinstance(decision, (Reject, Disconnect))
+            decision = phase.fallbacks["tempfail"] if refuses else PROCEED
         if phase.name == "connect" and type(decision) is Reject:
-            decision = Disconnect(decision.text)
-        elif type(decision) is Rewrite and phase.argument == "address":
-            decision = decision.in_brackets()
-        elif phase.name == "commit" and session in self._refused:
+            return Disconnect(decision.text)
+        if type(decision) is Rewrite and phase.argument == "address":
+            return decision.in_brackets()
+        if phase.name == "commit" and session in self._refused:
             self._refused.discard(session)
-            if decision.verb == "proceed":
-                decision = TOO_LONG
-        self._result(session, token, decision.wire)
+            if type(decision) is Proceed:
+                return TOO_LONG
+        return decision
 
     def send_lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
         """Send lines of the session's message in their dot-stuffed form; ``end``: then its dot.
@@ -198,6 +210,25 @@ class FilterConnection:
         if stream is not None:
             self._unlearn(stream)
 
+    def rescue(self, session: bytes) -> None:
+        """Leave nobody of the session waiting, whatever became of its policy."""
+        if session in self._open:
+            self.answer(self._open[session], PROCEED)
+        stream = self._streams.get(session)
+        if stream is not None and not stream.passing:
+            self.pass_through(session)
+
+    def heard_of(self) -> set[bytes]:
+        """The sessions whose messages had lines since this was last asked.
+
+        Lines that go the short way leave no trace.  So each message is made to take the long
+        way once, with its next line.
+        """
+        heard = {session for session, stream in self._streams.items() if stream.key}
+        for stream in list(self._known.values()):
+            self._unlearn(stream)
+        return heard
+
     def data_to_send(self) -> bytes:
         """What is to be written, once."""
         data = b"".join(self._out)
@@ -225,7 +256,7 @@ class FilterConnection:
         if not self._nul_seen and b"\0" in data:
             self._nul_seen = True
         # A line within one read cannot be too long for a server that does not cut.
-        self._may_be_long = self._cuts or len(data) + len(rows[0]) > self._limit
+        self._may_be_long = self.cuts or len(data) + len(rows[0]) > self._limit
         known = self._known
         maybe_dot = b"|.\n" in data or rows[0].endswith(b"|.")
         if known and not maybe_dot and all(map(known.__contains__, map(self._key, rows))):
@@ -234,17 +265,40 @@ class FilterConnection:
         run: list[bytes] = []
         for row in rows:
             # The key is asked for anew each time: an answer given meanwhile may have changed it.
-            if self._key(row) in known and not (maybe_dot and row.endswith(b"|.")):
+            if known and self._key(row) in known and not (maybe_dot and row.endswith(b"|.")):
                 run.append(row)
                 continue
             if run:
                 yield from self._run(run)
                 run = []
-            event = self._take(row)
+            event = self._quick(row) or self._take(row)
             if event is not None:
                 yield event
         if run:
             yield from self._run(run)
+
+    def _quick(self, row: bytes) -> Request | None:
+        """A request as nearly all are; what is odd about one is found out by `_take`."""
+        fields = row.split(b"|", 7)
+        if len(fields) != 8:
+            return None
+        word, spoken, time, subsystem, name, session, token, argument = fields
+        phase = PHASES_ON_WIRE.get(name)
+        if (
+            phase is None
+            or word != b"filter"
+            or subsystem != b"smtp-in"
+            or spoken != self._spoken
+            or token not in self._tokens
+            or len(session) != 16
+            or session.strip(HEX)
+            or session in self._open
+            or session in self._streams
+            or not self._ready
+        ):
+            return None
+        request = self._open[session] = Request((phase, time, session, token, argument))
+        return request
 
     def _keep(self, rest: bytes) -> None:
         room = MAX_INPUT - self._partial_size
@@ -274,7 +328,7 @@ class FilterConnection:
 
     def _take(self, row: bytes) -> Event | None:
         """One line that is not a body line of a known message."""
-        if row[7:11] != self._spoken and row[:6] != b"config":
+        if row[7:11] != self._mark and not row.startswith(b"config"):
             self._speak(row)
         event = decode(row, self.dialect)
         if not self._ready and type(event) is not Config:
@@ -303,7 +357,7 @@ class FilterConnection:
         if event.key == "protocol":
             self._choose(version(event.value), event.value)
         elif event.key == "smtpd-version" and cuts_lines(event.value):
-            self._cuts = True
+            self.cuts = True
             self._limit = long_lines.content_limit(cuts=True)
         return event
 
@@ -312,7 +366,8 @@ class FilterConnection:
         fields = row.split(b"|", 2)
         if len(fields) == 3 and fields[0] in (b"report", b"filter"):
             name = fields[1].decode("latin-1")
-            self._spoken = row[7:11]
+            self._mark = row[7:11]
+            self._spoken = fields[1]
             if name != self.dialect.name:
                 self._choose(version(name), name)
 
@@ -340,7 +395,10 @@ class FilterConnection:
             self._odd("request before the answer to the last", session)
             self._result(session, event.token, PROCEED.wire)
             return None
-        self._open[session] = (event.phase, event.token)
+        # smtpd has one token for each phase, whatever the session.
+        if len(self._tokens) < MAX_TOKENS:
+            self._tokens.add(event.token)
+        self._open[session] = event
         return event
 
     def _lines(self, event: Lines, row: bytes) -> Lines | None:
@@ -403,7 +461,9 @@ class FilterConnection:
         return session + b"|" + token
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
-        self._out.append(b"filter-result|%b|%b\n" % (self._pair(session, token), wire))
+        if self.dialect.token_first:
+            session, token = token, session
+        self._out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
 
     def _legal(self, session: bytes, lines: list[bytes]) -> list[bytes]:
         """Lines with nothing in them that smtpd would take for something else."""
@@ -445,9 +505,9 @@ class FilterConnection:
         session = stream.session
         self._out.append(stream.prefix + b".\n")
         if stream.broken:
-            done = "refused" if self._refuse_long else "broken"
+            done = "refused" if self.refuse_long_lines else "broken"
             self._remark("mail", f"long lines {done}", session, b"%d" % stream.broken)
-            if self._refuse_long:
+            if self.refuse_long_lines:
                 self._refused.add(session)
         self._unlearn(stream)
         del self._streams[session]
@@ -469,7 +529,3 @@ class FilterConnection:
 
     def _remark(self, sort: str, kind: str, session: bytes, detail: bytes) -> None:
         self.remarks.append(Remark(sort, kind, session, detail))
-
-
-def _refuses(decision: Decision) -> bool:
-    return isinstance(decision, (Reject, Disconnect))

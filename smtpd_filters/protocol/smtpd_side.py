@@ -60,7 +60,7 @@ class SmtpdConnection:
         self, name: str, session: bytes, *values: bytes, time: bytes = b"1700000000.000000"
     ) -> bytes:
         """A report with its fields in the order of the newest protocol."""
-        return encode_report(Report(name, b"smtp-in", time, session, values), self.dialect)
+        return encode_report(Report((name, b"smtp-in", time, session, values)), self.dialect)
 
     def request(
         self,
@@ -71,7 +71,7 @@ class SmtpdConnection:
         time: bytes = b"1700000000.000000",
     ) -> bytes:
         """A request; ``phase`` is the name on the wire."""
-        asked = Request(None, time, session, token, argument)
+        asked = Request((None, time, session, token, argument))
         return encode_request(asked, phase.encode(), self.dialect)
 
     def lines(

@@ -1,0 +1,33 @@
+"""All input and output with smtpd: descriptors, loops, deadlines, the log."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .channel import Service
+    from .log import Log
+    from .watchdog import Watchdog
+
+
+def serve(
+    service: Service,
+    log: Log,
+    watchdog: Watchdog,
+    *,
+    refuse_long_lines: bool = False,
+) -> int:
+    """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
+
+    Returns the exit status.  Raises ConfigError, before ``register|ready``, when the server is
+    none whose filter we can be.
+    """
+    from .channel import Channel  # noqa: PLC0415  # who only wants the log has no loop
+    from .engine import Engine  # noqa: PLC0415
+
+    engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
+    channel = Channel.take_over()
+    if service.later:
+        from .aio import run  # noqa: PLC0415  # asyncio costs more than all the rest
+    else:
+        from .loop import run  # noqa: PLC0415
+    return run(engine, channel, service, log, watchdog)

@@ -1,0 +1,423 @@
+"""Filters in order, in one process: who is asked, whose word counts, what becomes of failures.
+
+Law
+---
+1. Filters are asked in order.  The first refusal ends it; junk is kept while the rest are asked;
+   a rewritten parameter is what the next one gets.
+2. A filter that raises, returns what its phase does not allow, or is not done by its deadline is
+   answered for by its own ``--on-error``, and the others are asked as if it had said so.
+3. Whatever a filter did to a header before it failed is undone.
+4. smtpd takes one of junk and rewrite.  Where both are due, rewrite is said, and the mark is made
+   at the next phase that can.
+
+A filter on its own is a chain of one.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+
+from .errors import ConfigError
+from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
+from .protocol.vocabulary import HANDLERS, PHASES
+from .runtime.log import Log, fold_traceback
+from .runtime.watchdog import Watchdog
+from .session import FIELDS, TOGETHER, text
+from .settings import common_options, die, parse_flags
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from typing import Any
+
+    from .filter import Filter, Outcome
+    from .message import Headers, Message
+    from .protocol.vocabulary import Phase
+    from .runtime.engine import Later
+    from .session import Session
+
+REFUSALS = frozenset({"reject", "disconnect"})
+#: Seconds that a plain handler may hold the process up, even when its deadline is longer.
+MAX_TURN = 5.0
+#: The mark that smtpd itself makes for junk, and that ``maildir junk`` files by.
+MARK = ("X-Spam", "Yes")
+
+
+class Link:
+    """One handler of one filter."""
+
+    __slots__ = (
+        "deadline",
+        "fallback",
+        "filter",
+        "handler",
+        "later",
+        "legal",
+        "log",
+        "phase",
+        "watchdog",
+    )
+
+    def __init__(  # noqa: PLR0913  # what it takes to ask a handler
+        self,
+        filter: Filter,  # noqa: A002  # the field's word
+        handler: str,
+        on_error: Outcome,
+        deadline: float,
+        log: Log,
+        watchdog: Watchdog,
+    ) -> None:
+        phase = HANDLERS.get(handler)
+        self.filter = filter.name
+        self.handler: Callable[..., object] = getattr(filter, handler)
+        self.phase = phase.name if phase else handler
+        self.legal = filter.returns[handler]
+        # What is wrong with a message is said at commit, where there is no junk: the mark is a
+        # field of the header by then.
+        # A copy: a filter may return the very constant.
+        self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because("handler failed")
+        self.deadline = deadline
+        self.later = is_coroutine(filter.handlers[handler])
+        self.log = log
+        self.watchdog = watchdog
+
+    def ask(self, session: Session, *arguments: object) -> Decision | Awaitable[Decision]:
+        """Ask the filter.  Never raises; a coroutine's result is a decision as well."""
+        watchdog = self.watchdog
+        started = watchdog.running = monotonic()
+        try:
+            result = self.handler(session, *arguments)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+            watchdog.running = 0.0
+            return self._failed(session, fold_traceback(error))
+        if result is PROCEED and not self.log.verbose:
+            return PROCEED
+        if self.later:
+            return self._wait(session, result, started)  # type: ignore[arg-type]  # a coroutine
+        return self._checked(session, result, started)
+
+    async def _wait(self, session: Session, result: Awaitable[object], started: float) -> Decision:
+        """Wait for a coroutine, but not for longer than its deadline, whatever it does."""
+        import asyncio  # noqa: PLC0415  # it is there already where there are coroutines
+
+        task = asyncio.ensure_future(_contained(result))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self.deadline)
+        finally:
+            # Cancelled or overdue: it is not waited for, since it may not heed.
+            task.cancel()
+        if not done:
+            return self._failed(session, f"not done after {self.deadline:g} s")
+        outcome = task.result()
+        if isinstance(outcome, _Raised):
+            return self._failed(session, fold_traceback(outcome.error))
+        return self._checked(session, outcome, started)
+
+    def _checked(self, session: Session, result: object, started: float) -> Decision:
+        if type(result) not in self.legal:
+            kind = result if isinstance(result, Decision) else type(result).__name__
+            if hasattr(result, "close"):
+                _quietly(result.close)  # a coroutine of a plain handler would warn
+            return self._failed(session, f"returned {kind!r}")
+        decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
+        if decision is not PROCEED or self.log.verbose:
+            took = monotonic() - started
+            self.log.verdict(session, self.filter, self.phase, decision, took)
+        return decision
+
+    def _failed(self, session: Session, error: str) -> Decision:
+        self.log.limited(
+            f"{self.filter} {self.phase} {error}",
+            self.filter,
+            self.phase,
+            session.id,
+            result=self.fallback.verb,
+            error=error,
+        )
+        return self.fallback
+
+
+class _Raised:
+    """What a coroutine raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _contained(work: Awaitable[object]) -> object:
+    """Await it and give back what it raises: asyncio ends its loop on SystemExit."""
+    import asyncio  # noqa: PLC0415
+
+    try:
+        return await work
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001  # law 2
+        return _Raised(error)
+
+
+def _quietly(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:  # noqa: BLE001, S110  # it was nonsense to begin with
+        pass
+
+
+def is_coroutine(function: Callable[..., object]) -> bool:
+    """Whether a function is written ``async def``; `inspect` would cost start-up."""
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE
+
+
+class Chain:
+    """Filters in order, as the policy of a `runtime.engine.Engine`."""
+
+    def __init__(
+        self,
+        filters: Iterable[tuple[Filter, Outcome, float]],
+        log: Log,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        """``filters``: each with its outcome for failures and its deadline in seconds.
+
+        They are set up already.  Raises ConfigError when two have one name.
+        """
+        self.log = log
+        self.watchdog = watchdog or Watchdog()
+        self.filters: list[Filter] = []
+        links: dict[str, list[Link]] = {}
+        reports: set[str] = set()
+        refusing = False
+        for filter_, on_error, deadline in filters:
+            if any(other.name == filter_.name for other in self.filters):
+                raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
+            self.filters.append(filter_)
+            reports |= filter_.required_reports()
+            for handler in filter_.handlers:
+                if handler in filter_.phases:
+                    link = Link(filter_, handler, on_error, deadline, log, self.watchdog)
+                    links.setdefault(handler, []).append(link)
+                    refusing |= handler in ("headers", "message") and (
+                        link.legal > {Proceed, Junk}
+                        or link.fallback.verb == "reject"
+                        or handler == "message"
+                        or link.later
+                    )
+        self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
+        # Asked in the order of the chain, whichever of the two a filter has.
+        self._content = [
+            (link, link in links.get("message", []))
+            for filter_ in self.filters
+            for link in links.get("headers", []) + links.get("message", [])
+            if link.filter == filter_.name
+        ]
+        self.content = "message" if "message" in links else "headers" if self._content else ""
+        #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
+        self.later = any(link.later for of in links.values() for link in of)
+        self.phases = tuple(phase.name for phase in self._links)
+        if self.content:
+            self.phases += ("data-line",)
+            if refusing and "commit" not in self.phases:
+                # What is refused, and what could not be kept, is refused at commit.
+                self.phases += ("commit",)
+        self.fields = tuple(field for report in FIELDS if report in reports for field in FIELDS[report])
+        self.reports = (
+            "link-connect",
+            "link-disconnect",
+            *(name for report in FIELDS if report in reports for name in (report, *TOGETHER.get(report, ()))),
+        )
+
+    # -- asked by the engine -------------------------------------------------------------
+
+    def decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
+        """Ask the filters that have a handler for the phase."""
+        links = self._links.get(phase, ())
+        arguments = (text(argument),) if phase.argument else ()
+        said: Decision = PROCEED
+        for link in links:
+            decision = link.ask(session, *arguments)
+            if decision is PROCEED:
+                continue
+            if not isinstance(decision, Decision):
+                rest = links[links.index(link) :]
+                return self._decide_later(phase, session, rest, decision, arguments, said)
+            said = _both(session, said, decision)
+            if decision.verb in REFUSALS:
+                return decision
+            if type(decision) is Rewrite:
+                arguments = (decision.text,)
+        return _marked(phase, session, said) if session.junk else said
+
+    async def _decide_later(  # noqa: PLR0913  # what `decide` had in hand
+        self,
+        phase: Phase,
+        session: Session,
+        links: Sequence[Link],
+        waiting: Awaitable[Decision],
+        arguments: tuple[str, ...],
+        said: Decision,
+    ) -> Decision:
+        asked: Decision | Awaitable[Decision] = waiting
+        for at, _ in enumerate(links):
+            if at:
+                asked = links[at].ask(session, *arguments)
+            decision = asked if isinstance(asked, Decision) else await asked
+            said = _both(session, said, decision)
+            if decision.verb in REFUSALS:
+                return decision
+            if decision.verb == "rewrite":
+                arguments = (decision.text,)
+        return _marked(phase, session, said)
+
+    def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
+        """Have the header block looked at and edited."""
+        return self._judge(session, headers, None)
+
+    def judge_message(self, session: Session, message: Message) -> Decision | Later:
+        """Have the whole message looked at and edited."""
+        return self._judge(session, message.headers, message)
+
+    def _judge(
+        self, session: Session, headers: Headers, message: Message | None
+    ) -> Decision | Later:
+        for at, (link, whole) in enumerate(self._content):
+            before = headers.snapshot()
+            decision = link.ask(session, message if whole else headers)
+            if not isinstance(decision, Decision):
+                links = self._content[at:]
+                return self._judge_later(session, headers, message, links, decision, before)
+            if _judged(session, link, headers, before, decision):
+                return decision
+        return _mark(session, headers)
+
+    async def _judge_later(  # noqa: PLR0913  # what `_judge` had in hand
+        self,
+        session: Session,
+        headers: Headers,
+        message: Message | None,
+        links: Sequence[tuple[Link, bool]],
+        waiting: Awaitable[Decision],
+        before: object,
+    ) -> Decision:
+        asked: Decision | Awaitable[Decision] = waiting
+        for at, (link, whole) in enumerate(links):
+            if at:
+                before = headers.snapshot()
+                asked = link.ask(session, message if whole else headers)
+            decision = asked if isinstance(asked, Decision) else await asked
+            if _judged(session, link, headers, before, decision):
+                return decision
+        return _mark(session, headers)
+
+    def gone(self, session: Session) -> None:
+        """Tell the filters that the session is over."""
+        for filter_ in self.filters:
+            try:
+                filter_.gone(session)
+            except BaseException as error:  # noqa: BLE001  # law 2
+                self.log.limited(
+                    f"{filter_.name} gone", filter_.name, "gone", session.id, error=fold_traceback(error)
+                )
+
+    async def close(self) -> None:
+        """Let go of what the filters hold."""
+        for filter_ in self.filters:
+            try:
+                await filter_.close()
+            except BaseException as error:  # noqa: BLE001  # law 2
+                self.log.event(filter_.name, "close", error=fold_traceback(error))
+
+    def reload(self) -> None:
+        """Read the tables of all filters anew; one that cannot be read keeps what it has."""
+        for filter_ in self.filters:
+            for name, value in vars(filter_.settings).items():
+                reload = getattr(value, "reload", None)
+                if reload is None:
+                    continue
+                try:
+                    reload()
+                except Exception as error:  # noqa: BLE001  # nothing is fatal any more
+                    self.log.event(
+                        filter_.name, "reload", table=name, error=str(error), result="kept"
+                    )
+                else:
+                    self.log.event(filter_.name, "reload", table=name, result="ok")
+
+
+def _both(session: Session, said: Decision, decision: Decision) -> Decision:
+    """What is due when one filter said this and the next that."""
+    if type(decision) is Proceed:
+        return said
+    if type(decision) is Junk and type(said) is Rewrite:
+        session.junk = True
+        return said
+    if type(decision) is Rewrite and type(said) is Junk:
+        session.junk = True
+    return decision
+
+
+def _marked(phase: Phase, session: Session, said: Decision) -> Decision:
+    """Make a mark that is still due, where the phase can."""
+    if session.junk and Junk in phase.legal and type(said) in (Proceed, Junk):
+        session.junk = False
+        return JUNK
+    return said
+
+
+def _judged(
+    session: Session, link: Link, headers: Headers, before: Any, decision: Decision
+) -> bool:
+    """Take note of what a filter said of a message; whether that was the last word."""
+    if decision is link.fallback:
+        headers.restore(before)
+    if type(decision) is Junk:
+        session.junk = True
+    return decision.verb in REFUSALS
+
+
+def _mark(session: Session, headers: Headers) -> Decision:
+    """Make the mark that is due, in the header."""
+    if session.junk:
+        session.junk = False
+        if headers.get(MARK[0]) != MARK[1]:
+            headers.prepend(*MARK)
+    return PROCEED
+
+
+def run(*classes: type[Filter], argv: Sequence[str] | None = None) -> int:
+    """The main function of a filter's executable: flags, set-up, service until the input ends.
+
+    What is wrong with a flag or a file is one line on stderr and exit status 2, before smtpd is
+    told ``register|ready``; from then on only the end of the input, or SIGTERM, ends it.
+    """
+    (cls,) = classes
+    prog = f"filter-{cls.name}"
+    common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
+    try:
+        own, general = parse_flags(
+            cls.Settings,
+            sys.argv[1:] if argv is None else argv,
+            common=common,
+            prog=prog,
+            description=cls.described(),
+        )
+        log = Log(verbose=general.verbose)
+        watchdog = Watchdog(min(MAX_TURN, general.deadline))
+        filter_ = cls(own)
+        filter_.setup()
+        on_error: Any = general.on_error
+        chain = Chain([(filter_, on_error, general.deadline)], log, watchdog)
+    except ConfigError as error:
+        die(error, prog)
+    from .runtime import serve  # noqa: PLC0415  # --help needs no loop
+
+    try:
+        return serve(
+            chain, log, watchdog, refuse_long_lines=general.long_lines == "refuse"
+        )
+    except ConfigError as error:
+        die(error, prog)

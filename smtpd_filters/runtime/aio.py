@@ -1,0 +1,238 @@
+"""The loop of a filter with coroutines, on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import stat
+from os import fstat
+from time import monotonic
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
+
+from .channel import HIGH_WATER, LAST_WORDS, Signals
+from .log import fold_traceback
+from .loop import SWEEP
+from .watchdog import TICK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from smtpd_filters.protocol.decisions import Decision
+
+    from .channel import Channel, Service
+    from .engine import Engine
+    from .log import Log
+    from .watchdog import Watchdog
+
+#: Seconds in which filters must have let go of what they hold, at the end.
+CLOSING = 2.0
+
+
+def run(
+    engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog
+) -> int:
+    """Serve until the input ends.  Returns the exit status."""
+    # epoll takes no regular file, which input is when a recording is played from one.
+    regular = any(stat.S_ISREG(fstat(fd).st_mode) for fd in (channel.source, channel.sink))
+    selector = selectors.PollSelector() if regular else selectors.DefaultSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    signals = Signals()
+    watchdog.install()
+    service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
+    try:
+        service_loop.run()
+    except UnsupportedProtocolError as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        watchdog.disarm()
+        signals.close()
+        channel.close()
+        loop.close()
+    return 0
+
+
+class _Loop:
+    def __init__(  # noqa: PLR0913  # everything meets here
+        self,
+        loop: asyncio.AbstractEventLoop,
+        engine: Engine,
+        channel: Channel,
+        service: Service,
+        log: Log,
+        watchdog: Watchdog,
+        signals: Signals,
+    ) -> None:
+        self.loop, self.engine, self.channel = loop, engine, channel
+        self.service, self.log = service, log
+        self.watchdog, self.signals = watchdog, signals
+        self.failure: UnsupportedProtocolError | None = None
+        self.ending = False
+        self.reading = self.writing = self.beating = False
+        self.beat = 0.0
+        self.tasks: set[asyncio.Task[None]] = set()
+        engine.spawn = self.spawn
+        watchdog.blocked = self.blocked
+        watchdog.needed = lambda: self.beating
+
+    def run(self) -> None:
+        loop = self.loop
+        loop.set_exception_handler(self._unhandled)
+        loop.add_reader(self.signals.wakeup, self._signalled)
+        loop.call_soon(self._sweep_later)
+        self._turn()
+        self._forever(lambda: not self.ending)
+        if self.failure is not None:
+            raise self.failure
+        self._finish()
+
+    def _forever(self, going: Callable[[], bool]) -> None:
+        """Run the loop; what a policy's own tasks throw out of it ends nothing."""
+        while going():
+            try:
+                self.loop.run_forever()
+            except BaseException as error:  # noqa: BLE001  # promise 1: it never dies
+                self.log.limited(
+                    "loop", "smtpd-filters", "a task ended the loop", error=fold_traceback(error)
+                )
+
+    # -- reading and writing -------------------------------------------------------------
+
+    def _readable(self) -> None:
+        data = self.channel.read()
+        if data == b"":
+            self._end()
+            return
+        if data:
+            if not self.watchdog.armed:
+                self.watchdog.arm()
+            try:
+                self.engine.receive(data)
+            except UnsupportedProtocolError as error:
+                self.failure = error
+                self._end()
+                return
+            except Exception as error:  # noqa: BLE001  # promise 1
+                self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
+        self._turn()
+
+    def _turn(self) -> None:
+        """Write, let held messages follow, and listen for what comes next."""
+        channel, engine = self.channel, self.engine
+        channel.write(engine.output())
+        while engine.sending and channel.size < HIGH_WATER:
+            engine.pump()
+            channel.write(engine.output())
+        writing = channel.size > 0
+        if writing != self.writing:
+            self.writing = writing
+            if writing:
+                self.loop.add_writer(channel.sink, self._turn)
+            else:
+                self.loop.remove_writer(channel.sink)
+        reading = not self.ending and channel.size < HIGH_WATER and not engine.sending
+        if reading != self.reading:
+            self.reading = reading
+            if reading:
+                self.loop.add_reader(channel.source, self._readable)
+            else:
+                self.loop.remove_reader(channel.source)
+
+    # -- coroutines ----------------------------------------------------------------------
+
+    def spawn(
+        self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
+    ) -> asyncio.Task[None]:
+        """Run what an engine waits for."""
+        task = self.loop.create_task(self._run(work, done))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        if not self.beating:
+            self.beating = True
+            self._heartbeat()
+        if not self.watchdog.armed:
+            self.watchdog.arm()
+        return task
+
+    async def _run(
+        self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
+    ) -> None:
+        try:
+            decision = await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a bug of ours; the client waits
+            self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
+            decision = PROCEED
+        done(decision)
+        self._turn()
+
+    def _heartbeat(self) -> None:
+        self.beat = monotonic()
+        self.beating = bool(self.tasks)
+        if self.beating:
+            self.loop.call_later(TICK, self._heartbeat)
+
+    def blocked(self) -> float:
+        """For how many seconds a coroutine that runs now has kept all others from running."""
+        if not self.beating or asyncio.current_task(self.loop) is None:
+            return 0.0
+        return monotonic() - self.beat - TICK
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        text = fold_traceback(error) if error is not None else str(context.get("message"))
+        self.log.limited("unhandled", "smtpd-filters", "a task of a policy failed", error=text)
+
+    # -- signals and time ----------------------------------------------------------------
+
+    def _signalled(self) -> None:
+        self.signals.drain()
+        if self.signals.reload:
+            self.signals.reload = False
+            self.service.reload()
+        if self.signals.stop:
+            self._end()
+
+    def _sweep_later(self) -> None:
+        self.loop.call_later(SWEEP * self.engine.session_timeout, self._sweep)
+
+    def _sweep(self) -> None:
+        self.engine.sweep()
+        self._sweep_later()
+
+    def _end(self) -> None:
+        self.ending = True
+        self._turn()
+        self.loop.stop()
+
+    def _finish(self) -> None:
+        """The input has ended: who waits is answered, within bounds; then all is let go."""
+        self.ending = False
+
+        async def drain() -> None:
+            deadline = monotonic() + LAST_WORDS
+            while (self.engine.busy or self.channel.size) and monotonic() < deadline:
+                if self.tasks:
+                    await asyncio.wait(self.tasks, timeout=0.05)
+                else:
+                    await asyncio.sleep(0.01)
+                self._turn()
+            self.engine.abandon()
+            closing = asyncio.ensure_future(self.service.close())
+            await asyncio.wait({closing}, timeout=CLOSING)
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=CLOSING)
+
+        self.reading = True
+        self.loop.remove_reader(self.channel.source)
+        task = self.loop.create_task(drain())
+        task.add_done_callback(lambda _: self.loop.stop())
+        self._forever(lambda: not task.done())

@@ -1,0 +1,148 @@
+"""The two descriptors to smtpd, and the signals.
+
+smtpd gives its filters one socket as stdin and stdout; a shell gives two pipes.  Both ends are
+taken away from descriptors 0 and 1, so that a stray ``print`` in a policy goes to the log and
+not to smtpd, which exits on such a line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Protocol, Self
+
+    from .engine import Policy
+
+    class Service(Policy, Protocol):
+        """A policy with what a loop asks of it besides decisions."""
+
+        #: Whether it has coroutines.
+        later: bool
+
+        def reload(self) -> None:
+            """Read its tables anew; never raises."""
+
+        async def close(self) -> None:
+            """The process ends; never raises."""
+
+
+#: Bytes taken in one read.  Sizes from 32 to 256 KiB are equally fast.  A little less than 64 KiB,
+#: so that no line that begins and ends within one read is too long to be sent back.
+READ = 60 << 10
+#: Bytes waiting to be written above which nothing more is read.
+HIGH_WATER = 1 << 20
+#: Seconds that the last output may take to be written once the input has ended.
+LAST_WORDS = 10.0
+
+
+class Channel:
+    """A source of bytes and a sink for them; neither blocks."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.source, self.sink = source, sink
+        #: The reader has gone: what is written goes nowhere.
+        self.broken = False
+        self._pending: list[bytes] = []
+        self._size = 0
+        for fd in (source, sink):
+            mode = os.fstat(fd).st_mode
+            # A terminal or a file is shared with others, who would not expect it.
+            if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+                os.set_blocking(fd, False)
+
+    @classmethod
+    def take_over(cls) -> Self:
+        """Stdin and stdout; what used them by those numbers gets nothing, and the log."""
+        source, sink = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        return cls(source, sink)
+
+    @property
+    def size(self) -> int:
+        """Bytes waiting to be written."""
+        return self._size
+
+    def read(self) -> bytes | None:
+        """What is there; None when nothing is, empty at the end of input."""
+        try:
+            return os.read(self.source, READ)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def write(self, data: bytes) -> None:
+        """Write what can be written now and keep the rest."""
+        if data and not self.broken:
+            self._pending.append(data)
+            self._size += len(data)
+        if self._pending:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write of what is kept as much as can be written now."""
+        data = b"".join(self._pending) if len(self._pending) > 1 else self._pending[0]
+        done = 0
+        try:
+            done = os.write(self.sink, data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            # EPIPE: nobody reads any more.  The end of input will tell.
+            self.broken = True
+            done = len(data)
+        self._size -= done
+        self._pending = [data[done:]] if done < len(data) else []
+
+    def close(self) -> None:
+        """Close both."""
+        for fd in {self.source, self.sink}:
+            os.close(fd)
+
+
+class Signals:
+    """What the operator asks for: an end, or that tables be read anew."""
+
+    def __init__(self) -> None:
+        self.stop = self.reload = False
+        #: Becomes readable with every signal.
+        self.wakeup, write_end = os.pipe()
+        self._write_end = write_end
+        for fd in (self.wakeup, write_end):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+        for number in (signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+    def drain(self) -> None:
+        """Forget the wake-ups."""
+        try:
+            while os.read(self.wakeup, 512):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Give the signals back."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self.wakeup)
+        os.close(self._write_end)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stop = True
+
+    def _reload(self, _signal: int, _frame: FrameType | None) -> None:
+        self.reload = True

@@ -1,0 +1,129 @@
+"""What is written to stderr, which is smtpd's log.
+
+Law
+---
+1. A line is one line: ``SESSION NAME EVENT key=value ...``, printable ASCII, of bounded length,
+   so that ``grep SESSION maillog`` tells one story.
+2. Logging never blocks and never fails: what the log does not take is counted and dropped.
+3. What can recur with every mail is logged once per kind and interval, with a count.
+4. Never a credential.  The ``auth`` phase's parameter does not come here.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.session import Session
+
+#: A pipe that is ready takes this much without blocking (POSIX: _POSIX_PIPE_BUF is 512, PIPE_BUF
+#: is 4,096 on Linux); smtpd's own lines end at 4,096 as well.
+MAX_LINE = 4000
+#: Seconds for which a kind of line is logged once.
+INTERVAL = 60.0
+#: Kinds that are told apart; beyond, all are one.
+MAX_KINDS = 1000
+_PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset("\"\\=")
+
+
+def quote(value: str) -> str:
+    """A value for ``key=value``: as it is when it is one plain word, else in quotes."""
+    if value and _PLAIN.issuperset(value):
+        return value
+    safe = value.replace("\\", "\\\\").replace('"', '\\"')
+    if not (safe.isascii() and safe.isprintable()):
+        safe = "".join(c if " " <= c <= "~" else _escape(c) for c in safe)
+    return f'"{safe}"'
+
+
+def _escape(char: str) -> str:
+    """A byte that was no UTF-8 shows as the byte it was."""
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def fold_traceback(error: BaseException) -> str:
+    """An exception with where it came from, in one line: innermost frame last."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")  # noqa: PTH119  # pathlib costs start-up
+        trace = trace.tb_next
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  # a policy's own exception may fail even at this
+        text = "(no text)"
+    return f"{type(error).__name__}: {text} [{' > '.join(frames[-8:])}]"
+
+
+class Log:
+    """The log of one process.  ``verbose`` logs plain proceeds too."""
+
+    def __init__(
+        self, *, fd: int = 2, verbose: bool = False, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.verbose = verbose
+        #: Lines that the log did not take.
+        self.dropped = 0
+        self._fd = fd
+        self._clock = clock
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._since: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def line(self, text: str) -> None:
+        """Write one line."""
+        data = text.encode("ascii", "backslashreplace").replace(b"\n", b"\\n")[:MAX_LINE] + b"\n"
+        try:
+            if self._poll.poll(0):
+                os.write(self._fd, data)
+            else:
+                self.dropped += 1
+        except OSError:
+            self.dropped += 1
+
+    def event(self, who: str, what: str, session: str = "", **values: str) -> None:
+        """Write ``SESSION WHO WHAT key=value ...``."""
+        words = [session] if session else []
+        words += [who, what]
+        words += [f"{key}={quote(value)}" for key, value in values.items() if value]
+        self.line(" ".join(words))
+
+    def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> None:
+        """As `event`, once per kind and interval; the next one says how many there were."""
+        if kind not in self._since and len(self._since) >= MAX_KINDS:
+            kind = ""
+        now = self._clock()
+        since = self._since.get(kind)
+        if since is not None and now - since < INTERVAL:
+            self._held[kind] = self._held.get(kind, 0) + 1
+            return
+        self._since[kind] = now
+        held = self._held.pop(kind, 0)
+        if held:
+            values["repeated"] = str(held)
+        self.event(who, what, session, **values)
+
+    def verdict(
+        self, session: Session, who: str, phase: str, decision: Decision, seconds: float
+    ) -> None:
+        """Say who decided what, at which phase, why, and how long it took."""
+        self.event(
+            who,
+            phase,
+            session.id,
+            result=decision.verb,
+            reason=decision.reason,
+            reply=decision.text,
+            took=f"{seconds * 1000:.1f}ms",
+        )
