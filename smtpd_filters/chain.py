@@ -19,6 +19,7 @@ import sys
 from time import monotonic
 
 from .errors import ConfigError
+from .filter import Filter
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
 from .runtime.log import Log, fold_traceback
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import Any
 
-    from .filter import Filter, Outcome
+    from .filter import Outcome
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
     from .runtime.engine import Later
@@ -207,6 +208,7 @@ class Chain:
                         or handler == "message"
                         or link.later
                     )
+        self._leaving = [each for each in self.filters if type(each).gone is not Filter.gone]
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
         # Asked in the order of the chain, whichever of the two a filter has.
         self._content = [
@@ -315,7 +317,7 @@ class Chain:
 
     def gone(self, session: Session) -> None:
         """Tell the filters that the session is over."""
-        for filter_ in self.filters:
+        for filter_ in self._leaving:
             try:
                 filter_.gone(session)
             except BaseException as error:  # noqa: BLE001  # law 2

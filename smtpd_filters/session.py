@@ -67,7 +67,6 @@ class Session:
         "scratch",
         "src",
         "tls",
-        "touched",
         "tx",
         "username",
     )
@@ -102,9 +101,7 @@ class Session:
         self.scratch = {}
         #: A mark still to be made, when the phase in which it was decided could not.
         self.junk = False
-        #: When something was last heard of the session, in ticks of whoever asks.
-        self.touched = 0
-        self._rewritten: dict[str, str] = {}
+        self._rewritten: dict[str, str] | None = None
 
     def expect(self, fields: Iterable[str]) -> Session:
         """Make these fields readable: their reports will come."""
@@ -141,6 +138,8 @@ class Session:
         """
         if parameter.startswith("<"):
             parameter = parameter[1:].partition(">")[0]
+        if self._rewritten is None:
+            self._rewritten = {}
         self._rewritten[phase] = parameter
 
     def apply(self, report: Report) -> None:
@@ -171,23 +170,23 @@ class Session:
         self.tx = Transaction(text(msgid))
 
     def _tx_mail(self, msgid: bytes, result: bytes, address: bytes) -> None:
-        sender = self._rewritten.pop("mail-from", None)
+        sender = self._rewritten and self._rewritten.pop("mail-from", None)
         if result == b"ok":
             tx = self._transaction(msgid)
-            tx.sender = text(address) if sender is None else sender
+            tx.sender = sender if isinstance(sender, str) else text(address)
 
     def _tx_rcpt(self, msgid: bytes, result: bytes, address: bytes) -> None:
-        recipient = self._rewritten.pop("rcpt-to", None)
+        recipient = self._rewritten and self._rewritten.pop("rcpt-to", None)
         tx = self._transaction(msgid)
         if result == b"ok":
-            tx.recipients.append(text(address) if recipient is None else recipient)
+            tx.recipients.append(recipient if isinstance(recipient, str) else text(address))
         else:
             tx.rejected += 1
 
     def _tx_reset(self, _msgid: bytes) -> None:
         # It ends every transaction, behind its commit as behind its rollback.
         self.tx = None
-        self._rewritten.clear()
+        self._rewritten = None
 
     def _transaction(self, msgid: bytes) -> Transaction:
         """The open transaction; one of its own if its beginning was not reported."""

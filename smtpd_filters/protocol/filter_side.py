@@ -11,17 +11,19 @@ Law
 
 How it works
 ------------
-`FilterConnection` holds no file descriptor and no clock.  `receive` takes what was read and
-yields an event for everything that somebody must look at; while it is being iterated the
-caller answers, and `data_to_send` has what is to be written.
+`FilterConnection` holds no file descriptor and no clock.  `receive` takes what was read and tells
+a `Listener` everything that somebody must look at; what the listener says to a request is the
+answer, unless it says None, and then `answer` comes later.  `data_to_send` has what is to be
+written.
 
 Messages arrive a line at a time, from many sessions at once, and most of their lines nobody
 looks at.  So a message in its body has a key: the bytes of its lines from the bar before
 ``smtp-in`` to the one behind the token.  They stand at the same place in each line as long as
 version and time stamp keep their width, and no text of the message can get there.  A chunk all
 of whose lines have known keys is handled without a look at any single line; where a line is
-not of that kind, or might be a final dot, the chunk is taken apart.  A line that takes the
-long way gives the same result as one that takes the short way.
+not of that kind, or might be a final dot, the chunk is taken apart.  A request whose session and
+token have been seen before takes a short way as well.  A line that takes the long way gives the
+same result as one that takes the short way.
 """
 
 from __future__ import annotations
@@ -37,12 +39,26 @@ from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
+    from typing import Protocol
 
     from .dialect import Dialect
     from .vocabulary import Phase
 
-    Event = Config | Report | Request | Lines
+    class Listener(Protocol):
+        """Who looks at what smtpd says.  None of its methods raises."""
+
+        def configured(self, key: str, value: str) -> None:
+            """A line of the hand-shake; `FilterConnection.register` answers ``ready``."""
+
+        def reported(self, report: Report) -> None:
+            """Something happened."""
+
+        def asked(self, phase: Phase, session: bytes, argument: bytes) -> Decision | None:
+            """Smtpd waits for this decision; None to give it later."""
+
+        def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
+            """Lines of a message, dot-stuffed; ``end``: its dot has come."""
 
 #: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
 MAX_INPUT = 4 << 20
@@ -52,6 +68,8 @@ MAX_TOKENS = 64
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.
 _PAIR = 2 * (16 + 1)
+
+_ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
 
 TOO_LONG = Reject("554 5.6.0 Message has a line that is too long")
 
@@ -97,11 +115,14 @@ class FilterConnection:
     """One conversation with smtpd, from the first ``config`` line to the end of input.
 
     ``refuse_long_lines``: a message with a line too long for the server is refused at
-    ``commit``; otherwise the line is broken.  ``pass_all``: messages go back as they come,
-    without `Lines` events.
+    ``commit``; otherwise the line is broken.  ``pass_all``: messages go back as they come, and
+    the listener is not told of them.
     """
 
-    def __init__(self, *, refuse_long_lines: bool = False, pass_all: bool = False) -> None:
+    def __init__(
+        self, listener: Listener, *, refuse_long_lines: bool = False, pass_all: bool = False
+    ) -> None:
+        self._listener = listener
         self.config: dict[str, str] = {}
         self.dialect: Dialect = DIALECTS[NEWEST]
         self.remarks: list[Remark] = []
@@ -112,7 +133,9 @@ class FilterConnection:
         self._ready = False
         self._partial: list[bytes] = []
         self._partial_size = 0
-        self._open: dict[bytes, Request] = {}
+        self._open: dict[bytes, tuple[Phase, bytes]] = {}
+        #: Sessions and tokens that were found to be such.
+        self._sessions: set[bytes] = set()
         self._tokens: set[bytes] = set()
         self._streams: dict[bytes, _Stream] = {}
         self._refused: set[bytes] = set()
@@ -147,15 +170,14 @@ class FilterConnection:
         self._out.append(b"register|ready\n")
         self._ready = True
 
-    def answer(self, request: Request, decision: Decision) -> None:
-        """Answer a request: when it is yielded, or later."""
-        phase, _, session, token, _ = request
-        if self._open.pop(session, None) is not request or phase is None:
-            self._bug("answer to a request that is not open", session)
+    def answer(self, session: bytes, decision: Decision) -> None:
+        """Answer the request of a session to which the listener said None."""
+        opened = self._open.pop(session, None)
+        if opened is None:
+            self._bug("answer without a request", session)
             return
-        if decision is not PROCEED or self._refused:
-            decision = self._sayable(phase, session, decision)
-        self._result(session, token, decision.wire)
+        phase, token = opened
+        self._result(session, token, self._sayable(phase, session, decision).wire)
 
     def _sayable(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
         """The decision in the form in which smtpd does what it says."""
@@ -204,16 +226,14 @@ class FilterConnection:
 
     def forget(self, session: bytes) -> None:
         """The session is gone: nothing of it is answered any more."""
+        self._sessions.discard(session)
         self._open.pop(session, None)
-        self._refused.discard(session)
-        stream = self._streams.pop(session, None)
-        if stream is not None:
-            self._unlearn(stream)
+        self._rolled_back(session)
 
     def rescue(self, session: bytes) -> None:
         """Leave nobody of the session waiting, whatever became of its policy."""
         if session in self._open:
-            self.answer(self._open[session], PROCEED)
+            self.answer(session, PROCEED)
         stream = self._streams.get(session)
         if stream is not None and not stream.passing:
             self.pass_through(session)
@@ -242,8 +262,8 @@ class FilterConnection:
 
     # -- what smtpd says -----------------------------------------------------------------
 
-    def receive(self, data: bytes) -> Iterator[Event]:
-        """Take bytes from smtpd in; iterate to the end before the next call."""
+    def receive(self, data: bytes) -> None:
+        """Take bytes from smtpd in."""
         *rows, rest = data.split(b"\n")
         if self._partial and rows:
             rows[0] = b"".join((*self._partial, rows[0]))
@@ -260,7 +280,7 @@ class FilterConnection:
         known = self._known
         maybe_dot = b"|.\n" in data or rows[0].endswith(b"|.")
         if known and not maybe_dot and all(map(known.__contains__, map(self._key, rows))):
-            yield from self._run(rows)
+            self._run(rows)
             return
         run: list[bytes] = []
         for row in rows:
@@ -269,36 +289,46 @@ class FilterConnection:
                 run.append(row)
                 continue
             if run:
-                yield from self._run(run)
+                self._run(run)
                 run = []
-            event = self._quick(row) or self._take(row)
-            if event is not None:
-                yield event
+            fields = row.split(b"|", 7)
+            if len(fields) != 8 or not self._quick(*fields):
+                self._take(row)
         if run:
-            yield from self._run(run)
+            self._run(run)
 
-    def _quick(self, row: bytes) -> Request | None:
-        """A request as nearly all are; what is odd about one is found out by `_take`."""
-        fields = row.split(b"|", 7)
-        if len(fields) != 8:
-            return None
-        word, spoken, time, subsystem, name, session, token, argument = fields
+    def _quick(  # noqa: PLR0913  # the fields of a request
+        self,
+        word: bytes,
+        spoken: bytes,
+        _time: bytes,
+        subsystem: bytes,
+        name: bytes,
+        session: bytes,
+        token: bytes,
+        argument: bytes,
+    ) -> bool:
+        """Answer a request as nearly all are; what is odd about one is found out by `_take`."""
         phase = PHASES_ON_WIRE.get(name)
         if (
             phase is None
+            or session not in self._sessions
+            or token not in self._tokens
+            or spoken != self._spoken
             or word != b"filter"
             or subsystem != b"smtp-in"
-            or spoken != self._spoken
-            or token not in self._tokens
-            or len(session) != 16
-            or session.strip(HEX)
-            or session in self._open
-            or session in self._streams
-            or not self._ready
+            or (self._open and session in self._open)
+            or (self._streams and session in self._streams)
         ):
-            return None
-        request = self._open[session] = Request((phase, time, session, token, argument))
-        return request
+            return False
+        decision = self._listener.asked(phase, session, argument)
+        if decision is PROCEED and not self._refused:
+            self._out.append(b"filter-result|%b|%b|proceed\n" % (session, token))
+        elif decision is None:
+            self._open[session] = phase, token
+        else:
+            self._result(session, token, self._sayable(phase, session, decision).wire)
+        return True
 
     def _keep(self, rest: bytes) -> None:
         room = MAX_INPUT - self._partial_size
@@ -309,7 +339,7 @@ class FilterConnection:
             self._partial.append(rest)
             self._partial_size += len(rest)
 
-    def _run(self, rows: list[bytes]) -> Iterator[Lines]:
+    def _run(self, rows: list[bytes]) -> None:
         """Body lines of messages that are known: nobody looks at them one by one."""
         if not self._collecting:
             tails = list(map(self._tail, rows))
@@ -324,42 +354,44 @@ class FilterConnection:
             if stream.passing:
                 self._write_lines(stream, content)
             else:
-                yield Lines(stream.session, stream.token, content, end=False)
+                self._listener.content(stream.session, content, end=False)
 
-    def _take(self, row: bytes) -> Event | None:
+    def _take(self, row: bytes) -> None:
         """One line that is not a body line of a known message."""
         if row[7:11] != self._mark and not row.startswith(b"config"):
             self._speak(row)
         event = decode(row, self.dialect)
-        if not self._ready and type(event) is not Config:
-            self._odd("line before the hand-shake", detail=row)
-            return None
-        if type(event) is Request:
-            return self._request(event)
-        if type(event) is Report:
-            if event.name == "link-disconnect":
-                self.forget(event.session)
-            elif event.name == "tx-rollback" or event.name == "tx-reset":
-                self._rolled_back(event.session)
-            return event
-        if type(event) is Lines:
-            return self._lines(event, row)
         if type(event) is Config:
-            return self._configured(event)
-        if type(event) is Malformed:
+            self._configured(event)
+        elif not self._ready:
+            self._odd("line before the hand-shake", detail=row)
+        elif type(event) is Report:
+            self._reported(event)
+        elif type(event) is Request:
+            self._request(event)
+        elif type(event) is Lines:
+            self._lines(event, row)
+        elif type(event) is Malformed:
             self._odd(event.kind, event.session, event.line)
             if event.token:
                 self._result(event.session, event.token, PROCEED.wire)
-        return None
 
-    def _configured(self, event: Config) -> Config:
+    def _reported(self, report: Report) -> None:
+        name = report.name
+        if name == "link-disconnect":
+            self.forget(report.session)
+        elif name in _ROLLED_BACK:
+            self._rolled_back(report.session)
+        self._listener.reported(report)
+
+    def _configured(self, event: Config) -> None:
         self.config[event.key] = event.value
         if event.key == "protocol":
             self._choose(version(event.value), event.value)
         elif event.key == "smtpd-version" and cuts_lines(event.value):
             self.cuts = True
             self._limit = long_lines.content_limit(cuts=True)
-        return event
+        self._listener.configured(event.key, event.value)
 
     def _speak(self, row: bytes) -> None:
         """The version stands in each event line; 6.8 and before say it nowhere else."""
@@ -381,45 +413,47 @@ class FilterConnection:
             self._odd(f"protocol version {name} is older than this filter")
         self.dialect = dialect(spoken)
 
-    def _request(self, event: Request) -> Request | None:
-        session = event.session
+    def _request(self, event: Request) -> None:
+        phase, session, token = event.phase, event.session, event.token
         if session in self._streams:
             # Nothing but the dot ends a message for smtpd, and a result before it ends smtpd.
             self._odd("request within a message", session)
             self._end(self._streams[session])
-        if event.phase is None:
-            self._odd("unknown phase", session)
-            self._result(session, event.token, PROCEED.wire)
-            return None
-        if session in self._open:
-            self._odd("request before the answer to the last", session)
-            self._result(session, event.token, PROCEED.wire)
-            return None
+        if phase is None or session in self._open:
+            kind = "unknown phase" if phase is None else "request before the answer to the last"
+            self._odd(kind, session)
+            self._result(session, token, PROCEED.wire)
+            return
+        self._sessions.add(session)
         # smtpd has one token for each phase, whatever the session.
-        if len(self._tokens) < MAX_TOKENS:
-            self._tokens.add(event.token)
-        self._open[session] = event
-        return event
+        if len(self._tokens) < MAX_TOKENS and not self.dialect.token_first:
+            self._tokens.add(token)
+        decision = self._listener.asked(phase, session, event.argument)
+        if decision is None:
+            self._open[session] = phase, token
+        else:
+            self._result(session, token, self._sayable(phase, session, decision).wire)
 
-    def _lines(self, event: Lines, row: bytes) -> Lines | None:
-        stream = self._streams.get(event.session)
+    def _lines(self, event: Lines, row: bytes) -> None:
+        session = event.session
+        stream = self._streams.get(session)
         if stream is None:
             stream = self._begin(event)
         elif stream.ended:
-            self._odd("line behind the final dot", event.session)
-            return None
+            self._odd("line behind the final dot", session)
+            return
         if event.end:
             stream.ended = True
             self._unlearn(stream)
-            if not stream.passing:
-                return event
-            self._end(stream)
-            return None
-        if stream.passing:
+            if stream.passing:
+                self._end(stream)
+                return
+        elif stream.passing:
             self._write_lines(stream, event.lines)
-        if not (stream.key or (stream.passing and stream.header)):
+        if not (event.end or stream.key or (stream.passing and stream.header)):
             self._learn(stream, row)
-        return None if stream.passing else event
+        if not stream.passing:
+            self._listener.content(session, event.lines, end=event.end)
 
     def _begin(self, event: Lines) -> _Stream:
         session = event.session
@@ -514,9 +548,8 @@ class FilterConnection:
 
     def _rolled_back(self, session: bytes) -> None:
         """The transaction is over: of its message nothing is sent any more."""
-        stream = self._streams.pop(session, None)
-        if stream is not None:
-            self._unlearn(stream)
+        if session in self._streams:
+            self._unlearn(self._streams.pop(session))
         self._refused.discard(session)
 
     # -- what is remarked ----------------------------------------------------------------

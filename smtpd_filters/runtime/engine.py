@@ -23,7 +23,6 @@ from collections import deque
 
 from smtpd_filters.message import Message, SpoolError
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Proceed, Reject, Rewrite
-from smtpd_filters.protocol.events import Config, Lines, Report, Request
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from smtpd_filters.message import Headers
+    from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
     from .log import Log
@@ -79,14 +79,6 @@ NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
 LATER = Reject("451 4.3.0 Temporary failure, please try again later")
 #: Bytes of messages that one call of `Engine.pump` sends on.
 PUMP = 1 << 18
-#: A session of which nothing was heard for so many times smtpd's time-out is dropped.  smtpd ends
-#: an idle one after one; what it does in between may go unreported, as a slow DATA does.
-STALE = 48
-
-
-_ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
-
-
 class _Intake:
     """A message on its way: collected, judged, sent."""
 
@@ -119,11 +111,13 @@ class Engine:
         spool_limit: int = 1 << 20,
     ) -> None:
         self.connection = FilterConnection(
-            refuse_long_lines=refuse_long_lines, pass_all=not policy.content
+            self, refuse_long_lines=refuse_long_lines, pass_all=not policy.content
         )
         self.spawn: Spawn | None = None
         self.ready = False
         self.sessions: dict[bytes, Session] = {}
+        #: Those of which nothing was heard since the last sweep.
+        self._silent: dict[bytes, Session] = {}
         #: Seconds after which smtpd ends a session that is silent.
         self.session_timeout = 300
         self._policy = policy
@@ -133,13 +127,6 @@ class Engine:
         self._intakes: dict[bytes, _Intake] = {}
         self._sending: deque[_Intake] = deque()
         self._refusals: dict[bytes, Decision] = {}
-        self._sweeps = 0
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Request: self._request,
-            Report: self._report,
-            Lines: self._lines,
-            Config: self._config,
-        }
 
     # -- what a loop calls ---------------------------------------------------------------
 
@@ -148,14 +135,7 @@ class Engine:
 
         Raises UnsupportedProtocolError, before ``register|ready``, and nothing else.
         """
-        handlers = self._handlers
-        for event in self.connection.receive(data):
-            try:
-                handlers[type(event)](event)
-            except Exception as error:  # noqa: BLE001  # promise 1: it never dies
-                if not self.ready:
-                    raise
-                self._rescue(event, error)
+        self.connection.receive(data)
         if self.connection.remarks:
             self._log_remarks()
 
@@ -183,107 +163,108 @@ class Engine:
         return bool(self._tasks or self._sending)
 
     def sweep(self) -> None:
-        """Drop sessions of which nothing was heard for very long; called about once an hour."""
-        self._sweeps += 1
+        """Drop the sessions of which nothing was heard since the last but one call."""
         alive = self.connection.heard_of()
-        for key, session in list(self.sessions.items()):
+        for key in list(self._silent):
             if key in alive:
-                session.touched = self._sweeps
-            elif session.touched + 4 < self._sweeps:
-                self._log.event("smtpd-filters", "session dropped: it never ended", session.id)
+                self._find(key)
+            else:
+                self._log.event(
+                    "smtpd-filters", "session dropped: it never ended", key.decode("latin-1")
+                )
                 self._drop(key)
+        self._silent = self.sessions
+        self.sessions = {}
 
     def abandon(self) -> None:
         """Give up all that is on its way; the conversation is over."""
-        for key in list(self.sessions):
+        for key in [*self.sessions, *self._silent]:
             self._drop(key)
         for key in {*self._tasks, *self._intakes}:
             self._drop(key)
 
-    # -- one for each kind of event ------------------------------------------------------
+    # -- what the connection tells: one for each kind of event; none of them raises -------
 
-    def _config(self, event: Config) -> None:
-        if event.key == "smtp-session-timeout" and event.value.isdecimal():
-            self.session_timeout = min(max(int(event.value[:9]), 1), 86400)
-        elif event.key == "ready" and not self.ready:
+    def configured(self, key: str, value: str) -> None:
+        """Take note of a line of the hand-shake; register when it is over."""
+        if key == "smtp-session-timeout" and value.isascii() and value.isdecimal():
+            self.session_timeout = min(max(int(value[:9]), 1), 86400)
+        elif key == "ready" and not self.ready:
             self.connection.register(self._policy.phases, self._policy.reports)
             self.ready = True
             if self.connection.cuts and "data-line" in self._policy.phases:
+                done = "refused" if self.connection.refuse_long_lines else "broken"
                 self._log.event(
                     "smtpd-filters",
-                    "this smtpd cuts long lines of filtered messages: they are "
-                    + ("refused" if self.connection.refuse_long_lines else "broken"),
+                    f"this smtpd cuts long lines of filtered messages: they are {done}",
                     smtpd=self.connection.config.get("smtpd-version", ""),
                 )
 
-    def _report(self, event: Report) -> None:
-        key = event.session
-        if event.name == "link-disconnect":
-            self._drop(key)
-            return
-        if event.subsystem != b"smtp-in":
-            return
-        session = self.sessions.get(key) or self._open(key)
-        session.touched = self._sweeps
-        if event.name in _ROLLED_BACK:
-            self._rolled_back(key)
-        session.apply(event)
-
-    def _request(self, event: Request) -> None:
-        phase, _, key, _, argument = event
-        session = self.sessions.get(key)
-        if session is None:
-            session = self._open(key)
-        session.touched = self._sweeps
-        if self._intakes and key in self._intakes:
-            self._rolled_back(key)
-        if self._refusals and phase is COMMIT and key in self._refusals:
-            self.connection.answer(event, self._refusals.pop(key))
-            return
-        decision = self._policy.decide(phase, session, argument)
-        if decision is PROCEED:
-            self.connection.answer(event, PROCEED)
-        elif isinstance(decision, Decision):
-            self._answer(event, session, decision)
-        else:
-            self._later(key, decision, lambda late: self._answer(event, session, late))
-
-    def _lines(self, event: Lines) -> None:
-        key = event.session
-        intake = self._intakes.get(key)
-        if intake is None:
-            intake = _Intake(key, Message(limit=self._spool_limit))
-            self._intakes[key] = intake
-            self._refusals.pop(key, None)
-        message = intake.message
-        if intake.rows is not None:
-            message = intake.tail = intake.tail or Message(limit=self._spool_limit)
+    def reported(self, report: Report) -> None:
+        """Bring the session up to date."""
+        key = report.session
         try:
-            if event.lines:
-                message.feed(event.lines)
-            if event.end:
-                intake.ended = True
-                message.close()
-        except SpoolError as error:
-            self._no_storage(intake, error)
-            return
-        if not intake.judged and (
-            event.end or (self._policy.content == "headers" and message.headers_complete)
-        ):
-            self._judge(intake)
+            if report.name == "link-disconnect":
+                self._drop(key)
+            elif report.subsystem == b"smtp-in":
+                session = self.sessions.get(key) or self._find(key)
+                if report.name == "tx-reset":
+                    self._rolled_back(key)
+                session.apply(report)
+        except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+            self._failed(key, error)
+
+    def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
+        """Have the policy decide; None when it will later."""
+        try:
+            session = self.sessions.get(key) or self._find(key)
+            if self._intakes and key in self._intakes:
+                self._rolled_back(key)
+            if self._refusals and phase is COMMIT and key in self._refusals:
+                return self._refusals.pop(key)
+            decision = self._policy.decide(phase, session, argument)
+            if decision is PROCEED:
+                return PROCEED
+            if isinstance(decision, Decision):
+                return self._noted(session, phase, decision)
+            return self._later(
+                key,
+                decision,
+                lambda late: self.connection.answer(key, self._noted(session, phase, late)),
+            )
+        except Exception as error:  # noqa: BLE001  # promise 1
+            self._failed(key, error)
+            return PROCEED
+
+    def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
+        """Collect lines of a message; judge it when there are enough of them."""
+        try:
+            intake = self._intakes.get(key)
+            if intake is None:
+                intake = self._intakes[key] = _Intake(key, Message(limit=self._spool_limit))
+                self._refusals.pop(key, None)
+            self._collect(intake, lines, end=end)
+        except Exception as error:  # noqa: BLE001  # promise 1
+            self._failed(key, error)
 
     # -- answers -------------------------------------------------------------------------
 
-    def _open(self, key: bytes) -> Session:
-        session = self.sessions[key] = Session(key).expect(self._policy.fields)
+    def _find(self, key: bytes) -> Session:
+        """A session of which nothing was heard for long, or a new one."""
+        session = self._silent.pop(key, None)
+        if session is None:
+            session = Session(key).expect(self._policy.fields)
+        self.sessions[key] = session
         return session
 
+    @staticmethod
+    def _noted(session: Session, phase: Phase, decision: Decision) -> Decision:
+        if type(decision) is Rewrite:
+            session.rewritten(phase.name, decision.text)
+        return decision
+
     def _later(self, key: bytes, later: Later, then: Callable[[Decision], None]) -> None:
-        if self.spawn is None:
-            later.close()
-            self._log.limited("no loop", "smtpd-filters", "bug: a coroutine, and no loop for it")
-            then(PROCEED)
-            return
+        assert self.spawn is not None  # noqa: S101  # a policy with coroutines has that loop
 
         def done(decision: Decision) -> None:
             # A session that is gone, or has another task by now, has no use for the answer.
@@ -302,17 +283,30 @@ class Engine:
         task = self.spawn(later, done)
         self._tasks[key] = task
 
-    def _answer(self, request: Request, session: Session, decision: Decision) -> None:
-        if type(decision) is Rewrite and request.phase is not None:
-            session.rewritten(request.phase.name, decision.text)
-        self.connection.answer(request, decision)
-
     # -- messages ------------------------------------------------------------------------
+
+    def _collect(self, intake: _Intake, lines: list[bytes], *, end: bool) -> None:
+        message = intake.message
+        if intake.rows is not None:
+            message = intake.tail = intake.tail or Message(limit=self._spool_limit)
+        try:
+            if lines:
+                message.feed(lines)
+            if end:
+                intake.ended = True
+                message.close()
+        except SpoolError as error:
+            self._no_storage(intake, error)
+            return
+        if not intake.judged and (
+            end or (self._policy.content == "headers" and message.headers_complete)
+        ):
+            self._judge(intake)
 
     def _judge(self, intake: _Intake) -> None:
         intake.judged = True
         key = intake.session
-        session = self.sessions.get(key) or self._open(key)
+        session = self.sessions.get(key) or self._find(key)
         if self._policy.content == "headers":
             verdict = self._policy.judge_headers(session, intake.message.headers)
         else:
@@ -401,21 +395,14 @@ class Engine:
 
     def _drop(self, key: bytes) -> None:
         self.connection.forget(key)
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            task.cancel()
+        if self._tasks and key in self._tasks:
+            self._tasks.pop(key).cancel()
         self._refusals.pop(key, None)
-        intake = self._intakes.get(key)
-        if intake is not None:
-            self._discard(intake)
-        session = self.sessions.pop(key, None)
+        if self._intakes and key in self._intakes:
+            self._discard(self._intakes[key])
+        session = self.sessions.pop(key, None) or self._silent.pop(key, None)
         if session is not None:
             self._policy.gone(session)
-
-    def _rescue(self, event: object, error: BaseException) -> None:
-        """A bug of ours must not leave anybody waiting."""
-        key = getattr(event, "session", b"")
-        self._failed(key, error)
 
     def _failed(self, key: bytes, error: BaseException) -> None:
         self._log.limited(

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from .log import Log
     from .watchdog import Watchdog
 
-#: How many of smtpd's time-outs pass between two sweeps.
-SWEEP = 12
+#: How many of smtpd's time-outs pass between two sweeps: a session is dropped when nothing was
+#: heard of it between two of them.  smtpd itself ends a session that is idle for one, but need not
+#: tell us of all that a busy one does, as of a slow DATA.
+SWEEP = 24
 
 
 def run(
