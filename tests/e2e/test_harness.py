@@ -8,6 +8,7 @@ import signal
 import smtplib
 import subprocess
 import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -419,10 +420,9 @@ def test_without_root_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_the_debian_13_root_the_reason_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
     unavailable.cache_clear()
     with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert unavailable("7.6") == "no smtpd 7.6 (run tests/e2e/setup-roots)"
     unavailable.cache_clear()
@@ -433,7 +433,22 @@ def test_a_filter_of_the_project_is_named_as_its_executable() -> None:
     assert command == "/srv/lab/bin/filter-dyndns --patterns '{ a b }'"
 
 
+def test_the_documented_example_runs(version: str) -> None:
+    documentation = harness.__doc__ or ""
+    example = documentation.partition("::\n\n")[2].partition("\n\nWhat a server has")[0]
+    assert '"7.6"' in example
+    exec(textwrap.dedent(example).replace('"7.6"', repr(version)), {})  # noqa: S102 - ours
+
+
+def test_a_filter_of_the_project_runs_from_the_checkout(start: Start) -> None:
+    server = start(filters={"dyndns": filter_command("dyndns")})
+    server.signal_filter("dyndns", signal.SIGHUP)
+    send(server)
+    assert server.alive()
+    with pytest.raises(LabError, match="no filter-trace runs"):
+        server.signal_filter("trace", signal.SIGHUP)
+
+
 def test_the_package_is_the_one_door() -> None:
-    assert harness.__doc__ is not None
     assert sorted(harness.__all__, key=str.lower) == sorted(set(harness.__all__), key=str.lower)
     assert all(hasattr(harness, name) for name in harness.__all__)

@@ -43,6 +43,7 @@ HOSTNAME = "mx.local.example"
 # that a client can come from any of them, as from any of 127.0.0.0/8.
 NETWORKS = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 TCP_LISTEN = "0A"  # include/net/tcp_states.h, as /proc/net/tcp writes it
+HOLDER_TIMEOUT = 5.0  # seconds; it takes milliseconds
 ROOM = 2  # connections that may wait when another one is made
 DNS_PORT = 53
 # Programs beside the server may look for it; that these addresses have a name is the test's to say.
@@ -318,7 +319,12 @@ def _enter_network(pid: int) -> None:
 
 def _end(holder: subprocess.Popen[bytes]) -> None:
     cast("IO[bytes]", holder.stdin).close()
-    holder.wait()
+    try:
+        holder.wait(HOLDER_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        # Somebody else has our end of its input: a process forked off and never executed.
+        holder.kill()
+        holder.wait()
     cast("IO[bytes]", holder.stdout).close()
 
 
