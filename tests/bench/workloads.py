@@ -331,8 +331,8 @@ def wave(
         else:
             with player.exchange(text, lines=len(plays)) as answer:
                 got = answer.tobytes()
-            due = {b"filter-result|" + play.session + PROCEED for play in plays}
-            if set(got.split(b"\n")) != due | {b""}:
+            due = [b"filter-result|" + play.session + PROCEED for play in plays]
+            if sorted(got.splitlines()) != sorted(due):
                 raise player.error(f"unexpected answer to {phase}: {got[:120]!r}")
     return seconds, cpu, added or 0
 
