@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.lookups import names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABEL = "a" * 63
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mail.Example.ORG", "mail.example.org"),
+        ("mail.example.org.", "mail.example.org"),
+        ("_dmarc.example.org", "_dmarc.example.org"),
+        ("localhost", "localhost"),
+        ("4.3.2.1.zen.example", "4.3.2.1.zen.example"),
+        ("-odd-.example", "-odd-.example"),
+        (LABEL + ".example", LABEL + ".example"),
+        (".".join([LABEL] * 3 + ["a" * 61]), ".".join([LABEL] * 3 + ["a" * 61])),
+    ],
+)
+def test_domain(text: str, expected: str) -> None:
+    assert names.domain(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ".", "..", "a..b", ".a", "a.example..", "a b.example", "a.example\n", "a\0.example",
+        "bücher.example", "\u212a.example", "\udcff.example", "[192.0.2.1]", "a/b.example",
+        "a\\.b.example", LABEL + "a.example", ".".join([LABEL] * 3 + ["a" * 62]),
+    ],
+)  # fmt: skip
+def test_no_such_name_can_exist(text: str) -> None:
+    with pytest.raises(ValueError, match="not a domain name"):
+        names.domain(text)
+
+
+@given(st.text(st.characters(codec=None) | st.sampled_from("a.-_\udc80")))
+def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
+    try:
+        name = names.domain(text)
+    except ValueError:
+        return
+    assert names.domain(name) == name
+    assert name.isascii()
+    assert 0 < len(name) <= 253
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical", "reverse"),
+    [
+        ("192.0.2.1", "192.0.2.1", "1.2.0.192.in-addr.arpa"),
+        ("::ffff:192.0.2.1", "192.0.2.1", "1.2.0.192.in-addr.arpa"),
+        ("2001:DB8:0::1", "2001:db8::1", f"1.{'0.' * 23}8.b.d.0.1.0.0.2.ip6.arpa"),
+        ("fe80::1%eth0", "fe80::1", f"1.{'0.' * 28}8.e.f.ip6.arpa"),
+    ],
+)
+def test_addresses(address: str, canonical: str, reverse: str) -> None:
+    assert names.canonical(address) == canonical
+    assert names.reverse(address) == reverse
+
+
+def test_reverse_in_a_zone() -> None:
+    assert names.reverse("192.0.2.1", zone="list.example") == "1.2.0.192.list.example"
+    assert names.reverse("::1", zone="list.example") == f"1.{'0.' * 31}list.example"
+
+
+@pytest.mark.parametrize("text", ["", "local", "unix:/x", "192.0.2", "192.0.2.1:25", "[::1]"])
+def test_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        names.reverse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 53)),
+        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
+        ("::1", ("::1", 53)),
+        ("[::1]", ("::1", 53)),
+        ("[::1]:5353", ("::1", 5353)),
+        ("fe80::1%lo", ("fe80::1%lo", 53)),
+    ],
+)
+def test_nameserver(text: str, expected: tuple[str, int]) -> None:
+    assert names.nameserver(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("dns.example", "'dns.example' is not an IP address"),
+        ("dns.example:53", "'dns.example' is not an IP address"),
+        ("", "'' is not an IP address"),
+        ("127.0.0.1:0", "no port 0"),
+        ("127.0.0.1:65536", "no port 65536"),
+        ("127.0.0.1:x", "'127.0.0.1:x' is not an IP address"),
+    ],
+)
+def test_no_nameserver(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        names.nameserver(text)
+
+
+def test_resolv_conf(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_bytes(
+        b"# nameserver 192.0.2.9\nsearch example.org\nnameserver 192.0.2.1 \n\xff\n"
+        b"nameserver\nnameserver nonsense\n nameserver\t::1\nnameserver 192.0.2.3 # third\n"
+        b"nameserver 192.0.2.4\n"
+    )
+    assert names.resolv_conf(str(path)) == [("192.0.2.1", 53), ("::1", 53), ("192.0.2.3", 53)]
+    path.write_text("options edns0\n")
+    assert names.resolv_conf(str(path)) == [("127.0.0.1", 53)]
+    path.unlink()
+    assert names.resolv_conf(str(path)) == [("127.0.0.1", 53)]
