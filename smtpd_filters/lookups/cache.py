@@ -1,0 +1,109 @@
+"""How long an outcome is kept, and the store that keeps it: no I/O and no clock.
+
+1. A positive answer is kept for its TTL, between a floor and a ceiling.
+2. A negative one is kept for its TTL under a ceiling of its own (RFC 2308 section 5), and not at
+   all when the answer didn't say for how long.
+3. An unavailable one is kept for the moment that a broken server is left alone, no longer.
+4. The store is bounded: in entries, the least recently used going first, and in the size of one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from typing import Any, Generic, TypeVar
+
+    from smtpd_filters.lookups.outcome import Outcome
+
+    T = TypeVar("T")
+else:
+    from smtpd_filters.lookups.outcome import Generic
+
+    T = None
+
+# Strangers choose what their names' records hold: 64 KiB of TXT is no reason to keep 64 KiB.
+MAX_ENTRY = 4096
+
+
+class Lifetimes:
+    """For how many seconds outcomes are kept."""
+
+    __slots__ = ("backoff", "ceiling", "floor", "negative_ceiling")
+
+    def __init__(
+        self,
+        *,
+        # A message asks for one name several times over; a TTL of 0 would repeat each query.
+        floor: float = 5,
+        # A day: what BIND (max-cache-ttl is a week) and unbound (cache-max-ttl) cut to at the most.
+        ceiling: float = 86400,
+        # RFC 2308 section 5: "Values of one to three hours have been found to work well". A new
+        # listing or a repaired zone should be seen sooner: unbound's cache-max-negative-ttl.
+        negative_ceiling: float = 3600,
+        # RFC 2308 section 7.1 allows five minutes for failures; mail is better asked for again.
+        backoff: float = 1,
+    ) -> None:
+        self.floor = floor
+        self.ceiling = ceiling
+        self.negative_ceiling = negative_ceiling
+        self.backoff = backoff
+
+    def of(self, outcome: Outcome[Any]) -> float:
+        """Return for how many seconds this outcome is kept; 0 is not at all."""
+        match outcome:
+            case Found(records, ttl):
+                if _size(records) > MAX_ENTRY:
+                    return 0
+                return max(min(ttl, self.ceiling), self.floor)
+            case NotFound(_, ttl):
+                if ttl <= 0:
+                    return 0
+                return max(min(ttl, self.negative_ceiling), min(self.floor, self.negative_ceiling))
+            case Unavailable():
+                return self.backoff
+
+
+class Cache(Generic[T]):
+    """Values until a point in time, at most `size` of them; 0 keeps nothing."""
+
+    __slots__ = ("_entries", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable, now: float) -> T | None:
+        """Return the value if it is there and still good."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        until, value = entry
+        if now >= until:
+            del self._entries[key]
+            return None
+        self._entries.move_to_end(key)
+        return value
+
+    def put(self, key: Hashable, value: T, until: float) -> None:
+        """Keep the value; the least recently used one goes if there are too many."""
+        self._entries[key] = (until, value)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+
+def _size(records: tuple[object, ...]) -> int:
+    # 32 for the object, 64 for what isn't text, roughly; it is a bound, not an account.
+    return sum(32 + (len(record) if isinstance(record, str | bytes) else 64) for record in records)
