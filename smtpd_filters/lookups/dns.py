@@ -1,0 +1,232 @@
+"""One resolver for all filters of a process.
+
+1. A look-up has one of three outcomes (`outcome`), within its deadline, and raises nothing.
+2. What is known is answered from memory, without a task; what is being asked is asked once,
+   whoever waits for it, and one that stops waiting doesn't stop the others.
+3. Nothing blocks the event loop; the number of questions under way is bounded, and waiting for a
+   turn counts against the deadline.
+4. When a resolver has been closed, nothing of it is left running.
+
+Who does what: `names` checks what is asked for, `cache` knows what is known and for how long,
+`retry` decides which server is asked next, `transport` asks one server one question, `wire` makes
+bytes of a question and sense of an answer. Here is the loop around them.
+
+The module is cheap to import; making a Resolver imports dnspython, so that the first mail doesn't.
+"""
+
+from __future__ import annotations
+
+import time
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups import names
+from smtpd_filters.lookups.cache import Cache, Lifetimes
+from smtpd_filters.lookups.outcome import INVALID, NODATA, Found, NotFound, Unavailable
+from smtpd_filters.lookups.retry import Plan, Servers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+    from typing import Any, Literal, Self
+
+    from smtpd_filters.lookups.outcome import MX, Outcome
+
+    RecordType = Literal["A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"]
+
+# Each question under way holds a socket: as many as half the descriptors, at the most.
+MAX_IN_FLIGHT = 512
+# An entry takes about 1 KiB: 8 MiB at the most.
+CACHE_SIZE = 8192
+CLOSED = "the resolver is closed"
+
+
+class Resolver:
+    """Asks name servers.
+
+    `nameservers` are (address, port); None takes them from resolv.conf(5). Times are in seconds:
+    `timeout` for one question in the first round (each of the `attempts` rounds over the servers
+    doubles it), `deadline` for a look-up altogether. `clock` is any steady clock.
+
+    Raises ConfigError if a name server is not given as an address.
+    """
+
+    def __init__(  # noqa: PLR0913 - settings, given by name
+        self,
+        nameservers: Iterable[tuple[str, int]] | None = None,
+        *,
+        # The C library waits 5 s, twice (resolv.conf(5)); smtpd's clients wait five minutes for a
+        # reply (RFC 5321 section 4.5.3.2), but each of them holds a session meanwhile.
+        timeout: float = 2,
+        deadline: float = 8,
+        attempts: int = 2,
+        cache_size: int = CACHE_SIZE,
+        lifetimes: Lifetimes | None = None,
+        in_flight: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import asyncio  # noqa: PLC0415 - see the module's docstring
+
+        from smtpd_filters.lookups import transport, wire  # noqa: PLC0415
+
+        servers = names.resolv_conf() if nameservers is None else list(nameservers)
+        if not servers:
+            raise ConfigError("no name server given")
+        try:
+            self._endpoints = [transport.Endpoint(address, port) for address, port in servers]
+        except ValueError as exc:
+            raise ConfigError(f"name server: {exc}") from exc
+        self._asyncio = asyncio
+        self._question = wire.Question
+        self._trouble = wire.Trouble
+        self._servers = Servers([endpoint.label for endpoint in self._endpoints])
+        self._timeout = timeout
+        self._deadline = deadline
+        self._attempts = attempts
+        self._lifetimes = lifetimes or Lifetimes()
+        self._cache: Cache[Outcome[Any]] = Cache(cache_size)
+        self._turns = asyncio.Semaphore(in_flight or _descriptors())
+        self._clock = clock
+        self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
+        self._closed = False
+
+    async def query(self, name: str, rdtype: RecordType) -> Outcome[Any]:
+        """Look up the records of one type: MX as MX, TXT as bytes, the others as str.
+
+        Names come in lower case without the final dot, addresses in their canonical form. A name
+        that can't exist is NotFound(INVALID) without being asked for.
+        """
+        try:
+            key = names.domain(name), rdtype
+        except ValueError:
+            return NotFound(INVALID)
+        known = self._cache.get(key, self._clock())
+        if known is not None:
+            return known
+        if self._closed:
+            return Unavailable(CLOSED)
+        task = self._under_way.get(key) or self._start(key)
+        try:
+            return await self._asyncio.shield(task)
+        except self._asyncio.CancelledError:
+            this = self._asyncio.current_task()
+            if task.cancelled() and this is not None and not this.cancelling():
+                return Unavailable(CLOSED)
+            raise
+
+    async def addresses(self, name: str) -> Outcome[str]:
+        """Look up IPv4 and IPv6 addresses of a name together.
+
+        Found if there are any; if one of the two look-ups was unavailable, `gap` says why.
+        """
+        four, six = await self._asyncio.gather(self.query(name, "A"), self.query(name, "AAAA"))
+        match four, six:
+            case Found(), Found():
+                return Found(four.records + six.records, min(four.ttl, six.ttl))
+            case (Found(records, ttl), Unavailable(cause)) | (
+                Unavailable(cause),
+                Found(records, ttl),
+            ):
+                return Found(records, ttl, cause)
+            case (Found() as found, NotFound()) | (NotFound(), Found() as found):
+                return found
+            case (NotFound(reason) as one, _) | (_, NotFound(reason) as one) if reason != NODATA:
+                # RFC 8020: what doesn't exist for one type doesn't for any.
+                return one
+            case (Unavailable() as one, _) | (_, Unavailable() as one):
+                return one
+            case NotFound(), NotFound():
+                return NotFound(NODATA, min(four.ttl, six.ttl))
+        raise AssertionError  # pragma: no cover - the cases above are all there are
+
+    async def ptr(self, address: str) -> Outcome[str]:
+        """Look up the names of an IP address, in lower case; NotFound(INVALID) if it is none."""
+        try:
+            name = names.reverse(address)
+        except ValueError:
+            return NotFound(INVALID)
+        return await self.query(name, "PTR")
+
+    async def mx(self, name: str) -> Outcome[MX]:
+        """Look up the mail exchangers of a domain, the most preferred first."""
+        return await self.query(name, "MX")
+
+    async def txt(self, name: str) -> Outcome[bytes]:
+        """Look up texts; the strings of one record are put together."""
+        return await self.query(name, "TXT")
+
+    async def aclose(self) -> None:
+        """Stop: those who wait are told Unavailable, and nothing is left running."""
+        self._closed = True
+        self._cache.clear()
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await self._asyncio.gather(*tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _start(self, key: tuple[str, str]) -> asyncio.Task[Outcome[Any]]:
+        task = self._asyncio.create_task(self._look_up(*key), name=f"look up {key[1]} {key[0]}")
+        self._under_way[key] = task
+        task.add_done_callback(lambda task: self._ended(key, task))
+        return task
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[Outcome[Any]]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            # Those who wait get it; if nobody does any more, asyncio need not complain.
+            task.exception()
+
+    async def _look_up(self, name: str, rdtype: str) -> Outcome[Any]:
+        now = self._clock()
+        plan = Plan(
+            self._servers,
+            now,
+            attempts=self._attempts,
+            timeout=self._timeout,
+            deadline=now + self._deadline,
+        )
+        outcome: Outcome[Any]
+        try:
+            async with self._asyncio.timeout(self._deadline):
+                outcome = await self._follow(plan, name, rdtype)
+        except TimeoutError:
+            outcome = Unavailable(plan.cause("deadline passed"))
+        now = self._clock()
+        lifetime = self._lifetimes.of(outcome)
+        if lifetime > 0:
+            self._cache.put((name, rdtype), outcome, now + lifetime)
+        return outcome
+
+    async def _follow(self, plan: Plan, name: str, rdtype: str) -> Outcome[Any]:
+        """Do what the plan says until there is an answer or nothing left to do."""
+        while True:
+            step = plan.next(self._clock())
+            if isinstance(step, Unavailable):
+                return step
+            if step.pause:
+                await self._asyncio.sleep(step.pause)
+            async with self._turns:
+                # A new question each time, with a new ID (RFC 5452 section 9.2).
+                said = await self._endpoints[step.server].ask(
+                    self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout
+                )
+            if not isinstance(said, self._trouble):
+                plan.answered()
+                return said
+            plan.failed(said.failure, said.cause, self._clock())
+
+
+def _descriptors() -> int:
+    """Return how many questions may be under way without starving smtpd's own descriptors."""
+    import resource  # noqa: PLC0415 - only here
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_IN_FLIGHT
+    return max(1, min(MAX_IN_FLIGHT, soft // 2))

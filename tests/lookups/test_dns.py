@@ -1,0 +1,437 @@
+"""The resolver, against a real server that is told how to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
+
+import pytest
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups import dns as lookups_dns
+from smtpd_filters.lookups import retry, transport
+from smtpd_filters.lookups.cache import Lifetimes
+from smtpd_filters.lookups.dns import CLOSED, Resolver
+from smtpd_filters.lookups.outcome import (
+    INVALID,
+    MX,
+    NODATA,
+    NXDOMAIN,
+    Found,
+    NotFound,
+    Outcome,
+    Unavailable,
+)
+from smtpd_filters.testing.dns import DNSServer, host, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+T = TypeVar("T")
+
+ZONE = merge(
+    host("mail.good.example", "127.0.0.9", "2001:db8::9"),
+    host("four.example", "127.0.0.4"),
+    {
+        "mail.good.example": {"MX": ["20 b.example", "10 a.example"], "TXT": "v=spf1 -all"},
+        "null.example": {"MX": "0 ."},
+        "alias.example": {"CNAME": "four.example"},
+        "nowhere.example": {"CNAME": "missing.example"},
+        "loop.example": {"CNAME": "loop2.example"},
+        "loop2.example": {"CNAME": "loop.example"},
+        "many.example": {"A": [f"192.0.2.{n}" for n in range(60)]},
+        "huge.example": {"A": [f"10.0.{n // 250}.{n % 250}" for n in range(600)]},
+        "servfail.example": {"servfail": True},
+        "refused.example": {"refused": True},
+        "drop.example": {"drop": True},
+        "half.example": {"A": "192.0.2.2", "servfail": ["AAAA"]},
+        "half6.example": {"AAAA": "2001:db8::2", "servfail": ["A"]},
+        "halfnone.example": {"servfail": ["AAAA"]},
+        "slow.example": {"A": "192.0.2.3", "delay": 0.05},
+        "cut.example": {"A": "192.0.2.4", "truncate": True},
+        "cut-dead.example": {"A": "192.0.2.4", "truncate": True, "no-tcp": True},
+        "cut-bytes.example": {"truncate": True, "trailing": True},
+        "id.example": {"A": "192.0.2.5", "wrong-id": True},
+        "question.example": {"A": "192.0.2.5", "wrong-name": True},
+        "owner.example": {"A": "192.0.2.5", "wrong-owner": True},
+        "spoof.example": {"A": "192.0.2.6", "spoof": True},
+        "bytes.example": {"malformed": True},
+        "flap.example": {"A": "192.0.2.8", "flap": True},
+        "ttl.example": {"A": "192.0.2.9", "ttl": 7},
+    },
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ZONE) as running:
+        yield running
+
+
+def run(
+    servers: DNSServer | list[tuple[str, int]],
+    test: Callable[[Resolver], Awaitable[T]],
+    **options: Any,
+) -> T:
+    """Run the test with a resolver, and see that nothing is left of it."""
+    nameservers = servers.endpoints if isinstance(servers, DNSServer) else servers
+    options.setdefault("timeout", 2)
+
+    async def main() -> T:
+        async with Resolver(nameservers, **options) as resolver:
+            result = await test(resolver)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    return asyncio.run(main())
+
+
+def ask(
+    servers: DNSServer | list[tuple[str, int]], name: str, rdtype: Any = "A", **options: Any
+) -> Outcome[Any]:
+    return run(servers, lambda resolver: resolver.query(name, rdtype), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "rdtype", "expected"),
+    [
+        ("Mail.GOOD.example.", "A", Found(("127.0.0.9",), 300)),
+        ("mail.good.example", "AAAA", Found(("2001:db8::9",), 300)),
+        ("mail.good.example", "MX", Found((MX(10, "a.example"), MX(20, "b.example")), 300)),
+        ("mail.good.example", "TXT", Found((b"v=spf1 -all",), 300)),
+        ("9.0.0.127.in-addr.arpa", "PTR", Found(("mail.good.example",), 300)),
+        ("null.example", "MX", Found((MX(0, "."),), 300)),
+        ("alias.example", "A", Found(("127.0.0.4",), 300)),
+        ("ttl.example", "A", Found(("192.0.2.9",), 7)),
+        ("cut.example", "A", Found(("192.0.2.4",), 300)),
+        ("spoof.example", "A", Found(("192.0.2.6",), 300)),
+        ("slow.example", "A", Found(("192.0.2.3",), 300)),
+        ("missing.example", "A", NotFound(NXDOMAIN, 60)),
+        ("nowhere.example", "A", NotFound(NXDOMAIN, 60)),
+        ("four.example", "AAAA", NotFound(NODATA, 60)),
+        ("not a name", "A", NotFound(INVALID)),
+        ("a..b", "A", NotFound(INVALID)),
+        ("\udcff", "A", NotFound(INVALID)),
+    ],
+)
+def test_outcomes(server: DNSServer, name: str, rdtype: str, expected: Outcome[Any]) -> None:
+    assert ask(server, name, rdtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "timeout"),
+    [
+        ("servfail.example", "SERVFAIL", 2),
+        ("refused.example", "REFUSED", 2),
+        ("loop.example", "CNAME loop", 2),
+        ("owner.example", "answer for another name", 2),
+        ("cut-dead.example", "connection closed", 2),
+        ("cut-bytes.example", "malformed answer", 2),
+        # These end when the time is up, and not before.
+        ("drop.example", "timeout", 0.05),
+        ("id.example", "answer that does not match", 0.2),
+        ("question.example", "answer that does not match", 0.2),
+        ("bytes.example", "malformed answer", 0.2),
+    ],
+)
+def test_unavailable(server: DNSServer, name: str, cause: str, timeout: float) -> None:
+    expected = Unavailable(f"127.0.0.1:{server.port} {cause}")
+    assert ask(server, name, timeout=timeout, attempts=1) == expected
+
+
+def test_many_records(server: DNSServer) -> None:
+    many = ask(server, "many.example")
+    assert isinstance(many, Found)
+    assert len(many.records) == 60
+    huge = ask(server, "huge.example")
+    assert isinstance(huge, Found)
+    assert len(huge.records) == 256
+    assert server.transports == ["udp", "udp", "tcp"]
+
+
+def test_a_name_that_cannot_exist_is_never_asked_for(server: DNSServer) -> None:
+    assert ask(server, "a" * 64) == NotFound(INVALID)
+    assert server.queries == []
+
+
+def test_typed_look_ups(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        assert await resolver.mx("null.example") == Found((MX(0, "."),), 300)
+        assert await resolver.txt("mail.good.example") == Found((b"v=spf1 -all",), 300)
+        for address in ("127.0.0.9", "::ffff:127.0.0.9", "2001:DB8::9", "2001:db8::9%lo"):
+            assert await resolver.ptr(address) == Found(("mail.good.example",), 300)
+        assert await resolver.ptr("127.0.0.8") == NotFound(NXDOMAIN, 60)
+        for address in ("", "unix:/var/run/smtpd.sock", "127.0.0.9:25"):
+            assert await resolver.ptr(address) == NotFound(INVALID)
+
+    run(server, test)
+
+
+def test_addresses(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        servfail = f"127.0.0.1:{server.port} SERVFAIL"
+        for name, expected in {
+            "mail.good.example": Found(("127.0.0.9", "2001:db8::9"), 300),
+            "four.example": Found(("127.0.0.4",), 300),
+            "half.example": Found(("192.0.2.2",), 300, servfail),
+            "half6.example": Found(("2001:db8::2",), 300, servfail),
+            "halfnone.example": Unavailable(servfail),
+            "servfail.example": Unavailable(servfail),
+            "null.example": NotFound(NODATA, 60),
+            "missing.example": NotFound(NXDOMAIN, 60),
+            "no name": NotFound(INVALID),
+        }.items():
+            assert await resolver.addresses(name) == expected, name
+
+    run(server, test)
+
+
+def test_a_silent_server_is_asked_again(server: DNSServer) -> None:
+    outcome = ask(server, "flap.example", timeout=0.2)
+    assert outcome == Found(("192.0.2.8",), 300)
+    assert server.asked("flap.example", "A") == 2
+
+
+def test_the_deadline_ends_it(server: DNSServer) -> None:
+    outcome = ask(server, "drop.example", timeout=60, deadline=0.05)
+    assert isinstance(outcome, Unavailable)
+
+
+def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> list[Outcome[Any]]:
+        return list(
+            await asyncio.gather(
+                resolver.query("drop.example", "A"), resolver.query("four.example", "A")
+            )
+        )
+
+    _, waited = run(server, test, in_flight=1, timeout=60, deadline=0.05)
+    assert waited == Unavailable("deadline passed")
+    assert server.queries == [("drop.example", "A")]
+
+
+def test_fail_over(server: DNSServer) -> None:
+    good = Found(("127.0.0.4",), 300)
+    with DNSServer({"*": {"refused": True}}) as refuses, DNSServer({"*": {"drop": True}}) as dead:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind(("127.0.0.1", 0))
+            nobody = closed.getsockname()
+        for bad in (refuses.endpoints[0], dead.endpoints[0], nobody):
+            servers = [bad, *server.endpoints]
+            assert ask(servers, "four.example", timeout=0.2) == good
+        unavailable = ask([*refuses.endpoints, nobody], "four.example", attempts=1)
+    assert unavailable == Unavailable(
+        f"127.0.0.1:{refuses.port} REFUSED, 127.0.0.1:{nobody[1]} connection refused"
+    )
+
+
+def test_a_dead_server_is_asked_last_after_a_while(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        for n in range(6):
+            assert await resolver.query(f"missing{n}.example", "A") == NotFound(NXDOMAIN, 60)
+
+    with DNSServer({"*": {"drop": True}}) as dead:
+        run([*dead.endpoints, *server.endpoints], test, timeout=0.2, clock=Clock())
+        assert len(dead.queries) == 3
+
+
+def test_a_server_that_is_being_restarted_is_given_a_moment() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = closed.getsockname()
+    with mock.patch.object(retry, "PAUSE", 0.001):
+        outcome = ask([nobody], "four.example")
+    assert outcome == Unavailable(f"127.0.0.1:{nobody[1]} connection refused")
+
+
+def test_ipv6_name_server() -> None:
+    with DNSServer(ZONE, listen=[("::1", 0)]) as server:
+        assert ask(server, "four.example") == Found(("127.0.0.4",), 300)
+        assert ask(server, "cut.example") == Found(("192.0.2.4",), 300)
+        assert ask(server, "refused.example") == Unavailable(f"[::1]:{server.port} REFUSED")
+
+
+def test_concurrent_look_ups_of_one_name_are_one_query(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        asked = (resolver.query(name, "A") for name in ("slow.example", "SLOW.example.") * 20)
+        assert set(await asyncio.gather(*asked)) == {Found(("192.0.2.3",), 300)}
+
+    run(server, test)
+    assert server.queries == [("slow.example", "A")]
+
+
+def test_one_who_stops_waiting_does_not_stop_the_others(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        first, second = (asyncio.create_task(resolver.query("slow.example", "A")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == Found(("192.0.2.3",), 300)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await resolver.query("drop.example", "A")
+
+    run(server, test)
+    assert server.asked("slow.example", "A") == 1
+
+
+def test_closing_tells_those_who_wait(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        waits = asyncio.create_task(resolver.query("drop.example", "A"))
+        gone = asyncio.create_task(resolver.query("drop.example", "A"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await resolver.aclose()
+        assert await waits == Unavailable(CLOSED)
+        assert gone.cancelled()
+        assert await resolver.query("four.example", "A") == Unavailable(CLOSED)
+
+    run(server, test)
+
+
+def test_what_is_known_is_not_asked_again_until_its_time_is_up(server: DNSServer) -> None:
+    clock = Clock()
+
+    async def test(resolver: Resolver) -> None:
+        for name, lifetime in (("ttl.example", 7), ("missing.example", 60), ("many.example", 100)):
+            await resolver.query(name, "A")
+            clock.now += lifetime - 0.1
+            await resolver.query(name.upper(), "A")
+            assert server.asked(name, "A") == 1
+            clock.now += 0.1
+            await resolver.query(name, "A")
+            assert server.asked(name, "A") == 2
+
+    run(server, test, clock=clock, lifetimes=Lifetimes(ceiling=100))
+
+
+def test_unavailable_is_kept_for_a_moment_only(server: DNSServer) -> None:
+    clock = Clock()
+
+    async def test(resolver: Resolver) -> None:
+        for _ in range(3):
+            assert isinstance(await resolver.query("servfail.example", "A"), Unavailable)
+        assert server.asked("servfail.example", "A") == 1
+        server.zone = {"servfail.example": {"A": "192.0.2.1"}}
+        clock.now += 1
+        assert await resolver.query("servfail.example", "A") == Found(("192.0.2.1",), 300)
+
+    run(server, test, clock=clock)
+
+
+def test_the_cache_is_bounded(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        for _ in range(2):
+            for n in range(3):
+                await resolver.query(f"missing{n}.example", "A")
+        assert len(resolver._cache) == 2
+
+    run(server, test, cache_size=2, clock=Clock())
+    assert len(server.queries) == 6
+
+
+def test_negative_answers_that_say_not_for_how_long_are_not_kept() -> None:
+    async def test(resolver: Resolver) -> None:
+        for _ in range(2):
+            assert await resolver.query("missing.example", "A") == NotFound(NXDOMAIN, 0)
+
+    with DNSServer({}, negative_ttl=None) as server:
+        run(server, test)
+        assert len(server.queries) == 2
+
+
+def test_each_question_has_a_port_of_its_own_drawn_at_random(server: DNSServer) -> None:
+    ports: list[int] = []
+    original = transport.Endpoint._ask_udp
+
+    async def noting(self: Any, sock: Any, *rest: Any) -> Any:
+        result = await original(self, sock, *rest)
+        ports.append(sock.getsockname()[1])
+        return result
+
+    async def test(resolver: Resolver) -> None:
+        for n in range(30):
+            await resolver.query(f"missing{n}.example", "A")
+
+    with mock.patch.object(transport.Endpoint, "_ask_udp", noting):
+        run(server, test)
+    # In order, or close together, they could be guessed.
+    assert len(set(ports)) > 25
+    assert max(ports) - min(ports) > 1000
+
+
+def test_a_burst_of_forgeries_turns_to_tcp(server: DNSServer) -> None:
+    with mock.patch.object(transport, "MAX_STRAYS", 1):
+        assert ask(server, "spoof.example") == Found(("192.0.2.6",), 300)
+    assert server.transports == ["udp", "tcp"]
+
+
+def test_out_of_descriptors(server: DNSServer) -> None:
+    class NoSocket(socket.socket):
+        def __init__(self, *_: Any) -> None:
+            raise OSError(24, "Too many open files")
+
+    async def test(resolver: Resolver) -> None:
+        with mock.patch.object(socket, "socket", NoSocket):
+            outcome = await resolver.query("four.example", "A")
+        assert outcome == Unavailable(f"127.0.0.1:{server.port} too many open files")
+        assert resolver._servers._silences == [0]
+
+    run(server, test, attempts=1)
+
+
+def test_a_bug_reaches_who_asked_and_leaves_nothing(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        with pytest.raises(KeyError):
+            await resolver.query("four.example", "ANY")  # type: ignore[arg-type]
+        assert not resolver._under_way
+
+    run(server, test)
+
+
+def test_name_servers_are_addresses() -> None:
+    with pytest.raises(ConfigError, match=r"name server: 'dns\.example' is not an IP address"):
+        Resolver([("dns.example", 53)])
+    with pytest.raises(ConfigError, match="no name server given"):
+        Resolver([])
+
+
+def test_name_servers_of_the_system() -> None:
+    assert Resolver()._servers.labels
+
+
+def test_descriptors() -> None:
+    import resource  # noqa: PLC0415
+
+    for soft, expected in ((1024, 512), (128, 64), (1, 1), (resource.RLIM_INFINITY, 512)):
+        with mock.patch.object(resource, "getrlimit", return_value=(soft, soft)):
+            assert lookups_dns._descriptors() == expected
+
+
+def test_importing_is_cheap() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import smtpd_filters.lookups.dns,"
+        " smtpd_filters.lookups.fcrdns;"
+        " dear = {'dns', 'typing', 'asyncio', 'ipaddress', 'socket', 'dataclasses'};"
+        " sys.exit(' '.join(dear & set(sys.modules) - before) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys; sys.path[:0] = ['.'];" + script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
