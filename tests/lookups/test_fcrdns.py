@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.fcrdns import Confirmed, FCrDNS, NoName, Unconfirmed, fcrdns
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.testing.dns import DNSServer, host, merge
+
+ZONE = merge(
+    host("mail.good.example", "192.0.2.9", "2001:db8::9"),
+    host("compat.example", "::192.0.2.9"),
+    host("three.example", "192.0.2.3"),
+    host("also.three.example", "192.0.2.3"),
+    {
+        "7.2.0.192.in-addr.arpa": {"PTR": "mail.good.example"},
+        "6.2.0.192.in-addr.arpa": {
+            "PTR": ["missing.example", r"no\032name.example", "half.example"]
+        },
+        "5.2.0.192.in-addr.arpa": {"servfail": True},
+        "4.2.0.192.in-addr.arpa": {"PTR": ["mail.good.example", "broken.example"]},
+        "3.2.0.192.in-addr.arpa": {"PTR": ["broken.example", "liar.example"]},
+        "broken.example": {"servfail": True},
+        "liar.example": {"A": "192.0.2.66"},
+        # What cannot confirm an IPv4 client is not asked for: its failure doesn't matter.
+        "half.example": {"A": "192.0.2.66", "servfail": ["AAAA"]},
+        "2.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(40)]},
+        "n09.example": {"A": "192.0.2.2"},
+        "1.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(40)]},
+        "n10.example": {"A": "192.0.2.1"},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("192.0.2.9", Confirmed(("mail.good.example",))),
+        ("::ffff:192.0.2.9", Confirmed(("mail.good.example",))),
+        ("2001:DB8::9", Confirmed(("mail.good.example",))),
+        ("::192.0.2.9", Confirmed(("compat.example",))),
+        ("192.0.2.8", NoName()),
+        ("not an address", Unavailable("not an IP address")),
+        ("192.0.2.7", Unconfirmed(("mail.good.example",))),
+        ("192.0.2.6", Unconfirmed(("half.example", r"missing.example", r"no\032name.example"))),
+        ("192.0.2.5", Unavailable("SERVFAIL")),
+        # One name could not be looked up: it might have confirmed.
+        ("192.0.2.4", Unavailable("SERVFAIL")),
+        # One did confirm: it doesn't matter that another could not be looked up.
+        ("192.0.2.3", Confirmed(("also.three.example", "three.example"))),
+        ("192.0.2.2", Confirmed(("n09.example",))),
+        ("192.0.2.1", Unconfirmed(tuple(f"n{n:02}.example" for n in range(10)))),
+    ],
+)
+def test_fcrdns(address: str, expected: FCrDNS) -> None:
+    async def main(server: DNSServer) -> FCrDNS:
+        async with Resolver(server.endpoints) as resolver:
+            return await fcrdns(resolver, address)
+
+    with DNSServer(ZONE) as server:
+        result = asyncio.run(main(server))
+        if expected == Unavailable("SERVFAIL"):
+            expected = Unavailable(f"127.0.0.1:{server.port} SERVFAIL")
+        assert result == expected
