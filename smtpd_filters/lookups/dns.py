@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Each question under way holds a socket: as many as half the descriptors, at the most.
 MAX_IN_FLIGHT = 512
-# An entry takes about 1 KiB: 8 MiB at the most.
+# An entry takes about half a KiB (an address of a list): 4 MiB, and 32 MiB at the very worst.
 CACHE_SIZE = 8192
 CLOSED = "the resolver is closed"
 
