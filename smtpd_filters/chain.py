@@ -16,6 +16,7 @@ A filter on its own is a chain of one.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from time import monotonic
 
 from .errors import ConfigError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .filter import Outcome
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
-    from .runtime.engine import Later
+    from .runtime.engine import Ask, Later
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
@@ -49,6 +50,7 @@ class Link:
     """One handler of one filter."""
 
     __slots__ = (
+        "argument",
         "deadline",
         "fallback",
         "filter",
@@ -73,6 +75,7 @@ class Link:
         self.filter = filter.name
         self.handler: Callable[..., object] = getattr(filter, handler)
         self.phase = phase.name if phase else handler
+        self.argument = bool(phase and phase.argument)
         self.legal = filter.returns[handler]
         # What is wrong with a message is said at commit, where there is no junk: the mark is a
         # field of the header by then.
@@ -83,7 +86,7 @@ class Link:
         self.log = log
         self.watchdog = watchdog
 
-    def ask(self, session: Session, *arguments: object) -> Decision | Awaitable[Decision]:
+    def ask(self, session: Session, *arguments: object) -> Decision | Later:
         """Ask the filter.  Never raises; a coroutine's result is a decision as well."""
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
@@ -93,8 +96,26 @@ class Link:
         except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
             watchdog.running = 0.0
             return self._failed(session, fold_traceback(error))
+        return self._said(session, result, started)
+
+    def decide(self, session: Session, argument: bytes) -> Decision | Later:
+        """Ask the filter at a phase, when it is the only one."""
+        watchdog = self.watchdog
+        started = watchdog.running = monotonic()
+        try:
+            if self.argument:
+                result = self.handler(session, argument.decode("utf-8", "surrogateescape"))
+            else:
+                result = self.handler(session)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+            watchdog.running = 0.0
+            return self._failed(session, fold_traceback(error))
         if result is PROCEED and not self.log.verbose:
             return PROCEED
+        return self._said(session, result, started)
+
+    def _said(self, session: Session, result: object, started: float) -> Decision | Later:
         if self.later:
             return self._wait(session, result, started)  # type: ignore[arg-type]  # a coroutine
         return self._checked(session, result, started)
@@ -210,6 +231,11 @@ class Chain:
                     )
         self._leaving = [each for each in self.filters if type(each).gone is not Filter.gone]
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
+        #: Whom to ask at each phase.
+        self.ask: dict[Phase, Ask] = {
+            phase: of[0].decide if len(self.filters) == 1 else partial(self._decide, phase)
+            for phase, of in self._links.items()
+        }
         # Asked in the order of the chain, whichever of the two a filter has.
         self._content = [
             (link, link in links.get("message", []))
@@ -235,9 +261,9 @@ class Chain:
 
     # -- asked by the engine -------------------------------------------------------------
 
-    def decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
+    def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
         """Ask the filters that have a handler for the phase."""
-        links = self._links.get(phase, ())
+        links = self._links[phase]
         arguments = (text(argument),) if phase.argument else ()
         said: Decision = PROCEED
         for link in links:

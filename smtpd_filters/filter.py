@@ -18,9 +18,9 @@ The return annotation of a handler is what it may answer, and is checked against
 from __future__ import annotations
 
 from . import session as reported
+from . import settings as declared
 from .protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
-from .settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ class Filter:
     needs: ClassVar[frozenset[str] | None] = None
 
     #: The declarations of its settings.
-    Settings: ClassVar[type[Settings]] = Settings
-    settings: Settings
+    Settings: ClassVar[type[declared.Settings]] = declared.Settings
+    settings: declared.Settings
 
     #: The handlers of the class, by their names.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
     #: What each of them may return.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: declared.Settings | None = None) -> None:
         self.settings = self.Settings() if settings is None else settings
         #: The handlers in use; `setup` may take some away.
         self.phases = set(self.handlers)

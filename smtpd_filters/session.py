@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from .protocol.events import Report
-
 
 def text(value: bytes) -> str:
     """A field of the wire as text."""
     return value.decode("utf-8", "surrogateescape")
+
+
+#: What is known of a session whose ``link-connect`` was not seen.
+_UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 
 
 class NotReportedError(LookupError):
@@ -56,31 +58,18 @@ class Session:
     """One client connection, from ``link-connect`` to ``link-disconnect``."""
 
     __slots__ = (
+        "_connect",
         "_rewritten",
-        "dest",
-        "fcrdns",
-        "id",
         "identity",
         "junk",
+        "key",
         "method",
-        "rdns",
         "scratch",
-        "src",
         "tls",
         "tx",
         "username",
     )
 
-    #: smtpd's name of the session, 16 hexadecimal digits: what to grep its log for.
-    id: str
-    #: The client's reverse name; None when it has none.
-    rdns: str | None
-    #: Whether that name leads back to the address: "pass", "fail", or "error" when the DNS failed.
-    fcrdns: str
-    #: Where the client comes from: ``192.0.2.1:33174``, ``[2001:db8::1]:25``, ``unix:PATH``.
-    src: str
-    #: Where it came to, likewise.
-    dest: str
     #: HELO or EHLO, and the name that the client gave itself; None before.
     method: str | None
     identity: str | None
@@ -94,11 +83,8 @@ class Session:
     scratch: dict[object, Any]
 
     def __init__(self, session: bytes) -> None:
-        self.id = session.decode("latin-1")
-        self.rdns = None
-        self.fcrdns = "error"
-        self.src = self.dest = ""
-        self.scratch = {}
+        self.key = session
+        self._connect = _UNCONNECTED
         #: A mark still to be made, when the phase in which it was decided could not.
         self.junk = False
         self._rewritten: dict[str, str] | None = None
@@ -110,11 +96,41 @@ class Session:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for a slot that `expect` was not told of.
+        # Reached only for a slot that is still empty.
+        if name == "scratch":
+            self.scratch = {}
+            return self.scratch
         for report, fields in FIELDS.items():
             if name in fields:
                 raise NotReportedError(f"session.{name} needs the report {report!r} in `needs`")
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    @property
+    def id(self) -> str:
+        """smtpd's name of the session, 16 hexadecimal digits: what to grep its log for."""
+        return self.key.decode("latin-1")
+
+    @property
+    def rdns(self) -> str | None:
+        """The client's reverse name; None when it has none."""
+        # smtpd writes "<unknown>"; the manual page says it would be empty.
+        rdns = self._connect[0]
+        return text(rdns) if rdns not in (b"<unknown>", b"") else None
+
+    @property
+    def fcrdns(self) -> str:
+        """Whether that name leads back: "pass", "fail", or "error" when the DNS failed."""
+        return text(self._connect[1])
+
+    @property
+    def src(self) -> str:
+        """Where the client is: ``192.0.2.1:33174``, ``[2001:db8::1]:25`` or ``unix:PATH``."""
+        return text(self._connect[2])
+
+    @property
+    def dest(self) -> str:
+        """Where it came to, likewise."""
+        return text(self._connect[3])
 
     @property
     def local(self) -> bool:
@@ -142,18 +158,16 @@ class Session:
             self._rewritten = {}
         self._rewritten[phase] = parameter
 
-    def apply(self, report: Report) -> None:
-        """Take in what smtpd reports."""
-        action = _ACTIONS.get(report.name)
+    def apply(self, name: str, values: tuple[bytes, ...]) -> None:
+        """Take in what smtpd reports: the report's name, and its fields as 0.7 orders them."""
+        if name == "link-connect":
+            self._connect = values
+            return
+        action = _ACTIONS.get(name)
         if action is not None:
-            action(self, *report.values)
+            action(self, *values)
 
     # -- one for each report; their parameters are its fields ----------------------------
-
-    def _link_connect(self, rdns: bytes, fcrdns: bytes, src: bytes, dest: bytes) -> None:
-        # "<unknown>" is what smtpd writes; the manual page says it would be empty.
-        self.rdns = text(rdns) if rdns not in (b"<unknown>", b"") else None
-        self.fcrdns, self.src, self.dest = text(fcrdns), text(src), text(dest)
 
     def _link_identify(self, method: bytes, identity: bytes) -> None:
         self.method, self.identity = text(method), text(identity)
@@ -196,8 +210,7 @@ class Session:
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {
-    "link-connect": Session._link_connect,  # noqa: SLF001  # one class
-    "link-identify": Session._link_identify,  # noqa: SLF001
+    "link-identify": Session._link_identify,  # noqa: SLF001  # one class
     "link-tls": Session._link_tls,  # noqa: SLF001
     "link-auth": Session._link_auth,  # noqa: SLF001
     "tx-begin": Session._tx_begin,  # noqa: SLF001

@@ -16,10 +16,13 @@ from .vocabulary import DATA_LINE, PHASES_ON_WIRE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Literal
 
     from .dialect import Dialect
+    from .vocabulary import ReportForm
 
 HEX = b"0123456789abcdefABCDEF"
+_KINDS: dict[str, Literal["report", "filter"]] = {"report": "report", "filter": "filter"}
 _DATA_LINE = DATA_LINE.encode()
 
 
@@ -31,20 +34,25 @@ def is_id(text: bytes) -> bool:
     return 0 < len(text) <= 16 and not text.strip(HEX)
 
 
-def split_fields(text: bytes, count: int, wide: int, optional: int = 0) -> list[bytes] | None:
-    """Cut ``text`` at its bars into ``count`` fields, of which the one at ``wide`` may hold bars.
+def fit(values: list[bytes], form: ReportForm) -> list[bytes] | None:
+    """Make as many values of what stood between bars as the report has fields.
 
-    None when there are too few; of the last, ``optional`` ones may be missing and come empty.
+    Those too many are bars within the wide field; of the last, ``form.optional`` ones may be
+    missing and come empty.  None when there are too few.
     """
-    fields = text.split(b"|")
-    if len(fields) > count:
-        end = len(fields) - (count - 1 - wide)
-        fields[wide:end] = [b"|".join(fields[wide:end])]
-    elif len(fields) < count:
-        if len(fields) + optional < count:
-            return None
-        fields += [b""] * (count - len(fields))
-    return fields
+    count = len(form.fields)
+    if len(values) > count:
+        if not count:
+            return []
+        end = len(values) - (count - 1 - form.wide)
+        return [
+            *values[: form.wide],
+            b"|".join(values[form.wide : end]),
+            *values[end:],
+        ]
+    if len(values) + form.optional < count:
+        return None
+    return values + [b""] * (count - len(values))
 
 
 def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines | Malformed | None:
@@ -52,10 +60,10 @@ def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines |
 
     A data-line comes as `Lines` of one, the final dot as none with ``end``.
     """
-    if line.startswith(b"filter|"):
-        return _decode_request(line)
     if line.startswith(b"report|"):
         return _decode_report(line, dialect)
+    if line.startswith(b"filter|"):
+        return _decode_request(line)
     if line.startswith(b"config|"):
         fields = line.decode("utf-8", "surrogateescape").split("|", 2)
         if len(fields) == 3 or fields[1] == "ready":
@@ -79,22 +87,20 @@ def _decode_request(line: bytes) -> Request | Lines | Malformed:
 
 
 def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
-    fields = line.split(b"|", 6)
+    fields = line.split(b"|")
     if len(fields) < 6 or not is_id(fields[5]):
         return Malformed("report without a session", line)
     form = dialect.reports.get(fields[4])
     if form is None:
         return None
-    values: list[bytes] = []
-    if form.fields:
-        rest = fields[6] if len(fields) > 6 else None
-        if rest is None and form.optional < len(form.fields):
+    values = fields[6:]
+    if len(values) != len(form.fields):
+        fitted = fit(values, form)
+        if fitted is None:
             return Malformed(f"{form.name} with too few fields", line)
-        found = split_fields(rest or b"", len(form.fields), form.wide, form.optional)
-        if found is None:
-            return Malformed(f"{form.name} with too few fields", line)
-        order = dialect.order.get(form.wire)
-        values = [found[i] for i in order] if order else found
+        values = fitted
+    if form.wire in dialect.order:
+        values = [values[i] for i in dialect.order[form.wire]]
     return Report((form.name, fields[3], fields[2], fields[5], tuple(values)))
 
 
@@ -148,7 +154,8 @@ def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | M
         names = rest.decode("utf-8", "surrogateescape").split("|")
         if names == ["ready"]:
             return Register("ready")
-        if len(names) == 3 and (names[0] == "report" or names[0] == "filter"):  # noqa: PLR1714
-            return Register(names[0], names[1], names[2])
+        kind = _KINDS.get(names[0])
+        if kind and len(names) == 3:
+            return Register(kind, names[1], names[2])
         return Malformed("invalid registration", line)
     return Malformed("unknown word", line)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from .vocabulary import Phase
 
+    _Tuple = tuple[Any, ...]
+else:
+    _Tuple = tuple
+
 
 class Event:
     """A value with its fields as slots; equal when class and fields are."""
@@ -25,7 +29,7 @@ class Event:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self._values() == other._values()  # type: ignore[attr-defined]  # the same class
+        return self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((type(self), self._values()))
@@ -47,7 +51,7 @@ class Config(Event):
         self.key, self.value = key, value
 
 
-class _Row(tuple[Any, ...] if TYPE_CHECKING else tuple):
+class _Row(_Tuple):
     """An event as a tuple with names: there are many of them, and a tuple is made in C."""
 
     __slots__ = ()

@@ -291,24 +291,17 @@ class FilterConnection:
             if run:
                 self._run(run)
                 run = []
-            fields = row.split(b"|", 7)
-            if len(fields) != 8 or not self._quick(*fields):
+            if not self._ask(row):
                 self._take(row)
         if run:
             self._run(run)
 
-    def _quick(  # noqa: PLR0913  # the fields of a request
-        self,
-        word: bytes,
-        spoken: bytes,
-        _time: bytes,
-        subsystem: bytes,
-        name: bytes,
-        session: bytes,
-        token: bytes,
-        argument: bytes,
-    ) -> bool:
+    def _ask(self, row: bytes) -> bool:
         """Answer a request as nearly all are; what is odd about one is found out by `_take`."""
+        try:
+            word, spoken, _, subsystem, name, session, token, argument = row.split(b"|", 7)
+        except ValueError:
+            return False
         phase = PHASES_ON_WIRE.get(name)
         if (
             phase is None
@@ -377,11 +370,13 @@ class FilterConnection:
                 self._result(event.session, event.token, PROCEED.wire)
 
     def _reported(self, report: Report) -> None:
-        name = report.name
-        if name == "link-disconnect":
-            self.forget(report.session)
+        name, session = report[0], report[3]
+        if name == "link-connect":
+            self._sessions.add(session)
+        elif name == "link-disconnect":
+            self.forget(session)
         elif name in _ROLLED_BACK:
-            self._rolled_back(report.session)
+            self._rolled_back(session)
         self._listener.reported(report)
 
     def _configured(self, event: Config) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
             """Give it up."""
 
     Later = Coroutine[Any, Any, Decision]
+    Ask = Callable[[Session, bytes], Decision | Later]
     Spawn = Callable[[Later, Callable[[Decision], None]], Task]
 
     class Policy(Protocol):
@@ -60,8 +61,8 @@ if TYPE_CHECKING:
         #: How much of a message it looks at: "", "headers" or "message".
         content: str
 
-        def decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
-            """Answer a request."""
+        #: Who answers the requests of a phase.
+        ask: dict[Phase, Ask]
 
         def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
             """Edit the header block; junk is a field in it by then."""
@@ -121,6 +122,7 @@ class Engine:
         #: Seconds after which smtpd ends a session that is silent.
         self.session_timeout = 300
         self._policy = policy
+        self._asks = policy.ask
         self._log = log
         self._spool_limit = spool_limit
         self._tasks: dict[bytes, Task] = {}
@@ -202,15 +204,15 @@ class Engine:
 
     def reported(self, report: Report) -> None:
         """Bring the session up to date."""
-        key = report.session
+        name, subsystem, _, key, values = report
         try:
-            if report.name == "link-disconnect":
-                self._drop(key)
-            elif report.subsystem == b"smtp-in":
+            if name == "link-disconnect":
+                self._gone(key)
+            elif subsystem == b"smtp-in":
                 session = self.sessions.get(key) or self._find(key)
-                if report.name == "tx-reset":
+                if name == "tx-reset":
                     self._rolled_back(key)
-                session.apply(report)
+                session.apply(name, values)
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
             self._failed(key, error)
 
@@ -222,12 +224,13 @@ class Engine:
                 self._rolled_back(key)
             if self._refusals and phase is COMMIT and key in self._refusals:
                 return self._refusals.pop(key)
-            decision = self._policy.decide(phase, session, argument)
+            ask = self._asks.get(phase)
+            decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:
                 return PROCEED
             if isinstance(decision, Decision):
                 return self._noted(session, phase, decision)
-            return self._later(
+            self._later(
                 key,
                 decision,
                 lambda late: self.connection.answer(key, self._noted(session, phase, late)),
@@ -235,6 +238,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  # promise 1
             self._failed(key, error)
             return PROCEED
+        return None
 
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
         """Collect lines of a message; judge it when there are enough of them."""
@@ -395,9 +399,13 @@ class Engine:
 
     def _drop(self, key: bytes) -> None:
         self.connection.forget(key)
+        self._gone(key)
+
+    def _gone(self, key: bytes) -> None:
         if self._tasks and key in self._tasks:
             self._tasks.pop(key).cancel()
-        self._refusals.pop(key, None)
+        if self._refusals:
+            self._refusals.pop(key, None)
         if self._intakes and key in self._intakes:
             self._discard(self._intakes[key])
         session = self.sessions.pop(key, None) or self._silent.pop(key, None)
