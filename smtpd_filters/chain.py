@@ -247,7 +247,7 @@ class Chain:
         #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
         self.later = any(link.later for of in links.values() for link in of)
         self.phases = tuple(phase.name for phase in self._links)
-        if self.content:
+        if self.content or any(each.passes_data for each in self.filters):
             self.phases += ("data-line",)
             if refusing and "commit" not in self.phases:
                 # What is refused, and what could not be kept, is refused at commit.

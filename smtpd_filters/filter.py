@@ -72,6 +72,9 @@ class Filter:
     #: Reports that its handlers read from the session; by default all that can be there.
     needs: ClassVar[frozenset[str] | None] = None
 
+    #: Whether messages come by even when no handler looks at them.
+    passes_data: bool = False
+
     #: The declarations of its settings.
     Settings: ClassVar[type[declared.Settings]] = declared.Settings
     settings: declared.Settings

@@ -140,7 +140,8 @@ class FilterConnection:
         self._streams: dict[bytes, _Stream] = {}
         self._refused: set[bytes] = set()
         self._known: dict[bytes, _Stream] = {}
-        self._collecting = 0
+        #: Of these: how many are not passing; how many are, and have not ended their header.
+        self._collecting = self._headers_open = 0
         self._key_at = 0
         self._key = self._tail = itemgetter(slice(0, 0))
         self._body_at = 0
@@ -220,9 +221,10 @@ class FilterConnection:
         elif stream.ended:
             self._end(stream)
         else:
-            stream.passing = True
             if stream.key:
                 self._collecting -= 1
+                self._headers_open += stream.header
+            stream.passing = True
 
     def forget(self, session: bytes) -> None:
         """The session is gone: nothing of it is answered any more."""
@@ -335,6 +337,8 @@ class FilterConnection:
     def _run(self, rows: list[bytes]) -> None:
         """Body lines of messages that are known: nobody looks at them one by one."""
         if not self._collecting:
+            if self._headers_open:
+                self._mind_headers(rows)
             tails = list(map(self._tail, rows))
             if not self._may_be_long or max(map(len, tails)) <= self._limit + _PAIR:
                 self._out += (b"filter-dataline|", b"\nfilter-dataline|".join(tails), b"\n")
@@ -348,6 +352,14 @@ class FilterConnection:
                 self._write_lines(stream, content)
             else:
                 self._listener.content(stream.session, content, end=False)
+
+    def _mind_headers(self, rows: list[bytes]) -> None:
+        """Take note of the empty lines that end a header: a long line is broken otherwise there."""
+        for row in rows:
+            if len(row) == self._body_at:
+                stream = self._known[self._key(row)]
+                if stream.header:
+                    self._end_header(stream)
 
     def _take(self, row: bytes) -> None:
         """One line that is not a body line of a known message."""
@@ -445,7 +457,7 @@ class FilterConnection:
                 return
         elif stream.passing:
             self._write_lines(stream, event.lines)
-        if not (event.end or stream.key or (stream.passing and stream.header)):
+        if not (event.end or stream.key):
             self._learn(stream, row)
         if not stream.passing:
             self._listener.content(session, event.lines, end=event.end)
@@ -474,6 +486,8 @@ class FilterConnection:
         self._known[stream.key] = stream
         if not stream.passing:
             self._collecting += 1
+        elif stream.header:
+            self._headers_open += 1
 
     def _unlearn(self, stream: _Stream) -> None:
         if stream.key:
@@ -481,6 +495,8 @@ class FilterConnection:
             stream.key = b""
             if not stream.passing:
                 self._collecting -= 1
+            elif stream.header:
+                self._headers_open -= 1
 
     # -- what is written -----------------------------------------------------------------
 
@@ -515,7 +531,7 @@ class FilterConnection:
         if max(map(len, lines)) > self._limit:
             lines = self._break_lines(stream, lines)
         elif stream.header and b"" in lines:
-            stream.header = False
+            self._end_header(stream)
         prefix = stream.prefix
         self._out += (prefix, (b"\n" + prefix).join(lines), b"\n")
 
@@ -526,9 +542,15 @@ class FilterConnection:
                 stream.broken += 1
                 kept += long_lines.break_line(line, header=stream.header)
             else:
-                stream.header = stream.header and line != b""
+                if stream.header and not line:
+                    self._end_header(stream)
                 kept.append(line)
         return kept
+
+    def _end_header(self, stream: _Stream) -> None:
+        stream.header = False
+        if stream.key and stream.passing:
+            self._headers_open -= 1
 
     def _end(self, stream: _Stream) -> None:
         session = stream.session
