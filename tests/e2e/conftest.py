@@ -45,7 +45,12 @@ class Spied(NamedTuple):
 
 
 class Spy(Protocol):
-    """Give the command line of the spy filter; then read what it saw."""
+    """Give the command line of the spy filter; then read what it saw.
+
+    A request is written down before it is answered, so what a client has had an answer to is there.
+    Reports are not waited for by anybody: those of a session's end are there after
+    `server.terminate()`.
+    """
 
     def __call__(self, *rules: str) -> str: ...
 

@@ -31,13 +31,13 @@ def main() -> None:
     answers = dict(rule.split("=", 1) for rule in rules if "=" in rule)
     deadly = {rule.removeprefix("exit@") for rule in rules if rule.startswith("exit@")}
     out = sys.stdout.buffer
-    for kind, names in (("report", REPORTS), ("filter", PHASES)):
-        for name in names:
-            out.write(f"register|{kind}|smtp-in|{name}\n".encode())
-    out.write(b"register|ready\n")
-    out.flush()
     with Path(path).open("wb", buffering=0) as record:
         record.write(f"# uid={os.getuid()} arguments={rules!r}\n".encode())
+        for kind, names in (("report", REPORTS), ("filter", PHASES)):
+            for name in names:
+                out.write(f"register|{kind}|smtp-in|{name}\n".encode())
+        out.write(b"register|ready\n")
+        out.flush()
         for line in sys.stdin.buffer:
             record.write(line)
             if not line.startswith(b"filter|"):

@@ -331,6 +331,14 @@ def test_filters_end_with_their_server(start: Start, spy: Spy) -> None:
     assert spy.seen(server) == []  # the files are still there
 
 
+def test_a_filter_that_outlives_its_server_is_named(version: str) -> None:
+    lingering = "/bin/sh -c 'echo \"register|ready\"; exec sleep 1000'"
+    with Smtpd(version, filters={"lingering": lingering}) as server:
+        server.terminate(timeout=0.5)
+        assert ["sleep", "1000"] in [process.arguments for process in server.leftovers]
+    assert server.lab.processes() == []
+
+
 def test_nothing_is_left(version: str, spy: Spy) -> None:
     threads = set(threading.enumerate())
     descriptors = {path.name for path in Path("/proc/self/fd").iterdir()}

@@ -16,7 +16,6 @@ import ctypes
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -125,6 +124,7 @@ class Lab:
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # a terminal's interrupt is for the test process alone
             )
+            stack.callback(self._reap)
             stack.callback(_end, holder)
             stdout = cast("IO[bytes]", holder.stdout)
             answer = json.loads(stdout.readline() or '{"error": "the holder died"}')
@@ -262,7 +262,6 @@ class Lab:
             self.command(arguments), **keywords
         )
         self._spawned.append(process)
-        self._closing.callback(_reap, process)
         return process
 
     def processes(self) -> list[Process]:
@@ -280,16 +279,26 @@ class Lab:
                     found.append(Process(int(entry.name), os.fsdecode(line).split("\0")))
         return sorted(found)
 
+    def _reap(self) -> None:
+        """Take leave of what spawn started; it has been killed with the PID namespace."""
+        for process in self._spawned:
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
     def family(self, process: subprocess.Popen[bytes]) -> list[Process]:
         """Return what belongs to a spawned process: all inside that belongs to no other one.
 
         So orphans count too.
         """
+        # In this order: what is started meanwhile is another one's or not listed at all.
+        inside = self.processes()
         others = set()
         for other in self._spawned:
             if other is not process:
                 others |= descendants(other.pid)
-        return [found for found in self.processes() if found.pid not in others]
+        return [found for found in inside if found.pid not in others]
 
 
 def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:
@@ -326,18 +335,6 @@ def _end(holder: subprocess.Popen[bytes]) -> None:
         holder.kill()
         holder.wait()
     cast("IO[bytes]", holder.stdout).close()
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """End what spawn started. nsenter does not hand signals on; its child has its own number."""
-    if process.poll() is None:
-        for child in children(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
 
 
 def descendants(pid: int) -> set[int]:

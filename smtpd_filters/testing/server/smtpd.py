@@ -180,6 +180,7 @@ class Smtpd:
         self._news = threading.Condition()
         self._log_ended = False
         self._end_expected = False
+        self._terminated = False
         self._owns_network = lab is None
         self._probe_port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -249,21 +250,22 @@ class Smtpd:
             raise self._failure(f"smtpd still runs after {timeout:g} s") from None
         self._end_expected = True
 
-    def terminate(self) -> None:
-        """End smtpd as its operator would, and wait for it and its filters.
+    def terminate(self, timeout: float = STOP_TIMEOUT) -> None:
+        """End smtpd as its operator would, and wait for it and its filters, `timeout` seconds each.
 
-        The files stay until the lab is closed. What didn't end by itself is in `leftovers`.
+        The files stay until the lab is closed. What hasn't ended by itself is in `leftovers`.
         """
         self._end_expected = True
-        if self._process is None:
+        if self._process is None or self._terminated:
             return
+        self._terminated = True
         family = self.lab.family(self._process)
         if self.alive():
             for pid in children(self._process.pid):
                 os.kill(pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_TIMEOUT)
-        self.leftovers = wait_ended(family, STOP_TIMEOUT)
+            self._process.wait(timeout)
+        self.leftovers = wait_ended(family, timeout)
 
     def close(self) -> None:
         """Terminate, and give up the lab and all that is in it."""
