@@ -65,6 +65,7 @@ MAX_INPUT = 4 << 20
 
 #: Tokens that are remembered as valid; there are as many as phases.
 MAX_TOKENS = 64
+_DATA_LINE = b"data-line"
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.
 _PAIR = 2 * (16 + 1)
@@ -93,11 +94,10 @@ class Remark:
 class _Stream:
     """The lines of one message on their way."""
 
-    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session", "token")
+    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session")
 
-    def __init__(self, session: bytes, token: bytes, prefix: bytes, *, passing: bool) -> None:
+    def __init__(self, session: bytes, prefix: bytes, *, passing: bool) -> None:
         self.session = session
-        self.token = token
         self.prefix = prefix
         #: Nobody looks at the lines: they go back as they come.
         self.passing = passing
@@ -299,19 +299,25 @@ class FilterConnection:
             self._run(run)
 
     def _ask(self, row: bytes) -> bool:
-        """Answer a request as nearly all are; what is odd about one is found out by `_take`."""
+        """Take a request as nearly all are; what is odd about one is found out by `_take`."""
         try:
             word, spoken, _, subsystem, name, session, token, argument = row.split(b"|", 7)
         except ValueError:
             return False
-        phase = PHASES_ON_WIRE.get(name)
         if (
-            phase is None
-            or session not in self._sessions
+            session not in self._sessions
             or token not in self._tokens
             or spoken != self._spoken
             or word != b"filter"
             or subsystem != b"smtp-in"
+        ):
+            return False
+        if name == _DATA_LINE:
+            self._line(session, token, argument, row)
+            return True
+        phase = PHASES_ON_WIRE.get(name)
+        if (
+            phase is None
             or (self._open and session in self._open)
             or (self._streams and session in self._streams)
         ):
@@ -375,7 +381,9 @@ class FilterConnection:
         elif type(event) is Request:
             self._request(event)
         elif type(event) is Lines:
-            self._lines(event, row)
+            self._confirm(event.session, event.token)
+            line = b"." if event.end else event.lines[0]
+            self._line(event.session, event.token, line, row)
         elif type(event) is Malformed:
             self._odd(event.kind, event.session, event.line)
             if event.token:
@@ -431,44 +439,43 @@ class FilterConnection:
             self._odd(kind, session)
             self._result(session, token, PROCEED.wire)
             return
-        self._sessions.add(session)
-        # smtpd has one token for each phase, whatever the session.
-        if len(self._tokens) < MAX_TOKENS and not self.dialect.token_first:
-            self._tokens.add(token)
+        self._confirm(session, token)
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:
             self._open[session] = phase, token
         else:
             self._result(session, token, self._sayable(phase, session, decision).wire)
 
-    def _lines(self, event: Lines, row: bytes) -> None:
-        session = event.session
+    def _line(self, session: bytes, token: bytes, line: bytes, row: bytes) -> None:
+        """One line of a message, or its dot."""
         stream = self._streams.get(session)
         if stream is None:
-            stream = self._begin(event)
+            prefix = b"filter-dataline|%b|" % self._pair(session, token)
+            stream = _Stream(session, prefix, passing=self._pass_all)
+            self._streams[session] = stream
+            self._refused.discard(session)
         elif stream.ended:
             self._odd("line behind the final dot", session)
             return
-        if event.end:
+        end = line == b"."
+        if end:
             stream.ended = True
             self._unlearn(stream)
             if stream.passing:
                 self._end(stream)
                 return
-        elif stream.passing:
-            self._write_lines(stream, event.lines)
-        if not (event.end or stream.key):
+        elif not stream.key:
             self._learn(stream, row)
         if not stream.passing:
-            self._listener.content(session, event.lines, end=event.end)
+            self._listener.content(session, [] if end else [line], end=end)
+        else:
+            self._write_lines(stream, [line])
 
-    def _begin(self, event: Lines) -> _Stream:
-        session = event.session
-        prefix = b"filter-dataline|%b|" % self._pair(session, event.token)
-        stream = _Stream(session, event.token, prefix, passing=self._pass_all)
-        self._streams[session] = stream
-        self._refused.discard(session)
-        return stream
+    def _confirm(self, session: bytes, token: bytes) -> None:
+        """Remember that these are a session and a token: smtpd has one of these for each phase."""
+        if not self.dialect.token_first and len(self._tokens) < MAX_TOKENS:
+            self._sessions.add(session)
+            self._tokens.add(token)
 
     def _learn(self, stream: _Stream, row: bytes) -> None:
         """Remember what the message's lines have in common, so that they go the short way."""
