@@ -53,6 +53,15 @@ class SevenPhases(AddHeader):
         return PROCEED
 
 
+class Decisions(SevenPhases):
+    """Proceed in seven phases, and leave messages alone."""
+
+    name = "decisions"
+
+    def setup(self) -> None:
+        self.phases.discard("headers")
+
+
 class First(Filter):
     """Proceed where a policy of senders and recipients is asked."""
 
@@ -97,6 +106,11 @@ def add_header() -> int:
 def seven_phases() -> int:
     """Run `SevenPhases`."""
     return run(SevenPhases)
+
+
+def decisions() -> int:
+    """Run `Decisions`."""
+    return run(Decisions)
 
 
 def first() -> int:
