@@ -19,9 +19,9 @@ import sys
 from functools import partial
 from time import monotonic
 
-from .errors import ConfigError
+from .errors import ConfigError, UnavailableError
 from .filter import Filter
-from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
+from .protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
 from .runtime.log import Log, fold_traceback
 from .runtime.watchdog import Watchdog
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
+#: The reason of a decision that stands in for a handler's own, which is told by it.
+FAILED = "handler failed"
 #: Seconds that a plain handler may hold the process up, even when its deadline is longer.
 MAX_TURN = 5.0
 #: The mark that smtpd itself makes for junk, and that ``maildir junk`` files by.
@@ -80,7 +82,7 @@ class Link:
         # What is wrong with a message is said at commit, where there is no junk: the mark is a
         # field of the header by then.
         # A copy: a filter may return the very constant.
-        self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because("handler failed")
+        self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
         self.deadline = deadline
         self.later = is_coroutine(filter.handlers[handler])
         self.log = log
@@ -95,7 +97,7 @@ class Link:
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
             watchdog.running = 0.0
-            return self._failed(session, fold_traceback(error))
+            return self._raised(session, error)
         return self._said(session, result, started)
 
     def decide(self, session: Session, argument: bytes) -> Decision | Later:
@@ -110,7 +112,7 @@ class Link:
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
             watchdog.running = 0.0
-            return self._failed(session, fold_traceback(error))
+            return self._raised(session, error)
         if result is PROCEED and not self.log.verbose:
             return PROCEED
         return self._said(session, result, started)
@@ -131,10 +133,10 @@ class Link:
             # Cancelled or overdue: it is not waited for, since it may not heed.
             task.cancel()
         if not done:
-            return self._failed(session, f"not done after {self.deadline:g} s")
+            return self._failed(session, error=f"not done after {self.deadline:g} s")
         outcome = task.result()
         if isinstance(outcome, _Raised):
-            return self._failed(session, fold_traceback(outcome.error))
+            return self._raised(session, outcome.error)
         return self._checked(session, outcome, started)
 
     def _checked(self, session: Session, result: object, started: float) -> Decision:
@@ -142,23 +144,34 @@ class Link:
             kind = result if isinstance(result, Decision) else type(result).__name__
             if hasattr(result, "close"):
                 _quietly(result.close)  # a coroutine of a plain handler would warn
-            return self._failed(session, f"returned {kind!r}")
+            return self._failed(session, error=f"returned {kind!r}")
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
             self.log.verdict(session, self.filter, self.phase, decision, took)
         return decision
 
-    def _failed(self, session: Session, error: str) -> Decision:
+    def _raised(self, session: Session, error: BaseException) -> Decision:
+        if isinstance(error, UnavailableError):
+            return self._failed(session, error.status, cause=str(error))
+        return self._failed(session, error=fold_traceback(error))
+
+    def _failed(self, session: Session, status: str = "", **why: str) -> Decision:
+        """Log why, and answer for the filter; ``status`` takes the place of the general one."""
+        fallback = self.fallback
+        if status and fallback.verb in REFUSALS:
+            code, _, text = fallback.text.split(" ", 2)
+            assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
+            fallback = type(fallback)(f"{code} {status} {text}").because(FAILED)
         self.log.limited(
-            f"{self.filter} {self.phase} {error}",
+            f"{self.filter} {self.phase} {why}",
             self.filter,
             self.phase,
             session.id,
-            result=self.fallback.verb,
-            error=error,
+            result=fallback.verb,
+            **why,
         )
-        return self.fallback
+        return fallback
 
 
 class _Raised:
@@ -224,7 +237,7 @@ class Chain:
                     link = Link(filter_, handler, on_error, deadline, log, self.watchdog)
                     links.setdefault(handler, []).append(link)
                     refusing |= handler in ("headers", "message") and (
-                        link.legal > {Proceed, Junk}
+                        not link.legal <= {Proceed, Junk}
                         or link.fallback.verb == "reject"
                         or handler == "message"
                         or link.later
@@ -318,7 +331,7 @@ class Chain:
             if not isinstance(decision, Decision):
                 links = self._content[at:]
                 return self._judge_later(session, headers, message, links, decision, before)
-            if _judged(session, link, headers, before, decision):
+            if _judged(session, headers, before, decision):
                 return decision
         return _mark(session, headers)
 
@@ -337,7 +350,7 @@ class Chain:
                 before = headers.snapshot()
                 asked = link.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
-            if _judged(session, link, headers, before, decision):
+            if _judged(session, headers, before, decision):
                 return decision
         return _mark(session, headers)
 
@@ -396,11 +409,9 @@ def _marked(phase: Phase, session: Session, said: Decision) -> Decision:
     return said
 
 
-def _judged(
-    session: Session, link: Link, headers: Headers, before: Any, decision: Decision
-) -> bool:
+def _judged(session: Session, headers: Headers, before: Any, decision: Decision) -> bool:
     """Take note of what a filter said of a message; whether that was the last word."""
-    if decision is link.fallback:
+    if decision.reason is FAILED:
         headers.restore(before)
     if type(decision) is Junk:
         session.junk = True

@@ -9,3 +9,16 @@ class ConfigError(Exception):
     The text is the one clear line that is written to stderr before the filter
     exits with status 2; it names the flag, or the file and the line.
     """
+
+
+class UnavailableError(Exception):
+    """What a policy must know could not be found out: raised by a handler, in place of a decision.
+
+    The request is answered as ``--on-error`` says, and the text is logged as the cause, without
+    a traceback. `status` is the enhanced status code (RFC 3463) of that answer where it is a
+    refusal; "4.4.3" is that of a DNS which does not answer.
+    """
+
+    def __init__(self, cause: str, status: str = "4.3.0") -> None:
+        super().__init__(cause)
+        self.status = status
