@@ -266,6 +266,7 @@ class Chain:
                 # What is refused, and what could not be kept, is refused at commit.
                 self.phases += ("commit",)
         self.fields = tuple(field for report in FIELDS if report in reports for field in FIELDS[report])
+        self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
         self.reports = (
             "link-connect",
             "link-disconnect",

@@ -72,6 +72,8 @@ class Filter:
     #: Reports that its handlers read from the session; by default all that can be there.
     needs: ClassVar[frozenset[str] | None] = None
 
+    #: Reports of the sessions in which smtpd is the client; only a tap sees them.
+    outgoing: frozenset[str] = frozenset()
     #: Whether messages come by even when no handler looks at them.
     passes_data: bool = False
 

@@ -90,6 +90,10 @@ class Message:
         self._headers = Headers()
         self._spool.close("the message was discarded")
 
+    def revert_headers(self) -> None:
+        """Forget every edit of the header block."""
+        self._headers = Headers(unstuff(self._head))
+
     @property
     def headers_complete(self) -> bool:
         """Whether the end of the header block has been seen, so that `headers` is there."""

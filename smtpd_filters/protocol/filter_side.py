@@ -154,10 +154,13 @@ class FilterConnection:
 
     # -- what the caller says ------------------------------------------------------------
 
-    def register(self, phases: Iterable[str], reports: Iterable[str]) -> None:
+    def register(
+        self, phases: Iterable[str], reports: Iterable[str], outgoing: Iterable[str] = ()
+    ) -> None:
         """Tell smtpd what we want to be asked and told, in reply to ``config|ready``.
 
-        ``phases`` may hold ``data-line``.  Raises UnsupportedProtocolError when the server has
+        ``phases`` may hold ``data-line``; ``outgoing`` are reports of the sessions in which smtpd
+        is the client.  Raises UnsupportedProtocolError when the server has
         said that it speaks a protocol below 0.5.
         """
         if self.config.get("protocol") and self.dialect.version < OLDEST:
@@ -167,6 +170,7 @@ class FilterConnection:
         if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
         self._out += [b"register|report|smtp-in|%s\n" % name.encode() for name in reports]
+        self._out += [b"register|report|smtp-out|%s\n" % name.encode() for name in outgoing]
         self._out += [b"register|filter|smtp-in|%s\n" % name.encode() for name in wanted]
         self._out.append(b"register|ready\n")
         self._ready = True

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
         #: What it asks smtpd for: phases, ``data-line`` among them, and reports.
         phases: tuple[str, ...]
         reports: tuple[str, ...]
+        #: Reports of the sessions in which smtpd is the client, for the tap alone.
+        outgoing: tuple[str, ...]
         #: The fields of a session that these reports fill.
         fields: tuple[str, ...]
         #: How much of a message it looks at: "", "headers" or "message".
@@ -80,6 +82,8 @@ NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
 LATER = Reject("451 4.3.0 Temporary failure, please try again later")
 #: Bytes of messages that one call of `Engine.pump` sends on.
 PUMP = 1 << 18
+
+
 class _Intake:
     """A message on its way: collected, judged, sent."""
 
@@ -192,7 +196,8 @@ class Engine:
         if key == "smtp-session-timeout" and value.isascii() and value.isdecimal():
             self.session_timeout = min(max(int(value[:9]), 1), 86400)
         elif key == "ready" and not self.ready:
-            self.connection.register(self._policy.phases, self._policy.reports)
+            policy = self._policy
+            self.connection.register(policy.phases, policy.reports, policy.outgoing)
             self.ready = True
             if self.connection.cuts and "data-line" in self._policy.phases:
                 done = "refused" if self.connection.refuse_long_lines else "broken"
@@ -422,10 +427,20 @@ class Engine:
         )
         intake = self._intakes.get(key)
         if intake is not None:
-            # What was held is lost: the client must try again.
-            self._discard(intake)
-            self._refusals[key] = LATER
+            self._let_go(intake)
         self.connection.rescue(key)
+
+    def _let_go(self, intake: _Intake) -> None:
+        """Send a message on as it came; if even that fails, the client must try again."""
+        try:
+            if intake.rows is None:
+                intake.message.revert_headers()
+                self._release(intake, PROCEED)
+                return
+        except Exception:  # noqa: BLE001, S110  # the first failure has been logged
+            pass
+        self._discard(intake)
+        self._refusals[intake.session] = LATER
 
     def _log_remarks(self) -> None:
         remarks, self.connection.remarks = self.connection.remarks, []
