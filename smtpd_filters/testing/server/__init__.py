@@ -50,24 +50,24 @@ one network and zone when they are given the same `lab`.
 
 from smtpd_filters.testing.server.client import Client, Connection, Reply
 from smtpd_filters.testing.server.lab import Lab, LabError, Process
-from smtpd_filters.testing.server.smtpd import (
+from smtpd_filters.testing.server.layout import (
+    BIN,
     CODE,
     DOMAIN,
     LISTENERS,
     MATCHES,
     VERSIONS,
-    Delivered,
-    Smtpd,
     file_path,
     filter_command,
     password,
     root_of,
     scratch_path,
     script_command,
-    unavailable,
 )
+from smtpd_filters.testing.server.smtpd import Delivered, Smtpd, unavailable
 
 __all__ = [
+    "BIN",
     "CODE",
     "DOMAIN",
     "LISTENERS",

@@ -8,7 +8,6 @@ import email.policy
 import functools
 import os
 import re
-import shlex
 import signal
 import ssl
 import subprocess
@@ -22,45 +21,42 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
 import smtpd_filters
 from smtpd_filters.testing.dns import host
 from smtpd_filters.testing.server.client import HELO, SMTP_PORT, Client, Connection, Reply
-from smtpd_filters.testing.server.lab import HOSTNAME, Lab, LabError, Process, children, wait_ended
+from smtpd_filters.testing.server.lab import Lab, LabError, Process, children, wait_ended
+from smtpd_filters.testing.server.layout import (
+    BIN,
+    CODE,
+    CONF,
+    DOMAIN,
+    FILES,
+    FIRST_UID,
+    LIBRARIES,
+    LISTENERS,
+    MAIL,
+    MATCHES,
+    PROBE,
+    PYCACHE,
+    QUEUE,
+    SCRATCH,
+    VERSIONS,
+    certificate,
+    file_path,
+    hashes,
+    mapping,
+    quote,
+    root_of,
+    scratch_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from email.message import EmailMessage
     from types import TracebackType
 
-VERSIONS = ("6.8", "7.6")
-DOMAIN = "local.example"
+__all__ = ["BIN", "Delivered", "Smtpd", "unavailable"]
 
-# Where things are, as the server sees it.
-CODE = "/srv/smtpd-filters"  # the folder that holds the package: a checkout
-LIBRARIES = "/srv/site-packages"
-BIN = "/srv/lab/bin"
-FILES = "/srv/lab/files"
-SCRATCH = "/srv/lab/scratch"  # filters may write here
-PYCACHE = "/srv/lab/pycache"
-MAIL = "/srv/mail"
-CONF = "/srv/lab/smtpd.conf"
-QUEUE = "/var/spool/smtpd/queue"
-
-# The number of the recipe in tests/e2e/setup-roots.
-RECIPE = "trixie-1"
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 DELIVERY_TIMEOUT = 10.0
-# Behind a listener without filters: when it greets, the filters have said that they are ready too.
-PROBE = "127.0.0.254"
-FIRST_UID = 2000
-
-LISTENERS = """\
-listen on socket $filter
-listen on 127.0.0.1 port 25 $tls auth-optional <credentials> $filter
-listen on ::1 port 25 $tls auth-optional <credentials> $filter
-"""
-MATCHES = """\
-match from any for domain <domains> action "deliver"
-match from local for local action "deliver"
-"""
 
 
 class Delivered(NamedTuple):
@@ -73,14 +69,6 @@ class Delivered(NamedTuple):
     def message(self) -> EmailMessage:
         """The message, parsed."""
         return email.message_from_bytes(self.content, policy=email.policy.default)
-
-
-def root_of(version: str) -> Path:
-    """Return the folder of the file system in which this version of smtpd is installed."""
-    if version == "6.8":
-        return Path("/")
-    cache = os.environ.get("XDG_CACHE_HOME") or "/var/cache"
-    return Path(cache) / "smtpd-filters" / RECIPE
 
 
 @functools.cache
@@ -103,31 +91,6 @@ def unavailable(version: str) -> str | None:
     if f"OpenSMTPD {version}".encode() not in shown.stdout + shown.stderr:
         return f"the smtpd of {root} is not {version}"
     return None
-
-
-def filter_command(name: str, *arguments: str) -> str:
-    """Return the command line of a filter of this project, `dyndns` for `filter-dyndns`."""
-    return shlex.join([f"{BIN}/filter-{name}", *arguments])
-
-
-def script_command(script: str, *arguments: str) -> str:
-    """Return the command line of a Python script: an absolute path inside, or one of `files`."""
-    return shlex.join([f"{BIN}/python", file_path(script), *arguments])
-
-
-def file_path(name: str) -> str:
-    """Return where the server and its filters see one of `files`."""
-    return name if name.startswith("/") else f"{FILES}/{name}"
-
-
-def scratch_path(name: str) -> str:
-    """Return a path that filters may write to."""
-    return f"{SCRATCH}/{name}"
-
-
-def password(user: str) -> str:
-    """Return the password of a user of the lab."""
-    return f"{user}'s secret"
 
 
 class Smtpd:
@@ -544,13 +507,13 @@ class Smtpd:
         lines = [
             *self._security(),
             'smtp max-message-size "64M"',
-            f"table domains {{ {', '.join(map(_quote, self._domains))} }}",
-            _mapping("users", userinfo),
-            _mapping("credentials", credentials),
-            *(f"filter {_quote(n)} proc-exec {_quote(c)}" for n, c in self._filters.items()),
+            f"table domains {{ {', '.join(map(quote, self._domains))} }}",
+            mapping("users", userinfo),
+            mapping("credentials", credentials),
+            *(f"filter {quote(n)} proc-exec {quote(c)}" for n, c in self._filters.items()),
         ]
         if self._filters:
-            lines.append(f'filter "all" chain {{ {", ".join(map(_quote, self._filters))} }}')
+            lines.append(f'filter "all" chain {{ {", ".join(map(quote, self._filters))} }}')
         lines += [
             f'action "deliver" maildir "{MAIL}/%{{user.username}}" junk userbase <users>',
             self._declarations,
@@ -574,42 +537,3 @@ class Smtpd:
 
 
 _bytecode: dict[str, bytes] = {}
-
-
-def _quote(text: str) -> str:
-    """A string of smtpd.conf(5)."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _mapping(name: str, entries: Mapping[str, str]) -> str:
-    inside = ", ".join(f"{_quote(key)} = {_quote(value)}" for key, value in entries.items())
-    return f"table {name} {{ {inside} }}"
-
-
-@functools.cache
-def hashes(users: tuple[str, ...]) -> list[str]:
-    """Return the crypt(3) hashes of the users' passwords."""
-    words = "".join(f"{password(user)}\n" for user in users)
-    return _openssl("passwd", "-6", "-stdin", words=words).split()
-
-
-@functools.cache
-def certificate() -> tuple[str, str]:
-    """Return a self-signed certificate and its key, as PEM."""
-    made = _openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-days", "2", "-subj", f"/CN={HOSTNAME}", "-keyout", "-", "-out", "-"),
-    )
-    key, mark, rest = made.partition("-----END PRIVATE KEY-----\n")
-    return rest, key + mark
-
-
-def _openssl(*arguments: str, words: str = "") -> str:
-    done = subprocess.run(  # noqa: S603 - the arguments are this module's
-        ["openssl", *arguments],  # noqa: S607 - wherever the system has it
-        input=words,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
