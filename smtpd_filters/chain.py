@@ -265,12 +265,19 @@ class Chain:
             if refusing and "commit" not in self.phases:
                 # What is refused, and what could not be kept, is refused at commit.
                 self.phases += ("commit",)
-        self.fields = tuple(field for report in FIELDS if report in reports for field in FIELDS[report])
+        self.fields = tuple(
+            field for report in FIELDS if report in reports for field in FIELDS[report]
+        )
         self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
         self.reports = (
             "link-connect",
             "link-disconnect",
-            *(name for report in FIELDS if report in reports for name in (report, *TOGETHER.get(report, ()))),
+            *(
+                name
+                for report in FIELDS
+                if report in reports
+                for name in (report, *TOGETHER.get(report, ()))
+            ),
         )
 
     # -- asked by the engine -------------------------------------------------------------
@@ -362,7 +369,11 @@ class Chain:
                 filter_.gone(session)
             except BaseException as error:  # noqa: BLE001  # law 2
                 self.log.limited(
-                    f"{filter_.name} gone", filter_.name, "gone", session.id, error=fold_traceback(error)
+                    f"{filter_.name} gone",
+                    filter_.name,
+                    "gone",
+                    session.id,
+                    error=fold_traceback(error),
                 )
 
     async def close(self) -> None:
@@ -456,8 +467,6 @@ def run(*classes: type[Filter], argv: Sequence[str] | None = None) -> int:
     from .runtime import serve  # noqa: PLC0415  # --help needs no loop
 
     try:
-        return serve(
-            chain, log, watchdog, refuse_long_lines=general.long_lines == "refuse"
-        )
+        return serve(chain, log, watchdog, refuse_long_lines=general.long_lines == "refuse")
     except ConfigError as error:
         die(error, prog)

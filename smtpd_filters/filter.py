@@ -214,5 +214,3 @@ def _check_handler(
         wrong = ", ".join(sorted(kind.__name__ for kind in returns - legal))
         raise TypeError(f"{where}: {name} may not answer {wrong}")
     return returns
-
-

@@ -107,7 +107,7 @@ class Session:
 
     @property
     def id(self) -> str:
-        """smtpd's name of the session, 16 hexadecimal digits: what to grep its log for."""
+        """The session's name in smtpd's log, 16 hexadecimal digits to grep for."""
         return self.key.decode("latin-1")
 
     @property

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .vocabulary import ReportForm
 
 HEX = b"0123456789abcdefABCDEF"
+#: How many bars there are to be cut at behind the word.
+_ANSWERS = {b"filter-result": 3, b"filter-dataline": 2}
 _KINDS: dict[str, Literal["report", "filter"]] = {"report": "report", "filter": "filter"}
 _DATA_LINE = DATA_LINE.encode()
 
@@ -133,7 +135,16 @@ def encode_request(request: Request, name: bytes, dialect: Dialect) -> bytes:
 
 def encode_lines(lines: Lines, time: bytes, dialect: Dialect) -> bytes:
     """Write data-lines as smtpd does, with the final dot when they have come to their end."""
-    fields = (b"filter", dialect.wire, time, b"smtp-in", _DATA_LINE, lines.session, lines.token, b"")
+    fields = (
+        b"filter",
+        dialect.wire,
+        time,
+        b"smtp-in",
+        _DATA_LINE,
+        lines.session,
+        lines.token,
+        b"",
+    )
     head = b"|".join(fields)
     content: Iterable[bytes] = [*lines.lines, b"."] if lines.end else lines.lines
     return b"".join([head + line + b"\n" for line in content])
@@ -142,8 +153,8 @@ def encode_lines(lines: Lines, time: bytes, dialect: Dialect) -> bytes:
 def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | Malformed:
     """Read one line of a filter's, without its line end, as strictly as smtpd does."""
     word, _, rest = line.partition(b"|")
-    if word == b"filter-dataline" or word == b"filter-result":  # noqa: PLR1714  # a set is slower
-        fields = rest.split(b"|", 2 if word == b"filter-dataline" else 3)
+    if word in _ANSWERS:
+        fields = rest.split(b"|", _ANSWERS[word])
         if len(fields) < 3 or not (is_id(fields[0]) and is_id(fields[1])):
             return Malformed(f"{word.decode()} without session and token", line)
         session, token = fields[1::-1] if dialect.token_first else fields[:2]
@@ -151,11 +162,15 @@ def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | M
             return Line(session, token, fields[2])
         return Result(session, token, fields[2], fields[3] if len(fields) > 3 else None)
     if word == b"register":
-        names = rest.decode("utf-8", "surrogateescape").split("|")
-        if names == ["ready"]:
-            return Register("ready")
-        kind = _KINDS.get(names[0])
-        if kind and len(names) == 3:
-            return Register(kind, names[1], names[2])
-        return Malformed("invalid registration", line)
+        return _decode_registration(line, rest)
     return Malformed("unknown word", line)
+
+
+def _decode_registration(line: bytes, rest: bytes) -> Register | Malformed:
+    names = rest.decode("utf-8", "surrogateescape").split("|")
+    if names == ["ready"]:
+        return Register("ready")
+    kind = _KINDS.get(names[0])
+    if kind is None or len(names) != 3:
+        return Malformed("invalid registration", line)
+    return Register(kind, names[1], names[2])

@@ -78,7 +78,9 @@ class Report(_Row):
         session: bytes
         values: tuple[bytes, ...]
 
-        def __new__(cls, fields: tuple[str, bytes, bytes, bytes, tuple[bytes, ...]], /) -> Self: ...
+        def __new__(  # noqa: D102  # described by its class
+            cls, fields: tuple[str, bytes, bytes, bytes, tuple[bytes, ...]], /
+        ) -> Self: ...
     else:
         name, subsystem, time, session, values = map(property, map(itemgetter, range(5)))
 
@@ -99,7 +101,7 @@ class Request(_Row):
         token: bytes
         argument: bytes
 
-        def __new__(
+        def __new__(  # noqa: D102  # described by its class
             cls, fields: tuple[Phase | None, bytes, bytes, bytes, bytes], /
         ) -> Self: ...
     else:

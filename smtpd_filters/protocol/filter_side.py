@@ -31,7 +31,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from . import lines as long_lines
-from .codec import HEX, decode
+from .codec import decode
 from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
 from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
 from .events import Config, Lines, Malformed, Report, Request
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
         def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
             """Lines of a message, dot-stuffed; ``end``: its dot has come."""
+
 
 #: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
 MAX_INPUT = 4 << 20
@@ -288,6 +289,11 @@ class FilterConnection:
         if known and not maybe_dot and all(map(known.__contains__, map(self._key, rows))):
             self._run(rows)
             return
+        self._take_apart(rows, maybe_dot=maybe_dot)
+
+    def _take_apart(self, rows: list[bytes], *, maybe_dot: bool) -> None:
+        """Lines of all kinds; those of known messages are handled together where they can be."""
+        known = self._known
         run: list[bytes] = []
         for row in rows:
             # The key is asked for anew each time: an answer given meanwhile may have changed it.

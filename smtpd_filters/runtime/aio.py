@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 CLOSING = 2.0
 
 
-def run(
-    engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog
-) -> int:
+def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
     # epoll takes no regular file, which input is when a recording is played from one.
     regular = any(stat.S_ISREG(fstat(fd).st_mode) for fd in (channel.source, channel.sink))

@@ -29,7 +29,7 @@ MAX_LINE = 4000
 INTERVAL = 60.0
 #: Kinds that are told apart; beyond, all are one.
 MAX_KINDS = 1000
-_PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset("\"\\=")
+_PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
 def quote(value: str) -> str:

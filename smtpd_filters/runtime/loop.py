@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 SWEEP = 24
 
 
-def run(
-    engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog
-) -> int:
+def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
     signals = Signals()
     watchdog.install()
@@ -45,7 +43,7 @@ def run(
 
 
 class _Loop:
-    def __init__(
+    def __init__(  # noqa: PLR0913  # everything meets here
         self,
         engine: Engine,
         channel: Channel,
