@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from operator import itemgetter
 
+from .remark import SHOWN
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, Self
@@ -122,11 +124,8 @@ class Malformed(Event):
 
     __slots__ = __match_args__ = ("kind", "line", "session", "token")
 
-    #: Bytes of the line that are kept.
-    SHOWN = 200
-
     def __init__(self, kind: str, line: bytes, session: bytes = b"", token: bytes = b"") -> None:
-        self.kind, self.line = kind, line[: self.SHOWN]
+        self.kind, self.line = kind, line[:SHOWN]
         self.session, self.token = session, token
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .channel import Service
     from .log import Log
+    from .tap import Tap
     from .watchdog import Watchdog
 
 
@@ -15,17 +18,23 @@ def serve(
     watchdog: Watchdog,
     *,
     refuse_long_lines: bool = False,
+    taps: Sequence[Tap] = (),
 ) -> int:
     """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
 
-    Returns the exit status.  Raises ConfigError, before ``register|ready``, when the server is
+    ``taps`` hear every byte that passes.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when the server is
     none whose filter we can be.
     """
     from .channel import Channel  # noqa: PLC0415  # who only wants the log has no loop
     from .engine import Engine  # noqa: PLC0415
 
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
-    channel = Channel.take_over()
+    if taps:
+        from .tap import TappedChannel  # noqa: PLC0415  # only tracing has any
+
+        channel: Channel = TappedChannel.over(taps, log)
+    else:
+        channel = Channel.take_over()
     if service.later:
         from .aio import run  # noqa: PLC0415  # asyncio costs more than all the rest
     else:

@@ -443,8 +443,7 @@ class Engine:
         self._refusals[intake.session] = LATER
 
     def _log_remarks(self) -> None:
-        remarks, self.connection.remarks = self.connection.remarks, []
-        for remark in remarks:
+        for remark in self.connection.remarks.take():
             session = remark.session.decode("latin-1")
             detail = remark.detail.decode("utf-8", "surrogateescape")
             if remark.sort == "mail":

@@ -1,0 +1,294 @@
+"""Messages on their way back to smtpd: line by line, many at once, most of them unseen.
+
+Law
+---
+1. Lines of a message go out only between its first line and its dot, and one dot ends them.
+2. What goes out is what came in, unless somebody looks at the message and sends other lines.
+3. No line leaves that smtpd would not take (see `lines`), or would take for something else.
+
+How it works
+------------
+Each message is a `_Stream`.  Its lines are either told to the listener, who sends lines of its
+own, or they pass: then nobody looks at them.  From its second line on a message has a key: the
+bytes of its lines from the bar before ``smtp-in`` to the one behind the token.  They stand at the
+same place in each line as long as version and time stamp keep their width, and no text of the
+message can get there.  Lines with known keys are handled many at a time, in C (`run`).  A line
+that goes the long way (`line`) has the same result as one that goes the short way.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from . import lines as long_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .remark import Listener, Remarks
+
+_MARK = b"|smtp-in|data-line|"
+#: Session and token with a bar behind each, as smtpd writes them.
+_PAIR = 2 * (16 + 1)
+_PREFIX = b"filter-dataline|"
+
+
+class _Stream:
+    """The lines of one message on their way."""
+
+    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session")
+
+    def __init__(self, session: bytes, prefix: bytes, *, passing: bool) -> None:
+        self.session = session
+        self.prefix = prefix
+        #: Nobody looks at the lines: they go back as they come.
+        self.passing = passing
+        #: What was sent so far is the header.
+        self.header = True
+        #: smtpd's dot has come.
+        self.ended = False
+        #: Its place in Transit.known, once it has one.
+        self.key = b""
+        #: Lines that were too long for the server.
+        self.broken = 0
+
+
+class Transit:
+    """The messages of one conversation.
+
+    ``out`` takes what is to be written.  ``pass_all``: the listener is told of none of them.
+    ``refuse_long_lines``: a message with a line too long for the server is to be refused;
+    otherwise the line is broken.
+    """
+
+    def __init__(
+        self,
+        out: list[bytes],
+        listener: Listener,
+        remarks: Remarks,
+        *,
+        pass_all: bool,
+        refuse_long_lines: bool,
+    ) -> None:
+        self.refuse_long_lines = refuse_long_lines
+        #: The sessions whose message is to be refused.
+        self.refused: set[bytes] = set()
+        #: The messages by session.
+        self.streams: dict[bytes, _Stream] = {}
+        #: The messages by key, and what cuts the key out of a line.
+        self.known: dict[bytes, _Stream] = {}
+        self.key = self._tail = itemgetter(slice(0, 0))
+        #: Before protocol 0.5 the token stood before the session.
+        self.token_first = False
+        #: The server cuts lines that it gets back.
+        self.cuts = False
+        #: smtpd itself has sent a NUL.
+        self.nul_seen = False
+        #: A line of this read may be longer than the limit.
+        self.may_be_long = False
+        self.limit = long_lines.content_limit(cuts=False)
+        self._out = out
+        self._listener = listener
+        self._remarks = remarks
+        self._pass_all = pass_all
+        #: Of the known: how many are not passing; how many are, and have not ended their header.
+        self._collecting = self._headers_open = 0
+        self._key_at = self._body_at = 0
+
+    def server_cuts(self) -> None:
+        """The server is one that cuts long lines."""
+        self.cuts = True
+        self.limit = long_lines.content_limit(cuts=True)
+
+    # -- what comes ----------------------------------------------------------------------
+
+    def run(self, rows: list[bytes]) -> None:
+        """Body lines of messages that are known: nobody looks at them one by one."""
+        if not self._collecting:
+            if self._headers_open:
+                self._mind_headers(rows)
+            tails = list(map(self._tail, rows))
+            if not self.may_be_long or max(map(len, tails)) <= self.limit + _PAIR:
+                self._out += (b"filter-dataline|", b"\nfilter-dataline|".join(tails), b"\n")
+                return
+        by_key: dict[bytes, list[bytes]] = {}
+        for row in rows:
+            by_key.setdefault(self.key(row), []).append(row[self._body_at :])
+        for key, content in by_key.items():
+            stream = self.known[key]
+            if stream.passing:
+                self._write_lines(stream, content)
+            else:
+                self._listener.content(stream.session, content, end=False)
+
+    def _mind_headers(self, rows: list[bytes]) -> None:
+        """Take note of the empty lines that end a header: a long line is broken otherwise there."""
+        for row in rows:
+            if len(row) == self._body_at:
+                stream = self.known[self.key(row)]
+                if stream.header:
+                    self._end_header(stream)
+
+    def line(self, session: bytes, token: bytes, line: bytes, row: bytes) -> None:
+        """One line of a message, or its dot."""
+        stream = self.streams.get(session)
+        if stream is None:
+            pair = (token, session) if self.token_first else (session, token)
+            stream = _Stream(session, b"filter-dataline|%b|%b|" % pair, passing=self._pass_all)
+            self.streams[session] = stream
+            self.refused.discard(session)
+        elif stream.ended:
+            self._remarks.odd("line behind the final dot", session)
+            return
+        end = line == b"."
+        if end:
+            stream.ended = True
+            self._unlearn(stream)
+            if stream.passing:
+                self._end(stream)
+                return
+        elif not stream.key:
+            self._learn(stream, row)
+        if not stream.passing:
+            self._listener.content(session, [] if end else [line], end=end)
+        else:
+            self._write_lines(stream, [line])
+
+    def _learn(self, stream: _Stream, row: bytes) -> None:
+        """Remember what the message's lines have in common, so that they go the short way."""
+        if self.token_first or len(stream.prefix) != len(_PREFIX) + _PAIR:
+            return
+        at = row.find(_MARK)
+        body_at = at + len(_MARK) + _PAIR
+        if at != self._key_at or body_at != self._body_at:
+            if self.known:
+                return
+            self._key_at, self._body_at = at, body_at
+            self.key = itemgetter(slice(at, body_at))
+            self._tail = itemgetter(slice(body_at - _PAIR, None))
+        stream.key = row[at:body_at]
+        self.known[stream.key] = stream
+        if not stream.passing:
+            self._collecting += 1
+        elif stream.header:
+            self._headers_open += 1
+
+    def _unlearn(self, stream: _Stream) -> None:
+        if stream.key:
+            del self.known[stream.key]
+            stream.key = b""
+            if not stream.passing:
+                self._collecting -= 1
+            elif stream.header:
+                self._headers_open -= 1
+
+    # -- what goes -----------------------------------------------------------------------
+
+    def send(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
+        """Send lines of the session's message in their dot-stuffed form; ``end``: then its dot.
+
+        Before smtpd's own dot has come nothing may be ended: what is left would be lost.
+        """
+        stream = self.streams.get(session)
+        if stream is None or stream.passing:
+            self._remarks.bug("lines without a message", session)
+            return
+        if lines:
+            self._write_lines(stream, self._legal(session, lines))
+        if end:
+            if stream.ended:
+                self._end(stream)
+            else:
+                self._remarks.bug("end of a message that has not ended", session)
+
+    def pass_through(self, session: bytes) -> None:
+        """From here on the lines of the session's message go back as they come."""
+        stream = self.streams.get(session)
+        if stream is None or stream.passing:
+            self._remarks.bug("pass through without a message", session)
+        elif stream.ended:
+            self._end(stream)
+        else:
+            if stream.key:
+                self._collecting -= 1
+                self._headers_open += stream.header
+            stream.passing = True
+
+    def finish(self, session: bytes) -> None:
+        """End the session's message here and now, if there is one."""
+        if session in self.streams:
+            self._end(self.streams[session])
+
+    def drop(self, session: bytes) -> None:
+        """Of the session's message nothing is sent any more."""
+        if session in self.streams:
+            self._unlearn(self.streams.pop(session))
+        self.refused.discard(session)
+
+    def heard_of(self) -> set[bytes]:
+        """The sessions whose messages had lines since this was last asked.
+
+        Lines that go the short way leave no trace.  So each message is made to take the long
+        way once, with its next line.
+        """
+        heard = {session for session, stream in self.streams.items() if stream.key}
+        for stream in list(self.known.values()):
+            self._unlearn(stream)
+        return heard
+
+    def collects(self, session: bytes) -> bool:
+        """Whether there is a message of which the listener is told."""
+        stream = self.streams.get(session)
+        return stream is not None and not stream.passing
+
+    def _legal(self, session: bytes, lines: list[bytes]) -> list[bytes]:
+        """Lines with nothing in them that smtpd would take for something else."""
+        text = b"\n".join(lines)
+        if text.count(b"\n") != len(lines) - 1:
+            self._remarks.bug("line break in a line of a message", session)
+            text = b" ".join(text.split(b"\n"))
+            lines = [text]
+        if b"\0" in text and not self.nul_seen:
+            self._remarks.bug("NUL in a line of a message", session)
+            lines = [line.replace(b"\0", b"") for line in lines]
+        if text.startswith(b".") or b"\n." in text:
+            for at, line in enumerate(lines):
+                if line.startswith(b".") and not line.startswith(b".."):
+                    self._remarks.bug("line with a bare dot", session)
+                    lines[at] = b"." + line
+        return lines
+
+    def _write_lines(self, stream: _Stream, lines: list[bytes]) -> None:
+        if max(map(len, lines)) > self.limit:
+            lines = self._break_lines(stream, lines)
+        elif stream.header and b"" in lines:
+            self._end_header(stream)
+        prefix = stream.prefix
+        self._out += (prefix, (b"\n" + prefix).join(lines), b"\n")
+
+    def _break_lines(self, stream: _Stream, lines: list[bytes]) -> list[bytes]:
+        kept: list[bytes] = []
+        for line in lines:
+            if len(line) > self.limit:
+                stream.broken += 1
+                kept += long_lines.break_line(line, header=stream.header)
+            else:
+                if stream.header and not line:
+                    self._end_header(stream)
+                kept.append(line)
+        return kept
+
+    def _end_header(self, stream: _Stream) -> None:
+        stream.header = False
+        if stream.key and stream.passing:
+            self._headers_open -= 1
+
+    def _end(self, stream: _Stream) -> None:
+        session = stream.session
+        self._out.append(stream.prefix + b".\n")
+        if stream.broken:
+            done = "refused" if self.refuse_long_lines else "broken"
+            self._remarks.mail(f"long lines {done}", session, b"%d" % stream.broken)
+            if self.refuse_long_lines:
+                self.refused.add(session)
+        self._unlearn(stream)
+        del self.streams[session]
