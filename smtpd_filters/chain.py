@@ -279,6 +279,11 @@ class Chain:
                 for name in (report, *TOGETHER.get(report, ()))
             ),
         )
+        #: Who hears the lines themselves; what they want to be told is asked for as well.
+        self.taps = tuple(each.tap for each in self.filters if each.tap is not None)
+        for tap in self.taps:
+            self.phases += tuple(sorted(tap.phases.difference(self.phases)))
+            self.reports += tuple(sorted(tap.reports.difference(self.reports)))
 
     # -- asked by the engine -------------------------------------------------------------
 
@@ -467,6 +472,7 @@ def run(*classes: type[Filter], argv: Sequence[str] | None = None) -> int:
     from .runtime import serve  # noqa: PLC0415  # --help needs no loop
 
     try:
-        return serve(chain, log, watchdog, refuse_long_lines=general.long_lines == "refuse")
+        refuse = general.long_lines == "refuse"
+        return serve(chain, log, watchdog, refuse_long_lines=refuse, taps=chain.taps)
     except ConfigError as error:
         die(error, prog)

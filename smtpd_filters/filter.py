@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .message import Headers, Message
     from .protocol.decisions import Answer, Decision, FinalAnswer, ParameterAnswer
+    from .runtime.tap import Tap
     from .session import Session
 
     Outcome = Literal["proceed", "junk", "tempfail"]
@@ -76,6 +77,8 @@ class Filter:
     outgoing: frozenset[str] = frozenset()
     #: Whether messages come by even when no handler looks at them.
     passes_data: bool = False
+    #: Who is to hear every byte that passes, for tracing; `setup` makes one.  No policy needs it.
+    tap: Tap | None = None
 
     #: The declarations of its settings.
     Settings: ClassVar[type[declared.Settings]] = declared.Settings

@@ -22,8 +22,8 @@ def serve(
 ) -> int:
     """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
 
-    ``taps`` hear every byte that passes.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when the server is
-    none whose filter we can be.
+    ``taps`` hear every byte that passes.  Returns the exit status.  Raises ConfigError, before
+    ``register|ready``, when the server is none whose filter we can be.
     """
     from .channel import Channel  # noqa: PLC0415  # who only wants the log has no loop
     from .engine import Engine  # noqa: PLC0415

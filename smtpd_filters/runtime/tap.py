@@ -1,0 +1,75 @@
+"""A look at the line itself: the bytes that pass between smtpd and the process, both ways.
+
+A policy never sees them; tracing and recording do nothing else.  A tap hears what was read before
+anybody acts upon it, and what is about to be written; it can change neither.  A process without a
+tap has a plain `Channel` and pays nothing.
+"""
+
+from __future__ import annotations
+
+from .channel import Channel
+from .log import fold_traceback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from .log import Log
+
+    class Tap(Protocol):
+        """Who listens.  Bytes come as they were read or are written: lines may be cut anywhere."""
+
+        #: What is to be asked of smtpd for its sake, beside what the policies ask for.
+        reports: frozenset[str]
+        phases: frozenset[str]
+
+        def received(self, data: bytes) -> None:
+            """Hear what smtpd wrote."""
+
+        def sent(self, data: bytes) -> None:
+            """Hear what the filter writes."""
+
+        def close(self) -> None:
+            """The conversation is over."""
+
+
+class TappedChannel(Channel):
+    """A channel that tells taps what passes.  One that raises is logged, and told no more."""
+
+    taps: list[Tap]
+    log: Log
+
+    @classmethod
+    def over(cls, taps: Sequence[Tap], log: Log) -> TappedChannel:
+        """Take over stdin and stdout, with these taps."""
+        channel = cls.take_over()
+        channel.taps = list(taps)
+        channel.log = log
+        return channel
+
+    def read(self) -> bytes | None:
+        """What is there; None when nothing is, empty at the end of input."""
+        data = super().read()
+        if data:
+            self._tell(lambda tap: tap.received(data))
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Write what can be written now and keep the rest."""
+        if data:
+            self._tell(lambda tap: tap.sent(data))
+        super().write(data)
+
+    def close(self) -> None:
+        """Close both."""
+        self._tell(lambda tap: tap.close())
+        super().close()
+
+    def _tell(self, what: Callable[[Tap], None]) -> None:
+        for tap in list(self.taps):
+            try:
+                what(tap)
+            except Exception as error:  # noqa: BLE001  # nothing a tap does may end the process
+                self.taps.remove(tap)
+                self.log.event("smtpd-filters", "tap failed", error=fold_traceback(error))
