@@ -1,0 +1,39 @@
+"""What a filter's author needs for tests; `smtpd_filters.testing.kit` explains it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .dns import DNSServer
+    from .kit import Client, Conversation, Delivery, play
+    from .oracle import Oracle
+    from .replay import Replay, Step, Verdict
+
+__all__ = [
+    "Client",
+    "Conversation",
+    "DNSServer",
+    "Delivery",
+    "Oracle",
+    "Replay",
+    "Step",
+    "Verdict",
+    "play",
+]
+
+_HOME = {
+    **dict.fromkeys(("Client", "Conversation", "Delivery", "play"), "kit"),
+    **dict.fromkeys(("Replay", "Step", "Verdict"), "replay"),
+    "DNSServer": "dns",
+    "Oracle": "oracle",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Only when asked for: `dns` is a program as well, and is not to be imported before it runs.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  # at the first name
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import asyncio
+import doctest
+import subprocess
+import sys
+
+import pytest
+
+import smtpd_filters.testing as package
+from smtpd_filters import (
+    JUNK,
+    PROCEED,
+    Answer,
+    ConfigError,
+    Disconnect,
+    Filter,
+    FinalAnswer,
+    Headers,
+    Message,
+    ParameterAnswer,
+    Proceed,
+    Reject,
+    Rewrite,
+    Session,
+)
+from smtpd_filters.filters.dyndns import Dyndns
+from smtpd_filters.protocol.vocabulary import HANDLERS
+from smtpd_filters.testing import Conversation, Verdict, kit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROTOCOLS = [(0, 5), (0, 6), (0, 7)]
+ADDRESS = "you@example.org"
+CONTENT = b"Subject: hello\r\n\r\n.dot\r\n..\r\n\xff|\r\nend\r\n"
+BODY = b".dot\n..\n\xff|\nend\n"
+NO = Reject("550 5.7.1 No")
+GO = Disconnect("421 4.7.0 Go")
+
+
+class Says(Filter):
+    """Answers what it was told to, by phase, and keeps what it sees."""
+
+    name = "says"
+    on_error = "tempfail"
+
+    def __init__(self, **answers: object) -> None:
+        super().__init__()
+        self.answers = answers
+        self.seen: list[tuple[str, object]] = []
+        self.phases = set(HANDLERS)
+
+    def _say(self, phase: str, seen: object = None) -> object:
+        self.seen.append((phase, seen))
+        return self.answers.get(phase, PROCEED)
+
+    def connect(self, session: Session) -> Answer:
+        return self._say("connect", session.src)  # type: ignore[return-value]
+
+    def helo(self, _session: Session, identity: str) -> ParameterAnswer:
+        return self._say("helo", identity)  # type: ignore[return-value]
+
+    def ehlo(self, _session: Session, identity: str) -> ParameterAnswer:
+        return self._say("ehlo", identity)  # type: ignore[return-value]
+
+    def starttls(self, session: Session) -> Answer:
+        return self._say("starttls", session.tls)  # type: ignore[return-value]
+
+    def auth(self, _session: Session, credentials: str) -> ParameterAnswer:
+        return self._say("auth", credentials)  # type: ignore[return-value]
+
+    def mail_from(self, session: Session, _address: str) -> ParameterAnswer:
+        seen = session.method, session.identity, session.tls, session.username
+        return self._say("mail_from", seen)  # type: ignore[return-value]
+
+    def rcpt_to(self, session: Session, _address: str) -> ParameterAnswer:
+        return self._say("rcpt_to", session.tx and session.tx.sender)  # type: ignore[return-value]
+
+    def data(self, session: Session) -> Answer:
+        return self._say("data", session.tx and list(session.tx.recipients))  # type: ignore[return-value]
+
+    def commit(self, session: Session) -> FinalAnswer:
+        return self._say("commit", session.tx is not None)  # type: ignore[return-value]
+
+    def rset(self, session: Session) -> FinalAnswer:
+        return self._say("rset", session.tx is not None)  # type: ignore[return-value]
+
+    def noop(self, _session: Session, text: str) -> Answer:
+        return self._say("noop", text)  # type: ignore[return-value]
+
+    def quit(self, session: Session) -> Proceed | Disconnect:
+        return self._say("quit", session.tx is not None)  # type: ignore[return-value]
+
+
+@pytest.fixture(params=PROTOCOLS, ids=lambda p: f"{p[0]}.{p[1]}")
+def protocol(request: pytest.FixtureRequest) -> tuple[int, int]:
+    version: tuple[int, int] = request.param
+    return version
+
+
+def test_the_documented_example_runs() -> None:
+    tried = doctest.testmod(kit)
+    assert tried.attempted > 4
+    assert tried.failed == 0
+
+
+def test_all_names_are_there() -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = package.nonsense
+
+
+def test_the_dns_server_still_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "smtpd_filters.testing.dns", "--help"],
+        check=False,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_whole_session(protocol: tuple[int, int]) -> None:
+    filter_ = Says()
+    with Conversation(filter_, protocol=protocol) as smtpd:
+        client = smtpd.connect(rdns=None, address="2001:db8::1")
+        assert client.greeting.asked
+        client.ehlo("a.example")
+        client.tls("TLSv1.2:X:1")
+        client.ehlo("b.example")
+        assert client.auth("me|you", "pw", ok=False).reply.startswith("535 ")
+        client.auth("me|you", "pw", mechanism="LOGIN")
+        client.mail_from("me@example.com")
+        assert client.rcpt_to("no@example.org", accepted=False).reply.startswith("550 ")
+        client.rcpt_to(ADDRESS)
+        delivery = client.message(CONTENT)
+        assert (delivery.body, delivery.unchanged, delivery.reply) == (BODY, True, "")
+        assert delivery.bytes.endswith(b"Subject: hello\n\n" + BODY)
+        assert delivery.headers.get("Subject") == "hello"
+        client.mail_from()
+        client.rset()
+        client.noop()
+        client.noop("text")
+        client.quit()
+        assert client.closed
+    last = [("noop", "text")] if protocol == (0, 7) else []
+    assert filter_.seen == [
+        ("connect", "[2001:db8::1]:33174"),
+        ("ehlo", "a.example"),
+        ("starttls", None),
+        ("ehlo", "b.example"),
+        ("auth", "PLAIN AG1lfHlvdQBwdw=="),
+        ("auth", "LOGIN"),
+        ("mail_from", ("EHLO", "b.example", "TLSv1.2:X:1", "me|you")),
+        ("rcpt_to", "me@example.com"),
+        ("rcpt_to", "me@example.com"),
+        ("data", [ADDRESS]),
+        ("commit", True),
+        ("mail_from", ("EHLO", "b.example", "TLSv1.2:X:1", "me|you")),
+        ("rset", True),
+        ("noop", ""),
+        *last,
+        ("quit", False),
+    ]
+
+
+def upgrade(client: kit.Client) -> Verdict:
+    said = client.tls()
+    if not said.refused:
+        client.ehlo()
+    return said
+
+
+DOES: dict[str, Callable[[kit.Client], Verdict]] = {
+    "ehlo": kit.Client.ehlo,
+    "starttls": upgrade,
+    "auth": lambda client: client.auth("me"),
+    "mail_from": lambda client: client.mail_from("me@example.com"),
+    "rcpt_to": lambda client: client.rcpt_to(ADDRESS),
+    "data": kit.Client.data,
+    "commit": lambda client: client.message(CONTENT),
+    "noop": kit.Client.noop,
+    "quit": kit.Client.quit,
+}
+STEPS = tuple(DOES)
+
+
+def go(client: kit.Client, step: str) -> Verdict:
+    return DOES[step](client)
+
+
+@pytest.mark.parametrize("answer", [NO, GO, JUNK, Reject("421 4.7.0 Bye")], ids=repr)
+@pytest.mark.parametrize("step", STEPS)
+def test_each_answer_at_each_phase(
+    step: str, answer: Reject | Disconnect, protocol: tuple[int, int]
+) -> None:
+    legal = type(answer) in HANDLERS[step].legal
+    with Conversation(Says(**{step: answer}), protocol=protocol) as smtpd:
+        client = smtpd.connect()
+        for before in STEPS[: STEPS.index(step)]:
+            assert go(client, before).verb == "proceed"
+        said = go(client, step)
+        expected = answer if legal else HANDLERS[step].fallbacks["tempfail"]
+        assert (said.verb, said.reply) == (expected.verb, expected.text)
+        assert said.refused == bool(expected.text)
+        assert client.closed == ((step == "quit" and not said.refused) or said.closes)
+        assert len(smtpd.log) == (1 if legal or expected.text else 0)
+        assert client.id in smtpd.log[0]
+        if client.closed:
+            with pytest.raises(RuntimeError, match="closed"):
+                client.noop()
+
+
+def test_a_refused_connection_is_closed() -> None:
+    with Conversation(Says(connect=NO)) as smtpd:
+        client = smtpd.connect(local=True)
+        assert (client.greeting.verb, client.greeting.reply) == ("disconnect", NO.text)
+        assert client.closed
+
+
+def test_a_refused_command_can_be_said_again() -> None:
+    filter_ = Says(ehlo=NO, mail_from=NO, rcpt_to=NO, data=NO, commit=NO, rset=NO)
+    with Conversation(filter_) as smtpd:
+        client = smtpd.connect(tls=kit.TLS)
+        for step in ("ehlo", "mail_from", "rcpt_to", "data", "commit"):
+            assert go(client, step).refused
+            del filter_.answers[step]
+            if step != "commit":
+                assert not go(client, step).refused
+        assert client.mail_from("again@example.com").verb == "proceed"
+        assert client.rset().refused
+        with pytest.raises(RuntimeError, match="503"):
+            client.mail_from("again@example.com")
+        del filter_.answers["rset"]
+        client.rset()
+        client.disconnect()
+
+
+def test_smtpd_shows_what_was_rewritten_as_it_does() -> None:
+    rewriting = Says(
+        ehlo=Rewrite("new.example"),
+        mail_from=Rewrite("new@example.com"),
+        rcpt_to=Rewrite("<new@example.org>"),
+    )
+    with Conversation(rewriting) as smtpd:
+        client = smtpd.connect()
+        assert client.ehlo("old.example").parameter == "new.example"
+        assert client.mail_from("old@example.com").parameter == "<new@example.com>"
+        assert client.rcpt_to("old@example.org").parameter == "<new@example.org>"
+        assert client.message().verb == "proceed"
+        client.quit()
+    seen = dict(rewriting.seen)
+    assert seen["mail_from"] == ("EHLO", "new.example", None, None)
+    assert seen["rcpt_to"] == "new@example.com"
+    assert seen["data"] == ["new@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "second"), [("ehlo", True), ("mail_from", True), ("rcpt_to", False), ("data", False)]
+)
+def test_junk_marks_the_session_or_the_message(phase: str, second: bool) -> None:  # noqa: FBT001  # a case
+    filter_ = Says(**{phase: JUNK})
+    with Conversation(filter_) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        for marked in (True, second):
+            client.mail_from("me@example.com")
+            client.rcpt_to(ADDRESS)
+            assert (client.message().headers.get("X-Spam") == "Yes") is marked
+            filter_.answers.clear()
+        client.timeout()
+
+
+def test_steps_out_of_order_are_the_tests_mistake() -> None:
+    with Conversation(Says()) as smtpd:
+        client = smtpd.connect()
+        for step in ("starttls", "auth", "mail_from", "rcpt_to", "data", "commit"):
+            with pytest.raises(RuntimeError, match="503"):
+                go(client, step)
+        client.ehlo()
+        with pytest.raises(RuntimeError, match="identified"):
+            client.helo()
+        with pytest.raises(RuntimeError, match="503"):
+            client.write(b"")
+        client.mail_from("me@example.com")
+        client.rcpt_to(ADDRESS)
+        client.data()
+        with pytest.raises(RuntimeError, match="DATA"):
+            client.noop()
+        client.write(b"Subject: half\n")
+        client.disconnect()
+        with pytest.raises(RuntimeError, match="closed"):
+            client.timeout()
+        with pytest.raises(RuntimeError, match="closed"):
+            client.disconnect()
+
+
+class Stamps(Filter):
+    """Edits the header, later than it is asked."""
+
+    async def headers(self, _session: Session, headers: Headers) -> Answer:
+        await asyncio.sleep(0)
+        headers.append("X-Stamp", "1")
+        return PROCEED
+
+
+class Weighs(Filter):
+    """Refuses messages by their bodies."""
+
+    async def message(self, _session: Session, message: Message) -> Answer:
+        await asyncio.sleep(0)
+        return NO if b"bad" in b"".join(message.body()) else PROCEED
+
+
+def test_a_chain_with_coroutines_and_several_clients() -> None:
+    with Conversation([Stamps(), Weighs()]) as smtpd:
+        assert [each.name for each in smtpd.filters] == ["stamps", "weighs"]
+        clients = [smtpd.connect() for _ in range(2)]
+        for client in clients:
+            client.ehlo()
+            client.mail_from("me@example.com")
+            client.rcpt_to(ADDRESS)
+            client.data()
+            client.write(b"Subject: x\n")
+        good = clients[0].message(b"\ngood\n")
+        bad = clients[1].message(b"\nbad\n")
+        assert (good.headers.get("X-Stamp"), good.unchanged, good.refused) == ("1", False, False)
+        assert bad.reply == NO.text
+
+
+class Fails(Filter):
+    """Leaves a task behind, which fails, and never comes back."""
+
+    async def connect(self, _session: Session) -> Answer:
+        self._task = asyncio.ensure_future(self._raise())
+        self._left = asyncio.ensure_future(asyncio.Event().wait())
+        await asyncio.Event().wait()
+        return PROCEED
+
+    async def _raise(self) -> None:
+        self._task = None  # type: ignore[assignment]  # so that nobody ever asks how it ended
+        raise LookupError("lost")
+
+
+def test_a_deadline_and_what_a_policy_leaves_behind() -> None:
+    with Conversation(Fails, "--deadline", "0.01", "--on-error", "tempfail", "-v") as smtpd:
+        client = smtpd.connect()
+        assert client.greeting.reply.startswith("421 ")
+        assert any("not done after 0.01 s" in line for line in smtpd.log)
+    assert any("LookupError: lost" in line for line in smtpd.log)
+
+
+class Breaks(Filter):
+    """Fails in various ways."""
+
+    def connect(self, _session: Session) -> Answer:
+        raise ZeroDivisionError
+
+    async def close(self) -> None:
+        raise OSError("gone already")
+
+
+def test_failures_are_in_the_log() -> None:
+    with Conversation(Breaks()) as smtpd:
+        assert smtpd.connect().greeting.verb == "proceed"
+        smtpd.reload()
+    assert "ZeroDivisionError" in smtpd.log[0]
+    assert "gone already" in smtpd.log[1]
+
+
+def test_flags_and_settings_are_those_of_the_executable() -> None:
+    settings = Dyndns.Settings(action="reject", phase="helo")
+    for conversation in (
+        Conversation(Dyndns, "--action", "reject", "--phase", "helo"),
+        Conversation(Dyndns, settings=settings),
+        Conversation(Dyndns(settings)),
+    ):
+        with conversation as smtpd:
+            assert smtpd.phases == {"helo", "ehlo"}
+            client = smtpd.connect(rdns="1-2-0-192.dyn.example", address="192.0.2.1")
+            assert client.helo().reply.startswith("550 5.7.1 ")
+            assert client.quit().asked is False
+    with pytest.raises(ConfigError, match="--nonsense"):
+        Conversation(Dyndns, "--nonsense")
+    with pytest.raises(TypeError, match="instance"):
+        Conversation(Dyndns(settings), "--action", "reject")
+
+
+def test_the_oracle_has_the_last_word() -> None:
+    smtpd = Conversation(Dyndns)
+    with smtpd:
+        pass
+    smtpd.oracle.from_filter(b"nonsense\n")
+    with pytest.raises(AssertionError, match="line-unknown"):
+        smtpd.verify()
+
+
+def nonsense_then_failure() -> None:
+    with Conversation(Dyndns) as smtpd:
+        smtpd.oracle.from_filter(b"nonsense\n")
+        raise LookupError
+
+
+def test_the_oracle_does_not_hide_why_a_test_failed() -> None:
+    with pytest.raises(LookupError):
+        nonsense_then_failure()
+
+
+def nonsense() -> None:
+    with Conversation(Dyndns) as smtpd:
+        smtpd.oracle.from_filter(b"nonsense\n")
+
+
+def test_the_end_of_a_conversation_is_verified() -> None:
+    with pytest.raises(AssertionError, match="line-unknown"):
+        nonsense()
