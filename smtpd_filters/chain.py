@@ -280,7 +280,7 @@ class Chain:
             ),
         )
         #: Who hears the lines themselves; what they want to be told is asked for as well.
-        self.taps = tuple(each.tap for each in self.filters if each.tap is not None)
+        self.taps = tuple(tap for each in self.filters for tap in each.taps)
         for tap in self.taps:
             self.phases += tuple(sorted(tap.phases.difference(self.phases)))
             self.reports += tuple(sorted(tap.reports.difference(self.reports)))

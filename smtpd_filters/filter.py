@@ -77,8 +77,8 @@ class Filter:
     outgoing: frozenset[str] = frozenset()
     #: Whether messages come by even when no handler looks at them.
     passes_data: bool = False
-    #: Who is to hear every byte that passes, for tracing; `setup` makes one.  No policy needs it.
-    tap: Tap | None = None
+    #: Who is to hear every byte that passes, for tracing; `setup` makes them.  No policy needs one.
+    taps: tuple[Tap, ...] = ()
 
     #: The declarations of its settings.
     Settings: ClassVar[type[declared.Settings]] = declared.Settings
