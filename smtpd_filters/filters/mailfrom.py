@@ -185,36 +185,40 @@ class _Mailboxes:
 
     def read(self, value: str) -> None:
         before = len(self._author.addresses)
-        depth, angle = 0, False
+        depth = 0
         comment: list[str] = []
+        angle = False
         for match in _TOKENS.finditer(value):
             piece = match[0]
-            if depth:
+            if depth or piece == "(":
                 depth += (piece == "(") - (piece == ")")
                 comment.append(piece)
                 if not depth:
-                    self._comments.append("".join(comment[:-1]))
+                    self._comments.append("".join(comment[1:-1]))
                     self._plain.append(" ")
-            elif piece == "(":
-                depth, comment = 1, []
+                    comment.clear()
             elif angle:
                 angle = piece != ">"
                 self._angle.append(piece if angle else " ")
             elif piece == "<":
                 angle = True
-            elif piece in (",", ";", ":"):
-                self._end(group=piece == ":")
             else:
-                self._plain.append(piece)
-                if piece[0] == '"' and len(piece) > 1:
-                    self._quoted.append(piece[1:-1])
-        if depth:  # no comment after all
-            self._plain += comment
+                self._take(piece)
+        self._plain += comment[1:]  # no comment after all: it never ends
         self._end()
         # smtpd completes what has no domain with its own name.  Beside an address it is a comma
         # in a name more often than not: Doe, Jane <jane@example.org>
         if len(self._author.addresses) == before:
             self._author.addresses += self._bare[:1]
+
+    def _take(self, piece: str) -> None:
+        """Take what stands neither in angle brackets nor in a comment."""
+        if piece in (",", ";", ":"):
+            self._end(group=piece == ":")
+            return
+        self._plain.append(piece)
+        if piece[0] == '"' and len(piece) > 1:
+            self._quoted.append(piece[1:-1])
 
     def _end(self, *, group: bool = False) -> None:
         """A mailbox is complete, or the name of a group."""

@@ -1,0 +1,63 @@
+"""Each recorded session of a filter gets the verdict that its head announces.
+
+`flags` are the filter's, `expect` what it does other than proceed: phase, verb and codes.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from smtpd_filters.filters.dyndns import Dyndns
+from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.recording import Recording
+from smtpd_filters.testing import play
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.filter import Filter
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Mailfrom)
+SESSIONS = [
+    pytest.param(cls, path, id=f"{cls.name}-{path.stem}")
+    for cls in FILTERS
+    for path in sorted((FIXTURES / cls.name).glob("*.session"))
+]
+CODES = re.compile(r"[45]\d\d [45]\.\d+\.\d+")
+
+
+@pytest.mark.parametrize("protocol", [(0, 5), (0, 6), (0, 7)], ids=["0.5", "0.6", "0.7"])
+@pytest.mark.parametrize(("cls", "path"), SESSIONS)
+def test_the_verdict_is_the_one_announced(
+    cls: type[Filter], path: Path, protocol: tuple[int, int]
+) -> None:
+    recording = Recording.read(path)
+    flags = shlex.split(recording.meta["flags"])
+    said = []
+    for step in play(recording, cls, *flags, protocol=protocol):
+        if step.verdict is not None and step.verdict.verb not in {"proceed", "unchanged"}:
+            codes = CODES.match(step.verdict.reply)
+            words = [step.phase, step.verdict.verb, *([codes[0]] if codes else [])]
+            said.append(" ".join(words))
+    assert (", ".join(said) or "nothing") == recording.meta["expect"]
+
+
+@pytest.mark.parametrize("cls", FILTERS)
+def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
+    expected = {
+        Recording.read(path).meta["expect"] for path in (FIXTURES / cls.name).glob("*.session")
+    }
+    assert "nothing" in expected
+    assert len(expected) > 2
+
+
+@pytest.mark.parametrize("name", ["fcrdns", "mailfrom"])
+def test_the_readme_lists_the_sessions(name: str) -> None:
+    files = {path.stem for path in (FIXTURES / name).glob("*.session")}
+    readme = (FIXTURES / name / "README.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme, re.MULTILINE)) == files
