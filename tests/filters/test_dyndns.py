@@ -38,8 +38,10 @@ def filter_dyndns(**settings: Any) -> Dyndns:
 
 def session(rdns: str | None, address: str | None, username: str | None = None) -> Session:
     client = Session(b"7641df9771b4ed00").expect(("username",))
-    client.rdns = rdns
-    client.src = "unix:/var/run/smtpd.sock" if address is None else f"[{address}]:33174"
+    src = "unix:/var/run/smtpd.sock" if address is None else f"[{address}]:33174"
+    name = "<unknown>" if rdns is None else rdns
+    values = (name.encode("utf-8", "surrogateescape"), b"pass", src.encode(), b"127.0.0.1:25")
+    client.apply("link-connect", values)
     client.username = username
     return client
 
@@ -263,7 +265,7 @@ def test_authenticated_clients_pass_once_they_are_known() -> None:
 
 def test_at_connect_no_report_of_authentication_is_asked_for() -> None:
     client = Session(b"7641df9771b4ed00")
-    client.rdns, client.src = POOL[0], f"{POOL[1]}:25"
+    client.apply("link-connect", (POOL[0].encode(), b"pass", POOL[1].encode() + b":25", b""))
     assert type(BUILT_IN.connect(client)) is Junk
     assert "link-auth" not in BUILT_IN.required_reports()
     assert "link-auth" in filter_dyndns(phase="mail-from").required_reports()
