@@ -1,0 +1,114 @@
+"""For every test: nothing is left behind, and a busy machine is no failure."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from smtpd_filters.runtime.log import Log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+settings.register_profile("smtpd-filters", deadline=None)
+settings.load_profile("smtpd-filters")
+
+#: What the test runner itself opens now and then: the interpreter's own, Hypothesis's examples,
+#: the coverage data.
+_OF_THE_RUNNER = ("/dev/urandom", "/dev/null", ".hypothesis", ".coverage", "/proc/")
+#: Seconds that a thread which is ending may still take.
+_LAST_BREATH = 5.0
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are wanted, not paths
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115  # a link to no path
+        except OSError:  # the one that listed them
+            continue
+    return {
+        number: target
+        for number, target in found.items()
+        if not any(own in target for own in _OF_THE_RUNNER)
+    }
+
+
+def _children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.update((task / "children").read_text().split())
+        except OSError:  # a thread that has just ended
+            continue
+    return found
+
+
+def _tasks() -> set[str]:
+    every = getattr(asyncio.tasks, "_all_tasks", ()) or getattr(
+        asyncio.tasks, "_scheduled_tasks", ()
+    )
+    return {repr(task) for task in list(every) if not task.done()}
+
+
+def _left_behind(
+    before: tuple[dict[str, str], set[str], set[threading.Thread], set[str]],
+) -> list[str]:
+    descriptors, children, threads, tasks = before
+    left = [
+        f"descriptor {number}: {target}"
+        for number, target in _descriptors().items()
+        if descriptors.get(number) != target
+    ]
+    left += [f"process {child}" for child in _children() - children]
+    left += [f"task {task}" for task in _tasks() - tasks]
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(_LAST_BREATH)
+        if thread.is_alive():
+            left.append(f"thread {thread!r}")
+    return left
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A test that leaves a task, thread, child process or open descriptor fails.
+
+    What fixtures of a wider scope hold is there before and after.
+    """
+    before = _descriptors(), _children(), set(threading.enumerate()), _tasks()
+    yield
+    if _left_behind(before):
+        # What only waits to be collected is not left.
+        gc.collect()
+        left = _left_behind(before)
+        if left:
+            pytest.fail("left behind: " + "; ".join(left))
+
+
+class Logbook:
+    """A log, and what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.now = 1000.0
+        self.log = Log(fd=self.fd, clock=lambda: self.now)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._path.read_text("ascii").splitlines()
+
+
+@pytest.fixture
+def logbook(tmp_path: Path) -> Iterator[Logbook]:
+    """A log that can be read."""
+    book = Logbook(tmp_path / "log")
+    yield book
+    os.close(book.fd)
