@@ -1,0 +1,242 @@
+"""What is known of a client: from reports, and from nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.protocol.vocabulary import REPORTS
+from smtpd_filters.session import FIELDS, TOGETHER, NotReportedError, Session, Transaction
+
+KEY = b"7641df9771b4ed00"
+EVERYTHING = [field for fields in FIELDS.values() for field in fields]
+
+
+def session(*reports: tuple[str, tuple[bytes, ...]]) -> Session:
+    made = Session(KEY).expect(EVERYTHING)
+    for name, values in reports:
+        made.apply(name, values)
+    return made
+
+
+def connected(rdns: bytes, fcrdns: bytes, src: bytes, dest: bytes) -> Session:
+    return session(("link-connect", (rdns, fcrdns, src, dest)))
+
+
+def test_a_client_by_ipv4() -> None:
+    made = connected(b"mx.example.org", b"pass", b"192.0.2.1:33174", b"198.51.100.2:25")
+    assert made.id == "7641df9771b4ed00"
+    assert made.rdns == "mx.example.org"
+    assert made.fcrdns == "pass"
+    assert made.src == "192.0.2.1:33174"
+    assert made.dest == "198.51.100.2:25"
+    assert made.address == "192.0.2.1"
+    assert not made.local
+    assert repr(made) == "<session 7641df9771b4ed00 mx.example.org 192.0.2.1:33174>"
+
+
+def test_a_client_by_ipv6() -> None:
+    made = connected(b"<unknown>", b"fail", b"[2001:db8::1]:25", b"[::1]:25")
+    assert made.address == "2001:db8::1"
+    assert made.rdns is None
+    assert made.fcrdns == "fail"
+    assert "<unknown>" in repr(made)
+
+
+def test_a_local_client() -> None:
+    made = connected(b"mx.example.org", b"pass", b"unix:/run/smtpd.sock", b"unix:/run/smtpd.sock")
+    assert made.local
+    assert made.address is None
+
+
+@pytest.mark.parametrize("rdns", [b"<unknown>", b""])
+def test_no_reverse_name(rdns: bytes) -> None:
+    # smtpd-filters(7) says that it would be empty, smtpd writes "<unknown>".
+    assert connected(rdns, b"fail", b"192.0.2.1:1", b"192.0.2.2:25").rdns is None
+
+
+def test_what_is_known_before_any_report() -> None:
+    made = session()
+    assert (made.rdns, made.fcrdns, made.src, made.dest) == (None, "error", "", "")
+    assert made.address is None
+    assert not made.local
+    assert all(getattr(made, field) is None for field in EVERYTHING)
+
+
+def test_the_greeting_is_the_last_one() -> None:
+    made = session(("link-identify", (b"HELO", b"first")))
+    assert (made.method, made.identity) == ("HELO", "first")
+    made.apply("link-tls", (b"TLSv1.3:TLS_AES_256_GCM_SHA384:256",))
+    made.apply("link-identify", (b"EHLO", b"second|third"))
+    assert made.tls == "TLSv1.3:TLS_AES_256_GCM_SHA384:256"
+    assert (made.method, made.identity) == ("EHLO", "second|third")
+
+
+@pytest.mark.parametrize("result", [b"fail", b"error", b"", b"PASS"])
+def test_only_who_passes_is_authenticated(result: bytes) -> None:
+    made = session(("link-auth", (b"pass", b"a|b")))
+    assert made.username == "a|b"
+    made.apply("link-auth", (result, b"a|b"))
+    assert made.username is None
+
+
+def test_a_transaction_from_beginning_to_end() -> None:
+    made = session(("tx-begin", (b"1ef1c203",)))
+    tx = made.tx
+    assert tx is not None
+    assert (tx.msgid, tx.sender, tx.recipients, tx.rejected) == ("1ef1c203", None, [], 0)
+    made.apply("tx-mail", (b"1ef1c203", b"ok", b"Sender@example.org"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"ok", b"one@example.net"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"permfail", b"two@example.net"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"tempfail", b"three@example.net"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"ok", b"four@example.net"))
+    assert made.tx is tx
+    assert tx.sender == "Sender@example.org"
+    assert tx.recipients == ["one@example.net", "four@example.net"]
+    assert tx.rejected == 2
+    assert "1ef1c203" in repr(tx)
+    assert "four@example.net" in repr(tx)
+    made.apply("tx-reset", (b"1ef1c203",))
+    assert made.tx is None
+
+
+def test_the_null_sender_is_empty_and_not_missing() -> None:
+    made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", b"ok", b"")))
+    assert made.tx is not None
+    assert made.tx.sender == ""
+
+
+@pytest.mark.parametrize("result", [b"permfail", b"tempfail"])
+def test_a_sender_that_was_refused_is_none(result: bytes) -> None:
+    made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", result, b"a@example.org")))
+    assert made.tx is not None
+    assert made.tx.sender is None
+
+
+def test_a_refused_sender_alone_begins_no_transaction() -> None:
+    # As recorded: tx-mail may carry the message id 00000000 on permfail.
+    made = session(("tx-mail", (b"00000000", b"permfail", b"a@example.org")))
+    assert made.tx is None
+
+
+@pytest.mark.parametrize("name", ["tx-mail", "tx-rcpt"])
+def test_a_transaction_whose_beginning_was_missed(name: str) -> None:
+    made = session((name, (b"1ef1c203", b"ok", b"a@example.org")))
+    assert made.tx is not None
+    assert made.tx.msgid == "1ef1c203"
+    assert "a@example.org" in (made.tx.sender, *made.tx.recipients)
+
+
+def test_a_new_transaction_knows_nothing_of_the_last() -> None:
+    made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", b"ok", b"a@example.org")))
+    made.apply("tx-begin", (b"2",))
+    assert made.tx is not None
+    assert (made.tx.msgid, made.tx.sender) == ("2", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("new@example.org", "new@example.org"),
+        ("<new@example.org>", "new@example.org"),
+        ("<new@example.org> SIZE=1", "new@example.org"),
+        ("<>", ""),
+        ("", ""),
+    ],
+)
+def test_what_was_rewritten_shows_rewritten(said: str, shown: str) -> None:
+    made = session(("tx-begin", (b"1",)))
+    made.rewritten("mail-from", said)
+    made.apply("tx-mail", (b"1", b"ok", b"old@example.org"))
+    made.rewritten("rcpt-to", said)
+    made.apply("tx-rcpt", (b"1", b"ok", b"old@example.net"))
+    made.apply("tx-rcpt", (b"1", b"ok", b"other@example.net"))
+    assert made.tx is not None
+    assert made.tx.sender == shown
+    assert made.tx.recipients == [shown, "other@example.net"]
+
+
+def test_a_rewritten_address_that_is_refused_is_used_up() -> None:
+    made = session(("tx-begin", (b"1",)))
+    made.rewritten("rcpt-to", "new@example.org")
+    made.apply("tx-rcpt", (b"1", b"permfail", b"old@example.org"))
+    made.apply("tx-rcpt", (b"1", b"ok", b"next@example.org"))
+    assert made.tx is not None
+    assert made.tx.recipients == ["next@example.org"]
+
+
+def test_a_rewritten_address_does_not_outlive_its_transaction() -> None:
+    made = session(("tx-begin", (b"1",)))
+    made.rewritten("rcpt-to", "new@example.org")
+    made.apply("tx-reset", (b"1",))
+    made.apply("tx-rcpt", (b"2", b"ok", b"next@example.org"))
+    assert made.tx is not None
+    assert made.tx.recipients == ["next@example.org"]
+
+
+@pytest.mark.parametrize(("report", "field"), [(r, f) for r, fs in FIELDS.items() for f in fs])
+def test_a_field_nobody_asked_for_is_not_nothing(report: str, field: str) -> None:
+    made = Session(KEY)
+    with pytest.raises(NotReportedError, match=f"session.{field} needs the report '{report}'"):
+        getattr(made, field)
+    made.expect([field])
+    assert getattr(made, field) is None
+
+
+def test_an_attribute_that_is_none() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'sender'"):
+        Session(KEY).sender  # type: ignore[attr-defined]  # noqa: B018  # reading it is the test
+
+
+def test_the_fields_and_the_reports_are_the_protocols() -> None:
+    assert FIELDS.keys() <= REPORTS.keys()
+    for names in TOGETHER.values():
+        assert set(names) <= REPORTS.keys()
+
+
+def test_scratch_belongs_to_its_session_and_transaction() -> None:
+    one, two = session(), session()
+    filter_ = object()
+    one.scratch[filter_] = 1
+    assert one.scratch == {filter_: 1}
+    assert two.scratch == {}
+    assert Transaction("1").scratch is not Transaction("1").scratch
+
+
+def test_bytes_that_are_no_text_come_back_as_they_were() -> None:
+    made = connected(b"a\xff\xc3\xa4.example", b"pass", b"192.0.2.1:1", b"192.0.2.2:25")
+    assert made.rdns == "a\udcffä.example"
+    assert made.rdns.encode("utf-8", "surrogateescape") == b"a\xff\xc3\xa4.example"
+
+
+@pytest.mark.parametrize(
+    "src", [b"", b":", b"[", b"[]:", b"unix:", b"\xff\xff:1", b"192.0.2.1", b"[::1]"]
+)
+def test_odd_addresses_raise_nothing(src: bytes) -> None:
+    made = connected(b"x", b"pass", src, src)
+    assert made.local == src.startswith(b"unix:")
+    assert made.address is None or isinstance(made.address, str)
+
+
+@given(
+    st.lists(
+        st.sampled_from(sorted(REPORTS)).flatmap(
+            lambda name: st.tuples(
+                st.just(name),
+                st.tuples(*(st.binary(max_size=20) for _ in REPORTS[name].fields)),
+            )
+        ),
+        max_size=20,
+    )
+)
+def test_no_report_raises(reports: list[tuple[str, tuple[bytes, ...]]]) -> None:
+    made = session()
+    for name, values in reports:
+        made.rewritten("mail-from", "<")
+        made.apply(name, values)
+        made.rewritten("rcpt-to", "<a")
+    assert isinstance(repr(made), str)
+    assert made.id
+    assert made.address is None or isinstance(made.address, str)
+    assert isinstance(made.local, bool)
