@@ -69,7 +69,10 @@ def normal(address: str) -> str:
         address = address.partition(":")[2]
     local, domain = _parted(address)
     domain = domain.rstrip(".")
-    return f"{_unquoted(local)}@{domain}" if domain else _unquoted(local)
+    plain = _unquoted(local)
+    if domain:
+        return f"{plain}@{domain}"
+    return local if "@" in plain else plain  # in its quotes: it is no domain
 
 
 def _parted(address: str) -> tuple[str, str]:
@@ -496,7 +499,7 @@ class Mailfrom(Filter):
         settings = self.settings
         local, at, domain = address.rpartition("@")
         guards = settings.domains or settings.addresses or settings.patterns
-        if not at:
+        if not at or domain.endswith('"'):
             # smtpd completes it with the name of the server.
             return "it has no domain but the server's" if guards else None
         domain = domain[-_DOMAIN_MAX:]

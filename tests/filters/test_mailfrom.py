@@ -1,0 +1,562 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.mailfrom import (
+    ADDRESSES_MAX,
+    FROM_MAX,
+    Mailfrom,
+    TooLargeError,
+    normal,
+    read_from,
+)
+from smtpd_filters.testing import Conversation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smtpd_filters.testing import Client, Delivery
+
+OWN = ("--domains", "example.org")
+TRUSTED = ("--trusted", "{ 198.51.100.0/24, 2001:db8:1::/48 }")
+SENDERS = ("--senders", '{ anna = "anna@example.org, @lists.example.com", bob = @example.org }')
+ELSEWHERE = "x@example.net"
+
+
+def greeted(smtpd: Conversation, user: str = "", **client: object) -> Client:
+    come = smtpd.connect(**client)  # type: ignore[arg-type]
+    come.ehlo()
+    if user:
+        come.auth(user)
+    return come
+
+
+def sent(*flags: str, fields: str, user: str = "", **client: object) -> Delivery:
+    """What becomes of a message with these fields, from an address nobody minds."""
+    with Conversation(Mailfrom, *flags) as smtpd:
+        come = greeted(smtpd, user, **client)
+        assert not come.mail_from("anna@example.org" if user == "anna" else ELSEWHERE).refused
+        come.rcpt_to("postmaster@example.org")
+        content = f"{fields}\nSubject: x\n\nbody\n".encode("utf-8", "surrogateescape")
+        return come.message(content)
+
+
+# -- who may use an own address ------------------------------------------------------------
+
+STRANGER = {"address": "192.0.2.1"}
+STRANGER_6 = {"address": "2001:db8:2::1"}
+NEIGHBOUR = {"address": "198.51.100.7"}
+NEIGHBOUR_6 = {"address": "2001:db8:1::7"}
+LOCAL = {"local": True}
+ANNA, CARL = {"user": "anna"}, {"user": "carl"}
+
+
+@pytest.mark.parametrize(
+    ("client", "flags", "sender", "refused"),
+    [
+        (STRANGER, (), "anna@example.org", True),
+        (STRANGER_6, (), "anna@example.org", True),
+        (STRANGER, (), "anna@example.net", False),
+        (STRANGER, (), "anna@sub.example.org", False),
+        (STRANGER, (), "anna@example.org.example.net", False),
+        (STRANGER, (), "anna@notexample.org", False),
+        (STRANGER, (), "", False),
+        (NEIGHBOUR, (), "anna@example.org", False),
+        (NEIGHBOUR_6, (), "anna@example.org", False),
+        (LOCAL, (), "anna@example.org", False),
+        (LOCAL, SENDERS, "anna@example.org", False),
+        (ANNA, (), "boss@example.org", False),
+        (ANNA, (), "anna@example.net", False),
+        (ANNA, SENDERS, "anna@example.org", False),
+        (ANNA, SENDERS, "Anna+tag@Example.ORG", False),
+        (ANNA, SENDERS, "everybody@lists.example.com", False),
+        (ANNA, SENDERS, "boss@example.org", True),
+        (ANNA, SENDERS, "anna@example.net", True),
+        (ANNA, SENDERS, "", False),
+        (CARL, SENDERS, "carl@example.org", True),
+        ({"user": "ANNA"}, SENDERS, "anna@example.org", False),
+        ({"user": "anna", **NEIGHBOUR}, SENDERS, "boss@example.org", True),
+        ({"user": "a|b"}, SENDERS, "boss@example.org", True),
+    ],
+)
+def test_who_may_use_which_sender(
+    client: dict[str, object], flags: tuple[str, ...], sender: str, *, refused: bool
+) -> None:
+    with Conversation(Mailfrom, *OWN, *TRUSTED, *flags) as smtpd:
+        said = greeted(smtpd, **client).mail_from(sender)  # type: ignore[arg-type]
+        assert said.refused is refused
+        assert said.verb == ("reject" if refused else "proceed")
+
+
+def test_a_failed_authentication_gives_no_rights() -> None:
+    with Conversation(Mailfrom, *OWN) as smtpd:
+        client = greeted(smtpd)
+        client.auth("anna", ok=False)
+        assert client.mail_from("anna@example.org").refused
+        client.auth("anna")
+        assert not client.mail_from("anna@example.org").refused
+
+
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+@pytest.mark.parametrize("user", ["", "anna"])
+def test_the_action_is_taken_at_mail_from(action: str, user: str) -> None:
+    with Conversation(Mailfrom, *OWN, *SENDERS, "--action", action) as smtpd:
+        client = greeted(smtpd, user)
+        said = client.mail_from("boss@example.org")
+        assert said.verb == action
+        assert said.reply.startswith("" if action == "junk" else "550 5.7.1 ")
+        assert smtpd.phases == {"mail-from"}
+        if action == "junk":
+            assert not client.rcpt_to("anna@example.org").refused
+            assert client.message().headers.get("X-Spam") == "Yes"
+
+
+def test_each_message_of_a_connection_is_judged() -> None:
+    with Conversation(Mailfrom, *OWN) as smtpd:
+        client = greeted(smtpd)
+        for _ in range(2):
+            assert client.mail_from("anna@example.org").refused
+            assert not client.mail_from(ELSEWHERE).refused
+            client.rset()
+
+
+def test_only_the_report_of_authentication_is_asked_for() -> None:
+    with Conversation(Mailfrom, *OWN) as smtpd:
+        assert set(smtpd.reports) == {"link-connect", "link-disconnect", "link-auth"}
+
+
+def test_the_reason_is_logged() -> None:
+    with Conversation(Mailfrom, *OWN, *SENDERS) as smtpd:
+        greeted(smtpd).mail_from("anna@example.org")
+        greeted(smtpd, "anna").mail_from("boss@example.org")
+        assert 'reason="sender anna@example.org is own: example.org"' in smtpd.log[0]
+        assert 'reason="sender boss@example.org is not of user anna"' in smtpd.log[1]
+
+
+def test_the_reply_is_the_operators() -> None:
+    with Conversation(Mailfrom, *OWN, "--reply", "553 5.7.1 Use our own server") as smtpd:
+        assert greeted(smtpd).mail_from("a@example.org").reply == "553 5.7.1 Use our own server"
+
+
+# -- which addresses are own ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "foreign"),
+    [
+        (("--domains", "{ example.org, *.example.com }"),
+         ["a@example.org", "a@b.example.com"], ["a@example.com", "a@c.b.example.com"]),
+        ((*OWN, "--subdomains"),
+         ["a@example.org", "a@b.example.org", "a@d.c.b.example.org"], ["a@org", "a@xexample.org"]),
+        (("--addresses", "{ boss@example.net, @example.org }"),
+         ["BOSS@example.net", '"boss"@example.net', "boss+x@example.net", "a@example.org"],
+         ["a@example.net", "bos@example.net"]),
+        (("--patterns", r"^(boss|chef)@.*\.example\.(org|net)$"),
+         ["Boss@mx.EXAMPLE.net", '"chef"@a.b.example.org'],
+         ["boss@example.net", "a@b.example.org"]),
+        (("--domains", "bücher.example"), ["a@bücher.example", "a@xn--bcher-kva.example"], []),
+        (("--domains", "xn--bcher-kva.example"),
+         ["a@bücher.example", "a@XN--bcher-kva.example"], ["a@xn--ü.example", "a@xn--.example"]),
+        (("--domains", "{ example.org, [192.0.2.25] }"), ["a@[192.0.2.25]"], ["a@[192.0.2.26]"]),
+    ],
+)  # fmt: skip
+def test_own_addresses(flags: tuple[str, ...], own: list[str], foreign: list[str]) -> None:
+    with Conversation(Mailfrom, *flags) as smtpd:
+        client = greeted(smtpd)
+        for address in own:
+            assert client.mail_from(address).refused, address
+        for address in foreign:
+            assert not client.mail_from(address).refused, address
+            client.rset()
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "Anna@Example.ORG",
+        "anna@example.org.",
+        "@relay.example.net:anna@example.org",
+        "@a.example,@b.example:anna@example.org",
+        '"anna"@example.org',
+        '"an\\na"@example.org',
+        '"anna@example.net"@example.org',
+        "anna",
+        '"anna"',
+        '"anna@example.net"',
+        "\udcff@example.org",
+    ],
+)
+def test_spellings_of_an_own_address(spelling: str) -> None:
+    with Conversation(Mailfrom, *OWN) as smtpd:
+        assert greeted(smtpd).mail_from(spelling).refused
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        '"anna@example.org"@example.net',
+        "@example.org:anna@example.net",
+        "anna%example.org@example.net",
+        "example.org@example.net",
+    ],
+)
+def test_foreign_addresses_that_look_own(spelling: str) -> None:
+    with Conversation(Mailfrom, *OWN) as smtpd:
+        assert not greeted(smtpd).mail_from(spelling).refused
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("", ""),
+        ("<>", ""),
+        ("<a@b>", "a@b"),
+        ("a@b.", "a@b"),
+        ("a@b@c", "a@b@c"),
+        ('"a b"@c', "a b@c"),
+        ('"a\\"b"@c', 'a"b@c'),
+        ('"a"b@c', '"a"b@c'),
+        ("@x:a@b", "a@b"),
+        ("a@[IPv6:2001:db8::1]", "a@[IPv6:2001:db8::1]"),
+        ('"', '"'),
+    ],
+)
+def test_normal(address: str, meant: str) -> None:
+    assert normal(address) == meant
+
+
+def test_without_a_list_of_own_addresses_strangers_are_free() -> None:
+    with Conversation(Mailfrom, *SENDERS) as smtpd:
+        assert not greeted(smtpd).mail_from("anna").refused
+        assert greeted(smtpd, "carl").mail_from("anna").refused
+
+
+# -- From: ---------------------------------------------------------------------------------
+
+MAILSPLOIT = "=?utf-8?b?Ym9zc0BleGFtcGxlLm9yZw==?==?utf-8?q?=00?=@example.net"
+
+
+@pytest.mark.parametrize(
+    ("value", "addresses", "shown"),
+    [
+        ("a@b.example", ["a@b.example"], []),
+        ("A B <a@b.example>", ["a@b.example"], []),
+        ('"B, A" <a@b.example>, c@d.example', ["a@b.example", "c@d.example"], []),
+        ('"x@y.example" <a@b.example>', ["a@b.example"], ["x@y.example"]),
+        ('"x\\@y.example" <a@b.example>', ["a@b.example"], ["x@y.example"]),
+        ("a@b.example (x@y.example)", ["a@b.example"], ["x@y.example"]),
+        ("a@b.example (x (y) x@y.example)", ["a@b.example"], ["x@y.example"]),
+        ("<a(<x@y.example>)@b.example>", ["a@b.example"], ["x@y.example"]),
+        # names in encoded words, in one or across two
+        ("=?utf-8?q?x=40y=2Eexample?= <a@b.example>", ["a@b.example"], ["x@y.example"]),
+        ("=?utf-8?q?x=40y?= =?ascii?b?LmV4YW1wbGU?= <a@b.example>",
+         ["a@b.example"], ["x@y.example"]),
+        ("=?utf-7?q?x+AEA-y.example?= <a@b.example>", ["a@b.example"], ["x@y.example"]),
+        ("=?utf-16be?b?AHgAQAB5?= <a@b.example>", ["a@b.example"], ["x@y"]),
+        ('"=?utf-8?q?x=40y?=" <a@b.example>', ["a@b.example"], ["x@y"]),
+        ("=?x-unknown?q?x=40y?= <a@b.example>", ["a@b.example"], ["x@y"]),
+        ("=?utf-8?b?!?= <a@b.example>", ["a@b.example"], []),
+        ("=?utf-8?b?A?= <a@b.example>", ["a@b.example"], []),
+        # groups
+        ("Us: a@b.example, C <c@d.example>;", ["a@b.example", "c@d.example"], []),
+        ('"x@y.example": a@b.example;', ["a@b.example"], ["x@y.example"]),
+        ("x@y.example: a@b.example;", ["x@y.example", "a@b.example"], []),
+        ("Nobody:;", [], []),
+        # obsolete syntax: routes, and white space and comments everywhere
+        ("<@x.example,@y.example:a@b.example>", ["a@b.example"], []),
+        ("a @ b . example", ["a@b.example"], []),
+        ("a(x)@(y)b(z).example", ["a@b.example"], []),
+        ('"a b"@c.example', ["a b@c.example"], []),
+        ('"x@y.example"@c.example', ["x@y.example@c.example"], ["x@y.example"]),
+        ("a@[IPv6:2001:db8::1]", ["a@[IPv6:2001:db8::1]"], []),
+        ("a@b.example.", ["a@b.example"], []),
+        # no syntax at all: what a lenient reader may see
+        ("x@y.example <a@b.example>", ["x@y.example", "a@b.example"], []),
+        ("<a@b.example> x@y.example", ["x@y.example", "a@b.example"], []),
+        ("<x@y.example> <a@b.example>", ["x@y.example", "a@b.example"], []),
+        ("<x@y.example", ["x@y.example"], []),
+        ('"X <x@y.example>', ["x@y.example"], []),
+        ("a@b.example (x@y.example", ["a@b.example", "x@y.example"], []),
+        ('\\"x@y.example\\" <a@b.example>', ["x@y.example", "a@b.example"], []),
+        ("x@y.example@b.example", ["x@y.example", "y.example@b.example"], []),
+        ("x@y.example\0@b.example", ["x@y.example", "@b.example"], []),
+        (MAILSPLOIT, ["boss@example.org", "@example.net"], []),
+        ("=?utf-8?q?x=40y.example=20=3Ca=40b.example=3E?=", ["x@y.example", "a@b.example"], []),
+        ("[x@y.example", ["x@y.example"], []),
+        ("@@ @, @<@>", [], []),
+        # no domain: smtpd gives it the server's
+        ("root", ["root"], []),
+        ("Root <root>", ["root"], []),
+        ('"The Boss" <boss>, a@b.example', ["boss", "a@b.example"], []),
+        ("Doe, Jane <a@b.example>", ["a@b.example"], []),
+        ('"boss"', ["boss"], []),
+        ("", [], []),
+        (" , ;<>", [], []),
+    ],
+)  # fmt: skip
+def test_addresses_in_from(value: str, addresses: list[str], shown: list[str]) -> None:
+    author = read_from([value])
+    assert author.addresses == addresses
+    assert author.shown == shown
+
+
+def test_all_fields_count() -> None:
+    assert read_from(["a@b", "root", "c@d"]).addresses == ["a@b", "root", "c@d"]
+
+
+def test_there_is_a_limit_to_what_is_read() -> None:
+    half = " " * (FROM_MAX // 2 - 3) + "a@b"
+    assert read_from([half, half]).addresses == ["a@b", "a@b"]
+    with pytest.raises(TooLargeError, match="characters"):
+        read_from([half, half, """ """])
+    many = ["a@b," * ADDRESSES_MAX]
+    assert len(read_from(many).addresses) == ADDRESSES_MAX
+    with pytest.raises(TooLargeError, match="addresses"):
+        read_from([*many, "(a@b)"])
+
+
+HOSTILE = (
+    '\\"' * 16_000 + "@a",
+    '"@a"' * 8000,
+    "@a" * 16_000,
+    '("' * 16_000,
+    "[" * 32_000,
+    "[]" * 16_000,
+    "=?" * 16_000,
+    "(@a" * 10_000,
+    "(" * 32_000,
+    "<" * 32_000,
+    "<>" * 16_000,
+    " " * 32_000 + "@a",
+    "a@" + " ." * 16_000,
+    "a" * 32_000,
+    "a@ . " * 6000,
+    "a@a" + ".a " * 10_000,
+    '"' + '\\"' * 16_000,
+    "\\" * 32_001,
+    "=?utf-8?q?=22=5c?=" * 1700,
+    ("=?utf-8?q?" + "=40a." * 150 + "?= ") * 30,
+    "?= =?" * 6000,
+    "?=" + " " * 32_000,
+)
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:16])
+def test_hostile_fields_are_read_at_once(value: str) -> None:
+    started = perf_counter()
+    for _ in range(5):
+        try:
+            read_from([value])
+        except TooLargeError:
+            pass
+    # Some milliseconds each; what is quadratic takes seconds.
+    assert perf_counter() - started < 2
+
+
+PIECES = st.sampled_from(
+    ["a", "@", "b.example", "<", ">", '"', "\\", "(", ")", ",", ";", ":", " ", ".", "[", "]",
+     "=?utf-8?q?", "=40", "?=", "=?utf-8?b?QA==?=", "=?utf-7?q?+2AA-?=", "\0", "\udcff", "é"]
+)  # fmt: skip
+WILD = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60)
+
+
+@given(values=st.lists(WILD, max_size=3))
+@example(values=["=?utf-7?q?+2AA-@example.org?="])
+def test_no_field_raises(values: list[str]) -> None:
+    policy = Mailfrom(
+        Mailfrom.Settings(
+            domains=Mailfrom.Settings.options["domains"].kind.parse("example.org"),
+            addresses=Mailfrom.Settings.options["addresses"].kind.parse("@example.com"),
+            patterns=Mailfrom.Settings.options["patterns"].kind.parse("example"),
+            check_display=True,
+        )
+    )
+    policy.setup()
+    assert policy._judge_from(None, values) is None or values
+
+
+@given(before=WILD, after=WILD)
+def test_an_own_address_in_angle_brackets_is_found_behind_anything(before: str, after: str) -> None:
+    # But for what makes a comment or a quoted string of it, or opens brackets before it.
+    opens = any(char in before for char in '"\\(<')
+    found = read_from([f"{before} <boss@example.org>{after}"]).addresses
+    assert "boss@example.org" in found or opens
+
+
+@given(address=WILD)
+def test_normal_never_raises_and_has_no_quotes_left_to_take(address: str) -> None:
+    assert isinstance(normal(address), str)
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ("From: boss@example.org", True),
+        ("FROM : boss@example.org", True),
+        ("From: The Boss\n\t<Boss@Example.ORG>", True),
+        ("From: x@example.net", False),
+        ("From: x@example.net\nFrom: boss@example.org", True),
+        ("From: boss", True),
+        ("X-From: boss@example.org", False),
+        ('From: "boss@example.org" <x@example.net>', False),
+        ("Sender: boss@example.org", False),
+        ("From: " + "x" * 40_000, True),
+    ],
+)
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+def test_from_is_judged_when_the_message_is_complete(
+    fields: str, action: str, *, refused: bool
+) -> None:
+    fields = fields.replace("x" * 900, "x" * 900 + "\n ")
+    done = sent(*OWN, "--check-header", "--header-action", action, fields=fields)
+    if not refused:
+        assert done.unchanged
+        assert done.verb == "proceed"
+    elif action == "junk":
+        assert done.verb == "proceed"
+        assert done.headers.get("X-Spam") == "Yes"
+    else:
+        assert done.verb == action
+        assert done.reply.startswith("550 5.7.1 Address in From ")
+
+
+@pytest.mark.parametrize(
+    "client", [NEIGHBOUR, NEIGHBOUR_6, LOCAL, ANNA], ids=["v4", "v6", "local", "auth"]
+)
+def test_whoever_may_use_an_own_sender_may_write_it_into_from(client: dict[str, object]) -> None:
+    done = sent(*OWN, *TRUSTED, "--check-header", fields="From: boss@example.org", **client)  # type: ignore[arg-type]
+    assert done.unchanged
+    assert not done.refused
+
+
+def test_users_may_write_their_own_addresses_only() -> None:
+    flags = (*OWN, *SENDERS, "--check-display")
+    assert not sent(*flags, fields="From: anna@example.org", user="anna").refused
+    foreign = 'From: "anna@example.net" <anna@example.org>'
+    assert not sent(*flags, fields=foreign, user="anna").refused
+    for field in (
+        "From: boss@example.org",
+        "From: anna@example.net",
+        "From: anna@example.org, boss@example.org",
+        'From: "boss@example.org" <anna@example.org>',
+    ):
+        done = sent(*flags, fields=field, user="anna")
+        assert done.reply == "550 5.7.1 Address in From not allowed for your user"
+
+
+def test_the_null_sender_is_no_excuse_for_from() -> None:
+    with Conversation(Mailfrom, *OWN, "--check-header") as smtpd:
+        client = greeted(smtpd)
+        assert not client.mail_from("").refused
+        client.rcpt_to("anna@example.org")
+        assert client.message(b"From: boss@example.org\n\n").refused
+
+
+def test_names_are_looked_at_when_asked_for() -> None:
+    named = 'From: "boss@example.org" <x@example.net>'
+    assert not sent(*OWN, "--check-header", fields=named).refused
+    assert sent(*OWN, "--check-display", fields=named).refused
+
+
+def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
+    fields = "From: boss@example.org"
+    assert sent(*OWN, "--check-header", fields=fields).verb == "reject"
+    flags = ("--check-header", "--action", "disconnect")
+    assert sent(*OWN, *flags, fields=fields).verb == "disconnect"
+
+
+# -- flags ---------------------------------------------------------------------------------
+
+
+def run(*flags: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "smtpd_filters.filters.mailfrom", *flags]
+    return subprocess.run(
+        command, input=lines, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ((), "--domains, --addresses, --patterns or --senders is required"),
+        (("--trusted", "10/8"), "--domains, --addresses, --patterns or --senders is required"),
+        (("--subdomains", *SENDERS), "--subdomains: of what? --domains is required"),
+        ((*OWN, "--header-action", "junk"), "--header-action: needs --check-header"),
+        ((*OWN, "--action", "tempfail"), '--action: invalid choice "tempfail"'),
+        ((*OWN, "--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
+        ((*OWN, "--trusted", "{ 10/8, 300.1.1.1 }"), "--trusted: inline table: entry 2"),
+        (("--patterns", "(a"), "--patterns: "),
+        (("--domains", "file:/nonexistent/own"), "--domains: /nonexistent/own: No such file"),
+        (("--senders", "{ anna = ' , ' }"), "--senders: inline table: entry 1: no address"),
+    ],
+)
+def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    done = run(*flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("filter-mailfrom: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_line_of_senders_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "senders"
+    table.write_text("# users\nanna anna@example.org, @example.net\nbob\n")
+    done = run("--senders", f"file:{table}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--senders: {table}:3: expected a key and a value" in done.stderr
+    table.write_text(f"anna anna@{'x' * 1100}\n")
+    done = run("--senders", f"file:{table}")
+    assert f"--senders: {table}:1: longer than 1023 bytes in " in done.stderr
+
+
+def test_tables_are_reloaded(tmp_path: Path) -> None:
+    domains, senders = tmp_path / "domains", tmp_path / "senders"
+    domains.write_text("example.org\n")
+    senders.write_text("anna anna@example.org\n")
+    flags = ("--domains", f"file:{domains}", "--senders", f"file:{senders}")
+    with Conversation(Mailfrom, *flags) as smtpd:
+        assert greeted(smtpd, "anna").mail_from("boss@example.org").refused
+        assert not greeted(smtpd).mail_from("a@example.com").refused
+        domains.write_text("example.com\n")
+        senders.write_text("anna anna@example.org, boss@example.org\n")
+        smtpd.reload()
+        assert not greeted(smtpd, "anna").mail_from("boss@example.org").refused
+        assert greeted(smtpd).mail_from("a@example.com").refused
+        senders.write_text("anna\n")
+        smtpd.reload()
+        assert not greeted(smtpd, "anna").mail_from("boss@example.org").refused
+
+
+def test_the_executable_answers_smtpd() -> None:
+    head = "0.7|1576146008.006099|smtp-in"
+    link = "mail.example.net|pass|192.0.2.1:33174|198.51.100.1:25"
+    lines = [
+        "config|protocol|0.7",
+        "config|ready",
+        f"report|{head}|link-connect|7641df9771b4ed00|{link}",
+        f"filter|{head}|mail-from|7641df9771b4ed00|1ef1c203cc576e5d|anna@example.org",
+        f"filter|{head}|mail-from|7641df9771b4ed00|1ef1c203cc576e5d|",
+    ]
+    done = run(*OWN, lines="".join(f"{line}\n" for line in lines))
+    _, answers = done.stdout.split("register|ready\n")
+    refusal = "550 5.7.1 Sender address not allowed from here; please authenticate"
+    assert answers.splitlines() == [
+        f"filter-result|7641df9771b4ed00|1ef1c203cc576e5d|reject|{refusal}",
+        "filter-result|7641df9771b4ed00|1ef1c203cc576e5d|proceed",
+    ]
+    assert done.returncode == 0
+    assert "sender anna@example.org is own: example.org" in done.stderr
+
+
+def test_something_must_be_guarded_in_code_as_well() -> None:
+    policy = Mailfrom(Mailfrom.Settings())
+    with pytest.raises(ConfigError, match="nothing to guard"):
+        policy.setup()
