@@ -95,11 +95,6 @@ class Message:
         self._headers = Headers(unstuff(self._head))
 
     @property
-    def headers_complete(self) -> bool:
-        """Whether the end of the header block has been seen, so that `headers` is there."""
-        return self._headers is not None
-
-    @property
     def headers(self) -> Headers:
         """The header block; edits go out with the message."""
         if self._headers is None:

@@ -4,37 +4,32 @@ Law
 ---
 1. Every request is answered: by the policy, or, when anything at all goes wrong on the way, by
    ``proceed``; a policy's own failures have been decided upon before they get here (`chain`).
-2. A message comes out as it came in but for what a policy changed; it is held in memory up to a
-   limit, on disk beyond, and sent back no faster than smtpd takes it.
-3. A refused message is refused at ``commit``.
-4. What a session leaves behind goes with ``link-disconnect``, and if that never comes, with time.
+2. What becomes of messages is in `messages`.
+3. What a session leaves behind goes with ``link-disconnect``, and if that never comes, with time.
 
 How it works
 ------------
 `Engine` is told what was read and says what to write.  It holds no descriptor: `loop` and `aio`
 move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs it, and the
-engine goes on when it is done.  A message goes through the states of `_Intake`: its header or the
-whole of it is collected, judged, and then sent; behind a judged header the body passes through.
+engine goes on when it is done.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
-from smtpd_filters.message import Message, SpoolError
-from smtpd_filters.protocol.decisions import PROCEED, Decision, Proceed, Reject, Rewrite
+from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 
 from .log import fold_traceback
+from .messages import Messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from typing import Any, Protocol
 
-    from smtpd_filters.message import Headers
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
@@ -77,27 +72,6 @@ if TYPE_CHECKING:
 
 
 COMMIT = PHASES["commit"]
-#: RFC 3463, 3.4: X.3.1 is "Mail system full"; RFC 5321, 4.2.3: 452 "insufficient system storage".
-NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
-LATER = Reject("451 4.3.0 Temporary failure, please try again later")
-#: Bytes of messages that one call of `Engine.pump` sends on.
-PUMP = 1 << 18
-
-
-class _Intake:
-    """A message on its way: collected, judged, sent."""
-
-    __slots__ = ("ended", "judged", "message", "rows", "session", "tail")
-
-    def __init__(self, session: bytes, message: Message) -> None:
-        self.session = session
-        self.message = message
-        #: A policy has been asked; smtpd's dot has come.
-        self.judged = self.ended = False
-        #: What is left to be sent, once the verdict is there.
-        self.rows: Iterator[list[bytes]] | None = None
-        #: Lines that came in behind a judged header while that was being sent.
-        self.tail: Message | None = None
 
 
 class Engine:
@@ -128,11 +102,10 @@ class Engine:
         self._policy = policy
         self._asks = policy.ask
         self._log = log
-        self._spool_limit = spool_limit
         self._tasks: dict[bytes, Task] = {}
-        self._intakes: dict[bytes, _Intake] = {}
-        self._sending: deque[_Intake] = deque()
-        self._refusals: dict[bytes, Decision] = {}
+        self.messages = Messages(self, policy, log, spool_limit)
+        #: Lines of messages go there.
+        self.content = self.messages.content
 
     # -- what a loop calls ---------------------------------------------------------------
 
@@ -149,24 +122,19 @@ class Engine:
         """What is to be written."""
         return self.connection.data_to_send()
 
-    def pump(self) -> bool:
-        """Send on messages whose verdict is there, a bounded part; whether any is left."""
-        budget = PUMP
-        while self._sending and budget > 0:
-            intake = self._sending.popleft()
-            if intake.rows is not None:
-                budget -= self._send_part(intake)
-        return bool(self._sending)
+    def pump(self) -> None:
+        """Send on messages whose verdict is there, a bounded part of them."""
+        self.messages.pump()
 
     @property
     def sending(self) -> bool:
         """Whether there is something left to `pump`."""
-        return bool(self._sending)
+        return self.messages.sending
 
     @property
     def busy(self) -> bool:
         """Whether somebody waits for an answer that is on its way."""
-        return bool(self._tasks or self._sending)
+        return bool(self._tasks or self.messages.sending)
 
     def sweep(self) -> None:
         """Drop the sessions of which nothing was heard since the last but one call."""
@@ -186,8 +154,8 @@ class Engine:
         """Give up all that is on its way; the conversation is over."""
         for key in [*self.sessions, *self._silent]:
             self._drop(key)
-        for key in {*self._tasks, *self._intakes}:
-            self._drop(key)
+        for key in list(self._tasks):
+            self.cancel(key)
 
     # -- what the connection tells: one for each kind of event; none of them raises -------
 
@@ -215,48 +183,39 @@ class Engine:
                 self._gone(key)
             elif subsystem == b"smtp-in":
                 session = self.sessions.get(key) or self._find(key)
-                if name == "tx-reset":
-                    self._rolled_back(key)
+                if name == "tx-reset" and self.messages.drop(key):
+                    self.cancel(key)
                 session.apply(name, values)
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
-            self._failed(key, error)
+            self.failed(key, error)
 
     def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
         """Have the policy decide; None when it will later."""
         try:
             session = self.sessions.get(key) or self._find(key)
-            if self._intakes and key in self._intakes:
-                self._rolled_back(key)
-            if self._refusals and phase is COMMIT and key in self._refusals:
-                return self._refusals.pop(key)
+            if phase is COMMIT and (refusal := self.messages.refusal(key)):
+                return refusal
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:
                 return PROCEED
             if isinstance(decision, Decision):
                 return self._noted(session, phase, decision)
-            self._later(
+            self.later(
                 key,
                 decision,
                 lambda late: self.connection.answer(key, self._noted(session, phase, late)),
             )
         except Exception as error:  # noqa: BLE001  # promise 1
-            self._failed(key, error)
+            self.failed(key, error)
             return PROCEED
         return None
 
-    def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
-        """Collect lines of a message; judge it when there are enough of them."""
-        try:
-            intake = self._intakes.get(key)
-            if intake is None:
-                intake = self._intakes[key] = _Intake(key, Message(limit=self._spool_limit))
-                self._refusals.pop(key, None)
-            self._collect(intake, lines, end=end)
-        except Exception as error:  # noqa: BLE001  # promise 1
-            self._failed(key, error)
-
     # -- answers -------------------------------------------------------------------------
+
+    def session(self, key: bytes) -> Session:
+        """The session of that name."""
+        return self.sessions.get(key) or self._find(key)
 
     def _find(self, key: bytes) -> Session:
         """A session of which nothing was heard for long, or a new one."""
@@ -272,7 +231,8 @@ class Engine:
             session.rewritten(phase.name, decision.text)
         return decision
 
-    def _later(self, key: bytes, later: Later, then: Callable[[Decision], None]) -> None:
+    def later(self, key: bytes, later: Later, then: Callable[[Decision], None]) -> None:
+        """Go on with what the coroutine comes to, unless the session is gone by then."""
         assert self.spawn is not None  # noqa: S101  # a policy with coroutines has that loop
 
         def done(decision: Decision) -> None:
@@ -282,142 +242,34 @@ class Engine:
                 try:
                     then(decision)
                 except Exception as error:  # noqa: BLE001  # promise 1
-                    self._failed(key, error)
+                    self.failed(key, error)
                 if self.connection.remarks:
                     self._log_remarks()
 
-        former = self._tasks.pop(key, None)
-        if former is not None:
-            former.cancel()
+        self.cancel(key)
         task = self.spawn(later, done)
         self._tasks[key] = task
 
-    # -- messages ------------------------------------------------------------------------
-
-    def _collect(self, intake: _Intake, lines: list[bytes], *, end: bool) -> None:
-        message = intake.message
-        if intake.rows is not None:
-            message = intake.tail = intake.tail or Message(limit=self._spool_limit)
-        try:
-            if lines:
-                message.feed(lines)
-            if end:
-                intake.ended = True
-                message.close()
-        except SpoolError as error:
-            self._no_storage(intake, error)
-            return
-        if not intake.judged and (
-            end or (self._policy.content == "headers" and message.headers_complete)
-        ):
-            self._judge(intake)
-
-    def _judge(self, intake: _Intake) -> None:
-        intake.judged = True
-        key = intake.session
-        session = self.sessions.get(key) or self._find(key)
-        if self._policy.content == "headers":
-            verdict = self._policy.judge_headers(session, intake.message.headers)
-        else:
-            verdict = self._policy.judge_message(session, intake.message)
-        if isinstance(verdict, Decision):
-            self._release(intake, verdict)
-        else:
-            self._later(key, verdict, lambda decision: self._release(intake, decision))
-
-    def _release(self, intake: _Intake, verdict: Decision) -> None:
-        """The verdict is there: send the message on."""
-        if type(verdict) is not Proceed:
-            self._refusals[intake.session] = verdict
-        try:
-            # What comes from here on is kept apart (`_lines`): a message is read when complete.
-            if not intake.ended:
-                intake.message.close()
-            intake.rows = intake.message.wire_lines()
-        except SpoolError as error:
-            self._no_storage(intake, error)
-            return
-        self._send_part(intake)
-
-    def _send_part(self, intake: _Intake) -> int:
-        """Send a part of the message; how much it was.  At its end, pass through or close."""
-        assert intake.rows is not None  # noqa: S101  # it is set before this is called
-        sent = 0
-        try:
-            for rows in intake.rows:
-                self.connection.send_lines(intake.session, rows)
-                sent += sum(map(len, rows))
-                if sent >= PUMP // 4:
-                    self._sending.append(intake)
-                    return sent
-            if intake.tail is not None:
-                if not intake.ended:
-                    intake.tail.close()
-                intake.message.discard()
-                intake.message, intake.tail = intake.tail, None
-                intake.rows = intake.message.wire_lines()
-                self._sending.append(intake)
-                return sent + 1
-        except SpoolError as error:
-            self._no_storage(intake, error)
-            return sent
-        del self._intakes[intake.session]
-        intake.message.discard()
-        if intake.ended:
-            self.connection.send_lines(intake.session, [], end=True)
-        else:
-            self.connection.pass_through(intake.session)
-        return sent
-
-    def _no_storage(self, intake: _Intake, error: SpoolError) -> None:
-        """Neither kept nor sent: the message is refused for now, and what follows is let pass."""
-        self._log.limited("spool", "smtpd-filters", "message refused", reason=str(error))
-        key = intake.session
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            task.cancel()
-        self._discard(intake)
-        self._refusals[key] = NO_STORAGE
-        if intake.ended:
-            self.connection.send_lines(key, [], end=True)
-        else:
-            self.connection.pass_through(key)
-
-    def _discard(self, intake: _Intake) -> None:
-        self._intakes.pop(intake.session, None)
-        intake.rows = None
-        intake.message.discard()
-        if intake.tail is not None:
-            intake.tail.discard()
-
     # -- ends ----------------------------------------------------------------------------
 
-    def _rolled_back(self, key: bytes) -> None:
-        """The transaction is over; so is what was being thought about its message."""
-        self._refusals.pop(key, None)
-        intake = self._intakes.get(key)
-        if intake is not None:
-            task = self._tasks.pop(key, None)
-            if task is not None:
-                task.cancel()
-            self._discard(intake)
+    def cancel(self, key: bytes) -> None:
+        """Give up what is being thought about."""
+        if self._tasks and key in self._tasks:
+            self._tasks.pop(key).cancel()
 
     def _drop(self, key: bytes) -> None:
         self.connection.forget(key)
         self._gone(key)
 
     def _gone(self, key: bytes) -> None:
-        if self._tasks and key in self._tasks:
-            self._tasks.pop(key).cancel()
-        if self._refusals:
-            self._refusals.pop(key, None)
-        if self._intakes and key in self._intakes:
-            self._discard(self._intakes[key])
+        self.cancel(key)
+        self.messages.drop(key)
         session = self.sessions.pop(key, None) or self._silent.pop(key, None)
         if session is not None:
             self._policy.gone(session)
 
-    def _failed(self, key: bytes, error: BaseException) -> None:
+    def failed(self, key: bytes, error: BaseException) -> None:
+        """A bug of ours: nobody of the session is left waiting."""
         self._log.limited(
             f"bug {type(error).__name__}",
             "smtpd-filters",
@@ -425,22 +277,8 @@ class Engine:
             key.decode("latin-1"),
             error=fold_traceback(error),
         )
-        intake = self._intakes.get(key)
-        if intake is not None:
-            self._let_go(intake)
+        self.messages.let_go(key)
         self.connection.rescue(key)
-
-    def _let_go(self, intake: _Intake) -> None:
-        """Send a message on as it came; if even that fails, the client must try again."""
-        try:
-            if intake.rows is None:
-                intake.message.revert_headers()
-                self._release(intake, PROCEED)
-                return
-        except Exception:  # noqa: BLE001, S110  # the first failure has been logged
-            pass
-        self._discard(intake)
-        self._refusals[intake.session] = LATER
 
     def _log_remarks(self) -> None:
         for remark in self.connection.remarks.take():
