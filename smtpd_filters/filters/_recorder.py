@@ -1,0 +1,370 @@
+"""Sessions written to files, as `smtpd_filters.recording` has it.
+
+Law
+---
+1. A file is whole in itself: it begins with the hand-shake, and a session is in one file from its
+   beginning to its end.  So it replays.
+2. Sessions stand in a file as they passed, interleaved.
+3. When a file has reached ``max_size`` the sessions that begin from then on go to the next one.
+   At twice that size what is still open in it is cut off.
+4. Of the files of this form in the directory the newest ``max_files`` are kept.
+5. What can't be written is not recorded.  No failure reaches the mail; it is logged.
+6. No credential is ever written (`_masks`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from time import gmtime, monotonic, strftime
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.protocol.dialect import NEWEST, dialect, version
+from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
+from smtpd_filters.recording import (
+    END,
+    FROM_FILTER,
+    FROM_SMTPD,
+    REMARK,
+    encode_entry,
+    encode_meta,
+)
+
+from ._masks import mask
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.runtime.log import Log
+
+    from ._disguise import Disguise
+
+#: Bytes of a line that are kept; smtpd's longest has 65,616.
+MAX_LINE = 4 << 20
+#: Files that are open at a time: beyond, the oldest is closed and its sessions are cut off.
+MAX_OPEN = 8
+#: Sessions at a time; one whose end is never reported would be remembered for ever.
+MAX_SESSIONS = 50_000
+#: Seconds without recording after a failure.
+PAUSE = 60.0
+_OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6}\.session")
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+
+
+class Rows:
+    """Bytes in, whole lines out."""
+
+    __slots__ = ("_partial",)
+
+    def __init__(self) -> None:
+        self._partial = b""
+
+    def whole(self, data: bytes) -> bytes:
+        """What has come in up to the last line end."""
+        if self._partial:
+            data = self._partial + data
+        cut = data.rfind(b"\n") + 1
+        self._partial = data[cut : cut + MAX_LINE]
+        return data[:cut]
+
+
+class _File:
+    """One recording that is being written."""
+
+    def __init__(self, path: str, head: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
+        self.path = path
+        self.fd = os.open(path, flags, 0o600)
+        self.size = 0
+        self.sessions: set[bytes] = set()
+        self.buffer = [head]
+
+    def flush(self) -> None:
+        """Write what is there, or nothing of it: OSError."""
+        data = b"".join(self.buffer)
+        self.buffer.clear()
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self.fd, data[done:])
+        except OSError:
+            os.ftruncate(self.fd, self.size)
+            raise
+        self.size += done
+
+
+class _Client:
+    """A session that is being recorded; ``file`` is None once it was cut off."""
+
+    __slots__ = ("body_in", "body_out", "file")
+
+    def __init__(self, file: _File | None) -> None:
+        self.file = file
+        #: What smtpd writes, and what is written back, is the body by now.
+        self.body_in = self.body_out = False
+
+
+class Recorder:
+    """A tap that writes what passes to files in ``directory``.
+
+    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.
+    """
+
+    reports = frozenset(REPORTS)
+    phases = frozenset({*PHASES, DATA_LINE})
+
+    def __init__(  # noqa: PLR0913  # one for each thing that can be said
+        self,
+        directory: str,
+        log: Log,
+        *,
+        body: bool = True,
+        disguise: Disguise | None = None,
+        max_size: int = 16 << 20,
+        max_files: int = 10,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """Raises ConfigError when nothing can be written there."""
+        self._directory, self._log, self._clock = directory, log, clock
+        self._body, self._disguise = body, disguise
+        self._max_size, self._max_files = max_size, max_files
+        self._in, self._out = Rows(), Rows()
+        self._handshake: list[bytes] = []
+        self._server = ""
+        self._ready = False
+        #: What was read together with the hand-shake, as from a pipe; smtpd itself waits.
+        self._early: list[bytes] = []
+        self._clients: dict[bytes, _Client] = {}
+        #: Sessions that ended in what was read last: their answers may still come.
+        self._ended: list[bytes] = []
+        #: The newest last; sessions that begin go there.
+        self._open: list[_File] = []
+        self._written = 0
+        self._paused_until = 0.0
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            if not os.path.isdir(self._directory):  # noqa: PTH112  # pathlib costs start-up
+                os.mkdir(self._directory, 0o700)  # noqa: PTH102
+        except OSError as error:
+            raise ConfigError(f"--record: {self._directory}: {error.strerror}") from None
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise ConfigError(f"--record: {self._directory}: not writable")
+
+    # -- what is heard -------------------------------------------------------------------
+
+    def received(self, data: bytes) -> None:
+        """Record what smtpd wrote."""
+        for session in self._ended:
+            self._forget(session)
+        self._ended.clear()
+        for row in self._in.whole(data).split(b"\n")[:-1]:
+            if row.startswith(b"config|"):
+                self._configured(row)
+            elif self._ready:
+                self._said(row)
+            else:
+                self._early.append(row)
+        self._flush()
+
+    def sent(self, data: bytes) -> None:
+        """Record what the filter writes."""
+        for row in self._out.whole(data).split(b"\n")[:-1]:
+            if row.startswith(b"register|"):
+                self._keep(FROM_FILTER, row)
+                if row == b"register|ready" and not self._ready:
+                    self._ready = True
+                    for early in self._early:
+                        self._said(early)
+                    self._early.clear()
+            else:
+                self._answered(row)
+        self._flush()
+
+    def close(self) -> None:
+        """End all files."""
+        while self._open:
+            self._open[-1].buffer.append(encode_entry(REMARK, END))
+            self._close(self._open[-1])
+
+    def _configured(self, row: bytes) -> None:
+        if row.startswith(b"config|smtpd-version|"):
+            self._server = row.split(b"|", 2)[2].decode("utf-8", "replace")
+        self._keep(FROM_SMTPD, row)
+
+    def _keep(self, direction: str, row: bytes) -> None:
+        if not self._ready:
+            disguised = self._disguise.line(row) if self._disguise else row
+            if disguised is not None:
+                self._handshake.append(encode_entry(direction, disguised))
+
+    def _said(self, row: bytes) -> None:
+        fields = row.split(b"|", 7)
+        if len(fields) < 6:
+            return
+        event, session = fields[4], fields[5]
+        request = fields[0] == b"filter"
+        if request and len(fields) > 6 and _token_first(fields[1]):
+            session = fields[6]
+        client = self._clients.get(session)
+        if client is None or event == b"link-connect":
+            client = self._begin(session)
+        if event == b"link-disconnect" and not request:
+            self._ended.append(session)
+        if client.file is None:
+            return
+        if request and event == b"data-line":
+            if self._body is False and len(fields) == 8:
+                kept, client.body_in = _is_header(fields[7], in_body=client.body_in)
+                if not kept:
+                    return
+        else:
+            if request:
+                client.body_in = client.body_out = False
+            row = mask(row)
+        self._write(client.file, FROM_SMTPD, row)
+
+    def _answered(self, row: bytes) -> None:
+        fields = row.split(b"|", 3)
+        client = self._clients.get(fields[1]) or self._clients.get(fields[2])
+        if client is None or client.file is None:
+            return
+        if self._body is False and fields[0] == b"filter-dataline":
+            kept, client.body_out = _is_header(fields[3], in_body=client.body_out)
+            if not kept:
+                return
+        self._write(client.file, FROM_FILTER, mask(row))
+
+    def _write(self, file: _File, direction: str, row: bytes) -> None:
+        if self._disguise is not None:
+            disguised = self._disguise.line(row)
+            if disguised is None:
+                direction, disguised = REMARK, b"a line of no known form was left out"
+            row = disguised
+        file.buffer.append(encode_entry(direction, row))
+
+    # -- files ---------------------------------------------------------------------------
+
+    def _begin(self, session: bytes) -> _Client:
+        self._forget(session)
+        if len(self._clients) >= MAX_SESSIONS:
+            while self._open:
+                self._cut(self._open[0], b"cut off: too many sessions that do not end")
+            self._clients.clear()
+        file = self._open[-1] if self._open else None
+        if file is None or file.size >= self._max_size:
+            file = self._next(file)
+        client = self._clients[session] = _Client(file)
+        if file is not None:
+            file.sessions.add(session)
+        return client
+
+    def _forget(self, session: bytes) -> None:
+        client = self._clients.pop(session, None)
+        if client is None or client.file is None:
+            return
+        client.file.sessions.discard(session)
+        if not client.file.sessions and client.file is not self._open[-1]:
+            self._close(client.file)
+
+    def _next(self, full: _File | None) -> _File | None:
+        """Open another file; None when that fails."""
+        if self._clock() < self._paused_until:
+            return None
+        if full is not None and not full.sessions:
+            self._close(full)
+        if len(self._open) >= MAX_OPEN:
+            self._cut(self._open[0], b"cut off: too many files are open")
+        self._written += 1
+        stamp = strftime("%Y%m%dT%H%M%SZ", gmtime())
+        name = f"{stamp}-{os.getpid()}-{self._written:06}.session"
+        path = os.path.join(self._directory, name)  # noqa: PTH118  # pathlib costs start-up
+        try:
+            self._prune()
+            file = _File(path, self._head() + b"".join(self._handshake))
+        except OSError as error:
+            self._failed(path, error)
+            return None
+        self._open.append(file)
+        return file
+
+    def _head(self) -> bytes:
+        meta = {
+            "server": f"OpenSMTPD {self._server or 'unknown'}",
+            "policy": "proceed / echo everything",
+            "started": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
+        }
+        if not self._body:
+            meta["body"] = "left out"
+        if self._disguise:
+            meta["names"] = "pseudonyms"
+        return encode_meta(meta)
+
+    def _prune(self) -> None:
+        """Make room for one more."""
+        names = sorted(filter(_OURS.fullmatch, os.listdir(self._directory)))  # noqa: PTH208
+        kept = {os.path.basename(file.path) for file in self._open}  # noqa: PTH119
+        surplus = len(names) + 1 - self._max_files
+        for name in [name for name in names if name not in kept][: max(surplus, 0)]:
+            os.unlink(os.path.join(self._directory, name))  # noqa: PTH108, PTH118
+
+    def _flush(self) -> None:
+        for file in list(self._open):
+            if not file.buffer:
+                continue
+            try:
+                file.flush()
+            except OSError as error:
+                self._failed(file.path, error)
+                self._drop(file)
+                continue
+            if file.size >= 2 * self._max_size:
+                self._cut(file, b"cut off: the file is full")
+
+    def _cut(self, file: _File, why: bytes) -> None:
+        """End a file in which sessions are still open; of those nothing more is recorded."""
+        file.buffer.append(encode_entry(REMARK, why))
+        self._close(file)
+
+    def _close(self, file: _File) -> None:
+        try:
+            file.flush()
+        except OSError as error:
+            self._failed(file.path, error)
+        self._drop(file)
+
+    def _drop(self, file: _File) -> None:
+        for session in file.sessions:
+            if session in self._clients:
+                self._clients[session].file = None
+        self._open.remove(file)
+        os.close(file.fd)
+        if not file.size:
+            try:
+                os.unlink(file.path)  # noqa: PTH108  # pathlib costs start-up
+            except OSError:
+                pass
+
+    def _failed(self, path: str, error: OSError) -> None:
+        self._paused_until = self._clock() + PAUSE
+        self._log.limited(
+            "record", "trace", "recording paused", file=path, error=error.strerror or str(error)
+        )
+
+
+def _token_first(spoken: bytes) -> bool:
+    return dialect(version(spoken.decode("latin-1")) or NEWEST).token_first
+
+
+def _is_header(line: bytes, *, in_body: bool) -> tuple[bool, bool]:
+    """Whether a line of a message is kept without its body; whether the body follows."""
+    if line == b".":
+        return True, False
+    if in_body:
+        return False, True
+    if not line:
+        return True, True
+    kept = line[:1] in (b" ", b"\t") or _FIELD.match(line) is not None
+    return kept, not kept
