@@ -203,7 +203,7 @@ def _check_handler(
     legal = _CONTENT_LEGAL if phase is None else phase.legal
     code = getattr(handler, "__code__", None)
     takes = ("self", "session", argument) if argument else ("self", "session")
-    if code is None or code.co_argcount != len(takes):
+    if code is None or code.co_argcount != len(takes) or code.co_kwonlyargcount:
         raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
     said = getattr(handler, "__annotations__", {}).get("return")
     names = [word.strip() for word in said.split("|")] if isinstance(said, str) else []

@@ -1,0 +1,317 @@
+"""What is wrong with a filter is said when it is defined, and by its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters import (
+    PROCEED,
+    Answer,
+    Disconnect,
+    Filter,
+    FinalAnswer,
+    Headers,
+    Junk,
+    Message,
+    ParameterAnswer,
+    Proceed,
+    Reject,
+    Rewrite,
+    Session,
+)
+from smtpd_filters import filter as authoring
+from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
+from smtpd_filters.session import FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def define(name: str = "Mine", **members: Any) -> type[Filter]:
+    members = {"__module__": "policies", "__qualname__": name, **members}
+    return type(name, (Filter,), members)
+
+
+def handler(argument: str | None = None, returns: object = "Proceed") -> Callable[..., object]:
+    if argument is None:
+
+        def plain(self: object, session: object) -> object:  # noqa: ARG001
+            return PROCEED
+
+        plain.__annotations__["return"] = returns
+        return plain
+
+    def with_argument(self: object, session: object, argument: object) -> object:  # noqa: ARG001
+        return PROCEED
+
+    with_argument.__annotations__["return"] = returns
+    return with_argument
+
+
+def fitting(name: str, returns: object = "Proceed") -> Callable[..., object]:
+    argument = "content" if name in authoring.CONTENT else HANDLERS[name].argument
+    return handler(argument or None, returns)
+
+
+EVERY = (*HANDLERS, *authoring.CONTENT)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_handler_of_every_phase(name: str) -> None:
+    cls = define(**{name: fitting(name)})
+    assert set(cls.handlers) == {name}
+    assert cls.returns == {name: frozenset({Proceed})}
+    assert cls().phases == {name}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("rcptto", "rcpt_to"),
+        ("rcpt_too", "rcpt_to"),
+        ("mailfrom", "mail_from"),
+        ("on_connect", "connect"),
+        ("conect", "connect"),
+        ("header", "headers"),
+        ("messages", "message"),
+        ("comit", "commit"),
+        ("set_up", "setup"),
+        ("closed", "close"),
+    ],
+)
+def test_a_misspelt_handler_is_told_its_name(wrong: str, right: str) -> None:
+    with pytest.raises(TypeError) as error:
+        define(**{wrong: handler()})
+    assert str(error.value).startswith("filter 'mine' (policies.Mine): ")
+    assert f"{wrong!r} is no phase's handler; did you mean {right!r}?" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["data_line", "zzzzzz"])
+def test_a_handler_of_no_phase(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"policies\.Mine.*'{name}' is no phase's handler"):
+        define(**{name: handler()})
+
+
+def test_a_misspelt_coroutine_and_static_method() -> None:
+    async def rcptto(self: object, session: object) -> Proceed:  # noqa: ARG001, RUF029
+        return PROCEED
+
+    with pytest.raises(TypeError, match="did you mean 'rcpt_to'"):
+        define(rcptto=rcptto)
+    with pytest.raises(TypeError, match="did you mean 'rcpt_to'"):
+        define(rcptto=staticmethod(handler()))
+
+
+def test_what_is_no_handler_may_be_there() -> None:
+    cls = define(
+        _helper=handler(),
+        Helper=type("Helper", (), {}),
+        LIMIT=3,
+        limit=property(lambda self: 3),  # noqa: ARG005
+    )
+    assert cls.handlers == {}
+
+
+def test_handlers_are_inherited() -> None:
+    base = define("Base", connect=handler())
+    cls = type("Derived", (base,), {"commit": handler(returns="FinalAnswer")})
+    assert set(cls.handlers) == {"connect", "commit"}
+    assert cls.name == "derived"
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "connect"])
+def test_the_wrong_parameters(name: str) -> None:
+    takes = authoring.CONTENT[name] if name in authoring.CONTENT else HANDLERS[name].argument
+    with pytest.raises(TypeError) as error:
+        define(**{name: handler(None if takes else "surplus")})
+    expected = f"(self, session, {takes})" if takes else "(self, session)"
+    assert str(error.value) == f"filter 'mine' (policies.Mine): {name} takes {expected}"
+
+
+def test_parameters_that_nobody_gives() -> None:
+    def connect(self: object, session: object, *, extra: object) -> Proceed:  # noqa: ARG001
+        return PROCEED
+
+    with pytest.raises(TypeError, match=r"connect takes \(self, session\)"):
+        define(connect=connect)
+
+
+@pytest.mark.parametrize("value", [staticmethod(len), property(len), 3, None, "text"])
+def test_a_handler_that_is_none(value: object) -> None:
+    with pytest.raises(TypeError, match=r"policies\.Mine\): connect takes \(self, session\)"):
+        define(connect=value)
+
+
+@pytest.mark.parametrize("phase", PHASES.values(), ids=lambda phase: phase.name)
+@pytest.mark.parametrize("kind", [Proceed, Junk, Reject, Disconnect, Rewrite])
+def test_only_what_its_phase_allows(phase: Any, kind: type[Any]) -> None:
+    made = fitting(phase.handler, kind.__name__)
+    if kind in phase.legal:
+        assert define(**{phase.handler: made}).returns[phase.handler] == {kind}
+        return
+    with pytest.raises(TypeError) as error:
+        define(**{phase.handler: made})
+    assert str(error.value).endswith(f"{phase.handler} may not answer {kind.__name__}")
+
+
+@pytest.mark.parametrize("name", authoring.CONTENT)
+def test_a_message_is_not_rewritten_by_decision(name: str) -> None:
+    assert define(**{name: fitting(name, "Answer")}).returns[name] == {
+        Proceed,
+        Junk,
+        Reject,
+        Disconnect,
+    }
+    with pytest.raises(TypeError, match=f"{name} may not answer Rewrite"):
+        define(**{name: fitting(name, "ParameterAnswer")})
+
+
+@pytest.mark.parametrize(
+    "returns",
+    [
+        "Proceed | Junk",
+        "Junk|Proceed",
+        "decisions.Proceed | smtpd_filters.Junk",
+        Proceed | Junk,
+    ],
+)
+def test_annotations_as_they_are_written(returns: object) -> None:
+    assert define(connect=handler(returns=returns)).returns["connect"] == {Proceed, Junk}
+
+
+def test_a_single_class_as_annotation() -> None:
+    assert define(connect=handler(returns=Reject)).returns["connect"] == {Reject}
+
+
+@pytest.mark.parametrize(
+    "returns",
+    ["str", "Proceed | None", None, int, "", "Decision", Proceed | None, "Awaitable[Proceed]"],
+)
+def test_an_annotation_that_is_no_decision(returns: object) -> None:
+    with pytest.raises(TypeError, match=r"connect says that it returns .*, which is no decision"):
+        define(connect=handler(returns=returns))
+
+
+def test_no_annotation_at_all() -> None:
+    made = handler()
+    del made.__annotations__["return"]
+    with pytest.raises(TypeError, match="connect says that it returns None"):
+        define(connect=made)
+
+
+def test_outcomes_are_those_of_every_phase() -> None:
+    assert define(connect=handler()).outcomes() == ("proceed", "junk", "tempfail")
+    assert define(connect=handler(), commit=handler()).outcomes() == ("proceed", "tempfail")
+    assert define(headers=handler("headers")).outcomes() == ("proceed", "junk", "tempfail")
+    assert define().outcomes() == ("proceed", "junk", "tempfail")
+
+
+@pytest.mark.parametrize("name", ["commit", "rset", "quit"])
+def test_an_outcome_that_a_phase_does_not_have(name: str) -> None:
+    with pytest.raises(TypeError, match=r"policies\.Mine\): on_error 'junk' is not one of"):
+        define(on_error="junk", **{name: handler()})
+
+
+def test_an_outcome_that_is_none() -> None:
+    with pytest.raises(TypeError, match="on_error 'reject' is not one of"):
+        define(on_error="reject")
+
+
+def test_needs_that_are_no_reports() -> None:
+    with pytest.raises(TypeError, match=r"policies\.Mine\): needs \['link-atuh'\], of \["):
+        define(needs=frozenset({"link-atuh", "link-tls"}))
+
+
+@pytest.mark.parametrize("name", ["", "two words", "näme", "a/b", "a|b", "-"])
+def test_a_name_that_makes_no_executable(name: str) -> None:
+    with pytest.raises(TypeError, match=r"policies\.Mine.*letters, digits and hyphens"):
+        type("Mine", (Filter,), {"__module__": "policies", "name": name})
+
+
+def test_names() -> None:
+    class ItsOwn(Filter):
+        name = "its-own2"
+
+    assert define().name == "mine"
+    assert ItsOwn.name == "its-own2"
+    assert Filter.name == ""
+
+
+def test_the_first_line_describes() -> None:
+    assert define(__doc__="\n  First.\n\n  More.").described() == "First."
+    assert define(__doc__=None).described() == ""
+
+
+def test_it_asks_for_what_may_be_read() -> None:
+    assert define(connect=handler())().required_reports() == set()
+    assert define(helo=handler("identity"))().required_reports() == {"link-tls"}
+    mail = define(mail_from=handler("address"))().required_reports()
+    assert mail == {"link-identify", "link-tls", "link-auth"}
+    assert define(commit=handler())().required_reports() == set(FIELDS)
+    assert define(headers=handler("headers"))().required_reports() == set(FIELDS)
+
+
+def test_it_asks_for_what_it_needs() -> None:
+    needs = frozenset({"link-auth"})
+    assert define(commit=handler(), needs=needs)().required_reports() == needs
+    assert define(commit=handler(), needs=frozenset())().required_reports() == frozenset()
+
+
+def test_handlers_taken_away_need_no_reports() -> None:
+    made = define(connect=handler(), commit=handler())()
+    made.phases = {"connect"}
+    assert made.required_reports() == set()
+
+
+class Whole(Filter):
+    """Has every handler, annotated as an author would."""
+
+    def connect(self, session: Session) -> Answer:
+        raise NotImplementedError
+
+    async def helo(self, session: Session, identity: str) -> ParameterAnswer:
+        raise NotImplementedError
+
+    def ehlo(self, session: Session, identity: str) -> ParameterAnswer:
+        raise NotImplementedError
+
+    def starttls(self, session: Session) -> Answer:
+        raise NotImplementedError
+
+    def auth(self, session: Session, credentials: str) -> ParameterAnswer:
+        raise NotImplementedError
+
+    def mail_from(self, session: Session, address: str) -> ParameterAnswer:
+        raise NotImplementedError
+
+    def rcpt_to(self, session: Session, address: str) -> ParameterAnswer:
+        raise NotImplementedError
+
+    def data(self, session: Session) -> Answer:
+        raise NotImplementedError
+
+    def headers(self, session: Session, headers: Headers) -> Answer:
+        raise NotImplementedError
+
+    async def message(self, session: Session, message: Message) -> Answer:
+        raise NotImplementedError
+
+    def commit(self, session: Session) -> FinalAnswer:
+        raise NotImplementedError
+
+    def rset(self, session: Session) -> FinalAnswer:
+        raise NotImplementedError
+
+    def noop(self, session: Session, text: str) -> Answer:
+        raise NotImplementedError
+
+    def quit(self, session: Session) -> Proceed | Disconnect:
+        raise NotImplementedError
+
+
+def test_every_handler_may_say_all_that_its_phase_allows() -> None:
+    assert set(Whole.handlers) == set(EVERY)
+    for phase in PHASES.values():
+        assert Whole.returns[phase.handler] == phase.legal
