@@ -192,21 +192,19 @@ class FilterConnection:
             transit.nul_seen = True
         # A line within one read cannot be too long for a server that does not cut.
         transit.may_be_long = transit.cuts or len(data) + len(rows[0]) > transit.limit
-        known = transit.known
-        maybe_dot = b"|.\n" in data or rows[0].endswith(b"|.")
-        if known and not maybe_dot and all(map(known.__contains__, map(transit.key, rows))):
+        if transit.known and transit.all_known(rows, data):
             transit.run(rows)
-            return
-        self._take_apart(rows, maybe_dot=maybe_dot)
+        else:
+            self._take_apart(rows)
 
-    def _take_apart(self, rows: list[bytes], *, maybe_dot: bool) -> None:
+    def _take_apart(self, rows: list[bytes]) -> None:
         """Lines of all kinds; those of known messages are handled together where they can be."""
         transit = self._transit
         known = transit.known
         run: list[bytes] = []
         for row in rows:
             # The key is asked for anew each time: an answer given meanwhile may have changed it.
-            if known and transit.key(row) in known and not (maybe_dot and row.endswith(b"|.")):
+            if known and transit.key(row) in known and len(row) != transit.dot_size:
                 run.append(row)
                 continue
             if run:

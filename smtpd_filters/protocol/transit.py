@@ -93,6 +93,8 @@ class Transit:
         #: Of the known: how many are not passing; how many are, and have not ended their header.
         self._collecting = self._headers_open = 0
         self._key_at = self._body_at = 0
+        #: The length of a line that may be a final dot.
+        self.dot_size = 0
 
     def server_cuts(self) -> None:
         """The server is one that cuts long lines."""
@@ -100,6 +102,18 @@ class Transit:
         self.limit = long_lines.content_limit(cuts=True)
 
     # -- what comes ----------------------------------------------------------------------
+
+    def all_known(self, rows: list[bytes], data: bytes) -> bool:
+        """Whether all lines belong to known messages, and none of them is a final dot.
+
+        ``data`` is what the lines were cut from.
+        """
+        if not self.known.keys() >= set(map(self.key, rows)):
+            return False
+        # Looking for the shortest line is cheaper than looking for a dot.
+        return min(map(len, rows)) > self.dot_size or not (
+            b"|.\n" in data or rows[0].endswith(b"|.")
+        )
 
     def run(self, rows: list[bytes]) -> None:
         """Body lines of messages that are known: nobody looks at them one by one."""
@@ -113,8 +127,9 @@ class Transit:
         by_key: dict[bytes, list[bytes]] = {}
         for row in rows:
             by_key.setdefault(self.key(row), []).append(row[self._body_at :])
-        for key, content in by_key.items():
-            stream = self.known[key]
+        for stream, content in [(self.known[key], rows) for key, rows in by_key.items()]:
+            if self.streams.get(stream.session) is not stream:
+                continue  # dropped by the listener, when it was told of another one's lines
             if stream.passing:
                 self._write_lines(stream, content)
             else:
@@ -163,6 +178,7 @@ class Transit:
             if self.known:
                 return
             self._key_at, self._body_at = at, body_at
+            self.dot_size = body_at + len(b".")
             self.key = itemgetter(slice(at, body_at))
             self._tail = itemgetter(slice(body_at - _PAIR, None))
         stream.key = row[at:body_at]
