@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+import pytest
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from smtpd_filters.testing.dns import host, merge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+PHASES = ("connect", "helo", "mail-from", "rcpt-to")
+NAMED = {"rdns": "mail.example.net", "fcrdns": "pass"}
+FORGED = {"rdns": "mail.example.net", "fcrdns": "fail"}
+UNNAMED = {"rdns": None, "fcrdns": "fail"}
+UNKNOWN = {"rdns": None, "fcrdns": "error"}
+HALF_KNOWN = {"rdns": "mail.example.net", "fcrdns": "error"}
+
+
+def come(smtpd: Conversation, *, user: str = "", **client: Any) -> Verdict:
+    """Send a message up to its recipient: the first verdict that isn't to proceed, or the last."""
+    there = smtpd.connect(**client)
+    said = there.greeting
+    for step in (
+        there.ehlo,
+        *([lambda: there.auth(user)] if user else []),
+        lambda: there.mail_from("bob@example.net"),
+        lambda: there.rcpt_to("anna@example.org"),
+    ):
+        if said.verb != "proceed":
+            break
+        said = step()
+    return said
+
+
+def verdict(*flags: str, **client: Any) -> Verdict:
+    with Conversation(Fcrdns, *flags) as smtpd:
+        return come(smtpd, **client)
+
+
+# -- smtpd's word --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("client", "text"),
+    [
+        (UNNAMED, "Your IP address has no reverse DNS name"),
+        (FORGED, "The reverse DNS name of your IP address does not lead back to the address"),
+    ],
+)
+def test_the_action_is_taken_in_its_phase(
+    client: dict[str, Any], text: str, phase: str, action: str, address: str
+) -> None:
+    said = verdict("--action", action, "--phase", phase, **client, address=address)
+    assert said.phase == {"helo": "ehlo"}.get(phase, phase)
+    # A bare reject at connect would leave the connection open.
+    assert said.verb == ("disconnect" if (action, phase) == ("reject", "connect") else action)
+    code = 554 if phase == "connect" else 550
+    assert said.reply == ("" if action == "junk" else f"{code} 5.7.25 {text}")
+
+
+@pytest.mark.parametrize(
+    ("require", "client", "passes"),
+    [
+        ("fcrdns", NAMED, True),
+        ("fcrdns", FORGED, False),
+        ("fcrdns", UNNAMED, False),
+        ("rdns", NAMED, True),
+        ("rdns", FORGED, True),
+        ("rdns", HALF_KNOWN, True),
+        ("rdns", UNNAMED, False),
+    ],
+)
+def test_what_is_required(require: str, client: dict[str, Any], *, passes: bool) -> None:
+    assert (verdict("--require", require, **client).verb == "proceed") is passes
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+@pytest.mark.parametrize(
+    ("require", "client"), [("fcrdns", UNKNOWN), ("fcrdns", HALF_KNOWN), ("rdns", UNKNOWN)]
+)
+def test_a_failure_that_smtpd_reports_is_never_held_against_the_client(
+    require: str, client: dict[str, Any], action: str, phase: str
+) -> None:
+    flags = ("--require", require, "--action", action, "--phase", phase)
+    assert verdict(*flags, **client).verb == "proceed"
+    assert verdict(*flags, "--on-error", "junk", **client).verb == "junk"
+    said = verdict(*flags, "--on-error", "tempfail", **client)
+    assert said.reply.startswith("421 4.4.3 " if phase == "connect" else "451 4.4.3 ")
+
+
+def test_a_failure_is_logged_with_its_cause_and_without_a_traceback() -> None:
+    with Conversation(Fcrdns, "--on-error", "tempfail") as smtpd:
+        client = smtpd.connect(**UNKNOWN)  # type: ignore[arg-type]
+        smtpd.connect(**UNKNOWN)  # type: ignore[arg-type]
+        assert smtpd.log == [
+            f"{client.id} fcrdns connect result=disconnect "
+            'cause="smtpd reports a DNS failure"'
+        ]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("verify", [False, True])
+def test_local_and_allowed_clients_pass(phase: str, *, verify: bool) -> None:
+    flags = ["--phase", phase, "--allow", "{ 192.0.2.0/24, 2001:db8::/32 }"]
+    flags += ["--verify", "--nameserver", "127.0.0.1:9"] if verify else []
+    assert verdict(*flags, local=True, rdns=None).verb == "proceed"
+    assert verdict(*flags, **UNNAMED, address="192.0.2.7").verb == "proceed"
+    assert verdict(*flags, **UNNAMED, address="2001:db8::7").verb == "proceed"
+
+
+@pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
+@pytest.mark.parametrize("verify", [False, True])
+def test_authenticated_clients_pass_where_they_are_known(phase: str, *, verify: bool) -> None:
+    flags = ["--phase", phase]
+    flags += ["--verify", "--nameserver", "127.0.0.1:9"] if verify else []
+    assert verdict(*flags, **UNNAMED, user="anna").verb == "proceed"
+
+
+def test_who_has_authenticated_is_asked_only_where_somebody_may_have() -> None:
+    for phase in PHASES:
+        with Conversation(Fcrdns, "--phase", phase) as smtpd:
+            assert ("link-auth" in smtpd.reports) is (phase in {"mail-from", "rcpt-to"})
+            assert "link-tls" not in smtpd.reports
+            assert smtpd.phases == ({"helo", "ehlo"} if phase == "helo" else {phase})
+
+
+def test_the_reply_is_the_operators() -> None:
+    said = verdict("--action", "reject", "--reply", "550 5.7.25 See example.org", **UNNAMED)
+    assert said.reply == "550 5.7.25 See example.org"
+
+
+def test_the_reason_is_logged() -> None:
+    with Conversation(Fcrdns) as smtpd:
+        come(smtpd, **UNNAMED)
+        come(smtpd, **FORGED, address="192.0.2.9")
+        assert 'reason="no reverse name"' in smtpd.log[0]
+        assert 'reason="rdns mail.example.net not confirmed for 192.0.2.9"' in smtpd.log[1]
+
+
+# -- its own look-ups ----------------------------------------------------------------------
+
+ZONE = merge(
+    host("mail.good.example", "192.0.2.9", "2001:db8::9"),
+    {
+        # Two names, of which smtpd may see the wrong one.
+        "8.2.0.192.in-addr.arpa": {"PTR": ["other.example", "second.example"]},
+        "second.example": {"A": ["192.0.2.8"]},
+        "other.example": {"A": ["192.0.2.99"]},
+        # A name that is another's.
+        "7.2.0.192.in-addr.arpa": {"PTR": ["mail.good.example"]},
+        # A name that doesn't exist.
+        "6.2.0.192.in-addr.arpa": {"PTR": ["missing.example"]},
+        # An IPv4 address under a name for IPv6.
+        "4.2.0.192.in-addr.arpa": {"PTR": ["six.example"]},
+        "six.example": {"AAAA": ["2001:db8::4"]},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ZONE) as running:
+        yield running
+
+
+def verifying(server: DNSServer, *flags: str) -> tuple[str, ...]:
+    nameserver = f"{server.address}:{server.port}"
+    return ("--verify", "--nameserver", nameserver, "--action", "reject", *flags)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("told", [FORGED, UNNAMED, UNKNOWN, HALF_KNOWN])
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("192.0.2.9", ""),
+        ("2001:db8::9", ""),
+        ("192.0.2.8", ""),
+        ("192.0.2.7", "rdns mail.good.example not confirmed for 192.0.2.7"),
+        ("192.0.2.6", "rdns missing.example not confirmed for 192.0.2.6"),
+        ("192.0.2.5", "no reverse name"),
+        ("192.0.2.4", "rdns six.example not confirmed for 192.0.2.4"),
+        ("2001:db8::5", "no reverse name"),
+    ],
+)
+def test_it_looks_for_itself_where_smtpd_did_not_confirm(
+    server: DNSServer, address: str, reason: str, told: dict[str, Any], phase: str
+) -> None:
+    with Conversation(Fcrdns, *verifying(server, "--phase", phase)) as smtpd:
+        said = come(smtpd, **told, address=address)
+        assert said.refused is bool(reason)
+        if reason:
+            assert said.reply.startswith("554 5.7.25" if phase == "connect" else "550 5.7.25")
+            assert f'reason="{reason}"' in smtpd.log[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "passes"), [("192.0.2.7", True), ("192.0.2.6", True), ("192.0.2.5", False)]
+)
+def test_any_name_will_do_where_only_that_is_required(
+    server: DNSServer, address: str, *, passes: bool
+) -> None:
+    said = verdict(*verifying(server, "--require", "rdns"), **UNNAMED, address=address)
+    assert (said.verb == "proceed") is passes
+
+
+def test_what_smtpd_confirmed_is_not_looked_up(server: DNSServer) -> None:
+    server.queries.clear()
+    assert verdict(*verifying(server), **NAMED, address="192.0.2.7").verb == "proceed"
+    assert verdict(*verifying(server, "--require", "rdns"), **FORGED).verb == "proceed"
+    assert server.queries == []
+
+
+def test_what_is_known_is_not_asked_again(server: DNSServer) -> None:
+    server.queries.clear()
+    with Conversation(Fcrdns, *verifying(server, "--phase", "rcpt-to", "--action", "junk")) as smtpd:
+        for _ in range(2):
+            there = smtpd.connect(**FORGED, address="192.0.2.7")
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            for name in ("anna", "bob", "carl"):
+                assert there.rcpt_to(f"{name}@example.org").verb == "junk"
+    assert server.queries == [("7.2.0.192.in-addr.arpa", "PTR"), ("mail.good.example", "A")]
+
+
+def test_the_recipients_of_a_session_get_one_answer() -> None:
+    # A negative answer without a SOA may not be kept; the session keeps what came of it.
+    with DNSServer({}, negative_ttl=None) as empty:
+        flags = verifying(empty, "--phase", "rcpt-to")
+        with Conversation(Fcrdns, *flags) as smtpd:
+            there = smtpd.connect(**UNNAMED)  # type: ignore[arg-type]
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            for name in ("anna", "bob"):
+                assert there.rcpt_to(f"{name}@example.org").refused
+        assert len(empty.queries) == 1
+
+
+REVERSE = "9.2.0.192.in-addr.arpa"
+GOOD = host("mail.good.example", "192.0.2.9")
+
+
+def broken(name: str, **behaviour: object) -> dict[str, dict[str, Any]]:
+    return merge(GOOD, {name: {key.replace("_", "-"): value for key, value in behaviour.items()}})
+
+
+# Each of these is no statement about the client.
+FAULTS: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [
+    (f"{kind} of the {which} name", broken(name, **{kind: True}))
+    for which, name in (("reverse", REVERSE), ("forward", "mail.good.example"))
+    for kind in ("servfail", "refused", "drop", "wrong_id", "wrong_name", "wrong_owner", "malformed")
+]
+FAULTS += [
+    ("late reverse name", broken(REVERSE, delay=5)),
+    ("late forward name", broken("mail.good.example", delay=5)),
+    ("truncated, and no TCP", broken(REVERSE, truncate=True, no_tcp=True)),
+    ("alias in a circle", merge(GOOD, {"mail.good.example": {"CNAME": ["b.example"]}})
+     | {"mail.good.example": {"CNAME": ["b.example"]}, "b.example": {"CNAME": ["mail.good.example"]}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+@pytest.mark.parametrize("zone", [zone for _, zone in FAULTS], ids=[name for name, _ in FAULTS])
+def test_a_broken_dns_is_never_held_against_the_client(
+    zone: Mapping[str, Mapping[str, Any]], on_error: str
+) -> None:
+    started = perf_counter()
+    with DNSServer(zone) as faulty:
+        flags = verifying(faulty, "--timeout", "20ms", "--on-error", on_error)
+        with Conversation(Fcrdns, *flags, "--phase", "mail-from") as smtpd:
+            said = come(smtpd, **UNNAMED, address="192.0.2.9")
+            assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
+            if on_error == "tempfail":
+                assert said.reply == "451 4.4.3 Temporary failure, please try again later"
+            assert "cause=" in smtpd.log[0]
+            assert "Error" not in smtpd.log[0]
+    # Two look-ups of four times the time-out each.
+    assert perf_counter() - started < 2
+
+
+def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
+    zone = broken(REVERSE, flap=True)
+    with DNSServer(zone) as flapping:
+        flags = verifying(flapping, "--timeout", "50ms", "--on-error", "tempfail")
+        assert verdict(*flags, **UNNAMED, address="192.0.2.9").verb == "proceed"
+
+
+def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
+    with DNSServer(broken(REVERSE, spoof=True)) as server:
+        assert verdict(*verifying(server), **UNNAMED, address="192.0.2.9").verb == "proceed"
+
+
+def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
+    with DNSServer(broken(REVERSE, drop=True)) as dead:
+        flags = ("--verify", "--timeout", "20ms", "--on-error", "tempfail")
+        servers = [f"--nameserver={each.address}:{each.port}" for each in (dead, server)]
+        assert verdict(*flags, *servers, **UNNAMED, address="192.0.2.9").verb == "proceed"
+        assert dead.asked(REVERSE, "PTR")
+
+
+def test_nobody_listening_is_a_temporary_failure() -> None:
+    with DNSServer({}) as gone:
+        flags = verifying(gone, "--timeout", "20ms", "--on-error", "tempfail")
+    assert verdict(*flags, **UNNAMED).reply.startswith("421 4.4.3 ")
+
+
+def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
+    with DNSServer(broken(REVERSE, drop=True)) as dead:
+        flags = verifying(dead, "--timeout", "10s", "--deadline", "30ms", "--on-error", "tempfail")
+        started = perf_counter()
+        said = verdict(*flags, **UNNAMED, address="192.0.2.9")
+        assert said.reply.startswith("421 4.")
+        assert perf_counter() - started < 2
+
+
+def test_a_failure_is_not_kept_for_the_session() -> None:
+    with DNSServer(broken(REVERSE, servfail=True)) as server:
+        flags = verifying(server, "--timeout", "20ms", "--on-error", "tempfail")
+        with Conversation(Fcrdns, *flags, "--phase", "mail-from") as smtpd:
+            there = smtpd.connect(**UNNAMED, address="192.0.2.9")  # type: ignore[arg-type]
+            there.ehlo()
+            assert there.mail_from("bob@example.net").reply.startswith("451 ")
+            policy = smtpd.filters[0]
+            policy._resolver._cache.clear()  # type: ignore[attr-defined]  # a second has passed
+            server.zone = GOOD  # type: ignore[assignment]  # the setter takes any mapping
+            assert there.mail_from("bob@example.net").verb == "proceed"
+
+
+# -- the executable ------------------------------------------------------------------------
+
+COMMAND = (sys.executable, "-m", "smtpd_filters.filters.fcrdns")
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--nameserver", "192.0.2.53"), "--nameserver: nothing is looked up without --verify"),
+        (("--verify", "--nameserver", "ns.example.org"),
+         "--nameserver: name server: 'ns.example.org' is not an IP address"),
+        (("--verify", "--nameserver", "192.0.2.53:x"), "--nameserver: expected a port"),
+        (("--require", "helo"), '--require: invalid choice "helo"'),
+        (("--action", "tempfail"), '--action: invalid choice "tempfail"'),
+        (("--phase", "data"), '--phase: invalid choice "data"'),
+        (("--timeout", "0"), "--timeout: must be at least"),
+        (("--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
+        (("--allow", "file:/nonexistent"), "--allow: /nonexistent: No such file or directory"),
+        (("--allow", "192.0.2.0/33"), "--allow: "),
+        (("--verfy",), 'unknown flag --verfy, did you mean "--verify"?'),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, *flags], input="", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("filter-fcrdns: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def serve(*flags: str, clients: list[str], python: tuple[str, ...] = ()) -> tuple[list[str], str]:
+    head = "0.7|1576146008.006099|smtp-in"
+    lines = ["config|protocol|0.7", "config|ready"]
+    for number, link in enumerate(clients):
+        session = f"7641df9771b4ed0{number}"
+        lines.append(f"report|{head}|link-connect|{session}|{link}|198.51.100.1:25")
+        rdns, _, source = link.split("|")
+        host = source.rpartition(":")[0]
+        lines.append(f"filter|{head}|connect|{session}|1ef1c203cc576e5d|{rdns}|{host}")
+    done = subprocess.run(
+        [COMMAND[0], *python, *COMMAND[1:], *flags],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _, answers = done.stdout.split("register|ready\n")
+    return answers.splitlines(), done.stderr
+
+
+def test_the_executable_answers_smtpd() -> None:
+    clients = ["<unknown>|fail|192.0.2.5:1", "a.example|pass|192.0.2.9:1"]
+    answers, log = serve("--action", "reject", clients=clients)
+    refusal = "disconnect|554 5.7.25 Your IP address has no reverse DNS name"
+    assert answers == [
+        f"filter-result|7641df9771b4ed00|1ef1c203cc576e5d|{refusal}",
+        "filter-result|7641df9771b4ed01|1ef1c203cc576e5d|proceed",
+    ]
+    assert 'reason="no reverse name"' in log
+
+
+def test_the_executable_verifies(server: DNSServer) -> None:
+    clients = ["<unknown>|fail|192.0.2.5:1", "b.example|fail|[2001:db8::9]:1"]
+    answers, log = serve(*verifying(server), clients=clients)
+    assert sorted(answers) == [
+        "filter-result|7641df9771b4ed00|1ef1c203cc576e5d|disconnect|"
+        "554 5.7.25 Your IP address has no reverse DNS name",
+        "filter-result|7641df9771b4ed01|1ef1c203cc576e5d|proceed",
+    ]
+    assert 'reason="no reverse name"' in log
+
+
+def test_without_verification_nothing_is_loaded_for_it() -> None:
+    _, log = serve(clients=["a.example|pass|192.0.2.9:1"], python=("-X", "importtime"))
+    loaded = {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
+    assert "smtpd_filters.chain" in loaded
+    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns"}
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_the_chain_runs_asyncio_only_to_verify(*, verify: bool) -> None:
+    settings = Fcrdns.Settings(verify=verify, nameserver=(("127.0.0.1", 9),) if verify else ())
+    policy = Fcrdns(settings)
+    policy.setup()
+    assert policy.name == "fcrdns"
+    assert Chain([(policy, "proceed", 30.0)], Log()).later is verify
+
+
+def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
+    with Conversation(Fcrdns, "--verify") as smtpd:
+        assert come(smtpd, **NAMED).verb == "proceed"
