@@ -102,6 +102,17 @@ class _Captured(Log):
         self.lines.append(text)
 
 
+class _Work:
+    """A coroutine on its way, which the engine may give up."""
+
+    def __init__(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+        self._task, self._loop = task, loop
+
+    def cancel(self) -> None:
+        # Not before its first step: Python warns of a coroutine that was never begun.
+        self._loop.call_soon(self._task.cancel)
+
+
 class Served:
     """Filters behind an engine: bytes in, bytes out, coroutines run until they are done.
 
@@ -135,7 +146,7 @@ class Served:
         """Run coroutines until one of them has come to its end; whether there are any."""
         if not self._tasks:
             return False
-        waiting = asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        waiting = asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
         self._loop.run_until_complete(waiting)
         return True
 
@@ -144,6 +155,7 @@ class Served:
         self.engine.abandon()
         try:
             self._loop.run_until_complete(self.chain.close())
+            self._loop.run_until_complete(asyncio.sleep(0))  # what is cancelled now, was begun
             while left := asyncio.all_tasks(self._loop):
                 for task in left:
                     task.cancel()
@@ -155,14 +167,14 @@ class Served:
 
     def _spawn(
         self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
-    ) -> asyncio.Task[None]:
+    ) -> _Work:
         async def to_the_end() -> None:
             done(await work)
 
         task = self._loop.create_task(to_the_end())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
+        return _Work(task, self._loop)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
