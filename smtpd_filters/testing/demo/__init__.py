@@ -1,0 +1,11 @@
+"""The demonstration: good and bad neighbours send mail to a real smtpd, and a table says what came.
+
+    python -m smtpd_filters.testing.demo [--server VERSION] [--replay] [--width COLUMNS]
+
+smtpd runs in namespaces of its own with the configuration `fixtures/demo/smtpd.conf`, which is one
+for an operator, and a name server that knows `fixtures/demo/zone.json`. Only what a laboratory
+can't have is replaced in it (`configuration.laboratory`). Where smtpd can't be run, the sessions
+recorded there (`fixtures/demo/neighbours.session`) are replayed to the same filters.
+
+Exit status: 0 if each message went where it should, 1 if not, 2 for wrong arguments.
+"""

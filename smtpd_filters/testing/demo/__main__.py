@@ -1,0 +1,104 @@
+"""The program: ``python -m smtpd_filters.testing.demo``."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_filters.testing.demo.configuration import CONF
+from smtpd_filters.testing.demo.live import serve
+from smtpd_filters.testing.demo.recorded import replay
+from smtpd_filters.testing.demo.report import show, summary, unexpected
+from smtpd_filters.testing.demo.sheet import Painter, wrap
+from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Of what is piped: wide enough for most reasons, and fits a screen.
+PIPED_WIDTH = 110
+NARROWEST, WIDEST = 60, 150
+
+
+def choose(wanted: str | None) -> tuple[str | None, str]:
+    """Return the version of smtpd that is to be run; None, and in one line why there is none."""
+    reasons = {each: unavailable(each) for each in ([wanted] if wanted else VERSIONS)}
+    for each, reason in reasons.items():
+        if reason is None:
+            return each, ""
+    return None, next(reason for reason in reasons.values() if reason)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m smtpd_filters.testing.demo",
+        description="Good and bad neighbours send mail to a real smtpd with four filters.",
+    )
+    parser.add_argument(
+        "--server", choices=VERSIONS, help="the version of smtpd; by default the system's"
+    )
+    parser.add_argument(
+        "--replay", action="store_true", help="run no smtpd, replay the recorded sessions"
+    )
+    parser.add_argument("--width", type=int, help="columns of the table; by default the terminal's")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return the exit status."""
+    options = arguments(argv)
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    paint = Painter(colour=terminal and not os.environ.get("NO_COLOR"))
+    width = options.width or shutil.get_terminal_size((PIPED_WIDTH, 24)).columns
+    width = max(NARROWEST, min(width, WIDEST))
+    rule = "─" if (sys.stdout.encoding or "").lower().startswith("utf") else "-"
+    say = functools.partial(print, flush=True)
+
+    server, reason = (None, "") if options.replay else choose(options.server)
+    if reason:
+        say(f"No real smtpd: {reason}. Recorded sessions are replayed instead.\n")
+    say(paint("What smtpd.conf says", "bold") + paint(f"  ({_shown(CONF)})", "dim"))
+    for line in CONF.read_text("utf-8").splitlines():
+        if line.startswith(("filter", "listen on all")):
+            say("\n".join(f"  {part}" for part in wrap(line, width - 2, hanging="    ")))
+    say()
+    began = time.monotonic()
+    try:
+        outcomes = serve(server) if server else replay()
+    except LabError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    seconds = time.monotonic() - began
+    say("\n".join(show(outcomes, width, paint, rule)))
+    how = f"On a real smtpd {server}" if server else "Replayed from a recording"
+    say(f"\n{how}: {paint(summary(outcomes, seconds), 'bold')}")
+    wrong = unexpected(outcomes)
+    for line in wrong:
+        say(paint(line, "red"))
+    say(
+        "\n".join(
+            wrap(
+                f"Next: change a filter's line or a rule in {_shown(CONF)} and run it again; "
+                "`make test` passes the tests; README.md shows how to write a filter.",
+                width,
+                hanging="",
+            )
+        )
+    )
+    return 1 if wrong else 0
+
+
+def _shown(path: Path) -> str:
+    """Return a path as it is typed from where we are, if that is shorter."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Who sends mail in the demonstration, and what can be said of each message afterwards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+INBOX, JUNK, REFUSED, NOWHERE = "Inbox", "Junk", "refused", "nowhere"
+SMTP, SUBMISSION = 25, 587
+END_OF_DATA = "end of DATA"
+USERS = ("alice", "bob")
+
+
+class Neighbour(NamedTuple):
+    """Somebody who sends a message, and what should become of it."""
+
+    who: str
+    address: str
+    sender: str
+    recipient: str
+    expected: str
+    #: Authenticates as this user, at the submission port.
+    user: str = ""
+
+    @property
+    def port(self) -> int:
+        """Where it connects to."""
+        return SUBMISSION if self.user else SMTP
+
+    @property
+    def message(self) -> bytes:
+        """What it sends."""
+        return (
+            f"From: <{self.sender}>\r\nTo: <{self.recipient}>\r\nSubject: {self.who}\r\n"
+            f"Message-ID: {self.id}\r\nDate: Sat, 21 Nov 2026 08:00:00 +0000\r\n\r\n"
+            "Hello from a neighbour.\r\n"
+        ).encode()
+
+    @property
+    def id(self) -> str:
+        """What the message is known by."""
+        return f"<{self.address}@demo.example>"
+
+
+NEIGHBOURS = (
+    Neighbour("a good host", "198.51.100.10", "news@good.example", "alice@example.org", INBOX),
+    Neighbour("a dynamic address", "203.0.113.77", "me@isp.example", "alice@example.org", JUNK),
+    Neighbour(
+        "no reverse name", "203.0.113.200", "x@nowhere.example", "alice@example.org", REFUSED
+    ),
+    Neighbour(
+        "a name that isn't its own", "198.51.100.66", "info@bank.example", "alice@example.org", JUNK
+    ),
+    Neighbour(
+        "spoofs our domain", "198.51.100.20", "boss@example.org", "alice@example.org", REFUSED
+    ),
+    Neighbour(
+        "trusted: our scanner", "192.0.2.25", "scanner@example.org", "alice@example.org", INBOX
+    ),
+    Neighbour(
+        "alice, logged in, at home",
+        "203.0.113.42",
+        "alice@example.org",
+        "bob@example.org",
+        INBOX,
+        "alice",
+    ),
+)
+
+
+class Said(NamedTuple):
+    """What a filter said at a phase, and why."""
+
+    filter: str
+    phase: str
+    verb: str
+    reason: str
+
+
+class Answered(NamedTuple):
+    """The last word of the server to a client: the command it was said to, and the reply."""
+
+    command: str
+    reply: str
+
+
+class Outcome(NamedTuple):
+    """What became of one message."""
+
+    neighbour: Neighbour
+    #: The client's reverse name, as smtpd reports it.
+    rdns: str
+    said: list[Said]
+    #: Filters that were not asked any more.
+    silent: list[str]
+    answered: Answered
+    place: str
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether it is where it should be."""
+        return self.place == self.neighbour.expected
