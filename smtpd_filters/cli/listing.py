@@ -1,0 +1,138 @@
+"""``smtpd-filters list``: the filters that are there, and what they ask of smtpd.
+
+A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, or one that another
+distribution names in its entry points of the group ``smtpd_filters.filters``.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import sys
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from smtpd_filters import filters
+from smtpd_filters.chain import Chain
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
+from smtpd_filters.runtime.log import Log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from importlib.metadata import EntryPoint
+    from typing import TypeGuard
+
+GROUP = "smtpd_filters.filters"
+_ORDER = {name: at for at, name in enumerate([*PHASES, *REPORTS])}
+#: Messages come by after `data` and before `commit`.
+_ORDER["data-line"] = _ORDER["data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One filter.  ``remark`` says why its registrations are not those of its default flags."""
+
+    name: str
+    executable: str
+    description: str
+    module: str
+    phases: list[str]
+    reports: list[str]
+    remark: str = ""
+
+
+def run(*, as_json: bool) -> int:
+    """Print the list."""
+    found, broken = discover()
+    listed = [describe(cls) for cls in found]
+    if as_json:
+        json.dump([asdict(each) for each in listed], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write("\n".join(map(_show, listed)))
+    for line in broken:
+        sys.stderr.write(f"smtpd-filters: {line}\n")
+    return 1 if broken else 0
+
+
+def discover() -> tuple[list[type[Filter]], list[str]]:
+    """The filters by name, and a line for each module that can't be loaded."""
+    found: dict[str, type[Filter]] = {}
+    broken: list[str] = []
+    for where, load in _sources():
+        try:
+            classes = load()
+        except Exception as error:  # noqa: BLE001  # a filter's module may do anything
+            broken.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+            continue
+        for cls in classes:
+            found.setdefault(cls.name, cls)
+    return [found[name] for name in sorted(found)], broken
+
+
+def _sources() -> Iterator[tuple[str, Callable[[], list[type[Filter]]]]]:
+    for module in pkgutil.iter_modules(filters.__path__, f"{filters.__name__}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            yield module.name, partial(_of_module, module.name)
+    for entry in entry_points(group=GROUP):
+        yield f"entry point {entry.name}", partial(_of_entry, entry)
+
+
+def _of_module(name: str) -> list[type[Filter]]:
+    """The filters that a module defines."""
+    values = vars(import_module(name)).values()
+    return [value for value in values if _is_filter(value) and value.__module__ == name]
+
+
+def _of_entry(entry: EntryPoint) -> list[type[Filter]]:
+    """The filter that an entry point names."""
+    cls = entry.load()
+    if not _is_filter(cls):
+        raise TypeError(f"{cls!r} is no Filter")
+    return [cls]
+
+
+def _is_filter(value: object) -> TypeGuard[type[Filter]]:
+    return isinstance(value, type) and issubclass(value, Filter) and value is not Filter
+
+
+def describe(cls: type[Filter]) -> Listed:
+    """What a filter registers."""
+    remark = ""
+    try:
+        instance = cls(cls.Settings())
+        instance.setup()
+    except (ConfigError, TypeError) as error:
+        # A required setting: all it could ask for is shown.
+        instance = cls(cls.Settings.__new__(cls.Settings))
+        remark = f"all that it may register: {error}"
+    chain = Chain([(instance, cls.on_error, cls.deadline)], Log())
+    return Listed(
+        cls.name,
+        f"filter-{cls.name}",
+        cls.described(),
+        cls.__module__,
+        sorted(chain.phases, key=_place),
+        sorted(chain.reports, key=_place),
+        remark,
+    )
+
+
+def _place(name: str) -> tuple[int, str]:
+    return _ORDER.get(name, len(_ORDER)), name
+
+
+def _show(listed: Listed) -> str:
+    lines = [
+        f"{listed.executable}: {listed.description}",
+        f"    phases   {' '.join(listed.phases) or '-'}",
+        f"    reports  {' '.join(listed.reports) or '-'}",
+    ]
+    if listed.remark:
+        lines.append(f"    ({listed.remark})")
+    return "\n".join(lines) + "\n"
