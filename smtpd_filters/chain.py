@@ -18,13 +18,24 @@ from __future__ import annotations
 import sys
 from functools import partial
 from time import monotonic
+from types import CoroutineType
 
 from .errors import ConfigError, UnavailableError
-from .filter import Filter
-from .protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed, Reject, Rewrite
+from .filter import CONTENT, Filter
+from .protocol.decisions import (
+    JUNK,
+    PROCEED,
+    Decision,
+    Disconnect,
+    Junk,
+    Proceed,
+    Reject,
+    Rewrite,
+    reply,
+)
 from .protocol.vocabulary import HANDLERS, PHASES
-from .runtime.log import Log, fold_traceback
-from .runtime.watchdog import Watchdog
+from .runtime.log import Log, fold_traceback, show
+from .runtime.watchdog import GIVEN_UP, Watchdog
 from .session import FIELDS, TOGETHER, text
 from .settings import common_options, die, parse_flags
 
@@ -44,6 +55,8 @@ REFUSALS = frozenset({"reject", "disconnect"})
 FAILED = "handler failed"
 #: Seconds that a plain handler may hold the process up, even when its deadline is longer.
 MAX_TURN = 5.0
+#: The phase whose parameter is a credential.
+CONFIDENTIAL = "auth"
 #: The mark that smtpd itself makes for junk, and that ``maildir junk`` files by.
 MARK = ("X-Spam", "Yes")
 
@@ -129,11 +142,18 @@ class Link:
         task = asyncio.ensure_future(_contained(result))
         try:
             done, _ = await asyncio.wait({task}, timeout=self.deadline)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == (GIVEN_UP,):
+                raise
+            # Some policy's doing: a client waits all the same.
+            return self.failed(session, error="was cancelled")
         finally:
             # Cancelled or overdue: it is not waited for, since it may not heed.
             task.cancel()
         if not done:
-            return self._failed(session, error=f"not done after {self.deadline:g} s")
+            return self.failed(session, error=f"not done after {self.deadline:g} s")
+        if task.cancelled():
+            return self.failed(session, error="was cancelled")
         outcome = task.result()
         if isinstance(outcome, _Raised):
             return self._raised(session, outcome.error)
@@ -141,10 +161,9 @@ class Link:
 
     def _checked(self, session: Session, result: object, started: float) -> Decision:
         if type(result) not in self.legal:
-            kind = result if isinstance(result, Decision) else type(result).__name__
-            if hasattr(result, "close"):
-                _quietly(result.close)  # a coroutine of a plain handler would warn
-            return self._failed(session, error=f"returned {kind!r}")
+            if type(result) is CoroutineType:
+                result.close()  # it would warn that it was never awaited
+            return self.failed(session, error=f"returned {type(result).__name__}")
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
@@ -152,19 +171,28 @@ class Link:
         return decision
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
-        if isinstance(error, UnavailableError):
-            return self._failed(session, error.status, cause=str(error))
-        return self._failed(session, error=fold_traceback(error))
+        where = fold_traceback(error, text=False)
+        status = getattr(error, "status", "") if isinstance(error, UnavailableError) else ""
+        if self.phase == CONFIDENTIAL:
+            # The text of an error may repeat what the client said.
+            return self.failed(session, where, status, error=where)
+        if status:
+            cause = show(error)
+            return self.failed(session, cause, status, cause=cause)
+        return self.failed(session, where, error=fold_traceback(error))
 
-    def _failed(self, session: Session, status: str = "", **why: str) -> Decision:
-        """Log why, and answer for the filter; ``status`` takes the place of the general one."""
+    def failed(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
+        """Log why, and answer for the filter; ``status`` takes the place of the general one.
+
+        ``kind`` tells causes apart that are logged once per interval.
+        """
         fallback = self.fallback
         if status and fallback.verb in REFUSALS:
             code, _, text = fallback.text.split(" ", 2)
             assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
-            fallback = type(fallback)(f"{code} {status} {text}").because(FAILED)
+            fallback = type(fallback)(reply(int(code), status, text)).because(FAILED)
         self.log.limited(
-            f"{self.filter} {self.phase} {why}",
+            f"{self.filter} {self.phase} {kind or why}",
             self.filter,
             self.phase,
             session.id,
@@ -185,21 +213,10 @@ class _Raised:
 
 async def _contained(work: Awaitable[object]) -> object:
     """Await it and give back what it raises: asyncio ends its loop on SystemExit."""
-    import asyncio  # noqa: PLC0415
-
     try:
         return await work
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # noqa: BLE001  # law 2
+    except BaseException as error:  # noqa: BLE001  # law 2; CancelledError may be its own
         return _Raised(error)
-
-
-def _quietly(function: Callable[[], object]) -> None:
-    try:
-        function()
-    except Exception:  # noqa: BLE001, S110  # it was nonsense to begin with
-        pass
 
 
 def is_coroutine(function: Callable[..., object]) -> bool:
@@ -219,7 +236,8 @@ class Chain:
     ) -> None:
         """``filters``: each with its outcome for failures and its deadline in seconds.
 
-        They are set up already.  Raises ConfigError when two have one name.
+        They are set up already.  Raises ConfigError when two have one name, or one has an outcome
+        that its phases do not; TypeError when `setup` chose phases that it has no handlers for.
         """
         self.log = log
         self.watchdog = watchdog or Watchdog()
@@ -230,6 +248,7 @@ class Chain:
         for filter_, on_error, deadline in filters:
             if any(other.name == filter_.name for other in self.filters):
                 raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
+            _check(filter_, on_error)
             self.filters.append(filter_)
             reports |= filter_.required_reports()
             for handler in filter_.handlers:
@@ -243,6 +262,9 @@ class Chain:
                         or link.later
                     )
         self._leaving = [each for each in self.filters if type(each).gone is not Filter.gone]
+        if not links.keys() & CONTENT and any(map(_may_leave_a_mark, links.values())):
+            # Law 4: there must be a next phase.
+            links.setdefault("data", [])
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
         #: Whom to ask at each phase.
         self.ask: dict[Phase, Ask] = {
@@ -303,7 +325,7 @@ class Chain:
             if decision.verb in REFUSALS:
                 return decision
             if type(decision) is Rewrite:
-                arguments = (decision.text,)
+                arguments = (_handed_on(phase, decision),)
         return _marked(phase, session, said) if session.junk else said
 
     async def _decide_later(  # noqa: PLR0913  # what `decide` had in hand
@@ -324,7 +346,7 @@ class Chain:
             if decision.verb in REFUSALS:
                 return decision
             if decision.verb == "rewrite":
-                arguments = (decision.text,)
+                arguments = (_handed_on(phase, decision),)
         return _marked(phase, session, said)
 
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
@@ -344,7 +366,8 @@ class Chain:
             if not isinstance(decision, Decision):
                 links = self._content[at:]
                 return self._judge_later(session, headers, message, links, decision, before)
-            if _judged(session, headers, before, decision):
+            decision, over = _judged(session, link, headers, before, decision)
+            if over:
                 return decision
         return _mark(session, headers)
 
@@ -363,16 +386,21 @@ class Chain:
                 before = headers.snapshot()
                 asked = link.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
-            if _judged(session, headers, before, decision):
+            decision, over = _judged(session, link, headers, before, decision)
+            if over:
                 return decision
         return _mark(session, headers)
 
     def gone(self, session: Session) -> None:
         """Tell the filters that the session is over."""
+        watchdog = self.watchdog
         for filter_ in self._leaving:
+            watchdog.running = monotonic()
             try:
                 filter_.gone(session)
+                watchdog.running = 0.0
             except BaseException as error:  # noqa: BLE001  # law 2
+                watchdog.running = 0.0
                 self.log.limited(
                     f"{filter_.name} gone",
                     filter_.name,
@@ -406,6 +434,16 @@ class Chain:
                     self.log.event(filter_.name, "reload", table=name, result="ok")
 
 
+def _check(filter_: Filter, on_error: Outcome) -> None:
+    """Whether a filter can be asked as it is to be."""
+    if on_error not in filter_.outcomes():
+        legal = ", ".join(filter_.outcomes())
+        raise ConfigError(f"filter {filter_.name!r}: on-error {on_error!r} is not one of {legal}")
+    unknown = set(filter_.phases) - filter_.handlers.keys()
+    if unknown:
+        raise TypeError(f"filter {filter_.name!r}: no handler for {sorted(unknown)}")
+
+
 def _both(session: Session, said: Decision, decision: Decision) -> Decision:
     """What is due when one filter said this and the next that."""
     if type(decision) is Proceed:
@@ -426,13 +464,44 @@ def _marked(phase: Phase, session: Session, said: Decision) -> Decision:
     return said
 
 
-def _judged(session: Session, headers: Headers, before: Any, decision: Decision) -> bool:
-    """Take note of what a filter said of a message; whether that was the last word."""
+def _may_leave_a_mark(links: Sequence[Link]) -> bool:
+    """Whether one of a phase's filters may say junk and another rewrite."""
+    kinds = {kind for link in links for kind in (*link.legal, type(link.fallback))}
+    return len(links) > 1 and {Junk, Rewrite} <= kinds
+
+
+def _handed_on(phase: Phase, decision: Decision) -> str:
+    """The parameter in the form in which smtpd would have given it to the next filter."""
+    text = decision.text
+    if phase.argument == "address" and text.startswith("<"):
+        return text[1:].partition(">")[0]
+    return text
+
+
+def _judged(
+    session: Session, link: Link, headers: Headers, before: Any, decision: Decision
+) -> tuple[Decision, bool]:
+    """Take note of what a filter said of a message, and whether that was the last word."""
+    if decision.reason is not FAILED and not _sound(headers):
+        decision = link.failed(session, error="left a header that is none")
     if decision.reason is FAILED:
         headers.restore(before)
     if type(decision) is Junk:
         session.junk = True
-    return decision.verb in REFUSALS
+    elif decision.verb in REFUSALS:
+        # The mark that others made goes with the message.
+        session.junk = False
+        return decision, True
+    return decision, False
+
+
+def _sound(headers: Headers) -> bool:
+    """Whether a header block is made of lines, whatever a filter did to it."""
+    try:
+        lines = headers.lines()
+        return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
+    except BaseException:  # noqa: BLE001  # law 2
+        return False
 
 
 def _mark(session: Session, headers: Headers) -> Decision:
@@ -464,7 +533,10 @@ def run(*classes: type[Filter], argv: Sequence[str] | None = None) -> int:
         log = Log(verbose=general.verbose)
         watchdog = Watchdog(min(MAX_TURN, general.deadline))
         filter_ = cls(own)
-        filter_.setup()
+        try:
+            filter_.setup()
+        except OSError as error:
+            raise ConfigError(str(error)) from None
         on_error: Any = general.on_error
         chain = Chain([(filter_, on_error, general.deadline)], log, watchdog)
     except ConfigError as error:

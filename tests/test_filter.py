@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def define(name: str = "Mine", **members: Any) -> type[Filter]:
+def define(name: str = "Mine", /, **members: Any) -> type[Filter]:
     members = {"__module__": "policies", "__qualname__": name, **members}
     return type(name, (Filter,), members)
 
@@ -95,7 +95,7 @@ def test_a_handler_of_no_phase(name: str) -> None:
 
 
 def test_a_misspelt_coroutine_and_static_method() -> None:
-    async def rcptto(self: object, session: object) -> Proceed:  # noqa: ARG001, RUF029
+    async def rcptto(self: object, session: object) -> Proceed:  # noqa: ARG001
         return PROCEED
 
     with pytest.raises(TypeError, match="did you mean 'rcpt_to'"):
@@ -116,7 +116,7 @@ def test_what_is_no_handler_may_be_there() -> None:
 
 def test_handlers_are_inherited() -> None:
     base = define("Base", connect=handler())
-    cls = type("Derived", (base,), {"commit": handler(returns="FinalAnswer")})
+    cls: type[Filter] = type("Derived", (base,), {"commit": handler(returns="FinalAnswer")})
     assert set(cls.handlers) == {"connect", "commit"}
     assert cls.name == "derived"
 

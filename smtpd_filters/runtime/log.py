@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: A pipe that is ready takes this much without blocking (POSIX: _POSIX_PIPE_BUF is 512, PIPE_BUF
 #: is 4,096 on Linux); smtpd's own lines end at 4,096 as well.
 MAX_LINE = 4000
+#: Characters of an exception's text.
+MAX_TEXT = 500
 #: Seconds for which a kind of line is logged once.
 INTERVAL = 60.0
 #: Kinds that are told apart; beyond, all are one.
@@ -50,19 +52,38 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def fold_traceback(error: BaseException) -> str:
+def show(error: BaseException) -> str:
+    """The text of an exception, of bounded length, whatever it is."""
+    try:
+        return str(error)[:MAX_TEXT]
+    except BaseException:  # noqa: BLE001  # a policy's own exception may fail even at this
+        return "(no text)"
+
+
+def fold_traceback(error: BaseException, *, text: bool = True) -> str:
     """An exception with where it came from, in one line: innermost frame last."""
+    if isinstance(error, MemoryError):
+        _release(error)
     frames = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")  # noqa: PTH119  # pathlib costs start-up
         trace = trace.tb_next
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001  # a policy's own exception may fail even at this
-        text = "(no text)"
-    return f"{type(error).__name__}: {text} [{' > '.join(frames[-8:])}]"
+    kind = type(error).__name__
+    what = f"{kind}: {show(error)}" if text else kind
+    return f"{what} [{' > '.join(frames[-8:])}]"
+
+
+def _release(error: BaseException) -> None:
+    """Let go of what the frames hold that ran out of memory."""
+    trace = error.__traceback__
+    while trace is not None:
+        try:
+            trace.tb_frame.clear()
+        except RuntimeError:  # it still runs
+            pass
+        trace = trace.tb_next
 
 
 class Log:
@@ -101,9 +122,12 @@ class Log:
 
     def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> None:
         """As `event`, once per kind and interval; the next one says how many there were."""
-        if kind not in self._since and len(self._since) >= MAX_KINDS:
-            kind = ""
         now = self._clock()
+        kind = kind[:MAX_TEXT]
+        if kind not in self._since and len(self._since) >= MAX_KINDS:
+            self._forget(now)
+            if len(self._since) >= MAX_KINDS:
+                kind = ""
         since = self._since.get(kind)
         if since is not None and now - since < INTERVAL:
             self._held[kind] = self._held.get(kind, 0) + 1
@@ -113,6 +137,12 @@ class Log:
         if held:
             values["repeated"] = str(held)
         self.event(who, what, session, **values)
+
+    def _forget(self, now: float) -> None:
+        """Make room: a kind that did not recur within the interval is new when it does."""
+        for kind in [kind for kind, since in self._since.items() if now - since >= INTERVAL]:
+            del self._since[kind]
+            self._held.pop(kind, None)
 
     def verdict(
         self, session: Session, who: str, phase: str, decision: Decision, seconds: float
@@ -124,6 +154,7 @@ class Log:
             session.id,
             result=decision.verb,
             reason=decision.reason,
-            reply=decision.text,
+            # There a rewritten parameter is a credential, and a reply may repeat it.
+            reply="" if phase == "auth" else decision.text,
             took=f"{seconds * 1000:.1f}ms",
         )

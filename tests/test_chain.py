@@ -1,0 +1,803 @@
+"""Who is asked, whose word counts, what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from smtpd_filters import (
+    JUNK,
+    PROCEED,
+    Answer,
+    ConfigError,
+    Decision,
+    Disconnect,
+    Filter,
+    FinalAnswer,
+    Headers,
+    Junk,
+    Message,
+    ParameterAnswer,
+    Proceed,
+    Reject,
+    Rewrite,
+    Session,
+    Settings,
+    chain,
+    option,
+)
+from smtpd_filters.chain import Chain
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
+from smtpd_filters.runtime.watchdog import Watchdog
+from smtpd_filters.session import FIELDS
+from smtpd_filters.settings import TEXT, table
+from smtpd_filters.tables import StringTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import Logbook
+
+NO = Reject("550 5.7.1 No")
+GO = Disconnect("421 4.7.0 Go")
+CREDENTIALS = "AGEAcGFzc3dvcmQ="
+DEADLINE = 0.05
+
+
+class Says(Filter):
+    """Answers what it is made to, and takes note of what it is asked."""
+
+    settings: Settings
+
+    def __init__(self, name: str, *answers: Any) -> None:
+        super().__init__()
+        self.name = name  # type: ignore[misc]  # several of one class
+        self.answers = answers
+        self.asked: list[Any] = []
+
+    def _say(self, subject: Any) -> Any:
+        self.asked.append(subject)
+        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer(subject) if callable(answer) else answer
+
+
+class Plain(Says):
+    """Without coroutines."""
+
+    def helo(self, session: Session, identity: str) -> ParameterAnswer:  # noqa: ARG002
+        return cast("ParameterAnswer", self._say(identity))
+
+    def rcpt_to(self, session: Session, address: str) -> ParameterAnswer:  # noqa: ARG002
+        return cast("ParameterAnswer", self._say(address))
+
+    def auth(self, session: Session, credentials: str) -> ParameterAnswer:  # noqa: ARG002
+        return cast("ParameterAnswer", self._say(credentials))
+
+    def data(self, session: Session) -> Answer:
+        return cast("Answer", self._say(session))
+
+
+class Later(Says):
+    """With coroutines."""
+
+    async def rcpt_to(self, session: Session, address: str) -> ParameterAnswer:  # noqa: ARG002
+        await asyncio.sleep(0)
+        said = self._say(address)
+        return cast("ParameterAnswer", await said if isinstance(said, Awaitable) else said)
+
+    async def auth(self, session: Session, credentials: str) -> ParameterAnswer:  # noqa: ARG002
+        await asyncio.sleep(0)
+        return cast("ParameterAnswer", self._say(credentials))
+
+    def data(self, session: Session) -> Answer:
+        return cast("Answer", self._say(session))
+
+
+class Edits(Says):
+    """Looks at headers."""
+
+    def headers(self, session: Session, headers: Headers) -> Answer:  # noqa: ARG002
+        return cast("Answer", self._say(headers))
+
+
+class EditsLater(Says):
+    """Looks at headers in its own time."""
+
+    async def headers(self, session: Session, headers: Headers) -> Answer:  # noqa: ARG002
+        await asyncio.sleep(0)
+        return cast("Answer", self._say(headers))
+
+
+class Reads(Says):
+    """Looks at whole messages."""
+
+    def message(self, session: Session, message: Message) -> Answer:  # noqa: ARG002
+        return cast("Answer", self._say(message))
+
+
+def session() -> Session:
+    made = Session(b"7641df9771b4ed00").expect([f for fields in FIELDS.values() for f in fields])
+    made.apply("link-connect", (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25"))
+    return made
+
+
+class Asker:
+    """A chain, a session, and who plays the engine."""
+
+    def __init__(self, book: Logbook, *filters: Filter, **on_error: str) -> None:
+        made = [
+            (each, cast("Any", on_error.get(each.name, "proceed")), DEADLINE) for each in filters
+        ]
+        self.chain = Chain(made, book.log)
+        self.session = session()
+        self.book = book
+
+    def ask(self, phase: str, argument: bytes = b"") -> Decision:
+        return self.wait(lambda: self.chain.ask[PHASES[phase]](self.session, argument))
+
+    def headers(self, headers: Headers) -> Decision:
+        return self.wait(lambda: self.chain.judge_headers(self.session, headers))
+
+    def message(self, message: Message) -> Decision:
+        return self.wait(lambda: self.chain.judge_message(self.session, message))
+
+    @staticmethod
+    def wait(ask: Callable[[], Any]) -> Decision:
+        async def waited() -> Any:
+            said = ask()
+            said = said if isinstance(said, Decision) else await said
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:
+                await asyncio.wait(others)
+            return said
+
+        said = asyncio.run(waited())
+        assert isinstance(said, Decision)
+        return said
+
+
+BOTH = pytest.mark.parametrize("kind", [Plain, Later])
+
+
+@BOTH
+def test_a_filter_on_its_own(kind: type[Says], logbook: Logbook) -> None:
+    filter_ = kind("one", PROCEED, NO)
+    asker = Asker(logbook, filter_)
+    assert asker.ask("rcpt-to", b"a\xff@example.org") == PROCEED
+    assert asker.ask("rcpt-to", b"b@example.org") == NO
+    assert filter_.asked == ["a\udcff@example.org", "b@example.org"]
+
+
+@BOTH
+def test_it_goes_on_after_junk(kind: type[Says], logbook: Logbook) -> None:
+    first, second = kind("one", JUNK), kind("two", PROCEED)
+    assert Asker(logbook, first, second).ask("rcpt-to", b"a@example.org") == JUNK
+    assert second.asked == ["a@example.org"]
+
+
+@BOTH
+@pytest.mark.parametrize("refusal", [NO, GO])
+def test_it_stops_at_the_first_refusal(
+    kind: type[Says], refusal: Decision, logbook: Logbook
+) -> None:
+    first, second, third = kind("one", JUNK), kind("two", refusal), kind("three", NO)
+    assert Asker(logbook, first, second, third).ask("rcpt-to", b"a@example.org") == refusal
+    assert (len(second.asked), len(third.asked)) == (1, 0)
+
+
+@pytest.mark.parametrize("kinds", [(Plain, Plain), (Later, Later), (Plain, Later), (Later, Plain)])
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("new@example.org", "new@example.org"),
+        ("<new@example.org>", "new@example.org"),
+        ("<new@example.org> NOTIFY=NEVER", "new@example.org"),
+        ("<>", ""),
+    ],
+)
+def test_a_rewritten_address_is_what_the_next_one_gets(
+    kinds: tuple[type[Says], type[Says]], said: str, heard: str, logbook: Logbook
+) -> None:
+    first, second, third = (
+        kinds[0]("one", Rewrite(said)),
+        kinds[1]("two", PROCEED),
+        Plain("x", PROCEED),
+    )
+    decision = Asker(logbook, first, second, third).ask("rcpt-to", b"old@example.org")
+    assert decision == Rewrite(said)
+    assert second.asked == third.asked == [heard]
+
+
+def test_another_parameter_is_handed_on_as_it_is(logbook: Logbook) -> None:
+    second = Plain("two", Rewrite("last"))
+    assert Asker(logbook, Plain("one", Rewrite("<odd>")), second).ask("helo") == Rewrite("last")
+    assert second.asked == ["<odd>"]
+
+
+@pytest.mark.parametrize("kinds", [(Plain, Plain), (Later, Later), (Plain, Later), (Later, Plain)])
+@pytest.mark.parametrize("order", [(JUNK, Rewrite("new")), (Rewrite("new"), JUNK)])
+def test_where_both_are_due_the_mark_is_made_later(
+    kinds: tuple[type[Says], type[Says]], order: tuple[Decision, Decision], logbook: Logbook
+) -> None:
+    asker = Asker(logbook, kinds[0]("one", order[0], PROCEED), kinds[1]("two", order[1], PROCEED))
+    assert asker.ask("rcpt-to", b"old") == Rewrite("new")
+    assert asker.ask("data") == JUNK
+    assert asker.ask("data") == PROCEED
+
+
+def test_the_mark_is_made_even_if_no_later_phase_was_wanted(logbook: Logbook) -> None:
+    class Marks(Filter):
+        def rcpt_to(self, session: Session, address: str) -> Junk:  # noqa: ARG002
+            return JUNK
+
+    class Renames(Filter):
+        def rcpt_to(self, session: Session, address: str) -> Rewrite:  # noqa: ARG002
+            return Rewrite("new")
+
+    asker = Asker(logbook, Marks(), Renames())
+    assert "data" in asker.chain.phases
+    assert asker.ask("rcpt-to", b"old") == Rewrite("new")
+    assert asker.ask("data") == JUNK
+    assert asker.ask("data") == PROCEED
+    assert Asker(logbook, Marks()).chain.phases == ("rcpt-to",)
+
+
+def test_a_mark_due_from_the_envelope_is_made_in_the_header(logbook: Logbook) -> None:
+    asker = Asker(logbook, Plain("one", JUNK), Plain("two", Rewrite("new")), Edits("e", PROCEED))
+    asker.ask("rcpt-to", b"old")
+    headers = Headers([b"Subject: x"])
+    assert asker.headers(headers) == PROCEED
+    assert headers.lines() == [b"X-Spam: Yes", b"Subject: x"]
+
+
+class Own(BaseException):
+    """An exception of a policy that is no Exception."""
+
+
+class Mute(Exception):  # noqa: N818  # not an error of ours
+    """An exception that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise SystemExit(7)
+
+
+RAISED = [
+    ValueError("line\nbreak"),
+    Own(),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    MemoryError(),
+    RecursionError(),
+    Mute(),
+    asyncio.CancelledError(),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_a_filter_that_raises_is_answered_for(
+    kind: type[Says], error: BaseException, logbook: Logbook
+) -> None:
+    second = kind("two", PROCEED)
+    asker = Asker(logbook, kind("one", error), second, one="junk")
+    assert asker.ask("rcpt-to", b"a@example.org").verb == "junk"
+    assert second.asked == ["a@example.org"]
+    (line,) = logbook.lines
+    assert line.startswith("7641df9771b4ed00 one rcpt-to result=junk error=")
+    assert "\n" not in line
+
+
+@BOTH
+def test_each_filter_has_its_own_outcome(kind: type[Says], logbook: Logbook) -> None:
+    broken = [kind(name, ValueError()) for name in ("one", "two", "three")]
+    asker = Asker(logbook, *broken, one="proceed", two="junk", three="tempfail")
+    decision = asker.ask("rcpt-to", b"a@example.org")
+    assert decision.text.startswith("451 4.3.0 ")
+    assert [line.split()[3] for line in logbook.lines] == [
+        "result=proceed",
+        "result=junk",
+        "result=reject",
+    ]
+
+
+class Sneaky(Reject):
+    """Passes for a decision, perhaps."""
+
+    __slots__ = ()
+
+
+NONSENSE: list[Any] = [
+    *(None, "proceed", 250, Proceed, object(), (PROCEED,), b"", True),
+    Sneaky("550 5.7.1 No"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=repr)
+def test_nonsense_is_answered_for(kind: type[Says], nonsense: Any, logbook: Logbook) -> None:
+    answer = (lambda _: nonsense) if callable(nonsense) else nonsense
+    asker = Asker(logbook, kind("one", answer), one="tempfail")
+    assert asker.ask("rcpt-to", b"a@example.org").text.startswith("451 4.3.0 ")
+    assert " error=" in logbook.lines[0]
+
+
+def test_what_a_phase_does_not_allow_is_answered_for(logbook: Logbook) -> None:
+    class Final(Filter):
+        def commit(self, session: Session) -> FinalAnswer:  # noqa: ARG002
+            return cast("FinalAnswer", JUNK)
+
+    asker = Asker(logbook, Final(), final="tempfail")
+    assert asker.ask("commit").text.startswith("451 4.3.0 ")
+
+
+def test_a_coroutine_of_a_plain_handler_is_closed(logbook: Logbook) -> None:
+    async def answer() -> Proceed:
+        return PROCEED
+
+    # It would warn that it was never awaited, and warnings are errors.
+    asker = Asker(logbook, Plain("one", lambda _: answer()), one="junk")
+    assert asker.ask("rcpt-to", b"a").verb == "junk"
+
+
+def test_what_is_returned_is_not_made_to_run(logbook: Logbook) -> None:
+    class Trap:
+        def close(self) -> None:
+            raise SystemExit(9)
+
+    asker = Asker(logbook, Plain("one", Trap()), one="junk")
+    assert asker.ask("rcpt-to", b"a").verb == "junk"
+
+
+async def forever(_: object = None) -> None:
+    await asyncio.Event().wait()
+
+
+async def stubborn(_: object = None) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+
+
+async def cancel_oneself(_: object = None) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def await_what_was_cancelled(_: object = None) -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+@pytest.mark.parametrize(
+    "work", [forever, stubborn, cancel_oneself, await_what_was_cancelled], ids=lambda w: w.__name__
+)
+def test_a_coroutine_that_does_not_come_back(work: Any, logbook: Logbook) -> None:
+    second = Later("two", PROCEED)
+    asker = Asker(logbook, Later("one", work), second, one="junk")
+    assert asker.ask("rcpt-to", b"a@example.org").verb == "junk"
+    assert second.asked == ["a@example.org"]
+    assert len(logbook.lines) == 1
+
+
+def test_what_could_not_be_found_out_is_logged_as_its_cause(logbook: Logbook) -> None:
+    asker = Asker(logbook, Plain("one", UnavailableError("no DNS", "4.4.3")), one="tempfail")
+    assert asker.ask("rcpt-to", b"a").text.startswith("451 4.4.3 ")
+    assert logbook.lines == [
+        '7641df9771b4ed00 one rcpt-to result=reject cause="no DNS"',
+    ]
+
+
+# -- the log ------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_one_line(logbook: Logbook) -> None:
+    said = Reject("550 5.7.1 No").because("it is Tuesday")
+    Asker(logbook, Plain("one", said)).ask("rcpt-to", b"a")
+    (line,) = logbook.lines
+    head, _, took = line.rpartition(" ")
+    assert head == (
+        '7641df9771b4ed00 one rcpt-to result=reject reason="it is Tuesday" reply="550 5.7.1 No"'
+    )
+    assert took.startswith("took=")
+
+
+@BOTH
+def test_plain_proceeds_are_logged_when_asked_for(kind: type[Says], logbook: Logbook) -> None:
+    asker = Asker(logbook, kind("one", PROCEED))
+    asker.ask("rcpt-to", b"a")
+    assert logbook.lines == []
+    logbook.log.verbose = True
+    asker.ask("rcpt-to", b"a")
+    assert logbook.lines[0].startswith("7641df9771b4ed00 one rcpt-to result=proceed took=")
+
+
+def test_a_proceed_with_a_reason_is_logged(logbook: Logbook) -> None:
+    said = PROCEED.because("in the allow table")
+    assert Asker(logbook, Plain("one", said), Plain("two", PROCEED)).ask("helo") == PROCEED
+    assert 'reason="in the allow table"' in logbook.lines[0]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ValueError(f"bad: {CREDENTIALS}"),
+        KeyError(CREDENTIALS),
+        UnavailableError(f"cannot ask about {CREDENTIALS}"),
+        Rewrite(f"PLAIN {CREDENTIALS}"),
+        Rewrite(f"PLAIN {CREDENTIALS}").because("other user"),
+        Reject(f"535 5.7.8 {CREDENTIALS}"),
+        Sneaky(f"535 5.7.8 {CREDENTIALS}"),
+        JUNK,
+        CREDENTIALS,
+        PROCEED,
+    ],
+    ids=repr,
+)
+def test_credentials_are_never_logged(kind: type[Says], answer: Any, logbook: Logbook) -> None:
+    logbook.log.verbose = True
+    asker = Asker(logbook, kind("one", answer), kind("two", answer))
+    asker.ask("auth", f"PLAIN {CREDENTIALS}".encode())
+    assert logbook.lines
+    assert not [line for line in logbook.lines if CREDENTIALS in line]
+
+
+def test_causes_that_recur_are_logged_once(logbook: Logbook) -> None:
+    def fail(address: str) -> Decision:
+        raise KeyError(address)
+
+    asker = Asker(logbook, Plain("one", fail))
+    for address in (b"a", b"b", b"c"):
+        asker.ask("rcpt-to", address)
+    assert len(logbook.lines) == 1
+    logbook.now += 100
+    asker.ask("rcpt-to", b"d")
+    assert "repeated=2" in logbook.lines[1]
+    assert "KeyError: 'd'" in logbook.lines[1]
+
+
+# -- messages -----------------------------------------------------------------------------
+
+HEADS = pytest.mark.parametrize("kind", [Edits, EditsLater])
+
+
+def prepend(name: str) -> Callable[[Headers], Decision]:
+    def edit(headers: Headers) -> Decision:
+        headers.prepend(name, "1")
+        return PROCEED
+
+    return edit
+
+
+def edit_and_fail(headers: Headers) -> Decision:
+    headers.prepend("X-Half", "1")
+    headers.remove("Subject")
+    raise ValueError
+
+
+def garble(headers: Headers) -> Decision:
+    headers._lines = [cast("bytes", None)]
+    headers._entries = None
+    headers._changed = True
+    return PROCEED
+
+
+def lose(headers: Headers) -> Decision:
+    del headers._lines
+    headers._entries = None
+    return PROCEED
+
+
+def break_a_line(headers: Headers) -> Decision:
+    headers._lines = [b"Subject: x\n\nbody"]
+    headers._entries = None
+    return PROCEED
+
+
+@HEADS
+def test_edits_add_up(kind: type[Says], logbook: Logbook) -> None:
+    headers = Headers([b"Subject: x"])
+    asker = Asker(logbook, kind("one", prepend("X-A")), kind("two", prepend("X-B")))
+    assert asker.headers(headers) == PROCEED
+    assert headers.lines() == [b"X-B: 1", b"X-A: 1", b"Subject: x"]
+
+
+@HEADS
+@pytest.mark.parametrize("hostile", [edit_and_fail, garble, lose, break_a_line])
+def test_edits_of_a_filter_that_fails_are_undone(
+    kind: type[Says], hostile: Any, logbook: Logbook
+) -> None:
+    headers = Headers([b"Subject: x"])
+    filters = kind("one", prepend("X-A")), kind("two", hostile), kind("three", prepend("X-C"))
+    assert Asker(logbook, *filters).headers(headers) == PROCEED
+    assert headers.lines() == [b"X-C: 1", b"X-A: 1", b"Subject: x"]
+    assert sum("result=proceed error=" in line for line in logbook.lines) == 1
+
+
+@HEADS
+def test_a_failing_filter_may_refuse_the_message(kind: type[Says], logbook: Logbook) -> None:
+    asker = Asker(logbook, kind("one", edit_and_fail), one="tempfail")
+    assert "commit" in asker.chain.phases
+    assert asker.headers(Headers([b"Subject: x"])).text.startswith("451 4.3.0 ")
+
+
+@HEADS
+def test_junk_is_a_field_of_the_header(kind: type[Says], logbook: Logbook) -> None:
+    headers = Headers([b"Subject: x"])
+    second = kind("two", PROCEED)
+    asker = Asker(logbook, kind("one", JUNK), second)
+    assert asker.headers(headers) == PROCEED
+    assert headers.lines() == [b"X-Spam: Yes", b"Subject: x"]
+    assert len(second.asked) == 1
+    # Once is enough, whoever made it.
+    assert asker.headers(headers) == PROCEED
+    assert headers.get_all("X-Spam") == ["Yes"]
+
+
+def test_what_the_client_says_of_spam_counts_only_where_it_says_so(logbook: Logbook) -> None:
+    headers = Headers([b"X-Spam: No"])
+    Asker(logbook, Edits("one", JUNK)).headers(headers)
+    assert headers.lines() == [b"X-Spam: Yes", b"X-Spam: No"]
+
+
+@HEADS
+def test_a_refused_message_ends_it(kind: type[Says], logbook: Logbook) -> None:
+    third = kind("three", PROCEED)
+    asker = Asker(logbook, kind("one", JUNK), kind("two", NO, PROCEED), third)
+    assert asker.headers(Headers([b"Subject: x"])) == NO
+    assert third.asked == []
+
+
+@HEADS
+def test_a_mark_is_not_kept_for_the_next_message(kind: type[Says], logbook: Logbook) -> None:
+    asker = Asker(logbook, kind("one", JUNK, PROCEED), kind("two", NO, PROCEED))
+    assert asker.headers(Headers([b"Subject: x"])) == NO
+    headers = Headers([b"Subject: y"])
+    assert asker.headers(headers) == PROCEED
+    assert headers.lines() == [b"Subject: y"]
+
+
+def test_headers_and_messages_are_asked_in_the_order_of_the_chain(logbook: Logbook) -> None:
+    order: list[str] = []
+
+    def note(name: str) -> Callable[[Any], Decision]:
+        def noted(_: object) -> Decision:
+            order.append(name)
+            return PROCEED
+
+        return noted
+
+    asker = Asker(
+        logbook,
+        Reads("one", note("message")),
+        Edits("two", note("headers")),
+        EditsLater("three", note("later")),
+        Reads("four", note("last")),
+    )
+    assert asker.chain.content == "message"
+    message = Message()
+    message.feed([b"Subject: x", b"", b"body"])
+    message.close()
+    assert asker.message(message) == PROCEED
+    assert order == ["message", "headers", "later", "last"]
+    message.discard()
+
+
+# -- the chain itself ---------------------------------------------------------------------
+
+
+def test_two_filters_of_one_name(logbook: Logbook) -> None:
+    with pytest.raises(ConfigError, match="two filters of the name 'one'"):
+        Asker(logbook, Plain("one", PROCEED), Plain("one", PROCEED))
+
+
+def test_an_outcome_that_a_filter_does_not_have(logbook: Logbook) -> None:
+    class Final(Filter):
+        def commit(self, session: Session) -> FinalAnswer:  # noqa: ARG002
+            return PROCEED
+
+    with pytest.raises(ConfigError, match=r"'final'.*'junk' is not one of .*proceed.*tempfail"):
+        Asker(logbook, Final(), final="junk")
+
+
+def test_phases_that_a_filter_does_not_have(logbook: Logbook) -> None:
+    filter_ = Plain("one", PROCEED)
+    filter_.phases = {"rcpt_too", "data"}
+    with pytest.raises(TypeError, match=r"'one'.*no handler for \['rcpt_too'\]"):
+        Asker(logbook, filter_)
+
+
+def test_handlers_taken_away_are_not_registered(logbook: Logbook) -> None:
+    filter_ = Plain("one", PROCEED)
+    filter_.phases = {"data"}
+    asker = Asker(logbook, filter_)
+    assert asker.chain.phases == ("data",)
+    assert not asker.chain.later
+
+
+def test_what_is_asked_of_smtpd(logbook: Logbook) -> None:
+    made = Asker(logbook, Plain("one", PROCEED), Later("two", PROCEED)).chain
+    assert set(made.phases) == {"helo", "rcpt-to", "auth", "data"}
+    assert made.later
+    assert made.content == ""
+    assert {"link-connect", "link-disconnect", "tx-begin", "tx-mail", "tx-rcpt"} <= set(
+        made.reports
+    )
+    assert len(set(made.reports)) == len(made.reports)
+    edits = Asker(logbook, Edits("one", PROCEED)).chain
+    assert edits.content == "headers"
+    assert edits.phases == ("data-line", "commit")
+
+
+@pytest.mark.parametrize(
+    ("returns", "asks"),
+    [
+        ("Proceed", False),
+        ("Proceed | Junk", False),
+        ("Reject", True),
+        ("Proceed | Reject", True),
+        ("Proceed | Disconnect", True),
+    ],
+)
+def test_who_may_refuse_a_message_is_asked_at_commit(
+    returns: str, asks: object, logbook: Logbook
+) -> None:
+    def headers(self: object, session: object, headers: object) -> object:  # noqa: ARG001
+        return PROCEED
+
+    headers.__annotations__["return"] = returns
+    made = Asker(logbook, type("One", (Filter,), {"headers": headers})())
+    assert ("commit" in made.chain.phases) == asks
+
+
+def test_those_who_hear_of_the_end(logbook: Logbook) -> None:
+    heard: list[str] = []
+
+    class Bad(Filter):
+        def gone(self, session: Session) -> None:
+            heard.append(session.id)
+            raise SystemExit(1)
+
+        async def close(self) -> None:
+            heard.append("closed")
+            raise KeyboardInterrupt
+
+    class Good(Filter):
+        def gone(self, session: Session) -> None:
+            heard.append(session.id)
+
+        async def close(self) -> None:
+            heard.append("closed")
+
+    asker = Asker(logbook, Bad(), Good(), Plain("one", PROCEED))
+    asker.chain.gone(asker.session)
+    asyncio.run(asker.chain.close())
+    assert heard == ["7641df9771b4ed00"] * 2 + ["closed"] * 2
+    assert len(logbook.lines) == 2
+
+
+def test_leaving_is_watched_as_well(logbook: Logbook) -> None:
+    watchdog = Watchdog()
+    running: list[float] = []
+
+    class Slow(Filter):
+        def gone(self, session: Session) -> None:  # noqa: ARG002
+            running.append(watchdog.running)
+            raise ValueError
+
+    made = Chain([(Slow(), "proceed", 1.0)], logbook.log, watchdog)
+    made.gone(session())
+    assert running[0] > 0
+    assert watchdog.running == 0
+
+
+def test_handlers_are_watched(logbook: Logbook) -> None:
+    watchdog = Watchdog()
+    running: list[float] = []
+    filter_ = Plain("one", lambda _: running.append(watchdog.running))
+    made = Chain([(filter_, "proceed", 1.0)], logbook.log, watchdog)
+    made.ask[PHASES["data"]](session(), b"")
+    made = Chain(
+        [(filter_, "proceed", 1.0), (Plain("x", PROCEED), "junk", 1.0)], logbook.log, watchdog
+    )
+    made.ask[PHASES["data"]](session(), b"")
+    assert all(running)
+    assert watchdog.running == 0
+
+
+class Lists(Filter):
+    """Has tables."""
+
+    class Settings(Settings):
+        """Two of them."""
+
+        names = option(table(StringTable), required=True, help="Names.")
+        others = option(table(StringTable), default=None, help="Others.")
+        word = option(TEXT, default="", help="No table.")
+
+    settings: Settings
+
+
+def test_tables_are_read_anew(tmp_path: Path, logbook: Logbook) -> None:
+    path = tmp_path / "names"
+    path.write_text("one\n")
+    filter_ = Lists(Lists.Settings(names=StringTable(f"file:{path}")))
+    made = Chain([(filter_, "proceed", 1.0)], logbook.log)
+    path.write_text("two\n")
+    made.reload()
+    assert "two" in filter_.settings.names
+    assert "one" not in filter_.settings.names
+    path.unlink()
+    made.reload()
+    assert "two" in filter_.settings.names
+    assert logbook.lines[0] == "lists reload table=names result=ok"
+    assert logbook.lines[1].startswith("lists reload table=names error=")
+    assert str(path) in logbook.lines[1]
+    assert logbook.lines[1].endswith("result=kept")
+
+
+def test_every_outcome_is_legal_where_it_can_be_chosen() -> None:
+    for handler, phase in HANDLERS.items():
+        for outcome, decision in phase.fallbacks.items():
+            assert type(decision) in phase.legal, (handler, outcome)
+
+
+# -- the main function --------------------------------------------------------------------
+
+
+class Strict(Filter):
+    """For the flags of an executable."""
+
+    class Settings(Settings):
+        """One table."""
+
+        names = option(table(StringTable), required=True, help="Names.")
+
+    settings: Settings
+
+    def setup(self) -> None:
+        if self.settings.names.match("broken"):
+            raise ConfigError("--names: broken")
+        if self.settings.names.match("bug"):
+            raise OSError(13, "Permission denied", "/etc/mail/key")
+
+    def commit(self, session: Session) -> FinalAnswer:  # noqa: ARG002
+        return PROCEED
+
+
+@pytest.mark.parametrize(
+    ("argv", "culprit"),
+    [
+        (["--nmaes", "a"], "--nmaes"),
+        ([], "--names"),
+        (["--names", "file:/nonexistent/table"], "/nonexistent/table"),
+        (["--names", "a", "--on-error", "junk"], "--on-error"),
+        (["--names", "a", "--deadline", "soon"], "--deadline"),
+        (["--names", "broken"], "--names: broken"),
+        (["--names", "bug"], "Permission denied"),
+        (["--names", "a", "stray"], "stray"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    argv: list[str], culprit: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        chain.run(Strict, argv=argv)
+    assert ended.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("filter-strict: ")
+    assert culprit in err
