@@ -15,7 +15,7 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing import play
+from smtpd_filters.testing import Conversation, play
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ SESSIONS = [
     for cls in FILTERS
     for path in sorted((FIXTURES / cls.name).glob("*.session"))
 ]
+FILES = {
+    "domains": "example.org\n",
+    "partners": "192.0.2.0/24\n",
+    "senders": "anna anna@example.org, info@example.org\nbob bob@example.org, @sales.example.org\n",
+}
 CODES = re.compile(r"[45]\d\d [45]\.\d+\.\d+")
 
 
@@ -61,3 +66,16 @@ def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in (FIXTURES / name).glob("*.session")}
     readme = (FIXTURES / name / "README.md").read_text()
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme, re.MULTILINE)) == files
+
+
+@pytest.mark.parametrize("cls", [Fcrdns, Mailfrom])
+def test_each_example_of_the_documentation_starts(cls: type[Filter], tmp_path: Path) -> None:
+    docs = (FIXTURES.parent / "docs" / f"{cls.name}.md").read_text()
+    commands = re.findall(rf'proc-exec "filter-{cls.name}(.*)"$', docs, re.MULTILINE)
+    assert len(commands) >= 4
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    for command in commands:
+        # smtpd has sh(1) run it.
+        with Conversation(cls, *shlex.split(command.replace("/etc/mail", str(tmp_path)))) as smtpd:
+            assert smtpd.phases
