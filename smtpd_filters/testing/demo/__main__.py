@@ -100,5 +100,15 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def program() -> int:
+    """Run it as a program whose reader may go away, as `head` does."""
+    try:
+        return main()
+    except BrokenPipeError:
+        # The interpreter flushes what is left at its end; Python's documentation of SIGPIPE.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())
