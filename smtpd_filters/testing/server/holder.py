@@ -118,9 +118,7 @@ def furnish(plan: Plan) -> None:
         bind(f"/proc/self/fd/{descriptor}", target)
         os.close(descriptor)
     for path, content in plan["etc"].items():
-        # A bare system has no /etc/hosts: what is to be empty need not be there.
-        if content or os.path.exists(path):  # noqa: PTH110
-            cover(path, content)
+        cover(path, content)
 
 
 def expose(descriptor: int, path: str) -> None:

@@ -101,7 +101,7 @@ class Lab:
             "etc": {
                 "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
                 # Nothing but the zone decides what a name or an address means.
-                "/etc/hosts": "",
+                "?/etc/hosts": "",
                 "?/etc/mailname": f"{hostname}\n",
             },
             "binds": [(str(path), inside) for inside, path in (binds or {}).items()],
