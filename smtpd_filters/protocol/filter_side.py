@@ -185,11 +185,11 @@ class FilterConnection:
             self._partial_size = 0
         if rest:
             self._keep(rest)
-        if not rows:
-            return
         transit = self._transit
         if not transit.nul_seen and b"\0" in data:
             transit.nul_seen = True
+        if not rows:
+            return
         # A line within one read cannot be too long for a server that does not cut.
         transit.may_be_long = transit.cuts or len(data) + len(rows[0]) > transit.limit
         if transit.known and transit.all_known(rows, data):
