@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.testing.demo.configuration import CONF
 from smtpd_filters.testing.demo.live import serve
 from smtpd_filters.testing.demo.recorded import replay
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         outcomes = serve(server) if server else replay()
-    except LabError as error:
+    except (ConfigError, LabError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     seconds = time.monotonic() - began

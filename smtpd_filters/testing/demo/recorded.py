@@ -108,6 +108,8 @@ def play(recording: Recording, command: str) -> tuple[list[str], dict[str, str]]
         for step in played.steps():
             served.receive(step.data)
             played.receive(served.output())
+            while step.waiting and served.run():
+                played.receive(served.output())
     finally:
         served.close()
     played.oracle.verify()
