@@ -26,10 +26,12 @@ class AddHeader(Filter):
         return PROCEED
 
 
-class SevenPhases(AddHeader):
-    """Proceed in seven phases, and add a field to the header."""
+class SevenPhases(Filter):
+    """Proceed in seven phases, and pass the message: what the practical limit does, no more."""
 
     name = "seven-phases"
+    needs = frozenset()
+    passes_data = True
 
     def connect(self, _session: Session) -> Proceed:
         return PROCEED
@@ -57,9 +59,7 @@ class Decisions(SevenPhases):
     """Proceed in seven phases, and leave messages alone."""
 
     name = "decisions"
-
-    def setup(self) -> None:
-        self.phases.discard("headers")
+    passes_data = False
 
 
 class First(Filter):
