@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.oracle import Oracle
+from smtpd_filters.testing.rules import RULES
 from tests.fuzz import fuzz_protocol
 from tests.protocol.hostile import (
     ALWAYS,
@@ -146,8 +147,6 @@ def test_no_bytes_and_no_listener_break_smtpd(
 
 
 def test_the_damage_that_is_always_ruled_out_has_rules() -> None:
-    from smtpd_filters.testing.rules import RULES
-
     assert RULES.keys() >= ALWAYS
 
 

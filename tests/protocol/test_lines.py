@@ -41,11 +41,11 @@ LONG = st.builds(
 )
 
 
-@given(LONG, st.booleans())
-@example(b" " * 2000, True)
-@example(b"Subject: x" + b" " * 3000 + b"y", True)
-@example(b"\x80" * 3000, False)
-def test_nothing_is_lost(line: bytes, header: bool) -> None:  # noqa: FBT001  # drawn
+@given(line=LONG, header=st.booleans())
+@example(line=b" " * 2000, header=True)
+@example(line=b"Subject: x" + b" " * 3000 + b"y", header=True)
+@example(line=b"\x80" * 3000, header=False)
+def test_nothing_is_lost(*, line: bytes, header: bool) -> None:
     pieces = break_line(line, header=header)
     assert len(pieces) > 1
     assert all(0 < len(piece) <= MAX_LINE for piece in pieces)

@@ -117,8 +117,8 @@ def traffic(draw: st.DrawFn) -> bytes:
     smtpd = SmtpdConnection(draw(st.sampled_from(((0, 5), (0, 6), (0, 7)))))
     stream = [smtpd.configure()] if draw(st.booleans()) else [HANDSHAKE]
     open_lines: dict[bytes, bool] = {A: False, B: False}
-    for session in (A, B):
-        stream.append(smtpd.report("link-connect", session, b"rdns", b"pass", b"a:1", b"b:2"))
+    where = (b"rdns", b"pass", b"a:1", b"b:2")
+    stream += [smtpd.report("link-connect", session, *where) for session in (A, B)]
     for _ in range(draw(st.integers(0, 25))):
         session = draw(st.sampled_from((A, B)))
         time = draw(st.sampled_from((b"1700000000.000001", b"1700000000.000002", b"99.000001")))

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.protocol.decisions import (
+    JUNK,
+    MAX_PARAMETER,
+    MAX_REPLY,
+    PROCEED,
+    Decision,
+    Disconnect,
+    Junk,
+    Proceed,
+    Reject,
+    Rewrite,
+    reply,
+)
+
+REPLY = re.compile(r"[45][0-9][0-9] [ -~]+")
+
+GOOD = ["550 5.7.1 No", "421 x", "599 \\|%s", "450 " + "x" * (MAX_REPLY - 4)]
+BAD = [
+    "",
+    "550",
+    "550 ",
+    "550  ",
+    "250 ok",
+    "650 no",
+    "5x0 no",
+    "550-no",
+    "no",
+    "\u066550 no",
+    "550 two\nlines",
+    "550 carriage\rreturn",
+    "550 nul\0",
+    "550 tab\t",
+    "550 ümlaut",
+    "550 \udcff",
+    "550 " + "x" * (MAX_REPLY - 3),
+]
+
+
+@pytest.mark.parametrize("kind", [Reject, Disconnect])
+@pytest.mark.parametrize("text", GOOD)
+def test_a_reply_is_sent_as_it_is(kind: type[Reject | Disconnect], text: str) -> None:
+    decision = kind(text)
+    assert decision.wire == decision.verb.encode() + b"|" + text.encode()
+    assert decision.text == text
+
+
+@pytest.mark.parametrize("kind", [Reject, Disconnect])
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_no_reply_is_the_mistake_of_who_made_it(
+    kind: type[Reject | Disconnect], text: str
+) -> None:
+    with pytest.raises(ValueError, match="a reply"):
+        kind(text)
+
+
+@given(st.integers(400, 599), st.sampled_from(("", "5.7.1", "4.3.0")), st.text(max_size=700))
+def test_any_text_makes_a_reply(code: int, enhanced: str, text: str) -> None:
+    line = reply(code, enhanced, text)
+    assert REPLY.fullmatch(line)
+    assert len(line) <= MAX_REPLY
+    assert Reject(line).text == line
+    assert line.startswith(f"{code} {enhanced}")
+
+
+def test_a_text_from_outside_is_made_safe() -> None:
+    assert reply(550, "5.7.1", "two\r\nlines\tand  ü\0") == "550 5.7.1 two lines and ??"
+    assert reply(451, "", " ") == "451 Refused"
+
+
+@pytest.mark.parametrize("code", [0, 55, 200, 399, 600, 5500])
+def test_a_reply_needs_a_code_that_refuses(code: int) -> None:
+    with pytest.raises(ValueError, match="4xx or 5xx"):
+        reply(code, "", "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a@b", "<a@b> SIZE=1", "a|b", "ü", "\udcff", "x" * MAX_PARAMETER]
+)
+def test_a_parameter_is_sent_as_the_bytes_it_stands_for(text: str) -> None:
+    assert Rewrite(text).wire == b"rewrite|" + text.encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\r", "\0", "\x7f", "\t", "x" * 513, "ü" * 257])
+def test_a_parameter_is_one_line_of_bounded_length(text: str) -> None:
+    with pytest.raises(ValueError, match="a rewritten parameter"):
+        Rewrite(text)
+
+
+def test_brackets_are_put_where_there_are_none() -> None:
+    assert Rewrite("").in_brackets().text == "<>"
+    assert Rewrite("a@b").because("why").in_brackets() == Rewrite("<a@b>").because("why")
+    bracketed = Rewrite("<a@b> BODY=8BITMIME")
+    assert bracketed.in_brackets() is bracketed
+
+
+def test_an_address_as_long_as_a_parameter_may_be_has_no_room_for_brackets() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        Rewrite("x" * MAX_PARAMETER).in_brackets()
+
+
+ALL = [PROCEED, JUNK, Reject("550 a"), Disconnect("550 a"), Rewrite("550 a")]
+
+
+@pytest.mark.parametrize("decision", ALL)
+def test_a_reason_is_for_the_log_alone(decision: Decision) -> None:
+    reasoned = decision.because("the reason")
+    assert type(reasoned) is type(decision)
+    assert (reasoned.wire, reasoned.text, reasoned.verb) == (
+        decision.wire,
+        decision.text,
+        decision.verb,
+    )
+    assert reasoned.reason == "the reason"
+    assert decision.reason == ""
+    assert reasoned != decision
+    assert reasoned.because("") == decision
+    assert "reason='the reason'" in repr(reasoned)
+
+
+def test_decisions_are_values() -> None:
+    assert len({*ALL, *(one.because("") for one in ALL)}) == len(ALL)
+    assert (PROCEED == "proceed") is False
+    assert repr(PROCEED) == "Proceed()"
+    assert repr(Reject("550 a").because("b")) == "Reject('550 a', reason='b')"
+    assert Proceed() == PROCEED
+    assert Junk() == JUNK
+    match Reject("550 a"):
+        case Reject(text):
+            assert text == "550 a"
