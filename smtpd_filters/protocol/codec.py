@@ -121,8 +121,9 @@ def encode_report(report: Report, dialect: Dialect) -> bytes:
     order = dialect.order.get(name)
     if order:
         values = tuple(values[order.index(i)] for i in range(len(order)))
-    while form.optional and values and not values[-1]:
-        values = values[:-1]
+    for _ in range(form.optional):
+        if values and not values[-1]:
+            values = values[:-1]
     fields = (b"report", dialect.wire, report.time, report.subsystem, name, report.session)
     return b"|".join((*fields, *values)) + b"\n"
 
