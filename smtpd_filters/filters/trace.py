@@ -114,6 +114,8 @@ class Trace(Filter):
     def required_reports(self) -> frozenset[str]:
         """The reports of sessions that it is told of anyway."""
         told = {name for tap in self.taps for name in tap.reports}
+        if told & _TRANSACTIONS:
+            told.add("tx-begin")  # without it a session has no transaction to put the others in
         return frozenset(FIELDS.keys() & told)
 
     def _recorder(self, directory: str) -> Recorder:
