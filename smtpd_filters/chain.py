@@ -279,6 +279,8 @@ class Chain:
             if link.filter == filter_.name
         ]
         self.content = "message" if "message" in links else "headers" if self._content else ""
+        #: Whether any filter has something to let go of when the process ends.
+        self.closing = any(type(each).close is not Filter.close for each in self.filters)
         #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
         self.later = any(link.later for of in links.values() for link in of)
         self.phases = tuple(phase.name for phase in self._links)

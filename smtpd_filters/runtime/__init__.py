@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +32,10 @@ def serve(
     from .channel import Channel  # noqa: PLC0415  # who only wants the log has no loop
     from .engine import Engine  # noqa: PLC0415
 
+    sys.unraisablehook = log.unraisable
+    threads = sys.modules.get("threading")
+    if threads is not None:
+        threads.excepthook = log.unraisable  # type: ignore[attr-defined]
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
     if taps:
         from .tap import TappedChannel  # noqa: PLC0415  # only tracing has any
@@ -39,4 +47,16 @@ def serve(
         from .aio import run  # noqa: PLC0415  # asyncio costs more than all the rest
     else:
         from .loop import run  # noqa: PLC0415
-    return run(engine, channel, service, log, watchdog)
+    status = run(engine, channel, service, log, watchdog)
+    _leave(status)
+    return status
+
+
+def _leave(status: int) -> None:
+    """Do not let the threads of a policy, which the interpreter waits for, keep the process."""
+    from .channel import CLOSING  # noqa: PLC0415  # loaded by now
+
+    threads = sys.modules.get("threading")
+    if threads is not None and threads.active_count() > 1:
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(status))
+        signal.setitimer(signal.ITIMER_REAL, CLOSING)

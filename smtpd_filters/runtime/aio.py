@@ -12,10 +12,10 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import HIGH_WATER, LAST_WORDS, Signals
+from .channel import CLOSING, HIGH_WATER, LAST_WORDS, Signals
 from .log import fold_traceback
 from .loop import SWEEP
-from .watchdog import TICK
+from .watchdog import GIVEN_UP, TICK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
     from .log import Log
     from .watchdog import Watchdog
 
-#: Seconds in which filters must have let go of what they hold, at the end.
-CLOSING = 2.0
-
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
     # epoll takes no regular file, which input is when a recording is played from one.
     regular = any(stat.S_ISREG(fstat(fd).st_mode) for fd in (channel.source, channel.sink))
     selector = selectors.PollSelector() if regular else selectors.DefaultSelector()
-    loop = asyncio.SelectorEventLoop(selector)
+    loop = _EventLoop(selector)
     signals = Signals()
     watchdog.install()
     service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
@@ -52,6 +49,25 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
         channel.close()
         loop.close()
     return 0
+
+
+class _EventLoop(asyncio.SelectorEventLoop):
+    """Its clock is no business of a policy that has its own idea of `time`."""
+
+    time = staticmethod(monotonic)
+
+
+class _Job:
+    """A coroutine that an engine waits for."""
+
+    __slots__ = ("_loop", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+        self._loop, self._task = loop, task
+
+    def cancel(self) -> None:
+        """Give it up, but not before it has begun: a coroutine that never does warns of it."""
+        self._loop.call_soon(self._task.cancel, GIVEN_UP)
 
 
 class _Loop:
@@ -73,6 +89,7 @@ class _Loop:
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
+        self.draining: asyncio.Task[None] | None = None
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
         watchdog.needed = lambda: self.beating
@@ -142,9 +159,7 @@ class _Loop:
 
     # -- coroutines ----------------------------------------------------------------------
 
-    def spawn(
-        self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
-    ) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]) -> _Job:
         """Run what an engine waits for."""
         task = self.loop.create_task(self._run(work, done))
         self.tasks.add(task)
@@ -154,7 +169,7 @@ class _Loop:
             self._heartbeat()
         if not self.watchdog.armed:
             self.watchdog.arm()
-        return task
+        return _Job(self.loop, task)
 
     async def _run(
         self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
@@ -171,13 +186,16 @@ class _Loop:
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()
-        self.beating = bool(self.tasks)
+        # A policy may have tasks of its own, which hold up the process just as well.
+        self.beating = bool(self.tasks) or bool(asyncio.all_tasks(self.loop))
         if self.beating:
             self.loop.call_later(TICK, self._heartbeat)
 
     def blocked(self) -> float:
         """For how many seconds a coroutine that runs now has kept all others from running."""
-        if not self.beating or asyncio.current_task(self.loop) is None:
+        task = asyncio.current_task(self.loop)
+        # Ours ask plain handlers, too, but those are watched one by one.
+        if not self.beating or task is None or task in self.tasks or task is self.draining:
             return 0.0
         return monotonic() - self.beat - TICK
 
@@ -210,7 +228,6 @@ class _Loop:
 
     def _finish(self) -> None:
         """The input has ended: who waits is answered, within bounds; then all is let go."""
-        self.ending = False
 
         async def drain() -> None:
             deadline = monotonic() + LAST_WORDS
@@ -229,8 +246,8 @@ class _Loop:
             if left:
                 await asyncio.wait(left, timeout=CLOSING)
 
-        self.reading = True
-        self.loop.remove_reader(self.channel.source)
-        task = self.loop.create_task(drain())
+        if not self.watchdog.armed:
+            self.watchdog.arm()
+        self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())

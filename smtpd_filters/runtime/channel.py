@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
         #: Whether it has coroutines.
         later: bool
+        #: Whether it has anything to close.
+        closing: bool
 
         def reload(self) -> None:
             """Read its tables anew; never raises."""
@@ -38,6 +40,8 @@ READ = 60 << 10
 HIGH_WATER = 1 << 20
 #: Seconds that the last output may take to be written once the input has ended.
 LAST_WORDS = 10.0
+#: Seconds in which filters must have let go of what they hold, at the end.
+CLOSING = 2.0
 
 
 class Channel:
@@ -119,10 +123,10 @@ class Signals:
         for fd in (self.wakeup, write_end):
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
-        for number in (signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
+        # SIGINT, too: on a terminal it goes to smtpd as well, whose end is ours.
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
     def drain(self) -> None:
@@ -136,8 +140,9 @@ class Signals:
     def close(self) -> None:
         """Give the signals back."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
+        # What ends the process from here on is no failure: it is about to end.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
         os.close(self.wakeup)
         os.close(self._write_end)
 

@@ -18,6 +18,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.session import Session
@@ -104,13 +105,16 @@ class Log:
 
     def line(self, text: str) -> None:
         """Write one line."""
-        data = text.encode("ascii", "backslashreplace").replace(b"\n", b"\\n")[:MAX_LINE] + b"\n"
+        if not (text.isascii() and text.isprintable()):
+            text = "".join(c if " " <= c <= "~" else _escape(c) for c in text)
+        data = text[:MAX_LINE].encode() + b"\n"
         try:
             if self._poll.poll(0):
                 os.write(self._fd, data)
             else:
                 self.dropped += 1
-        except OSError:
+        except (OSError, RuntimeError, MemoryError):
+            # RuntimeError: another thread is at it.
             self.dropped += 1
 
     def event(self, who: str, what: str, session: str = "", **values: str) -> None:
@@ -137,6 +141,11 @@ class Log:
         if held:
             values["repeated"] = str(held)
         self.event(who, what, session, **values)
+
+    def unraisable(self, error: Any) -> None:
+        """Take what the interpreter itself would write to stderr, in many lines."""
+        what = fold_traceback(error.exc_value) if error.exc_value is not None else "unknown"
+        self.limited("unraisable", "smtpd-filters", "an error that nobody could catch", error=what)
 
     def _forget(self, now: float) -> None:
         """Make room: a kind that did not recur within the interval is new when it does."""

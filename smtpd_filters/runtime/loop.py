@@ -11,7 +11,7 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import HIGH_WATER, LAST_WORDS, Signals
+from .channel import CLOSING, HIGH_WATER, LAST_WORDS, Signals
 from .log import fold_traceback
 
 TYPE_CHECKING = False
@@ -121,8 +121,20 @@ class _Loop:
         """The input has ended: what has been answered is still written."""
         deadline = monotonic() + LAST_WORDS
         self._listen(self.channel.source, select.POLLIN, wanted=False)
+        self._listen(self.signals.wakeup, select.POLLIN, wanted=False)
+        if not self.watchdog.armed:
+            self.watchdog.arm()
         while (self.engine.busy or self.channel.size) and monotonic() < deadline:
             self._write()
             if self.channel.size:
                 self.poll.poll(1000)
         self.engine.abandon()
+        if self.service.closing:
+            import asyncio  # noqa: PLC0415  # at the end it costs nobody
+
+            async def close() -> None:
+                closing = asyncio.ensure_future(self.service.close())
+                await asyncio.wait({closing}, timeout=CLOSING)
+                closing.cancel()
+
+            asyncio.run(close())

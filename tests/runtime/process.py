@@ -1,0 +1,246 @@
+"""A filter as a process of its own, and an smtpd to talk to it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Self
+
+from smtpd_filters.protocol.events import Line, Malformed, Register, Result
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.testing.oracle import Oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: Seconds after which something that should have happened has not.
+PATIENCE = 20.0
+ROOT = Path(__file__).parents[2]
+POLICIES = str(Path(__file__).with_name("policies.py"))
+TOKENS = {
+    name: b"%016x" % (0xBEEF00 + number)
+    for number, name in enumerate(
+        (
+            *("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "data"),
+            *("data-line", "commit", "rset", "noop", "quit"),
+        )
+    )
+}
+
+
+def sid(number: int) -> bytes:
+    return b"%016x" % (0x7641DF9700000000 + number)
+
+
+class FilterProcess:
+    """A child process that is a filter.
+
+    `pipes`: over two pipes, as a shell would, instead of one socket, as smtpd does.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        pipes: bool = False,
+        protocol: tuple[int, int] = (0, 7),
+        stderr: int | None = None,
+    ) -> None:
+        self.smtpd = SmtpdConnection(protocol)
+        self.oracle = Oracle()
+        self.answers: list[Result | Line | Malformed] = []
+        self.eof = False
+        #: All that it logged, once it is over.
+        self.last_words = ""
+        if pipes:
+            theirs_in, self.sink = os.pipe()
+            self.source, theirs_out = os.pipe()
+            theirs = [theirs_in, theirs_out]
+        else:
+            ours, other = socket.socketpair()
+            self.source = ours.detach()
+            self.sink = os.dup(self.source)
+            theirs = [other.detach()]
+        for fd in (self.source, self.sink):
+            os.set_blocking(fd, False)
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
+        self.child = subprocess.Popen(
+            [sys.executable, *argv],
+            stdin=theirs[0],
+            stdout=theirs[-1],
+            stderr=self.log if stderr is None else stderr,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for fd in theirs:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_input()
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.wait()
+        os.close(self.source)
+        self.last_words = self.logged
+        self.log.close()
+
+    # -- bytes ----------------------------------------------------------------------------
+
+    def close_input(self) -> None:
+        """Say that nothing more comes."""
+        if self.sink >= 0:
+            if stat.S_ISSOCK(os.fstat(self.sink).st_mode):
+                with socket.socket(fileno=os.dup(self.sink)) as sink, suppress(OSError):
+                    sink.shutdown(socket.SHUT_WR)
+            os.close(self.sink)
+            self.sink = -1
+
+    def send(self, data: bytes, *, reading: bool = True) -> None:
+        """Write all of it, reading what comes meanwhile."""
+        self.oracle.from_smtpd(data)
+        end = monotonic() + PATIENCE
+        rest = memoryview(data)
+        while rest:
+            sources = [self.source] if reading and not self.eof else []
+            readable, writable, _ = select.select(sources, [self.sink], [], end - monotonic())
+            assert readable or writable, f"nothing moves: {self.logged}"
+            if readable:
+                self.read()
+            if writable:
+                rest = rest[os.write(self.sink, rest[: 1 << 16]) :]
+
+    def read(self) -> bytes:
+        """Read what is there."""
+        try:
+            data = os.read(self.source, 1 << 18)
+        except BlockingIOError:
+            return b""
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.eof = True
+        self.oracle.from_filter(data)
+        for answer in self.smtpd.receive(data):
+            if not isinstance(answer, Register):
+                self.answers.append(answer)
+        return data
+
+    def until(self, done: Callable[[], object], patience: float = PATIENCE) -> None:
+        """Read until something is so."""
+        end = monotonic() + patience
+        while not done():
+            assert not self.eof, f"it ended: {self.logged}"
+            left = end - monotonic()
+            readable, _, _ = select.select([self.source], [], [], max(left, 0))
+            assert readable, f"still not so: {self.logged}"
+            self.read()
+
+    def finish(self, status: int = 0) -> None:
+        """End the input and see the process end well."""
+        self.close_input()
+        while not self.eof:
+            readable, _, _ = select.select([self.source], [], [], PATIENCE)
+            assert readable, f"it does not end: {self.logged}"
+            self.read()
+        assert self.child.wait(PATIENCE) == status, self.logged
+        self.oracle.finish()
+        self.oracle.verify()
+
+    @property
+    def logged(self) -> str:
+        """What it wrote to stderr."""
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), size, 0).decode("utf-8", "replace")
+
+    def until_logged(self, text: str) -> None:
+        """Wait for a line in the log: the one thing that nothing can be selected for."""
+        end = monotonic() + PATIENCE
+        while text not in self.logged:
+            assert monotonic() < end, self.logged
+            assert self.child.poll() is None, self.logged
+            select.select([], [], [], 0.005)
+
+    def kill(self, number: signal.Signals) -> None:
+        self.child.send_signal(number)
+
+    def memory(self, field: str = "Private_Dirty") -> int:
+        """Bytes of memory of its own (USS)."""
+        smaps = Path(f"/proc/{self.child.pid}/smaps_rollup").read_text()
+        return 1024 * sum(
+            int(line.split()[1]) for line in smaps.splitlines() if line.startswith(field)
+        )
+
+    # -- what smtpd says ------------------------------------------------------------------
+
+    def hand_shake(self) -> Self:
+        self.send(self.smtpd.configure())
+        self.until(lambda: self.smtpd.ready)
+        return self
+
+    def connect(self, session: bytes) -> None:
+        values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
+        self.send(self.smtpd.report("link-connect", session, *values))
+
+    def report(self, name: str, session: bytes, *values: bytes) -> None:
+        self.send(self.smtpd.report(name, session, *values))
+
+    def request(self, phase: str, session: bytes, argument: bytes = b"") -> bytes:
+        return self.smtpd.request(phase, session, TOKENS[phase], argument)
+
+    def ask(self, phase: str, session: bytes, argument: bytes = b"") -> Result:
+        """Send a request and wait for its answer."""
+        self.send(self.request(phase, session, argument))
+        return self.answer(session)
+
+    def answer(self, session: bytes) -> Result:
+        """Wait for the answer of a session."""
+
+        def found() -> list[Result]:
+            return [
+                answer
+                for answer in self.answers
+                if isinstance(answer, Result) and answer.session == session
+            ]
+
+        self.until(found)
+        first = found()[0]
+        self.answers.remove(first)
+        return first
+
+    def message(self, session: bytes, lines: Sequence[bytes]) -> list[bytes]:
+        """Send a message and wait until it has come back."""
+        self.send(self.smtpd.lines(session, TOKENS["data-line"], lines))
+        self.until(
+            lambda: any(
+                isinstance(answer, Line) and answer.session == session and answer.line == b"."
+                for answer in self.answers
+            )
+        )
+        back = [
+            answer.line
+            for answer in self.answers
+            if isinstance(answer, Line) and answer.session == session
+        ]
+        self.answers = [
+            answer
+            for answer in self.answers
+            if not (isinstance(answer, Line) and answer.session == session)
+        ]
+        return back[:-1]
+
+
+def policy(name: str, *flags: str) -> list[str]:
+    """The command line of one of our `policies`."""
+    return [POLICIES, name, *flags]

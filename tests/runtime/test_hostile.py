@@ -1,0 +1,121 @@
+"""Whatever a policy does, smtpd gets a legal answer in time, and the process stays up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.filter import CONTENT
+from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.testing import hostile
+from tests.runtime.process import FilterProcess, sid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODULE = "smtpd_filters.testing.hostile"
+BODY = [b"Subject: x", b"From: a@example.org", b"", b"body", b"..", b"end"]
+ARGUMENTS = {
+    "helo": b"mx.example.org",
+    "ehlo": b"mx.example.org",
+    "auth": b"PLAIN AGEAcGFzc3dvcmQ=",
+    "mail-from": b"a@example.org",
+    "rcpt-to": b"b@example.org",
+    "noop": b"",
+}
+#: How a session goes on, with a message behind ``data``.
+STEPS = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "data")
+LAST_STEPS = ("rset", "noop", "quit")
+DEADLINE = "0.2"
+MODES = [
+    (mode, later)
+    for mode in hostile.MODES
+    for later in (False, True)
+    if later or mode not in hostile.NEEDS_LOOP
+]
+IDS = [f"{mode}{'-async' if later else ''}" for mode, later in MODES]
+
+
+def start(mode: str, *flags: str, later: bool, on_error: str = "tempfail") -> FilterProcess:
+    argv = ["-m", MODULE, "--mode", mode, "--on-error", on_error, "--deadline", DEADLINE, *flags]
+    return FilterProcess([*argv, *(["--async"] if later else [])])
+
+
+def expected(mode: str, phase: str, on_error: str) -> bytes:
+    """What smtpd is to be told."""
+    legal = hostile.MODES[mode] == hostile.PROCEEDS
+    # At most phases junk is a decision, which a handler that says that it proceeds may not make.
+    return PHASES[phase].fallbacks["proceed" if legal else on_error].wire
+
+
+def ask(process: FilterProcess, phase: str, session: bytes) -> bytes:
+    said = process.ask(phase, session, ARGUMENTS.get(phase, b""))
+    return said.verb + (b"|" + said.argument if said.argument else b"")
+
+
+def play(process: FilterProcess, session: bytes) -> dict[str, bytes]:
+    """A whole session; what was answered, and under ``message`` what became of that."""
+    process.connect(session)
+    said = {step: ask(process, step, session) for step in STEPS}
+    process.report("tx-begin", session, b"1ef1c203")
+    back = process.message(session, BODY)
+    said["message"] = b"\n".join(back)
+    said["commit"] = ask(process, "commit", session)
+    process.report("tx-reset", session, b"1ef1c203")
+    said.update({step: ask(process, step, session) for step in LAST_STEPS})
+    process.report("link-disconnect", session)
+    return said
+
+
+def places(mode: str, *, later: bool) -> Sequence[str]:
+    """Where it is tried: everywhere, but for what takes long and was tried by plain handlers."""
+    if later and mode in hostile.SLOW and mode not in hostile.NEEDS_LOOP:
+        return ("connect", "rcpt-to", "headers")
+    return hostile.PLACES
+
+
+@pytest.mark.parametrize(("mode", "later"), MODES, ids=IDS)
+def test_at_every_phase(mode: str, later: bool) -> None:  # noqa: FBT001
+    where = places(mode, later=later)
+    with start(mode, "--phase", *where, later=later).hand_shake() as process:
+        said = play(process, sid(1))
+        message = said.pop("message")
+        hit = {*where, "commit"}  # where a message is refused
+        assert said == {
+            phase: expected(mode, phase, "tempfail") if phase in hit else b"proceed"
+            for phase in said
+        }
+        assert message.endswith(b"\n\nbody\n..\nend")
+        if mode != "header-break":
+            assert message == b"\n".join(BODY)
+        # The next one is served; what went before has not gone wrong for good.
+        process.connect(sid(2))
+        assert ask(process, "rcpt-to", sid(2)) == expected(mode, "rcpt-to", "tempfail")
+        if mode == "leak-blocking-task":
+            process.until_logged("OverdueError")
+            assert ask(process, "rcpt-to", sid(2)) == b"proceed"
+        process.finish()
+    assert "Traceback" not in process.last_words
+
+
+def test_the_kit_has_every_phase() -> None:
+    assert set(hostile.PLACES) == PHASES.keys() | CONTENT.keys()
+
+
+@pytest.mark.parametrize("place", ["connect", "commit", "headers", "message"])
+def test_at_one_phase_only(place: str) -> None:
+    with start("raise", "--phase", place, later=False).hand_shake() as process:
+        at = "commit" if place in CONTENT else place
+        registered = {at, "data-line"} if place in CONTENT else {at}
+        assert process.smtpd.phases == registered
+        process.finish()
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_proceeds_on_errors_delivers(later: bool) -> None:  # noqa: FBT001
+    with start("raise", later=later, on_error="proceed").hand_shake() as process:
+        said = play(process, sid(1))
+        assert said.pop("message") == b"\n".join(BODY)
+        assert set(said.values()) == {b"proceed"}
+        process.finish()
