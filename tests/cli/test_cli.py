@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.cli import listing, main, player
+from smtpd_filters.filter import Filter
+from smtpd_filters.protocol.decisions import PROCEED, Proceed
+from smtpd_filters.recording import Recording
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.session import Session
+from smtpd_filters.settings import TEXT, Settings, option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Capture = pytest.CaptureFixture[str]
+
+ROOT = Path(__file__).parents[2]
+PLAIN = ROOT / "fixtures" / "protocol" / "7.8.0p1" / "ehlo-message.session"
+TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
+
+
+def fails(capsys: Capture, *words: str) -> str:
+    """The one line that a call fails with, status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+# -- in general --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [[], ["list"], ["record"], ["replay"]], ids=str)
+def test_there_is_help(verb: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--help"])
+    assert ended.value.code == 0
+    assert "usage: smtpd-filters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "VERB"),
+        (["plya"], "plya"),
+        (["list", "--jsn"], "--jsn"),
+        (["list", "--", "x"], "list takes no command"),
+        (["record"], "DIR"),
+        (["replay"], "FILE"),
+        (["replay", str(PLAIN)], "no command"),
+        (["replay", str(PLAIN), "--"], "no command"),
+        (["replay", str(PLAIN), "--timeout", "soon", "--", "true"], "--timeout"),
+        (["replay", str(PLAIN), "--protocol", "0.4", "--", "true"], "--protocol"),
+        (["replay", str(PLAIN), "--", "no-such-filter"], "no-such-filter: no such program"),
+        (["replay", "/no/such/file", "--", "true"], "/no/such/file: No such file"),
+        (["replay", str(PLAIN.parent / "no"), "--", "true"], "No such file"),
+        (["replay", str(ROOT / "docs"), "--", "true"], "no recording"),
+        (["replay", str(ROOT / "README.md"), "--", "true"], "README.md:"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_is_one_line(words: list[str], said: str, capsys: Capture) -> None:
+    line = fails(capsys, *words)
+    assert line.startswith("smtpd-filters")
+    assert said in line
+
+
+def test_a_recording_without_sessions_is_none(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "empty.session"
+    path.write_bytes(b"< config|ready\n")
+    assert "no session in it" in fails(capsys, "replay", str(path), "--", "true")
+
+
+def test_a_recording_of_an_ancient_server_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "old.session"
+    path.write_bytes(b"< report|0.4|1|smtp-in|timeout|7641df9771b4ed00\n")
+    assert "protocol 0.4 is too old" in fails(capsys, "replay", str(path), "--", "true")
+
+
+def test_a_program_that_cannot_be_run_is_said(tmp_path: Path, capsys: Capture) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    assert "No such file" in fails(capsys, "replay", str(PLAIN), "--", str(script))
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    source, sink = os.pipe()
+    os.close(source)
+    with subprocess.Popen(
+        [*TOOL, "list"], stdout=sink, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        os.close(sink)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_an_interrupt_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupted(*, as_json: bool) -> int:
+        raise KeyboardInterrupt(as_json)
+
+    monkeypatch.setattr(listing, "run", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+# -- list --------------------------------------------------------------------------------
+
+
+def test_the_filters_are_listed(capsys: Capture) -> None:
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "filter-dyndns: Refuse clients whose reverse name looks dynamically assigned.\n" in said
+    assert "    phases   connect\n    reports  link-connect link-disconnect\n" in said
+
+
+def test_the_list_is_what_the_executables_register(capsys: Capture) -> None:
+    assert main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"dyndns", "trace"} <= {each["name"] for each in listed}
+    (trace,) = [each for each in listed if each["name"] == "trace"]
+    handshake = b"".join(line + b"\n" for line in Recording.read(PLAIN).to_filter()[:6])
+    process = subprocess.run(
+        [sys.executable, "-m", trace["module"]],
+        input=handshake,
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=ROOT,
+    )
+    rows = [line.split("|") for line in process.stdout.decode().splitlines()]
+    assert {row[3] for row in rows if row[1] == "report"} == set(trace["reports"])
+    assert {row[3] for row in rows if row[1] == "filter"} == set(trace["phases"])
+
+
+class Needy(Filter):
+    """Needs to be told something."""
+
+    class Settings(Settings):
+        """What it needs."""
+
+        secret = option(TEXT, required=True, help="A word.")
+
+    def rcpt_to(self, _session: Session, _address: str) -> Proceed:
+        """Let it pass."""
+        return PROCEED
+
+
+def test_a_filter_with_required_settings_is_listed() -> None:
+    listed = listing.describe(Needy)
+    assert listed.phases == ["rcpt-to"]
+    assert "secret" in listed.remark
+
+
+def entries(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    made = [EntryPoint(name=value, value=value, group=listing.GROUP) for value in values]
+
+    def known(*, group: str) -> list[EntryPoint]:
+        assert group == listing.GROUP
+        return made
+
+    monkeypatch.setattr(listing, "entry_points", known)
+
+
+def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
+    entries(monkeypatch, "others:Needy")
+    assert main(["list"]) == 0
+    assert "filter-needy: Needs to be told something.\n" in capsys.readouterr().out
+
+
+def test_a_filter_that_cannot_be_loaded_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    entries(monkeypatch, "no.such.module:X", "os:getcwd")
+    assert main(["list"]) == 1
+    out, err = capsys.readouterr()
+    assert "filter-dyndns" in out
+    assert "entry point no.such.module:X: ModuleNotFoundError" in err
+    assert "entry point os:getcwd: TypeError" in err
+    assert err.count("\n") == 2
+
+
+# -- record ------------------------------------------------------------------------------
+
+
+def record_then(directory: Path, *flags: str) -> Recording:
+    """What `record` makes of a session that smtpd plays to it."""
+    command = [*TOOL, "record", str(directory), *flags]
+    assert main(["replay", str(PLAIN), "--", *command]) == 0
+    (path,) = directory.iterdir()
+    return Recording.read(path)
+
+
+def test_what_is_recorded_replays(tmp_path: Path, capsys: Capture) -> None:
+    recording = record_then(tmp_path, "--max-size=1M", "--max-files", "2")
+    assert recording.sessions() == Recording.read(PLAIN).sessions()
+    capsys.readouterr()
+    command = [sys.executable, "-m", "smtpd_filters.filters.trace", "--detail=all"]
+    assert main(["replay", str(tmp_path), "--diff", "--", *command]) == 0
+    assert capsys.readouterr().out == "1 recording, 8 decisions, none differ\n"
+
+
+@pytest.mark.parametrize("flag", ["--no-body", "--anonymise"])
+def test_what_is_to_be_left_out_is(flag: str, tmp_path: Path) -> None:
+    recording = record_then(tmp_path, flag)
+    assert not any(line.endswith(b"|hello") for line in recording.to_filter())
+    named = any(b"s@lab.test" in line for line in recording.to_filter())
+    assert named == (flag == "--no-body")
+
+
+def test_wrong_flags_end_the_recorder_at_start(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["record", str(tmp_path), "--max-size", "large"])
+    assert ended.value.code == 2
+    assert "--max-size" in capsys.readouterr().err
+
+
+def test_phases_are_in_smtpds_order() -> None:
+    phases = [name for name, _ in sorted(listing._ORDER.items(), key=lambda each: each[1])]
+    order: Callable[[str], int] = phases.index
+    assert order("connect") < order("mail-from") < order("data-line") < order("commit")
+    assert listing._place("unheard-of")[0] > order("commit")
+
+
+def test_programs_are_found_where_smtpd_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "filter-mine"
+    script.touch(0o755)
+    monkeypatch.setattr(player, "LIBEXEC", (str(tmp_path),))
+    assert player.find(["filter-mine", "-x"]) == [str(script), "-x"]
+
+
+def test_no_filter_is_in_two_modules() -> None:
+    found, broken = listing.discover()
+    assert not broken
+    chain = Chain([(cls(cls.Settings()), cls.on_error, 1.0) for cls in found], Log())
+    assert len(chain.filters) == len(found)

@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from smtpd_filters.cli import main
+from smtpd_filters.cli.replay import _Progress
+from smtpd_filters.recording import Recording
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Capture = pytest.CaptureFixture[str]
+
+ROOT = Path(__file__).parents[2]
+RECORDED = ROOT / "fixtures" / "protocol" / "7.8.0p1"
+PLAIN = RECORDED / "ehlo-message.session"
+MODULE = "smtpd_filters.filters"
+
+
+def own(name: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", f"{MODULE}.{name}", *flags]
+
+
+TRACE = own("trace", "--detail=none")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Any:
+    """Make a filter that registers everything, and does this with each line."""
+
+    def make(body: str, *, begin: str = "register()") -> list[str]:
+        path = tmp_path / "filter.py"
+        path.write_text(
+            dedent(
+                """
+                import os, sys, time
+                def say(line):
+                    os.write(1, line.encode("latin-1") + b"\\n")
+                def proceed():
+                    if phase == "data-line":
+                        say(f"filter-dataline|{session}|{token}|{argument}")
+                    else:
+                        say(f"filter-result|{session}|{token}|proceed")
+                def register():
+                    for name in "connect ehlo mail-from rcpt-to data data-line commit quit".split():
+                        say(f"register|filter|smtp-in|{name}")
+                    say("register|ready")
+                def handle():
+                """
+            )
+            + "    "
+            + dedent(body).strip().replace("\n", "\n    ")
+            + dedent(
+                f"""
+                for line in sys.stdin.buffer:
+                    line = line.decode("latin-1").rstrip("\\n")
+                    if line == "config|ready":
+                        {begin}
+                    elif line.startswith("filter|"):
+                        phase, session, token, argument = line.split("|", 7)[4:]
+                        handle()
+                """
+            )
+        )
+        return [sys.executable, str(path)]
+
+    return make
+
+
+def replayed(capsys: Capture, *words: str) -> tuple[int, dict[str, Any]]:
+    """The status and what comes as JSON."""
+    cut = words.index("--")
+    status = main([*words[:cut], "--json", *words[cut:]])
+    out, err = capsys.readouterr()
+    assert err == ""
+    result: dict[str, Any] = json.loads(out)
+    assert result["same"] == (status == 0)
+    return status, result
+
+
+# -- verdicts ----------------------------------------------------------------------------
+
+
+def test_what_is_the_same_is_said_to_be(capsys: Capture) -> None:
+    assert main(["replay", str(PLAIN), "--", *own("trace", "--detail=all")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    first, head, connect, *_, last = out.splitlines()
+    assert first == str(PLAIN)
+    assert head.split() == ["session", "phase", "client", "recorded", "now"]
+    assert connect.split()[1:] == ["connect", "localhost|127.0.0.1", "proceed", "proceed"]
+    assert "unchanged, 9 lines  unchanged, 9 lines" in out
+    assert last == "1 recording, 8 decisions, none differ"
+
+
+def test_a_phase_that_is_not_asked_for_proceeds(capsys: Capture) -> None:
+    status, result = replayed(capsys, "replay", str(PLAIN), "--", *TRACE)
+    assert status == 0
+    for decision in result["recordings"][0]["decisions"]:
+        assert decision["now"]["asked"] is False
+        assert decision["differs"] is False
+
+
+def test_what_differs_is_shown(capsys: Capture) -> None:
+    path = str(RECORDED / "reject-at-mail-from.session")
+    assert main(["replay", str(PLAIN), path, "--diff", "--", *TRACE]) == 1
+    out = capsys.readouterr().out
+    assert str(PLAIN) not in out
+    row = out.splitlines()[2]
+    assert row.startswith(" * 99e13cb0dbda4a3c  mail-from  s@lab.test  reject 550 5.7.1 rejected")
+    assert row.endswith("(proceed)")
+    assert out.splitlines()[-1] == "2 recordings, 12 decisions, 1 differs"
+
+
+def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
+    command = own("dyndns", "--extra-patterns", "^localhost$", "--action=disconnect")
+    status, result = replayed(capsys, "replay", str(PLAIN), "--diff", "--", *command)
+    assert status == 1
+    connect, *others = result["recordings"][0]["decisions"]
+    assert connect["recorded"]["verb"] == "proceed"
+    assert connect["now"]["verb"] == "disconnect"
+    assert connect["now"]["reply"].startswith("554 5.7.1")
+    # The client is gone: it does not come to anything else.
+    assert len(others) == 7
+    assert all(decision["now"] is None for decision in others)
+
+
+def test_what_was_not_reached_is_said(capsys: Capture) -> None:
+    command = own("dyndns", "--extra-patterns", "^localhost$", "--action=disconnect")
+    assert main(["replay", str(PLAIN), "--", *command]) == 1
+    assert capsys.readouterr().out.count("(not reached)") == 7
+
+
+def test_a_changed_message_is_shown(script: Any, capsys: Capture) -> None:
+    command = script(
+        """
+        if argument == "hello":
+            say(f"filter-dataline|{session}|{token}|" + "caf\\xe9 " * 40)
+        elif argument == ".":
+            for at in range(30):
+                say(f"filter-dataline|{session}|{token}|more {at}")
+            proceed()
+        else:
+            proceed()
+        """
+    )
+    assert main(["replay", str(PLAIN), "--diff", "--", *command]) == 1
+    out = capsys.readouterr().out
+    assert "unchanged, 9 lines  changed, 39 lines" in out
+    assert "       -hello\n       +caf\\udce9 caf\\udce9 " in out
+    assert "       +more 17\n       ... 12 more lines\n" in out
+    assert max(map(len, out.splitlines())) < 140
+
+
+def test_long_cells_are_cut(script: Any, capsys: Capture) -> None:
+    command = script("say(f'filter-result|{session}|{token}|disconnect|550 ' + 'x' * 100)")
+    assert main(["replay", str(PLAIN), "--", *command]) == 1
+    assert f"disconnect 550 {'x' * 26}...\n" in capsys.readouterr().out
+
+
+def test_a_command_may_be_one_word_as_in_proc_exec(capsys: Capture) -> None:
+    command = f"{sys.executable} -m {MODULE}.trace --detail none"
+    assert main(["replay", str(PLAIN), "--", command]) == 0
+    assert "none differ" in capsys.readouterr().out
+
+
+def test_rewritten_parameters_are_shown(capsys: Capture) -> None:
+    path = RECORDED / "rewrite-at-ehlo.session"
+    status, result = replayed(capsys, "replay", str(path), "--diff", "--", *TRACE)
+    (decision,) = result["recordings"][0]["decisions"]
+    assert (status, decision["recorded"]["parameter"]) == (1, "rewritten.ehlo")
+
+
+def test_credentials_are_not_shown(capsys: Capture) -> None:
+    paths = [str(RECORDED / f"{stem}.session") for stem in ("auth-plain-fail", "rewrite-at-auth")]
+    secrets = ["AHVzZXIAd3Jvbmc=", "AG5vYm9keXx4AHdyb25n", "####"]
+    for path in paths:
+        for direction, line in Recording.read(path).entries:
+            fields = line.split(b"|")
+            rewritten = direction == ">" and b"rewrite" in fields
+            if rewritten or (fields[0] == b"filter" and fields[4] == b"auth"):
+                secrets.append(fields[-1].partition(b" ")[2].decode())
+    assert len(secrets) > 5
+    main(["replay", *paths, "--", *TRACE])
+    main(["replay", *paths, "--json", "--", *TRACE])
+    out = capsys.readouterr().out
+    assert "PLAIN ********" in out
+    assert not [secret for secret in secrets if secret in out]
+
+
+def test_directories_are_searched(capsys: Capture, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.session").write_bytes(PLAIN.read_bytes())
+    _, result = replayed(capsys, "replay", str(tmp_path), "--", *TRACE)
+    assert [Path(each["file"]).parent.name for each in result["recordings"]] == ["a", "b"]
+
+
+def test_where_nothing_was_answered_nothing_is_compared(capsys: Capture, tmp_path: Path) -> None:
+    lines = PLAIN.read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut.session"
+    cut.write_bytes(b"".join(line for line in lines if not line.startswith(b"> filter")))
+    status, result = replayed(capsys, "replay", str(cut), "--", *own("trace", "--detail=all"))
+    assert status == 0
+    assert {each["recorded"] is None for each in result["recordings"][0]["decisions"]} == {True}
+
+
+@pytest.mark.parametrize("protocol", ["0.5", "0.6", "0.7"])
+@pytest.mark.parametrize("server", ["6.8.0p2", "7.8.0p1"])
+def test_protocols_are_converted(
+    protocol: str, server: str, tmp_path: Path, capsys: Capture
+) -> None:
+    original = ROOT / "fixtures" / "protocol" / server / "auth-login-ok.session"
+    command = own("trace", "--detail=none", "--record", str(tmp_path))
+    status, _ = replayed(capsys, "replay", str(original), "--protocol", protocol, "--", *command)
+    assert status == 0
+    (path,) = tmp_path.iterdir()
+    told = Recording.read(path)
+    assert told.protocol == protocol
+    rows = told.to_filter()
+    assert (b"config|protocol|0.7" in rows) == (protocol == "0.7")
+    (auth,) = [row for row in rows if b"|link-auth|" in row]
+    assert auth.endswith(b"|pass|user" if protocol == "0.7" else b"|user|pass")
+    (mail,) = [row for row in rows if b"|tx-mail|" in row]
+    assert mail.endswith(b"|s@lab.test|ok" if protocol == "0.5" else b"|ok|s@lab.test")
+
+
+# -- filters that smtpd would not survive ------------------------------------------------
+
+BAD = {
+    "dies": ("if phase == 'rcpt-to':\n    os._exit(7)\nproceed()", "exited with status 7"),
+    "is killed": ("os.kill(os.getpid(), 9)", "exited with signal 9"),
+    "closes": ("os.close(0); os.close(1); time.sleep(60)", "closed its output"),
+    "hangs": ("if phase != 'rcpt-to':\n    proceed()", "no answer for 0.5 s at rcpt-to of session"),
+    "junk at commit": (
+        "if phase == 'commit':\n    say(f'filter-result|{session}|{token}|junk')\nelse: proceed()",
+        "ENDS_SERVER",
+    ),
+    "answers twice": ("proceed()\nproceed()", "ENDS_SERVER"),
+    "talks": ("print('hello', flush=True)\nproceed()", "ENDS_SERVER line-unknown"),
+    "long line": (
+        """
+        if argument == 'hello':
+            say(f'filter-dataline|{session}|{token}|' + 'x' * 70000)
+        proceed()
+        """,
+        "HANGS_SERVER line-too-long",
+    ),
+    "wrong token": ("say(f'filter-result|{session}|{token[::-1]}|proceed')", "ENDS_SERVER"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_smtpd_would_not_survive_is_said(name: str, script: Any, capsys: Capture) -> None:
+    body, said = BAD[name]
+    command = script(body)
+    timeout = "0.5" if name in {"hangs", "closes"} else "30"
+    status, result = replayed(capsys, "replay", str(PLAIN), "--timeout", timeout, "--", *command)
+    assert status == 3
+    assert said in result["recordings"][0]["fatal"]
+    assert result["recordings"][0]["complaints"] == []
+
+
+def test_the_end_of_its_log_says_why_it_died(capsys: Capture) -> None:
+    command = own("trace", "--detali", "all")
+    assert main(["replay", str(PLAIN), "--", *command]) == 3
+    out = capsys.readouterr().out
+    assert "exited with status 2, which ends smtpd: filter-trace: unknown flag --detali" in out
+    assert "in 1 smtpd would have ended or hung\n" in out
+    assert "(not reached)" not in out
+
+
+def test_the_log_is_shown_on_request(capfd: Capture) -> None:
+    assert main(["replay", str(PLAIN), "--log", "--", *own("trace")]) == 0
+    assert "trace link-connect rdns=localhost" in capfd.readouterr().err
+    assert main(["replay", str(PLAIN), "--log", "--", *own("trace", "--wrong")]) == 3
+
+
+def test_a_filter_that_never_registers_hangs_smtpd(script: Any, capsys: Capture) -> None:
+    command = script("pass", begin="pass")
+    assert main(["replay", str(PLAIN), "--timeout=300ms", "--", *command]) == 3
+    assert "no answer for 0.3 s in the hand-shake: smtpd waits for good" in capsys.readouterr().out
+
+
+def test_a_filter_that_does_not_read_hangs_smtpd(tmp_path: Path, capsys: Capture) -> None:
+    large = tmp_path / "large.session"
+    prefix = b"< filter|0.7|1.0|smtp-in|data-line|7641df9771b4ed00|1ed8ad9ef3440500|"
+    lines = b"".join(prefix + b"x" * 1000 + b"\n" for _ in range(2000)) + prefix + b".\n"
+    large.write_bytes(b"< config|protocol|0.7\n< config|ready\n" + lines)
+    body = "print('register|filter|smtp-in|data-line\\nregister|ready', flush=True);"
+    command = [sys.executable, "-c", f"import time; {body} time.sleep(60)"]
+    assert main(["replay", str(large), "--timeout=300ms", "--", *command]) == 3
+    assert "nothing read for 0.3 s at data-line of session" in capsys.readouterr().out
+
+
+def test_a_filter_that_outlives_its_input_is_ended(script: Any, capsys: Capture) -> None:
+    command = script("proceed()")
+    Path(command[1]).write_text(Path(command[1]).read_text() + "time.sleep(60)\n")
+    assert main(["replay", str(PLAIN), "--timeout=300ms", "--", *command]) == 3
+    assert "still runs 0.3 s after the end of its input" in capsys.readouterr().out
+
+
+def test_what_only_harms_a_session_is_a_complaint(script: Any, capsys: Capture) -> None:
+    command = script(
+        "if phase == 'mail-from':\n"
+        "    say(f'filter-result|{session}|{token}|reject|no code')\n"
+        "else: proceed()"
+    )
+    assert main(["replay", str(PLAIN), "--diff", "--", *command]) == 1
+    out = capsys.readouterr().out
+    assert " ! " in out
+    assert "reply-no-code" in out
+    assert "1 complaint\n" in out
+
+
+def test_no_process_is_left_behind(
+    script: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    command = script("time.sleep(60)")
+    assert main(["replay", str(PLAIN), "--timeout=300ms", "--", *command]) == 3
+    assert "no answer" in capsys.readouterr().out
+    assert [process.returncode for process in started] == [-9]
+
+
+# -- progress ----------------------------------------------------------------------------
+
+
+def test_progress_is_shown_and_taken_away(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_filters.cli.replay.PROGRESS", 0.0)
+    progress = _Progress(3, wanted=True)
+    progress.begin("x" * 200)
+    progress.tick()
+    progress.clear()
+    progress.clear()
+    said = capsys.readouterr().err
+    assert said.startswith("\r\033[K1/3 xxx")
+    assert said.endswith("\r\033[K")
+    assert len(said) < 100
+
+
+def test_without_a_terminal_there_is_no_progress(capsys: Capture) -> None:
+    progress = _Progress(1, wanted=False)
+    progress.begin("x")
+    progress.tick()
+    progress.clear()
+    assert capsys.readouterr() == ("", "")
