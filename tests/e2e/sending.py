@@ -6,7 +6,7 @@ import base64
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_filters.testing.dns import host, merge
-from smtpd_filters.testing.server import password
+from smtpd_filters.testing.server import CODE, password, script_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,3 +138,8 @@ def content_of(delivered: bytes) -> bytes:
         while lines[at].startswith((b" ", b"\t")):
             at += 1
     return b"\n".join(lines[at:])
+
+
+def policy(name: str, *arguments: str) -> str:
+    """Return the command line of one of `policies`."""
+    return script_command(f"{CODE}/tests/e2e/policies.py", name, *arguments)

@@ -11,12 +11,10 @@ import pytest
 
 from smtpd_filters.testing.dns import host
 from smtpd_filters.testing.server import (
-    CODE,
     LabError,
     file_path,
     filter_command,
     scratch_path,
-    script_command,
 )
 from tests.e2e.sending import (
     ALICE,
@@ -35,6 +33,7 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    policy,
     transact,
 )
 
@@ -398,19 +397,13 @@ def test_fifty_sessions_at_once(start: Start) -> None:
 
 @pytest.mark.parametrize("user", ["alice", None])
 def test_tls_and_the_user_are_on_the_session(start: Start, user: str | None) -> None:
-    server = start(
-        zone=ZONE,
-        filters={
-            "seen": script_command(
-                f"{CODE}/tests/e2e/policies.py", "seen", "--into", scratch_path("seen")
-            )
-        },
-    )
+    seen = policy("seen", "--into", scratch_path("seen"))
+    server = start(zone=ZONE, filters={"seen": seen})
     assert attempt(server, user=user).stage == ""
-    seen = server.scratch("seen").decode().splitlines()
+    first, last = server.scratch("seen").decode().splitlines()
     tls = r"TLSv1\.[23]:\S+:\d+" if user else "None"
-    assert re.fullmatch(rf"mail-from tls={tls} username={user} EHLO client.example", seen[0])
-    assert re.fullmatch(rf"commit sender={SENDER} recipients=\['{ALICE}'\]", seen[1])
+    assert re.fullmatch(rf"mail-from tls={tls} username={user} EHLO client.example", first)
+    assert re.fullmatch(rf"commit sender={SENDER} recipients=\['{ALICE}'\]", last)
 
 
 def test_filters_in_a_chain(start: Start) -> None:
