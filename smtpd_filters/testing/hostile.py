@@ -131,7 +131,7 @@ def _loop(session: Session, subject: object) -> object:
 
 @_mode("stubborn-loop")
 def _stubborn_loop(session: Session, subject: object) -> object:
-    for _ in range(3):
+    for _ in range(2):
         with suppress(BaseException):
             while True:
                 pass

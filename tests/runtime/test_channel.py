@@ -1,0 +1,228 @@
+"""Two descriptors and the signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.runtime.channel import READ, Channel, Signals
+from smtpd_filters.runtime.tap import TappedChannel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Logbook
+
+
+class Peer:
+    """smtpd's end."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.source, self.sink = source, sink
+        os.set_blocking(source, False)
+
+    def everything(self) -> bytes:
+        data = b""
+        try:
+            while part := os.read(self.source, 1 << 20):
+                data += part
+        except BlockingIOError:
+            pass
+        return data
+
+    def close(self) -> None:
+        for fd in {self.source, self.sink} - {-1}:
+            os.close(fd)
+
+
+@pytest.fixture(params=["socket", "pipes"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Channel, Peer]]:
+    if request.param == "socket":
+        ours, theirs = socket.socketpair()
+        source = ours.detach()
+        channel = Channel(source, os.dup(source))
+        number = theirs.detach()
+        peer = Peer(number, os.dup(number))
+    else:
+        source, their_sink = os.pipe()
+        their_source, sink = os.pipe()
+        channel, peer = Channel(source, sink), Peer(their_source, their_sink)
+    yield channel, peer
+    channel.close()
+    peer.close()
+
+
+def test_bytes_pass_both_ways(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    os.write(peer.sink, b"report|...\n")
+    assert channel.read() == b"report|...\n"
+    assert channel.read() is None
+    channel.write(b"filter-result|...\n")
+    assert channel.size == 0
+    assert peer.everything() == b"filter-result|...\n"
+
+
+def test_a_read_is_bounded(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    os.set_blocking(peer.sink, False)
+    sent = os.write(peer.sink, b"x" * (READ + 1000))
+    assert sent > READ
+    assert channel.read() == b"x" * READ
+    assert channel.read() == b"x" * (sent - READ)
+
+
+def test_the_end_of_input(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    peer.close()
+    peer.source = peer.sink = -1
+    assert channel.read() == b""
+    assert channel.read() == b""
+
+
+def test_what_is_not_taken_is_kept_in_order(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    sent = b"".join(b"%08d\n" % number for number in range(200_000))
+    for at in range(0, len(sent), 50_000):
+        channel.write(sent[at : at + 50_000])
+    assert 0 < channel.size < len(sent)
+    got = b""
+    while len(got) < len(sent):
+        part = peer.everything()
+        assert part
+        got += part
+        channel.write(b"")
+    assert got == sent
+    assert channel.size == 0
+
+
+def test_nobody_reads_any_more(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    channel.write(b"x" * (1 << 22))
+    assert channel.size
+    peer.close()
+    peer.source = peer.sink = -1
+    channel.write(b"y")
+    assert channel.broken
+    assert channel.size == 0
+    channel.write(b"z")
+    assert channel.size == 0
+
+
+def test_a_file_stays_as_others_expect_it(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    path.write_bytes(b"config|ready\n")
+    fd = os.open(path, os.O_RDWR)
+    channel = Channel(fd, fd)
+    assert os.get_blocking(fd)
+    assert channel.read() == b"config|ready\n"
+    assert channel.read() == b""
+    channel.close()
+
+
+def test_stdin_and_stdout_are_taken_away() -> None:
+    code = """
+import os
+from smtpd_filters.runtime.channel import Channel
+channel = Channel.take_over()
+print("a stray line", flush=True)
+os.write(1, b"another")
+assert os.read(0, 10) == b""
+channel.write(b"the true line " + channel.read())
+assert not os.get_inheritable(channel.source) and not os.get_inheritable(channel.sink)
+"""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"input")
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=20,
+        )
+        assert (done.returncode, done.stderr) == (0, b"a stray line\nanother")
+        assert ours.recv(100) == b"the true line input"
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    numbers = [
+        *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1),
+        *(signal.SIGUSR2, signal.SIGALRM),
+    ]
+    before = {number: signal.getsignal(number) for number in numbers}
+    made = Signals()
+    yield made
+    made.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "stop", "reload"),
+    [
+        (signal.SIGTERM, True, False),
+        (signal.SIGHUP, False, True),
+        (signal.SIGINT, False, False),
+        (signal.SIGPIPE, False, False),
+        (signal.SIGUSR1, False, False),
+        (signal.SIGUSR2, False, False),
+    ],
+)
+def test_what_signals_ask_for(
+    number: signal.Signals, stop: object, reload: object, signals: Signals
+) -> None:
+    signal.raise_signal(number)
+    assert (signals.stop, signals.reload) == (stop, reload)
+    signals.drain()
+    signals.drain()
+
+
+class Noted:
+    """A tap."""
+
+    reports: frozenset[str] = frozenset()
+    phases: frozenset[str] = frozenset()
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.heard: list[bytes] = []
+        self.fails = fails
+
+    def received(self, data: bytes) -> None:
+        self.heard.append(b"< " + data)
+        if self.fails:
+            raise ValueError
+
+    def sent(self, data: bytes) -> None:
+        self.heard.append(b"> " + data)
+
+    def close(self) -> None:
+        self.heard.append(b".")
+
+
+def test_taps_hear_what_passes(logbook: Logbook) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        source = ours.detach()
+        channel = TappedChannel(source, os.dup(source))
+        good, bad = Noted(), Noted(fails=True)
+        channel.taps, channel.log = [bad, good], logbook.log
+        theirs.sendall(b"in")
+        assert channel.read() == b"in"
+        assert channel.read() is None
+        channel.write(b"out")
+        channel.write(b"")
+        channel.close()
+        assert theirs.recv(10) == b"out"
+    assert good.heard == [b"< in", b"> out", b"."]
+    assert bad.heard == [b"< in"]
+    assert len(logbook.lines) == 1
+    assert "tap failed" in logbook.lines[0]

@@ -1,0 +1,232 @@
+"""One line is one line, nothing blocks, nothing repeats itself without end."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters import PROCEED, Reject, Rewrite, Session
+from smtpd_filters.runtime import log as logging
+from smtpd_filters.runtime.log import Log, fold_traceback, quote, show
+
+if TYPE_CHECKING:
+    from tests.conftest import Logbook
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("plain", "plain"),
+        ("192.0.2.1:25", "192.0.2.1:25"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("a=b", '"a=b"'),
+        ('say "x"', '"say \\"x\\""'),
+        ("back\\slash", '"back\\\\slash"'),
+        ("a\nb\r\0", '"a\\nb\\r\\x00"'),
+        ("ä€😀", '"\\xe4\\u20ac\\U0001f600"'),
+        ("\udcff", '"\\xff"'),
+    ],
+)
+def test_quoting(value: str, shown: str) -> None:
+    assert quote(value) == shown
+
+
+@given(st.text())
+def test_a_quoted_value_is_printable_ascii_and_ends_where_it_ends(value: str) -> None:
+    shown = quote(value)
+    assert shown.isascii()
+    assert shown.isprintable()
+    inner = shown[1:-1].replace("\\\\", "").replace('\\"', "") if shown[0] == '"' else shown
+    assert '"' not in inner
+
+
+def test_an_event_is_one_line(logbook: Logbook) -> None:
+    logbook.log.event("dyndns", "rcpt-to", "7641df9771b4ed00", result="junk", reason="", x="a b")
+    logbook.log.event("dyndns", "reload")
+    assert logbook.lines == [
+        '7641df9771b4ed00 dyndns rcpt-to result=junk x="a b"',
+        "dyndns reload",
+    ]
+
+
+@given(st.text())
+def test_whatever_is_said_is_one_line_of_printable_ascii(text: str) -> None:
+    ends = os.pipe()
+    try:
+        Log(fd=ends[1]).event(text, text, text, key=text)
+        data = os.read(ends[0], 1 << 16)
+    finally:
+        for end in ends:
+            os.close(end)
+    assert data.endswith(b"\n")
+    assert data[:-1].decode("ascii").isprintable()
+
+
+def test_a_long_line_is_cut(logbook: Logbook) -> None:
+    logbook.log.event("who", "what", text="x" * 100_000)
+    (line,) = logbook.lines
+    # What a pipe takes at once, or lines of several processes would run into one another.
+    assert len(line) + 1 <= min(os.pathconf("/", "PC_PIPE_BUF"), 4096)
+
+
+def test_a_full_pipe_does_not_block() -> None:
+    ends = os.pipe()
+    log = Log(fd=ends[1])
+    try:
+        for _ in range(2000):
+            log.event("who", "what", text="x" * 1000)
+        dropped = log.dropped
+        assert dropped > 1000
+        os.set_blocking(ends[0], False)
+        data = b""
+        with pytest.raises(BlockingIOError):
+            while True:
+                data += os.read(ends[0], 1 << 16)
+        # Whole lines only, and it goes on once there is room.
+        assert set(data.splitlines()) == {b"who what text=" + b"x" * 1000}
+        log.event("who", "again")
+        assert os.read(ends[0], 1 << 16) == b"who again\n"
+        assert log.dropped == dropped
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_a_reader_that_is_gone() -> None:
+    ends = os.pipe()
+    os.close(ends[0])
+    log = Log(fd=ends[1])
+    log.event("who", "what")
+    os.close(ends[1])
+    log.event("who", "what")
+    assert log.dropped == 2
+
+
+def test_a_pipe_that_would_block(monkeypatch: pytest.MonkeyPatch, logbook: Logbook) -> None:
+    def full(_fd: int, _data: bytes) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "write", full)
+    logbook.log.event("who", "what")
+    assert logbook.log.dropped == 1
+
+
+def test_a_kind_is_logged_once_per_interval(logbook: Logbook) -> None:
+    for number in range(5):
+        logbook.log.limited("dns", "fcrdns", "no answer", f"{number:016x}")
+        logbook.log.limited("disk", "fcrdns", "no room", f"{number:016x}")
+    assert len(logbook.lines) == 2
+    logbook.now += logging.INTERVAL
+    logbook.log.limited("dns", "fcrdns", "no answer", "a" * 16)
+    logbook.log.limited("dns", "fcrdns", "no answer", "b" * 16)
+    assert logbook.lines[2:] == ["a" * 16 + " fcrdns no answer repeated=4"]
+    logbook.now += logging.INTERVAL
+    logbook.log.limited("dns", "fcrdns", "no answer")
+    assert logbook.lines[3:] == ["fcrdns no answer repeated=1"]
+    logbook.now += logging.INTERVAL
+    logbook.log.limited("dns", "fcrdns", "no answer")
+    assert logbook.lines[4:] == ["fcrdns no answer"]
+
+
+def test_kinds_are_bounded_and_make_room(logbook: Logbook) -> None:
+    log = logbook.log
+    for number in range(3 * logging.MAX_KINDS):
+        log.limited(f"kind {number}" * 1000, "who", "what")
+    assert len(logbook.lines) == logging.MAX_KINDS + 1
+    assert len(log._since) == logging.MAX_KINDS + 1
+    assert max(map(len, log._since)) <= logging.MAX_TEXT
+    logbook.now += logging.INTERVAL
+    log.limited("new", "who", "new")
+    log.limited("newer", "who", "newer")
+    assert logbook.lines[-2:] == ["who new", "who newer"]
+    assert len(log._since) == 2
+
+
+def test_a_verdict(logbook: Logbook) -> None:
+    session = Session(b"7641df9771b4ed00")
+    logbook.log.verdict(session, "one", "helo", Rewrite("new").because("why"), 0.0123)
+    logbook.log.verdict(session, "one", "connect", PROCEED, 1)
+    assert logbook.lines == [
+        "7641df9771b4ed00 one helo result=rewrite reason=why reply=new took=12.3ms",
+        "7641df9771b4ed00 one connect result=proceed took=1000.0ms",
+    ]
+
+
+@pytest.mark.parametrize("decision", [Rewrite("PLAIN abc"), Reject("535 5.7.8 abc")])
+def test_at_auth_a_verdict_is_without_its_text(
+    decision: Rewrite | Reject, logbook: Logbook
+) -> None:
+    logbook.log.verdict(Session(b"1"), "one", "auth", decision, 0)
+    assert "abc" not in logbook.lines[0]
+
+
+def fail(depth: int) -> None:
+    if depth:
+        fail(depth - 1)
+    raise ValueError("a\nb")
+
+
+def caught(depth: int) -> BaseException:
+    try:
+        fail(depth)
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+def test_a_traceback_is_folded() -> None:
+    folded = fold_traceback(caught(1))
+    assert folded.startswith("ValueError: a\nb [test_log.py:")
+    assert folded.endswith(":fail]")
+    assert folded.count(" > ") == 2
+    assert fold_traceback(caught(50)).count(" > ") == 7
+    assert fold_traceback(caught(0), text=False).startswith("ValueError [")
+    assert fold_traceback(ValueError()) == "ValueError:  []"
+
+
+def test_what_took_the_memory_is_let_go_of() -> None:
+    class Big:
+        alive = 0
+
+        def __init__(self) -> None:
+            Big.alive += 1
+
+        def __del__(self) -> None:
+            Big.alive -= 1
+
+    def hold() -> None:
+        big = Big()
+        raise MemoryError(big.alive)
+
+    try:
+        hold()
+    except MemoryError as error:
+        assert Big.alive == 1
+        assert "hold" in fold_traceback(error)
+        assert Big.alive == 0
+
+
+def test_an_error_that_cannot_be_shown() -> None:
+    class Mute(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise KeyboardInterrupt
+
+    assert show(Mute()) == "(no text)"
+    assert len(show(ValueError("x" * 10_000))) == logging.MAX_TEXT
+
+
+def test_what_only_the_interpreter_sees(logbook: Logbook) -> None:
+    class Seen:
+        exc_value: BaseException | None = caught(0)
+
+    logbook.log.unraisable(Seen())
+    Seen.exc_value = None
+    logbook.now += logging.INTERVAL
+    logbook.log.unraisable(Seen())
+    assert "ValueError" in logbook.lines[0]
+    assert logbook.lines[1].endswith("error=unknown")

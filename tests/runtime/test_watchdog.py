@@ -1,0 +1,119 @@
+"""A policy that does not come back is interrupted; one that does is left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.runtime import watchdog as watching
+from smtpd_filters.runtime.watchdog import IDLE, OverdueError, Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
+    monkeypatch.setattr(watching, "TICK", 0.01)
+    before = signal.getsignal(signal.SIGALRM)
+    made = Watchdog(0.02)
+    made.install()
+    yield made
+    made.disarm()
+    signal.signal(signal.SIGALRM, before)
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def read() -> None:
+    ends = os.pipe()
+    try:
+        os.read(ends[0], 1)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def regex() -> None:
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def sleep() -> None:
+    time.sleep(3600)
+
+
+@pytest.mark.parametrize("work", [loop, read, regex, sleep], ids=lambda work: work.__name__)
+def test_it_interrupts(work: Callable[[], None], watchdog: Watchdog) -> None:
+    watchdog.arm()
+    watchdog.running = time.monotonic()
+    with pytest.raises(OverdueError, match=r"longer than 0\.02 s"):
+        work()
+    watchdog.running = 0.0
+
+
+def test_it_interrupts_again_until_the_policy_gives_up(watchdog: Watchdog) -> None:
+    watchdog.arm()
+    watchdog.running = time.monotonic()
+    interrupted = 0
+    while interrupted < 3:
+        try:
+            loop()
+        except OverdueError:
+            interrupted += 1
+    watchdog.running = 0.0
+
+
+def test_an_exception_handler_of_a_policy_does_not_catch_it() -> None:
+    assert not issubclass(OverdueError, Exception)
+
+
+def test_who_is_in_time_is_left_alone(watchdog: Watchdog) -> None:
+    watchdog.running = time.monotonic() + 100
+    for _ in range(100):
+        watchdog._look(signal.SIGALRM, None)
+
+
+def test_it_stops_when_there_is_nothing_to_see(watchdog: Watchdog) -> None:
+    watchdog.arm()
+    assert watchdog.armed
+    for _ in range(IDLE):
+        watchdog._look(signal.SIGALRM, None)
+    watchdog._look(signal.SIGALRM, None)
+    assert not watchdog.armed
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    watchdog.arm()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def test_it_goes_on_while_there_is_something_to_watch(watchdog: Watchdog) -> None:
+    watchdog.armed = True
+    watchdog.needed = lambda: True
+    for _ in range(10 * IDLE):
+        watchdog._look(signal.SIGALRM, None)
+    assert watchdog.armed
+
+
+def test_it_goes_on_while_policies_come_and_go(watchdog: Watchdog) -> None:
+    watchdog.armed = True
+    for _ in range(10 * IDLE):
+        watchdog.running = time.monotonic() + 100
+        watchdog._look(signal.SIGALRM, None)
+        watchdog.running = 0.0
+        watchdog._look(signal.SIGALRM, None)
+    assert watchdog.armed
+
+
+def test_a_coroutine_that_holds_the_process_up(watchdog: Watchdog) -> None:
+    blocked = [0.01, 0.03]
+    watchdog.blocked = lambda: blocked.pop(0)
+    watchdog._look(signal.SIGALRM, None)
+    with pytest.raises(OverdueError, match="held the process up"):
+        watchdog._look(signal.SIGALRM, None)
