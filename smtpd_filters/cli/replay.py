@@ -221,11 +221,12 @@ def _cell(verdict: Verdict | None, *, reached: bool = True) -> str:
     if verdict is None:
         return "(not reached)" if reached else "-"
     if verdict.lines is not None:
-        return f"{verdict.verb}, {len(verdict.lines)} lines"
-    text = verdict.reply or (verdict.parameter if verdict.verb == "rewrite" else "")
-    if verdict.phase == "auth" and not verdict.reply:
-        text = mask_credentials(text.encode("utf-8", "surrogateescape")).decode()
-    shown = f"{verdict.verb} {printable(text)}".rstrip()
+        shown = f"{verdict.verb}, {_number(len(verdict.lines), 'line')}"
+    else:
+        text = verdict.reply or (verdict.parameter if verdict.verb == "rewrite" else "")
+        if verdict.phase == "auth" and not verdict.reply:
+            text = mask_credentials(text.encode("utf-8", "surrogateescape")).decode()
+        shown = f"{verdict.verb} {printable(text)}".rstrip()
     return shown if verdict.asked else f"({shown})"
 
 

@@ -25,6 +25,7 @@ from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import FROM_SMTPD, Recording
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.tap import TappedChannel
+from smtpd_filters.settings.manual import markdown_options
 from smtpd_filters.testing.replay import Replay
 
 TYPE_CHECKING = False
@@ -775,3 +776,13 @@ def test_a_tap_that_fails_is_told_no_more(capfd: Capture) -> None:
     said = capfd.readouterr().err
     assert said.count("tap failed") == 1
     assert "ValueError" in said
+
+
+# -- the documentation -------------------------------------------------------------------
+
+
+def test_the_manual_has_every_option() -> None:
+    manual = (ROOT / "docs" / "trace.md").read_text()
+    assert markdown_options(Trace.Settings) in manual
+    for level in LEVELS:
+        assert f"| `{level}`" in manual
