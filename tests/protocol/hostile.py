@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: What no listener, however mad, may bring about.
 DEADLY = frozenset({Kind.ENDS_SERVER, Kind.HANGS_SERVER, Kind.WRECKS_SESSION})
 #: Damage to mail that the connection rules out as well.
-ALWAYS = frozenset({"mail-cut", "mail-dot-lost", "session-unknown", "line-unfinished"})
+ALWAYS = frozenset({"mail-cut", "mail-cut-short", "session-unknown", "line-unfinished"})
 
 #: Versions of smtpd by the protocol that they speak; those below 7.4 cut lines.
 SERVERS = {(0, 5): ("6.6.4",), (0, 6): ("6.7.1", "6.8.0p2"), (0, 7): ("7.0.0", "7.3.0", "7.8.0")}
@@ -68,6 +68,7 @@ LINES = (
     b"a\nb",
     b"\n.\n",
     b"nul\0nul",
+    b"\0.",
     b"cr\r",
     b"x" * 998,
     b"Long: " + b"word " * 400,
