@@ -98,7 +98,7 @@ class Transit:
 
     def server_cuts(self) -> None:
         """The server is one that cuts long lines."""
-        self.cuts = True
+        self.cuts = self.may_be_long = True
         self.limit = long_lines.content_limit(cuts=True)
 
     # -- what comes ----------------------------------------------------------------------
@@ -266,11 +266,10 @@ class Transit:
         if b"\0" in text and not self.nul_seen:
             self._remarks.bug("NUL in a line of a message", session)
             lines = [line.replace(b"\0", b"") for line in lines]
-        if text.startswith(b".") or b"\n." in text:
-            for at, line in enumerate(lines):
-                if line.startswith(b".") and not line.startswith(b".."):
-                    self._remarks.bug("line with a bare dot", session)
-                    lines[at] = b"." + line
+        # Other lines with one dot at their beginning are the client's, who need not stuff them.
+        if b"." in lines:
+            self._remarks.bug("lone dot within a message", session)
+            lines = [b".." if line == b"." else line for line in lines]
         return lines
 
     def _write_lines(self, stream: _Stream, lines: list[bytes]) -> None:
