@@ -174,6 +174,10 @@ def test_a_request_that_can_be_answered_is_answered_though_malformed(line: bytes
     assert (read.session, read.token) == (S, T)
 
 
+def test_bars_behind_a_report_without_fields_are_no_matter() -> None:
+    assert say(HEAD + b"timeout|" + S + b"|x|y") == say(HEAD + b"timeout|" + S)
+
+
 def test_a_malformed_line_is_kept_but_not_all_of_it() -> None:
     read = say(b"x" * 10000)
     assert isinstance(read, Malformed)

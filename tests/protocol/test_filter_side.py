@@ -1,0 +1,554 @@
+"""The filter's end, by examples; `test_properties` and `test_hostile` have what always holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from smtpd_filters.protocol.decisions import (
+    JUNK,
+    PROCEED,
+    Decision,
+    Disconnect,
+    Reject,
+    Rewrite,
+)
+from smtpd_filters.protocol.filter_side import (
+    MAX_INPUT,
+    MAX_TOKENS,
+    FilterConnection,
+    UnsupportedProtocolError,
+)
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.protocol.vocabulary import PHASES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.protocol.events import Report
+    from smtpd_filters.protocol.vocabulary import Phase
+
+A, B = b"7641df9700000001", b"7641df9700000002"
+T, L = b"00000000000000a0", b"00000000000000a1"
+SMTPD = SmtpdConnection()
+SHAKE = SMTPD.configure()
+
+
+class Script:
+    """A listener with one answer for all requests, which keeps what it was told."""
+
+    def __init__(
+        self,
+        decision: Decision | None = PROCEED,
+        *,
+        pass_all: bool = False,
+        refuse: bool = False,
+        handshake: bytes = SHAKE,
+    ) -> None:
+        self.decision = decision
+        self.connection = FilterConnection(self, pass_all=pass_all, refuse_long_lines=refuse)
+        self.reports: list[Report] = []
+        self.asked_for: list[tuple[str, bytes, bytes]] = []
+        self.told: list[tuple[bytes, list[bytes], bool]] = []
+        self.then: Callable[[bytes], None] = lambda _session: None
+        self.connection.receive(handshake)
+        self.shaken = self.connection.data_to_send()
+
+    def configured(self, key: str, _value: str) -> None:
+        if key == "ready":
+            self.connection.register(["connect", "data-line"], ["tx-mail"], ["link-connect"])
+
+    def reported(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def asked(self, phase: Phase, session: bytes, argument: bytes) -> Decision | None:
+        self.asked_for.append((phase.name, session, argument))
+        return self.decision
+
+    def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
+        self.told.append((session, list(lines), end))
+        self.then(session)
+
+    def say(self, data: bytes) -> list[bytes]:
+        """What it answers to this."""
+        self.connection.receive(data)
+        return self.written()
+
+    def written(self) -> list[bytes]:
+        """What there is to be written, in lines."""
+        return self.connection.data_to_send().split(b"\n")[:-1]
+
+    def remarks(self) -> list[str]:
+        """What it remarked since this was last asked."""
+        return [f"{each.sort}: {each.kind}" for each in self.connection.remarks.take()]
+
+
+def result(wire: bytes, session: bytes = A, token: bytes = T) -> bytes:
+    return b"filter-result|%b|%b|%b" % (session, token, wire)
+
+
+def back(*lines: bytes, session: bytes = A) -> list[bytes]:
+    return [b"filter-dataline|%b|%b|%b" % (session, L, line) for line in lines]
+
+
+def request(phase: str, argument: bytes = b"", session: bytes = A, token: bytes = T) -> bytes:
+    return SMTPD.request(phase, session, token, argument)
+
+
+def lines(*content: bytes, end: bool = False, session: bytes = A) -> bytes:
+    return SMTPD.lines(session, L, content, end=end)
+
+
+# -- the hand-shake ----------------------------------------------------------------------
+
+
+def test_it_registers_when_smtpd_is_ready() -> None:
+    assert Script().shaken == (
+        b"register|report|smtp-in|tx-mail\n"
+        b"register|report|smtp-out|link-connect\n"
+        b"register|filter|smtp-in|connect\n"
+        b"register|filter|smtp-in|data-line\n"
+        b"register|ready\n"
+    )
+
+
+def test_who_refuses_long_lines_is_asked_at_commit() -> None:
+    script = Script(refuse=True)
+    assert b"register|filter|smtp-in|commit\n" in script.shaken
+    assert script.connection.refuse_long_lines
+
+
+def test_what_is_configured_is_kept_though_it_is_not_known() -> None:
+    script = Script(handshake=b"config|new|a|b\nconfig|admd|mx\n" + SHAKE)
+    config = script.connection.config
+    assert (config["new"], config["admd"]) == ("a|b", "mx.example.org")
+    assert script.remarks() == []
+
+
+def test_an_old_protocol_is_refused_before_smtpd_relies_on_us() -> None:
+    with pytest.raises(UnsupportedProtocolError, match=r"0\.4; 0\.5 is needed"):
+        Script(handshake=b"config|protocol|0.4\nconfig|ready\n")
+
+
+def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
+    script = Script(handshake=b"config|protocol|0.9\nconfig|ready\n")
+    assert script.remarks() == ["odd: protocol version 0.9 is spoken as 0.7"]
+    asked = request("connect", b"x|y").replace(b"|0.7|", b"|0.9|", 1)
+    assert script.say(asked + asked) == [result(b"proceed")] * 2
+    assert len(script.remarks()) <= 1
+
+
+@pytest.mark.parametrize("name", ["", "x", "7", "0.x"])
+def test_a_version_that_is_none_changes_nothing(name: str) -> None:
+    script = Script(handshake=f"config|protocol|{name}\nconfig|ready\n".encode())
+    assert script.remarks() == ["odd: protocol version that is none"]
+    assert script.say(request("connect")) == [result(b"proceed")]
+
+
+def test_a_protocol_that_is_too_old_is_spoken_when_it_is_too_late_to_refuse() -> None:
+    script = Script(None)
+    asked = request("connect").replace(b"|0.7|", b"|0.4|", 1)
+    assert script.say(asked) == []
+    script.connection.answer(A, JUNK)
+    assert script.written() == [result(b"junk", T, A)]
+    row = lines(b"x").replace(b"|0.7|", b"|0.4|", 1)
+    script.say(row + row)
+    script.connection.pass_through(A)
+    end = lines(end=True).replace(b"|0.7|", b"|0.4|", 1)
+    assert script.say(row + end) == [
+        b"filter-dataline|%b|%b|%b" % (L, A, line) for line in (b"x", b".")
+    ]
+    assert script.remarks() == ["odd: protocol version 0.4 is older than this filter"]
+
+
+def test_lines_before_the_hand_shake_are_dropped() -> None:
+    script = Script(handshake=request("connect"))
+    assert (script.shaken, script.asked_for) == (b"", [])
+    assert script.remarks() == ["odd: line before the hand-shake"]
+
+
+# -- requests ----------------------------------------------------------------------------
+
+
+def test_a_request_is_answered_at_once() -> None:
+    script = Script(Reject("550 No"))
+    assert script.say(request("ehlo", b"a|b")) == [result(b"reject|550 No")]
+    assert script.say(request("rset")) == [result(b"reject|550 No")]
+    assert script.asked_for == [("ehlo", A, b"a|b"), ("rset", A, b"")]
+
+
+def test_a_request_is_answered_later() -> None:
+    script = Script(None)
+    assert script.say(request("ehlo") + request("ehlo", session=B)) == []
+    script.connection.answer(B, PROCEED)
+    script.connection.answer(A, JUNK)
+    assert script.written() == [result(b"proceed", B), result(b"junk")]
+    assert script.say(request("noop")) == []
+    script.connection.answer(A, PROCEED)
+    assert script.written() == [result(b"proceed")]
+    assert script.remarks() == []
+
+
+def test_nobody_is_answered_twice() -> None:
+    script = Script()
+    script.say(request("ehlo"))
+    script.connection.answer(A, PROCEED)
+    script.connection.answer(B, PROCEED)
+    assert script.written() == []
+    assert script.remarks() == ["bug: answer without a request"] * 2
+
+
+@pytest.mark.parametrize(
+    ("phase", "decision", "wire"),
+    [
+        ("connect", Reject("550 No"), b"disconnect|550 No"),
+        ("mail-from", Rewrite("a@b"), b"rewrite|<a@b>"),
+        ("rcpt-to", Rewrite("<a@b> X=1"), b"rewrite|<a@b> X=1"),
+        ("ehlo", Rewrite("a.b"), b"rewrite|a.b"),
+    ],
+)
+def test_a_decision_is_sent_so_that_smtpd_does_what_it_says(
+    phase: str, decision: Decision, wire: bytes
+) -> None:
+    script = Script(decision)
+    assert script.say(request(phase)) == [result(wire)]
+    assert script.remarks() == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "decision", "wire"),
+    [
+        ("commit", JUNK, b"proceed"),
+        ("commit", Rewrite("x"), b"proceed"),
+        ("quit", JUNK, b"proceed"),
+        (
+            "quit",
+            Reject("550 No"),
+            b"disconnect|421 4.3.0 Temporary failure, please try again later",
+        ),
+        ("data", Rewrite("x"), b"proceed"),
+        ("ehlo", Decision(), b"proceed"),
+    ],
+)
+def test_an_illegal_decision_is_replaced(phase: str, decision: Decision, wire: bytes) -> None:
+    script = Script(decision)
+    assert script.say(request(phase)) == [result(wire)]
+    assert script.remarks() == [f"bug: {type(decision).__name__} at {phase}"]
+
+
+def test_an_unknown_phase_is_let_pass() -> None:
+    script = Script(JUNK)
+    assert script.say(request("new-phase", b"x")) == [result(b"proceed")]
+    assert script.remarks() == ["odd: unknown phase"]
+
+
+def test_a_second_request_before_the_answer_to_the_first_is_let_pass() -> None:
+    script = Script()
+    script.say(request("noop", token=L))
+    script.decision = None
+    assert script.say(request("ehlo") + request("noop", token=L)) == [result(b"proceed", token=L)]
+    assert script.remarks() == ["odd: request before the answer to the last"]
+    script.connection.answer(A, JUNK)
+    assert script.written() == [result(b"junk")]
+
+
+def test_a_malformed_request_is_answered_when_it_can_be() -> None:
+    script = Script()
+    asked = b"filter|0.7|1.0|smtp-out|ehlo|%b|%b|x\n" % (A, T)
+    assert script.say(asked) == [result(b"proceed")]
+    assert script.say(b"filter|0.7|1.0|smtp-in|ehlo|x|y|z\nnonsense\n\n") == []
+    assert script.remarks() == [
+        "odd: request without its last field",
+        "odd: request without session or token",
+        "odd: unknown word",
+        "odd: unknown word",
+    ]
+
+
+def test_more_tokens_than_there_are_phases_are_answered_as_well() -> None:
+    script = Script()
+    for number in range(2 * MAX_TOKENS):
+        token = b"%016x" % number
+        for _ in range(2):
+            assert script.say(request("noop", token=token)) == [result(b"proceed", token=token)]
+
+
+def test_reports_are_told_and_unknown_ones_are_not() -> None:
+    script = Script()
+    script.say(SMTPD.report("tx-mail", A, b"0000000a", b"ok", b"a|b"))
+    script.say(b"report|0.7|1.0|smtp-in|tx-new|%b|x\n" % A)
+    assert [(each.name, each.values) for each in script.reports] == [
+        ("tx-mail", (b"0000000a", b"ok", b"a|b"))
+    ]
+    assert script.remarks() == []
+
+
+def test_of_a_session_that_is_gone_nothing_is_answered() -> None:
+    script = Script(None)
+    script.say(request("ehlo") + SMTPD.report("link-disconnect", A))
+    script.connection.answer(A, PROCEED)
+    assert script.written() == []
+    assert script.remarks() == ["bug: answer without a request"]
+
+
+def test_a_line_without_an_end_takes_no_more_memory_than_it_may() -> None:
+    script = Script()
+    assert script.say(b"x" * (MAX_INPUT - 1)) == []
+    assert script.remarks() == []
+    assert script.say(b"x" * 100) == script.say(b"x" * 100) == []
+    assert script.remarks() == ["odd: line without an end"] * 2
+    assert script.say(b"\n" + request("ehlo")) == [result(b"proceed")]
+
+
+# -- messages ----------------------------------------------------------------------------
+
+
+def test_a_message_that_nobody_looks_at_goes_back() -> None:
+    script = Script(pass_all=True)
+    stream = lines(b"A: b", b"", b"x|y", b"..", end=True)
+    assert script.say(stream) == back(b"A: b", b"", b"x|y", b"..", b".")
+    assert script.told == []
+
+
+def test_a_message_is_told_and_sent_as_it_is_wanted() -> None:
+    script = Script()
+    assert script.say(lines(b"A: b", b"", b"x", end=True)) == []
+    told = [line for _, some, _ in script.told for line in some]
+    assert told == [b"A: b", b"", b"x"]
+    assert [end for _, _, end in script.told][-1]
+    script.connection.send_lines(A, [b"C: d", b"", b".", b"y"])
+    script.connection.send_lines(A, [], end=True)
+    assert script.written() == back(b"C: d", b"", b"..", b"y", b".")
+    assert script.remarks() == ["bug: lone dot within a message"]
+
+
+def test_lines_of_several_messages_are_told_apart() -> None:
+    script = Script()
+    script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
+    script.told = []
+    mixed = lines(b"a2") + lines(b"b2", session=B) + lines(b"a3") + lines(b"b3", session=B)
+    script.say(mixed)
+    assert script.told == [(A, [b"a2", b"a3"], False), (B, [b"b2", b"b3"], False)]
+
+
+def test_who_forgets_another_session_when_told_of_one_is_survived() -> None:
+    script = Script()
+    script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
+    for forget in (script.connection.forget, lambda _: script.connection.heard_of()):
+        script.told = []
+        script.then = lambda _session, forget=forget: forget(B)  # type: ignore[misc]
+        script.say(lines(b"a2") + lines(b"b2", session=B))
+        script.then = lambda _session: None
+        script.say(lines(b"a3") + lines(b"b3", session=B))
+        assert (A, [b"a2"], False) in script.told
+    assert script.remarks() == []
+
+
+def test_one_message_passes_while_another_is_looked_at() -> None:
+    script = Script()
+    script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
+    script.connection.pass_through(B)
+    script.connection.pass_through(B)
+    assert script.remarks() == ["bug: pass through without a message"]
+    assert script.say(lines(b"a2") + lines(b"b2", session=B)) == back(b"b2", session=B)
+    assert script.say(lines(end=True) + lines(end=True, session=B)) == back(b".", session=B)
+    script.connection.pass_through(A)
+    assert script.written() == back(b".")
+
+
+def test_nothing_is_sent_outside_a_message() -> None:
+    script = Script()
+    script.connection.send_lines(A, [b"x"])
+    script.connection.pass_through(A)
+    script.say(lines(b"x"))
+    script.connection.send_lines(A, [], end=True)
+    script.say(lines(end=True))
+    script.connection.send_lines(A, [], end=True)
+    script.connection.send_lines(A, [b"x"])
+    assert script.written() == back(b".")
+    assert script.remarks() == [
+        "bug: lines without a message",
+        "bug: pass through without a message",
+        "bug: end of a message that has not ended",
+        "bug: lines without a message",
+    ]
+
+
+def test_what_would_be_taken_for_something_else_is_not_sent() -> None:
+    script = Script()
+    script.say(lines(b"A: b"))
+    script.connection.send_lines(A, [b"two\nlines", b"more"])
+    script.connection.send_lines(A, [b"nul\0", b"\0."])
+    assert script.written() == back(b"two lines more", b"nul", b"..")
+    assert script.remarks() == [
+        "bug: line break in a line of a message",
+        "bug: NUL in a line of a message",
+        "bug: lone dot within a message",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 16])
+def test_a_nul_of_smtpds_own_goes_back(size: int) -> None:
+    script = Script()
+    script.then = lambda session: script.connection.send_lines(session, script.told[-1][1])
+    stream = lines(b"nul\0")
+    got = [row for at in range(0, len(stream), size) for row in script.say(stream[at : at + size])]
+    assert got == back(b"nul\0")
+    assert script.remarks() == []
+
+
+def test_lines_behind_the_dot_are_dropped() -> None:
+    script = Script()
+    script.say(lines(b"x", end=True))
+    assert script.say(lines(b"y")) == []
+    assert script.remarks() == ["odd: line behind the final dot"]
+    script.connection.send_lines(A, [b"x"], end=True)
+    assert script.written() == back(b"x", b".")
+
+
+def test_a_request_within_a_message_ends_the_message() -> None:
+    script = Script()
+    script.say(lines(b"x"))
+    assert script.say(request("commit")) == [*back(b"."), result(b"proceed")]
+    assert script.remarks() == ["odd: request within a message"]
+    script.connection._transit.finish(B)
+    assert script.written() == []
+
+
+@pytest.mark.parametrize("report", ["tx-reset", "tx-rollback", "link-disconnect"])
+def test_a_message_that_has_come_to_nothing_is_not_sent(report: str) -> None:
+    script = Script()
+    script.say(lines(b"x"))
+    values = () if report == "link-disconnect" else (b"0000000a",)
+    script.say(SMTPD.report(report, A, *values))
+    script.connection.send_lines(A, [b"x"])
+    assert script.written() == []
+    assert script.remarks() == ["bug: lines without a message"]
+    script.say(lines(b"y", end=True))
+    assert script.told[-1] == (A, [], True)
+
+
+def test_who_waits_is_rescued() -> None:
+    script = Script(None)
+    script.say(request("ehlo"))
+    script.connection.rescue(A)
+    script.connection.rescue(A)
+    assert script.written() == [result(b"proceed")]
+    script.say(lines(b"x"))
+    script.connection.rescue(A)
+    assert script.say(lines(b"y", end=True)) == back(b"y", b".")
+    script.say(lines(b"x", end=True))
+    script.connection.rescue(A)
+    assert script.written() == back(b".")
+    assert script.remarks() == []
+
+
+def test_messages_that_take_the_short_way_are_heard_of() -> None:
+    script = Script(pass_all=True)
+    assert script.connection.heard_of() == set()
+    script.say(lines(b"A: 1", b"2", b"3") + lines(b"B: 1", session=B))
+    assert script.connection.heard_of() == {A, B}
+    assert script.connection.heard_of() == set()
+    assert script.say(lines(b"4", b"5")) == back(b"4", b"5")
+    assert script.connection.heard_of() == {A}
+
+
+def test_lines_pass_though_the_time_changes_its_width() -> None:
+    script = Script(pass_all=True)
+    wide = [SMTPD.lines(A, L, [b"x"], end=False, time=time) for time in (b"99.9", b"100.0", b"5.0")]
+    other = SMTPD.lines(B, L, [b"y"], end=False, time=b"5.0")
+    expected = back(b"x", b"x", b"x") + back(b"y", session=B)
+    assert script.say(b"".join(wide) + other) == expected
+    assert script.say(b"".join(wide) + other) == expected
+
+
+def test_ids_of_other_lengths_pass_as_well() -> None:
+    script = Script(pass_all=True)
+    stream = SMTPD.lines(b"a1", b"b2", [b"x", b"y"])
+    assert script.say(stream) == [b"filter-dataline|a1|b2|" + line for line in (b"x", b"y", b".")]
+
+
+def test_no_text_gets_into_the_place_of_the_key() -> None:
+    script = Script(pass_all=True)
+    text = b"|smtp-in|data-line|%b|%b|" % (B, L)
+    assert script.say(lines(b"x", b"y", session=B) + lines(b"x", text, text)) == (
+        back(b"x", b"y", session=B) + back(b"x", text, text)
+    )
+
+
+# -- lines that are too long -------------------------------------------------------------
+
+CUTTING = SmtpdConnection((0, 6))
+
+
+@pytest.mark.parametrize("pass_all", [False, True])
+@pytest.mark.parametrize(("smtpd", "limit"), [(SMTPD, 65484), (CUTTING, 1997)])
+def test_a_line_is_broken_when_smtpd_would_not_take_it(
+    smtpd: SmtpdConnection, limit: int, *, pass_all: bool
+) -> None:
+    script = Script(pass_all=pass_all, handshake=smtpd.configure())
+    assert script.connection.cuts == (limit == 1997)
+    script.then = lambda session: script.connection.send_lines(
+        session, script.told[-1][1], end=script.told[-1][2]
+    )
+    longest, longer = b"x" * limit, b"y" * (limit + 1)
+    assert script.say(smtpd.lines(A, L, [b"A: b", b"", longest])) == back(
+        b"A: b", b"", longest, b"."
+    )
+    assert script.remarks() == []
+    rows = script.say(smtpd.lines(A, L, [b"A: b", b"", longer, longer, longest]))
+    assert len(rows) > 8
+    assert all(len(row) < 65535 for row in rows)
+    assert script.remarks() == ["mail: long lines broken"]
+
+
+@pytest.mark.parametrize("pass_all", [False, True])
+@pytest.mark.parametrize("end_of_header", [True, False])
+def test_a_header_field_is_folded_and_a_body_line_is_not(
+    *, pass_all: bool, end_of_header: bool
+) -> None:
+    script = Script(pass_all=pass_all, handshake=CUTTING.configure())
+    script.then = lambda session: script.connection.send_lines(
+        session, script.told[-1][1], end=script.told[-1][2]
+    )
+    words = b"A: " + b"word " * 500
+    before = [b"A: b", b"B: c", *([b""] if end_of_header else []), b"C: d"]
+    rows = script.say(CUTTING.lines(A, L, [*before, b"D: e", words]))
+    pieces = [row.split(b"|", 3)[3] for row in rows][len(before) + 1 : -1]
+    assert len(pieces) > 2
+    assert (b"".join(pieces) == words) is not end_of_header
+
+
+def test_a_message_with_a_long_line_is_refused_when_that_is_wanted() -> None:
+    script = Script(refuse=True, pass_all=True, handshake=CUTTING.configure())
+    long = CUTTING.lines(A, L, [b"x", b"y" * 2000])
+    commit = request("commit").replace(b"|0.7|", b"|0.6|", 1)
+    script.say(long)
+    assert script.remarks() == ["mail: long lines refused"]
+    (refusal,) = script.say(commit)
+    assert refusal.startswith(result(b"reject|554 5.6.0 "))
+    script.say(CUTTING.lines(A, L, [b"x"]))
+    assert script.say(commit) == [result(b"proceed")]
+    script.decision = Disconnect("421 Go")
+    script.say(long)
+    assert script.say(commit) == [result(b"disconnect|421 Go")]
+    # What the transaction's end has wiped out is not refused.
+    script.decision = PROCEED
+    script.say(long + CUTTING.report("tx-reset", A, b"0000000a"))
+    assert script.say(commit) == [result(b"proceed")]
+
+
+def test_remarks_show_what_they_are_about() -> None:
+    script = Script()
+    script.say(b"nonsense" * 100 + b"\n")
+    (remark,) = script.connection.remarks.take()
+    assert repr(remark).startswith("<odd: unknown word b'' b'nonsensenonsense")
+    assert len(remark.detail) == 200
+    assert not script.connection.remarks
+
+
+def test_every_phase_is_asked_by_its_name() -> None:
+    script = Script()
+    for name in PHASES:
+        assert script.say(request(name)) == [result(b"proceed")]
+    assert [name for name, _, _ in script.asked_for] == list(PHASES)
