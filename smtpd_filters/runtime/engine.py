@@ -284,6 +284,9 @@ class Engine:
         for remark in self.connection.remarks.take():
             session = remark.session.decode("latin-1")
             detail = remark.detail.decode("utf-8", "surrogateescape")
+            shown, confidential, _ = detail.partition("|auth|")
+            if confidential:
+                detail = f"{shown}|auth|..."
             if remark.sort == "mail":
                 self._log.event("smtpd-filters", remark.kind, session, lines=detail)
             else:

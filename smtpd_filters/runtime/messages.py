@@ -267,15 +267,21 @@ class Messages:
 
     def _no_storage(self, intake: _Intake, error: SpoolError) -> None:
         """Neither kept nor sent: the message is refused for now, and what follows may pass."""
-        self._log.limited("spool", "smtpd-filters", "message refused", reason=str(error))
         key = intake.session
+        self._log.limited(
+            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), reason=str(error)
+        )
         self._host.cancel(key)
+        unsent = intake.rows is None
         self.drop(key)
         self._refusals[key] = NO_STORAGE
         if intake.ended:
             self._connection.send_lines(key, [], end=True)
-        else:
-            self._connection.pass_through(key)
+            return
+        if unsent:
+            # What follows is no header, for which smtpd would refuse the message for good.
+            self._connection.send_lines(key, [b""])
+        self._connection.pass_through(key)
 
     @staticmethod
     def _discard(intake: _Intake) -> None:

@@ -20,7 +20,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.testing.oracle import Oracle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds after which something that should have happened has not.
 PATIENCE = 20.0
@@ -47,13 +47,15 @@ class FilterProcess:
     `pipes`: over two pipes, as a shell would, instead of one socket, as smtpd does.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a child process is started with
         self,
         argv: Sequence[str],
         *,
         pipes: bool = False,
         protocol: tuple[int, int] = (0, 7),
         stderr: int | None = None,
+        before: Callable[[], None] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.smtpd = SmtpdConnection(protocol)
         self.oracle = Oracle()
@@ -79,7 +81,8 @@ class FilterProcess:
             stdout=theirs[-1],
             stderr=self.log if stderr is None else stderr,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+            preexec_fn=before,  # noqa: PLW1509  # limits of the child's own
         )
         for fd in theirs:
             os.close(fd)
@@ -146,6 +149,67 @@ class FilterProcess:
             readable, _, _ = select.select([self.source], [], [], max(left, 0))
             assert readable, f"still not so: {self.logged}"
             self.read()
+
+    def wait(self) -> None:
+        """Read once there is something to be read."""
+        readable, _, _ = select.select([self.source], [], [], PATIENCE)
+        assert readable, f"nothing comes: {self.logged}"
+        self.read()
+
+    def push(self, data: bytes) -> int:
+        """Write as much as is taken while nothing is read; how much it was."""
+        done = 0
+        while done < len(data):
+            _, writable, _ = select.select([], [self.sink], [], 1.0)
+            if not writable:
+                break
+            done += os.write(self.sink, data[done : done + (1 << 16)])
+        return done
+
+    def settle(self) -> None:
+        """Wait until the child waits for us."""
+        end = monotonic() + PATIENCE
+        while Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert monotonic() < end
+            select.select([], [], [], 0.005)
+
+    def exchange(self, data: bytes, mark: bytes) -> int:
+        """Write, and read up to the line that ends in `mark`; how many lines that was.
+
+        No line is looked at: for what is too much for an oracle.
+        """
+        count = 0
+        tail = b""
+        rest = memoryview(data)
+        while not tail.endswith(mark):
+            sinks = [self.sink] if rest else []
+            readable, writable, _ = select.select([self.source], sinks, [], PATIENCE)
+            assert readable or writable, f"nothing moves: {self.logged}"
+            if readable:
+                got = os.read(self.source, 1 << 18)
+                assert got, f"it ended: {self.logged}"
+                count += got.count(b"\n")
+                tail = (tail + got)[-64:]
+            if writable:
+                rest = rest[os.write(self.sink, rest[: 1 << 16]) :]
+        return count
+
+    def until_dot(self, session: bytes) -> None:
+        """Read until the message of a session has come back."""
+        self.until(
+            lambda: any(
+                isinstance(answer, Line) and answer.session == session and answer.line == b"."
+                for answer in self.answers
+            )
+        )
+
+    def answer_of(self, session: bytes) -> Result:
+        """The answer of a session that has come already."""
+        for answer in self.answers:
+            if isinstance(answer, Result) and answer.session == session:
+                self.answers.remove(answer)
+                return answer
+        raise AssertionError(f"no answer: {self.answers}")
 
     def finish(self, status: int = 0) -> None:
         """End the input and see the process end well."""
@@ -222,12 +286,7 @@ class FilterProcess:
     def message(self, session: bytes, lines: Sequence[bytes]) -> list[bytes]:
         """Send a message and wait until it has come back."""
         self.send(self.smtpd.lines(session, TOKENS["data-line"], lines))
-        self.until(
-            lambda: any(
-                isinstance(answer, Line) and answer.session == session and answer.line == b"."
-                for answer in self.answers
-            )
-        )
+        self.until_dot(session)
         back = [
             answer.line
             for answer in self.answers

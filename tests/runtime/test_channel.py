@@ -142,8 +142,8 @@ assert not os.get_inheritable(channel.source) and not os.get_inheritable(channel
         ours.sendall(b"input")
         done = subprocess.run(
             [sys.executable, "-c", code],
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
             check=False,
             timeout=20,

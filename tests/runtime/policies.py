@@ -1,0 +1,128 @@
+"""Filters for tests of the runtime: `policies.py NAME [FLAGS]`, plain ones and with coroutines.
+
+`--notes FILE` is where they write down what happens to them.
+"""
+
+# ruff: noqa: ARG002
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from smtpd_filters import (
+    JUNK,
+    PROCEED,
+    Answer,
+    Filter,
+    Headers,
+    Junk,
+    Message,
+    Proceed,
+    Reject,
+    Session,
+    Settings,
+    option,
+    run,
+)
+from smtpd_filters.settings import PATH, table
+from smtpd_filters.tables import StringTable
+
+
+class Noting(Filter):
+    """Writes down what happens."""
+
+    class Settings(Settings):
+        """Where to."""
+
+        notes = option(PATH, default=None, help="File for notes.")
+        names = option(table(StringTable), default=None, help="Addresses that are junk.")
+
+    settings: Settings
+
+    def _note(self, text: str) -> None:
+        if self.settings.notes:
+            with Path(self.settings.notes).open("a") as notes:
+                notes.write(text + "\n")
+
+    def gone(self, session: Session) -> None:
+        self._note(f"gone {session.id}")
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self._note("closed")
+
+
+class Plain(Noting):
+    """Answers at once."""
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        if self.settings.names is not None and self.settings.names.match(address):
+            return JUNK
+        return PROCEED
+
+
+class Later(Noting):
+    """Answers when it was told to go on: another session says NOOP."""
+
+    def setup(self) -> None:
+        self._waiting: list[asyncio.Event] = []
+
+    async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        if address.startswith("wait"):
+            event = asyncio.Event()
+            self._waiting.append(event)
+            try:
+                await event.wait()
+            except asyncio.CancelledError:
+                self._note(f"cancelled {session.id}")
+                raise
+        if self.settings.names is not None and self.settings.names.match(address):
+            return JUNK
+        return PROCEED
+
+    def noop(self, session: Session, text: str) -> Proceed:
+        for event in self._waiting:
+            event.set()
+        self._waiting.clear()
+        return PROCEED
+
+
+class Head(Noting):
+    """Adds a field and lets the body pass."""
+
+    def headers(self, session: Session, headers: Headers) -> Answer:
+        headers.prepend("X-Head", "1")
+        return PROCEED
+
+
+class HeadLater(Noting):
+    """Adds a field in its own time."""
+
+    async def headers(self, session: Session, headers: Headers) -> Answer:
+        await asyncio.sleep(0)
+        headers.prepend("X-Head", "1")
+        return PROCEED
+
+
+class Whole(Noting):
+    """Reads whole messages."""
+
+    def message(self, session: Session, message: Message) -> Answer:
+        message.headers.append("X-Size", str(message.size))
+        return PROCEED
+
+
+class WholeLater(Noting):
+    """Reads whole messages in its own time."""
+
+    async def message(self, session: Session, message: Message) -> Answer:
+        await asyncio.sleep(0)
+        message.headers.append("X-Size", str(message.size))
+        return Reject("550 5.7.1 No") if message.headers.get("Subject") == "no" else PROCEED
+
+
+if __name__ == "__main__":
+    classes = {each.__name__: each for each in (Plain, Later, Head, HeadLater, Whole, WholeLater)}
+    sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

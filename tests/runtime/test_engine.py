@@ -1,0 +1,161 @@
+"""What becomes of sessions that do not end, and of lines that are none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters import PROCEED, Filter, Headers, Proceed, Rewrite, Session
+from smtpd_filters.chain import Chain
+from smtpd_filters.protocol.events import Result
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.testing.oracle import Oracle
+from tests.runtime.process import TOKENS, sid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.protocol.events import Line, Malformed, Register
+    from tests.conftest import Logbook
+
+
+class Knows(Filter):
+    """Takes note of its sessions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[str] = []
+        self.rdns: list[str | None] = []
+
+    def mail_from(self, session: Session, address: str) -> Proceed | Rewrite:
+        self.rdns.append(session.rdns)
+        return Rewrite("new@example.org") if address == "rewrite" else PROCEED
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed:  # noqa: ARG002
+        assert session.tx is not None
+        self.rdns.append(session.tx.sender)
+        return PROCEED
+
+    def gone(self, session: Session) -> None:
+        self.left.append(session.id)
+
+
+class Passes(Knows):
+    """Lets messages pass as well."""
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
+        return PROCEED
+
+
+class Talk:
+    """An engine, and smtpd."""
+
+    def __init__(self, filter_: Filter, book: Logbook) -> None:
+        self.smtpd = SmtpdConnection()
+        self.oracle = Oracle()
+        self.engine = Engine(Chain([(filter_, "proceed", 1.0)], book.log), book.log)
+        self.say(self.smtpd.configure())
+
+    def say(self, data: bytes) -> list[Register | Result | Line | Malformed]:
+        self.oracle.from_smtpd(data)
+        self.engine.receive(data)
+        while self.engine.sending:
+            self.engine.pump()
+        said = self.engine.output()
+        self.oracle.from_filter(said)
+        return list(self.smtpd.receive(said))
+
+    def connect(self, session: bytes) -> None:
+        values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
+        self.say(self.smtpd.report("link-connect", session, *values))
+
+    def ask(self, phase: str, session: bytes, argument: bytes = b"") -> bytes:
+        (answer,) = self.say(self.smtpd.request(phase, session, TOKENS[phase], argument))
+        assert isinstance(answer, Result)
+        return answer.verb
+
+
+def test_a_session_that_never_ends_is_dropped(logbook: Logbook) -> None:
+    filter_ = Knows()
+    talk = Talk(filter_, logbook)
+    talk.connect(sid(1))
+    talk.connect(sid(2))
+    talk.engine.sweep()
+    assert filter_.left == []
+    talk.ask("mail-from", sid(2), b"a@example.org")
+    talk.engine.sweep()
+    assert filter_.left == [sid(1).decode()]
+    assert f"{sid(1).decode()} smtpd-filters session dropped: it never ended" in logbook.lines
+    talk.engine.sweep()
+    talk.engine.sweep()
+    assert filter_.left == [sid(1).decode(), sid(2).decode()]
+    assert not talk.engine.sessions
+    # One that was dropped all the same is served, though nothing is known of it any more.
+    assert talk.ask("mail-from", sid(2), b"a@example.org") == b"proceed"
+    assert filter_.rdns == ["mx.example.org", None]
+
+
+@pytest.mark.parametrize("kind", [Knows, Passes])
+def test_a_message_that_takes_its_time_keeps_its_session(
+    kind: Callable[[], Knows], logbook: Logbook
+) -> None:
+    filter_ = kind()
+    filter_.passes_data = True
+    talk = Talk(filter_, logbook)
+    talk.connect(sid(1))
+    for number in range(6):
+        line = [b"Subject: x", b"", b"body"][min(number, 2)]
+        talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], [line], end=False))
+        talk.engine.sweep()
+    assert filter_.left == []
+    talk.engine.sweep()
+    talk.engine.sweep()
+    assert filter_.left == [sid(1).decode()]
+
+
+def test_nothing_grows_with_sessions_that_end(logbook: Logbook) -> None:
+    talk = Talk(Passes(), logbook)
+    for number in range(200):
+        session = sid(number)
+        talk.connect(session)
+        talk.ask("mail-from", session, b"rewrite")
+        talk.say(talk.smtpd.lines(session, TOKENS["data-line"], [b"Subject: x", b"", b"x"]))
+        talk.say(talk.smtpd.report("link-disconnect", session))
+    engine: Any = talk.engine
+    connection: Any = engine.connection
+    for holder in (engine, engine.messages, connection):
+        for name, value in vars(holder).items():
+            if isinstance(value, dict | set | list) and name not in {"config", "_asks"}:
+                assert len(value) < 30, name
+    talk.oracle.finish()
+    talk.oracle.verify()
+
+
+def test_a_rewritten_sender_does_not_stick_to_the_next(logbook: Logbook) -> None:
+    filter_ = Knows()
+    talk = Talk(filter_, logbook)
+    talk.connect(sid(1))
+    # Another process of the chain refuses it: smtpd reports no tx-mail.
+    talk.ask("mail-from", sid(1), b"rewrite")
+    talk.ask("mail-from", sid(1), b"second@example.org")
+    talk.say(talk.smtpd.report("tx-begin", sid(1), b"1ef1c203"))
+    talk.say(talk.smtpd.report("tx-mail", sid(1), b"1ef1c203", b"ok", b"second@example.org"))
+    talk.ask("rcpt-to", sid(1), b"b@example.org")
+    assert filter_.rdns[-1] == "second@example.org"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"filter|0.7|1.1|smtp-in|auth|nothex|beef|PLAIN AGFiYw==\n",
+        b"filter|0.7|1.1|smtp-out|auth|7641df9771b4ed00|beef|PLAIN AGFiYw==\n",
+        b"filter|0.7|1.1|smtp-in|auth|7641df9771b4ed00|nothex|PLAIN AGFiYw==\n",
+    ],
+)
+def test_credentials_are_not_logged_of_lines_that_are_none(line: bytes, logbook: Logbook) -> None:
+    talk = Talk(Knows(), logbook)
+    talk.say(line)
+    assert logbook.lines
+    assert not [each for each in logbook.lines if "AGFiYw" in each]

@@ -1,0 +1,294 @@
+"""Both loops, as processes of their own, over a socket and over pipes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.protocol.events import Line
+from tests.runtime.process import POLICIES, TOKENS, FilterProcess, policy, sid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BOTH = pytest.mark.parametrize("name", ["Plain", "Later"])
+PIPES = pytest.mark.parametrize("pipes", [False, True], ids=["socket", "pipes"])
+MEGABYTE = 1 << 20
+LINE = b"x" * 79
+
+
+def body(size: int) -> list[bytes]:
+    return [b"Subject: x", b"", *[LINE] * (size // 80)]
+
+
+def serve(name: str, *flags: str, pipes: bool = False) -> FilterProcess:
+    return FilterProcess(policy(name, *flags), pipes=pipes).hand_shake()
+
+
+@BOTH
+@PIPES
+@pytest.mark.parametrize("protocol", [(0, 5), (0, 6), (0, 7)])
+def test_a_session(name: str, pipes: bool, protocol: tuple[int, int]) -> None:  # noqa: FBT001
+    with FilterProcess(policy(name), pipes=pipes, protocol=protocol) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        process.report("link-disconnect", sid(1))
+        process.finish()
+    assert process.last_words == ""
+
+
+@BOTH
+@PIPES
+def test_the_end_of_input_ends_it(
+    name: str,
+    pipes: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    notes = tmp_path / "notes"
+    with serve(name, "--notes", str(notes), pipes=pipes) as process:
+        process.connect(sid(1))
+        process.send(process.request("rcpt-to", sid(1), b"a@example.org"))
+        # Not waited for: what was asked before the end is answered after it.
+        process.finish()
+        assert process.answer_of(sid(1)).verb == b"proceed"
+    assert notes.read_text() == f"gone {sid(1).decode()}\nclosed\n"
+    assert process.last_words == ""
+
+
+@BOTH
+def test_sigterm_ends_it_likewise(name: str, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with serve(name, "--notes", str(notes)) as process:
+        process.connect(sid(1))
+        process.ask("rcpt-to", sid(1), b"a@example.org")
+        process.kill(signal.SIGTERM)
+        while not process.eof:
+            process.wait()
+        assert process.child.wait(20) == 0
+    assert notes.read_text() == f"gone {sid(1).decode()}\nclosed\n"
+    assert process.last_words == ""
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM]
+)
+def test_signals_that_mean_nothing(name: str, number: signal.Signals) -> None:
+    with serve(name) as process:
+        process.connect(sid(1))
+        for _ in range(5):
+            process.kill(number)
+            assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        process.finish()
+    assert process.last_words == ""
+
+
+@BOTH
+def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "names"
+    path.write_text("one@example.org\n")
+    with serve(name, "--names", f"file:{path}") as process:
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"one@example.org").verb == b"junk"
+        path.write_text("two@example.org\n")
+        process.kill(signal.SIGHUP)
+        process.until_logged("result=ok")
+        assert process.ask("rcpt-to", sid(1), b"one@example.org").verb == b"proceed"
+        path.unlink()
+        process.kill(signal.SIGHUP)
+        process.until_logged("result=kept")
+        assert process.ask("rcpt-to", sid(1), b"two@example.org").verb == b"junk"
+        process.finish()
+
+
+def test_a_coroutine_is_cancelled_with_its_session(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with serve("Later", "--notes", str(notes)) as process:
+        process.connect(sid(1))
+        process.send(process.request("rcpt-to", sid(1), b"wait@example.org"))
+        process.connect(sid(2))
+        process.ask("noop", sid(3))  # the request has begun to wait by now
+        process.send(process.request("rcpt-to", sid(2), b"wait@example.org"))
+        process.report("link-disconnect", sid(2))
+        assert process.answer(sid(1)).verb == b"proceed"
+        process.ask("rcpt-to", sid(1), b"a@example.org")
+        process.finish()
+        assert not process.answers
+    said = notes.read_text().splitlines()
+    assert f"cancelled {sid(2).decode()}" in said
+    assert f"cancelled {sid(1).decode()}" not in said
+    assert process.last_words == ""
+
+
+def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
+    with serve("Later") as process:
+        # In one read: the task is made and given up in the same turn.
+        process.send(
+            process.request("rcpt-to", sid(1), b"a@example.org")
+            + process.smtpd.report("link-disconnect", sid(1))
+        )
+        process.connect(sid(2))
+        assert process.ask("rcpt-to", sid(2), b"a@example.org").verb == b"proceed"
+        process.finish()
+    assert process.last_words == ""
+
+
+def test_who_waits_at_the_end_is_answered() -> None:
+    with serve("Later", "--deadline", "0.1", "--on-error", "tempfail") as process:
+        process.connect(sid(1))
+        process.send(process.request("rcpt-to", sid(1), b"wait@example.org"))
+        process.finish()
+        assert process.answer_of(sid(1)).verb == b"reject"
+    assert "not done after 0.1 s" in process.last_words
+
+
+@pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
+@PIPES
+def test_a_large_message_comes_back(name: str, pipes: bool) -> None:  # noqa: FBT001
+    lines = body(4 * MEGABYTE)
+    with serve(name, pipes=pipes) as process:
+        process.connect(sid(1))
+        back = process.message(sid(1), lines)
+        if name.startswith("Head"):
+            assert back == [b"X-Head: 1", *lines]
+        else:
+            size = sum(map(len, lines)) + len(lines)
+            assert back == [lines[0], b"X-Size: %d" % size, *lines[1:]]
+        process.report("link-disconnect", sid(1))
+        process.finish()
+    assert process.last_words == ""
+
+
+@pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
+def test_a_peer_that_does_not_read(name: str) -> None:
+    """While 50 MB are pending memory is bounded, and nothing is lost when it reads again."""
+    lines = body(50 * MEGABYTE)
+    with serve(name) as process:
+        process.connect(sid(1))
+        before = process.memory()
+        data = process.smtpd.lines(sid(1), TOKENS["data-line"], lines)
+        sent = process.push(data)
+        process.settle()
+        assert process.memory() - before < 12 * MEGABYTE
+        if name.startswith("Whole"):
+            # It went to the disk: before its end there is nothing to be sent back.
+            assert sent == len(data)
+        else:
+            assert sent < len(data) // 2, "it reads on though nobody takes what it writes"
+        assert process.exchange(data[sent:], b"|.\n") == len(lines) + 2
+        assert process.memory() - before < 12 * MEGABYTE
+        process.close_input()
+        assert process.child.wait(20) == 0
+    assert process.last_words == ""
+
+
+def test_a_reader_that_goes_away() -> None:
+    with FilterProcess(policy("Head"), pipes=True).hand_shake() as process:
+        process.connect(sid(1))
+        ours = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(ours, process.source)
+        os.close(ours)
+        process.send(
+            process.smtpd.lines(sid(1), TOKENS["data-line"], body(MEGABYTE)), reading=False
+        )
+        process.close_input()
+        assert process.child.wait(20) == 0
+    assert process.last_words == ""
+
+
+def test_a_full_disk_is_a_temporary_failure(tmp_path: Path) -> None:
+    limit = 3 * MEGABYTE
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    lines = body(8 * MEGABYTE)
+    with FilterProcess(policy("Whole"), before=limited, env={"TMPDIR": str(tmp_path)}) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        process.send(process.smtpd.lines(sid(1), TOKENS["data-line"], lines))
+        process.until_dot(sid(1))
+        process.answers.clear()
+        said = process.ask("commit", sid(1))
+        assert (said.verb, said.argument) == (b"reject", b"452 4.3.1 Insufficient system storage")
+        # The next message, a small one, has room.
+        back = process.message(sid(1), body(1000))
+        assert back[1].startswith(b"X-Size: ")
+        assert process.ask("commit", sid(1)).verb == b"proceed"
+        process.finish()
+    assert f"{sid(1).decode()} smtpd-filters message refused" in process.last_words
+    assert not list(tmp_path.iterdir())
+
+
+@BOTH
+def test_a_protocol_that_is_too_old(name: str) -> None:
+    with FilterProcess(policy(name)) as process:
+        process.send(b"config|smtpd-version|6.4.0\nconfig|protocol|0.4\nconfig|ready\n")
+        while not process.eof:
+            process.wait()
+        assert process.child.wait(20) == 2
+        assert not process.smtpd.ready
+    assert process.last_words.count("\n") == 1
+    assert "0.4" in process.last_words
+
+
+@pytest.mark.parametrize(
+    "flags", [["--nonsense"], ["--deadline", "x"], ["--names", "file:/nonexistent"], ["stray"]]
+)
+def test_bad_flags_are_one_line_before_anything_else(flags: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, POLICIES, "Plain", *flags],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=20,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(POLICIES))),  # noqa: PTH120
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert flags[0].encode() in done.stderr
+
+
+@BOTH
+def test_a_log_that_nobody_reads_holds_up_nothing(name: str) -> None:
+    ends = os.pipe()
+    try:
+        with FilterProcess(policy(name, "-v"), stderr=ends[1]) as process:
+            process.hand_shake()
+            process.connect(sid(1))
+            for _ in range(20):
+                request = process.request("rcpt-to", sid(1), b"a@example.org")
+                for _ in range(100):
+                    process.send(request)
+                    process.answer(sid(1))
+            process.finish()
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_lines_of_many_sessions_do_not_mix() -> None:
+    with serve("Whole") as process:
+        sessions = [sid(number) for number in range(20)]
+        for session in sessions:
+            process.connect(session)
+        for number in range(50):
+            line = b"Subject: x" if not number else b"" if number == 1 else b"%d " % number
+            for session in sessions:
+                lines = [line + session if number > 1 else line]
+                process.send(
+                    process.smtpd.lines(session, TOKENS["data-line"], lines, end=number == 49)
+                )
+        for session in sessions:
+            process.until_dot(session)
+            got = [a.line for a in process.answers if isinstance(a, Line) and a.session == session]
+            assert got[3:-1] == [b"%d %b" % (number, session) for number in range(2, 50)]
+        process.finish()
