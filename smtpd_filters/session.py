@@ -59,11 +59,11 @@ class Session:
 
     __slots__ = (
         "_connect",
-        "_rewritten",
         "identity",
         "junk",
         "key",
         "method",
+        "rewrites",
         "scratch",
         "tls",
         "tx",
@@ -87,7 +87,8 @@ class Session:
         self._connect = _UNCONNECTED
         #: A mark still to be made, when the phase in which it was decided could not.
         self.junk = False
-        self._rewritten: dict[str, str] | None = None
+        #: What smtpd was told to take for a phase's parameter, until it reports that it has.
+        self.rewrites: dict[str, str] | None = None
 
     def expect(self, fields: Iterable[str]) -> Session:
         """Make these fields readable: their reports will come."""
@@ -154,9 +155,9 @@ class Session:
         """
         if parameter.startswith("<"):
             parameter = parameter[1:].partition(">")[0]
-        if self._rewritten is None:
-            self._rewritten = {}
-        self._rewritten[phase] = parameter
+        if self.rewrites is None:
+            self.rewrites = {}
+        self.rewrites[phase] = parameter
 
     def apply(self, name: str, values: tuple[bytes, ...]) -> None:
         """Take in what smtpd reports: the report's name, and its fields as 0.7 orders them."""
@@ -184,13 +185,13 @@ class Session:
         self.tx = Transaction(text(msgid))
 
     def _tx_mail(self, msgid: bytes, result: bytes, address: bytes) -> None:
-        sender = self._rewritten and self._rewritten.pop("mail-from", None)
+        sender = self.rewrites and self.rewrites.pop("mail-from", None)
         if result == b"ok":
             tx = self._transaction(msgid)
             tx.sender = sender if isinstance(sender, str) else text(address)
 
     def _tx_rcpt(self, msgid: bytes, result: bytes, address: bytes) -> None:
-        recipient = self._rewritten and self._rewritten.pop("rcpt-to", None)
+        recipient = self.rewrites and self.rewrites.pop("rcpt-to", None)
         tx = self._transaction(msgid)
         if result == b"ok":
             tx.recipients.append(recipient if isinstance(recipient, str) else text(address))
@@ -200,13 +201,17 @@ class Session:
     def _tx_reset(self, _msgid: bytes) -> None:
         # It ends every transaction, behind its commit as behind its rollback.
         self.tx = None
-        self._rewritten = None
+        self.rewrites = None
 
     def _transaction(self, msgid: bytes) -> Transaction:
         """The open transaction; one of its own if its beginning was not reported."""
-        if self.tx is None:
-            self.tx = Transaction(text(msgid))
-        return self.tx
+        try:
+            tx = self.tx
+        except NotReportedError:  # a tap asked for this report alone
+            tx = None
+        if tx is None:
+            tx = self.tx = Transaction(text(msgid))
+        return tx
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {

@@ -52,7 +52,8 @@ class Channel:
         #: The reader has gone: what is written goes nowhere.
         self.broken = False
         self._pending: list[bytes] = []
-        self._size = 0
+        #: Bytes waiting to be written.
+        self.size = 0
         for fd in (source, sink):
             mode = os.fstat(fd).st_mode
             # A terminal or a file is shared with others, who would not expect it.
@@ -69,11 +70,6 @@ class Channel:
         os.dup2(2, 1)
         return cls(source, sink)
 
-    @property
-    def size(self) -> int:
-        """Bytes waiting to be written."""
-        return self._size
-
     def read(self) -> bytes | None:
         """What is there; None when nothing is, empty at the end of input."""
         try:
@@ -87,7 +83,7 @@ class Channel:
         """Write what can be written now and keep the rest."""
         if data and not self.broken:
             self._pending.append(data)
-            self._size += len(data)
+            self.size += len(data)
         if self._pending:
             self.flush()
 
@@ -103,7 +99,7 @@ class Channel:
             # EPIPE: nobody reads any more.  The end of input will tell.
             self.broken = True
             done = len(data)
-        self._size -= done
+        self.size -= done
         self._pending = [data[done:]] if done < len(data) else []
 
     def close(self) -> None:

@@ -56,26 +56,29 @@ class _Loop:
         self.log, self.watchdog, self.signals = log, watchdog, signals
         self.poll = select.poll()
         self.poll.register(signals.wakeup, select.POLLIN)
+        self.reading = self.writing = self.ending = False
         self.next_sweep = monotonic() + SWEEP * engine.session_timeout
 
     def run(self) -> None:
-        engine, channel = self.engine, self.channel
-        reading = False
-        while not self.signals.stop:
-            want = channel.size < HIGH_WATER and not engine.sending
-            if want != reading:
-                reading = want
-                self._listen(channel.source, select.POLLIN, wanted=want)
-            ready = self._wait()
-            if channel.source in ready:
-                data = channel.read()
-                if data == b"":
-                    break
-                if data:
-                    self._receive(data)
+        source, signals = self.channel.source, self.signals
+        self._listen()
+        while not signals.stop:
+            now = monotonic()
+            if now >= self.next_sweep:
+                self.next_sweep = now + SWEEP * self.engine.session_timeout
+                self.engine.sweep()
+            for fd, _ in self.poll.poll((self.next_sweep - now) * 1000):
+                if fd == source:
+                    data = self.channel.read()
+                    if data == b"":
+                        signals.stop = True
+                    elif data:
+                        self._receive(data)
+                elif fd == signals.wakeup:
+                    signals.drain()
             self._write()
-            if self.signals.reload:
-                self.signals.reload = False
+            if signals.reload:
+                signals.reload = False
                 self.service.reload()
         self._finish()
 
@@ -96,9 +99,17 @@ class _Loop:
         while engine.sending and channel.size < HIGH_WATER:
             engine.pump()
             channel.write(engine.output())
-        self._listen(channel.sink, select.POLLOUT, wanted=channel.size > 0)
+        if channel.size or self.writing or not self.reading:
+            self._listen()
 
-    def _listen(self, fd: int, mask: int, *, wanted: bool) -> None:
+    def _listen(self) -> None:
+        """Wait for what can be gone on with: nothing is read while too much is to be written."""
+        channel = self.channel
+        self.writing = self._wait_for(channel.sink, select.POLLOUT, wanted=channel.size > 0)
+        wanted = channel.size < HIGH_WATER and not (self.engine.sending or self.ending)
+        self.reading = self._wait_for(channel.source, select.POLLIN, wanted=wanted)
+
+    def _wait_for(self, fd: int, mask: int, *, wanted: bool) -> bool:
         if wanted:
             self.poll.register(fd, mask)
         else:
@@ -106,22 +117,14 @@ class _Loop:
                 self.poll.unregister(fd)
             except KeyError:
                 pass
-
-    def _wait(self) -> set[int]:
-        now = monotonic()
-        if now >= self.next_sweep:
-            self.next_sweep = now + SWEEP * self.engine.session_timeout
-            self.engine.sweep()
-        ready = {fd for fd, _ in self.poll.poll((self.next_sweep - now) * 1000)}
-        if self.signals.wakeup in ready:
-            self.signals.drain()
-        return ready
+        return wanted
 
     def _finish(self) -> None:
         """The input has ended: what has been answered is still written."""
         deadline = monotonic() + LAST_WORDS
-        self._listen(self.channel.source, select.POLLIN, wanted=False)
-        self._listen(self.signals.wakeup, select.POLLIN, wanted=False)
+        self.ending = True
+        self.poll.unregister(self.signals.wakeup)
+        self._listen()
         if not self.watchdog.armed:
             self.watchdog.arm()
         while (self.engine.busy or self.channel.size) and monotonic() < deadline:
