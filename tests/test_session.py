@@ -128,6 +128,14 @@ def test_a_transaction_whose_beginning_was_missed(name: str) -> None:
     assert "a@example.org" in (made.tx.sender, *made.tx.recipients)
 
 
+def test_a_report_of_a_transaction_that_nobody_asked_for() -> None:
+    made = Session(KEY)
+    made.apply("tx-mail", (b"1ef1c203", b"ok", b"a@example.org"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"ok", b"b@example.org"))
+    assert made.tx is not None
+    assert (made.tx.sender, made.tx.recipients) == ("a@example.org", ["b@example.org"])
+
+
 def test_a_new_transaction_knows_nothing_of_the_last() -> None:
     made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", b"ok", b"a@example.org")))
     made.apply("tx-begin", (b"2",))

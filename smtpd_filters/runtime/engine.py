@@ -195,6 +195,9 @@ class Engine:
             session = self.sessions.get(key) or self._find(key)
             if phase is COMMIT and (refusal := self.messages.refusal(key)):
                 return refusal
+            if session.rewrites:
+                # Of one that another filter refused there was no report.
+                session.rewrites.pop(phase.name, None)
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:
@@ -219,9 +222,11 @@ class Engine:
 
     def _find(self, key: bytes) -> Session:
         """A session of which nothing was heard for long, or a new one."""
-        session = self._silent.pop(key, None)
+        session = self._silent.pop(key, None) if self._silent else None
         if session is None:
-            session = Session(key).expect(self._policy.fields)
+            session = Session(key)
+            if self._policy.fields:
+                session.expect(self._policy.fields)
         self.sessions[key] = session
         return session
 
