@@ -41,7 +41,7 @@ from .settings import common_options, die, parse_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from typing import Any
 
     from .filter import Outcome
@@ -135,7 +135,9 @@ class Link:
             return self._wait(session, result, started)  # type: ignore[arg-type]  # a coroutine
         return self._checked(session, result, started)
 
-    async def _wait(self, session: Session, result: Awaitable[object], started: float) -> Decision:
+    async def _wait(
+        self, session: Session, result: Coroutine[Any, Any, object], started: float
+    ) -> Decision:
         """Wait for a coroutine, but not for longer than its deadline, whatever it does."""
         import asyncio  # noqa: PLC0415  # it is there already where there are coroutines
 
@@ -153,6 +155,7 @@ class Link:
         if not done:
             return self.failed(session, error=f"not done after {self.deadline:g} s")
         if task.cancelled():
+            result.close()  # if it has not even begun it would warn
             return self.failed(session, error="was cancelled")
         outcome = task.result()
         if isinstance(outcome, _Raised):

@@ -32,7 +32,7 @@ from smtpd_filters import (
 from smtpd_filters.chain import Chain
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
-from smtpd_filters.runtime.watchdog import Watchdog
+from smtpd_filters.runtime.watchdog import GIVEN_UP, Watchdog
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import TEXT, table
 from smtpd_filters.tables import StringTable
@@ -389,6 +389,43 @@ def test_a_coroutine_that_does_not_come_back(work: Any, logbook: Logbook) -> Non
     assert asker.ask("rcpt-to", b"a@example.org").verb == "junk"
     assert second.asked == ["a@example.org"]
     assert len(logbook.lines) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("which", ["policy", "waiting"])
+def test_a_coroutine_that_another_cancels(which: str, begun: object, logbook: Logbook) -> None:
+    made = Chain([(Later("one", forever), "junk", 5.0)], logbook.log)
+
+    async def ask() -> Decision:
+        waiting = asyncio.ensure_future(
+            cast("Any", made.ask[PHASES["rcpt-to"]](session(), b"a@example.org"))
+        )
+        await asyncio.sleep(0)
+        for _ in range(5 if begun else 0):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if (task is waiting) == (which == "waiting"):
+                task.cancel()
+        return cast("Decision", await waiting)
+
+    assert asyncio.run(ask()).verb == "junk"
+    assert "ancelled" in logbook.lines[0]
+
+
+def test_a_coroutine_that_nobody_waits_for_is_given_up(logbook: Logbook) -> None:
+    made = Chain([(Later("one", forever), "junk", 5.0)], logbook.log)
+
+    async def ask() -> None:
+        waiting = asyncio.ensure_future(
+            cast("Any", made.ask[PHASES["rcpt-to"]](session(), b"a@example.org"))
+        )
+        await asyncio.sleep(0)
+        waiting.cancel(GIVEN_UP)
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+
+    asyncio.run(ask())
+    assert logbook.lines == []
 
 
 def test_what_could_not_be_found_out_is_logged_as_its_cause(logbook: Logbook) -> None:
