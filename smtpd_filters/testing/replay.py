@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from smtpd_filters.recording import Recording
 
 REFUSALS = frozenset({"reject", "disconnect"})
+#: A filter's ``report`` puts its text in the place of the command's parameter.
+WITH_PARAMETER = frozenset({"rewrite", "report"})
 #: What smtpd calls two phases in the report ``filter-response``.
 RESPONSE_NAMES = {"connect": "connected", "starttls": "tls"}
 #: The first protocol that says its version in the hand-shake.
@@ -102,7 +104,7 @@ def verdict(phase: str, argument: bytes, result: Result | None) -> Verdict:
     said = (result.argument or b"").decode("utf-8", "surrogateescape")
     if verb in REFUSALS:
         return Verdict(phase, verb, reply=said)
-    return Verdict(phase, verb, parameter=said if verb == "rewrite" else before)
+    return Verdict(phase, verb, parameter=said if verb in WITH_PARAMETER else before)
 
 
 def message_verdict(sent: list[bytes], returned: list[bytes], *, asked: bool = True) -> Verdict:
@@ -365,7 +367,12 @@ _STUCK: dict[str, frozenset[str]] = {
     "data": frozenset({"data-line", "commit"}),
 }
 #: The phases that bring a stuck session on.
-_FRESH = {"helo": ("greeting",), "ehlo": ("greeting",), "mail-from": ("mail-from", "data")}
+_FRESH = {
+    "helo": ("greeting",),
+    "ehlo": ("greeting",),
+    "mail-from": ("mail-from", "data"),
+    "data": ("data",),
+}
 
 #: A greeting takes the place of the other one.
 _REPLACES = {"helo": ("ehlo",), "ehlo": ("helo",)}
@@ -505,7 +512,7 @@ class _Client:
     def _response(self, values: tuple[bytes, ...]) -> list[tuple[str, tuple[bytes, ...]]]:
         for phase, said in self.last.items():
             if RESPONSE_NAMES.get(phase, phase).encode() == values[0]:
-                parameter = said.reply or (said.parameter if said.verb == "rewrite" else "")
+                parameter = said.reply or (said.parameter if said.verb in WITH_PARAMETER else "")
                 text = parameter.encode("utf-8", "surrogateescape")
                 response = (values[0], said.verb.encode("latin-1"), text)
                 return [("filter-response", response)] if said.asked else []

@@ -4,6 +4,8 @@ import asyncio
 import doctest
 import subprocess
 import sys
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 
@@ -25,13 +27,15 @@ from smtpd_filters import (
     Session,
 )
 from smtpd_filters.filters.dyndns import Dyndns
-from smtpd_filters.protocol.vocabulary import HANDLERS
+from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
+from smtpd_filters.recording import Recording
 from smtpd_filters.testing import Conversation, Verdict, kit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol" / "7.8.0p1"
 PROTOCOLS = [(0, 5), (0, 6), (0, 7)]
 ADDRESS = "you@example.org"
 CONTENT = b"Subject: hello\r\n\r\n.dot\r\n..\r\n\xff|\r\nend\r\n"
@@ -211,6 +215,61 @@ def test_each_answer_at_each_phase(
         if client.closed:
             with pytest.raises(RuntimeError, match="closed"):
                 client.noop()
+
+
+def events(rows: list[bytes]) -> list[bytes]:
+    """The names of events, without what is the business of smtpd's own talk with the client."""
+    names = [row.split(b"|")[4] for row in rows if not row.startswith(b"config|")]
+    # smtpd is not strict about when it reports that DATA was taken, beside the first lines.
+    names = [name for name in names if name not in {b"protocol-server", b"tx-data"}]
+    return [name for name, _ in groupby(names)]
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("ehlo-message", {}),
+        ("reject-at-commit", {"commit": NO}),
+        ("disconnect-at-commit", {"commit": GO}),
+        ("disconnect-at-rcpt-to", {"rcpt_to": GO}),
+        ("disconnect-at-ehlo", {"ehlo": GO}),
+        ("disconnect-at-connect", {"connect": GO}),
+        ("quit-in-transaction", {}),
+        ("starttls", {}),
+    ],
+)
+def test_events_come_in_the_order_in_which_smtpd_was_recorded(
+    name: str, answers: dict[str, object]
+) -> None:
+    recording = Recording.read(FIXTURES / f"{name}.session")
+    written = bytearray()
+    with Conversation(Says(**answers)) as smtpd:
+        smtpd.reports.update(REPORTS)
+        smtpd.phases.add("data-line")
+        hear = smtpd._served.receive
+
+        def receive(data: bytes) -> None:
+            written.extend(data)
+            hear(data)
+
+        smtpd._served.receive = receive  # type: ignore[method-assign]
+        client = smtpd.connect()
+        steps = ["ehlo", "mail_from", "rcpt_to", "commit", "quit"]
+        if name == "starttls":
+            steps.insert(1, "starttls")
+        if name == "quit-in-transaction":
+            steps.remove("commit")
+        for step in steps:
+            if not client.closed:
+                go(client, step)
+        if name == "reject-at-commit":
+            # The recording goes on with a second message.
+            assert client.closed
+    recorded = events(recording.to_filter())
+    played = events(bytes(written).split(b"\n")[:-1])
+    if name == "reject-at-commit":
+        recorded = [*recorded[: recorded.index(b"tx-reset") + 1], *recorded[-4:]]
+    assert played == recorded
 
 
 def test_a_refused_connection_is_closed() -> None:
