@@ -6,10 +6,10 @@ decisions from its handlers, and make ``run(YourFilter)`` the program.
 
 from __future__ import annotations
 
-from .chain import run
 from .errors import ConfigError
 from .filter import Filter
 from .message import Headers, Message
+from .program import run
 from .protocol.decisions import (
     JUNK,
     PROCEED,

@@ -185,7 +185,7 @@ def _check_public(cls: type[Filter], where: str) -> None:
     for name, value in cls.__dict__.items():
         plain = callable(value) and not isinstance(value, type)
         if plain and not name.startswith("_") and name not in known and not hasattr(Filter, name):
-            from difflib import get_close_matches  # noqa: PLC0415  # only for this message
+            from difflib import get_close_matches  # only for this message
 
             near = get_close_matches(name, known, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -26,11 +26,11 @@ from smtpd_filters import (
     Rewrite,
     Session,
     Settings,
-    chain,
     option,
 )
 from smtpd_filters.chain import Chain
 from smtpd_filters.errors import UnavailableError
+from smtpd_filters.program import run
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.runtime.watchdog import GIVEN_UP, Watchdog
 from smtpd_filters.session import FIELDS
@@ -831,7 +831,7 @@ def test_what_is_wrong_is_one_line(
     argv: list[str], culprit: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        chain.run(Strict, argv=argv)
+        run(Strict, argv=argv)
     assert ended.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""

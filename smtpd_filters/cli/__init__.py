@@ -57,14 +57,14 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     if command and options.verb != "replay":
         raise ConfigError(f"{options.verb} takes no command behind --")
     if options.verb == "list":
-        from . import listing  # noqa: PLC0415  # each verb for itself
+        from . import listing  # each verb for itself
 
         return listing.run(as_json=options.json)
     if options.verb == "record":
-        from . import record  # noqa: PLC0415
+        from . import record
 
         return record.run(options)
-    from . import replay  # noqa: PLC0415
+    from . import replay
 
     return replay.run(options, command)
 

@@ -1,0 +1,1 @@
+"""The filters: each a policy in one file, with its settings and its executable."""

@@ -22,9 +22,9 @@ from __future__ import annotations
 import re
 import sys
 
-from smtpd_filters.chain import run
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
 from smtpd_filters.tables import DomainTable, NetworkTable, RegexTable

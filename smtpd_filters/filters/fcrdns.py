@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.chain import run
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import (
     ENDPOINT,
@@ -210,7 +210,7 @@ class _Verifying(Fcrdns):
     def setup(self) -> None:
         """Get a resolver ready, too."""
         super().setup()
-        from smtpd_filters.lookups.dns import Resolver  # noqa: PLC0415  # law 4
+        from smtpd_filters.lookups.dns import Resolver  # law 4
 
         settings = self.settings
         try:
@@ -261,7 +261,7 @@ class _Verifying(Fcrdns):
     async def _look_up(self, address: str) -> Proceed | Junk | Reject | Disconnect:
         if self.settings.require == "rdns":
             return await self._look_for_a_name(address)
-        from smtpd_filters.lookups.fcrdns import (  # noqa: PLC0415  # law 4
+        from smtpd_filters.lookups.fcrdns import (  # law 4
             Confirmed,
             NoName,
             Unconfirmed,
@@ -279,7 +279,7 @@ class _Verifying(Fcrdns):
                 raise UnavailableError(unavailable.cause, _DNS_FAILURE)
 
     async def _look_for_a_name(self, address: str) -> Proceed | Junk | Reject | Disconnect:
-        from smtpd_filters.lookups.outcome import Found, NotFound  # noqa: PLC0415  # law 4
+        from smtpd_filters.lookups.outcome import Found, NotFound  # law 4
 
         match await self._resolver.ptr(address):
             case Found():

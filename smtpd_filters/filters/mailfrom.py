@@ -20,9 +20,9 @@ import re
 import sys
 from functools import lru_cache
 
-from smtpd_filters.chain import run
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
 from smtpd_filters.tables import (
@@ -112,9 +112,7 @@ def _spellings(domain: str) -> tuple[str, ...]:
 
 # RFC 5322 section 3.2: a quoted string, a quoted pair, a literal, words, and single specials.  A
 # quote or bracket that isn't closed is a character like any other.
-_TOKENS = re.compile(
-    r'"(?:[^"\\]|\\.)*+"|\\.|\[[^\[\]\\"]*+\]|[^"\\()<>,;:\[]++|.', re.DOTALL
-)
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|\[[^\[\]\\"]*+\]|[^"\\()<>,;:\[]++|.', re.DOTALL)
 # A quoted pair is taken along, so that a quote in it opens nothing.
 _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 # RFC 2047 section 2; section 6.2: white space between two of them is no part of the text.
@@ -277,7 +275,7 @@ def _decoded(text: str) -> str:
 
 
 def _decode(match: re.Match[str]) -> str:
-    from binascii import Error, a2b_base64, a2b_qp  # noqa: PLC0415  # only for this
+    from binascii import Error, a2b_base64, a2b_qp  # only for this
 
     charset, encoding, body = match.groups()
     try:
@@ -382,7 +380,7 @@ class Mailfrom(Filter):
             SWITCH,
             default=False,
             help="Look for own addresses in the display names and comments of the From field, too, "
-            "as in \"boss@example.org\" <x@example.net>. Implies --check-header.",
+            'as in "boss@example.org" <x@example.net>. Implies --check-header.',
         )
         action = option(
             choice("junk", "reject", "disconnect"),

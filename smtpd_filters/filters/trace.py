@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.chain import run
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import run
 from smtpd_filters.protocol.codec import decode
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.dialect import NEWEST, dialect, version
@@ -122,7 +122,7 @@ class Trace(Filter):
         settings = self.settings
         disguise = None
         if settings.anonymise:
-            from ._disguise import Disguise  # noqa: PLC0415  # the start pays for what it uses
+            from ._disguise import Disguise  # the start pays for what it uses
 
             disguise = Disguise()
         return Recorder(

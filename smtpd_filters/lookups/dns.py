@@ -65,9 +65,9 @@ class Resolver:
         in_flight: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        import asyncio  # noqa: PLC0415 - see the module's docstring
+        import asyncio
 
-        from smtpd_filters.lookups import transport, wire  # noqa: PLC0415
+        from smtpd_filters.lookups import transport, wire
 
         servers = names.resolv_conf() if nameservers is None else list(nameservers)
         if not servers:
@@ -224,7 +224,7 @@ class Resolver:
 
 def _descriptors() -> int:
     """Return how many questions may be under way without starving smtpd's own descriptors."""
-    import resource  # noqa: PLC0415 - only here
+    import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:

@@ -53,7 +53,7 @@ FCrDNS: TypeAlias = Confirmed | Unconfirmed | NoName | Unavailable
 
 async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
     """Find out whether an IP address has a name that has the address."""
-    import asyncio  # noqa: PLC0415 - whoever awaits this has it; whoever imports it may not
+    import asyncio
 
     try:
         own = names.canonical(address)

@@ -37,7 +37,7 @@ def canonical(address: str) -> str:
 
     A zone index (`%em0`) is dropped. Raises ValueError if it is no IP address.
     """
-    import ipaddress  # noqa: PLC0415 - not for those who only check a name
+    import ipaddress
 
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
@@ -53,7 +53,7 @@ def reverse(address: str, *, zone: str | None = None) -> str:
     With `zone`, the name in that zone instead of `in-addr.arpa` or `ip6.arpa` (RFC 5782).
     Raises ValueError if it is no IP address.
     """
-    import ipaddress  # noqa: PLC0415
+    import ipaddress
 
     pointer = ipaddress.ip_address(canonical(address)).reverse_pointer
     if zone is None:
@@ -66,7 +66,7 @@ def nameserver(text: str) -> tuple[str, int]:
 
     Raises ValueError with the reason.
     """
-    import ipaddress  # noqa: PLC0415
+    import ipaddress
 
     address, port = text, DNS_PORT
     bracketed = re.fullmatch(r"\[([^\]]*)\](?::([0-9]{1,5}))?", text)

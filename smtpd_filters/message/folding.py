@@ -70,7 +70,7 @@ def encoded_word(text: str) -> str:
     text = re.sub("[\x00-\x1f\x7f-\x9f]+", " ", text)
     if text.isascii() and "=?" not in text:
         return text
-    from binascii import b2a_base64  # noqa: PLC0415  few filters need it, and all would wait
+    from binascii import b2a_base64
 
     words = []
     word = b""

@@ -266,7 +266,7 @@ class _Spool:
 
     def _made(self) -> SpooledTemporaryFile[bytes]:
         if self._file is None:
-            from tempfile import SpooledTemporaryFile  # noqa: PLC0415  start-up: few need it
+            from tempfile import SpooledTemporaryFile
 
             self._file = SpooledTemporaryFile(max_size=self._limit)  # noqa: SIM115  see close()
             if not self._limit:

@@ -210,7 +210,7 @@ class FilterConnection:
             if run:
                 transit.run(run)
                 run = []
-            if not self._ask(row):
+            if not (row.startswith(b"f") and self._ask(row)):
                 self._take(row)
         if run:
             transit.run(run)

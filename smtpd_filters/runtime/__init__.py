@@ -29,8 +29,8 @@ def serve(
     ``taps`` hear every byte that passes.  Returns the exit status.  Raises ConfigError, before
     ``register|ready``, when the server is none whose filter we can be.
     """
-    from .channel import Channel  # noqa: PLC0415  # who only wants the log has no loop
-    from .engine import Engine  # noqa: PLC0415
+    from .channel import Channel  # who only wants the log has no loop
+    from .engine import Engine
 
     sys.unraisablehook = log.unraisable
     threads = sys.modules.get("threading")
@@ -38,15 +38,15 @@ def serve(
         threads.excepthook = log.unraisable  # type: ignore[attr-defined]
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
     if taps:
-        from .tap import TappedChannel  # noqa: PLC0415  # only tracing has any
+        from .tap import TappedChannel  # only tracing has any
 
         channel: Channel = TappedChannel.over(taps, log)
     else:
         channel = Channel.take_over()
     if service.later:
-        from .aio import run  # noqa: PLC0415  # asyncio costs more than all the rest
+        from .aio import run  # asyncio costs more than all the rest
     else:
-        from .loop import run  # noqa: PLC0415
+        from .loop import run
     status = run(engine, channel, service, log, watchdog)
     _leave(status)
     return status
@@ -54,7 +54,7 @@ def serve(
 
 def _leave(status: int) -> None:
     """Do not let the threads of a policy, which the interpreter waits for, keep the process."""
-    from .channel import CLOSING  # noqa: PLC0415  # loaded by now
+    from .channel import CLOSING  # loaded by now
 
     threads = sys.modules.get("threading")
     if threads is not None and threads.active_count() > 1:

@@ -41,8 +41,6 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
     service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
     try:
         service_loop.run()
-    except UnsupportedProtocolError as error:
-        raise ConfigError(str(error)) from None
     finally:
         watchdog.disarm()
         signals.close()
@@ -84,7 +82,7 @@ class _Loop:
         self.loop, self.engine, self.channel = loop, engine, channel
         self.service, self.log = service, log
         self.watchdog, self.signals = watchdog, signals
-        self.failure: UnsupportedProtocolError | None = None
+        self.failure: ConfigError | None = None
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
@@ -128,10 +126,14 @@ class _Loop:
             try:
                 self.engine.receive(data)
             except UnsupportedProtocolError as error:
-                self.failure = error
+                self.failure = ConfigError(str(error))
                 self._end()
                 return
             except Exception as error:  # noqa: BLE001  # promise 1
+                if not self.engine.ready:
+                    self.failure = ConfigError(f"bug: {fold_traceback(error)}")
+                    self._end()
+                    return
                 self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
         self._turn()
 

@@ -90,6 +90,8 @@ class _Loop:
         except UnsupportedProtocolError:
             raise
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+            if not self.engine.ready:
+                raise ConfigError(f"bug: {fold_traceback(error)}") from None
             self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _write(self) -> None:
@@ -133,7 +135,7 @@ class _Loop:
                 self.poll.poll(1000)
         self.engine.abandon()
         if self.service.closing:
-            import asyncio  # noqa: PLC0415  # at the end it costs nobody
+            import asyncio  # at the end it costs nobody
 
             async def close() -> None:
                 closing = asyncio.ensure_future(self.service.close())

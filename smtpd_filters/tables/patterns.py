@@ -30,8 +30,8 @@ class RegexTable(Table):
 
     def _load(self, source: Source) -> None:
         # Here, not above: filters that have no regular expressions start without.
-        from smtpd_filters.tables.automaton import MEMORY, TOTAL_MAX, Automaton  # noqa: PLC0415
-        from smtpd_filters.tables.ere import parse  # noqa: PLC0415
+        from smtpd_filters.tables.automaton import MEMORY, TOTAL_MAX, Automaton
+        from smtpd_filters.tables.ere import parse
 
         entries: list[str] = []
         groups: list[tuple[int, Automaton]] = []

@@ -34,6 +34,6 @@ def __getattr__(name: str) -> object:
     # Only when asked for: `dns` is a program as well, and is not to be imported before it runs.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415  # at the first name
+    from importlib import import_module  # at the first name
 
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

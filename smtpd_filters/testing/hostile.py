@@ -26,9 +26,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from smtpd_filters.chain import run
 from smtpd_filters.filter import CONTENT, Filter
 from smtpd_filters.message import Headers, Message
+from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Proceed, Reject, Rewrite
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 
@@ -105,7 +105,7 @@ def _recursion(session: Session, subject: object) -> object:
 
 @_mode("memory")
 def _memory(session: Session, subject: object) -> object:
-    import resource  # noqa: PLC0415  # only here
+    import resource  # only here
 
     with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123
         taken = int(statm.read().split()[0]) * resource.getpagesize()

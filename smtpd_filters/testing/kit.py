@@ -704,7 +704,7 @@ def play(
     the recorded one.  A step's ``verdict`` is None where it did not come to the question any more.
     Raises AssertionError when smtpd would not have survived it.
     """
-    from smtpd_filters.recording import Recording  # noqa: PLC0415  # the name is the parameter's
+    from smtpd_filters.recording import Recording  # the name is the parameter's
 
     if not isinstance(recording, Recording):
         recording = Recording.read(recording)

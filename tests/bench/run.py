@@ -268,7 +268,7 @@ class Bench:
 
     def real(self) -> None:
         """Messages per second through a real smtpd, with filters and without."""
-        from tests.bench import real  # noqa: PLC0415 - needs what the other parts don't
+        from tests.bench import real
 
         if reason := real.missing():
             self.report.left_out.append(f"messages through a real smtpd: {reason}")

@@ -6,9 +6,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from smtpd_filters.chain import run
 from smtpd_filters.filter import Filter
 from smtpd_filters.message import Headers, Message
+from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,

@@ -1,0 +1,206 @@
+"""One handler of one filter, asked so that whatever it does there is a decision.
+
+Law
+---
+1. Asking never raises, and a coroutine's outcome is a decision as well.
+2. A handler that raises, returns what its phase does not allow, or is not done by its deadline is
+   answered for as ``--on-error`` says; the log has why, once per cause and interval.
+3. What is said of a failure never repeats a credential.
+
+A plain handler is watched by the `Watchdog`, a coroutine by its deadline.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import CoroutineType
+
+from .errors import UnavailableError
+from .protocol.decisions import PROCEED, Decision, Disconnect, Reject, reply
+from .protocol.vocabulary import HANDLERS, PHASES
+from .runtime.log import fold_traceback, show
+from .runtime.watchdog import GIVEN_UP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
+
+    from .filter import Filter, Outcome
+    from .runtime.engine import Later
+    from .runtime.log import Log
+    from .runtime.watchdog import Watchdog
+    from .session import Session
+
+REFUSALS = frozenset({"reject", "disconnect"})
+#: The reason of a decision that stands in for a handler's own, which is told by it.
+FAILED = "handler failed"
+#: The phase whose parameter is a credential.
+CONFIDENTIAL = "auth"
+
+
+class Link:
+    """One handler of one filter."""
+
+    __slots__ = (
+        "argument",
+        "deadline",
+        "fallback",
+        "filter",
+        "handler",
+        "later",
+        "legal",
+        "log",
+        "phase",
+        "watchdog",
+    )
+
+    def __init__(  # noqa: PLR0913  # what it takes to ask a handler
+        self,
+        filter: Filter,  # noqa: A002  # the field's word
+        handler: str,
+        on_error: Outcome,
+        deadline: float,
+        log: Log,
+        watchdog: Watchdog,
+    ) -> None:
+        phase = HANDLERS.get(handler)
+        self.filter = filter.name
+        self.handler: Callable[..., object] = getattr(filter, handler)
+        self.phase = phase.name if phase else handler
+        self.argument = bool(phase and phase.argument)
+        self.legal = filter.returns[handler]
+        # What is wrong with a message is said at commit, where there is no junk: the mark is a
+        # field of the header by then.
+        # A copy: a filter may return the very constant.
+        self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
+        self.deadline = deadline
+        self.later = is_coroutine(filter.handlers[handler])
+        self.log = log
+        self.watchdog = watchdog
+
+    def ask(self, session: Session, *arguments: object) -> Decision | Later:
+        """Ask the filter.  Never raises; a coroutine's result is a decision as well."""
+        watchdog = self.watchdog
+        started = watchdog.running = monotonic()
+        try:
+            result = self.handler(session, *arguments)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+            watchdog.running = 0.0
+            return self._raised(session, error)
+        return self._said(session, result, started)
+
+    def decide(self, session: Session, argument: bytes) -> Decision | Later:
+        """Ask the filter at a phase, when it is the only one."""
+        watchdog = self.watchdog
+        started = watchdog.running = monotonic()
+        try:
+            if self.argument:
+                result = self.handler(session, argument.decode("utf-8", "surrogateescape"))
+            else:
+                result = self.handler(session)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+            watchdog.running = 0.0
+            return self._raised(session, error)
+        if result is PROCEED and not self.log.verbose:
+            return PROCEED
+        return self._said(session, result, started)
+
+    def _said(self, session: Session, result: object, started: float) -> Decision | Later:
+        if self.later:
+            return self._wait(session, result, started)  # type: ignore[arg-type]  # a coroutine
+        return self._checked(session, result, started)
+
+    async def _wait(
+        self, session: Session, result: Coroutine[Any, Any, object], started: float
+    ) -> Decision:
+        """Wait for a coroutine, but not for longer than its deadline, whatever it does."""
+        import asyncio  # it is there already where there are coroutines
+
+        task = asyncio.ensure_future(_contained(result))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self.deadline)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == (GIVEN_UP,):
+                raise
+            # Some policy's doing: a client waits all the same.
+            return self.failed(session, error="was cancelled")
+        finally:
+            # Cancelled or overdue: it is not waited for, since it may not heed.
+            task.cancel()
+        if not done:
+            return self.failed(session, error=f"not done after {self.deadline:g} s")
+        if task.cancelled():
+            result.close()  # if it has not even begun it would warn
+            return self.failed(session, error="was cancelled")
+        outcome = task.result()
+        if isinstance(outcome, _Raised):
+            return self._raised(session, outcome.error)
+        return self._checked(session, outcome, started)
+
+    def _checked(self, session: Session, result: object, started: float) -> Decision:
+        if type(result) not in self.legal:
+            if type(result) is CoroutineType:
+                result.close()  # it would warn that it was never awaited
+            return self.failed(session, error=f"returned {type(result).__name__}")
+        decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
+        if decision is not PROCEED or self.log.verbose:
+            took = monotonic() - started
+            self.log.verdict(session, self.filter, self.phase, decision, took)
+        return decision
+
+    def _raised(self, session: Session, error: BaseException) -> Decision:
+        where = fold_traceback(error, text=False)
+        status = getattr(error, "status", "") if isinstance(error, UnavailableError) else ""
+        if self.phase == CONFIDENTIAL:
+            # The text of an error may repeat what the client said.
+            return self.failed(session, where, status, error=where)
+        if status:
+            cause = show(error)
+            return self.failed(session, cause, status, cause=cause)
+        return self.failed(session, where, error=fold_traceback(error))
+
+    def failed(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
+        """Log why, and answer for the filter; ``status`` takes the place of the general one.
+
+        ``kind`` tells causes apart that are logged once per interval.
+        """
+        fallback = self.fallback
+        if status and fallback.verb in REFUSALS:
+            code, _, text = fallback.text.split(" ", 2)
+            assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
+            fallback = type(fallback)(reply(int(code), status, text)).because(FAILED)
+        self.log.limited(
+            f"{self.filter} {self.phase} {kind or why}",
+            self.filter,
+            self.phase,
+            session.id,
+            result=fallback.verb,
+            **why,
+        )
+        return fallback
+
+
+class _Raised:
+    """What a coroutine raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _contained(work: Awaitable[object]) -> object:
+    """Await it and give back what it raises: asyncio ends its loop on SystemExit."""
+    try:
+        return await work
+    except BaseException as error:  # noqa: BLE001  # law 2; CancelledError may be its own
+        return _Raised(error)
+
+
+def is_coroutine(function: Callable[..., object]) -> bool:
+    """Whether a function is written ``async def``; `inspect` would cost start-up."""
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE
