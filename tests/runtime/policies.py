@@ -73,6 +73,7 @@ class Later(Noting):
         if address.startswith("wait"):
             event = asyncio.Event()
             self._waiting.append(event)
+            self._note(f"waiting {session.id}")
             try:
                 await event.wait()
             except asyncio.CancelledError:
@@ -80,6 +81,9 @@ class Later(Noting):
                 raise
         if self.settings.names is not None and self.settings.names.match(address):
             return JUNK
+        return PROCEED
+
+    def helo(self, session: Session, identity: str) -> Proceed:
         return PROCEED
 
     def noop(self, session: Session, text: str) -> Proceed:

@@ -110,15 +110,20 @@ def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
 
 def test_a_coroutine_is_cancelled_with_its_session(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
+    notes.touch()
     with serve("Later", "--notes", str(notes)) as process:
         process.connect(sid(1))
-        process.send(process.request("rcpt-to", sid(1), b"wait@example.org"))
         process.connect(sid(2))
-        process.ask("noop", sid(3))  # the request has begun to wait by now
+        process.send(process.request("rcpt-to", sid(1), b"wait@example.org"))
         process.send(process.request("rcpt-to", sid(2), b"wait@example.org"))
+        # They have begun to wait once they say so.
+        while notes.read_text().count("waiting") < 2:
+            process.ask("helo", sid(3))
         process.report("link-disconnect", sid(2))
+        while "cancelled" not in notes.read_text():
+            process.ask("helo", sid(3))
+        process.ask("noop", sid(3))
         assert process.answer(sid(1)).verb == b"proceed"
-        process.ask("rcpt-to", sid(1), b"a@example.org")
         process.finish()
         assert not process.answers
     said = notes.read_text().splitlines()
