@@ -414,7 +414,7 @@ def test_name_servers_of_the_system() -> None:
 
 
 def test_descriptors() -> None:
-    import resource  # noqa: PLC0415
+    import resource
 
     for soft, expected in ((1024, 512), (128, 64), (1, 1), (resource.RLIM_INFINITY, 512)):
         with mock.patch.object(resource, "getrlimit", return_value=(soft, soft)):

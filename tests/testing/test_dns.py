@@ -313,7 +313,7 @@ def test_no_thread_is_left_with_answers_owed() -> None:
 def program(zone: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "smtpd_filters.testing.dns", "--zone", str(zone), *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)  # noqa: S603 - our own program
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
