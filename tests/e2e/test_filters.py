@@ -351,7 +351,7 @@ def test_what_is_traced(start: Start, detail: str) -> None:
     with server.connection(GOOD) as connection:
         connection.reply()
         connection.command("EHLO client.example")
-        # Refused without TLS; many a client goes on all the same, and smtpd takes that for commands.
+        # Refused without TLS. Some clients go on all the same; smtpd takes that for commands.
         for line in ("AUTH LOGIN", _base64("alice"), _base64(password("alice"))):
             reply = connection.command(line)
             assert reply is not None
