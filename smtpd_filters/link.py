@@ -146,6 +146,8 @@ class Link:
                 result.close()  # it would warn that it was never awaited
             return self.failed(session, error=f"returned {type(result).__name__}")
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
+        if b"\n" in decision.wire:
+            return self.failed(session, error="returned a decision that was tampered with")
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
             self.log.verdict(session, self.filter, self.phase, decision, took)

@@ -209,6 +209,12 @@ class _Sneaky(Reject):
         self.wire = b"reject|550 no\nfilter-result|0|0|proceed"
 
 
+def _tampered() -> Reject:
+    decision = Reject("550 5.7.1 No")
+    decision.wire = b"reject|550 no\nfilter-result|0|0|proceed"
+    return decision
+
+
 class _Trap:
     @property
     def close(self) -> object:
@@ -247,6 +253,7 @@ _returns("return-coroutine", lambda *_: _coroutine())
 _returns("return-trap", lambda *_: _Trap())
 _returns("return-session", lambda session, _: session)
 _returns("subclass", lambda *_: _Sneaky())
+_returns("tamper", lambda *_: _tampered())
 _returns("empty-reply", lambda *_: Reject(""))
 _returns("multi-line-reply", lambda *_: Reject("550-5.7.1 No\r\n550 5.7.1 No"))
 _returns("no-code-reply", lambda *_: Disconnect("Go away"))
