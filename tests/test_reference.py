@@ -1,0 +1,69 @@
+"""docs/protocol.md holds the protocol's tables, made from the code's.
+
+``python tests/test_reference.py`` writes them anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smtpd_filters.protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
+from smtpd_filters.protocol.dialect import DIALECTS
+from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
+from smtpd_filters.testing.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
+BEGIN, END = "<!-- made from the code: begin -->\n", "<!-- made from the code: end -->\n"
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tables() -> str:
+    kinds = (Proceed, Junk, Reject, Disconnect, Rewrite)
+    phases = [
+        (
+            f"`{phase.name}`",
+            f"`{phase.handler}({f'session, {phase.argument}' if phase.argument else 'session'})`",
+            *("yes" if kind in phase.legal else "" for kind in kinds),
+            ", ".join(phase.fallbacks),
+            phase.fallbacks["tempfail"].text,
+        )
+        for phase in PHASES.values()
+    ]
+    reports = [
+        (
+            f"`{name}`",
+            *(" ".join(dialect.reports[name.encode()].fields) for dialect in DIALECTS.values()),
+        )
+        for name in REPORTS
+    ]
+    fatal = [(rule.kind.name.lower().replace("_", " "), rule.why) for rule in RULES.values()]
+    words = ("proceed", "junk", "reject", "disconnect", "rewrite")
+    return "\n".join(
+        (
+            "## Phases and what may be answered\n",
+            table(("phase", "handler", *words, "`--on-error`", "its tempfail"), phases),
+            "## Reports and their fields\n",
+            table(("report", *(f"protocol {d.name}" for d in DIALECTS.values())), reports),
+            "## What smtpd makes of a filter's mistakes\n",
+            table(("effect", "of what"), fatal),
+        )
+    )
+
+
+def test_the_page_has_the_tables_of_the_code() -> None:
+    text = PAGE.read_text()
+    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == tables()
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text()
+    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+    PAGE.write_text(f"{before}{BEGIN}{tables()}{after}")
