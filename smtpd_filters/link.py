@@ -88,6 +88,9 @@ class Link:
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
             watchdog.running = 0.0
+            if type(error) is MemoryError:
+                # What the handler's frames hold is what everything else lacks.
+                error.__traceback__ = error.__context__ = None
             return self._raised(session, error)
         return self._said(session, result, started)
 
@@ -103,6 +106,9 @@ class Link:
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
             watchdog.running = 0.0
+            if type(error) is MemoryError:
+                # What the handler's frames hold is what everything else lacks.
+                error.__traceback__ = error.__context__ = None
             return self._raised(session, error)
         if result is PROCEED and not self.log.verbose:
             return PROCEED
@@ -199,6 +205,8 @@ async def _contained(work: Awaitable[object]) -> object:
     try:
         return await work
     except BaseException as error:  # noqa: BLE001  # law 2; CancelledError may be its own
+        if type(error) is MemoryError:
+            error.__traceback__ = error.__context__ = None
         return _Raised(error)
 
 
