@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_filters.testing.dns import host, merge
@@ -138,6 +139,20 @@ def content_of(delivered: bytes) -> bytes:
         while lines[at].startswith((b" ", b"\t")):
             at += 1
     return b"\n".join(lines[at:])
+
+
+def logged(server: Smtpd, pattern: str, count: int) -> list[str]:
+    """Return the lines of the log in which a regular expression is found; wait for so many.
+
+    What a filter logs comes to smtpd by another way than its answer, and may be later.
+    """
+    since = 0
+    for _ in range(count):
+        server.wait_for(pattern, since=since)
+        since += 1 + next(
+            at for at, line in enumerate(server.log[since:]) if re.search(pattern, line)
+        )
+    return [line for line in server.log if re.search(pattern, line)]
 
 
 def policy(name: str, *arguments: str) -> str:

@@ -35,6 +35,7 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    logged,
     policy,
     transact,
 )
@@ -127,9 +128,8 @@ def test_a_client_is_judged(start: Start, case: str, action: str, phase: str) ->
     assert len(server.maildir("alice")) - len(spared) - 1 == len(junk)
     assert len(junk) == (len(refused) if action == "junk" else 0)
     assert all(mail.message["X-Spam"] == "Yes" for mail in junk)
-    assert len([line for line in named(server, name) if f" result={action} " in line]) == len(
-        refused
-    )
+    verdicts = logged(server, f"^{name}: .* result={action} ", len(refused))
+    assert len(verdicts) == len(refused)
 
 
 @pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
@@ -364,7 +364,8 @@ def test_what_is_traced(start: Start, detail: str) -> None:
         assert reply.code == 235
         connection.command("QUIT")
     assert len(server.maildir("alice")) == 1
-    server.terminate()
+    if detail != "none":
+        logged(server, " trace link-disconnect", 2)
     shown = "\n".join(named(server, "trace"))
     marks = {
         "sessions": (" trace link-connect rdns=mail.good.example ", " trace tx-commit "),
