@@ -7,8 +7,9 @@ Law
 2. A filter that raises, returns what its phase does not allow, or is not done by its deadline is
    answered for by its own ``--on-error``, and the others are asked as if it had said so.
 3. Whatever a filter did to a header before it failed is undone.
-4. smtpd takes one of junk and rewrite.  Where both are due, rewrite is said, and the mark is made
-   at the next phase that can.
+4. A mark goes to what it was decided of.  smtpd takes junk at ``mail-from``, where there is no
+   transaction yet, for the whole connection, and it takes only one of junk and rewrite.  So a
+   mark may be kept (`Session.mark`) and made at the next phase that can make it.
 
 A filter on its own is a chain of one.
 """
@@ -22,7 +23,7 @@ from .errors import ConfigError
 from .filter import CONTENT, Filter
 from .link import FAILED, REFUSALS, Link
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
-from .protocol.vocabulary import HANDLERS
+from .protocol.vocabulary import HANDLERS, PHASES
 from .runtime.log import fold_traceback
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .runtime.log import Log
     from .session import Session
 
+MAIL_FROM = PHASES["mail-from"]
 #: The mark that smtpd itself makes for junk, and that ``maildir junk`` files by.
 MARK = ("X-Spam", "Yes")
 
@@ -80,13 +82,16 @@ class Chain:
                         or link.later
                     )
         self._leaving = [each for each in self.filters if type(each).gone is not Filter.gone]
-        if not links.keys() & CONTENT and any(map(_may_leave_a_mark, links.values())):
+        keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
+        if keeps_marks and not links.keys() & {"data", *CONTENT}:
             # Law 4: there must be a next phase.
-            links.setdefault("data", [])
+            links["data"] = []
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
         #: Whom to ask at each phase.
         self.ask: dict[Phase, Ask] = {
-            phase: of[0].decide if len(self.filters) == 1 else partial(self._decide, phase)
+            phase: partial(self._decide, phase)
+            if keeps_marks or len(self.filters) > 1
+            else of[0].decide
             for phase, of in self._links.items()
         }
         # Asked in the order of the chain, whichever of the two a filter has.
@@ -132,6 +137,8 @@ class Chain:
     def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
         """Ask the filters that have a handler for the phase."""
         links = self._links[phase]
+        if phase is MAIL_FROM and session.mark == phase.name:
+            session.mark = ""  # of a transaction that did not come about
         arguments = (text(argument),) if phase.argument else ()
         said: Decision = PROCEED
         for link in links:
@@ -141,12 +148,12 @@ class Chain:
             if not isinstance(decision, Decision):
                 rest = links[links.index(link) :]
                 return self._decide_later(phase, session, rest, decision, arguments, said)
-            said = _both(session, said, decision)
+            said = _both(phase, session, said, decision)
             if decision.verb in REFUSALS:
                 return decision
             if type(decision) is Rewrite:
                 arguments = (_handed_on(phase, decision),)
-        return _marked(phase, session, said) if session.junk else said
+        return _marked(phase, session, said)
 
     async def _decide_later(  # noqa: PLR0913  # what `decide` had in hand
         self,
@@ -162,7 +169,7 @@ class Chain:
             if at:
                 asked = links[at].ask(session, *arguments)
             decision = asked if isinstance(asked, Decision) else await asked
-            said = _both(session, said, decision)
+            said = _both(phase, session, said, decision)
             if decision.verb in REFUSALS:
                 return decision
             if decision.verb == "rewrite":
@@ -264,30 +271,34 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
         raise TypeError(f"filter {filter_.name!r}: no handler for {sorted(unknown)}")
 
 
-def _both(session: Session, said: Decision, decision: Decision) -> Decision:
+def _both(phase: Phase, session: Session, said: Decision, decision: Decision) -> Decision:
     """What is due when one filter said this and the next that."""
     if type(decision) is Proceed:
         return said
-    if type(decision) is Junk and type(said) is Rewrite:
-        session.junk = True
-        return said
-    if type(decision) is Rewrite and type(said) is Junk:
-        session.junk = True
+    if {type(decision), type(said)} == {Junk, Rewrite}:
+        session.mark = phase.name
+        return said if type(said) is Rewrite else decision
     return decision
 
 
 def _marked(phase: Phase, session: Session, said: Decision) -> Decision:
-    """Make a mark that is still due, where the phase can."""
-    if session.junk and Junk in phase.legal and type(said) in (Proceed, Junk):
-        session.junk = False
-        return JUNK
+    """Keep a mark that cannot be made here, or make one that was kept."""
+    if phase is MAIL_FROM and type(said) is Junk:
+        session.mark = phase.name
+        return PROCEED.because(said.reason)
+    if session.mark and session.mark != phase.name and Junk in phase.legal:
+        if type(said) is Proceed:
+            said = JUNK
+        if type(said) is Junk:
+            session.mark = ""
     return said
 
 
-def _may_leave_a_mark(links: Sequence[Link]) -> bool:
-    """Whether one of a phase's filters may say junk and another rewrite."""
-    kinds = {kind for link in links for kind in (*link.legal, type(link.fallback))}
-    return len(links) > 1 and {Junk, Rewrite} <= kinds
+def _may_keep_a_mark(handler: str, links: Sequence[Link]) -> bool:
+    """Whether what these filters say can be a mark that must be made later."""
+    marking = any(link.may_mark for link in links)
+    rewriting = any(Rewrite in link.legal for link in links)
+    return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(links) > 1))
 
 
 def _handed_on(phase: Phase, decision: Decision) -> str:
@@ -307,10 +318,10 @@ def _judged(
     if decision.reason is FAILED:
         headers.restore(before)
     if type(decision) is Junk:
-        session.junk = True
+        session.mark = link.phase
     elif decision.verb in REFUSALS:
         # The mark that others made goes with the message.
-        session.junk = False
+        session.mark = ""
         return decision, True
     return decision, False
 
@@ -326,8 +337,8 @@ def _sound(headers: Headers) -> bool:
 
 def _mark(session: Session, headers: Headers) -> Decision:
     """Make the mark that is due, in the header."""
-    if session.junk:
-        session.junk = False
+    if session.mark:
+        session.mark = ""
         if headers.get(MARK[0]) != MARK[1]:
             headers.prepend(*MARK)
     return PROCEED

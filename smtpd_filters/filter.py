@@ -75,6 +75,8 @@ class Filter:
 
     #: Reports of the sessions in which smtpd is the client; only a tap sees them.
     outgoing: frozenset[str] = frozenset()
+    #: Whether a handler may say junk with these settings.
+    marks: bool = True
     #: Whether messages come by even when no handler looks at them.
     passes_data: bool = False
     #: Who is to hear every byte that passes, for tracing; `setup` makes them.  No policy needs one.

@@ -16,7 +16,7 @@ from time import monotonic
 from types import CoroutineType
 
 from .errors import UnavailableError
-from .protocol.decisions import PROCEED, Decision, Disconnect, Reject, reply
+from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, reply
 from .protocol.vocabulary import HANDLERS, PHASES
 from .runtime.log import fold_traceback, show
 from .runtime.watchdog import GIVEN_UP
@@ -51,6 +51,7 @@ class Link:
         "later",
         "legal",
         "log",
+        "may_mark",
         "phase",
         "watchdog",
     )
@@ -74,6 +75,7 @@ class Link:
         # field of the header by then.
         # A copy: a filter may return the very constant.
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
+        self.may_mark = (Junk in self.legal and filter.marks) or type(self.fallback) is Junk
         self.deadline = deadline
         self.later = is_coroutine(filter.handlers[handler])
         self.log = log

@@ -29,6 +29,10 @@ def text(value: bytes) -> str:
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 
 
+#: Phases whose marks go with the transaction.
+_OF_TRANSACTIONS = frozenset({"mail-from", "rcpt-to", "data", "headers", "message"})
+
+
 class NotReportedError(LookupError):
     """A policy reads a field whose report its filter did not ask for."""
 
@@ -60,8 +64,8 @@ class Session:
     __slots__ = (
         "_connect",
         "identity",
-        "junk",
         "key",
+        "mark",
         "method",
         "rewrites",
         "scratch",
@@ -85,8 +89,8 @@ class Session:
     def __init__(self, session: bytes) -> None:
         self.key = session
         self._connect = _UNCONNECTED
-        #: A mark still to be made, when the phase in which it was decided could not.
-        self.junk = False
+        #: The phase that decided a mark still to be made; "" when there is none.
+        self.mark = ""
         #: What smtpd was told to take for a phase's parameter, until it reports that it has.
         self.rewrites: dict[str, str] | None = None
 
@@ -202,6 +206,8 @@ class Session:
         # It ends every transaction, behind its commit as behind its rollback.
         self.tx = None
         self.rewrites = None
+        if self.mark in _OF_TRANSACTIONS:
+            self.mark = ""
 
     def _transaction(self, msgid: bytes) -> Transaction:
         """The open transaction; one of its own if its beginning was not reported."""

@@ -838,3 +838,44 @@ def test_what_is_wrong_is_one_line(
     assert err.count("\n") == 1
     assert err.startswith("filter-strict: ")
     assert culprit in err
+
+
+class MarksSenders(Filter):
+    """Junk one sender."""
+
+    name = "marks-senders"
+
+    def mail_from(self, session: Session, address: str) -> Proceed | Junk:  # noqa: ARG002
+        return JUNK if address == "bad@example.org" else PROCEED
+
+
+def test_a_mark_of_a_sender_is_its_messages_alone(logbook: Logbook) -> None:
+    asker = Asker(logbook, MarksSenders())
+    assert asker.chain.phases == ("mail-from", "data")
+    assert asker.ask("mail-from", b"bad@example.org") == PROCEED
+    assert asker.ask("data") == JUNK
+    assert asker.ask("mail-from", b"good@example.org") == PROCEED
+    assert asker.ask("data") == PROCEED
+    assert "marks-senders mail-from result=junk" in logbook.lines[0]
+
+
+def test_a_mark_goes_with_the_sender_that_was_not_taken(logbook: Logbook) -> None:
+    asker = Asker(logbook, MarksSenders())
+    asker.ask("mail-from", b"bad@example.org")
+    asker.ask("mail-from", b"good@example.org")
+    assert asker.ask("data") == PROCEED
+    asker.ask("mail-from", b"bad@example.org")
+    asker.session.apply("tx-reset", (b"",))
+    assert asker.ask("data") == PROCEED
+
+
+def test_who_never_marks_needs_no_phase_for_it(logbook: Logbook) -> None:
+    class Refuses(MarksSenders):
+        name = "refuses"
+
+        def setup(self) -> None:
+            self.marks = False
+
+    policy = Refuses()
+    policy.setup()
+    assert Asker(logbook, policy).chain.phases == ("mail-from",)
