@@ -118,10 +118,10 @@ class Transit:
     def run(self, rows: list[bytes]) -> None:
         """Body lines of messages that are known: nobody looks at them one by one."""
         if not self._collecting:
-            if self._headers_open:
-                self._mind_headers(rows)
             tails = list(map(self._tail, rows))
             if not self.may_be_long or max(map(len, tails)) <= self.limit + _PAIR:
+                if self._headers_open:
+                    self._mind_headers(rows)
                 self._out += (b"filter-dataline|", b"\nfilter-dataline|".join(tails), b"\n")
                 return
         by_key: dict[bytes, list[bytes]] = {}
