@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Filter
+    from .settings import CommonSettings
 
 #: Seconds that a plain handler may hold the process up, even when its deadline is longer.
 MAX_TURN = 5.0
@@ -37,22 +38,31 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
             prog=prog,
             description=cls.described(),
         )
-        log = Log(verbose=general.verbose)
-        watchdog = Watchdog(min(MAX_TURN, general.deadline))
-        filter_ = cls(own)
-        try:
-            filter_.setup()
-        except ConfigError:
-            raise
-        except OSError as error:
-            raise ConfigError(str(error)) from None
-        except Exception as error:  # noqa: BLE001  # a bug, said in one line like anything else
-            raise ConfigError(f"cannot be set up: {fold_traceback(error)}") from None
-        on_error: Any = general.on_error
-        chain = Chain([(filter_, on_error, general.deadline)], log, watchdog)
-        from .runtime import serve  # --help needs no loop
-
-        refuse = general.long_lines == "refuse"
-        return serve(chain, log, watchdog, refuse_long_lines=refuse, taps=chain.taps)
+        return _serve(cls(own), general)
     except ConfigError as error:
         die(error, prog)
+
+
+def _serve(filter_: Filter, general: CommonSettings) -> int:
+    """Set the filter up and serve.  What is wrong with it is a ConfigError."""
+    from .runtime import serve  # --help needs no loop
+    from .runtime.channel import give_back, take_over
+
+    log = Log(verbose=general.verbose)
+    watchdog = Watchdog(min(MAX_TURN, general.deadline))
+    # From here on the filter's own code runs, and what it prints must not get to smtpd.
+    ends = take_over()
+    try:
+        filter_.setup()
+        on_error: Any = general.on_error
+        chain = Chain([(filter_, on_error, general.deadline)], log, watchdog)
+    except BaseException as error:
+        give_back(*ends)
+        if isinstance(error, ConfigError) or not isinstance(error, Exception):
+            raise
+        if isinstance(error, OSError):
+            raise ConfigError(str(error)) from None
+        # A bug, said in one line like anything else.
+        raise ConfigError(f"cannot be set up: {fold_traceback(error)}") from None
+    refuse = general.long_lines == "refuse"
+    return serve(chain, log, watchdog, refuse_long_lines=refuse, taps=chain.taps, ends=ends)

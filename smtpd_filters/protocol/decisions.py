@@ -50,7 +50,7 @@ def _check_reply(text: str) -> None:
 
 
 class Decision:
-    """What smtpd is told, and why.
+    """What smtpd is told, and why.  It never changes, since it was checked when it was made.
 
     ``reason`` is for the log alone and is never sent.
     """
@@ -65,11 +65,23 @@ class Decision:
     text: str
     reason: str
 
+    def __init__(self, wire: bytes = b"", text: str = "", reason: str = "") -> None:
+        keep = object.__setattr__
+        keep(self, "wire", wire)
+        keep(self, "text", text)
+        keep(self, "reason", reason)
+
     def because(self, reason: str) -> Self:
         """The same decision with a reason for the log."""
         copy = object.__new__(type(self))
-        copy.wire, copy.text, copy.reason = self.wire, self.text, reason
+        Decision.__init__(copy, self.wire, self.text, reason)
         return copy
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name}: a decision does not change")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name}: a decision does not change")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Decision):
@@ -93,7 +105,7 @@ class Proceed(Decision):
     verb = "proceed"
 
     def __init__(self) -> None:
-        self.wire, self.text, self.reason = b"proceed", "", ""
+        super().__init__(b"proceed")
 
 
 class Junk(Decision):
@@ -103,7 +115,7 @@ class Junk(Decision):
     verb = "junk"
 
     def __init__(self) -> None:
-        self.wire, self.text, self.reason = b"junk", "", ""
+        super().__init__(b"junk")
 
 
 class Reject(Decision):
@@ -118,7 +130,7 @@ class Reject(Decision):
 
     def __init__(self, text: str) -> None:
         _check_reply(text)
-        self.wire, self.text, self.reason = b"reject|" + text.encode(), text, ""
+        super().__init__(b"reject|" + text.encode(), text)
 
 
 class Disconnect(Decision):
@@ -132,7 +144,7 @@ class Disconnect(Decision):
 
     def __init__(self, text: str) -> None:
         _check_reply(text)
-        self.wire, self.text, self.reason = b"disconnect|" + text.encode(), text, ""
+        super().__init__(b"disconnect|" + text.encode(), text)
 
 
 class Rewrite(Decision):
@@ -153,7 +165,7 @@ class Rewrite(Decision):
         wire = b"rewrite|" + text.encode("utf-8", "surrogateescape")
         if len(wire) > MAX_PARAMETER + len(b"rewrite|"):
             raise ValueError(f"a rewritten parameter has at most {MAX_PARAMETER} octets")
-        self.wire, self.text, self.reason = wire, text, ""
+        super().__init__(wire, text)
 
     def in_brackets(self) -> Rewrite:
         """The form smtpd wants at ``mail-from`` and ``rcpt-to``: without, the client gets 553."""

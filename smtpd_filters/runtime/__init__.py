@@ -16,20 +16,22 @@ if TYPE_CHECKING:
     from .watchdog import Watchdog
 
 
-def serve(
+def serve(  # noqa: PLR0913  # what a process has once
     service: Service,
     log: Log,
     watchdog: Watchdog,
     *,
     refuse_long_lines: bool = False,
     taps: Sequence[Tap] = (),
+    ends: tuple[int, int] | None = None,
 ) -> int:
     """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
 
-    ``taps`` hear every byte that passes.  Returns the exit status.  Raises ConfigError, before
+    ``taps`` hear every byte that passes.  ``ends`` are stdin and stdout if `channel.take_over` was
+    called already.  Returns the exit status.  Raises ConfigError, before
     ``register|ready``, when the server is none whose filter we can be.
     """
-    from .channel import Channel  # who only wants the log has no loop
+    from .channel import Channel, take_over  # who only wants the log has no loop
     from .engine import Engine
 
     sys.unraisablehook = log.unraisable
@@ -37,12 +39,13 @@ def serve(
     if threads is not None:
         threads.excepthook = log.unraisable  # type: ignore[attr-defined]
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
+    source, sink = ends or take_over()
     if taps:
         from .tap import TappedChannel  # only tracing has any
 
-        channel: Channel = TappedChannel.over(taps, log)
+        channel: Channel = TappedChannel(source, sink, taps, log)
     else:
-        channel = Channel.take_over()
+        channel = Channel(source, sink)
     if service.later:
         from .aio import run  # asyncio costs more than all the rest
     else:

@@ -234,6 +234,8 @@ class _Loop:
         async def drain() -> None:
             deadline = monotonic() + LAST_WORDS
             while (self.engine.busy or self.channel.size) and monotonic() < deadline:
+                if self.channel.deserted():
+                    break
                 if self.tasks:
                     await asyncio.wait(self.tasks, timeout=0.05)
                 else:

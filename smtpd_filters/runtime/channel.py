@@ -8,13 +8,14 @@ not to smtpd, which exits on such a line.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Protocol, Self
+    from typing import Protocol
 
     from .engine import Policy
 
@@ -44,6 +45,26 @@ LAST_WORDS = 10.0
 CLOSING = 2.0
 
 
+def take_over() -> tuple[int, int]:
+    """Stdin and stdout under other numbers.
+
+    What goes on using them by theirs, as a policy's ``print``, gets nothing, and the log.
+    """
+    source, sink = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return source, sink
+
+
+def give_back(source: int, sink: int) -> None:
+    """Undo `take_over`, when there is to be no conversation after all."""
+    for fd, number in ((source, 0), (sink, 1)):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
 class Channel:
     """A source of bytes and a sink for them; neither blocks."""
 
@@ -59,16 +80,6 @@ class Channel:
             # A terminal or a file is shared with others, who would not expect it.
             if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
                 os.set_blocking(fd, False)
-
-    @classmethod
-    def take_over(cls) -> Self:
-        """Stdin and stdout; what used them by those numbers gets nothing, and the log."""
-        source, sink = os.dup(0), os.dup(1)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.dup2(2, 1)
-        return cls(source, sink)
 
     def read(self) -> bytes | None:
         """What is there; None when nothing is, empty at the end of input."""
@@ -101,6 +112,17 @@ class Channel:
             done = len(data)
         self.size -= done
         self._pending = [data[done:]] if done < len(data) else []
+
+    def deserted(self) -> bool:
+        """Whether the other end is closed both ways, so that nobody waits for anything.
+
+        One that has only said all it had to say still reads.
+        """
+        if not self.broken:
+            gone = select.poll()
+            gone.register(self.sink, 0)  # POLLHUP and POLLERR are always told
+            self.broken = bool(gone.poll(0))
+        return self.broken
 
     def close(self) -> None:
         """Close both."""

@@ -130,6 +130,8 @@ class _Loop:
         if not self.watchdog.armed:
             self.watchdog.arm()
         while (self.engine.busy or self.channel.size) and monotonic() < deadline:
+            if self.channel.deserted():
+                break
             self._write()
             if self.channel.size:
                 self.poll.poll(1000)

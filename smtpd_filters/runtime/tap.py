@@ -37,16 +37,10 @@ if TYPE_CHECKING:
 class TappedChannel(Channel):
     """A channel that tells taps what passes.  One that raises is logged, and told no more."""
 
-    taps: list[Tap]
-    log: Log
-
-    @classmethod
-    def over(cls, taps: Sequence[Tap], log: Log) -> TappedChannel:
-        """Take over stdin and stdout, with these taps."""
-        channel = cls.take_over()
-        channel.taps = list(taps)
-        channel.log = log
-        return channel
+    def __init__(self, source: int, sink: int, taps: Sequence[Tap], log: Log) -> None:
+        super().__init__(source, sink)
+        self.taps = list(taps)
+        self.log = log
 
     def read(self) -> bytes | None:
         """What is there; None when nothing is, empty at the end of input."""

@@ -206,12 +206,12 @@ class _Sneaky(Reject):
 
     def __init__(self) -> None:
         super().__init__("550 5.7.1 No")
-        self.wire = b"reject|550 no\nfilter-result|0|0|proceed"
+        object.__setattr__(self, "wire", b"reject|550 no\nfilter-result|0|0|proceed")
 
 
 def _tampered() -> Reject:
     decision = Reject("550 5.7.1 No")
-    decision.wire = b"reject|550 no\nfilter-result|0|0|proceed"
+    object.__setattr__(decision, "wire", b"reject|550 no\nfilter-result|0|0|proceed")
     return decision
 
 

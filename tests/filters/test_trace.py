@@ -762,8 +762,7 @@ class _Broken:
 def test_a_tap_that_fails_is_told_no_more(capfd: Capture) -> None:
     source, feed = os.pipe()
     drain, sink = os.pipe()
-    channel = TappedChannel(source, sink)
-    channel.taps, channel.log = [_Broken()], Log()
+    channel = TappedChannel(source, sink, [_Broken()], Log())
     os.write(feed, b"hello")
     assert channel.read() == b"hello"
     assert channel.read() is None

@@ -129,8 +129,8 @@ def test_a_file_stays_as_others_expect_it(tmp_path: Path) -> None:
 def test_stdin_and_stdout_are_taken_away() -> None:
     code = """
 import os
-from smtpd_filters.runtime.channel import Channel
-channel = Channel.take_over()
+from smtpd_filters.runtime.channel import Channel, take_over
+channel = Channel(*take_over())
 print("a stray line", flush=True)
 os.write(1, b"another")
 assert os.read(0, 10) == b""
@@ -212,9 +212,8 @@ def test_taps_hear_what_passes(logbook: Logbook) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         source = ours.detach()
-        channel = TappedChannel(source, os.dup(source))
         good, bad = Noted(), Noted(fails=True)
-        channel.taps, channel.log = [bad, good], logbook.log
+        channel = TappedChannel(source, os.dup(source), [bad, good], logbook.log)
         theirs.sendall(b"in")
         assert channel.read() == b"in"
         assert channel.read() is None
