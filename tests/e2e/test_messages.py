@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from smtpd_filters.testing.server import Connection, Smtpd
     from tests.e2e.conftest import Start
 
-# Whether it is depends on where a read ends.
-BROKEN_AS_BODY = "where the header ends in the same read, a long field is broken like a body line"
 # smtpd adds what a message lacks of these.
 HEAD = (
     b"From: someone@good.example\r\nDate: Thu, 1 Jan 1970 00:00:00 +0000\r\n"
@@ -257,7 +255,7 @@ def test_a_server_that_cuts(start: Start, way: str) -> None:
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param("trace", marks=pytest.mark.xfail(strict=False, reason=BROKEN_AS_BODY)),
+        "trace",
         "holding",
     ],
 )
@@ -372,7 +370,6 @@ def test_a_client_that_does_not_wait(start: Start) -> None:
     assert len(server.maildir("alice")) == 1
 
 
-@pytest.mark.xfail(reason="a coroutine that waits holds up the server's end for ten seconds")
 def test_a_server_ends_though_a_filter_waits(start: Start) -> None:
     server = start(zone=ZONE, filters={"slow": policy("slow", "--deadline", "60s")})
     with greeted(server.connection()) as connection:
