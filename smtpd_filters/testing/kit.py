@@ -68,6 +68,7 @@ from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.log import Log, fold_traceback
+from smtpd_filters.runtime.watchdog import GIVEN_UP
 from smtpd_filters.settings import common_options, parse_flags
 
 from .oracle import Oracle
@@ -110,7 +111,7 @@ class _Work:
 
     def cancel(self) -> None:
         # Not before its first step: Python warns of a coroutine that was never begun.
-        self._loop.call_soon(self._task.cancel)
+        self._loop.call_soon(self._task.cancel, GIVEN_UP)
 
 
 class Served:

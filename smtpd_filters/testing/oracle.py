@@ -319,8 +319,6 @@ class Oracle:
         if fields[1] != self._version:
             self._version = fields[1]
             self._token_first = _numbers(fields[1].decode("latin-1"), (0, 5)) < (0, 5)
-        if self._token_first:
-            name, token = token, name
         if not (_HEX.fullmatch(name) and _HEX.fullmatch(token)):
             self._odd_request(fields)
             return

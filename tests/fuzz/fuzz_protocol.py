@@ -196,8 +196,6 @@ def raw(data: bytes) -> None:
     finally:
         served.close()
     oracle.finish()
-    if ancient(stream):
-        return
     deadly = [c for c in oracle.complaints if c.kind in DEADLY]
     assert not deadly, deadly
     if not oracle.oddities:
@@ -224,12 +222,6 @@ def _feed(served: Served, oracle: Oracle, choices: Choices, stream: bytes) -> No
         oracle.from_filter(served.output())
     served.engine.sweep()
     served.engine.sweep()
-
-
-def ancient(stream: bytes) -> bool:
-    """Whether a version before 0.5 is spoken: what is token and what session is open then."""
-    spoken = {line.split(b"|", 2)[1] for line in stream.split(b"\n") if line.count(b"|") > 1}
-    return any(not name.startswith(b"0.") or name[2:3] in b"01234" for name in spoken)
 
 
 def fuzz(data: bytes) -> None:

@@ -373,11 +373,11 @@ ALL_FINE: list[list[bytes]] = [
     [request("helo", session="ab"), answer("helo", session="AB")],
     # Before 0.5 the token comes first.
     [
-        b"<filter|0.4|1|smtp-in|helo|" + T + b"|" + S + b"|x",
+        b"<filter|0.4|1|smtp-in|helo|" + S + b"|" + T + b"|x",
         b">filter-result|" + T + b"|" + S + b"|proceed",
     ],
     [
-        b"<filter|0.4|1|smtp-in|data-line|" + T + b"|" + S + b"|.",
+        b"<filter|0.4|1|smtp-in|data-line|" + S + b"|" + T + b"|.",
         b">filter-dataline|" + T + b"|" + S + b"|.",
     ],
 ]
