@@ -19,6 +19,7 @@ from smtpd_filters import (
     Filter,
     FinalAnswer,
     Headers,
+    Junk,
     Message,
     ParameterAnswer,
     Proceed,
