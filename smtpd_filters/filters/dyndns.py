@@ -22,12 +22,18 @@ from __future__ import annotations
 import re
 import sys
 
-from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filters._client import (
+    ClientFilter,
+    ClientSettings,
+    action_option,
+    allow_option,
+    phase_option,
+    reply_option,
+)
 from smtpd_filters.program import run
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
-from smtpd_filters.tables import DomainTable, NetworkTable, RegexTable
+from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import SWITCH, option, table
+from smtpd_filters.tables import DomainTable, RegexTable
 from smtpd_filters.tables.networks import _address
 
 TYPE_CHECKING = False
@@ -275,12 +281,12 @@ def _embeds_ipv6(name: str, address: int) -> bool:
     return False
 
 
-class Dyndns(Filter):
+class Dyndns(ClientFilter):
     """Refuse clients whose reverse name looks dynamically assigned."""
 
     name = "dyndns"
 
-    class Settings(Settings):
+    class Settings(ClientSettings):
         """What to look for, whom to spare, what to do and when."""
 
         patterns = option(
@@ -299,102 +305,57 @@ class Dyndns(Filter):
             default=False,
             help="Don't look for the client's address in its reverse name.",
         )
-        allow = option(
-            table(NetworkTable),
-            default=None,
-            help="Addresses and networks that are never refused.",
-        )
+        allow = allow_option()
         allow_names = option(
             table(DomainTable),
             default=None,
             help="Reverse names that are never refused, such as mail.example.org or *.example.org.",
         )
-        action = option(
-            choice("junk", "reject", "disconnect"),
-            default="junk",
-            help="What to do with a client whose name looks dynamic. At connect, reject "
-            "disconnects as well, since smtpd would go on otherwise.",
-        )
-        phase = option(
-            choice("connect", "helo", "mail-from", "rcpt-to"),
-            default="connect",
-            help="When to do it. Clients that authenticate are spared from mail-from on; before "
-            "that nobody has authenticated yet.",
-        )
-        reply = option(
-            TEXT,
-            default="",
-            help="The reply of a refusal, with its codes; by default 550 5.7.1 (554 5.7.1 at "
-            "connect) and a text that tells the client what to do.",
+        action = action_option("whose name looks dynamic")
+        phase = phase_option()
+        reply = reply_option(
+            "550 5.7.1 (554 5.7.1 at connect) and a text that tells the client what to do"
         )
 
     settings: Settings
 
-    _action: Junk | Reject | Disconnect
+    _refused: Junk | Reject | Disconnect
     _builtin: RegexTable | None
 
     def setup(self) -> None:
-        """Choose the phase, make the refusal and the tables."""
-        settings = self.settings
-        at = {"helo": {"helo", "ehlo"}, "mail-from": {"mail_from"}, "rcpt-to": {"rcpt_to"}}
-        self.phases = at.get(settings.phase, {"connect"})
-        # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
-        # message instead of the 220".  RFC 3463 section 3.8, X.7.1: "The sender is not authorized
-        # to send to the destination.  This can be the result of per-host or per-recipient
-        # filtering."  X.7.25 of RFC 7372 is for a reverse name that fails to be confirmed.
-        code = 554 if settings.phase == "connect" else 550
-        text = settings.reply or (
-            f"{code} 5.7.1 Your reverse DNS name looks dynamically assigned; "
-            "please send through your provider's mail server"
+        """Make the refusal and the tables."""
+        super().setup()
+        # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
+        # This can be the result of per-host or per-recipient filtering."  X.7.25 of RFC 7372 is
+        # for a reverse name that fails to be confirmed.
+        self._refused = self._refusal(
+            "7.1",
+            "Your reverse DNS name looks dynamically assigned; "
+            "please send through your provider's mail server",
         )
-        try:
-            refusals: dict[str, Reject | Disconnect] = {
-                "reject": Reject(text),
-                "disconnect": Disconnect(text),
-            }
-        except ValueError as error:
-            raise ConfigError(f"--reply: {error}") from None
-        self._action = refusals.get(settings.action, JUNK)
-        self._builtin = RegexTable.of(BUILTIN) if settings.patterns is None else None
+        self._builtin = RegexTable.of(BUILTIN) if self.settings.patterns is None else None
 
-    def connect(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        """Decide before smtpd greets the client."""
-        return self._decide(session)
-
-    def helo(self, session: Session, _identity: str) -> Proceed | Junk | Reject | Disconnect:
-        """Decide when the client greets; what it calls itself is no matter."""
-        return self._decide(session)
-
-    ehlo = helo
-
-    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject | Disconnect:
-        """Decide for each message or recipient, unless the client has authenticated."""
-        return PROCEED if session.username else self._decide(session)
-
-    rcpt_to = mail_from
-
-    def _decide(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
         address = session.address
         if address is None or session.rdns is None:  # local; without a name, that's fcrdns' matter
             return PROCEED
         reason = self._looks_dynamic(session.rdns, address)
-        return self._action.because(reason) if reason else PROCEED
+        return self._refused.because(reason) if reason else PROCEED
 
     def _looks_dynamic(self, name: str, address: str) -> str | None:
         """Say why a client's name looks dynamic, or None."""
         settings = self.settings
         name = name.lower().rstrip(".")
-        if (settings.allow is not None and settings.allow.match(address)) or (
+        if self._is_allowed(address) or (
             settings.allow_names is not None and settings.allow_names.match(name)
         ):
             return None
         for own in (settings.extra_patterns, settings.patterns):
             if own is not None and (pattern := own.match(name)):
                 return f"rdns {name} matches {pattern}"
-        return None if is_server(name) else self._judge(name, address)
+        return None if is_server(name) else self._ask_what_is_built_in(name, address)
 
-    def _judge(self, name: str, address: str) -> str | None:
-        """Ask what is built in."""
+    def _ask_what_is_built_in(self, name: str, address: str) -> str | None:
         if self._builtin is not None and (pattern := self._builtin.match(name)):
             what = pattern if pattern in FAMILIES else "the words of a pool"
             return f"rdns {name} matches {what}"

@@ -22,9 +22,10 @@ from functools import lru_cache
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._client import ACTIONS, decision
 from smtpd_filters.program import run
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
+from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import SWITCH, TEXT, Settings, option, table
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,
@@ -383,12 +384,12 @@ class Mailfrom(Filter):
             'as in "boss@example.org" <x@example.net>. Implies --check-header.',
         )
         action = option(
-            choice("junk", "reject", "disconnect"),
+            ACTIONS,
             default="reject",
             help="What to do with a spoofed envelope sender.",
         )
         header_action = option(
-            choice("junk", "reject", "disconnect"),
+            ACTIONS,
             default=None,
             help="What to do with a spoofed From field; by default the same. A refusal is given "
             "when the message is complete.",
@@ -425,18 +426,11 @@ class Mailfrom(Filter):
             ("from", False): "550 5.7.1 Address in From not allowed from here; please authenticate",
             ("from", True): "550 5.7.1 Address in From not allowed for your user",
         }
-        try:
-            self._replies = {
-                key: _action(
-                    settings.header_action or settings.action
-                    if key[0] == "from"
-                    else settings.action,
-                    settings.reply or text,
-                )
-                for key, text in texts.items()
-            }
-        except ValueError as error:
-            raise ConfigError(f"--reply: {error}") from None
+        actions = {"mail": settings.action, "from": settings.header_action or settings.action}
+        self.marks = "junk" in actions.values()
+        self._replies = {
+            key: decision(actions[key[0]], settings.reply or text) for key, text in texts.items()
+        }
 
     def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
         """Look at the envelope's sender."""
@@ -519,15 +513,6 @@ class Mailfrom(Filter):
             domain = domain.partition(".")[2]
             entry = domains.match(domain)
         return entry
-
-
-def _action(action: str, text: str) -> Junk | Reject | Disconnect:
-    """Make a decision; ValueError if the text is no reply, whether it is used or not."""
-    refusals: dict[str, Reject | Disconnect] = {
-        "reject": Reject(text),
-        "disconnect": Disconnect(text),
-    }
-    return refusals.get(action, JUNK)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

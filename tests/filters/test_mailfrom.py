@@ -111,12 +111,19 @@ def test_the_action_is_taken_at_mail_from(action: str, user: str) -> None:
     with Conversation(Mailfrom, *OWN, *SENDERS, "--action", action) as smtpd:
         client = greeted(smtpd, user)
         said = client.mail_from("boss@example.org")
-        assert said.verb == action
-        assert said.reply.startswith("" if action == "junk" else "550 5.7.1 ")
-        assert smtpd.phases == {"mail-from"}
-        if action == "junk":
-            assert not client.rcpt_to("anna@example.org").refused
-            assert client.message().headers.get("X-Spam") == "Yes"
+        if action != "junk":
+            assert smtpd.phases == {"mail-from"}
+            assert said.verb == action
+            assert said.reply.startswith("550 5.7.1 ")
+            return
+        # Only from there on is there a message to mark.
+        assert smtpd.phases == {"mail-from", "data"}
+        assert said.verb == "proceed"
+        assert client.rcpt_to("anna@example.org").verb == "proceed"
+        assert client.message().headers.get("X-Spam") == "Yes"
+        client.mail_from("anna@example.org" if user else ELSEWHERE)
+        client.rcpt_to("anna@example.org")
+        assert client.message().headers.get("X-Spam") is None
 
 
 def test_each_message_of_a_connection_is_judged() -> None:

@@ -1,0 +1,155 @@
+"""What filters of clients have in common: when they act, whom they spare, what they do.
+
+The law:
+
+1. A filter of clients judges by the client alone, at the phase that `--phase` names.
+2. Who has authenticated passes. At connect and helo nobody has yet.
+3. What is known is refused for good; what may be a mistake of the moment, with temporary codes.
+4. A reply that smtpd would not take is found at the start, whether it is used or not.
+
+A filter's own file declares its flags, by the functions here or by `option`, and has its policy,
+in `_judge`.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import TEXT, Settings, choice, option, table
+from smtpd_filters.tables import NetworkTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.session import Session
+
+#: What `--action` may be.
+ACTIONS = choice("junk", "reject", "disconnect")
+_PHASES = choice("connect", "helo", "mail-from", "rcpt-to")
+_AT = {
+    "connect": {"connect"},
+    "helo": {"helo", "ehlo"},
+    "mail-from": {"mail_from"},
+    "rcpt-to": {"rcpt_to"},
+}
+
+
+def allow_option() -> NetworkTable | None:
+    """Declare `--allow`."""
+    return option(
+        table(NetworkTable),
+        default=None,
+        help="Addresses and networks that are never refused.",
+    )
+
+
+def action_option(whom: str) -> str:
+    """Declare `--action`; `whom` it is taken against."""
+    return option(
+        ACTIONS,
+        default="junk",
+        help=f"What to do with a client {whom}. At connect, reject disconnects as well, since "
+        "smtpd would go on otherwise.",
+    )
+
+
+def phase_option() -> str:
+    """Declare `--phase`."""
+    return option(
+        _PHASES,
+        default="connect",
+        help="When to do it. Clients that authenticate are spared from mail-from on; before that "
+        "nobody has authenticated yet.",
+    )
+
+
+def reply_option(default: str) -> str:
+    """Declare `--reply`; `default` tells what a client is told otherwise."""
+    return option(
+        TEXT,
+        default="",
+        help=f"The reply of a refusal, with its codes; by default {default}.",
+    )
+
+
+def decision(action: str, text: str) -> Junk | Reject | Disconnect:
+    """Make what an action of `ACTIONS` is; ConfigError if the text is no reply."""
+    try:
+        refusals: dict[str, Reject | Disconnect] = {
+            "reject": Reject(text),
+            "disconnect": Disconnect(text),
+        }
+    except ValueError as error:
+        raise ConfigError(f"--reply: {error}") from None
+    return refusals.get(action, JUNK)
+
+
+class ClientSettings(Settings):
+    """Settings of a filter of clients, which declares at least these."""
+
+    if TYPE_CHECKING:
+        allow: NetworkTable | None
+        action: str
+        phase: str
+        reply: str
+
+
+class ClientFilter(Filter):
+    """A filter that judges by the client alone, in `_judge`."""
+
+    Settings = ClientSettings
+    settings: ClientSettings
+
+    def setup(self) -> None:
+        """Choose the phase."""
+        self.phases = set(_AT[self.settings.phase])
+        self.marks = self.settings.action == "junk"
+
+    def required_reports(self) -> frozenset[str]:
+        """Ask who has authenticated where somebody may have."""
+        return frozenset({"link-auth"} if self.phases & {"mail_from", "rcpt_to"} else ())
+
+    def connect(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+        """Decide before smtpd greets the client."""
+        return self._judge(session)
+
+    def helo(self, session: Session, _identity: str) -> Proceed | Junk | Reject | Disconnect:
+        """Decide when the client greets; what it calls itself is no matter."""
+        return self._judge(session)
+
+    ehlo = helo
+
+    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject | Disconnect:
+        """Decide for each message or recipient, unless the client has authenticated."""
+        return PROCEED if session.username else self._judge(session)
+
+    rcpt_to = mail_from
+
+    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+        """Decide about a client that has not authenticated, as far as is known."""
+        raise NotImplementedError
+
+    def _is_allowed(self, address: str) -> bool:
+        """Whether `--allow` has an address."""
+        allow = self.settings.allow
+        return allow is not None and allow.match(address) is not None
+
+    def _refusal(
+        self, detail: str, text: str, *, temporary: bool = False
+    ) -> Junk | Reject | Disconnect:
+        """Make what is done with a client: `detail` is the enhanced code without its class."""
+        settings = self.settings
+        code = self._temporary_code() if temporary else self._permanent_code()
+        return decision(settings.action, settings.reply or f"{code} {code // 100}.{detail} {text}")
+
+    def _permanent_code(self) -> int:
+        # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
+        # message instead of the 220".
+        return 554 if self.settings.phase == "connect" else 550
+
+    def _temporary_code(self) -> int:
+        # RFC 5321 section 4.2.3: 421 is "Service not available, closing transmission channel",
+        # and section 3.8 knows no other that a server closes with.  450 is for what is
+        # "temporarily blocked for policy reasons".
+        closes = self.settings.phase == "connect" or self.settings.action == "disconnect"
+        return 421 if closes else 450
