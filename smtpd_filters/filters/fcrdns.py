@@ -2,13 +2,15 @@
 
 The law:
 
-1. Only a statement of the DNS counts against a client: no such name, or a name that leads
-   elsewhere. What could not be found out is a temporary failure, which `--on-error` decides:
-   never a permanent refusal.
-2. What smtpd has confirmed is confirmed. `--verify` looks again at the others, since smtpd
-   looks at one of an address's names only, and once.
-3. Local and authenticated clients are exempt.
-4. Without `--verify` nothing is looked up: no event loop, no DNS library is loaded.
+1. What could not be found out is a temporary failure, which `--on-error` decides: only a statement
+   of the DNS (no such name, or a name that leads elsewhere) is a reason for a permanent refusal.
+2. smtpd can't tell the one from the other. To its resolver every failure is an answer, and it
+   reports `fail` for a name server that is dead as for a name that isn't there. So on its word
+   alone the default reply of a refusal is a temporary one.
+3. What smtpd has confirmed is confirmed. `--verify` looks again at the others, knows what failed
+   and what was stated, and finds names that smtpd doesn't: it looks at one of an address's, once.
+4. Local and authenticated clients are exempt.
+5. Without `--verify` nothing is looked up: no event loop, no DNS library is loaded.
 
 An address is confirmed if one of its names (PTR) has the address (A or AAAA): "iprev" in RFC 8601
 section 3.
@@ -19,21 +21,17 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
-from smtpd_filters.program import run
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import (
-    ENDPOINT,
-    LIST,
-    SECONDS,
-    SWITCH,
-    TEXT,
-    Settings,
-    choice,
-    option,
-    table,
+from smtpd_filters.filters._client import (
+    ClientFilter,
+    ClientSettings,
+    action_option,
+    allow_option,
+    phase_option,
+    reply_option,
 )
-from smtpd_filters.tables import NetworkTable
+from smtpd_filters.program import run
+from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import ENDPOINT, LIST, SECONDS, SWITCH, choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,12 +51,12 @@ _ROUNDS = 2
 _LOOKUP = 4
 
 
-class Fcrdns(Filter):
+class Fcrdns(ClientFilter):
     """Refuse clients whose reverse DNS is missing or isn't confirmed by forward DNS."""
 
     name = "fcrdns"
 
-    class Settings(Settings):
+    class Settings(ClientSettings):
         """What is required, who says so, whom to spare, what to do and when."""
 
         require = option(
@@ -71,7 +69,8 @@ class Fcrdns(Filter):
             SWITCH,
             default=False,
             help="Look up all names of a client that smtpd hasn't confirmed, instead of relying on "
-            "smtpd, which looks at one name, once.",
+            "smtpd, which looks at one name, once, and takes a DNS that fails for a client that "
+            "does. Refusals are permanent only with this.",
         )
         nameserver = option(
             LIST(ENDPOINT(port=53)),
@@ -86,28 +85,12 @@ class Fcrdns(Filter):
             "second round waits twice as long; a look-up takes at most four times as long "
             "altogether, and a client at most two look-ups, one behind the other.",
         )
-        allow = option(
-            table(NetworkTable),
-            default=None,
-            help="Addresses and networks that are never refused.",
-        )
-        action = option(
-            choice("junk", "reject", "disconnect"),
-            default="junk",
-            help="What to do with a client that fails. At connect, reject disconnects as well, "
-            "since smtpd would go on otherwise.",
-        )
-        phase = option(
-            choice("connect", "helo", "mail-from", "rcpt-to"),
-            default="connect",
-            help="When to do it. Clients that authenticate are spared from mail-from on; before "
-            "that nobody has authenticated yet.",
-        )
-        reply = option(
-            TEXT,
-            default="",
-            help="The reply of a refusal, with its codes; by default 550 5.7.25 (554 5.7.25 at "
-            "connect) and a text that says what is missing.",
+        allow = allow_option()
+        action = action_option("that fails")
+        phase = phase_option()
+        reply = reply_option(
+            "450 4.7.25 (421 4.7.25 where the connection is closed), with --verify 550 5.7.25 (554 "
+            "5.7.25 at connect), and a text that says what is missing"
         )
 
     settings: Settings
@@ -118,7 +101,7 @@ class Fcrdns(Filter):
     def __new__(cls, settings: Settings | None = None) -> Self:
         """Make the kind that looks for itself if it is to.
 
-        Its handlers are coroutines, for which the chain runs asyncio; law 4.
+        Its handlers are coroutines, for which the chain runs asyncio; law 5.
         """
         kind: type = cls
         if settings is not None and settings.verify:
@@ -127,55 +110,25 @@ class Fcrdns(Filter):
         return made
 
     def setup(self) -> None:
-        """Choose the phase and make the refusals."""
+        """Make the refusals."""
+        super().setup()
         settings = self.settings
         if not settings.verify and settings.nameserver:
             raise ConfigError("--nameserver: nothing is looked up without --verify")
-        at = {"helo": {"helo", "ehlo"}, "mail-from": {"mail_from"}, "rcpt-to": {"rcpt_to"}}
-        self.phases = at.get(settings.phase, {"connect"})
-        self._unnamed = self._refusal("Your IP address has no reverse DNS name")
-        self._unconfirmed = self._refusal(
+        self._unnamed = self._failure("Your IP address has no reverse DNS name")
+        self._unconfirmed = self._failure(
             "The reverse DNS name of your IP address does not lead back to the address"
         )
 
-    def _refusal(self, text: str) -> Junk | Reject | Disconnect:
-        # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", with 550.  At connect, RFC
-        # 5321 section 3.1: "A 554 response MAY be given in the initial connection opening message
-        # instead of the 220".
-        settings = self.settings
-        code = 554 if settings.phase == "connect" else 550
-        text = settings.reply or f"{code} 5.7.25 {text}"
-        try:
-            refusals: dict[str, Reject | Disconnect] = {
-                "reject": Reject(text),
-                "disconnect": Disconnect(text),
-            }
-        except ValueError as error:
-            raise ConfigError(f"--reply: {error}") from None
-        return refusals.get(settings.action, JUNK)
+    def _failure(self, text: str) -> Junk | Reject | Disconnect:
+        # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", "Associated basic status
+        # code: 550".  That is what --verify has found out.  The class is another matter: RFC 3463
+        # section 2 says of the subject that "This value applies to each of the three
+        # classifications", and 4.7.25 is such a failure that may be gone when the client is back.
+        return self._refusal("7.25", text, temporary=not self.settings.verify)
 
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated where somebody may have."""
-        return frozenset({"link-auth"} if self.phases & {"mail_from", "rcpt_to"} else ())
-
-    def connect(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        """Decide before smtpd greets the client."""
-        return self._decide(session)
-
-    def helo(self, session: Session, _identity: str) -> Proceed | Junk | Reject | Disconnect:
-        """Decide when the client greets; what it calls itself is no matter."""
-        return self._decide(session)
-
-    ehlo = helo
-
-    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject | Disconnect:
-        """Decide for each message or recipient, unless the client has authenticated."""
-        return PROCEED if session.username else self._decide(session)
-
-    rcpt_to = mail_from
-
-    def _decide(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        """Take smtpd's word."""
+    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+        """Take smtpd's word (law 2)."""
         address = self._suspect(session)
         if address is None:
             return PROCEED
@@ -187,14 +140,14 @@ class Fcrdns(Filter):
 
     def _suspect(self, session: Session) -> str | None:
         """Give the address of a client which smtpd's report doesn't clear, else None."""
-        address, settings = session.address, self.settings
+        address = session.address
         if address is None:  # local
             return None
-        if session.fcrdns == "pass" if settings.require == "fcrdns" else session.rdns is not None:
-            return None
-        if settings.allow is not None and settings.allow.match(address):
-            return None
-        return address
+        if self.settings.require == "rdns":
+            passes = session.rdns is not None
+        else:
+            passes = session.fcrdns == "pass"
+        return None if passes or self._is_allowed(address) else address
 
     def _failed(self, names: tuple[str, ...], address: str) -> Junk | Reject | Disconnect:
         return self._unconfirmed.because(f"rdns {' '.join(names)} not confirmed for {address}")
@@ -210,7 +163,7 @@ class _Verifying(Fcrdns):
     def setup(self) -> None:
         """Get a resolver ready, too."""
         super().setup()
-        from smtpd_filters.lookups.dns import Resolver  # law 4
+        from smtpd_filters.lookups.dns import Resolver  # law 5
 
         settings = self.settings
         try:
@@ -261,7 +214,7 @@ class _Verifying(Fcrdns):
     async def _look_up(self, address: str) -> Proceed | Junk | Reject | Disconnect:
         if self.settings.require == "rdns":
             return await self._look_for_a_name(address)
-        from smtpd_filters.lookups.fcrdns import (  # law 4
+        from smtpd_filters.lookups.fcrdns import (  # law 5
             Confirmed,
             NoName,
             Unconfirmed,
@@ -279,7 +232,7 @@ class _Verifying(Fcrdns):
                 raise UnavailableError(unavailable.cause, _DNS_FAILURE)
 
     async def _look_for_a_name(self, address: str) -> Proceed | Junk | Reject | Disconnect:
-        from smtpd_filters.lookups.outcome import Found, NotFound  # law 4
+        from smtpd_filters.lookups.outcome import Found, NotFound  # law 5
 
         match await self._resolver.ptr(address):
             case Found():

@@ -26,7 +26,7 @@ HALF_KNOWN: dict[str, Any] = {"rdns": "mail.example.net", "fcrdns": "error"}
 
 
 def come(smtpd: Conversation, *, user: str = "", **client: Any) -> Verdict:
-    """Send a message up to its recipient: the first verdict that isn't to proceed, or the last."""
+    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
     there = smtpd.connect(**client)
     said = there.greeting
     steps: list[Callable[[], Verdict]] = [
@@ -34,6 +34,7 @@ def come(smtpd: Conversation, *, user: str = "", **client: Any) -> Verdict:
         *([lambda: there.auth(user)] if user else []),
         lambda: there.mail_from("bob@example.net"),
         lambda: there.rcpt_to("anna@example.org"),
+        there.data,
     ]
     for step in steps:
         if said.verb != "proceed":
@@ -64,11 +65,24 @@ def test_the_action_is_taken_in_its_phase(
     client: dict[str, Any], text: str, phase: str, action: str, address: str
 ) -> None:
     said = verdict("--action", action, "--phase", phase, **client, address=address)
-    assert said.phase == {"helo": "ehlo"}.get(phase, phase)
+    # What is decided of the sender is marked where there is a message to mark.
+    marked = {"mail-from": "data"}.get(phase, phase) if action == "junk" else phase
+    assert said.phase == {"helo": "ehlo"}.get(marked, marked)
     # A bare reject at connect would leave the connection open.
-    assert said.verb == ("disconnect" if (action, phase) == ("reject", "connect") else action)
-    code = 554 if phase == "connect" else 550
-    assert said.reply == ("" if action == "junk" else f"{code} 5.7.25 {text}")
+    closes = action == "disconnect" or (action, phase) == ("reject", "connect")
+    assert said.verb == ("disconnect" if closes else action)
+    # On smtpd's word nothing is permanent: it reports a DNS that fails as a client that does.
+    code = 421 if closes else 450
+    assert said.reply == ("" if action == "junk" else f"{code} 4.7.25 {text}")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+def test_junk_is_possible_only_where_it_is_the_action(action: str, phase: str) -> None:
+    settings = Fcrdns.Settings(action=action, phase=phase)
+    policy = Fcrdns(settings)
+    policy.setup()
+    assert policy.marks is (action == "junk")
 
 
 @pytest.mark.parametrize(
@@ -133,12 +147,22 @@ def test_who_has_authenticated_is_asked_only_where_somebody_may_have() -> None:
         with Conversation(Fcrdns, "--phase", phase) as smtpd:
             assert ("link-auth" in smtpd.reports) is (phase in {"mail-from", "rcpt-to"})
             assert "link-tls" not in smtpd.reports
-            assert smtpd.phases == ({"helo", "ehlo"} if phase == "helo" else {phase})
+            also = {"helo": {"ehlo"}, "mail-from": {"data"}}.get(phase, set())
+            assert smtpd.phases == {phase} | also
 
 
-def test_the_reply_is_the_operators() -> None:
-    said = verdict("--action", "reject", "--reply", "550 5.7.25 See example.org", **UNNAMED)
-    assert said.reply == "550 5.7.25 See example.org"
+def test_only_junk_takes_another_phase() -> None:
+    for action in ("reject", "disconnect"):
+        with Conversation(Fcrdns, "--phase", "mail-from", "--action", action) as smtpd:
+            assert smtpd.phases == {"mail-from"}
+
+
+@pytest.mark.parametrize("reply", ["550 5.7.25 See example.org", "451 4.7.1 See example.org"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_reply_is_the_operators(server: DNSServer, phase: str, reply: str) -> None:
+    flags = ("--action", "reject", "--phase", phase, "--reply", reply)
+    assert verdict(*flags, **UNNAMED).reply == reply
+    assert verdict(*verifying(server, *flags), **UNNAMED, address="192.0.2.5").reply == reply
 
 
 def test_the_reason_is_logged() -> None:
@@ -178,6 +202,17 @@ def server() -> Iterator[DNSServer]:
 def verifying(server: DNSServer, *flags: str) -> tuple[str, ...]:
     nameserver = f"{server.address}:{server.port}"
     return ("--verify", "--nameserver", nameserver, "--action", "reject", *flags)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("action", ["reject", "disconnect"])
+def test_what_it_has_found_out_itself_is_permanent(
+    server: DNSServer, action: str, phase: str
+) -> None:
+    flags = verifying(server, "--action", action, "--phase", phase)
+    code = 554 if phase == "connect" else 550
+    said = verdict(*flags, **UNNAMED, address="192.0.2.5")
+    assert said.reply == f"{code} 5.7.25 Your IP address has no reverse DNS name"
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -402,7 +437,7 @@ def serve(*flags: str, clients: list[str], python: tuple[str, ...] = ()) -> tupl
 def test_the_executable_answers_smtpd() -> None:
     clients = ["<unknown>|fail|192.0.2.5:1", "a.example|pass|192.0.2.9:1"]
     answers, log = serve("--action", "reject", clients=clients)
-    refusal = "disconnect|554 5.7.25 Your IP address has no reverse DNS name"
+    refusal = "disconnect|421 4.7.25 Your IP address has no reverse DNS name"
     assert answers == [
         f"filter-result|7641df9771b4ed00|1ef1c203cc576e5d|{refusal}",
         "filter-result|7641df9771b4ed01|1ef1c203cc576e5d|proceed",
