@@ -122,9 +122,9 @@ class Fcrdns(ClientFilter):
 
     def _failure(self, text: str) -> Junk | Reject | Disconnect:
         # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", "Associated basic status
-        # code: 550".  That is what --verify has found out.  The class is another matter: RFC 3463
-        # section 2 says of the subject that "This value applies to each of the three
-        # classifications", and 4.7.25 is such a failure that may be gone when the client is back.
+        # code: 550".  That is for what --verify has found out.  But the class stands by itself (RFC
+        # 3463 section 2): 4.7.25 is such a failure that may be over when the client comes again.
+        # Postfix says so by default, too: "450 4.7.25 Client host rejected".
         return self._refusal("7.25", text, temporary=not self.settings.verify)
 
     def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
