@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Filter, Outcome
-    from .runtime.engine import Later
     from .runtime.log import Log
+    from .runtime.policy import Later
     from .runtime.watchdog import Watchdog
     from .session import Session
 

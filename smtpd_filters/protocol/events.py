@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from operator import itemgetter
 
-from .remark import SHOWN
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, Self
@@ -20,6 +18,10 @@ if TYPE_CHECKING:
     _Tuple = tuple[Any, ...]
 else:
     _Tuple = tuple
+
+
+#: Bytes of a line that are kept for the log.
+SHOWN = 200
 
 
 class Event:

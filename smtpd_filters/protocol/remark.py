@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .events import SHOWN
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
         def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
             """Lines of a message, dot-stuffed; ``end``: its dot has come."""
-
-
-#: Bytes of a line that are kept for the log.
-SHOWN = 200
 
 
 class Remark:

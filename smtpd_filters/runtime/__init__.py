@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .channel import Service
     from .log import Log
+    from .policy import Service
     from .tap import Tap
     from .watchdog import Watchdog
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from smtpd_filters.protocol.decisions import Decision
 
-    from .channel import Channel, Service
+    from .channel import Channel
     from .engine import Engine
     from .log import Log
+    from .policy import Service
     from .watchdog import Watchdog
 
 

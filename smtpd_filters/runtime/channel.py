@@ -15,24 +15,6 @@ import stat
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Protocol
-
-    from .engine import Policy
-
-    class Service(Policy, Protocol):
-        """A policy with what a loop asks of it besides decisions."""
-
-        #: Whether it has coroutines.
-        later: bool
-        #: Whether it has anything to close.
-        closing: bool
-
-        def reload(self) -> None:
-            """Read its tables anew; never raises."""
-
-        async def close(self) -> None:
-            """The process ends; never raises."""
-
 
 #: Bytes taken in one read.  Sizes from 32 to 256 KiB are equally fast.  A little less than 64 KiB,
 #: so that no line that begins and ends within one read is too long to be sent back.

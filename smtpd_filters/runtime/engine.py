@@ -26,50 +26,13 @@ from .messages import Messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Any, Protocol
+    from collections.abc import Callable
 
-    from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
     from .log import Log
-
-    class Task(Protocol):
-        """A coroutine on its way."""
-
-        def cancel(self) -> object:
-            """Give it up."""
-
-    Later = Coroutine[Any, Any, Decision]
-    Ask = Callable[[Session, bytes], Decision | Later]
-    Spawn = Callable[[Later, Callable[[Decision], None]], Task]
-
-    class Policy(Protocol):
-        """What decides.  None of its methods raises; a coroutine's result is a decision."""
-
-        #: What it asks smtpd for: phases, ``data-line`` among them, and reports.
-        phases: tuple[str, ...]
-        reports: tuple[str, ...]
-        #: Reports of the sessions in which smtpd is the client, for the tap alone.
-        outgoing: tuple[str, ...]
-        #: The fields of a session that these reports fill.
-        fields: tuple[str, ...]
-        #: How much of a message it looks at: "", "headers" or "message".
-        content: str
-
-        #: Who answers the requests of a phase.
-        ask: dict[Phase, Ask]
-
-        def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
-            """Edit the header block; junk is a field in it by then."""
-
-        def judge_message(self, session: Session, message: Message) -> Decision | Later:
-            """Judge a whole message."""
-
-        def gone(self, session: Session) -> None:
-            """The session is over."""
-
+    from .policy import Later, Policy, Spawn, Task
 
 COMMIT = PHASES["commit"]
 

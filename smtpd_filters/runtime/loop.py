@@ -16,9 +16,10 @@ from .log import fold_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .channel import Channel, Service
+    from .channel import Channel
     from .engine import Engine
     from .log import Log
+    from .policy import Service
     from .watchdog import Watchdog
 
 #: How many of smtpd's time-outs pass between two sweeps: a session is dropped when nothing was

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.filter_side import FilterConnection
     from smtpd_filters.session import Session
 
-    from .engine import Later, Policy
     from .log import Log
+    from .policy import Later, Policy
 
     class Host(Protocol):
         """The engine, as far as messages need it."""

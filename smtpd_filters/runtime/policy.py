@@ -1,0 +1,62 @@
+"""What the runtime asks of those above it: types alone, imported by nothing that runs."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Protocol
+
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.protocol.vocabulary import Phase
+    from smtpd_filters.session import Session
+
+    class Task(Protocol):
+        """A coroutine on its way."""
+
+        def cancel(self) -> object:
+            """Give it up."""
+
+    Later = Coroutine[Any, Any, Decision]
+    Ask = Callable[[Session, bytes], Decision | Later]
+    Spawn = Callable[[Later, Callable[[Decision], None]], Task]
+
+    class Policy(Protocol):
+        """What decides.  None of its methods raises; a coroutine's result is a decision."""
+
+        #: What it asks smtpd for: phases, ``data-line`` among them, and reports.
+        phases: tuple[str, ...]
+        reports: tuple[str, ...]
+        #: Reports of the sessions in which smtpd is the client, for the tap alone.
+        outgoing: tuple[str, ...]
+        #: The fields of a session that these reports fill.
+        fields: tuple[str, ...]
+        #: How much of a message it looks at: "", "headers" or "message".
+        content: str
+
+        #: Who answers the requests of a phase.
+        ask: dict[Phase, Ask]
+
+        def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
+            """Edit the header block; junk is a field in it by then."""
+
+        def judge_message(self, session: Session, message: Message) -> Decision | Later:
+            """Judge a whole message."""
+
+        def gone(self, session: Session) -> None:
+            """The session is over."""
+
+    class Service(Policy, Protocol):
+        """A policy with what a loop asks of it besides decisions."""
+
+        #: Whether it has coroutines.
+        later: bool
+        #: Whether it has anything to close.
+        closing: bool
+
+        def reload(self) -> None:
+            """Read its tables anew; never raises."""
+
+        async def close(self) -> None:
+            """The process ends; never raises."""
