@@ -204,14 +204,24 @@ class Player:
         tasks = Path(f"/proc/{self._process.pid}/task")
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
 
+    def anonymous(self) -> int:
+        """Bytes of memory that belong to no file: all that a filter can leak.
+
+        Pages of the interpreter become a process's own when the last other one to map them ends;
+        these do not count here.
+        """
+        return 1024 * self._rollup()["Anonymous"]
+
+    def _rollup(self) -> dict[str, int]:
+        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text(encoding="ascii")
+        found = re.findall(r"^(\w+):\s+(\d+)", rollup, re.MULTILINE)
+        return {name: int(size) for name, size in found}
+
     def memory(self) -> tuple[int, int]:
         """Bytes of memory that are the filter's alone (USS), and all that it has mapped (RSS).
 
         A filter that runs on the same interpreter as the benchmark shares that with it: its USS
         is then what one more such filter costs, and its RSS nearer to what the first one does.
         """
-        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text(encoding="ascii")
-        kib = {
-            name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+)", rollup, re.MULTILINE)
-        }
+        kib = self._rollup()
         return 1024 * (kib["Private_Clean"] + kib["Private_Dirty"]), 1024 * kib["Rss"]

@@ -236,9 +236,9 @@ class Bench:
             for done in range(0, self.sizes.warm + self.sizes.growth, 2_000):
                 progress(f"growth: session {done:,}")
                 if done == self.sizes.warm:
-                    before = player.memory()[0]
+                    before = player.anonymous()
                 sessions(player, 2_000, 50, text)
-            grown = player.memory()[0] - before
+            grown = player.anonymous() - before
         self.report.figures["growth, ours"] = {
             "sessions": self.sizes.growth,
             "grown KiB": grown / 1024,
