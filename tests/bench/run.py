@@ -61,7 +61,9 @@ class Sizes:
     lines: int = 2_000
     sessions: int = 5_000
     starts: int = 15
-    warm: int = 10_000
+    # The heap takes its final shape within some ten thousand sessions; it is no leak that is looked
+    # for before.
+    warm: int = 60_000
     growth: int = 100_000
     crowd_messages: int = 2_000
     crowd_lines: int = 250
