@@ -18,9 +18,9 @@ The return annotation of a handler is what it may answer, and is checked against
 from __future__ import annotations
 
 from . import session as reported
-from . import settings as declared
 from .protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
+from .settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,16 +83,16 @@ class Filter:
     taps: tuple[Tap, ...] = ()
 
     #: The declarations of its settings.
-    Settings: ClassVar[type[declared.Settings]] = declared.Settings
-    settings: declared.Settings
+    Options: ClassVar[type[Settings]] = Settings
+    settings: Settings
 
     #: The handlers of the class, by their names.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
     #: What each of them may return.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
 
-    def __init__(self, settings: declared.Settings | None = None) -> None:
-        self.settings = self.Settings() if settings is None else settings
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = self.Options() if settings is None else settings
         #: The handlers in use; `setup` may take some away.
         self.phases = set(self.handlers)
 
@@ -104,6 +104,10 @@ class Filter:
         if not cls.name.replace("-", "").isalnum() or not cls.name.isascii():
             raise TypeError(f"{where}: a name is made of letters, digits and hyphens")
         _check_public(cls, where)
+        for name, value in cls.__dict__.items():
+            declares = isinstance(value, type) and issubclass(value, Settings)
+            if declares and name != "Options":
+                raise TypeError(f"{where}: settings are declared in a class Options, not {name}")
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }

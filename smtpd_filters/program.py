@@ -32,7 +32,7 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
     common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
     try:
         own, general = parse_flags(
-            cls.Settings,
+            cls.Options,
             sys.argv[1:] if argv is None else argv,
             common=common,
             prog=prog,

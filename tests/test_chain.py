@@ -757,20 +757,20 @@ def test_handlers_are_watched(logbook: Logbook) -> None:
 class Lists(Filter):
     """Has tables."""
 
-    class Settings(Settings):
+    class Options(Settings):
         """Two of them."""
 
         names = option(table(StringTable), required=True, help="Names.")
         others = option(table(StringTable), default=None, help="Others.")
         word = option(TEXT, default="", help="No table.")
 
-    settings: Settings
+    settings: Options
 
 
 def test_tables_are_read_anew(tmp_path: Path, logbook: Logbook) -> None:
     path = tmp_path / "names"
     path.write_text("one\n")
-    filter_ = Lists(Lists.Settings(names=StringTable(f"file:{path}")))
+    filter_ = Lists(Lists.Options(names=StringTable(f"file:{path}")))
     made = Chain([(filter_, "proceed", 1.0)], logbook.log)
     path.write_text("two\n")
     made.reload()
@@ -797,12 +797,12 @@ def test_every_outcome_is_legal_where_it_can_be_chosen() -> None:
 class Strict(Filter):
     """For the flags of an executable."""
 
-    class Settings(Settings):
+    class Options(Settings):
         """One table."""
 
         names = option(table(StringTable), required=True, help="Names.")
 
-    settings: Settings
+    settings: Options
 
     def setup(self) -> None:
         if self.settings.names.match("broken"):

@@ -20,6 +20,7 @@ from smtpd_filters import (
     Reject,
     Rewrite,
     Session,
+    Settings,
 )
 from smtpd_filters import filter as authoring
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
@@ -315,3 +316,14 @@ def test_every_handler_may_say_all_that_its_phase_allows() -> None:
     assert set(Whole.handlers) == set(EVERY)
     for phase in PHASES.values():
         assert Whole.returns[phase.handler] == phase.legal
+
+
+def test_settings_under_another_name_are_noticed() -> None:
+    with pytest.raises(TypeError, match="in a class Options, not Flags"):
+
+        class Named(Filter):
+            class Flags(Settings):
+                pass
+
+            def quit(self, _session: Session) -> Proceed:
+                return PROCEED

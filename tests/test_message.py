@@ -799,3 +799,12 @@ def test_a_spool_that_can_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(file, "read", fail)
         with pytest.raises(SpoolError, match="Input/output error"):
             wire(held)
+
+
+def test_edits_can_be_forgotten() -> None:
+    with message(MAIL) as held:
+        held.headers.prepend("X-Edit", "1")
+        held.headers.remove("subject")
+        held.revert_headers()
+        assert not held.headers.changed
+        assert wire(held) == MAIL

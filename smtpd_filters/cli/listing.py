@@ -105,11 +105,11 @@ def describe(cls: type[Filter]) -> Listed:
     """What a filter registers."""
     remark = ""
     try:
-        instance = cls(cls.Settings())
+        instance = cls(cls.Options())
         instance.setup()
     except (ConfigError, TypeError) as error:
         # A required setting: all it could ask for is shown.
-        instance = cls(cls.Settings.__new__(cls.Settings))
+        instance = cls(cls.Options.__new__(cls.Options))
         remark = f"all that it may register: {error}"
     chain = Chain([(instance, cls.on_error, cls.deadline)], Log())
     return Listed(

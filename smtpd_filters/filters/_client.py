@@ -97,7 +97,7 @@ class ClientSettings(Settings):
 class ClientFilter(Filter):
     """A filter that judges by the client alone, in `_judge`."""
 
-    Settings = ClientSettings
+    Options = ClientSettings
     settings: ClientSettings
 
     def setup(self) -> None:

@@ -286,7 +286,7 @@ class Dyndns(ClientFilter):
 
     name = "dyndns"
 
-    class Settings(ClientSettings):
+    class Options(ClientSettings):
         """What to look for, whom to spare, what to do and when."""
 
         patterns = option(
@@ -317,7 +317,7 @@ class Dyndns(ClientFilter):
             "550 5.7.1 (554 5.7.1 at connect) and a text that tells the client what to do"
         )
 
-    settings: Settings
+    settings: Options
 
     _refused: Junk | Reject | Disconnect
     _builtin: RegexTable | None

@@ -56,7 +56,7 @@ class Fcrdns(ClientFilter):
 
     name = "fcrdns"
 
-    class Settings(ClientSettings):
+    class Options(ClientSettings):
         """What is required, who says so, whom to spare, what to do and when."""
 
         require = option(
@@ -93,12 +93,12 @@ class Fcrdns(ClientFilter):
             "5.7.25 at connect), and a text that says what is missing"
         )
 
-    settings: Settings
+    settings: Options
 
     _unnamed: Junk | Reject | Disconnect
     _unconfirmed: Junk | Reject | Disconnect
 
-    def __new__(cls, settings: Settings | None = None) -> Self:
+    def __new__(cls, settings: Options | None = None) -> Self:
         """Make the kind that looks for itself if it is to.
 
         Its handlers are coroutines, for which the chain runs asyncio; law 5.

@@ -335,7 +335,7 @@ class Mailfrom(Filter):
     name = "mailfrom"
     needs = frozenset({"link-auth"})
 
-    class Settings(Settings):
+    class Options(Settings):
         """Which addresses are ours, who may use them, what to do otherwise."""
 
         domains = option(
@@ -401,7 +401,7 @@ class Mailfrom(Filter):
             "says what is wrong.",
         )
 
-    settings: Settings
+    settings: Options
 
     _replies: dict[tuple[str, bool], Junk | Reject | Disconnect]
 

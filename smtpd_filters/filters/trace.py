@@ -56,7 +56,7 @@ class Trace(Filter):
 
     name = "trace"
 
-    class Settings(Settings):
+    class Options(Settings):
         """What is logged, and what is recorded where."""
 
         detail = option(
@@ -93,7 +93,7 @@ class Trace(Filter):
             INTEGER(low=1), default=10, help="How many files are kept; the oldest go first."
         )
 
-    settings: Settings
+    settings: Options
 
     def setup(self) -> None:
         """Make the taps, and ask for what they need."""

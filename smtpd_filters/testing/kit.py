@@ -14,7 +14,7 @@ or do something else than the filter meant.
 >>> class Postmaster(Filter):
 ...     '''Refuse mail that claims to be from a postmaster.'''
 ...
-...     class Settings(Settings):
+...     class Options(Settings):
 ...         domain = option(TEXT, default="example.org", help="Whose postmaster may write.")
 ...
 ...     def mail_from(self, session: Session, address: str) -> Proceed | Reject:
@@ -196,7 +196,7 @@ def _configured(
     else:
         common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
         own, general = parse_flags(
-            filters.Settings, flags, common=common, prog=f"filter-{filters.name}"
+            filters.Options, flags, common=common, prog=f"filter-{filters.name}"
         )
         made: Any = settings if settings is not None else own
         on_error: Any = general.on_error

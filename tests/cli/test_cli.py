@@ -150,7 +150,7 @@ def test_the_list_is_what_the_executables_register(capsys: Capture) -> None:
 class Needy(Filter):
     """Needs to be told something."""
 
-    class Settings(Settings):
+    class Options(Settings):
         """What it needs."""
 
         secret = option(TEXT, required=True, help="A word.")
@@ -249,7 +249,7 @@ def test_programs_are_found_where_smtpd_looks(
 def test_no_filter_is_in_two_modules() -> None:
     found, broken = listing.discover()
     assert not broken
-    chain = Chain([(cls(cls.Settings()), cls.on_error, 1.0) for cls in found], Log())
+    chain = Chain([(cls(cls.Options()), cls.on_error, 1.0) for cls in found], Log())
     assert len(chain.filters) == len(found)
 
 

@@ -26,12 +26,12 @@ from smtpd_filters.settings import PATH, Settings, option
 class Seen(Filter):
     """Write down what is known of the session."""
 
-    class Settings(Settings):
+    class Options(Settings):
         """Where."""
 
         into = option(PATH, required=True, help="The file.")
 
-    settings: Settings
+    settings: Options
 
     def _note(self, text: str) -> Proceed:
         with Path(self.settings.into).open("a", encoding="utf-8") as file:

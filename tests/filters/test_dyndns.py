@@ -31,7 +31,7 @@ LISTS = ("residential", "mailservers")
 
 
 def filter_dyndns(**settings: Any) -> Dyndns:
-    policy = Dyndns(Dyndns.Settings(**settings))
+    policy = Dyndns(Dyndns.Options(**settings))
     policy.setup()
     return policy
 

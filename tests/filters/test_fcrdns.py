@@ -79,7 +79,7 @@ def test_the_action_is_taken_in_its_phase(
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
 def test_junk_is_possible_only_where_it_is_the_action(action: str, phase: str) -> None:
-    settings = Fcrdns.Settings(action=action, phase=phase)
+    settings = Fcrdns.Options(action=action, phase=phase)
     policy = Fcrdns(settings)
     policy.setup()
     assert policy.marks is (action == "junk")
@@ -465,7 +465,7 @@ def test_without_verification_nothing_is_loaded_for_it() -> None:
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_the_chain_runs_asyncio_only_to_verify(*, verify: bool) -> None:
-    settings = Fcrdns.Settings(verify=verify, nameserver=(("127.0.0.1", 9),) if verify else ())
+    settings = Fcrdns.Options(verify=verify, nameserver=(("127.0.0.1", 9),) if verify else ())
     policy = Fcrdns(settings)
     policy.setup()
     assert policy.name == "fcrdns"

@@ -379,10 +379,10 @@ WILD = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60)
 @example(values=["=?utf-7?q?+2AA-@example.org?="])
 def test_no_field_raises(values: list[str]) -> None:
     policy = Mailfrom(
-        Mailfrom.Settings(
-            domains=Mailfrom.Settings.options["domains"].kind.parse("example.org"),
-            addresses=Mailfrom.Settings.options["addresses"].kind.parse("@example.com"),
-            patterns=Mailfrom.Settings.options["patterns"].kind.parse("example"),
+        Mailfrom.Options(
+            domains=Mailfrom.Options.options["domains"].kind.parse("example.org"),
+            addresses=Mailfrom.Options.options["addresses"].kind.parse("@example.com"),
+            patterns=Mailfrom.Options.options["patterns"].kind.parse("example"),
             check_display=True,
         )
     )
@@ -564,6 +564,6 @@ def test_the_executable_answers_smtpd() -> None:
 
 
 def test_something_must_be_guarded_in_code_as_well() -> None:
-    policy = Mailfrom(Mailfrom.Settings())
+    policy = Mailfrom(Mailfrom.Options())
     with pytest.raises(ConfigError, match="nothing to guard"):
         policy.setup()

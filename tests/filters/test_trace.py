@@ -114,7 +114,7 @@ def as_recording(data: bytes, smtpd: SmtpdConnection | None = None) -> Recording
 
 
 def registered(**values: Any) -> tuple[set[str], set[str]]:
-    policy = Trace(Trace.Settings(**values))
+    policy = Trace(Trace.Options(**values))
     policy.setup()
     chain = Chain([(policy, "proceed", 30.0)], Log())
     assert len(set(chain.phases)) == len(chain.phases)
@@ -145,16 +145,16 @@ def test_recording_asks_for_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["no_body", "anonymise"])
 def test_what_only_a_recording_has_needs_one(flag: str) -> None:
     with pytest.raises(ConfigError, match="of no use without --record"):
-        Trace(Trace.Settings(**{flag: True})).setup()
+        Trace(Trace.Options(**{flag: True})).setup()
 
 
 def test_a_directory_that_cannot_be_made_is_said_at_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--record: .*/missing/dir: No such file"):
-        Trace(Trace.Settings(record=str(tmp_path / "missing" / "dir"))).setup()
+        Trace(Trace.Options(record=str(tmp_path / "missing" / "dir"))).setup()
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ConfigError, match=r"--record: .*/file: File exists"):
-        Trace(Trace.Settings(record=str(file))).setup()
+        Trace(Trace.Options(record=str(file))).setup()
 
 
 def test_a_directory_that_cannot_be_written_to_is_said_at_start(
@@ -163,7 +163,7 @@ def test_a_directory_that_cannot_be_written_to_is_said_at_start(
     # Root may write anywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="not writable"):
-        Trace(Trace.Settings(record=str(tmp_path))).setup()
+        Trace(Trace.Options(record=str(tmp_path))).setup()
 
 
 # -- what is passed on -------------------------------------------------------------------
@@ -782,6 +782,6 @@ def test_a_tap_that_fails_is_told_no_more(capfd: Capture) -> None:
 
 def test_the_manual_has_every_option() -> None:
     manual = (ROOT / "docs" / "trace.md").read_text()
-    assert markdown_options(Trace.Settings) in manual
+    assert markdown_options(Trace.Options) in manual
     for level in LEVELS:
         assert f"| `{level}`" in manual

@@ -135,3 +135,11 @@ def test_decisions_are_values() -> None:
     match Reject("550 a"):
         case Reject(text):
             assert text == "550 a"
+
+
+def test_a_decision_never_changes() -> None:
+    with pytest.raises(AttributeError, match="a decision does not change"):
+        PROCEED.wire = b"junk"
+    with pytest.raises(AttributeError, match="a decision does not change"):
+        del PROCEED.reason
+    assert PROCEED.wire == b"proceed"

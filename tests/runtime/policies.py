@@ -33,13 +33,13 @@ from smtpd_filters.tables import StringTable
 class Noting(Filter):
     """Writes down what happens."""
 
-    class Settings(Settings):
+    class Options(Settings):
         """Where to."""
 
         notes = option(PATH, default=None, help="File for notes.")
         names = option(table(StringTable), default=None, help="Addresses that are junk.")
 
-    settings: Settings
+    settings: Options
 
     def _note(self, text: str) -> None:
         if self.settings.notes:

@@ -433,7 +433,7 @@ def test_failures_are_in_the_log() -> None:
 
 
 def test_flags_and_settings_are_those_of_the_executable() -> None:
-    settings = Dyndns.Settings(action="reject", phase="helo")
+    settings = Dyndns.Options(action="reject", phase="helo")
     for conversation in (
         Conversation(Dyndns, "--action", "reject", "--phase", "helo"),
         Conversation(Dyndns, settings=settings),
