@@ -25,9 +25,11 @@ CORE = smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*
 
 all: demo
 
-demo: $(INSTALLED)
+# Without a virtual environment, and no way to make one, recorded sessions can still be replayed.
+demo:
 	@packaging/debian-deps demo || true
-	@$(BIN)/python -m smtpd_filters.testing.demo
+	@if $(MAKE) $(INSTALLED); then exec $(BIN)/python -m smtpd_filters.testing.demo; \
+	else exec $${PYTHON:-python3} -m smtpd_filters.testing.demo --replay; fi
 
 # With its packages in place an end-to-end test has no excuse to be skipped.
 test: $(INSTALLED)

@@ -419,8 +419,8 @@ def test_without_root_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     unavailable.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 1000)
-        assert unavailable("6.8") == "end-to-end tests need root"
-        with pytest.raises(LabError, match="need root"), Smtpd("6.8"):
+        assert unavailable("6.8") == "it takes root"
+        with pytest.raises(LabError, match="takes root"), Smtpd("6.8"):
             pass
     unavailable.cache_clear()
 

@@ -24,12 +24,11 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
-from smtpd_filters.testing.dns import DNSServer, merge
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from smtpd_filters.testing.dns import DNSServer
     from smtpd_filters.testing.server.holder import Plan
 
 T = TypeVar("T")
@@ -92,6 +91,9 @@ class Lab:
         listen = [("127.0.0.1", DNS_PORT)]
         if Path("/proc/net/if_inet6").exists():
             listen.append(("::1", DNS_PORT))
+        # Who only asks what a lab would be, as a replayed demonstration, needs no dnspython.
+        from smtpd_filters.testing.dns import DNSServer, merge
+
         served = merge(LOCALHOST, zone or {})
         self.dns: DNSServer = DNSServer(served, listen=listen) if beside is None else beside.dns
         self._plan: Plan = {

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import smtpd_filters
-from smtpd_filters.testing.dns import host
 from smtpd_filters.testing.server.client import HELO, SMTP_PORT, Client, Connection, Reply
 from smtpd_filters.testing.server.lab import Lab, LabError, Process, children, wait_ended
 from smtpd_filters.testing.server.layout import (
@@ -77,7 +76,7 @@ def unavailable(version: str) -> str | None:
     if sys.platform != "linux":
         return "end-to-end tests need Linux namespaces"
     if os.geteuid() != 0:
-        return "end-to-end tests need root"
+        return "it takes root"
     root = root_of(version)
     smtpd = root / "usr/sbin/smtpd"
     if not smtpd.exists():
@@ -179,6 +178,8 @@ class Smtpd:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.lab)
             # smtpd asks for the prober's name before it greets; whatever the zone does to others.
+            from smtpd_filters.testing.dns import host
+
             self.lab.dns.zone.update(host("probe.invalid", PROBE))
             self._furnish()
             stack.callback(self._end)
