@@ -67,6 +67,7 @@ class Engine:
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool_limit)
+        self._held = self.messages.intakes
         #: Lines of messages go there.
         self.content = self.messages.content
 
@@ -158,6 +159,9 @@ class Engine:
             session = self.sessions.get(key) or self._find(key)
             if phase is COMMIT and (refusal := self.messages.refusal(key)):
                 return refusal
+            if self._held and key in self._held and self.messages.drop(key):
+                # Nothing is asked within a message: what is held of it belongs to none any more.
+                self.cancel(key)
             if session.rewrites:
                 # Of one that another filter refused there was no report.
                 session.rewrites.pop(phase.name, None)
@@ -245,8 +249,8 @@ class Engine:
             key.decode("latin-1"),
             error=fold_traceback(error),
         )
-        self.messages.let_go(key)
-        self.connection.rescue(key)
+        if not self.messages.let_go(key):
+            self.connection.rescue(key)
 
     def _log_remarks(self) -> None:
         for remark in self.connection.remarks.take():

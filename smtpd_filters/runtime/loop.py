@@ -77,7 +77,10 @@ class _Loop:
                         self._receive(data)
                 elif fd == signals.wakeup:
                     signals.drain()
-            self._write()
+            try:
+                self._write()
+            except Exception as error:  # noqa: BLE001  # no memory, say: what is kept goes later
+                self.log.limited("write", "smtpd-filters", "bug", error=fold_traceback(error))
             if signals.reload:
                 signals.reload = False
                 self.service.reload()

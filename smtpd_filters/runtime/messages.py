@@ -65,7 +65,18 @@ TURN = PUMP // 4
 class _Intake:
     """A message on its way."""
 
-    __slots__ = ("ended", "head", "headers", "held", "judged", "message", "rows", "session", "size")
+    __slots__ = (
+        "behind",
+        "ended",
+        "head",
+        "headers",
+        "held",
+        "judged",
+        "message",
+        "rows",
+        "session",
+        "size",
+    )
 
     def __init__(self, session: bytes) -> None:
         self.session = session
@@ -74,6 +85,8 @@ class _Intake:
         #: The header's lines as they came, their size, and the block that a policy edits.
         self.head: list[bytes] = []
         self.size = 0
+        #: Lines that came with the end of the header: the empty one, and some of the body.
+        self.behind: list[bytes] = []
         self.headers: Headers | None = None
         #: The whole message, for a policy that wants that.
         self.message: Message | None = None
@@ -96,7 +109,8 @@ class Messages:
         self._log = log
         self._spool_limit = spool_limit
         self._whole = policy.content == "message"
-        self._intakes: dict[bytes, _Intake] = {}
+        #: The messages that are collected, judged or being sent.
+        self.intakes: dict[bytes, _Intake] = {}
         self._queue: deque[_Intake] = deque()
         self._refusals: dict[bytes, Decision] = {}
 
@@ -107,9 +121,9 @@ class Messages:
 
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
         """Take lines of a message in; judge it when there are enough of them.  Never raises."""
-        intake = self._intakes.get(key)
+        intake = self.intakes.get(key)
         if intake is None:
-            intake = self._intakes[key] = _Intake(key)
+            intake = self.intakes[key] = _Intake(key)
             self._refusals.pop(key, None)
         intake.ended = end
         try:
@@ -130,8 +144,12 @@ class Messages:
         while self._queue and budget > 0:
             intake = self._queue.popleft()
             # A message that was dropped meanwhile has nothing to send.
-            if intake.rows is not None:
+            if intake.rows is None:
+                continue
+            try:
                 budget -= self._send(intake)
+            except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+                self._host.failed(intake.session, error)
 
     def refusal(self, key: bytes) -> Decision | None:
         """What the session's ``commit`` is to be told, once."""
@@ -141,30 +159,31 @@ class Messages:
         """The transaction is over; whether a message of it was on its way."""
         if self._refusals:
             self._refusals.pop(key, None)
-        if not self._intakes or key not in self._intakes:
+        if not self.intakes or key not in self.intakes:
             return False
-        self._discard(self._intakes.pop(key))
+        self._discard(self.intakes.pop(key))
         return True
 
-    def let_go(self, key: bytes) -> None:
+    def let_go(self, key: bytes) -> bool:
         """Something failed that should not have: the message goes on as it came.
 
-        If not even that can be done, the client must try again.
+        If not even that can be done, the client must try again.  Whether it goes on.
         """
-        intake = self._intakes.get(key)
+        intake = self.intakes.get(key)
         if intake is None:
-            return
+            return False
         try:
             if intake.rows is None:
                 intake.headers = None
                 if intake.message is not None:
                     intake.message.revert_headers()
                 self._release(intake, PROCEED)
-                return
+                return True
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
             pass
         self.drop(key)
         self._refusals[key] = LATER
+        return False
 
     # -- collected -----------------------------------------------------------------------
 
@@ -183,8 +202,9 @@ class Messages:
         intake.size += sum(map(len, lines[:end]))
         if end == len(lines) and not intake.ended and intake.size < HEADER_LIMIT:
             return
+        intake.behind = lines[end:]
         intake.headers = Headers(unstuff(intake.head))
-        self._judge(intake, lines[end:])
+        self._judge(intake)
 
     def _hold(self, intake: _Intake, lines: list[bytes]) -> None:
         """Keep lines that cannot be sent yet."""
@@ -195,8 +215,8 @@ class Messages:
 
     # -- judged --------------------------------------------------------------------------
 
-    def _judge(self, intake: _Intake, behind: list[bytes] | None = None) -> None:
-        """Ask the policy; ``behind`` are lines that came with the end of the header."""
+    def _judge(self, intake: _Intake) -> None:
+        """Ask the policy."""
         intake.judged = True
         key = intake.session
         session = self._host.session(key)
@@ -206,15 +226,11 @@ class Messages:
             assert intake.headers is not None  # noqa: S101  # one of the two was collected
             verdict = self._policy.judge_headers(session, intake.headers)
         if isinstance(verdict, Decision):
-            self._release(intake, verdict, behind)
+            self._release(intake, verdict)
             return
-        if behind:
-            self._hold(intake, behind)
         self._host.later(key, verdict, lambda decision: self._release(intake, decision))
 
-    def _release(
-        self, intake: _Intake, verdict: Decision, behind: list[bytes] | None = None
-    ) -> None:
+    def _release(self, intake: _Intake, verdict: Decision) -> None:
         """The verdict is there: send the message on."""
         if type(verdict) is not Proceed:
             self._refusals[intake.session] = verdict
@@ -225,7 +241,7 @@ class Messages:
                 headers = intake.headers
                 edited = headers is not None and headers.changed
                 head = stuff(headers.lines()) if headers and edited else intake.head
-                intake.rows = iter(([*head, *(behind or ())],))
+                intake.rows = iter(([*head, *intake.behind],))
             self._send(intake)
         except SpoolError as error:
             self._no_storage(intake, error)
@@ -247,7 +263,7 @@ class Messages:
         except SpoolError as error:
             self._no_storage(intake, error)
             return sent
-        del self._intakes[key]
+        del self.intakes[key]
         if intake.ended:
             self._connection.send_lines(key, [], end=True)
         else:

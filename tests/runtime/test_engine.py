@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters import PROCEED, Filter, Headers, Proceed, Rewrite, Session
+from smtpd_filters import PROCEED, Filter, Headers, Message, Proceed, Rewrite, Session
 from smtpd_filters.chain import Chain
-from smtpd_filters.protocol.events import Result
+from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.testing.oracle import Oracle
@@ -17,7 +17,7 @@ from tests.runtime.process import TOKENS, sid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.protocol.events import Line, Malformed, Register
+    from smtpd_filters.protocol.events import Malformed, Register
     from tests.conftest import Logbook
 
 
@@ -159,3 +159,86 @@ def test_credentials_are_not_logged_of_lines_that_are_none(line: bytes, logbook:
     talk.say(line)
     assert logbook.lines
     assert not [each for each in logbook.lines if "AGFiYw" in each]
+
+
+MAIL = [b"Subject: x", b"", b"body", b"", b"more"]
+
+
+def failing(*_arguments: object) -> Any:
+    raise ValueError("a bug of ours")
+
+
+def test_a_bug_of_ours_costs_no_line_of_a_message(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Talk(Passes(), logbook)
+    talk.connect(sid(1))
+    monkeypatch.setattr(Chain, "judge_headers", failing)
+    first, rest = MAIL[:1], MAIL[1:]
+    said = talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], first, end=False))
+    # The end of the header and what follows come together.
+    said += talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], rest))
+    assert [each.line for each in said if isinstance(each, Line)] == [*MAIL, b"."]
+    assert "a bug of ours" in logbook.lines[-1]
+    talk.oracle.verify()
+
+
+class Whole(Filter):
+    """Reads messages."""
+
+    def message(self, session: Session, message: Message) -> Proceed:  # noqa: ARG002
+        return PROCEED
+
+
+def test_a_message_that_cannot_be_sent_on_is_refused_for_now(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Talk(Whole(), logbook)
+    talk.connect(sid(1))
+    monkeypatch.setattr("smtpd_filters.runtime.messages.TURN", 1)
+    send = talk.engine.connection.send_lines
+    calls: list[int] = []
+
+    def fail_later(session: bytes, lines: list[bytes], *, end: bool = False) -> None:
+        calls.append(len(lines))
+        if len(calls) == 2:
+            failing()
+        send(session, lines, end=end)
+
+    monkeypatch.setattr(talk.engine.connection, "send_lines", fail_later)
+    talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], MAIL))
+    assert "a bug of ours" in logbook.lines[-1]
+    assert talk.ask("commit", sid(1)) == b"reject"
+
+
+def test_a_message_that_was_broken_off_is_not_part_of_the_next(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def verdict(*_arguments: object) -> Proceed:
+        return PROCEED
+
+    talk = Talk(Passes(), logbook)
+    monkeypatch.setattr(Chain, "judge_headers", verdict)
+    done: list[Callable[[Any], None]] = []
+
+    class Given:
+        def cancel(self) -> None:
+            """Nothing was begun."""
+
+    def spawn(work: Any, then: Callable[[Any], None]) -> Given:
+        work.close()
+        done.append(then)
+        return Given()
+
+    talk.engine.spawn = spawn
+    talk.connect(sid(1))
+    lines = talk.smtpd.lines
+    talk.engine.receive(lines(sid(1), TOKENS["data-line"], MAIL, end=False))
+    # No server asks within a message; what was held of it must not get into another.
+    talk.engine.receive(talk.smtpd.request("rset", sid(1), TOKENS["rset"]))
+    talk.engine.output()
+    talk.engine.receive(lines(sid(1), TOKENS["data-line"], [b"A: 1", b"", b"new"]))
+    for then in done:
+        then(PROCEED)
+    said = list(talk.smtpd.receive(talk.engine.output()))
+    assert [each.line for each in said if isinstance(each, Line)] == [b"A: 1", b"", b"new", b"."]
