@@ -67,6 +67,7 @@ class Session:
         "key",
         "mark",
         "method",
+        "refused_recipients",
         "rewrites",
         "scratch",
         "tls",
@@ -83,6 +84,9 @@ class Session:
     username: str | None
     #: The transaction; None outside of one.
     tx: Transaction | None
+    #: How many recipients, of all transactions, were refused for good: by smtpd, to which they are
+    #: unknown or no addresses, or by a filter.
+    refused_recipients: int
     #: What filters keep for the length of the session, by filter.
     scratch: dict[object, Any]
 
@@ -97,7 +101,7 @@ class Session:
     def expect(self, fields: Iterable[str]) -> Session:
         """Make these fields readable: their reports will come."""
         for field in fields:
-            setattr(self, field, None)
+            setattr(self, field, _AT_FIRST.get(field))
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -201,6 +205,8 @@ class Session:
             tx.recipients.append(recipient if isinstance(recipient, str) else text(address))
         else:
             tx.rejected += 1
+            if result == b"permfail":
+                self._count_refused_recipient()
 
     def _tx_reset(self, _msgid: bytes) -> None:
         # It ends every transaction, behind its commit as behind its rollback.
@@ -208,6 +214,12 @@ class Session:
         self.rewrites = None
         if self.mark in _OF_TRANSACTIONS:
             self.mark = ""
+
+    def _count_refused_recipient(self) -> None:
+        try:
+            self.refused_recipients += 1
+        except NotReportedError:  # a tap asked for this report alone
+            pass
 
     def _transaction(self, msgid: bytes) -> Transaction:
         """The open transaction; one of its own if its beginning was not reported."""
@@ -235,8 +247,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-identify": ("method", "identity"),
     "link-tls": ("tls",),
     "link-auth": ("username",),
-    "tx-begin": ("tx",),
+    "tx-begin": ("tx", "refused_recipients"),
 }
+#: What a field holds before its report has come, where that is not None.
+_AT_FIRST: dict[str, Any] = {"refused_recipients": 0}
 #: What comes with a field's report when that is asked for: the transaction is several reports.
 TOGETHER: dict[str, tuple[str, ...]] = {
     "tx-begin": ("tx-mail", "tx-rcpt", "tx-reset"),

@@ -11,6 +11,7 @@ from smtpd_filters.session import FIELDS, TOGETHER, NotReportedError, Session, T
 
 KEY = b"7641df9771b4ed00"
 EVERYTHING = [field for fields in FIELDS.values() for field in fields]
+COUNTERS = {"refused_recipients"}
 
 
 def session(*reports: tuple[str, tuple[bytes, ...]]) -> Session:
@@ -61,7 +62,8 @@ def test_what_is_known_before_any_report() -> None:
     assert (made.rdns, made.fcrdns, made.src, made.dest) == (None, "error", "", "")
     assert made.address is None
     assert not made.local
-    assert all(getattr(made, field) is None for field in EVERYTHING)
+    assert made.refused_recipients == 0
+    assert all(getattr(made, field) is None for field in EVERYTHING if field not in COUNTERS)
 
 
 def test_the_greeting_is_the_last_one() -> None:
@@ -132,8 +134,36 @@ def test_a_report_of_a_transaction_that_nobody_asked_for() -> None:
     made = Session(KEY)
     made.apply("tx-mail", (b"1ef1c203", b"ok", b"a@example.org"))
     made.apply("tx-rcpt", (b"1ef1c203", b"ok", b"b@example.org"))
+    made.apply("tx-rcpt", (b"1ef1c203", b"permfail", b"c@example.org"))
     assert made.tx is not None
     assert (made.tx.sender, made.tx.recipients) == ("a@example.org", ["b@example.org"])
+    assert made.tx.rejected == 1
+
+
+@pytest.mark.parametrize(("phase", "left"), [("rcpt-to", ""), ("ehlo", "ehlo")])
+def test_a_mark_ends_with_the_transaction_that_it_is_of(phase: str, left: str) -> None:
+    made = session(("tx-begin", (b"1",)))
+    made.mark = phase
+    made.apply("tx-reset", (b"1",))
+    assert made.mark == left
+
+
+def test_the_recipients_that_are_refused_for_good_are_counted_in_all_of_a_session() -> None:
+    made = session(("tx-begin", (b"1",)))
+    made.apply("tx-rcpt", (b"1", b"permfail", b"one@example.net"))
+    made.apply("tx-rcpt", (b"1", b"ok", b"two@example.net"))
+    # What is refused for the moment says nothing about the recipient.
+    made.apply("tx-rcpt", (b"1", b"tempfail", b"three@example.net"))
+    made.apply("tx-reset", (b"1",))
+    assert made.refused_recipients == 1
+    # Behind STARTTLS it is the same client.
+    made.apply("link-tls", (b"TLSv1.3:TLS_AES_256_GCM_SHA384:256",))
+    made.apply("tx-begin", (b"2",))
+    made.apply("tx-rcpt", (b"2", b"permfail", b"no address"))
+    made.apply("tx-rcpt", (b"2", b"permfail", b"four@example.net"))
+    assert made.refused_recipients == 3
+    assert made.tx is not None
+    assert made.tx.rejected == 2
 
 
 def test_a_new_transaction_knows_nothing_of_the_last() -> None:
@@ -189,7 +219,7 @@ def test_a_field_nobody_asked_for_is_not_nothing(report: str, field: str) -> Non
     with pytest.raises(NotReportedError, match=f"session.{field} needs the report '{report}'"):
         getattr(made, field)
     made.expect([field])
-    assert getattr(made, field) is None
+    assert getattr(made, field) == (0 if field in COUNTERS else None)
 
 
 def test_an_attribute_that_is_none() -> None:
