@@ -1,8 +1,9 @@
 """One resolver for all filters of a process.
 
 1. A look-up has one of three outcomes (`outcome`), within its deadline, and raises nothing.
-2. What is known is answered from memory, without a task; what is being asked is asked once,
-   whoever waits for it, and one that stops waiting doesn't stop the others.
+2. What is known is answered from memory, without a task (`known`); what is being asked is asked
+   once, whoever waits for it, and one that stops waiting doesn't stop the others. What will be
+   needed can be asked for ahead (`start`).
 3. Nothing blocks the event loop; the number of questions under way is bounded, and waiting for a
    turn counts against the deadline.
 4. When a resolver has been closed, nothing of it is left running.
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # Each question under way holds a socket: as many as half the descriptors, at the most.
 MAX_IN_FLIGHT = 512
+# Questions asked ahead may be as many again as can be under way; beyond, they wait to be needed.
+AHEAD = 2
 # An entry takes about half a KiB (an address of a list): 4 MiB, and 32 MiB at the very worst.
 CACHE_SIZE = 8192
 CLOSED = "the resolver is closed"
@@ -85,7 +88,9 @@ class Resolver:
         self._attempts = attempts
         self._lifetimes = lifetimes or Lifetimes()
         self._cache: Cache[Outcome[Any]] = Cache(cache_size)
-        self._turns = asyncio.Semaphore(in_flight or _descriptors())
+        in_flight = in_flight or _descriptors()
+        self._turns = asyncio.Semaphore(in_flight)
+        self._ahead = AHEAD * in_flight
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
         self._closed = False
@@ -96,15 +101,10 @@ class Resolver:
         Names come in lower case without the final dot, addresses in their canonical form. A name
         that can't exist is NotFound(INVALID) without being asked for.
         """
-        try:
-            key = names.domain(name), rdtype
-        except ValueError:
-            return NotFound(INVALID)
-        known = self._cache.get(key, self._clock())
+        known = self.known(name, rdtype)
         if known is not None:
             return known
-        if self._closed:
-            return Unavailable(CLOSED)
+        key = names.domain(name), rdtype
         task = self._under_way.get(key) or self._start(key)
         try:
             return await self._asyncio.shield(task)
@@ -113,6 +113,27 @@ class Resolver:
             if task.cancelled() and this is not None and not this.cancelling():
                 return Unavailable(CLOSED)
             raise
+
+    def known(self, name: str, rdtype: RecordType) -> Outcome[Any] | None:
+        """Give what `query` would come to at once, or None if it would have to wait."""
+        try:
+            key = names.domain(name), rdtype
+        except ValueError:
+            return NotFound(INVALID)
+        known = self._cache.get(key, self._clock())
+        if known is None and self._closed:
+            return Unavailable(CLOSED)
+        return known
+
+    def start(self, name: str, rdtype: RecordType) -> None:
+        """Begin a look-up that will be needed, unless it is known or under way; nobody waits.
+
+        Nothing happens when there is too much under way. Called in the event loop's thread.
+        """
+        if len(self._under_way) < self._ahead and self.known(name, rdtype) is None:
+            key = names.domain(name), rdtype
+            if key not in self._under_way:
+                self._start(key)
 
     async def addresses(self, name: str) -> Outcome[str]:
         """Look up IPv4 and IPv6 addresses of a name together.

@@ -435,3 +435,35 @@ def test_importing_is_cheap() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_started_is_asked_once_and_joined() -> None:
+    async def ask(server: DNSServer) -> None:
+        async with Resolver([(server.address, server.port)]) as resolver:
+            assert resolver.known("slow.example", "A") is None
+            resolver.start("Slow.example.", "A")
+            resolver.start("slow.example", "A")
+            assert resolver.known("slow.example", "A") is None
+            found = await resolver.query("slow.example", "A")
+            assert resolver.known("slow.example", "A") == found
+            resolver.start("slow.example", "A")
+            resolver.start("not a name", "A")
+            assert resolver.known("not a name", "A") == NotFound(INVALID)
+        assert resolver.known("four.example", "A") == Unavailable(CLOSED)
+        resolver.start("four.example", "A")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with DNSServer(ZONE) as server:
+        asyncio.run(ask(server))
+        assert server.queries == [("slow.example", "A")]
+
+
+def test_no_more_is_started_than_can_be_under_way() -> None:
+    async def ask(server: DNSServer) -> int:
+        async with Resolver([(server.address, server.port)], in_flight=2) as resolver:
+            for number in range(100):
+                resolver.start(f"{number}.drop.example", "A")
+            return len(asyncio.all_tasks()) - 1
+
+    with DNSServer(ZONE) as server:
+        assert asyncio.run(ask(server)) == 4
