@@ -6,7 +6,7 @@ Law
    a rewritten parameter is what the next one gets.
 2. A filter that raises, returns what its phase does not allow, or is not done by its deadline is
    answered for by its own ``--on-error``, and the others are asked as if it had said so.
-3. Whatever a filter did to a header before it failed is undone.
+3. Whatever a filter did to a message before it failed is undone, or on a dry run at all.
 4. A mark goes to what it was decided of.  smtpd takes junk at ``mail-from``, where there is no
    transaction yet, for the whole connection, and it takes only one of junk and rewrite.  So a
    mark may be kept (`Session.mark`) and made at the next phase that can make it.
@@ -20,8 +20,9 @@ from functools import partial
 from time import monotonic
 
 from .errors import ConfigError
-from .filter import CONTENT, Filter
+from .filter import CONTENT, Filter, hears
 from .link import FAILED, REFUSALS, Link
+from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
 from .runtime.log import fold_traceback
@@ -30,11 +31,11 @@ from .session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from .filter import Outcome
-    from .message import Headers, Message
+    from .message import Message
     from .protocol.vocabulary import Phase
     from .runtime.log import Log
     from .runtime.policy import Ask, Later
@@ -71,6 +72,8 @@ class Chain:
             _check(filter_, on_error)
             self.filters.append(filter_)
             reports |= filter_.required_reports()
+            if hears(filter_, "identified"):
+                reports.add("link-identify")
             for handler in filter_.handlers:
                 if handler in filter_.phases:
                     link = Link(filter_, handler, on_error, deadline, log, self.watchdog)
@@ -81,7 +84,15 @@ class Chain:
                         or handler == "message"
                         or link.later
                     )
-        self._leaving = [each for each in self.filters if type(each).gone is not Filter.gone]
+        self._leaving = [each for each in self.filters if hears(each, "gone")]
+        #: Whom to tell when something has been reported.
+        self.hooks: dict[str, Callable[[Session], None]] = {
+            report: partial(self._tell, event, told)
+            for report, event in (("link-connect", "arrived"), ("link-identify", "identified"))
+            if (told := [each for each in self.filters if hears(each, event)])
+        }
+        #: The filters that look after something beside their sessions.
+        self.refreshing = [each for each in self.filters if hears(each, "refresh")]
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
         if keeps_marks and not links.keys() & {"data", *CONTENT}:
             # Law 4: there must be a next phase.
@@ -103,9 +114,11 @@ class Chain:
         ]
         self.content = "message" if "message" in links else "headers" if self._content else ""
         #: Whether any filter has something to let go of when the process ends.
-        self.closing = any(type(each).close is not Filter.close for each in self.filters)
+        self.closing = any(hears(each, "close") for each in self.filters)
         #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
-        self.later = any(link.later for of in links.values() for link in of)
+        self.later = bool(self.refreshing) or any(
+            link.later for of in links.values() for link in of
+        )
         self.phases = tuple(phase.name for phase in self._links)
         if self.content or any(each.passes_data for each in self.filters):
             self.phases += ("data-line",)
@@ -187,13 +200,14 @@ class Chain:
     def _judge(
         self, session: Session, headers: Headers, message: Message | None
     ) -> Decision | Later:
+        edited = headers if message is None else message
         for at, (link, whole) in enumerate(self._content):
-            before = headers.snapshot()
+            before = edited.snapshot()
             decision = link.ask(session, message if whole else headers)
             if not isinstance(decision, Decision):
                 links = self._content[at:]
                 return self._judge_later(session, headers, message, links, decision, before)
-            decision, over = _judged(session, link, headers, before, decision)
+            decision, over = _judged(session, link, edited, before, decision)
             if over:
                 return decision
         return _mark(session, headers)
@@ -208,33 +222,56 @@ class Chain:
         before: object,
     ) -> Decision:
         asked: Decision | Awaitable[Decision] = waiting
+        edited = headers if message is None else message
         for at, (link, whole) in enumerate(links):
             if at:
-                before = headers.snapshot()
+                before = edited.snapshot()
                 asked = link.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
-            decision, over = _judged(session, link, headers, before, decision)
+            decision, over = _judged(session, link, edited, before, decision)
             if over:
                 return decision
         return _mark(session, headers)
 
+    def configured(self, smtpd: Mapping[str, str]) -> None:
+        """Tell the filters what smtpd said of itself."""
+        for filter_ in self.filters:
+            filter_.smtpd = smtpd
+
     def gone(self, session: Session) -> None:
         """Tell the filters that the session is over."""
+        if self._leaving:
+            self._tell("gone", self._leaving, session)
+
+    def _tell(self, event: str, filters: Sequence[Filter], session: Session) -> None:
+        """Tell filters of an event of their life, which nobody waits for."""
         watchdog = self.watchdog
-        for filter_ in self._leaving:
+        for filter_ in filters:
             watchdog.running = monotonic()
             try:
-                filter_.gone(session)
+                getattr(filter_, event)(session)
                 watchdog.running = 0.0
             except BaseException as error:  # noqa: BLE001  # law 2
                 watchdog.running = 0.0
                 self.log.limited(
-                    f"{filter_.name} gone",
+                    f"{filter_.name} {event}",
                     filter_.name,
-                    "gone",
+                    event,
                     session.id,
                     error=fold_traceback(error),
                 )
+
+    async def refresh(self, filter_: Filter) -> None:
+        """Let a filter look after what is not of a session; never raises."""
+        import asyncio  # it is there already where there are coroutines
+
+        try:
+            async with asyncio.timeout(max(filter_.refresh_interval, 1)):
+                await filter_.refresh()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # law 2
+            self.log.event(filter_.name, "refresh", error=fold_traceback(error))
 
     async def close(self) -> None:
         """Let go of what the filters hold."""
@@ -310,13 +347,14 @@ def _handed_on(phase: Phase, decision: Decision) -> str:
 
 
 def _judged(
-    session: Session, link: Link, headers: Headers, before: Any, decision: Decision
+    session: Session, link: Link, edited: Headers | Message, before: Any, decision: Decision
 ) -> tuple[Decision, bool]:
     """Take note of what a filter said of a message, and whether that was the last word."""
+    headers = edited if isinstance(edited, Headers) else edited.headers
     if decision.reason is not FAILED and not _sound(headers):
         decision = link.failed(session, error="left a header that is none")
-    if decision.reason is FAILED:
-        headers.restore(before)
+    if decision.reason is FAILED or link.dry:
+        edited.restore(before)
     if type(decision) is Junk:
         session.mark = link.phase
     elif decision.verb in REFUSALS:

@@ -7,9 +7,10 @@ Law
 2. What is wrong with a class is said when it is defined, with its name: a handler that
    belongs to no phase, one with the wrong parameters, one that may return what its phase does
    not allow, an outcome for failures that a phase does not have.
-3. A handler is a plain method, answered in the same turn, or a coroutine.  It returns a
-   decision; one that raises, returns anything else or takes too long is answered for, as
-   ``--on-error`` says.
+3. A handler is a plain method, answered in the same turn, or a coroutine, or a plain method
+   that returns a coroutine when it has to wait (``Proceed | Junk | Awaitable[Proceed | Junk]``):
+   what is known at once then costs no task.  It comes to a decision; one that raises, returns
+   anything else or takes too long is answered for, as ``--on-error`` says.
 
 The return annotation of a handler is what it may answer, and is checked against its phase
 (`protocol.vocabulary`): ``junk`` at ``commit`` is then a mistake that is found at import.
@@ -24,7 +25,7 @@ from .settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from typing import ClassVar, Literal
 
     from .message import Headers, Message
@@ -45,7 +46,10 @@ _KINDS: dict[str, tuple[type[Decision], ...]] = {
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["Answer"])
 #: Public methods that are no handlers.
-_LIFE = frozenset({"setup", "close", "gone"})
+_LIFE = frozenset({"setup", "refresh", "arrived", "identified", "gone", "close"})
+
+#: What a handler that may have to wait says it returns.
+_AWAITABLE = "Awaitable["
 
 #: What smtpd can have reported by the time of a phase, beyond ``link-connect``.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
@@ -88,8 +92,16 @@ class Filter:
 
     #: The handlers of the class, by their names.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
-    #: What each of them may return.
+    #: What each of them may return, and those that may be or return a coroutine.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    #: Whether what it decides is only logged; a filter that waits on purpose does not then.
+    dry_run: bool = False
+    #: Seconds between two calls of `refresh`.
+    refresh_interval: float = 3600.0
+    #: What smtpd said of itself: "admd", "smtpd-version", "smtp-session-timeout".
+    smtpd: Mapping[str, str] = {}  # replaced as a whole
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = self.Options() if settings is None else settings
@@ -114,6 +126,7 @@ class Filter:
         cls.returns = {
             name: _check_handler(name, handler, where) for name, handler in cls.handlers.items()
         }
+        cls.later = frozenset(name for name, code in cls.handlers.items() if _may_wait(code))
         if cls.on_error not in cls.outcomes():
             raise TypeError(f"{where}: on_error {cls.on_error!r} is not one of {cls.outcomes()}")
         unknown = (cls.needs or frozenset()) - reported.FIELDS.keys()
@@ -137,6 +150,18 @@ class Filter:
 
         May raise ConfigError.
         """
+
+    async def refresh(self) -> None:
+        """Look after what is not of a session, once at the start and every `refresh_interval`.
+
+        What it raises is logged, and it is called again in its time.
+        """
+
+    def arrived(self, session: Session) -> None:
+        """The client is known, and nobody waits yet: the time to start look-ups."""
+
+    def identified(self, session: Session) -> None:
+        """The client has greeted, and smtpd has taken its greeting."""
 
     def gone(self, session: Session) -> None:
         """The session is over."""
@@ -185,6 +210,11 @@ class Filter:
         ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]: ...
 
 
+def hears(filter_: Filter, event: str) -> bool:
+    """Whether a filter has a method of its own for an event of its life."""
+    return getattr(type(filter_), event) is not getattr(Filter, event)
+
+
 def _check_public(cls: type[Filter], where: str) -> None:
     """Every public method of a filter is a handler: a misspelt one would never be called."""
     known = HANDLERS.keys() | CONTENT.keys() | _LIFE
@@ -212,10 +242,7 @@ def _check_handler(
     if code is None or code.co_argcount != len(takes) or code.co_kwonlyargcount:
         raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
     said = getattr(handler, "__annotations__", {}).get("return")
-    names = [word.strip() for word in said.split("|")] if isinstance(said, str) else []
-    if not names:
-        names = [kind.__name__ for kind in getattr(said, "__args__", (said,)) if kind is not None]
-    kinds = [_KINDS.get(word.rpartition(".")[2]) for word in names]
+    kinds = [_KINDS.get(word.rpartition(".")[2]) for word in _named(said)]
     if not kinds or None in kinds:
         raise TypeError(f"{where}: {name} says that it returns {said!r}, which is no decision")
     returns = frozenset(kind for known in kinds if known for kind in known)
@@ -223,3 +250,24 @@ def _check_handler(
         wrong = ", ".join(sorted(kind.__name__ for kind in returns - legal))
         raise TypeError(f"{where}: {name} may not answer {wrong}")
     return returns
+
+
+def _named(said: object) -> list[str]:
+    """The names in a return annotation, be it text or types; what is awaited counts as itself."""
+    if isinstance(said, str):
+        return [word.strip() for word in said.replace(_AWAITABLE, "").replace("]", "").split("|")]
+    parts = getattr(said, "__args__", ())
+    if parts:
+        return [name for part in parts for name in _named(part)]
+    return [getattr(said, "__name__", "")]
+
+
+def _may_wait(handler: Callable[..., object]) -> bool:
+    """Whether a handler is written ``async def``, or says that it may return an awaitable.
+
+    `inspect` would cost start-up.
+    """
+    code = getattr(handler, "__code__", None)
+    if code is not None and code.co_flags & 0x80:  # CO_COROUTINE
+        return True
+    return _AWAITABLE in str(getattr(handler, "__annotations__", {}).get("return"))

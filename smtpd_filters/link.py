@@ -6,6 +6,7 @@ Law
 2. A handler that raises, returns what its phase does not allow, or is not done by its deadline is
    answered for as ``--on-error`` says; the log has why, once per cause and interval.
 3. What is said of a failure never repeats a credential.
+4. On a dry run what was decided is logged, and the decision is to proceed.
 
 A plain handler is watched by the `Watchdog`, a coroutine by its deadline.
 """
@@ -18,7 +19,7 @@ from types import CoroutineType
 from .errors import UnavailableError
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, reply
 from .protocol.vocabulary import HANDLERS, PHASES
-from .runtime.log import fold_traceback, show
+from .runtime.log import fold_traceback, outcome, show
 from .runtime.watchdog import GIVEN_UP
 
 TYPE_CHECKING = False
@@ -45,6 +46,7 @@ class Link:
     __slots__ = (
         "argument",
         "deadline",
+        "dry",
         "fallback",
         "filter",
         "handler",
@@ -77,7 +79,8 @@ class Link:
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
         self.may_mark = (Junk in self.legal and filter.marks) or type(self.fallback) is Junk
         self.deadline = deadline
-        self.later = is_coroutine(filter.handlers[handler])
+        self.later = handler in filter.later
+        self.dry = filter.dry_run
         self.log = log
         self.watchdog = watchdog
 
@@ -117,8 +120,8 @@ class Link:
         return self._said(session, result, started)
 
     def _said(self, session: Session, result: object, started: float) -> Decision | Later:
-        if self.later:
-            return self._wait(session, result, started)  # type: ignore[arg-type]  # a coroutine
+        if self.later and type(result) is CoroutineType:
+            return self._wait(session, result, started)
         return self._checked(session, result, started)
 
     async def _wait(
@@ -158,8 +161,8 @@ class Link:
             return self.failed(session, error="returned a decision that was tampered with")
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
-            self.log.verdict(session, self.filter, self.phase, decision, took)
-        return decision
+            self.log.verdict(session, self.filter, self.phase, decision, took, dry=self.dry)
+        return PROCEED if self.dry else decision
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
         where = fold_traceback(error, text=False)
@@ -187,10 +190,10 @@ class Link:
             self.filter,
             self.phase,
             session.id,
-            result=fallback.verb,
+            **outcome(fallback, dry=self.dry),
             **why,
         )
-        return fallback
+        return PROCEED.because(FAILED) if self.dry else fallback
 
 
 class _Raised:
@@ -210,9 +213,3 @@ async def _contained(work: Awaitable[object]) -> object:
         if type(error) is MemoryError:
             error.__traceback__ = error.__context__ = None
         return _Raised(error)
-
-
-def is_coroutine(function: Callable[..., object]) -> bool:
-    """Whether a function is written ``async def``; `inspect` would cost start-up."""
-    code = getattr(function, "__code__", None)
-    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE

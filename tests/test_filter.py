@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -182,13 +183,29 @@ def test_annotations_as_they_are_written(returns: object) -> None:
     assert define(connect=handler(returns=returns)).returns["connect"] == {Proceed, Junk}
 
 
+@pytest.mark.parametrize(
+    "returns",
+    [
+        "Proceed | Junk | Awaitable[Proceed | Junk]",
+        "Proceed | Awaitable[Junk]",
+        "collections.abc.Awaitable[decisions.Proceed | Junk]",
+        Proceed | Awaitable[Proceed | Junk],
+        Awaitable[Proceed | Junk],
+    ],
+)
+def test_a_handler_may_say_that_it_has_to_wait(returns: object) -> None:
+    cls = define(connect=handler(returns=returns), data=handler())
+    assert cls.returns["connect"] == {Proceed, Junk}
+    assert cls.later == {"connect"}
+
+
 def test_a_single_class_as_annotation() -> None:
     assert define(connect=handler(returns=Reject)).returns["connect"] == {Reject}
 
 
 @pytest.mark.parametrize(
     "returns",
-    ["str", "Proceed | None", None, int, "", "Decision", Proceed | None, "Awaitable[Proceed]"],
+    ["str", "Proceed | None", None, int, "", "Decision", Proceed | None, "Awaitable[Decision]"],
 )
 def test_an_annotation_that_is_no_decision(returns: object) -> None:
     with pytest.raises(TypeError, match=r"connect says that it returns .*, which is no decision"):

@@ -805,6 +805,6 @@ def test_edits_can_be_forgotten() -> None:
     with message(MAIL) as held:
         held.headers.prepend("X-Edit", "1")
         held.headers.remove("subject")
-        held.revert_headers()
+        held.revert()
         assert not held.headers.changed
         assert wire(held) == MAIL

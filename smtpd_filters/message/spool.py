@@ -54,7 +54,16 @@ class Message:
     when the file system fails, and ValueError before `close`.
     """
 
-    __slots__ = ("_blank", "_closed", "_head", "_head_size", "_headers", "_limit", "_spool")
+    __slots__ = (
+        "_blank",
+        "_closed",
+        "_former",
+        "_head",
+        "_head_size",
+        "_headers",
+        "_limit",
+        "_spool",
+    )
 
     def __init__(self, *, limit: int = MEMORY_LIMIT) -> None:
         self._limit = limit
@@ -65,6 +74,8 @@ class Message:
         # Whether an empty line stands between the header block and what is in the spool.
         self._blank = False
         self._spool = _Spool(limit)
+        # Bodies that were replaced, each with its `_blank`, as long as that may be undone.
+        self._former: list[tuple[_Spool, bool]] = []
         self._closed = False
 
     def feed(self, lines: list[bytes]) -> None:
@@ -88,10 +99,24 @@ class Message:
         self._closed = True
         self._head = []
         self._headers = Headers()
+        self._forget()
         self._spool.close("the message was discarded")
 
-    def revert_headers(self) -> None:
-        """Forget every edit of the header block."""
+    def snapshot(self) -> tuple[tuple[list[bytes], bool], int]:
+        """What `restore` takes to undo the edits made from here on."""
+        return self.headers.snapshot(), len(self._former)
+
+    def restore(self, before: tuple[tuple[list[bytes], bool], int]) -> None:
+        """Be as at the time of the snapshot."""
+        headers, replaced = before
+        self.headers.restore(headers)
+        while len(self._former) > replaced:
+            self._spool.close("the new body was given up")
+            self._spool, self._blank = self._former.pop()
+
+    def revert(self) -> None:
+        """Forget every edit."""
+        self.restore((([], False), 0))
         self._headers = Headers(unstuff(self._head))
 
     @property
@@ -151,20 +176,27 @@ class Message:
         except BaseException:
             spool.close("the new body was given up")
             raise
-        self._spool.close("the body was replaced")
+        self._former.append((self._spool, self._blank))
         self._spool = spool
         self._blank = True
 
     def wire_lines(self, chunk_bytes: int = CHUNK) -> Iterator[list[bytes]]:
         """The whole message as it goes back: dot-stuffed lines, in lists of about `chunk_bytes`.
 
-        A header block and a body that weren't edited are the very lines that were fed.
+        A header block and a body that weren't edited are the very lines that were fed. What was
+        edited can't be undone any more.
         """
+        self._forget()
         blocks = self._ready().blocks(chunk_bytes)
         head = stuff(self.headers.lines()) if self.headers.changed else self._head
         if self._blank:
             head = [*head, b""]
         return chain(_batches(head, chunk_bytes), map(_split, blocks))
+
+    def _forget(self) -> None:
+        """Let go of the bodies that were replaced."""
+        while self._former:
+            self._former.pop()[0].close("the body was replaced")
 
     def _ready(self) -> _Spool:
         if not self._closed:

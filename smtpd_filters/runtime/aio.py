@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .engine import Engine
     from .log import Log
-    from .policy import Service
+    from .policy import Refresher, Service
     from .watchdog import Watchdog
 
 
@@ -88,6 +88,7 @@ class _Loop:
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
+        self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
@@ -98,6 +99,8 @@ class _Loop:
         loop.set_exception_handler(self._unhandled)
         loop.add_reader(self.signals.wakeup, self._signalled)
         loop.call_soon(self._sweep_later)
+        for refresher in self.service.refreshing:
+            loop.call_soon(self._refresh, refresher)
         self._turn()
         self._forever(lambda: not self.ending)
         if self.failure is not None:
@@ -167,12 +170,28 @@ class _Loop:
         task = self.loop.create_task(self._run(work, done))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        self._watch()
+        return _Job(self.loop, task)
+
+    def _refresh(self, refresher: Refresher) -> None:
+        """Begin what a policy looks after beside its sessions, and do it again in its time."""
+        if self.ending:
+            return
+        task = self.loop.create_task(self.service.refresh(refresher))
+        self.refreshing.add(task)
+        task.add_done_callback(self.refreshing.discard)
+        task.add_done_callback(
+            lambda _: self.loop.call_later(refresher.refresh_interval, self._refresh, refresher)
+        )
+        self._watch()
+
+    def _watch(self) -> None:
+        """There are coroutines: see that none of them holds up the others."""
         if not self.beating:
             self.beating = True
             self._heartbeat()
         if not self.watchdog.armed:
             self.watchdog.arm()
-        return _Job(self.loop, task)
 
     async def _run(
         self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]

@@ -64,6 +64,7 @@ class Engine:
         self.session_timeout = 300
         self._policy = policy
         self._asks = policy.ask
+        self._hooks = policy.hooks
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool_limit)
@@ -129,6 +130,7 @@ class Engine:
             self.session_timeout = min(max(int(value[:9]), 1), 86400)
         elif key == "ready" and not self.ready:
             policy = self._policy
+            policy.configured(self.connection.config)
             self.connection.register(policy.phases, policy.reports, policy.outgoing)
             self.ready = True
             if self.connection.cuts and "data-line" in self._policy.phases:
@@ -150,6 +152,8 @@ class Engine:
                 if name == "tx-reset" and self.messages.drop(key):
                     self.cancel(key)
                 session.apply(name, values)
+                if self._hooks and name in self._hooks:
+                    self._hooks[name](session)
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
             self.failed(key, error)
 

@@ -153,17 +153,31 @@ class Log:
             del self._since[kind]
             self._held.pop(kind, None)
 
-    def verdict(
-        self, session: Session, who: str, phase: str, decision: Decision, seconds: float
+    def verdict(  # noqa: PLR0913  # what a verdict is made of
+        self,
+        session: Session,
+        who: str,
+        phase: str,
+        decision: Decision,
+        seconds: float,
+        *,
+        dry: bool = False,
     ) -> None:
         """Say who decided what, at which phase, why, and how long it took."""
         self.event(
             who,
             phase,
             session.id,
-            result=decision.verb,
+            **outcome(decision, dry=dry),
             reason=decision.reason,
             # There a rewritten parameter is a credential, and a reply may repeat it.
             reply="" if phase == "auth" else decision.text,
             took=f"{seconds * 1000:.1f}ms",
         )
+
+
+def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:
+    """What became of a request, and on a dry run what would have."""
+    if dry and decision.verb != "proceed":
+        return {"result": "proceed", "would": decision.verb}
+    return {"result": decision.verb}

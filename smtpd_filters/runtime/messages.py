@@ -176,7 +176,7 @@ class Messages:
             if intake.rows is None:
                 intake.headers = None
                 if intake.message is not None:
-                    intake.message.revert_headers()
+                    intake.message.revert()
                 self._release(intake, PROCEED)
                 return True
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Any, Protocol
 
     from smtpd_filters.message import Headers, Message
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     Ask = Callable[[Session, bytes], Decision | Later]
     Spawn = Callable[[Later, Callable[[Decision], None]], Task]
 
+    class Refresher(Protocol):
+        """Who looks after something beside the sessions."""
+
+        refresh_interval: float
+
     class Policy(Protocol):
         """What decides.  None of its methods raises; a coroutine's result is a decision."""
 
@@ -37,6 +42,11 @@ if TYPE_CHECKING:
 
         #: Who answers the requests of a phase.
         ask: dict[Phase, Ask]
+        #: Who is to be told when a report has been applied to its session; none raises.
+        hooks: dict[str, Callable[[Session], None]]
+
+        def configured(self, smtpd: Mapping[str, str]) -> None:
+            """What smtpd said of itself, before anything is registered."""
 
         def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
             """Edit the header block; junk is a field in it by then."""
@@ -54,6 +64,13 @@ if TYPE_CHECKING:
         later: bool
         #: Whether it has anything to close.
         closing: bool
+
+        @property
+        def refreshing(self) -> Sequence[Refresher]:
+            """Those that `refresh` is to be called for."""
+
+        async def refresh(self, filter_: Any) -> None:
+            """Let one look after what is not of a session; never raises."""
 
         def reload(self) -> None:
             """Read its tables anew; never raises."""

@@ -71,6 +71,11 @@ class PolicySettings(Settings):
         default=DEADLINE,
         help="How long the filter may take for a decision.",
     )
+    dry_run = option(
+        SWITCH,
+        default=False,
+        help="Log what would be done with clients and mail, and let all of it pass unchanged.",
+    )
 
 
 class CommonSettings(PolicySettings, ProcessSettings):

@@ -130,9 +130,21 @@ class Served:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._unhandled)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Have the filters look after what is not of a session, until they have."""
+        for filter_ in self.chain.refreshing:
+            self._loop.run_until_complete(self.chain.refresh(filter_))
 
     def receive(self, data: bytes) -> None:
         """Hand over what smtpd wrote.  The loop runs, as it does around a filter's process."""
+        if self.chain.later:
+            self._loop.run_until_complete(self._receive(data))
+        else:
+            self.engine.receive(data)
+
+    async def _receive(self, data: bytes) -> None:
         self.engine.receive(data)
 
     def output(self) -> bytes:
@@ -201,6 +213,7 @@ def _configured(
         made: Any = settings if settings is not None else own
         on_error: Any = general.on_error
         chosen = [(filters(made), on_error, general.deadline)]
+        chosen[0][0].dry_run = general.dry_run
         verbose, refuse = general.verbose, general.long_lines == "refuse"
     for filter_, _, _ in chosen:
         filter_.setup()
@@ -278,6 +291,10 @@ class Conversation:
     def reload(self) -> None:
         """Have the filter read its tables anew, as SIGHUP does."""
         self._served.chain.reload()
+
+    def refresh(self) -> None:
+        """Have the filter do what it does at the start and every `Filter.refresh_interval`."""
+        self._served.refresh()
 
     def connect(  # noqa: PLR0913  # all that can be said of a client
         self,

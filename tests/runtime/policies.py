@@ -93,6 +93,23 @@ class Later(Noting):
         return PROCEED
 
 
+class Refreshing(Noting):
+    """Looks after something else beside its sessions, and fails at it."""
+
+    refresh_interval = 0.01
+
+    def setup(self) -> None:
+        self._times = 0
+
+    async def refresh(self) -> None:
+        self._times += 1
+        await asyncio.sleep(0)
+        raise RuntimeError(f"{self._times} times")
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed:
+        return PROCEED
+
+
 class Head(Noting):
     """Adds a field and lets the body pass."""
 
@@ -128,5 +145,6 @@ class WholeLater(Noting):
 
 
 if __name__ == "__main__":
-    classes = {each.__name__: each for each in (Plain, Later, Head, HeadLater, Whole, WholeLater)}
+    kinds = (Plain, Later, Refreshing, Head, HeadLater, Whole, WholeLater)
+    classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

@@ -90,6 +90,14 @@ def test_signals_that_mean_nothing(name: str, number: signal.Signals) -> None:
     assert process.last_words == ""
 
 
+def test_refreshing_goes_on_whatever_becomes_of_it() -> None:
+    with serve("Refreshing") as process:
+        process.until_logged("3 times")
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        process.finish()
+
+
 @BOTH
 def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
     path = tmp_path / "names"

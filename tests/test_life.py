@@ -1,0 +1,235 @@
+"""What a filter lives through beside its phases, and what it is told without being asked."""
+
+# ruff: noqa: ARG002
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters import (
+    JUNK,
+    PROCEED,
+    Filter,
+    Headers,
+    Junk,
+    Message,
+    Proceed,
+    Reject,
+    Rewrite,
+    Session,
+)
+from smtpd_filters.testing import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+NO = Reject("550 5.7.1 No")
+
+
+class Witness(Filter):
+    """Takes note of everything."""
+
+    refresh_interval = 1.0
+
+    def setup(self) -> None:
+        self.seen: list[str] = []
+
+    async def refresh(self) -> None:
+        await asyncio.sleep(0)
+        self.seen.append("refresh")
+
+    def arrived(self, session: Session) -> None:
+        # There is a loop, in which look-ups can be started.
+        asyncio.get_running_loop()
+        self.seen.append(f"arrived {session.address}")
+
+    def identified(self, session: Session) -> None:
+        self.seen.append(f"identified {session.identity}")
+
+    def mail_from(self, session: Session, address: str) -> Proceed:
+        self.seen.append(f"mail-from {self.smtpd['admd']}")
+        return PROCEED
+
+
+def test_a_life() -> None:
+    with Conversation(Witness, admd="mx.example.org") as smtpd:
+        [filter_] = smtpd.filters
+        assert isinstance(filter_, Witness)
+        client = smtpd.connect(address="192.0.2.9")
+        client.ehlo("mail.example.net")
+        client.mail_from("a@example.net")
+        smtpd.refresh()
+    assert filter_.seen == [
+        "refresh",
+        "arrived 192.0.2.9",
+        "identified mail.example.net",
+        "mail-from mx.example.org",
+        "refresh",
+    ]
+
+
+def test_nothing_is_asked_of_smtpd_that_nobody_hears() -> None:
+    class Deaf(Filter):
+        def connect(self, session: Session) -> Proceed:
+            return PROCEED
+
+    with Conversation(Deaf) as smtpd:
+        assert "link-identify" not in smtpd.reports
+    with Conversation(Witness) as smtpd:
+        assert "link-identify" in smtpd.reports
+
+
+class Clumsy(Filter):
+    """Fails at everything that nobody waits for."""
+
+    async def refresh(self) -> None:
+        raise RuntimeError("refresh")
+
+    def arrived(self, session: Session) -> None:
+        raise RuntimeError("arrived")
+
+    def identified(self, session: Session) -> None:
+        raise SystemExit("identified")
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        return PROCEED
+
+    ehlo = helo
+
+
+def test_failures_that_nobody_waits_for_are_logged_and_survived() -> None:
+    with Conversation(Clumsy) as smtpd:
+        assert smtpd.connect().ehlo("mail.example.net").verb == "proceed"
+    assert [line.partition("error=")[2][:26] for line in smtpd.log] == [
+        '"RuntimeError: refresh [ch',
+        '"RuntimeError: arrived [ch',
+        '"SystemExit: identified [c',
+    ]
+
+
+class Perhaps(Filter):
+    """Knows some at once and has to wait for others."""
+
+    def mail_from(
+        self,
+        session: Session,
+        address: str,
+    ) -> Proceed | Junk | Awaitable[Proceed | Reject]:
+        return JUNK if address == "known@example.net" else self._wait(address)
+
+    async def _wait(self, address: str) -> Proceed | Reject:
+        await asyncio.sleep(0)
+        if address == "fails@example.net":
+            raise RuntimeError("failed")
+        return NO
+
+
+def test_a_plain_handler_may_return_a_coroutine() -> None:
+    with Conversation(Perhaps) as smtpd:
+        client = smtpd.connect()
+        client.ehlo("mail.example.net")
+        assert client.mail_from("unknown@example.net").reply == NO.text
+        assert client.mail_from("fails@example.net").verb == "proceed"
+        assert "RuntimeError: failed" in smtpd.log[-1]
+        client.rset()
+        client.mail_from("known@example.net")
+        assert "result=junk" in smtpd.log[-1]
+
+
+def test_who_did_not_say_so_may_not_return_one() -> None:
+    class Liar(Filter):
+        on_error = "tempfail"
+
+        def connect(self, session: Session) -> Proceed:
+            return self._wait(session)  # type: ignore[return-value]  # that is the lie
+
+        async def _wait(self, session: Session) -> Proceed:
+            return PROCEED
+
+    with Conversation(Liar) as smtpd:
+        assert smtpd.connect().greeting.verb == "disconnect"
+    assert 'error="returned coroutine"' in smtpd.log[0]
+
+
+class Busy(Filter):
+    """Does something at each phase."""
+
+    on_error = "tempfail"
+
+    def connect(self, session: Session) -> Junk:
+        return JUNK.because("why not")
+
+    def ehlo(self, session: Session, identity: str) -> Rewrite:
+        return Rewrite("other.example")
+
+    def mail_from(self, session: Session, address: str) -> Reject:
+        raise RuntimeError(address)
+
+    def headers(self, session: Session, headers: Headers) -> Junk:
+        headers.prepend("X-Busy", "yes")
+        headers.remove("Subject")
+        return JUNK
+
+
+def test_a_dry_run_logs_and_lets_pass() -> None:
+    with Conversation(Busy, "--dry-run") as smtpd:
+        assert smtpd.filters[0].dry_run
+        client = smtpd.connect()
+        assert client.greeting.verb == "proceed"
+        assert client.ehlo("mail.example.net").verb == "proceed"
+        assert client.mail_from("a@example.net").verb == "proceed"
+        client.rcpt_to("b@example.org")
+        done = client.message(b"Subject: kept\n\nbody\n")
+        assert done.headers.get_all("Subject") == ["kept"]
+        assert "X-Busy" not in done.headers
+        assert "X-Spam" not in done.headers
+        assert not done.refused
+    log = [line.split(" ", 3)[2:] for line in smtpd.log]
+    assert [phase for phase, _ in log] == ["connect", "ehlo", "mail-from", "headers"]
+    assert log[0][1].startswith('result=proceed would=junk reason="why not" took=')
+    assert log[1][1].startswith("result=proceed would=rewrite")
+    assert log[2][1].startswith("result=proceed would=reject error=")
+    assert log[3][1].startswith("result=proceed would=junk")
+
+
+class Rewriter(Filter):
+    """Replaces the whole message, and may fail behind that."""
+
+    on_error = "proceed"
+    fails = False
+
+    def message(self, session: Session, message: Message) -> Proceed:
+        message.headers.prepend("X-New", "yes")
+        message.replace_body(b"new\n")
+        message.replace_body(block.upper() for block in message.body())
+        if self.fails:
+            raise RuntimeError("too late")
+        return PROCEED
+
+
+class FailingRewriter(Rewriter):
+    """Fails behind that."""
+
+    fails = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "body"),
+    [
+        (Rewriter, (), b"NEW\n"),
+        (Rewriter, ("--dry-run",), b"old\n"),
+        (FailingRewriter, (), b"old\n"),
+    ],
+)
+def test_a_body_is_restored(kind: type[Filter], flags: tuple[str, ...], body: bytes) -> None:
+    with Conversation(kind, *flags) as smtpd:
+        client = smtpd.connect()
+        client.ehlo("mail.example.net")
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        done = client.message(b"Subject: kept\n\nold\n")
+        assert done.body == body
+        assert ("X-New" in done.headers) is (body == b"NEW\n")
