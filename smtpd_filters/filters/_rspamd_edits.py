@@ -1,0 +1,251 @@
+"""What rspamd's reply does to a message, and what smtpd is told.
+
+The law:
+1. The daemon's own milter is the measure: what it has an MTA do is done here, in its order. Where
+   smtpd can't, an option says what becomes of the message, and the log that it was asked for.
+2. Nothing is edited before it is certain that the message goes on.
+3. Whatever a name or a value holds, the header block stays one: a name that is none is left out
+   and complained of, and a value is made safe (`smtpd_filters.message.folding`).
+4. The mark that smtpd made for an earlier filter stays unless a header of the daemon's replaces it.
+
+How it works. Places count from smtpd's own Received field: to a milter an MTA's own is number 0,
+and 1 is the top of the message as the client sent it. smtpd shows it to its filters, below the mark
+of an earlier filter. So places from 1 on are counted behind it, and 0 is the very top; the daemon,
+which is given the same lines, counts what it has removed over all of them.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.filters._rspamd_reply import Reply, ReplyError
+from smtpd_filters.message.folding import encoded_word, field_lines
+from smtpd_filters.protocol.decisions import PROCEED, Reject, reply
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.decisions import Proceed
+
+#: What an action may come to.
+OUTCOMES = ("accept", "junk", "rewrite", "tempfail", "reject")
+#: smtpd has neither a queue of held mail nor a way to drop what it takes.  What is discarded may
+#: not arrive, so it is refused; what is quarantined may not get lost, so it is marked.
+DEFAULTS = {
+    "no action": "accept",
+    "greylist": "accept",
+    "add header": "junk",
+    "rewrite subject": "rewrite",
+    "soft reject": "tempfail",
+    "reject": "reject",
+    "discard": "reject",
+    "quarantine": "junk",
+}
+#: The field by which smtpd itself marks a message, and mail.maildir(8) finds junk.
+MARK = "x-spam"
+
+
+class Options:
+    """How replies are applied."""
+
+    __slots__ = (
+        "actions",
+        "envelope",
+        "headers",
+        "log_all",
+        "reject_text",
+        "spam_header",
+        "spam_value",
+        "tempfail_text",
+        "whole",
+    )
+
+    def __init__(  # noqa: PLR0913  # an option each
+        self,
+        *,
+        actions: Mapping[str, str] | None = None,
+        envelope: str = "log",
+        headers: str = "extended",
+        spam_header: str = "X-Spam",
+        spam_value: str = "Yes",
+        reject_text: str = "Spam message rejected",
+        tempfail_text: str = "Try again later",
+        whole: bool = False,
+        log_all: bool = False,
+    ) -> None:
+        """Take the options.
+
+        actions: what actions come to, one of OUTCOMES each, beside and above DEFAULTS.
+        envelope: what to do when sender or recipients are to be changed, "log" or "tempfail".
+        headers: what is written of a marked message, the mark alone ("minimal") or score and
+        symbols as well ("extended").
+        spam_header, spam_value: the mark.
+        reject_text, tempfail_text: what a client is told when the daemon gives no text.
+        whole: a new text is the message with its header, as it is without the milter flag.
+        log_all: give a reason for what is accepted, too.
+
+        Raises ValueError for an outcome that is none and for a name that is none.
+        """
+        self.actions = DEFAULTS | dict(actions or {})
+        for name, outcome in self.actions.items():
+            if outcome not in OUTCOMES:
+                raise ValueError(f"{name}: {outcome!r} is none of {', '.join(OUTCOMES)}")
+        self.envelope = envelope
+        self.headers = headers
+        self.spam_header = spam_header
+        self.spam_value = spam_value
+        self.reject_text = reject_text
+        self.tempfail_text = tempfail_text
+        self.whole = whole
+        self.log_all = log_all
+        field_lines(spam_header, spam_value)
+
+
+def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
+    """Do to the message what the daemon says; what smtpd is to be told, and why.
+
+    A decision has a reason for the log unless the message is accepted without further ado. Raises
+    ReplyError for an action that is unknown, and SpoolError when a new body can't be kept; nothing
+    has been edited then that is sent.
+    """
+    outcome = _outcome(said, options)
+    if said.no_action:
+        outcome = "accept"
+    if outcome == "reject":
+        text = said.message or options.reject_text
+        return Reject(reply(554, "5.7.1", text)).because(said.summary())
+    if outcome == "tempfail":
+        text = said.message or options.tempfail_text
+        return Reject(reply(451, "4.7.1", text)).because(said.summary())
+    if said.envelope and options.envelope == "tempfail":
+        # RFC 3463, 3.4: X.3.5 is "System incorrectly configured".
+        text = "The envelope of this message cannot be changed"
+        reason = ", ".join([said.summary(), *said.envelope[:8]])
+        return Reject(reply(451, "4.3.5", text)).because(reason)
+    for change in said.envelope:
+        said.complain(f"not possible: {change}")
+    if said.block is not None:
+        _replace(message, said.block, whole=options.whole)
+    _edit(said, message.headers, outcome, options)
+    if outcome == "accept" and not (said.no_action or said.complaints or options.log_all):
+        return PROCEED
+    return PROCEED.because(said.summary())
+
+
+def _outcome(said: Reply, options: Options) -> str:
+    action = said.action
+    if action == "reject" and said.on_reject:
+        action = said.on_reject
+    outcome = options.actions.get(action)
+    if outcome is None:
+        raise ReplyError(f"unknown action {action[:80]!r}")
+    return outcome
+
+
+def _replace(message: Message, block: bytes, *, whole: bool) -> None:
+    if not whole:
+        message.replace_body(block)
+        return
+    lines = block.replace(b"\r\n", b"\n").split(b"\n")
+    end = lines.index(b"") if b"" in lines else len(lines)
+    message.replace_body(b"\n".join(lines[end + 1 :]))
+    message.headers.restore((lines[:end], True))
+
+
+def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
+    top = _Top(headers)
+    _remove(said, headers, top)
+    for addition in said.additions:
+        name, value, order = addition.name, addition.value, addition.order
+        if order is None or order == -1:
+            _try(said, name, lambda: headers.append(name, value))  # noqa: B023  # called at once
+        else:
+            place = top.place(order)
+            _try(said, name, lambda: headers.insert(place, name, value))  # noqa: B023
+    for number, signature in enumerate(said.dkim, 1):
+        headers.insert(top.place(number), "DKIM-Signature", signature)
+    if said.no_action:
+        headers.append("X-Rspamd-Action", said.action)
+    elif outcome == "junk":
+        _mark(said, headers, options)
+    elif outcome == "rewrite" and said.subject is not None:
+        # The daemon has encoded it, if it has to be.
+        subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
+        headers.replace("Subject", subject, add=True)
+
+
+class _Top:
+    """Where places are counted from."""
+
+    __slots__ = ("_above", "_headers", "marks")
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+        above = []
+        for field in headers:
+            above.append(field)
+            if field.key == "received":
+                break
+        else:
+            above = []
+        self._above = above
+        #: How many fields of an earlier filter's mark there are.
+        self.marks = sum(field.key == MARK for field in above)
+
+    def settle(self) -> None:
+        """What is removed has been."""
+        here = set(self._headers)
+        self._above = [field for field in self._above if field in here]
+
+    def place(self, order: int) -> int:
+        """The place in the block for a milter's order."""
+        if order < 0:
+            # -2 stands above the last field; too far up is the top.
+            return max(len(self._headers) + order + 1, 0)
+        return len(self._above) + order - 1 if order else 0
+
+
+def _remove(said: Reply, headers: Headers, top: _Top) -> None:
+    for name, numbers in said.removals.items():
+        replaced = any(addition.name.lower() == name for addition in said.additions)
+        if name != MARK or not top.marks or replaced:
+            headers.remove(name, numbers)
+            continue
+        count = len(headers.get_all(name))
+        chosen = set(range(1, count + 1)) if 0 in numbers else set()
+        chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
+        spared = [number for number in chosen if number > top.marks]
+        if spared:
+            headers.remove(name, spared)
+    top.settle()
+
+
+def _mark(said: Reply, headers: Headers, options: Options) -> None:
+    marks = [(name or options.spam_header, value) for name, value in said.spam_headers]
+    if options.headers == "extended":
+        _describe(said, headers)
+    for name, value in marks or [(options.spam_header, options.spam_value)]:
+        if _try(said, name, lambda: headers.prepend(name, value)):  # noqa: B023  # called at once
+            headers.remove(name, [n + 2 for n in range(len(headers.get_all(name)) - 1)])
+
+
+def _describe(said: Reply, headers: Headers) -> None:
+    """Tell score and symbols, in the form of the filter that has had this name before."""
+    score, required = said.score or 0.0, said.required or 0.0
+    tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(said.symbols))
+    status = f"Yes, score={score:.3f} required={required:.3f} tests=[{tests}]"
+    for name, value in (
+        ("X-Spam-Status", status),
+        ("X-Spam-Score", f"{score:g} / {required:g}"),
+    ):
+        headers.remove(name)
+        headers.prepend(name, value)
+
+
+def _try(said: Reply, name: str, edit: Callable[[], None]) -> bool:
+    try:
+        edit()
+    except ValueError:
+        said.complain(f"not a header's name: {name[:80]!r}")
+        return False
+    return True

@@ -1,0 +1,330 @@
+"""What rspamd says of a message: its reply read, and found to be one.
+
+The law:
+1. An error is an error. What isn't a whole reply that says what to do raises `ReplyError`: a status
+   other than 200, JSON that is none, an error in place of a verdict, an action that is missing.
+2. A part of a reply that isn't of its kind is left out and complained of: the mail is judged all
+   the same.
+3. Order counts. Headers are added in the order in which they stand in the reply, and a name may
+   stand there twice; so objects are read as lists of pairs.
+
+How it works. `parse` takes the status, the bytes and where, by ``Message-Offset``, the JSON ends.
+`smtpd_filters.filters._rspamd_edits` does to the message what the reply says.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Bytes of JSON that are read: about a thousand times an ordinary reply.
+MAX_JSON = 4 << 20
+#: Characters of the daemon's own words, and of ours, that go into a cause.
+_SHOWN = 200
+#: What is kept of the complaints about one reply.
+_COMPLAINTS = 8
+
+
+class ReplyError(Exception):
+    """The daemon has not judged the message; the text says why."""
+
+
+class Addition:
+    """A header to be added: where, counted as a milter does, or None for the bottom."""
+
+    __slots__ = ("name", "order", "value")
+
+    def __init__(self, name: str, value: str, order: int | None) -> None:
+        self.name = name
+        self.value = value
+        self.order = order
+
+    def __repr__(self) -> str:
+        return f"Addition({self.name!r}, {self.value!r}, {self.order})"
+
+
+class Reply:
+    """What the daemon says, in terms of what is to be done."""
+
+    __slots__ = (
+        "action",
+        "additions",
+        "block",
+        "complaints",
+        "dkim",
+        "envelope",
+        "message",
+        "no_action",
+        "on_reject",
+        "removals",
+        "required",
+        "score",
+        "spam_headers",
+        "subject",
+        "symbols",
+    )
+
+    def __init__(self, action: str) -> None:
+        #: The action's name: of a milter's kind "discard" or "quarantine", whatever it is called.
+        self.action = action
+        self.score: float | None = None
+        #: The score from which a message is refused.
+        self.required: float | None = None
+        #: Names and scores, as they come.
+        self.symbols: list[tuple[str, float]] = []
+        #: The subject to be, of "rewrite subject"; may be encoded already.
+        self.subject: str | None = None
+        #: What the client is to be told.
+        self.message = ""
+        #: Fields to be removed: a lower-case name, and which of that name: 0, n or -n.
+        self.removals: dict[str, list[int]] = {}
+        self.additions: list[Addition] = []
+        #: Values of DKIM-Signature, the first on top.
+        self.dkim: list[str] = []
+        #: Changes of the envelope that are asked for, each in words.
+        self.envelope: list[str] = []
+        #: What to do in place of a refusal: "", "discard" or "quarantine".
+        self.on_reject = ""
+        #: Nothing is to be done but to tell the action in a header.
+        self.no_action = False
+        #: Of a message that is marked: names ("" for the configured one) and values.
+        self.spam_headers: list[tuple[str, str]] = []
+        #: The new message, or body.
+        self.block: bytes | None = None
+        #: What was left out.
+        self.complaints: list[str] = []
+
+    def complain(self, text: str) -> None:
+        """Take note of what was left out."""
+        if len(self.complaints) < _COMPLAINTS:
+            self.complaints.append(text)
+
+    def summary(self) -> str:
+        """Action, score and symbols for the log, the heaviest first."""
+        words = [self.action]
+        if self.score is not None:
+            required = "" if self.required is None else f"/{self.required:g}"
+            words.append(f"score {self.score:g}{required}")
+        heavy = sorted(self.symbols, key=lambda symbol: -abs(symbol[1]))
+        words += [f"{name}({score:g})" for name, score in heavy if score]
+        words += self.complaints
+        return ", ".join(words)
+
+
+class _Object(list[tuple[str, object]]):
+    """A JSON object: its pairs in their order."""
+
+    __slots__ = ()
+
+    def find(self, key: str) -> object:
+        """The first value of a key, or None."""
+        for name, value in self:
+            if name == key:
+                return value
+        return None
+
+    def text(self, key: str) -> str:
+        """The first value of a key if it is a string, else an empty one."""
+        value = self.find(key)
+        return value if isinstance(value, str) else ""
+
+
+def parse(status: int, body: bytes, offset: int | None = None) -> Reply:
+    """Read a reply.
+
+    `status` is HTTP's, `body` the content without its coding, `offset` the value of
+    ``Message-Offset``: where in it the JSON ends and a new message, or body, begins. Raises
+    ReplyError for whatever isn't a verdict.
+    """
+    if offset is not None and not 0 <= offset <= len(body):
+        raise ReplyError(f"message offset {offset} in {len(body)} bytes")
+    said = None
+    try:
+        said = _read(body if offset is None else body[:offset])
+    except ReplyError:
+        if status == 200:
+            raise
+    error = "" if said is None else said.text("error")
+    if status != 200:
+        raise ReplyError(f"status {status}" + (f": {error[:_SHOWN]}" if error else ""))
+    assert said is not None  # noqa: S101  # it was raised
+    if error or said.find("error") is not None:
+        raise ReplyError(f"error: {error[:_SHOWN]}")
+    action = said.text("action")
+    if not action:
+        raise ReplyError("no action in the reply")
+    return _taken(said, action, None if offset is None else body[offset:])
+
+
+def _read(data: bytes) -> _Object:
+    if len(data) > MAX_JSON:
+        raise ReplyError(f"oversized reply: {len(data)} bytes of JSON")
+    from json import loads  # only who talks to rspamd pays for it
+
+    try:
+        # Symbols' options hold what stood in the mail, whatever its bytes are.
+        said = loads(
+            data.decode("utf-8", "surrogateescape"), object_pairs_hook=_Object, strict=False
+        )
+    except (ValueError, RecursionError) as error:
+        raise ReplyError(f"broken JSON: {str(error)[:_SHOWN]}") from None
+    if not isinstance(said, _Object):
+        raise ReplyError("the reply is no JSON object")
+    return said
+
+
+def _taken(said: _Object, action: str, block: bytes | None) -> Reply:
+    reply = Reply(action)
+    # An action of a name of its own may be declared as one of a milter's; then this says so.
+    kind = said.text("reject")
+    if kind in ("discard", "quarantine"):
+        reply.action = kind
+    reply.block = block
+    reply.score = _number(said.find("score"))
+    reply.required = _number(said.find("required_score"))
+    subject = said.find("subject")
+    if isinstance(subject, str):
+        reply.subject = subject
+    messages = said.find("messages")
+    if isinstance(messages, _Object):
+        reply.message = messages.text("smtp_message")
+    _take_symbols(reply, said.find("symbols"))
+    _take_signatures(reply, said.find("dkim-signature"))
+    milter = said.find("milter")
+    if isinstance(milter, _Object):
+        for key, value in milter:
+            if taker := _MILTER.get(key):
+                taker(reply, value)
+    elif milter is not None:
+        reply.complain("milter is no object")
+    return reply
+
+
+def _take_symbols(reply: Reply, value: object) -> None:
+    for name, symbol in value if isinstance(value, _Object) else ():
+        score = _number(symbol.find("score")) if isinstance(symbol, _Object) else None
+        if score is not None:
+            reply.symbols.append((name, score))
+
+
+def _take_signatures(reply: Reply, value: object) -> None:
+    for signature in _elements(value) if value is not None else ():
+        if isinstance(signature, str):
+            reply.dkim.append(signature)
+        else:
+            reply.complain("dkim-signature is no string")
+
+
+def _take_removals(reply: Reply, value: object) -> None:
+    for name, numbers in _pairs(reply, "remove_headers", value):
+        for number in _elements(numbers):
+            which = _integer(number)
+            if which is None:
+                reply.complain(f"remove_headers {name[:_SHOWN]}: not a number")
+            else:
+                reply.removals.setdefault(name.lower(), []).append(which)
+
+
+def _take_additions(reply: Reply, value: object) -> None:
+    for name, additions in _pairs(reply, "add_headers", value):
+        for addition in _elements(additions):
+            if isinstance(addition, str):
+                reply.additions.append(Addition(name, addition, None))
+                continue
+            text = addition.find("value") if isinstance(addition, _Object) else None
+            if not isinstance(addition, _Object) or not isinstance(text, str):
+                reply.complain(f"add_headers {name[:_SHOWN]}: no value")
+                continue
+            given = addition.find("order")
+            if given is None:
+                given = addition.find("index")
+            order = _integer(given)
+            if given is not None and order is None:
+                reply.complain(f"add_headers {name[:_SHOWN]}: order is no number")
+            reply.additions.append(Addition(name, text, order))
+
+
+def _take_sender(reply: Reply, value: object) -> None:
+    if isinstance(value, str):
+        reply.envelope.append(f"change_from {value[:_SHOWN]}")
+    else:
+        reply.complain("change_from is no string")
+
+
+def _take_recipients(what: str) -> Callable[[Reply, object], None]:
+    def take(reply: Reply, value: object) -> None:
+        if isinstance(value, _Object) or not isinstance(value, list):
+            reply.complain(f"{what} is no array")
+            return
+        for address in value:
+            reply.envelope.append(f"{what} {str(address)[:_SHOWN]}")
+
+    return take
+
+
+def _take_on_reject(reply: Reply, value: object) -> None:
+    if isinstance(value, str):
+        reply.on_reject = value if value in ("discard", "quarantine") else ""
+    else:
+        reply.complain("milter.reject is no string")
+
+
+def _take_no_action(reply: Reply, value: object) -> None:
+    if isinstance(value, bool):
+        reply.no_action = value
+    else:
+        reply.complain("no_action is no boolean")
+
+
+def _take_spam_header(reply: Reply, value: object) -> None:
+    # The documentation takes a string for the field's name, the daemon's own code for its value.
+    pairs: list[tuple[str, object]] = value if isinstance(value, _Object) else [("", value)]
+    for name, text in pairs:
+        if isinstance(text, str):
+            reply.spam_headers.append((name, text))
+        else:
+            reply.complain("spam_header: no value")
+
+
+_MILTER: dict[str, Callable[[Reply, object], None]] = {
+    "remove_headers": _take_removals,
+    "add_headers": _take_additions,
+    "change_from": _take_sender,
+    "add_rcpt": _take_recipients("add_rcpt"),
+    "del_rcpt": _take_recipients("del_rcpt"),
+    "reject": _take_on_reject,
+    "no_action": _take_no_action,
+    "spam_header": _take_spam_header,
+}
+
+
+def _pairs(reply: Reply, what: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, _Object):
+        yield from value
+    else:
+        reply.complain(f"{what} is no object")
+
+
+def _elements(value: object) -> list[object]:
+    """The elements of an array; a value that stands alone."""
+    if isinstance(value, _Object) or not isinstance(value, list):
+        return [value]
+    return value
+
+
+def _number(value: object) -> float | None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if number - number == 0 else None
+
+
+def _integer(value: object) -> int | None:
+    """A whole number; Lua's 1 may come as 1.0."""
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
