@@ -68,12 +68,14 @@ class Filter:
     through, and ``message``, which sees the whole message.
     """
 
-    #: The filter's name: its executable is ``filter-NAME``.
-    name: ClassVar[str] = ""
+    #: The filter's name: its executable is ``filter-NAME``.  In a chain of several an instance may
+    #: have another.
+    name: str = ""
     #: What becomes of a request when a handler fails, unless ``--on-error`` says otherwise.
-    on_error: ClassVar[Outcome] = "proceed"
-    #: Seconds that a handler may take, unless ``--deadline`` says otherwise.
-    deadline: ClassVar[float] = 30.0
+    on_error: Outcome = "proceed"
+    #: Seconds that a handler may take.  That of an instance is what ``--deadline`` says, from
+    #: `setup` on.
+    deadline: float = 30.0
     #: Reports that its handlers read from the session; by default all that can be there.
     needs: ClassVar[frozenset[str] | None] = None
 

@@ -52,7 +52,7 @@ def _serve(filter_: Filter, general: CommonSettings) -> int:
     watchdog = Watchdog(min(MAX_TURN, general.deadline))
     # From here on the filter's own code runs, and what it prints must not get to smtpd.
     ends = take_over()
-    filter_.dry_run = general.dry_run
+    filter_.dry_run, filter_.deadline = general.dry_run, general.deadline
     try:
         filter_.setup()
         on_error: Any = general.on_error

@@ -212,8 +212,9 @@ def _configured(
         )
         made: Any = settings if settings is not None else own
         on_error: Any = general.on_error
-        chosen = [(filters(made), on_error, general.deadline)]
-        chosen[0][0].dry_run = general.dry_run
+        instance = filters(made)
+        instance.dry_run, instance.deadline = general.dry_run, general.deadline
+        chosen = [(instance, on_error, general.deadline)]
         verbose, refuse = general.verbose, general.long_lines == "refuse"
     for filter_, _, _ in chosen:
         filter_.setup()
