@@ -1,0 +1,446 @@
+"""A real rspamd for tests: Debian's daemon with a configuration of its own, and a Redis beside it.
+
+    with Lab(ZONE) as lab, Rspamd(lab) as daemon:
+        command = filter_command("rspamd", "-url", daemon.url)
+        with Smtpd("7.6", lab=lab, filters={"rspamd": command}) as server:
+            ...
+
+With a lab the daemon listens on the loopback of its network, where smtpd's filters are, and asks
+its name server. Without one it listens on this side's 127.0.0.1 and asks a name server of its own,
+which answers from `zone`: that is for clients in the test's process. In both cases:
+
+- The daemon, its workers and Redis end with the context, or with this process however it dies:
+  they run in a PID namespace of their own.
+- Nothing of this system's `/etc/rspamd/local.d` and `override.d` is read. `local` and `override`
+  are the files of the two folders (`{"greylist.conf": "timeout = 1h;"}`), `lua` is the
+  `rspamd.local.lua`, `files` are others (keys, maps), found by the daemon as `file_path(name)`.
+- Nothing is asked of other hosts: the modules that need some are off (`OFFLINE`), unless `override`
+  says something of them.
+
+A start takes less than a second, because the list of public suffixes, which rspamd compiles for
+seven, is a short one, and because hyperscan isn't used. Still, one daemon for a module of tests is
+enough: give it all the settings they need and choose between them by Settings-ID.
+
+It takes Linux, root and the packages rspamd and redis-server; `unavailable()` says what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self, cast
+
+from smtpd_filters.testing.dns import DNSServer
+from smtpd_filters.testing.server.lab import PATH, Lab, LabError, children, wait_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Any
+
+USER = "_rspamd"
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+# What the controller wants in a header "Password".
+PASSWORD = "the controller's secret"  # noqa: S105 - of a daemon that lives for a test
+
+# Modules that ask other hosts or load maps from them.
+OFFLINE = (
+    *("asn", "fuzzy_check", "mid", "mime_types", "multimap", "neural", "phishing", "rbl"),
+    *("reputation", "whitelist"),
+)
+# Enough of the public suffixes for the domains of tests (RFC 2606).
+SUFFIXES = "com\nnet\norg\nexample\ninvalid\ntest\n"
+
+CONFIGURATION = """\
+.include "$CONFDIR/common.conf"
+options {
+  .include "$CONFDIR/options.inc"
+  .include(priority=5) "$LOCAL_CONFDIR/options.inc"
+  .include(try=true; priority=10) "$LOCAL_CONFDIR/override.d/options.inc"
+}
+logging {
+  type = "console";
+  .include "$CONFDIR/logging.inc"
+  .include(try=true; priority=10) "$LOCAL_CONFDIR/override.d/logging.inc"
+}
+worker "normal" {
+  bind_socket = "%(address)s:%(port)d";
+  bind_socket = "%(socket)s mode=0666";
+  .include "$CONFDIR/worker-normal.inc"
+  .include(try=true; priority=10) "$LOCAL_CONFDIR/override.d/worker-normal.inc"
+}
+worker "controller" {
+  bind_socket = "%(address)s:%(controller)d";
+  bind_socket = "%(socket)s-controller mode=0666";
+  password = "%(password)s";
+  .include(try=true; priority=10) "$LOCAL_CONFDIR/override.d/worker-controller.inc"
+}
+"""
+OPTIONS = """\
+filters = "chartable,dkim,regexp";
+url_tld = "$LOCAL_CONFDIR/suffixes";
+disable_hyperscan = true;
+dns { nameserver = "%(nameserver)s:1"; timeout = 1s; retransmits = 2; }
+"""
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Return in one line why rspamd can't be run here, None if it can."""
+    if sys.platform != "linux":
+        return "rspamd is run in Linux namespaces"
+    if os.geteuid() != 0:
+        return "it takes root"
+    for program, package in (("rspamd", "rspamd"), ("redis-server", "redis-server")):
+        if shutil.which(program, path=PATH) is None:
+            return f"no {program} (install the {package} package)"
+    try:
+        pwd.getpwnam(USER)
+    except KeyError:
+        return f"no user {USER} (install the rspamd package)"
+    return None
+
+
+class Rspamd:
+    """A daemon of its own; a context manager. See the module for what it offers.
+
+    lab       the lab in whose network it listens; without one it listens in this process's
+    zone      without a lab: what its name server answers
+    local     name in local.d -> content: merged with the defaults
+    override  name in override.d -> content: replaces them
+    lua       rspamd.local.lua
+    files     name -> content
+    redis     whether it has a Redis
+
+    Raises LabError with the log if the daemon doesn't start.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+        self,
+        lab: Lab | None = None,
+        *,
+        zone: Mapping[str, Mapping[str, Any]] | None = None,
+        local: Mapping[str, str] | None = None,
+        override: Mapping[str, str] | None = None,
+        lua: str = "",
+        files: Mapping[str, str | bytes] | None = None,
+        redis: bool = True,
+    ) -> None:
+        if lab is not None and zone is not None:
+            raise ValueError("a daemon in a lab asks the lab's name server")
+        self._network: Lab = _Here(zone) if lab is None else lab
+        self._owns_network = lab is None
+        self._local = dict(local or {})
+        self._override = {f"{name}.conf": "enabled = false;" for name in OFFLINE}
+        self._override.update(override or {})
+        self._lua = lua
+        self._files = dict(files or {})
+        self._with_redis = redis
+        self._news = threading.Condition()
+        self._log_ended = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._closing = contextlib.ExitStack()
+        self._port = self._controller_port = 0
+        self.directory = Path()
+        self.log: list[str] = []
+        self.password = PASSWORD
+
+    # -- where it is -------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The normal worker, without a path and a last slash."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def controller_url(self) -> str:
+        """The controller, which wants `password`."""
+        return f"http://{LOOPBACK}:{self._controller_port}"
+
+    @property
+    def socket(self) -> Path:
+        """The normal worker's socket; below `directory`, which the server doesn't see by itself.
+
+        `Smtpd(binds={"/srv/rspamd": daemon.socket.parent})` shows it.
+        """
+        return self.directory / "sockets/normal"
+
+    @property
+    def controller_socket(self) -> Path:
+        """The controller's socket."""
+        return self.directory / "sockets/normal-controller"
+
+    @property
+    def redis(self) -> Path:
+        """The socket of Redis."""
+        return self.directory / "sockets/redis"
+
+    @property
+    def dns(self) -> DNSServer:
+        """The name server that the daemon asks."""
+        return self._network.dns
+
+    def file_path(self, name: str) -> str:
+        """Return where the daemon finds one of `files`; also in `local`: `$LOCAL_CONFDIR/files`."""
+        return str(self.directory / "files" / name)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if reason := unavailable():
+            raise LabError(reason)
+        with contextlib.ExitStack() as stack:
+            if self._owns_network:
+                stack.enter_context(self._network)
+            self.directory = Path(tempfile.mkdtemp(prefix="rspamd-"))
+            stack.callback(shutil.rmtree, self.directory)
+            # Its namespaces but those of files: the daemon, the test and a socket's users see one.
+            self._inside = stack.enter_context(Lab(beside=self._network))
+            stack.callback(self._end)
+            self._furnish()
+            if self._with_redis:
+                self._start_redis(stack)
+            self.start()
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            exc.add_note("the daemon's log:\n" + "\n".join(self.log[-100:]))
+        self.close()
+
+    def close(self) -> None:
+        """End the daemon and all that belongs to it; returns when they have ended."""
+        self.stop()
+        self._closing.close()
+
+    def alive(self) -> bool:
+        """Say whether the daemon runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, after `stop` or `kill`, where it was; returns when it answers."""
+        if self.alive():
+            raise LabError("the daemon runs already")
+        since = len(self.log)
+        variables = {"DBDIR": "db", "RUNDIR": "db", "LOGDIR": "db", "LOCAL_CONFDIR": "etc"}
+        self._log_ended = False
+        self._process = self._spawn(
+            *("rspamd", "-f", "-c", str(self.directory / "etc/rspamd.conf")),
+            *(f"--var={key}={self.directory / below}" for key, below in variables.items()),
+        )
+        log = cast("IO[bytes]", self._process.stdout)
+        self._reader = threading.Thread(target=self._read_log, args=[log], name="rspamd-log")
+        self._reader.start()
+        for worker in ("controller", "normal"):
+            self.wait_for(f"starting {worker} process", START_TIMEOUT, since=since)
+        for port in (self._port, self._controller_port):
+            self._ping(port)
+
+    def stop(self) -> None:
+        """End the daemon as its operator would; Redis stays."""
+        if self.alive():
+            _signal(cast("subprocess.Popen[bytes]", self._process), signal.SIGTERM)
+        self._ended()
+
+    def kill(self) -> None:
+        """Kill the daemon and its workers, whatever they are doing; Redis stays."""
+        mine = [
+            found
+            for found in self._inside.processes()
+            if not any("redis-server" in word for word in found.arguments[:1])
+        ]
+        # The main process would start a worker anew.
+        for process in sorted(mine, key=lambda found: "main process" not in found.arguments[0]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        wait_ended(mine, STOP_TIMEOUT)
+        self._ended()
+
+    def restart(self) -> None:
+        """Stop it, if it runs, and start it again with the same addresses."""
+        self.stop()
+        self.start()
+
+    def _ended(self) -> None:
+        """Wait for the end of a daemon that has been told to end, and take its last words."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            _signal(self._process, signal.SIGKILL)
+            self._process.wait()
+        if self._reader is not None:
+            self._reader.join()
+        cast("IO[bytes]", self._process.stdout).close()
+        self._process = self._reader = None
+
+    def _end(self) -> None:
+        """End what is left, for whoever leaves without `close`."""
+        for process in self._inside.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self._ended()
+
+    # -- the log -----------------------------------------------------------------------------------
+
+    def wait_for(self, pattern: str, timeout: float = 10, *, since: int = 0) -> re.Match[str]:
+        """Wait for a line of the log in which the regular expression is found; return the match.
+
+        Lines before number `since` (take `len(daemon.log)`) don't count. Raises LabError.
+        """
+        expression = re.compile(pattern)
+        looked = since
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                for line in self.log[looked:]:
+                    looked += 1
+                    if found := expression.search(line):
+                        return found
+                left = deadline - time.monotonic()
+                if self._log_ended or left <= 0:
+                    break
+                self._news.wait(left)
+        raise LabError(f"not in the log of rspamd: {pattern}\n" + "\n".join(self.log[-50:]))
+
+    def _read_log(self, log: IO[bytes]) -> None:
+        for line in log:
+            with self._news:
+                self.log.append(line.decode("utf-8", "surrogateescape").rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._log_ended = True
+            self._news.notify_all()
+
+    # -- set-up ------------------------------------------------------------------------------------
+
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a program as the daemon's user, its output in a pipe."""
+        entry = pwd.getpwnam(USER)
+        return subprocess.Popen(  # noqa: S603 - the arguments are this module's
+            [
+                *("nsenter", f"--target={self._inside.pid}", "--net", "--pid"),
+                *(f"--setuid={entry.pw_uid}", f"--setgid={entry.pw_gid}", "--", *arguments),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
+        )
+
+    def _furnish(self) -> None:
+        # All at once, so that they differ.
+        with self._network.new_socket() as one, self._network.new_socket() as other:
+            for free in (one, other):
+                free.bind((LOOPBACK, 0))
+            self._port, self._controller_port = one.getsockname()[1], other.getsockname()[1]
+        address, port = self._network.dns.address, self._network.dns.port
+        values = {
+            "address": LOOPBACK,
+            "port": self._port,
+            "controller": self._controller_port,
+            "socket": self.socket,
+            "password": self.password,
+            "nameserver": f"{address}:{port}",
+        }
+        if self._with_redis:
+            self._local.setdefault("redis.conf", f'servers = "{self.redis}";')
+        contents: dict[str, str | bytes] = {
+            "etc/rspamd.conf": CONFIGURATION % values,
+            "etc/options.inc": OPTIONS % values,
+            "etc/suffixes": SUFFIXES,
+            "etc/rspamd.local.lua": self._lua,
+            **{f"etc/local.d/{name}": content for name, content in self._local.items()},
+            **{f"etc/override.d/{name}": content for name, content in self._override.items()},
+            **{f"files/{name}": content for name, content in self._files.items()},
+        }
+        for name, content in contents.items():
+            path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        (self.directory / "etc/files").symlink_to("../files")
+        owner = pwd.getpwnam(USER)
+        for name in ("db", "sockets"):
+            (self.directory / name).mkdir()
+            os.chown(self.directory / name, owner.pw_uid, owner.pw_gid)
+        self.directory.chmod(0o755)
+
+    def _start_redis(self, stack: contextlib.ExitStack) -> None:
+        process = self._spawn(
+            *("redis-server", "--port", "0", "--unixsocket", str(self.redis)),
+            *("--unixsocketperm", "666", "--save", "", "--appendonly", "no"),
+            *("--dir", str(self.directory / "db"), "--daemonize", "no"),
+        )
+        stack.callback(process.wait)
+        stack.callback(_signal, process, signal.SIGKILL)
+        output = cast("IO[bytes]", process.stdout)
+        stack.callback(output.close)
+        said = []
+        for line in output:
+            said.append(line.decode("utf-8", "replace"))
+            if "The server is now ready" in said[-1]:
+                break
+        else:
+            raise LabError("Redis did not start\n" + "".join(said))
+
+    def _ping(self, port: int) -> None:
+        """Wait until a worker answers: rspamd's protocol, GET /ping."""
+        with self._network.connect(port, source=LOOPBACK, timeout=START_TIMEOUT) as connection:
+            connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+            answer = connection.makefile("rb").read()
+        if b"pong" not in answer:
+            raise LabError(f"rspamd answers a ping with {answer!r}")
+
+
+def _signal(nsenter: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to what nsenter runs: it does not hand them on."""
+    for pid in children(nsenter.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+class _Here(Lab):
+    """This process's own network, with a name server on a free port, in the place of a lab's."""
+
+    def __init__(self, zone: Mapping[str, Mapping[str, Any]] | None) -> None:
+        super().__init__(zone)
+        self.dns = DNSServer(self.dns.zone)
+
+    def __enter__(self) -> Self:
+        self.dns.__enter__()
+        self.pid = os.getpid()
+        return self
+
+    def close(self) -> None:
+        """Stop the name server."""
+        self.dns.__exit__(None, None, None)
+        self.pid = 0
+
+    def new_socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+    ) -> socket.socket:
+        """Return a new socket."""
+        return socket.socket(family, kind)
