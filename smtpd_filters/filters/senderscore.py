@@ -1,0 +1,468 @@
+"""filter-senderscore: refuse, mark or slow down clients by their Sender Score.
+
+The law:
+
+1. A score is what the zone says in 127.0.4.0/24, from 0 to 100. A client that the zone doesn't have
+   is neutral: nothing happens to it. Neutral without a look-up are IPv6 clients, of which the zone
+   knows nothing, and local ones.
+2. Everything else that a name server does (time-outs, SERVFAIL, any other address, and above all
+   127.255.255.0/24, "you are not registered") is no score and no neutrality: `--on-error` decides.
+3. A session has one score. What came of the look-up that it waited for holds to its end, so that a
+   broken name server is waited for once.
+4. Who is slowed down holds up nobody else, and is answered before smtpd, the client or `--deadline`
+   would give up.
+5. smtpd is asked to ask at those phases alone that the flags have a use for.
+
+Flags, reply and header are those of poolp.org's filter of the same name, and so is `-testMode`,
+which asks no name server: there are test scripts that rely on it.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic, sleep
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter
+from smtpd_filters.filters._checks import DNS_FAILURE, is_local
+from smtpd_filters.lookups.outcome import Found, NotFound
+from smtpd_filters.program import run
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
+from smtpd_filters.settings import (
+    ENDPOINT,
+    INTEGER,
+    LIST,
+    SECONDS,
+    SWITCH,
+    TEXT,
+    Settings,
+    choice,
+    option,
+    table,
+)
+from smtpd_filters.tables import NetworkTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+    from typing import Self
+
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.lookups.outcome import Outcome
+    from smtpd_filters.message import Headers
+    from smtpd_filters.session import Session
+
+HEADER = "X-SenderScore"
+REFUSAL = Disconnect("550 your IP reputation is too low for this MX")
+
+BEST = 100
+TRUSTED = BEST  # what the allow list is worth, as in the original
+#: In the place of a score: the zone has none; the client is of this machine.
+NEUTRAL, LOCAL = -1, -2
+
+# Where Sender Score's answers are, and where it says that it doesn't answer.
+_SCORES = "127.0.4"
+_BLOCKED = "127.255.255"
+UNREGISTERED = (
+    f"the zone answers {_BLOCKED}.x, not scores: the name server that asks is not registered or is "
+    "over its quota; register its address at my.validity.com, or ask another with --nameserver"
+)
+OVERDUE = "the look-up was given up"
+
+# A look-up asks each server in two rounds, and waits twice as long in the second.
+_ROUNDS = 2
+_LOOKUP = 4
+
+# RFC 5321 section 4.5.3.2: the least that a client has to wait for a reply is "DATA Initiation: 2
+# Minutes". smtpd says in its hand-shake how long it waits for a client; before, that was 5 minutes.
+_CLIENT_TIMEOUT = 120
+_SMTPD_TIMEOUT = 300
+# The part of the shorter of these, and of --deadline, that a delay may take.
+_OF_TIMEOUT = 0.5
+_OF_DEADLINE = 0.9
+# In test mode the process itself sleeps, and would be interrupted after 5 s.
+_TEST_DELAY = 4.0
+_TEST_UNKNOWN = 255
+_TEST_MOST = 127
+
+_PHASES = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "quit")
+#: Phases that are delayed, and that are asked in test mode; of the message there is `headers`.
+_ANSWERED = (*_PHASES, "data", "commit")
+_LATE = {"commit", "quit"}
+
+
+class _AllowList(NetworkTable):
+    """Networks; what is no inline table is the path of a file, as the original takes it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def load(cls, spec: str) -> Self:
+        inline = spec.lstrip().startswith("{")
+        return cls(spec if inline or spec.startswith(("file:", "/")) else f"file:{spec}")
+
+
+class Senderscore(Filter):
+    """Refuse, mark or slow down clients by their Sender Score."""
+
+    name = "senderscore"
+    needs = frozenset()
+
+    class Options(Settings):
+        """What is done below which score, and who is asked for it."""
+
+        # The original keeps scores, and what they are compared with, in eight bits.
+        block_below = option(
+            INTEGER(low=-1, high=127),
+            default=-1,
+            flags=("-blockBelow",),
+            help="Refuse clients with a score below this, and close the connection. With -1, none.",
+        )
+        block_phase = option(
+            choice(*_PHASES),
+            default="connect",
+            flags=("-blockPhase",),
+            help="When to do it. A client greets with helo or with ehlo, not both. At quit it is "
+            "only told; its mail has been taken.",
+        )
+        junk_below = option(
+            INTEGER(low=-1, high=127),
+            default=-1,
+            flags=("-junkBelow",),
+            help='Have smtpd mark all mail of clients with a score below this with "X-Spam: Yes". '
+            "With -1, none.",
+        )
+        slow_factor = option(
+            INTEGER(low=-1),
+            default=-1,
+            flags=("-slowFactor",),
+            help="Delay each reply to a client by so many milliseconds times (100 - score) / 100. "
+            "A reply is never delayed by more than a minute, half of smtpd's own time-out, or nine "
+            "tenths of the default of --deadline, which has to be longer than the delays.",
+        )
+        score_header = option(
+            SWITCH,
+            default=False,
+            flags=("-scoreHeader",),
+            help=f"Put a field {HEADER} with the score, if there is one, on top of each message. "
+            "Such fields from clients that are not local are removed.",
+        )
+        allowlist = option(
+            table(_AllowList),
+            default=None,
+            flags=("-allowlist",),
+            help=f"A file with addresses and networks, one to a line, whose score is {TRUSTED} "
+            "without a look-up.",
+        )
+        test_mode = option(
+            SWITCH,
+            default=False,
+            flags=("-testMode",),
+            help="For tests: the score is the last number of the client's address (255: none, none "
+            "above 127), no name server is asked, smtpd asks at every phase, and sessions are "
+            "answered one after the other.",
+        )
+        zone = option(
+            TEXT,
+            default="score.senderscore.com",
+            help="The zone to ask: a mirror, or another one that answers in the same way.",
+        )
+        nameserver = option(
+            LIST(ENDPOINT(port=53)),
+            default=(),
+            help="The address of a recursive name server to ask, instead of those in "
+            "resolv.conf(5).",
+        )
+        timeout = option(
+            SECONDS(low=0.01, high=60),
+            default=2.0,
+            help="How long to wait for a name server before the next is asked. The second round "
+            "waits twice as long; a look-up takes at most four times as long altogether.",
+        )
+
+    settings: Options
+
+    _resolver: Resolver | None = None
+    _slow = 0.0  # seconds of delay for a score of 0
+    _longest = 0.0
+    #: The phases at which a score that could not be found out is a failure; without any, it is one
+    #: where the header is written.
+    _deciding: frozenset[str]
+
+    def __new__(cls, settings: Options | None = None) -> Self:
+        """Make the kind with the phases at which there is no junk, if they are needed.
+
+        They take `--on-error junk` away.
+        """
+        kind: type = cls
+        if settings is not None and (
+            settings.test_mode or settings.slow_factor > 0 or settings.block_phase in _LATE
+        ):
+            kind = _ToTheEnd
+        made: Self = object.__new__(kind)
+        return made
+
+    def setup(self) -> None:
+        """Choose the phases, and get a resolver ready if there is any."""
+        settings = self.settings
+        deciding = set()
+        if settings.block_below > 0:
+            deciding.add(settings.block_phase)
+        if settings.junk_below > 0:
+            deciding.add("connect")
+        asked = set(deciding)
+        if settings.slow_factor > 0:
+            self._slow = settings.slow_factor / 1000
+            asked.update(_ANSWERED)
+        if settings.test_mode:
+            asked.update(_ANSWERED)
+            self.passes_data = True
+        if not deciding and not settings.score_header:
+            deciding.add("connect")
+        self._deciding = frozenset(deciding)
+        self.phases = {phase.replace("-", "_") for phase in asked}
+        if settings.score_header:
+            self.phases.add("headers")
+        self.marks = settings.junk_below > 0
+        self._check_zone()
+        if self.phases and not settings.test_mode:
+            self._resolver = self._make_resolver()
+
+    def _check_zone(self) -> None:
+        from smtpd_filters.lookups.names import domain  # not for --help
+
+        try:
+            domain(f"255.255.255.255.{self.settings.zone}")
+        except ValueError:
+            raise ConfigError(f"--zone: {self.settings.zone!a} is not a domain name") from None
+
+    def _make_resolver(self) -> Resolver:
+        from smtpd_filters.lookups.dns import Resolver
+
+        settings = self.settings
+        try:
+            return Resolver(
+                settings.nameserver or None,
+                timeout=settings.timeout,
+                deadline=_LOOKUP * settings.timeout,
+                attempts=_ROUNDS,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"--nameserver: {error}") from None
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
+
+    def arrived(self, session: Session) -> None:
+        """Have the score looked up by the time it is needed."""
+        if self._resolver is not None and self._known(session) is None:
+            self._resolver.start(self._query(session), "A")
+
+    # -- phases --------------------------------------------------------------------------
+
+    def connect(
+        self, session: Session
+    ) -> Proceed | Junk | Disconnect | Awaitable[Proceed | Junk | Disconnect]:
+        return self._answer("connect", session)
+
+    def helo(
+        self, session: Session, _identity: str
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("helo", session)
+
+    def ehlo(
+        self, session: Session, _identity: str
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("ehlo", session)
+
+    def starttls(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("starttls", session)
+
+    def auth(
+        self, session: Session, _credentials: str
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("auth", session)
+
+    def mail_from(
+        self, session: Session, _address: str
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("mail-from", session)
+
+    def rcpt_to(
+        self, session: Session, _address: str
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("rcpt-to", session)
+
+    def data(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("data", session)
+
+    def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
+        """Say the score on top of the message."""
+        score = self._known(session)
+        return self._head_later(session, headers) if score is None else self._head(score, headers)
+
+    async def _head_later(self, session: Session, headers: Headers) -> Proceed:
+        return self._head(await self._look_up(session), headers)
+
+    def _head(self, score: int | str, headers: Headers) -> Proceed:
+        if score == LOCAL:
+            return PROCEED  # it may have been here before, on its way through a scanner
+        forged = headers.remove(HEADER)
+        if isinstance(score, str):
+            if forged:
+                return PROCEED.because(score)  # to raise it would bring them back
+            if not self._deciding:
+                raise UnavailableError(score, DNS_FAILURE)
+        elif score >= 0:
+            headers.prepend(HEADER, str(score))
+        return PROCEED
+
+    # -- decisions -----------------------------------------------------------------------
+
+    def _answer(
+        self, phase: str, session: Session, started: float = 0.0
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        """Decide, or give the coroutine that does; `started` is when it began."""
+        score = self._known(session)
+        if score is None:
+            return self._answer_later(phase, session)
+        if isinstance(score, str):
+            if phase in self._deciding:
+                raise UnavailableError(score, DNS_FAILURE)
+            return PROCEED
+        decision = PROCEED if score < 0 else self._decision(phase, score)
+        if self._slow and 0 <= score < BEST and not self.dry_run:
+            return self._delay(decision, score, started)
+        return decision
+
+    def _decision(self, phase: str, score: int) -> Proceed | Disconnect:
+        settings = self.settings
+        if score < settings.block_below and phase == settings.block_phase:
+            return REFUSAL.because(f"score {score}")
+        if score < settings.junk_below and phase == "connect":
+            return JUNK.because(f"score {score}")  # type: ignore[return-value]  # connect has it
+        return PROCEED
+
+    async def _answer_later(self, phase: str, session: Session) -> Proceed | Disconnect:
+        started = monotonic()
+        await self._look_up(session)
+        answer = self._answer(phase, session, started)
+        return answer if isinstance(answer, Decision) else await answer
+
+    def _delay(
+        self, decision: Proceed | Disconnect, score: int, started: float
+    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        """Give a decision after the time that its client has to wait."""
+        seconds = self._slow * (BEST - score) / BEST
+        if self.settings.test_mode:
+            sleep(min(seconds, _TEST_DELAY))
+            return decision
+        # What the look-up took counts, for smtpd, the client and --deadline alike.
+        spent = monotonic() - started if started else 0.0
+        return _delayed(decision, min(seconds, self._cap() - spent))
+
+    def _cap(self) -> float:
+        """How long an answer may take altogether, in seconds."""
+        if not self._longest:
+            said = self.smtpd.get("smtp-session-timeout", "")
+            smtpd = int(said[:9]) if said.isascii() and said.isdigit() else _SMTPD_TIMEOUT
+            shorter = _OF_TIMEOUT * min(smtpd, _CLIENT_TIMEOUT)
+            self._longest = min(shorter, _OF_DEADLINE * self.deadline)
+        return self._longest
+
+    # -- scores --------------------------------------------------------------------------
+
+    def _known(self, session: Session) -> int | str | None:
+        """Give the session's score, why there is none, or None if it is to be waited for."""
+        score: int | str | None = session.scratch.get(self)
+        if score is None:
+            score = self._at_once(session)
+            if score is not None:
+                session.scratch[self] = score
+        return score
+
+    def _at_once(self, session: Session) -> int | str | None:
+        address = session.address
+        if address is None:
+            return LOCAL
+        if ":" in address:
+            return NEUTRAL
+        settings = self.settings
+        if settings.allowlist is not None and settings.allowlist.match(address) is not None:
+            return TRUSTED
+        if settings.test_mode:
+            return _test_score(address)
+        if is_local(session, address):
+            return LOCAL
+        assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
+        outcome = self._resolver.known(self._query(session), "A")
+        return None if outcome is None else _score(outcome)
+
+    async def _look_up(self, session: Session) -> int | str:
+        """Wait for the score, or for the reason why there is none; law 3."""
+        assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
+        score: int | str = OVERDUE
+        try:
+            score = _score(await self._resolver.query(self._query(session), "A"))
+        finally:
+            session.scratch[self] = score
+        return score
+
+    def _query(self, session: Session) -> str:
+        # RFC 5782 section 2.1: the numbers of the address in reverse order, and the zone.
+        numbers = (session.address or "").split(".")
+        return f"{'.'.join(reversed(numbers))}.{self.settings.zone}"
+
+
+class _ToTheEnd(Senderscore):
+    """The same, asked at the phases at which a message or a session ends, too."""
+
+    name = "senderscore"
+
+    def commit(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("commit", session)
+
+    def quit(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
+        return self._answer("quit", session)
+
+
+def _score(outcome: Outcome[str]) -> int | str:
+    """Read what the zone says: a score, NEUTRAL, or why that can't be told."""
+    match outcome:
+        case Found(records):
+            networks = {record.rpartition(".")[0] for record in records}
+            if _BLOCKED in networks:
+                return UNREGISTERED
+            if len(records) == 1 and networks == {_SCORES}:
+                score = int(records[0].rpartition(".")[2])
+                if score <= BEST:
+                    return score
+            return f"the zone answers {' '.join(records[:3])}, which is no score"
+        case NotFound():
+            return NEUTRAL
+        case unavailable:
+            return unavailable.cause
+
+
+def _test_score(address: str) -> int:
+    last = address.rpartition(".")[2]
+    number = int(last) if last.isascii() and last.isdigit() else _TEST_UNKNOWN
+    return NEUTRAL if number == _TEST_UNKNOWN else min(number, _TEST_MOST)
+
+
+async def _delayed(decision: Proceed | Disconnect, seconds: float) -> Proceed | Disconnect:
+    from asyncio import sleep as pause  # it is there already where there are coroutines
+
+    await pause(max(seconds, 0))
+    return decision
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-senderscore."""
+    return run(Senderscore, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
