@@ -13,6 +13,8 @@ from smtpd_filters.settings.kinds import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from smtpd_filters.settings.declare import Option, Settings
 
 _WIDTH = 79
@@ -126,8 +128,34 @@ def mdoc_options(cls: type[Settings]) -> str:
     Every flag is an `Fl`, a placeholder an `Ar`, words to choose from a `Cm`; what is typed has
     `\-` for a dash, so that it can be copied from any rendering.
     """
+    return _mdoc_list(describe(cls))
+
+
+def mdoc_list(options: Iterable[tuple[tuple[str, ...], str, bool, str]]) -> str:
+    """Render options that were declared elsewhere, likewise.
+
+    Each is its flags, its metavar, whether that is a choice of words, and its help.
+    """
+    return _mdoc_list(
+        OptionHelp(flags, metavar, literal, "", required=False, repeats=False, help=text, key="")
+        for flags, metavar, literal, text in options
+    )
+
+
+def mdoc_synopsis(*classes: type[Settings]) -> str:
+    """Render the flags of some classes for a synopsis, those that are required first."""
+    described = [each for cls in classes for each in describe(cls)]
+    described.sort(key=lambda each: not each.required)
+    lines = []
+    for each in described:
+        flag = _mdoc_flag(each.flags[-1], each)
+        lines.append(f".{flag}" if each.required else f".Op {flag}")
+    return "\n".join([*lines, ""])
+
+
+def _mdoc_list(options: Iterable[OptionHelp]) -> str:
     lines = [".Bl -tag -width Ds"]
-    for described in describe(cls):
+    for described in options:
         lines.append(".It " + " , ".join(_mdoc_flag(flag, described) for flag in described.flags))
         lines += _mdoc_text(" ".join([described.help, *_remarks(described)]))
         if described.default:
