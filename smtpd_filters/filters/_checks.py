@@ -124,7 +124,7 @@ class Findings:
             self._unavailable = self._unavailable or error
 
     def _add(self, found: Outcome) -> None:
-        if found.reason:
+        if found.reason and found.reason not in self._reasons:
             self._reasons.append(found.reason)
         if _RANK[type(found)] > _RANK[type(self._decision)]:
             self._decision = found

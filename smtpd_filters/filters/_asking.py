@@ -1,0 +1,93 @@
+"""Policies that look things up: what to ask, written down apart from the asking.
+
+The law:
+
+1. A policy that asks the DNS is a generator: it yields the questions that it has now, is sent an
+   outcome for each, and returns its decision.  It does no input or output and never waits.
+2. `settle` runs it.  As far as the answers are known it is run at once, without a task; what is
+   left is a coroutine.
+3. What is raised in a policy is raised by `settle`, or in the coroutine.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import ENDPOINT, LIST, SECONDS, option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator, Sequence
+    from typing import Any, TypeAlias, TypeVar
+
+    from smtpd_filters.lookups.dns import RecordType, Resolver
+    from smtpd_filters.lookups.outcome import Outcome
+
+    T = TypeVar("T")
+    #: A name and the type of the records that are asked for.
+    Question: TypeAlias = tuple[str, RecordType]
+    #: A policy that comes to a T.
+    Policy: TypeAlias = Generator[Sequence[Question], Sequence[Outcome[Any]], T]
+
+# A look-up asks each server in two rounds, and waits twice as long in the second.
+ROUNDS = 2
+LOOKUP = 4
+
+
+def nameserver_option() -> tuple[tuple[str, int], ...]:
+    """Declare `--nameserver`."""
+    return option(
+        LIST(ENDPOINT(port=53)),
+        default=(),
+        help="The address of a recursive name server to ask, instead of those in resolv.conf(5).",
+    )
+
+
+def timeout_option(lookups: str) -> float:
+    """Declare `--timeout`; `lookups` says how many a decision may take, one behind the other."""
+    return option(
+        SECONDS(low=0.01, high=60),
+        default=2.0,
+        help="How long to wait for a name server before the next is asked. The second round waits "
+        f"twice as long; a look-up takes at most four times as long altogether, and {lookups}.",
+    )
+
+
+def make_resolver(nameserver: tuple[tuple[str, int], ...], timeout: float) -> Resolver:
+    """Make a resolver of what `--nameserver` and `--timeout` say, in `setup`."""
+    from smtpd_filters.lookups.dns import Resolver  # a filter that asks nothing need not load it
+
+    try:
+        return Resolver(
+            nameserver or None, timeout=timeout, deadline=LOOKUP * timeout, attempts=ROUNDS
+        )
+    except ConfigError as error:
+        raise ConfigError(f"--nameserver: {error}") from None
+
+
+def settle(resolver: Resolver, policy: Policy[T]) -> T | Coroutine[Any, Any, T]:
+    """Run a policy: its decision if all answers are known, else a coroutine that comes to it."""
+    try:
+        questions = next(policy)
+        while True:
+            answers = []
+            for question in questions:
+                known = resolver.known(*question)
+                if known is None:
+                    return _wait(resolver, policy, questions)
+                answers.append(known)
+            questions = policy.send(answers)
+    except StopIteration as end:
+        decision: T = end.value
+        return decision
+
+
+async def _wait(resolver: Resolver, policy: Policy[T], questions: Sequence[Question]) -> T:
+    import asyncio  # it is there already where there is a resolver
+
+    try:
+        while True:
+            answers = await asyncio.gather(*(resolver.query(*each) for each in questions))
+            questions = policy.send(answers)
+    except StopIteration as end:
+        decision: T = end.value
+        return decision

@@ -1,0 +1,68 @@
+"""Names and addresses that strangers give for hosts: what is one, and what it stands for.
+
+Addresses are pairs of width in bits (32 or 128) and value, as `parse_address` gives them; an
+IPv4-mapped IPv6 address is the IPv4 address.
+"""
+
+from __future__ import annotations
+
+import re
+
+from smtpd_filters.tables.networks import parse_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Address: TypeAlias = tuple[int, int]
+
+V6 = 128
+# RFC 5321 section 4.1.2: sub-domain = Let-dig [Ldh-str], and section 4.5.3.1.2, at most 255 octets;
+# RFC 1035 section 2.3.4, 63 a label.  The underscore is let through as in Postfix: machines named
+# so greet every day.  RFC 3696 section 2: "There is an additional rule that essentially requires
+# that top-level domain names not be all-numeric."
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}", re.ASCII)
+_NAME_MAX = 253
+
+
+def read_name(text: str) -> str:
+    """Give a host name in lower case, without the last dot; "" for what is none."""
+    name = text.lower().removesuffix(".")
+    if text.isascii() and len(name) <= _NAME_MAX and _NAME.fullmatch(name):
+        return name
+    return ""
+
+
+def read_address(text: str) -> tuple[Address | None, bool]:
+    """Give the address that a text is, if any, and whether it is a literal as it should be.
+
+    RFC 5321 section 4.1.3: `[192.0.2.1]` and `[IPv6:2001:db8::1]`.
+    """
+    bracketed = text[:1] == "[" and text[-1:] == "]"
+    inner = text[1:-1] if bracketed else text
+    tagged = inner[:5].lower() == "ipv6:"
+    if set(inner) & set("[]%"):
+        return None, False
+    try:
+        address = parse_address(inner)
+    except ValueError:
+        return None, False
+    six = ":" in (inner[5:] if tagged else inner)
+    return address, bracketed and tagged == six
+
+
+def address_of(text: str | None) -> Address | None:
+    """Give the address that smtpd or the DNS says; None for none."""
+    try:
+        return parse_address(text or "")
+    except ValueError:
+        return None
+
+
+def write_address(address: Address) -> str:
+    """Write an address as a table takes it."""
+    width, value = address
+    if width == V6:
+        return ":".join(f"{value >> shift & 0xFFFF:x}" for shift in range(112, -1, -16))
+    return ".".join(str(value >> shift & 0xFF) for shift in range(24, -1, -8))

@@ -1,0 +1,332 @@
+"""filter-sender: refuse envelope senders to whom nothing could be returned.
+
+The law:
+
+1. Each check is `off`, logs, marks or refuses.
+2. A domain that the DNS says cannot take mail is refused for good; what could not be found out is a
+   temporary failure, which `--on-error` decides, by default with 451.
+3. The null sender passes: it is how failures are reported, and must not be refused (RFC 5321
+   section 6.1).  Local and authenticated clients are exempt.
+4. A domain's exchangers are those that SMTP would go to (RFC 5321 section 5.1): its MX, or itself
+   where it has none.
+5. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.filters._asking import (
+    make_resolver,
+    nameserver_option,
+    settle,
+    timeout_option,
+)
+from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, marks
+from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters._hosts import read_address, read_name, write_address
+from smtpd_filters.program import run
+from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
+from smtpd_filters.settings import SWITCH, Settings, option, table
+from smtpd_filters.tables import NetworkTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Sequence
+    from typing import Any, Self, TypeAlias
+
+    from smtpd_filters.filters._asking import Policy, Question
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.lookups.outcome import MX, Outcome
+    from smtpd_filters.session import Session
+
+    Decision: TypeAlias = Proceed | Junk | Reject
+
+#: What a client is told, by the check.
+# RFC 3463 section 3.2, X.1.8: "The sender's system specified in the address does not exist or is
+# incapable of accepting return mail."  RFC 7505 section 6: X.7.27, "Sender address has null MX",
+# "Associated basic status code: 550", for a receiver that refuses it, "e.g., because it could not
+# return a DSN".  504 5.5.2 is what Postfix says of an address that is not fully qualified.
+REPLIES = {
+    "non_fqdn": "504 5.5.2 Your sender address is not fully qualified",
+    "unknown": "550 5.1.8 Your sender domain does not exist or cannot receive mail",
+    "null_mx": "550 5.7.27 Your sender domain says that it receives no mail (null MX)",
+    "bad_mx": "550 5.1.8 Your sender domain has no mail exchanger on the public Internet",
+}
+#: The checks that ask the DNS.
+ASKING = ("unknown", "null_mx", "bad_mx")
+
+#: Where no exchanger of a stranger can be: of the IANA's registries of special-purpose addresses
+#: (RFC 6890) those that are not globally reachable, and multicast.  64:ff9b::/96 is not among them,
+#: since a resolver with DNS64 (RFC 6147) gives it for good hosts.
+BOGONS = (
+    "0.0.0.0/8",  # RFC 791: this network
+    "10.0.0.0/8",  # RFC 1918: private
+    "100.64.0.0/10",  # RFC 6598: behind a provider's NAT
+    "127.0.0.0/8",  # RFC 1122: loopback
+    "169.254.0.0/16",  # RFC 3927: link-local
+    "172.16.0.0/12",  # RFC 1918
+    "192.0.0.0/24",  # RFC 6890: protocol assignments
+    "192.0.2.0/24",  # RFC 5737: documentation
+    "192.168.0.0/16",  # RFC 1918
+    "198.18.0.0/15",  # RFC 2544: benchmarking
+    "198.51.100.0/24",  # RFC 5737
+    "203.0.113.0/24",  # RFC 5737
+    "224.0.0.0/4",  # RFC 5771: multicast
+    "240.0.0.0/4",  # RFC 1112: reserved, and broadcast
+    "::",  # RFC 4291: unspecified
+    "::1",  # RFC 4291: loopback
+    "64:ff9b:1::/48",  # RFC 8215: local translation
+    "100::/64",  # RFC 6666: discard
+    "2001::/23",  # RFC 2928: protocol assignments, Teredo among them
+    "2001:db8::/32",  # RFC 3849: documentation
+    "3fff::/20",  # RFC 9637: documentation
+    "5f00::/16",  # RFC 9602: segment routing
+    "fc00::/7",  # RFC 4193: unique local
+    "fe80::/10",  # RFC 4291: link-local
+    "fec0::/10",  # RFC 3879: site-local
+    "ff00::/8",  # RFC 4291: multicast
+)
+#: Exchangers of a domain that are looked at, the most preferred first.  RFC 7208 section 4.6.4 has
+#: the same bound for the addresses of "mx".
+EXCHANGERS_MAX = 10
+# RFC 6761 section 6.3: "localhost." and names below it are loopback, whatever the DNS says.
+_LOCALHOST = "localhost"
+
+
+class Sender(Filter):
+    """Refuse senders whose domain does not exist or cannot receive mail."""
+
+    name = "sender"
+    on_error = "tempfail"
+    needs = frozenset({"link-auth"})
+
+    class Options(Settings):
+        """The checks, and whom to spare."""
+
+        non_fqdn = check_option(
+            "reject",
+            "What to do with a sender without a domain, or whose domain is not fully qualified: "
+            "one without a dot.",
+        )
+        unknown = check_option(
+            "reject",
+            "What to do with a sender whose domain has neither MX nor A nor AAAA in the DNS.",
+        )
+        null_mx = check_option(
+            "reject",
+            "What to do with a sender whose domain says that it takes no mail, with a Null MX (RFC "
+            "7505).",
+        )
+        bad_mx = check_option(
+            "reject",
+            "What to do with a sender whose domain's mail exchangers have no address, or only "
+            "loopback, private or other addresses that are not on the public Internet.",
+        )
+        any_bad_mx = option(
+            SWITCH,
+            default=False,
+            help="For --bad-mx, let one such exchanger be enough, whatever the others are.",
+        )
+        bad_networks = option(
+            table(NetworkTable),
+            default=None,
+            help="Addresses and networks in which no exchanger may be, in the place of the "
+            "built-in ones.",
+        )
+        allow = allow_option()
+        nameserver = nameserver_option()
+        timeout = timeout_option("a sender at most two look-ups, one behind the other")
+
+    settings: Options
+
+    _checks: dict[str, Check]
+    _bad: NetworkTable
+
+    def __new__(cls, settings: Options | None = None) -> Self:
+        """Make the kind that asks the DNS if it is to.
+
+        Its handlers may have to wait, for which the chain runs asyncio; law 5.
+        """
+        kind: type = cls
+        chosen = cls.Options() if settings is None else settings
+        if any(getattr(chosen, name) != "off" for name in ASKING):
+            kind = _Asking
+        made: Self = object.__new__(kind)
+        return made
+
+    def setup(self) -> None:
+        """Make the checks."""
+        settings = self.settings
+        self._checks = {
+            name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
+        }
+        if not any(check.on for check in self._checks.values()):
+            raise ConfigError("nothing to check: every check is off")
+        asks = any(self._checks[name].on for name in ASKING)
+        if settings.nameserver and not asks:
+            raise ConfigError("--nameserver: nothing is looked up with these checks")
+        if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
+            flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
+            raise ConfigError(f"{flag}: of no use with --bad-mx off")
+        self.marks = marks(self._checks.values())
+        self._bad = settings.bad_networks or NetworkTable.of(BOGONS)
+
+    def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
+        """Look at the sender."""
+        if not address or exempt(session, self.settings.allow):
+            return PROCEED
+        return self._written(address)[0].decision()
+
+    def _written(self, address: str) -> tuple[Findings, str]:
+        """Check a sender as it is written; and its domain, or "" where the DNS has no part."""
+        findings = Findings()
+        domain = domain_of(address)
+        if domain[:1] == "[":
+            literal, _ = read_address(domain)
+            if literal is not None and (bad := self._bad.match(write_address(literal))):
+                findings.failed(self._checks["bad_mx"], f"sender {address} is in {bad}")
+            return findings, ""
+        if "." not in domain.removesuffix("."):
+            reason = f"sender {address} is not fully qualified"
+            findings.failed(self._checks["non_fqdn"], reason)
+        return findings, domain
+
+
+class _Asking(Sender):
+    """The same, which asks the DNS as well."""
+
+    name = "sender"
+
+    _resolver: Resolver
+
+    def setup(self) -> None:
+        """Get a resolver ready, too."""
+        super().setup()
+        self._resolver = make_resolver(self.settings.nameserver, self.settings.timeout)
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await self._resolver.aclose()
+
+    # In the place of a handler that never waits: a filter may have either.
+    def mail_from(  # type: ignore[override]
+        self, session: Session, address: str
+    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
+        if not address or exempt(session, self.settings.allow):
+            return PROCEED
+        findings, domain = self._written(address)
+        if not domain or findings.refused:
+            return findings.decision()
+        return settle(self._resolver, self._policy(domain, findings))
+
+    def _policy(self, domain: str, findings: Findings) -> Policy[Decision]:
+        """Check what the DNS says of a domain."""
+        from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable  # law 5
+
+        [mx] = yield [(domain, "MX")]
+        match mx:
+            case Found(records) if all(record.exchange == "." for record in records):
+                # RFC 7505 section 3: the one record of a Null MX is "." with preference 0.
+                findings.failed(self._checks["null_mx"], f"sender domain {domain} has a Null MX")
+            case Found(records):
+                if self._checks["bad_mx"].on:
+                    yield from self._check_exchangers(domain, records, findings)
+            case NotFound(reason) if reason == NODATA:
+                yield from self._check_domain(domain, findings)
+            case NotFound():
+                findings.failed(self._checks["unknown"], f"sender domain {domain} does not exist")
+            case Unavailable(cause):
+                for name in ASKING:
+                    findings.unavailable(self._checks[name], f"sender domain: {cause}")
+        return findings.decision()
+
+    def _check_domain(self, domain: str, findings: Findings) -> Policy[None]:
+        """Check a domain without an MX, which is then its own (RFC 5321 section 5.1)."""
+        from smtpd_filters.lookups.outcome import Found, Unavailable  # law 5
+
+        unknown, bad_mx = self._checks["unknown"], self._checks["bad_mx"]
+        if not (unknown.on or bad_mx.on):
+            return
+        answers = yield _questions([domain])
+        if any(isinstance(answer, Found) for answer in answers):
+            self._judge(domain, [], answers, findings)
+            return
+        for answer in answers:
+            if isinstance(answer, Unavailable):
+                findings.unavailable(unknown, f"sender domain: {answer.cause}")
+                findings.unavailable(bad_mx, f"sender domain: {answer.cause}")
+                return
+        findings.failed(unknown, f"sender domain {domain} has neither MX nor address")
+
+    def _check_exchangers(
+        self, domain: str, records: Sequence[MX], findings: Findings
+    ) -> Policy[None]:
+        """Check where the exchangers of a domain are."""
+        hosts: list[str] = []
+        known: list[str] = []
+        for record in records[:EXCHANGERS_MAX]:
+            host = record.exchange
+            # RFC 5321 section 5.1: the data of an MX "MUST contain a domain name".  Some hold an
+            # address, which many servers go to.
+            address, _ = read_address(host)
+            if address is not None:
+                known.append(write_address(address))
+            elif host == _LOCALHOST or host.endswith(f".{_LOCALHOST}"):
+                known.append("127.0.0.1")
+            elif read_name(host) and host not in hosts:
+                hosts.append(host)
+        answers = (yield _questions(hosts)) if hosts else ()
+        self._judge(domain, known, answers, findings)
+
+    def _judge(
+        self,
+        domain: str,
+        addresses: Iterable[str],
+        answers: Iterable[Outcome[Any]],
+        findings: Findings,
+    ) -> None:
+        """Judge by all addresses of a domain's exchangers."""
+        from smtpd_filters.lookups.outcome import Found, Unavailable  # law 5
+
+        check = self._checks["bad_mx"]
+        found = [*addresses]
+        causes = []
+        for answer in answers:
+            if isinstance(answer, Found):
+                found += answer.records
+            elif isinstance(answer, Unavailable):
+                causes.append(answer.cause)
+        bad = [(address, entry) for address in found if (entry := self._bad.match(address))]
+        if len(bad) < len(found) and not (bad and self.settings.any_bad_mx):
+            return
+        if causes and not (bad and self.settings.any_bad_mx):
+            findings.unavailable(check, f"mail exchanger: {causes[0]}")
+        elif bad:
+            address, entry = bad[0]
+            where = f"{address} (in {entry})" if address != entry else address
+            findings.failed(check, f"sender domain {domain} has its exchanger at {where}")
+        else:
+            findings.failed(check, f"sender domain {domain} has no exchanger with an address")
+
+
+def domain_of(address: str) -> str:
+    """Give the domain of an envelope's address as it is meant, in lower case; "" without one."""
+    domain = address.rpartition("@")[2] if "@" in address else ""
+    # The @ was within a quoted local part.
+    return "" if domain.endswith('"') else domain.lower()
+
+
+def _questions(hosts: Iterable[str]) -> list[Question]:
+    return [question for host in hosts for question in ((host, "A"), (host, "AAAA"))]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-sender."""
+    return run(Sender, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
