@@ -199,6 +199,11 @@ class Player:
                     seen += self.room.count(b"\n", got, got + more)
                 got += more
 
+    @property
+    def pid(self) -> int:
+        """The number of the filter's process."""
+        return self._process.pid
+
     def cpu(self) -> int:
         """CPU nanoseconds that the filter has used so far, in all its threads."""
         tasks = Path(f"/proc/{self._process.pid}/task")

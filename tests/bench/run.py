@@ -26,7 +26,7 @@ from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "real")
+PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "real", "rspamd")
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
 LIBEXEC = ("/usr/libexec/opensmtpd", "/usr/local/libexec/opensmtpd", "/usr/local/libexec/smtpd")
@@ -68,6 +68,7 @@ class Sizes:
     crowd_messages: int = 2_000
     crowd_lines: int = 250
     mails: int = 2_000
+    scans: int = 4_000
 
 
 QUICK = Sizes(
@@ -81,6 +82,7 @@ QUICK = Sizes(
     crowd_messages=2_000,
     crowd_lines=100,
     mails=500,
+    scans=1_000,
 )
 
 
@@ -281,6 +283,27 @@ class Bench:
         for name, median in medians(found).items():
             median[": no filter"] = compare(found, name, "no filter", "messages/s")
             self.report.figures[f"real smtpd, {name}"] = median
+
+    def rspamd(self) -> None:
+        """filter-rspamd beside Debian's, in front of the same daemon."""
+        from tests.bench import rspamd
+
+        if reason := rspamd.missing():
+            self.report.left_out.append(f"filter-rspamd: {reason}")
+            return
+        progress("filter-rspamd")
+        scans = rspamd.measure_sessions(self.sizes.rounds, self.sizes.scans)
+        held = rspamd.measure_memory(min(3, self.sizes.rounds))
+        for title, found in (("rspamd sessions", scans), ("rspamd 50 x 1 MB", held)):
+            for name, median in medians(found).items():
+                self.report.figures[f"{title}, {name}"] = median
+        for key, found, sense, limit in (
+            ("sessions/s", scans, ">=", 2),
+            ("p99 µs", scans, "<=", 1),
+            ("peak RSS MiB", held, "<=", 1 / 3),
+        ):
+            value = compare(found, "ours", "filter-rspamd", key)
+            self.target(f"{key}, ours : filter-rspamd", value, sense, limit)
 
 
 def session_figures(run: Sessions) -> dict[str, float]:
