@@ -1,0 +1,158 @@
+"""Debian roots to build and install packages in; what the packaging tests share.
+
+`setup-roots` makes roots that nobody writes to.  A command runs in one of them, or in a copy, with
+namespaces of its own: its mounts and all its processes end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOURCE = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+SUITES = ("bookworm", "trixie")
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "smtpd-filters"
+#: $1: the root; $2: how many binds follow, each as source, target; then the command.
+_ENTER = """
+root=$1 binds=$2
+shift 2
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
+while [ "$binds" -gt 0 ]; do
+    mount --bind "$1" "$root$2"
+    shift 2
+    binds=$((binds - 1))
+done
+exec chroot "$root" "$@"
+"""
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
+#: What package management writes for itself, and where mounts go.
+_BOOKKEEPING = (
+    *("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log", "tmp"),
+    *("proc", "dev", "run", "etc/resolv.conf"),
+)
+
+
+def need(suite: str, kind: str) -> Path:
+    """The root of this suite; the test is skipped where it can't be made, or fails if it has to."""
+    made = subprocess.run(
+        [HERE / "setup-roots", suite, kind], capture_output=True, text=True, check=False
+    )
+    if made.returncode == 0:
+        return Path(made.stdout.strip())
+    reason = made.stderr.strip().rpartition("\n")[2]
+    if os.environ.get("SMTPD_FILTERS_E2E") == "required":
+        pytest.fail(made.stderr, pytrace=False)
+    pytest.skip(reason)
+
+
+def run_in(
+    root: Path,
+    *command: str,
+    binds: Mapping[Path, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a root; standard output and error come together."""
+    bound = [text for source, target in (binds or {}).items() for text in (str(source), target)]
+    own = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
+    entry = ("sh", "-euc", _ENTER, "sh", str(root), str(len(bound) // 2))
+    done = subprocess.run(
+        ["unshare", *own, *entry, *bound, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_ENVIRONMENT | dict(environment or {}),
+        check=False,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(
+            f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}", pytrace=False
+        )
+    return done
+
+
+class Machine:
+    """A copy of a clean root, which packages may be installed in."""
+
+    def __init__(self, suite: str, root: Path) -> None:
+        self.suite = suite
+        self.root = root
+        archives = _CACHE / f"archives-{suite}"
+        archives.mkdir(exist_ok=True)
+        self._binds = {archives: "/var/cache/apt/archives"}
+
+    @classmethod
+    def clean(cls, suite: str, root: Path) -> Machine:
+        """A new one."""
+        subprocess.run(["cp", "-a", need(suite, "clean"), root], check=True)
+        return cls(suite, root)
+
+    def copy(self, root: Path) -> Machine:
+        """Another one like this."""
+        subprocess.run(["cp", "-a", self.root, root], check=True)
+        return Machine(self.suite, root)
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a command; what it printed."""
+        return run_in(self.root, *command, binds=self._binds, check=check).stdout
+
+    def apt(self, *arguments: str) -> str:
+        """Run apt-get; when the package lists are too old, with new ones."""
+        command = ("apt-get", "-q", "-y", "--no-install-recommends", *arguments)
+        done = run_in(self.root, *command, binds=self._binds, check=False)
+        if done.returncode == 0:
+            return done.stdout
+        self.run("apt-get", "-q", "update")
+        return self.run(*command)
+
+    def put(self, file: Path) -> str:
+        """Copy a file in; its path inside."""
+        shutil.copy(file, self.root / "tmp")
+        return f"/tmp/{file.name}"  # noqa: S108  # the machine's own
+
+    def files(self) -> dict[str, tuple[object, ...]]:
+        """Every path, with what tells whether it has changed."""
+        found = {}
+        for directory, below, names in os.walk(self.root):
+            inside = os.path.relpath(directory, self.root)
+            below[:] = [
+                name
+                for name in below
+                if os.path.normpath(f"{inside}/{name}") not in _BOOKKEEPING
+            ]
+            for name in below + names:
+                path = os.path.normpath(f"{inside}/{name}")
+                if path in _BOOKKEEPING:
+                    continue
+                status = (self.root / path).lstat()
+                content = (status.st_size, status.st_mtime_ns)
+                found[path] = (
+                    *(status.st_mode, status.st_uid, status.st_gid),
+                    *(() if stat.S_ISDIR(status.st_mode) else content),
+                )
+        return found
+
+    def installed(self, package: str) -> bool:
+        """Whether a package is installed."""
+        shown = self.run("dpkg-query", "-W", "-f", "${db:Status-Status}", package, check=False)
+        return shown == "installed"
