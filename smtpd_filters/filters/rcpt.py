@@ -1,0 +1,439 @@
+"""filter-rcpt: look at recipients, and at who guesses them.
+
+The law:
+
+1. smtpd has the last word on who is known here: it replies to unknown recipients as it always
+   does. They are counted from what it reports, and only who has guessed too many is told to go.
+2. What this filter has refused itself is no guess.
+3. A client that writes to a spam trap is a spammer for as long as it stays connected; a bounce to
+   one is the work of whoever forged its sender.
+4. Waiting is for guessers only, holds up nobody else, and ends in time: before `--deadline`, and
+   before smtpd loses patience. On a dry run nobody waits.
+5. What the DNS could not say is no verdict, but `--on-error`'s. Without `--unknown-domain` and
+   `--delay` there is no event loop, and no DNS library is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.filters._asking import make_resolver, nameserver_option, settle, timeout_option
+from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, is_local, marks
+from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters.mailfrom import normal
+from smtpd_filters.program import run
+from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.settings import INTEGER, SECONDS, SWITCH, Settings, option, table
+from smtpd_filters.tables import AddressTable, DomainTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine, Sequence
+    from typing import Any, Self, TypeAlias
+
+    from smtpd_filters.filters._asking import Policy
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.session import Session
+
+    Answer: TypeAlias = Proceed | Junk | Reject | Disconnect
+
+# Postfix disconnects after 20 errors (smtpd_hard_error_limit), and waits from 10 on
+# (smtpd_soft_error_limit).
+MAX_UNKNOWN = 20
+#: How much of `--deadline`, and of smtpd's time-out, a wait may take at the most.
+PATIENCE = 0.75
+#: smtpd's own `smtp-session-timeout`, in seconds, where it doesn't say.
+SESSION_TIMEOUT = 300.0
+
+_GUESSED = "421 4.7.0 Too many unknown recipients, closing the connection"
+_NO_MAIL = "550 5.1.2 The recipient's domain has no mail exchanger and no address"
+#: A wait is doubled so often at the most: 2 to the power of it is a number that floats hold.
+_DOUBLINGS = 64
+# RFC 7505 section 5: "X.1.10", "Recipient address has null MX", "Associated basic status code:
+# 556".
+_NULL_MX = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
+
+
+class Rcpt(Filter):
+    """Refuse recipients that can't be meant, and clients that guess recipients."""
+
+    name = "rcpt"
+
+    class Options(Settings):
+        """The checks, what they need to know, and whom to spare."""
+
+        domains = option(
+            table(DomainTable),
+            default=None,
+            help="Our own domains, for which mail is not relayed. A star covers one label.",
+        )
+        non_fqdn = check_option(
+            "reject",
+            "What to do with a recipient without a domain, or with one that has no dot and isn't "
+            "ours. The postmaster needs no domain.",
+        )
+        unknown_domain = check_option(
+            "off",
+            "What to do with a recipient whose domain isn't ours and can't get mail: it doesn't "
+            "exist, has neither MX nor address records, or says that it accepts none (null MX). "
+            "Needs --domains.",
+        )
+        traps = option(
+            table(AddressTable),
+            default=None,
+            help="Spam traps: addresses that nobody uses and nobody has ever been given.",
+        )
+        trapped = check_option(
+            "junk",
+            "What to do with a client that has written to a spam trap, from then on: with that "
+            "message, and with all that follow on the connection. A message without a sender (a "
+            "bounce) springs no trap.",
+        )
+        max_recipients = option(
+            INTEGER(low=1),
+            default=None,
+            help="How many recipients a message may have. RFC 5321 wants at least 100.",
+        )
+        many_recipients = check_option(
+            "reject",
+            "What to do with the recipients beyond --max-recipients. They are refused for the "
+            "moment: mail servers send them another message.",
+        )
+        null_sender = check_option(
+            "log",
+            "What to do with a message without a sender (a bounce) that has a second recipient. "
+            "Few that are honest have.",
+        )
+        max_unknown = option(
+            INTEGER(low=1),
+            default=MAX_UNKNOWN,
+            help="How many recipients on one connection may be unknown to smtpd, or refused for "
+            "good for another reason than this filter's.",
+        )
+        unknown_recipients = check_option(
+            "reject",
+            "What to do with a client that has named --max-unknown recipients in vain, when it "
+            "names another one; to reject is to close the connection.",
+        )
+        delay = option(
+            SECONDS(high=240),
+            default=0.0,
+            help="How long a client waits for the answer to a recipient once it has named half of "
+            "--max-unknown in vain. The time doubles with each further one that is unknown.",
+        )
+        max_delay = option(
+            SECONDS(high=240),
+            default=20.0,
+            help="How long it waits at the most; never longer than three quarters of --deadline, "
+            "or of the time-out of smtpd's sessions.",
+        )
+        check_users = option(
+            SWITCH,
+            default=False,
+            help="Check clients that have authenticated, too.",
+        )
+        allow = allow_option()
+        nameserver = nameserver_option()
+        timeout = timeout_option("a recipient at most two")
+
+    settings: Options
+
+    _non_fqdn: Check
+    _unknown_domain: Check
+    _trapped: Check
+    _many: Check
+    _null: Check
+    _unknown: Check
+    _disconnect: Disconnect
+
+    def __new__(cls, settings: Options | None = None) -> Self:
+        """Make the kind that can wait if it has to (law 5)."""
+        kind: type = cls
+        if settings is not None and (settings.unknown_domain != "off" or settings.delay):
+            kind = _Waiting
+        made: Self = object.__new__(kind)
+        return made
+
+    def setup(self) -> None:
+        """See that the settings fit together, and make the checks."""
+        settings = self.settings
+        self._non_fqdn = Check(
+            settings.non_fqdn, "553 5.1.3 The recipient's address needs a full domain"
+        )
+        self._unknown_domain = Check(
+            settings.unknown_domain, "550 5.1.2 The recipient's domain does not exist"
+        )
+        self._trapped = Check(
+            settings.trapped if settings.traps is not None else "off",
+            "550 5.7.1 Refused by local policy",
+        )
+        # RFC 5321 section 4.5.3.1.10: "If an SMTP server has an implementation limit on the number
+        # of RCPT commands and this limit is exhausted, it MUST use a response code of 452".
+        self._many = Check(
+            settings.many_recipients if settings.max_recipients is not None else "off",
+            "452 4.5.3 Too many recipients, send the others another message",
+        )
+        self._null = Check(
+            settings.null_sender, "550 5.5.3 A message without a sender has one recipient"
+        )
+        self._unknown = Check(settings.unknown_recipients, _GUESSED)
+        self._disconnect = Disconnect(_GUESSED)
+        checks = (
+            *(self._non_fqdn, self._unknown_domain, self._trapped),
+            *(self._many, self._null, self._unknown),
+        )
+        if not any(check.on for check in checks):
+            raise ConfigError("nothing to check: every check is off")
+        if self._unknown_domain.on and settings.domains is None:
+            raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
+        if settings.nameserver and not self._unknown_domain.on:
+            raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
+        if settings.delay and settings.unknown_recipients in {"off", "log"}:
+            raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
+        self.marks = marks(checks)
+        self.phases = {"rcpt_to"}
+        if self._trapped.action == "reject":
+            # Recipients that were taken before the trap was sprung have the message otherwise.
+            self.phases.add("data")
+
+    def required_reports(self) -> frozenset[str]:
+        """Ask for no more than the checks need."""
+        checks = (self._trapped, self._many, self._null, self._unknown)
+        needed = {"tx-begin"} if any(check.on for check in checks) else set()
+        if not self.settings.check_users:
+            needed.add("link-auth")
+        return frozenset(needed)
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
+        """Look at a recipient."""
+        if self._is_spared(session):
+            return PROCEED
+        if (goodbye := self._goodbye(session)) is not None:
+            return goodbye
+        found = Findings()
+        self._look(session, normal(address), found)
+        return self._decided(session, found)
+
+    def data(self, session: Session) -> Proceed | Junk | Reject:
+        """Refuse the message of a client that was trapped while it named the recipients."""
+        trap = _note(self, session).trap
+        if not trap or self._is_spared(session):
+            return PROCEED
+        return self._trapped.failed(f"has written to the spam trap {trap}")
+
+    # -- the client ------------------------------------------------------------------------
+
+    def _is_spared(self, session: Session) -> bool:
+        allow = self.settings.allow
+        if not self.settings.check_users:
+            return exempt(session, allow)
+        address = session.address
+        if address is None or is_local(session, address):
+            return True
+        return allow is not None and allow.match(address) is not None
+
+    def _goodbye(self, session: Session) -> Disconnect | None:
+        """Close the connection of a client that has guessed too often."""
+        if self._unknown.action != "reject":
+            return None
+        guessed = self._guessed(session)
+        if guessed < self.settings.max_unknown:
+            return None
+        return self._disconnect.because(f"{guessed} unknown recipients")
+
+    def _look_at_client(self, session: Session, found: Findings) -> None:
+        """Make the checks that are about a client, whatever recipient it names."""
+        note = _note(self, session)
+        if note.trap and self._trapped.action != "log":  # that was said when it happened
+            found.failed(self._trapped, f"has written to the spam trap {note.trap}")
+        if self._unknown.action in {"log", "junk"}:
+            guessed = self._guessed(session)
+            if guessed >= self.settings.max_unknown and not note.guesser:
+                # Once is enough for a log; a mark is made of every message.
+                note.guesser = self._unknown.action == "log"
+                found.failed(self._unknown, f"{guessed} unknown recipients")
+
+    def _guessed(self, session: Session) -> int:
+        """How many recipients were refused for good, but not by us (laws 1 and 2)."""
+        refused = session.refused_recipients
+        return refused - _note(self, session).refused if refused else 0
+
+    # -- the recipient ---------------------------------------------------------------------
+
+    def _look(self, session: Session, address: str, found: Findings) -> str:
+        """Make the checks that need no look-up; give the domain to be looked up, or ""."""
+        self._look_at_client(session, found)
+        local, at, domain = address.rpartition("@")
+        if not at or domain.endswith('"'):  # all of it is a local part, perhaps in quotes
+            local, domain = address, ""
+        ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
+        literal = domain.startswith("[")
+        # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is to be understood.
+        if not ("." in domain or ours or literal) and (domain or local.lower() != "postmaster"):
+            found.failed(self._non_fqdn, f"recipient {address} is not fully qualified")
+        self._look_at_message(session, found)
+        if self._trapped.on and not _note(self, session).trap:
+            self._look_for_traps(session, address, found)
+        return domain if domain and not (ours or literal) else ""
+
+    def _look_at_message(self, session: Session, found: Findings) -> None:
+        """Look at how many recipients it has already."""
+        if not (self._many.on or self._null.on) or session.tx is None:
+            return
+        count = len(session.tx.recipients)
+        # Once is enough for a log; otherwise each further recipient is one too many.
+        limit = self.settings.max_recipients
+        if limit is not None and _is_due(count - limit, self._many):
+            found.failed(self._many, f"{count} recipients already")
+        if session.tx.sender == "" and _is_due(count - 1, self._null):
+            found.failed(self._null, "null sender with several recipients")
+
+    def _look_for_traps(self, session: Session, address: str, found: Findings) -> None:
+        traps = self.settings.traps
+        trap = traps.match(address) if traps is not None else None
+        # Law 3.
+        if trap is not None and not (session.tx is not None and session.tx.sender == ""):
+            _note(self, session).trap = address
+            found.failed(self._trapped, f"recipient {address} is a spam trap: {trap}")
+
+    def _decided(self, session: Session, found: Findings) -> Proceed | Junk | Reject:
+        """Give the decision, and remember what will be reported of it."""
+        decision = found.decision()
+        if type(decision) is Reject and decision.text[0] == "5" and not self.dry_run:
+            _note(self, session).refused += 1
+        return decision
+
+
+class _Waiting(Rcpt):
+    """The same, which looks domains up, and has guessers wait."""
+
+    name = "rcpt"
+
+    _resolver: Resolver | None = None
+
+    def setup(self) -> None:
+        """Get a resolver ready, too."""
+        super().setup()
+        if self._unknown_domain.on:
+            self._resolver = make_resolver(self.settings.nameserver, self.settings.timeout)
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
+
+    def rcpt_to(  # type: ignore[override]  # a filter may have either
+        self, session: Session, address: str
+    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
+        """Look at a recipient, and wait for the DNS, or because it was guessed."""
+        if self._is_spared(session):
+            return PROCEED
+        if (goodbye := self._goodbye(session)) is not None:
+            return goodbye
+        found = Findings()
+        domain = self._look(session, normal(address), found)
+        seconds = self._wait(session)
+        if seconds:
+            return self._late(session, domain, found, seconds)
+        return self._settled(session, domain, found)
+
+    def _settled(
+        self, session: Session, domain: str, found: Findings
+    ) -> Answer | Coroutine[Any, Any, Answer]:
+        if self._resolver is None or not domain or found.refused:
+            return self._decided(session, found)
+        return settle(self._resolver, self._policy(session, domain, found))
+
+    async def _late(self, session: Session, domain: str, found: Findings, seconds: float) -> Answer:
+        from asyncio import sleep  # it is there where anything waits
+
+        if self._resolver is not None and domain and not found.refused:
+            self._resolver.start(domain, "MX")
+        await sleep(seconds)
+        decision = self._settled(session, domain, found)
+        return decision if isinstance(decision, Decision) else await decision
+
+    def _policy(self, session: Session, domain: str, found: Findings) -> Policy[Answer]:
+        """Look whether a domain can get mail."""
+        from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable  # law 5
+
+        check = self._unknown_domain
+        (mx,) = yield [(domain, "MX")]
+        match mx:
+            case Found(exchangers):
+                if all(each.exchange == "." for each in exchangers):
+                    found.failed(check, f"domain {domain} has a null MX", _NULL_MX)
+            case Unavailable(cause):
+                found.unavailable(check, cause)
+            case NotFound(reason) if reason != NODATA:
+                found.failed(check, f"domain {domain} does not exist")
+            case NotFound():
+                # RFC 5321 section 5.1: "If an empty list of MXs is returned, the address is treated
+                # as if it was associated with an implicit MX RR".
+                hosts = yield [(domain, "A"), (domain, "AAAA")]
+                unknown = [each.cause for each in hosts if isinstance(each, Unavailable)]
+                if any(isinstance(each, Found) for each in hosts):
+                    pass
+                elif unknown:
+                    found.unavailable(check, unknown[0])
+                else:
+                    found.failed(check, f"domain {domain} has neither MX nor address", _NO_MAIL)
+        return self._decided(session, found)
+
+    def _wait(self, session: Session) -> float:
+        """How many seconds a client waits for the answer (law 4)."""
+        settings = self.settings
+        if not settings.delay or self.dry_run:
+            return 0.0
+        said = self.smtpd.get("smtp-session-timeout", "")
+        timeout = float(said[:9]) if said.isascii() and said.isdecimal() else SESSION_TIMEOUT
+        most = min(settings.max_delay, PATIENCE * self.deadline, PATIENCE * timeout)
+        return wait(self._guessed(session), settings.max_unknown, settings.delay, most)
+
+
+class _Note:
+    """What is remembered of a session."""
+
+    __slots__ = ("guesser", "refused", "trap")
+
+    def __init__(self) -> None:
+        #: The trap that it has written to.
+        self.trap = ""
+        #: How many recipients this filter has refused for good.
+        self.refused = 0
+        #: It was logged that it guesses.
+        self.guesser = False
+
+
+def _note(filter_: Rcpt, session: Session) -> _Note:
+    note: _Note | None = session.scratch.get(filter_)
+    if note is None:
+        note = session.scratch[filter_] = _Note()
+    return note
+
+
+def _is_due(beyond: int, check: Check) -> bool:
+    return beyond == 0 or (beyond > 0 and check.action != "log")
+
+
+def wait(guessed: int, limit: int, first: float, most: float) -> float:
+    """How many seconds a client waits that has guessed so often.
+
+    From half of the `limit` on it waits, `first` seconds, then twice as long with each further
+    guess, and never longer than `most`.
+    """
+    beyond = guessed - max(limit // 2, 1)
+    if beyond < 0:
+        return 0.0
+    return min(first * 2.0 ** min(beyond, _DOUBLINGS), most)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-rcpt."""
+    return run(Rcpt, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
