@@ -134,7 +134,7 @@ class Helo(Filter):
         kind: type = cls
         chosen = cls.Options() if settings is None else settings
         if any(getattr(chosen, name) != "off" for name in ASKING):
-            kind = _Asking
+            kind = _Asking if chosen.phase == "helo" else _AskingAhead
         made: Self = object.__new__(kind)
         return made
 
@@ -237,15 +237,6 @@ class _Asking(Helo):
         """End what is being looked up."""
         await self._resolver.aclose()
 
-    def identified(self, session: Session) -> None:
-        """Begin to look up the name, which will be needed if the client has mail."""
-        if self.settings.phase == "helo" or exempt(session, self.settings.allow):
-            return
-        findings, name = self._written(session, session.identity or "")
-        if name and not findings.refused:
-            for rdtype in self._types(session):
-                self._resolver.start(name, rdtype)
-
     # In the place of handlers that never wait: a filter may have either.
 
     def helo(  # type: ignore[override]
@@ -325,6 +316,21 @@ class _Asking(Helo):
                     findings.unavailable(check, f"helo name: {answer.cause}")
                     return
         findings.failed(check, f"helo {identity} does not exist")
+
+
+class _AskingAhead(_Asking):
+    """The same, which acts when the greeting is over, and so can ask before it has to."""
+
+    name = "helo"
+
+    def identified(self, session: Session) -> None:
+        """Begin to look up the name, which will be needed if the client has mail."""
+        if exempt(session, self.settings.allow):
+            return
+        findings, name = self._written(session, session.identity or "")
+        if name and not findings.refused:
+            for rdtype in self._types(session):
+                self._resolver.start(name, rdtype)
 
 
 def is_confirmed(session: Session, name: str) -> bool:

@@ -1,0 +1,575 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.filters._hosts import read_address, read_name, write_address
+from smtpd_filters.filters.helo import ASKING, REPLIES, Helo
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.tables.networks import parse_address
+from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from smtpd_filters.testing.dns import host, merge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+PHASES = ("helo", "mail-from", "rcpt-to")
+CHECKS = tuple(name.replace("_", "-") for name in REPLIES)
+STRANGER: dict[str, Any] = {"rdns": None, "address": "192.0.2.1"}
+STRANGER6: dict[str, Any] = {"rdns": None, "address": "2001:db8::1"}
+
+
+def only(check: str, action: str = "reject") -> tuple[str, ...]:
+    """Flags that turn a check on and the others off."""
+    return tuple(f"--{each}={action if each == check else 'off'}" for each in CHECKS)
+
+
+def come(
+    smtpd: Conversation, name: str, *, user: str = "", method: str = "ehlo", **client: Any
+) -> Verdict:
+    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
+    there = smtpd.connect(**client)
+    said = there.greeting
+    steps: list[Callable[[], Verdict]] = [
+        lambda: getattr(there, method)(name),
+        *([lambda: there.auth(user)] if user else []),
+        lambda: there.mail_from("bob@example.net"),
+        lambda: there.rcpt_to("anna@example.org"),
+        there.data,
+    ]
+    for step in steps:
+        if said.verb != "proceed":
+            break
+        said = step()
+    return said
+
+
+def verdict(name: str, *flags: str, **client: Any) -> Verdict:
+    with Conversation(Helo, *flags) as smtpd:
+        return come(smtpd, name, **{**STRANGER, **client})
+
+
+# -- as it is written ----------------------------------------------------------------------
+
+OFF = ("--unknown=off",)
+OWN = (
+    "--own-names={ *.own.example, mx2.example.org }",
+    "--own-addresses={ 203.0.113.0/24, fd00::/8 }",
+)
+# What a stranger at 192.0.2.1 says, to mx.example.org at 198.51.100.25, and the checks that fail.
+WRITTEN: list[tuple[str, str]] = [
+    ("mail.example.net", ""),
+    ("MAIL.Example.NET", ""),
+    ("mail.example.net.", ""),
+    ("under_score.example.net", ""),
+    ("a.b-c.x1", ""),
+    ("xn--bcher-kva.example", ""),
+    ("[192.0.2.1]", ""),
+    ("[IPv6:::ffff:192.0.2.1]", ""),
+    ("localhost", "own non-fqdn"),
+    ("localhost.localdomain", "own"),
+    ("WORKSTATION", "non-fqdn"),
+    ("workstation.", "non-fqdn"),
+    ("mx.example.org", "own"),
+    ("MX.Example.Org.", "own"),
+    ("mx2.example.org", "own"),
+    ("a.own.example", "own"),
+    ("own.example", ""),
+    ("example.org", ""),
+    ("[198.51.100.25]", "own foreign-literal"),
+    ("[203.0.113.9]", "own foreign-literal"),
+    ("[IPv6:fd12::1]", "own foreign-literal"),
+    ("[192.0.2.2]", "foreign-literal"),
+    ("[127.0.0.1]", "foreign-literal"),
+    ("[IPv6:2001:db8::1]", "foreign-literal"),
+    ("192.0.2.1", "invalid"),
+    ("192.0.2.2", "invalid foreign-literal"),
+    ("198.51.100.25", "invalid own foreign-literal"),
+    ("2001:db8::1", "invalid foreign-literal"),
+    ("[2001:db8::1]", "invalid foreign-literal"),
+    ("[IPv6:192.0.2.1]", "invalid"),
+    ("[192.0.2.1", "invalid"),
+    ("[]", "invalid"),
+    ("[[192.0.2.1]]", "invalid"),
+    ("[192.0.2.1%eth0]", "invalid"),
+    ("[192.0.2.256]", "invalid"),
+    ("[mail.example.net]", "invalid"),
+    ("-mail.example.net", "invalid"),
+    ("mail-.example.net", "invalid"),
+    ("mail..example.net", "invalid"),
+    (".example.net", "invalid"),
+    (".", "invalid"),
+    ("mail.example.123", "invalid"),
+    ("mail example.net", "invalid"),
+    ("m\u00fcll.example.net", "invalid"),
+    ("\udcff.example.net", "invalid"),
+    (f"{'a' * 63}.example", ""),
+    (f"{'a' * 64}.example", "invalid"),
+    (".".join(["a" * 49] * 5), ""),
+    (".".join(["a" * 50] * 5), "invalid"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fails"), WRITTEN, ids=[repr(name)[:40] for name, _ in WRITTEN])
+def test_what_is_wrong_as_it_is_written(name: str, fails: str) -> None:
+    for check in CHECKS:
+        if check in ASKING:
+            continue
+        said = verdict(name, *only(check), *OWN)
+        assert said.refused is (check in fails.split()), check
+        if said.refused:
+            assert said.reply == REPLIES[check.replace("-", "_")]
+
+
+@pytest.mark.parametrize("address", ["2001:db8::1", "2001:DB8:0::1"])
+def test_a_literal_over_ipv6(address: str) -> None:
+    client = {**STRANGER6, "address": address, "dest": "[2001:db8::25]:25"}
+    assert verdict("[IPv6:2001:db8:0:0:0:0:0:1]", *OFF, **client).verb == "proceed"
+    assert verdict("[ipv6:2001:db8::1]", *OFF, **client).verb == "proceed"
+    for name in ("[IPv6:2001:db8::2]", "[192.0.2.1]", "[IPv6:2001:db8::25]"):
+        assert verdict(name, *only("foreign-literal"), **client).refused
+    assert verdict("[IPv6:2001:db8::25]", *only("own"), **client).refused
+
+
+def test_all_that_is_wrong_is_logged_and_the_first_refusal_told() -> None:
+    with Conversation(Helo, *OFF) as smtpd:
+        said = come(smtpd, "198.51.100.25", **STRANGER)
+        assert said.reply.startswith("501 5.5.2 ")
+        [line] = smtpd.log
+    assert "helo mail-from result=reject" in line
+    assert (
+        'reason="helo 198.51.100.25 is neither a name nor an address literal; '
+        "helo 198.51.100.25 is an address of ours; helo 198.51.100.25 is not 192.0.2.1" in line
+    )
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("action", ["off", "log", "junk", "reject"])
+@pytest.mark.parametrize(("name", "check"), [
+    ("192.0.2.1", "invalid"), ("gate", "non-fqdn"), ("[192.0.2.2]", "foreign-literal"),
+    ("mx.example.org", "own"),
+])  # fmt: skip
+def test_each_check_does_what_it_is_set_to_in_its_phase(
+    name: str, check: str, action: str, phase: str
+) -> None:
+    flags = (*only(check, action), "--phase", phase)
+    if action == "off":  # one has to be on
+        flags = (*flags, "--elsewhere=log", "--nameserver=127.0.0.1:9", "--timeout=10ms")
+    with Conversation(Helo, *flags) as smtpd:
+        said = come(smtpd, name, **STRANGER)
+        assert said.verb == {"off": "proceed", "log": "proceed"}.get(action, action)
+        if action in {"junk", "reject"}:
+            marked = {"mail-from": "data"}.get(phase, phase) if action == "junk" else phase
+            assert said.phase == {"helo": "ehlo"}.get(marked, marked)
+        found = [line for line in smtpd.log if f'reason="helo {name} ' in line]
+        assert len(found) == (action != "off")
+
+
+def test_helo_as_well_as_ehlo() -> None:
+    assert verdict("gate", *OFF, "--phase=helo", method="helo").phase == "helo"
+    assert verdict("gate", *OFF, method="helo").phase == "mail-from"
+
+
+def test_only_junk_takes_another_phase() -> None:
+    for phase in PHASES:
+        with Conversation(Helo, "--phase", phase) as smtpd:
+            own = {"helo", "ehlo"} if phase == "helo" else {phase}
+            assert smtpd.phases == own
+            assert ("link-identify" in smtpd.reports) is (phase != "helo")
+    with Conversation(Helo, "--own=junk") as smtpd:
+        assert smtpd.phases == {"mail-from", "data"}
+
+
+# -- whom it spares ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", ["gate", "192.0.2.1", "mx.example.org", "[192.0.2.2]"])
+@pytest.mark.parametrize("asks", [False, True])
+def test_who_is_exempt(name: str, phase: str, *, asks: bool) -> None:
+    flags = ["--phase", phase, "--allow", "{ 192.0.2.0/24, 2001:db8::/32 }"]
+    flags += ["--unknown=reject", "--nameserver=127.0.0.1:9"] if asks else OFF
+    for client in (
+        {"local": True},
+        {"address": "127.0.0.1"},
+        {"address": "::1"},
+        {"address": "198.51.100.25"},
+        STRANGER,
+        STRANGER6,
+    ):
+        assert verdict(name, *flags, **client).verb == "proceed"
+    if phase != "helo":
+        assert verdict(name, *flags, address="203.0.113.1", user="anna").verb == "proceed"
+
+
+def test_nobody_has_authenticated_when_he_greets() -> None:
+    assert verdict("gate", *OFF, "--phase=helo", user="anna").refused
+    assert not verdict("gate", *OFF, user="anna").refused
+
+
+def test_a_confirmed_client_may_use_its_own_name() -> None:
+    flags = (*OFF, "--own-names=*.example.org")
+    named = {"rdns": "Web1.Example.org", "fcrdns": "pass"}
+    assert not verdict("web1.example.org", *flags, **named).refused
+    assert verdict("web1.example.org", *flags, **{**named, "fcrdns": "fail"}).refused
+    assert verdict("web2.example.org", *flags, **named).refused
+
+
+def test_each_greeting_is_judged_anew() -> None:
+    with Conversation(Helo, *OFF) as smtpd:
+        there = smtpd.connect(**STRANGER)
+        there.ehlo("gate")
+        assert there.mail_from("bob@example.net").refused
+        there.tls()
+        there.ehlo("gate.example.net")
+        assert there.mail_from("bob@example.net").verb == "proceed"
+
+
+def test_what_is_only_logged_is_logged_once() -> None:
+    with Conversation(Helo, *only("non-fqdn", "log"), "--phase=rcpt-to") as smtpd:
+        there = smtpd.connect(**STRANGER)
+        there.ehlo("gate")
+        there.mail_from("bob@example.net")
+        for name in ("anna", "bob", "carl"):
+            assert there.rcpt_to(f"{name}@example.org").verb == "proceed"
+        assert len(smtpd.log) == 1
+        assert "result=proceed" in smtpd.log[0]
+        assert 'reason="helo gate is not fully qualified"' in smtpd.log[0]
+
+
+def test_on_a_dry_run_nothing_is_refused() -> None:
+    with Conversation(Helo, *OFF, "--dry-run") as smtpd:
+        assert come(smtpd, "gate", **STRANGER).verb == "proceed"
+        assert "result=proceed would=reject" in smtpd.log[0]
+
+
+# -- what the DNS says ---------------------------------------------------------------------
+
+ZONE = merge(
+    host("mail.good.example", "192.0.2.9", "2001:db8::9"),
+    {
+        "four.example": {"A": ["192.0.2.99", "192.0.2.4"]},
+        "six.example": {"AAAA": "2001:db8::6"},
+        "mail-only.example": {"MX": "10 mail.good.example."},
+        "no-mail.example": {"MX": "0 ."},
+        "empty.example": {"TXT": "nothing"},
+        "alias.example": {"CNAME": "mail.good.example."},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ZONE) as running:
+        yield running
+
+
+def asking(server: DNSServer, *flags: str) -> tuple[str, ...]:
+    return (f"--nameserver={server.address}:{server.port}", *flags)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("name", "address", "fails"),
+    [
+        ("mail.good.example", "192.0.2.9", ""),
+        ("Mail.Good.Example.", "192.0.2.9", ""),
+        ("mail.good.example", "2001:db8::9", ""),
+        ("mail.good.example", "192.0.2.8", "elsewhere"),
+        ("mail.good.example", "2001:db8::8", "elsewhere"),
+        ("alias.example", "192.0.2.9", ""),
+        ("four.example", "192.0.2.4", ""),
+        ("four.example", "2001:db8::4", "elsewhere"),
+        ("six.example", "2001:db8::6", ""),
+        ("six.example", "192.0.2.6", "elsewhere"),
+        ("mail-only.example", "192.0.2.9", "elsewhere"),
+        ("no-mail.example", "192.0.2.9", "unknown elsewhere"),
+        ("empty.example", "192.0.2.9", "unknown elsewhere"),
+        ("missing.example", "192.0.2.9", "unknown elsewhere"),
+        ("missing.example", "2001:db8::9", "unknown elsewhere"),
+        ("[192.0.2.9]", "192.0.2.9", ""),
+    ],
+)
+def test_what_the_dns_says_of_a_name(
+    server: DNSServer, name: str, address: str, fails: str, phase: str
+) -> None:
+    for check in ASKING:
+        flags = asking(server, *only(check), "--phase", phase)
+        said = verdict(name, *flags, address=address)
+        assert said.refused is (check in fails.split()), check
+        if said.refused:
+            assert said.reply == REPLIES[check]
+
+
+def test_a_confirmed_name_is_not_looked_up(server: DNSServer) -> None:
+    server.queries.clear()
+    flags = asking(server, "--unknown=reject", "--elsewhere=reject")
+    named = {"rdns": "missing.example", "fcrdns": "pass"}
+    assert verdict("missing.example", *flags, **named).verb == "proceed"
+    assert verdict("gate", *flags).refused
+    assert verdict("[192.0.2.7]", *flags).refused
+    assert verdict("mail.good.example", *flags, address="127.0.0.1").verb == "proceed"
+    assert server.queries == []
+
+
+def test_a_name_that_is_only_marked_is_looked_up_all_the_same(server: DNSServer) -> None:
+    flags = asking(server, "--non-fqdn=junk", "--unknown=reject")
+    with Conversation(Helo, *flags) as smtpd:
+        assert come(smtpd, "gate", **STRANGER).reply == REPLIES["unknown"]
+        assert 'reason="helo gate is not fully qualified; helo gate does not exist"' in smtpd.log[0]
+
+
+def test_the_look_up_begins_with_the_greeting_and_is_not_repeated(server: DNSServer) -> None:
+    server.queries.clear()
+    flags = asking(server, "--unknown=reject", "--elsewhere=junk", "--phase=rcpt-to")
+    with Conversation(Helo, *flags) as smtpd:
+        for _ in range(2):
+            there = smtpd.connect(**STRANGER)
+            there.ehlo("mail.good.example")
+            under_way = set(smtpd.filters[0]._resolver._under_way)  # type: ignore[attr-defined]
+            there.mail_from("bob@example.net")
+            for name in ("anna", "bob"):
+                assert there.rcpt_to(f"{name}@example.org").verb == "junk"
+            there.quit()
+            if not _:
+                assert under_way == {("mail.good.example", "A"), ("mail.good.example", "AAAA")}
+            else:
+                assert under_way == set()
+    assert sorted(server.queries) == [("mail.good.example", "A"), ("mail.good.example", "AAAA")]
+
+
+def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    query = Resolver.query
+
+    async def counted(self: Resolver, name: str, rdtype: Any) -> Any:
+        waited.append(name)
+        return await query(self, name, rdtype)
+
+    monkeypatch.setattr(Resolver, "query", counted)
+    flags = asking(server, "--unknown=reject", "--elsewhere=reject", "--phase=helo")
+    with Conversation(Helo, *flags) as smtpd:
+        for _ in range(3):
+            assert come(smtpd, "mail.good.example", address="192.0.2.9", rdns=None).asked
+            assert come(smtpd, "mail.good.example", address="192.0.2.8", rdns=None).refused
+            assert come(smtpd, "missing.example", address="192.0.2.8", rdns=None).refused
+    assert waited == ["mail.good.example"] * 2 + ["missing.example"] * 2
+
+
+def test_only_what_a_check_needs_is_asked(server: DNSServer) -> None:
+    server.queries.clear()
+    verdict("four.example", *asking(server, *only("elsewhere")))
+    assert server.queries == [("four.example", "A")]
+    server.queries.clear()
+    verdict("six.example", *asking(server, *only("elsewhere")), address="2001:db8::6")
+    assert server.queries == [("six.example", "AAAA")]
+    server.queries.clear()
+    verdict("missing.example", *asking(server, *only("unknown")))
+    assert not server.asked("missing.example", "MX")
+
+
+KINDS = ("servfail", "refused", "drop", "wrong-id", "wrong-name", "wrong-owner", "malformed")
+NAME = "mail.good.example"
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+@pytest.mark.parametrize("check", ASKING)
+@pytest.mark.parametrize("fault", [*KINDS, "delay"])
+def test_a_broken_dns_is_never_held_against_the_client(
+    fault: str, check: str, on_error: str
+) -> None:
+    started = perf_counter()
+    with DNSServer({NAME: {"A": "192.0.2.99", fault: 5 if fault == "delay" else True}}) as faulty:
+        flags = asking(faulty, *only(check), "--timeout=20ms", "--on-error", on_error)
+        with Conversation(Helo, *flags, "--phase=rcpt-to") as smtpd:
+            said = come(smtpd, NAME, **STRANGER)
+            assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
+            if on_error == "tempfail":
+                assert said.reply == "451 4.4.3 Temporary failure, please try again later"
+            assert 'cause="helo name: ' in smtpd.log[0]
+    # Two look-ups of four times the time-out each.
+    assert perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("which", ["A", "AAAA", "MX"])
+def test_one_answer_that_fails_is_enough_not_to_know(which: str) -> None:
+    zone = {"half.example": {"TXT": "there", "servfail": [which]}}
+    with DNSServer(zone) as faulty:
+        flags = asking(faulty, *only("unknown"), "--timeout=20ms", "--on-error=tempfail")
+        assert verdict("half.example", *flags).reply.startswith("451 4.4.3")
+        flags = asking(faulty, *only("elsewhere"), "--timeout=20ms", "--on-error=tempfail")
+        assert verdict("half.example", *flags).reply.startswith(
+            "451 4.4.3" if which == "A" else "550 5.7.1"
+        )
+
+
+def test_one_answer_that_comes_is_enough_to_know() -> None:
+    with DNSServer({"half.example": {"A": "192.0.2.1", "servfail": ["AAAA"]}}) as faulty:
+        flags = asking(faulty, "--unknown=reject", "--elsewhere=reject", "--timeout=20ms")
+        assert verdict("half.example", *flags, "--on-error=tempfail").verb == "proceed"
+
+
+def test_a_trial_changes_nothing_when_the_dns_fails() -> None:
+    with DNSServer({NAME: {"servfail": True}}) as faulty:
+        flags = asking(faulty, *only("unknown", "log"), "--timeout=20ms", "--on-error=tempfail")
+        with Conversation(Helo, *flags) as smtpd:
+            assert come(smtpd, NAME, **STRANGER).verb == "proceed"
+            assert 'reason="helo name: ' in smtpd.log[0]
+
+
+def test_what_is_known_decides_when_the_dns_fails() -> None:
+    with DNSServer({"gate": {"servfail": True}}) as faulty:
+        flags = asking(faulty, "--non-fqdn=junk", "--unknown=reject", "--timeout=20ms")
+        with Conversation(Helo, *flags, "--on-error=tempfail") as smtpd:
+            assert come(smtpd, "gate", **STRANGER).verb == "junk"
+            assert "helo gate is not fully qualified; helo name: " in smtpd.log[0]
+
+
+def test_a_flapping_server_is_good_enough() -> None:
+    with DNSServer({NAME: {"A": "192.0.2.1", "flap": True}}) as flapping:
+        flags = asking(flapping, "--unknown=reject", "--elsewhere=reject", "--timeout=50ms")
+        assert verdict(NAME, *flags, "--on-error=tempfail").verb == "proceed"
+
+
+def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
+    with DNSServer({NAME: {"A": "192.0.2.1", "spoof": True}}) as spoofed:
+        assert verdict(NAME, *asking(spoofed, *only("elsewhere"))).verb == "proceed"
+
+
+def test_a_failure_is_not_kept_for_the_session() -> None:
+    with DNSServer({NAME: {"servfail": True}}) as server:
+        flags = asking(server, *only("unknown"), "--timeout=20ms", "--on-error=tempfail")
+        with Conversation(Helo, *flags) as smtpd:
+            there = smtpd.connect(**STRANGER)
+            there.ehlo(NAME)
+            assert there.mail_from("bob@example.net").reply.startswith("451 ")
+            policy = smtpd.filters[0]
+            policy._resolver._cache.clear()  # type: ignore[attr-defined]  # a second has passed
+            server.zone = {NAME: {"A": "192.0.2.1"}}
+            assert there.mail_from("bob@example.net").verb == "proceed"
+
+
+# -- names and addresses -------------------------------------------------------------------
+
+
+@given(st.text() | st.text(alphabet="abAB019.-_[]:%ipv6IP", max_size=80))
+@example("[IPv6:]")
+@example("[ipv6:::]")
+@example("\udcff")
+def test_whatever_a_client_says_is_read(text: str) -> None:
+    name = read_name(text)
+    assert name == name.lower()
+    assert len(name) <= 253
+    address, is_literal = read_address(text)
+    assert not (name and address)
+    assert not (is_literal and address is None)
+    if address is not None:
+        assert parse_address(write_address(address)) == address
+
+
+@given(st.ip_addresses())
+def test_each_address_is_read_back(address: Any) -> None:
+    tag = "IPv6:" if address.version == 6 else ""
+    read, is_literal = read_address(f"[{tag}{address}]")
+    assert is_literal
+    assert read == parse_address(str(address))
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_no_greeting_ends_the_filter(text: str) -> None:
+    line = "".join(c for c in text if c not in "\r\n\0") or "x"
+    with Conversation(Helo, *OFF, "--phase=helo") as smtpd:
+        assert come(smtpd, line, **STRANGER).verb in {"proceed", "reject"}
+
+
+# -- the executable ------------------------------------------------------------------------
+
+COMMAND = (sys.executable, "-m", "smtpd_filters.filters.helo")
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (only("none"), "nothing to check: every check is off"),
+        (("--unknown=off", "--nameserver=192.0.2.53"), "--nameserver: nothing is looked up"),
+        (("--nameserver", "ns.example.org"),
+         "--nameserver: name server: 'ns.example.org' is not an IP address"),
+        (("--own", "disconnect"), '--own: invalid choice "disconnect"'),
+        (("--phase", "connect"), '--phase: invalid choice "connect"'),
+        (("--timeout", "0"), "--timeout: must be at least"),
+        (("--own-names", "file:/nonexistent"), "--own-names: /nonexistent: No such file"),
+        (("--own-addresses", "192.0.2.0/33"), "--own-addresses: "),
+        (("--allow", "mail.example.org"), "--allow: "),
+        (("--unknwon=log",), 'unknown flag --unknwon, did you mean "--unknown"?'),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, *flags], input="", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("filter-helo: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def serve(*flags: str, names: list[str], python: tuple[str, ...] = ()) -> tuple[list[str], str]:
+    head = "0.7|1576146008.006099|smtp-in"
+    lines = ["config|protocol|0.7", "config|admd|mx.example.org", "config|ready"]
+    for number, name in enumerate(names):
+        session = f"7641df9771b4ed0{number}"
+        link = "<unknown>|fail|192.0.2.1:33174|198.51.100.25:25"
+        lines.append(f"report|{head}|link-connect|{session}|{link}")
+        lines.append(f"filter|{head}|ehlo|{session}|1ef1c203cc576e5d|{name}")
+    done = subprocess.run(
+        [COMMAND[0], *python, *COMMAND[1:], *flags, "--phase=helo"],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _, answers = done.stdout.split("register|ready\n")
+    return answers.splitlines(), done.stderr
+
+
+def test_the_executable_answers_smtpd(server: DNSServer) -> None:
+    names = ["mail.good.example", "missing.example", "mx.example.org"]
+    answers, log = serve(*asking(server, "--unknown=reject"), names=names)
+    head = "filter-result|7641df9771b4ed0"
+    assert sorted(answers) == [
+        f"{head}0|1ef1c203cc576e5d|proceed",
+        f"{head}1|1ef1c203cc576e5d|reject|{REPLIES['unknown']}",
+        f"{head}2|1ef1c203cc576e5d|reject|{REPLIES['own']}",
+    ]
+    assert 'reason="helo missing.example does not exist"' in log
+
+
+def test_without_questions_nothing_is_loaded_for_them() -> None:
+    _, log = serve(*OFF, names=["a.example"], python=("-X", "importtime"))
+    loaded = {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
+    assert "smtpd_filters.chain" in loaded
+    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns"}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
+    actions = {name: "log" if name == check.replace("-", "_") else "off" for name in REPLIES}
+    policy = Helo(Helo.Options(**actions))
+    policy.setup()
+    assert policy.name == "helo"
+    assert Chain([(policy, "proceed", 30.0)], Log()).later is (check in ASKING)
+
+
+def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
+    with Conversation(Helo) as smtpd:
+        assert come(smtpd, "[192.0.2.1]", **STRANGER).verb == "proceed"
