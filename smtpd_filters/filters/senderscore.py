@@ -138,7 +138,7 @@ class Senderscore(Filter):
             flags=("-slowFactor",),
             help="Delay each reply to a client by so many milliseconds times (100 - score) / 100. "
             "A reply is never delayed by more than a minute, half of smtpd's own time-out, or nine "
-            "tenths of the default of --deadline, which has to be longer than the delays.",
+            "tenths of --deadline.",
         )
         score_header = option(
             SWITCH,
@@ -232,7 +232,7 @@ class Senderscore(Filter):
         from smtpd_filters.lookups.names import domain  # not for --help
 
         try:
-            domain(f"255.255.255.255.{self.settings.zone}")
+            domain(f"255.255.255.255.{domain(self.settings.zone)}")
         except ValueError:
             raise ConfigError(f"--zone: {self.settings.zone!a} is not a domain name") from None
 

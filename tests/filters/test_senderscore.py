@@ -1,0 +1,859 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import subprocess
+import sys
+from time import monotonic, perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.filters.senderscore import NEUTRAL, UNREGISTERED, Senderscore, _score
+from smtpd_filters.lookups.outcome import Found
+from smtpd_filters.testing import Conversation, DNSServer, Verdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+    from typing import Any, Self
+
+    from smtpd_filters.testing import Client
+
+ZONE = "score.senderscore.com"
+REPLY = "550 your IP reputation is too low for this MX"
+PHASES = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "quit")
+EVERY = {*PHASES, "data", "data-line", "commit"}
+MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nhello\r\n"
+
+
+def name(address: str, zone: str = ZONE) -> str:
+    return f"{'.'.join(reversed(address.split('.')))}.{zone}"
+
+
+def scored(*scores: int, zone: str = ZONE) -> dict[str, Any]:
+    """A zone in which 192.0.2.N has the score N."""
+    return {name(f"192.0.2.{score}", zone): {"A": f"127.0.4.{score}"} for score in scores}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    with DNSServer(scored(*range(101))) as running:
+        yield running
+
+
+def asking(server: DNSServer, *flags: str) -> tuple[str, ...]:
+    return ("--nameserver", f"{server.address}:{server.port}", *flags)
+
+
+def come(  # noqa: PLR0913  # all that a client does
+    smtpd: Conversation,
+    address: str = "192.0.2.7",
+    *,
+    helo: bool = False,
+    tls: bool = False,
+    user: str = "",
+    local: bool = False,
+    dest: str = "198.51.100.25:25",
+) -> Verdict:
+    """Send a message: the first verdict that isn't to proceed, or the last."""
+    there = smtpd.connect(address=address, local=local, dest=dest)
+    said = there.greeting
+    steps: list[Callable[[], Verdict]] = [
+        there.helo if helo else there.ehlo,
+        *([there.tls, there.ehlo] if tls else []),
+        *([lambda: there.auth(user)] if user else []),
+        lambda: there.mail_from("bob@example.net"),
+        lambda: there.rcpt_to("anna@example.org"),
+        lambda: there.message(MESSAGE),
+        there.quit,
+    ]
+    for step in steps:
+        if said.verb not in {"proceed", "unchanged"}:
+            break
+        said = step()
+    return said
+
+
+def verdict(*flags: str, **client: Any) -> Verdict:
+    with Conversation(Senderscore, *flags) as smtpd:
+        return come(smtpd, **client)
+
+
+def score_seen(server: DNSServer) -> list[str]:
+    with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
+        there = smtpd.connect()
+        there.ehlo()
+        return delivered(there)
+
+
+def delivered(there: Client) -> list[str]:
+    """The score fields of one more message of this client, as it is delivered."""
+    there.mail_from("bob@example.net")
+    there.rcpt_to("anna@example.org")
+    return there.message(MESSAGE).headers.get_all("X-SenderScore")
+
+
+# -- what a score does ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "verb"),
+    [(0, "disconnect"), (49, "disconnect"), (50, "junk"), (79, "junk"), (80, "proceed")],
+)
+@pytest.mark.parametrize("spelling", ["-", "--"])
+def test_the_thresholds(server: DNSServer, score: int, verb: str, spelling: str) -> None:
+    flags = (f"{spelling}blockBelow", "50", f"{spelling}junkBelow=80")
+    said = verdict(*asking(server), *flags, address=f"192.0.2.{score}")
+    assert said.verb == verb
+    if verb == "disconnect":
+        assert (said.phase, said.reply) == ("connect", REPLY)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("score", [49, 50])
+def test_who_is_blocked_is_told_so_at_the_phase(server: DNSServer, phase: str, score: int) -> None:
+    flags = asking(server, "-blockBelow", "50", "-blockPhase", phase)
+    how = {"helo": phase == "helo", "tls": True, "user": "anna" if phase == "auth" else ""}
+    said = verdict(*flags, **how, address=f"192.0.2.{score}")
+    if score < 50:
+        assert (said.phase, said.verb, said.reply) == (phase, "disconnect", REPLY)
+    else:
+        assert not said.refused
+
+
+def test_a_client_greets_with_helo_or_ehlo(server: DNSServer) -> None:
+    """As in the original: who blocks at one of them doesn't block at the other."""
+    for phase in ("helo", "ehlo"):
+        flags = asking(server, "-blockBelow", "50", "-blockPhase", phase)
+        for helo in (False, True):
+            said = verdict(*flags, helo=helo)
+            assert said.refused is (helo is (phase == "helo"))
+
+
+def test_junk_is_said_at_connect_whenever_others_are_blocked(server: DNSServer) -> None:
+    flags = asking(server, "-blockBelow", "50", "-blockPhase", "rcpt-to", "-junkBelow", "80")
+    with Conversation(Senderscore, *flags) as smtpd:
+        there = smtpd.connect(address="192.0.2.20")
+        assert there.greeting.verb == "junk"
+        there.ehlo()
+        there.mail_from("bob@example.net")
+        assert there.rcpt_to("anna@example.org").reply == REPLY
+
+
+def test_a_threshold_of_zero_blocks_nobody(server: DNSServer) -> None:
+    for flags in ([], ["-blockBelow", "0"], ["-junkBelow", "0"], ["-blockBelow", "-1"]):
+        with Conversation(Senderscore, *asking(server), *flags) as smtpd:
+            assert come(smtpd, "192.0.2.0").verb == "proceed"
+            assert smtpd.phases == set()
+
+
+def test_the_verdict_has_the_score_in_the_log(server: DNSServer) -> None:
+    with Conversation(Senderscore, *asking(server, "-blockBelow", "50", "-junkBelow=80")) as smtpd:
+        come(smtpd, "192.0.2.20")
+        come(smtpd, "192.0.2.60")
+        come(smtpd, "192.0.2.99")
+        one, two = smtpd.log
+        assert f'senderscore connect result=disconnect reason="score 20" reply="{REPLY}"' in one
+        assert 'senderscore connect result=junk reason="score 60"' in two
+
+
+# -- what smtpd is asked to ask ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "phases"),
+    [
+        ("", set()),
+        ("-blockPhase rcpt-to", set()),
+        ("-blockBelow 50", {"connect"}),
+        ("-blockBelow 50 -blockPhase rcpt-to", {"rcpt-to"}),
+        ("-blockBelow 50 -blockPhase quit", {"quit"}),
+        ("-blockBelow 50 -blockPhase auth -junkBelow 60", {"auth", "connect"}),
+        ("-junkBelow 60", {"connect"}),
+        # What could not be kept is refused at commit.
+        ("-scoreHeader", {"data-line", "commit"}),
+        ("-slowFactor 1000", EVERY - {"data-line"}),
+        ("-slowFactor 0", set()),
+        ("-testMode", EVERY),
+        ("-testMode -blockBelow 50 -scoreHeader", EVERY),
+    ],
+)
+def test_only_the_phases_that_are_needed_are_asked(flags: str, phases: set[str]) -> None:
+    with Conversation(Senderscore, "--nameserver", "127.0.0.1:9", *flags.split()) as smtpd:
+        assert smtpd.phases == phases
+        assert smtpd.reports == {"link-connect", "link-disconnect"}
+
+
+@pytest.mark.parametrize("flag", ["", "-testMode"])
+def test_without_a_use_for_scores_nobody_is_asked(flag: str) -> None:
+    with DNSServer({}) as idle:
+        with Conversation(Senderscore, *asking(idle), *flag.split()) as smtpd:
+            come(smtpd)
+        assert idle.queries == []
+
+
+# -- the header ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("score", "value"), [(0, ["0"]), (42, ["42"]), (100, ["100"])])
+def test_the_header_has_the_score(server: DNSServer, score: int, value: list[str]) -> None:
+    with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
+        there = smtpd.connect(address=f"192.0.2.{score}")
+        there.ehlo()
+        # The original marks the first message of a session only.
+        for _ in range(3):
+            assert delivered(there) == value
+
+
+def test_the_header_stands_above_everything_else(server: DNSServer) -> None:
+    with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
+        there = smtpd.connect(address="192.0.2.42")
+        there.ehlo()
+        there.mail_from("bob@example.net")
+        there.rcpt_to("anna@example.org")
+        mail = there.message(MESSAGE)
+        assert mail.content == (b"X-SenderScore: 42", *mail.sent)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.142", "2001:db8::1"])
+def test_there_is_no_header_without_a_score(server: DNSServer, address: str) -> None:
+    with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
+        there = smtpd.connect(address=address)
+        there.ehlo()
+        there.mail_from("bob@example.net")
+        there.rcpt_to("anna@example.org")
+        assert there.message(MESSAGE).unchanged
+
+
+FORGED = b"X-SENDERSCORE: 100\r\nSubject: hello\r\nX-SenderScore:\r\n 99\r\n\r\nhello\r\n"
+
+
+@pytest.mark.parametrize(
+    ("client", "fields"),
+    [
+        ({"address": "192.0.2.42"}, ["42"]),
+        ({"address": "192.0.2.142"}, []),
+        ({"address": "2001:db8::1"}, []),
+        # Mail comes back from a scanner with the field that it was given when it came.
+        ({"local": True}, ["100", "99"]),
+        ({"address": "127.0.0.1"}, ["100", "99"]),
+    ],
+)
+def test_a_header_that_a_client_made_is_removed(
+    server: DNSServer, client: dict[str, Any], fields: list[str]
+) -> None:
+    with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
+        there = smtpd.connect(**client)
+        there.ehlo()
+        there.mail_from("bob@example.net")
+        there.rcpt_to("anna@example.org")
+        mail = there.message(FORGED)
+        assert mail.headers.get_all("x-senderscore") == fields
+        assert mail.body == b"hello\n"
+
+
+def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() -> None:
+    with DNSServer({name("192.0.2.7"): {"servfail": True}}) as broken:
+        flags = asking(broken, "-scoreHeader", "--timeout", "20ms")
+        with Conversation(Senderscore, *flags) as smtpd:
+            there = smtpd.connect(address="192.0.2.7")
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            there.rcpt_to("anna@example.org")
+            assert "X-SenderScore" not in there.message(FORGED).headers
+            assert "SERVFAIL" in smtpd.log[0]
+
+
+# -- who is neutral ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        {"local": True},
+        {"address": "2001:db8::1"},
+        {"address": "::ffff:192.0.2.1"},
+        {"address": "127.0.0.1"},
+        {"address": "::1"},
+        {"address": "198.51.100.25"},
+    ],
+)
+def test_local_clients_and_those_over_ipv6_are_neutral(client: dict[str, Any]) -> None:
+    with DNSServer({f"*.{ZONE}": {"A": "127.0.4.1"}}) as server:
+        flags = asking(server, "-blockBelow", "101", "-junkBelow=101", "-slowFactor=60000")
+        started = perf_counter()
+        assert verdict(*flags, **client).verb == "proceed"
+        assert perf_counter() - started < 5
+        assert server.queries == []
+
+
+def test_who_is_not_in_the_zone_is_neutral(server: DNSServer) -> None:
+    flags = asking(server, "-blockBelow", "101", "--on-error", "tempfail")
+    with Conversation(Senderscore, *flags) as smtpd:
+        assert come(smtpd, "192.0.2.200").verb == "proceed"
+        assert smtpd.log == []
+
+
+def test_a_name_without_addresses_is_neutral() -> None:
+    with DNSServer({name("192.0.2.7"): {"TXT": "nothing"}}) as server:
+        flags = asking(server, "-blockBelow", "101", "--on-error", "tempfail")
+        assert verdict(*flags).verb == "proceed"
+
+
+ALLOWED = "192.0.2.1\n\n# ours\n192.0.2.64/26 # and theirs\n"
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "relative"])
+def test_the_allow_list(
+    server: DNSServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "relative"
+    file.write_text(ALLOWED)
+    server.queries.clear()
+    flags = asking(server, "-blockBelow", "80", "-scoreHeader", "-allowlist", form.format(file))
+    with Conversation(Senderscore, *flags) as smtpd:
+        assert come(smtpd, "192.0.2.63").reply == REPLY
+        for address in ("192.0.2.1", "192.0.2.64", "192.0.2.127"):
+            there = smtpd.connect(address=address)
+            there.ehlo()
+            assert delivered(there) == ["100"]
+        assert [query for query, _ in server.queries] == [name("192.0.2.63")]
+        file.write_text("192.0.2.63")
+        smtpd.reload()
+        assert come(smtpd, "192.0.2.63").verb == "proceed"
+        assert come(smtpd, "192.0.2.1").reply == REPLY
+
+
+def test_the_allow_list_inline(server: DNSServer) -> None:
+    flags = asking(server, "-blockBelow", "80", "-allowlist", "{ 192.0.2.1, 192.0.2.64/26 }")
+    assert verdict(*flags, address="192.0.2.1").verb == "proceed"
+    assert verdict(*flags, address="192.0.2.2").refused
+
+
+# -- what is a score -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [("127.0.4.0", 0), ("127.0.4.7", 7), ("127.0.4.100", 100)],
+)
+def test_what_is_a_score(answer: str, score: int) -> None:
+    with DNSServer({f"*.{ZONE}": {"A": answer}}) as server:
+        assert score_seen(server) == [str(score)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ("127.255.255.255", UNREGISTERED),
+        ("127.255.255.254", UNREGISTERED),
+        ("127.255.255.0", UNREGISTERED),
+        (["127.0.4.90", "127.255.255.255"], UNREGISTERED),
+        ("127.0.4.101", "the zone answers 127.0.4.101, which is no score"),
+        ("127.0.4.255", "the zone answers 127.0.4.255, which is no score"),
+        ("127.0.0.2", "the zone answers 127.0.0.2, which is no score"),
+        ("127.0.40.2", "the zone answers 127.0.40.2, which is no score"),
+        ("127.0.5.50", "the zone answers 127.0.5.50, which is no score"),
+        # A provider that has an address for everything.
+        ("203.0.113.66", "the zone answers 203.0.113.66, which is no score"),
+        (["127.0.4.90", "127.0.4.91"], "answers 127.0.4.90 127.0.4.91, which is no score"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+def test_what_is_none_is_left_to_on_error(
+    answer: str | list[str], cause: str, on_error: str
+) -> None:
+    with DNSServer({f"*.{ZONE}": {"A": answer}}) as server:
+        flags = asking(server, "-blockBelow", "101", "--on-error", on_error)
+        with Conversation(Senderscore, *flags) as smtpd:
+            said = come(smtpd, "192.0.2.7")
+            assert said.verb == {"tempfail": "disconnect"}.get(on_error, on_error)
+            if on_error == "tempfail":
+                assert said.reply == "421 4.4.3 Temporary failure, please try again later"
+            come(smtpd, "192.0.2.8")
+            # What is said of it is said once.
+            [line] = smtpd.log
+            assert cause in line
+            assert "Error" not in line
+
+
+def test_the_log_says_what_to_do_about_a_name_server_that_is_not_served() -> None:
+    assert "register" in UNREGISTERED
+    assert "--nameserver" in UNREGISTERED
+    with (
+        DNSServer({f"*.{ZONE}": {"A": "127.255.255.255"}}) as server,
+        Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd,
+    ):
+        there = smtpd.connect()
+        there.ehlo()
+        assert delivered(there) == []
+        assert UNREGISTERED in smtpd.log[0]
+
+
+octets = st.integers(0, 255).map(str)
+addresses = st.tuples(
+    st.sampled_from(["127", "127", "10"]),
+    st.sampled_from(["0", "0", "255"]) | octets,
+    st.sampled_from(["4", "4", "255"]) | octets,
+    octets,
+).map(".".join)
+
+
+@given(st.lists(addresses, min_size=1, max_size=3, unique=True))
+def test_no_answer_is_taken_for_a_score_that_is_none(records: list[str]) -> None:
+    score = _score(Found(tuple(records), 60))
+    if isinstance(score, int):
+        assert [f"127.0.4.{score}"] == records
+        assert 0 <= score <= 100
+    else:
+        assert score
+        assert not (len(records) == 1 and records[0] in {f"127.0.4.{n}" for n in range(101)})
+
+
+@given(st.text() | addresses)
+def test_an_odd_address_ends_nothing(address: str) -> None:
+    """Whatever smtpd says of a client, it is answered."""
+    flags = ("-blockBelow", "50", "-testMode")
+    said = address.replace("\n", "").replace("\r", "").replace("|", "").replace("\0", "")
+    head = "0.7|1576146008.006099|smtp-in"
+    with Conversation(Senderscore, *flags) as smtpd:
+        for text in (f"report|{head}|link-connect|7641df9771b4ed00|x|pass|{said}:1|192.0.2.1:25",):
+            smtpd._served.receive(text.encode("utf-8", "replace") + b"\n")
+        smtpd._served.receive(
+            f"filter|{head}|connect|7641df9771b4ed00|1ef1c203cc576e5d|x|192.0.2.1\n".encode()
+        )
+        assert b"filter-result|7641df9771b4ed00|1ef1c203cc576e5d|" in smtpd._served.output()
+
+
+# -- look-ups ------------------------------------------------------------------------------
+
+
+def test_the_zone_may_be_another() -> None:
+    with DNSServer(scored(7, zone="mirror.example")) as server:
+        flags = asking(server, "-blockBelow", "50", "--zone", "mirror.example")
+        assert verdict(*flags).reply == REPLY
+        assert server.queries == [(name("192.0.2.7", "mirror.example"), "A")]
+
+
+def test_a_client_is_looked_up_once(server: DNSServer) -> None:
+    server.queries.clear()
+    flags = asking(server, "-blockBelow", "50", "-slowFactor=1", "-scoreHeader", "-junkBelow=60")
+    with Conversation(Senderscore, *flags) as smtpd:
+        for _ in range(3):
+            come(smtpd, "192.0.2.90")
+    assert server.queries == [(name("192.0.2.90"), "A")]
+
+
+def test_the_look_up_begins_when_the_client_comes() -> None:
+    """At the phase that needs it, the score is there."""
+    with DNSServer({**scored(7), name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.2}}) as server:
+        flags = asking(server, "-blockBelow", "50", "-blockPhase", "mail-from")
+        with Conversation(Senderscore, *flags) as smtpd:
+            there = smtpd.connect(address="192.0.2.7")
+            loop = smtpd._served._loop
+            resolver = smtpd.filters[0]._resolver  # type: ignore[attr-defined]
+            [task] = resolver._under_way.values()
+            loop.run_until_complete(asyncio.wait([task]))
+            there.ehlo()
+            answer = smtpd.filters[0].mail_from(  # it is decided without a coroutine
+                smtpd._served.engine.session(there.id.encode()), "bob@example.net"
+            )
+            assert not hasattr(answer, "__await__")
+            assert there.mail_from("bob@example.net").reply == REPLY
+        assert len(server.queries) == 1
+
+
+def test_a_score_that_is_known_costs_no_coroutine(server: DNSServer) -> None:
+    with Conversation(Senderscore, *asking(server, "-blockBelow", "50")) as smtpd:
+        come(smtpd, "192.0.2.7")
+        spawned: list[object] = []
+        smtpd._served.engine.spawn = lambda *work: spawned.append(work)  # type: ignore[assignment]
+        assert come(smtpd, "192.0.2.7").reply == REPLY
+        assert come(smtpd, "2001:db8::1").verb == "proceed"
+        assert spawned == []
+
+
+def test_a_session_has_one_score() -> None:
+    with DNSServer(scored(90)) as server:
+        flags = asking(server, "-blockBelow", "50", "-blockPhase", "rcpt-to")
+        with Conversation(Senderscore, *flags) as smtpd:
+            there = smtpd.connect(address="192.0.2.90")
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            assert there.rcpt_to("anna@example.org").verb == "proceed"
+            server.zone = {name("192.0.2.90"): {"A": "127.0.4.7"}}
+            smtpd.filters[0]._resolver._cache.clear()  # type: ignore[attr-defined]
+            assert there.rcpt_to("carl@example.org").verb == "proceed"
+            assert verdict(*flags, address="192.0.2.90").reply == REPLY
+
+
+# Each of these is no statement about the client.
+FAULTS: dict[str, Mapping[str, Any]] = {
+    kind: {"A": "127.0.4.1", kind: True}
+    for kind in ("servfail", "refused", "drop", "wrong-id", "wrong-name", "wrong-owner")
+}
+FAULTS["malformed"] = {"malformed": True}
+FAULTS["late"] = {"A": "127.0.4.1", "delay": 5}
+FAULTS["truncated, and no TCP"] = {"A": "127.0.4.1", "truncate": True, "no-tcp": True}
+FAULTS["alias in a circle"] = {"CNAME": name("192.0.2.7")}
+
+
+@pytest.mark.parametrize("phase", ["connect", "mail-from"])
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+@pytest.mark.parametrize("entry", FAULTS.values(), ids=FAULTS)
+def test_a_broken_dns_is_never_held_against_the_client(
+    entry: Mapping[str, Any], on_error: str, phase: str
+) -> None:
+    started = perf_counter()
+    with DNSServer({name("192.0.2.7"): entry}) as faulty:
+        flags = asking(faulty, "--timeout", "20ms", "--on-error", on_error)
+        block = ("-blockBelow", "101", "-blockPhase", phase)
+        with Conversation(Senderscore, *flags, *block) as smtpd:
+            there = smtpd.connect(address="192.0.2.7")
+            said = there.greeting
+            if phase == "mail-from":
+                there.ehlo()
+                said = there.mail_from("bob@example.net")
+                if on_error == "junk":  # it is marked where there is a message to mark
+                    there.rcpt_to("anna@example.org")
+                    said = there.data()
+            refused = "disconnect" if phase == "connect" else "reject"
+            assert said.verb == {"tempfail": refused}.get(on_error, on_error)
+            if on_error == "tempfail":
+                code = 421 if phase == "connect" else 451
+                text = "4.4.3 Temporary failure, please try again later"
+                assert said.reply == f"{code} {text}"
+            assert "cause=" in smtpd.log[0]
+            assert "Error" not in smtpd.log[0]
+    assert perf_counter() - started < 2
+
+
+def test_a_broken_dns_is_waited_for_once_in_a_session() -> None:
+    with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
+        flags = asking(dead, "--timeout", "20ms", "-blockBelow=50", "-blockPhase", "rcpt-to")
+        with Conversation(Senderscore, *flags, "-slowFactor=1000", "-scoreHeader") as smtpd:
+            assert come(smtpd).verb == "proceed"
+            asked = len(dead.queries)
+            smtpd.filters[0]._resolver._cache.clear()  # type: ignore[attr-defined]
+            assert asked == 2
+        assert len(dead.queries) == asked
+
+
+def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
+    with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
+        flags = asking(dead, "--timeout", "20s", "--deadline", "30ms", "-blockBelow", "50")
+        started = perf_counter()
+        with Conversation(Senderscore, *flags, "-blockPhase", "rcpt-to", "-scoreHeader") as smtpd:
+            there = smtpd.connect(address="192.0.2.7")
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            for _ in range(100):
+                assert there.rcpt_to("anna@example.org").verb == "proceed"
+            assert "not done after 0.03 s" in smtpd.log[0]
+        assert perf_counter() - started < 2
+
+
+def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
+    with DNSServer({name("192.0.2.7"): {"A": "127.0.4.7", "flap": True}}) as flapping:
+        flags = asking(flapping, "--timeout", "50ms", "-blockBelow", "50")
+        assert verdict(*flags).reply == REPLY
+
+
+def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
+    with DNSServer({name("192.0.2.7"): {"A": "127.0.4.7", "spoof": True}}) as server:
+        assert verdict(*asking(server, "-blockBelow", "50")).reply == REPLY
+
+
+def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
+    with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
+        flags = [*asking(dead), *asking(server), "--timeout", "20ms", "-blockBelow", "50"]
+        assert verdict(*flags).reply == REPLY
+        assert dead.asked(name("192.0.2.7"), "A")
+
+
+# -- who is slowed down --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "seconds"), [(0, 0.2), (25, 0.15), (50, 0.1), (99, 0.002), (100, 0)]
+)
+def test_the_delay_grows_as_the_score_falls(
+    server: DNSServer, score: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        asked.append(delay)
+
+    with Conversation(Senderscore, *asking(server, "-slowFactor", "200")) as smtpd:
+        come(smtpd, f"192.0.2.{score}")  # what is known is answered in the same turn
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        come(smtpd, f"192.0.2.{score}")
+        monkeypatch.undo()
+    # connect, ehlo, mail-from, rcpt-to, data, commit, quit
+    assert asked == [pytest.approx(seconds)] * (7 if seconds else 0)
+
+
+@pytest.mark.parametrize("verb", ["proceed", "junk", "disconnect"])
+def test_every_answer_comes_late(server: DNSServer, verb: str) -> None:
+    flags = {"junk": ["-junkBelow", "60"], "disconnect": ["-blockBelow", "60"]}.get(verb, [])
+    with Conversation(Senderscore, *asking(server, "-slowFactor", "100"), *flags) as smtpd:
+        started = monotonic()
+        there = smtpd.connect(address="192.0.2.50")
+        assert there.greeting.verb == verb
+        assert monotonic() - started > 0.05
+
+
+@pytest.mark.parametrize(
+    ("flags", "session_timeout", "cap"),
+    [
+        ((), "300", 27),
+        (("--deadline", "5m"), "300", 60),
+        (("--deadline", "5m"), "60", 30),
+        (("--deadline", "5m"), "", 60),
+        (("--deadline", "5m"), "soon", 60),
+        (("--deadline", "2s"), "300", 1.8),
+    ],
+)
+def test_a_delay_ends_before_anybody_gives_up(
+    server: DNSServer, flags: tuple[str, ...], session_timeout: str, cap: float
+) -> None:
+    given = asking(server, "-slowFactor", "86400000", *flags)
+    with Conversation(Senderscore, *given) as smtpd:
+        policy = smtpd.filters[0]
+        assert isinstance(policy, Senderscore)
+        policy.smtpd = {"smtp-session-timeout": session_timeout}
+        assert policy._cap() == pytest.approx(cap)
+
+
+def test_a_delay_longer_than_the_deadline_changes_no_decision(server: DNSServer) -> None:
+    """What the look-up took counts as well."""
+    flags = asking(server, "-slowFactor", "60000", "--deadline", "300ms", "-blockBelow", "50")
+    zone = {name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.15}}
+    with DNSServer(zone) as slow:
+        assert verdict(*flags).reply == REPLY
+        assert verdict(*asking(slow), *flags[2:]).reply == REPLY
+
+
+def test_on_a_dry_run_nobody_waits(server: DNSServer) -> None:
+    flags = asking(server, "-slowFactor", "60000", "-blockBelow", "50", "--dry-run")
+    started = perf_counter()
+    with Conversation(Senderscore, *flags, "-scoreHeader") as smtpd:
+        there = smtpd.connect(address="192.0.2.7")
+        assert there.greeting.verb == "proceed"
+        there.ehlo()
+        assert delivered(there) == []
+        assert 'result=proceed would=disconnect reason="score 7"' in smtpd.log[0]
+    assert perf_counter() - started < 5
+
+
+# -- the executable ------------------------------------------------------------------------
+
+COMMAND = (sys.executable, "-m", "smtpd_filters.filters.senderscore")
+HEAD = "0.7|1576146008.006099|smtp-in"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("-blockBelow", "ten"), "-blockBelow: expected a whole number"),
+        (("-blockBelow", "128"), "-blockBelow: must be at most 127"),
+        (("-junkBelow", "-2"), "-junkBelow: must be at least -1"),
+        (("-blockPhase", "data"), '-blockPhase: invalid choice "data"'),
+        (("-allowlist", "nonexistent"), "-allowlist: nonexistent: No such file or directory"),
+        (("-allowlist", "{ 192.0.2.0/33 }"), "-allowlist: "),
+        (("-scoreHeader=perhaps",), "-scoreHeader: expected true or false"),
+        (("--zone", "score example"), "--zone: 'score example' is not a domain name"),
+        (("--zone", ""), "--zone: '' is not a domain name"),
+        (("-blockBelow=1", "--nameserver", "ns.example.org"),
+         "--nameserver: name server: 'ns.example.org' is not an IP address"),
+        (("--timeout", "0"), "--timeout: must be at least"),
+        (("-slowFactor=9", "--on-error=junk"), "on-error 'junk' is not one of proceed, tempfail"),
+        (("-junkBellow",), 'unknown flag -junkBellow, did you mean "-junkBelow"?'),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, *flags], input="", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("filter-senderscore: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class Running:
+    """The executable, and smtpd's end of its pipes."""
+
+    def __init__(self, *flags: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self.rest = b""
+        self.send("config|protocol|0.7", "config|ready")
+        while self.line() != "register|ready":
+            pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self.process.wait(10)
+
+    def send(self, *lines: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        self.process.stdin.flush()
+
+    def line(self) -> str:
+        """The next line that it writes; waits for it for 10 s."""
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self.rest:
+                assert selector.select(10), "no answer"
+                self.rest += os.read(self.process.stdout.fileno(), 65536)
+        line, _, self.rest = self.rest.partition(b"\n")
+        return line.decode()
+
+
+def client(number: int, address: str) -> tuple[str, str]:
+    session = f"7641df9771b4e{number:03x}"
+    return (
+        f"report|{HEAD}|link-connect|{session}|x|pass|{address}:1|198.51.100.25:25",
+        f"filter|{HEAD}|connect|{session}|1ef1c203cc576e5d|x|{address}",
+    )
+
+
+def answer(number: int, text: str) -> str:
+    return f"filter-result|7641df9771b4e{number:03x}|1ef1c203cc576e5d|{text}"
+
+
+def test_who_waits_holds_up_nobody_else() -> None:
+    """Neither for a name server nor for a delay."""
+    zone = {name("192.0.2.1"): {"drop": True}, **scored(10, 100)}
+    with DNSServer(zone) as server:
+        flags = asking(server, "-blockBelow", "101", "-slowFactor", "60000")
+        with Running(*flags) as smtpd:
+            smtpd.send(*client(1, "192.0.2.1"), *client(2, "192.0.2.10"))
+            for number in range(3, 50):
+                smtpd.send(*client(number, "192.0.2.100"))
+                assert smtpd.line() == answer(number, f"disconnect|{REPLY}")
+
+
+def test_a_session_that_ends_while_it_waits_is_forgotten() -> None:
+    with (
+        DNSServer({name("192.0.2.1"): {"drop": True}, **scored(10, 100)}) as server,
+        Running(*asking(server, "-blockBelow", "101", "-slowFactor", "60000")) as smtpd,
+    ):
+        for number, address in ((1, "192.0.2.1"), (2, "192.0.2.10")):
+            smtpd.send(*client(number, address))
+            smtpd.send(f"report|{HEAD}|link-disconnect|7641df9771b4e{number:03x}")
+        smtpd.send(*client(3, "192.0.2.100"))
+        assert smtpd.line() == answer(3, f"disconnect|{REPLY}")
+
+
+# -- test mode -----------------------------------------------------------------------------
+
+
+def script(*flags: str, lines: tuple[str, ...], cwd: Path | None = None) -> list[str]:
+    """Do what a test script does: pipe all of it in, and look at what comes out."""
+    done = subprocess.run(
+        [*COMMAND, "-testMode", *flags],
+        input="".join(f"{line}\n" for line in ("config|ready", *lines)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=cwd,
+    )
+    registrations, _, answers = done.stdout.partition("register|ready\n")
+    assert sorted(registrations.splitlines()) == sorted(
+        [f"register|filter|smtp-in|{phase}" for phase in EVERY]
+        + [f"register|report|smtp-in|link-{event}" for event in ("connect", "disconnect")]
+    )
+    return answers.splitlines()
+
+
+def odd_client(version: str, number: int, address: str) -> tuple[str, str]:
+    """As those scripts have it: a bare time stamp, no reverse name, and the report's fields."""
+    session = f"7641df9771b4ed{number:02x}"
+    said = f"|pass|{address}:33174|198.51.100.1:25"
+    return (
+        f"report|{version}|0|smtp-in|link-connect|{session}|{said}",
+        f"filter|{version}|0|smtp-in|connect|{session}|1ef1c203cc576e5d|{said}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "header"),
+    [
+        ("192.0.2.0", ["X-SenderScore: 0"]),
+        ("192.0.2.42", ["X-SenderScore: 42"]),
+        ("192.0.2.100", ["X-SenderScore: 100"]),
+        ("192.0.2.101", ["X-SenderScore: 101"]),
+        ("192.0.2.200", ["X-SenderScore: 127"]),
+        ("192.0.2.255", []),
+        ("[2001:db8::1]", []),
+    ],
+)
+def test_in_test_mode_the_score_is_in_the_address(address: str, header: list[str]) -> None:
+    head = "filter|0.5|0|smtp-in|data-line|7641df9771b4ed00|1ef1c203cc576e5d|"
+    back = "filter-dataline|7641df9771b4ed00|1ef1c203cc576e5d|"
+    lines = (*odd_client("0.5", 0, address), f"{head}.")
+    assert script("-scoreHeader", lines=lines) == [
+        "filter-result|7641df9771b4ed00|1ef1c203cc576e5d|proceed",
+        *(f"{back}{field}" for field in header),
+        f"{back}.",
+    ]
+
+
+def test_in_test_mode_answers_come_in_the_order_of_the_questions() -> None:
+    clients = [(0, "192.0.2.20"), (1, "192.0.2.100"), (2, "192.0.2.60"), (3, "192.0.2.255")]
+    lines = tuple(
+        line for number, address in clients for line in odd_client("0.5", number, address)
+    )
+    flags = ("-blockBelow", "50", "-junkBelow", "70", "-slowFactor", "100")
+    started = perf_counter()
+    answers = script(*flags, lines=lines)
+    assert perf_counter() - started > 0.08 + 0.04
+    assert [line.split("|", 3)[1][-1] + line.split("|", 3)[3] for line in answers] == [
+        f"0disconnect|{REPLY}",
+        "1proceed",
+        "2junk",
+        "3proceed",
+    ]
+
+
+def test_in_test_mode_the_oldest_protocol_is_spoken() -> None:
+    lines = odd_client("0.4", 0, "192.0.2.20")
+    assert script("-blockBelow", "50", lines=lines) == [
+        f"filter-result|1ef1c203cc576e5d|7641df9771b4ed00|disconnect|{REPLY}"
+    ]
+
+
+def test_in_test_mode_the_allow_list_counts(tmp_path: Path) -> None:
+    (tmp_path / "allowed").write_text("192.0.2.1\n198.51.100.0/24\n")
+    addresses = ["192.0.2.1", "192.0.2.2", "198.51.100.7"]
+    lines = tuple(line for at, each in enumerate(addresses) for line in odd_client("0.5", at, each))
+    answers = script("-blockBelow=20", "-allowlist", "allowed", lines=lines, cwd=tmp_path)
+    assert [line.split("|", 3)[3] for line in answers] == [
+        "proceed",
+        f"disconnect|{REPLY}",
+        "proceed",
+    ]
+
+
+def test_neutral_is_no_score() -> None:
+    assert NEUTRAL < 0
