@@ -77,7 +77,7 @@ def flags() -> dict[str, set[str]]:
         for flag in each.option_strings
     }
     known["smtpd-filters"] = tool
-    return {name: found | {"--help", "--version"} for name, found in known.items()}
+    return {name: found | {"--help", "--version", "--"} for name, found in known.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -38,7 +38,13 @@ from smtpd_filters.settings import (
     policy_options,
     table,
 )
-from smtpd_filters.settings.manual import describe, help_text, markdown_options, mdoc_options
+from smtpd_filters.settings.manual import (
+    describe,
+    help_text,
+    mdoc_list,
+    mdoc_options,
+    mdoc_synopsis,
+)
 from smtpd_filters.tables import NetworkTable
 
 if TYPE_CHECKING:
@@ -733,12 +739,12 @@ CLASSES = [Example, Needy, Odd, CommonSettings]
 def test_every_text_has_every_option(cls: type[Settings]) -> None:
     shown = help_text(cls, ProcessSettings, prog="x")
     assert all(len(line) <= 79 for line in shown.splitlines())
-    for text in (shown, markdown_options(cls), mdoc_options(cls).replace("\\-", "-")):
+    for text in (shown, mdoc_options(cls).replace("\\-", "-")):
         for described in describe(cls):
             for flag in described.flags:
                 assert flag.removeprefix("-") in text
             assert described.help.split()[-1] in text.replace("\\", "")
-    assert "swordfish" not in shown + markdown_options(cls) + mdoc_options(cls)
+    assert "swordfish" not in shown + mdoc_options(cls)
 
 
 def test_describe() -> None:
@@ -766,14 +772,6 @@ def test_help_without_options_of_its_own() -> None:
     )
 
 
-def test_markdown() -> None:
-    assert markdown_options(Needy) == (
-        "- `--domain TEXT`\n  Sign for it. This can't be guessed. Required.\n"
-    )
-    lines = markdown_options(Odd).splitlines()
-    assert "  a\\_b \\<c\\> \\[d\\]. Default: `` a`b ``." in lines
-
-
 def test_mdoc() -> None:
     assert mdoc_options(Example).startswith(
         ".Bl -tag -width Ds\n"
@@ -781,6 +779,20 @@ def test_mdoc() -> None:
         "Junk below it.\nThe default is\n.Ql 5 .\n"
         ".It Fl \\-action Cm junk | reject\n"
         "What to do.\nThe default is\n.Ql junk .\n"
+    )
+
+
+def test_mdoc_of_a_synopsis() -> None:
+    class Both(Settings):
+        loud = option(SWITCH, default=False, help="Loud.")
+        domain = option(TEXT, required=True, help="Domain.")
+
+    assert mdoc_synopsis(Both) == ".Fl \\-domain Ar TEXT\n.Op Fl \\-loud\n"
+
+
+def test_mdoc_of_options_declared_elsewhere() -> None:
+    assert mdoc_list([(("-v", "--verbose"), "", False, "Say more.")]) == (
+        ".Bl -tag -width Ds\n.It Fl v , Fl \\-verbose\nSay more.\n.El\n"
     )
 
 

@@ -14,7 +14,7 @@ pools; `GENERIC`: the words that pools are named with all over the world), or if
 client's own address (`embeds_address`), as names do that a provider generates.
 
 The patterns are POSIX extended regular expressions, as everywhere in smtpd; names are lower-cased
-first. How well they do is measured in tests/filters/test_dyndns.py and printed in docs/dyndns.md.
+first. How well they do is measured in tests/filters/test_dyndns.py and printed in its manual.
 """
 
 from __future__ import annotations

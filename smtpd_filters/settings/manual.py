@@ -1,4 +1,4 @@
-"""Settings as text: `--help`, the option list of a manual page (mdoc), Markdown.
+"""Settings as text: `--help`, the option list and the synopsis of a manual page (mdoc).
 
 No filter imports this when it starts.
 """
@@ -198,25 +198,3 @@ def _mdoc_text(text: str) -> list[str]:
             lines.append(line)
             line = ""
     return [*lines, line] if line else lines
-
-
-def markdown_options(cls: type[Settings]) -> str:
-    """Render the options as a Markdown list."""
-    lines = []
-    for described in describe(cls):
-        flags = ", ".join(_code(f"{flag} {described.metavar}".rstrip()) for flag in described.flags)
-        remarks = _remarks(described)
-        if described.default:
-            remarks.append(f"Default: {_code(described.default)}.")
-        lines += [f"- {flags}", _indented([_markdown_text(described.help), *remarks], 2)]
-    return "\n".join([*lines, ""])
-
-
-def _code(text: str) -> str:
-    if "`" not in text:
-        return f"`{text}`"
-    return f"`` {text} ``"
-
-
-def _markdown_text(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_<>[]" else c for c in text)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -251,16 +250,3 @@ def test_no_filter_is_in_two_modules() -> None:
     assert not broken
     chain = Chain([(cls(cls.Options()), cls.on_error, 1.0) for cls in found], Log())
     assert len(chain.filters) == len(found)
-
-
-# -- the documentation -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", ["list", "record", "replay"])
-def test_the_manual_has_every_option(verb: str, capsys: Capture) -> None:
-    manual = (ROOT / "docs" / "smtpd-filters.md").read_text()
-    with pytest.raises(SystemExit):
-        main([verb, "--help"])
-    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert flags
-    assert [flag for flag in sorted(flags) if flag not in manual] == []

@@ -98,8 +98,8 @@ def test_the_rates_in_the_documentation_are_those_measured() -> None:
     for which, what in zip(LISTS, ("residential", "mail servers"), strict=True):
         for half in HALVES:
             hits, names = found(which, half)
-            rows.append(f"| {what}, {half} | {names} | {hits} | {hits / names:.1%} |")
-    assert "\n".join(rows) in (ROOT / "docs" / "dyndns.md").read_text()
+            rows.append(f".It {what}, {half} Ta {names} Ta {hits} Ta {hits / names:.1%}")
+    assert "\n".join(rows) in (ROOT / "docs" / "man" / "filter-dyndns.8").read_text()
 
 
 # -- addresses in names --------------------------------------------------------------------
