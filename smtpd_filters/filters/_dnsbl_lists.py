@@ -1,0 +1,246 @@
+"""Lists as they are asked: what an answer adds to the score, and whether a list is fit to be asked.
+
+The law:
+
+1. A list that calls what nobody may list listed lists everybody; one that doesn't list what
+   everybody lists is dead, or doesn't answer us.  Neither is asked until that has changed.
+2. An answer that says nothing of who was asked about is no answer (`_dnsbl_codes`).
+3. A list that is silent is switched off as well, unless all of them are: then it is the name server
+   or the network, and `--on-error` decides.
+
+RFC 5782 section 5 has the entries for testing: 127.0.0.2 is always listed and 127.0.0.1 never; in
+IPv6 they are ::FFFF:7F00:2 and ::FFFF:7F00:1, among names TEST and INVALID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from smtpd_filters.filters import _dnsbl_codes as codes
+from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from smtpd_filters.filters._dnsbl_sites import Site
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.lookups.outcome import Outcome
+    from smtpd_filters.runtime.log import Log
+
+#: What a list is asked about; each has test entries of its own.
+V4, V6, NAME = "IPv4", "IPv6", "names"
+#: What is listed, and what isn't, without the zone; for names the list has a say.
+_LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
+_UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "invalid"}
+
+_DEAD = "it is dead, refuses this name server, or has no such entry (then see --untested)"
+
+#: Seconds after which a list that is off is tested again, when nobody asks for it.
+RECHECK = 300.0
+#: Seconds for which a test is good enough to refuse somebody.
+FRESH = 300.0
+#: Seconds between two tests because of odd answers.
+PAUSE = 60.0
+#: A list that was silent so often in a row is tested again.
+SILENCES = 10
+
+
+class Reading:
+    """What an answer comes to: the points, the answers that gave them, or why it is none.
+
+    `odd` is whether it raises doubts about the list.
+    """
+
+    __slots__ = ("answers", "odd", "points", "trouble")
+
+    def __init__(
+        self,
+        points: int = 0,
+        answers: tuple[str, ...] = (),
+        *,
+        trouble: str = "",
+        odd: bool = False,
+    ) -> None:
+        self.points = points
+        self.answers = answers
+        self.trouble = trouble
+        self.odd = odd
+
+
+_NOT_LISTED = Reading()
+
+
+class List:
+    """A zone, and all entries that the operator has for it."""
+
+    __slots__ = ("_off", "high", "low", "secrets", "shown", "silences", "sites", "tested", "zone")
+
+    def __init__(self, zone: str, sites: Sequence[Site], keys: tuple[str, ...] = ()) -> None:
+        self.zone = zone
+        self.sites = sites
+        #: What it can add at the least and at the most.
+        self.low = sum(site.weight for site in sites if site.weight < 0)
+        self.high = sum(site.weight for site in sites if site.weight > 0)
+        #: The name without its keys, and these.
+        self.shown = codes.shown(zone, keys)
+        self.secrets = codes.hidden(zone, keys)
+        #: Whether it has entries for testing.
+        self.tested = True
+        #: How often in a row it has not answered.
+        self.silences = 0
+        self._off: dict[str, str] = {}
+
+    def is_off(self, about: str) -> bool:
+        """Whether it is not to be asked about V4, V6 or NAME."""
+        return about in self._off
+
+    def switch(self, about: str, cause: str) -> bool:
+        """Switch it off because of `cause`, or on if that is ""; whether this changes anything."""
+        if not cause:
+            return self._off.pop(about, None) is not None
+        before = self._off.get(about)
+        self._off[about] = cause
+        return before is None
+
+    def read(self, outcome: Outcome[str], *, trusted: bool = True) -> Reading:
+        """Make of an answer what it adds; nothing negative unless its subject is `trusted`."""
+        if isinstance(outcome, Unavailable):
+            self.silences += 1
+            return Reading(trouble=outcome.cause, odd=self.silences >= SILENCES)
+        self.silences = 0
+        if isinstance(outcome, NotFound):
+            return _NOT_LISTED
+        answers, outside, refused = self._sort(outcome.records)
+        if refused or (outside and not answers):
+            return Reading(trouble=refused or outside, odd=True)
+        counting = [site for site in self.sites if trusted or site.weight > 0]
+        points, matched = 0, set()
+        for site in counting:
+            found = [answer for answer in answers if site.match(answer)]
+            points += site.weight if found else 0
+            matched.update(found)
+        return Reading(points, tuple(answer for answer in answers if answer in matched))
+
+    def _sort(self, records: Iterable[str]) -> tuple[list[str], str, str]:
+        """Tell listings from answers outside 127.0.0.0/8, and from refusals to answer."""
+        answers, outside, refused = [], "", ""
+        for address in records:
+            wanted = any(site.pattern and site.match(address) for site in self.sites)
+            trouble = codes.trouble(self.zone, address, wanted=wanted)
+            if trouble is None:
+                answers.append(address)
+            elif not address.startswith("127."):
+                outside = outside or trouble
+            else:
+                refused = refused or trouble
+        return answers, outside, refused
+
+    async def test(self, about: str, resolver: Resolver) -> tuple[str, bool]:
+        """Look up its entries for testing: why it is not fit to be asked ("" if it is).
+
+        The second value is whether that is for want of an answer.
+        """
+        listed = [_LISTED[about]] if about in _LISTED else codes.probes(self.zone)
+        names = [f"{name}.{self.zone}" for name in (_UNLISTED[about], *listed)]
+        outcomes = await asyncio.gather(*(resolver.query(name, "A") for name in names))
+        return self._judge(about, outcomes[0], outcomes[1:], listed[0])
+
+    def _judge(
+        self, about: str, unlisted: Outcome[Any], listed: Sequence[Outcome[Any]], name: str
+    ) -> tuple[str, bool]:
+        _, outside, refused = self._sort(_records((unlisted, *listed)))
+        if refused:
+            return refused, False
+        if isinstance(unlisted, Found) and self._sort(unlisted.records)[0]:
+            what = "127.0.0.1" if about != NAME else "INVALID"
+            return f"lists {what}, which nobody may list: it lists everybody", False
+        if any(isinstance(each, Found) and self._sort(each.records)[0] for each in listed):
+            return (unlisted.cause, True) if isinstance(unlisted, Unavailable) else ("", False)
+        if outside:
+            return outside, False
+        for each in listed:
+            if isinstance(each, Unavailable):
+                return each.cause, True
+        what = {V4: "127.0.0.2", V6: "::FFFF:7F00:2"}.get(about, name.upper())
+        return f"doesn't list {what}, its entry for testing: {_DEAD}", False
+
+
+def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:
+    return [address for each in outcomes if isinstance(each, Found) for address in each.records]
+
+
+class Watch:
+    """Tests lists, switches them off and on, and says so in the log.
+
+    `asked` is which list is asked about what.
+    """
+
+    def __init__(self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: Log) -> None:
+        self._asked = [(each, about) for each, about in asked if each.tested]
+        self._resolver = resolver
+        self._log = log
+        self._running: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._tried = self._last = float("-inf")
+        #: Whether all have been tested once.
+        self.done = not self._asked
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last test is recent enough to refuse somebody."""
+        return not self._asked or asyncio.get_running_loop().time() - self._last < FRESH
+
+    async def test(self, *, remind: bool = False) -> None:
+        """Test all lists, or wait for the test that is under way.
+
+        With `remind`, those that are still off are logged again.
+        """
+        task = self._running
+        if task is None or task.done():
+            task = self._running = asyncio.ensure_future(self._test(remind=remind))
+        await asyncio.shield(task)
+
+    def suspect(self) -> None:
+        """An answer was odd: test again, unless that was done just now."""
+        idle = self._running is None or self._running.done()
+        if idle and asyncio.get_running_loop().time() - self._tried >= PAUSE:
+            self._running = asyncio.ensure_future(self._test())
+
+    def close(self) -> None:
+        """Test no more."""
+        if self._again is not None:
+            self._again.cancel()
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _test(self, *, remind: bool = False) -> None:
+        found = await asyncio.gather(
+            *(each.test(about, self._resolver) for each, about in self._asked)
+        )
+        speechless = all(silent for _, silent in found)
+        off = False
+        for (each, about), (cause, silent) in zip(self._asked, found, strict=True):
+            off = off or bool(cause)
+            self._switch(each, about, "" if silent and speechless else cause, remind=remind)
+        if speechless and found:
+            self._log.limited(
+                "silent", "dnsbl", "no list answers", cause=found[0][0], result="not switched off"
+            )
+        loop = asyncio.get_running_loop()
+        self._tried = loop.time()
+        if not speechless:
+            self._last = self._tried
+        self.done = True
+        if self._again is not None:
+            self._again.cancel()
+        self._again = loop.call_later(RECHECK, self.suspect) if off else None
+
+    def _switch(self, each: List, about: str, cause: str, *, remind: bool) -> None:
+        changed = each.switch(about, cause)
+        if changed or (cause and remind):
+            state = "off" if cause else "on"
+            self._log.event(
+                "dnsbl", "list", zone=each.shown, about=about, switched=state, cause=cause
+            )

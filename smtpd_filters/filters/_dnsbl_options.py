@@ -1,0 +1,92 @@
+"""How lists are given: as settings, and as the arguments of the filter-dnsbl that came before.
+
+That one is called ``filter-dnsbl [-m] [-v] [[-w] [-d] LIST] ...`` (`-w` a list of those to let in,
+`-d` a list of names).  What smtpd.conf says for it means the same here.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters._dnsbl_sites import MAX_WEIGHT, Site, parse
+from smtpd_filters.settings import Kind, common_options
+from smtpd_filters.settings.declare import spellings
+from smtpd_filters.tables.source import parse as parse_source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from smtpd_filters.filter import Filter
+
+# postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
+_BETWEEN = re.compile(r"[,\s]+")
+
+
+class _Sites(Kind[tuple[Site, ...]]):
+    """Lists with their filters and weights: one, some in braces, or a file with a line each."""
+
+    metavar = "LIST"
+    noun = 'lists: zone[=filter][*weight], "{ a, b }" or "file:PATH"'
+    repeats = True
+    toml = (str, list)
+
+    def parse(self, text: str) -> tuple[Site, ...]:
+        found: list[Site] = []
+        count = 0
+
+        def add(entry: str) -> None:
+            nonlocal count
+            count += 1
+            try:
+                found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
+            except ValueError as error:
+                # Not as a ValueError, with which the entry would be shown: it may hold a key.
+                raise ConfigError(f"entry {count}: {error}") from None
+
+        parse_source(text).texts(add)
+        return tuple(found)
+
+    def show(self, value: tuple[Site, ...]) -> str:
+        return "{ " + ", ".join(map(str, value)) + " }"
+
+    def from_toml(self, value: object) -> tuple[Site, ...]:
+        found: list[Site] = []
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
+            found += self.parse(text)
+        return tuple(found)
+
+    def check(self, value: tuple[Site, ...]) -> None:
+        if not isinstance(value, tuple):
+            raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
+
+
+SITES = _Sites()
+
+
+def old_style(argv: Iterable[str], cls: type[Filter]) -> list[str]:
+    """Put flags in the place of lists that are given as arguments."""
+    return list(_translated(argv, cls))
+
+
+def _translated(argv: Iterable[str], cls: type[Filter]) -> Iterator[str]:
+    common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
+    known = spellings([common.options, cls.Options.options], cls.name)
+    words = iter(argv)
+    kind, allows = "client", False
+    for word in words:
+        if word == "-w":
+            allows = True
+        elif word == "-d":
+            kind = "rdns"
+        elif word.startswith("-"):
+            yield word
+            if word in known and known[word].kind.metavar:
+                yield from islice(words, 1)
+        else:
+            yield f"--{kind}={word}*-{MAX_WEIGHT}" if allows else f"--{kind}={word}"
+            kind, allows = "client", False
