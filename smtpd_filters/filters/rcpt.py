@@ -136,7 +136,7 @@ class Rcpt(Filter):
         )
         allow = allow_option()
         nameserver = nameserver_option()
-        timeout = timeout_option("a recipient at most two")
+        timeout = timeout_option("a recipient at most two, one behind the other")
 
     settings: Options
 
@@ -160,7 +160,7 @@ class Rcpt(Filter):
         """See that the settings fit together, and make the checks."""
         settings = self.settings
         self._non_fqdn = Check(
-            settings.non_fqdn, "553 5.1.3 The recipient's address needs a full domain"
+            settings.non_fqdn, "504 5.5.2 The recipient's address is not fully qualified"
         )
         self._unknown_domain = Check(
             settings.unknown_domain, "550 5.1.2 The recipient's domain does not exist"
