@@ -57,7 +57,6 @@ class Options:
         "spam_header",
         "spam_value",
         "tempfail_text",
-        "whole",
     )
 
     def __init__(  # noqa: PLR0913  # an option each
@@ -70,7 +69,6 @@ class Options:
         spam_value: str = "Yes",
         reject_text: str = "Spam message rejected",
         tempfail_text: str = "Try again later",
-        whole: bool = False,
         log_all: bool = False,
     ) -> None:
         """Take the options.
@@ -81,7 +79,6 @@ class Options:
         symbols as well ("extended").
         spam_header, spam_value: the mark.
         reject_text, tempfail_text: what a client is told when the daemon gives no text.
-        whole: a new text is the message with its header, as it is without the milter flag.
         log_all: give a reason for what is accepted, too.
 
         Raises ValueError for an outcome that is none and for a name that is none.
@@ -96,7 +93,6 @@ class Options:
         self.spam_value = spam_value
         self.reject_text = reject_text
         self.tempfail_text = tempfail_text
-        self.whole = whole
         self.log_all = log_all
         field_lines(spam_header, spam_value)
 
@@ -125,7 +121,7 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
     for change in said.envelope:
         said.complain(f"not possible: {change}")
     if said.block is not None:
-        _replace(message, said.block, whole=options.whole)
+        message.replace_body(said.block)
     _edit(said, message.headers, outcome, options)
     if outcome == "accept" and not (said.no_action or said.complaints or options.log_all):
         return PROCEED
@@ -133,23 +129,12 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
 
 
 def _outcome(said: Reply, options: Options) -> str:
-    action = said.action
-    if action == "reject" and said.on_reject:
-        action = said.on_reject
-    outcome = options.actions.get(action)
+    actions = options.actions
+    named = said.on_reject if said.action == "reject" and said.on_reject else said.action
+    outcome = actions.get(named) or actions.get(said.kind)
     if outcome is None:
-        raise ReplyError(f"unknown action {action[:80]!r}")
+        raise ReplyError(f"unknown action {said.action[:80]!r}")
     return outcome
-
-
-def _replace(message: Message, block: bytes, *, whole: bool) -> None:
-    if not whole:
-        message.replace_body(block)
-        return
-    lines = block.replace(b"\r\n", b"\n").split(b"\n")
-    end = lines.index(b"") if b"" in lines else len(lines)
-    message.replace_body(b"\n".join(lines[end + 1 :]))
-    message.headers.restore((lines[:end], True))
 
 
 def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
@@ -221,12 +206,20 @@ def _remove(said: Reply, headers: Headers, top: _Top) -> None:
 
 
 def _mark(said: Reply, headers: Headers, options: Options) -> None:
-    marks = [(name or options.spam_header, value) for name, value in said.spam_headers]
     if options.headers == "extended":
         _describe(said, headers)
-    for name, value in marks or [(options.spam_header, options.spam_value)]:
-        if _try(said, name, lambda: headers.prepend(name, value)):  # noqa: B023  # called at once
-            headers.remove(name, [n + 2 for n in range(len(headers.get_all(name)) - 1)])
+    marks = [(name or options.spam_header, value) for name, value in said.spam_headers]
+    made = [_put(said, headers, name, value) for name, value in marks]
+    if not any(made):
+        _put(said, headers, options.spam_header, options.spam_value)
+
+
+def _put(said: Reply, headers: Headers, name: str, value: str) -> bool:
+    """Put a field at the top in the place of all of its name."""
+    if not _try(said, name, lambda: headers.prepend(name, value)):
+        return False
+    headers.remove(name, range(2, len(headers.get_all(name)) + 1))
+    return True
 
 
 def _describe(said: Reply, headers: Headers) -> None:
@@ -234,12 +227,8 @@ def _describe(said: Reply, headers: Headers) -> None:
     score, required = said.score or 0.0, said.required or 0.0
     tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(said.symbols))
     status = f"Yes, score={score:.3f} required={required:.3f} tests=[{tests}]"
-    for name, value in (
-        ("X-Spam-Status", status),
-        ("X-Spam-Score", f"{score:g} / {required:g}"),
-    ):
-        headers.remove(name)
-        headers.prepend(name, value)
+    _put(said, headers, "X-Spam-Status", status)
+    _put(said, headers, "X-Spam-Score", f"{score:g} / {required:g}")
 
 
 def _try(said: Reply, name: str, edit: Callable[[], None]) -> bool:

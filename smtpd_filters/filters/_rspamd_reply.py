@@ -24,6 +24,9 @@ MAX_JSON = 4 << 20
 _SHOWN = 200
 #: What is kept of the complaints about one reply.
 _COMPLAINTS = 8
+#: Headers that a reply may add, and remove: each costs a walk through the block.  The daemon's own
+#: modules come to about ten.
+_EDITS = 256
 
 
 class ReplyError(Exception):
@@ -54,6 +57,7 @@ class Reply:
         "complaints",
         "dkim",
         "envelope",
+        "kind",
         "message",
         "no_action",
         "on_reject",
@@ -66,8 +70,9 @@ class Reply:
     )
 
     def __init__(self, action: str) -> None:
-        #: The action's name: of a milter's kind "discard" or "quarantine", whatever it is called.
         self.action = action
+        #: "discard" or "quarantine" if the action, whatever it is called, is declared as that.
+        self.kind = ""
         self.score: float | None = None
         #: The score from which a message is refused.
         self.required: float | None = None
@@ -90,7 +95,7 @@ class Reply:
         self.no_action = False
         #: Of a message that is marked: names ("" for the configured one) and values.
         self.spam_headers: list[tuple[str, str]] = []
-        #: The new message, or body.
+        #: The new body: the request asks for it with the flags "milter,body_block".
         self.block: bytes | None = None
         #: What was left out.
         self.complaints: list[str] = []
@@ -134,7 +139,7 @@ def parse(status: int, body: bytes, offset: int | None = None) -> Reply:
     """Read a reply.
 
     `status` is HTTP's, `body` the content without its coding, `offset` the value of
-    ``Message-Offset``: where in it the JSON ends and a new message, or body, begins. Raises
+    ``Message-Offset``: where in it the JSON ends and a new body begins. Raises
     ReplyError for whatever isn't a verdict.
     """
     if offset is not None and not 0 <= offset <= len(body):
@@ -176,10 +181,7 @@ def _read(data: bytes) -> _Object:
 
 def _taken(said: _Object, action: str, block: bytes | None) -> Reply:
     reply = Reply(action)
-    # An action of a name of its own may be declared as one of a milter's; then this says so.
-    kind = said.text("reject")
-    if kind in ("discard", "quarantine"):
-        reply.action = kind
+    reply.kind = said.text("reject")
     reply.block = block
     reply.score = _number(said.find("score"))
     reply.required = _number(said.find("required_score"))
@@ -222,6 +224,9 @@ def _take_removals(reply: Reply, value: object) -> None:
             which = _integer(number)
             if which is None:
                 reply.complain(f"remove_headers {name[:_SHOWN]}: not a number")
+            elif sum(map(len, reply.removals.values())) >= _EDITS:
+                reply.complain(f"remove_headers: more than {_EDITS}")
+                return
             else:
                 reply.removals.setdefault(name.lower(), []).append(which)
 
@@ -229,20 +234,29 @@ def _take_removals(reply: Reply, value: object) -> None:
 def _take_additions(reply: Reply, value: object) -> None:
     for name, additions in _pairs(reply, "add_headers", value):
         for addition in _elements(additions):
-            if isinstance(addition, str):
-                reply.additions.append(Addition(name, addition, None))
+            added = _addition(reply, name, addition)
+            if added is None:
                 continue
-            text = addition.find("value") if isinstance(addition, _Object) else None
-            if not isinstance(addition, _Object) or not isinstance(text, str):
-                reply.complain(f"add_headers {name[:_SHOWN]}: no value")
-                continue
-            given = addition.find("order")
-            if given is None:
-                given = addition.find("index")
-            order = _integer(given)
-            if given is not None and order is None:
-                reply.complain(f"add_headers {name[:_SHOWN]}: order is no number")
-            reply.additions.append(Addition(name, text, order))
+            if len(reply.additions) >= _EDITS:
+                reply.complain(f"add_headers: more than {_EDITS}")
+                return
+            reply.additions.append(added)
+
+
+def _addition(reply: Reply, name: str, said: object) -> Addition | None:
+    if isinstance(said, str):
+        return Addition(name, said, None)
+    value = said.find("value") if isinstance(said, _Object) else None
+    if not isinstance(said, _Object) or not isinstance(value, str):
+        reply.complain(f"add_headers {name[:_SHOWN]}: no value")
+        return None
+    given = said.find("order")
+    if given is None:
+        given = said.find("index")
+    order = _integer(given)
+    if given is not None and order is None:
+        reply.complain(f"add_headers {name[:_SHOWN]}: order is no number")
+    return Addition(name, value, order)
 
 
 def _take_sender(reply: Reply, value: object) -> None:

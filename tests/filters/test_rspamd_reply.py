@@ -1,0 +1,1127 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.filters import _rspamd_reply
+from smtpd_filters.filters._rspamd_edits import DEFAULTS, Options, apply
+from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError, parse
+from smtpd_filters.message import Message
+from smtpd_filters.protocol.decisions import PROCEED, Decision, Proceed, Reject
+from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TABLE = Path(__file__).parents[2] / "docs" / "rspamd-conformance.md"
+#: What smtpd gives to a filter: its own Received in front of what the client sent.
+RECEIVED = (
+    b"Received: from mail.example.net\n\tby mx.example.org; Sat, 21 Nov 2026 06:00:00 +0000\n"
+)
+MAIL = (
+    b"From: bob@example.net\nX-Foo: 1\nSubject: hello\nx-foo: 2\n\tfolded\nX-FOO: 3\n\nbody\n.dot\n"
+)
+MARK = b"X-Spam: Yes\n"
+
+
+_MADE: list[Message] = []
+
+
+@pytest.fixture(autouse=True)
+def messages_are_freed() -> Iterator[None]:
+    yield
+    while _MADE:
+        _MADE.pop().discard()
+
+
+def mail(head: bytes = b"", data: bytes = RECEIVED + MAIL) -> Message:
+    message = Message()
+    _MADE.append(message)
+    lines = (head + data).split(b"\n")[:-1]
+    message.feed([b"." + line if line.startswith(b".") else line for line in lines])
+    message.close()
+    return message
+
+
+def said(body: dict[str, Any] | str | bytes, **top: Any) -> _rspamd_reply.Reply:
+    """Parse a reply; a dictionary needn't name the action."""
+    if isinstance(body, dict):
+        body = json.dumps({"action": "no action", **body, **top})
+    return parse(200, body.encode() if isinstance(body, str) else body)
+
+
+class Done:
+    """A reply applied to a message."""
+
+    def __init__(
+        self,
+        body: dict[str, Any] | str | bytes,
+        message: Message | None = None,
+        options: Options | None = None,
+    ) -> None:
+        message = message or mail()
+        self.before = b"".join(message.iter_bytes())
+        self.decision: Decision = apply(said(body), message, options or Options())
+        self.after = b"".join(message.iter_bytes())
+        self.head = self.after.partition(b"\n\n")[0].decode("utf-8", "surrogateescape").split("\n")
+        self.names = message.headers.names()
+        self.headers = message.headers
+
+    @property
+    def added(self) -> list[str]:
+        """The lines that were not there, in their order."""
+        before = self.before.decode("utf-8", "surrogateescape").split("\n")
+        return [line for line in self.head if line not in before]
+
+    @property
+    def unchanged(self) -> bool:
+        return self.before == self.after
+
+
+def milter(**block: Any) -> dict[str, Any]:
+    return {"milter": block}
+
+
+def add(**headers: Any) -> dict[str, Any]:
+    return milter(add_headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def remove(headers: dict[str, Any]) -> dict[str, Any]:
+    return milter(remove_headers=headers)
+
+
+# -- what is a reply -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cause"),
+    [
+        (500, b'{"error":"invalid command","error_domain":"protocol-error"}', "status 500: inval"),
+        (500, b"<html>", "status 500"),
+        (404, b'{"action":"no action"}', "status 404"),
+        (204, b"", "status 204"),
+        (200, b'{"error":"timeout","action":"no action"}', "error: timeout"),
+        (200, b'{"error":17}', "error"),
+        (200, b"", "broken JSON"),
+        (200, b'{"action":"no action"', "broken JSON"),
+        (200, b'{"action":"no action"} x', "broken JSON"),
+        (200, b"[]", "no JSON object"),
+        (200, b'["action"]', "no JSON object"),
+        (200, b'"no action"', "no JSON object"),
+        (200, b"null", "no JSON object"),
+        (200, b"{}", "no action"),
+        (200, b'{"action":""}', "no action"),
+        (200, b'{"action":null}', "no action"),
+        (200, b'{"action":["reject"]}', "no action"),
+        (200, b'{"action":{"reject":1}}', "no action"),
+        (200, b"[" * 100_000, "broken JSON"),
+        (200, b'{"action":' * 100_000, "broken JSON"),
+        (200, b'{"action":"no action","score":' + b"9" * 5000 + b"}", "broken JSON"),
+        (200, b" " * (MAX_JSON + 1), "oversized"),
+        (200, b'{"action":"x","a":nan}', "broken JSON"),
+    ],
+)
+def test_an_error_is_an_error(status: int, body: bytes, cause: str) -> None:
+    with pytest.raises(ReplyError) as raised:
+        parse(status, body)
+    assert cause in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("offset", [-1, 100])
+def test_an_offset_outside_of_the_reply_is_an_error(offset: int) -> None:
+    with pytest.raises(ReplyError, match="offset"):
+        parse(200, b'{"action":"no action"}', offset)
+
+
+def test_an_offset_into_the_json_is_an_error() -> None:
+    with pytest.raises(ReplyError, match="broken JSON"):
+        parse(200, b'{"action":"no action"}', 5)
+
+
+@pytest.mark.parametrize("action", ["fancy", "No Action", "no action ", "x" * 10_000, "\ud800"])
+def test_an_unknown_action_is_an_error(action: str) -> None:
+    message = mail()
+    before = b"".join(message.iter_bytes())
+    reply = said({"action": action, **add(X="1")})
+    with pytest.raises(ReplyError, match="unknown action") as raised:
+        apply(reply, message, Options())
+    assert len(str(raised.value)) < 150
+    assert b"".join(message.iter_bytes()) == before
+
+
+def test_any_bytes_may_stand_in_strings() -> None:
+    # The daemon hands on what stood in the mail: rspamd 3.4 does so.
+    done = Done(b'{"action":"no action","milter":{"add_headers":{"X-Bytes":"\xff caf\xe9 \x01"}}}')
+    assert b"\nX-Bytes: \xff caf\xe9\n" in done.after
+
+
+# -- actions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["no action", "greylist"])
+def test_no_action(action: str) -> None:
+    done = Done({"action": action, "score": 1.5, "symbols": {"A": {"score": 1.5}}})
+    assert done.decision is PROCEED
+    assert done.unchanged
+
+
+def test_is_skipped() -> None:
+    assert Done({"is_skipped": True, "score": 0.0}).decision is PROCEED
+
+
+def test_add_header() -> None:
+    done = Done(
+        {
+            "action": "add header",
+            "score": 5.5,
+            "required_score": 15.0,
+            "symbols": {"B": {"score": 1.0, "options": ["x"]}, "A": {"score": 4.5}},
+        }
+    )
+    assert done.head[:3] == [
+        "X-Spam: Yes",
+        "X-Spam-Score: 5.5 / 15",
+        "X-Spam-Status: Yes, score=5.500 required=15.000 tests=[A=4.500, B=1.000]",
+    ]
+    assert done.after.endswith(RECEIVED + MAIL)
+    assert isinstance(done.decision, Proceed)
+    assert done.decision.reason == "add header, score 5.5/15, A(4.5), B(1)"
+
+
+def test_add_header_minimal() -> None:
+    done = Done({"action": "add header"}, options=Options(headers="minimal"))
+    assert done.after == MARK + RECEIVED + MAIL
+
+
+def test_the_senders_own_mark_is_replaced() -> None:
+    data = RECEIVED + b"X-Spam: No\nx-spam-score: -100\n" + MAIL + b"X-SPAM: body\n"
+    done = Done({"action": "add header"}, mail(data=data))
+    assert done.headers.get_all("X-Spam") == ["Yes"]
+    assert done.headers.get_all("X-Spam-Score") == ["0 / 0"]
+    assert done.after.endswith(b"\nX-SPAM: body\n")
+
+
+def test_another_mark() -> None:
+    done = Done(
+        {"action": "add header"},
+        options=Options(spam_header="X-Spam-Flag", spam_value="YES", headers="minimal"),
+    )
+    assert done.after == b"X-Spam-Flag: YES\n" + RECEIVED + MAIL
+
+
+def test_long_symbols_are_folded() -> None:
+    symbols = {f"SOME_SYMBOL_{n}": {"score": 1.0} for n in range(50)}
+    done = Done({"action": "add header", "symbols": symbols})
+    assert max(map(len, done.head)) <= 80
+    assert "SOME_SYMBOL_49=1.000" in (done.headers.get("X-Spam-Status") or "")
+
+
+def test_reject() -> None:
+    done = Done({"action": "reject", "score": 20, "required_score": 15, **add(X="1")})
+    assert done.decision == Reject("554 5.7.1 Spam message rejected").because("reject, score 20/15")
+    assert done.unchanged
+
+
+def test_soft_reject() -> None:
+    done = Done({"action": "soft reject", **add(X="1")})
+    assert done.decision == Reject("451 4.7.1 Try again later").because("soft reject")
+    assert done.unchanged
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("Gtube pattern", "Gtube pattern"),
+        ("two\r\nlines|and a bar", "two lines|and a bar"),
+        ("zwei \xe9\x00", "zwei ??"),
+        ("\ud800", "?"),
+        ("x" * 1000, "x" * 500),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("action", "code", "default"),
+    [
+        ("reject", "554 5.7.1", "Spam message rejected"),
+        ("soft reject", "451 4.7.1", "Try again later"),
+    ],
+)
+def test_smtp_message(action: str, code: str, default: str, message: str, text: str) -> None:
+    done = Done({"action": action, "messages": {"smtp_message": message}})
+    assert done.decision.text == f"{code} {text or default}"
+
+
+@pytest.mark.parametrize("messages", [["smtp_message"], {"smtp_message": 5}, "text", None, {}])
+def test_messages_of_another_kind(messages: Any) -> None:
+    done = Done({"action": "reject", "messages": messages})
+    assert done.decision.text == "554 5.7.1 Spam message rejected"
+
+
+def test_texts_of_our_own() -> None:
+    options = Options(reject_text="No", tempfail_text="Later")
+    assert Done({"action": "reject"}, options=options).decision.text == "554 5.7.1 No"
+    assert Done({"action": "soft reject"}, options=options).decision.text == "451 4.7.1 Later"
+
+
+def test_discard() -> None:
+    # smtpd can't drop a message that it takes: it may not arrive, so it isn't taken.
+    assert Done({"action": "discard"}).decision.text == "554 5.7.1 Spam message rejected"
+    done = Done({"action": "discard"}, options=Options(actions={"discard": "junk"}))
+    assert done.headers.get("X-Spam") == "Yes"
+
+
+def test_quarantine() -> None:
+    # smtpd has no place for held mail: it may not get lost, so it is marked.
+    done = Done({"action": "quarantine"})
+    assert isinstance(done.decision, Proceed)
+    assert done.headers.get("X-Spam") == "Yes"
+    options = Options(actions={"quarantine": "tempfail"})
+    assert Done({"action": "quarantine"}, options=options).decision.text[:3] == "451"
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"), [("discard", "reject"), ("quarantine", "proceed"), ("other", None)]
+)
+def test_reject_names_the_kind_of_a_custom_action(kind: str, outcome: str | None) -> None:
+    # Of an action configured as {"bounce": {"milter": "discard"}} rspamd 3.4 says so.
+    body = {"action": "bounce", "reject": kind}
+    if outcome is None:
+        with pytest.raises(ReplyError, match="unknown action 'bounce'"):
+            Done(body)
+        return
+    assert Done(body).decision.verb == outcome
+    mapped = Done(body, options=Options(actions={"bounce": "accept"}))
+    assert mapped.decision is PROCEED
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verb", "marked"),
+    [
+        ("accept", "proceed", False),
+        ("junk", "proceed", True),
+        ("rewrite", "proceed", False),
+        ("tempfail", "reject", False),
+        ("reject", "reject", False),
+    ],
+)
+def test_custom_actions(outcome: str, verb: str, *, marked: bool) -> None:
+    done = Done({"action": "fancy"}, options=Options(actions={"fancy": outcome}))
+    assert done.decision.verb == verb
+    assert done.headers.get("X-Spam") == ("Yes" if marked else None)
+
+
+def test_the_daemons_own_actions_can_be_mapped() -> None:
+    done = Done({"action": "reject"}, options=Options(actions={"reject": "junk"}))
+    assert done.headers.get("X-Spam") == "Yes"
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="fancy: 'drop'"):
+        Options(actions={"fancy": "drop"})
+    with pytest.raises(ValueError, match="X Spam"):
+        Options(spam_header="X Spam")
+
+
+def test_every_outcome_that_is_a_default_is_one() -> None:
+    assert Options().actions == DEFAULTS
+
+
+# -- subject ---------------------------------------------------------------------------------
+
+
+def test_rewrite_subject() -> None:
+    done = Done({"action": "rewrite subject", "subject": "***SPAM*** hello"})
+    assert done.after == (RECEIVED + MAIL).replace(b"hello", b"***SPAM*** hello")
+    assert done.decision.reason == "rewrite subject"
+
+
+def test_rewrite_subject_encoded() -> None:
+    # As rspamd 3.4 sends it.
+    subject = (
+        "=?UTF-8?Q?=2A=2A=2ASPAM=2A=2A=2A_gr=C3=BC=C3=9Fe_aus?="
+        " =?UTF-8?Q?_K=C3=B6ln=2C_eine_lange_Ze?= =?UTF-8?Q?ile?="
+    )
+    done = Done({"action": "rewrite subject", "subject": subject})
+    assert done.headers.get("Subject") == subject
+    assert max(map(len, done.head)) <= 80
+
+
+def test_rewrite_subject_raw() -> None:
+    done = Done({"action": "rewrite subject", "subject": "grüße"})
+    assert done.headers.get("Subject") == "=?utf-8?B?Z3LDvMOfZQ==?="
+
+
+def test_rewrite_subject_of_several() -> None:
+    data = RECEIVED + b"Subject: one\n\tfolded\nSubject: two\n\nbody\n"
+    done = Done({"action": "rewrite subject", "subject": "new"}, mail(data=data))
+    assert done.after == RECEIVED + b"Subject: new\nSubject: two\n\nbody\n"
+
+
+def test_rewrite_subject_that_is_missing() -> None:
+    data = RECEIVED + b"From: <bob@example.net>\n\nbody\n"
+    done = Done({"action": "rewrite subject", "subject": "***SPAM*** "}, mail(data=data))
+    assert done.after == RECEIVED + b"From: <bob@example.net>\nSubject: ***SPAM***\n\nbody\n"
+
+
+@pytest.mark.parametrize("subject", [None, 5, ["x"]])
+def test_rewrite_subject_to_nothing(subject: Any) -> None:
+    assert Done({"action": "rewrite subject", "subject": subject}).unchanged
+
+
+def test_a_subject_makes_no_other_header() -> None:
+    done = Done({"action": "rewrite subject", "subject": "a\r\nX-Evil: 1\n\nbody"})
+    assert done.headers.get("Subject") == "a X-Evil: 1  body"
+    assert "X-Evil" not in done.headers
+
+
+# -- milter.remove_headers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("numbers", "left"),
+    [
+        (0, []),
+        (1, ["2\tfolded", "3"]),
+        (2, ["1", "3"]),
+        (3, ["1", "2\tfolded"]),
+        (4, ["1", "2\tfolded", "3"]),
+        (-1, ["1", "2\tfolded"]),
+        (-3, ["2\tfolded", "3"]),
+        (-4, ["1", "2\tfolded", "3"]),
+        (10**30, ["1", "2\tfolded", "3"]),
+        (1.0, ["2\tfolded", "3"]),
+        ([1, 2], ["3"]),
+        ([2, 1], ["3"]),
+        ([1, -1], ["2\tfolded"]),
+        ([1, 1], ["2\tfolded", "3"]),
+        ([0, 1], []),
+        ([], ["1", "2\tfolded", "3"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["X-Foo", "x-foo", "X-FOO"])
+def test_remove_headers(name: str, numbers: Any, left: list[str]) -> None:
+    done = Done(remove({name: numbers}))
+    assert done.headers.get_all("X-Foo") == left
+    assert done.decision is PROCEED
+    others = [line for line in done.head if not line.lower().startswith(("x-foo", "\tfolded"))]
+    assert others == [
+        *RECEIVED.decode().split("\n")[:-1],
+        "From: bob@example.net",
+        "Subject: hello",
+    ]
+
+
+def test_remove_headers_counts_what_came() -> None:
+    # Neither what is added nor what another spelling removes is counted.
+    done = Done(milter(remove_headers={"X-Foo": 1, "x-foo": 2}, add_headers={"X-Foo": "new"}))
+    assert done.headers.get_all("X-Foo") == ["3", "new"]
+
+
+def test_remove_headers_may_name_one_twice() -> None:
+    done = Done('{"action":"no action","milter":{"remove_headers":{"X-Foo":1,"X-Foo":-1}}}')
+    assert done.headers.get_all("X-Foo") == ["2\tfolded"]
+
+
+@pytest.mark.parametrize("block", [{"X-Foo": "1"}, {"X-Foo": None}, {"X-Foo": [True]}, ["X-Foo"]])
+def test_remove_headers_of_another_kind(block: Any) -> None:
+    done = Done(milter(remove_headers=block))
+    assert done.unchanged
+    assert "remove_headers" in done.decision.reason
+
+
+def test_remove_headers_has_a_bound() -> None:
+    done = Done(remove({f"X-{n}": 0 for n in range(1000)} | {"X-Foo": 0}))
+    assert done.unchanged
+    assert done.decision.reason == "no action, remove_headers: more than 256"
+
+
+# -- the mark of an earlier filter -----------------------------------------------------------
+
+DIRTY = RECEIVED + b"X-Spam: client\n" + MAIL
+
+
+@pytest.mark.parametrize("numbers", [0, [1, 2], [-1, -2], [1, -1]])
+def test_an_earlier_filters_mark_survives(numbers: Any) -> None:
+    # rspamd asks for this with every reply, unless it is told not to.
+    done = Done(remove({"X-Spam": numbers}), mail(MARK, DIRTY))
+    assert done.after == MARK + RECEIVED + MAIL
+
+
+def test_an_earlier_filters_mark_is_counted() -> None:
+    assert Done(remove({"X-Spam": 1}), mail(MARK, DIRTY)).unchanged
+    assert Done(remove({"X-Spam": 2}), mail(MARK, DIRTY)).after == MARK + RECEIVED + MAIL
+
+
+def test_the_clients_mark_does_not_survive() -> None:
+    assert Done(remove({"X-Spam": 0}), mail(data=DIRTY)).after == RECEIVED + MAIL
+    # Without smtpd's own Received there is nothing to tell them apart by.
+    assert Done(remove({"X-Spam": 0}), mail(MARK, MAIL)).after == MAIL
+
+
+def test_the_daemons_own_header_replaces_a_mark() -> None:
+    block = {"remove_headers": {"X-Spam": 0}, "add_headers": {"X-Spam": "No"}}
+    assert Done({"milter": block}, mail(MARK, DIRTY)).headers.get_all("X-Spam") == ["No"]
+    body = {"action": "add header", **remove({"X-Spam": 0})}
+    options = Options(headers="minimal")
+    assert Done(body, mail(MARK, DIRTY), options).after == MARK + RECEIVED + MAIL
+
+
+# -- milter.add_headers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["v", ["v"], {"value": "v"}, [{"value": "v"}]])
+def test_add_headers(value: Any) -> None:
+    done = Done(add(X_New=value))
+    assert done.after == (RECEIVED + MAIL).replace(b"X-FOO: 3\n", b"X-FOO: 3\nX-New: v\n")
+    assert done.decision is PROCEED
+
+
+@pytest.mark.parametrize("key", ["order", "index"])
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        (0, "New Received From X-Foo Subject"),
+        (1, "Received New From X-Foo Subject"),
+        (2, "Received From New X-Foo Subject"),
+        (4, "Received From X-Foo Subject New"),
+        (99, "Received From X-Foo Subject New"),
+        (10**30, "Received From X-Foo Subject New"),
+        (-1, "Received From X-Foo Subject New"),
+        (-2, "Received From X-Foo New Subject"),
+        (-4, "Received New From X-Foo Subject"),
+        (-5, "New Received From X-Foo Subject"),
+        (-99, "New Received From X-Foo Subject"),
+        (-(10**30), "New Received From X-Foo Subject"),
+        (1.0, "Received New From X-Foo Subject"),
+    ],
+)
+def test_add_headers_order(key: str, order: Any, names: str) -> None:
+    data = RECEIVED + b"From: b\nX-Foo: 1\n\tfolded\nSubject: s\n\nbody\n"
+    done = Done(add(New={"value": "v", key: order}), mail(data=data))
+    assert done.names == names.split()
+
+
+def test_add_headers_order_is_counted_from_smtpds_own_received() -> None:
+    body = add(Top={"value": "v", "order": 0}, New={"value": "v", "order": 1})
+    assert Done(body, mail(MARK)).names[:4] == ["Top", "X-Spam", "New", "Received"]
+    body = add(New={"value": "v", "order": 1})
+    assert Done(body, mail(MARK)).names[:3] == ["X-Spam", "Received", "New"]
+    assert Done(body, mail(data=MAIL)).names[:2] == ["New", "From"]
+
+
+def test_add_headers_order_after_a_removal() -> None:
+    both = milter(remove_headers={"Received": 1}, add_headers={"New": {"value": "v", "order": 1}})
+    assert Done(both).names[:2] == ["New", "From"]
+
+
+def test_add_headers_of_one_order_stand_the_last_on_top() -> None:
+    done = Done(add(A={"value": "1", "order": 1}, B={"value": "2", "order": 1}))
+    assert done.names[:4] == ["Received", "B", "A", "From"]
+
+
+def test_add_headers_arc() -> None:
+    # As rspamd 3.4 sends it; the JSON is in this order.
+    body = add(
+        ARC_Authentication_Results={"value": "i=1; mx.example.org;\r\n\tspf=pass", "order": 1},
+        ARC_Message_Signature={"value": "i=1; a=rsa-sha256", "order": 1},
+        ARC_Seal={"value": "i=1; cv=none", "order": 1},
+    )
+    done = Done(body)
+    assert done.names[:5] == [
+        "Received",
+        "ARC-Seal",
+        "ARC-Message-Signature",
+        "ARC-Authentication-Results",
+        "From",
+    ]
+    assert b"\nARC-Authentication-Results: i=1; mx.example.org;\n\tspf=pass\nFrom" in done.after
+
+
+def test_add_headers_several_of_a_name() -> None:
+    done = Done(add(X_A=["1", {"value": "2", "order": 0}, {"value": "3"}], X_B="4"))
+    assert done.names[0] == "X-A"
+    assert done.headers.get_all("X-A") == ["2", "1", "3"]
+    assert done.names[-3:] == ["X-A", "X-A", "X-B"]
+
+
+def test_add_headers_may_name_one_twice() -> None:
+    done = Done('{"action":"no action","milter":{"add_headers":{"X-A":"1","X-B":"2","X-A":"3"}}}')
+    assert done.added == ["X-A: 1", "X-B: 2", "X-A: 3"]
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ("a\n\tb", ["X: a", "\tb"]),
+        ("a\r\n b\r\n\tc", ["X: a", " b", "\tc"]),
+        ("a\nX-Evil: b", ["X: a X-Evil: b"]),
+        ("a\r\n\r\nbody", ["X: a  body"]),
+        ("a\n \nb", ["X: a", "  b"]),
+        ("a\rb\x00c", ["X: a b c"]),
+        ("", ["X:"]),
+        ("\n", ["X:"]),
+        ("y" * 2000, None),
+    ],
+)
+@pytest.mark.parametrize("order", [None, 0, 1])
+def test_add_headers_values_are_made_safe(
+    order: int | None, value: str, lines: list[str] | None
+) -> None:
+    done = Done(add(X={"value": value, "order": order} if order is not None else value))
+    assert max(map(len, done.head)) <= 998
+    if lines is not None:
+        at = done.head.index(lines[0])
+        assert done.head[at : at + len(lines)] == lines
+    assert done.names.count("X") == 1
+    assert len(done.names) == 7
+    assert done.after.endswith(b"\n\nbody\n.dot\n")
+
+
+@pytest.mark.parametrize("name", ["", "X Y", "X:", "X\n", "Ü", "x" * 2000, "X\r\nEvil: 1\r\n"])
+@pytest.mark.parametrize("order", [None, 0])
+def test_add_headers_names_that_are_none_are_left_out(name: str, order: int | None) -> None:
+    value: Any = "v" if order is None else {"value": "v", "order": order}
+    done = Done(milter(add_headers={name: value, "X-Good": "1"}))
+    assert done.added == ["X-Good: 1"]
+    assert done.decision.verb == "proceed"
+    assert "not a header's name" in done.decision.reason
+    assert len(done.decision.reason) < 250
+
+
+@pytest.mark.parametrize(
+    "value", [5, None, True, {"order": 1}, {"value": 5}, {"value": ["a"]}, [["a"]], [None]]
+)
+def test_add_headers_of_another_kind(value: Any) -> None:
+    done = Done(add(X=value, X_Good="1"))
+    assert done.added == ["X-Good: 1"]
+    assert done.decision.reason == "no action, add_headers X: no value"
+
+
+@pytest.mark.parametrize("order", ["1", 1.5, [], True, 1e400])
+def test_add_headers_order_of_another_kind(order: Any) -> None:
+    done = Done(add(New={"value": "v", "order": order}))
+    assert done.names[-1] == "New"
+    assert done.decision.reason == "no action, add_headers New: order is no number"
+
+
+def test_add_headers_has_a_bound() -> None:
+    done = Done(add(X=["v"] * 1000))
+    assert done.names.count("X") == 256
+    assert done.decision.reason == "no action, add_headers: more than 256"
+
+
+def test_lines_that_are_no_field_stay_where_they_are() -> None:
+    data = b"From bob Sat\n" + RECEIVED + b"no field\nFrom: b\n\nbody\n"
+    body = add(A={"value": "1", "order": 0}, B={"value": "2", "order": 1}, C="3")
+    assert Done(body, mail(data=data)).after == (
+        b"From bob Sat\nA: 1\nB: 2\n" + RECEIVED + b"no field\nFrom: b\nC: 3\n\nbody\n"
+    )
+
+
+# -- dkim-signature --------------------------------------------------------------------------
+
+SIGNATURE = "v=1; a=rsa-sha256; c=relaxed/relaxed;\r\n\td=example.org; s=mail;\r\n\tb=abc"
+
+
+def test_dkim_signature() -> None:
+    done = Done({"dkim-signature": SIGNATURE})
+    folded = SIGNATURE.replace("\r", "").encode()
+    assert done.after == RECEIVED + b"DKIM-Signature: " + folded + b"\n" + MAIL
+    assert done.decision is PROCEED
+
+
+def test_dkim_signature_array() -> None:
+    done = Done({"dkim-signature": [SIGNATURE, "v=2"]})
+    assert done.names[:4] == ["Received", "DKIM-Signature", "DKIM-Signature", "From"]
+    assert done.headers.get_all("DKIM-Signature")[1] == "v=2"
+
+
+def test_dkim_signature_of_another_kind() -> None:
+    done = Done({"dkim-signature": [5, "v=1", {}]})
+    assert done.headers.get_all("DKIM-Signature") == ["v=1"]
+    assert (
+        done.decision.reason
+        == "no action, dkim-signature is no string, dkim-signature is no string"
+    )
+
+
+# -- the rest of the milter block ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "said_so"),
+    [
+        ({"change_from": "a@b"}, "change_from a@b"),
+        ({"add_rcpt": ["x@y", "u@v"]}, "add_rcpt u@v"),
+        ({"del_rcpt": ["x@y"]}, "del_rcpt x@y"),
+    ],
+)
+def test_changes_of_the_envelope(block: dict[str, Any], said_so: str) -> None:
+    done = Done({"milter": {**block, "add_headers": {"X": "1"}}})
+    assert done.decision.verb == "proceed"
+    assert f"not possible: {said_so}" in done.decision.reason
+    assert done.added == ["X: 1"]
+    done = Done(
+        {"milter": {**block, "add_headers": {"X": "1"}}}, options=Options(envelope="tempfail")
+    )
+    assert done.decision.text == "451 4.3.5 The envelope of this message cannot be changed"
+    assert said_so in done.decision.reason
+    assert done.unchanged
+
+
+@pytest.mark.parametrize("block", [{"change_from": 5}, {"add_rcpt": "x@y"}, {"del_rcpt": {}}])
+def test_changes_of_the_envelope_of_another_kind(block: dict[str, Any]) -> None:
+    done = Done({"milter": block}, options=Options(envelope="tempfail"))
+    assert done.decision.verb == "proceed"
+    assert f"{next(iter(block))} is no" in done.decision.reason
+
+
+def test_a_refusal_is_not_put_off_for_the_envelope() -> None:
+    body = {"action": "reject", **milter(change_from="a@b")}
+    assert Done(body, options=Options(envelope="tempfail")).decision.text[:3] == "554"
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb", "mark"),
+    [("discard", "reject", None), ("quarantine", "proceed", "Yes"), ("no", "reject", None)],
+)
+def test_milter_reject(kind: str, verb: str, mark: str | None) -> None:
+    done = Done({"action": "reject", **milter(reject=kind)})
+    assert done.decision.verb == verb
+    assert done.headers.get("X-Spam") == mark
+    assert Done(milter(reject=kind)).decision is PROCEED
+
+
+def test_milter_reject_of_another_kind() -> None:
+    assert "milter.reject is no string" in Done(milter(reject=1)).decision.reason
+
+
+@pytest.mark.parametrize("action", sorted(DEFAULTS))
+def test_no_action_flag(action: str) -> None:
+    done = Done(
+        {"action": action, "subject": "s", **milter(no_action=True, add_headers={"X": "1"})}
+    )
+    assert done.decision.verb == "proceed"
+    assert done.decision.reason == action
+    assert done.added == ["X: 1", f"X-Rspamd-Action: {action}"]
+
+
+def test_no_action_flag_that_is_none() -> None:
+    assert Done(milter(no_action=False)).decision is PROCEED
+    done = Done({"action": "reject", **milter(no_action="yes")})
+    assert done.decision.verb == "reject"
+    assert done.decision.reason == "reject, no_action is no boolean"
+
+
+def test_spam_header() -> None:
+    body = {"action": "add header", **milter(spam_header="Really")}
+    done = Done(body, options=Options(headers="minimal"))
+    assert done.after == b"X-Spam: Really\n" + RECEIVED + MAIL
+    assert Done(milter(spam_header="Really")).unchanged
+
+
+def test_spam_header_object() -> None:
+    body = {"action": "add header", **milter(spam_header={"X-Bad": "1", "x-foo": "2"})}
+    done = Done(body, options=Options(headers="minimal"))
+    assert done.names == ["x-foo", "X-Bad", "Received", "From", "Subject"]
+
+
+@pytest.mark.parametrize("value", [5, {"X Y": "1"}, {"X-Bad": 1}, {}, None, []])
+def test_spam_header_of_another_kind(value: Any) -> None:
+    body = {"action": "add header", **milter(spam_header=value)}
+    done = Done(body, options=Options(headers="minimal"))
+    assert done.after == MARK + RECEIVED + MAIL
+
+
+@pytest.mark.parametrize("block", [[], "x", 5])
+def test_a_milter_block_of_another_kind(block: Any) -> None:
+    done = Done({"milter": block})
+    assert done.unchanged
+    assert done.decision.reason == "no action, milter is no object"
+
+
+def test_what_a_later_daemon_may_say_is_passed_over() -> None:
+    assert Done({"milter": {"new_thing": 5}, "urls": ["x"], "emails": []}).decision is PROCEED
+
+
+# -- the body --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_new_body(end: bytes) -> None:
+    said = json.dumps({"action": "no action", "milter": {"add_headers": {"X": "1"}}}).encode()
+    body = end.join([b"another body", b".dot", b"", b"caf\xe9", b""])
+    message = mail()
+    decision = apply(parse(200, said + body, len(said)), message, Options())
+    assert decision is PROCEED
+    head = (RECEIVED + MAIL).partition(b"\n\n")[0]
+    expected = head + b"\nX: 1\n\nanother body\n.dot\n\ncaf\xe9\n"
+    assert b"".join(message.iter_bytes()) == expected
+    assert b"..dot" in [line for lines in message.wire_lines() for line in lines]
+
+
+def test_a_new_body_that_is_empty() -> None:
+    said = b'{"action":"no action"}'
+    message = mail()
+    apply(parse(200, said, len(said)), message, Options())
+    assert b"".join(message.body()) == b""
+
+
+def test_a_new_body_of_what_is_marked() -> None:
+    # The daemon's own milter forgets it then.
+    said = b'{"action":"add header","milter":{"spam_header":"Really"}}'
+    message = mail()
+    apply(parse(200, said + b"new\n", len(said)), message, Options())
+    assert b"".join(message.body()) == b"new\n"
+
+
+def test_the_json_may_be_smaller_than_the_body() -> None:
+    said = b'{"action":"no action"}'
+    body = b"x" * 997 + b"\n"
+    reply = parse(200, said + body * 5000, len(said))
+    assert reply.block == body * 5000
+
+
+# -- what is logged --------------------------------------------------------------------------
+
+
+def test_the_heaviest_symbols_come_first() -> None:
+    symbols = {"A": {"score": 1}, "B": {"score": -7}, "C": {"score": 0.0}, "D": {"score": "x"}}
+    reply = said({"score": -6, "required_score": 15, "symbols": symbols | {"E": 5}})
+    assert reply.summary() == "no action, score -6/15, B(-7), A(1)"
+
+
+@pytest.mark.parametrize("score", ["5", None, True, 10**400, [1], 1e400])
+def test_a_score_of_another_kind(score: Any) -> None:
+    assert Done({"score": score, "required_score": score}).decision is PROCEED
+    assert said({"score": score}).summary() == "no action"
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_a_score_that_is_not_finite(word: str) -> None:
+    assert said(f'{{"action":"no action","score":{word}}}').score is None
+
+
+def test_what_is_accepted_can_have_a_reason() -> None:
+    done = Done({"score": 1.5}, options=Options(log_all=True))
+    assert done.decision.reason == "no action, score 1.5"
+
+
+# -- whatever comes --------------------------------------------------------------------------
+
+NAMES = st.one_of(
+    st.sampled_from(["X-Foo", "x-spam", "X-Spam", "Received", "From", "Subject", "New"]),
+    st.text(max_size=8),
+)
+VALUES = st.text(max_size=30) | st.sampled_from(["a\n\tb", "a\nb: c", "\r\n\r\n", "\ud800"])
+NUMBERS = st.integers(-6, 8)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | VALUES
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=8,
+)
+PLACED = st.fixed_dictionaries({"value": VALUES}, optional={"order": NUMBERS, "index": NUMBERS})
+ADDITION = VALUES | PLACED
+ADDED = st.dictionaries(NAMES, ADDITION | st.lists(ADDITION, max_size=4), max_size=5)
+REMOVED = st.dictionaries(NAMES, NUMBERS | st.lists(NUMBERS, max_size=4), max_size=5)
+MILTER = st.fixed_dictionaries(
+    {},
+    optional={
+        "add_headers": ADDED | ANYTHING,
+        "remove_headers": REMOVED | ANYTHING,
+        "spam_header": VALUES | st.dictionaries(NAMES, VALUES, max_size=3) | ANYTHING,
+        "reject": st.sampled_from(["discard", "quarantine"]) | ANYTHING,
+        "no_action": ANYTHING,
+        "change_from": ANYTHING,
+        "add_rcpt": ANYTHING,
+        "del_rcpt": ANYTHING,
+    },
+)
+REPLIES = st.fixed_dictionaries(
+    {"action": st.sampled_from(sorted(DEFAULTS))},
+    optional={
+        "milter": MILTER | ANYTHING,
+        "dkim-signature": VALUES | st.lists(VALUES, max_size=3) | ANYTHING,
+        "subject": VALUES | ANYTHING,
+        "score": ANYTHING,
+        "required_score": ANYTHING,
+        "symbols": st.dictionaries(NAMES, st.fixed_dictionaries({"score": st.floats()}), max_size=3)
+        | ANYTHING,
+        "messages": st.fixed_dictionaries({"smtp_message": VALUES}) | ANYTHING,
+        "reject": ANYTHING,
+    },
+)
+HEADS = st.sampled_from(
+    [
+        RECEIVED,
+        MARK + RECEIVED,
+        MARK + RECEIVED + b"X-Spam: c\n",
+        b"X-Spam: No\n",
+        b"",
+        b" continuation\n" + RECEIVED,
+        RECEIVED + b"no field\n\tgoes on\n",
+    ]
+)
+
+
+@given(REPLIES, HEADS)
+def test_any_reply_leaves_a_header_block(body: dict[str, Any], head: bytes) -> None:
+    message = mail(head, MAIL)
+    old = set(message.headers.lines())
+    decision = apply(said(json.dumps(body)), message, Options())
+    for line in set(message.headers.lines()) - old:
+        assert re.match(rb"[!-9;-~]+:|[ \t]+[^ \t]", line), line
+        assert not re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", line)
+        assert len(line) <= 998
+    assert b"".join(message.body()) == b"body\n.dot\n"
+    assert type(decision) in {Proceed, Reject}
+    assert b"\n" not in decision.wire
+
+
+@given(st.binary(max_size=60) | ANYTHING.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_reply_or_an_error(body: bytes) -> None:
+    try:
+        reply = parse(200, body)
+    except ReplyError:
+        return
+    try:
+        apply(reply, mail(), Options())
+    except ReplyError:
+        assert reply.action not in DEFAULTS
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ABC"), NUMBERS), max_size=6),
+    st.dictionaries(st.sampled_from("abcdr"), st.lists(NUMBERS, max_size=3), max_size=3),
+)
+def test_headers_end_up_where_a_milter_would_put_them(
+    added: list[tuple[str, int]], removed: dict[str, list[int]]
+) -> None:
+    # The model: a list whose first element is the MTA's own Received, as in smfi_insheader.
+    model = [("R", "own"), *((name, str(n)) for n, name in enumerate("abcabcd"))]
+    gone = set()
+    for name, numbers in removed.items():
+        mine = [field for field in model if field[0].lower() == name]
+        for number in numbers:
+            if number == 0:
+                gone.update(mine)
+            elif abs(number) <= len(mine):
+                gone.add(mine[number - 1 if number > 0 else number])
+    data = b"".join(f"{name}: {value}\n".encode() for name, value in model).replace(
+        b"R: own", b"Received: own"
+    )
+    if ("R", "own") in gone:
+        removed = {**removed, "received": [1]}
+    own = 0 if ("R", "own") in gone else 1
+    model = [field for field in model if field not in gone]
+    for at, (name, order) in enumerate(added):
+        if order > 0:
+            place = order - 1 + own
+        elif order < 0:
+            place = max(len(model) + order + 1, 0)
+        else:
+            place = 0
+        model.insert(place, (name, f"new{at}"))
+    pairs = [
+        (name, {"value": f"new{at}", "order": order}) for at, (name, order) in enumerate(added)
+    ]
+    text = ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in pairs)
+    message = mail(data=data + b"\n")
+    body = (
+        f'{{"action":"no action","milter":{{"remove_headers":{json.dumps(removed)},'
+        f'"add_headers":{{{text}}}}}}}'
+    )
+    apply(said(body), message, Options())
+    assert [(name, value) for name, value in _fields(message)] == model
+
+
+def _fields(message: Message) -> list[tuple[str, str]]:
+    return [
+        ("R" if field.name == "Received" else field.name, field.value) for field in message.headers
+    ]
+
+
+# -- the table -------------------------------------------------------------------------------
+
+
+def _rows() -> list[list[str]]:
+    lines = TABLE.read_text().splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[:1] == "|"
+    ]
+    return [row for row in rows if not row[0].startswith("---") and row[0] != "The reply says"]
+
+
+def test_every_row_of_the_table_has_its_tests() -> None:
+    root = TABLE.parents[1]
+    rows = _rows()
+    assert len(rows) > 20
+    for row in rows:
+        assert len(row) == 4, row
+        assert all(row), row
+        named = re.findall(r"`(?:([a-z_/0-9]+\.py)::)?(test_\w+)`", row[3])
+        assert named, row
+        for file, test in named:
+            source = (root / "tests" / (file or "filters/test_rspamd_reply.py")).read_text()
+            assert f"def {test}(" in source, test
+
+
+def test_every_field_is_in_the_table() -> None:
+    first = " ".join(row[0] for row in _rows())
+    fields = [f"milter.{name}" for name in _rspamd_reply._MILTER]
+    fields += [
+        "action",
+        "subject",
+        "reject",
+        "dkim-signature",
+        "score",
+        "required_score",
+        "symbols",
+    ]
+    fields += ["messages.smtp_message", "error", "Message-Offset", "is_skipped"]
+    for name in [*fields, *DEFAULTS]:
+        assert f"`{name}`" in first or f'"{name}"' in first, name
+
+
+# -- the other filter of this name -----------------------------------------------------------
+
+OTHER = "/usr/libexec/opensmtpd/filter-rspamd"
+EVENTS = """\
+config|smtpd-version|7.4
+config|smtp-session-timeout|300
+config|subsystem|smtp-in
+config|admd|mx.example.org
+config|ready
+report|0.7|1.2|smtp-in|link-connect|S|mail.example.net|pass|192.0.2.9:4000|192.0.2.1:25
+report|0.7|1.2|smtp-in|link-identify|S|EHLO|mail.example.net
+report|0.7|1.2|smtp-in|tx-begin|S|c9b7b4b7
+report|0.7|1.2|smtp-in|tx-mail|S|c9b7b4b7|ok|bob@example.net
+report|0.7|1.2|smtp-in|tx-rcpt|S|c9b7b4b7|ok|anna@example.org
+"""
+ITS_MAIL = DIRTY.replace(b".dot\n", b"")
+BAD = "421 server internal error"
+
+
+def other(answer: Answer) -> tuple[str, bytes]:
+    """What Debian's filter answers at commit, and the message as it comes back."""
+    lines = [*ITS_MAIL.split(b"\n")[:-1], b"."]
+    data = b"".join(b"filter|0.7|1.2|smtp-in|data-line|S|T|%b\n" % line for line in lines)
+    got = []
+    with (
+        RspamdStub(answer) as rspamd,
+        subprocess.Popen(
+            [OTHER, "-url", rspamd.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(EVENTS.encode() + data)
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith(b"filter-dataline|S|T|"):
+                got.append(line[len(b"filter-dataline|S|T|") :])
+            if got and got[-1] == b".\n":
+                break
+        process.stdin.write(b"filter|0.7|1.2|smtp-in|commit|S|T|\n")
+        process.stdin.flush()
+        said = process.stdout.readline().decode().rstrip("\n").removeprefix("filter-result|S|T|")
+        process.stdin.close()
+    return said, b"".join(got[:-1])
+
+
+@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
+@pytest.mark.parametrize(
+    ("body", "said", "head"),
+    [
+        # The header that comes back: what stands here, with {} for what was sent; "" for just that.
+        ({"action": "reject", "error": "x"}, "reject|550 message rejected", ""),
+        ({"error": "x"}, "proceed", ""),
+        ("{", f"reject|{BAD}", ""),
+        ({}, "proceed", ""),
+        ({"action": "fancy"}, "proceed", ""),
+        (
+            b'{"action":"no action","milter":{"add_headers":{"A":"\xff"}}}',
+            "proceed",
+            "A: \ufffd\n{}",
+        ),
+        (
+            {
+                "action": "add header",
+                "score": 7.7,
+                "required_score": 15,
+                "symbols": {"Z": {"score": 1}, "A": {"score": 0}},
+            },
+            "proceed",
+            (
+                "X-Spam: yes\nX-Spam-Score: 7.7 / 15\n"
+                "X-Spam-Status: Yes, score=7.700 required=15.000\n"
+                "\ttests=[A=0.000, Z=1.000]\n{}"
+            ),
+        ),
+        ({"action": "rewrite subject"}, "proceed", "Subject: hello>Subject: "),
+        (
+            {"action": "rewrite subject", "subject": "\xfc"},
+            "proceed",
+            "Subject: hello>Subject: \xfc",
+        ),
+        ({"action": "soft reject"}, "reject|451 try again later", ""),
+        ({"action": "reject"}, "reject|550 message rejected", ""),
+        ({"action": "reject", "messages": {"smtp_message": "a\n\xe9"}}, "reject|550 a", ""),
+        ({"action": "reject", "messages": {"smtp_message": "\xe9"}}, "reject|550 \xe9", ""),
+        ({"action": "discard", "reject": "discard"}, "proceed", ""),
+        ({"action": "bounce", "reject": "discard"}, "proceed", ""),
+        ({"action": "quarantine", "reject": "quarantine"}, "proceed", ""),
+        (remove({"X-Foo": 2}), "proceed", "X-Foo: 1\n>"),
+        (remove({"X-Foo": -1}), "proceed", "X-Foo: 1\n>"),
+        (remove({"X-Foo": [1]}), f"reject|{BAD}", ""),
+        (remove({"X-Spam": 0}), "proceed", "X-Spam: client\n>"),
+        (add(A="1"), "proceed", "A: 1\n{}"),
+        (add(A={"value": "1"}), "proceed", ""),
+        (add(A=[{"value": "1", "order": 1}]), "proceed", ""),
+        (add(A=["1", "2"]), "proceed", ""),
+        (add(A="1\nB: 2\n\nbody"), "proceed", "A: 1\nB: 2\n\nbody\n{}"),
+        (milter(add_headers={"X Y": "1"}), "proceed", "X Y: 1\n{}"),
+        (milter(change_from="a@b", add_rcpt=["x@y"], del_rcpt=["z@w"]), "proceed", ""),
+        ({"action": "reject", **milter(reject="quarantine")}, "reject|550 message rejected", ""),
+        ({"action": "reject", **milter(no_action=True)}, "reject|550 message rejected", ""),
+        (
+            {"action": "add header", **milter(spam_header="Really")},
+            "proceed",
+            "X-Spam: yes\nX-Spam-Score: 0 / 0\n{}",
+        ),
+        ({"dkim-signature": "a\r\n\tb"}, "proceed", "DKIM-Signature: a\r\n\tb\n{}"),
+        ({"dkim-signature": ["a", "b"]}, "proceed", "DKIM-Signature: a\nDKIM-Signature: b\n{}"),
+        ({"dkim-signature": 5}, "proceed", ""),
+        (milter(remove_headers=["X-Foo"]), f"reject|{BAD}", ""),
+        ({"messages": ["x"]}, f"reject|{BAD}", ""),
+    ],
+)
+def test_the_other_filter(body: Any, said: str, head: str) -> None:
+    if isinstance(body, dict):
+        body = json.dumps(body)
+    answer, message = other(Answer(body if isinstance(body, bytes) else body.encode()))
+    old, _, new = head.partition(">")
+    if ">" in head:
+        expected = ITS_MAIL.replace(old.encode(), new.encode(), 1)
+    else:
+        expected = (head or "{}").encode().replace(b"{}", ITS_MAIL)
+    assert (answer, message) == (said, expected)
+
+
+@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
+def test_the_other_filter_does_not_look_at_the_status() -> None:
+    answer, message = other(Answer(b'{"action":"no action"}', status=500))
+    assert (answer, message) == ("proceed", ITS_MAIL)
