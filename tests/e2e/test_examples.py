@@ -1,0 +1,145 @@
+"""Every piece of smtpd.conf that the documentation shows is one, and every command in it starts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from smtpd_filters.testing.server import Lab, root_of
+from tests.e2e.conftest import need
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/man/*.[358]")),
+    *sorted(ROOT.glob("docs/examples/*.conf")),
+]
+#: What the files hold that examples name, by the last part of their paths.
+FILES = {
+    "domains": "example.org\n",
+    "friends": "*.example.net\n",
+    "partners": "192.0.2.7\n",
+    "pools": "\\.pool\\.example\\.net$\n",
+    "senders": "anna anna@example.org, info@example.org\n",
+    "spamtraps": "trap@example.org\n",
+    "users": "anna secret\n",
+    "aliases": "postmaster: anna\n",
+    "passwd": "anna:secret\n",
+}
+CHECK = 'f=$(mktemp) && trap \'rm -f "$f"\' EXIT && cat >"$f" && smtpd -n -f "$f"'
+
+
+class Example(NamedTuple):
+    """A piece of smtpd.conf."""
+
+    where: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The command lines of its filters."""
+        joined = re.sub(r"\\\n\s*", "", self.text)
+        found = re.findall(r'proc-exec "((?:[^"\\]|\\.)*)"', joined)
+        return [shlex.split(command.replace('\\"', '"')) for command in found]
+
+
+def examples() -> list[Example]:
+    """Those of all pages."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if page.suffix == ".md":
+            blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        elif page.suffix == ".conf":
+            blocks = [text]
+        else:
+            blocks = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed$", text, re.MULTILINE | re.DOTALL)
+            blocks = [re.sub(r"\\[e&]", lambda e: "\\" * (e[0] == "\\e"), each) for each in blocks]
+        found += [
+            Example(f"{page.name}:{at}", block)
+            for at, block in enumerate(blocks, 1)
+            if re.search(r"^\s*filter \S+ proc-exec ", block, re.MULTILINE)
+        ]
+    return found
+
+
+EXAMPLES = examples()
+COMMANDS = {shlex.join(command): command for each in EXAMPLES for command in each.commands}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the files that examples name."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content, "utf-8")
+        (tmp_path / name).chmod(0o600 if name in ("users", "passwd") else 0o644)
+    return tmp_path
+
+
+def local(text: str, files: Path) -> str:
+    """The same with what a laboratory has not taken for what it has."""
+
+    def name(match: re.Match[str]) -> str:
+        assert match[1] in FILES, f"say in FILES what {match[0]} holds"
+        return str(files / match[1])
+
+    return re.sub(r"/etc/mail/([\w.-]+)", name, text)
+
+
+def plain(text: str) -> str:
+    """The same without what the operator has and a laboratory has not."""
+    # Groups of interfaces are OpenBSD's.
+    text = re.sub(r"^listen on (egress|all)\b", "listen on lo", text, flags=re.MULTILINE)
+    # Certificates, and users to authenticate, which need them.
+    text = re.sub(r"^pki .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r" (tls|smtps)(-require)?( verify)?\b| pki \S+| auth(-optional)?( <\w+>)?(?= )", "", text
+    )
+    return re.sub(r"^(table \S+) file:\S+", r"\1 { a = b }", text, flags=re.MULTILINE)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) > 20
+    assert {example.where.partition(":")[0] for example in EXAMPLES} > {"README.md"}
+
+
+@pytest.mark.parametrize("version", ["6.8", "7.6"])
+def test_smtpd_takes_each_example(version: str) -> None:
+    need(version)
+    failures = []
+    with Lab(root=root_of(version)) as lab:
+        for example in EXAMPLES:
+            text = plain(example.text)
+            if not re.search(r"^action ", text, re.MULTILINE):
+                text += 'action "local" maildir\nmatch from any for local action "local"\n'
+            done = lab.run("sh", "-c", CHECK, input=text.encode(), check=False)
+            if done.returncode:
+                failures.append((example.where, done.stderr.decode(), text))
+    assert not failures
+
+
+@pytest.mark.parametrize("command", list(COMMANDS.values()), ids=list(COMMANDS))
+def test_each_command_of_an_example_starts(command: list[str], files: Path) -> None:
+    program, *words = [local(word, files) for word in command]
+    installed = Path(sys.executable).parent / Path(program).name
+    if not installed.exists():
+        pytest.fail(f"{program} is none of the executables")
+    done = subprocess.run(
+        [str(installed), *words],
+        input="config|smtpd-version|7.6.0\nconfig|protocol|0.7\nconfig|subsystem|smtp-in\n"
+        "config|admd|mx.example.org\nconfig|ready\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=files,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("register|ready\n")
