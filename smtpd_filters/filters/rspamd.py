@@ -1,0 +1,326 @@
+"""filter-rspamd: have messages scanned by rspamd, and do what it says.
+
+The law:
+
+1. What has not been scanned has not been accepted, unless the operator chose so: whatever goes
+   wrong between here and the daemon is `--on-error`'s, which is to refuse for now.
+2. A message is scanned as it came, once, when it is complete. What is refused is refused then.
+3. What the daemon says is done: its header, its marks, its new text, its reply to the client. The
+   log has its score and its symbols, for each message.
+4. Memory is bounded, however many messages are on their way: a small one is sent at once, a large
+   one is read as it is sent.
+
+What the daemon is told is in `_rspamd_request`, what its reply says in `_rspamd_reply`, what that
+does to a message in `_rspamd_edits`; how it is asked, and what becomes of daemons that fail, in
+`smtpd_filters.lookups.http`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter
+from smtpd_filters.filters._rspamd_edits import Options as Edits
+from smtpd_filters.filters._rspamd_edits import apply
+from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, URL, Skip, checked
+from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, parse
+from smtpd_filters.filters._rspamd_request import Facts, fields
+from smtpd_filters.program import run
+from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
+from smtpd_filters.settings import (
+    INTEGER,
+    LIST,
+    PATH,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Settings,
+    choice,
+    option,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator, Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.lookups.http import Client, Response
+    from smtpd_filters.lookups.zstd import Codec
+    from smtpd_filters.message import Message
+    from smtpd_filters.session import Session
+
+#: Where the daemon scans.
+SCAN = "/checkv2"
+#: Bytes of a message that are sent at once; most mail is smaller.
+SMALL = 64 << 10
+#: Chunks that are read in a row, while all other sessions wait.
+ROW = 16
+#: The part of `--deadline` within which the daemon must have replied; the rest is ours.
+SHARE = 0.95
+# RFC 3463, 3.4: X.3.4 is "Message too big for system"; as a transient failure it may be for another
+# exchanger.
+TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
+
+
+class Rspamd(Filter):
+    """Have messages scanned by rspamd, and do what it says."""
+
+    name = "rspamd"
+    on_error: Outcome = "tempfail"  # law 1
+    # RFC 5321, 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
+    deadline = 60.0
+
+    class Options(Settings):
+        """Which daemon, what it is told, whose mail it gets, what becomes of its reply."""
+
+        url = option(
+            LIST(URL),
+            default=("http://localhost:11333",),
+            flags=("-url",),
+            help="A daemon's normal, proxy or controller worker: http://HOST:PORT, or the path of "
+            "a unix socket. Given several times, the next one is asked when those before it fail; "
+            "one that failed three times in a row is passed over for 30 seconds.",
+        )
+        settings_id = option(
+            TEXT,
+            default="",
+            flags=("-settings-id",),
+            help="The id of a section of the daemon's settings module that is to be applied.",
+        )
+        timeout = option(
+            SECONDS(low=0.01),
+            default=15.0,
+            help="How long to wait for a daemon's reply before the next one is asked. The daemon's "
+            "own limit, task_timeout, should be lower. All of them together get what --deadline "
+            "allows.",
+        )
+        connections = option(
+            INTEGER(low=1, high=10000),
+            default=64,
+            help="How many messages a daemon is given at one time; others wait for their turn.",
+        )
+        skip = option(
+            SKIP,
+            default=Skip(),
+            help="Whose mail is not scanned: authenticated users', that of clients on this machine "
+            "(local), or that of addresses and networks in a table. May be given several times.",
+        )
+        max_size = option(
+            SIZE(low=1),
+            default=50 << 20,
+            help="The size up to which messages are scanned. The daemon's own limit, max_message, "
+            "has the same default.",
+        )
+        larger = option(
+            choice("skip", "tempfail"),
+            default="skip",
+            help="What to do with a larger message: take it without a scan, or refuse it with a "
+            "temporary code.",
+        )
+        headers = option(
+            choice("minimal", "extended"),
+            default="extended",
+            help="The header fields of a message that the daemon wants marked: X-Spam alone, or "
+            "X-Spam-Score and X-Spam-Status as well. Those that the daemon itself adds are added "
+            "in any case.",
+        )
+        action = option(
+            LIST(ACTION),
+            default=(),
+            help="What an action of the daemon's comes to, such as one that its configuration "
+            "adds: accept, junk (mark), rewrite (the subject), tempfail or reject. An action that "
+            "is unknown is a failure. By default discard rejects, and quarantine marks.",
+        )
+        envelope_changes = option(
+            choice("log", "tempfail"),
+            default="log",
+            help="What to do when the daemon wants another sender or other recipients, which "
+            "smtpd takes from no filter: log it and go on, or refuse with a temporary code.",
+        )
+        authserv_id = option(
+            TEXT,
+            default="",
+            help="The name by which the daemon signs its results, in Authentication-Results; by "
+            "default that of smtpd (its admd).",
+        )
+        mta_tag = option(
+            TEXT,
+            default="",
+            help="A tag that rules and settings of the daemon can ask for.",
+        )
+        deliver_to = option(
+            SWITCH,
+            default=False,
+            help="Tell the daemon the recipient, where there is only one, as the mailbox that is "
+            "delivered to: for settings and statistics of a user's own.",
+        )
+        pass_all = option(
+            SWITCH,
+            default=False,
+            help="Have the daemon run all its checks, even when the first ones decide.",
+        )
+        compress = option(
+            choice("none", "zstd"),
+            default="none",
+            help="Compress messages on their way to a daemon that is far away. Needs Python 3.14 "
+            "or the package zstandard.",
+        )
+        password_file = option(
+            PATH,
+            default=None,
+            help="A file whose first line is the password of a controller worker.",
+        )
+
+    settings: Options
+
+    _client: Client
+    _codec: Codec | None
+
+    def setup(self) -> None:
+        """Get the connections' library ready."""
+        from smtpd_filters.lookups.http import Client  # --help needs none
+
+        settings = self.settings
+        self._codec = _codec(settings.compress)
+        self._facts = Facts(
+            settings_id=settings.settings_id,
+            mta_tag=settings.mta_tag,
+            authserv_id=settings.authserv_id,
+            password=_password(settings.password_file),
+            pass_all=settings.pass_all,
+            deliver_to=settings.deliver_to,
+            compressed=self._codec is not None,
+        )
+        self._edits = Edits(
+            actions=dict(settings.action),
+            envelope=settings.envelope_changes,
+            headers=settings.headers,
+            log_all=True,
+        )
+        try:
+            urls = [checked(url) for url in settings.url]
+        except ValueError as error:
+            raise ConfigError(f"-url: {error}") from None
+        self._client = Client(
+            urls,
+            timeout=settings.timeout,
+            deadline=self.deadline * SHARE,
+            connections=settings.connections,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def message(
+        self, session: Session, message: Message
+    ) -> Proceed | Reject | Awaitable[Proceed | Reject]:
+        """Have the message scanned, unless it is one of those that aren't."""
+        if self.settings.skip.covers(session):
+            return PROCEED
+        return self._scan(session, message)
+
+    async def _scan(self, session: Session, message: Message) -> Proceed | Reject:
+        from smtpd_filters.lookups.http import Request  # loaded by now
+        from smtpd_filters.lookups.outcome import Unavailable
+
+        size, whole = await _measure(message)
+        if size > self.settings.max_size:
+            reason = f"not scanned: {size} bytes are more than --max-size"
+            return (PROCEED if self.settings.larger == "skip" else TOO_LARGE).because(reason)
+        told, left_out = fields(session, self._facts, self.smtpd.get("admd", ""))
+        limit = MAX_JSON + 2 * size
+        codec = self._codec
+        if codec is not None:
+            compress = codec.compress
+
+            def compressed() -> Iterator[bytes]:
+                return compress(message.iter_bytes())
+
+            request = Request(SCAN, told, compressed, limit=limit)
+        elif whole is not None:
+            request = Request(SCAN, told, whole, limit=limit)
+        else:
+            request = Request(SCAN, told, message.iter_bytes, size=size, limit=limit)
+        reply = await self._client.ask(request, lambda response: self._read(response, limit))
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause)
+        if left_out:
+            reply.complain(f"{left_out} recipients were not told")
+        try:
+            return apply(reply, message, self._edits)
+        except ReplyError as error:
+            raise UnavailableError(str(error)) from None
+
+    def _read(self, response: Response, limit: int) -> Reply:
+        """What the daemon says; BadReplyError if that is no verdict."""
+        from smtpd_filters.lookups.http import BadReplyError  # loaded by now
+
+        said = response.headers
+        body = response.body
+        try:
+            coding = said.get("Compression") or said.get("Content-Encoding")
+            if coding:
+                body = self._plain(coding, body, limit)
+            offset = said.get("Message-Offset")
+            return parse(response.status, body, int(offset) if offset else None)
+        except (ReplyError, ValueError) as error:
+            # Where it is broken differs from one reply to the next; a cause is logged once.
+            raise BadReplyError(str(error).partition(": line ")[0]) from None
+
+    def _plain(self, coding: str, body: bytes, limit: int) -> bytes:
+        if self._codec is None or coding.lower() != "zstd":
+            raise ValueError("a reply in a coding that was not asked for")
+        return self._codec.decompress(body, limit)
+
+
+async def _measure(message: Message) -> tuple[int, bytes | None]:
+    """The size of a message in bytes, and the message if it is small."""
+    size = 0
+    parts: list[bytes] = []
+    for at, chunk in enumerate(message.iter_bytes(), 1):
+        size += len(chunk)
+        if size <= SMALL:
+            parts.append(chunk)
+        elif at % ROW == 0:
+            from asyncio import sleep  # loaded by now
+
+            await sleep(0)
+    return size, b"".join(parts) if size <= SMALL else None
+
+
+def _codec(compress: str) -> Codec | None:
+    if compress == "none":
+        return None
+    from smtpd_filters.lookups.zstd import load  # only who compresses has it
+
+    try:
+        return load()
+    except ConfigError as error:
+        raise ConfigError(f"--compress: {error}") from None
+
+
+def _password(path: str | None) -> str:
+    """The first line of a file."""
+    if path is None:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123  # pathlib costs start-up
+            password = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"--password-file: {path}: {reason}") from None
+    if not password.isprintable() or not password:
+        raise ConfigError(f"--password-file: {path}: no password in the first line")
+    return password
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-rspamd."""
+    return run(Rspamd, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
