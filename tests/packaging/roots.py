@@ -76,7 +76,7 @@ def run_in(
     own = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
     entry = ("sh", "-euc", _ENTER, "sh", str(root), str(len(bound) // 2))
     done = subprocess.run(
-        ["unshare", *own, *entry, *bound, *command],
+        ["/usr/bin/unshare", *own, *entry, *bound, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,12 +104,12 @@ class Machine:
     @classmethod
     def clean(cls, suite: str, root: Path) -> Machine:
         """A new one."""
-        subprocess.run(["cp", "-a", need(suite, "clean"), root], check=True)
+        subprocess.run(["/bin/cp", "-a", need(suite, "clean"), root], check=True)
         return cls(suite, root)
 
     def copy(self, root: Path) -> Machine:
         """Another one like this."""
-        subprocess.run(["cp", "-a", self.root, root], check=True)
+        subprocess.run(["/bin/cp", "-a", self.root, root], check=True)
         return Machine(self.suite, root)
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -136,9 +136,7 @@ class Machine:
         for directory, below, names in os.walk(self.root):
             inside = os.path.relpath(directory, self.root)
             below[:] = [
-                name
-                for name in below
-                if os.path.normpath(f"{inside}/{name}") not in _BOOKKEEPING
+                name for name in below if os.path.normpath(f"{inside}/{name}") not in _BOOKKEEPING
             ]
             for name in below + names:
                 path = os.path.normpath(f"{inside}/{name}")

@@ -1,4 +1,4 @@
-"""The Debian package: built on Debian 12 and 13, installed on clean ones, used, and removed again."""
+"""The Debian package: built on Debian 12 and 13, installed on clean ones, used, and removed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.packaging.roots import SOURCE, SUITES, Machine, need, run_in
+from tests.packaging.conftest import copy_of
+from tests.packaging.roots import SUITES, Machine, need, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.e2e
 
-SCRIPTS = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]["scripts"]
-FILTERS = sorted(name for name in SCRIPTS if name.startswith("filter-"))
 STATE = "var/lib/smtpd-filters"
+DPKG_DEB = "/usr/bin/dpkg-deb"
 
 
 class Built(NamedTuple):
     suite: str
+    source: Path
     deb: Path
     lintian: str
 
 
-def build(suite: str, output: Path, **variables: str) -> Path:
+def build(suite: str, source: Path, output: Path, **variables: str) -> Path:
     """Build the package in this suite's root; the .deb."""
     output.mkdir()
     log = run_in(
@@ -38,7 +39,7 @@ def build(suite: str, output: Path, **variables: str) -> Path:
         "mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /srv; mkdir /srv/source /srv/output;"
         'mount --move /media /srv/source; mount --move /mnt /srv/output; umask "${MASK:-022}";'
         'exec /srv/source/packaging/build-deb /srv/output "${BUILD:-/tmp/build}"',
-        binds={SOURCE: "/media", output: "/mnt"},
+        binds={source: "/media", output: "/mnt"},
         environment=variables,
     ).stdout
     (output / "log").write_text(log)
@@ -47,26 +48,25 @@ def build(suite: str, output: Path, **variables: str) -> Path:
 
 
 @pytest.fixture(scope="module", params=SUITES)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(
+    request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Built:
     suite: str = request.param
     output = tmp_path_factory.mktemp(suite) / "output"
-    deb = build(suite, output)
+    deb = build(suite, source, output)
     lintian = run_in(
         need(suite, "build"),
         *("sh", "-c", "lintian --allow-root --fail-on none /mnt/*.changes"),
         binds={output: "/mnt"},
     ).stdout
-    return Built(suite, deb, lintian)
+    return Built(suite, source, deb, lintian)
 
 
 @pytest.fixture(scope="module")
 def prepared(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A clean root, with what the package and its tests depend on, and without the package."""
     machine = Machine.clean(built.suite, tmp_path_factory.mktemp("roots") / built.suite)
-    depends = subprocess.run(
-        ["dpkg-deb", "-f", built.deb, "Depends"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    machine.apt("satisfy", f"{depends}, iproute2, openssl")
+    machine.apt("satisfy", f"{depends(built.deb)}, iproute2, openssl")
     yield machine
     shutil.rmtree(machine.root)
 
@@ -78,14 +78,21 @@ def machine(prepared: Machine, tmp_path: Path) -> Iterator[Machine]:
     shutil.rmtree(copy.root)
 
 
+def depends(deb: Path) -> str:
+    done = subprocess.run(
+        [DPKG_DEB, "-f", deb, "Depends"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
 def later(deb: Path, directory: Path) -> Path:
     """The same package as a later version."""
-    subprocess.run(["dpkg-deb", "-R", deb, directory], check=True)
+    subprocess.run([DPKG_DEB, "-R", deb, directory], check=True)
     control = directory / "DEBIAN/control"
     control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+later", control.read_text()))
     made = directory.with_suffix(".deb")
     subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-b", directory, made], check=True, capture_output=True
+        [DPKG_DEB, "--root-owner-group", "-b", directory, made], check=True, capture_output=True
     )
     return made
 
@@ -96,15 +103,14 @@ def test_lintian_has_nothing_to_say(built: Built) -> None:
 
 
 def test_the_same_source_makes_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    again = build(built.suite, tmp_path / "output", BUILD="/srv/elsewhere", MASK="077", TZ="Asia/Tokyo")
+    source = copy_of(built.source, tmp_path / "source")
+    other = {"BUILD": "/srv/elsewhere", "MASK": "077", "TZ": "Asia/Tokyo"}
+    again = build(built.suite, source, tmp_path / "output", **other)
     assert again.read_bytes() == built.deb.read_bytes()
 
 
 def test_it_depends_on_debians_packages_of_what_the_metadata_names(built: Built) -> None:
-    depends = subprocess.run(
-        ["dpkg-deb", "-f", built.deb, "Depends"], capture_output=True, text=True, check=True
-    ).stdout
-    names = {entry.split()[0].partition(":")[0] for entry in depends.split(",")}
+    names = {entry.split()[0].partition(":")[0] for entry in depends(built.deb).split(",")}
     modules = ("aiohttp", "dkim", "dnspython", "redis", "spf")
     assert names == {"opensmtpd", "python3", *(f"python3-{module}" for module in modules)}
 
@@ -124,26 +130,27 @@ def test_mail_passes_and_nothing_is_left(built: Built, machine: Machine) -> None
     assert len([path for path in compiled if path.endswith(".pyc")]) == len(sources)
 
     # Each executable has a launcher; the state directory belongs to the user of filters.
-    assert sorted(path.name for path in (machine.root / "usr/libexec/opensmtpd").glob("filter-*")) == FILTERS
+    project = tomllib.loads((built.source / "pyproject.toml").read_text())["project"]
+    filters = {f"/usr/libexec/opensmtpd/{name}" for name in project["scripts"]}
+    filters.remove("/usr/libexec/opensmtpd/smtpd-filters")
+    assert {path for path in own if "/libexec/opensmtpd/" in path} == filters
+    assert "/usr/bin/smtpd-filters" in own
     assert machine.run("stat", "-c", "%U:%G %a", f"/{STATE}") == "opensmtpd:opensmtpd 750\n"
 
     # The package's own tests, one of which sends mail through smtpd.
-    tests = SOURCE / "packaging/debian/tests"
+    tests = built.source / "packaging/debian/tests"
     for name in re.findall(r"(?m)^Tests: (.*)$", (tests / "control").read_text()):
         machine.run(machine.put(tests / name))
 
     # State outlives removal, and goes with a purge; so does everything else.
     (machine.root / STATE / "kept").write_text("kept")
-    machine.run("rm", "-rf", "/tmp/build")
     machine.apt("remove", "smtpd-filters")
     assert (machine.root / STATE / "kept").read_text() == "kept"
     machine.apt("purge", "smtpd-filters")
     assert machine.files() == before
 
 
-def test_an_upgrade_keeps_state_and_owner(
-    built: Built, machine: Machine, tmp_path: Path
-) -> None:
+def test_an_upgrade_keeps_state_and_owner(built: Built, machine: Machine, tmp_path: Path) -> None:
     machine.run("dpkg", "-i", machine.put(built.deb))
     machine.run("runuser", "-u", "opensmtpd", "--", "sh", "-c", f"echo kept >/{STATE}/kept")
     machine.run("dpkg-statoverride", "--update", "--add", "opensmtpd", "root", "0770", f"/{STATE}")
@@ -158,11 +165,10 @@ def test_it_takes_the_place_of_single_filters(built: Built, machine: Machine) ->
     machine.apt("install", "opensmtpd-filter-senderscore")
     path = machine.root / "usr/libexec/opensmtpd/filter-senderscore"
     theirs = path.read_bytes()
-    deb = machine.put(built.deb)
-    # dpkg alone does not overwrite it.
-    assert "conflict" in machine.run("dpkg", "-i", deb, check=False)
-    assert path.read_bytes() == theirs
-    assert "REMOVED" in machine.apt("install", deb)
+    # It is said before it is done.
+    simulated = machine.apt("install", "--simulate", machine.put(built.deb))
+    assert "will be REMOVED:\n  opensmtpd-filter-senderscore" in simulated
+    machine.apt("install", machine.put(built.deb))
     assert not machine.installed("opensmtpd-filter-senderscore")
     assert path.read_bytes().startswith(b"#!/usr/bin/python3 -IS\n")
     # And back.
