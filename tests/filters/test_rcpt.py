@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from time import perf_counter
@@ -289,6 +290,18 @@ def test_its_own_refusals_are_told_from_smtpds() -> None:
         assert there.rcpt_to("anna@mail").verb == "disconnect"
 
 
+def test_what_it_refused_for_the_moment_makes_no_guess_undone() -> None:
+    with Conversation(Rcpt, "--max-unknown", "2", "--max-recipients", "1") as smtpd:
+        there = begun(smtpd)
+        there.rcpt_to(ANNA)
+        for each in named(3):
+            assert code(there.rcpt_to(each)) == 452
+        there.rset()
+        there.mail_from(SENDER)
+        guess(there, 2)
+        assert there.rcpt_to(ANNA).verb == "disconnect"
+
+
 # -- waiting -------------------------------------------------------------------------------
 
 
@@ -325,6 +338,7 @@ def asked_for(smtpd: Conversation, guessed: int) -> float:
     ("flags", "longest"),
     [
         ((), 20.0),
+        (("--dry-run",), 0.0),
         (("--max-delay", "5s"), 5.0),
         (("--deadline", "8s"), 8 * PATIENCE),
         (("--deadline", "1ms"), 0.001 * PATIENCE),
@@ -586,6 +600,25 @@ def test_waiting_and_looking_up_together(server: DNSServer) -> None:
             assert code(said) == due
             assert perf_counter() - started >= 0.06
         assert code(there.rcpt_to("x@null.example")) == 556
+
+
+def test_what_is_needed_is_asked_for_before_the_wait(
+    server: DNSServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+
+    async def until_it_is_asked(_seconds: float) -> None:
+        while not server.asked("host.example", "MX"):
+            await sleep(0.001)
+
+    flags = looking(server, "--max-unknown", "4", "--delay", "10s", "--deadline", "60s")
+    with Conversation(Rcpt, *flags) as smtpd:
+        there = begun(smtpd)
+        guess(there, 2)
+        server.queries.clear()
+        monkeypatch.setattr(asyncio, "sleep", until_it_is_asked)
+        assert there.rcpt_to("x@host.example").verb == "proceed"
+        monkeypatch.undo()
 
 
 def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) -> None:
