@@ -96,7 +96,12 @@ class Unavailable(Value):
         self.cause = cause
 
 
-Outcome: TypeAlias = Found[T_co] | NotFound | Unavailable
+if TYPE_CHECKING:
+    Outcome: TypeAlias = Found[T_co] | NotFound | Unavailable
+else:
+
+    class Outcome(Generic):
+        """Any of the three, for annotations that are evaluated; no value is one of these."""
 
 
 class MX(Value):

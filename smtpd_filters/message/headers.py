@@ -21,6 +21,7 @@ from smtpd_filters.message.folding import field_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import overload
 
 # RFC 5322 section 2.2, and 4.5 for the white space that old software puts before the colon.
 # Possessive, since a line without a colon can't match after backtracking either.
@@ -109,6 +110,13 @@ class Headers:
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and bool(self._find(name))
+
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, name: str) -> str | None: ...
+        @overload
+        def get(self, name: str, default: str) -> str: ...
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value of the first field of that name (see `Field.value`)."""
