@@ -15,6 +15,7 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.filters.senderscore import Senderscore
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing import Conversation, play
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import Filter
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Mailfrom, Rcpt)
+FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Mailfrom, Rcpt, Senderscore)
 SESSIONS = [
     pytest.param(cls, path, id=f"{cls.name}-{path.stem}")
     for cls in FILTERS
@@ -62,7 +63,7 @@ def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
     assert len(expected) > 2
 
 
-@pytest.mark.parametrize("name", ["fcrdns", "mailfrom", "rcpt"])
+@pytest.mark.parametrize("name", ["fcrdns", "mailfrom", "rcpt", "senderscore"])
 def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in (FIXTURES / name).glob("*.session")}
     readme = (FIXTURES / name / "README.md").read_text()
