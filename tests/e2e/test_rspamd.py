@@ -1,0 +1,498 @@
+"""filter-rspamd between the real smtpd and the real rspamd, with a Redis behind it.
+
+What the daemon is told to do with which mail is in `rspamd_set_up`. Its faults are played by
+`smtpd_filters.testing.rspamd_stub`, as it has none, but for being killed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import dkim  # type: ignore[import-untyped]
+import pytest
+
+from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
+from smtpd_filters.testing.server import DOMAIN, Lab, Smtpd, filter_command
+from tests.e2e.conftest import Start, need
+from tests.e2e.rspamd_set_up import SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
+from tests.e2e.sending import ALICE, GOOD, SENDER, Outcome, attempt, content_of, logged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
+EIGHT_BIT = bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256)) + b"\r\n"
+UNKNOWN = "198.51.100.9"  # a client that isn't spared by the greylisting
+ELSEWHERE = f"alice@{SEALED}"
+MARK = b"X-Scanned: yes\n"
+PATIENCE = 20.0  # seconds for a client that tries again and again
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The network of the module's servers."""
+    need("6.8")
+    with Lab(zone()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(lab: Lab) -> Iterator[Rspamd]:
+    """The module's rspamd."""
+    if reason := unavailable():
+        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    with Rspamd(lab, **configuration()) as started:
+        yield started
+
+
+@pytest.fixture
+def scan(start: Start, lab: Lab, daemon: Rspamd) -> Start:
+    """Start a server whose mail the daemon scans; `flags` are further ones of the filter."""
+
+    def begin(*, flags: tuple[str, ...] = (), url: str = daemon.url, **arguments: Any) -> Smtpd:
+        command = filter_command("rspamd", "-url", url, *flags)
+        arguments.setdefault("filters", {"rspamd": command})
+        arguments.setdefault("domains", (DOMAIN, SEALED))
+        return start(lab=lab, **arguments)
+
+    return begin
+
+
+def only(server: Smtpd) -> bytes:
+    """The one message that has been delivered, without smtpd's own fields at its top."""
+    [delivered] = server.maildir("alice")
+    return delivered.content
+
+
+def local(message: bytes) -> bytes:
+    """A message as it is delivered: line ends are LF."""
+    return message.replace(b"\r\n", b"\n")
+
+
+def fields(content: bytes) -> list[str]:
+    """The names of a message's header fields, in their order."""
+    head = content.partition(b"\n\n")[0].decode("latin-1")
+    return re.findall(r"^([^\s:]+):", head, re.MULTILINE)
+
+
+def sent(content: bytes) -> bytes:
+    """A message from its own first field on: without what was put above it on its way."""
+    at = content.index(b"\nFrom: ") + 1
+    return content[at:]
+
+
+# -- what the daemon says --------------------------------------------------------------------------
+
+
+def test_a_clean_mail(scan: Start) -> None:
+    server = scan()
+    message = mail()
+    assert attempt(server, message=message).code == 250
+    content = only(server)
+    assert sent(content) == local(message)
+    assert MARK in content
+    assert "X-Spam" not in fields(content)
+
+
+def test_gtube_is_rejected(scan: Start) -> None:
+    server = scan()
+    outcome = attempt(server, message=mail(body=GTUBE))
+    # The daemon's own words, and its milter's code.
+    assert outcome == Outcome(".", 554, "5.7.1 Gtube pattern", stayed=True)
+    assert attempt(server, message=mail()).code == 250
+    assert len(server.maildir("alice")) == 1
+    [line] = logged(server, r"rspamd.*reject", 1)
+    assert "score 20" in line
+
+
+def test_a_header_is_added(scan: Start) -> None:
+    server = scan()
+    message = mail(score=9)
+    assert attempt(server, message=message).code == 250
+    [delivered] = server.maildir("alice")
+    assert delivered.folder == "Junk"
+    assert delivered.message["X-Spam"] == "Yes"
+    assert sent(delivered.content) == local(message)
+    assert attempt(server, message=mail()).code == 250
+    assert [each.folder for each in server.maildir("alice")] == ["Junk", ""]
+
+
+def test_a_subject_is_rewritten(scan: Start) -> None:
+    server = scan()
+    assert attempt(server, message=mail(score=13)).code == 250
+    subject = "=?utf-8?q?Gr=C3=BC=C3=9Fe?="
+    assert attempt(server, message=mail(score=13, subject=subject)).code == 250
+    first, second = server.maildir("alice")
+    assert first.message["Subject"] == "[spam] hello"
+    assert second.message["Subject"] == "[spam] Grüße"
+    # On the wire it is ASCII, and where the old one was.
+    assert second.content.isascii()
+    expected = fields(local(mail(score=13)))
+    assert [name for name in fields(second.content) if name in expected[:4]] == expected[:4]
+
+
+def test_a_clean_mail_in_the_grey_area_is_accepted(scan: Start) -> None:
+    """A client that is spared by the greylisting: the action is still called greylist."""
+    server = scan()
+    assert attempt(server, message=mail(score=5, body=b"not greylisted\r\n")).code == 250
+    assert "X-Spam" not in fields(only(server))
+
+
+def test_a_soft_reject_by_greylisting(scan: Start) -> None:
+    server = scan()
+    sender = f"grey-{server.version}@grey.example"
+    message = mail(sender=sender, score=3, body=f"greylisted by {server.version}\r\n".encode())
+    outcome = attempt(server, UNKNOWN, sender=sender, message=message)
+    assert outcome == Outcome(".", 451, "4.7.1 Try again later", stayed=True)
+    deadline = time.monotonic() + PATIENCE
+    while attempt(server, UNKNOWN, sender=sender, message=message).code != 250:
+        assert time.monotonic() < deadline
+    assert sent(only(server)) == local(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "code"),
+    [(None, 6, 250), ("strict", 6, 554), (None, 30, 554), ("lenient", 30, 250)],
+)
+def test_settings_by_id(scan: Start, name: str | None, score: int, code: int) -> None:
+    server = scan(flags=("-settings-id", name) if name else ())
+    assert attempt(server, message=mail(score=score)).code == code
+
+
+def test_a_header_is_removed(scan: Start) -> None:
+    """The first, the last, all; names in any case."""
+    server = scan()
+    reply = {"remove_headers": {"x-first": 1, "X-LAST": -1, "X-All": 0, "X-Two": [1, 3], "X-No": 5}}
+    lines = [f"X-{name}: {number}" for number in (1, 2, 3) for name in ("First", "Last", "All")]
+    lines += [f"X-Two: {number}" for number in (1, 2, 3)] + ["X-No: 1"]
+    assert attempt(server, message=mail(*lines, reply=reply)).code == 250
+    message = server.maildir("alice")[0].message
+    assert message.get_all("X-First") == ["2", "3"]
+    assert message.get_all("X-Last") == ["1", "2"]
+    assert message.get_all("X-All") is None
+    assert message.get_all("X-Two") == ["2"]
+    assert message.get_all("X-No") == ["1"]
+
+
+def test_headers_are_added(scan: Start) -> None:
+    """At the bottom, at the top; with folds."""
+    server = scan()
+    reply = {
+        "add_headers": {
+            "X-Bottom": "b",
+            "X-Top": {"value": "t", "order": 1},
+            "X-Folded": {"value": "one\n\ttwo", "order": -1},
+            "X-Many": [{"value": "1", "order": -1}, {"value": "2", "order": -1}],
+        }
+    }
+    message = mail(reply=reply)
+    assert attempt(server, message=message).code == 250
+    content = only(server)
+    head = content.partition(b"\n\n")[0] + b"\n"
+    names = fields(content)
+    assert names.index("Received") < names.index("X-Top") < names.index("From")
+    assert names.index("X-Bottom") > names.index("X-Test-Reply")
+    assert b"\nX-Folded: one\n\ttwo\n" in head
+    assert head.index(b"X-Many: 1\n") < head.index(b"X-Many: 2\n")
+
+
+def test_an_earlier_filters_mark_survives(scan: Start, daemon: Rspamd) -> None:
+    """The daemon removes what X-Spam it finds: the client's, not smtpd's own."""
+    filters = {
+        "first": filter_command("dyndns", "--action", "junk"),
+        "rspamd": filter_command("rspamd", "-url", daemon.url),
+    }
+    server = scan(filters=filters)
+    message = mail("X-Spam: No")
+    assert attempt(server, "192.0.2.8", message=message).code == 250
+    assert attempt(server, GOOD, message=message).code == 250
+    marked, plain = server.maildir("alice")
+    assert (marked.folder, marked.message.get_all("X-Spam")) == ("Junk", ["Yes"])
+    assert (plain.folder, plain.message.get_all("X-Spam")) == ("", None)
+
+
+def test_the_daemon_is_told_who_sends(scan: Start, daemon: Rspamd) -> None:
+    server = scan()
+    since = len(daemon.log)
+    assert attempt(server, GOOD, message=mail()).code == 250
+    line = daemon.wait_for(r"rspamd_task_write_log: .*", since=since).string
+    assert f"ip: {GOOD}" in line
+    assert f"from: <{SENDER}>" in line
+    assert f"rcpts: <{ALICE}>" in line
+    assert "R_SPF_ALLOW" in line
+    assert re.search(r"qid: <[0-9a-f]{8}>", line)
+    since = len(daemon.log)
+    assert attempt(server, GOOD, message=mail(), user="alice").code == 250
+    assert "user: alice" in daemon.wait_for(r"rspamd_task_write_log: .*", since=since).string
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def published(name: bytes, timeout: int = 5) -> bytes:
+    """Look up a key as dkimpy wants it: in the zone."""
+    del timeout
+    owner = name.decode().rstrip(".")
+    if owner in {f"{SELECTOR}._domainkey.{domain}" for domain in (SIGNED, SEALED)}:
+        return key()[1].encode()
+    return b""
+
+
+def wire(content: bytes) -> bytes:
+    """A delivered message as it would be sent on."""
+    return content_of(content).replace(b"\n", b"\r\n")
+
+
+def verified(content: bytes, index: int = 0) -> bool:
+    """Whether the signature of this number from the top is good."""
+    return bool(dkim.DKIM(wire(content)).verify(index, dnsfunc=published))
+
+
+@pytest.mark.parametrize("way", ["socket", "submission"])
+def test_outgoing_mail_is_signed(scan: Start, way: str) -> None:
+    server = scan()
+    sender = f"alice@{SIGNED}"
+    # Without control characters: rspamd and dkimpy disagree about which of them are white space.
+    body = bytes(range(32, 127)) + b" \t " + bytes(range(128, 256)) + b" \r\n..\r\n\r\n\r\n"
+    message = mail(sender=sender, body=body)
+    if way == "socket":
+        server.submit(local(message), sender, ALICE)
+    else:
+        assert attempt(server, sender=sender, message=message, user="alice").code == 250
+    content = only(server)
+    assert fields(content).count("DKIM-Signature") == 1
+    assert re.search(rf"\bd={SIGNED};\s+s={SELECTOR};", content.decode("latin-1"))
+    assert verified(content)
+
+
+def test_incoming_mail_is_not_signed(scan: Start) -> None:
+    server = scan()
+    assert attempt(server, sender=f"alice@{SIGNED}", message=mail(sender=f"a@{SIGNED}")).code == 250
+    assert "DKIM-Signature" not in fields(only(server))
+
+
+def test_a_clients_own_signature_is_left_alone(scan: Start) -> None:
+    server = scan()
+    sender = f"alice@{SIGNED}"
+    message = mail(sender=sender)
+    signature = dkim.sign(message, SELECTOR.encode(), SIGNED.encode(), key()[0].encode())
+    assert attempt(server, sender=sender, message=signature + message, user="alice").code == 250
+    content = only(server)
+    assert local(signature) in content
+    number = fields(content).count("DKIM-Signature")
+    assert number == 2
+    for index in range(number):
+        assert verified(content, index), index
+
+
+def test_arc_sets_are_in_order(scan: Start) -> None:
+    """From the top: the seal, the signature, the results. Some validators take no other order."""
+    server = scan()
+    for _ in range(5):
+        assert attempt(server, recipients=[ELSEWHERE], message=mail()).code == 250
+    delivered = server.maildir("alice")
+    assert len(delivered) == 5
+    for each in delivered:
+        found = [name for name in fields(each.content) if name.startswith("ARC-")]
+        assert found == ["ARC-Seal", "ARC-Message-Signature", "ARC-Authentication-Results"]
+        verdict, _, reason = dkim.ARC(wire(each.content)).verify(dnsfunc=published)
+        assert verdict == dkim.CV_Pass, reason
+
+
+def test_a_second_arc_set(scan: Start) -> None:
+    """A sealed message that is sent on is sealed again, above the first set."""
+    server = scan()
+    assert attempt(server, recipients=[ELSEWHERE], message=mail()).code == 250
+    once = wire(only(server))
+    assert attempt(server, recipients=[ELSEWHERE], message=once).code == 250
+    twice = server.maildir("alice")[1].content
+    assert re.findall(rb"^ARC-Seal: i=(\d)", twice, re.MULTILINE) == [b"2", b"1"]
+    verdict, _, reason = dkim.ARC(wire(twice)).verify(dnsfunc=published)
+    assert verdict == dkim.CV_Pass, reason
+
+
+# -- what must not change --------------------------------------------------------------------------
+
+BODIES = {
+    "8-bit": EIGHT_BIT + EIGHT_BIT[::-1][2:] + b"\r\n",
+    "none": b"",
+    "dots": b".\r\n..\r\n...\r\n.x\r\n",
+    "bars": b"|\r\nfilter|0.7|1|smtp-in|data-line|a|b|.\r\n",
+    "lone CR": b"one\rtwo\r\r\n\r\rx\r\n",
+    "long lines": b"x" * 998 + b"\r\n" + b"y" * 1996 + b"\r\n",
+    "empty lines": b"\r\n\r\n\r\n",
+}
+
+
+def test_bodies_pass_unchanged(scan: Start) -> None:
+    server = scan()
+    messages = {kind: mail(subject=kind, body=body) for kind, body in BODIES.items()}
+    for message in messages.values():
+        assert attempt(server, message=message).code == 250
+    delivered = {each.message["Subject"]: each.content for each in server.maildir("alice")}
+    assert delivered.keys() == BODIES.keys()
+    for kind, message in messages.items():
+        assert MARK in delivered[kind]
+        assert sent(delivered[kind]) == local(message), kind
+
+
+def test_a_binary_attachment_passes_unchanged(scan: Start) -> None:
+    server = scan()
+    body = b"--x\r\nContent-Type: application/octet-stream\r\n"
+    body += b"Content-Transfer-Encoding: binary\r\n\r\n"
+    body += b"".join(
+        EIGHT_BIT[at:] + EIGHT_BIT[:at].replace(b"\n", b"") + b"\r\n" for at in range(99)
+    )
+    message = mail("Content-Disposition: inline", body=body + b"--x--\r\n")
+    assert attempt(server, message=message).code == 250
+    assert sent(only(server)) == local(message)
+
+
+def test_twenty_megabytes(scan: Start) -> None:
+    server = scan()
+    body = b"".join(b"%07d %s\r\n" % (number, b"x" * (number % 130)) for number in range(280_000))
+    assert len(body) > 20_000_000
+    message = mail(body=body)
+    assert attempt(server, message=message).code == 250
+    content = only(server)
+    assert MARK in content
+    assert sent(content) == local(message)
+
+
+def test_fifty_at_a_time(scan: Start) -> None:
+    server = scan()
+
+    def send(number: int) -> int:
+        return attempt(server, message=mail(subject=str(number), score=9 * (number % 2))).code
+
+    with ThreadPoolExecutor(50) as pool:
+        assert set(pool.map(send, range(100))) == {250}
+    delivered = server.maildir("alice")
+    assert sorted(int(each.message["Subject"]) for each in delivered) == list(range(100))
+    for each in delivered:
+        assert each.folder == ("Junk" if int(each.message["Subject"]) % 2 else "")
+        assert MARK in each.content
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def insist(server: Smtpd, message: bytes, over: Event | None = None) -> list[int]:
+    """Send a message until it is accepted, as a client's queue would; return the codes."""
+    codes: list[int] = []
+    deadline = time.monotonic() + PATIENCE
+    while not codes or codes[-1] != 250:
+        assert time.monotonic() < deadline, codes
+        if codes and over is not None:
+            over.wait(PATIENCE)
+        codes.append(attempt(server, message=message).code)
+    return codes
+
+
+@pytest.mark.parametrize("how", ["killed", "restarted"])
+def test_the_daemon_dies_under_load(scan: Start, lab: Lab, how: str) -> None:
+    """No mail is lost, none is accepted unscanned, and smtpd stays."""
+    with Rspamd(lab, **configuration(), redis=False) as mortal:
+        server = scan(url=mortal.url)
+        back = Event()
+        going = Event()
+
+        def send(number: int) -> list[int]:
+            if number == 20:
+                going.set()
+            return insist(server, mail(subject=str(number)), back)
+
+        with ThreadPoolExecutor(20) as pool:
+            answers = [pool.submit(send, number) for number in range(200)]
+            assert going.wait(PATIENCE)
+            if how == "killed":
+                mortal.kill()
+                # Refused while it is away, so that this is no test of a fast start.
+                assert attempt(server, message=mail(subject="away")).code == 451
+                mortal.start()
+            else:
+                mortal.restart()
+            back.set()
+            codes = [answer.result() for answer in answers]
+        assert {code for each in codes for code in each} <= {250, 451}
+        delivered = server.maildir("alice")
+        assert sorted(int(each.message["Subject"]) for each in delivered) == list(range(200))
+        assert [each for each in delivered if MARK not in each.content] == []
+
+
+def test_unscanned_mail_is_accepted_if_so_chosen(scan: Start, lab: Lab) -> None:
+    server = scan(url=dead(lab), flags=("--on-error", "proceed"))
+    message = mail()
+    assert attempt(server, message=message).code == 250
+    content = only(server)
+    assert MARK not in content
+    assert sent(content) == local(message)
+
+
+def dead(lab: Lab) -> str:
+    """The address of a daemon that isn't there."""
+    with lab.new_socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_second_daemon(scan: Start, lab: Lab, daemon: Rspamd) -> None:
+    """The first one is dead: its mail goes to the second, and soon without asking the first."""
+    server = scan(url=dead(lab), flags=("-url", daemon.url))
+    for number in range(20):
+        assert attempt(server, message=mail(subject=str(number))).code == 250
+    assert all(MARK in each.content for each in server.maildir("alice"))
+
+
+@pytest.fixture
+def stub(lab: Lab) -> Iterator[RspamdStub]:
+    """A daemon that answers what it is told to, inside the lab."""
+    made = RspamdStub()
+    lab.call(made.start)
+    with ExitStack() as stack:
+        stack.callback(made.stop)
+        yield made
+
+
+FAULTS: dict[str, Answer] = {
+    "status 500": Answer.of({"error": "out of order", "error_domain": "x"}, status=500),
+    "status 403": Answer(b"Forbidden", status=403),
+    "error in 200": Answer.of({"error": "cannot scan"}),
+    "no JSON": Answer(b"<html>"),
+    "half of the JSON": Answer(b'{"action": "no act'),
+    "no action": Answer.of({"score": 1.0, "required_score": 15.0}),
+    "unknown action": Answer.of({**CLEAN, "action": "make coffee"}),
+    "empty": Answer(b""),
+    "cut": Answer.of(CLEAN, behaviour="cut"),
+    "closed": Answer.of(CLEAN, behaviour="close"),
+    "reset": Answer.of(CLEAN, behaviour="reset"),
+    "reset in the middle": Answer.of(CLEAN, behaviour="reset-half"),
+    "endless": Answer.of(CLEAN, behaviour="endless"),
+    "no HTTP": Answer.of(CLEAN, behaviour="garbage"),
+    "no answer": Answer.of(CLEAN, behaviour="drop"),
+    "stalled": Answer.of(CLEAN, behaviour="stall"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None:
+    """The client is asked to come again, the log says why, and the next mail is served."""
+    server = scan(url=stub.url, flags=("--timeout", "1"))
+    stub.answer = FAULTS[fault]
+    refused = attempt(server, message=mail(subject="refused"))
+    assert (refused.stage, refused.code, refused.stayed) == (".", 451, True)
+    assert refused.text.startswith("4.")
+    server.wait_for(r"(?i)rspamd.*(unavailable|error|result)")
+    stub.answer = CLEAN
+    insist(server, mail(subject="accepted"))
+    assert [each.message["Subject"] for each in server.maildir("alice")] == ["accepted"]
+    assert server.alive()
