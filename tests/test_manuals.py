@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+import smtpd_filters
+from smtpd_filters.filter import CONTENT
+from smtpd_filters.protocol.vocabulary import HANDLERS
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
 
@@ -96,3 +100,20 @@ def test_each_flag_of_an_example_is_one_of_the_program_in_it(page: Path) -> None
         program, *words = shlex.split(command.replace('\\"', '"'))
         named = {word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)}
         assert named <= known[program.rpartition("/")[2]], command
+
+
+def test_the_page_for_authors_has_every_handler_and_what_it_may_return() -> None:
+    page = (ROOT / "docs" / "man" / "smtpd_filters.3").read_text("utf-8")
+    said = {}
+    for row, answers in re.findall(r"^\.It (Fn .*) Ta (.*)$", page, re.MULTILINE):
+        for handler in re.findall(r"Fn (\w+)", row):
+            said[handler] = set(answers.split(", "))
+    legal = {name: {kind.verb for kind in phase.legal} for name, phase in HANDLERS.items()}
+    legal |= {key: {"proceed", "junk", "reject", "disconnect"} for key in CONTENT}
+    assert said == legal
+
+
+@pytest.mark.parametrize("name", smtpd_filters.__all__)
+def test_the_page_for_authors_knows_every_public_name(name: str) -> None:
+    page = (ROOT / "docs" / "man" / "smtpd_filters.3").read_text("utf-8")
+    assert re.search(rf"\b{name}\b", page, re.IGNORECASE)
