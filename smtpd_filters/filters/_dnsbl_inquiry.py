@@ -46,12 +46,12 @@ class Listing:
 class Inquiry:
     """All that is asked for one decision, and what has come of it."""
 
-    __slots__ = ("listings", "out", "tally", "troubles")
+    __slots__ = ("_found", "out", "tally", "troubles")
 
     def __init__(self, questions: Sequence[Question], thresholds: Thresholds) -> None:
         self.tally = Tally(thresholds)
         self.out = list(questions)
-        self.listings: list[Listing] = []
+        self._found: dict[Question, Listing | None] = dict.fromkeys(questions)
         self.troubles: list[str] = []
         for question in questions:
             self.tally.expect(question.low, question.list.high)
@@ -65,13 +65,18 @@ class Inquiry:
         else:
             self.tally.settle(question.low, question.list.high, reading.points)
         if reading.answers:
-            self.listings.append(Listing(question, reading))
+            self._found[question] = Listing(question, reading)
         return reading
 
     @property
     def over(self) -> bool:
         """Whether there is nothing to wait for."""
         return not self.out or self.tally.decided
+
+    @property
+    def listings(self) -> list[Listing]:
+        """The answers that count, in the order in which they were asked for."""
+        return [listing for listing in self._found.values() if listing]
 
     @property
     def gravest(self) -> Listing:

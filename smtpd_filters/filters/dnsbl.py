@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
     from typing import TypeAlias
 
-    from smtpd_filters.filters._dnsbl_inquiry import Listing
     from smtpd_filters.filters._dnsbl_lists import List, Watch
     from smtpd_filters.filters._dnsbl_sites import Site
     from smtpd_filters.lookups.dns import Resolver
@@ -85,25 +84,25 @@ _SPARE = 30.0
 
 
 class Known:
-    """What was decided in a session about whom, or why nothing could be, and the listings.
+    """What was asked in a session about whom, and decided, or why nothing could be.
 
-    `until` is when (by the loop's clock) it is to be tried again.
+    `until` is when (by the loop's clock) that is to be tried again.
     """
 
-    __slots__ = ("cause", "decision", "key", "listings", "until")
+    __slots__ = ("cause", "decision", "inquiry", "key", "until")
 
     def __init__(
         self,
         key: tuple[str, str],
+        inquiry: Inquiry,
         decision: Verdict = PROCEED,
-        listings: Sequence[Listing] = (),
         *,
         cause: str = "",
         until: float = 0,
     ) -> None:
         self.key = key
+        self.inquiry = inquiry
         self.decision = decision
-        self.listings = listings
         self.cause = cause
         self.until = until
 
@@ -354,13 +353,26 @@ class Dnsbl(Filter):
             sender = session.tx.sender or ""
         return self._judge(session, self._identity(session), sender)
 
-    def headers(self, session: Session, headers: Headers) -> Proceed:
+    def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
         """Say in the message which lists have an entry."""
-        if not exempt(session, self.settings.allow):
-            headers.remove(FIELD)
-            known: Known | None = session.scratch.get(self)
-            for listing in reversed(known.listings if known else ()):
-                headers.prepend(FIELD, f"Listed at {listing}")
+        if exempt(session, self.settings.allow):
+            return PROCEED
+        headers.remove(FIELD)
+        known: Known | None = session.scratch.get(self)
+        if known is None:
+            return PROCEED
+        if known.inquiry.out:
+            return self._show_later(headers, known.inquiry)
+        return self._show(headers, known.inquiry)
+
+    async def _show_later(self, headers: Headers, inquiry: Inquiry) -> Proceed:
+        """Wait for the lists that could not change the decision; they were asked long ago."""
+        await self._answers(inquiry)
+        return self._show(headers, inquiry)
+
+    def _show(self, headers: Headers, inquiry: Inquiry) -> Proceed:
+        for listing in reversed(inquiry.listings):
+            headers.prepend(FIELD, f"Listed at {listing}")
         return PROCEED
 
     def _identity(self, session: Session) -> str:
@@ -469,15 +481,21 @@ class Dnsbl(Filter):
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
+        inquiry = self._ask(session, key)
+        if not inquiry.over:
+            await self._answers(inquiry, early=True)
+        return inquiry
+
+    async def _answers(self, inquiry: Inquiry, *, early: bool = False) -> None:
+        """Wait for the answers that are out, with `early` only for those that matter."""
         import asyncio
 
-        inquiry = self._ask(session, key)
         waiting: dict[asyncio.Future[Outcome[str]], Question] = {
             asyncio.ensure_future(self._resolver.query(question.name, "A")): question
-            for question in ([] if inquiry.over else inquiry.out)
+            for question in inquiry.out
         }
         try:
-            while waiting and not inquiry.over:
+            while waiting and not (early and inquiry.over):
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for answered in done:
                     self._take(inquiry, waiting.pop(answered), answered.result())
@@ -485,7 +503,6 @@ class Dnsbl(Filter):
             # The look-ups themselves go on, for the cache.
             for future in waiting:
                 future.cancel()
-        return inquiry
 
     async def _look_up_text(self, inquiry: Inquiry) -> None:
         import asyncio
@@ -501,12 +518,12 @@ class Dnsbl(Filter):
         if not inquiry.tally.certain:
             cause = "; ".join(inquiry.troubles)
             until = self._now() + _SPARE
-            session.scratch[self] = Known(key, listings=inquiry.listings, cause=cause, until=until)
+            session.scratch[self] = Known(key, inquiry, cause=cause, until=until)
             raise UnavailableError(cause, DNS_FAILURE)
         decision = self._done(session, inquiry)
         # One that proceeds gives its reason once.
         kept = PROCEED if type(decision) is Proceed else decision
-        session.scratch[self] = Known(key, kept, inquiry.listings)
+        session.scratch[self] = Known(key, inquiry, kept)
         return decision
 
     def _done(self, session: Session, inquiry: Inquiry) -> Verdict:

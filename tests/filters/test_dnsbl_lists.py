@@ -199,6 +199,10 @@ class Watch(_Watch):
         self.log = log
 
     @property
+    def state(self) -> tuple[bool, bool]:
+        return self.done, self.fresh
+
+    @property
     def busy(self) -> bool:
         return self._running is not None and not self._running.done()
 
@@ -222,11 +226,9 @@ def test_a_list_is_switched_off_and_on_again() -> None:
     async def work(resolver: Resolver, server: DNSServer) -> None:
         each, other = made(ZONE), made(OTHER)
         watch = Watch([(each, V4), (other, V4)], resolver, Captured())
-        assert not watch.done
-        assert not watch.fresh
+        assert watch.state == (False, False)
         await watch.test()
-        assert watch.done
-        assert watch.fresh
+        assert watch.state == (True, True)
         assert not each.is_off(V4)
         assert watch.log.lines == []
         assert watch.recheck is None
@@ -270,7 +272,7 @@ def test_a_silent_list_is_switched_off_beside_one_that_answers() -> None:
         watch = Watch([(each, V4), (other, V4)], resolver, Captured())
         await watch.test()
         assert (each.is_off(V4), other.is_off(V4)) == (True, False)
-        server.zone = {**addresses(ZONE), **addresses(OTHER)}  # type: ignore[assignment]
+        server.zone = {**addresses(ZONE), **addresses(OTHER)}
         await watch.test()
         assert not each.is_off(V4)
         watch.close()
@@ -289,12 +291,11 @@ def test_if_all_are_silent_none_is_switched_off() -> None:
         assert line.startswith("dnsbl no list answers cause=")
         assert line.endswith('result="not switched off"')
         # They have been tested, but not so that somebody could be refused on their word.
-        assert watch.done
-        assert not watch.fresh
+        assert watch.state == (True, False)
         assert watch.recheck == pytest.approx(RECHECK, abs=5)
-        server.zone = {**addresses(ZONE), **addresses(OTHER)}  # type: ignore[assignment]
+        server.zone = {**addresses(ZONE), **addresses(OTHER)}
         await watch.test()
-        assert watch.fresh
+        assert watch.state == (True, True)
         watch.close()
 
     with_resolver({"*.example": {"servfail": True}}, work)
@@ -328,16 +329,16 @@ def test_doubts_are_looked_into_but_not_all_the_time() -> None:
         watch = Watch([(made(ZONE), V4)], resolver, Captured())
         await watch.test()
         watch.suspect()
-        assert not watch.busy
+        assert watch.busy is False
         watch.age(PAUSE)
         watch.suspect()
         watch.suspect()
-        assert watch.busy
+        assert (watch.busy, watch.done) == (True, True)
         await watch.test()
         assert server.asked(under(ZONE, LISTED), "A") == 2
-        assert watch.fresh
+        assert watch.state == (True, True)
         watch.age(FRESH)
-        assert not watch.fresh
+        assert watch.state == (True, False)
         watch.close()
 
     with_resolver(addresses(ZONE), work)
@@ -360,8 +361,7 @@ def test_lists_without_entries_for_testing_are_left_alone() -> None:
         each = made(ZONE)
         each.tested = False
         watch = Watch([(each, NAME)], resolver, Captured())
-        assert watch.done
-        assert watch.fresh
+        assert watch.state == (True, True)
         await watch.test()
         assert server.queries == []
         assert not each.is_off(NAME)

@@ -110,7 +110,7 @@ def test_what_is_no_entry(text: str, reason: str) -> None:
 def test_reading_and_writing_are_inverse(
     zone: str, pattern: tuple[tuple[str, set[int]], ...] | None, weight: int
 ) -> None:
-    site = Site(zone, pattern and Pattern(_text(pattern)), weight)
+    site = Site(zone, Pattern(_text(pattern)) if pattern else None, weight)
     assert parse(str(site)) == site
     assert hash(parse(str(site))) == hash(site)
 

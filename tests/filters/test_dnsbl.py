@@ -1,0 +1,733 @@
+"""filter-dnsbl with the test kit and a real DNS server."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import contextmanager
+from time import perf_counter
+
+import pytest
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters._dnsbl_options import old_style
+from smtpd_filters.filters.dnsbl import Dnsbl
+from smtpd_filters.settings import from_mapping
+from smtpd_filters.testing import Conversation, DNSServer
+from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from smtpd_filters.testing import Verdict
+
+ZONE, OTHER, ALLOW, NAMES = "bl.example", "other.example", "wl.example", "names.example"
+BAD, BAD6, WORSE, GOOD = "192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.9"
+SAID = "See https://bl.example/q"
+ENTRIES: dict[str, dict[str, Any]] = {
+    **addresses(
+        ZONE,
+        {
+            BAD: {"A": "127.0.0.4", "TXT": SAID},
+            BAD6: {"A": "127.0.0.4", "TXT": SAID},
+            WORSE: {"A": ["127.0.0.2", "127.0.0.4"]},
+        },
+    ),
+    **addresses(OTHER, {WORSE: "127.0.0.9"}),
+    **addresses(ALLOW, {GOOD: "127.0.5.2", BAD6: "127.0.5.2"}),
+    **domains(NAMES, {"bad.example": "127.0.1.2", "mail.bad.example": "127.0.1.4"}),
+}
+STEPS = ("connect", "ehlo", "mail-from", "rcpt-to", "data")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ENTRIES) as running:
+        yield running
+
+
+@contextmanager
+def talking(server: DNSServer, *flags: str) -> Iterator[Conversation]:
+    nameserver = f"{server.address}:{server.port}"
+    with Conversation(Dnsbl, "--nameserver", nameserver, *flags) as smtpd:
+        yield smtpd
+
+
+def come(
+    smtpd: Conversation,
+    address: str = BAD,
+    *,
+    helo: str = "mail.example.net",
+    sender: str = "bob@example.net",
+    user: str = "",
+    **client: Any,
+) -> Verdict:
+    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
+    there = smtpd.connect(address=address, **client)
+    said = there.greeting
+    steps: list[Callable[[], Verdict]] = [
+        lambda: there.ehlo(helo),
+        *([lambda: there.auth(user)] if user else []),
+        lambda: there.mail_from(sender),
+        lambda: there.rcpt_to("anna@example.org"),
+        there.data,
+    ]
+    for step in steps:
+        if said.verb != "proceed":
+            break
+        said = step()
+    return said
+
+
+def verdict(server: DNSServer, *flags: str, **client: Any) -> Verdict:
+    with talking(server, *flags) as smtpd:
+        return come(smtpd, **client)
+
+
+# -- what is done ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [BAD, BAD6])
+@pytest.mark.parametrize("phase", ["connect", "helo", "mail-from", "rcpt-to"])
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+def test_the_action_is_taken_in_its_phase(
+    server: DNSServer, action: str, phase: str, address: str
+) -> None:
+    flags = ("--client", f"{ZONE}*2", f"--{action}-at", "2", "--phase", phase)
+    said = verdict(server, *flags, address=address)
+    marked = {"mail-from": "data"}.get(phase, phase) if action == "junk" else phase
+    assert said.phase == {"helo": "ehlo"}.get(marked, marked)
+    closes = action == "disconnect" or (action, phase) == ("reject", "connect")
+    assert said.verb == ("disconnect" if closes else action)
+    code = 554 if phase == "connect" else 550
+    told = f"{code} 5.7.1 {address} is listed by {ZONE}; {SAID}"
+    assert said.reply == ("" if action == "junk" else told)
+    assert verdict(server, *flags, address=GOOD).verb == "proceed"
+
+
+@pytest.mark.parametrize(
+    ("flags", "score"),
+    [
+        (("--client", f"{ZONE}*3"), 3),
+        (("--client", f"{ZONE}=127.0.0.2*3"), 3),
+        (("--client", f"{ZONE}=127.0.0.[2;3]*3", "--client", f"{ZONE}=127.0.0.4*4"), 7),
+        (("--client", f"{{ {ZONE}*3, {OTHER}*2 }}"), 5),
+        (("--client", f"{ZONE}*3, {OTHER}=127.0.0.2*2"), 3),
+        (("--client", f"{ZONE}*3", "--client", f"{OTHER}*-1"), 2),
+        (("--client", f"{ZONE}=127.0.0.[10..255]*3"), 0),
+    ],
+)
+def test_the_score_is_the_sum_of_what_matches(
+    server: DNSServer, flags: tuple[str, ...], score: int
+) -> None:
+    for threshold in range(1, 9):
+        said = verdict(server, *flags, "--reject-at", str(threshold), address=WORSE)
+        assert said.refused is (score >= threshold), threshold
+
+
+def test_the_severest_threshold_that_is_reached_holds(server: DNSServer) -> None:
+    flags = ("--junk-at", "2", "--reject-at", "4", "--disconnect-at", "6", "--phase", "rcpt-to")
+    verbs = {
+        weight: verdict(server, "--client", f"{ZONE}*{weight}", *flags).verb
+        for weight in (1, 2, 3, 4, 5, 6, 7)
+    }
+    assert list(verbs.values()) == [
+        "proceed",
+        "junk",
+        "junk",
+        "reject",
+        "reject",
+        "disconnect",
+        "disconnect",
+    ]
+
+
+def test_without_a_threshold_who_is_listed_is_disconnected(server: DNSServer) -> None:
+    said = verdict(server, "--client", ZONE, "--phase", "rcpt-to")
+    assert (said.verb, said.reply[:9]) == ("disconnect", "550 5.7.1")
+
+
+def test_an_allow_list_outweighs(server: DNSServer) -> None:
+    flags = ("--client", f"{ZONE}*3", "--client", f"{ALLOW}=127.0.[2..15].[2;3]*-3")
+    assert verdict(server, *flags, "--reject-at", "3", address=BAD6).verb == "proceed"
+    assert verdict(server, *flags, "--reject-at", "3", address=BAD).refused
+
+
+CLIENT = {"rdns": "mail.bad.example", "helo": "mail.bad.example", "sender": "eve@bad.example"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "subject"),
+    [
+        ("rdns", "connect", "mail.bad.example"),
+        ("helo", "ehlo", "mail.bad.example"),
+        ("sender", "mail-from", "bad.example"),
+    ],
+)
+def test_lists_of_names(server: DNSServer, kind: str, at: str, subject: str) -> None:
+    clean = {"rdns": "mail.good.example", "helo": "mail.good.example", "sender": "x@good.example"}
+    said = verdict(server, f"--{kind}", NAMES, **{**clean, kind: CLIENT[kind]})
+    assert said.phase == at
+    assert said.reply.endswith(f"5.7.1 {subject} is listed by {NAMES}")
+    others = {**CLIENT, kind: clean[kind]}
+    assert verdict(server, f"--{kind}", NAMES, **others).verb == "proceed"
+    late = verdict(
+        server, f"--{kind}", NAMES, "--phase", "rcpt-to", **{**clean, kind: CLIENT[kind]}
+    )
+    assert (late.phase, late.refused) == ("rcpt-to", True)
+
+
+def test_lists_of_all_kinds_are_one_sum(server: DNSServer) -> None:
+    flags = [f"--{kind}={NAMES}*2" for kind in ("rdns", "helo", "sender")]
+    flags += ["--client", f"{ZONE}*3", "--reject-at"]
+    with talking(server, *flags, "9") as smtpd:
+        said = come(smtpd, **CLIENT)
+        assert said.phase == "mail-from"
+        assert said.reply == f"550 5.7.1 {BAD} is listed by {ZONE}; {SAID}"
+        assert (
+            f'reason="score 9: listed at {ZONE} ({BAD}, 127.0.0.4, +3), '
+            f"{NAMES} (mail.bad.example, 127.0.1.4, +2), {NAMES} (mail.bad.example, 127.0.1.4, "
+            f'+2), {NAMES} (bad.example, 127.0.1.2, +2)"'
+        ) in smtpd.log[0]
+    assert verdict(server, *flags, "10", **CLIENT).verb == "proceed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("rdns", None),
+        ("helo", "[192.0.2.1]"),
+        ("helo", "192.0.2.1"),
+        ("helo", "localhost"),
+        ("helo", "a b"),
+        ("helo", "bad..example"),
+        ("helo", "x" * 64 + ".example"),
+        ("sender", ""),
+        ("sender", "postmaster"),
+        ("sender", "a@[192.0.2.1]"),
+        ("sender", "a@bäd.example"),
+        ("sender", "a@bad example"),
+    ],
+)
+def test_what_is_no_name_is_not_asked_about(server: DNSServer, kind: str, name: str | None) -> None:
+    with talking(server, f"--{kind}", NAMES, "--phase", "rcpt-to") as smtpd:
+        server.queries.clear()
+        client: dict[str, Any] = {"rdns": "mail.x.example", kind: name}
+        assert come(smtpd, **client).verb == "proceed"
+        assert server.queries == []
+
+
+def test_a_name_that_is_too_long_with_the_list_is_not_listed(server: DNSServer) -> None:
+    helo = ".".join(["x" * 61] * 4)
+    assert verdict(server, "--helo", NAMES, helo=helo).verb == "proceed"
+
+
+def test_an_allow_list_believes_a_reverse_name_only_if_it_is_confirmed() -> None:
+    zone = {
+        **addresses(ZONE, {BAD: "127.0.0.2"}),
+        **domains(ALLOW, {"mail.x.example": "127.0.0.2"}),
+    }
+    with DNSServer(zone) as lists:
+        flags = ("--client", f"{ZONE}*2", "--rdns", f"{ALLOW}*-2")
+        assert verdict(lists, *flags, rdns="mail.x.example").verb == "proceed"
+        assert verdict(lists, *flags, rdns="mail.x.example", fcrdns="fail").refused
+
+
+# -- whom it spares --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["connect", "helo", "mail-from", "rcpt-to"])
+def test_local_and_allowed_clients_are_not_asked_about(server: DNSServer, phase: str) -> None:
+    flags = ("--client", ZONE, "--phase", phase, "--allow", "{ 192.0.2.0/24, 2001:db8::/32 }")
+    with talking(server, *flags, "--header") as smtpd:
+        server.queries.clear()
+        assert come(smtpd, address=BAD).verb == "proceed"
+        assert come(smtpd, address=BAD6).verb == "proceed"
+        assert come(smtpd, address="127.0.0.2").verb == "proceed"
+        assert come(smtpd, local=True, rdns=None).verb == "proceed"
+        assert server.queries == []
+
+
+@pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
+def test_authenticated_clients_pass_where_they_are_known(server: DNSServer, phase: str) -> None:
+    flags = ("--client", ZONE, "--phase", phase)
+    assert verdict(server, *flags, user="anna").verb == "proceed"
+    assert verdict(server, *flags).refused
+
+
+# -- what a client is told -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("550 5.7.1 Go away", "550 5.7.1 Go away"),
+        ("451 Later, %{client}", f"451 Later, {BAD}"),
+        (
+            "554 5.7.1 %{subject}/%{client}/%{zone}/%{score}: %{text}",
+            f"554 5.7.1 {BAD}/{BAD}/{ZONE}/3: {SAID}",
+        ),
+        ("550 5.7.1 100 % %{zone} %zone %{", f"550 5.7.1 100 % {ZONE} %zone %{{"),
+    ],
+)
+def test_a_reply_of_ones_own(server: DNSServer, template: str, told: str) -> None:
+    flags = ("--client", f"{ZONE}*3", "--reply", template, "--phase", "rcpt-to")
+    assert verdict(server, *flags).reply == told
+
+
+def test_the_text_is_asked_for_only_when_somebody_is_told(server: DNSServer) -> None:
+    name = under(ZONE, BAD)
+    for flags in (("--junk-at", "1"), ("--reply", "550 5.7.1 No"), ("--reject-at", "2")):
+        server.queries.clear()
+        verdict(server, "--client", ZONE, *flags)
+        assert server.asked(name, "A") == 1
+        assert not server.asked(name, "TXT")
+    verdict(server, "--client", ZONE)
+    assert server.asked(name, "TXT") == 1
+
+
+@pytest.mark.parametrize(
+    ("txt", "told"),
+    [
+        ("", ""),
+        ("a\r\n250 b\0\x7f c", "; a 250 b?? c"),
+        ("%{zone} %{text}", "; %{zone} %{text}"),
+        ("\N{SNOWMAN} gone", "; ? gone"),
+        ("x" * 250, "; " + "x" * 250),
+    ],
+)
+def test_what_a_list_says_is_made_safe(txt: str, told: str) -> None:
+    entry = {"A": "127.0.0.2", **({"TXT": txt} if txt else {})}
+    with DNSServer(addresses(ZONE, {BAD: entry})) as lists:
+        said = verdict(lists, "--client", ZONE)
+        assert said.reply == f"554 5.7.1 {BAD} is listed by {ZONE}{told}"
+
+
+@pytest.mark.parametrize("behaviour", ["servfail", "drop"])
+def test_a_client_is_refused_without_the_text_if_there_is_none(behaviour: str) -> None:
+    zone = addresses(ZONE, {BAD: {"A": "127.0.0.2", behaviour: ["TXT"]}})
+    with DNSServer(zone) as lists:
+        said = verdict(lists, "--client", ZONE, "--timeout", "100ms")
+        assert said.reply == f"554 5.7.1 {BAD} is listed by {ZONE}"
+
+
+def test_the_list_with_the_most_to_say_is_named(server: DNSServer) -> None:
+    flags = ("--client", ZONE, "--client", f"{OTHER}*5", "--reject-at", "6")
+    assert f"listed by {OTHER}" in verdict(server, *flags, address=WORSE).reply
+
+
+KEY = "k3ykk7zqabcdefghij"
+
+
+@pytest.mark.parametrize(
+    ("zone", "public", "flags"),
+    [
+        (f"{KEY}.zen.dq.spamhaus.net", "zen.dq.spamhaus.net", ()),
+        (f"{KEY}.lists.example", "lists.example", ()),
+        ("pass.lists.example", "lists.example", ("--key", "PASS")),
+    ],
+)
+def test_a_key_is_shown_to_nobody(
+    zone: str, public: str, flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    key = zone.partition(".")[0]
+    entries = addresses(
+        zone,
+        {
+            BAD: {"A": "127.0.0.2", "TXT": f"https://check.example/?k={key.upper()}"},
+            WORSE: {"A": "127.255.255.254"},
+            GOOD: {"servfail": True},
+        },
+    )
+    flags = ("--client", f"{zone}*3", "--junk-at", "2", "--header", "--phase", "rcpt-to", *flags)
+    with DNSServer(entries) as lists:
+        refusing = (*flags, "--reject-at", "3", "--on-error", "tempfail", "--timeout", "50ms", "-v")
+        with talking(lists, *refusing) as smtpd:
+            said = [come(smtpd, address=address).reply for address in (BAD, WORSE, GOOD)]
+            assert said[0] == f"550 5.7.1 {BAD} is listed by {public}; https://check.example/?k=***"
+            assert said[1].startswith("451 4.4.3")
+            log = "\n".join(smtpd.log)
+            lists.zone[under(zone, UNLISTED)] = {"A": "127.0.0.2"}
+        with talking(lists, *flags) as smtpd:
+            there = smtpd.connect(address=BAD)
+            there.ehlo()
+            there.mail_from()
+            there.rcpt_to("anna@example.org")
+            message = there.message().bytes.decode()
+            log += "\n".join(smtpd.log)
+    log += capfd.readouterr().err
+    assert f"zone={public} about=IPv4 switched=off" in log
+    assert f"{public}: answers 127.255.255.254" in log
+    assert key not in (log + message + "".join(said)).lower()
+
+
+# -- the header ------------------------------------------------------------------------------------
+
+
+def deliver(smtpd: Conversation, message: bytes, **client: Any) -> Any:
+    there = smtpd.connect(**client)
+    there.ehlo()
+    there.mail_from("eve@bad.example")
+    there.rcpt_to("anna@example.org")
+    return there.message(message)
+
+
+@pytest.mark.parametrize("phase", ["connect", "rcpt-to"])
+def test_the_header_says_who_lists(server: DNSServer, phase: str) -> None:
+    lists = ("--client", f"{ZONE}=127.0.0.4*2", "--client", OTHER, "--client", f"{ALLOW}*-1")
+    flags = (*lists, "--rdns", NAMES, "--junk-at", "9", "--header", "--phase", phase)
+    forged = b"X-Spam-DNSBL: Listed at nobody\r\nSubject: x\r\nx-spam-dnsbl: no\r\n\r\nhi\r\n"
+    with talking(server, *flags) as smtpd:
+        said = deliver(smtpd, forged, address=BAD6, rdns="mail.bad.example")
+        assert said.headers.get_all("X-Spam-DNSBL") == [
+            f"Listed at {ZONE} ({BAD6}, 127.0.0.4, +2)",
+            f"Listed at {ALLOW} ({BAD6}, 127.0.5.2, -1)",
+            f"Listed at {NAMES} (mail.bad.example, 127.0.1.4, +1)",
+        ]
+        assert said.headers.get("X-Spam") is None
+        said = deliver(smtpd, forged, address="198.51.100.7")
+        assert said.headers.get_all("X-Spam-DNSBL") == []
+
+
+def test_the_header_is_for_those_who_want_it(server: DNSServer) -> None:
+    with talking(server, "--client", ZONE, "--junk-at", "1") as smtpd:
+        assert "data-line" not in smtpd.phases
+    with talking(server, "--client", ZONE, "-m") as smtpd:
+        said = deliver(smtpd, b"Subject: x\r\n\r\nhi\r\n", address=BAD)
+        assert said.headers.get("X-Spam") == "Yes"
+        assert said.headers.get("X-Spam-DNSBL") == f"Listed at {ZONE} ({BAD}, 127.0.0.4, +1)"
+
+
+# -- when it asks, and how often -------------------------------------------------------------------
+
+
+def test_it_asks_as_soon_as_it_knows_whom_about() -> None:
+    """What is asked at RCPT has been answered since the client came."""
+    flags = ("--client", ZONE, "--helo", NAMES, "--phase", "rcpt-to")
+    with DNSServer(ENTRIES) as lists, talking(lists, *flags) as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+        asked: list[str] = []
+        start = policy._resolver.start
+
+        def start_and_note(name: str, rdtype: Any) -> None:
+            asked.append(name)
+            start(name, rdtype)
+
+        policy._resolver.start = start_and_note  # type: ignore[method-assign]
+        there = smtpd.connect(address=BAD)
+        assert asked == [under(ZONE, BAD)]
+        there.ehlo("mail.good.example")
+        assert asked == [under(ZONE, BAD), f"mail.good.example.{NAMES}"]
+        there.mail_from("bob@example.net")
+        assert there.rcpt_to("anna@example.org").refused
+        assert len(asked) == 2
+        assert all(lists.asked(name, "A") == 1 for name in asked)
+
+
+def test_what_is_known_is_answered_at_once(server: DNSServer) -> None:
+    """Without a coroutine, so without a task."""
+    with talking(server, "--client", f"{ZONE}*3", "--reject-at", "3") as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+        come(smtpd)
+        come(smtpd, address=GOOD)
+        server.queries.clear()
+        waited = policy._wait
+        policy._wait = None  # type: ignore[method-assign,assignment]
+        assert come(smtpd).refused
+        assert come(smtpd, address=GOOD).verb == "proceed"
+        policy._wait = waited  # type: ignore[method-assign]
+        assert server.queries == []
+
+
+def test_it_waits_for_no_answer_that_cannot_change_the_outcome() -> None:
+    slow = {under(OTHER, each): {"drop": True} for each in (BAD, WORSE, GOOD, BAD6)}
+    with DNSServer({**ENTRIES, **slow}) as lists:
+        started = perf_counter()
+        flags = ("--client", f"{ZONE}*3", "--client", f"{OTHER}*2", "--client", f"{ALLOW}*-5")
+        with talking(lists, *flags, "--reject-at", "3") as smtpd:
+            assert come(smtpd, address=BAD).refused  # it can only add
+            assert come(smtpd, address=GOOD).verb == "proceed"  # it can't make up for the others
+            assert come(smtpd, address=BAD6).verb == "proceed"  # nor here: 3 - 5 + 2
+        assert perf_counter() - started < 2
+
+
+def test_it_waits_for_an_allow_list_that_could_change_it() -> None:
+    late = {under(ALLOW, BAD): {"A": "127.0.0.2", "delay": 0.2}}
+    with DNSServer({**ENTRIES, **late}) as lists:
+        flags = ("--client", f"{ZONE}*3", "--client", f"{ALLOW}*-1", "--reject-at", "3")
+        assert verdict(lists, *flags, address=BAD).verb == "proceed"
+
+
+def test_the_recipients_of_a_message_get_one_answer(server: DNSServer) -> None:
+    flags = ("--client", ZONE, "--sender", NAMES, "--reject-at", "2", "--phase", "rcpt-to")
+    with talking(server, *flags) as smtpd:
+        there = smtpd.connect(address=BAD)
+        there.ehlo()
+        there.mail_from("eve@bad.example")
+        assert [there.rcpt_to(f"{name}@example.org").verb for name in "abc"] == ["reject"] * 3
+        there.rset()
+        there.mail_from("eve@good.example")
+        assert there.rcpt_to("anna@example.org").verb == "proceed"
+    assert server.asked(under(ZONE, BAD), "A") >= 1
+
+
+def test_who_is_listed_but_not_for_enough_is_logged_once(server: DNSServer) -> None:
+    flags = ("--client", ZONE, "--reject-at", "2", "--phase", "rcpt-to")
+    with talking(server, *flags) as smtpd:
+        there = smtpd.connect(address=BAD)
+        there.ehlo()
+        there.mail_from("bob@example.net")
+        there.rcpt_to("anna@example.org")
+        there.rcpt_to("bert@example.org")
+        [line] = smtpd.log
+        assert f'result=proceed reason="score 1: listed at {ZONE} ({BAD}, 127.0.0.4, +1)"' in line
+
+
+def test_a_new_greeting_is_asked_about(server: DNSServer) -> None:
+    with talking(server, "--helo", NAMES, "--phase", "mail-from") as smtpd:
+        there = smtpd.connect()
+        there.ehlo("mail.good.example")
+        there.tls()
+        there.ehlo("mail.bad.example")
+        assert there.mail_from("bob@example.net").refused
+
+
+# -- lists that can't be relied on -----------------------------------------------------------------
+
+
+REJECT = ("--reject-at", "1", "--phase", "rcpt-to", "--timeout", "90ms")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "127.255.255.252",
+        "127.255.255.254",
+        "127.255.255.255",
+        "127.255.255.1",
+        "127.0.0.1",
+        "203.0.113.66",
+        ["127.0.0.2", "127.255.255.254"],
+    ],
+)
+def test_what_is_no_statement_about_the_client_never_counts(answer: str | list[str]) -> None:
+    with DNSServer(addresses(ZONE, {BAD: {"A": answer}})) as lists:
+        assert verdict(lists, "--client", ZONE, *REJECT).verb == "proceed"
+        said = verdict(lists, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+        assert said.reply.startswith("451 4.4.3 ")
+        assert verdict(lists, "--client", ZONE, *REJECT, "--on-error", "junk").verb == "junk"
+
+
+def test_the_log_says_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    zone = "zen.spamhaus.org"
+    everything = {f"*.{zone}": {"A": "127.255.255.254"}}
+    with DNSServer(everything) as lists, talking(lists, "--client", zone) as smtpd:
+        assert come(smtpd, address=BAD).verb == "proceed"
+        assert smtpd.log == []
+        assert not lists.asked(under(zone, BAD), "A")
+    log = capfd.readouterr().err
+    for about in ("IPv4", "IPv6"):
+        line = f'dnsbl list zone={zone} about={about} switched=off cause="answers 127.255.255.254: '
+        assert line in log
+
+
+def test_a_list_that_lists_everybody_refuses_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    world = {f"*.{OTHER}": {"A": "127.0.0.2"}}
+    with DNSServer({**ENTRIES, **world}) as lists:
+        flags = ("--client", f"{OTHER}*9", "--client", ZONE, *REJECT)
+        with talking(lists, *flags) as smtpd:
+            assert come(smtpd, address=GOOD).verb == "proceed"
+            assert come(smtpd, address="2001:db8::99").verb == "proceed"
+            assert come(smtpd, address=BAD).refused
+            assert "listed at bl.example (192.0.2.1, 127.0.0.4, +1)" in smtpd.log[0]
+            # It comes to its senses.
+            del lists.zone[f"*.{OTHER}"]
+            lists.zone.update(addresses(OTHER, {GOOD: "127.0.0.2"}))
+            forget(smtpd)
+            smtpd.refresh()
+            assert come(smtpd, address=GOOD).refused
+    log = capfd.readouterr().err.splitlines()
+    assert (
+        len([line for line in log if "switched=off" in line and "it lists everybody" in line]) == 2
+    )
+    assert len([line for line in log if "switched=on" in line]) == 2
+
+
+def forget(smtpd: Conversation) -> None:
+    """Let what is cached expire."""
+    [policy] = smtpd.filters
+    assert isinstance(policy, Dnsbl)
+    policy._resolver._cache.clear()
+
+
+def test_a_list_that_begins_to_list_everybody_is_found_out_before_it_refuses() -> None:
+    with DNSServer(dict(ENTRIES)) as lists, talking(lists, "--client", ZONE, *REJECT) as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+        lists.zone = {f"*.{ZONE}": {"A": "127.0.0.2"}}
+        forget(smtpd)
+        policy._watch._last -= 3600
+        assert come(smtpd, address=GOOD).verb == "proceed"
+        assert come(smtpd, address=BAD).verb == "proceed"
+
+
+def test_a_list_without_entries_for_testing_is_asked_if_it_is_told_so() -> None:
+    with DNSServer({under(ZONE, BAD): {"A": "127.0.0.2"}}) as lists:
+        assert verdict(lists, "--client", ZONE).verb == "proceed"
+        assert verdict(lists, "--client", ZONE, "--untested", ZONE.upper()).refused
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+@pytest.mark.parametrize("behaviour", ["drop", "servfail", "refused", "malformed", "wrong-name"])
+def test_one_that_does_not_answer_is_left_to_on_error_if_it_could_matter(
+    behaviour: str, on_error: str
+) -> None:
+    broken = {under(OTHER, each): {behaviour: True} for each in (BAD, GOOD)}
+    with DNSServer({**ENTRIES, **broken}) as lists:
+        flags = ("--client", ZONE, *REJECT, "--on-error", on_error, "--client")
+        with talking(lists, *flags, OTHER) as smtpd:
+            assert come(smtpd, address=BAD).reply.startswith("550 5.7.1 ")
+            said = come(smtpd, address=GOOD)
+            assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
+            assert said.reply == (
+                "451 4.4.3 Temporary failure, please try again later"
+                if on_error == "tempfail"
+                else ""
+            )
+            [cause] = [line for line in smtpd.log if "cause=" in line]
+            assert f'cause="{OTHER}: ' in cause
+        # An allow list can't refuse anybody, nor matter where nothing is to be outweighed.
+        with talking(lists, *flags, f"{OTHER}*-1") as smtpd:
+            assert come(smtpd, address=GOOD).verb == "proceed"
+            said = come(smtpd, address=BAD)
+            assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
+            assert "5.7.1" not in said.reply
+
+
+def test_what_is_certain_is_done_all_the_same() -> None:
+    broken = {under(OTHER, BAD): {"servfail": True}}
+    with DNSServer({**ENTRIES, **broken}) as lists:
+        flags = ("--client", ZONE, "--client", f"{OTHER}*3", "--phase", "rcpt-to", "--junk-at", "1")
+        for on_error in ("proceed", "tempfail"):
+            said = verdict(lists, *flags, "--reject-at", "4", "--on-error", on_error)
+            assert said.verb == "junk"
+
+
+def test_each_recipient_does_not_wait_again() -> None:
+    with DNSServer({**ENTRIES, under(ZONE, BAD): {"drop": True}}) as lists:
+        flags = ("--client", ZONE, "--phase", "rcpt-to", "--timeout", "150ms")
+        with talking(lists, *flags, "--on-error", "tempfail") as smtpd:
+            there = smtpd.connect(address=BAD)
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            started = perf_counter()
+            for number in range(30):
+                assert there.rcpt_to(f"anna{number}@example.org").reply.startswith("451 4.4.3")
+            assert perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("zone", [{}, {"*.example": {"drop": True}}], ids=["gone", "silent"])
+def test_a_dead_name_server_is_left_to_on_error(zone: Mapping[str, Mapping[str, Any]]) -> None:
+    with DNSServer(zone) as dead:
+        if zone:
+            said = verdict(dead, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+    if not zone:
+        said = verdict(dead, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+    assert said.reply.startswith("451 4.4.3 ")
+
+
+def test_a_dry_run_refuses_nobody(server: DNSServer) -> None:
+    with talking(server, "--client", ZONE, "--dry-run") as smtpd:
+        assert come(smtpd).verb == "proceed"
+        assert "result=proceed would=disconnect" in smtpd.log[0]
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("", "no list is given"),
+        ("--client bl.example*x", "--client: entry 1: expected a weight"),
+        ("--client file:/nowhere", "--client: /nowhere: No such file"),
+        ("--client bl.example --junk-at 0", "--junk-at: must be at least 1"),
+        ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: is never done"),
+        ("--client bl.example --reject-at 3 --disconnect-at 3", "--reject-at 3: is never done"),
+        ("--client bl.example -m --reject-at 3", "-m: not with"),
+        ("--helo bl.example --phase connect", "--helo: what it asks about isn't known at connect"),
+        ("--sender bl.example --phase helo", "--sender: what it asks about isn't known at helo"),
+        ("--client bl.example --reply '250 fine'", "--reply: expected a code"),
+        ("--client bl.example --reply '550 %{what}'", "--reply: there is no %{what}"),
+        ("--client bl.example --reply '550 4.7.1 no'", "--reply: the code and the enhanced code"),
+        ("--client bl.example --nameserver ns.example", "--nameserver: name server: "),
+        ("--client bl.example --phase data", "--phase: invalid choice"),
+    ],
+)
+def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as failure, Conversation(Dnsbl, *shlex.split(flags)):
+        pass
+    assert reason in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_the_phase_is_the_first_at_which_all_is_known() -> None:
+    for flags, phase in [
+        (("--client", ZONE), {"connect"}),
+        (("--client", ZONE, "--rdns", NAMES), {"connect"}),
+        (("--client", ZONE, "--helo", NAMES), {"helo", "ehlo"}),
+        (("--helo", NAMES, "--sender", NAMES), {"mail-from"}),
+    ]:
+        with DNSServer({}) as empty, talking(empty, *flags) as smtpd:
+            assert smtpd.phases == phase
+
+
+def test_only_what_is_needed_is_reported() -> None:
+    always = {"link-connect", "link-disconnect", "link-auth", "link-identify"}
+    with DNSServer({}) as empty:
+        with talking(empty, "--client", ZONE) as smtpd:
+            assert smtpd.reports == always
+        with talking(empty, "--sender", NAMES, "--phase", "rcpt-to") as smtpd:
+            assert "tx-mail" in smtpd.reports
+
+
+def test_settings_in_toml() -> None:
+    table = {
+        "client": ["zen.example=127.0.0.[2..11]*3", f"{ALLOW}*-2"],
+        "sender": NAMES,
+        "reject-at": 3,
+        "header": True,
+    }
+    settings = from_mapping(Dnsbl.Options, table, "here")
+    assert [str(site) for site in settings.client] == table["client"]
+    assert settings.reject_at == 3
+    with pytest.raises(ConfigError, match="here: client: entry 1: expected a weight"):
+        from_mapping(Dnsbl.Options, {"client": ["a.example*b"]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("bl.example", "--client=bl.example"),
+        ("-m a.example b.example", "-m --client=a.example --client=b.example"),
+        ("-v -m -w wl.example", "-v -m --client=wl.example*-1000000"),
+        ("-m -d names.example a.example", "-m --rdns=names.example --client=a.example"),
+        ("-m -w -d wl.example", "-m --rdns=wl.example*-1000000"),
+        ("--junk-at 2 bl.example*2", "--junk-at 2 --client=bl.example*2"),
+        ("--client a.example --header b.example", "--client a.example --header --client=b.example"),
+        ("--reply", "--reply"),
+        ("--unknown x", "--unknown --client=x"),
+    ],
+)
+def test_the_command_line_of_the_filter_before(before: str, now: str) -> None:
+    assert old_style(before.split(), Dnsbl) == now.split()
+
+
+def test_as_the_filter_before_was_started(server: DNSServer) -> None:
+    flags = old_style(["-m", ZONE, "-w", ALLOW], Dnsbl)
+    assert verdict(server, *flags, address=BAD).verb == "junk"
+    assert verdict(server, *flags, address=BAD6).verb == "proceed"
+    assert verdict(server, *old_style([ZONE], Dnsbl), address=BAD).verb == "disconnect"
