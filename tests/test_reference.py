@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,25 @@ def tables() -> str:
 def test_the_page_has_the_tables_of_the_code() -> None:
     text = PAGE.read_text()
     assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == tables()
+
+
+def test_the_architecture_shows_the_layers_that_are_enforced() -> None:
+    text = (PAGE.parent / "architecture.md").read_text()
+    drawn = re.search(r"^```\n( cli .*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert drawn
+    contracts = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
+    layers = [layer.replace(" ", "") for layer in contracts[0]["layers"]]
+    assert [line.split()[0] for line in drawn[1].splitlines()] == layers
+
+
+def test_the_modules_that_pages_name_exist() -> None:
+    package = PAGE.parents[1] / "smtpd_filters"
+    for name in ("architecture.md", "security.md"):
+        text = (PAGE.parent / name).read_text()
+        named = re.findall(r"`?\b((?:\w+/)*\w+\.py)\b", text)
+        assert all((package / path).exists() for path in named), named
 
 
 if __name__ == "__main__":
