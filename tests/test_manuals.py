@@ -117,3 +117,17 @@ def test_the_page_for_authors_has_every_handler_and_what_it_may_return() -> None
 def test_the_page_for_authors_knows_every_public_name(name: str) -> None:
     page = (ROOT / "docs" / "man" / "smtpd_filters.3").read_text("utf-8")
     assert re.search(rf"\b{name}\b", page, re.IGNORECASE)
+
+
+def test_each_flag_that_the_page_on_moving_names_is_one_of_the_filter_beside_it() -> None:
+    known = flags()
+    every = set().union(*known.values())
+    rows = re.findall(
+        r"^\| .* \| (?:`(filter-\w+)`|each) \| (.*) \|$",
+        (ROOT / "docs" / "migrating.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) > 20
+    for program, cell in rows:
+        named = set(re.findall(r"(?<![\w`-])--?[a-zA-Z][\w-]*|(?<=`)--?[a-zA-Z][\w-]*", cell))
+        assert named <= known.get(program, every), cell
