@@ -1,10 +1,12 @@
 """Each recorded session of a filter gets the verdict that its head announces.
 
-`flags` are the filter's, `expect` what it does other than proceed: phase, verb and codes.
+`flags` are the filter's, where ZONE is a name server with the folder's `zone.json`; `expect` is
+what it does other than proceed: phase, verb and codes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,18 +15,20 @@ import pytest
 
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.filters.helo import Helo
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.filters.sender import Sender
 from smtpd_filters.filters.senderscore import Senderscore
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing import Conversation, play
+from smtpd_filters.testing import Conversation, DNSServer, play
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from smtpd_filters.filter import Filter
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Mailfrom, Rcpt, Senderscore)
+FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Helo, Mailfrom, Rcpt, Sender, Senderscore)
 SESSIONS = [
     pytest.param(cls, path, id=f"{cls.name}-{path.stem}")
     for cls in FILTERS
@@ -44,13 +48,15 @@ def test_the_verdict_is_the_one_announced(
     cls: type[Filter], path: Path, protocol: tuple[int, int]
 ) -> None:
     recording = Recording.read(path)
-    flags = shlex.split(recording.meta["flags"])
+    zone = path.with_name("zone.json")
     said = []
-    for step in play(recording, cls, *flags, protocol=protocol):
-        if step.verdict is not None and step.verdict.verb not in {"proceed", "unchanged"}:
-            codes = CODES.match(step.verdict.reply)
-            words = [step.phase, step.verdict.verb, *([codes[0]] if codes else [])]
-            said.append(" ".join(words))
+    with DNSServer(json.loads(zone.read_text()) if zone.exists() else {}) as server:
+        flags = recording.meta["flags"].replace("ZONE", f"{server.address}:{server.port}")
+        for step in play(recording, cls, *shlex.split(flags), protocol=protocol):
+            if step.verdict is not None and step.verdict.verb not in {"proceed", "unchanged"}:
+                codes = CODES.match(step.verdict.reply)
+                words = [step.phase, step.verdict.verb, *([codes[0]] if codes else [])]
+                said.append(" ".join(words))
     assert (", ".join(said) or "nothing") == recording.meta["expect"]
 
 
@@ -63,7 +69,7 @@ def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
     assert len(expected) > 2
 
 
-@pytest.mark.parametrize("name", ["fcrdns", "mailfrom", "rcpt", "senderscore"])
+@pytest.mark.parametrize("name", ["fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore"])
 def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in (FIXTURES / name).glob("*.session")}
     readme = (FIXTURES / name / "README.md").read_text()
