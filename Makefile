@@ -5,6 +5,9 @@
 #   make check    lint, format, types, import directions
 #   make bench    this project against the filters in use, as ratios
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
+#   make dist     the wheel and the sdist, in dist/
+#   make deb      the Debian package, built with Debian's own tools, in dist/
+#   make pkg      a FreeBSD package, and the ports for FreeBSD and OpenBSD, in dist/
 #   make clean    remove what these verbs have made
 #
 # Each verb makes VENV where it is missing and, as root on Debian, installs the system packages it
@@ -52,6 +55,18 @@ bench: $(INSTALLED)
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS)
 
+dist: $(INSTALLED)
+	@rm -f dist/smtpd_filters-*
+	$(BIN)/python -m hatchling build -d dist
+
+deb:
+	@packaging/debian-deps deb
+	packaging/build-deb
+
+pkg: dist
+	$(BIN)/python packaging/make_pkg.py dist/smtpd_filters-*.whl dist
+	$(BIN)/python packaging/make_ports.py dist/smtpd_filters-*.tar.gz dist/smtpd_filters-*.whl dist/ports
+
 clean:
 	rm -rf .venv build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
 		.ruff_cache .import_linter_cache
@@ -67,4 +82,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test check bench fuzz clean
+.PHONY: all demo test check bench fuzz dist deb pkg clean

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Complete the ports for FreeBSD and OpenBSD: add what only a finished sdist and wheel can tell.
+
+That is distinfo, and OpenBSD's packing list; the rest is copied from freebsd/ and openbsd/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import os
+import re
+import shutil
+import tomllib
+import zipfile
+from pathlib import Path, PurePosixPath
+
+HERE = Path(__file__).resolve().parent
+#: As in make_pkg.
+EPOCH = 1580601600
+#: OpenBSD's packages of single filters; where a file of ours has the same name, the two conflict.
+SINGLES = ("admdscrub", "dkimsign", "dnsbl", "rspamd", "senderscore", "spamassassin", "spfgreylist")
+
+
+def freebsd_distinfo(sdist: Path) -> str:
+    """What fetch(1) is to find, as FreeBSD's ports say it."""
+    content = sdist.read_bytes()
+    date = os.environ.get("SOURCE_DATE_EPOCH") or EPOCH
+    return (
+        f"TIMESTAMP = {date}\n"
+        f"SHA256 ({sdist.name}) = {hashlib.sha256(content).hexdigest()}\n"
+        f"SIZE ({sdist.name}) = {len(content)}\n"
+    )
+
+
+def openbsd_distinfo(sdist: Path) -> str:
+    """The same as OpenBSD's ports say it."""
+    content = sdist.read_bytes()
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    return f"SHA256 ({sdist.name}) = {digest}\nSIZE ({sdist.name}) = {len(content)}\n"
+
+
+def _versioned(name: str) -> str:
+    """A name with the version as a variable."""
+    return re.sub(r"^(\w+)-[^/]+\.dist-info/", r"\1-${MODPY_EGG_VERSION}.dist-info/", name)
+
+
+def _of_wheel(names: list[str]) -> list[str]:
+    """Lines for the files of the wheel, for the bytecode of its modules, and for their directories.
+
+    The port builds a wheel that names no scripts, so it has no entry_points.txt.
+    """
+    site = PurePosixPath("lib/python${MODPY_VERSION}/site-packages")
+    entries = set()
+    for name in names:
+        if name.endswith("/entry_points.txt"):
+            continue
+        path = site / _versioned(name)
+        entries.add(str(path))
+        entries.update(f"{above}/" for above in path.parents if site in above.parents)
+        if path.suffix == ".py":
+            cache = f"{path.parent}/${{MODPY_PYCACHE}}"
+            entries.add(f"${{MODPY_COMMENT}}{cache}/")
+            entries.add(f"{cache}{path.stem}.${{MODPY_PYC_MAGIC_TAG}}pyc")
+    return sorted(entries, key=lambda entry: entry.removeprefix("${MODPY_COMMENT}"))
+
+
+def packing_list(wheel: Path, source: Path) -> str:
+    """OpenBSD's pkg/PLIST."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    filters = sorted(name for name in project["scripts"] if name.startswith("filter-"))
+    tools = sorted(project["scripts"].keys() - set(filters))
+    lines = [
+        f"@conflict opensmtpd-{name}-*"
+        for name in filters
+        if name.removeprefix("filter-") in SINGLES
+    ]
+    lines += [f"bin/{name}" for name in tools]
+    lines += _of_wheel(names)
+    lines += ["libexec/smtpd/", *(f"libexec/smtpd/{name}" for name in filters)]
+    pages = sorted((source / "docs/man").glob("*.[1-9]"), key=lambda page: (page.suffix, page))
+    lines += [f"@man man/man{page.suffix[1:]}/{page.name}" for page in pages]
+    lines += ["share/doc/pkg-readmes/${PKGSTEM}", "share/examples/smtpd-filters/"]
+    examples = sorted((source / "packaging/examples").iterdir())
+    lines += [f"share/examples/smtpd-filters/{example.name}" for example in examples]
+    lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write both ports below the output directory, and print where."""
+    parser = argparse.ArgumentParser(description="Complete the ports.")
+    parser.add_argument("--source", type=Path, default=HERE.parent, help="the sources")
+    parser.add_argument("sdist", type=Path)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("output", type=Path, help="a directory")
+    options = parser.parse_args()
+
+    for system in ("freebsd", "openbsd"):
+        port = options.output / system
+        shutil.rmtree(port, ignore_errors=True)
+        shutil.copytree(HERE / system, port)
+        print(port)
+    (options.output / "freebsd/distinfo").write_text(freebsd_distinfo(options.sdist))
+    (options.output / "openbsd/distinfo").write_text(openbsd_distinfo(options.sdist))
+    plist = packing_list(options.wheel, options.source)
+    (options.output / "openbsd/pkg/PLIST").write_text(plist)
+
+
+if __name__ == "__main__":
+    main()
