@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
 
 HEADER = "X-SenderScore"
+_PREFIX = HEADER.lower().encode()
 REFUSAL = Disconnect("550 your IP reputation is too low for this MX")
 
 BEST = 100
@@ -60,11 +61,11 @@ TRUSTED = BEST  # what the allow list is worth, as in the original
 #: In the place of a score: the zone has none; the client is of this machine.
 NEUTRAL, LOCAL = -1, -2
 
-# Where Sender Score's answers are, and where it says that it doesn't answer.
-_SCORES = "127.0.4"
-_BLOCKED = "127.255.255"
+# What Sender Score's answers are, and where it says that it doesn't answer.
+_SCORES = {f"127.0.4.{score}": score for score in range(BEST + 1)}
+_BLOCKED = "127.255.255."
 UNREGISTERED = (
-    f"the zone answers {_BLOCKED}.x, not scores: the name server that asks is not registered or is "
+    f"the zone answers {_BLOCKED}x, not scores: the name server that asks is not registered or is "
     "over its quota; register its address at my.validity.com, or ask another with --nameserver"
 )
 OVERDUE = "the look-up was given up"
@@ -258,7 +259,7 @@ class Senderscore(Filter):
     def arrived(self, session: Session) -> None:
         """Have the score looked up by the time it is needed."""
         if self._resolver is not None and self._known(session) is None:
-            self._resolver.start(self._query(session), "A")
+            self._resolver.start(self._query(session.address or ""), "A")
 
     # -- phases --------------------------------------------------------------------------
 
@@ -309,7 +310,9 @@ class Senderscore(Filter):
     def _head(self, score: int | str, headers: Headers) -> Proceed:
         if score == LOCAL:
             return PROCEED  # it may have been here before, on its way through a scanner
-        forged = headers.remove(HEADER)
+        # To look at the lines is cheaper than to find the fields in them, and mostly enough.
+        suspect = any(line[: len(_PREFIX)].lower() == _PREFIX for line in headers.lines())
+        forged = suspect and headers.remove(HEADER)
         if isinstance(score, str):
             if forged:
                 return PROCEED.because(score)  # to raise it would bring them back
@@ -394,26 +397,26 @@ class Senderscore(Filter):
             return TRUSTED
         if settings.test_mode:
             return _test_score(address)
-        if is_local(session, address):
-            return LOCAL
         assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
-        outcome = self._resolver.known(self._query(session), "A")
-        return None if outcome is None else _score(outcome)
+        outcome = self._resolver.known(self._query(address), "A")
+        if outcome is not None:
+            return _score(outcome)
+        # Of these nothing is ever known: nobody asks.
+        return LOCAL if is_local(session, address) else None
 
     async def _look_up(self, session: Session) -> int | str:
         """Wait for the score, or for the reason why there is none; law 3."""
         assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
         score: int | str = OVERDUE
         try:
-            score = _score(await self._resolver.query(self._query(session), "A"))
+            score = _score(await self._resolver.query(self._query(session.address or ""), "A"))
         finally:
             session.scratch[self] = score
         return score
 
-    def _query(self, session: Session) -> str:
+    def _query(self, address: str) -> str:
         # RFC 5782 section 2.1: the numbers of the address in reverse order, and the zone.
-        numbers = (session.address or "").split(".")
-        return f"{'.'.join(reversed(numbers))}.{self.settings.zone}"
+        return f"{'.'.join(address.split('.')[::-1])}.{self.settings.zone}"
 
 
 class _ToTheEnd(Senderscore):
@@ -432,13 +435,11 @@ def _score(outcome: Outcome[str]) -> int | str:
     """Read what the zone says: a score, NEUTRAL, or why that can't be told."""
     match outcome:
         case Found(records):
-            networks = {record.rpartition(".")[0] for record in records}
-            if _BLOCKED in networks:
+            score = _SCORES.get(records[0]) if len(records) == 1 else None
+            if score is not None:
+                return score
+            if any(record.startswith(_BLOCKED) for record in records):
                 return UNREGISTERED
-            if len(records) == 1 and networks == {_SCORES}:
-                score = int(records[0].rpartition(".")[2])
-                if score <= BEST:
-                    return score
             return f"the zone answers {' '.join(records[:3])}, which is no score"
         case NotFound():
             return NEUTRAL

@@ -26,7 +26,7 @@ from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "real", "rspamd")
+PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "lookups", "real", "rspamd")
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
 LIBEXEC = ("/usr/libexec/opensmtpd", "/usr/local/libexec/opensmtpd", "/usr/local/libexec/smtpd")
@@ -67,6 +67,11 @@ class Sizes:
     growth: int = 100_000
     crowd_messages: int = 2_000
     crowd_lines: int = 250
+    lookups: int = 2_000
+    lookups_blocking: int = 60
+    lookups_rounds: int = 3
+    lookups_warm: int = 60_000
+    lookups_growth: int = 100_000
     mails: int = 2_000
     scans: int = 4_000
 
@@ -81,6 +86,11 @@ QUICK = Sizes(
     growth=20_000,
     crowd_messages=2_000,
     crowd_lines=100,
+    lookups=500,
+    lookups_blocking=20,
+    lookups_rounds=1,
+    lookups_warm=10_000,
+    lookups_growth=20_000,
     mails=500,
     scans=1_000,
 )
@@ -269,6 +279,52 @@ class Bench:
         for what, key in (("sessions", "CPU µs/session"), ("lines", "CPU ns/line")):
             ratio = compare(found, f"{what} at 2,000", f"{what} at 10", key)
             self.target(f"{key} at 2,000 : at 10 sessions", ratio, "<=", 1.2)
+
+    def lookups(self) -> None:
+        """Clients whose reputation is looked up, by a name server that fails for one in ten."""
+        from tests.bench import lookups
+
+        text = message(12)
+        sizes = self.sizes
+        with lookups.Place(self.others.get("senderscore")) as place:
+            found = []
+            warm: list[dict[str, dict[str, float]]] = []
+            connects: list[dict[str, dict[str, float]]] = []
+            for number in range(sizes.lookups_rounds):
+                progress(f"look-ups that fail: round {number + 1} of {sizes.lookups_rounds}")
+                runs = lookups.faulty(place, sizes.lookups, sizes.lookups_blocking, number, text)
+                found.append({name: session_figures(run) for name, run in runs.items()})
+            for number in range(sizes.rounds):
+                progress(f"look-ups that are known: round {number + 1} of {sizes.rounds}")
+                for rounds, flags, count in (
+                    (warm, lookups.FLAGS, sizes.sessions),
+                    (connects, lookups.BLOCKING, 4 * sizes.sessions),
+                ):
+                    runs = lookups.warm(place, count, flags, text)
+                    rounds.append({name: session_figures(run) for name, run in runs.items()})
+            grown, filled = lookups.growth(
+                place, sizes.lookups_warm, sizes.lookups_growth, progress
+            )
+        for name, median in medians(found).items():
+            self.report.figures[f"one look-up in ten fails, {name}"] = median
+        for what, rounds in (("sessions", warm), ("connect alone", connects)):
+            for name, median in medians(rounds).items():
+                self.report.figures[f"{what}, {name}"] = median
+        self.report.figures["clients never seen before, ours"] = {
+            "clients": sizes.lookups_growth,
+            "grown KiB": grown / 1024,
+            "KiB at first": filled / 1024,
+        }
+        if place.alone:
+            self.report.left_out.append(f"look-ups compared with senderscore: {place.alone}")
+        else:
+            ratio = compare(found, "ours", "senderscore", "sessions/s")
+            self.target("sessions/s, failing look-ups, ours : senderscore", ratio, ">=", 20)
+        for what, rounds in (("sessions/s", warm), ("connects/s", connects)):
+            ratio = compare(rounds, "warm cache", "look-ups off", "sessions/s")
+            self.target(f"{what}, warm cache : look-ups off", ratio, ">=", 0.7)
+        # A cache with a bound is full by then. The least that can leak per client is 24 bytes.
+        self.target("grown by clients never seen before, KiB", grown / 1024, "<=", 1_024)
 
     def real(self) -> None:
         """Messages per second through a real smtpd, with filters and without."""
