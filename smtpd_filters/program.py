@@ -12,11 +12,14 @@ from .settings import common_options, die, parse_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeAlias
 
-    from .filter import Filter
-    from .settings import CommonSettings
+    from .filter import Filter, Outcome
+    from .settings import PolicySettings
+
+    #: A filter with its outcome for failures, and its deadline in seconds.
+    Ready: TypeAlias = tuple[Filter, Outcome, float]
 
 #: Seconds that a plain handler may hold the process up, even when its deadline is longer.
 MAX_TURN = 5.0
@@ -38,32 +41,70 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
             prog=prog,
             description=cls.described(),
         )
-        return _serve(cls(own), general)
+        filter_ = cls(own)
+        return serve_chain(
+            lambda: [set_up(filter_, general)],
+            verbose=general.verbose,
+            refuse_long_lines=general.long_lines == "refuse",
+        )
     except ConfigError as error:
         die(error, prog)
 
 
-def _serve(filter_: Filter, general: CommonSettings) -> int:
-    """Set the filter up and serve.  What is wrong with it is a ConfigError."""
-    from .runtime import serve  # --help needs no loop
-    from .runtime.channel import give_back, take_over
+def set_up(filter_: Filter, general: PolicySettings) -> Ready:
+    """Get a filter ready, with the settings that every filter has.
 
-    log = Log(verbose=general.verbose)
-    watchdog = Watchdog(min(MAX_TURN, general.deadline))
-    # From here on the filter's own code runs, and what it prints must not get to smtpd.
-    ends = take_over()
+    Raises ConfigError for whatever goes wrong, in one line.
+    """
+    on_error: Any = general.on_error
     filter_.dry_run, filter_.deadline = general.dry_run, general.deadline
     try:
         filter_.setup()
-        on_error: Any = general.on_error
-        chain = Chain([(filter_, on_error, general.deadline)], log, watchdog)
-    except BaseException as error:
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(str(error)) from None
+    except Exception as error:  # noqa: BLE001  # it is a filter's own code
+        raise bug(error) from None
+    return filter_, on_error, general.deadline
+
+
+def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
+    """Make a chain of filters that are set up; ConfigError for whatever is wrong with one."""
+    deadlines = [deadline for _, _, deadline in ready]
+    try:
+        return Chain(ready, log, Watchdog(min(MAX_TURN, *deadlines)))
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001  # it is a filter's own code
+        raise bug(error) from None
+
+
+def bug(error: Exception) -> ConfigError:
+    """A mistake in a filter's code, said in one line like anything else."""
+    return ConfigError(f"cannot be set up: {fold_traceback(error)}")
+
+
+def serve_chain(
+    ready: Callable[[], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool
+) -> int:
+    """Set filters up, with `ready`, and serve.  What is wrong with them is a ConfigError."""
+    from .runtime import serve  # --help needs no loop
+    from .runtime.channel import give_back, take_over
+
+    log = Log(verbose=verbose)
+    # From here on the filters' own code runs, and what it prints must not get to smtpd.
+    ends = take_over()
+    try:
+        chain = make_chain(ready(), log)
+    except BaseException:
         give_back(*ends)
-        if isinstance(error, ConfigError) or not isinstance(error, Exception):
-            raise
-        if isinstance(error, OSError):
-            raise ConfigError(str(error)) from None
-        # A bug, said in one line like anything else.
-        raise ConfigError(f"cannot be set up: {fold_traceback(error)}") from None
-    refuse = general.long_lines == "refuse"
-    return serve(chain, log, watchdog, refuse_long_lines=refuse, taps=chain.taps, ends=ends)
+        raise
+    return serve(
+        chain,
+        log,
+        chain.watchdog,
+        refuse_long_lines=refuse_long_lines,
+        taps=chain.taps,
+        ends=ends,
+    )
