@@ -76,7 +76,7 @@ def test_the_readme_lists_the_sessions(name: str) -> None:
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme, re.MULTILINE)) == files
 
 
-@pytest.mark.parametrize("cls", [Fcrdns, Mailfrom, Senderscore])
+@pytest.mark.parametrize("cls", [Fcrdns, Helo, Mailfrom, Sender, Senderscore])
 def test_each_example_of_the_documentation_starts(cls: type[Filter], tmp_path: Path) -> None:
     docs = (FIXTURES.parent / "docs" / "man" / f"filter-{cls.name}.8").read_text()
     docs = docs.replace("\\e\n", "")
