@@ -26,6 +26,8 @@ from smtpd_filters.filters._rspamd_edits import apply
 from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, URL, Skip, checked
 from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, parse
 from smtpd_filters.filters._rspamd_request import Facts, fields
+from smtpd_filters.lookups.http import BadReplyError, Client, Request
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.settings import (
@@ -43,10 +45,10 @@ from smtpd_filters.settings import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator, Sequence
+    from collections.abc import Awaitable, Sequence
 
     from smtpd_filters.filter import Outcome
-    from smtpd_filters.lookups.http import Client, Response
+    from smtpd_filters.lookups.http import Response
     from smtpd_filters.lookups.zstd import Codec
     from smtpd_filters.message import Message
     from smtpd_filters.session import Session
@@ -180,8 +182,6 @@ class Rspamd(Filter):
 
     def setup(self) -> None:
         """Get the connections' library ready."""
-        from smtpd_filters.lookups.http import Client  # --help needs none
-
         settings = self.settings
         self._codec = _codec(settings.compress)
         self._facts = Facts(
@@ -223,9 +223,6 @@ class Rspamd(Filter):
         return self._scan(session, message)
 
     async def _scan(self, session: Session, message: Message) -> Proceed | Reject:
-        from smtpd_filters.lookups.http import Request  # loaded by now
-        from smtpd_filters.lookups.outcome import Unavailable
-
         size, whole = await _measure(message)
         if size > self.settings.max_size:
             reason = f"not scanned: {size} bytes are more than --max-size"
@@ -234,16 +231,11 @@ class Rspamd(Filter):
         limit = MAX_JSON + 2 * size
         codec = self._codec
         if codec is not None:
-            compress = codec.compress
-
-            def compressed() -> Iterator[bytes]:
-                return compress(message.iter_bytes())
-
-            request = Request(SCAN, told, compressed, limit=limit)
-        elif whole is not None:
-            request = Request(SCAN, told, whole, limit=limit)
+            request = Request(SCAN, told, lambda: codec.compress(message.iter_bytes()), limit=limit)
         else:
-            request = Request(SCAN, told, message.iter_bytes, size=size, limit=limit)
+            # None of it is in memory yet, unless it is small.
+            body = message.iter_bytes if whole is None else whole
+            request = Request(SCAN, told, body, size=size, limit=limit)
         reply = await self._client.ask(request, lambda response: self._read(response, limit))
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
@@ -256,8 +248,6 @@ class Rspamd(Filter):
 
     def _read(self, response: Response, limit: int) -> Reply:
         """What the daemon says; BadReplyError if that is no verdict."""
-        from smtpd_filters.lookups.http import BadReplyError  # loaded by now
-
         said = response.headers
         body = response.body
         try:

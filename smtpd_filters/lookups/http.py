@@ -33,8 +33,8 @@ from smtpd_filters.lookups.retry import Failure, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Generic, TypeVar
 
     import aiohttp
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     #: A body: at once, or a function that gives it in chunks, anew for each try.
     Body = bytes | Callable[[], Iterator[bytes]]
+else:
+    T = None
+    Generic = {None: object}
 
 #: Requests under way at one server, each of which takes a connection; more have to wait.
 CONNECTIONS = 64
@@ -55,6 +58,8 @@ REPLY_LIMIT = 1 << 20
 #: How often each server is asked.
 ROUNDS = 2
 CLOSED = "the client is closed"
+# RFC 9110, 15.2: other responses follow these.
+_INTERIM = frozenset({100, 102, 103})
 # This machine's own lack, not the server's fault.
 _LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -120,19 +125,20 @@ class Trouble(Value):
 class Endpoint:
     """Where a server is: `url` is ``http://HOST[:PORT][/PATH]`` or the path of a unix socket.
 
-    `label` is how it is called in logs: without a password. Raises ValueError if it is neither.
+    `label` is how it is called in logs. Raises ValueError if it is neither.
     """
 
-    __slots__ = ("base", "label", "socket")
+    __slots__ = ("base", "host", "label", "path", "socket")
 
     def __init__(self, url: str) -> None:
-        self.socket = ""
+        self.socket = self.path = ""
         path = url.removeprefix("unix:")
         if path.startswith("/"):
             if "\0" in path or len(os.fsencode(path)) > 107:
                 # unix(7): sun_path is 108 bytes with the final null.
                 raise ValueError(f"no path of a socket: {url!r}")
             self.socket = self.label = path
+            self.host = "localhost"
             self.base = "http://localhost"
             return
         from urllib.parse import urlsplit  # setup's business, when aiohttp is loaded anyway
@@ -140,10 +146,13 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
             raise ValueError(f"neither http://HOST:PORT nor the path of a socket: {url!r}")
-        if parts.query or parts.fragment or any(c.isspace() or not c.isprintable() for c in url):
-            raise ValueError(f"no address of a server: {url!r}")
-        self.base = url.rstrip("/")
-        self.label = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        odd = any(c.isspace() or not c.isprintable() for c in url)
+        if odd or not url.isascii() or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError(f"not the address of a server: {url!r}")
+        self.host = parts.netloc
+        self.path = parts.path.rstrip("/")
+        self.base = f"{parts.scheme}://{self.host}"
+        self.label = self.base + self.path
 
 
 class Client:
@@ -170,8 +179,8 @@ class Client:
             raise ConfigError(str(error)) from None
         import asyncio
 
-        self._asyncio = asyncio
-        self._hosts = [_Host(endpoint, connections) for endpoint in endpoints]
+        self.asyncio = asyncio
+        self.hosts = [_Host(endpoint, connections) for endpoint in endpoints]
         self._breaker = Breaker([endpoint.label for endpoint in endpoints])
         self._timeout = timeout
         self._deadline = deadline
@@ -193,92 +202,109 @@ class Client:
             timeout=self._timeout,
             deadline=now + self._deadline,
         )
-        try:
-            async with self._asyncio.timeout(self._deadline):
-                return await self._follow(plan, request, read)
-        except TimeoutError:
-            return Unavailable(plan.cause("deadline passed"))
-
-    async def close(self) -> None:
-        """Close the connections; whoever still waits is told Unavailable."""
-        self._closed = True
-        for host in self._hosts:
-            await host.close()
-
-    async def _follow(
-        self, plan: Plan, request: Request, read: Callable[[Response], T]
-    ) -> T | Unavailable:
-        """Do what the plan says until there is a reply or nothing left to do."""
-        # Servers that are not asked again, and what they did; and those that were not asked.
-        over: dict[int, str] = {}
-        passed: set[int] = set()
-        resend = True
+        course = _Course(self, request, read, now + self._deadline)
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 return step
-            if step.server in over:
-                plan.failed(Failure.LOCAL, over[step.server], self._clock())
-                continue
-            if step.pause:
-                await self._asyncio.sleep(step.pause)
-            host = self._hosts[step.server]
-            full = host.turns.locked()
-            async with host.turns:
-                if full and step.server not in passed and self._may_pass(step.server):
-                    # It was found dead by those who had the turns.
-                    passed.add(step.server)
-                    plan.failed(Failure.LOCAL, "passed over", self._clock())
-                    continue
-                said, resend = await self._try(host, step, request, read, resend=resend)
+            said = await course.ask(step)
             if not isinstance(said, Trouble):
                 plan.answered()
                 return said
             if said.final:
                 return Unavailable(said.cause)
-            if said.failure is Failure.SILENT:
-                over[step.server] = said.cause
             plan.failed(said.failure, said.cause, self._clock())
 
-    def _may_pass(self, server: int) -> bool:
+    async def close(self) -> None:
+        """Close the connections; whoever still waits is told Unavailable."""
+        self._closed = True
+        for host in self.hosts:
+            await host.close()
+
+    def left(self, until: float) -> float:
+        """The seconds until a point in time."""
+        return until - self._clock()
+
+    def may_pass(self, server: int) -> bool:
         """Whether a server failed, and there is another one that didn't."""
-        states = [self._breaker.is_open(each) for each in range(len(self._hosts))]
+        states = [self._breaker.is_open(each) for each in range(len(self.hosts))]
         return states[server] and not all(states)
 
-    async def _try(
-        self,
-        host: _Host,
-        step: Ask,
-        request: Request,
-        read: Callable[[Response], T],
-        *,
-        resend: bool,
-    ) -> tuple[T | Trouble, bool]:
-        """Ask one server, twice if it breaks off without a reply and `resend` allows it.
 
-        Returns what came of it, and whether that is still allowed.
-        """
-        exchange = _Exchange(host, request)
+class _Course(Generic[T]):
+    """One request on its course past the servers, until a point in time."""
+
+    __slots__ = ("_client", "_over", "_passed", "_read", "_request", "_resend", "_until")
+
+    def __init__(
+        self, client: Client, request: Request, read: Callable[[Response], T], until: float
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._read = read
+        self._until = until
+        #: Servers that are not asked again, and what they did; and those that were not asked.
+        self._over: dict[int, str] = {}
+        self._passed: set[int] = set()
+        #: Whether a request that got no reply at all may be sent again; law 4.
+        self._resend = True
+
+    async def ask(self, step: Ask) -> T | Trouble:
+        """Ask one server, if it is to be asked."""
+        server = step.server
+        if server in self._over:
+            return Trouble(Failure.LOCAL, self._over[server])
+        client = self._client
+        if step.pause:
+            await client.asyncio.sleep(step.pause)
+        host = client.hosts[server]
+        if host.turns.locked():
+            try:
+                async with client.asyncio.timeout(step.timeout):
+                    await host.turns.acquire()
+            except TimeoutError:
+                return Trouble(Failure.LOCAL, "too many requests under way")
+            if server not in self._passed and client.may_pass(server):
+                # It was found dead by those whose turn it was.
+                host.turns.release()
+                self._passed.add(server)
+                return Trouble(Failure.LOCAL, "passed over")
+        else:
+            await host.turns.acquire()
         try:
-            async with self._asyncio.timeout(step.timeout):
+            said = await self._try(host, min(step.timeout, client.left(self._until)))
+        finally:
+            host.turns.release()
+        if isinstance(said, Trouble) and said.failure is Failure.SILENT:
+            self._over[server] = said.cause
+        return said
+
+    async def _try(self, host: _Host, seconds: float) -> T | Trouble:
+        """Ask, twice if the connection breaks without a reply."""
+        exchange = _Exchange(host, self._request)
+        try:
+            async with self._client.asyncio.timeout(seconds):
                 try:
                     response = await exchange.run()
                 except host.broken as error:
-                    came_about = not isinstance(error, host.unconnected)
-                    if not (resend and came_about) or exchange.replied or exchange.source_failed:
+                    if isinstance(error, host.unconnected) or not self._may_resend(exchange):
                         raise
-                    resend = False
-                    exchange = _Exchange(host, request)
+                    exchange = _Exchange(host, self._request)
                     response = await exchange.run()
-            return read(response), resend
+            return self._read(response)
         except TimeoutError:
-            return Trouble(Failure.SILENT, "timeout"), resend
+            return Trouble(Failure.SILENT, "timeout")
         except BadReplyError as error:
-            return Trouble(Failure.BROKEN, str(error)), resend
+            return Trouble(Failure.BROKEN, str(error))
         except Exception as error:  # noqa: BLE001  # law 1
             if exchange.source_failed:
-                return Trouble(Failure.LOCAL, exchange.source_failed, final=True), resend
-            return host.trouble(error, replied=exchange.replied), resend
+                return Trouble(Failure.LOCAL, exchange.source_failed, final=True)
+            return host.trouble(error, replied=exchange.replied)
+
+    def _may_resend(self, exchange: _Exchange) -> bool:
+        """Whether what failed may be tried again at once: the first time that this is asked."""
+        resend, self._resend = self._resend, False
+        return resend and not (exchange.replied or exchange.source_failed)
 
 
 class _Host:
@@ -289,71 +315,77 @@ class _Host:
 
         try:
             import aiohttp
+            from aiohttp.client_reqrep import ClientRequest
+            from aiohttp.http import HttpProcessingError, StreamWriter
         except ImportError as error:
             raise ConfigError(f"aiohttp is needed to ask {endpoint.label}: {error}") from None
         self.endpoint = endpoint
         self.turns = asyncio.Semaphore(connections)
-        self._aiohttp = aiohttp
-        self._session: aiohttp.ClientSession | None = None
+        self.aiohttp = aiohttp
+        self.writer = StreamWriter
+        self._request = ClientRequest
+        self._no_http = HttpProcessingError
+        self._connector: aiohttp.BaseConnector | None = None
+        self._place: Any = None
+        self._times = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
         self._closed = False
         #: A connection that broke, and one that did not come about, which is a case of the first.
-        self.broken = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+        self.broken = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
         self.unconnected = aiohttp.ClientConnectorError
-        self._urls: dict[str, Any] = {}
+        self._heads: dict[str, str] = {}
 
-    def session(self) -> aiohttp.ClientSession:
-        """The connections; to be called where the loop runs."""
-        if self._session is None:
+    async def connect(self) -> Any:
+        """A connection of aiohttp's, kept or new."""
+        connector = self._connector
+        if connector is None:
             if self._closed:
                 raise BadReplyError(CLOSED)
-            aiohttp = self._aiohttp
-            # The number of connections is bounded by turns.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(
-                    self.endpoint.socket, limit=0, keepalive_timeout=KEPT_ALIVE
-                )
-                if self.endpoint.socket
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE),
-                # Of ours, the plan's, only the first is left to aiohttp.
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-                headers={"User-Agent": "smtpd-filters"},
-            )
-        return self._session
+            connector = self._connector = self._connections()
+        return await connector.connect(self._place, [], self._times)
 
-    def url(self, path: str) -> Any:
-        """The address of a path, made once."""
-        url = self._urls.get(path)
-        if url is None:
-            from yarl import URL  # aiohttp's
+    def _connections(self) -> Any:
+        """The pool; to be called where the loop runs.  What bounds it is `turns`."""
+        from asyncio import get_running_loop
 
-            url = self._urls[path] = URL(self.endpoint.base + path)
-        return url
+        from yarl import URL  # aiohttp's
+
+        aiohttp: Any = self.aiohttp
+        # What says where to connect to is a request to aiohttp. Nothing else of it is used.
+        self._place = self._request("POST", URL(self.endpoint.base), loop=get_running_loop())
+        path = self.endpoint.socket
+        kind, where = (aiohttp.UnixConnector, (path,)) if path else (aiohttp.TCPConnector, ())
+        return kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
+
+    def head(self, path: str) -> str:
+        """The first lines of a request, the same for each of a path."""
+        head = self._heads.get(path)
+        if head is None:
+            head = f"POST {self.endpoint.path}{path} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
+            self._heads[path] = head
+        return head
 
     async def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        connector, self._connector = self._connector, None
+        if connector is not None:
+            await connector.close()
 
     def trouble(self, error: Exception, *, replied: bool) -> Trouble:
         """Say what an exception of aiohttp's or the system's means."""
-        aiohttp = self._aiohttp
+        aiohttp = self.aiohttp
         unreachable = Failure.UNREACHABLE
         if isinstance(error, aiohttp.ClientConnectorError):
             number = getattr(error.os_error, "errno", None)
             failure = Failure.LOCAL if number in _LOCAL else unreachable
             return Trouble(failure, _reason(error.os_error, "cannot connect"))
-        if isinstance(error, aiohttp.ClientPayloadError) or replied:
+        if replied or isinstance(error, aiohttp.ClientPayloadError):
             return Trouble(unreachable, "reply cut short")
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return Trouble(unreachable, "closed the connection")
-        if isinstance(error, aiohttp.ClientOSError | OSError):
+        if isinstance(error, OSError):  # some of aiohttp's are
             return Trouble(unreachable, _reason(error, "connection lost"))
-        if isinstance(error, aiohttp.ClientResponseError):
+        if isinstance(error, self._no_http):
             return Trouble(Failure.BROKEN, "a reply that is no HTTP")
         return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
 
@@ -361,13 +393,11 @@ class _Host:
 class _Exchange:
     """One request and its reply over one connection."""
 
-    __slots__ = ("_host", "_request", "_sent", "replied", "source_failed")
+    __slots__ = ("_host", "_request", "replied", "source_failed")
 
     def __init__(self, host: _Host, request: Request) -> None:
         self._host = host
         self._request = request
-        #: Whether the whole body has been handed over.
-        self._sent = False
         #: Whether a reply has begun.
         self.replied = False
         #: Why the body could not be read.
@@ -375,56 +405,91 @@ class _Exchange:
 
     async def run(self) -> Response:
         """Raises BadReplyError, and whatever aiohttp raises."""
-        request = self._request
-        headers = request.headers
-        data: Any = request.body
-        if isinstance(data, bytes):
-            self._sent = True
-        else:
-            if request.size is not None:
-                headers = (*headers, ("Content-Length", str(request.size)))
-            data = self._chunks(data)
-        response = await self._host.session().post(
-            self._host.url(request.path), data=data, headers=headers, allow_redirects=False
-        )
-        self.replied = True
+        host, request = self._host, self._request
+        connection = await host.connect()
         whole = False
         try:
-            body = await self._body(response)
-            whole = self._sent
+            protocol = connection.protocol
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            body = request.body
+            if isinstance(body, bytes):
+                protocol.transport.write(self._head(len(body)) + body)
+            else:
+                await self._stream(protocol, body)
+            said, content = await protocol.read()
+            while said.code in _INTERIM:
+                said, content = await protocol.read()
+            self.replied = True
+            response = Response(said.code, said.headers, await self._body(said.headers, content))
+            whole = True
         finally:
             if whole:
-                response.release()
+                connection.release()
             else:
-                # What is left of the body would be taken for the next request.
-                response.close()
-        return Response(response.status, response.headers, body)
+                # What is left of this exchange would be taken for the next one.
+                connection.close()
+        return response
 
-    async def _chunks(self, body: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:
+    def _head(self, size: int | None) -> bytes:
+        request = self._request
+        fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers])
+        if not fields.count("\r") == fields.count("\n") == len(request.headers):
+            raise BadReplyError("not asked: a header field of more than one line")
+        how = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+        head = f"{self._host.head(request.path)}{fields}{how}\r\n\r\n"
+        return head.encode("utf-8", "surrogateescape")
+
+    async def _stream(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
+        """Send a body no faster than it is taken."""
+        from asyncio import get_running_loop
+
+        size = self._request.size
+        chunked = size is None
+        writer = self._host.writer(protocol, get_running_loop())
+        self._write(protocol, self._head(size))
+        sent = 0
+        for chunk in self._read(body):
+            self._write(protocol, b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            await writer.drain()
+            sent += len(chunk)
+        if chunked:
+            self._write(protocol, b"0\r\n\r\n")
+        elif sent != size:
+            self.source_failed = f"{sent} bytes in place of {size}"
+            raise BadReplyError(self.source_failed)
+
+    @staticmethod
+    def _write(protocol: Any, data: bytes) -> None:
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "")
+        transport.write(data)
+
+    def _read(self, body: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
         try:
-            for chunk in body():
-                yield chunk
+            yield from body()
         except Exception as error:
-            # aiohttp hands it on, or something in its place.
             self.source_failed = str(error) or type(error).__name__
             raise
-        self._sent = True
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, headers: Mapping[str, str], content: Any) -> bytes:
         limit = self._request.limit
-        length = response.content_length
-        if length is not None and length <= limit:
-            return await response.read()
-        parts: list[bytes] = []
-        size = 0
-        if length is None:
-            async for part in response.content.iter_any():
+        length = headers.get("Content-Length", "")
+        # What is no number aiohttp has refused.
+        if not length.isdecimal() or int(length) <= limit:
+            if content.is_eof() and content.total_bytes <= limit:
+                # It is all there: most replies come in one piece.
+                whole: bytes = content.read_nowait()
+                return whole
+            parts: list[bytes] = []
+            size = 0
+            async for part in content.iter_any():
                 parts.append(part)
                 size += len(part)
                 if size > limit:
                     break
             else:
-                return b"".join(parts)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
         raise BadReplyError("oversized reply")
 
 
