@@ -231,19 +231,20 @@ HEAD = "0.6|1576146008.006099|smtp-in"
 TOKEN = "1ef1c203cc576e5d"  # noqa: S105  # a token of the protocol
 LINES = ("Received: from x", "\tby y", "From: a|b", "Subject: hi", "", "..", "a|b||c|", "", ".")
 #: The requests of a session, in smtpd's order, HELO for some of them.
-DIALOGUE = (
+OPENING = (
     ("connect", "mail.example.net|{address}"),
     ("ehlo", "mail.example.net"),
     ("starttls", ""),
     ("ehlo", "mail.example.net"),
     ("auth", "PLAIN AGEAYg=="),
+)
+MAIL = (
     ("mail-from", "alice@example.net"),
     ("rcpt-to", "bob@example.org"),
     ("rcpt-to", "carl|x@example.org"),
     ("data", ""),
     ("data-line", ""),
     ("commit", ""),
-    ("quit", ""),
 )
 
 
@@ -287,14 +288,16 @@ class Player:
         line, _, self.rest = self.rest.partition(b"\n")
         return str(line.decode())
 
-    def session(self, address: str, *, helo: bool = False) -> dict[str, list[str]]:
+    def session(
+        self, address: str, *, helo: bool = False, messages: int = 1
+    ) -> dict[str, list[str]]:
         """Play a session, as far as the filter lets it: what it answered, by phase."""
         self.sessions += 1
         session = f"7641df9771b4{self.sessions:04x}"
         source = f"{address}:33174|198.51.100.1:25"
         self.send(f"report|{HEAD}|link-connect|{session}|mail.example.net|pass|{source}")
         answers: dict[str, list[str]] = {}
-        for name, parameter in DIALOGUE:
+        for name, parameter in (*OPENING, *MAIL * messages, ("quit", "")):
             phase = "helo" if helo and name == "ehlo" else name
             if f"register|filter|smtp-in|{phase}" not in self.registered:
                 continue
@@ -391,6 +394,27 @@ def test_who_is_slow_is_as_slow_as_with_the_original(lab: Lab) -> None:
             assert min(took) >= due
             # All of them within the same second: it is the same delay at each of the phases.
             assert max(took) < due + 1
+
+
+def test_where_it_does_not_do_what_the_original_does(lab: Lab) -> None:
+    """What the manual page says of the difference."""
+    flags = ("-blockBelow", "50", "-scoreHeader")
+    lab.dns.zone["210.2.0.192.score.senderscore.com"] = {"A": "127.255.255.255"}
+    lab.dns.zone["211.2.0.192.score.senderscore.com"] = {"A": "203.0.113.66"}
+    found = []
+    for player in (original(lab, *flags), ours(lab, *flags)):
+        with player:
+            heads = [
+                player.session(f"192.0.2.{number}")["data-line"][0].split("|", 3)[3]
+                for number in (210, 211)
+            ]
+            messages = player.session("192.0.2.99", messages=2)["data-line"]
+            marked = sum(line.endswith("|X-SenderScore: 99") for line in messages)
+            found.append((*heads, marked))
+    assert found == [("X-SenderScore: 127", "X-SenderScore: 66", 1), (LINES[0], LINES[0], 2)]
+    with original(lab, "-blockBelow", "50", "-blockPhase", "no-such-phase") as theirs:
+        answers = theirs.session("192.0.2.0")
+        assert all(said[0].endswith("|proceed") for said in answers.values() if len(said) == 1)
 
 
 def test_its_options_are_the_originals_and_more(lab: Lab) -> None:
