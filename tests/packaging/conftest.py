@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.packaging.roots import SOURCE
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def copy_of(source: Path, target: Path) -> Path:
@@ -30,3 +31,34 @@ def copy_of(source: Path, target: Path) -> Path:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources, as they were when the first test asked."""
     return copy_of(SOURCE, tmp_path_factory.mktemp("source") / "smtpd-filters")
+
+
+class Dist(NamedTuple):
+    """What `make dist` makes."""
+
+    source: Path
+    wheel: Path
+    sdist: Path
+
+
+def make_dist(source: Path, output: Path, **environment: str) -> Dist:
+    """Build wheel and sdist."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(output)]
+    done = subprocess.run(
+        command,
+        cwd=source,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = output.glob("*.whl")
+    [sdist] = output.glob("*.tar.gz")
+    return Dist(source, wheel, sdist)
+
+
+@pytest.fixture(scope="session")
+def dist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dist:
+    """Wheel and sdist of the sources."""
+    return make_dist(source, tmp_path_factory.mktemp("dist"))

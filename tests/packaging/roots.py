@@ -112,6 +112,10 @@ class Machine:
         subprocess.run(["/bin/cp", "-a", self.root, root], check=True)
         return Machine(self.suite, root)
 
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.root)
+
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command; what it printed."""
         return run_in(self.root, *command, binds=self._binds, check=check).stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -68,14 +67,14 @@ def prepared(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     machine = Machine.clean(built.suite, tmp_path_factory.mktemp("roots") / built.suite)
     machine.apt("satisfy", f"{depends(built.deb)}, iproute2, openssl")
     yield machine
-    shutil.rmtree(machine.root)
+    machine.remove()
 
 
 @pytest.fixture
 def machine(prepared: Machine, tmp_path: Path) -> Iterator[Machine]:
     copy = prepared.copy(tmp_path / "root")
     yield copy
-    shutil.rmtree(copy.root)
+    copy.remove()
 
 
 def depends(deb: Path) -> str:
