@@ -1,0 +1,219 @@
+"""filter-chain: several filters in one process, as a file declares them.
+
+The law:
+
+1. What is wrong in the file is said before smtpd is told `register|ready`, as it is by a filter of
+   its own.
+2. `--check` says of the whole file what would keep smtpd from starting, as the user that smtpd runs
+   filters as, and exits as `smtpd -n` does.
+3. The process needs of the interpreter and of libraries what its filters need.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.program import make_chain, serve_chain, set_up
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.settings import (
+    PATH,
+    SWITCH,
+    TEXT,
+    ProcessSettings,
+    Settings,
+    die,
+    option,
+    parse_flags,
+)
+from smtpd_filters.settings.kinds import printable
+
+from .chain_file import ChainFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smtpd_filters.program import Ready
+
+    from .chain_file import Declared
+
+PROG = "filter-chain"
+#: Where the file is: beside smtpd.conf, as it is on OpenBSD, on FreeBSD and on Debian.
+PLACES = (
+    "/etc/mail/smtpd-filters.toml",
+    "/usr/local/etc/mail/smtpd-filters.toml",
+    "/etc/smtpd-filters.toml",
+)
+#: What smtpd's unprivileged user is called: on the BSDs, on Debian, elsewhere.
+USERS = ("_smtpd", "opensmtpd", "smtpd")
+#: Exit statuses of `--check`, as of smtpd -n.
+FINE, FAULTY = 0, 1
+
+
+class Options(Settings):
+    """The flags of filter-chain."""
+
+    config = option(
+        PATH,
+        default=None,
+        flags=("-f",),
+        help="The file; by default smtpd-filters.toml in /etc/mail, /usr/local/etc/mail or /etc, "
+        "the first that there is.",
+    )
+    chain = option(
+        TEXT,
+        default="",
+        help="The name of the chain to be; only needed if the file has several.",
+    )
+    check = option(
+        SWITCH,
+        default=False,
+        flags=("-n",),
+        help="Check the file, all chains of it unless --chain names one, and exit: with 0 if all "
+        "is well and with 1 otherwise, as smtpd does.",
+    )
+    user = option(
+        TEXT,
+        default="",
+        help="With --check, if root runs it: the user to check as, which is the one that smtpd "
+        "runs the filter as. By default it is smtpd's own (_smtpd, opensmtpd or smtpd), if there "
+        "is one.",
+    )
+
+
+class Common(Settings):
+    """The flags that filter-chain has in common with every filter."""
+
+    verbose = option(
+        SWITCH,
+        default=False,
+        flags=("-v",),
+        help=ProcessSettings.options["verbose"].help,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The executable filter-chain."""
+    try:
+        own, common = parse_flags(
+            Options,
+            sys.argv[1:] if argv is None else argv,
+            common=Common,
+            prog=PROG,
+            description="Run several filters in one process, as smtpd-filters.toml(5) declares "
+            "them.",
+        )
+        return check(own) if own.check else _serve(own, verbose=common.verbose)
+    except ConfigError as error:
+        die(error, PROG)
+
+
+def _serve(own: Options, *, verbose: bool) -> int:
+    if own.user:
+        raise ConfigError("--user: of no use without --check")
+    file = ChainFile.read(own.config or _place())
+    name = file.chain(own.chain)
+    process = file.process(name)
+    declared = file.declared(name)
+    return serve_chain(
+        lambda: [_ready(each) for each in declared],
+        verbose=process.verbose or verbose,
+        refuse_long_lines=process.long_lines == "refuse",
+    )
+
+
+def _place() -> str:
+    """Where the file is when nobody says."""
+    return next((path for path in PLACES if os.path.exists(path)), PLACES[0])  # noqa: PTH110  # pathlib costs start-up
+
+
+def _ready(declared: Declared) -> Ready:
+    try:
+        return set_up(declared.make(), declared.policy)
+    except ConfigError as error:
+        # A filter speaks of its flags; here they are keys.
+        said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
+        raise ConfigError(f"{declared.where}: {said}") from None
+
+
+# -- checking ------------------------------------------------------------------------------
+
+
+def check(own: Options) -> int:
+    """Say all that is wrong with the file, a line each, or that nothing is.  The exit status."""
+    _become(own.user)
+    faults = 0
+    for fault in _faults(own):
+        faults += 1
+        sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
+    if not faults:
+        sys.stderr.write("configuration OK\n")
+    return FAULTY if faults else FINE
+
+
+def _faults(own: Options) -> Iterator[ConfigError]:
+    try:
+        file = ChainFile.read(own.config or _place())
+        chains = [file.chain(own.chain)] if own.chain else file.chains
+    except ConfigError as error:
+        yield error
+        return
+    ready: dict[str, Ready | None] = {}
+    if not own.chain:
+        for name in file.filters:
+            yield from _try(file, name, "", ready)
+    for chain in chains:
+        try:
+            names = file.process(chain).filters
+        except ConfigError as error:
+            yield error
+            continue
+        for name in names:
+            yield from _try(file, name, chain, ready)
+        of = [each for name in names if (each := ready[name]) is not None]
+        if len(of) == len(names):
+            try:
+                make_chain(of, Log())
+            except ConfigError as error:
+                yield error
+
+
+def _try(
+    file: ChainFile, name: str, chain: str, ready: dict[str, Ready | None]
+) -> Iterator[ConfigError]:
+    """Set a filter up, once."""
+    if name in ready:
+        return
+    ready[name] = None
+    try:
+        ready[name] = _ready(file.filter(name, chain))
+    except ConfigError as error:
+        yield error
+
+
+def _become(name: str) -> None:
+    """Be the user that smtpd runs filters as, if we may: what it can't read would fail there."""
+    if os.geteuid():
+        if name:
+            raise ConfigError("--user: only root may become another")
+        return
+    import pwd  # only for this
+
+    for each in [name] if name else USERS:
+        try:
+            user = pwd.getpwnam(each)
+        except KeyError:
+            continue
+        os.setgroups([user.pw_gid])
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+        return
+    if name:
+        raise ConfigError(f"--user: no user {printable(name)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

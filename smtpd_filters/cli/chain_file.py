@@ -1,0 +1,213 @@
+"""smtpd-filters.toml(5): filters with their settings, and the chains that they form.
+
+The law:
+
+1. What is wrong is a ConfigError of one line that names the file, the table and the key, with the
+   nearest known name for one that isn't known; of what isn't TOML, the line and the column.
+2. The file decides what code runs. It is read only if nobody can have written it but root and the
+   user that reads it; the same holds for a file with a filter of the operator's own. smtpd asks as
+   much of what it keeps secret.
+3. Only what a chain needs is loaded: the modules and the tables of its own filters.
+
+A filter is declared by a table `[filter.NAME]`, whose keys are its flags without their dashes; one
+that a chain names needs no table if its defaults will do. `use` says which filter it is, where NAME
+doesn't: a name, as of an executable without `filter-`; `MODULE:CLASS`, importable; or `PATH:CLASS`.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import (
+    LIST,
+    TEXT,
+    PolicySettings,
+    ProcessSettings,
+    Settings,
+    from_mapping,
+    option,
+    policy_options,
+)
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import printable, quote
+
+from .chain_use import find, read_safely
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from smtpd_filters.filter import Filter
+
+    Table = Mapping[str, Any]
+
+#: Keys of a filter's table that are no settings of the filter.
+USE = "use"
+
+
+class ChainSettings(ProcessSettings):
+    """The keys of a chain's table."""
+
+    filters = option(
+        LIST(TEXT),
+        required=True,
+        help="The names of its filters, in the order in which they are asked.",
+    )
+
+
+class Declared:
+    """A filter that the file declares."""
+
+    __slots__ = ("kind", "name", "own", "policy", "where")
+
+    def __init__(self, name: str, table: Table, where: str, others: Iterable[str] = ()) -> None:
+        """Understand its table, for which its module and its tables are loaded.
+
+        `others` are the names that may be meant by one that isn't known.  Raises ConfigError.
+        """
+        self.name = name
+        self.where = where
+        used = table.get(USE, name)
+        if type(used) is not str or not used:
+            raise ConfigError(f"{where}: {USE}: expected the name of a filter, as a string")
+        #: The filter's class, its own settings, and those that every filter has.
+        try:
+            self.kind = find(used, others)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{where}: {USE}: {error}" if USE in table else f"{where}: {error}"
+            ) from None
+        policy = policy_options(self.kind.outcomes(), self.kind.on_error, self.kind.deadline)
+        keys = {key: value for key, value in table.items() if key != USE}
+        _refuse_misplaced(keys, self.kind.Options, where)
+        self.own: Settings = from_mapping(self.kind.Options, keys, where, beside=[policy])
+        self.policy: PolicySettings = from_mapping(policy, keys, where, beside=[self.kind.Options])
+
+    def make(self) -> Filter:
+        """Make the filter, under the name that it has in the file."""
+        filter_ = self.kind(self.own)
+        filter_.name = self.name
+        return filter_
+
+
+class ChainFile:
+    """A file that has been read: its tables are known to be tables, and no more yet."""
+
+    def __init__(self, path: str, content: str) -> None:
+        """Raises ConfigError if the content isn't TOML, or isn't a file of this kind."""
+        import tomllib  # --help does without
+
+        self.path = path
+        try:
+            top = tomllib.loads(content)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(_placed(path, str(error))) from None
+        self._filters = self._tables(top, "filter")
+        self._chains = self._tables(top, "chain")
+        self._top = {key: value for key, value in top.items() if key not in {"filter", "chain"}}
+        for key in self._top:
+            if key not in _process_keys():
+                near = suggest(key.replace("_", "-"), ("filter", "chain", *_process_keys()))
+                raise ConfigError(f"{path}: unknown key {quote(key)}{near}")
+        from_mapping(ProcessSettings, self._top, path)
+        if not self._chains:
+            raise ConfigError(
+                f"{path}: no chain: a table [chain.NAME] with filters = [...] is required"
+            )
+
+    @classmethod
+    def read(cls, path: str) -> ChainFile:
+        """Read a file; ConfigError if that fails, or it isn't safe to (law 2)."""
+        try:
+            return cls(path, read_safely(path).decode())
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise ConfigError(f"{path}:{line}: not UTF-8") from None
+
+    @property
+    def chains(self) -> list[str]:
+        """The names of the chains."""
+        return list(self._chains)
+
+    def chain(self, name: str) -> str:
+        """Give the name of the chain that is meant: "" is the only one there is."""
+        if not name:
+            if len(self._chains) > 1:
+                known = ", ".join(map(printable, self._chains))
+                raise ConfigError(f"{self.path}: --chain is required, there are several: {known}")
+            return next(iter(self._chains))
+        if name not in self._chains:
+            raise ConfigError(f"{self.path}: no [chain.{printable(name)}]{self._near(name)}")
+        return name
+
+    def _near(self, name: str) -> str:
+        return (
+            suggest(name, self._chains) or f" (there is {', '.join(map(printable, self._chains))})"
+        )
+
+    def process(self, name: str) -> ChainSettings:
+        """The settings of a chain and its process: those of its table, and of the file."""
+        where = f"{self.path}: [chain.{printable(name)}]"
+        table = self._chains[name]
+        chain = from_mapping(ChainSettings, table, where)
+        if not chain.filters:
+            raise ConfigError(f"{where}: filters: at least one is required")
+        for at, each in enumerate(chain.filters):
+            if each in chain.filters[:at]:
+                raise ConfigError(
+                    f"{where}: filters: {quote(each)} is there twice (give one another name, "
+                    f'with {USE} = "...")'
+                )
+        return from_mapping(ChainSettings, {**self._top, **table}, where)
+
+    def declared(self, name: str) -> list[Declared]:
+        """Understand the filters of a chain, in order."""
+        return [self.filter(each, name) for each in self.process(name).filters]
+
+    @property
+    def filters(self) -> list[str]:
+        """The names of the filters that have a table."""
+        return list(self._filters)
+
+    def filter(self, name: str, chain: str) -> Declared:
+        """Understand a filter, which `chain` names if it has no table."""
+        table = self._filters.get(name)
+        if table is None:
+            where = f"{self.path}: [chain.{printable(chain)}]: filters"
+            return Declared(name, {}, where, self._filters)
+        where = f"{self.path}: [filter.{printable(name)}]"
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{where}: a name is made of letters, digits, - and _")
+        return Declared(name, table, where)
+
+    def _tables(self, top: Table, kind: str) -> dict[str, Table]:
+        """The tables `[KIND.NAME]`."""
+        found = top.get(kind, {})
+        if isinstance(found, dict):
+            for name, table in found.items():
+                if not isinstance(table, dict):
+                    raise ConfigError(
+                        f"{self.path}: [{kind}]: {printable(name)} isn't a table (its own is "
+                        f"[{kind}.NAME])"
+                    )
+            return found
+        raise ConfigError(f"{self.path}: {kind}: expected tables [{kind}.NAME]")
+
+
+def _placed(path: str, said: str) -> str:
+    """Put the place that tomllib names, "(at line 3, column 5)", where compilers put it."""
+    reason, _, place = said.rpartition(" (at line ")
+    line, _, column = place.rstrip(")").partition(", column ")
+    return f"{path}:{line}:{column}: {reason}" if reason and column else f"{path}: {said}"
+
+
+def _process_keys() -> list[str]:
+    return [declared.key for declared in ProcessSettings.options.values()]
+
+
+def _refuse_misplaced(keys: Table, own: type[Settings], where: str) -> None:
+    """Say where the keys belong that a process has once."""
+    known = {declared.key for declared in own.options.values()}
+    for key in _process_keys():
+        if key in keys and key not in known:
+            raise ConfigError(f"{where}: {key} belongs to the top of the file, or to [chain.NAME]")

@@ -1,0 +1,144 @@
+"""Which filter a configuration file means, and what of the operator's own code may run.
+
+The law:
+
+1. A name is one of this package's filters, or one that another distribution has in its entry points
+   of the group ``smtpd_filters.filters``.
+2. Code is run, and a file that decides which is believed, only if nobody can have written it but
+   root and the user that reads it.  smtpd asks the same of the files with its secrets.
+3. What a file holds is read once: what runs is what was looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from importlib import import_module
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
+from smtpd_filters.runtime.log import fold_traceback
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import printable, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import ModuleType
+    from typing import TypeGuard
+
+BUILT_IN = "smtpd_filters.filters"
+
+
+def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
+    """Find a filter's class: `NAME`, `MODULE:CLASS`, `PATH` or `PATH:CLASS`.
+
+    Raises ConfigError with the nearest known name, `others` among them, for one that isn't known,
+    and for whatever goes wrong when a module is loaded.
+    """
+    try:
+        if "/" in used:
+            return _of_file(used)
+        if ":" in used:
+            module, _, name = used.partition(":")
+            return _class_of(import_module(module), name)
+        return _named(used, others)
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"{quote(used)}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # noqa: BLE001  # a module may do anything
+        raise ConfigError(f"{quote(used)}: {fold_traceback(error)}") from None
+
+
+def _named(name: str, others: Iterable[str]) -> type[Filter]:
+    module = f"{BUILT_IN}.{name.replace('-', '_')}"
+    if name.replace("-", "").isalnum():
+        try:
+            values = vars(import_module(module)).values()
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise  # one that it needs
+        else:
+            # The first: what a filter has beside it under its name are its other kinds.
+            for value in values:
+                if _is_filter(value) and (value.name, value.__module__) == (name, module):
+                    return value
+    from importlib.metadata import entry_points  # these take long to load
+
+    from .listing import GROUP, discover
+
+    for entry in entry_points(group=GROUP, name=name):
+        cls = entry.load()
+        if _is_filter(cls):
+            return cls
+        raise ConfigError(f"the entry point {quote(name)} is no filter")
+    known = [cls.name for cls in discover()[0]]
+    raise ConfigError(f"no filter {quote(name)}{suggest(name, [*others, *known])}")
+
+
+def _of_file(used: str) -> type[Filter]:
+    path, colon, name = used.rpartition(":")
+    if not colon or not name.isidentifier():
+        path, name = used, ""
+    if not os.path.isabs(path):  # noqa: PTH117  # pathlib costs start-up
+        raise ConfigError(f"{quote(path)} isn't an absolute path")
+    module = type(sys)(path)
+    module.__file__ = path
+    code = compile(read_safely(path), path, "exec")
+    sys.modules[path] = module  # where what it defines is looked for, as by dataclasses
+    exec(code, vars(module))  # noqa: S102  # law 2
+    return _class_of(module, name)
+
+
+def _class_of(module: ModuleType, name: str) -> type[Filter]:
+    """The class of that name; "" is the only filter that a module defines."""
+    shown = printable(module.__name__)
+    if name:
+        found = getattr(module, name, None)
+        if _is_filter(found):
+            return found
+        raise ConfigError(f"{shown}: no filter of the class {quote(name)}")
+    own = [
+        value
+        for value in vars(module).values()
+        if _is_filter(value) and value.__module__ == module.__name__
+    ]
+    if len(own) == 1:
+        return own[0]
+    if not own:
+        raise ConfigError(f"{shown}: no filter in it")
+    names = ", ".join(cls.__name__ for cls in own)
+    raise ConfigError(f"{shown}: which of its filters? {shown}:CLASS with one of {names}")
+
+
+def _is_filter(value: object) -> TypeGuard[type[Filter]]:
+    return isinstance(value, type) and issubclass(value, Filter) and value is not Filter
+
+
+def read_safely(path: str) -> bytes:
+    """Read a file that decides what code runs.
+
+    ConfigError if that fails, or others could have written it (law 2).
+    """
+    try:
+        # To open a FIFO without a writer would wait for one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{path}: not a regular file")
+            if status.st_uid not in {0, os.geteuid()}:
+                raise ConfigError(f"{path}: its owner is neither root nor the current user")
+            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise ConfigError(f"{path}: not only its owner may write to it")
+            folder = os.stat(os.path.dirname(path) or ".").st_mode  # noqa: PTH116, PTH120  # as above
+            # In a sticky one only owners replace files.
+            if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
+                raise ConfigError(f"{path}: everybody may write to its folder")
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"{printable(path)}: {error}") from None
