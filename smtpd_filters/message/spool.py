@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-# What a body may take in memory. Starlette's multipart parser spools uploads above the same size;
-# nearly all mail is smaller, and a hundred such messages at once still fit a 512 MB machine.
-MEMORY_LIMIT = 1 << 20
+# What a body may take in memory. Most mail is smaller, and fifty messages that are not take 12 MiB
+# at once. A file costs hardly more: what is read back soon never leaves the page cache.
+MEMORY_LIMIT = 1 << 18
 # What the header block may take. Exim's header_maxsize has this default.
 HEADER_LIMIT = 1 << 20
 # What is read back at a time; measured, sizes from 32 to 256 KiB were equal for reads from smtpd.

@@ -16,6 +16,7 @@ engine goes on when it is done.
 
 from __future__ import annotations
 
+from smtpd_filters.message.spool import MEMORY_LIMIT
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
@@ -50,7 +51,7 @@ class Engine:
         log: Log,
         *,
         refuse_long_lines: bool = False,
-        spool_limit: int = 1 << 20,
+        spool_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.connection = FilterConnection(
             self, refuse_long_lines=refuse_long_lines, pass_all=not policy.content
