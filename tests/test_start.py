@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = {
     "dyndns": [],
     "fcrdns": [],
+    "helo": ["--unknown", "off"],
     "mailfrom": ["--domains", "example.org"],
+    "sender": ["--unknown", "off", "--null-mx", "off", "--bad-mx", "off"],
     "trace": [],
 }
 #: Each of these takes about as long to import as the interpreter takes to start, or longer.

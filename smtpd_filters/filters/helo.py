@@ -92,8 +92,8 @@ class Helo(Filter):
             "reject",
             "What to do with a stranger that gives the name of this server (as smtpd has it), one "
             "in --own-names, localhost, the address that it has come to, or one in "
-            "--own-addresses. A client is no stranger to a name that its confirmed reverse name "
-            "is.",
+            "--own-addresses. A client is no stranger if it comes from one of --own-addresses, or "
+            "if the name is its confirmed reverse name.",
         )
         unknown = check_option(
             "log", "What to do with a name for which the DNS has neither an address nor an MX."
@@ -189,24 +189,26 @@ class Helo(Filter):
         """Check a greeting as it is written; and a name that the DNS could know, or ""."""
         findings = Findings()
         own, literal = self._checks["own"], self._checks["foreign_literal"]
+        client = address_of(session.address)
         name = read_name(identity)
         if not name:
             address, is_literal = read_address(identity)
             if not is_literal:
                 reason = f"helo {identity} is neither a name nor an address literal"
                 findings.failed(self._checks["invalid"], reason)
-            if address is not None and self._is_own_address(session, address):
+            ours = self._is_own_address(session, client)
+            if not ours and self._is_own_address(session, address):
                 findings.failed(own, f"helo {identity} is an address of ours")
-            if address is not None and address != address_of(session.address):
+            if address is not None and address != client:
                 findings.failed(literal, f"helo {identity} is not {session.address}")
             return findings, ""
-        if is_confirmed(session, name):
-            return findings, ""
-        if self._is_own_name(name):
+        confirmed = is_confirmed(session, name)
+        stranger = not confirmed and not self._is_own_address(session, client)
+        if stranger and self._is_own_name(name):
             findings.failed(own, f"helo {identity} is a name of ours")
         if "." not in name:
             findings.failed(self._checks["non_fqdn"], f"helo {identity} is not fully qualified")
-        return findings, name
+        return findings, "" if confirmed else name
 
     def _is_own_name(self, name: str) -> bool:
         if name in _LOCALHOST or name == self.smtpd.get("admd", "").lower():
@@ -214,7 +216,9 @@ class Helo(Filter):
         names = self.settings.own_names
         return names is not None and names.match(name) is not None
 
-    def _is_own_address(self, session: Session, address: Address) -> bool:
+    def _is_own_address(self, session: Session, address: Address | None) -> bool:
+        if address is None:
+            return False
         if address == address_of(session.dest.rpartition(":")[0]):
             return True
         addresses = self.settings.own_addresses

@@ -51,7 +51,7 @@ _GUESSED = "421 4.7.0 Too many unknown recipients, closing the connection"
 _NO_MAIL = "550 5.1.2 The recipient's domain has no mail exchanger and no address"
 #: A wait is doubled so often at the most: 2 to the power of it is a number that floats hold.
 _DOUBLINGS = 64
-# RFC 7505 section 5: "X.1.10", "Recipient address has null MX", "Associated basic status code:
+# RFC 7505 section 6: "X.1.10", "Recipient address has null MX", "Associated basic status code:
 # 556".
 _NULL_MX = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
 

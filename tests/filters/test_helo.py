@@ -222,6 +222,17 @@ def test_a_confirmed_client_may_use_its_own_name() -> None:
     assert not verdict("web1.example.org", *flags, **named).refused
     assert verdict("web1.example.org", *flags, **{**named, "fcrdns": "fail"}).refused
     assert verdict("web2.example.org", *flags, **named).refused
+    assert verdict("gate", *flags, rdns="gate", fcrdns="pass").reply == REPLIES["non_fqdn"]
+
+
+def test_a_host_of_ours_may_use_our_names() -> None:
+    flags = (*OFF, "--own-names=*.example.org", "--own-addresses={ 203.0.113.0/24, fd00::/8 }")
+    for address, literal in (("203.0.113.7", "[203.0.113.9]"), ("fd00::7", "[IPv6:fd00::9]")):
+        for name in ("web1.example.org", "mx.example.org", "localhost.localdomain"):
+            assert not verdict(name, *flags, address=address).refused
+            assert verdict(name, *flags, address="198.51.100.7").refused
+        # It still has to tell the truth.
+        assert verdict(literal, *flags, address=address).reply == REPLIES["foreign_literal"]
 
 
 def test_each_greeting_is_judged_anew() -> None:
