@@ -2,7 +2,7 @@
 
 Exit statuses: 0 when all is well, 1 when `replay` has found a difference or `list` a filter that
 can't be loaded, 2 for a wrong flag or file, 3 when a replayed filter would have ended or hung
-smtpd.
+smtpd. Those of `learn` are of sysexits(3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from smtpd_filters.settings import die
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import Namespace
     from collections.abc import Sequence
 
 PROG = "smtpd-filters"
@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What follows `--` is another program's.
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :]
-    parser = _parser()
-    options = parser.parse_args(words)
+    options = _parse(words)
     try:
         status = _run(options, command)
         sys.stdout.flush()
@@ -44,10 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace, command: list[str]) -> int:
+    if options.verb == "learn":
+        from . import learn  # each verb for itself
+
+        return learn.run(options, command)
     if command and options.verb != "replay":
         raise ConfigError(f"{options.verb} takes no command behind --")
     if options.verb == "list":
-        from . import listing  # each verb for itself
+        from . import listing
 
         return listing.run(as_json=options.json)
     if options.verb == "record":
@@ -59,7 +62,7 @@ def _run(options: Namespace, command: list[str]) -> int:
     return replay.run(options, command)
 
 
-def _parser() -> ArgumentParser:
+def _parse(words: list[str]) -> Namespace:
     from . import parser  # filter-chain is of this package, and does without argparse
 
-    return parser.make()
+    return parser.parse(words)

@@ -11,6 +11,9 @@ from smtpd_filters.settings import die
 
 from . import PROG
 
+#: sysexits(3).
+EX_USAGE = 64
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -19,12 +22,32 @@ if TYPE_CHECKING:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
+    #: What it exits with; None for that of all else that is wrong at the start.
+    status: int | None = None
+
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with 2."""
-        die(f"{message} (see {self.prog} --help)", self.prog)
+        """Say what is wrong and exit."""
+        try:
+            die(f"{message} (see {self.prog} --help)", self.prog)
+        except SystemExit as ended:
+            raise SystemExit(self.status or ended.code) from None
 
 
-def make() -> argparse.ArgumentParser:
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read a command line; what is wrong ends the program."""
+    parser = make()
+    options, rest = parser.parse_known_args(words)
+    if options.verb == "learn":
+        # argparse takes no files behind an option that stands behind another word.
+        parser.status = EX_USAGE
+        options.files += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def make() -> _Parser:
     """The parser of all verbs."""
     parser = _Parser(
         prog=PROG,
@@ -33,10 +56,53 @@ def make() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    _add_learn(verbs)
     _add_list(verbs)
     _add_record(verbs)
     _add_replay(verbs)
     return parser
+
+
+def _add_learn(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    parser = verbs.add_parser(
+        "learn",
+        help="give messages to rspamd to learn from",
+        description="Give messages to rspamd's controller to learn from, as spam or as ham.",
+        epilog="Exit status, of sysexits(3): 0 when all is learned, as what was learned before or "
+        "is too short is, 75 when another try may help, 65 for a message that can't be learned, 66 "
+        "for a file that can't be read, 77 for a wrong password, 64 for a wrong option, 78 for a "
+        "password file that can't be read.",
+        allow_abbrev=False,
+    )
+    parser.status = EX_USAGE
+    parser.add_argument("kind", choices=("ham", "spam"), help="what the messages are")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="a message, an mbox, a maildir or a directory of messages; without any a message is "
+        "read from stdin",
+    )
+    parser.add_argument(
+        "-url",
+        "--url",
+        default="http://localhost:11334",
+        help="the controller: http://HOST:PORT, https or the path of a socket (default "
+        "http://localhost:11334)",
+    )
+    parser.add_argument("--password-file", metavar="FILE", help="its first line is the password")
+    parser.add_argument(
+        "--user", metavar="NAME", default="", help="whose mail it is, where users have their own"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        default="60",
+        help="how long to wait for the controller (default 60)",
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", default="4", help="how many messages at one time (default 4)"
+    )
 
 
 def _add_list(verbs: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,0 +1,404 @@
+"""``smtpd-filters learn``: messages given to rspamd's controller to learn from, as spam or as ham.
+
+The law:
+1. The exit status is one of sysexits(3), as sendmail's: who runs this for one message knows whether
+   to try again.
+2. What the daemon has learned before is learned; a message that it has nothing to learn from is
+   none of the caller's business. All else that isn't learned is an error.
+3. It starts quickly: Dovecot runs it for each message that somebody moves, and waits. Hence HTTP is
+   spoken here, in its simplest form, which is all that the controller asks for: a connection for a
+   request, which the controller closes, whatever is said of keeping it.
+4. It ends: each wait has its limit, and a daemon that isn't there isn't asked a thousand times.
+
+How it works. As many threads as `--jobs` allows take messages from one iterator (`mailboxes`) and
+count in one `Tally` what becomes of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+import sys
+import threading
+from time import monotonic
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import SECONDS
+from smtpd_filters.settings.kinds import printable
+
+from . import mailboxes
+from .mailboxes import Gone, Mail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+# sysexits(3).
+OK, USAGE, DATAERR, NOINPUT, TEMPFAIL, NOPERM, CONFIG = 0, 64, 65, 66, 75, 77, 78
+#: Of several, the one that says most of what to do now.
+_ORDER = (NOPERM, TEMPFAIL, NOINPUT, DATAERR)
+#: Where the controller listens by default.
+PORT = 11334
+#: How many messages in a row may find no daemon.
+PATIENCE = 3
+#: The most jobs; the controller itself has one process.
+MAX_JOBS = 64
+#: Bytes of a reply that are read.
+_REPLY = 1 << 16
+#: Seconds between two signs of life.
+PROGRESS = 0.2
+_BAR = 30
+_URL = re.compile(
+    r"http(?P<tls>s?)://(?P<authority>(?P<host>\[[^]/@]+\]|[^]\[:/@?#]+)(?::(?P<port>[0-9]{1,5}))?)"
+    r"(?P<below>/[^?#]*)?",
+    re.ASCII,
+)
+_HEAD = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})\b[^\0]*?\r?\n\r?\n")
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
+
+
+class Refused(Exception):  # noqa: N818  # of one message
+    """A message that wasn't learned, with the exit status that it calls for."""
+
+    def __init__(self, cause: str, status: int = TEMPFAIL) -> None:
+        super().__init__(cause)
+        self.status = status
+
+
+class Unreachable(Refused):
+    """There was no reply."""
+
+
+class Controller:
+    """Rspamd's controller: where it is, and what it is told with each message."""
+
+    def __init__(self, url: str, kind: str, *, password: str, user: str, timeout: float) -> None:
+        """Take it; ConfigError for a url that is none, and for what no header can hold."""
+        self._timeout = timeout
+        self._path = url.removeprefix("unix:") if url.startswith(("/", "unix:/")) else ""
+        self._tls = url.startswith("https://")
+        authority, self._host, self._port, below = _endpoint(url)
+        fields = {"Host": authority, "Password": password, "Deliver-To": user}
+        lines = [f"POST {below}/learn{kind} HTTP/1.0", "Connection: close"]
+        for name, value in fields.items():
+            if any(c < " " or c == "\x7f" for c in value):
+                raise ConfigError(f"{name}: a control character")
+            if value:
+                lines.append(f"{name}: {value}")
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode("utf-8", "surrogateescape")
+
+    def learn(self, mail: Mail) -> str:
+        """Have a message learned; returns what has come of it.  Raises Refused, OSError or Gone."""
+        file, size = mail.open()
+        with file:
+            if not size:
+                raise Refused("an empty message", DATAERR)
+            status, said = self._ask(file, size)
+        text = printable(said.decode("utf-8", "replace"))[:200]
+        if status == 200:
+            if b'"success":true' not in said.replace(b" ", b""):
+                raise Refused(f"no rspamd: {text}")
+            return "learned"
+        if status == 208:
+            return "known"
+        if status == 204:
+            return "too short"
+        cause = f"status {status}: {text}"
+        if status in (401, 403):
+            raise Refused(f"wrong password ({cause})", NOPERM)
+        # 404 is what a controller says when it has lost its Redis.
+        raise Refused(cause, DATAERR if status in (400, 413) else TEMPFAIL)
+
+    def _ask(self, file: BinaryIO, size: int) -> tuple[int, bytes]:
+        try:
+            with self._connect() as connection:
+                try:
+                    connection.sendall(self._head + b"%d\r\n\r\n" % size)
+                    sent = connection.sendfile(file, count=size)
+                except (BrokenPipeError, ConnectionResetError):
+                    # It has replied before the end: no password, or too much.
+                    sent = size
+                if sent != size:
+                    raise Refused("the file got shorter")
+                return _read(connection)
+        except TimeoutError:
+            raise Unreachable(f"no reply within {self._timeout:g} s") from None
+        except OSError as error:
+            raise Unreachable(error.strerror or str(error)) from None
+
+    def _connect(self) -> socket.socket:
+        if self._path:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(self._timeout)
+            try:
+                connection.connect(self._path)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        connection = socket.create_connection((self._host, self._port), self._timeout)
+        if self._tls:
+            import ssl
+
+            context = ssl.create_default_context()
+            try:
+                return context.wrap_socket(connection, server_hostname=self._host)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+
+def _endpoint(url: str) -> tuple[str, str, int, str]:
+    """The authority of a url, its host and its port, and what its paths begin with."""
+    wrong = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
+    if not url.isprintable() or " " in url:
+        raise ConfigError(wrong)
+    if url.startswith(("/", "unix:/")):
+        return "localhost", "", 0, ""
+    found = _URL.fullmatch(url)
+    if found is None or int(found["port"] or PORT) >= 1 << 16:
+        raise ConfigError(wrong)
+    port = int(found["port"] or (443 if found["tls"] else PORT))
+    host = found["host"].strip("[]")
+    return found["authority"], host, port, (found["below"] or "").rstrip("/")
+
+
+def _read(connection: socket.socket) -> tuple[int, bytes]:
+    """The status and the content of a reply."""
+    data = b""
+    found = None
+    while found is None:
+        piece = connection.recv(_REPLY)
+        data += piece
+        found = _HEAD.match(data)
+        if found is None and (not piece or len(data) >= _REPLY):
+            if not data:
+                raise Unreachable("closed without a reply")
+            raise Refused("the reply is no HTTP")
+    status = int(found[1])
+    said = data[found.end() :]
+    length = _LENGTH.search(found[0])
+    # RFC 9110, 15.3.5: a 204 has no content, whatever length the controller gives.
+    size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
+    while len(said) < size and (piece := connection.recv(_REPLY)):
+        said += piece
+    return status, said[:size]
+
+
+class Tally:
+    """What has become of the messages, counted by all threads."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.counts = dict.fromkeys(("learned", "known", "too short", "failed"), 0)
+        self.statuses: set[int] = set()
+        #: Nothing more is to be tried.
+        self.stopped = False
+        self.complaints: list[str] = []
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    @property
+    def done(self) -> int:
+        """How many messages have been dealt with."""
+        return sum(self.counts.values())
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return next((status for status in _ORDER if status in self.statuses), OK)
+
+    def add(self, outcome: str) -> None:
+        """Count a message."""
+        with self._lock:
+            self.counts[outcome] += 1
+            self._in_a_row = 0
+
+    def fail(self, name: str, cause: str, status: int, *, unreachable: bool = False) -> None:
+        """Count a message that wasn't learned."""
+        with self._lock:
+            self.counts["failed"] += 1
+            self.statuses.add(status)
+            self.complaints.append(f"{name}: {cause}")
+            self._in_a_row = self._in_a_row + 1 if unreachable else 0
+            if status == NOPERM or self._in_a_row >= PATIENCE:
+                self.stopped = True
+
+    def summary(self) -> str:
+        """One line that says all."""
+        learned, known, short, failed = self.counts.values()
+        text = f"{learned} learned, {known} known already, {short} too short, {failed} not learned"
+        return f"{text}; given up\n" if self.stopped else f"{text}\n"
+
+
+def run(options: Namespace, more: list[str]) -> int:
+    """Have messages learned; returns an exit status of sysexits(3)."""
+    names = [*options.files, *more]
+    try:
+        jobs = _jobs(options.jobs)
+        controller = Controller(
+            options.url,
+            options.kind,
+            password=_password(options.password_file),
+            user=options.user,
+            timeout=_seconds(options.timeout),
+        )
+    except ConfigError as error:
+        sys.stderr.write(f"smtpd-filters: {printable(str(error))}\n")
+        return USAGE
+    except OSError as error:
+        sys.stderr.write(f"smtpd-filters: --password-file: {error.filename}: {error.strerror}\n")
+        return CONFIG
+    if not names:
+        return _learn_stdin(controller)
+    wanted = sys.stderr.isatty()
+    tally = Tally(mailboxes.count(names) if wanted else None)
+    progress = _Progress(tally, wanted=wanted)
+    _learn_all(controller, mailboxes.messages(names), jobs, tally, progress)
+    progress.clear()
+    sys.stdout.write(tally.summary())
+    return tally.status
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_JOBS):
+        raise ConfigError(f"--jobs: expected a number from 1 to {MAX_JOBS}, not {text[:20]!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return SECONDS(low=0.001).parse(text)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from None
+
+
+def _password(name: str | None) -> str:
+    """The first line of the file; OSError if it can't be read."""
+    if name is None:
+        return ""
+    with open(name, "rb") as file:  # noqa: PTH123
+        line = file.readline(4096).rstrip(b"\r\n")
+    if not line:
+        raise OSError(errno.EINVAL, "the first line is empty", name)
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _learn_stdin(controller: Controller) -> int:
+    tally = Tally(1)
+    try:
+        if stat.S_ISDIR(os.fstat(sys.stdin.fileno()).st_mode):
+            raise IsADirectoryError(0, "is a directory")
+        for mail in mailboxes.piped(sys.stdin.buffer):
+            _learn_one(controller, mail, tally)
+            if tally.stopped:
+                break
+    except OSError as error:
+        tally.fail("stdin", error.strerror or str(error), NOINPUT)
+    if not tally.done:
+        tally.fail("stdin", "an empty message", DATAERR)
+    _complain(tally)
+    return tally.status
+
+
+def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> None:
+    if isinstance(mail, OSError):
+        tally.fail(str(mail.filename), mail.strerror or str(mail), NOINPUT)
+        return
+    try:
+        tally.add(controller.learn(mail))
+    except Gone:
+        pass  # moved away or deleted meanwhile
+    except Refused as refused:
+        unreachable = isinstance(refused, Unreachable)
+        tally.fail(mail.name, str(refused), refused.status, unreachable=unreachable)
+    except OSError as error:
+        tally.fail(mail.name, error.strerror or str(error), NOINPUT)
+
+
+def _learn_all(
+    controller: Controller,
+    mails: Iterator[Mail | OSError],
+    jobs: int,
+    tally: Tally,
+    progress: _Progress,
+) -> None:
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not tally.stopped:
+                with lock:
+                    mail = next(mails, None)
+                if mail is None:
+                    return
+                _learn_one(controller, mail, tally)
+        except BaseException as error:  # noqa: BLE001  # handed to the main thread
+            failures.append(error)
+            tally.stopped = True
+
+    threads = [threading.Thread(target=work, name=f"learn-{n}") for n in range(jobs)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(PROGRESS)
+                progress.tick()
+    finally:
+        # An interrupt: what is under way is waited for, no longer than its time limit.
+        tally.stopped = tally.stopped or any(thread.is_alive() for thread in threads)
+        for thread in threads:
+            thread.join()
+    progress.tick()
+    for failure in failures:
+        raise failure
+
+
+def _complain(tally: Tally) -> None:
+    complaints, tally.complaints = tally.complaints, []
+    for complaint in complaints:
+        sys.stderr.write(f"smtpd-filters: {printable(complaint)}\n")
+
+
+class _Progress:
+    """A bar on the terminal that says how far it has come; complaints go above it."""
+
+    def __init__(self, tally: Tally, *, wanted: bool) -> None:
+        self._tally, self._wanted = tally, wanted
+        self._shown = False
+        self._next = monotonic() + PROGRESS
+
+    def tick(self) -> None:
+        """Show how far it has come, if it is time to."""
+        if self._tally.complaints:
+            self.clear()
+            _complain(self._tally)
+        if self._wanted and monotonic() >= self._next:
+            self._next = monotonic() + PROGRESS
+            self._shown = True
+            sys.stderr.write(f"\r\033[K{bar(self._tally.done, self._tally.total)}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Make room for something else."""
+        if self._shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def bar(done: int, total: int | None) -> str:
+    """How far it has come."""
+    if not total:
+        return f"{done} messages"
+    done = min(done, total)
+    full = _BAR * done // total
+    return f"[{'#' * full}{'.' * (_BAR - full)}] {done}/{total} {100 * done // total}%"

@@ -1,0 +1,643 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.cli import learn, mailboxes, main
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.testing.rspamd_stub import Request
+
+    Capture = pytest.CaptureFixture[str]
+
+ROOT = Path(__file__).parents[2]
+TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
+MAIL = b"From: bob@example.net\nSubject: hello\n\n.body\xff\n\n"
+LEARNED = Answer(b'{"success":true}')
+KNOWN = Answer(b'{"error":"<1@example.org> has been already learned as spam, ignore it"}', 208)
+SHORT = Answer(b"", 204, headers=(("X", "y"),))
+
+
+@pytest.fixture
+def rspamd() -> Iterator[RspamdStub]:
+    with RspamdStub(LEARNED) as stub:
+        yield stub
+
+
+def run(
+    *words: str, stdin: bytes = b"", capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    """What `learn` with these words comes to: status, stdout, stderr."""
+    with Piped(stdin) as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        try:
+            status = main(["learn", *words])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return status, *capsys.readouterr()
+
+
+class Piped(io.TextIOWrapper):
+    """A stdin with these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        source, sink = os.pipe()
+        self._writer = threading.Thread(target=self._write, args=(sink, data))
+        self._writer.start()
+        super().__init__(os.fdopen(source, "rb"))
+
+    @staticmethod
+    def _write(sink: int, data: bytes) -> None:
+        with os.fdopen(sink, "wb") as file:
+            file.write(data)
+
+    def close(self) -> None:
+        self.buffer.read()
+        super().close()
+        self._writer.join()
+
+
+class Learn:
+    """Calls `learn`, with a daemon that answers."""
+
+    def __init__(
+        self, rspamd: RspamdStub, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.rspamd = rspamd
+        self._rest: dict[str, Any] = {"capsys": capsys, "monkeypatch": monkeypatch}
+
+    def __call__(self, *words: str, stdin: bytes = b"", url: str = "") -> tuple[int, str, str]:
+        return run(*words, "-url", url or self.rspamd.url, stdin=stdin, **self._rest)
+
+
+@pytest.fixture
+def call(rspamd: RspamdStub, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Learn:
+    return Learn(rspamd, capsys, monkeypatch)
+
+
+# -- one message ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ham", "spam"])
+def test_a_message_from_stdin(kind: str, call: Learn) -> None:
+    assert call(kind, stdin=MAIL) == (0, "", "")
+    [request] = call.rspamd.requests
+    assert request.head.startswith(f"POST /learn{kind} HTTP/1.0\r\n".encode())
+    assert request.body == MAIL
+    assert dict(request.headers) == {
+        "Host": call.rspamd.url.removeprefix("http://"),
+        "Connection": "close",
+        "Content-Length": str(len(MAIL)),
+    }
+
+
+def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_bytes(b"a b\xc3\xa9\r\nno more\n")
+    words = ("spam", "--password-file", str(secret), "--user", "anna@example.org")
+    assert call(*words, stdin=MAIL) == (0, "", "")
+    [request] = call.rspamd.requests
+    assert request.get("Password") == "a b\xc3\xa9"
+    assert request.get("Deliver-To") == "anna@example.org"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (LEARNED, 0, ""),
+        (Answer(b'{ "success": true }'), 0, ""),
+        (Answer(b'{"success":true}', chunked=False, headers=(("Connection", "close"),)), 0, ""),
+        (KNOWN, 0, ""),
+        (SHORT, 0, ""),
+        (Answer(b'{"error":"Unauthorized"}', 401), 77, "wrong password (status 401: "),
+        (Answer(b'{"error":"Unauthorized"}', 403), 77, "wrong password (status 403: "),
+        (Answer(b'{"error":"Empty body is not permitted"}', 400), 65, "status 400: "),
+        (Answer(b"", 413), 65, "status 413: "),
+        (Answer(b'{"error":"invalid command"}', 500), 75, "status 500: "),
+        (Answer(b"Not found", 404), 75, "status 404: Not found"),
+        # rspamd 3.4 without its Redis: nothing has been learned.
+        (Answer(KNOWN.body, 404), 75, "status 404: "),
+        (Answer(b"<html>"), 75, "no rspamd: <html>"),
+        (Answer(b'{"success":false}'), 75, "no rspamd: "),
+        (Answer(b"\x1b[2J\xff\n", 500), 75, "status 500: \\x1b[2J"),
+        (Answer(b"", behaviour="close"), 75, "closed without a reply"),
+        (Answer(b"", behaviour="reset"), 75, "Connection reset"),
+        (Answer(b"", behaviour="garbage"), 75, "the reply is no HTTP"),
+        (Answer(LEARNED.body, behaviour="cut"), 75, "no rspamd: "),
+        (Answer(b"x", behaviour="endless"), 75, "no rspamd: 1\\r\\nx"),
+    ],
+)
+def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Learn) -> None:
+    call.rspamd.answer = answer
+    got, out, err = call("spam", stdin=MAIL)
+    assert (got, out) == (status, "")
+    if said:
+        assert err.startswith(f"smtpd-filters: stdin: {said}")
+        assert err.count("\n") == 1
+        assert err.isascii() or "�" in err
+        assert len(err) < 300
+    else:
+        assert err == ""
+
+
+@pytest.mark.parametrize("behaviour", ["drop", "stall"])
+def test_a_daemon_that_does_not_reply(behaviour: str, call: Learn) -> None:
+    call.rspamd.answer = Answer(LEARNED.body, behaviour=behaviour)
+    got, out, err = call("spam", "--timeout", "0.2", stdin=MAIL)
+    assert (got, out) == (75, "")
+    assert err == "smtpd-filters: stdin: no reply within 0.2 s\n"
+
+
+def test_a_daemon_that_is_not_there(call: Learn) -> None:
+    call.rspamd.stop()
+    assert call("spam", stdin=MAIL) == (75, "", "smtpd-filters: stdin: Connection refused\n")
+
+
+def test_a_daemon_that_replies_before_the_end(call: Learn) -> None:
+    call.rspamd.answer = Answer(b'{"error":"Unauthorized"}', 401, behaviour="early")
+    status, _, err = call("spam", stdin=b"x" * (8 << 20))
+    # What it says may be lost with the connection.
+    assert (status, "wrong password" in err) in ((77, True), (75, False))
+
+
+def test_an_empty_message(call: Learn, tmp_path: Path) -> None:
+    assert call("spam") == (65, "", "smtpd-filters: stdin: an empty message\n")
+    (tmp_path / "empty").touch()
+    status, _, err = call("spam", str(tmp_path / "empty"))
+    assert (status, err) == (65, f"smtpd-filters: {tmp_path}/empty: an empty message\n")
+    assert not call.rspamd.requests
+
+
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_a_large_message_from_stdin(more: int, call: Learn) -> None:
+    data = MAIL * (mailboxes.MEMORY_LIMIT // len(MAIL) + 1)
+    data = data[: mailboxes.MEMORY_LIMIT] + b"x" * more
+    assert call("spam", stdin=data) == (0, "", "")
+    assert call.rspamd.requests[0].body == data
+
+
+def test_a_directory_for_stdin(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = os.open(ROOT, os.O_RDONLY)
+    try:
+
+        class Directory:
+            @staticmethod
+            def fileno() -> int:
+                return descriptor
+
+        monkeypatch.setattr(sys, "stdin", Directory)
+        assert main(["learn", "ham"]) == 66
+    finally:
+        os.close(descriptor)
+    assert capsys.readouterr().err == "smtpd-filters: stdin: is a directory\n"
+
+
+def test_over_a_unix_socket(call: Learn, tmp_path: Path) -> None:
+    path = f"{tmp_path}/controller.sock"
+    with RspamdStub(LEARNED, listen=path) as stub:
+        for url in (path, f"unix:{path}"):
+            assert call("spam", stdin=MAIL, url=url) == (0, "", "")
+        assert [request.get("Host") for request in stub.requests] == ["localhost"] * 2
+    assert call("spam", stdin=MAIL, url=path)[0] == 75
+
+
+def test_over_tls(call: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    got = []
+
+    def serve(listening: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            try:
+                with context.wrap_socket(connection, server_side=True) as secure:
+                    got.append(secure.recv(1 << 16))
+                    while len(got[-1].partition(b"\r\n\r\n")[2]) < len(MAIL):
+                        got[-1] += secure.recv(1 << 16)
+                    secure.sendall(LEARNED.wire())
+            except ssl.SSLError:
+                got.append(b"no trust")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve, args=[listening])
+        server.start()
+        url = f"https://localhost:{listening.getsockname()[1]}/rspamd"
+        status, _, err = call("spam", stdin=MAIL, url=url)
+        assert (status, "CERTIFICATE_VERIFY_FAILED" in err) == (75, True)
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        assert call("spam", stdin=MAIL, url=url) == (0, "", "")
+        server.join()
+    assert got[0] == b"no trust"
+    assert got[1].startswith(b"POST /rspamd/learnspam HTTP/1.0\r\n")
+    assert got[1].endswith(MAIL)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://localhost", ("localhost", "localhost", 11334, "")),
+        ("http://localhost:80", ("localhost:80", "localhost", 80, "")),
+        ("https://mx.example.org/", ("mx.example.org", "mx.example.org", 443, "")),
+        ("http://192.0.2.1:1/a/b/", ("192.0.2.1:1", "192.0.2.1", 1, "/a/b")),
+        ("http://[2001:db8::1]:11334", ("[2001:db8::1]:11334", "2001:db8::1", 11334, "")),
+        ("http://[::1]", ("[::1]", "::1", 11334, "")),
+        ("/run/rspamd/controller.sock", ("localhost", "", 0, "")),
+    ],
+)
+def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
+    assert learn._endpoint(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost", "ftp://localhost", "http://", "http://:80", "http://a:b", "http://a:"),
+        *("http://a:65536", "http://a:123456", "http://u:p@a/", "http://a/?x", "http://a\r\nX: y"),
+        *("http://a b", "run/sock", "http://a:80:80", "http://[::1", "http://a/#x"),
+    ],
+)
+def test_urls_that_are_none(url: str) -> None:
+    with pytest.raises(ConfigError, match="-url: expected"):
+        learn._endpoint(url)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 64, "kind"),
+        (["eggs"], 64, "invalid choice"),
+        (["spam", "--frobnicate"], 64, "--frobnicate"),
+        (["spam", "--url", "localhost"], 64, "-url: expected http://HOST:PORT"),
+        (["spam", "--timeout", "soon"], 64, "--timeout: "),
+        (["spam", "--timeout", "0"], 64, "--timeout: "),
+        (["spam", "--jobs", "0"], 64, "--jobs: expected a number from 1 to 64"),
+        (["spam", "--jobs", "65"], 64, "--jobs: "),
+        (["spam", "--jobs", "²"], 64, "--jobs: "),
+        (["spam", "--user", "a\nX: b"], 64, "Deliver-To: a control character"),
+        (["spam", "--password-file", "/no/such/file"], 78, "/no/such/file: No such file"),
+        (["spam", "--password-file", "/dev/null"], 78, "/dev/null: the first line is empty"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    words: list[str],
+    status: int,
+    said: str,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    got, out, err = run(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert (got, out) == (status, "")
+    assert err.startswith("smtpd-filters")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_there_is_help(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["learn", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: smtpd-filters learn" in out
+    assert "75 when another try may help" in " ".join(out.split())
+
+
+# -- several -------------------------------------------------------------------------------------
+
+
+def maildir(path: Path, **messages: bytes) -> Path:
+    for name in ("cur", "new", "tmp"):
+        (path / name).mkdir(parents=True)
+    for name, data in messages.items():
+        (path / ("cur" if name.endswith("S") else "new") / name.replace("_", ":2,")).write_bytes(
+            data
+        )
+    return path
+
+
+def bodies(rspamd: RspamdStub) -> list[bytes]:
+    return sorted(request.body for request in rspamd.requests)
+
+
+def test_files(call: Learn, tmp_path: Path) -> None:
+    names = []
+    for n in range(20):
+        (tmp_path / f"{n}").write_bytes(b"%d " % n + MAIL)
+        names.append(str(tmp_path / f"{n}"))
+    status, out, err = call("ham", *names)
+    assert (status, err) == (0, "")
+    assert out == "20 learned, 0 known already, 0 too short, 0 not learned\n"
+    assert bodies(call.rspamd) == sorted(b"%d " % n + MAIL for n in range(20))
+    assert call.rspamd.most_at_once <= 4
+
+
+def test_files_behind_two_hyphens(
+    call: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "-x").write_bytes(MAIL)
+    monkeypatch.chdir(tmp_path)
+    words = ["learn", "spam", "-url", call.rspamd.url, "--", "-x"]
+    assert main(words) == 0
+    assert call.rspamd.requests[0].body == MAIL
+
+
+def test_a_maildir(call: Learn, tmp_path: Path) -> None:
+    box = maildir(tmp_path, one=b"1", two=b"2", three_S=b"3", four_S=b"From 4")
+    (box / "tmp" / "five").write_bytes(b"5")
+    (box / "cur" / ".hidden").write_bytes(b"6")
+    (box / "dovecot-uidlist").write_bytes(b"7")
+    (box / ".Junk").mkdir()
+    status, out, err = call("spam", str(box), "--jobs", "2")
+    assert (status, err) == (0, "")
+    assert out.startswith("4 learned,")
+    assert bodies(call.rspamd) == [b"1", b"2", b"3", b"From 4"]
+    assert call.rspamd.most_at_once <= 2
+
+
+def test_a_directory_of_messages(call: Learn, tmp_path: Path) -> None:
+    (tmp_path / "a.eml").write_bytes(b"1")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "b.eml").write_bytes(b"2")
+    assert call("spam", str(tmp_path))[1].startswith("1 learned,")
+
+
+MBOX = (
+    b"From bob Sat Nov 21 06:00:00 2026\nSubject: 1\n\n>From here\n>>From there\n> From\n\n"
+    b"From anna Sat\nSubject: 2\n\nFrom a line that separates, as it follows a blank one\n\n"
+    b"From x\nSubject: 3\n\nbody\nFrom inside\nno newline at the end"
+)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_an_mbox(call: Learn, tmp_path: Path, *, stdin: bool) -> None:
+    path = tmp_path / "mbox"
+    path.write_bytes(MBOX)
+    if stdin:
+        assert call("spam", stdin=MBOX)[0] == 65  # the third is empty
+    else:
+        status, out, err = call("spam", str(path), "--jobs", "1")
+        assert (status, err) == (65, f"smtpd-filters: {path}:3: an empty message\n")
+        assert out == "3 learned, 0 known already, 0 too short, 1 not learned\n"
+    assert [request.body for request in call.rspamd.requests] == [
+        b"Subject: 1\n\nFrom here\n>From there\n> From\n",
+        b"Subject: 2\n",
+        b"Subject: 3\n\nbody\nFrom inside\nno newline at the end",
+    ]
+
+
+def test_several_outcomes(call: Learn, tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer:
+        return {b"2": KNOWN, b"3": SHORT, b"4": Answer(b"x", 500)}.get(request.body[:1], LEARNED)
+
+    call.rspamd.answer = answer
+    for n in range(6):
+        (tmp_path / f"{n}").write_bytes(b"%d" % n)
+    (tmp_path / "0").write_bytes(b"")
+    status, out, err = call("spam", str(tmp_path), f"{tmp_path}/none")
+    assert status == 75
+    assert out == "2 learned, 1 known already, 1 too short, 3 not learned\n"
+    assert sorted(err.splitlines()) == [
+        f"smtpd-filters: {tmp_path}/0: an empty message",
+        f"smtpd-filters: {tmp_path}/4: status 500: x",
+        f"smtpd-filters: {tmp_path}/none: No such file or directory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [([], 0), ([65], 65), ([65, 66], 66), ([66, 75, 65], 75), ([75, 77], 77)],
+)
+def test_the_status_of_several(statuses: list[int], status: int) -> None:
+    tally = learn.Tally(None)
+    tally.add("learned")
+    for each in statuses:
+        tally.fail("x", "y", each)
+    assert tally.status == status
+
+
+def test_a_wrong_password_ends_it(call: Learn, tmp_path: Path) -> None:
+    for n in range(100):
+        (tmp_path / f"{n}").write_bytes(MAIL)
+    call.rspamd.answer = Answer(b"", 401)
+    status, out, err = call("spam", str(tmp_path), "--jobs", "2")
+    assert status == 77
+    assert len(call.rspamd.requests) <= 2
+    assert out.endswith("; given up\n")
+    assert "wrong password" in err
+
+
+def test_a_dead_daemon_is_not_asked_for_long(call: Learn, tmp_path: Path) -> None:
+    for n in range(100):
+        (tmp_path / f"{n}").write_bytes(MAIL)
+    call.rspamd.stop()
+    status, out, err = call("spam", str(tmp_path), "--jobs", "2")
+    assert status == 75
+    assert 3 <= err.count("Connection refused") <= 4
+    assert out.endswith("; given up\n")
+
+
+def test_failures_in_between_do_not_end_it(call: Learn, tmp_path: Path) -> None:
+    seen = []
+
+    def answer(request: Request) -> Answer:
+        seen.append(request)
+        return LEARNED if len(seen) % 3 == 0 else Answer(b"", behaviour="close")
+
+    call.rspamd.answer = answer
+    for n in range(9):
+        (tmp_path / f"{n}").write_bytes(MAIL)
+    status, out, _ = call("spam", str(tmp_path), "--jobs", "1")
+    assert (status, out) == (75, "3 learned, 0 known already, 0 too short, 6 not learned\n")
+
+
+def test_what_cannot_be_read(call: Learn, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "good").write_bytes(MAIL)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    with listening:
+        names = [f"{tmp_path}/{name}" for name in ("socket", "none", "good")]
+        status, out, err = call("spam", *names, "/dev/null")
+    assert status == 66
+    assert out.startswith("1 learned, ")
+    assert err.count("\n") == 3
+    assert f"{tmp_path}/none: No such file or directory" in err
+    assert "/dev/null: Not a regular file, nor a directory" in err
+
+
+# -- mail that moves meanwhile -------------------------------------------------------------------
+
+
+def test_mail_that_moves_meanwhile(call: Learn, tmp_path: Path) -> None:
+    box = maildir(tmp_path, one=b"1", two=b"2", three_S=b"3")
+    mails = {
+        Path(mail.name).name: mail
+        for mail in mailboxes.messages([str(box)])
+        if isinstance(mail, mailboxes.Mail)
+    }
+    (box / "new" / "one").rename(box / "cur" / "one:2,S")
+    (box / "cur" / "three:2,S").rename(box / "cur" / "three:2,RS")
+    (box / "new" / "two").unlink()
+    for name, content in (("one", b"1"), ("three:2,S", b"3")):
+        file, size = mails[name].open()
+        with file:
+            assert (file.read(), size) == (content, 1)
+    with pytest.raises(mailboxes.Gone):
+        mails["two"].open()
+    tally = learn.Tally(None)
+    controller = learn.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    learn._learn_one(controller, mails["two"], tally)
+    assert (tally.done, tally.status) == (0, 0)
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(mailboxes.Gone):
+        mailboxes.Mail("x", path=str(tmp_path / "new" / "x")).open()
+
+
+def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
+    path = tmp_path / "mail"
+    path.write_bytes(MAIL)
+
+    class Shrinking(mailboxes.Mail):
+        def open(self) -> tuple[Any, int]:
+            file, size = super().open()
+            return file, size + 1
+
+    call.rspamd.answer = Answer(b"", behaviour="drop")
+    controller = learn.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    with pytest.raises(learn.Refused, match="shorter"):
+        controller.learn(Shrinking("x", path=str(path)))
+
+
+# -- mbox, whatever is in it ---------------------------------------------------------------------
+
+LINES = st.sampled_from([b"From x", b">From x", b">>From", b"", b"body", b" From", b"\r", b"\xff"])
+
+
+@given(st.lists(st.lists(LINES, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_an_mbox_gives_back_what_was_put_into_it(contents: list[list[bytes]]) -> None:
+    mails = [b"".join(line + b"\n" for line in lines) for lines in contents]
+    box = b""
+    for mail in mails:
+        quoted = re.sub(rb"(?m)^(>*From )", rb">\1", mail)
+        box += b"From a b\n" + quoted + b"\n"
+    found = []
+    for one in mailboxes.split("x", io.BytesIO(box)):
+        file, size = one.open()
+        with file:
+            found.append(file.read())
+            assert size == len(found[-1])
+    assert found == mails
+
+
+# -- the terminal --------------------------------------------------------------------------------
+
+
+def test_the_bar() -> None:
+    assert learn.bar(0, 10) == f"[{'.' * 30}] 0/10 0%"
+    assert learn.bar(5, 10) == f"[{'#' * 15}{'.' * 15}] 5/10 50%"
+    assert learn.bar(12, 10) == f"[{'#' * 30}] 10/10 100%"
+    assert learn.bar(7, None) == "7 messages"
+
+
+def test_counting(tmp_path: Path) -> None:
+    box = str(maildir(tmp_path / "box", one=b"1", two_S=b"2"))
+    (tmp_path / "mail").write_bytes(MAIL)
+    mail, none = str(tmp_path / "mail"), str(tmp_path / "none")
+    assert mailboxes.count([box, mail, none]) == 4
+    (tmp_path / "mbox").write_bytes(MBOX)
+    assert mailboxes.count([box, str(tmp_path / "mbox")]) is None
+
+
+def test_a_terminal_shows_a_bar(rspamd: RspamdStub, tmp_path: Path) -> None:
+    box = maildir(tmp_path, **{f"m{n}": b"%d" % n for n in range(12)})
+    rspamd.answer = Answer(LEARNED.body, delay=0.1)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*TOOL, "learn", "spam", "-url", rspamd.url, "--jobs", "2", str(box)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        cwd=ROOT,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+        os.close(ours)
+        out = process.communicate()[0]
+    assert process.returncode == 0
+    assert out == b"12 learned, 0 known already, 0 too short, 0 not learned\n"
+    assert re.search(rb"\r\x1b\[K\[#*\.*\] \d+/12 \d+%", shown)
+    assert shown.endswith(b"\r\x1b[K")
+
+
+# -- as a program --------------------------------------------------------------------------------
+
+
+def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def answer(_request: Request) -> Answer:
+        asked.set()
+        return Answer(LEARNED.body, delay=0.5)
+
+    rspamd.answer = answer
+    box = maildir(tmp_path, **{f"m{n}": b"%d" % n for n in range(50)})
+    with subprocess.Popen(
+        [*TOOL, "learn", "spam", "-url", rspamd.url, "--jobs", "2", str(box)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        assert asked.wait(30)
+        process.send_signal(2)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert len(rspamd.requests) < 10
+
+
+def test_it_starts_without_what_it_does_not_use() -> None:
+    # Dovecot waits for it with each message that somebody moves.
+    program = (
+        "import sys; from smtpd_filters.cli import main; "
+        "main(['learn', 'spam', '-url', 'http://127.0.0.1:1']); "
+        "print(json.dumps(sorted(sys.modules))) if (json := __import__('json')) else 0"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=MAIL, capture_output=True, cwd=ROOT, check=True
+    )
+    loaded = set(json.loads(done.stdout))
+    heavy = {"asyncio", "http.client", "aiohttp", "ssl", "email", "urllib.parse", "tempfile"}
+    assert not loaded & (heavy | {"dns", "pathlib", "logging", "subprocess"})
+    assert b"Connection refused" in done.stderr
