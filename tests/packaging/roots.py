@@ -109,7 +109,7 @@ class Machine:
 
     def copy(self, root: Path) -> Machine:
         """Another one like this."""
-        subprocess.run(["/bin/cp", "-a", self.root, root], check=True)
+        subprocess.run(["/bin/cp", "-al", self.root, root], check=True)
         return Machine(self.suite, root)
 
     def remove(self) -> None:
