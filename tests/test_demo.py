@@ -27,6 +27,7 @@ from smtpd_filters.testing.demo.neighbours import (
 from smtpd_filters.testing.demo.recorded import in_order, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
+from smtpd_filters.testing.replay import REFUSALS
 from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
 
 PLAIN = Painter(colour=False)
@@ -46,6 +47,15 @@ def version(request: pytest.FixtureRequest) -> str:
 
 def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
     return {each.neighbour.who: each for each in outcomes}
+
+
+ALONE = ["rdns", "fcrdns", "dyndns", "mailfrom"]
+
+
+def of_alone(outcome: Outcome) -> Outcome:
+    """The same without what is said by filters that ask others."""
+    said = [each for each in outcome.said if each.filter in ALONE]
+    return outcome._replace(said=said, silent=[each for each in outcome.silent if each in ALONE])
 
 
 def check_facts(outcomes: list[Outcome]) -> None:
@@ -81,7 +91,7 @@ def check_facts(outcomes: list[Outcome]) -> None:
     assert spoof.answered.command == "MAIL FROM"
     assert spoof.answered.reply.startswith("550 5.7.1 ")
 
-    assert {said.filter for said in of["trusted: our scanner"].said} == set(commands(conf()))
+    assert {said.filter for said in of["trusted: our scanner"].said} == set(ALONE)
     alice = of["alice, logged in, at home"]
     assert alice.said == [Said("mailfrom", "mail-from", "proceed", "")]
 
@@ -97,8 +107,10 @@ def conf() -> str:
 def test_a_real_server(version: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--server", version, "--width", "100"]) == 0
     shown = capsys.readouterr().out
-    assert f"On a real smtpd {version}: 7 messages: 3 delivered, 2 junk, 2 refused, in " in shown
+    assert f"On a real smtpd {version}: 9 messages: 3 delivered, 2 junk, 4 refused, in " in shown
     assert "alice: Junk" in shown
+    assert "550 your IP reputation" in shown
+    assert "554 5.7.1 Gtube pattern" in shown
     assert "421 4.7.25 " in shown
     assert "\033" not in shown
     assert max(map(len, shown.splitlines())) <= 100
@@ -107,8 +119,15 @@ def test_a_real_server(version: str, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.e2e
 def test_the_replay_is_true(version: str) -> None:
     live = serve(version)
-    check_facts(live)
-    for real, replayed in zip(live, replay(), strict=True):
+    assert {said.filter for each in live for said in each.said} == set(commands(conf()))
+    for each in live:
+        if each.neighbour.judge:
+            assert each.place == REFUSED
+            refusers = {said.filter for said in each.said if said.verb in REFUSALS}
+            assert refusers == {each.neighbour.judge}
+    alone = [of_alone(each) for each in live if not each.neighbour.judge]
+    check_facts(alone)
+    for real, replayed in zip(alone, replay(), strict=True):
         assert real[:4] == replayed[:4]
         assert real.place == replayed.place
         assert real.answered.command == replayed.answered.command
@@ -181,24 +200,25 @@ def test_smtpd_stops_asking_when_one_has_spoken() -> None:
 
 
 def test_the_configuration() -> None:
-    assert len([line for line in conf().splitlines() if line]) == 16
+    assert len([line for line in conf().splitlines() if line]) == 18
     assert chains(conf()) == {
-        SMTP: ["rdns", "fcrdns", "dyndns", "mailfrom"],
-        SUBMISSION: ["mailfrom"],
+        SMTP: ["rdns", "fcrdns", "dyndns", "senderscore", "mailfrom", "rspamd"],
+        SUBMISSION: ["mailfrom", "rspamd"],
     }
     assert commands(conf())["dyndns"] == "filter-dyndns --action junk"
-    changed = laboratory(conf())
+    changed = laboratory(conf(), "http://127.0.0.1:1")
     # What decides about mail is the operator's.
     for line in conf().splitlines():
         if line.startswith("match"):
             assert line in changed
         if line.startswith("filter"):
             assert line.removesuffix('"').partition('"filter-')[2] in changed
+    assert "filter-rspamd -url http://127.0.0.1:1 " in changed
 
 
 def test_a_configuration_that_does_not_suit_is_refused() -> None:
     with pytest.raises(LabError, match="no match for"):
-        laboratory(conf().replace("maildir junk", "maildir"))
+        laboratory(conf().replace("maildir junk", "maildir"), "")
 
 
 def test_the_log() -> None:

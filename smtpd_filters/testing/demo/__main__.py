@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.testing import rspamd
 from smtpd_filters.testing.demo.configuration import CONF
 from smtpd_filters.testing.demo.live import serve
-from smtpd_filters.testing.demo.recorded import replay
+from smtpd_filters.testing.demo.recorded import left_out, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import Painter, wrap
 from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
@@ -29,7 +30,10 @@ NARROWEST, WIDEST = 60, 150
 
 def choose(wanted: str | None) -> tuple[str | None, str]:
     """Return the version of smtpd that is to be run; None, and in one line why there is none."""
-    reasons = {each: unavailable(each) for each in ([wanted] if wanted else VERSIONS)}
+    reasons = {
+        each: unavailable(each) or rspamd.unavailable()
+        for each in ([wanted] if wanted else VERSIONS)
+    }
     for each, reason in reasons.items():
         if reason is None:
             return each, ""
@@ -40,7 +44,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m smtpd_filters.testing.demo",
-        description="Good and bad neighbours send mail to a real smtpd with four filters.",
+        description="Good and bad neighbours send mail to a real smtpd with six filters.",
     )
     parser.add_argument(
         "--server", choices=VERSIONS, help="the version of smtpd; by default the system's"
@@ -80,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("\n".join(show(outcomes, width, paint, rule)))
     how = f"On a real smtpd {server}" if server else "Replayed from a recording"
     say(f"\n{how}: {paint(summary(outcomes, seconds), 'bold')}")
+    if not server:
+        absent = ", ".join(left_out(CONF.read_text("utf-8")))
+        say(f"Left out, since they ask others who aren't here: {absent}.")
     wrong = unexpected(outcomes)
     for line in wrong:
         say(paint(line, "red"))

@@ -31,19 +31,20 @@ def chains(conf: str) -> dict[int, list[str]]:
     }
 
 
-def laboratory(conf: str) -> str:
+def laboratory(conf: str, rspamd: str) -> str:
     """Return the configuration with what a laboratory can't have replaced.
 
-    Certificate and aliases are where the laboratory has them, users are in a table instead of
-    passwd(5), "all" is a group of interfaces that OpenBSD alone has, the filters are those of this
-    checkout and log what they let pass too. What they are told to do, and the rules for mail, stay
-    as they are.
+    `rspamd` is the address of the scanner there. Certificate and aliases are where the laboratory
+    has them, users are in a table instead of passwd(5), "all" is a group of interfaces that OpenBSD
+    alone has, the filters are those of this checkout and log what they let pass too. What they are
+    told to do, and the rules for mail, stay as they are.
     """
     replacements = {
         r'cert "[^"]+"': 'cert "/srv/lab/certificate.pem"',
         r'key "[^"]+"': 'key "/srv/lab/key.pem"',
         r"file:/etc/mail/aliases": f"file:{file_path('aliases')}",
         r'proc-exec "(filter-[^"]+)"': rf'proc-exec "{BIN}/\1 -v"',
+        r"/filter-rspamd ": f"/filter-rspamd -url {rspamd} ",
         r"listen on all ": "listen on lo ",
         r" auth filter": " auth <credentials> filter",
         r"maildir junk alias <aliases>": (

@@ -17,7 +17,8 @@ from smtpd_filters.testing.demo.neighbours import (
     Neighbour,
     Outcome,
 )
-from smtpd_filters.testing.server import Smtpd, password
+from smtpd_filters.testing.rspamd import Rspamd
+from smtpd_filters.testing.server import Lab, Smtpd, password, root_of
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server import Connection, Reply
@@ -29,6 +30,8 @@ CONNECT, END = "", "."
 class DemoSmtpd(Smtpd):
     """A server with the operator's configuration, in place of the one that tests have."""
 
+    rspamd = ""
+
     def configuration(self) -> str:
         """Return the lines that the laboratory needs, and the operator's."""
         # Those of the tests' configuration which declare users, their passwords and ciphers, and
@@ -39,7 +42,9 @@ class DemoSmtpd(Smtpd):
             if line.startswith(("table users", "table credentials", "smtp ciphers"))
             or line.split()[:3:2] == ["listen", "127.0.0.254"]
         ]
-        return "\n".join([*own[:-1], laboratory(CONF.read_text("utf-8")), own[-1]]) + "\n"
+        return (
+            "\n".join([*own[:-1], laboratory(CONF.read_text("utf-8"), self.rspamd), own[-1]]) + "\n"
+        )
 
 
 # -- a real server ---------------------------------------------------------------------------------
@@ -49,13 +54,26 @@ def serve(server: str) -> list[Outcome]:
     """Let all neighbours send their mail to a real smtpd; raises LabError if it doesn't run."""
     zone = json.loads(ZONE.read_text("utf-8"))
     conf = CONF.read_text("utf-8")
-    smtpd = DemoSmtpd(
-        server,
-        zone=zone,
-        users=USERS,
-        filters=commands(conf),
-        files={"aliases": "postmaster: alice\n"},
-    )
+    with Lab(zone, root=root_of(server)) as lab, Rspamd(lab, redis=False) as daemon:
+        smtpd = DemoSmtpd(
+            server,
+            lab=lab,
+            users=USERS,
+            filters=commands(conf),
+            files={"aliases": "postmaster: alice\n"},
+        )
+        smtpd.rspamd = daemon.url
+        answers, places = exchange(smtpd)
+    # Read when the server has ended: the log is complete then.
+    sessions, said = read_log(smtpd.log)
+    return [
+        outcome(neighbour, sessions, said, answer, places.get(neighbour.id, ""))
+        for neighbour, answer in zip(NEIGHBOURS, answers, strict=True)
+    ]
+
+
+def exchange(smtpd: Smtpd) -> tuple[list[Answered], dict[str, str]]:
+    """Have all mail sent; return the last reply to each, and where each message went."""
     with smtpd:
         answers = [send(smtpd, neighbour) for neighbour in NEIGHBOURS]
         places = {
@@ -63,12 +81,7 @@ def serve(server: str) -> list[Outcome]:
             for user in USERS
             for mail in smtpd.maildir(user)
         }
-    # Read when the server has ended: the log is complete then.
-    sessions, said = read_log(smtpd.log)
-    return [
-        outcome(neighbour, sessions, said, answer, places.get(neighbour.id, ""))
-        for neighbour, answer in zip(NEIGHBOURS, answers, strict=True)
-    ]
+    return answers, places
 
 
 def send(server: Smtpd, neighbour: Neighbour) -> Answered:

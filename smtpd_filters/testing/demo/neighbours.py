@@ -8,6 +8,9 @@ INBOX, JUNK, REFUSED, NOWHERE = "Inbox", "Junk", "refused", "nowhere"
 SMTP, SUBMISSION = 25, 587
 END_OF_DATA = "end of DATA"
 USERS = ("alice", "bob")
+# What every scanner takes for spam, so that it can be tested with: Generic Test for Unsolicited
+# Bulk Email.
+GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 
 
 class Neighbour(NamedTuple):
@@ -20,6 +23,9 @@ class Neighbour(NamedTuple):
     expected: str
     #: Authenticates as this user, at the submission port.
     user: str = ""
+    #: The filter that is to object, if it asks somebody else: a recording can't answer for that.
+    judge: str = ""
+    text: str = "Hello from a neighbour."
 
     @property
     def port(self) -> int:
@@ -32,7 +38,7 @@ class Neighbour(NamedTuple):
         return (
             f"From: <{self.sender}>\r\nTo: <{self.recipient}>\r\nSubject: {self.who}\r\n"
             f"Message-ID: {self.id}\r\nDate: Sat, 21 Nov 2026 08:00:00 +0000\r\n\r\n"
-            "Hello from a neighbour.\r\n"
+            f"{self.text}\r\n"
         ).encode()
 
     @property
@@ -63,6 +69,23 @@ NEIGHBOURS = (
         "bob@example.org",
         INBOX,
         "alice",
+    ),
+    Neighbour(
+        "sends what nobody wants",
+        "198.51.100.13",
+        "offers@bulk.example",
+        "alice@example.org",
+        REFUSED,
+        judge="senderscore",
+    ),
+    Neighbour(
+        "a good host with spam",
+        "198.51.100.11",
+        "sales@good.example",
+        "alice@example.org",
+        REFUSED,
+        judge="rspamd",
+        text=GTUBE,
     ),
 )
 
