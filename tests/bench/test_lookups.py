@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from smtpd_filters.testing.server import Lab, LabError
+from tests.bench import lookups
+from tests.bench.lookups import BLOCKING, FLAGS, LOST, Place, faulty, mixed, warm
+from tests.bench.player import MisbehaviourError, Player
+from tests.bench.workloads import message
+
+
+def test_one_client_in_ten_is_looked_up_in_vain() -> None:
+    rounds = [mixed(2_000, number) for number in range(16)]
+    for clients in rounds:
+        assert sum(client.startswith("10.1.") for client in clients) == 2_000 / LOST
+        assert sum(client.startswith("10.0.") for client in clients) == 2_000 - 2_000 / LOST
+    # Nobody is known from an earlier round.
+    assert len({client for clients in rounds for client in clients}) == 16 * 2_000
+
+
+def test_sessions_are_looked_up_and_those_of_known_clients_are_not() -> None:
+    with Place(None) as place:
+        found = warm(place, 100, FLAGS, message(12))
+        assert [run.sessions for run in found.values()] == [100, 100]
+        assert found.keys() == {"warm cache", "look-ups off"}
+        with Player(place.ours(*BLOCKING)) as player:
+            lookups.play(player, mixed(9, 0)[1:], [])
+        assert len(place.dns.queries) == 8
+
+
+def test_a_look_up_too_many_is_found_out() -> None:
+    """A cache that does not keep what it was told would not be measured as one that does."""
+    with Place(None) as place:
+        # An answer of which nobody says how long it holds is not kept.
+        place.dns.zone.clear()
+        place.dns.negative_ttl = None
+        with pytest.raises(MisbehaviourError, match="look-ups of what was known"):
+            warm(place, 100, BLOCKING, [])
+
+
+def test_where_there_can_be_no_network_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: Lab) -> Lab:
+        raise LabError("not permitted")
+
+    monkeypatch.setattr(Lab, "__enter__", fail)
+    monkeypatch.setattr(lookups, "ZONE", {"*.score.senderscore.com": {"A": "127.0.4.97"}})
+    with Place(["filter-senderscore"]) as place:
+        assert place.alone == "needs a network of its own: not permitted"
+        assert list(faulty(place, 20, 20, 0, message(12))) == ["ours"]
