@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filters._dnsbl_lists import List, Watch
     from smtpd_filters.filters._dnsbl_sites import Site
     from smtpd_filters.lookups.dns import Resolver
-    from smtpd_filters.lookups.outcome import Outcome
+    from smtpd_filters.lookups.outcome import NotFound, Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
@@ -214,6 +214,7 @@ class Dnsbl(Filter):
 
     _resolver: Resolver
     _watch: Watch
+    _not_found: type[NotFound]
     _lists: dict[str, list[List]]
     _thresholds: Thresholds
     _template: Template
@@ -266,9 +267,11 @@ class Dnsbl(Filter):
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_lists import NAME, V4, V6, List, Watch
         from smtpd_filters.lookups.dns import Resolver
+        from smtpd_filters.lookups.outcome import NotFound
         from smtpd_filters.runtime.log import Log
 
         settings = self.settings
+        self._not_found = NotFound
         try:
             self._resolver = Resolver(
                 settings.nameserver or None,
@@ -311,8 +314,8 @@ class Dnsbl(Filter):
         await self._watch.test(remind=True)
 
     def arrived(self, session: Session) -> None:
-        """Start to ask about the client."""
-        if not exempt(session, self.settings.allow):
+        """Start to ask about the client, unless it is decided about in the same breath."""
+        if self._phase != "connect" and not exempt(session, self.settings.allow):
             for question in self._about_client(session):
                 self._resolver.start(question.name, "A")
 
@@ -422,19 +425,30 @@ class Dnsbl(Filter):
             if self._now() < known.until:
                 raise UnavailableError(known.cause, DNS_FAILURE)
         if self._watch.done:
-            inquiry = self._ask(session, key)
+            questions = self._questions(session, *key)
+            if self._is_unknown_to(questions):
+                return PROCEED
+            inquiry = self._ask(questions)
             if inquiry.over and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return self._wait(session, key)
+
+    def _is_unknown_to(self, questions: Sequence[Question]) -> bool:
+        """Whether all lists are known to have no entry, which is what they mostly have."""
+        for question in questions:
+            if type(self._resolver.known(question.name, "A")) is not self._not_found:
+                return False
+            question.list.silences = 0
+        return True
 
     def _now(self) -> float:
         import asyncio
 
         return asyncio.get_running_loop().time()
 
-    def _ask(self, session: Session, key: tuple[str, str]) -> Inquiry:
+    def _ask(self, questions: Sequence[Question]) -> Inquiry:
         """Take in what is known already."""
-        inquiry = Inquiry(self._questions(session, *key), self._thresholds)
+        inquiry = Inquiry(questions, self._thresholds)
         for question in list(inquiry.out):
             outcome = self._resolver.known(question.name, "A")
             if outcome is not None:
@@ -481,7 +495,7 @@ class Dnsbl(Filter):
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
-        inquiry = self._ask(session, key)
+        inquiry = self._ask(self._questions(session, *key))
         if not inquiry.over:
             await self._answers(inquiry, early=True)
         return inquiry

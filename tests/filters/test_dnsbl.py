@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -278,7 +280,7 @@ def test_a_reply_of_ones_own(server: DNSServer, template: str, told: str) -> Non
 
 def test_the_text_is_asked_for_only_when_somebody_is_told(server: DNSServer) -> None:
     name = under(ZONE, BAD)
-    for flags in (("--junk-at", "1"), ("--reply", "550 5.7.1 No"), ("--reject-at", "2")):
+    for flags in (("--junk-at", "1"), ("--reply", "550 5.7.1 No")):
         server.queries.clear()
         verdict(server, "--client", ZONE, *flags)
         assert server.asked(name, "A") == 1
@@ -474,9 +476,17 @@ def test_the_recipients_of_a_message_get_one_answer(server: DNSServer) -> None:
     assert server.asked(under(ZONE, BAD), "A") >= 1
 
 
-def test_who_is_listed_but_not_for_enough_is_logged_once(server: DNSServer) -> None:
-    flags = ("--client", ZONE, "--reject-at", "2", "--phase", "rcpt-to")
-    with talking(server, *flags) as smtpd:
+def test_a_list_that_can_change_nothing_is_not_even_asked(server: DNSServer) -> None:
+    server.queries.clear()
+    assert verdict(server, "--client", ZONE, "--reject-at", "2").verb == "proceed"
+    assert not server.asked(under(ZONE, BAD), "A")
+
+
+def test_who_is_listed_but_not_for_enough_is_logged_once() -> None:
+    # The other one could make it enough, and has nothing to say, later.
+    late = {under(OTHER, BAD): {"TXT": "nothing", "delay": 0.05}}
+    flags = ("--client", ZONE, "--client", OTHER, "--reject-at", "2", "--phase", "rcpt-to")
+    with DNSServer({**ENTRIES, **late}) as lists, talking(lists, *flags) as smtpd:
         there = smtpd.connect(address=BAD)
         there.ehlo()
         there.mail_from("bob@example.net")
@@ -731,3 +741,80 @@ def test_as_the_filter_before_was_started(server: DNSServer) -> None:
     assert verdict(server, *flags, address=BAD).verb == "junk"
     assert verdict(server, *flags, address=BAD6).verb == "proceed"
     assert verdict(server, *old_style([ZONE], Dnsbl), address=BAD).verb == "disconnect"
+
+
+# -- the manual page -------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "man" / "filter-dnsbl.8"
+
+
+def literal(text: str) -> str:
+    """What a literal block of mdoc shows."""
+    return text.replace("\\e\n", "\n").replace("\\e", "\\")
+
+
+def examples() -> list[str]:
+    """The arguments in the examples of the manual page, as sh(1) gets them."""
+    return re.findall(r'proc-exec "filter-dnsbl ([^"]*)"', literal(PAGE.read_text()))
+
+
+@pytest.fixture
+def lists_file(tmp_path: Path) -> Path:
+    shown = re.search(
+        r"^\.Pa /etc/mail/lists :\n\.Bd .*\n((?:.*\n)*?)\.Ed$", PAGE.read_text(), re.MULTILINE
+    )
+    assert shown
+    (tmp_path / "lists").write_text(shown[1])
+    return tmp_path / "lists"
+
+
+def test_each_example_of_the_manual_page_starts(server: DNSServer, lists_file: Path) -> None:
+    assert len(examples()) == 4
+    for example in examples():
+        flags = shlex.split(example.replace("/etc/mail/lists", str(lists_file)))
+        with talking(server, *flags) as smtpd:
+            assert smtpd.phases
+
+
+@pytest.mark.parametrize(
+    ("client", "verb"),
+    [
+        ({"address": "192.0.2.100"}, "proceed"),
+        ({"address": "192.0.2.101"}, "reject"),  # Spamhaus
+        ({"address": "192.0.2.102"}, "junk"),  # SpamCop alone
+        ({"address": "192.0.2.103"}, "reject"),  # SpamCop and Mailspike
+        ({"address": "192.0.2.104"}, "proceed"),  # the two, and highly trusted
+        ({"address": "192.0.2.105"}, "junk"),  # the two, and trusted a little
+        ({"address": "192.0.2.106"}, "proceed"),  # Spamhaus refuses to answer
+        ({"address": "2001:db8::101"}, "reject"),
+        ({"rdns": "bad.example"}, "junk"),
+        ({"sender": "eve@bad.example"}, "reject"),
+        ({"sender": "eve@abused.example"}, "proceed"),
+    ],
+)
+def test_what_the_example_of_the_manual_page_does(
+    lists_file: Path, client: dict[str, Any], verb: str
+) -> None:
+    two = {f"192.0.2.{number}": "127.0.0.2" for number in (102, 103, 104, 105)}
+    zone = {
+        **addresses(
+            "zen.spamhaus.org",
+            {
+                "192.0.2.101": "127.0.0.4",
+                "2001:db8::101": "127.0.0.3",
+                "192.0.2.106": "127.255.255.255",
+            },
+        ),
+        **addresses("bl.spamcop.net", two),
+        **addresses(
+            "bl.mailspike.net", {f"192.0.2.{number}": "127.0.0.11" for number in (103, 104, 105)}
+        ),
+        **addresses("list.dnswl.org", {"192.0.2.104": "127.0.5.3", "192.0.2.105": "127.0.5.1"}),
+        **domains(
+            "dbl.spamhaus.org", {"bad.example": "127.0.1.2", "abused.example": "127.0.1.102"}
+        ),
+    }
+    flags = shlex.split(examples()[0].replace("/etc/mail/lists", str(lists_file)))
+    with DNSServer(zone) as lists:
+        given: dict[str, Any] = {"address": "198.51.100.9", "rdns": "mail.example.net", **client}
+        assert verdict(lists, *flags, **given).verb == verb
