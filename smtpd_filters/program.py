@@ -57,7 +57,8 @@ def set_up(filter_: Filter, general: PolicySettings) -> Ready:
     Raises ConfigError for whatever goes wrong, in one line.
     """
     on_error: Any = general.on_error
-    filter_.dry_run, filter_.deadline = general.dry_run, general.deadline
+    filter_.on_error, filter_.deadline = on_error, general.deadline
+    filter_.dry_run = general.dry_run
     try:
         filter_.setup()
     except ConfigError:

@@ -101,7 +101,7 @@ class ChainFile:
         try:
             top = tomllib.loads(content)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(_placed(path, str(error))) from None
+            raise ConfigError(_placed(path, content, printable(str(error)))) from None
         self._filters = self._tables(top, "filter")
         self._chains = self._tables(top, "chain")
         self._top = {key: value for key, value in top.items() if key not in {"filter", "chain"}}
@@ -194,10 +194,12 @@ class ChainFile:
         raise ConfigError(f"{self.path}: {kind}: expected tables [{kind}.NAME]")
 
 
-def _placed(path: str, said: str) -> str:
+def _placed(path: str, content: str, said: str) -> str:
     """Put the place that tomllib names, "(at line 3, column 5)", where compilers put it."""
-    reason, _, place = said.rpartition(" (at line ")
-    line, _, column = place.rstrip(")").partition(", column ")
+    reason, _, place = said.rpartition(" (at ")
+    if place == "end of document)":
+        return f"{path}:{content.count(chr(10)) + 1}: {reason}"
+    line, _, column = place.removeprefix("line ").rstrip(")").partition(", column ")
     return f"{path}:{line}:{column}: {reason}" if reason and column else f"{path}: {said}"
 
 

@@ -47,9 +47,9 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
     except ConfigError:
         raise
     except ImportError as error:
-        raise ConfigError(f"{quote(used)}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{printable(used)}: {' '.join(str(error).split())}") from None
     except Exception as error:  # noqa: BLE001  # a module may do anything
-        raise ConfigError(f"{quote(used)}: {fold_traceback(error)}") from None
+        raise ConfigError(f"{printable(used)}: {fold_traceback(error)}") from None
 
 
 def _named(name: str, others: Iterable[str]) -> type[Filter]:
@@ -83,7 +83,7 @@ def _of_file(used: str) -> type[Filter]:
     if not colon or not name.isidentifier():
         path, name = used, ""
     if not os.path.isabs(path):  # noqa: PTH117  # pathlib costs start-up
-        raise ConfigError(f"{quote(path)} isn't an absolute path")
+        raise ConfigError(f"{printable(path)}: not an absolute path")
     module = type(sys)(path)
     module.__file__ = path
     code = compile(read_safely(path), path, "exec")
@@ -125,20 +125,27 @@ def read_safely(path: str) -> bytes:
     try:
         # To open a FIFO without a writer would wait for one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{path}: not a regular file")
-            if status.st_uid not in {0, os.geteuid()}:
-                raise ConfigError(f"{path}: its owner is neither root nor the current user")
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise ConfigError(f"{path}: not only its owner may write to it")
-            folder = os.stat(os.path.dirname(path) or ".").st_mode  # noqa: PTH116, PTH120  # as above
-            # In a sticky one only owners replace files.
-            if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
-                raise ConfigError(f"{path}: everybody may write to its folder")
-            return file.read()
+        try:
+            _refuse_others(path, descriptor)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{printable(path)}: {error}") from None
+
+
+def _refuse_others(path: str, descriptor: int) -> None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path}: not a regular file")
+    if status.st_uid not in {0, os.geteuid()}:
+        raise ConfigError(f"{path}: its owner is neither root nor the current user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{path}: not only its owner may write to it")
+    folder = os.stat(os.path.dirname(path) or ".").st_mode  # noqa: PTH116, PTH120  # as above
+    # In a sticky one only owners replace files.
+    if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
+        raise ConfigError(f"{path}: everybody may write to its folder")

@@ -1,0 +1,734 @@
+"""smtpd-filters.toml, and filter-chain, which is what it says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.cli import chain as program
+from smtpd_filters.cli import chain_file, chain_use
+from smtpd_filters.cli.chain_file import ChainFile
+from smtpd_filters.cli.listing import discover
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.dyndns import Dyndns
+from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.program import set_up
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.settings import policy_options
+from smtpd_filters.testing import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "examples" / "smtpd-filters.toml"
+MANUAL = ROOT / "docs" / "man" / "smtpd-filters.toml.5"
+#: Root's checks are made as smtpd's user, who doesn't see a test's files.
+AS_MYSELF = ("--user", "root") if os.geteuid() == 0 else ()
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+TWO = """\
+[filter.nameless]
+use = "fcrdns"
+require = "rdns"
+action = "reject"
+
+[filter.fcrdns]
+phase = "mail-from"
+
+[chain.inbound]
+filters = ["nameless", "fcrdns", "dyndns"]
+"""
+GREET = """\
+from smtpd_filters import PROCEED, Filter, Proceed, Reject, Session, Settings, option
+from smtpd_filters.settings import TEXT
+
+
+class Greet(Filter):
+    "Refuse who greets by a wrong name."
+
+    class Options(Settings):
+        name_ = option(TEXT, default="evil.example", help="The wrong name.")
+
+    def ehlo(self, session: Session, identity: str) -> Proceed | Reject:
+        if identity == self.settings.name_:
+            return Reject("550 5.7.1 Not you").because(f"greets as {identity}")
+        return PROCEED
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file that is safe to read, or one with another mode."""
+
+    def write(content: str | bytes, name: str = "chains.toml", mode: int = 0o644) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.chmod(mode)
+        return path
+
+    return write
+
+
+def said(content: str, chain: str = "") -> str:
+    """What is wrong with a file of this content, without its name."""
+    with pytest.raises(ConfigError) as failure:
+        serve(content, chain)
+    text = str(failure.value)
+    assert text.startswith("x.toml:")
+    assert "\n" not in text
+    return text.removeprefix("x.toml:").removeprefix(" ")
+
+
+def serve(content: str, chain: str = "") -> Conversation:
+    """Converse with a chain of a file of this content."""
+    file = ChainFile("x.toml", content)
+    ready = [set_up(each.make(), each.policy) for each in file.declared(file.chain(chain))]
+    return Conversation([filter_ for filter_, _, _ in ready])
+
+
+def filter_chain(*words: str | Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "smtpd_filters.cli.chain", *map(str, words)],
+        input=data,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+
+
+def check(path: Path, *words: str) -> tuple[int, list[str]]:
+    """Exit status and lines of a check, which prints nothing to stdout."""
+    done = filter_chain("-n", "-f", path, *AS_MYSELF, *words)
+    assert done.stdout == b""
+    return done.returncode, done.stderr.decode().splitlines()
+
+
+# -- chains --------------------------------------------------------------------------------
+
+
+def test_filters_of_a_chain_are_asked_in_order_under_their_own_names() -> None:
+    with serve(TWO) as smtpd:
+        assert [each.name for each in smtpd.filters] == ["nameless", "fcrdns", "dyndns"]
+        nobody = smtpd.connect(rdns=None)
+        assert nobody.greeting.verb == "disconnect"
+        liar = smtpd.connect(rdns="mail.example.net", fcrdns="fail")
+        assert liar.greeting.verb == "proceed"
+        liar.ehlo()
+        liar.mail_from("bob@example.net")
+        liar.rcpt_to("anna@example.org")
+        # What the second decided at MAIL is marked at DATA.
+        assert liar.data().verb == "junk"
+        dynamic = smtpd.connect(rdns="192-0-2-8.dyn.example", address="192.0.2.8")
+        assert dynamic.greeting.verb == "junk"
+        names = [line.split()[1:3] for line in smtpd.log]
+        assert names == [["nameless", "connect"], ["fcrdns", "mail-from"], ["dyndns", "connect"]]
+
+
+def test_the_executable_is_the_chain(write: Callable[..., Path]) -> None:
+    smtpd = SmtpdConnection()
+    handshake = smtpd.configure()
+    done = filter_chain("--config", write(TWO), data=handshake)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(smtpd.receive(done.stdout))
+    assert smtpd.ready
+    assert smtpd.phases == {"connect", "mail-from", "data"}
+
+
+def test_only_one_of_several_chains_is_served() -> None:
+    content = f'{TWO}\n[chain.users]\nfilters = ["mailfrom"]\n[filter.mailfrom]\ndomains = "a.b"\n'
+    with serve(content, "users") as smtpd:
+        assert [each.name for each in smtpd.filters] == ["mailfrom"]
+    assert said(content) == "--chain is required, there are several: inbound, users"
+    assert said(content, "user") == 'no [chain.user], did you mean "users"?'
+    assert said(content, "x\ny") == "no [chain.x\\ny] (there is inbound, users)"
+
+
+def test_what_every_filter_has_is_each_filters_own() -> None:
+    content = """
+    [filter.a]
+    use = "fcrdns"
+    on-error = "tempfail"
+    deadline = "7s"
+    dry-run = true
+    [filter.b]
+    use = "fcrdns"
+    [chain.x]
+    filters = ["a", "b"]
+    """
+    with serve(content) as smtpd:
+        first, second = smtpd.filters
+        assert (first.on_error, first.deadline, first.dry_run) == ("tempfail", 7.0, True)
+        assert (second.on_error, second.deadline, second.dry_run) == ("proceed", 30.0, False)
+        client = smtpd.connect(rdns=None)
+        assert client.greeting.verb == "junk"
+        assert " a connect result=proceed would=junk " in smtpd.log[0]
+        assert " b connect result=junk " in smtpd.log[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "verbose", "long_lines"),
+    [
+        ('[chain.x]\nfilters = ["dyndns"]', False, "split"),
+        ('verbose = true\n[chain.x]\nfilters = ["dyndns"]', True, "split"),
+        ('verbose = true\n[chain.x]\nverbose = false\nfilters = ["dyndns"]', False, "split"),
+        ('long-lines = "refuse"\n[chain.x]\nfilters = ["dyndns"]', False, "refuse"),
+        ('[chain.x]\nlong-lines = "refuse"\nfilters = ["dyndns"]', False, "refuse"),
+    ],
+)
+def test_what_a_process_has_once(content: str, long_lines: str, *, verbose: bool) -> None:
+    process = ChainFile("x.toml", content).process("x")
+    assert (process.verbose, process.long_lines) == (verbose, long_lines)
+
+
+def test_verbose_is_a_flag_too(write: Callable[..., Path]) -> None:
+    smtpd = SmtpdConnection()
+    data = smtpd.configure()
+    smtpd.phases.add("connect")
+    smtpd.reports.add("link-connect")
+    key, token = b"7641df9771b4ed00", b"1ef1c203cc576e5d"
+    values = (b"mail.example.org", b"pass", b"192.0.2.1:33", b"192.0.2.2:25")
+    data += smtpd.report("link-connect", key, *values, time=b"1.000001")
+    data += smtpd.request("connect", key, token, b"mail.example.org|192.0.2.1", b"1.000002")
+    path = write(TWO)
+    assert b"proceed" not in filter_chain("-f", path, data=data).stderr
+    assert b"nameless connect result=proceed" in filter_chain("-v", "-f", path, data=data).stderr
+
+
+# -- what is wrong -------------------------------------------------------------------------
+
+
+def chain_of(name: str, table: str = "") -> str:
+    return f'[filter.{name}]\n{table}\n[chain.inbound]\nfilters = ["{name}"]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        # No TOML.
+        ("a = \n", "1:5: Invalid value"),
+        ('verbose = true\nlong-lines = "x', "2: Unterminated string"),
+        ("a = 1\na = 2\n", "2:6: Cannot overwrite a value"),
+        ("[chain.x", "1: Expected ']' at the end of a table declaration"),
+        # The top.
+        ("", "no chain: a table [chain.NAME] with filters = [...] is required"),
+        ("[chains.x]", 'unknown key "chains", did you mean "chain"?'),
+        ("long_lines = 1", 'unknown key "long_lines", did you mean "long-lines"?'),
+        ("action = 'junk'", 'unknown key "action"'),
+        ("verbose = 'yes'\n[chain.x]\n", "verbose: expected true or false, not a string"),
+        ("filter = 3", "filter: expected tables [filter.NAME]"),
+        ("[[chain]]", "chain: expected tables [chain.NAME]"),
+        (
+            "[filter]\nfcrdns = true",
+            "[filter]: fcrdns isn't a table (its own is [filter.NAME])",
+        ),
+        # Chains.
+        ("[chain.x]", "[chain.x]: filters is required"),
+        ("[chain.x]\nfilters = []", "[chain.x]: filters: at least one is required"),
+        (
+            "[chain.x]\nfilters = 'fcrdns'",
+            "[chain.x]: filters: expected an array, not a string",
+        ),
+        ("[chain.x]\nfilters = [1]", "[chain.x]: filters: expected a string, not an integer"),
+        ("[chain.x]\nfilter = []", '[chain.x]: unknown key "filter", did you mean "filters"?'),
+        (
+            '[chain.x]\nfilters = ["fcrdns", "fcrdns"]',
+            '[chain.x]: filters: "fcrdns" is there twice (give one another name, with use = "...")',
+        ),
+        (
+            '[chain.x]\nfilters = ["fcrdn"]',
+            '[chain.x]: filters: no filter "fcrdn", did you mean "fcrdns"?',
+        ),
+        (
+            '[filter.nameless]\nuse = "fcrdns"\n[chain.x]\nfilters = ["namless"]',
+            '[chain.x]: filters: no filter "namless", did you mean "nameless"?',
+        ),
+        ('[chain.x]\nfilters = ["_client"]', '[chain.x]: filters: no filter "_client"'),
+        ('[chain.x]\nfilters = [""]', "[chain.x]: filters: use: expected the name of a filter"),
+        # Filters.
+        (chain_of("frcdns"), '[filter.frcdns]: no filter "frcdns", did you mean "fcrdns"?'),
+        (
+            chain_of("x", 'use = "frcdns"'),
+            '[filter.x]: use: no filter "frcdns", did you mean "fcrdns"?',
+        ),
+        (chain_of("x", "use = 1"), "[filter.x]: use: expected the name of a filter, as a string"),
+        (
+            chain_of('"a b"', 'use = "fcrdns"').replace('[""', '["').replace('""]', '"]'),
+            "[filter.a b]: a name is made of letters, digits, - and _",
+        ),
+        (
+            chain_of("fcrdns", 'acton = "junk"'),
+            '[filter.fcrdns]: unknown key "acton", did you mean "action"?',
+        ),
+        (
+            chain_of("fcrdns", 'on_error = "junk"'),
+            '[filter.fcrdns]: unknown key "on_error", did you mean "on-error"?',
+        ),
+        (
+            chain_of("fcrdns", 'action = "drop"'),
+            '[filter.fcrdns]: action: invalid choice "drop" (choose from junk, reject, disconnect)',
+        ),
+        (
+            chain_of("fcrdns", 'deadline = "soon"'),
+            (
+                "[filter.fcrdns]: deadline: expected a time such as 30, 1.5s, 500ms, 5m, 1h or 1d, "
+                'not "soon"'
+            ),
+        ),
+        (
+            chain_of("fcrdns", 'on-error = "reject"'),
+            (
+                '[filter.fcrdns]: on-error: invalid choice "reject" (choose from proceed, junk, '
+                "tempfail)"
+            ),
+        ),
+        (
+            chain_of("fcrdns", "verbose = true"),
+            "[filter.fcrdns]: verbose belongs to the top of the file, or to [chain.NAME]",
+        ),
+        (
+            chain_of("mailfrom", 'domains = "file:/nowhere/domains"'),
+            "[filter.mailfrom]: domains: /nowhere/domains: No such file or directory",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(content: str, line: str) -> None:
+    # Older versions of Python say the same of TOML in other words.
+    place, _, reason = line.partition(": ")
+    found = said(content)
+    if re.fullmatch(r"\d+(:\d+)?", place):
+        assert found.startswith(place), reason
+    elif content.startswith('[chain.x]\nfilters = [""]'):
+        assert found.startswith(line)
+    else:
+        assert found == line
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            chain_of("rcpt", 'unknown-domain = "reject"'),
+            "[filter.rcpt]: unknown-domain: which domains are ours? domains is required",
+        ),
+        (
+            chain_of("fcrdns", 'nameserver = ["127.0.0.1"]'),
+            "[filter.fcrdns]: nameserver: nothing is looked up without verify",
+        ),
+        (
+            chain_of("x", 'use = "fcrdns"\nreply = "250 fine"'),
+            "[filter.x]: reply: a reply is a 4xx or 5xx code, a space and a text, not '250 fine'",
+        ),
+    ],
+)
+def test_what_a_filter_finds_wrong_itself(
+    write: Callable[..., Path], content: str, line: str
+) -> None:
+    path = write(content)
+    assert check(path) == (1, [f"filter-chain: {path}: {line}"])
+    done = filter_chain("-f", path, data=SmtpdConnection().configure())
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == f"filter-chain: {path}: {line}\n"
+
+
+def test_text_that_is_none(write: Callable[..., Path]) -> None:
+    path = write(b"verbose = true\n# \xff\n")
+    assert check(path) == (1, [f"filter-chain: {path}:2: not UTF-8"])
+
+
+@given(st.text() | st.text('[]."=\n chainfltersuv#{}', max_size=60))
+@example("[chain.a]\nfilters = [\"trace\"]\n[filter.trace]\nrecord = '\\0'")
+@example("[chain]\n[filter]\n")
+@example("chain.x = {}")
+def test_any_content_is_a_file_or_an_error(content: str) -> None:
+    try:
+        file = ChainFile("x.toml", content)
+        for chain in file.chains:
+            file.process(chain)
+    except ConfigError as error:
+        lines = str(error)
+    else:
+        lines = ""
+    assert not lines or lines.isprintable()
+
+
+def test_no_filter_has_a_key_that_is_taken() -> None:
+    """Whatever a filter declares can be said in the file."""
+    found, broken = discover()
+    assert not broken
+    for cls in found:
+        policy = policy_options(cls.outcomes(), cls.on_error, cls.deadline)
+        own = {declared.key for declared in cls.Options.options.values()}
+        shared = {declared.key for declared in policy.options.values()}
+        assert not own & {*shared, chain_file.USE}, cls.name
+        assert chain_use.find(cls.name) is cls
+
+
+# -- what is loaded ------------------------------------------------------------------------
+
+
+def modules(path: Path) -> set[str]:
+    """What a process has loaded that was ready."""
+    program = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: sys.stderr.write('\\n'.join(sys.modules)))\n"
+        "from smtpd_filters.cli.chain import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", program, "-f", str(path), "--chain", "light"],
+        input=SmtpdConnection().configure(),
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.endswith(b"register|ready\n"), done.stderr
+    return set(done.stderr.decode().splitlines())
+
+
+def test_a_chain_loads_what_its_filters_need(write: Callable[..., Path]) -> None:
+    heavy = '\n[filter.fcrdns]\nverify = true\nallow = "file:/nowhere"\n'
+    heavy += '[chain.heavy]\nfilters = ["fcrdns", "nonsense"]\n'
+    loaded = modules(
+        write(
+            f'[chain.light]\nfilters = ["dyndns", "mailfrom"]\n'
+            f'[filter.mailfrom]\ndomains = "example.org"\n{heavy}'
+        )
+    )
+    assert "smtpd_filters.filters.mailfrom" in loaded
+    assert loaded.isdisjoint({
+        "asyncio", "dataclasses", "inspect", "ssl", "logging", "dns", "aiohttp", "argparse",
+        "importlib.metadata", "smtpd_filters.filters.fcrdns", "smtpd_filters.cli.listing",
+    })  # fmt: skip
+
+
+def test_look_ups_have_a_loop(write: Callable[..., Path]) -> None:
+    path = write('[filter.fcrdns]\nverify = true\n[chain.x]\nfilters = ["dyndns", "fcrdns"]\n')
+    file = ChainFile.read(str(path))
+    ready = [set_up(each.make(), each.policy) for each in file.declared("x")]
+    assert Chain(ready, Log()).later
+    assert not Chain(ready[:1], Log()).later
+
+
+# -- filters of the operator's own ---------------------------------------------------------
+
+
+def own(path: Path, name: str = "", keys: str = "") -> str:
+    return chain_of("greet", f'use = "{path}{name}"\n{keys}')
+
+
+@pytest.mark.parametrize("name", ["", ":Greet"])
+def test_a_filter_in_a_file(write: Callable[..., Path], name: str) -> None:
+    path = write(GREET, "greet.py")
+    with serve(own(path, name, 'name = "bad.example"')) as smtpd:
+        assert smtpd.connect().ehlo("bad.example").reply == "550 5.7.1 Not you"
+        assert smtpd.connect().ehlo("evil.example").verb == "proceed"
+        assert ' greet ehlo result=reject reason="greets as bad.example"' in smtpd.log[0]
+    assert check(write(own(path, name))) == (0, ["configuration OK"])
+
+
+def test_a_file_may_use_whatever_python_has(write: Callable[..., Path]) -> None:
+    head = "from dataclasses import dataclass\n@dataclass\nclass Seen:\n    number: int = 0\n"
+    path = write(f"from __future__ import annotations\n{head}{GREET}", "greet.py")
+    with serve(own(path)) as smtpd:
+        assert smtpd.connect().ehlo("evil.example").refused
+
+
+def test_a_filter_in_a_module() -> None:
+    content = chain_of("dynamic", 'use = "smtpd_filters.filters.dyndns:Dyndns"')
+    with serve(content) as smtpd:
+        assert type(smtpd.filters[0]) is Dyndns
+        assert smtpd.filters[0].name == "dynamic"
+
+
+def test_a_filter_of_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry_points(*, group: str, name: str = "") -> Iterator[importlib.metadata.EntryPoint]:
+        for each, value in (("other", "fcrdns:Fcrdns"), ("odd", "fcrdns:run")):
+            if name in ("", each):
+                where = f"smtpd_filters.filters.{value}"
+                yield importlib.metadata.EntryPoint(each, where, group)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert chain_use.find("other") is Fcrdns
+    assert said(chain_of("odd")) == '[filter.odd]: the entry point "odd" is no filter'
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "reason"),
+    [
+        ("x = 1\n", "", "{path}: no filter in it"),
+        (GREET, ":Gret", '{path}: no filter of the class "Gret"'),
+        (GREET, ":Settings", '{path}: no filter of the class "Settings"'),
+        (
+            GREET + GREET.partition("\n\n\n")[2].replace("class Greet", "class Other"),
+            "",
+            "{path}: which of its filters? {path}:CLASS with one of Greet, Other",
+        ),
+        ("import nowhere\n", "", "{use}: No module named 'nowhere'"),
+        ("def f(:\n", "", "{use}: SyntaxError: "),
+        ("1 / 0\n", "", "{use}: ZeroDivisionError: division by zero ["),
+        (
+            GREET.replace("def ehlo", "def elho"),
+            "",
+            "{use}: TypeError: filter 'greet' ({path}.Greet): ",
+        ),
+    ],
+)
+def test_a_file_without_the_filter(
+    write: Callable[..., Path], content: str, name: str, reason: str
+) -> None:
+    path = write(content, "f.py")
+    where = reason.format(path=path, use=f"{path}{name}")
+    assert said(own(path, name)).startswith(f"[filter.greet]: use: {where}")
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        ("./greet.py", "./greet.py: not an absolute path"),
+        ("greet/own.py:Greet", "greet/own.py: not an absolute path"),
+        ("/nowhere/greet.py", "/nowhere/greet.py: No such file or directory"),
+        ("/dev/null", "/dev/null: not a regular file"),
+        ("/", "/: not a regular file"),
+        ("nowhere.at_all:Greet", "nowhere.at_all:Greet: No module named 'nowhere'"),
+        ("os:path", 'os: no filter of the class "path"'),
+        ("smtpd_filters:Filter", 'smtpd_filters: no filter of the class "Filter"'),
+        (":Greet", ":Greet: "),
+        ("/x\\u0000y", "/x\\x00y: embedded null byte"),
+    ],
+)
+def test_a_filter_that_is_nowhere(use: str, reason: str) -> None:
+    assert said(chain_of("greet", f'use = "{use}"')).startswith(f"[filter.greet]: use: {reason}")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_name: str) -> None:
+        raise ModuleNotFoundError("No module named 'aiohttp'", name="aiohttp")
+
+    monkeypatch.setattr(chain_use, "import_module", missing)
+    assert said(chain_of("rspamd")) == "[filter.rspamd]: rspamd: No module named 'aiohttp'"
+
+
+# -- who may have written it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o622, 0o777])
+def test_what_others_may_write_is_not_read(write: Callable[..., Path], mode: int) -> None:
+    path = write(TWO, mode=mode)
+    assert check(path)[1] == [f"filter-chain: {path}: not only its owner may write to it"]
+    path = write(GREET, "greet.py", mode)
+    found = said(own(path))
+    assert found == f"[filter.greet]: use: {path}: not only its owner may write to it"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o644, 0o755])
+def test_who_may_read_it_is_the_operators_business(write: Callable[..., Path], mode: int) -> None:
+    assert check(write(TWO, mode=mode)) == (0, ["configuration OK"])
+
+
+def test_a_folder_that_everybody_may_write_to(write: Callable[..., Path]) -> None:
+    path = write(GREET, "greet.py")
+    path.parent.chmod(0o777)
+    reason = f"{path}: everybody may write to its folder"
+    assert said(own(path)) == f"[filter.greet]: use: {reason}"
+    # As /tmp is: there, only its owner can put another in its place.
+    path.parent.chmod(0o1777)
+    assert chain_use.read_safely(str(path)) == GREET.encode()
+
+
+@needs_root
+def test_what_another_user_owns_is_not_read(write: Callable[..., Path]) -> None:
+    path = write(TWO)
+    os.chown(path, 65534, 65534)
+    assert check(path)[1] == [
+        f"filter-chain: {path}: its owner is neither root nor the current user"
+    ]
+
+
+def test_no_fifo_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "chains.toml"
+    os.mkfifo(path)
+    assert check(path) == (1, [f"filter-chain: {path}: not a regular file"])
+
+
+# -- flags ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--chian", "x"], 'unknown flag --chian, did you mean "--chain"?'),
+        (["--chain"], "--chain needs a value (TEXT)"),
+        (["inbound"], 'unexpected argument "inbound"'),
+        (["-f", "/nowhere/x.toml"], "/nowhere/x.toml: No such file or directory"),
+        (["--user", "root"], "--user: of no use without --check"),
+    ],
+)
+def test_wrong_flags(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", f"filter-chain: {line}\n")
+
+
+def test_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--help"])
+    assert ended.value.code == 0
+    assert "-n, --check" in capsys.readouterr().out
+
+
+def test_the_file_is_beside_smtpd_conf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [tmp_path / "a.toml", tmp_path / "b.toml"]
+    monkeypatch.setattr(program, "PLACES", tuple(map(str, places)))
+    with pytest.raises(SystemExit):
+        program.main([])
+    assert capsys.readouterr().err == f"filter-chain: {places[0]}: No such file or directory\n"
+    places[1].write_text("nonsense")
+    with pytest.raises(SystemExit):
+        program.main([])
+    assert capsys.readouterr().err.startswith(f"filter-chain: {places[1]}:1: ")
+
+
+# -- checking ------------------------------------------------------------------------------
+
+
+def test_a_check_finds_all_that_is_wrong(write: Callable[..., Path]) -> None:
+    content = """
+    [filter.a]
+    use = "fcrdns"
+    acton = "junk"
+    [filter.b]
+    use = "rcpt"
+    unknown-domain = "log"
+    [filter.unused]
+    use = "dyndns"
+    phase = "lunch"
+    [chain.x]
+    filters = ["a", "b", "dyndns"]
+    [chain.y]
+    filters = ["b", "nowhere"]
+    [chain.z]
+    """
+    path = write(content)
+    status, lines = check(path)
+    assert status == 1
+    assert [line.removeprefix(f"filter-chain: {path}: ").partition(": ")[0] for line in lines] == [
+        *("[filter.a]", "[filter.b]", "[filter.unused]", "[chain.y]", "[chain.z]")
+    ]
+    # Of one chain, what keeps that from starting.
+    _, lines = check(path, "--chain", "y")
+    assert [line.removeprefix(f"filter-chain: {path}: ").partition(": ")[0] for line in lines] == [
+        *("[filter.b]", "[chain.y]")
+    ]
+    assert check(path, "--chain", "w")[0] == 1
+
+
+def test_what_is_well_is_said_as_smtpd_says_it(write: Callable[..., Path]) -> None:
+    path = write(TWO)
+    assert check(path) == (0, ["configuration OK"])
+    smtpd = shutil.which("smtpd")
+    if smtpd is None:
+        pytest.skip("no smtpd")
+    conf = write('listen on lo\naction "l" maildir\nmatch for local action "l"\n', "smtpd.conf")
+    done = subprocess.run([smtpd, "-n", "-f", conf], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"configuration OK\n")
+    conf.write_text("nonsense\n")
+    assert (
+        subprocess.run([smtpd, "-n", "-f", conf], capture_output=True, check=False).returncode == 1
+    )
+
+
+def test_a_filter_with_a_mistake_of_its_own(write: Callable[..., Path]) -> None:
+    path = write(GREET + "\n    def setup(self):\n        self.phases = {'lunch'}\n", "greet.py")
+    _, lines = check(write(own(path)))
+    assert "cannot be set up: TypeError: filter 'greet': no handler for ['lunch']" in lines[0]
+    path = write(GREET + "\n    def setup(self):\n        1 / 0\n", "greet.py")
+    _, lines = check(write(own(path)))
+    assert "[filter.greet]: cannot be set up: ZeroDivisionError" in lines[0]
+    path = write(GREET + "\n    def setup(self):\n        open('/nowhere')\n", "greet.py")
+    _, lines = check(write(own(path)))
+    assert "[filter.greet]: [Errno 2] No such file or directory: '/nowhere'" in lines[0]
+
+
+@needs_root
+def test_a_check_is_made_as_the_user_of_filters() -> None:
+    """What root could read and smtpd's user can't would be found when smtpd starts."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        # What tmp_path is in is root's alone.
+        path = Path(folder, "chains.toml")
+        path.parent.chmod(0o755)
+        path.write_text(
+            '[filter.mailfrom]\ndomains = "file:/etc/shadow"\n[chain.x]\nfilters = ["mailfrom"]\n'
+        )
+        path.chmod(0o644)
+        done = filter_chain("-n", "-f", path, "--user", "nobody")
+        assert done.returncode == 1
+        reason = "[filter.mailfrom]: domains: /etc/shadow: Permission denied"
+        assert done.stderr.decode() == f"filter-chain: {path}: {reason}\n"
+        path.chmod(0o600)
+        done = filter_chain("-n", "-f", path, "--user", "nobody")
+        assert done.stderr.decode() == f"filter-chain: {path}: Permission denied\n"
+        done = filter_chain("-n", "-f", path, "--user", "no-such-user")
+        assert done.stderr.decode() == "filter-chain: --user: no user no-such-user\n"
+
+
+def test_who_is_not_root_becomes_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    program._become("")
+    with pytest.raises(ConfigError, match="only root"):
+        program._become("nobody")
+
+
+def test_the_users_of_smtpd(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    became: list[Any] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, became.append)
+    known: dict[str, Any] = {}
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: known[name])
+    program._become("")  # without any, it stays what it is
+    assert became == []
+    known["smtpd"] = pwd.struct_passwd(("smtpd", "x", 7, 8, "", "/", "/"))
+    program._become("")
+    assert became == [[8], 8, 7]
+    known["_smtpd"] = pwd.struct_passwd(("_smtpd", "x", 95, 96, "", "/", "/"))
+    program._become("")
+    assert became[3:] == [[96], 96, 95]
+
+
+# -- the example and the manual ------------------------------------------------------------
+
+
+def test_the_example_is_one(write: Callable[..., Path], tmp_path: Path) -> None:
+    content = EXAMPLE.read_text("utf-8")
+    for name in set(re.findall(r"file:/etc/mail/(\w+)", content)):
+        write("anna anna@example.org\n" if name == "senders" else "192.0.2.1\n", name)
+    path = write(content.replace("/etc/mail", str(tmp_path)))
+    assert check(path) == (0, ["configuration OK"])
+    commands = re.findall(r'proc-exec "filter-chain(.*)"$', content, re.MULTILINE)
+    chains = [word.split()[-1] for word in commands]
+    assert sorted(chains) == sorted(tomllib.loads(content)["chain"])
+    for chain in chains:
+        done = filter_chain("-f", path, "--chain", chain, data=SmtpdConnection().configure())
+        assert done.stdout.endswith(b"register|ready\n"), done.stderr
