@@ -379,7 +379,7 @@ class _Host:
             number = getattr(error.os_error, "errno", None)
             failure = Failure.LOCAL if number in _LOCAL else unreachable
             return Trouble(failure, _reason(error.os_error, "cannot connect"))
-        if replied or isinstance(error, aiohttp.ClientPayloadError):
+        if isinstance(error, aiohttp.ClientPayloadError) or (replied and self._is_lost(error)):
             return Trouble(unreachable, "reply cut short")
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return Trouble(unreachable, "closed the connection")
@@ -388,6 +388,10 @@ class _Host:
         if isinstance(error, self._no_http):
             return Trouble(Failure.BROKEN, "a reply that is no HTTP")
         return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether the connection is, rather than our own code wrong."""
+        return isinstance(error, (*self.broken, OSError, self._no_http))
 
 
 class _Exchange:
@@ -426,7 +430,10 @@ class _Exchange:
             if whole:
                 connection.release()
             else:
-                # What is left of this exchange would be taken for the next one.
+                # What is left of this exchange would be taken for the next one. And what a server
+                # that hangs has not read would keep the socket open for ever.
+                if connection.transport is not None:
+                    connection.transport.abort()
                 connection.close()
         return response
 

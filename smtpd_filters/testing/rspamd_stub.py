@@ -293,6 +293,11 @@ class RspamdStub:
             self._listen = f"{host}:{server.sockets[0].getsockname()[1]}"
         self._bound.set()
         await self._stop.wait()
+        # Who has just been let in is no protocol yet; asyncio forgets it once the server is closed.
+        for sock in server.sockets:
+            loop.remove_reader(sock.fileno())
+        if being_let_in := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(being_let_in)
         server.close()
         for protocol in list(self.protocols):
             protocol.reset()

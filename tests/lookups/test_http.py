@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups import http
+from smtpd_filters.lookups.http import BadReplyError, Client, Endpoint, Request, Response
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    Work = Callable[[Client], Awaitable[Any]]
+
+OK = Answer(b"{}")
+#: Behaviours by which an answer comes all the same.
+ANSWERING = {"", "trickle", "early", "close-after", "stale"}
+#: What a failure is called, and how often the server was asked for it.
+CAUSES = {
+    "drop": ("timeout", 1),
+    "stall": ("timeout", 1),
+    "close": ("closed the connection", 3),
+    "reset": ("connection reset by peer", 3),
+    "cut": ("reply cut short", 2),
+    "reset-half": ("reply cut short", 2),
+    "endless": ("oversized reply", 1),
+    "garbage": ("a reply that is no HTTP", 1),
+}
+
+
+def served(*urls: str, work: Work, **settings: Any) -> Any:
+    """Run `work` with a client, and close it."""
+
+    async def to_the_end() -> Any:
+        client = Client(urls, **{"timeout": 5.0, "deadline": 20.0, **settings})
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+            # What is being closed is closed in the next turn of the loop.
+            await asyncio.sleep(0)
+
+    return asyncio.run(to_the_end())
+
+
+def ask(
+    *urls: str,
+    body: http.Body = b"body",
+    headers: tuple[tuple[str, str], ...] = (),
+    size: int | None = None,
+    limit: int = 1 << 16,
+    **settings: Any,
+) -> Response | Unavailable:
+    request = Request("/checkv2", headers, body, size=size, limit=limit)
+    said = served(*urls, work=lambda client: client.ask(request, lambda said: said), **settings)
+    assert isinstance(said, Response | Unavailable)
+    return said
+
+
+@pytest.fixture
+def stub() -> Iterator[RspamdStub]:
+    with RspamdStub(OK) as server:
+        yield server
+
+
+@pytest.fixture
+def refusing() -> str:
+    """The url of a port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+# -- what is sent and what comes back ------------------------------------------------------
+
+
+def test_a_reply_is_what_the_server_said(stub: RspamdStub) -> None:
+    stub.answer = Answer(b"\x00said", status=503, headers=(("Message-Offset", "12"),))
+    said = ask(stub.url, headers=(("IP", "192.0.2.1"), ("Rcpt", "<a@x>"), ("Rcpt", "<b@x>")))
+    assert isinstance(said, Response)
+    assert (said.status, said.body) == (503, b"\x00said")
+    assert said.headers.get("message-offset") == "12"
+    (request,) = stub.requests
+    assert (request.method, request.path, request.body) == ("POST", "/checkv2", b"body")
+    assert request.headers[1:] == (
+        ("IP", "192.0.2.1"),
+        ("Rcpt", "<a@x>"),
+        ("Rcpt", "<b@x>"),
+        ("Content-Length", "4"),
+    )
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_a_reply_may_come_in_chunks(stub: RspamdStub, size: int, *, chunked: bool) -> None:
+    stub.answer = Answer(b"x" * size, chunked=chunked)
+    said = ask(stub.url, limit=size)
+    assert isinstance(said, Response)
+    assert said.body == b"x" * size
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_body_may_be_made_as_it_is_sent(stub: RspamdStub, *, known: bool) -> None:
+    chunks = [b"%d" % (n % 10) * 50_000 for n in range(40)]
+    said = ask(stub.url, body=lambda: iter(chunks), size=2_000_000 if known else None)
+    assert isinstance(said, Response)
+    (request,) = stub.requests
+    assert request.body == b"".join(chunks)
+    assert request.get("Content-Length") == ("2000000" if known else None)
+    assert request.get("Transfer-Encoding") == (None if known else "chunked")
+
+
+def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
+    read = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1 << 16
+            yield bytes(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        assert ask(url, body=endless, timeout=0.2) == Unavailable(f"{url} timeout")
+    # What the kernel's two buffers take, and a little.
+    assert read < 32 << 20
+
+
+def test_utf8_and_bytes_that_are_none_get_through(stub: RspamdStub) -> None:
+    ask(stub.url, headers=(("Helo", "b\u00fccher"), ("User", "\udcff")))
+    assert "Helo: bücher\r\nUser: ".encode() + b"\xff" in stub.requests[0].head
+
+
+@pytest.mark.parametrize("text", ["a\r\nPass: all", "a\nb", "a\rb"])
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_field_of_more_than_one_line_is_never_sent(
+    stub: RspamdStub, text: str, where: int
+) -> None:
+    field = (text, "x") if where == 0 else ("X", text)
+    said = ask(stub.url, headers=(field,))
+    assert said == Unavailable(f"{stub.url} not asked: a header field of more than one line")
+    assert stub.asked == 0
+
+
+@pytest.mark.parametrize("limit", [99_999, 100_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_reply_is_read_up_to_its_limit(stub: RspamdStub, limit: int, *, chunked: bool) -> None:
+    stub.answer = Answer(b"x" * 100_000, chunked=chunked)
+    said = ask(stub.url, limit=limit)
+    if limit < 100_000:
+        assert said == Unavailable(f"{stub.url} oversized reply")
+    else:
+        assert isinstance(said, Response)
+
+
+def test_a_redirection_is_a_reply(stub: RspamdStub) -> None:
+    stub.answer = Answer(status=302, headers=(("Location", "http://127.0.0.1:1/"),))
+    said = ask(stub.url)
+    assert isinstance(said, Response)
+    assert said.status == 302
+
+
+# -- connections ---------------------------------------------------------------------------
+
+
+def requests(number: int, *, at_once: bool, limit: int = 1 << 16) -> Work:
+    async def work(client: Client) -> list[Any]:
+        each = [Request("/checkv2", (), b"%d" % n, limit=limit) for n in range(number)]
+        if at_once:
+            return await asyncio.gather(*(client.ask(one, lambda said: said) for one in each))
+        return [await client.ask(one, lambda said: said) for one in each]
+
+    return work
+
+
+def test_connections_are_kept(stub: RspamdStub) -> None:
+    said = served(stub.url, work=requests(20, at_once=False))
+    assert all(isinstance(each, Response) for each in said)
+    assert (stub.asked, stub.connections) == (20, 1)
+
+
+def test_no_more_connections_than_allowed_are_opened(stub: RspamdStub) -> None:
+    stub.answer = Answer(b"{}", delay=0.01)
+    said = served(stub.url, work=requests(30, at_once=True), connections=4)
+    assert all(isinstance(each, Response) for each in said)
+    assert stub.connections == 4
+    assert stub.most_at_once == 4
+    assert sorted(int(request.body) for request in stub.requests) == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["rspamd.sock", "with space"])
+@pytest.mark.parametrize("prefix", ["", "unix:"])
+def test_a_server_may_listen_on_a_socket(tmp_path: Path, name: str, prefix: str) -> None:
+    path = tmp_path / name
+    with RspamdStub(OK, listen=str(path)) as stub:
+        said = served(f"{prefix}{path}", work=requests(5, at_once=False))
+        assert all(isinstance(each, Response) for each in said)
+        assert (stub.asked, stub.connections) == (5, 1)
+        assert stub.requests[0].get("Host") == "localhost"
+    said = ask(str(path))
+    assert said == Unavailable(f"{path} no such file or directory")
+
+
+def test_a_reply_that_closes_the_connection_is_followed_by_a_new_one(stub: RspamdStub) -> None:
+    stub.answer = Answer(b"{}", headers=(("Connection", "close"),))
+    said = served(stub.url, work=requests(3, at_once=False))
+    assert all(isinstance(each, Response) for each in said)
+    assert stub.connections == 3
+
+
+@pytest.mark.parametrize("behaviour", ["stale", "close-after"])
+def test_a_connection_that_went_stale_costs_nothing(stub: RspamdStub, behaviour: str) -> None:
+    stub.answer = Answer(b"{}", behaviour=behaviour)
+    said = served(stub.url, work=requests(2, at_once=False))
+    assert all(isinstance(each, Response) for each in said)
+    assert (stub.asked, stub.connections) == (2, 2)
+
+
+def test_a_restart_between_two_requests_goes_unnoticed(stub: RspamdStub) -> None:
+    async def work(client: Client) -> list[Any]:
+        said = await requests(1, at_once=False)(client)
+        stub.stop()
+        stub.start()
+        return [*said, *await requests(1, at_once=False)(client)]
+
+    said = served(stub.url, work=work)
+    assert all(isinstance(each, Response) for each in said)
+    assert stub.asked == 2
+
+
+# -- failures ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_a_failure_is_a_value_with_its_cause(stub: RspamdStub, behaviour: str) -> None:
+    stub.answer = Answer(b"{}", behaviour=behaviour)
+    said = ask(stub.url, timeout=0.2 if behaviour in {"drop", "stall"} else 5)
+    if behaviour in ANSWERING:
+        assert isinstance(said, Response)
+        assert stub.asked == 1
+    else:
+        cause, asked = CAUSES[behaviour]
+        assert said == Unavailable(f"{stub.url} {cause}")
+        assert stub.asked == asked
+
+
+@pytest.mark.parametrize("behaviour", sorted(CAUSES))
+def test_a_large_body_changes_nothing_of_that(stub: RspamdStub, behaviour: str) -> None:
+    stub.answer = Answer(b"{}", behaviour=behaviour)
+    cause, asked = CAUSES[behaviour]
+    said = ask(
+        stub.url,
+        body=lambda: iter([bytes(1 << 16)] * 32),
+        size=32 << 16,
+        timeout=0.3 if behaviour in {"drop", "stall"} else 5,
+    )
+    assert said == Unavailable(f"{stub.url} {cause}")
+    assert stub.asked == asked
+
+
+@pytest.mark.parametrize("behaviour", sorted(CAUSES))
+def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
+    timeout = 0.2 if behaviour in {"drop", "stall"} else 5
+    with RspamdStub(Answer(b"{}", behaviour=behaviour)) as broken:
+        said = ask(broken.url, stub.url, timeout=timeout)
+    assert isinstance(said, Response)
+    assert stub.asked == 1
+
+
+def test_all_causes_are_told(stub: RspamdStub, refusing: str) -> None:
+    stub.answer = Answer(behaviour="garbage")
+    assert ask(refusing, stub.url) == Unavailable(
+        f"{refusing} connection refused, {stub.url} a reply that is no HTTP"
+    )
+
+
+def test_a_host_that_does_not_exist() -> None:
+    # RFC 6761 section 6.4: "invalid" names never exist.
+    said = ask("http://rspamd.invalid:11333")
+    assert isinstance(said, Unavailable)
+    assert said.cause.startswith("http://rspamd.invalid:11333 ")
+
+
+def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str) -> None:
+    stub = RspamdStub(OK, listen=refusing.removeprefix("http://"))
+
+    async def work(client: Client) -> Any:
+        asking = asyncio.ensure_future(
+            client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+        )
+        # It has been refused by then, and waits.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        stub.start()
+        return await asking
+
+    try:
+        said = served(refusing, work=work)
+    finally:
+        stub.stop()
+    assert isinstance(said, Response)
+
+
+def test_a_reply_that_is_none_is_a_failure(stub: RspamdStub) -> None:
+    def read(said: Response) -> bytes:
+        if said.body == b"{}":
+            raise BadReplyError("no verdict")
+        return said.body
+
+    async def work(client: Client) -> Any:
+        return await client.ask(Request("/checkv2", (), b"body"), read)
+
+    with RspamdStub(Answer(b"fine")) as other:
+        assert served(stub.url, other.url, work=work) == b"fine"
+    assert served(stub.url, work=work) == Unavailable(f"{stub.url} no verdict")
+    # It has said what it has to say.
+    assert stub.asked == 2
+
+
+def test_a_bug_in_reading_a_reply_is_a_failure_as_well(stub: RspamdStub) -> None:
+    async def work(client: Client) -> Any:
+        return await client.ask(Request("/checkv2", (), b"body"), lambda _: 1 // 0)
+
+    said = served(stub.url, work=work)
+    assert isinstance(said, Unavailable)
+    assert "ZeroDivisionError" in said.cause
+
+
+def test_a_body_that_cannot_be_read_ends_it(stub: RspamdStub) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"x" * 10
+        raise OSError("disk on fire")
+
+    with RspamdStub(OK) as other:
+        assert ask(stub.url, other.url, body=broken) == Unavailable("disk on fire")
+        assert (stub.asked, other.asked) == (0, 0)
+        assert ask(stub.url, other.url, body=broken, size=100) == Unavailable("disk on fire")
+
+
+@pytest.mark.parametrize("size", [9, 11])
+def test_a_body_of_another_size_than_told_ends_it(stub: RspamdStub, size: int) -> None:
+    said = ask(stub.url, body=lambda: iter([b"x" * 10]), size=size, timeout=1)
+    assert isinstance(said, Unavailable)
+    assert stub.asked <= 1  # what is too long is found out behind it
+
+
+# -- time ----------------------------------------------------------------------------------
+
+
+def test_a_time_out_is_not_repeated(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+    assert ask(stub.url, timeout=0.05) == Unavailable(f"{stub.url} timeout")
+    assert stub.asked == 1
+
+
+def test_it_is_over_at_the_deadline(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+    with RspamdStub(Answer(behaviour="drop")) as other:
+        said = ask(stub.url, other.url, timeout=0.2, deadline=0.25)
+    assert said == Unavailable(f"{stub.url} timeout, {other.url} timeout")
+
+
+def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+    with RspamdStub(OK) as other:
+        said = served(
+            stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=0.1
+        )
+    assert all(isinstance(each, Response) for each in said)
+    # The first one had the turn; who waited then found that time was up.
+    assert other.asked == 8
+
+
+def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+    with RspamdStub(OK) as other:
+        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.05)
+        assert all(isinstance(each, Response) for each in said)
+        assert (stub.asked, other.asked) == (3, 10)
+
+
+def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
+    now = 0.0
+
+    async def work(client: Client) -> list[Any]:
+        nonlocal now
+        await requests(4, at_once=False)(client)
+        now = 100.0
+        stub.answer = Answer(b"{}", delay=0.02)
+        return [*await requests(5, at_once=True)(client)]
+
+    stub.answer = Answer(behaviour="drop")
+    with RspamdStub(OK) as other:
+        said = served(stub.url, other.url, work=work, timeout=0.5, clock=lambda: now)
+        assert all(isinstance(each, Response) for each in said)
+        assert stub.asked == 3 + 1
+        assert other.asked == 4 + 4
+
+
+# -- the end -------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+
+    async def work(client: Client) -> Any:
+        asking = asyncio.ensure_future(
+            client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+        )
+        while not stub.asked:  # noqa: ASYNC110  # that counts in another thread
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        stub.answer = OK
+        return await requests(1, at_once=False)(client)
+
+    (said,) = served(stub.url, work=work, connections=1)
+    assert isinstance(said, Response)
+    # The connection that waits for the old reply was not used again.
+    assert stub.connections == 2
+
+
+def test_a_closed_client_says_so(stub: RspamdStub) -> None:
+    async def work(client: Client) -> Any:
+        await client.close()
+        return await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+
+    assert served(stub.url, work=work) == Unavailable(http.CLOSED)
+    assert stub.asked == 0
+
+
+# -- addresses -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "label"),
+    [
+        ("http://localhost:11333", "http://localhost:11333"),
+        ("http://127.0.0.1:11333/", "http://127.0.0.1:11333"),
+        ("http://[::1]:11333", "http://[::1]:11333"),
+        ("http://rspamd", "http://rspamd"),
+        ("https://mail.example.org/rspamd/", "https://mail.example.org/rspamd"),
+        ("/run/rspamd/worker.sock", "/run/rspamd/worker.sock"),
+        ("unix:/run/rspamd/worker.sock", "/run/rspamd/worker.sock"),
+    ],
+)
+def test_addresses(url: str, label: str) -> None:
+    assert Endpoint(url).label == label
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "localhost", "localhost:11333", "ftp://localhost", "http://", "http://:11333",
+        "http://localhost:0", "http://localhost:99999", "http://localhost:x", "http://[::1",
+        "http://user:word@localhost", "http://localhost/?a", "http://localhost/#a",
+        "http://local host", "http://localhost/\n", "http://b\u00fccher", "unix:run",
+        "/" + "x" * 107, "/run\0",
+    ],
+)  # fmt: skip
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ConfigError):
+        Client([url], timeout=1, deadline=1)
+
+
+def test_a_path_in_front_is_kept(stub: RspamdStub) -> None:
+    ask(f"{stub.url}/rspamd/")
+    assert stub.requests[0].path == "/rspamd/checkv2"
+
+
+def test_importing_it_does_not_import_aiohttp() -> None:
+    code = (
+        "import sys, smtpd_filters.lookups.http; print({'aiohttp', 'asyncio'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, timeout=60, text=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_a_lack_of_aiohttp_is_named() -> None:
+    code = (
+        "from smtpd_filters.lookups.http import Client\n"
+        "from smtpd_filters.errors import ConfigError\n"
+        "try: Client(['http://a'], timeout=1, deadline=1)\n"
+        "except ConfigError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", code],
+        capture_output=True,
+        check=True,
+        timeout=60,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "aiohttp is needed to ask http://a: No module named 'aiohttp'\n"

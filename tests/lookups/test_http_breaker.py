@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from smtpd_filters.lookups.breaker import Breaker
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Failure, Plan
+
+
+def opened(breaker: Breaker, server: int, now: float = 0.0) -> Breaker:
+    for _ in range(SILENCES):
+        breaker.silent(server, now)
+    return breaker
+
+
+def test_servers_are_asked_in_their_order_until_one_has_failed_too_often() -> None:
+    breaker = Breaker(["a", "b"])
+    for _ in range(SILENCES):
+        assert breaker.order(0) == [0, 1]
+        assert not breaker.is_open(0)
+        breaker.silent(0, 0)
+    assert breaker.is_open(0)
+    assert breaker.order(0) == [1, 0]
+
+
+def test_failures_count_only_in_a_row() -> None:
+    breaker = Breaker(["a", "b"])
+    for _ in range(3 * SILENCES):
+        breaker.silent(0, 0)
+        breaker.answered(0)
+    assert breaker.order(0) == [0, 1]
+
+
+def test_one_request_at_a_time_tries_a_server_whose_time_is_up() -> None:
+    breaker = opened(Breaker(["a", "b"]), 0)
+    assert breaker.order(SET_BACK - 0.1) == [1, 0]
+    assert breaker.order(SET_BACK) == [0, 1]
+    # That one is under way; nobody else waits for a server that may be dead.
+    assert [breaker.order(SET_BACK + later) for later in (0, 1, 29)] == [[1, 0]] * 3
+    # It never came back.
+    assert breaker.order(2 * SET_BACK) == [0, 1]
+
+
+def test_an_answer_closes_the_circuit() -> None:
+    breaker = opened(Breaker(["a", "b"]), 0)
+    assert breaker.order(SET_BACK) == [0, 1]
+    breaker.answered(0)
+    assert [breaker.order(SET_BACK) for _ in range(3)] == [[0, 1]] * 3
+
+
+def test_another_failure_leaves_it_open() -> None:
+    breaker = opened(Breaker(["a", "b"]), 0)
+    assert breaker.order(SET_BACK) == [0, 1]
+    breaker.silent(0, SET_BACK + 5)
+    assert breaker.order(2 * SET_BACK) == [1, 0]
+    assert breaker.order(2 * SET_BACK + 5) == [0, 1]
+
+
+def test_where_there_is_one_server_it_is_asked() -> None:
+    breaker = opened(Breaker(["a"]), 0)
+    assert [breaker.order(now) for now in (0, 1, SET_BACK, SET_BACK)] == [[0]] * 4
+
+
+def test_where_all_have_failed_all_are_asked() -> None:
+    breaker = opened(opened(Breaker(["a", "b"]), 0), 1, 10)
+    assert breaker.order(11) == [0, 1]
+    assert breaker.order(SET_BACK) == [0, 1]  # the trial of a
+    assert breaker.order(SET_BACK) == [0, 1]  # b is not trusted either
+
+
+def test_a_plan_over_a_breaker_spares_the_dead_server() -> None:
+    breaker = Breaker(["a", "b"])
+
+    def course(now: float, *, dead: set[int]) -> list[int]:
+        """Whom a request asks."""
+        plan = Plan(breaker, now, attempts=2, timeout=1, deadline=now + 60)
+        asked: list[int] = []
+        while True:
+            step = plan.next(now)
+            if isinstance(step, Unavailable):
+                return asked
+            asked.append(step.server)
+            if step.server not in dead:
+                plan.answered()
+                return asked
+            plan.failed(Failure.SILENT, "timeout", now)
+
+    first = [course(now, dead={0}) for now in range(10)]
+    assert first == [[0, 1]] * SILENCES + [[1]] * (10 - SILENCES)
+    # It was last asked at second 2.
+    back = [course(2 + SET_BACK + now, dead=set()) for now in range(3)]
+    assert back == [[0]] * 3

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from http.client import BadStatusLine, HTTPConnection, HTTPException, IncompleteRead
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, Answer, Request, RspamdStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FAILURES: dict[str, type[Exception]] = {
+    "close": HTTPException,
+    "reset": ConnectionResetError,
+    "cut": IncompleteRead,
+    "reset-half": ConnectionResetError,
+    "garbage": BadStatusLine,
+    "drop": TimeoutError,
+    "stall": TimeoutError,
+}
+
+
+@pytest.fixture
+def stub() -> Iterator[RspamdStub]:
+    with RspamdStub() as server:
+        yield server
+
+
+@pytest.fixture
+def client(stub: RspamdStub) -> Iterator[HTTPConnection]:
+    connection = HTTPConnection("127.0.0.1", stub.port, timeout=10)
+    yield connection
+    connection.close()
+
+
+def post(client: HTTPConnection, body: bytes = b"body", **headers: str) -> tuple[int, bytes]:
+    client.request("POST", "/checkv2", body, headers)
+    said = client.getresponse()
+    return said.status, said.read()
+
+
+def test_it_says_what_it_is_told_and_keeps_what_it_was_asked(
+    stub: RspamdStub, client: HTTPConnection
+) -> None:
+    status, body = post(client, b"line\n", IP="192.0.2.1")
+    assert (status, json.loads(body)) == (200, CLEAN)
+    stub.answer = {"action": "reject"}
+    assert post(client) == (200, b'{"action": "reject"}')
+    stub.answer = Answer(b"oops", status=500)
+    assert post(client) == (500, b"oops")
+    assert stub.requests[0].get("ip") == "192.0.2.1"
+    assert [request.body for request in stub.requests] == [b"line\n", b"body", b"body"]
+    assert (stub.asked, stub.connections) == (3, 1)
+
+
+def test_an_answer_can_depend_on_the_request(stub: RspamdStub, client: HTTPConnection) -> None:
+    stub.answer = lambda request: Answer(request.body[::-1])
+    assert post(client, b"abc") == (200, b"cba")
+
+
+def test_a_new_body_stands_behind_the_json(stub: RspamdStub, client: HTTPConnection) -> None:
+    stub.answer = Answer.of({"action": "no action"}, b"new\n")
+    client.request("POST", "/checkv2", b"old\n")
+    said = client.getresponse()
+    offset = int(said.headers["Message-Offset"])
+    body = said.read()
+    assert (json.loads(body[:offset]), body[offset:]) == ({"action": "no action"}, b"new\n")
+
+
+def test_bodies_in_chunks_and_pings(stub: RspamdStub, client: HTTPConnection) -> None:
+    client.request("POST", "/checkv2", iter([b"x" * 10, b"y" * 70_000]), encode_chunked=True)
+    client.getresponse().read()
+    assert stub.requests[0].body == b"x" * 10 + b"y" * 70_000
+    client.request("GET", "/ping")
+    assert client.getresponse().read() == b"pong\r\n"
+    assert stub.asked == 1
+
+
+@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS.keys() - {"endless"}))
+def test_it_fails_as_it_is_told(stub: RspamdStub, client: HTTPConnection, behaviour: str) -> None:
+    stub.answer = Answer(b"{}", behaviour=behaviour)
+    if behaviour not in FAILURES:
+        assert post(client) == (200, b"{}")
+        return
+    client.timeout = 0.1 if behaviour in {"drop", "stall"} else 10
+    with pytest.raises(FAILURES[behaviour]):
+        post(client)
+
+
+def test_a_reply_that_never_ends(stub: RspamdStub, client: HTTPConnection) -> None:
+    stub.answer = Answer(b"{}", behaviour="endless")
+    client.request("POST", "/checkv2", b"body")
+    assert len(client.getresponse().read(10 << 20)) == 10 << 20
+
+
+def test_who_comes_when_it_has_stopped_is_refused(stub: RspamdStub) -> None:
+    url = stub.url
+    stub.stop()
+    client = HTTPConnection("127.0.0.1", stub.port)
+    with pytest.raises(ConnectionRefusedError):
+        post(client)
+    client.close()
+    stub.start()
+    assert stub.url == url
+    assert post(client)[0] == 200
+    client.close()
+
+
+def test_nothing_is_kept_that_need_not_be() -> None:
+    with RspamdStub(keep=0) as stub:
+        client = HTTPConnection("127.0.0.1", stub.port)
+        assert post(client)[0] == 200
+        client.close()
+        assert (list(stub.requests), stub.asked) == ([], 1)
+
+
+def test_an_unknown_behaviour_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not one of"):
+        Answer(behaviour="explode")
+
+
+def test_the_program(tmp_path: Path) -> None:
+    reply = tmp_path / "reply.json"
+    reply.write_text('{"action": "reject"}')
+    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd_stub", "--log"]
+    with subprocess.Popen(
+        [*command, "--reply", reply, "--status", "503", "--header", "X-Test: a"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as stub:
+        assert stub.stdout is not None
+        port = int(stub.stdout.readline().removeprefix("ready http://127.0.0.1:"))
+        client = HTTPConnection("127.0.0.1", port)
+        client.request("POST", "/checkv2", b"body", {"IP": "192.0.2.1"})
+        said = client.getresponse()
+        assert (said.status, said.headers["X-Test"]) == (503, "a")
+        assert said.read() == b'{"action": "reject"}'
+        client.close()
+        _, log = stub.communicate()
+    assert stub.returncode == 0
+    assert "IP: 192.0.2.1\n" in log
+    assert "1 requests over 1 connections" in log
+
+
+def test_a_request_finds_its_fields() -> None:
+    fields = (("Rcpt", "a"), ("IP", "b"), ("rcpt", "c"))
+    request = Request("POST", "/", fields, b"", 0, 1, b"")
+    assert request.get_all("RCPT") == ["a", "c"]
+    assert request.get("User") is None
