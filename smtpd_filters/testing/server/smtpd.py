@@ -459,7 +459,10 @@ class Smtpd:
             f"sys.path[:0] = {self._import_path!r}\n"
         )
         package = Path(smtpd_filters.__file__).parent
-        modules = {"smtpd-filters": "smtpd_filters.cli"}
+        modules = {
+            "smtpd-filters": "smtpd_filters.cli",
+            "filter-chain": "smtpd_filters.cli.chain",
+        }
         for file in (package / "filters").glob("[!_]*"):
             if file.suffix == ".py" or (file / "__init__.py").exists():
                 name = f"filter-{file.stem.replace('_', '-')}"
