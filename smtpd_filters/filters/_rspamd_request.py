@@ -107,7 +107,10 @@ def safe(text: str) -> str:
     value's (RFC 9110, 5.5), goes.
     """
     if not text.isascii():
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        try:
+            text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except UnicodeEncodeError:  # surrogates that stand for no byte, which smtpd cannot send
+            text = text.encode("ascii", "replace").decode()
     if not text.isprintable():
         text = _UNSAFE.sub("?", text)
     return text[:MAX_VALUE].strip(" ")
@@ -118,7 +121,7 @@ def path(address: str) -> str:
     clean = safe(address).replace("<", "?").replace(">", "?")
     if "," in clean:
         # Outside of quotes the daemon would take a comma for the end of one address of several.
-        local, at, domain = clean.rpartition("@")
+        local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")
         if not _QUOTED.fullmatch(local):
             local = local.replace("\\", "\\\\").replace('"', '\\"')
             local = f'"{local}"'
