@@ -94,7 +94,10 @@ def parse(text: str) -> Site:
     try:
         zone = domain(name)
     except ValueError:
-        raise ValueError("the name of the list is not a domain name") from None
+        zone = ""
+    # Flags that are lost among lists, and slips such as a missing end, are no zones.
+    if "." not in zone or zone.startswith("-") or ".-" in zone:
+        raise ValueError("the name of the list is not a domain name")
     weight = 1
     if star:
         if not _WEIGHT.fullmatch(factor) or abs(int(factor)) > MAX_WEIGHT:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.testing.server import filter_command
+from smtpd_filters.testing.server import file_path, filter_command
 from tests.e2e.sending import (
     ALICE,
     DYNAMIC,
@@ -280,3 +282,34 @@ def test_as_the_filter_before_was_started(start: Start) -> None:
     assert attempt(server, BAD).stage == ""
     assert attempt(server, GOOD).stage == ""
     assert sorted(folders(server)) == ["", "Junk"]
+
+
+def test_the_example_of_the_manual_page(start: Start) -> None:
+    """As it stands there, quotes and line breaks and all."""
+    page = (Path(__file__).parents[2] / "docs" / "man" / "filter-dnsbl.8").read_text()
+    [example] = re.findall(r'proc-exec "filter-dnsbl ([^"]*--sender[^"]*)"', page)
+    lists = re.search(r"^\.Pa /etc/mail/lists :\n\.Bd .*\n((?:.*\n)*?)\.Ed$", page, re.MULTILINE)
+    assert lists
+    arguments = example.replace("\\e\n", "\\\n").replace("/etc/mail/lists", file_path("lists"))
+    zone = {
+        **ZONE,
+        **addresses("zen.spamhaus.org", {BAD: "127.0.0.4"}),
+        **addresses("bl.spamcop.net", {NAMELESS: "127.0.0.2"}),
+        **addresses("bl.mailspike.net"),
+        **addresses("list.dnswl.org"),
+        **domains("dbl.spamhaus.org", {"bad.example": "127.0.1.2", "liar.example": "127.0.1.102"}),
+    }
+    server = start(
+        zone=zone,
+        files={"lists": lists[1]},
+        declarations=f'filter "dnsbl" proc-exec "{filter_command("dnsbl")} {arguments}"',
+        listeners='listen on lo port 25 hostname "mx.local.example" filter "dnsbl"',
+    )
+    assert attempt(server, GOOD).stage == ""
+    assert attempt(server, LIAR).stage == ""
+    assert folders(server) == ["", ""]
+    assert attempt(server, NAMELESS).stage == ""
+    assert folders(server).count("Junk") == 1
+    assert attempt(server, BAD).said == f"550 5.7.1 {BAD} is listed by zen.spamhaus.org"
+    said = attempt(server, GOOD, sender="eve@bad.example").said
+    assert said == "550 5.7.1 bad.example is listed by dbl.spamhaus.org"
