@@ -128,6 +128,18 @@ def launchers(source: Path, python: str) -> dict[str, File]:
         }
 
 
+def examples(source: Path) -> dict[str, Path]:
+    """The examples, by the names they are installed under."""
+    shown = [(source / "docs/examples", source / "docs/examples")]
+    shown += [(source / "packaging", source / "packaging/dovecot")]
+    return {
+        str(path.relative_to(base)): path
+        for base, directory in shown
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
 def documents(source: Path, package: str) -> dict[str, File]:
     """Manual pages, the example, the licence."""
     files = {
@@ -136,8 +148,9 @@ def documents(source: Path, package: str) -> dict[str, File]:
         )
         for page in (source / "docs/man").glob("*.[1-9]")
     }
-    for example in (source / "packaging/examples").iterdir():
-        files[f"{PREFIX}/share/examples/smtpd-filters/{example.name}"] = File(example.read_bytes())
+    for name, example in examples(source).items():
+        mode = EXECUTABLE if example.stat().st_mode & 0o100 else PLAIN
+        files[f"{PREFIX}/share/examples/smtpd-filters/{name}"] = File(example.read_bytes(), mode)
     licence = (source / "LICENSE").read_bytes()
     files[f"{PREFIX}/share/licenses/{package}/LICENSE"] = File(licence)
     return files

@@ -66,6 +66,14 @@ def _of_wheel(names: list[str]) -> list[str]:
     return sorted(entries, key=lambda entry: entry.removeprefix("${MODPY_COMMENT}"))
 
 
+def _examples(source: Path) -> list[str]:
+    """The names of examples, and of their directories."""
+    ours, learning = source / "docs/examples", source / "packaging/dovecot"
+    names = [path.name for path in ours.iterdir()]
+    names += ["dovecot/", *(f"dovecot/{path.name}" for path in learning.iterdir())]
+    return sorted(names)
+
+
 def packing_list(wheel: Path, source: Path) -> str:
     """OpenBSD's pkg/PLIST."""
     with zipfile.ZipFile(wheel) as archive:
@@ -84,8 +92,7 @@ def packing_list(wheel: Path, source: Path) -> str:
     pages = sorted((source / "docs/man").glob("*.[1-9]"), key=lambda page: (page.suffix, page))
     lines += [f"@man man/man{page.suffix[1:]}/{page.name}" for page in pages]
     lines += ["share/doc/pkg-readmes/${PKGSTEM}", "share/examples/smtpd-filters/"]
-    examples = sorted((source / "packaging/examples").iterdir())
-    lines += [f"share/examples/smtpd-filters/{example.name}" for example in examples]
+    lines += [f"share/examples/smtpd-filters/{name}" for name in _examples(source)]
     lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
     return "\n".join(lines) + "\n"
 

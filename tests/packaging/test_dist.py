@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import marshal
+import re
 import subprocess
 import sys
 import tarfile
@@ -84,7 +85,7 @@ def test_the_sdist_holds_what_building_needs_and_nothing_else(dist: Dist, tmp_pa
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     unpack(dist.sdist, tmp_path)
     top = {"pyproject.toml", "PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"}
-    below = ("smtpd_filters/", "docs/man/", "packaging/examples/")
+    below = ("smtpd_filters/", "docs/man/", "docs/examples/", "packaging/dovecot/")
     rest = {name for name in names if not name.startswith(below)}
     assert rest - top == {"packaging/launchers.py"}
     assert {name for name in names if "__pycache__" in name} == set()
@@ -176,7 +177,7 @@ def test_every_file_is_in_the_manifest_with_its_sum(pkg: Path) -> None:
     for member in members:
         if member.isfile():
             assert (member.uname, member.gname) == ("root", "wheel")
-            executable = "/bin/" in member.name or "/libexec/" in member.name
+            executable = re.search("/bin/|/libexec/|/rspamd-learn$", member.name)
             assert member.mode == (0o755 if executable else 0o644)
 
 
