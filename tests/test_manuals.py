@@ -81,6 +81,8 @@ def flags() -> dict[str, set[str]]:
         for flag in each.option_strings
     }
     known["smtpd-filters"] = tool
+    # The arguments of the older filter of that name, which are read before the flags.
+    known["filter-dnsbl"] |= {"-mv", "-w", "-d"}
     return {name: found | {"--help", "--version", "--"} for name, found in known.items()}
 
 
