@@ -58,7 +58,7 @@ BEHAVIOURS: dict[str, str] = {
     "trickle": "byte after byte, `delay` seconds apart",
     "endless": "a reply that never ends",
     "garbage": "bytes that are no HTTP",
-    "early": "the whole reply as soon as the request begins, then the connection is closed",
+    "early": "the whole reply as soon as the request begins (not of a function), then a close",
     "close-after": "the whole reply as if to be kept alive, then the connection is closed",
     "stale": "the whole reply; the connection is closed when its next request comes",
 }
@@ -391,7 +391,8 @@ class _Connection(asyncio.Protocol):
         self._left = -1 if chunked else int(request.get("Content-Length") or 0)
         if request.get("Expect"):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if method != "GET":
+        if method != "GET" and not callable(self._stub.answer):
+            # A function is asked once, when there is the whole request.
             answer, wire = self._stub.said(request)
             if answer.behaviour == "early":
                 self._stub.asked += 1
