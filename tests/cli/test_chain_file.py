@@ -732,3 +732,30 @@ def test_the_example_is_one(write: Callable[..., Path], tmp_path: Path) -> None:
     for chain in chains:
         done = filter_chain("-f", path, "--chain", chain, data=SmtpdConnection().configure())
         assert done.stdout.endswith(b"register|ready\n"), done.stderr
+
+
+def pieces_of_toml() -> list[str]:
+    """The examples of the manual page."""
+    text = MANUAL.read_text("utf-8")
+    blocks = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed$", text, re.MULTILINE | re.DOTALL)
+    return [block.replace("\\e", "\\") for block in blocks if "[chain." in block]
+
+
+@pytest.mark.parametrize("content", pieces_of_toml())
+def test_each_example_of_the_manual_is_one(
+    content: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write("example.org\n", "domains")
+    (tmp_path / "filters").mkdir()
+    write(GREET, "filters/greet.py")
+    assert check(write(content.replace("/etc/mail", str(tmp_path)))) == (0, ["configuration OK"])
+
+
+def test_each_key_is_in_the_manual() -> None:
+    text = MANUAL.read_text("utf-8").replace("\\-", "-")
+    keys = {declared.key for declared in chain_file.ChainSettings.options.values()}
+    keys |= {declared.key for declared in policy_options().options.values()} | {chain_file.USE}
+    named = {
+        word for line in re.findall(r"^\.It Cm (.*)$", text, re.MULTILINE) for word in line.split()
+    }
+    assert named - {","} == keys

@@ -32,6 +32,7 @@ FILES = {
     "users": "anna secret\n",
     "aliases": "postmaster: anna\n",
     "passwd": "anna:secret\n",
+    "smtpd-filters.toml": (ROOT / "docs" / "examples" / "smtpd-filters.toml").read_text("utf-8"),
 }
 CHECK = 'f=$(mktemp) && trap \'rm -f "$f"\' EXIT && cat >"$f" && smtpd -n -f "$f"'
 
@@ -85,7 +86,7 @@ COMMANDS = {
 def files(tmp_path: Path) -> Path:
     """A folder with the files that examples name."""
     for name, content in FILES.items():
-        (tmp_path / name).write_text(content, "utf-8")
+        (tmp_path / name).write_text(local(content, tmp_path), "utf-8")
         (tmp_path / name).chmod(0o600 if name in ("users", "passwd") else 0o644)
     return tmp_path
 
@@ -135,6 +136,8 @@ def test_smtpd_takes_each_example(version: str) -> None:
 @pytest.mark.parametrize("command", list(COMMANDS.values()), ids=list(COMMANDS))
 def test_each_command_of_an_example_starts(command: list[str], files: Path) -> None:
     program, *words = [local(word, files) for word in command]
+    if program == "filter-chain" and "--config" not in words:
+        words += ["--config", str(files / "smtpd-filters.toml")]
     installed = Path(sys.executable).parent / Path(program).name
     if not installed.exists():
         pytest.fail(f"{program} is none of the executables")
