@@ -107,7 +107,8 @@ class Controller:
         if status == 208:
             return "known"
         if status == 204:
-            return "too short"
+            # It has too few words, or is what the classifier would have said anyway.
+            return "skipped"
         cause = f"status {status}: {text}"
         if status in (401, 403):
             raise Refused(f"wrong password ({cause})", NOPERM)
@@ -196,7 +197,7 @@ class Tally:
 
     def __init__(self, total: int | None) -> None:
         self.total = total
-        self.counts = dict.fromkeys(("learned", "known", "too short", "failed"), 0)
+        self.counts = dict.fromkeys(("learned", "known", "skipped", "failed"), 0)
         self.statuses: set[int] = set()
         #: Nothing more is to be tried.
         self.stopped = False
@@ -232,8 +233,8 @@ class Tally:
 
     def summary(self) -> str:
         """One line that says all."""
-        learned, known, short, failed = self.counts.values()
-        text = f"{learned} learned, {known} known already, {short} too short, {failed} not learned"
+        learned, known, skipped, failed = self.counts.values()
+        text = f"{learned} learned, {known} known already, {skipped} skipped, {failed} not learned"
         return f"{text}; given up\n" if self.stopped else f"{text}\n"
 
 

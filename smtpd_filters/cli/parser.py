@@ -68,10 +68,10 @@ def _add_learn(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "learn",
         help="give messages to rspamd to learn from",
         description="Give messages to rspamd's controller to learn from, as spam or as ham.",
-        epilog="Exit status, of sysexits(3): 0 when all is learned, as what was learned before or "
-        "is too short is, 75 when another try may help, 65 for a message that can't be learned, 66 "
-        "for a file that can't be read, 77 for a wrong password, 64 for a wrong option, 78 for a "
-        "password file that can't be read.",
+        epilog="Exit status, of sysexits(3): 0 when all is learned, was learned before, or is "
+        "skipped by rspamd as too short or no news; 75 when another try may help; 65 for a message "
+        "that can't be learned, 66 for a file that can't be read, 77 for a wrong password, 64 for "
+        "a wrong option, 78 for a password file that can't be read.",
         allow_abbrev=False,
     )
     parser.status = EX_USAGE

@@ -5,6 +5,8 @@ import json
 import os
 import pty
 import re
+import shlex
+import shutil
 import socket
 import ssl
 import subprocess
@@ -353,7 +355,7 @@ def test_files(call: Learn, tmp_path: Path) -> None:
         names.append(str(tmp_path / f"{n}"))
     status, out, err = call("ham", *names)
     assert (status, err) == (0, "")
-    assert out == "20 learned, 0 known already, 0 too short, 0 not learned\n"
+    assert out == "20 learned, 0 known already, 0 skipped, 0 not learned\n"
     assert bodies(call.rspamd) == sorted(b"%d " % n + MAIL for n in range(20))
     assert call.rspamd.most_at_once <= 4
 
@@ -404,7 +406,7 @@ def test_an_mbox(call: Learn, tmp_path: Path, *, stdin: bool) -> None:
     else:
         status, out, err = call("spam", str(path), "--jobs", "1")
         assert (status, err) == (65, f"smtpd-filters: {path}:3: an empty message\n")
-        assert out == "3 learned, 0 known already, 0 too short, 1 not learned\n"
+        assert out == "3 learned, 0 known already, 0 skipped, 1 not learned\n"
     assert [request.body for request in call.rspamd.requests] == [
         b"Subject: 1\n\nFrom here\n>From there\n> From\n",
         b"Subject: 2\n",
@@ -422,7 +424,7 @@ def test_several_outcomes(call: Learn, tmp_path: Path) -> None:
     (tmp_path / "0").write_bytes(b"")
     status, out, err = call("spam", str(tmp_path), f"{tmp_path}/none")
     assert status == 75
-    assert out == "2 learned, 1 known already, 1 too short, 3 not learned\n"
+    assert out == "2 learned, 1 known already, 1 skipped, 3 not learned\n"
     assert sorted(err.splitlines()) == [
         f"smtpd-filters: {tmp_path}/0: an empty message",
         f"smtpd-filters: {tmp_path}/4: status 500: x",
@@ -474,7 +476,7 @@ def test_failures_in_between_do_not_end_it(call: Learn, tmp_path: Path) -> None:
     for n in range(9):
         (tmp_path / f"{n}").write_bytes(MAIL)
     status, out, _ = call("spam", str(tmp_path), "--jobs", "1")
-    assert (status, out) == (75, "3 learned, 0 known already, 0 too short, 6 not learned\n")
+    assert (status, out) == (75, "3 learned, 0 known already, 0 skipped, 6 not learned\n")
 
 
 def test_what_cannot_be_read(call: Learn, tmp_path: Path) -> None:
@@ -597,7 +599,7 @@ def test_a_terminal_shows_a_bar(rspamd: RspamdStub, tmp_path: Path) -> None:
         os.close(ours)
         out = process.communicate()[0]
     assert process.returncode == 0
-    assert out == b"12 learned, 0 known already, 0 too short, 0 not learned\n"
+    assert out == b"12 learned, 0 known already, 0 skipped, 0 not learned\n"
     assert re.search(rb"\r\x1b\[K\[#*\.*\] \d+/12 \d+%", shown)
     assert shown.endswith(b"\r\x1b[K")
 
@@ -641,3 +643,84 @@ def test_it_starts_without_what_it_does_not_use() -> None:
     heavy = {"asyncio", "http.client", "aiohttp", "ssl", "email", "urllib.parse", "tempfile"}
     assert not loaded & (heavy | {"dns", "pathlib", "logging", "subprocess"})
     assert b"Connection refused" in done.stderr
+
+
+# -- from Dovecot --------------------------------------------------------------------------------
+
+DOVECOT = ROOT / "packaging" / "dovecot"
+SCRIPT = DOVECOT / "rspamd-learn"
+
+
+@pytest.fixture
+def script(tmp_path: Path, rspamd: RspamdStub) -> Path:
+    """The script with settings for this test, and the tool on its PATH."""
+    (tmp_path / "smtpd-filters").write_text(f'#!/bin/sh\nexec {shlex.join(TOOL)} "$@"\n')
+    (tmp_path / "smtpd-filters").chmod(0o755)
+    (tmp_path / "password").write_text("secret\n")
+    text = SCRIPT.read_text()
+    for name, value in (
+        ("URL", rspamd.url),
+        ("PASSWORD_FILE", str(tmp_path / "password")),
+        ("PER_USER", "yes"),
+    ):
+        text, changed = re.subn(rf"(?m)^{name}=.*", f"{name}={value}", text)
+        assert changed == 1
+    made = tmp_path / "rspamd-learn"
+    made.write_text(text)
+    made.chmod(0o755)
+    return made
+
+
+def test_dovecots_script_is_one() -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    done = subprocess.run(["/bin/sh", "-n", SCRIPT], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("kind", ["spam", "ham"])
+@pytest.mark.parametrize("user", ["anna@example.org", "o'neil $x", "-v", ""])
+def test_dovecots_script(script: Path, rspamd: RspamdStub, kind: str, user: str) -> None:
+    done = subprocess.run(
+        [script, kind, user],
+        input=MAIL,
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        env={"PATH": f"{script.parent}:/usr/bin:/bin"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    [request] = rspamd.requests
+    assert (request.path, request.body) == (f"/learn{kind}", MAIL)
+    assert request.get("Password") == "secret"
+    assert request.get("Deliver-To") == (user or None)
+
+
+def test_dovecots_script_as_it_is(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    (tmp_path / "smtpd-filters").write_text(f'#!/bin/sh\nprintf "%s|" "$@" >{seen}\nexit 75\n')
+    (tmp_path / "smtpd-filters").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run([SCRIPT, "spam", "anna"], input=MAIL, check=False, env=env)
+    assert done.returncode == 75
+    assert seen.read_text() == "learn|-url|http://localhost:11334|--timeout|20|spam|"
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_dovecots_configuration_names_what_is_there(version: str) -> None:
+    text = (DOVECOT / f"dovecot-{version}.conf").read_text()
+    assert "sieve_pipe_bin_dir = /etc/dovecot/learn\n" in text
+    named = set(re.findall(r"/etc/dovecot/learn/(\S+)", text))
+    assert named == {"report-spam.sieve", "report-ham.sieve"}
+    for name in named:
+        assert f'pipe :copy "{SCRIPT.name}"' in (DOVECOT / name).read_text()
+
+
+@pytest.mark.skipif(shutil.which("sievec") is None, reason="no sievec (install dovecot-sieve)")
+@pytest.mark.parametrize("name", ["report-spam.sieve", "report-ham.sieve"])
+def test_dovecots_sieve_scripts_compile(name: str, tmp_path: Path) -> None:
+    plugins = "-oplugin/sieve_plugins=sieve_imapsieve sieve_extprograms"
+    extensions = "-oplugin/sieve_extensions=+vnd.dovecot.pipe +vnd.dovecot.environment"
+    subprocess.run(
+        ["sievec", "-c", "/dev/null", plugins, extensions, DOVECOT / name, tmp_path / "out"],  # noqa: S607
+        check=True,
+    )
