@@ -90,6 +90,8 @@ class _Loop:
         self.tasks: set[asyncio.Task[None]] = set()
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
+        #: Whether a `_turn` is on its way.
+        self.turning = False
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
         watchdog.needed = lambda: self.beating
@@ -143,6 +145,7 @@ class _Loop:
 
     def _turn(self) -> None:
         """Write, let held messages follow, and listen for what comes next."""
+        self.turning = False
         channel, engine = self.channel, self.engine
         channel.write(engine.output())
         while engine.sending and channel.size < HIGH_WATER:
@@ -204,7 +207,10 @@ class _Loop:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
             decision = PROCEED
         done(decision)
-        self._turn()
+        # Once for all that are done in this round of the loop: a write costs more than an answer.
+        if not self.turning:
+            self.turning = True
+            self.loop.call_soon(self._turn)
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()
