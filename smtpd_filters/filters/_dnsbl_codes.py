@@ -16,6 +16,9 @@ import re
 
 from smtpd_filters.filters._dnsbl_sites import Pattern
 
+#: What a list is asked about; each has test entries of its own (RFC 5782 section 5).
+V4, V6, NAME = "IPv4", "IPv6", "names"
+
 _OWN_RESOLVER = "ask through a name server of your own (--nameserver), not a public one"
 _REGISTER = "register for its Data Query Service and use the zone with your key"
 _ODD = ";".join(str(octet) for octet in range(1, 256, 2))

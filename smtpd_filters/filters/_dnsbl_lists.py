@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 
 from smtpd_filters.filters import _dnsbl_codes as codes
+from smtpd_filters.filters._dnsbl_codes import NAME, V4, V6
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 
 TYPE_CHECKING = False
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.runtime.log import Log
 
-#: What a list is asked about; each has test entries of its own.
-V4, V6, NAME = "IPv4", "IPv6", "names"
 #: What is listed, and what isn't, without the zone; for names the list has a say.
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
 _UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "invalid"}
@@ -221,9 +220,19 @@ class Watch:
         )
         speechless = all(silent for _, silent in found)
         off = False
-        for (each, about), (cause, silent) in zip(self._asked, found, strict=True):
-            off = off or bool(cause)
-            self._switch(each, about, "" if silent and speechless else cause, remind=remind)
+        said: set[tuple[str, str]] = set()
+        for (each, about), (why, silent) in zip(self._asked, found, strict=True):
+            off = off or bool(why)
+            cause = "" if silent and speechless else why
+            changed = each.switch(about, cause)
+            # That a list has nothing about IPv6 is said once.
+            worth_it = changed or (cause and remind and about != V6)
+            if worth_it and (each.zone, about) not in said:
+                said.add((each.zone, about))
+                state = "off" if cause else "on"
+                self._log.event(
+                    "dnsbl", "list", zone=each.shown, about=about, switched=state, cause=cause
+                )
         if speechless and found:
             self._log.limited(
                 "silent", "dnsbl", "no list answers", cause=found[0][0], result="not switched off"
@@ -236,11 +245,3 @@ class Watch:
         if self._again is not None:
             self._again.cancel()
         self._again = loop.call_later(RECHECK, self.suspect) if off else None
-
-    def _switch(self, each: List, about: str, cause: str, *, remind: bool) -> None:
-        changed = each.switch(about, cause)
-        if changed or (cause and remind):
-            state = "off" if cause else "on"
-            self._log.event(
-                "dnsbl", "list", zone=each.shown, about=about, switched=state, cause=cause
-            )

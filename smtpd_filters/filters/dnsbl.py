@@ -52,7 +52,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Iterator, Sequence
-    from typing import TypeAlias
+    from typing import NoReturn, TypeAlias
 
     from smtpd_filters.filters._dnsbl_lists import List, Watch
     from smtpd_filters.filters._dnsbl_sites import Site
@@ -265,7 +265,7 @@ class Dnsbl(Filter):
 
     def _ask_ahead(self) -> None:
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
-        from smtpd_filters.filters._dnsbl_lists import NAME, V4, V6, List, Watch
+        from smtpd_filters.filters._dnsbl_lists import List, Watch
         from smtpd_filters.lookups.dns import Resolver
         from smtpd_filters.lookups.outcome import NotFound
         from smtpd_filters.runtime.log import Log
@@ -292,7 +292,8 @@ class Dnsbl(Filter):
             made = self._lists[kind] = [List(zone, of, keys) for zone, of in sites.items()]
             for each in made:
                 each.tested = untested.isdisjoint({each.zone, each.shown})
-                asked += [(each, about) for about in ((V4, V6) if kind == "client" else (NAME,))]
+                kinds = (codes.V4, codes.V6) if kind == "client" else (codes.NAME,)
+                asked += [(each, about) for about in kinds]
         self._watch = Watch(asked, self._resolver, Log())
 
     def required_reports(self) -> frozenset[str]:
@@ -351,10 +352,8 @@ class Dnsbl(Filter):
         self, session: Session, _address: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide for each recipient; the first one's answer holds for all of a message."""
-        sender = ""
-        if self._lists["sender"] and session.tx is not None:
-            sender = session.tx.sender or ""
-        return self._judge(session, self._identity(session), sender)
+        tx = session.tx if self._lists["sender"] else None
+        return self._judge(session, self._identity(session), (tx and tx.sender) or "")
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
         """Say in the message which lists have an entry."""
@@ -406,7 +405,7 @@ class Dnsbl(Filter):
         subject = _domain(name)
         if subject:
             for each in self._lists[kind]:
-                if not each.is_off("names"):
+                if not each.is_off(codes.NAME):
                     yield Question(each, subject, f"{subject}.{each.zone}", trusted=trusted)
 
     # -- the decision ----------------------------------------------------------------------
@@ -417,7 +416,7 @@ class Dnsbl(Filter):
         """Decide at once if all is known, else give the coroutine that will."""
         if exempt(session, self.settings.allow):
             return PROCEED
-        key = identity, sender
+        key = identity if self._lists["helo"] else "", sender if self._lists["sender"] else ""
         known: Known | None = session.scratch.get(self)
         if known is not None and known.key == key:
             if not known.cause:
@@ -427,6 +426,7 @@ class Dnsbl(Filter):
         if self._watch.done:
             questions = self._questions(session, *key)
             if self._is_unknown_to(questions):
+                session.scratch.pop(self, None)
                 return PROCEED
             inquiry = self._ask(questions)
             if inquiry.over and self._is_ready(inquiry):
@@ -489,6 +489,8 @@ class Dnsbl(Filter):
             # Law 3.  A list that is off behind this is not asked the second time.
             await self._watch.test()
             inquiry = await self._hear(session, key)
+            if inquiry.tally.level != NOTHING and not self._watch.fresh:
+                self._give_up(session, key, inquiry, "the lists can't be tested")
         if inquiry.tally.level > JUNK and self._text(inquiry) is None:
             await self._look_up_text(inquiry)
         return self._decide(session, key, inquiry)
@@ -530,15 +532,19 @@ class Dnsbl(Filter):
     def _decide(self, session: Session, key: tuple[str, str], inquiry: Inquiry) -> Verdict:
         """Make the decision, and keep it for the rest of the message or session."""
         if not inquiry.tally.certain:
-            cause = "; ".join(inquiry.troubles)
-            until = self._now() + _SPARE
-            session.scratch[self] = Known(key, inquiry, cause=cause, until=until)
-            raise UnavailableError(cause, DNS_FAILURE)
+            self._give_up(session, key, inquiry, "; ".join(inquiry.troubles))
         decision = self._done(session, inquiry)
         # One that proceeds gives its reason once.
         kept = PROCEED if type(decision) is Proceed else decision
         session.scratch[self] = Known(key, inquiry, kept)
         return decision
+
+    def _give_up(
+        self, session: Session, key: tuple[str, str], inquiry: Inquiry, cause: str
+    ) -> NoReturn:
+        """Leave it to `--on-error`, and don't make the next recipient wait for the same."""
+        session.scratch[self] = Known(key, inquiry, cause=cause, until=self._now() + _SPARE)
+        raise UnavailableError(cause, DNS_FAILURE)
 
     def _done(self, session: Session, inquiry: Inquiry) -> Verdict:
         level = inquiry.tally.level
@@ -567,8 +573,8 @@ def _reversed(address: str) -> tuple[str, str, str]:
     if ":" in address:
         address = names.canonical(address)
     if ":" in address:
-        return "IPv6", names.reverse(address, zone=""), address
-    return "IPv4", ".".join(reversed(address.split("."))) + ".", address
+        return codes.V6, names.reverse(address, zone=""), address
+    return codes.V4, ".".join(reversed(address.split("."))) + ".", address
 
 
 def _domain(name: str) -> str:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from smtpd_filters.filters._dnsbl_lists import FRESH, NAME, PAUSE, RECHECK, SILENCES, V4, V6, List
+from smtpd_filters.filters._dnsbl_codes import NAME, V4, V6
+from smtpd_filters.filters._dnsbl_lists import FRESH, PAUSE, RECHECK, SILENCES, List
 from smtpd_filters.filters._dnsbl_lists import Watch as _Watch
 from smtpd_filters.filters._dnsbl_sites import parse
 from smtpd_filters.lookups.cache import Lifetimes
@@ -134,7 +135,7 @@ def with_resolver(
         lifetimes = Lifetimes(floor=0, ceiling=0, negative_ceiling=0, backoff=0)
         nameserver = (server.address, server.port)
         async with Resolver(
-            [nameserver], timeout=0.05, deadline=0.2, lifetimes=lifetimes
+            [nameserver], timeout=0.15, deadline=0.4, lifetimes=lifetimes
         ) as resolver:
             await work(resolver, server)
 
@@ -255,12 +256,28 @@ def test_a_list_is_switched_off_and_on_again() -> None:
     with_resolver({**addresses(ZONE), **addresses(OTHER)}, work)
 
 
+def test_what_is_asked_in_several_ways_is_logged_once() -> None:
+    async def work(resolver: Resolver, _: DNSServer) -> None:
+        several = [made(ZONE), made(ZONE)]
+        watch = Watch([(each, NAME) for each in several], resolver, Captured())
+        await watch.test()
+        assert all(each.is_off(NAME) for each in several)
+        assert len(watch.log.lines) == 1
+        watch.close()
+
+    with_resolver({}, work)
+
+
 def test_ipv4_and_ipv6_are_switched_by_themselves() -> None:
     async def work(resolver: Resolver, _: DNSServer) -> None:
         each = made(ZONE)
         watch = Watch([(each, V4), (each, V6)], resolver, Captured())
         await watch.test()
         assert (each.is_off(V4), each.is_off(V6)) == (False, True)
+        # Most lists have nothing about IPv6: that is no reason to say so every hour.
+        assert len(watch.log.lines) == 1
+        await watch.test(remind=True)
+        assert len(watch.log.lines) == 1
         watch.close()
 
     with_resolver({under(ZONE, LISTED): {"A": "127.0.0.2"}}, work)
