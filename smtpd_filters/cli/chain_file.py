@@ -60,13 +60,16 @@ class Declared:
 
     __slots__ = ("kind", "name", "own", "policy", "where")
 
-    def __init__(self, name: str, table: Table, where: str, others: Iterable[str] = ()) -> None:
+    def __init__(
+        self, name: str, table: Table | None, where: str, others: Iterable[str] = ()
+    ) -> None:
         """Understand its table, for which its module and its tables are loaded.
 
         `others` are the names that may be meant by one that isn't known.  Raises ConfigError.
         """
         self.name = name
-        self.where = where
+        alone = table is None
+        table = table or {}
         used = table.get(USE, name)
         if type(used) is not str or not used:
             raise ConfigError(f"{where}: {USE}: expected the name of a filter, as a string")
@@ -77,6 +80,9 @@ class Declared:
             raise ConfigError(
                 f"{where}: {USE}: {error}" if USE in table else f"{where}: {error}"
             ) from None
+        if alone:
+            where = f"{where}: {name}"
+        self.where = where
         policy = policy_options(self.kind.outcomes(), self.kind.on_error, self.kind.deadline)
         keys = {key: value for key, value in table.items() if key != USE}
         _refuse_misplaced(keys, self.kind.Options, where)
@@ -174,7 +180,7 @@ class ChainFile:
         table = self._filters.get(name)
         if table is None:
             where = f"{self.path}: [chain.{printable(chain)}]: filters"
-            return Declared(name, {}, where, self._filters)
+            return Declared(name, None, where, self._filters)
         where = f"{self.path}: [filter.{printable(name)}]"
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"{where}: a name is made of letters, digits, - and _")

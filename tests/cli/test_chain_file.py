@@ -325,6 +325,13 @@ def test_what_is_wrong_is_said_with_its_place(content: str, line: str) -> None:
             "[filter.rcpt]: unknown-domain: which domains are ours? domains is required",
         ),
         (
+            '[chain.x]\nfilters = ["mailfrom"]',
+            (
+                "[chain.x]: filters: mailfrom: nothing to guard: domains, addresses, patterns or "
+                "senders is required"
+            ),
+        ),
+        (
             chain_of("fcrdns", 'nameserver = ["127.0.0.1"]'),
             "[filter.fcrdns]: nameserver: nothing is looked up without verify",
         ),
