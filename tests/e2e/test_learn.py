@@ -61,10 +61,10 @@ for you only, and nobody else will ever see it. Our cheap watches are the best i
 and every customer who buys two of them gets another one for free. Do not wait, because the price
 goes up tomorrow morning.""",
     "ham": """The meeting about the new garden fence takes place on Thursday in the small room
-behind the library. Could you bring the drawings that the carpenter made, and ask your brother whether he
-wants to come with us? We still need somebody who knows how to paint old wood. Afterwards there will
-be soup and bread in the kitchen, and the children can play outside until their parents have
-finished talking.""",
+behind the library. Could you bring the drawings that the carpenter made, and ask your brother
+whether he wants to come with us? We still need somebody who knows how to paint old wood.
+Afterwards there will be soup and bread in the kitchen, and the children can play outside until
+their parents have finished talking.""",
 }
 
 
