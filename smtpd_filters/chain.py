@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic
 
 from .errors import ConfigError
-from .filter import CONTENT, Filter, hears
+from .filter import CONTENT, Filter
 from .link import FAILED, REFUSALS, Link
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
@@ -72,7 +72,7 @@ class Chain:
             _check(filter_, on_error)
             self.filters.append(filter_)
             reports |= filter_.required_reports()
-            if hears(filter_, "identified"):
+            if "identified" in filter_.events:
                 reports.add("link-identify")
             for handler in filter_.handlers:
                 if handler in filter_.phases:
@@ -84,15 +84,15 @@ class Chain:
                         or handler == "message"
                         or link.later
                     )
-        self._leaving = [each for each in self.filters if hears(each, "gone")]
+        self._leaving = [each for each in self.filters if "gone" in each.events]
         #: Whom to tell when something has been reported.
         self.hooks: dict[str, Callable[[Session], None]] = {
             report: partial(self._tell, event, told)
             for report, event in (("link-connect", "arrived"), ("link-identify", "identified"))
-            if (told := [each for each in self.filters if hears(each, event)])
+            if (told := [each for each in self.filters if event in each.events])
         }
         #: The filters that look after something beside their sessions.
-        self.refreshing = [each for each in self.filters if hears(each, "refresh")]
+        self.refreshing = [each for each in self.filters if "refresh" in each.events]
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
         if keeps_marks and not links.keys() & {"data", *CONTENT}:
             # Law 4: there must be a next phase.
@@ -114,7 +114,7 @@ class Chain:
         ]
         self.content = "message" if "message" in links else "headers" if self._content else ""
         #: Whether any filter has something to let go of when the process ends.
-        self.closing = any(hears(each, "close") for each in self.filters)
+        self.closing = any("close" in each.events for each in self.filters)
         #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
         self.later = bool(self.refreshing) or any(
             link.later for of in links.values() for link in of

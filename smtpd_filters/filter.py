@@ -46,7 +46,8 @@ _KINDS: dict[str, tuple[type[Decision], ...]] = {
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["Answer"])
 #: Public methods that are no handlers.
-_LIFE = frozenset({"setup", "refresh", "arrived", "identified", "gone", "close"})
+_EVENTS = frozenset({"refresh", "arrived", "identified", "gone", "close"})
+_LIFE = _EVENTS | {"setup"}
 
 #: What a handler that may have to wait says it returns.
 _AWAITABLE = "Awaitable["
@@ -94,9 +95,11 @@ class Filter:
 
     #: The handlers of the class, by their names.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
-    #: What each of them may return, and those that may be or return a coroutine.
+    #: What each of them may return.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
-    later: ClassVar[frozenset[str]] = frozenset()
+    #: Handlers that may be or return a coroutine.  `setup` empties it when none will with these
+    #: settings: then it takes no event loop to run the filter.
+    later: frozenset[str] = frozenset()
 
     #: Whether what it decides is only logged; a filter that waits on purpose does not then.
     dry_run: bool = False
@@ -109,6 +112,10 @@ class Filter:
         self.settings = self.Options() if settings is None else settings
         #: The handlers in use; `setup` may take some away.
         self.phases = set(self.handlers)
+        #: The events of its life that it wants to be told of; likewise.
+        self.events = {
+            event for event in _EVENTS if getattr(type(self), event) is not getattr(Filter, event)
+        }
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -210,11 +217,6 @@ class Filter:
         def quit(
             self, session: Session
         ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]: ...
-
-
-def hears(filter_: Filter, event: str) -> bool:
-    """Whether a filter has a method of its own for an event of its life."""
-    return getattr(type(filter_), event) is not getattr(Filter, event)
 
 
 def _check_public(cls: type[Filter], where: str) -> None:

@@ -56,7 +56,7 @@ class Says(Filter):
 
     def __init__(self, name: str, *answers: Any) -> None:
         super().__init__()
-        self.name = name  # type: ignore[misc]  # several of one class
+        self.name = name
         self.answers = answers
         self.asked: list[Any] = []
 

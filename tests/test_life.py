@@ -21,6 +21,8 @@ from smtpd_filters import (
     Rewrite,
     Session,
 )
+from smtpd_filters.chain import Chain
+from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
@@ -233,3 +235,35 @@ def test_a_body_is_restored(kind: type[Filter], flags: tuple[str, ...], body: by
         done = client.message(b"Subject: kept\n\nold\n")
         assert done.body == body
         assert ("X-New" in done.headers) is (body == b"NEW\n")
+
+
+class Choosy(Witness):
+    """Finds that it has nothing to wait for, and wants to hear of nothing."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.later = frozenset()
+        self.events.clear()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed | Awaitable[Proceed]:
+        return PROCEED
+
+
+def test_what_a_filter_has_no_use_for_it_is_not_told() -> None:
+    assert Choosy.later == {"rcpt_to"}
+    with Conversation(Choosy) as smtpd:
+        [filter_] = smtpd.filters
+        assert isinstance(filter_, Choosy)
+        client = smtpd.connect()
+        client.ehlo("mail.example.net")
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+    chain = Chain([(filter_, "proceed", 1.0)], Log())
+    # Without it no event loop is needed.
+    assert not chain.later
+    assert not chain.closing
+    assert not chain.hooks
+    assert filter_.seen == ["mail-from mx.example.org"]

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Reject
 from smtpd_filters.settings import TEXT, Settings, choice, option, table
 from smtpd_filters.tables import NetworkTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
 
 #: What `--action` may be.
@@ -102,6 +105,7 @@ class ClientFilter(Filter):
 
     def setup(self) -> None:
         """Choose the phase."""
+        self.later = frozenset()  # a filter that looks something up says otherwise
         self.phases = set(_AT[self.settings.phase])
         self.marks = self.settings.action == "junk"
 
@@ -109,23 +113,23 @@ class ClientFilter(Filter):
         """Ask who has authenticated where somebody may have."""
         return frozenset({"link-auth"} if self.phases & {"mail_from", "rcpt_to"} else ())
 
-    def connect(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+    def connect(self, session: Session) -> Answer | Awaitable[Answer]:
         """Decide before smtpd greets the client."""
         return self._judge(session)
 
-    def helo(self, session: Session, _identity: str) -> Proceed | Junk | Reject | Disconnect:
+    def helo(self, session: Session, _identity: str) -> Answer | Awaitable[Answer]:
         """Decide when the client greets; what it calls itself is no matter."""
         return self._judge(session)
 
     ehlo = helo
 
-    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject | Disconnect:
+    def mail_from(self, session: Session, _address: str) -> Answer | Awaitable[Answer]:
         """Decide for each message or recipient, unless the client has authenticated."""
         return PROCEED if session.username else self._judge(session)
 
     rcpt_to = mail_from
 
-    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
         """Decide about a client that has not authenticated, as far as is known."""
         raise NotImplementedError
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filters._asking import ask_nothing, make_resolver, nameserver_option
 from smtpd_filters.filters._client import (
     ClientFilter,
     ClientSettings,
@@ -30,15 +31,15 @@ from smtpd_filters.filters._client import (
     reply_option,
 )
 from smtpd_filters.program import run
-from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import ENDPOINT, LIST, SECONDS, SWITCH, choice, option
+from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
+from smtpd_filters.settings import SECONDS, SWITCH, choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Self
+    from collections.abc import Awaitable, Sequence
 
     from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
 
 # RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 # this: there the "IP address failed a reverse DNS validation check".
 _DNS_FAILURE = "4.4.3"
 NO_NAME = "no reverse name"
-# A look-up asks each server in two rounds, and waits twice as long in the second.
-_ROUNDS = 2
-_LOOKUP = 4
 
 
 class Fcrdns(ClientFilter):
@@ -72,12 +70,7 @@ class Fcrdns(ClientFilter):
             "smtpd, which looks at one name, once, and takes a DNS that fails for a client that "
             "does. Refusals are permanent only with this.",
         )
-        nameserver = option(
-            LIST(ENDPOINT(port=53)),
-            default=(),
-            help="The address of a recursive name server to ask with --verify, instead of those in "
-            "resolv.conf(5).",
-        )
+        nameserver = nameserver_option()
         timeout = option(
             SECONDS(low=0.01, high=60),
             default=2.0,
@@ -95,26 +88,21 @@ class Fcrdns(ClientFilter):
 
     settings: Options
 
+    _resolver: Resolver | None = None
     _unnamed: Junk | Reject | Disconnect
     _unconfirmed: Junk | Reject | Disconnect
 
-    def __new__(cls, settings: Options | None = None) -> Self:
-        """Make the kind that looks for itself if it is to.
-
-        Its handlers are coroutines, for which the chain runs asyncio; law 5.
-        """
-        kind: type = cls
-        if settings is not None and settings.verify:
-            kind = _Verifying
-        made: Self = object.__new__(kind)
-        return made
-
     def setup(self) -> None:
-        """Make the refusals."""
+        """Make the refusals, and get a resolver ready if one is needed."""
         super().setup()
         settings = self.settings
-        if not settings.verify and settings.nameserver:
+        if settings.verify:
+            self._resolver = make_resolver(settings.nameserver, settings.timeout)
+            self.later = type(self).later
+        elif settings.nameserver:
             raise ConfigError("--nameserver: nothing is looked up without --verify")
+        else:
+            ask_nothing(self)  # law 5
         self._unnamed = self._failure("Your IP address has no reverse DNS name")
         self._unconfirmed = self._failure(
             "The reverse DNS name of your IP address does not lead back to the address"
@@ -127,11 +115,20 @@ class Fcrdns(ClientFilter):
         # Postfix says so by default, too: "450 4.7.25 Client host rejected".
         return self._refusal("7.25", text, temporary=not self.settings.verify)
 
-    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        """Take smtpd's word (law 2)."""
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
+
+    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
+        """Take smtpd's word (law 2), or look again."""
         address = self._suspect(session)
         if address is None:
             return PROCEED
+        if self._resolver is not None:
+            # Each recipient gets the same answer, whatever happens to the cache meanwhile.
+            known: Answer | None = session.scratch.get(self)
+            return self._verify(self._resolver, session, address) if known is None else known
         if session.fcrdns != "fail":
             raise UnavailableError("smtpd reports a DNS failure", _DNS_FAILURE)
         if session.rdns is None:
@@ -152,68 +149,14 @@ class Fcrdns(ClientFilter):
     def _failed(self, names: tuple[str, ...], address: str) -> Junk | Reject | Disconnect:
         return self._unconfirmed.because(f"rdns {' '.join(names)} not confirmed for {address}")
 
+    async def _verify(self, resolver: Resolver, session: Session, address: str) -> Answer:
+        decision = await self._look_up(resolver, address)
+        session.scratch[self] = decision
+        return decision
 
-class _Verifying(Fcrdns):
-    """The same, which looks for itself at those that smtpd has not confirmed."""
-
-    name = "fcrdns"
-
-    _resolver: Resolver
-
-    def setup(self) -> None:
-        """Get a resolver ready, too."""
-        super().setup()
-        from smtpd_filters.lookups.dns import Resolver  # law 5
-
-        settings = self.settings
-        try:
-            self._resolver = Resolver(
-                settings.nameserver or None,
-                timeout=settings.timeout,
-                deadline=_LOOKUP * settings.timeout,
-                attempts=_ROUNDS,
-            )
-        except ConfigError as error:
-            raise ConfigError(f"--nameserver: {error}") from None
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        await self._resolver.aclose()
-
-    # Coroutines in the place of plain handlers: a filter may have either.
-
-    async def connect(  # type: ignore[override]
-        self, session: Session
-    ) -> Proceed | Junk | Reject | Disconnect:
-        return await self._verify(session)
-
-    async def helo(  # type: ignore[override]
-        self, session: Session, _identity: str
-    ) -> Proceed | Junk | Reject | Disconnect:
-        return await self._verify(session)
-
-    ehlo = helo  # type: ignore[assignment]
-
-    async def mail_from(  # type: ignore[override]
-        self, session: Session, _address: str
-    ) -> Proceed | Junk | Reject | Disconnect:
-        return PROCEED if session.username else await self._verify(session)
-
-    rcpt_to = mail_from  # type: ignore[assignment]
-
-    async def _verify(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        address = self._suspect(session)
-        if address is None:
-            return PROCEED
-        # Each recipient gets the same answer, whatever happens to the cache meanwhile.
-        known: Proceed | Junk | Reject | Disconnect | None = session.scratch.get(self)
-        if known is None:
-            known = session.scratch[self] = await self._look_up(address)
-        return known
-
-    async def _look_up(self, address: str) -> Proceed | Junk | Reject | Disconnect:
+    async def _look_up(self, resolver: Resolver, address: str) -> Answer:
         if self.settings.require == "rdns":
-            return await self._look_for_a_name(address)
+            return await self._look_for_a_name(resolver, address)
         from smtpd_filters.lookups.fcrdns import (  # law 5
             Confirmed,
             NoName,
@@ -221,7 +164,7 @@ class _Verifying(Fcrdns):
             fcrdns,
         )
 
-        match await fcrdns(self._resolver, address):
+        match await fcrdns(resolver, address):
             case Confirmed():
                 return PROCEED
             case NoName():
@@ -231,10 +174,10 @@ class _Verifying(Fcrdns):
             case unavailable:
                 raise UnavailableError(unavailable.cause, _DNS_FAILURE)
 
-    async def _look_for_a_name(self, address: str) -> Proceed | Junk | Reject | Disconnect:
+    async def _look_for_a_name(self, resolver: Resolver, address: str) -> Answer:
         from smtpd_filters.lookups.outcome import Found, NotFound  # law 5
 
-        match await self._resolver.ptr(address):
+        match await resolver.ptr(address):
             case Found():
                 return PROCEED
             case NotFound():

@@ -18,6 +18,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import (
+    ask_nothing,
     make_resolver,
     nameserver_option,
     settle,
@@ -34,7 +35,7 @@ from smtpd_filters.tables import DomainTable, NetworkTable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
-    from typing import Any, Self, TypeAlias
+    from typing import Any, TypeAlias
 
     from smtpd_filters.filters._asking import Policy
     from smtpd_filters.filters._hosts import Address
@@ -125,49 +126,65 @@ class Helo(Filter):
     settings: Options
 
     _checks: dict[str, Check]
-
-    def __new__(cls, settings: Options | None = None) -> Self:
-        """Make the kind that asks the DNS if it is to.
-
-        Its handlers may have to wait, for which the chain runs asyncio; law 4.
-        """
-        kind: type = cls
-        chosen = cls.Options() if settings is None else settings
-        if any(getattr(chosen, name) != "off" for name in ASKING):
-            kind = _Asking if chosen.phase == "helo" else _AskingAhead
-        made: Self = object.__new__(kind)
-        return made
+    _resolver: Resolver | None = None
 
     def setup(self) -> None:
-        """Make the checks, and choose the phase."""
+        """Make the checks, choose the phase, and get a resolver ready if one is needed."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
-        if settings.nameserver and not any(self._checks[name].on for name in ASKING):
-            raise ConfigError("--nameserver: nothing is looked up without --unknown or --elsewhere")
         self.marks = marks(self._checks.values())
         self.phases = set(_PHASES[settings.phase])
+        if any(self._checks[name].on for name in ASKING):
+            self._resolver = make_resolver(settings.nameserver, settings.timeout)
+        elif settings.nameserver:
+            raise ConfigError("--nameserver: nothing is looked up without --unknown or --elsewhere")
+        else:
+            ask_nothing(self)  # law 4
+        if settings.phase == "helo":
+            # There the name is needed as soon as it is known.
+            self.events.discard("identified")
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
+
+    def identified(self, session: Session) -> None:
+        """Begin to look up the name, which will be needed if the client has mail."""
+        if self._resolver is None or exempt(session, self.settings.allow):
+            return
+        findings, name = self._written(session, session.identity or "")
+        if name and not findings.refused:
+            for rdtype in self._types(session):
+                self._resolver.start(name, rdtype)
 
     def required_reports(self) -> frozenset[str]:
         """Ask for the greeting and for who has authenticated, where that is over already."""
         return frozenset({"link-auth"} if "helo" in self.phases else {"link-auth", "link-identify"})
 
-    def helo(self, session: Session, identity: str) -> Proceed | Junk | Reject:
+    def helo(
+        self, session: Session, identity: str
+    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Decide when the client greets."""
         if exempt(session, self.settings.allow):
             return PROCEED
         known = self._known(session, identity)
-        if known is None:
-            findings, _ = self._written(session, identity)
-            known = self._decided(session, identity, findings)
-        return known
+        if known is not None:
+            return known
+        findings, name = self._written(session, identity)
+        if self._resolver is None or not name or findings.refused:
+            return self._decided(session, identity, findings)
+        return settle(self._resolver, self._policy(session, identity, name, findings))
 
     ehlo = helo
 
-    def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject:
+    def mail_from(
+        self, session: Session, _address: str
+    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Decide for each message or recipient."""
         return PROCEED if session.identity is None else self.helo(session, session.identity)
 
@@ -224,47 +241,6 @@ class Helo(Filter):
         addresses = self.settings.own_addresses
         return addresses is not None and addresses.match(write_address(address)) is not None
 
-
-class _Asking(Helo):
-    """The same, which asks the DNS as well."""
-
-    name = "helo"
-
-    _resolver: Resolver
-
-    def setup(self) -> None:
-        """Get a resolver ready, too."""
-        super().setup()
-        self._resolver = make_resolver(self.settings.nameserver, self.settings.timeout)
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        await self._resolver.aclose()
-
-    # In the place of handlers that never wait: a filter may have either.
-
-    def helo(  # type: ignore[override]
-        self, session: Session, identity: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
-        if exempt(session, self.settings.allow):
-            return PROCEED
-        known = self._known(session, identity)
-        if known is not None:
-            return known
-        findings, name = self._written(session, identity)
-        if not name or findings.refused:
-            return self._decided(session, identity, findings)
-        return settle(self._resolver, self._policy(session, identity, name, findings))
-
-    ehlo = helo  # type: ignore[assignment]
-
-    def mail_from(  # type: ignore[override]
-        self, session: Session, _address: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
-        return PROCEED if session.identity is None else self.helo(session, session.identity)
-
-    rcpt_to = mail_from  # type: ignore[assignment]
-
     def _types(self, session: Session) -> tuple[RecordType, ...]:
         """The records that can be needed: the client's family first, the other for --unknown."""
         client = address_of(session.address)
@@ -320,21 +296,6 @@ class _Asking(Helo):
                     findings.unavailable(check, f"helo name: {answer.cause}")
                     return
         findings.failed(check, f"helo {identity} does not exist")
-
-
-class _AskingAhead(_Asking):
-    """The same, which acts when the greeting is over, and so can ask before it has to."""
-
-    name = "helo"
-
-    def identified(self, session: Session) -> None:
-        """Begin to look up the name, which will be needed if the client has mail."""
-        if exempt(session, self.settings.allow):
-            return
-        findings, name = self._written(session, session.identity or "")
-        if name and not findings.refused:
-            for rdtype in self._types(session):
-                self._resolver.start(name, rdtype)
 
 
 def is_confirmed(session: Session, name: str) -> bool:

@@ -19,6 +19,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import (
+    ask_nothing,
     make_resolver,
     nameserver_option,
     settle,
@@ -35,7 +36,7 @@ from smtpd_filters.tables import NetworkTable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
-    from typing import Any, Self, TypeAlias
+    from typing import Any, TypeAlias
 
     from smtpd_filters.filters._asking import Policy, Question
     from smtpd_filters.lookups.dns import Resolver
@@ -144,21 +145,10 @@ class Sender(Filter):
 
     _checks: dict[str, Check]
     _bad: NetworkTable
-
-    def __new__(cls, settings: Options | None = None) -> Self:
-        """Make the kind that asks the DNS if it is to.
-
-        Its handlers may have to wait, for which the chain runs asyncio; law 5.
-        """
-        kind: type = cls
-        chosen = cls.Options() if settings is None else settings
-        if any(getattr(chosen, name) != "off" for name in ASKING):
-            kind = _Asking
-        made: Self = object.__new__(kind)
-        return made
+    _resolver: Resolver | None = None
 
     def setup(self) -> None:
-        """Make the checks."""
+        """Make the checks, and get a resolver ready if one is needed."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
@@ -173,12 +163,26 @@ class Sender(Filter):
             raise ConfigError(f"{flag}: of no use with --bad-mx off")
         self.marks = marks(self._checks.values())
         self._bad = settings.bad_networks or NetworkTable.of(BOGONS)
+        if asks:
+            self._resolver = make_resolver(settings.nameserver, settings.timeout)
+        else:
+            ask_nothing(self)  # law 5
 
-    def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
+
+    def mail_from(
+        self, session: Session, address: str
+    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Look at the sender."""
         if not address or exempt(session, self.settings.allow):
             return PROCEED
-        return self._written(address)[0].decision()
+        findings, domain = self._written(address)
+        if self._resolver is None or not domain or findings.refused:
+            return findings.decision()
+        return settle(self._resolver, self._policy(domain, findings))
 
     def _written(self, address: str) -> tuple[Findings, str]:
         """Check a sender as it is written; and its domain, or "" where the DNS has no part."""
@@ -193,34 +197,6 @@ class Sender(Filter):
             reason = f"sender {address} is not fully qualified"
             findings.failed(self._checks["non_fqdn"], reason)
         return findings, domain
-
-
-class _Asking(Sender):
-    """The same, which asks the DNS as well."""
-
-    name = "sender"
-
-    _resolver: Resolver
-
-    def setup(self) -> None:
-        """Get a resolver ready, too."""
-        super().setup()
-        self._resolver = make_resolver(self.settings.nameserver, self.settings.timeout)
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        await self._resolver.aclose()
-
-    # In the place of a handler that never waits: a filter may have either.
-    def mail_from(  # type: ignore[override]
-        self, session: Session, address: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
-        if not address or exempt(session, self.settings.allow):
-            return PROCEED
-        findings, domain = self._written(address)
-        if not domain or findings.refused:
-            return findings.decision()
-        return settle(self._resolver, self._policy(domain, findings))
 
     def _policy(self, domain: str, findings: Findings) -> Policy[Decision]:
         """Check what the DNS says of a domain."""

@@ -240,7 +240,7 @@ def test_the_action_is_taken_in_its_phase(
 
 def test_the_reason_says_what_was_seen() -> None:
     def reason(name: str, address: str) -> str:
-        return BUILT_IN.connect(session(name, address)).reason
+        return BUILT_IN._judge(session(name, address)).reason
 
     family = "^p[0-9a-f]+[.]dip0?[.]t-(dialin[.]net|ipconnect[.]de)$"
     assert reason(*POOL) == f"rdns {POOL[0]} matches {family}"
@@ -304,7 +304,7 @@ def test_embedded_addresses_can_be_left_alone() -> None:
 
 def test_the_reply_is_the_operators() -> None:
     policy = filter_dyndns(action="reject", reply="550 5.7.1 See https://example.org/dynamic")
-    assert policy.connect(session(*POOL)).text == "550 5.7.1 See https://example.org/dynamic"
+    assert policy._judge(session(*POOL)).text == "550 5.7.1 See https://example.org/dynamic"
 
 
 @pytest.mark.parametrize("reply", ["go away", "250 2.0.0 Welcome", "550 5.7.1 two\nlines"])
