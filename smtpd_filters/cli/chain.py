@@ -117,9 +117,9 @@ def _serve(own: Options, *, verbose: bool) -> int:
     file = ChainFile.read(own.config or _place())
     name = file.chain(own.chain)
     process = file.process(name)
-    declared = file.declared(name)
     return serve_chain(
-        lambda: [_ready(each) for each in declared],
+        # Modules of others are loaded when stdout has been taken out of their way.
+        lambda: [_ready(each) for each in file.declared(name)],
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
     )

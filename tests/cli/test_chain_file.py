@@ -455,6 +455,15 @@ def test_a_file_may_use_whatever_python_has(write: Callable[..., Path]) -> None:
         assert smtpd.connect().ehlo("evil.example").refused
 
 
+def test_what_it_prints_is_for_the_log(write: Callable[..., Path]) -> None:
+    """smtpd ends on a line that isn't of the protocol, even before a filter is ready."""
+    path = write(f"print('imported')\n{GREET}", "greet.py")
+    done = filter_chain("-f", write(own(path)), data=SmtpdConnection().configure())
+    assert b"imported" not in done.stdout
+    assert done.stdout.endswith(b"register|ready\n")
+    assert done.stderr == b"imported\n"
+
+
 def test_a_filter_in_a_module() -> None:
     content = chain_of("dynamic", 'use = "smtpd_filters.filters.dyndns:Dyndns"')
     with serve(content) as smtpd:
