@@ -133,6 +133,8 @@ def _place() -> str:
 def _ready(declared: Declared) -> Ready:
     try:
         return set_up(declared.make(), declared.policy)
+    except SystemExit:
+        raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
     except ConfigError as error:
         # A filter speaks of its flags; here they are keys.
         said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))

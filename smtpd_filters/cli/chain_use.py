@@ -48,7 +48,7 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
         raise
     except ImportError as error:
         raise ConfigError(f"{printable(used)}: {' '.join(str(error).split())}") from None
-    except Exception as error:  # noqa: BLE001  # a module may do anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything
         raise ConfigError(f"{printable(used)}: {fold_traceback(error)}") from None
 
 

@@ -497,6 +497,7 @@ def test_a_filter_of_another_distribution(monkeypatch: pytest.MonkeyPatch) -> No
         ("import nowhere\n", "", "{use}: No module named 'nowhere'"),
         ("def f(:\n", "", "{use}: SyntaxError: "),
         ("1 / 0\n", "", "{use}: ZeroDivisionError: division by zero ["),
+        ("raise SystemExit(0)\n", "", "{use}: SystemExit: 0 ["),
         (
             GREET.replace("def ehlo", "def elho"),
             "",
@@ -678,6 +679,10 @@ def test_a_filter_with_a_mistake_of_its_own(write: Callable[..., Path]) -> None:
     path = write(GREET + "\n    def setup(self):\n        1 / 0\n", "greet.py")
     _, lines = check(write(own(path)))
     assert "[filter.greet]: cannot be set up: ZeroDivisionError" in lines[0]
+    path = write(GREET + "\n    def setup(self):\n        raise SystemExit(0)\n", "greet.py")
+    status, lines = check(write(own(path)))
+    assert status == 1
+    assert lines[0].endswith("[filter.greet]: it exits instead of getting ready")
     path = write(GREET + "\n    def setup(self):\n        open('/nowhere')\n", "greet.py")
     _, lines = check(write(own(path)))
     assert "[filter.greet]: [Errno 2] No such file or directory: '/nowhere'" in lines[0]
