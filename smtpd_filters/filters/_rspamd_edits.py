@@ -22,7 +22,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Reject, reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Proceed
@@ -113,13 +113,12 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
     if outcome == "tempfail":
         text = said.message or options.tempfail_text
         return Reject(reply(451, "4.7.1", text)).because(said.summary())
+    for change in said.envelope:
+        said.complain(f"not possible: {change}")
     if said.envelope and options.envelope == "tempfail":
         # RFC 3463, 3.4: X.3.5 is "System incorrectly configured".
         text = "The envelope of this message cannot be changed"
-        reason = ", ".join([said.summary(), *said.envelope[:8]])
-        return Reject(reply(451, "4.3.5", text)).because(reason)
-    for change in said.envelope:
-        said.complain(f"not possible: {change}")
+        return Reject(reply(451, "4.3.5", text)).because(said.summary())
     if said.block is not None:
         message.replace_body(said.block)
     _edit(said, message.headers, outcome, options)
@@ -138,6 +137,9 @@ def _outcome(said: Reply, options: Options) -> str:
 
 
 def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
+    adds = said.additions or said.dkim or said.no_action or outcome != "accept"
+    if not adds and not _may_have(headers, said.removals):
+        return  # as of most mail: the block isn't taken to pieces
     top = _Top(headers)
     _remove(said, headers, top)
     for addition in said.additions:
@@ -157,6 +159,12 @@ def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None
         # The daemon has encoded it, if it has to be.
         subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
         headers.replace("Subject", subject, add=True)
+
+
+def _may_have(headers: Headers, names: Iterable[str]) -> bool:
+    """Whether a line begins with one of these lower-case names, or with more than that."""
+    block = b"\n".join([b"", *headers.lines()]).lower()
+    return any(b"\n" + name.encode("utf-8", "replace") in block for name in names)
 
 
 class _Top:

@@ -43,9 +43,6 @@ class Addition:
         self.value = value
         self.order = order
 
-    def __repr__(self) -> str:
-        return f"Addition({self.name!r}, {self.value!r}, {self.order})"
-
 
 class Reply:
     """What the daemon says, in terms of what is to be done."""
@@ -106,14 +103,14 @@ class Reply:
             self.complaints.append(text)
 
     def summary(self) -> str:
-        """Action, score and symbols for the log, the heaviest first."""
+        """Action, score, what was left out, and symbols, the heaviest first: a log may cut them."""
         words = [self.action]
         if self.score is not None:
             required = "" if self.required is None else f"/{self.required:g}"
             words.append(f"score {self.score:g}{required}")
+        words += self.complaints
         heavy = sorted(self.symbols, key=lambda symbol: -abs(symbol[1]))
         words += [f"{name}({score:g})" for name, score in heavy if score]
-        words += self.complaints
         return ", ".join(words)
 
 
