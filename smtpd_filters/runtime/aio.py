@@ -207,8 +207,11 @@ class _Loop:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
             decision = PROCEED
         done(decision)
-        # Once for all that are done in this round of the loop: a write costs more than an answer.
-        if not self.turning:
+        if self.engine.sending:
+            # A long message: what it takes in memory is to go before the next one comes.
+            self._turn()
+        elif not self.turning:
+            # Once for all that are done in this round of the loop; a write costs as much as they.
             self.turning = True
             self.loop.call_soon(self._turn)
 
