@@ -19,7 +19,13 @@ import sys
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import make_resolver, nameserver_option, settle, timeout_option
+from smtpd_filters.filters._asking import (
+    ask_nothing,
+    make_resolver,
+    nameserver_option,
+    settle,
+    timeout_option,
+)
 from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, is_local, marks
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters.mailfrom import normal
@@ -31,13 +37,12 @@ from smtpd_filters.tables import AddressTable, DomainTable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
-    from typing import Any, Self, TypeAlias
+    from typing import Any
 
     from smtpd_filters.filters._asking import Policy
     from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
-
-    Answer: TypeAlias = Proceed | Junk | Reject | Disconnect
 
 # Postfix disconnects after 20 errors (smtpd_hard_error_limit), and waits from 10 on
 # (smtpd_soft_error_limit).
@@ -140,6 +145,7 @@ class Rcpt(Filter):
 
     settings: Options
 
+    _resolver: Resolver | None = None
     _non_fqdn: Check
     _unknown_domain: Check
     _trapped: Check
@@ -147,14 +153,6 @@ class Rcpt(Filter):
     _null: Check
     _unknown: Check
     _disconnect: Disconnect
-
-    def __new__(cls, settings: Options | None = None) -> Self:
-        """Make the kind that can wait if it has to (law 5)."""
-        kind: type = cls
-        if settings is not None and (settings.unknown_domain != "off" or settings.delay):
-            kind = _Waiting
-        made: Self = object.__new__(kind)
-        return made
 
     def setup(self) -> None:
         """See that the settings fit together, and make the checks."""
@@ -192,11 +190,20 @@ class Rcpt(Filter):
             raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
         if settings.delay and settings.unknown_recipients in {"off", "log"}:
             raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
+        if self._unknown_domain.on:
+            self._resolver = make_resolver(settings.nameserver, settings.timeout)
+        elif not settings.delay:
+            ask_nothing(self)  # law 5
         self.marks = marks(checks)
         self.phases = {"rcpt_to"}
         if self._trapped.action == "reject":
             # Recipients that were taken before the trap was sprung have the message otherwise.
             self.phases.add("data")
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        if self._resolver is not None:
+            await self._resolver.aclose()
 
     def required_reports(self) -> frozenset[str]:
         """Ask for no more than the checks need."""
@@ -206,15 +213,18 @@ class Rcpt(Filter):
             needed.add("link-auth")
         return frozenset(needed)
 
-    def rcpt_to(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
-        """Look at a recipient."""
+    def rcpt_to(self, session: Session, address: str) -> Answer | Awaitable[Answer]:
+        """Look at a recipient, and wait for the DNS, or because the client guesses."""
         if self._is_spared(session):
             return PROCEED
         if (goodbye := self._goodbye(session)) is not None:
             return goodbye
         found = Findings()
-        self._look(session, normal(address), found)
-        return self._decided(session, found)
+        domain = self._look(session, normal(address), found)
+        seconds = self._wait(session)
+        if seconds:
+            return self._late(session, domain, found, seconds)
+        return self._settled(session, domain, found)
 
     def data(self, session: Session) -> Proceed | Junk | Reject:
         """Refuse the message of a client that was trapped while it named the recipients."""
@@ -305,39 +315,7 @@ class Rcpt(Filter):
             _note(self, session).refused += 1
         return decision
 
-
-class _Waiting(Rcpt):
-    """The same, which looks domains up, and has guessers wait."""
-
-    name = "rcpt"
-
-    _resolver: Resolver | None = None
-
-    def setup(self) -> None:
-        """Get a resolver ready, too."""
-        super().setup()
-        if self._unknown_domain.on:
-            self._resolver = make_resolver(self.settings.nameserver, self.settings.timeout)
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def rcpt_to(  # type: ignore[override]  # a filter may have either
-        self, session: Session, address: str
-    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
-        """Look at a recipient, and wait for the DNS, or because it was guessed."""
-        if self._is_spared(session):
-            return PROCEED
-        if (goodbye := self._goodbye(session)) is not None:
-            return goodbye
-        found = Findings()
-        domain = self._look(session, normal(address), found)
-        seconds = self._wait(session)
-        if seconds:
-            return self._late(session, domain, found, seconds)
-        return self._settled(session, domain, found)
+    # -- what takes time -------------------------------------------------------------------
 
     def _settled(
         self, session: Session, domain: str, found: Findings

@@ -454,6 +454,10 @@ def test_no_more_is_asked_of_smtpd_than_is_needed() -> None:
         with Conversation(Rcpt, *flags) as smtpd:
             assert smtpd.reports == reports
             assert smtpd.phases == {"rcpt-to"}
+            # Nor is anything looked at that was not asked for.
+            there = begun(smtpd)
+            assert there.rcpt_to(ANNA).verb == "proceed"
+            assert there.rcpt_to("anna@mail").verb == "reject"
     with Conversation(Rcpt, *TRAPS, "--trapped", "reject") as smtpd:
         assert smtpd.phases == {"rcpt-to", "data"}
 
@@ -670,8 +674,9 @@ def test_nothing_of_asyncio_is_loaded_by_who_does_not_wait(flags: tuple[str, ...
         "from smtpd_filters.filters.rcpt import Rcpt\n"
         "from smtpd_filters.settings import common_options, parse_flags\n"
         "own, _ = parse_flags(Rcpt.Options, sys.argv[1:], common=common_options(), prog='x')\n"
-        "Rcpt(own).setup()\n"
-        "assert not Rcpt(own).later\n"
+        "filter_ = Rcpt(own)\n"
+        "filter_.setup()\n"
+        "assert not filter_.later\n"
         "sys.exit(sys.modules.keys() & {'asyncio', 'dns', 'typing', 'dataclasses'} or 0)\n"
     )
     done = subprocess.run(
