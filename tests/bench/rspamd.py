@@ -31,7 +31,9 @@ MIB = 1 << 20
 CONCURRENT = 50
 # As the packages of Debian and OpenBSD have it.
 THEIRS = ("/usr/libexec/opensmtpd/filter-rspamd", "/usr/local/libexec/smtpd/filter-rspamd")
-# 13,797 lines of 76 octets: 1 MB.
+# Lines and their width: as little as a message can be, and 20 KB, as mail with a bit of HTML is.
+SIZES = {"0.8 KB": (12, 60), "20 KB": (280, 72)}
+# 1 MB.
 LONG = (13_797, 76)
 
 # What the daemon of Debian 12 says of an unremarkable message, with the default modules.
@@ -129,9 +131,10 @@ class Daemon:
         return int(schedstat.split()[0]) / 1e9
 
 
-def measure_sessions(rounds: int, count: int) -> list[dict[str, Figures]]:
-    """Let both filters serve `count` sessions with a small message, 50 at a time, in turns."""
-    text = message(12)
+def measure_sessions(rounds: int, count: int, size: str) -> list[dict[str, Figures]]:
+    """Let both filters serve `count` sessions with a message each, 50 at a time, in turns."""
+    lines, width = SIZES[size]
+    text = message(lines, width)
 
     def measure(player: Player, daemon: Daemon) -> Figures:
         asked, played, start = daemon.cpu(), time.process_time(), time.perf_counter()

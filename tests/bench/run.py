@@ -348,18 +348,28 @@ class Bench:
             self.report.left_out.append(f"filter-rspamd: {reason}")
             return
         progress("filter-rspamd")
-        scans = rspamd.measure_sessions(self.sizes.rounds, self.sizes.scans)
-        held = rspamd.measure_memory(min(3, self.sizes.rounds))
-        for title, found in (("rspamd sessions", scans), ("rspamd 50 x 1 MB", held)):
-            for name, median in medians(found).items():
-                self.report.figures[f"{title}, {name}"] = median
-        for key, found, sense, limit in (
-            ("sessions/s", scans, ">=", 2),
-            ("p99 µs", scans, "<=", 1),
-            ("peak RSS MiB", held, "<=", 1 / 3),
-        ):
-            value = compare(found, "ours", "filter-rspamd", key)
-            self.target(f"{key}, ours : filter-rspamd", value, sense, limit)
+        # A daemon that scans costs much more than any bridge; it is the short message, where there
+        # is little to do but to ask, that tells bridges apart. The other is for information.
+        limits = {"sessions/s": (">=", 2.0), "p99 µs": ("<=", 1.0)}
+        for size, targets in (("0.8 KB", limits), ("20 KB", {})):
+            rounds = rspamd.measure_sessions(self.sizes.rounds, self.sizes.scans, size)
+            self._beside(f"rspamd, {size}", rounds, targets)
+        rounds = rspamd.measure_memory(min(3, self.sizes.rounds))
+        self._beside("rspamd, 50 x 1 MB", rounds, {"peak RSS MiB": ("<=", 1 / 3)})
+
+    def _beside(
+        self,
+        title: str,
+        rounds: list[dict[str, dict[str, float]]],
+        targets: dict[str, tuple[str, float]],
+    ) -> None:
+        """Report on a filter of ours and Debian's of the same name."""
+        for name, median in medians(rounds).items():
+            median[": Debian's"] = compare(rounds, name, "filter-rspamd", next(iter(median)))
+            self.report.figures[f"{title}, {name}"] = median
+        for key, (sense, limit) in targets.items():
+            value = compare(rounds, "ours", "filter-rspamd", key)
+            self.target(f"{title}: {key}, ours : Debian's", value, sense, limit)
 
 
 def session_figures(run: Sessions) -> dict[str, float]:
