@@ -25,6 +25,8 @@ PAGES = [
 FILES = {
     "domains": "example.org\n",
     "friends": "*.example.net\n",
+    "lists": "zen.example=127.0.0.[2..11]*3\nlist.example=127.0.[0..255].[1..3]*-2\n",
+    "ours": "192.0.2.0/24\n",
     "partners": "192.0.2.7\n",
     "pools": "\\.pool\\.example\\.net$\n",
     "senders": "anna anna@example.org, info@example.org\n",
