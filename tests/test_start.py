@@ -16,6 +16,7 @@ COMMANDS = {
     "fcrdns": [],
     "helo": ["--unknown", "off"],
     "mailfrom": ["--domains", "example.org"],
+    "rcpt": [],
     "sender": ["--unknown", "off", "--null-mx", "off", "--bad-mx", "off"],
     "trace": [],
 }
