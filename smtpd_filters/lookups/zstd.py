@@ -46,18 +46,28 @@ def load() -> Codec:
     raise ConfigError("zstd needs Python 3.14 or the package zstandard (Debian: python3-zstandard)")
 
 
-class _Standard:
-    """By the standard library."""
+class _Library:
+    """What both have in common."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
 
     def compress(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        compressor = self._library.ZstdCompressor(level=LEVEL)
+        compressor = self._compressor()
         for chunk in chunks:
             if piece := compressor.compress(chunk):
                 yield piece
         yield compressor.flush()
+
+    def _compressor(self) -> Any:
+        raise NotImplementedError
+
+
+class _Standard(_Library):
+    """By the standard library."""
+
+    def _compressor(self) -> Any:
+        return self._library.ZstdCompressor(level=LEVEL)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         decompressor = self._library.ZstdDecompressor()
@@ -68,32 +78,25 @@ class _Standard:
         return _checked(plain, limit, whole=decompressor.eof)
 
 
-class _Package:
+class _Package(_Library):
     """By the package zstandard."""
 
-    def __init__(self, library: Any) -> None:
-        self._library = library
-
-    def compress(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        compressor = self._library.ZstdCompressor(level=LEVEL).compressobj()
-        for chunk in chunks:
-            if piece := compressor.compress(chunk):
-                yield piece
-        yield compressor.flush()
+    def _compressor(self) -> Any:
+        return self._library.ZstdCompressor(level=LEVEL).compressobj()
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         decompressor = self._library.ZstdDecompressor()
         try:
             with decompressor.stream_reader(data) as reader:
-                # It gives what there is of a frame that ends too early; this tells.
                 plain: bytes = reader.read(limit + 1)
-            if len(plain) <= limit:
-                whole = decompressor.decompressobj()
-                whole.decompress(data)
-                return _checked(plain, limit, whole=whole.eof)
+            if len(plain) > limit:
+                return _checked(plain, limit, whole=False)
+            # The reader gives what there is of a frame that ends too early; this tells.
+            counted = decompressor.decompressobj()
+            counted.decompress(data)
         except self._library.ZstdError:
             raise ValueError(_BROKEN) from None
-        return _checked(plain, limit, whole=False)
+        return _checked(plain, limit, whole=counted.eof)
 
 
 def _checked(plain: bytes, limit: int, *, whole: bool) -> bytes:
