@@ -123,17 +123,16 @@ def test_pip_and_pipx_install_it(dist: Dist, tmp_path: Path) -> None:
     pip = ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/usr/share/python-wheels")
     offline = ("env", *pip, "unshare", "--net")
     scripts = project(dist)["scripts"]
+    each = ("sh", "-euc", 'for name in "$@"; do "$0/$name" --help; done')
     for number, (what, *options) in enumerate([(wheel,), (sdist, "--no-build-isolation")]):
         made = f"/opt/venv{number}"
         machine.run("python3", "-m", "venv", "--system-site-packages", made)
         machine.run(*offline, f"{made}/bin/pip", "install", *options, what)
         # Some of Debian's own packages are not complete in pip's eyes.
         assert "smtpd-filters" not in machine.run(f"{made}/bin/pip", "check", check=False)
-        for name in scripts:
-            machine.run(f"{made}/bin/{name}", "--help")
+        machine.run(*each, f"{made}/bin", *scripts)
     machine.run(*offline, "pipx", "install", "--system-site-packages", wheel)
-    for name in scripts:
-        machine.run(f"/root/.local/bin/{name}", "--help")
+    machine.run(*each, "/root/.local/bin", *scripts)
     machine.run(*offline, "pipx", "uninstall", "smtpd-filters")
     machine.remove()
 
