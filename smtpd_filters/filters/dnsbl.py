@@ -216,6 +216,7 @@ class Dnsbl(Filter):
     _watch: Watch
     _not_found: type[NotFound]
     _lists: dict[str, list[List]]
+    _phase: str = ""  # until it is set up
     _thresholds: Thresholds
     _template: Template
     _bare: Template
@@ -298,6 +299,8 @@ class Dnsbl(Filter):
 
     def required_reports(self) -> frozenset[str]:
         """Ask who has authenticated, and for what is asked about after it was said."""
+        if not self._phase:
+            return frozenset({"link-auth", "link-identify", "tx-begin"})
         reports = {"link-auth"}
         if self._lists["helo"]:
             reports.add("link-identify")

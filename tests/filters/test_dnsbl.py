@@ -10,6 +10,7 @@ from time import perf_counter
 
 import pytest
 
+from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
@@ -739,6 +740,13 @@ def test_only_what_is_needed_is_reported() -> None:
             assert smtpd.reports == always
         with talking(empty, "--sender", NAMES, "--phase", "rcpt-to") as smtpd:
             assert "tx-mail" in smtpd.reports
+
+
+def test_what_it_may_register_is_known_before_its_settings() -> None:
+    listed = describe(Dnsbl)
+    assert {"connect", "helo", "ehlo", "mail-from", "rcpt-to", "data-line"} <= set(listed.phases)
+    assert {"link-auth", "link-identify", "tx-mail"} <= set(listed.reports)
+    assert "no list is given" in listed.remark
 
 
 def test_settings_in_toml() -> None:
