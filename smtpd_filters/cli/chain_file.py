@@ -106,8 +106,10 @@ class ChainFile:
         self.path = path
         try:
             top = tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError is one; some numbers are too long for Python
             raise ConfigError(_placed(path, content, printable(str(error)))) from None
+        except RecursionError:
+            raise ConfigError(f"{path}: nested too deeply") from None
         self._filters = self._tables(top, "filter")
         self._chains = self._tables(top, "chain")
         self._top = {key: value for key, value in top.items() if key not in {"filter", "chain"}}

@@ -360,6 +360,10 @@ def test_text_that_is_none(write: Callable[..., Path]) -> None:
 @example("[chain.a]\nfilters = [\"trace\"]\n[filter.trace]\nrecord = '\\0'")
 @example("[chain]\n[filter]\n")
 @example("chain.x = {}")
+@example(f"x = {'9' * 5000}")
+@example(f"x = {'[' * 5000}")
+@example("x = 1979-13-32")
+@example("x\r= 1")
 def test_any_content_is_a_file_or_an_error(content: str) -> None:
     try:
         file = ChainFile("x.toml", content)
