@@ -522,7 +522,8 @@ def test_a_new_greeting_is_asked_about(server: DNSServer) -> None:
 # -- lists that can't be relied on -----------------------------------------------------------------
 
 
-REJECT = ("--reject-at", "1", "--phase", "rcpt-to", "--timeout", "300ms")
+REJECT = ("--reject-at", "1", "--phase", "rcpt-to")
+SHORT = ("--timeout", "600ms")
 
 
 @pytest.mark.parametrize(
@@ -598,20 +599,48 @@ def test_a_list_that_begins_to_list_everybody_is_found_out_before_it_refuses() -
         assert come(smtpd, address=BAD).verb == "proceed"
 
 
+def test_a_list_that_begins_to_refuse_us_is_switched_off(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with DNSServer(dict(ENTRIES)) as lists, talking(lists, "--client", ZONE, *REJECT) as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+        lists.zone = {f"*.{ZONE}": {"A": "127.255.255.254"}}
+        forget(smtpd)
+        policy._watch._tried -= 3600
+        assert come(smtpd, address=BAD).verb == "proceed"
+        assert policy._watch._running is not None
+        assert not policy._watch._running.done()  # without anybody waiting for it
+        smtpd.refresh()
+        lists.queries.clear()
+        assert come(smtpd, address=WORSE).verb == "proceed"
+        assert lists.queries == []
+    log = capfd.readouterr().err
+    assert f'zone={ZONE} about=IPv4 switched=off cause="answers 127.255.255.254: ' in log
+
+
 def test_a_list_without_entries_for_testing_is_asked_if_it_is_told_so() -> None:
     with DNSServer({under(ZONE, BAD): {"A": "127.0.0.2"}}) as lists:
         assert verdict(lists, "--client", ZONE).verb == "proceed"
         assert verdict(lists, "--client", ZONE, "--untested", ZONE.upper()).refused
 
 
-@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
-@pytest.mark.parametrize("behaviour", ["drop", "servfail", "refused", "malformed", "wrong-name"])
+@pytest.mark.parametrize(
+    ("behaviour", "on_error"),
+    [
+        *((behaviour, what) for behaviour in ("drop", "servfail") for what in ("proceed", "junk")),
+        *(
+            (each, "tempfail")
+            for each in ("drop", "servfail", "refused", "malformed", "wrong-name")
+        ),
+    ],
+)
 def test_one_that_does_not_answer_is_left_to_on_error_if_it_could_matter(
     behaviour: str, on_error: str
 ) -> None:
     broken = {under(OTHER, each): {behaviour: True} for each in (BAD, GOOD)}
     with DNSServer({**ENTRIES, **broken}) as lists:
-        flags = ("--client", ZONE, *REJECT, "--on-error", on_error, "--client")
+        flags = ("--client", ZONE, *REJECT, *SHORT, "--on-error", on_error, "--client")
         with talking(lists, *flags, OTHER) as smtpd:
             assert come(smtpd, address=BAD).reply.startswith("550 5.7.1 ")
             said = come(smtpd, address=GOOD)
@@ -671,19 +700,19 @@ def test_nobody_is_refused_on_the_word_of_lists_that_cannot_be_tested() -> None:
     tests: dict[str, dict[str, Any]] = {name: {"drop": True} for name in addresses(ZONE)}
     broken = {**tests, under(ZONE, UNLISTED): {"drop": True}, under(ZONE, BAD): {"A": "127.0.0.2"}}
     with DNSServer(broken) as lists:
-        assert verdict(lists, "--client", ZONE, *REJECT).verb == "proceed"
-        said = verdict(lists, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+        assert verdict(lists, "--client", ZONE, *REJECT, *SHORT).verb == "proceed"
+        said = verdict(lists, "--client", ZONE, *REJECT, *SHORT, "--on-error", "tempfail")
         assert said.reply.startswith("451 4.4.3 ")
-        assert verdict(lists, "--client", ZONE, *REJECT, address=GOOD).verb == "proceed"
+        assert verdict(lists, "--client", ZONE, *REJECT, *SHORT, address=GOOD).verb == "proceed"
 
 
 @pytest.mark.parametrize("zone", [{}, {"*.example": {"drop": True}}], ids=["gone", "silent"])
 def test_a_dead_name_server_is_left_to_on_error(zone: Mapping[str, Mapping[str, Any]]) -> None:
     with DNSServer(zone) as dead:
         if zone:
-            said = verdict(dead, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+            said = verdict(dead, "--client", ZONE, *REJECT, *SHORT, "--on-error", "tempfail")
     if not zone:
-        said = verdict(dead, "--client", ZONE, *REJECT, "--on-error", "tempfail")
+        said = verdict(dead, "--client", ZONE, *REJECT, *SHORT, "--on-error", "tempfail")
     assert said.reply.startswith("451 4.4.3 ")
 
 
