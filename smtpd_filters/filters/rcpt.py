@@ -207,9 +207,11 @@ class Rcpt(Filter):
 
     def required_reports(self) -> frozenset[str]:
         """Ask for no more than the checks need."""
-        checks = (self._trapped, self._many, self._null, self._unknown)
-        needed = {"tx-begin"} if any(check.on for check in checks) else set()
-        if not self.settings.check_users:
+        settings = self.settings
+        counted = settings.traps is not None or settings.max_recipients is not None
+        counted |= {settings.null_sender, settings.unknown_recipients} != {"off"}
+        needed = {"tx-begin"} if counted else set()
+        if not settings.check_users:
             needed.add("link-auth")
         return frozenset(needed)
 
