@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups import http
@@ -350,6 +352,55 @@ def test_a_body_of_another_size_than_told_ends_it(stub: RspamdStub, size: int) -
     said = ask(stub.url, body=lambda: iter([b"x" * 10]), size=size, timeout=1)
     assert isinstance(said, Unavailable)
     assert stub.asked <= 1  # what is too long is found out behind it
+
+
+PIECES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.0 999 \xff\r\n",
+        b"Content-Length: 2\r\n",
+        b"Content-Length: -1\r\n",
+        b"Content-Length: 99999999999999999999\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Encoding: gzip\r\n",
+        b"Upgrade: websocket\r\nConnection: upgrade\r\n",
+        b"X: " + b"y" * 9000 + b"\r\n",
+        b": no name\r\n",
+        b"\r\n",
+        b"2\r\n{}\r\n",
+        b"0\r\n\r\n",
+        b"zz\r\n",
+        b"{}",
+    ]
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(PIECES | st.binary(max_size=20), max_size=8))
+def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
+    async def to_the_end() -> Any:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"body")
+            writer.writelines(pieces)
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = Client([url], timeout=5, deadline=0.1)
+        try:
+            request = Request("/checkv2", (), b"body", limit=100)
+            return await client.ask(request, lambda said: said)
+        finally:
+            await client.close()
+            server.close()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait([task])
+
+    said = asyncio.run(to_the_end())
+    assert isinstance(said, Response | Unavailable)
+    if isinstance(said, Response):
+        assert len(said.body) <= 100
 
 
 # -- time ----------------------------------------------------------------------------------
