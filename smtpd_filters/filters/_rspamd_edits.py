@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from smtpd_filters.filters._rspamd_reply import Addition
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Proceed
 
@@ -43,6 +44,8 @@ DEFAULTS = {
 }
 #: The field by which smtpd itself marks a message, and mail.maildir(8) finds junk.
 MARK = "x-spam"
+#: The fields of RFC 8617, 4.1, in the order in which they are made.
+ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 
 
 class Options:
@@ -142,7 +145,7 @@ def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None
         return  # as of most mail: the block isn't taken to pieces
     top = _Top(headers)
     _remove(said, headers, top)
-    for addition in said.additions:
+    for addition in _sealed_last(said.additions):
         name, value, order = addition.name, addition.value, addition.order
         if order is None or order == -1:
             _try(said, name, lambda: headers.append(name, value))  # noqa: B023  # called at once
@@ -159,6 +162,27 @@ def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None
         # The daemon has encoded it, if it has to be.
         subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
         headers.replace("Subject", subject, add=True)
+
+
+def _sealed_last(additions: list[Addition]) -> list[Addition]:
+    """Bring an ARC set that is put at one place into the order in which it is made.
+
+    So it stands with the seal on top and the results below: some validators take no other order.
+    The daemon means that as well, but up to 3.4 the keys of its objects come in any order.
+    """
+    at = [number for number, each in enumerate(additions) if each.name.lower() in ARC_SET]
+    found = [additions[number] for number in at]
+    if sorted(each.name.lower() for each in found) != sorted(ARC_SET):
+        return additions
+    if len({each.order for each in found}) > 1:
+        return additions
+    found.sort(key=lambda each: ARC_SET.index(each.name.lower()))
+    if found[0].order is None or found[0].order < 0:
+        found.reverse()  # the first one that is put at the bottom stands above the others
+    ordered = list(additions)
+    for number, each in zip(at, found, strict=True):
+        ordered[number] = each
+    return ordered
 
 
 def _may_have(headers: Headers, names: Iterable[str]) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.filters import _rspamd_reply
-from smtpd_filters.filters._rspamd_edits import DEFAULTS, Options, apply
+from smtpd_filters.filters._rspamd_edits import ARC_SET, DEFAULTS, Options, apply
 from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError, parse
 from smtpd_filters.message import Message
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Proceed, Reject
@@ -544,6 +545,29 @@ def test_add_headers_arc() -> None:
         "From",
     ]
     assert b"\nARC-Authentication-Results: i=1; mx.example.org;\n\tspf=pass\nFrom" in done.after
+
+
+@pytest.mark.parametrize("order", [1, 0, 3, -1, None])
+@pytest.mark.parametrize("names", list(permutations(ARC_SET)))
+def test_an_arc_set_in_any_order(names: tuple[str, ...], order: int | None) -> None:
+    """So it comes from daemons whose objects have none."""
+    place = {} if order is None else {"order": order}
+    headers = {name: {"value": "i=1", **place} for name in (names[0], "X-Other", *names[1:])}
+    done = Done(milter(add_headers=headers))
+    assert [name for name in done.names if name.startswith("arc-")] == [
+        "arc-seal",
+        "arc-message-signature",
+        "arc-authentication-results",
+    ]
+
+
+def test_two_arc_seals_are_no_set() -> None:
+    headers = {
+        "ARC-Authentication-Results": {"value": "i=1", "order": 1},
+        "ARC-Seal": [{"value": "i=1", "order": 1}, {"value": "i=2", "order": 1}],
+    }
+    done = Done(milter(add_headers=headers))
+    assert done.names[1:4] == ["ARC-Seal", "ARC-Seal", "ARC-Authentication-Results"]
 
 
 def test_add_headers_several_of_a_name() -> None:
