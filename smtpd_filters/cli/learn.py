@@ -36,7 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from typing import BinaryIO, TextIO
 
 # sysexits(3).
 OK, USAGE, DATAERR, NOINPUT, TEMPFAIL, NOPERM, CONFIG = 0, 64, 65, 66, 75, 77, 78
@@ -294,9 +294,7 @@ def _password(name: str | None) -> str:
 def _learn_stdin(controller: Controller) -> int:
     tally = Tally(1)
     try:
-        if stat.S_ISDIR(os.fstat(sys.stdin.fileno()).st_mode):
-            raise IsADirectoryError(0, "is a directory")
-        for mail in mailboxes.piped(sys.stdin.buffer):
+        for mail in mailboxes.piped(_stdin()):
             _learn_one(controller, mail, tally)
             if tally.stopped:
                 break
@@ -306,6 +304,15 @@ def _learn_stdin(controller: Controller) -> int:
         tally.fail("stdin", "an empty message", DATAERR)
     _complain(tally)
     return tally.status
+
+
+def _stdin() -> BinaryIO:
+    stdin: TextIO | None = sys.stdin
+    if stdin is None:
+        raise OSError(errno.EBADF, "is closed")
+    if stat.S_ISDIR(os.fstat(stdin.fileno()).st_mode):
+        raise OSError(errno.EISDIR, "is a directory")
+    return stdin.buffer
 
 
 def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> None:
@@ -346,21 +353,28 @@ def _learn_all(
             tally.stopped = True
 
     threads = [threading.Thread(target=work, name=f"learn-{n}") for n in range(jobs)]
-    for thread in threads:
-        thread.start()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(PROGRESS)
-                progress.tick()
-    finally:
+        _run_all(threads, progress)
+    except BaseException:
         # An interrupt: what is under way is waited for, no longer than its time limit.
-        tally.stopped = tally.stopped or any(thread.is_alive() for thread in threads)
+        tally.stopped = True
+        raise
+    finally:
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
     progress.tick()
     for failure in failures:
         raise failure
+
+
+def _run_all(threads: list[threading.Thread], progress: _Progress) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(PROGRESS)
+            progress.tick()
 
 
 def _complain(tally: Tally) -> None:

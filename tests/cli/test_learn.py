@@ -212,6 +212,23 @@ def test_a_directory_for_stdin(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     assert capsys.readouterr().err == "smtpd-filters: stdin: is a directory\n"
 
 
+def test_a_stdin_that_is_closed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["learn", "ham"]) == 66
+    assert capsys.readouterr().err == "smtpd-filters: stdin: is closed\n"
+
+
+def test_a_bug_of_ours_is_shown(
+    call: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn_(_controller: object, _mail: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(learn.Controller, "learn", learn_)
+    with pytest.raises(ZeroDivisionError):
+        call("spam", str(maildir(tmp_path, one=b"1", two=b"2")))
+
+
 def test_over_a_unix_socket(call: Learn, tmp_path: Path) -> None:
     path = f"{tmp_path}/controller.sock"
     with RspamdStub(LEARNED, listen=path) as stub:
@@ -558,6 +575,11 @@ def test_an_mbox_gives_back_what_was_put_into_it(contents: list[list[bytes]]) ->
             found.append(file.read())
             assert size == len(found[-1])
     assert found == mails
+
+
+def test_an_mbox_of_nothing() -> None:
+    assert list(mailboxes.split("x", io.BytesIO(b""))) == []
+    assert list(mailboxes.split("x", io.BytesIO(b"no separator\n"))) == []
 
 
 # -- the terminal --------------------------------------------------------------------------------
