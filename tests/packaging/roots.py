@@ -6,6 +6,7 @@ namespaces of its own: its mounts and all its processes end with it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -53,15 +54,18 @@ _BOOKKEEPING = (
 
 def need(suite: str, kind: str) -> Path:
     """The root of this suite; the test is skipped where it can't be made, or fails if it has to."""
-    made = subprocess.run(
-        [HERE / "setup-roots", suite, kind], capture_output=True, text=True, check=False
-    )
-    if made.returncode == 0:
-        return Path(made.stdout.strip())
-    reason = made.stderr.strip().rpartition("\n")[2]
+    if os.geteuid() == 0:
+        made = subprocess.run(
+            [HERE / "setup-roots", suite, kind], capture_output=True, text=True, check=False
+        )
+        if made.returncode == 0:
+            return Path(made.stdout.strip())
+        reason = made.stderr.strip()
+    else:
+        reason = "it takes root"
     if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-        pytest.fail(made.stderr, pytrace=False)
-    pytest.skip(reason)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason.rpartition("\n")[2])
 
 
 def run_in(
@@ -97,9 +101,9 @@ class Machine:
     def __init__(self, suite: str, root: Path) -> None:
         self.suite = suite
         self.root = root
-        archives = _CACHE / f"archives-{suite}"
-        archives.mkdir(exist_ok=True)
-        self._binds = {archives: "/var/cache/apt/archives"}
+        self._archives = _CACHE / f"archives-{suite}"
+        self._archives.mkdir(exist_ok=True)
+        self._binds = {self._archives: "/var/cache/apt/archives"}
 
     @classmethod
     def clean(cls, suite: str, root: Path) -> Machine:
@@ -108,7 +112,7 @@ class Machine:
         return cls(suite, root)
 
     def copy(self, root: Path) -> Machine:
-        """Another one like this."""
+        """Another one like this; its files are links to ours, which dpkg replaces, never writes."""
         subprocess.run(["/bin/cp", "-al", self.root, root], check=True)
         return Machine(self.suite, root)
 
@@ -123,11 +127,14 @@ class Machine:
     def apt(self, *arguments: str) -> str:
         """Run apt-get; when the package lists are too old, with new ones."""
         command = ("apt-get", "-q", "-y", "--no-install-recommends", *arguments)
-        done = run_in(self.root, *command, binds=self._binds, check=False)
-        if done.returncode == 0:
-            return done.stdout
-        self.run("apt-get", "-q", "update")
-        return self.run(*command)
+        # What was downloaded is shared with other test runs, and apt does not wait for its lock.
+        with self._archives.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = run_in(self.root, *command, binds=self._binds, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            self.run("apt-get", "-q", "update")
+            return self.run(*command)
 
     def put(self, file: Path) -> str:
         """Copy a file in; its path inside."""
