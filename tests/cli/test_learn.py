@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.cli import learn, mailboxes, main
+from smtpd_filters.cli import controller, learn, mailboxes, main
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
 
@@ -224,7 +224,7 @@ def test_a_bug_of_ours_is_shown(
     def learn_(_controller: object, _mail: object) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(learn.Controller, "learn", learn_)
+    monkeypatch.setattr(controller.Controller, "learn", learn_)
     with pytest.raises(ZeroDivisionError):
         call("spam", str(maildir(tmp_path, one=b"1", two=b"2")))
 
@@ -292,7 +292,7 @@ def test_over_tls(call: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
-    assert learn._endpoint(url) == expected
+    assert controller._endpoint(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError, match="-url: expected"):
-        learn._endpoint(url)
+        controller._endpoint(url)
 
 
 @pytest.mark.parametrize(
@@ -531,8 +531,8 @@ def test_mail_that_moves_meanwhile(call: Learn, tmp_path: Path) -> None:
     with pytest.raises(mailboxes.Gone):
         mails["two"].open()
     tally = learn.Tally(None)
-    controller = learn.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
-    learn._learn_one(controller, mails["two"], tally)
+    daemon = controller.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    learn._learn_one(daemon, mails["two"], tally)
     assert (tally.done, tally.status) == (0, 0)
 
 
@@ -551,9 +551,9 @@ def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
             return file, size + 1
 
     call.rspamd.answer = Answer(b"", behaviour="drop")
-    controller = learn.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
-    with pytest.raises(learn.Refused, match="shorter"):
-        controller.learn(Shrinking("x", path=str(path)))
+    daemon = controller.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    with pytest.raises(controller.Refused, match="shorter"):
+        daemon.learn(Shrinking("x", path=str(path)))
 
 
 # -- mbox, whatever is in it ---------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""Rspamd's controller, as far as it learns: a message goes there, and it says what it made of it.
+
+The law:
+1. What it has not said that it has learned, or need not learn, is `Refused`, with the exit status
+   of sysexits(3) that this calls for.
+2. No HTTP library: to load one takes longer than all else that learning a message takes. HTTP is
+   spoken in its simplest form, which is all that the controller knows: a connection for a request,
+   which it closes, whatever is said of keeping it.
+3. Each wait has its limit, and so has what is read.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.kinds import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from .mailboxes import Mail
+
+# sysexits(3).
+DATAERR, TEMPFAIL, NOPERM = 65, 75, 77
+#: Where the controller listens by default.
+PORT = 11334
+#: Bytes of a reply that are read.
+_REPLY = 1 << 16
+_URL = re.compile(
+    r"http(?P<tls>s?)://(?P<authority>(?P<host>\[[^]/@]+\]|[^]\[:/@?#]+)(?::(?P<port>[0-9]{1,5}))?)"
+    r"(?P<below>/[^?#]*)?",
+    re.ASCII,
+)
+_HEAD = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})\b[^\0]*?\r?\n\r?\n")
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
+
+
+class Refused(Exception):  # noqa: N818  # of one message
+    """A message that wasn't learned, with the exit status that it calls for."""
+
+    def __init__(self, cause: str, status: int = TEMPFAIL) -> None:
+        super().__init__(cause)
+        self.status = status
+
+
+class Unreachable(Refused):
+    """There was no reply."""
+
+
+class Controller:
+    """Rspamd's controller: where it is, and what it is told with each message."""
+
+    def __init__(self, url: str, kind: str, *, password: str, user: str, timeout: float) -> None:
+        """Take it; ConfigError for a url that is none, and for what no header can hold."""
+        self._timeout = timeout
+        self._path = url.removeprefix("unix:") if url.startswith(("/", "unix:/")) else ""
+        self._tls = url.startswith("https://")
+        authority, self._host, self._port, below = _endpoint(url)
+        fields = {"Host": authority, "Password": password, "Deliver-To": user}
+        lines = [f"POST {below}/learn{kind} HTTP/1.0", "Connection: close"]
+        for name, value in fields.items():
+            if any(c < " " or c == "\x7f" for c in value):
+                raise ConfigError(f"{name}: a control character")
+            if value:
+                lines.append(f"{name}: {value}")
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode("utf-8", "surrogateescape")
+
+    def learn(self, mail: Mail) -> str:
+        """Have a message learned; returns what has come of it.  Raises Refused, OSError or Gone."""
+        file, size = mail.open()
+        with file:
+            if not size:
+                raise Refused("an empty message", DATAERR)
+            status, said = self._ask(file, size)
+        text = printable(said.decode("utf-8", "replace"))[:200]
+        if status == 200:
+            if b'"success":true' not in said.replace(b" ", b""):
+                raise Refused(f"no rspamd: {text}")
+            return "learned"
+        if status == 208:
+            return "known"
+        if status == 204:
+            # It has too few words, or is what the classifier would have said anyway.
+            return "skipped"
+        cause = f"status {status}: {text}"
+        if status in (401, 403):
+            raise Refused(f"wrong password ({cause})", NOPERM)
+        # 404 is what a controller says when it has lost its Redis.
+        raise Refused(cause, DATAERR if status in (400, 413) else TEMPFAIL)
+
+    def _ask(self, file: BinaryIO, size: int) -> tuple[int, bytes]:
+        try:
+            with self._connect() as connection:
+                try:
+                    connection.sendall(self._head + b"%d\r\n\r\n" % size)
+                    sent = connection.sendfile(file, count=size)
+                except (BrokenPipeError, ConnectionResetError):
+                    # It has replied before the end: no password, or too much.
+                    sent = size
+                if sent != size:
+                    raise Refused("the file got shorter")
+                return _read(connection)
+        except TimeoutError:
+            raise Unreachable(f"no reply within {self._timeout:g} s") from None
+        except OSError as error:
+            raise Unreachable(error.strerror or str(error)) from None
+
+    def _connect(self) -> socket.socket:
+        if self._path:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(self._timeout)
+            try:
+                connection.connect(self._path)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        connection = socket.create_connection((self._host, self._port), self._timeout)
+        if self._tls:
+            import ssl
+
+            context = ssl.create_default_context()
+            try:
+                return context.wrap_socket(connection, server_hostname=self._host)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+
+def _endpoint(url: str) -> tuple[str, str, int, str]:
+    """The authority of a url, its host and its port, and what its paths begin with."""
+    wrong = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
+    if not url.isprintable() or " " in url:
+        raise ConfigError(wrong)
+    if url.startswith(("/", "unix:/")):
+        return "localhost", "", 0, ""
+    found = _URL.fullmatch(url)
+    if found is None or int(found["port"] or PORT) >= 1 << 16:
+        raise ConfigError(wrong)
+    port = int(found["port"] or (443 if found["tls"] else PORT))
+    host = found["host"].strip("[]")
+    return found["authority"], host, port, (found["below"] or "").rstrip("/")
+
+
+def _read(connection: socket.socket) -> tuple[int, bytes]:
+    """The status and the content of a reply."""
+    data = b""
+    found = None
+    while found is None:
+        piece = connection.recv(_REPLY)
+        data += piece
+        found = _HEAD.match(data)
+        if found is None and (not piece or len(data) >= _REPLY):
+            if not data:
+                raise Unreachable("closed without a reply")
+            raise Refused("the reply is no HTTP")
+    status = int(found[1])
+    said = data[found.end() :]
+    length = _LENGTH.search(found[0])
+    # RFC 9110, 15.3.5: a 204 has no content, whatever length the controller gives.
+    size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
+    while len(said) < size and (piece := connection.recv(_REPLY)):
+        said += piece
+    return status, said[:size]
