@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.dns import DNSServer
-from smtpd_filters.testing.server.lab import PATH, Lab, LabError, children, wait_ended
+from smtpd_filters.testing.server.lab import PATH, Lab, LabError, Process, children, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -267,7 +267,7 @@ class Rspamd:
         """Kill the daemon and its workers, whatever they are doing; Redis stays."""
         mine = [
             found
-            for found in self._inside.processes()
+            for found in self.processes()
             if not any("redis-server" in word for word in found.arguments[:1])
         ]
         # The main process would start a worker anew.
@@ -281,6 +281,10 @@ class Rspamd:
         """Stop it, if it runs, and start it again with the same addresses."""
         self.stop()
         self.start()
+
+    def processes(self) -> list[Process]:
+        """Return what runs: the daemon's processes and Redis."""
+        return self._inside.processes()
 
     def _ended(self) -> None:
         """Wait for the end of a daemon that has been told to end, and take its last words."""
@@ -298,7 +302,7 @@ class Rspamd:
 
     def _end(self) -> None:
         """End what is left, for whoever leaves without `close`."""
-        for process in self._inside.processes():
+        for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         self._ended()

@@ -6,22 +6,26 @@ What the daemon is told to do with which mail is in `rspamd_set_up`. Its faults 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import dkim  # type: ignore[import-untyped]
 import pytest
 
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
-from smtpd_filters.testing.server import DOMAIN, Lab, Smtpd, filter_command
+from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
 from tests.e2e.conftest import Start, need
-from tests.e2e.rspamd_set_up import SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
+from tests.e2e.rspamd_set_up import LUA, SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
 from tests.e2e.sending import ALICE, GOOD, SENDER, Outcome, attempt, content_of, logged
 
 if TYPE_CHECKING:
@@ -235,6 +239,23 @@ def test_the_daemon_is_told_who_sends(scan: Start, daemon: Rspamd) -> None:
     assert "user: alice" in daemon.wait_for(r"rspamd_task_write_log: .*", since=since).string
 
 
+def test_the_daemon_is_reached_by_its_socket(scan: Start, daemon: Rspamd) -> None:
+    there = "/srv/rspamd"
+    url = f"{there}/{daemon.socket.name}"
+    server = scan(url=url, binds={there: daemon.socket.parent})
+    assert attempt(server, message=mail()).code == 250
+    assert MARK in only(server)
+
+
+def test_the_controller_scans_with_a_password(scan: Start, daemon: Rspamd) -> None:
+    files = {"password": f"{daemon.password}\n", "wrong": "wrong\n"}
+    for name, code in (("password", 250), ("wrong", 451)):
+        flags = ("--password-file", file_path(name))
+        server = scan(url=daemon.controller_url, flags=flags, files=files)
+        assert attempt(server, message=mail()).code == code, name
+        server.terminate()
+
+
 # -- signatures ------------------------------------------------------------------------------------
 
 
@@ -446,9 +467,9 @@ def dead(lab: Lab) -> str:
 
 
 def test_a_second_daemon(scan: Start, lab: Lab, daemon: Rspamd) -> None:
-    """The first one is dead: its mail goes to the second, and soon without asking the first."""
+    """Nobody listens where the first one was: its mail goes to the second."""
     server = scan(url=dead(lab), flags=("-url", daemon.url))
-    for number in range(20):
+    for number in range(5):
         assert attempt(server, message=mail(subject=str(number))).code == 250
     assert all(MARK in each.content for each in server.maildir("alice"))
 
@@ -461,6 +482,17 @@ def stub(lab: Lab) -> Iterator[RspamdStub]:
     with ExitStack() as stack:
         stack.callback(made.stop)
         yield made
+
+
+def test_a_daemon_that_fails_is_passed_over(scan: Start, stub: RspamdStub, daemon: Rspamd) -> None:
+    """The first daemon takes every connection and answers none: soon nobody waits for it."""
+    stub.answer = Answer.of(CLEAN, behaviour="drop")
+    server = scan(url=stub.url, flags=("-url", daemon.url, "--timeout", "0.2"))
+    for number in range(20):
+        assert attempt(server, message=mail(subject=str(number))).code == 250
+    assert stub.asked <= 5
+    assert all(MARK in each.content for each in server.maildir("alice"))
+    server.wait_for(r"rspamd.*result=proceed")
 
 
 FAULTS: dict[str, Answer] = {
@@ -496,3 +528,46 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
     insist(server, mail(subject="accepted"))
     assert [each.message["Subject"] for each in server.maildir("alice")] == ["accepted"]
     assert server.alive()
+
+
+# -- the daemon itself -----------------------------------------------------------------------------
+
+
+def test_a_daemon_without_a_lab() -> None:
+    """It listens in this process's network, is told what to do, and leaves nothing behind."""
+    need("6.8")
+    published = {"good.example": {"TXT": "v=spf1 -all"}}
+    with Rspamd(zone=published, lua=LUA, override={"greylist.conf": "enabled = false;"}) as one:
+
+        def ask(url: str, **fields: str) -> dict[str, Any]:
+            request = Request(url, data=mail(score=3), headers=fields)  # noqa: S310 - it is http
+            with urlopen(request, timeout=PATIENCE) as response:  # noqa: S310
+                said: dict[str, Any] = json.load(response)
+                return said
+
+        reply = ask(f"{one.url}/checkv2", IP=GOOD, From=SENDER)
+        assert {"TEST_SCORE", "R_SPF_FAIL"} <= reply["symbols"].keys()
+        assert ("good.example", "TXT") in one.dns.queries
+        where = one.url, one.controller_url
+        with pytest.raises(HTTPError):
+            ask(f"{one.controller_url}/checkv2")
+        assert ask(f"{one.controller_url}/checkv2", Password=one.password)["action"]
+        one.kill()
+        assert not one.alive()
+        with pytest.raises(URLError):
+            ask(f"{one.url}/checkv2")
+        one.start()
+        assert (one.url, one.controller_url) == where
+        one.restart()
+        assert "TEST_SCORE" in ask(f"{one.url}/checkv2")["symbols"]
+        directory = one.directory
+        mine = one.processes()
+        assert len(mine) >= 4, mine
+    assert not directory.exists()
+    assert not any(Path(f"/proc/{process.pid}").exists() for process in mine)
+
+
+def test_a_daemon_that_cannot_start_says_why() -> None:
+    need("6.8")
+    with pytest.raises(LabError, match="ucl parser error"), Rspamd(local={"actions.conf": "}"}):
+        pass
