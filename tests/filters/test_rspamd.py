@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, Skip
 from smtpd_filters.filters.rspamd import SMALL, Rspamd
 from smtpd_filters.lookups import zstd
+from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
 
@@ -524,6 +526,36 @@ def test_what_is_wrong_is_said_at_the_start(flags: list[str], what: str) -> None
         Conversation(Rspamd, *flags)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_from_a_file() -> None:
+    table = {
+        "url": ["http://a:1", "/run/b"],
+        "skip": ["local", "{ 192.0.2.0/24 }"],
+        "action": ["dance=junk"],
+    }
+    settings = from_mapping(Rspamd.Options, table, "chain.toml")
+    assert settings.url == ("http://a:1", "/run/b")
+    assert settings.action == (("dance", "junk"),)
+    assert settings.skip.words == {"local"}
+    assert [len(table) for table in settings.skip.tables] == [1]
+    assert SKIP.show(settings.skip) == "local, { 192.0.2.0/24 }"
+    assert ACTION.show(settings.action[0]) == "dance=junk"
+
+
+@pytest.mark.parametrize(
+    "table", [{"skip": "local"}, {"skip": [1]}, {"skip": ["locale"]}, {"action": ["dance"]}]
+)
+def test_what_is_wrong_with_a_file_is_said(table: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"^chain\.toml: (skip|action): expected "):
+        from_mapping(Rspamd.Options, table, "chain.toml")
+
+
+def test_settings_made_in_code_are_checked() -> None:
+    skip = Skip(frozenset({"local"})) + Skip(frozenset({"authenticated"}))
+    assert Rspamd.Options(skip=skip).skip == Skip(frozenset({"local", "authenticated"}))
+    with pytest.raises(TypeError, match="skip"):
+        Rspamd.Options(skip="local")
 
 
 def test_help_needs_no_package() -> None:

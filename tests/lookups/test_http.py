@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import http
-from smtpd_filters.lookups.http import BadReplyError, Client, Endpoint, Request, Response
+from smtpd_filters.lookups.http import CLOSED, BadReplyError, Client, Endpoint, Request, Response
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from smtpd_filters.lookups.exchange import Body
 
     Work = Callable[[Client], Awaitable[Any]]
 
@@ -55,7 +56,7 @@ def served(*urls: str, work: Work, **settings: Any) -> Any:
 
 def ask(
     *urls: str,
-    body: http.Body = b"body",
+    body: Body = b"body",
     headers: tuple[tuple[str, str], ...] = (),
     size: int | None = None,
     limit: int = 1 << 16,
@@ -438,6 +439,24 @@ def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
         assert (stub.asked, other.asked) == (3, 10)
 
 
+def test_who_waits_for_a_turn_at_a_server_that_fails_passes_it_over(stub: RspamdStub) -> None:
+    stub.answer = Answer(b"{}", behaviour="cut", delay=0.01)
+    with RspamdStub(OK) as other:
+        said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1)
+    assert all(isinstance(each, Response) for each in said)
+    assert (stub.asked, other.asked) == (3, 8)
+
+
+def test_who_waits_too_long_for_a_turn_is_told(stub: RspamdStub) -> None:
+    async def work(client: Client) -> Any:
+        await client.hosts[0].turns.acquire()
+        return await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+
+    said = served(stub.url, work=work, connections=1, timeout=0.02)
+    assert said == Unavailable(f"{stub.url} too many requests under way")
+    assert stub.asked == 0
+
+
 def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
     now = 0.0
 
@@ -485,7 +504,7 @@ def test_a_closed_client_says_so(stub: RspamdStub) -> None:
         await client.close()
         return await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
 
-    assert served(stub.url, work=work) == Unavailable(http.CLOSED)
+    assert served(stub.url, work=work) == Unavailable(CLOSED)
     assert stub.asked == 0
 
 

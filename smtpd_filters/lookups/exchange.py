@@ -1,0 +1,337 @@
+"""One request to one HTTP server, over a connection that aiohttp makes, keeps and reads from.
+
+1. A body is sent no faster than it is taken, and never held as a whole if it is made as it goes.
+2. A reply is read up to its limit.
+3. A connection is used again only after a whole exchange; any other is cut off at once.
+4. What a request says is sent as it is, but no field of it has a second line.
+
+How it works. aiohttp's pool gives the connection (`BaseConnector.connect`) and its parser reads
+what comes over it. Its `ClientSession`, which would add headers, cookies, redirections and as much
+time again as all this takes, has no part in it. So this is the one place that knows what of aiohttp
+lies below that; it was tried with 3.8.4, 3.11.16 and 3.14.5.
+
+The module is cheap to import; making a `Host` imports aiohttp.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.outcome import Value
+from smtpd_filters.lookups.retry import Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
+
+    import aiohttp
+
+    #: A body: at once, or a function that gives it in chunks, anew for each try.
+    Body = bytes | Callable[[], Iterator[bytes]]
+
+#: Seconds for which a connection without a request is kept; nginx's keepalive_timeout is the same.
+KEPT_ALIVE = 75.0
+#: Seconds for a connection to come about: a lost SYN is sent again after 1 and after 3 (RFC 6298).
+CONNECT = 5.0
+#: Bytes of a reply.
+REPLY_LIMIT = 1 << 20
+CLOSED = "the client is closed"
+# RFC 9110, 15.2: other responses follow these.
+_INTERIM = frozenset({100, 102, 103})
+# This machine's own lack, not the server's fault.
+_LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+class BadReplyError(Exception):
+    """What a server said is no reply to the question; the text says why."""
+
+
+class Response:
+    """What a server said: the status, header fields (names without case), the content as it came.
+
+    A coding of the content is not undone.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"<response {self.status}, {len(self.body)} bytes>"
+
+
+class Request:
+    """What is asked: a POST of `body` to `path`.
+
+    `size` is the body's in bytes if that is known beforehand; without it the body is sent in HTTP's
+    chunks. `limit` is how many bytes a reply may have.
+    """
+
+    __slots__ = ("body", "headers", "limit", "path", "size")
+
+    def __init__(
+        self,
+        path: str,
+        headers: Iterable[tuple[str, str]],
+        body: Body,
+        *,
+        size: int | None = None,
+        limit: int = REPLY_LIMIT,
+    ) -> None:
+        self.path = path
+        self.headers = tuple(headers)
+        self.body = body
+        self.size = size
+        self.limit = limit
+
+
+class Trouble(Value):
+    """Why a try came to nothing; `final` if no further one can do better."""
+
+    __match_args__ = ("failure", "cause", "final")
+    __slots__ = __match_args__
+
+    def __init__(self, failure: Failure, cause: str, *, final: bool = False) -> None:
+        self.failure = failure
+        self.cause = cause
+        self.final = final
+
+
+class Endpoint:
+    """Where a server is: `url` is ``http://HOST[:PORT][/PATH]`` or the path of a unix socket.
+
+    `label` is how it is called in logs. Raises ValueError if it is neither.
+    """
+
+    __slots__ = ("base", "host", "label", "path", "socket")
+
+    def __init__(self, url: str) -> None:
+        self.socket = self.path = ""
+        path = url.removeprefix("unix:")
+        if path.startswith("/"):
+            if "\0" in path or len(os.fsencode(path)) > 107:
+                # unix(7): sun_path is 108 bytes with the final null.
+                raise ValueError(f"no path of a socket: {url!r}")
+            self.socket = self.label = path
+            self.host = "localhost"
+            self.base = "http://localhost"
+            return
+        from urllib.parse import urlsplit  # setup's business, when aiohttp is loaded anyway
+
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            raise ValueError(f"neither http://HOST:PORT nor the path of a socket: {url!r}")
+        odd = any(c.isspace() or not c.isprintable() for c in url)
+        if odd or not url.isascii() or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError(f"not the address of a server: {url!r}")
+        self.host = parts.netloc
+        self.path = parts.path.rstrip("/")
+        self.base = f"{parts.scheme}://{self.host}"
+        self.label = self.base + self.path
+
+
+class Host:
+    """A server and the connections to it, which are made when they are first needed."""
+
+    def __init__(self, endpoint: Endpoint, connections: int) -> None:
+        import asyncio
+
+        try:
+            import aiohttp
+            from aiohttp.client_reqrep import ClientRequest
+            from aiohttp.http import HttpProcessingError, StreamWriter
+        except ImportError as error:
+            raise ConfigError(f"aiohttp is needed to ask {endpoint.label}: {error}") from None
+        self.endpoint = endpoint
+        self.turns = asyncio.Semaphore(connections)
+        self.aiohttp = aiohttp
+        self.writer = StreamWriter
+        self._request = ClientRequest
+        self._no_http = HttpProcessingError
+        self._connector: aiohttp.BaseConnector | None = None
+        self._place: Any = None
+        self._times = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
+        self._closed = False
+        #: A connection that broke, and one that did not come about, which is a case of the first.
+        self.broken = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
+        self.unconnected = aiohttp.ClientConnectorError
+        self._heads: dict[str, str] = {}
+
+    async def connect(self) -> Any:
+        """A connection of aiohttp's, kept or new."""
+        connector = self._connector
+        if connector is None:
+            if self._closed:
+                raise BadReplyError(CLOSED)
+            connector = self._connector = self._connections()
+        return await connector.connect(self._place, [], self._times)
+
+    def _connections(self) -> Any:
+        """The pool; to be called where the loop runs.  What bounds it is `turns`."""
+        from asyncio import get_running_loop
+
+        from yarl import URL  # aiohttp's
+
+        aiohttp: Any = self.aiohttp
+        # What says where to connect to is a request to aiohttp. Nothing else of it is used.
+        self._place = self._request("POST", URL(self.endpoint.base), loop=get_running_loop())
+        path = self.endpoint.socket
+        kind, where = (aiohttp.UnixConnector, (path,)) if path else (aiohttp.TCPConnector, ())
+        return kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
+
+    def head(self, path: str) -> str:
+        """The first lines of a request, the same for each of a path."""
+        head = self._heads.get(path)
+        if head is None:
+            head = f"POST {self.endpoint.path}{path} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
+            self._heads[path] = head
+        return head
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        connector, self._connector = self._connector, None
+        if connector is not None:
+            await connector.close()
+
+    def trouble(self, error: Exception, *, replied: bool) -> Trouble:
+        """Say what an exception of aiohttp's or the system's means."""
+        aiohttp = self.aiohttp
+        unreachable = Failure.UNREACHABLE
+        if isinstance(error, aiohttp.ClientConnectorError):
+            number = getattr(error.os_error, "errno", None)
+            failure = Failure.LOCAL if number in _LOCAL else unreachable
+            return Trouble(failure, _reason(error.os_error, "cannot connect"))
+        if isinstance(error, aiohttp.ClientPayloadError) or (replied and self._is_lost(error)):
+            return Trouble(unreachable, "reply cut short")
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            return Trouble(unreachable, "closed the connection")
+        if isinstance(error, OSError):  # some of aiohttp's are
+            return Trouble(unreachable, _reason(error, "connection lost"))
+        if isinstance(error, self._no_http):
+            return Trouble(Failure.BROKEN, "a reply that is no HTTP")
+        return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether the connection is, rather than our own code wrong."""
+        return isinstance(error, (*self.broken, OSError, self._no_http))
+
+
+class Exchange:
+    """One request and its reply over one connection."""
+
+    __slots__ = ("_host", "_request", "replied", "source_failed")
+
+    def __init__(self, host: Host, request: Request) -> None:
+        self._host = host
+        self._request = request
+        #: Whether a reply has begun.
+        self.replied = False
+        #: Why the body could not be read.
+        self.source_failed = ""
+
+    async def run(self) -> Response:
+        """Raises BadReplyError, and whatever aiohttp raises."""
+        host, request = self._host, self._request
+        connection = await host.connect()
+        whole = False
+        try:
+            protocol = connection.protocol
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            body = request.body
+            if isinstance(body, bytes):
+                protocol.transport.write(self._head(len(body)) + body)
+            else:
+                await self._stream(protocol, body)
+            said, content = await protocol.read()
+            while said.code in _INTERIM:
+                said, content = await protocol.read()
+            self.replied = True
+            response = Response(said.code, said.headers, await self._body(said.headers, content))
+            whole = True
+        finally:
+            if whole:
+                connection.release()
+            else:
+                # What is left of this exchange would be taken for the next one. And what a server
+                # that hangs has not read would keep the socket open for ever.
+                if connection.transport is not None:
+                    connection.transport.abort()
+                connection.close()
+        return response
+
+    def _head(self, size: int | None) -> bytes:
+        request = self._request
+        fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers])
+        if not fields.count("\r") == fields.count("\n") == len(request.headers):
+            raise BadReplyError("not asked: a header field of more than one line")
+        how = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+        head = f"{self._host.head(request.path)}{fields}{how}\r\n\r\n"
+        return head.encode("utf-8", "surrogateescape")
+
+    async def _stream(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
+        """Send a body no faster than it is taken."""
+        from asyncio import get_running_loop
+
+        size = self._request.size
+        chunked = size is None
+        writer = self._host.writer(protocol, get_running_loop())
+        self._write(protocol, self._head(size))
+        sent = 0
+        for chunk in self._read(body):
+            self._write(protocol, b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            await writer.drain()
+            sent += len(chunk)
+        if chunked:
+            self._write(protocol, b"0\r\n\r\n")
+        elif sent != size:
+            self.source_failed = f"{sent} bytes in place of {size}"
+            raise BadReplyError(self.source_failed)
+
+    @staticmethod
+    def _write(protocol: Any, data: bytes) -> None:
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "")
+        transport.write(data)
+
+    def _read(self, body: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+        try:
+            yield from body()
+        except Exception as error:
+            self.source_failed = str(error) or type(error).__name__
+            raise
+
+    async def _body(self, headers: Mapping[str, str], content: Any) -> bytes:
+        limit = self._request.limit
+        length = headers.get("Content-Length", "")
+        # What is no number aiohttp has refused.
+        if not length.isdecimal() or int(length) <= limit:
+            if content.is_eof() and content.total_bytes <= limit:
+                # It is all there: most replies come in one piece.
+                whole: bytes = content.read_nowait()
+                return whole
+            parts: list[bytes] = []
+            size = 0
+            async for part in content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    break
+            else:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+        raise BadReplyError("oversized reply")
+
+
+def _reason(error: BaseException | None, otherwise: str) -> str:
+    """What the system says of a failure, in a few words."""
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number).lower()
+    return getattr(error, "strerror", None) or otherwise
