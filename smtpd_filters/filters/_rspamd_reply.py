@@ -17,6 +17,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from json import JSONDecoder
 
 #: Bytes of JSON that are read: about a thousand times an ordinary reply.
 MAX_JSON = 4 << 20
@@ -27,6 +28,10 @@ _COMPLAINTS = 8
 #: Headers that a reply may add, and remove: each costs a walk through the block.  The daemon's own
 #: modules come to about ten.
 _EDITS = 256
+
+
+#: One for all replies: making it takes as long as reading a short one.
+_decoder: list[JSONDecoder] = []
 
 
 class ReplyError(Exception):
@@ -162,13 +167,13 @@ def parse(status: int, body: bytes, offset: int | None = None) -> Reply:
 def _read(data: bytes) -> _Object:
     if len(data) > MAX_JSON:
         raise ReplyError(f"oversized reply: {len(data)} bytes of JSON")
-    from json import loads  # only who talks to rspamd pays for it
+    if not _decoder:
+        from json import JSONDecoder  # only who talks to rspamd pays for it
 
+        _decoder.append(JSONDecoder(object_pairs_hook=_Object, strict=False))
     try:
         # Symbols' options hold what stood in the mail, whatever its bytes are.
-        said = loads(
-            data.decode("utf-8", "surrogateescape"), object_pairs_hook=_Object, strict=False
-        )
+        said = _decoder[0].decode(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ReplyError(f"broken JSON: {str(error)[:_SHOWN]}") from None
     if not isinstance(said, _Object):
@@ -326,6 +331,8 @@ def _elements(value: object) -> list[object]:
 
 def _number(value: object) -> float | None:
     """A finite number."""
+    if type(value) is float and value - value == 0:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
