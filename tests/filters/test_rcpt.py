@@ -491,7 +491,7 @@ def server() -> Iterator[DNSServer]:
 
 def looking(server: DNSServer, *flags: str) -> tuple[str, ...]:
     nameserver = f"{server.address}:{server.port}"
-    own = (*OURS, "--unknown-domain", "reject", "--nameserver", nameserver, "--timeout", "50ms")
+    own = (*OURS, "--unknown-domain", "reject", "--nameserver", nameserver, "--timeout", "200ms")
     return (*own, *flags)
 
 

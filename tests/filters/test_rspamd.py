@@ -441,7 +441,7 @@ def test_the_next_daemon_is_asked(stub: RspamdStub) -> None:
 
 def test_a_dead_daemon_costs_a_few_messages_a_time_out(stub: RspamdStub) -> None:
     with RspamdStub(Answer(behaviour="drop")) as dead:
-        flags = ("-url", dead.url, "-url", stub.url, "--timeout", "50ms")
+        flags = ("-url", dead.url, "-url", stub.url, "--timeout", "300ms")
         with Conversation(Rspamd, *flags) as smtpd:
             for _ in range(8):
                 assert deliver(smtpd).verb == "proceed"

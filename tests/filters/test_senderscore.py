@@ -259,7 +259,7 @@ def test_a_header_that_a_client_made_is_removed(
 
 def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() -> None:
     with DNSServer({name("192.0.2.7"): {"servfail": True}}) as broken:
-        flags = asking(broken, "-scoreHeader", "--timeout", "20ms")
+        flags = asking(broken, "-scoreHeader", "--timeout", "300ms")
         with Conversation(Senderscore, *flags) as smtpd:
             there = smtpd.connect(address="192.0.2.7")
             there.ehlo()
@@ -267,6 +267,18 @@ def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() ->
             there.rcpt_to("anna@example.org")
             assert "X-SenderScore" not in there.message(FORGED).headers
             assert "SERVFAIL" in smtpd.log[0]
+
+
+def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None:
+    with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
+        flags = asking(dead, "-scoreHeader", "--deadline", "0.2")
+        with Conversation(Senderscore, *flags) as smtpd:
+            there = smtpd.connect(address="192.0.2.7")
+            there.ehlo()
+            there.mail_from("bob@example.net")
+            there.rcpt_to("anna@example.org")
+            assert "X-SenderScore" not in there.message(FORGED).headers
+            assert f"{dead.address}:{dead.port} timeout" in smtpd.log[0]
 
 
 # -- who is neutral ------------------------------------------------------------------------
@@ -277,8 +289,8 @@ def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() ->
     [
         {"local": True},
         {"address": "2001:db8::1"},
-        {"address": "::ffff:192.0.2.1"},
         {"address": "127.0.0.1"},
+        {"address": "::ffff:127.0.0.1"},
         {"address": "::1"},
         {"address": "198.51.100.25"},
     ],
@@ -290,6 +302,18 @@ def test_local_clients_and_those_over_ipv6_are_neutral(client: dict[str, Any]) -
         assert verdict(*flags, **client).verb == "proceed"
         assert perf_counter() - started < 5
         assert server.queries == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "verb"),
+    [(["-blockBelow=8"], "disconnect"), (["-testMode", "-blockBelow=8"], "disconnect")]
+    + [(["-blockBelow=8", "-allowlist={ 192.0.2.0/28 }"], "proceed")],
+)
+def test_an_ipv4_client_at_an_ipv6_socket_has_its_score(
+    server: DNSServer, flags: list[str], verb: str
+) -> None:
+    said = verdict(*asking(server, *flags), address="::ffff:192.0.2.7", dest="[::ffff:10.0.0.1]:25")
+    assert said.verb == verb
 
 
 def test_who_is_not_in_the_zone_is_neutral(server: DNSServer) -> None:

@@ -434,7 +434,7 @@ def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> No
 def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.05)
+        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.3)
         assert all(isinstance(each, Response) for each in said)
         assert (stub.asked, other.asked) == (3, 10)
 
