@@ -37,6 +37,7 @@ CHECK = choice(*STRICTNESS)
 # RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
 # DNS server is one example of the directory server failure error."
 DNS_FAILURE = "4.4.3"
+_MAPPED = "::ffff:"
 _RANK: dict[type, int] = {Proceed: 0, Junk: 1, Reject: 2}
 
 
@@ -161,13 +162,21 @@ def exempt(session: Session, allow: NetworkTable | None) -> bool:
     return allow is not None and allow.match(address) is not None
 
 
+def unmapped(address: str) -> str:
+    """Give the IPv4 address of a client that came by IPv4 to an IPv6 socket; others as they are.
+
+    RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
+    """
+    return address.removeprefix(_MAPPED) if "." in address else address
+
+
 def is_local(session: Session, address: str) -> bool:
     """Whether a client at this address is on this machine.
 
     It came from a loopback address (RFC 1122 section 3.2.1.3 (g), RFC 4291 section 2.5.3), or from
     the very address it came to.
     """
-    if address.startswith("127.") or address == "::1":
+    if unmapped(address).startswith("127.") or address == "::1":
         return True
     dest = session.dest
     return dest.rpartition(":")[0].strip("[]") == address
