@@ -24,7 +24,7 @@ from time import monotonic, sleep
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._checks import DNS_FAILURE, is_local
+from smtpd_filters.filters._checks import DNS_FAILURE, is_local, unmapped
 from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
@@ -245,7 +245,8 @@ class Senderscore(Filter):
             return Resolver(
                 settings.nameserver or None,
                 timeout=settings.timeout,
-                deadline=_LOOKUP * settings.timeout,
+                # Earlier than `--deadline`, behind which what `_head` took away would be put back.
+                deadline=min(_LOOKUP * settings.timeout, _OF_DEADLINE * self.deadline),
                 attempts=_ROUNDS,
             )
         except ConfigError as error:
@@ -259,7 +260,7 @@ class Senderscore(Filter):
     def arrived(self, session: Session) -> None:
         """Have the score looked up by the time it is needed."""
         if self._resolver is not None and self._known(session) is None:
-            self._resolver.start(self._query(session.address or ""), "A")
+            self._resolver.start(self._query(session), "A")
 
     # -- phases --------------------------------------------------------------------------
 
@@ -387,9 +388,9 @@ class Senderscore(Filter):
         return score
 
     def _at_once(self, session: Session) -> int | str | None:
-        address = session.address
-        if address is None:
+        if session.address is None:
             return LOCAL
+        address = unmapped(session.address)
         if ":" in address:
             return NEUTRAL
         settings = self.settings
@@ -398,25 +399,26 @@ class Senderscore(Filter):
         if settings.test_mode:
             return _test_score(address)
         assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
-        outcome = self._resolver.known(self._query(address), "A")
+        outcome = self._resolver.known(self._query(session), "A")
         if outcome is not None:
             return _score(outcome)
         # Of these nothing is ever known: nobody asks.
-        return LOCAL if is_local(session, address) else None
+        return LOCAL if is_local(session, session.address) else None
 
     async def _look_up(self, session: Session) -> int | str:
         """Wait for the score, or for the reason why there is none; law 3."""
         assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
         score: int | str = OVERDUE
         try:
-            score = _score(await self._resolver.query(self._query(session.address or ""), "A"))
+            score = _score(await self._resolver.query(self._query(session), "A"))
         finally:
             session.scratch[self] = score
         return score
 
-    def _query(self, address: str) -> str:
+    def _query(self, session: Session) -> str:
         # RFC 5782 section 2.1: the numbers of the address in reverse order, and the zone.
-        return f"{'.'.join(address.split('.')[::-1])}.{self.settings.zone}"
+        numbers = unmapped(session.address or "").split(".")
+        return f"{'.'.join(numbers[::-1])}.{self.settings.zone}"
 
 
 class _ToTheEnd(Senderscore):

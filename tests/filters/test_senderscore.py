@@ -278,7 +278,7 @@ def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None
             there.mail_from("bob@example.net")
             there.rcpt_to("anna@example.org")
             assert "X-SenderScore" not in there.message(FORGED).headers
-            assert f"{dead.address}:{dead.port} timeout" in smtpd.log[0]
+            assert "deadline passed" in smtpd.log[0]
 
 
 # -- who is neutral ------------------------------------------------------------------------
@@ -306,8 +306,11 @@ def test_local_clients_and_those_over_ipv6_are_neutral(client: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("flags", "verb"),
-    [(["-blockBelow=8"], "disconnect"), (["-testMode", "-blockBelow=8"], "disconnect")]
-    + [(["-blockBelow=8", "-allowlist={ 192.0.2.0/28 }"], "proceed")],
+    [
+        (["-blockBelow=8"], "disconnect"),
+        (["-blockBelow=8", "-testMode"], "disconnect"),
+        (["-blockBelow=8", "-allowlist={ 192.0.2.0/28 }"], "proceed"),
+    ],
 )
 def test_an_ipv4_client_at_an_ipv6_socket_has_its_score(
     server: DNSServer, flags: list[str], verb: str
@@ -584,7 +587,7 @@ def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
             there.mail_from("bob@example.net")
             for _ in range(100):
                 assert there.rcpt_to("anna@example.org").verb == "proceed"
-            assert "not done after 0.03 s" in smtpd.log[0]
+            assert "deadline passed" in smtpd.log[0]
         assert perf_counter() - started < 2
 
 
