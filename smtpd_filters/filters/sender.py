@@ -5,8 +5,8 @@ The law:
 1. Each check is `off`, logs, marks or refuses.
 2. A domain that the DNS says cannot take mail is refused for good; what could not be found out is a
    temporary failure, which `--on-error` decides, by default with 451.
-3. The null sender passes: it is how failures are reported, and must not be refused (RFC 5321
-   section 6.1).  Local and authenticated clients are exempt.
+3. The null sender passes: it is how failures are reported (RFC 5321 section 6.1), and must be
+   taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt.
 4. A domain's exchangers are those that SMTP would go to (RFC 5321 section 5.1): its MX, or itself
    where it has none.
 5. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.

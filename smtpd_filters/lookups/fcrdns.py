@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from smtpd_filters.lookups.dns import RecordType, Resolver
 
-# RFC 7208 section 4.6.4: "if more than 10 PTR records are returned, only the first 10 are used".
+# RFC 7208 section 4.6.4, of PTR records: "If this limit is exceeded, all records other than the
+# first 10 MUST be ignored."
 MAX_NAMES = 10
 
 

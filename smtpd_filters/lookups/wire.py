@@ -170,7 +170,7 @@ class Question:
             and not response.flags & dns.flags.RA
             and any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
         ):
-            # RFC 2308 section 2.2.1: "a referral response ... must not be mistaken for NODATA".
+            # RFC 2308 section 2.2: without a SOA, but with NS records, it is a referral, no NODATA.
             return Trouble(Failure.BROKEN, "referral: not a recursive server")
         return NotFound(reason, 0)
 

@@ -18,6 +18,7 @@ from smtpd_filters.testing import Conversation, DNSServer, Verdict
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import Any
 
 CHECKS = tuple(name.replace("_", "-") for name in REPLIES)
@@ -230,6 +231,17 @@ def test_other_networks(server: DNSServer) -> None:
     assert verdict("bob@good6.example", *flags).refused
     assert verdict("bob@[1.2.3.4]", *flags).refused
     assert not verdict("bob@loop.example", *flags).refused
+
+
+def test_an_empty_table_of_networks_is_taken_at_its_word(server: DNSServer, tmp_path: Path) -> None:
+    table = tmp_path / "networks"
+    table.write_text("")
+    flags = asking(server, *only("bad-mx"), f"--bad-networks=file:{table}")
+    with Conversation(Sender, *flags) as smtpd:
+        assert come(smtpd, "bob@loop.example", **STRANGERS[0]).verb == "proceed"
+        table.write_text("127.0.0.0/8\n")
+        smtpd.reload()
+        assert come(smtpd, "bob@loop.example", **STRANGERS[0]).refused
 
 
 def test_only_so_many_exchangers_are_looked_at() -> None:
