@@ -37,13 +37,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.dns import DNSServer
 from smtpd_filters.testing.server.lab import PATH, Lab, LabError, Process, children, wait_ended
+from smtpd_filters.testing.server.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,14 +149,12 @@ class Rspamd:
         self._lua = lua
         self._files = dict(files or {})
         self._with_redis = redis
-        self._news = threading.Condition()
-        self._log_ended = False
+        self._output = Output()
+        self.log = self._output.lines
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
         self._closing = contextlib.ExitStack()
         self._port = self._controller_port = 0
         self.directory = Path()
-        self.log: list[str] = []
         self.password = PASSWORD
 
     # -- where it is -------------------------------------------------------------------------------
@@ -244,14 +241,11 @@ class Rspamd:
             raise LabError("the daemon runs already")
         since = len(self.log)
         variables = {"DBDIR": "db", "RUNDIR": "db", "LOGDIR": "db", "LOCAL_CONFDIR": "etc"}
-        self._log_ended = False
         self._process = self._spawn(
             *("rspamd", "-f", "-c", str(self.directory / "etc/rspamd.conf")),
             *(f"--var={key}={self.directory / below}" for key, below in variables.items()),
         )
-        log = cast("IO[bytes]", self._process.stdout)
-        self._reader = threading.Thread(target=self._read_log, args=[log], name="rspamd-log")
-        self._reader.start()
+        self._output.follow(self._process.stdout, "rspamd-log")
         for worker in ("controller", "normal"):
             self.wait_for(f"starting {worker} process", START_TIMEOUT, since=since)
         for port in (self._port, self._controller_port):
@@ -295,10 +289,8 @@ class Rspamd:
         except subprocess.TimeoutExpired:
             _signal(self._process, signal.SIGKILL)
             self._process.wait()
-        if self._reader is not None:
-            self._reader.join()
-        cast("IO[bytes]", self._process.stdout).close()
-        self._process = self._reader = None
+        self._output.close()
+        self._process = None
 
     def _end(self) -> None:
         """End what is left, for whoever leaves without `close`."""
@@ -314,29 +306,11 @@ class Rspamd:
 
         Lines before number `since` (take `len(daemon.log)`) don't count. Raises LabError.
         """
-        expression = re.compile(pattern)
-        looked = since
-        deadline = time.monotonic() + timeout
-        with self._news:
-            while True:
-                for line in self.log[looked:]:
-                    looked += 1
-                    if found := expression.search(line):
-                        return found
-                left = deadline - time.monotonic()
-                if self._log_ended or left <= 0:
-                    break
-                self._news.wait(left)
-        raise LabError(f"not in the log of rspamd: {pattern}\n" + "\n".join(self.log[-50:]))
-
-    def _read_log(self, log: IO[bytes]) -> None:
-        for line in log:
-            with self._news:
-                self.log.append(line.decode("utf-8", "surrogateescape").rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._log_ended = True
-            self._news.notify_all()
+        found = self._output.find(pattern, timeout, since)
+        if found is None:
+            last = "\n".join(self.log[-50:])
+            raise LabError(f"not in the log of rspamd: {pattern}\n{last}")
+        return found
 
     # -- set-up ------------------------------------------------------------------------------------
 

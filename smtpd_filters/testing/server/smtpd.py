@@ -13,10 +13,9 @@ import ssl
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import smtpd_filters
 from smtpd_filters.testing.server.client import HELO, SMTP_PORT, Client, Connection, Reply
@@ -45,6 +44,7 @@ from smtpd_filters.testing.server.layout import (
     root_of,
     scratch_path,
 )
+from smtpd_filters.testing.server.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -130,7 +130,8 @@ class Smtpd:
     ) -> None:
         self.version = version
         self.users = list(users)
-        self.log: list[str] = []
+        self._output = Output()
+        self.log = self._output.lines
         self.leftovers: list[Process] = []
         self._filters = dict(filters or {})
         self._domains = list(domains)
@@ -139,14 +140,11 @@ class Smtpd:
         self._listeners = listeners
         self._matches = matches
         self._arguments = list(arguments)
-        self._news = threading.Condition()
-        self._log_ended = False
         self._end_expected = False
         self._terminated = False
         self._owns_network = lab is None
         self._probe_port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
 
         code = Path(smtpd_filters.__file__).resolve().parents[1]
         within = {CODE: code, **(binds or {})}
@@ -244,10 +242,7 @@ class Smtpd:
                 os.kill(process.pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
-        if self._reader is not None:
-            self._reader.join()
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
+        self._output.close()
 
     def _start(self) -> None:
         self._process = self.lab.spawn(
@@ -255,17 +250,15 @@ class Smtpd:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        log = cast("IO[bytes]", self._process.stdout)
-        self._reader = threading.Thread(target=self._read_log, args=[log], name="smtpd-log")
-        self._reader.start()
+        self._output.follow(self._process.stdout, "smtpd-log")
         deadline = time.monotonic() + START_TIMEOUT
         while not self._greets(deadline):
-            if self._log_ended:
+            if self._output.ended:
                 raise self._failure("smtpd did not start")
             if time.monotonic() > deadline:
                 raise self._failure(f"smtpd does not answer after {START_TIMEOUT:g} s")
-            with self._news:
-                self._news.wait(0.005)
+            with self._output.news:
+                self._output.news.wait(0.005)
 
     def _greets(self, deadline: float) -> bool:
         timeout = max(0.1, deadline - time.monotonic())
@@ -278,40 +271,21 @@ class Smtpd:
             return False
 
     def _failure(self, what: str) -> LabError:
-        with self._news:
-            self._news.wait_for(lambda: self._log_ended or self.alive(), 1)
+        with self._output.news:
+            self._output.news.wait_for(lambda: self._output.ended or self.alive(), 1)
         return LabError(what + "\n" + "\n".join(self.log[-50:]))
 
     # -- the log -----------------------------------------------------------------------------------
-
-    def _read_log(self, log: IO[bytes]) -> None:
-        for line in log:
-            with self._news:
-                self.log.append(line.decode("utf-8", "surrogateescape").rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._log_ended = True
-            self._news.notify_all()
 
     def wait_for(self, pattern: str, timeout: float = 10, *, since: int = 0) -> re.Match[str]:
         """Wait for a line of the log in which the regular expression is found; return the match.
 
         Lines before number `since` (take `len(server.log)`) don't count. Raises LabError.
         """
-        expression = re.compile(pattern)
-        looked = since
-        deadline = time.monotonic() + timeout
-        with self._news:
-            while True:
-                for line in self.log[looked:]:
-                    looked += 1
-                    if found := expression.search(line):
-                        return found
-                left = deadline - time.monotonic()
-                if self._log_ended or left <= 0:
-                    break
-                self._news.wait(left)
-        raise self._failure(f"not in the log: {pattern}")
+        found = self._output.find(pattern, timeout, since)
+        if found is None:
+            raise self._failure(f"not in the log: {pattern}")
+        return found
 
     # -- clients -----------------------------------------------------------------------------------
 
@@ -372,7 +346,7 @@ class Smtpd:
         """Wait until the queue is empty: all that was accepted has been delivered."""
         queue = self.lab.path(QUEUE)
         deadline = time.monotonic() + timeout
-        with self._news:
+        with self._output.news:
             while waiting := list(queue.glob("*/*")):
                 if not self.alive():
                     raise self._failure("smtpd has ended by itself")
@@ -380,7 +354,7 @@ class Smtpd:
                     names = ", ".join(path.name for path in waiting)
                     raise self._failure(f"still in the queue after {timeout:g} s: {names}")
                 # A delivery is logged just before the queue forgets it.
-                self._news.wait(0.005)
+                self._output.news.wait(0.005)
 
     def maildir(self, user: str, *, settle: bool = True) -> list[Delivered]:
         """Return what has been delivered to a user, oldest first, when all that was accepted is."""
