@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
 
 # RFC 5321, 4.5.3.1.3: a path has at most 256 octets; smtpd takes lines of 2 KiB (SMTP_LINE_MAX of
-# its 0.6 protocol), and RFC 4954, 4.3 user names as long as a line of base64 can hold.
+# its 0.6 protocol), and RFC 4954, 4 user names as long as a line of base64 can hold.
 MAX_VALUE = 1024
 # The parser of rspamd's HTTP server resets the connection at 80 KiB of header. smtpd takes 1,000
 # recipients of a message by default, which can be more than that.
@@ -95,7 +95,7 @@ def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[s
         recipients, left_out = _recipients(session.tx.recipients)
         if facts.deliver_to and len(session.tx.recipients) == 1:
             # Of several the daemon could take but one, and that for all.
-            told.append(("Deliver-To", safe(session.tx.recipients[0])))
+            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0]))))
         told += recipients
     return [(name, value) for name, value in told if value], left_out
 
@@ -116,9 +116,20 @@ def safe(text: str) -> str:
     return text[:MAX_VALUE].strip(" ")
 
 
+def mailbox(address: str) -> str:
+    """An address without the relays that it names in front, as smtpd takes it.
+
+    RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
+    the source route specification". Of a route with a comma the daemon would make another address.
+    """
+    if address.startswith("@"):
+        return address.partition(":")[2] or address
+    return address
+
+
 def path(address: str) -> str:
     """An address in its angle brackets, which the daemon takes for one address."""
-    clean = safe(address).replace("<", "?").replace(">", "?")
+    clean = safe(mailbox(address)).replace("<", "?").replace(">", "?")
     if "," in clean:
         # Outside of quotes the daemon would take a comma for the end of one address of several.
         local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")

@@ -153,6 +153,8 @@ def test_who_signs_may_be_chosen() -> None:
 def test_where_it_is_delivered_is_told_of_one_recipient() -> None:
     assert "Deliver-To" not in told(session())
     assert told(session(), deliver_to=True)["Deliver-To"] == ["anna@example.org"]
+    routed = session(recipients=("@relay.example:anna@example.org",))
+    assert told(routed, deliver_to=True)["Deliver-To"] == ["anna@example.org"]
     both = session(recipients=("a@example.org", "b@example.org"))
     assert "Deliver-To" not in told(both, deliver_to=True)
 
@@ -219,6 +221,10 @@ def test_any_text_is_one_line(text: str, shown: str) -> None:
         ("a@b,c@d,e", '<"a@b,c"@d?e>'),
         ("a\\,b@x", '<"a\\\\,b"@x>'),
         ("a,b", '<"a,b">'),
+        ("@relay.example:bob@example.net", "<bob@example.net>"),
+        ("@one.example,@two.example:bob@example.net", "<bob@example.net>"),
+        ("@example.net", "<@example.net>"),
+        ("@relay.example:", "<@relay.example:>"),
         ("b\u00fc@example.org", "<b\u00fc@example.org>"),
     ],
 )
