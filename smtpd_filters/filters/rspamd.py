@@ -107,7 +107,7 @@ class Rspamd(Filter):
             SKIP,
             default=Skip(),
             help="Whose mail is not scanned: authenticated users', that of clients on this machine "
-            "(local), or that of addresses and networks in a table. May be given several times.",
+            "(local), or that of addresses and networks in a table.",
         )
         max_size = option(
             SIZE(low=1),
