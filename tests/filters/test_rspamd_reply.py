@@ -1036,9 +1036,9 @@ ITS_MAIL = DIRTY.replace(b".dot\n", b"")
 BAD = "421 server internal error"
 
 
-def other(answer: Answer) -> tuple[str, bytes]:
+def other(answer: Answer, mail: bytes = ITS_MAIL) -> tuple[str, bytes]:
     """What Debian's filter answers at commit, and the message as it comes back."""
-    lines = [*ITS_MAIL.split(b"\n")[:-1], b"."]
+    lines = [*mail.split(b"\n")[:-1], b"."]
     data = b"".join(b"filter|0.7|1.2|smtp-in|data-line|S|T|%b\n" % line for line in lines)
     got = []
     with (
@@ -1074,7 +1074,17 @@ def other(answer: Answer) -> tuple[str, bytes]:
         ({"action": "reject", "error": "x"}, "reject|550 message rejected", ""),
         ({"error": "x"}, "proceed", ""),
         ("{", f"reject|{BAD}", ""),
+        ("", f"reject|{BAD}", ""),
+        ('{"action":"no action"', f"reject|{BAD}", ""),
+        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", f"reject|{BAD}", ""),
+        ("[]", f"reject|{BAD}", ""),
+        ("null", "proceed", ""),
+        ('{"action":"no action"} x', "proceed", ""),
+        ('{"action":"no action"}' + " " * MAX_JSON, "proceed", ""),
         ({}, "proceed", ""),
+        ({"action": "no action"}, "proceed", ""),
+        ({"action": "greylist"}, "proceed", ""),
+        ({"action": "reject", "is_skipped": True}, "reject|550 message rejected", ""),
         ({"action": "fancy"}, "proceed", ""),
         (
             b'{"action":"no action","milter":{"add_headers":{"A":"\xff"}}}',
@@ -1116,6 +1126,7 @@ def other(answer: Answer) -> tuple[str, bytes]:
         (add(A={"value": "1"}), "proceed", ""),
         (add(A=[{"value": "1", "order": 1}]), "proceed", ""),
         (add(A=["1", "2"]), "proceed", ""),
+        (add(A=5), "proceed", ""),
         (add(A="1\nB: 2\n\nbody"), "proceed", "A: 1\nB: 2\n\nbody\n{}"),
         (milter(add_headers={"X Y": "1"}), "proceed", "X Y: 1\n{}"),
         (milter(change_from="a@b", add_rcpt=["x@y"], del_rcpt=["z@w"]), "proceed", ""),
@@ -1123,6 +1134,11 @@ def other(answer: Answer) -> tuple[str, bytes]:
         ({"action": "reject", **milter(no_action=True)}, "reject|550 message rejected", ""),
         (
             {"action": "add header", **milter(spam_header="Really")},
+            "proceed",
+            "X-Spam: yes\nX-Spam-Score: 0 / 0\n{}",
+        ),
+        (
+            {"action": "add header", **milter(spam_header={"X-Bad": "1"})},
             "proceed",
             "X-Spam: yes\nX-Spam-Score: 0 / 0\n{}",
         ),
@@ -1149,3 +1165,14 @@ def test_the_other_filter(body: Any, said: str, head: str) -> None:
 def test_the_other_filter_does_not_look_at_the_status() -> None:
     answer, message = other(Answer(b'{"action":"no action"}', status=500))
     assert (answer, message) == ("proceed", ITS_MAIL)
+
+
+@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"subject: hello\n", b"subject: hello\n"), (b"Subject: a\n b\n", b"Subject: new\n b\n")],
+)
+def test_the_other_filters_subject(old: bytes, new: bytes) -> None:
+    mail = ITS_MAIL.replace(b"Subject: hello\n", old)
+    _, message = other(Answer(b'{"action":"rewrite subject","subject":"new"}'), mail)
+    assert message == mail.replace(old, new)
