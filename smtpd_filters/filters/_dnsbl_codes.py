@@ -16,6 +16,10 @@ import re
 
 from smtpd_filters.filters._dnsbl_sites import Pattern
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: What a list is asked about; each has test entries of its own (RFC 5782 section 5).
 V4, V6, NAME = "IPv4", "IPv6", "names"
 
@@ -120,19 +124,32 @@ def trouble(zone: str, address: str, *, wanted: bool = False) -> str | None:
 
 
 def shown(zone: str, keys: tuple[str, ...] = ()) -> str:
-    """Give the name of a zone without its keys: those that can be told, and `keys`."""
+    """Give the name of a zone without its keys: those that can be told, and `keys`.
+
+    `keys` are labels or parts of them (`labels_of`).
+    """
     labels = zone.split(".")
     for suffix, public in _KEYED:
         if _ends(zone, suffix) and len(labels) > public:
             labels = labels[-public:]
-    kept = [label for label in labels[:-2] if label not in keys and not _KEY.fullmatch(label)]
+    kept = [
+        label
+        for label in labels[:-2]
+        if not _KEY.fullmatch(label) and not any(key in label for key in keys)
+    ]
     return ".".join(kept + labels[-2:])
 
 
+def labels_of(keys: Iterable[str]) -> tuple[str, ...]:
+    """Give the labels that keys are made of, as they are in the names of zones."""
+    return tuple(label for key in keys for label in key.lower().split(".") if label)
+
+
 def hidden(zone: str, keys: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Give the labels that `shown` leaves out."""
+    """Give the labels that `shown` leaves out, and `keys`, the longest first."""
     public = shown(zone, keys).split(".")
-    return tuple(label for label in zone.split(".") if label not in public)
+    labels = [label for label in zone.split(".") if label not in public]
+    return tuple(sorted({*labels, *keys}, key=len, reverse=True))
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:

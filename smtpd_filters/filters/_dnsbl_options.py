@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
 _BETWEEN = re.compile(r"[,\s]+")
+_QUOTED = re.compile(r"""(['"]).*\1""")
 
 
 class _Sites(Kind[tuple[Site, ...]]):
@@ -34,19 +35,18 @@ class _Sites(Kind[tuple[Site, ...]]):
     toml = (str, list)
 
     def parse(self, text: str) -> tuple[Site, ...]:
+        # What is wrong is said without the text, which may hold a key.
+        entries: list[str] = []
+        try:
+            parse_source(text).texts(entries.append)
+        except ConfigError as error:
+            raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
         found: list[Site] = []
-        count = 0
-
-        def add(entry: str) -> None:
-            nonlocal count
-            count += 1
+        for number, entry in enumerate(entries, 1):
             try:
                 found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
             except ValueError as error:
-                # Not as a ValueError, with which the entry would be shown: it may hold a key.
-                raise ConfigError(f"entry {count}: {error}") from None
-
-        parse_source(text).texts(add)
+                raise ConfigError(f"entry {number}: {error}") from None
         return tuple(found)
 
     def show(self, value: tuple[Site, ...]) -> str:

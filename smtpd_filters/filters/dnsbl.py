@@ -282,7 +282,7 @@ class Dnsbl(Filter):
             )
         except ConfigError as error:
             raise ConfigError(f"--nameserver: {error}") from None
-        keys = tuple(key.lower() for key in settings.key)
+        keys = codes.labels_of(settings.key)
         untested = {zone.lower().rstrip(".") for zone in settings.untested}
         self._lists = {}
         asked: list[tuple[List, str]] = []
@@ -295,6 +295,9 @@ class Dnsbl(Filter):
                 each.tested = untested.isdisjoint({each.zone, each.shown})
                 kinds = (codes.V4, codes.V6) if kind == "client" else (codes.NAME,)
                 asked += [(each, about) for about in kinds]
+        if not all(any(key in each.zone for each, _ in asked) for key in keys):
+            # One that is misspelt would be shown.
+            raise ConfigError("--key: one of them is in the name of no list")
         self._watch = Watch(asked, self._resolver, Log())
 
     def required_reports(self) -> frozenset[str]:

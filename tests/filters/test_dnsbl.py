@@ -329,6 +329,8 @@ KEY = "k3ykk7zqabcdefghij"
         (f"{KEY}.zen.dq.spamhaus.net", "zen.dq.spamhaus.net", ()),
         (f"{KEY}.lists.example", "lists.example", ()),
         ("pass.lists.example", "lists.example", ("--key", "PASS")),
+        ("pass.word.lists.example", "lists.example", ("--key", "pass.word")),
+        ("x-pass.lists.example", "lists.example", ("--key", "pass")),
     ],
 )
 def test_a_key_is_shown_to_nobody(
@@ -723,6 +725,28 @@ def test_a_dry_run_refuses_nobody(server: DNSServer) -> None:
 
 
 # -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lists", "reason"),
+    [
+        ("{ %s", "--client: inline table: no closing brace in ..."),
+        ("{ '%s }", "--client: inline table: no closing quote in ..."),
+        ("{ %s{ }", "--client: inline table: an entry with unbalanced braces needs quotes: ..."),
+        ("ldap:%s", '--client: ...: tables of type "ldap" are not supported'),
+        ("%s=1", "--client: entry 1: only answers in 127.0.0.0/8 can count"),
+    ],
+)
+def test_a_key_is_not_shown_with_what_is_wrong(lists: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Conversation(Dnsbl, "--client", lists % f"{KEY}.zen.dq.spamhaus.net")
+    assert str(raised.value) == f"filter-dnsbl: {reason}"
+
+
+def test_a_key_of_no_list_is_a_slip() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Conversation(Dnsbl, "--client", f"{KEY}.lists.example", "--key", f"{KEY}z")
+    assert str(raised.value) == "--key: one of them is in the name of no list"
 
 
 @pytest.mark.parametrize(
