@@ -17,7 +17,7 @@ which is given the same lines, counts what it has removed over all of them.
 from __future__ import annotations
 
 from smtpd_filters.filters._rspamd_reply import Reply, ReplyError
-from smtpd_filters.message.folding import encoded_word, field_lines
+from smtpd_filters.message.folding import encoded_word
 from smtpd_filters.protocol.decisions import PROCEED, Reject, reply
 
 TYPE_CHECKING = False
@@ -42,8 +42,11 @@ DEFAULTS = {
     "discard": "reject",
     "quarantine": "junk",
 }
+#: What a client is told when the daemon gives no text: the words of its milter.
+REJECTED = "Spam message rejected"
+LATER = "Try again later"
 #: The field by which smtpd itself marks a message, and mail.maildir(8) finds junk.
-MARK = "x-spam"
+MARK = "X-Spam"
 #: The fields of RFC 8617, 4.1, in the order in which they are made.
 ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 
@@ -51,28 +54,14 @@ ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 class Options:
     """How replies are applied."""
 
-    __slots__ = (
-        "actions",
-        "envelope",
-        "headers",
-        "log_all",
-        "reject_text",
-        "spam_header",
-        "spam_value",
-        "tempfail_text",
-    )
+    __slots__ = ("actions", "envelope", "headers")
 
-    def __init__(  # noqa: PLR0913  # an option each
+    def __init__(
         self,
         *,
         actions: Mapping[str, str] | None = None,
         envelope: str = "log",
         headers: str = "extended",
-        spam_header: str = "X-Spam",
-        spam_value: str = "Yes",
-        reject_text: str = "Spam message rejected",
-        tempfail_text: str = "Try again later",
-        log_all: bool = False,
     ) -> None:
         """Take the options.
 
@@ -80,11 +69,8 @@ class Options:
         envelope: what to do when sender or recipients are to be changed, "log" or "tempfail".
         headers: what is written of a marked message, the mark alone ("minimal") or score and
         symbols as well ("extended").
-        spam_header, spam_value: the mark.
-        reject_text, tempfail_text: what a client is told when the daemon gives no text.
-        log_all: give a reason for what is accepted, too.
 
-        Raises ValueError for an outcome that is none and for a name that is none.
+        Raises ValueError for an outcome that is none.
         """
         self.actions = DEFAULTS | dict(actions or {})
         for name, outcome in self.actions.items():
@@ -92,29 +78,22 @@ class Options:
                 raise ValueError(f"{name}: {outcome!r} is none of {', '.join(OUTCOMES)}")
         self.envelope = envelope
         self.headers = headers
-        self.spam_header = spam_header
-        self.spam_value = spam_value
-        self.reject_text = reject_text
-        self.tempfail_text = tempfail_text
-        self.log_all = log_all
-        field_lines(spam_header, spam_value)
 
 
 def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
     """Do to the message what the daemon says; what smtpd is to be told, and why.
 
-    A decision has a reason for the log unless the message is accepted without further ado. Raises
-    ReplyError for an action that is unknown, and SpoolError when a new body can't be kept; nothing
-    has been edited then that is sent.
+    Raises ReplyError for an action that is unknown, and SpoolError when a new body can't be kept;
+    nothing has been edited then that is sent.
     """
     outcome = _outcome(said, options)
     if said.no_action:
         outcome = "accept"
     if outcome == "reject":
-        text = said.message or options.reject_text
+        text = said.message or REJECTED
         return Reject(reply(554, "5.7.1", text)).because(said.summary())
     if outcome == "tempfail":
-        text = said.message or options.tempfail_text
+        text = said.message or LATER
         return Reject(reply(451, "4.7.1", text)).because(said.summary())
     for change in said.envelope:
         said.complain(f"not possible: {change}")
@@ -125,8 +104,6 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
     if said.block is not None:
         message.replace_body(said.block)
     _edit(said, message.headers, outcome, options)
-    if outcome == "accept" and not (said.no_action or said.complaints or options.log_all):
-        return PROCEED
     return PROCEED.because(said.summary())
 
 
@@ -207,7 +184,7 @@ class _Top:
             above = []
         self._above = above
         #: How many fields of an earlier filter's mark there are.
-        self.marks = sum(field.key == MARK for field in above)
+        self.marks = sum(field.key == MARK.lower() for field in above)
 
     def settle(self) -> None:
         """What is removed has been."""
@@ -225,7 +202,7 @@ class _Top:
 def _remove(said: Reply, headers: Headers, top: _Top) -> None:
     for name, numbers in said.removals.items():
         replaced = any(addition.name.lower() == name for addition in said.additions)
-        if name != MARK or not top.marks or replaced:
+        if name != MARK.lower() or not top.marks or replaced:
             headers.remove(name, numbers)
             continue
         count = len(headers.get_all(name))
@@ -240,10 +217,9 @@ def _remove(said: Reply, headers: Headers, top: _Top) -> None:
 def _mark(said: Reply, headers: Headers, options: Options) -> None:
     if options.headers == "extended":
         _describe(said, headers)
-    marks = [(name or options.spam_header, value) for name, value in said.spam_headers]
-    made = [_put(said, headers, name, value) for name, value in marks]
+    made = [_put(said, headers, name or MARK, value) for name, value in said.spam_headers]
     if not any(made):
-        _put(said, headers, options.spam_header, options.spam_value)
+        _put(said, headers, MARK, "Yes")
 
 
 def _put(said: Reply, headers: Headers, name: str, value: str) -> bool:

@@ -197,7 +197,6 @@ class Rspamd(Filter):
             actions=dict(settings.action),
             envelope=settings.envelope_changes,
             headers=settings.headers,
-            log_all=True,
         )
         try:
             urls = [checked(url) for url in settings.url]
