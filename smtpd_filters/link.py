@@ -19,8 +19,8 @@ from types import CoroutineType
 from .errors import UnavailableError
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, reply
 from .protocol.vocabulary import HANDLERS, PHASES
+from .runtime.jobs import CANCELLED, OVERDUE, Wait
 from .runtime.log import fold_traceback, outcome, show
-from .runtime.watchdog import GIVEN_UP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,25 +128,12 @@ class Link:
         self, session: Session, result: Coroutine[Any, Any, object], started: float
     ) -> Decision:
         """Wait for a coroutine, but not for longer than its deadline, whatever it does."""
-        import asyncio  # it is there already where there are coroutines
-
-        task = asyncio.ensure_future(_contained(result))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=self.deadline)
-        except asyncio.CancelledError as cancelled:
-            if cancelled.args == (GIVEN_UP,):
-                raise
-            # Some policy's doing: a client waits all the same.
-            return self.failed(session, error="was cancelled")
-        finally:
-            # Cancelled or overdue: it is not waited for, since it may not heed.
-            task.cancel()
-        if not done:
+        outcome = await Wait(_contained(result), self.deadline)
+        if outcome is OVERDUE:
             return self.failed(session, error=f"not done after {self.deadline:g} s")
-        if task.cancelled():
-            result.close()  # if it has not even begun it would warn
+        if outcome is CANCELLED:
+            result.close()  # it has not even begun, and would warn
             return self.failed(session, error="was cancelled")
-        outcome = task.result()
         if isinstance(outcome, _Raised):
             return self._raised(session, outcome.error)
         return self._checked(session, outcome, started)

@@ -13,13 +13,14 @@ from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, Signals
+from .jobs import Job
 from .log import fold_traceback
 from .loop import SWEEP
-from .watchdog import GIVEN_UP, TICK
+from .watchdog import TICK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .engine import Engine
     from .log import Log
-    from .policy import Refresher, Service
+    from .policy import Later, Refresher, Service
     from .watchdog import Watchdog
 
 
@@ -56,19 +57,6 @@ class _EventLoop(asyncio.SelectorEventLoop):
     time = staticmethod(monotonic)
 
 
-class _Job:
-    """A coroutine that an engine waits for."""
-
-    __slots__ = ("_loop", "_task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-        self._loop, self._task = loop, task
-
-    def cancel(self) -> None:
-        """Give it up, but not before it has begun: a coroutine that never does warns of it."""
-        self._loop.call_soon(self._task.cancel, GIVEN_UP)
-
-
 class _Loop:
     def __init__(  # noqa: PLR0913  # everything meets here
         self,
@@ -87,7 +75,6 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
-        self.tasks: set[asyncio.Task[None]] = set()
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: Whether a `_turn` is on its way.
@@ -168,13 +155,20 @@ class _Loop:
 
     # -- coroutines ----------------------------------------------------------------------
 
-    def spawn(self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]) -> _Job:
+    def spawn(self, work: Later, done: Callable[[Decision], None]) -> Job:
         """Run what an engine waits for."""
-        task = self.loop.create_task(self._run(work, done))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+
+        def decided(decision: Decision) -> None:
+            done(decision)
+            self._decided()
+
+        def failed(error: BaseException) -> None:
+            self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
+            decided(PROCEED)
+
+        job = Job(self.loop, work, decided, failed)
         self._watch()
-        return _Job(self.loop, task)
+        return job
 
     def _refresh(self, refresher: Refresher) -> None:
         """Begin what a policy looks after beside its sessions, and do it again in its time."""
@@ -196,17 +190,8 @@ class _Loop:
         if not self.watchdog.armed:
             self.watchdog.arm()
 
-    async def _run(
-        self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
-    ) -> None:
-        try:
-            decision = await work
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001  # a bug of ours; the client waits
-            self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
-            decision = PROCEED
-        done(decision)
+    def _decided(self) -> None:
+        """There is something to be written."""
         if self.engine.sending:
             # A long message: what it takes in memory is to go before the next one comes.
             self._turn()
@@ -218,15 +203,14 @@ class _Loop:
     def _heartbeat(self) -> None:
         self.beat = monotonic()
         # A policy may have tasks of its own, which hold up the process just as well.
-        self.beating = bool(self.tasks) or bool(asyncio.all_tasks(self.loop))
+        self.beating = bool(asyncio.all_tasks(self.loop))
         if self.beating:
             self.loop.call_later(TICK, self._heartbeat)
 
     def blocked(self) -> float:
         """For how many seconds a coroutine that runs now has kept all others from running."""
         task = asyncio.current_task(self.loop)
-        # Ours ask plain handlers, too, but those are watched one by one.
-        if not self.beating or task is None or task in self.tasks or task is self.draining:
+        if not self.beating or task is None or task is self.draining:
             return 0.0
         return monotonic() - self.beat - TICK
 
@@ -265,10 +249,7 @@ class _Loop:
             while (self.engine.busy or self.channel.size) and monotonic() < deadline:
                 if self.channel.deserted():
                     break
-                if self.tasks:
-                    await asyncio.wait(self.tasks, timeout=0.05)
-                else:
-                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)
                 self._turn()
             self.engine.abandon()
             closing = asyncio.ensure_future(self.service.close())

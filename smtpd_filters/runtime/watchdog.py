@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks.
 TICK = 0.25
-#: What tells a coroutine that it is cancelled because nobody waits for it any more.
-GIVEN_UP = "nobody waits for it"
 #: Looks without anything to see after which the timer stops.
 IDLE = 4
 

@@ -67,21 +67,22 @@ from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
-from smtpd_filters.runtime.watchdog import GIVEN_UP
 from smtpd_filters.settings import common_options, parse_flags
 
 from .oracle import Oracle
 from .replay import MARK, RESPONSE_NAMES, SAYS_PROTOCOL, Replay, Step, Verdict, failure, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any, Self
 
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.recording import Recording
+    from smtpd_filters.runtime.policy import Later
     from smtpd_filters.settings import Settings
 
     #: A filter's class, or one with its settings, or several of these for a chain.
@@ -103,17 +104,6 @@ class _Captured(Log):
         self.lines.append(text)
 
 
-class _Work:
-    """A coroutine on its way, which the engine may give up."""
-
-    def __init__(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
-        self._task, self._loop = task, loop
-
-    def cancel(self) -> None:
-        # Not before its first step: Python warns of a coroutine that was never begun.
-        self._loop.call_soon(self._task.cancel, GIVEN_UP)
-
-
 class Served:
     """Filters behind an engine: bytes in, bytes out, coroutines run until they are done.
 
@@ -129,7 +119,8 @@ class Served:
         self.engine.spawn = self._spawn
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._unhandled)
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: Done when a coroutine has come to its end.
+        self._ended = self._loop.create_future()
         self.refresh()
 
     def refresh(self) -> None:
@@ -157,10 +148,10 @@ class Served:
 
     def run(self) -> bool:
         """Run coroutines until one of them has come to its end; whether there are any."""
-        if not self._tasks:
+        if not self.engine.busy:
             return False
-        waiting = asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
-        self._loop.run_until_complete(waiting)
+        self._loop.run_until_complete(self._ended)
+        self._ended = self._loop.create_future()
         return True
 
     def close(self) -> None:
@@ -178,16 +169,13 @@ class Served:
         finally:
             self._loop.close()
 
-    def _spawn(
-        self, work: Coroutine[Any, Any, Decision], done: Callable[[Decision], None]
-    ) -> _Work:
-        async def to_the_end() -> None:
-            done(await work)
+    def _spawn(self, work: Later, done: Callable[[Decision], None]) -> Job:
+        def decided(decision: Decision) -> None:
+            done(decision)
+            if not self._ended.done():
+                self._ended.set_result(None)
 
-        task = self._loop.create_task(to_the_end())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return _Work(task, self._loop)
+        return Job(self._loop, work, decided, self._ended.set_exception)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
