@@ -39,6 +39,9 @@ CONNECT = 5.0
 #: Bytes of a reply.
 REPLY_LIMIT = 1 << 20
 CLOSED = "the client is closed"
+#: Bytes that are read at a time.  asyncio's own 256 KiB come from mmap(2) and go back to it for
+#: each reply, which takes longer than to read it.
+_READ = 32 << 10
 # RFC 9110, 15.2: other responses follow these.
 _INTERIM = frozenset({100, 102, 103})
 # This machine's own lack, not the server's fault.
@@ -243,6 +246,7 @@ class Exchange:
         whole = False
         try:
             protocol = connection.protocol
+            protocol.transport.max_size = _READ
             protocol.set_response_params(read_until_eof=True, auto_decompress=False)
             body = request.body
             if isinstance(body, bytes):
