@@ -162,7 +162,8 @@ class _Course(Generic[T]):
         if step.pause:
             await client.asyncio.sleep(step.pause)
         host = client.hosts[server]
-        if host.turns.locked():
+        waited = host.turns.locked()
+        if waited:
             try:
                 async with client.asyncio.timeout(step.timeout):
                     await host.turns.acquire()
@@ -175,11 +176,14 @@ class _Course(Generic[T]):
                 return Trouble(Failure.LOCAL, "passed over")
         else:
             await host.turns.acquire()
+        left = client.left(self._until)
         try:
-            said = await self._try(host, min(step.timeout, client.left(self._until)))
+            said = await self._try(host, min(step.timeout, left))
         finally:
             host.turns.release()
         if isinstance(said, Trouble) and said.failure is Failure.SILENT:
+            if waited and left < step.timeout:
+                return Trouble(Failure.LOCAL, said.cause)  # law 5
             self._over[server] = said.cause
         return said
 

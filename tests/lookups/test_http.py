@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.http import CLOSED, BadReplyError, Client, Endpoint, Request, Response
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
 
 if TYPE_CHECKING:
@@ -455,6 +456,22 @@ def test_who_waits_too_long_for_a_turn_is_told(stub: RspamdStub) -> None:
     said = served(stub.url, work=work, connections=1, timeout=0.02)
     assert said == Unavailable(f"{stub.url} too many requests under way")
     assert stub.asked == 0
+
+
+def test_a_server_is_not_blamed_for_the_time_that_was_spent_waiting(stub: RspamdStub) -> None:
+    stub.answer = Answer(behaviour="drop")
+
+    async def work(client: Client) -> bool:
+        turns = client.hosts[0].turns
+        for _ in range(SILENCES):
+            await turns.acquire()
+            asyncio.get_running_loop().call_later(0.1, turns.release)
+            said = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+            assert isinstance(said, Unavailable)
+        return client.may_pass(0)
+
+    urls = stub.url, stub.url
+    assert not served(*urls, work=work, connections=1, timeout=0.2, deadline=0.25)
 
 
 def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
