@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import selectors
 import stat
 from os import fstat
@@ -12,7 +13,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import CLOSING, HIGH_WATER, LAST_WORDS, Signals
+from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
 from .jobs import Job
 from .log import fold_traceback
 from .loop import SWEEP
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from .policy import Later, Refresher, Service
     from .watchdog import Watchdog
 
+#: Objects that may come about before the youngest are searched for cycles.  What a session leaves
+#: behind is nearly all freed without that; with Python's own 700 it took a fifth of the time.
+YOUNG = 10_000
+#: Reads in a row, while coroutines wait: about as much as a socket holds.
+READS = 16
+
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
@@ -40,6 +47,9 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
     loop = _EventLoop(selector)
     signals = Signals()
     watchdog.install()
+    # What has been loaded stays: no search need walk through it.
+    gc.freeze()
+    gc.set_threshold(YOUNG)
     service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
     try:
         service_loop.run()
@@ -109,26 +119,33 @@ class _Loop:
     # -- reading and writing -------------------------------------------------------------
 
     def _readable(self) -> None:
-        data = self.channel.read()
-        if data == b"":
-            self._end()
-            return
-        if data:
-            if not self.watchdog.armed:
-                self.watchdog.arm()
-            try:
-                self.engine.receive(data)
-            except UnsupportedProtocolError as error:
-                self.failure = ConfigError(str(error))
+        """Take in what is there: who needs no waiting doesn't wait for the messages of others."""
+        for _ in range(READS):
+            data = self.channel.read()
+            if data == b"":
                 self._end()
                 return
-            except Exception as error:  # noqa: BLE001  # promise 1
-                if not self.engine.ready:
-                    self.failure = ConfigError(f"bug: {fold_traceback(error)}")
-                    self._end()
-                    return
-                self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
-        self._turn()
+            if data:
+                self._receive(data)
+            self._turn()
+            if data is None or len(data) < READ or not self.reading:
+                return
+
+    def _receive(self, data: bytes) -> None:
+        if not self.watchdog.armed:
+            self.watchdog.arm()
+        try:
+            self.engine.receive(data)
+        except UnsupportedProtocolError as error:
+            self.failure = ConfigError(str(error))
+            self._end()
+            return
+        except Exception as error:  # noqa: BLE001  # promise 1
+            if not self.engine.ready:
+                self.failure = ConfigError(f"bug: {fold_traceback(error)}")
+                self._end()
+                return
+            self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _turn(self) -> None:
         """Write, let held messages follow, and listen for what comes next."""
