@@ -7,6 +7,7 @@ import pty
 import re
 import shlex
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -646,15 +647,20 @@ def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path) -> None:
         return Answer(LEARNED.body, delay=0.5)
 
     rspamd.answer = answer
+    # Tests that run in the background have the signal ignored, and so would their children.
+    program = (
+        "import signal, sys; from smtpd_filters.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+    )
     box = maildir(tmp_path, **{f"m{n}": b"%d" % n for n in range(50)})
     with subprocess.Popen(
-        [*TOOL, "learn", "spam", "-url", rspamd.url, "--jobs", "2", str(box)],
+        [sys.executable, "-c", program, "learn", "spam", "-url", rspamd.url, "--jobs=2", str(box)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
     ) as process:
         assert asked.wait(30)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"")
     assert len(rspamd.requests) < 10

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import example, given
@@ -358,14 +358,14 @@ HOSTILE = (
 
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:16])
 def test_hostile_fields_are_read_at_once(value: str) -> None:
-    started = perf_counter()
+    started = process_time()
     for _ in range(5):
         try:
             read_from([value])
         except TooLargeError:
             pass
     # Some milliseconds each; what is quadratic takes seconds.
-    assert perf_counter() - started < 2
+    assert process_time() - started < 2
 
 
 PIECES = st.sampled_from(
