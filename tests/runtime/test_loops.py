@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.protocol.events import Line
+from smtpd_filters.runtime.channel import READ
 from tests.runtime.process import POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
@@ -138,6 +139,26 @@ def test_a_coroutine_is_cancelled_with_its_session(tmp_path: Path) -> None:
     assert f"cancelled {sid(2).decode()}" in said
     assert f"cancelled {sid(1).decode()}" not in said
     assert process.last_words == ""
+
+
+def test_who_needs_no_waiting_is_answered_first() -> None:
+    with serve("Later") as process:
+        process.connect(sid(1))
+        process.connect(sid(2))
+        data = process.request("rcpt-to", sid(1), b"a@example.org")
+        values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
+        others = 2
+        while len(data) < READ:  # one read doesn't bring both requests
+            others += 1
+            data += process.smtpd.report("link-connect", sid(others), *values)
+        data += process.request("helo", sid(2))
+        process.kill(signal.SIGSTOP)
+        os.waitpid(process.child.pid, os.WUNTRACED)
+        process.send(data, reading=False)
+        process.kill(signal.SIGCONT)
+        process.until(lambda: len(process.answers) == 2)
+        assert [each.session for each in process.answers] == [sid(2), sid(1)]
+        process.finish()
 
 
 def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
