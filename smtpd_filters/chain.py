@@ -112,6 +112,10 @@ class Chain:
             for link in links.get("headers", []) + links.get("message", [])
             if link.filter == filter_.name
         ]
+        #: What is answered when our own code fails: as when a filter does, and mail that was to be
+        #: looked at is not accepted unseen.
+        self.otherwise = {phase: _otherwise(of) for phase, of in self._links.items()}
+        self.otherwise_content = _otherwise([link for link, _ in self._content])
         self.content = "message" if "message" in links else "headers" if self._content else ""
         #: Whether any filter has something to let go of when the process ends.
         self.closing = any("close" in each.events for each in self.filters)
@@ -306,6 +310,14 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
     unknown = set(filter_.phases) - filter_.handlers.keys()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no handler for {sorted(unknown)}")
+
+
+def _otherwise(links: Sequence[Link]) -> Decision:
+    """What becomes of a request if none of these filters could be asked: the strictest counts."""
+    for link in links:
+        if link.fallback.verb in REFUSALS and not link.dry:
+            return link.fallback
+    return PROCEED
 
 
 def _both(phase: Phase, session: Session, said: Decision, decision: Decision) -> Decision:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,11 +22,16 @@ from smtpd_filters import (
     Session,
 )
 from smtpd_filters.chain import Chain
+from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
+
+    from smtpd_filters.protocol.decisions import Decision
+    from tests.conftest import Logbook
 
 NO = Reject("550 5.7.1 No")
 
@@ -267,3 +272,85 @@ def test_what_a_filter_has_no_use_for_it_is_not_told() -> None:
     assert not chain.closing
     assert not chain.hooks
     assert filter_.seen == ["mail-from mx.example.org"]
+
+
+class Looks(Filter):
+    """Looks at senders and messages."""
+
+    def mail_from(self, session: Session, address: str) -> Proceed:
+        return PROCEED
+
+    def message(self, session: Session, message: Message) -> Proceed:
+        return PROCEED
+
+
+class Closed(Looks):
+    """Would have nothing accepted that it has not seen."""
+
+    on_error = "tempfail"
+
+
+class Open(Looks):
+    """Would rather have mail than look at it."""
+
+    on_error = "proceed"
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(Closed, True), (Open, False)])
+def test_a_fault_of_the_framework_is_answered_as_the_filters_own(
+    kind: type[Filter],
+    refused: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Proceed:
+        raise RuntimeError("ours")
+
+    with Conversation(kind) as smtpd:
+        chain = smtpd._served.chain
+        client = smtpd.connect()
+        client.ehlo("mail.example.net")
+        with monkeypatch.context() as patch:
+            patch.setitem(chain.ask, PHASES["mail-from"], fail)
+            said = client.mail_from("a@example.net")
+        assert said.reply.startswith("451 4.3.0 ") if refused else said.verb == "proceed"
+        if refused:
+            client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        monkeypatch.setattr(chain, "judge_message", fail)
+        done = client.message(b"Subject: seen by nobody\n\nbody\n")
+        assert done.refused is refused
+        assert done.body == b"body\n"
+    assert all("RuntimeError: ours" in line for line in smtpd.log)
+
+
+def test_what_comes_to_nothing_through_a_fault_of_ours_is_refused_likewise(
+    logbook: Logbook,
+) -> None:
+    waiting: list[tuple[Any, Callable[[Decision | None], None]]] = []
+
+    class Job:
+        def cancel(self) -> None:
+            raise AssertionError
+
+    class Waits(Closed):
+        async def rcpt_to(self, session: Session, address: str) -> Proceed:
+            return PROCEED
+
+    chain = Chain([(Waits(), "tempfail", 1.0)], logbook.log)
+    engine = Engine(chain, logbook.log)
+
+    def spawn(work: Any, done: Callable[[Decision | None], None]) -> Job:
+        waiting.append((work, done))
+        return Job()
+
+    engine.spawn = spawn
+    engine.receive(b"config|smtpd-version|7.6\nconfig|protocol|0.7\nconfig|ready\n")
+    engine.receive(
+        b"filter|0.7|1576146008.006099|smtp-in|rcpt-to|7641df9771b4ed00|1ef1c203cc576e5d|a@b\n"
+    )
+    engine.output()
+    [(work, done)] = waiting
+    asyncio.run(work.send(None).work)
+    work.close()
+    done(None)
+    assert b"|reject|451 4.3.0 " in engine.output()

@@ -10,7 +10,6 @@ from os import fstat
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
@@ -172,16 +171,16 @@ class _Loop:
 
     # -- coroutines ----------------------------------------------------------------------
 
-    def spawn(self, work: Later, done: Callable[[Decision], None]) -> Job:
+    def spawn(self, work: Later, done: Callable[[Decision | None], None]) -> Job:
         """Run what an engine waits for."""
 
-        def decided(decision: Decision) -> None:
+        def decided(decision: Decision | None) -> None:
             done(decision)
             self._decided()
 
         def failed(error: BaseException) -> None:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
-            decided(PROCEED)
+            decided(None)
 
         job = Job(self.loop, work, decided, failed)
         self._watch()

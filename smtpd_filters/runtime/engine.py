@@ -2,8 +2,9 @@
 
 Law
 ---
-1. Every request is answered: by the policy, or, when anything at all goes wrong on the way, by
-   ``proceed``; a policy's own failures have been decided upon before they get here (`chain`).
+1. Every request is answered: by the policy, or, when anything at all goes wrong on the way, as
+   the policy would have it answered when it fails; those failures of its own have been decided
+   upon before they get here (`chain`).
 2. What becomes of messages is in `messages`.
 3. What a session leaves behind goes with ``link-disconnect``, and if that never comes, with time.
 
@@ -180,10 +181,11 @@ class Engine:
                 key,
                 decision,
                 lambda late: self.connection.answer(key, self._noted(session, phase, late)),
+                self._policy.otherwise.get(phase, PROCEED),
             )
         except Exception as error:  # noqa: BLE001  # promise 1
             self.failed(key, error)
-            return PROCEED
+            return self._policy.otherwise.get(phase, PROCEED)
         return None
 
     # -- answers -------------------------------------------------------------------------
@@ -208,16 +210,21 @@ class Engine:
             session.rewritten(phase.name, decision.text)
         return decision
 
-    def later(self, key: bytes, later: Later, then: Callable[[Decision], None]) -> None:
-        """Go on with what the coroutine comes to, unless the session is gone by then."""
+    def later(
+        self, key: bytes, later: Later, then: Callable[[Decision], None], otherwise: Decision
+    ) -> None:
+        """Go on with what the coroutine comes to, unless the session is gone by then.
+
+        ``otherwise``: with what, if it comes to nothing through a fault of ours.
+        """
         assert self.spawn is not None  # noqa: S101  # a policy with coroutines has that loop
 
-        def done(decision: Decision) -> None:
+        def done(decision: Decision | None) -> None:
             # A session that is gone, or has another task by now, has no use for the answer.
             if self._tasks.get(key) is task:
                 del self._tasks[key]
                 try:
-                    then(decision)
+                    then(otherwise if decision is None else decision)
                 except Exception as error:  # noqa: BLE001  # promise 1
                     self.failed(key, error)
                 if self.connection.remarks:

@@ -6,7 +6,8 @@ Law
 2. It is held in memory up to a limit and on disk beyond, and sent back no faster than smtpd takes
    it.  Who looks only at its header holds only that: the body passes.
 3. What is refused is refused at ``commit``; so is what could not be kept, for now.
-4. When our own code fails, the message goes as it came.
+4. When our own code fails, the message goes as it came, or is refused for now where the policy
+   would have that when it fails itself.
 
 How it works
 ------------
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 
 from smtpd_filters.message import Headers, Message, SpoolError, stuff, unstuff
-from smtpd_filters.protocol.decisions import PROCEED, Decision, Proceed, Reject
+from smtpd_filters.protocol.decisions import Decision, Proceed, Reject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
         def session(self, key: bytes) -> Session:
             """The session of that name."""
 
-        def later(self, key: bytes, later: Later, then: Callable[[Decision], None]) -> None:
+        def later(
+            self, key: bytes, later: Later, then: Callable[[Decision], None], otherwise: Decision
+        ) -> None:
             """Go on with what the coroutine comes to."""
 
         def cancel(self, key: bytes) -> None:
@@ -165,7 +168,7 @@ class Messages:
         return True
 
     def let_go(self, key: bytes) -> bool:
-        """Something failed that should not have: the message goes on as it came.
+        """Something failed that should not have: the message goes on as it came (law 4).
 
         If not even that can be done, the client must try again.  Whether it goes on.
         """
@@ -177,7 +180,7 @@ class Messages:
                 intake.headers = None
                 if intake.message is not None:
                     intake.message.revert()
-                self._release(intake, PROCEED)
+                self._release(intake, self._policy.otherwise_content)
                 return True
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
             pass
@@ -228,7 +231,12 @@ class Messages:
         if isinstance(verdict, Decision):
             self._release(intake, verdict)
             return
-        self._host.later(key, verdict, lambda decision: self._release(intake, decision))
+        self._host.later(
+            key,
+            verdict,
+            lambda decision: self._release(intake, decision),
+            self._policy.otherwise_content,
+        )
 
     def _release(self, intake: _Intake, verdict: Decision) -> None:
         """The verdict is there: send the message on."""

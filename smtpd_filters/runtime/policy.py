@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     Later = Coroutine[Any, Any, Decision]
     Ask = Callable[[Session, bytes], Decision | Later]
-    Spawn = Callable[[Later, Callable[[Decision], None]], Task]
+    #: Runs a coroutine; its decision is told, or None if there is none through a fault of ours.
+    Spawn = Callable[[Later, Callable[[Decision | None], None]], Task]
 
     class Refresher(Protocol):
         """Who looks after something beside the sessions."""
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
         #: Who answers the requests of a phase.
         ask: dict[Phase, Ask]
+        #: What a phase is answered, and a message, when our own code fails; PROCEED if it is not
+        #: here.
+        otherwise: dict[Phase, Decision]
+        otherwise_content: Decision
         #: Who is to be told when a report has been applied to its session; none raises.
         hooks: dict[str, Callable[[Session], None]]
 

@@ -290,7 +290,7 @@ def _header_garbage(session: Session, subject: object) -> object:
     return PROCEED
 
 
-@_mode("session", PROCEEDS)
+@_mode("session", FALLBACK)
 def _session(session: Session, subject: object) -> object:
     for name in session.__slots__:
         with suppress(AttributeError):
