@@ -34,32 +34,42 @@ ROUNDS = 2
 LOOKUP = 4
 
 
-def nameserver_option() -> tuple[tuple[str, int], ...]:
-    """Declare `--nameserver`."""
+def nameserver_option(remark: str = "") -> tuple[tuple[str, int], ...]:
+    """Declare `--nameserver`; `remark` is a further sentence about it."""
     return option(
         LIST(ENDPOINT(port=53)),
         default=(),
-        help="The address of a recursive name server to ask, instead of those in resolv.conf(5).",
+        help="The address of a recursive name server to ask, instead of those in resolv.conf(5). "
+        + remark,
     )
 
 
-def timeout_option(lookups: str) -> float:
+def timeout_option(lookups: str = "") -> float:
     """Declare `--timeout`; `lookups` says how many a decision may take, one behind the other."""
+    several = f", and {lookups}" if lookups else ""
     return option(
         SECONDS(low=0.01, high=60),
         default=2.0,
         help="How long to wait for a name server before the next is asked. The second round waits "
-        f"twice as long; a look-up takes at most four times as long altogether, and {lookups}.",
+        f"twice as long; a look-up takes at most four times as long altogether{several}.",
     )
 
 
-def make_resolver(nameserver: tuple[tuple[str, int], ...], timeout: float) -> Resolver:
-    """Make a resolver of what `--nameserver` and `--timeout` say, in `setup`."""
+def make_resolver(
+    nameserver: tuple[tuple[str, int], ...], timeout: float, deadline: float | None = None
+) -> Resolver:
+    """Make a resolver of what `--nameserver` and `--timeout` say, in `setup`.
+
+    `deadline` is how long a look-up may take altogether, in seconds; by default as long as it can.
+    """
     from smtpd_filters.lookups.dns import Resolver  # a filter that asks nothing need not load it
 
     try:
         return Resolver(
-            nameserver or None, timeout=timeout, deadline=LOOKUP * timeout, attempts=ROUNDS
+            nameserver or None,
+            timeout=timeout,
+            deadline=LOOKUP * timeout if deadline is None else deadline,
+            attempts=ROUNDS,
         )
     except ConfigError as error:
         raise ConfigError(f"--nameserver: {error}") from None

@@ -26,6 +26,7 @@ from itertools import pairwise
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters import _dnsbl_codes as codes
+from smtpd_filters.filters._asking import make_resolver, nameserver_option
 from smtpd_filters.filters._checks import DNS_FAILURE, exempt
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
@@ -37,7 +38,6 @@ from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import (
-    ENDPOINT,
     INTEGER,
     LIST,
     SECONDS,
@@ -77,8 +77,10 @@ _KNOWN_AT = {"client": "connect", "rdns": "connect", "helo": "helo", "sender": "
 _REPLY = "%{subject} is listed by %{zone}"
 #: Seconds for which a refusal waits for its text.
 _TEXT_TIME = 2.0
-# A look-up asks in two rounds, and waits twice as long in the second.
-_ROUNDS, _SHARES = 2, 3
+# A look-up of one server asks in two rounds, and waits twice as long in the second.
+_SHARES = 3
+# Of `--deadline`.
+_OF_DEADLINE = 0.9
 #: Seconds for which a client that nothing could be found out about isn't asked about again.
 _SPARE = 30.0
 
@@ -197,12 +199,7 @@ class Dnsbl(Filter):
             help="A part of the name of a list that is never to be shown. The keys of Spamhaus and "
             "Abusix are known, and any label of 16 or more letters and digits.",
         )
-        nameserver = option(
-            LIST(ENDPOINT(port=53)),
-            default=(),
-            help="The address of a recursive name server to ask, instead of those in "
-            "resolv.conf(5). Most lists refuse public ones.",
-        )
+        nameserver = nameserver_option("Most lists refuse public ones.")
         timeout = option(
             SECONDS(low=0.01, high=60),
             default=5.0,
@@ -267,21 +264,14 @@ class Dnsbl(Filter):
     def _ask_ahead(self) -> None:
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_lists import List, Watch
-        from smtpd_filters.lookups.dns import Resolver
         from smtpd_filters.lookups.outcome import NotFound
         from smtpd_filters.runtime.log import Log
 
         settings = self.settings
         self._not_found = NotFound
-        try:
-            self._resolver = Resolver(
-                settings.nameserver or None,
-                timeout=settings.timeout / _SHARES,
-                deadline=settings.timeout,
-                attempts=_ROUNDS,
-            )
-        except ConfigError as error:
-            raise ConfigError(f"--nameserver: {error}") from None
+        # Earlier than `--deadline`, behind which a header that was taken away would be put back.
+        longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
+        self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
         keys = codes.labels_of(settings.key)
         untested = {zone.lower().rstrip(".") for zone in settings.untested}
         self._lists = {}

@@ -24,15 +24,18 @@ from time import monotonic, sleep
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._asking import (
+    LOOKUP,
+    make_resolver,
+    nameserver_option,
+    timeout_option,
+)
 from smtpd_filters.filters._checks import DNS_FAILURE, is_local, unmapped
 from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
-    ENDPOINT,
     INTEGER,
-    LIST,
-    SECONDS,
     SWITCH,
     TEXT,
     Settings,
@@ -69,10 +72,6 @@ UNREGISTERED = (
     "over its quota; register its address at my.validity.com, or ask another with --nameserver"
 )
 OVERDUE = "the look-up was given up"
-
-# A look-up asks each server in two rounds, and waits twice as long in the second.
-_ROUNDS = 2
-_LOOKUP = 4
 
 # RFC 5321 section 4.5.3.2: the least that a client has to wait for a reply is "DATA Initiation: 2
 # Minutes". smtpd says in its hand-shake how long it waits for a client; before, that was 5 minutes.
@@ -168,18 +167,8 @@ class Senderscore(Filter):
             default="score.senderscore.com",
             help="The zone to ask: a mirror, or another one that answers in the same way.",
         )
-        nameserver = option(
-            LIST(ENDPOINT(port=53)),
-            default=(),
-            help="The address of a recursive name server to ask, instead of those in "
-            "resolv.conf(5).",
-        )
-        timeout = option(
-            SECONDS(low=0.01, high=60),
-            default=2.0,
-            help="How long to wait for a name server before the next is asked. The second round "
-            "waits twice as long; a look-up takes at most four times as long altogether.",
-        )
+        nameserver = nameserver_option()
+        timeout = timeout_option()
 
     settings: Options
 
@@ -238,19 +227,10 @@ class Senderscore(Filter):
             raise ConfigError(f"--zone: {self.settings.zone!a} is not a domain name") from None
 
     def _make_resolver(self) -> Resolver:
-        from smtpd_filters.lookups.dns import Resolver
-
         settings = self.settings
-        try:
-            return Resolver(
-                settings.nameserver or None,
-                timeout=settings.timeout,
-                # Earlier than `--deadline`, behind which what `_head` took away would be put back.
-                deadline=min(_LOOKUP * settings.timeout, _OF_DEADLINE * self.deadline),
-                attempts=_ROUNDS,
-            )
-        except ConfigError as error:
-            raise ConfigError(f"--nameserver: {error}") from None
+        # Earlier than `--deadline`, behind which what `_head` took away would be put back.
+        deadline = min(LOOKUP * settings.timeout, _OF_DEADLINE * self.deadline)
+        return make_resolver(settings.nameserver, settings.timeout, deadline)
 
     async def close(self) -> None:
         """End what is being looked up."""

@@ -395,6 +395,16 @@ def test_the_header_says_who_lists(server: DNSServer, phase: str) -> None:
         assert said.headers.get_all("X-Spam-DNSBL") == []
 
 
+def test_a_forged_header_is_removed_though_no_time_is_left() -> None:
+    flags = ("--client", "gone.example", "--untested", "gone.example", "--junk-at", "1")
+    forged = b"X-Spam-DNSBL: Listed at nobody\r\nSubject: x\r\n\r\nhi\r\n"
+    with DNSServer({"*": {"drop": True}}) as dead:
+        late = ("--header", "--phase", "rcpt-to", "--timeout", "5", "--deadline", "0.3")
+        with talking(dead, *flags, *late) as smtpd:
+            said = deliver(smtpd, forged, address="198.51.100.7")
+        assert said.headers.get_all("X-Spam-DNSBL") == []
+
+
 def test_the_header_is_about_its_own_message(server: DNSServer) -> None:
     flags = ("--sender", f"{NAMES}*2", "--junk-at", "9", "--header", "--untested", NAMES)
     with talking(server, *flags, "--junk-at", "2") as smtpd:
