@@ -48,8 +48,8 @@ _MISDEEDS: dict[str, Misdeed] = {}
 NEEDS_LOOP: set[str] = set()
 #: Modes in which each answer takes as long as --deadline allows.
 SLOW = {"loop", "sleep", "read", "regex", "stubborn-loop", "await-forever", "swallow-cancel"}
-#: Tasks beyond which "leak-blocking-task" leaks no more: one that asks, one that waits, one leaked.
-MANY = 4
+#: Tasks from which on "leak-blocking-task" leaks no more: the one that asks, and one leaked.
+MANY = 2
 #: Bytes that "memory" may take beyond what the process has; RLIMIT_AS keeps it there.
 ROOM = 48 << 20
 

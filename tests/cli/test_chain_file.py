@@ -99,12 +99,14 @@ def serve(content: str, chain: str = "") -> Conversation:
     return Conversation([filter_ for filter_, _, _ in ready])
 
 
-def filter_chain(*words: str | Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def filter_chain(
+    *words: str | Path, data: bytes = b"", where: Path = ROOT
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "smtpd_filters.cli.chain", *map(str, words)],
         input=data,
         capture_output=True,
-        cwd=ROOT,
+        cwd=where,
         check=False,
         timeout=60,
     )
@@ -705,12 +707,15 @@ def test_a_check_is_made_as_the_user_of_filters() -> None:
             '[filter.mailfrom]\ndomains = "file:/etc/shadow"\n[chain.x]\nfilters = ["mailfrom"]\n'
         )
         path.chmod(0o644)
-        done = filter_chain("-n", "-f", path, "--user", "nobody")
+        # A checkout may be root's alone, too, and what is needed of it is read by that user.
+        where = path.parent
+        shutil.copytree(ROOT / "smtpd_filters", where / "smtpd_filters")
+        done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
         assert done.returncode == 1
         reason = "[filter.mailfrom]: domains: /etc/shadow: Permission denied"
         assert done.stderr.decode() == f"filter-chain: {path}: {reason}\n"
         path.chmod(0o600)
-        done = filter_chain("-n", "-f", path, "--user", "nobody")
+        done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
         assert done.stderr.decode() == f"filter-chain: {path}: Permission denied\n"
         done = filter_chain("-n", "-f", path, "--user", "no-such-user")
         assert done.stderr.decode() == "filter-chain: --user: no user no-such-user\n"
