@@ -200,8 +200,9 @@ class _Mailboxes:
                     self._plain.append(" ")
                     comment.clear()
             elif angle:
+                # The bracket stays: what is in two pairs of them is no one address.
                 angle = piece != ">"
-                self._angle.append(piece if angle else " ")
+                self._angle.append(piece)
             elif piece == "<":
                 angle = True
             else:
@@ -239,7 +240,7 @@ class _Mailboxes:
             angle = _decoded(angle)
             if "@" in angle:
                 found += _addresses(angle)
-            elif name := angle.strip():
+            elif name := angle.replace(">", " ").strip():
                 found.append(_unquoted(name))
         elif "@" not in (text := _decoded(plain)):
             if name := text.strip():

@@ -391,6 +391,8 @@ def test_no_field_raises(values: list[str]) -> None:
 
 
 @given(before=WILD, after=WILD)
+@example(before="", after="<.a")
+@example(before="", after="<.a>")
 def test_an_own_address_in_angle_brackets_is_found_behind_anything(before: str, after: str) -> None:
     # But for what makes a comment or a quoted string of it, or opens brackets before it.
     opens = any(char in before for char in '"\\(<')
