@@ -91,7 +91,7 @@ def test_what_a_stranger_may_call_itself(start: Start, source: str) -> None:
             assert check == "invalid", name
             continue
         assert outcome == refusal(check), name
-    lines = logged(server, "^helo: .* helo mail-from result=reject ", 9)
+    lines = logged(server, "helo: .* helo mail-from result=reject ", 9)
     assert all(' reason="helo ' in line for line in lines)
 
 
@@ -113,7 +113,8 @@ def test_the_action_is_taken_in_its_phase(start: Start, action: str, phase: str)
     assert folders == {"log": [""] * 4, "junk": ["", *["Junk"] * 3], "reject": [""]}[action]
     verb = {"log": "proceed"}.get(action, action)
     phase = "(ehlo|helo)" if phase == "helo" else phase
-    logged(server, f"^helo: .* helo {phase} result={verb} .*gate is not fully qualified", 3)
+    # Not at the start of a line: smtpd's processes write to one log, now and then into one line.
+    logged(server, f"helo: .* helo {phase} result={verb} .*gate is not fully qualified", 3)
 
 
 @pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
@@ -158,7 +159,7 @@ def test_what_the_dns_says(start: Start, phase: str) -> None:
         assert greet(server, name).stage == ""
         assert greet(server, name, NAMELESS6).stage == ""
     assert sorted(mail.folder for mail in server.maildir("alice")) == ["", "", *["Junk"] * 6]
-    logged(server, "^helo: .* result=junk reason=.*four.example does not lead to", 2)
+    logged(server, "helo: .* result=junk reason=.*four.example does not lead to", 2)
 
 
 FAULTS: dict[str, dict[str, Any]] = {
