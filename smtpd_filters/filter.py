@@ -125,6 +125,7 @@ class Filter:
         if not cls.name.replace("-", "").isalnum() or not cls.name.isascii():
             raise TypeError(f"{where}: a name is made of letters, digits and hyphens")
         _check_public(cls, where)
+        _check_events(cls, where)
         for name, value in cls.__dict__.items():
             declares = isinstance(value, type) and issubclass(value, Settings)
             if declares and name != "Options":
@@ -234,6 +235,14 @@ def _check_public(cls: type[Filter], where: str) -> None:
             )
 
 
+def _check_events(cls: type[Filter], where: str) -> None:
+    """What is called must not be a coroutine that nobody awaits, nor the other way round."""
+    for name in _LIFE & cls.__dict__.keys():
+        wanted = _is_coroutine(getattr(Filter, name))
+        if _is_coroutine(cls.__dict__[name]) is not wanted:
+            raise TypeError(f"{where}: {name} is {'async def' if wanted else 'a plain method'}")
+
+
 def _check_handler(
     name: str, handler: Callable[..., object], where: str
 ) -> frozenset[type[Decision]]:
@@ -267,11 +276,12 @@ def _named(said: object) -> list[str]:
 
 
 def _may_wait(handler: Callable[..., object]) -> bool:
-    """Whether a handler is written ``async def``, or says that it may return an awaitable.
+    """Whether a handler is written ``async def``, or says that it may return an awaitable."""
+    said = getattr(handler, "__annotations__", {}).get("return")
+    return _is_coroutine(handler) or _AWAITABLE in str(said)
 
-    `inspect` would cost start-up.
-    """
-    code = getattr(handler, "__code__", None)
-    if code is not None and code.co_flags & 0x80:  # CO_COROUTINE
-        return True
-    return _AWAITABLE in str(getattr(handler, "__annotations__", {}).get("return"))
+
+def _is_coroutine(function: object) -> bool:
+    """Whether a function is written ``async def``; `inspect` would cost start-up."""
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE

@@ -199,6 +199,22 @@ def test_a_handler_may_say_that_it_has_to_wait(returns: object) -> None:
     assert cls.later == {"connect"}
 
 
+@pytest.mark.parametrize("name", ["setup", "arrived", "identified", "gone"])
+def test_an_event_that_nobody_would_await(name: str) -> None:
+    async def event(self: object) -> None: ...
+
+    with pytest.raises(TypeError, match=f"policies.Mine.: {name} is a plain method"):
+        define(**{name: event})
+
+
+@pytest.mark.parametrize("name", ["refresh", "close"])
+def test_an_event_that_is_awaited(name: str) -> None:
+    def event(self: object) -> None: ...
+
+    with pytest.raises(TypeError, match=f"policies.Mine.: {name} is async def"):
+        define(**{name: event})
+
+
 def test_a_single_class_as_annotation() -> None:
     assert define(connect=handler(returns=Reject)).returns["connect"] == {Reject}
 
