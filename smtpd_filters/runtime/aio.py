@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 YOUNG = 10_000
 #: Reads in a row, while coroutines wait: about as much as a socket holds.
 READS = 16
+#: Seconds between two calls of a policy's `refresh`, at least.
+SHORTEST = 0.01
 
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
@@ -193,9 +195,8 @@ class _Loop:
         task = self.loop.create_task(self.service.refresh(refresher))
         self.refreshing.add(task)
         task.add_done_callback(self.refreshing.discard)
-        task.add_done_callback(
-            lambda _: self.loop.call_later(refresher.refresh_interval, self._refresh, refresher)
-        )
+        pause = max(refresher.refresh_interval, SHORTEST)
+        task.add_done_callback(lambda _: self.loop.call_later(pause, self._refresh, refresher))
         self._watch()
 
     def _watch(self) -> None:

@@ -83,9 +83,14 @@ class Job:
             # Who has made this job is to have it before it is told.
             self._loop.call_soon(self._failed, error)
         else:
-            self._task = task = self._loop.create_task(wait.work)
-            self._timer = self._loop.call_later(wait.seconds, self._overdue)
-            task.add_done_callback(self._ended)
+            try:
+                self._timer = self._loop.call_later(wait.seconds, self._overdue)
+                self._task = task = self._loop.create_task(wait.work)
+                task.add_done_callback(self._ended)
+            except Exception as error:  # noqa: BLE001  # no memory, say; the client waits
+                self._let_go()
+                wait.work.close()
+                self._loop.call_soon(self._failed, error)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         if task is self._task:
