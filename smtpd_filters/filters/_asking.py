@@ -73,6 +73,8 @@ def make_resolver(
         )
     except ConfigError as error:
         raise ConfigError(f"--nameserver: {error}") from None
+    except ImportError as error:
+        raise ConfigError(f"dnspython is needed to look names up: {error}") from None
 
 
 def ask_nothing(filter_: Filter) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -119,3 +120,11 @@ def test_who_waits_can_be_given_up() -> None:
 def test_a_name_server_is_an_address() -> None:
     with pytest.raises(ConfigError, match=r"--nameserver: name server: 'ns\.example'"):
         make_resolver((("ns.example", 53),), 2.0)
+
+
+def test_without_the_package_that_asks_the_reason_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "smtpd_filters.lookups.transport", None)
+    with pytest.raises(ConfigError, match="^dnspython is needed to look names up: "):
+        make_resolver((("127.0.0.1", 53),), 1.0)
