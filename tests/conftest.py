@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -52,15 +53,18 @@ def _children() -> set[str]:
     return found
 
 
-def _tasks() -> set[str]:
+def _tasks() -> set[asyncio.Task[Any]]:
+    """Return the tasks that are not done, those of other threads' loops too."""
     every = getattr(asyncio.tasks, "_all_tasks", ()) or getattr(
         asyncio.tasks, "_scheduled_tasks", ()
     )
-    return {repr(task) for task in list(every) if not task.done()}
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread has just made one
+            return {task for task in list(every) if not task.done()}
 
 
 def _left_behind(
-    before: tuple[dict[str, str], set[str], set[threading.Thread], set[str]],
+    before: tuple[dict[str, str], set[str], set[threading.Thread], set[asyncio.Task[Any]]],
 ) -> list[str]:
     descriptors, children, threads, tasks = before
     left = [
@@ -69,7 +73,7 @@ def _left_behind(
         if descriptors.get(number) != target
     ]
     left += [f"process {child}" for child in _children() - children]
-    left += [f"task {task}" for task in _tasks() - tasks]
+    left += [f"task {task!r}" for task in _tasks() - tasks]
     for thread in set(threading.enumerate()) - threads:
         thread.join(_LAST_BREATH)
         if thread.is_alive():

@@ -76,11 +76,17 @@ def stub() -> Iterator[RspamdStub]:
 
 
 @pytest.fixture
-def refusing() -> str:
-    """The url of a port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+def reserved() -> Iterator[socket.socket]:
+    """A port where nobody listens, nor anybody else can until it is closed."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound
+
+
+@pytest.fixture
+def refusing(reserved: socket.socket) -> str:
+    """The url of that port."""
+    return f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 # -- what is sent and what comes back ------------------------------------------------------
@@ -293,7 +299,9 @@ def test_a_host_that_does_not_exist() -> None:
     assert said.cause.startswith("http://rspamd.invalid:11333 ")
 
 
-def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str) -> None:
+def test_a_server_that_comes_back_within_the_pause_is_asked_again(
+    reserved: socket.socket, refusing: str
+) -> None:
     stub = RspamdStub(OK, listen=refusing.removeprefix("http://"))
 
     async def work(client: Client) -> Any:
@@ -303,6 +311,7 @@ def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str)
         # It has been refused by then, and waits.
         for _ in range(20):
             await asyncio.sleep(0)
+        reserved.close()
         stub.start()
         return await asking
 

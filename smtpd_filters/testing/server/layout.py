@@ -32,6 +32,9 @@ QUEUE = "/var/spool/smtpd/queue"
 RECIPE = "trixie-2"
 # Behind a listener without filters: when it greets, the filters have said that they are ready too.
 PROBE = "127.0.0.254"
+# Who asks there comes from elsewhere: from the same address the kernel may give it the very port
+# that smtpd is going to listen on, and then it is connected to itself.
+PROBER = "127.0.0.253"
 FIRST_UID = 2000
 
 LISTENERS = """\

@@ -32,6 +32,7 @@ from smtpd_filters.testing.server.layout import (
     MAIL,
     MATCHES,
     PROBE,
+    PROBER,
     PYCACHE,
     QUEUE,
     SCRATCH,
@@ -178,7 +179,7 @@ class Smtpd:
             # smtpd asks for the prober's name before it greets; whatever the zone does to others.
             from smtpd_filters.testing.dns import host
 
-            self.lab.dns.zone.update(host("probe.invalid", PROBE))
+            self.lab.dns.zone.update(host("probe.invalid", PROBER))
             self._furnish()
             stack.callback(self._end)
             self._start()
@@ -264,7 +265,7 @@ class Smtpd:
         timeout = max(0.1, deadline - time.monotonic())
         try:
             with self.lab.connect(
-                self._probe_port, source=PROBE, to=PROBE, timeout=timeout
+                self._probe_port, source=PROBER, to=PROBE, timeout=timeout
             ) as probe:
                 return bool(probe.recv(4) == b"220 ")
         except (ConnectionError, TimeoutError):
