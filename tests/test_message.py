@@ -21,6 +21,7 @@ from smtpd_filters.message import (
     Message,
     SpoolError,
     encoded_word,
+    head,
     spool,
     stuff,
     unstuff,
@@ -635,7 +636,8 @@ def test_a_body_above_the_limit_goes_to_disk(limit: int, *, on_disk: bool) -> No
 def test_a_header_block_above_its_limit_is_opaque_from_there(
     monkeypatch: pytest.MonkeyPatch, lines: list[bytes], kept: int, cuts: list[int]
 ) -> None:
-    monkeypatch.setattr(spool, "HEADER_LIMIT", 28)
+    monkeypatch.setattr(head, "HEADER_LIMIT", 28)
+    monkeypatch.setattr(head, "LINE_COST", 1)
     with message(lines, cuts=cuts) as held:
         assert wire(held) == lines
         assert b"".join(held.iter_bytes()) == joined(unstuff(lines))
@@ -643,6 +645,12 @@ def test_a_header_block_above_its_limit_is_opaque_from_there(
         held.headers.append("X", "1")
         held.headers.prepend("Y", "1")
         assert wire(held) == [b"Y: 1", *lines[:kept], b"X: 1", *lines[kept:]]
+
+
+def test_empty_fields_by_the_hundred_thousand_are_no_header() -> None:
+    with message([b"a:"] * 300_000) as held:
+        assert 10_000 < len(held.headers) < 20_000
+        assert len(wire(held)) == 300_000
 
 
 @pytest.mark.parametrize(

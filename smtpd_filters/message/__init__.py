@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.message.folding import encoded_word
+from smtpd_filters.message.head import Head
 from smtpd_filters.message.headers import Field, Headers
 from smtpd_filters.message.spool import Message, SpoolError
 
 __all__ = [
     "Field",
+    "Head",
     "Headers",
     "Message",
     "SpoolError",

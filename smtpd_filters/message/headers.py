@@ -166,10 +166,7 @@ class Headers:
         """
         new = Field(field_lines(name, value))
         entries = self._parsed()
-        places = [at for at, entry in enumerate(entries) if entry.name]
-        if index < 0:
-            index = max(index + len(places), 0)
-        entries.insert(places[index] if index < len(places) else len(entries), new)
+        entries.insert(_place(entries, index), new)
         self._changed = True
 
     def replace(self, name: str, value: str | bytes, nth: int = 1, *, add: bool = False) -> bool:
@@ -228,3 +225,23 @@ class Headers:
             self._entries = entries
             self._lines = []
         return entries
+
+
+def _place(entries: list[Field], index: int) -> int:
+    """Return where the field stands that has `index` fields above it, counted as in a list.
+
+    Walked from the end that is near: a header block may be long, and fields added many.
+    """
+    if index < 0:
+        for at in range(len(entries) - 1, -1, -1):
+            if entries[at].name:
+                index += 1
+                if not index:
+                    return at
+        index = 0
+    for at, entry in enumerate(entries):
+        if entry.name:
+            if not index:
+                return at
+            index -= 1
+    return len(entries)

@@ -3,7 +3,7 @@
 The law:
 1. What comes back is what was fed, byte for byte, unless it was edited: the header as `headers`
    was, the body as `replace_body` was told.
-2. Memory is bounded: the header block by HEADER_LIMIT, the body by the limit above which it goes
+2. Memory is bounded: the header block by that of `head`, the body by the limit above which it goes
    to a temporary file, whatever is read back by the size of a chunk.
 3. A full disk is a `SpoolError`, never half a message: after one the message can only be
    discarded.
@@ -20,6 +20,7 @@ import io
 from itertools import chain
 
 from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
+from smtpd_filters.message.head import Head
 from smtpd_filters.message.headers import Headers
 
 TYPE_CHECKING = False
@@ -32,13 +33,8 @@ if TYPE_CHECKING:
 # What a body may take in memory. Most mail is smaller, and fifty messages that are not take 12 MiB
 # at once. A file costs hardly more: what is read back soon never leaves the page cache.
 MEMORY_LIMIT = 1 << 18
-# What the header block may take. Exim's header_maxsize has this default.
-HEADER_LIMIT = 1 << 20
 # What is read back at a time; measured, sizes from 32 to 256 KiB were equal for reads from smtpd.
 CHUNK = 1 << 16
-
-
-_WHITE = (b" ", b"\t")
 
 
 class SpoolError(Exception):
@@ -58,7 +54,6 @@ class Message:
         "_closed",
         "_former",
         "_head",
-        "_head_size",
         "_headers",
         "_limit",
         "_spool",
@@ -66,8 +61,7 @@ class Message:
 
     def __init__(self, *, limit: int = MEMORY_LIMIT) -> None:
         self._limit = limit
-        self._head: list[bytes] = []
-        self._head_size = 0
+        self._head = Head()
         # None until the end of the header has been seen.
         self._headers: Headers | None = None
         # Whether an empty line stands between the header block and what is in the spool.
@@ -82,7 +76,12 @@ class Message:
         if self._closed:
             raise ValueError("the message is complete")
         if self._headers is None:
-            lines = self._feed_head(lines)
+            behind = self._head.feed(lines)
+            if behind is None:
+                return
+            blank = behind[0] == b""
+            self._end_head(blank=blank)
+            lines = behind[1:] if blank else behind
         if lines:
             self._spool.write(b"\n".join([*lines, b""]))
 
@@ -96,7 +95,7 @@ class Message:
     def discard(self) -> None:
         """Free what the message takes, whatever state it is in. It can't be used any more."""
         self._closed = True
-        self._head = []
+        self._head = Head()
         self._headers = Headers()
         self._forget()
         self._spool.close("the message was discarded")
@@ -116,7 +115,7 @@ class Message:
     def revert(self) -> None:
         """Forget every edit."""
         self.restore((([], False), 0))
-        self._headers = Headers(unstuff(self._head))
+        self._headers = Headers(unstuff(self._head.lines))
 
     @property
     def headers(self) -> Headers:
@@ -138,7 +137,7 @@ class Message:
 
         A chunk is longer than `chunk_bytes` only by less than a line. With `crlf` lines end in
         CRLF, as in RFC 5322. Of a message without an empty line the body is empty, unless its
-        header block was longer than HEADER_LIMIT: then it is what lies past that.
+        header block was cut (see `head`): then it is what lies past that.
         """
         blocks = map(unstuff_block, self._ready().blocks(chunk_bytes))
         return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
@@ -187,7 +186,7 @@ class Message:
         """
         self._forget()
         blocks = self._ready().blocks(chunk_bytes)
-        head = stuff(self.headers.lines()) if self.headers.changed else self._head
+        head = stuff(self.headers.lines()) if self.headers.changed else self._head.lines
         if self._blank:
             head = [*head, b""]
         return chain(_batches(head, chunk_bytes), map(_split, blocks))
@@ -203,39 +202,9 @@ class Message:
         self._spool.check()
         return self._spool
 
-    def _feed_head(self, lines: list[bytes]) -> list[bytes]:
-        """Take the lines of the header block; the others are returned."""
-        end = lines.index(b"") if b"" in lines else len(lines)
-        self._head += lines[:end]
-        self._head_size += sum(map(len, lines[:end])) + end
-        if self._head_size > HEADER_LIMIT:
-            past = self._cut_head()
-            self._end_head(blank=False)
-            return past + lines[end:]
-        if end < len(lines):
-            self._end_head(blank=True)
-        return lines[end + 1 :]
-
     def _end_head(self, *, blank: bool) -> None:
         self._blank = blank
-        self._headers = Headers(unstuff(self._head))
-
-    def _cut_head(self) -> list[bytes]:
-        """Take out of the header block what is past HEADER_LIMIT.
-
-        The cut is in front of a field: what is appended to the block must not take over the
-        continuation lines of the field before it.
-        """
-        head = self._head
-        size = at = 0
-        while size + len(head[at]) < HEADER_LIMIT:
-            size += len(head[at]) + 1
-            at += 1
-        while at and head[at].startswith(_WHITE):
-            at -= 1
-        past = head[at:]
-        del head[at:]
-        return past
+        self._headers = Headers(unstuff(self._head.lines))
 
 
 class _Spool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from smtpd_filters.message import Headers, Message, SpoolError, stuff, unstuff
+from smtpd_filters.message import Head, Headers, Message, SpoolError, stuff, unstuff
 from smtpd_filters.protocol.decisions import Decision, Proceed, Reject
 
 TYPE_CHECKING = False
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
             """A bug of ours."""
 
 
-#: Bytes of a header that are held; Exim's header_maxsize has this default.
-HEADER_LIMIT = 1 << 20
 #: RFC 3463, 3.4: X.3.1 is "Mail system full"; RFC 5321, 4.2.3: 452 "insufficient system storage".
 NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
 LATER = Reject("451 4.3.0 Temporary failure, please try again later")
@@ -78,16 +76,14 @@ class _Intake:
         "message",
         "rows",
         "session",
-        "size",
     )
 
     def __init__(self, session: bytes) -> None:
         self.session = session
         #: smtpd's dot has come; a policy has been asked.
         self.ended = self.judged = False
-        #: The header's lines as they came, their size, and the block that a policy edits.
-        self.head: list[bytes] = []
-        self.size = 0
+        #: The header's lines as they came, and the block that a policy edits.
+        self.head = Head()
         #: Lines that came with the end of the header: the empty one, and some of the body.
         self.behind: list[bytes] = []
         self.headers: Headers | None = None
@@ -200,13 +196,11 @@ class Messages:
             self._judge(intake)
 
     def _collect_header(self, intake: _Intake, lines: list[bytes]) -> None:
-        end = lines.index(b"") if b"" in lines else len(lines)
-        intake.head += lines[:end]
-        intake.size += sum(map(len, lines[:end]))
-        if end == len(lines) and not intake.ended and intake.size < HEADER_LIMIT:
+        behind = intake.head.feed(lines)
+        if behind is None and not intake.ended:
             return
-        intake.behind = lines[end:]
-        intake.headers = Headers(unstuff(intake.head))
+        intake.behind = behind or []
+        intake.headers = Headers(unstuff(intake.head.lines))
         self._judge(intake)
 
     def _hold(self, intake: _Intake, lines: list[bytes]) -> None:
@@ -248,7 +242,7 @@ class Messages:
             else:
                 headers = intake.headers
                 edited = headers is not None and headers.changed
-                head = stuff(headers.lines()) if headers and edited else intake.head
+                head = stuff(headers.lines()) if headers and edited else intake.head.lines
                 intake.rows = iter(([*head, *intake.behind],))
             self._send(intake)
         except SpoolError as error:

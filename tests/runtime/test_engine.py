@@ -183,6 +183,26 @@ def test_a_bug_of_ours_costs_no_line_of_a_message(
     talk.oracle.verify()
 
 
+def test_a_header_that_is_too_long_is_cut_in_front_of_a_field(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Adds(Filter):
+        def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
+            headers.append("X", "1")
+            return PROCEED
+
+    monkeypatch.setattr("smtpd_filters.message.head.HEADER_LIMIT", 200)
+    talk = Talk(Adds(), logbook)
+    talk.connect(sid(1))
+    # 64 and 5 each, at the least: the second field is cut off with its continuation.
+    lines = [b"A: 1", b"B: 1", b" more", b"", b"body"]
+    said = talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], lines))
+    assert [each.line for each in said if isinstance(each, Line)] == [
+        *(b"A: 1", b"X: 1", b"B: 1", b" more", b"", b"body", b".")
+    ]
+    talk.oracle.verify()
+
+
 class Whole(Filter):
     """Reads messages."""
 
