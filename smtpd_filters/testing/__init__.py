@@ -31,7 +31,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    # Only when asked for: `dns` is a program as well, and is not to be imported before it runs.
+    # Only when asked for: a test without look-ups needs neither dnspython nor a server's modules.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # at the first name

@@ -18,7 +18,8 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from smtpd_filters.testing.dns import DNSServer, host, main, merge
+from smtpd_filters.testing.dns import DNSServer, host, merge
+from smtpd_filters.testing.dns.__main__ import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

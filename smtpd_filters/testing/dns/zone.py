@@ -1,0 +1,144 @@
+"""What a zone may hold: names, records and behaviours, checked when they are given.
+
+Names are kept in lower case and without the last dot; a record's text is as in a zone file (RFC
+1035 section 5), but a TXT record may be given unquoted. The package says what the behaviours do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+import dns.exception
+import dns.name
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Entry = dict[str, Any]
+
+NUMBERS = frozenset({"delay", "ttl"})
+SWITCHES = frozenset(
+    {"servfail", "refused", "drop", "truncate", "no-tcp", "wrong-id", "wrong-name", "wrong-owner"}
+    | {"spoof", "malformed", "trailing", "flap"}
+)
+
+
+def host(name: str, *addresses: str) -> dict[str, Entry]:
+    """Return the records of a host whose reverse and forward names agree: A or AAAA, and PTR."""
+    zone: dict[str, Entry] = {}
+    for text in addresses:
+        address = ipaddress.ip_address(text)
+        rdtype = "A" if address.version == 4 else "AAAA"
+        zone.setdefault(name, {}).setdefault(rdtype, []).append(text)
+        zone[address.reverse_pointer] = {"PTR": [name]}
+    return zone
+
+
+def merge(*zones: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
+    """Return one zone of several: records of one name and type are put together."""
+    merged: dict[str, Entry] = {}
+    for zone in zones:
+        for name, entry in zone.items():
+            into = merged.setdefault(key_of(name), {})
+            for key, value in entry.items():
+                if key.isupper():
+                    into[key] = texts(into.get(key, [])) + texts(value)
+                else:
+                    into[key] = value
+    return merged
+
+
+class Zone(dict[str, Entry]):
+    """A zone: names, in lower case and without the last dot, to entries that have been checked."""
+
+    def __init__(self, zone: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.update(zone)
+
+    def __setitem__(self, name: str, entry: Mapping[str, Any]) -> None:
+        _check(name, entry)
+        super().__setitem__(key_of(name), dict(entry))
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(key_of(name))
+
+    def update(  # type: ignore[override]  # a zone takes a zone, none of dict.update's other forms
+        self, zone: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Add the names of `zone`, replacing those that are there."""
+        for name, entry in zone.items():
+            self[name] = entry
+
+    def find(self, name: str) -> Entry | None:
+        """Return the entry of `name`, else that of the closest wildcard above it, else None."""
+        if name in self:
+            return self[name]
+        rest = name
+        while rest:
+            _, _, rest = rest.partition(".")
+            if (wildcard := f"*.{rest}" if rest else "*") in self:
+                return self[wildcard]
+        return None
+
+
+def key_of(name: str) -> str:
+    """Return a name as a zone keeps it."""
+    return name.lower().rstrip(".")
+
+
+def domain_name(name: str) -> dns.name.Name:
+    """Return a name as dnspython takes it; "" is the root. Raises DNSException."""
+    return dns.name.from_text(name or ".", origin=dns.name.root)
+
+
+def texts(value: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Return the texts of an entry's value, which may be a single one."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def rrset_of(
+    owner: str, rdtype: dns.rdatatype.RdataType, records: list[str], ttl: int
+) -> dns.rrset.RRset:
+    """Return records, each as its text, as dnspython takes them; `ttl` is in seconds."""
+    rrset = dns.rrset.RRset(domain_name(owner), dns.rdataclass.IN, rdtype)
+    for text in records:
+        rrset.add(_rdata(rdtype, text), ttl)
+    return rrset
+
+
+def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
+    if rdtype == dns.rdatatype.TXT and not text.startswith('"'):
+        # RFC 1035 section 3.3.14: strings of at most 255 bytes; the text is quoted for its author.
+        octets = text.encode("utf-8", "surrogateescape")
+        chunks = [octets[at : at + 255] for at in range(0, len(octets), 255)] or [b""]
+        text = " ".join('"' + "".join(f"\\{byte:03d}" for byte in chunk) + '"' for chunk in chunks)
+    return dns.rdata.from_text(
+        dns.rdataclass.IN, rdtype, text, origin=dns.name.root, relativize=False
+    )
+
+
+def _check(name: str, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError if the entry could not be served."""
+    try:
+        domain_name(name)
+    except dns.exception.DNSException as exc:
+        raise ValueError(f"{name!r} is no domain name: {exc}") from exc
+    for key, value in entry.items():
+        try:
+            if key in NUMBERS:
+                float(value)
+            elif key in SWITCHES:
+                for rdtype in [] if isinstance(value, bool) else texts(value):
+                    dns.rdatatype.from_text(rdtype)
+            elif key.isupper():
+                for text in texts(value):
+                    _rdata(dns.rdatatype.from_text(key), text)
+            else:
+                raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301 - named below
+        except (dns.exception.DNSException, ValueError, TypeError) as exc:
+            raise ValueError(f"{name} {key}: {str(exc) or type(exc).__name__}") from exc
