@@ -27,8 +27,8 @@ from smtpd_filters.testing.demo.neighbours import (
 from smtpd_filters.testing.demo.recorded import in_order, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
-from smtpd_filters.testing.replay import REFUSALS
 from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
+from smtpd_filters.testing.verdict import REFUSALS
 
 PLAIN = Painter(colour=False)
 COLOUR = re.compile("\033\\[[0-9]*m")

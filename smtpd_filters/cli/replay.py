@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from smtpd_filters.testing.replay import Step, Verdict
+    from smtpd_filters.testing.replay import Step
+    from smtpd_filters.testing.verdict import Verdict
 
 SAME, DIFFERS, FATAL = 0, 1, 3
 #: The widest column of the table, and the lines shown of a changed message.

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from .dns import DNSServer
     from .kit import Client, Conversation, Delivery, play
     from .oracle import Oracle
-    from .replay import Replay, Step, Verdict
+    from .replay import Replay, Step
+    from .verdict import Verdict
 
 __all__ = [
     "Client",
@@ -24,9 +25,10 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("Client", "Conversation", "Delivery", "play"), "kit"),
-    **dict.fromkeys(("Replay", "Step", "Verdict"), "replay"),
+    **dict.fromkeys(("Replay", "Step"), "replay"),
     "DNSServer": "dns",
     "Oracle": "oracle",
+    "Verdict": "verdict",
 }
 
 

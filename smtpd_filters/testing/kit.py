@@ -69,10 +69,21 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
+from smtpd_filters.session import text
 from smtpd_filters.settings import common_options, parse_flags
 
 from .oracle import Oracle
-from .replay import MARK, RESPONSE_NAMES, SAYS_PROTOCOL, Replay, Step, Verdict, failure, verdict
+from .replay import Replay, Step
+from .verdict import (
+    MARK,
+    SAYS_PROTOCOL,
+    Tokens,
+    Verdict,
+    failure,
+    response,
+    verdict,
+    wire,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -238,7 +249,7 @@ class Conversation:
         self.phases = self._smtpd.phases
         self.reports = self._smtpd.reports
         self.filters: list[Filter] = self._served.chain.filters
-        self._tokens: dict[str, bytes] = {}
+        self._tokens = Tokens()
         self._clients = 0
         self._messages = 0
         self._clock = 0
@@ -304,7 +315,7 @@ class Conversation:
         """
         self._clients += 1
         session = b"%016x" % (0x7641DF97 << 32 | self._clients)
-        name = (rdns or "<unknown>").encode("utf-8", "surrogateescape")
+        name = wire(rdns or "<unknown>")
         if rdns is None and fcrdns == "pass":
             fcrdns = "fail"
         host = f"[{address}]" if ":" in address else address
@@ -328,24 +339,17 @@ class Conversation:
         """Ask the filter, if it wants to be; the answer is waited for."""
         if phase not in self.phases:
             return verdict(phase, argument, None)
-        token = self._token(phase)
+        token = self._tokens[phase]
         self._send(self._smtpd.request(phase, session, token, argument, self._time()))
         self._wait(lambda: session in self._results, phase)
         said = verdict(phase, argument, self._results.pop(session))
-        parameter = said.reply or (said.parameter if said.verb == "rewrite" else "")
-        self.report(
-            "filter-response",
-            session,
-            RESPONSE_NAMES.get(phase, phase).encode(),
-            said.verb.encode(),
-            _bytes(parameter),
-        )
+        self.report("filter-response", session, *response(phase, said))
         return said
 
     def write_lines(self, session: bytes, lines: list[bytes]) -> None:
         """Send lines of a message, dot-stuffed."""
         if "data-line" in self.phases:
-            token = self._token("data-line")
+            token = self._tokens["data-line"]
             data = self._smtpd.lines(session, token, lines, end=False, time=self._time())
             self._send(data)
         else:
@@ -354,7 +358,7 @@ class Conversation:
     def end_lines(self, session: bytes) -> list[bytes]:
         """Send the dot; the lines that came back."""
         if "data-line" in self.phases:
-            token = self._token("data-line")
+            token = self._tokens["data-line"]
             self._send(self._smtpd.lines(session, token, [], end=True, time=self._time()))
             self._wait(lambda: session in self._ended, "data-line")
             self._ended.discard(session)
@@ -393,9 +397,6 @@ class Conversation:
             if not self._served.run():
                 raise AssertionError(f"{phase} is never answered")
             self._collect()
-
-    def _token(self, phase: str) -> bytes:
-        return self._tokens.setdefault(phase, b"%016x" % (0x70C3 << 48 | len(self._tokens) + 1))
 
     def _time(self) -> bytes:
         self._clock += 1
@@ -445,7 +446,7 @@ class Client:
     def __init__(self, smtpd: Conversation, session: bytes, rdns: bytes, host: str) -> None:
         self._smtpd = smtpd
         self._session = session
-        self._trace = rdns.decode("utf-8", "surrogateescape"), host
+        self._trace = text(rdns), host
         #: The session's id: what to look for in `Conversation.log`.
         self.id = session.decode()
         self.closed = False
@@ -460,12 +461,12 @@ class Client:
 
     def begin(self, host: bytes, tls: str) -> None:
         """Ask about the connection and greet the client."""
-        rdns = _bytes(self._trace[0])
+        rdns = wire(self._trace[0])
         self.greeting = self._ask("connect", rdns + b"|" + host)
         if self.greeting.refused:
             return
         if tls:
-            self._report("link-tls", _bytes(tls))
+            self._report("link-tls", wire(tls))
         self._report("protocol-server", b"220 %s ESMTP OpenSMTPD" % HOST.encode())
         self._report("link-greeting", HOST.encode())
 
@@ -480,10 +481,10 @@ class Client:
     def _greet(self, method: str, name: str) -> Verdict:
         self._need(not self._identity, "Already identified")
         self._command(f"{method} {name}")
-        said = self._ask(method.lower(), _bytes(name))
+        said = self._ask(method.lower(), wire(name))
         if not said.refused:
             self._identity = said.parameter
-            self._report("link-identify", method.encode(), _bytes(said.parameter))
+            self._report("link-identify", method.encode(), wire(said.parameter))
         return said
 
     def tls(self, cipher: str = TLS) -> Verdict:
@@ -492,7 +493,7 @@ class Client:
         self._command("STARTTLS")
         said = self._ask("starttls", b"")
         if not said.refused:
-            self._report("link-tls", _bytes(cipher))
+            self._report("link-tls", wire(cipher))
             self._identity = ""
         return said
 
@@ -502,12 +503,12 @@ class Client:
         """Authenticate; ``ok`` says whether smtpd finds the password right."""
         self._need(bool(self._identity), "Command not allowed at this point")
         self._command(f"AUTH {mechanism} ********")
-        response = base64.b64encode(b"\0%b\0%b" % (_bytes(user), _bytes(password)))
-        initial = b" " + response if mechanism == "PLAIN" else b""
+        credentials = base64.b64encode(b"\0%b\0%b" % (wire(user), wire(password)))
+        initial = b" " + credentials if mechanism == "PLAIN" else b""
         said = self._ask("auth", mechanism.encode() + initial)
         if said.refused:
             return said
-        self._report("link-auth", b"pass" if ok else b"fail", _bytes(user))
+        self._report("link-auth", b"pass" if ok else b"fail", wire(user))
         return said if ok else _refused(said, "535 Authentication failed")
 
     def mail_from(self, address: str = "") -> Verdict:
@@ -515,12 +516,12 @@ class Client:
         self._need(bool(self._identity), "Command not allowed at this point")
         self._need(not self._msgid, "Already in transaction")
         self._command(f"MAIL FROM:<{address}>")
-        said = self._ask("mail-from", _bytes(address))
+        said = self._ask("mail-from", wire(address))
         if not said.refused:
             self._msgid = self._smtpd.message_id()
             self._report("tx-begin", self._msgid)
             # The old address, even when it was rewritten: that is what smtpd does.
-            self._report("tx-mail", self._msgid, b"ok", _bytes(address))
+            self._report("tx-mail", self._msgid, b"ok", wire(address))
         return said
 
     def rcpt_to(self, address: str, *, accepted: bool = True) -> Verdict:
@@ -528,16 +529,16 @@ class Client:
         self._need(bool(self._msgid), "Command not allowed at this point")
         self._command(f"RCPT TO:<{address}>")
         msgid = self._msgid
-        said = self._ask("rcpt-to", _bytes(address))
+        said = self._ask("rcpt-to", wire(address))
         if not said.refused and not accepted:
             said = _refused(said, f"550 Invalid recipient: <{address}>")
         if said.refused:
             if not self.closed:
-                self._report("tx-rcpt", msgid, failure(said), _bytes(address))
+                self._report("tx-rcpt", msgid, failure(said), wire(address))
             return said
         self._recipients.append(said.parameter)
         self._report("tx-envelope", msgid, msgid + b"%08x" % len(self._recipients))
-        self._report("tx-rcpt", msgid, b"ok", _bytes(address))
+        self._report("tx-rcpt", msgid, b"ok", wire(address))
         return said
 
     def data(self) -> Verdict:
@@ -611,7 +612,7 @@ class Client:
         self._command(f"NOOP {text}".rstrip())
         if text and self._smtpd.protocol < SAYS_PROTOCOL:
             return Verdict("noop", "proceed", parameter=text, asked=False)
-        return self._ask("noop", _bytes(text))
+        return self._ask("noop", wire(text))
 
     def quit(self) -> Verdict:
         """Say QUIT."""
@@ -641,7 +642,7 @@ class Client:
 
     def _command(self, text: str) -> None:
         self._need(self._sent is None, "within DATA")
-        self._report("protocol-client", _bytes(text))
+        self._report("protocol-client", wire(text))
 
     def _report(self, name: str, *values: bytes) -> None:
         self._smtpd.report(name, self._session, *values)
@@ -672,7 +673,7 @@ class Client:
             "\tTue, 14 Nov 2023 22:13:20 +0000 (UTC)",
         ]
         mark = [MARK] if self._session_junk or self._message_junk else []
-        return mark + [_bytes(line) for line in lines]
+        return mark + [wire(line) for line in lines]
 
     def _write(self, lines: list[bytes]) -> None:
         assert self._sent is not None  # noqa: S101  # the callers have seen to it
@@ -732,10 +733,6 @@ def play(
     played.finish()
     played.oracle.verify()
     return played.outcomes
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _refused(said: Verdict, reply: str) -> Verdict:

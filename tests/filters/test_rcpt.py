@@ -632,7 +632,7 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
         other = begun(smtpd)
         key = there.id.encode()
         served = smtpd._served
-        token = smtpd._token("rcpt-to")
+        token = smtpd._tokens["rcpt-to"]
         smtpd._send(smtpd._smtpd.request("rcpt-to", key, token, b"x@late.example", b"1.000000"))
         assert served.engine.busy
         assert other.rcpt_to("x@mail.example").verb == "proceed"

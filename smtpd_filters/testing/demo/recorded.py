@@ -22,7 +22,8 @@ from smtpd_filters.testing.demo.neighbours import (
     Said,
 )
 from smtpd_filters.testing.kit import Served
-from smtpd_filters.testing.replay import REFUSALS, Replay
+from smtpd_filters.testing.replay import Replay
+from smtpd_filters.testing.verdict import REFUSALS
 
 if TYPE_CHECKING:
     from smtpd_filters.filter import Filter

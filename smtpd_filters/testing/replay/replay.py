@@ -1,0 +1,151 @@
+"""The replay itself: scene after scene, each as it goes now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_filters.protocol.codec import decode, encode_config
+from smtpd_filters.protocol.dialect import NEWEST, dialect, version
+from smtpd_filters.protocol.events import Config, Line, Lines, Report, Request, Result
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.testing.oracle import Oracle
+from smtpd_filters.testing.verdict import SAYS_PROTOCOL, Tokens, message_verdict, verdict
+
+from .scenes import scenes_of
+from .session import Course, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.recording import Recording
+
+    from .scenes import Scene
+    from .session import NamedValues
+
+
+class Replay:
+    """One recording, played to one filter.
+
+    ``protocol``: the version to be spoken, by default the recorded one.
+    """
+
+    def __init__(self, recording: Recording, *, protocol: tuple[int, int] | None = None) -> None:
+        self._recorded = dialect(version(recording.protocol or "") or NEWEST)
+        spoken = dialect(protocol or self._recorded.version)
+        #: A server that speaks another protocol is another server.
+        self._converted = spoken.version != self._recorded.version
+        said = "" if self._converted else recording.server_version or ""
+        self.smtpd = SmtpdConnection(spoken.version, said)
+        self.recording = recording
+        self.oracle = Oracle()
+        #: The steps at which there was something to decide, in order.
+        self.outcomes: list[Step] = []
+        self._courses: dict[bytes, Course] = {}
+        self._tokens = Tokens()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the filter has registered all that it wants."""
+        return self.smtpd.ready
+
+    def handshake(self) -> bytes:
+        """The configuration lines as recorded, in the terms of the version that is spoken."""
+        said: list[Config] = []
+        for line in self.recording.to_filter():
+            event = decode(line, self._recorded)
+            if not isinstance(event, Config) or event.key in {"protocol", "ready"}:
+                continue
+            if event.key == "smtpd-version":
+                kept = event.value if not self._converted else self.smtpd.smtpd_version
+                said.append(Config("smtpd-version", kept))
+                if self.smtpd.dialect.version >= SAYS_PROTOCOL:
+                    said.append(Config("protocol", self.smtpd.dialect.name))
+            else:
+                said.append(event)
+        data = b"".join(map(encode_config, [*said, Config("ready")]))
+        self.oracle.from_smtpd(data)
+        return data
+
+    def receive(self, data: bytes) -> None:
+        """Take what the filter wrote."""
+        self.oracle.from_filter(data)
+        for answer in self.smtpd.receive(data):
+            if isinstance(answer, (Result, Line)) and answer.session in self._courses:
+                self._courses[answer.session].take(answer)
+
+    def steps(self) -> Iterator[Step]:
+        """What smtpd sends, in order.  The answer to a step is waited for before the next."""
+        for scene in scenes_of(self.recording, self._recorded):
+            course = self._courses.setdefault(scene.event.session, Course(scene.event.session))
+            for step in self._play(scene, course):
+                course.step = step
+                self.oracle.from_smtpd(step.data)
+                yield step
+
+    def finish(self) -> None:
+        """The filter has closed its end: have the oracle say what is missing."""
+        self.oracle.finish()
+
+    # -- a scene as it goes now ----------------------------------------------------------
+
+    def _play(self, scene: Scene, course: Course) -> Iterator[Step]:
+        event = scene.event
+        if isinstance(event, Report):
+            if not course.gone and event.subsystem == b"smtp-in":
+                for report in course.adapt(event):
+                    yield from self._report(course, report, event.time)
+        elif isinstance(event, Lines):
+            yield from self._lines(event, scene, course)
+        elif event.phase is not None:
+            # Servers before 0.7 do not ask about a NOOP with an argument.
+            if event.argument and event.phase.name == "noop" and self._speaks_before_0_7:
+                return
+            yield from self._request(event, event.phase.name, scene, course)
+
+    @property
+    def _speaks_before_0_7(self) -> bool:
+        return self.smtpd.dialect.version < SAYS_PROTOCOL
+
+    def _report(self, course: Course, report: NamedValues, time: bytes) -> Iterator[Step]:
+        name, values = report
+        if name in self.smtpd.reports:
+            data = self.smtpd.report(name, course.session, *values, time=time)
+            yield Step(course.session, data=data)
+
+    def _request(self, event: Request, phase: str, scene: Scene, course: Course) -> Iterator[Step]:
+        step = Step(course.session, phase, event.argument, recorded=scene.recorded)
+        self.outcomes.append(step)
+        if not course.reaches(phase):
+            return
+        if phase in self.smtpd.phases:
+            step.data = self.smtpd.request(
+                phase, course.session, self._tokens[phase], event.argument, event.time
+            )
+            step.waiting = True
+            yield step
+        else:
+            step.verdict = verdict(phase, event.argument, None)
+        if course.heed(step):
+            for report in course.goodbye(phase, event.argument):
+                yield from self._report(course, report, event.time)
+
+    def _lines(self, event: Lines, scene: Scene, course: Course) -> Iterator[Step]:
+        step = Step(course.session, recorded=scene.recorded)
+        if event.end:
+            step.phase = "data-line"
+            self.outcomes.append(step)
+        if not course.reaches("data-line"):
+            return
+        lines = course.marked(event.lines)
+        asked = "data-line" in self.smtpd.phases
+        if asked:
+            step.data = self.smtpd.lines(
+                course.session, self._tokens["data-line"], lines, end=event.end, time=scene.time
+            )
+            step.waiting = event.end
+        elif event.end:
+            step.verdict = message_verdict(course.sent, course.sent, asked=False)
+        if step.data:
+            yield step
+        if event.end:
+            course.sent, course.returned = [], []

@@ -1,0 +1,100 @@
+"""A recording taken apart: what smtpd said, each with what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_filters.protocol.codec import decode, decode_answer
+from smtpd_filters.protocol.events import Line, Lines, Report, Request, Result
+from smtpd_filters.recording import FROM_FILTER, FROM_SMTPD
+from smtpd_filters.testing.verdict import Verdict, message_verdict, verdict
+
+if TYPE_CHECKING:
+    from smtpd_filters.protocol.dialect import Dialect
+    from smtpd_filters.recording import Recording
+
+
+class Scene:
+    """An event of the recording, with the time at which it was and what it came to."""
+
+    __slots__ = ("event", "recorded", "time")
+
+    def __init__(self, event: Report | Request | Lines, time: bytes) -> None:
+        self.event = event
+        self.time = time
+        self.recorded: Verdict | None = None
+
+    def answered(self, answer: Result) -> None:
+        """Note the verdict."""
+        if isinstance(self.event, Request) and self.event.phase is not None:
+            self.recorded = verdict(self.event.phase.name, self.event.argument, answer)
+
+
+def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
+    """The recording's events; lines that stand together are one."""
+    scenes: list[Scene] = []
+    requests: dict[bytes, Scene] = {}
+    messages: dict[bytes, _Told] = {}
+    for direction, line in recording.entries:
+        if direction == FROM_SMTPD:
+            event = decode(line, spoken)
+            if not isinstance(event, (Report, Request, Lines)):
+                continue
+            scene = Scene(event, line.split(b"|", 3)[2])
+            if isinstance(event, Lines):
+                scene = _joined(scenes, event) or scene
+                messages.setdefault(event.session, _Told()).hear(event, scene)
+            elif isinstance(event, Request):
+                requests[event.session] = scene
+            scenes.append(scene)
+        elif direction == FROM_FILTER:
+            answer = decode_answer(line, spoken)
+            if isinstance(answer, Result) and answer.session in requests:
+                requests.pop(answer.session).answered(answer)
+            elif isinstance(answer, Line) and answer.session in messages:
+                messages[answer.session].take(answer.line)
+        for session in [session for session, told in messages.items() if told.settled()]:
+            del messages[session]
+    return scenes
+
+
+def _joined(scenes: list[Scene], event: Lines) -> Scene | None:
+    """Take off the last scene, with these lines added, if it is of the same message."""
+    last = scenes[-1].event if scenes else None
+    if isinstance(last, Lines) and last.session == event.session and not last.end:
+        last.lines += event.lines
+        last.end = event.end
+        return scenes.pop()
+    return None
+
+
+class _Told:
+    """A message of the recording: what smtpd sent and what came back."""
+
+    __slots__ = ("ended", "returned", "scene", "sent")
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.returned: list[bytes] = []
+        self.scene: Scene | None = None
+        self.ended = False
+
+    def hear(self, event: Lines, scene: Scene) -> None:
+        """Take what smtpd wrote."""
+        self.sent += event.lines
+        if event.end:
+            self.scene = scene
+
+    def take(self, line: bytes) -> None:
+        """Take what the filter wrote."""
+        if line == b".":
+            self.ended = True
+        elif not self.ended:
+            self.returned.append(line)
+
+    def settled(self) -> bool:
+        """Note the verdict, once both sides have come to their end."""
+        if self.ended and self.scene is not None:
+            self.scene.recorded = message_verdict(self.sent, self.returned)
+            return True
+        return False

@@ -1,0 +1,240 @@
+"""A session of a recording, as it goes now that another filter decides.
+
+smtpd's side of the matter: what a client comes to behind a refusal, and which reports smtpd makes
+of it in the place of those recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smtpd_filters.protocol.events import Line, Result
+from smtpd_filters.testing.verdict import (
+    MARK,
+    RESPONSE_NAMES,
+    Verdict,
+    failure,
+    message_verdict,
+    response,
+    verdict,
+    wire,
+)
+
+if TYPE_CHECKING:
+    from smtpd_filters.protocol.events import Report
+
+    #: A report's name and values.
+    NamedValues = tuple[str, tuple[bytes, ...]]
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """What is to be written next, and whether an answer to it is needed.
+
+    ``phase`` is empty where there is nothing to decide, else that of the request, or "data-line"
+    for the end of a message.  ``data`` is empty where there is nothing to write.
+    """
+
+    session: bytes
+    phase: str = ""
+    argument: bytes = b""
+    data: bytes = b""
+    recorded: Verdict | None = None
+    #: None until there is an answer, and for good where it did not come to the question.
+    verdict: Verdict | None = None
+    #: Whether the filter's answer is waited for.
+    waiting: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """Whether the filter decided otherwise than recorded."""
+        return bool(self.phase) and self.verdict != self.recorded
+
+
+#: Where a session sticks when this phase is refused.
+_STICKS_AT = {"helo": "greeting", "ehlo": "greeting", "mail-from": "mail-from", "data": "data"}
+#: The phases that smtpd does not come to while a session is stuck: what goes before was refused.
+_STUCK: dict[str, frozenset[str]] = {
+    "": frozenset(),
+    "greeting": frozenset({"auth", "mail-from", "rcpt-to", "data", "data-line", "commit"}),
+    "mail-from": frozenset({"rcpt-to", "data", "data-line", "commit"}),
+    "data": frozenset({"data-line", "commit"}),
+}
+#: The phases that bring a stuck session on.
+_FRESH = {
+    "helo": ("greeting",),
+    "ehlo": ("greeting",),
+    "mail-from": ("mail-from", "data"),
+    "data": ("data",),
+}
+#: The phases whose refusal keeps smtpd from making a report.
+_REFUSED_BY = {
+    "link-identify": ("helo", "ehlo"),
+    "link-tls": ("starttls",),
+    "link-auth": ("auth",),
+}
+#: A greeting takes the place of the other one.
+_REPLACES = {"helo": ("ehlo",), "ehlo": ("helo",)}
+
+
+class Course:
+    """A session of the recording, as it goes now."""
+
+    def __init__(self, session: bytes) -> None:
+        self.session = session
+        #: The connection is closed.
+        self.gone = False
+        #: Where it sticks, a key of `_STUCK`: "" while nothing is in the way.
+        self.stuck = ""
+        #: The transaction's message id; empty outside of one.
+        self.msgid = b""
+        #: The verdicts that reports still to come depend on, by phase.
+        self.last: dict[str, Verdict] = {}
+        #: How many of the transaction's recipients were accepted.
+        self.recipients = 0
+        #: Who calls it junk: ("now" or "then", whether only the transaction and not the session).
+        self.junk: set[tuple[str, bool]] = set()
+        #: The step whose answer comes next.
+        self.step = Step(session)
+        #: The lines of the message so far, as smtpd sent them and as they came back.
+        self.sent: list[bytes] = []
+        self.returned: list[bytes] = []
+
+    def take(self, answer: Result | Line) -> None:
+        """Take what the filter said."""
+        step = self.step
+        if isinstance(answer, Result):
+            if step.waiting and step.phase != "data-line":
+                step.verdict = verdict(step.phase, step.argument, answer)
+                step.waiting = False
+        elif answer.line != b".":
+            self.returned.append(answer.line)
+        elif step.waiting and step.phase == "data-line":
+            step.verdict = message_verdict(self.sent, self.returned)
+            step.waiting = False
+
+    def reaches(self, phase: str) -> bool:
+        """Whether it comes to this phase at all."""
+        if self.gone:
+            return False
+        if self.stuck in _FRESH.get(phase, ()):
+            self.stuck = ""
+        if phase == "data" and "rcpt-to" in self.last and not self.recipients:
+            self.stuck = "data"  # no recipient was taken
+            return False
+        return phase not in _STUCK[self.stuck]
+
+    def heed(self, step: Step) -> bool:
+        """Note what was decided; whether smtpd closes the connection, unlike when recorded."""
+        said = step.verdict
+        if said is None:
+            return False
+        in_transaction = bool(self.msgid)
+        for when, one in (("now", said), ("then", step.recorded)):
+            if one is not None and one.verb == "junk":
+                self.junk.add((when, in_transaction))
+        phase = step.phase
+        for former in _REPLACES.get(phase, ()):
+            self.last.pop(former, None)
+        self.last[phase] = said
+        if not said.refused:
+            self.recipients += phase == "rcpt-to"
+            return False
+        if said.closes:
+            return step.recorded is None or not step.recorded.closes
+        self.stuck = _STICKS_AT.get(phase, self.stuck)
+        return False
+
+    def marked(self, lines: list[bytes]) -> list[bytes]:
+        """Lines of a message with or without smtpd's mark, as it was decided now."""
+        lines = list(lines)
+        if not self.sent:
+            whose = {when for when, _ in self.junk}
+            if lines[:1] == [MARK]:
+                if whose == {"then"}:
+                    del lines[0]
+            elif "now" in whose:
+                lines.insert(0, MARK)
+        self.sent += lines
+        return lines
+
+    def adapt(self, report: Report) -> list[NamedValues]:
+        """The reports that smtpd makes now, in place of a recorded one."""
+        name, values = report.name, report.values
+        if name.startswith("tx-"):
+            return self._adapt_transaction(name, values)
+        if name == "filter-response":
+            return self._response(values)
+        if any(self._refused(phase) for phase in _REFUSED_BY.get(name, ())):
+            return []
+        if name == "link-identify" and (rewritten := self._rewritten()):
+            return [(name, (values[0], rewritten))]
+        if name == "link-disconnect":
+            self.gone = True
+        return [(name, values)]
+
+    def _adapt_transaction(self, name: str, values: tuple[bytes, ...]) -> list[NamedValues]:
+        if self.stuck in {"greeting", "mail-from"}:
+            return []
+        if name == "tx-begin":
+            self.msgid, self.recipients = values[0], 0
+            self.last.pop("rcpt-to", None)
+        elif name == "tx-reset":
+            self._reset()
+        elif name == "tx-commit":
+            return self._committed(values)
+        elif name in {"tx-envelope", "tx-rcpt"} and self._refused("rcpt-to"):
+            if name == "tx-envelope":
+                return []
+            values = (values[0], self._failure("rcpt-to"), values[2])
+        elif name == "tx-data" and self.stuck == "data":
+            if not self._refused("data"):
+                return []
+            values = (values[0], self._failure("data"))
+        return [(name, values)]
+
+    def _committed(self, values: tuple[bytes, ...]) -> list[NamedValues]:
+        rolled_back = ("tx-rollback", (self.msgid,))
+        if self._refused("commit"):
+            return [("tx-data", (self.msgid, self._failure("commit"))), rolled_back]
+        return [rolled_back] if self.stuck == "data" else [("tx-commit", values)]
+
+    def _reset(self) -> None:
+        """The transaction is over."""
+        self.msgid, self.recipients, self.stuck = b"", 0, ""
+        self.sent, self.returned = [], []
+        self.junk = {(when, within) for when, within in self.junk if not within}
+        for phase in ("rcpt-to", "data", "commit"):
+            self.last.pop(phase, None)
+
+    def _response(self, values: tuple[bytes, ...]) -> list[NamedValues]:
+        for phase, said in self.last.items():
+            if RESPONSE_NAMES.get(phase, phase).encode() == values[0]:
+                return [("filter-response", response(phase, said))] if said.asked else []
+        return [("filter-response", values)]
+
+    def goodbye(self, phase: str, argument: bytes) -> list[NamedValues]:
+        """The reports with which smtpd closes a connection because of what was decided."""
+        self.gone = True
+        reports: list[NamedValues] = []
+        if self.msgid:
+            result = self._failure(phase)
+            if phase == "rcpt-to":
+                reports.append(("tx-rcpt", (self.msgid, result, argument)))
+            elif phase in {"data", "commit"}:
+                reports.append(("tx-data", (self.msgid, result)))
+            reports += [("tx-rollback", (self.msgid,)), ("tx-reset", (self.msgid,))]
+        return [*reports, ("link-disconnect", ())]
+
+    def _refused(self, phase: str) -> bool:
+        return phase in self.last and self.last[phase].refused
+
+    def _failure(self, phase: str) -> bytes:
+        return failure(self.last[phase])
+
+    def _rewritten(self) -> bytes:
+        for phase in ("ehlo", "helo"):
+            if phase in self.last and self.last[phase].verb == "rewrite":
+                return wire(self.last[phase].parameter)
+        return b""
