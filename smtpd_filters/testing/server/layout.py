@@ -29,7 +29,7 @@ CONF = "/srv/lab/smtpd.conf"
 QUEUE = "/var/spool/smtpd/queue"
 
 # The number of the recipe in tests/e2e/setup-roots.
-RECIPE = "trixie-2"
+RECIPE = "trixie-3"
 # Behind a listener without filters: when it greets, the filters have said that they are ready too.
 PROBE = "127.0.0.254"
 # Who asks there comes from elsewhere: from the same address the kernel may give it the very port
