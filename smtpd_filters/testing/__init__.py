@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .client import Client, Delivery
     from .dns import DNSServer
-    from .kit import Client, Conversation, Delivery, play
+    from .kit import Conversation, play
     from .oracle import Oracle
     from .replay import Replay, Step
     from .verdict import Verdict
@@ -24,7 +25,8 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Client", "Conversation", "Delivery", "play"), "kit"),
+    **dict.fromkeys(("Client", "Delivery"), "client"),
+    **dict.fromkeys(("Conversation", "play"), "kit"),
     **dict.fromkeys(("Replay", "Step"), "replay"),
     "DNSServer": "dns",
     "Oracle": "oracle",

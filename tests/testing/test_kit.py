@@ -30,7 +30,8 @@ from smtpd_filters import (
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing import Conversation, Verdict, kit
+from smtpd_filters.testing import Client, Conversation, Verdict, kit
+from smtpd_filters.testing.client import TLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,28 +172,28 @@ def test_a_whole_session(protocol: tuple[int, int]) -> None:
     ]
 
 
-def upgrade(client: kit.Client) -> Verdict:
+def upgrade(client: Client) -> Verdict:
     said = client.tls()
     if not said.refused:
         client.ehlo()
     return said
 
 
-DOES: dict[str, Callable[[kit.Client], Verdict]] = {
-    "ehlo": kit.Client.ehlo,
+DOES: dict[str, Callable[[Client], Verdict]] = {
+    "ehlo": Client.ehlo,
     "starttls": upgrade,
     "auth": lambda client: client.auth("me"),
     "mail_from": lambda client: client.mail_from("me@example.com"),
     "rcpt_to": lambda client: client.rcpt_to(ADDRESS),
-    "data": kit.Client.data,
+    "data": Client.data,
     "commit": lambda client: client.message(CONTENT),
-    "noop": kit.Client.noop,
-    "quit": kit.Client.quit,
+    "noop": Client.noop,
+    "quit": Client.quit,
 }
 STEPS = tuple(DOES)
 
 
-def go(client: kit.Client, step: str) -> Verdict:
+def go(client: Client, step: str) -> Verdict:
     return DOES[step](client)
 
 
@@ -285,7 +286,7 @@ def test_a_refused_connection_is_closed() -> None:
 def test_a_refused_command_can_be_said_again() -> None:
     filter_ = Says(ehlo=NO, mail_from=NO, rcpt_to=NO, data=NO, commit=NO, rset=NO)
     with Conversation(filter_) as smtpd:
-        client = smtpd.connect(tls=kit.TLS)
+        client = smtpd.connect(tls=TLS)
         for step in ("ehlo", "mail_from", "rcpt_to", "data", "commit"):
             assert go(client, step).refused
             del filter_.answers[step]

@@ -21,8 +21,8 @@ from smtpd_filters.testing.demo.neighbours import (
     Outcome,
     Said,
 )
-from smtpd_filters.testing.kit import Served
 from smtpd_filters.testing.replay import Replay
+from smtpd_filters.testing.served import Served
 from smtpd_filters.testing.verdict import REFUSALS
 
 if TYPE_CHECKING:
@@ -117,17 +117,7 @@ def play(recording: Recording, command: str) -> tuple[list[str], dict[str, str]]
     policy: type[Filter] = getattr(module, program.removeprefix("filter-").capitalize())
     played = Replay(recording)
     served = Served(policy, [*flags, "-v"], None)
-    try:
-        served.receive(played.handshake())
-        played.receive(served.output())
-        for step in played.steps():
-            served.receive(step.data)
-            played.receive(served.output())
-            while step.waiting and served.run():
-                played.receive(served.output())
-    finally:
-        served.close()
-    played.oracle.verify()
+    served.play(played)
     refused = {
         step.session.decode(): step.verdict.reply
         for step in played.outcomes

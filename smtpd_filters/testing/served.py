@@ -1,0 +1,162 @@
+"""Filters behind an engine, with neither smtpd nor descriptors: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.filter import Filter
+from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
+from smtpd_filters.runtime.log import Log, fold_traceback
+from smtpd_filters.settings import common_options, parse_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.runtime.policy import Later
+    from smtpd_filters.settings import Settings
+
+    from .replay import Replay
+
+    #: A filter's class, or one with its settings, or several of these for a chain.
+    Filters = type[Filter] | Filter | Sequence[Filter]
+
+
+class _Captured(Log):
+    """A log that keeps its lines."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__(verbose=verbose)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Served:
+    """Filters behind an engine: bytes in, bytes out, coroutines run until they are done.
+
+    What `Conversation` and `play` have in common.
+    """
+
+    def __init__(self, filters: Filters, flags: Sequence[str], settings: Settings | None) -> None:
+        """Raises ConfigError as the executable would before it is ready."""
+        chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
+        self.log = _Captured(verbose=verbose)
+        self.chain = Chain(chosen, self.log)
+        self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
+        self.engine.spawn = self._spawn
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(self._unhandled)
+        #: Done when a coroutine has come to its end.
+        self._ended = self._loop.create_future()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Have the filters look after what is not of a session, until they have."""
+        for filter_ in self.chain.refreshing:
+            self._loop.run_until_complete(self.chain.refresh(filter_))
+
+    def receive(self, data: bytes) -> None:
+        """Hand over what smtpd wrote.  The loop runs, as it does around a filter's process."""
+        if self.chain.later:
+            self._loop.run_until_complete(self._receive(data))
+        else:
+            self.engine.receive(data)
+
+    async def _receive(self, data: bytes) -> None:
+        self.engine.receive(data)
+
+    def output(self) -> bytes:
+        """What the filter has written."""
+        parts = [self.engine.output()]
+        while self.engine.sending:
+            self.engine.pump()
+            parts.append(self.engine.output())
+        return b"".join(parts)
+
+    def run(self) -> bool:
+        """Run coroutines until one of them has come to its end; whether there are any."""
+        if not self.engine.busy:
+            return False
+        self._loop.run_until_complete(self._ended)
+        self._ended = self._loop.create_future()
+        return True
+
+    def play(self, replay: Replay) -> None:
+        """Play a recording to the end, and close.
+
+        Raises AssertionError when smtpd would not have survived it, or waits for good.
+        """
+        try:
+            self.receive(replay.handshake())
+            replay.receive(self.output())
+            for step in replay.steps():
+                self.receive(step.data)
+                replay.receive(self.output())
+                while step.waiting:
+                    if not self.run():
+                        raise AssertionError(f"{step.phase} is never answered")
+                    replay.receive(self.output())
+        finally:
+            self.close()
+        replay.finish()
+        replay.oracle.verify()
+
+    def close(self) -> None:
+        """End as at the end of input, and leave nothing behind."""
+        self.engine.abandon()
+        try:
+            self._loop.run_until_complete(self.chain.close())
+            self._loop.run_until_complete(asyncio.sleep(0))  # what is cancelled now, was begun
+            while left := asyncio.all_tasks(self._loop):
+                for task in left:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(left))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+    def _spawn(self, work: Later, done: Callable[[Decision], None]) -> Job:
+        def decided(decision: Decision) -> None:
+            done(decision)
+            if not self._ended.done():
+                self._ended.set_result(None)
+
+        return Job(self._loop, work, decided, self._ended.set_exception)
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        text = fold_traceback(error) if error is not None else str(context.get("message"))
+        self.log.limited("unhandled", "smtpd-filters", "a task of a policy failed", error=text)
+
+
+def _configured(
+    filters: Filters, flags: Sequence[str], settings: Settings | None
+) -> tuple[list[tuple[Filter, Any, float]], bool, bool]:
+    """Make the filters as their executables do; whether to be verbose, and to refuse long lines."""
+    if not isinstance(filters, type):
+        if flags or settings is not None:
+            raise TypeError("flags and settings are for a class; an instance has its own")
+        instances = [filters] if isinstance(filters, Filter) else list(filters)
+        chosen = [(each, each.on_error, each.deadline) for each in instances]
+        verbose = refuse = False
+    else:
+        common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
+        own, general = parse_flags(
+            filters.Options, flags, common=common, prog=f"filter-{filters.name}"
+        )
+        made: Any = settings if settings is not None else own
+        on_error: Any = general.on_error
+        instance = filters(made)
+        instance.dry_run, instance.deadline = general.dry_run, general.deadline
+        chosen = [(instance, on_error, general.deadline)]
+        verbose, refuse = general.verbose, general.long_lines == "refuse"
+    for filter_, _, _ in chosen:
+        filter_.setup()
+    return chosen, verbose, refuse
