@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
 from smtpd_filters.protocol.dialect import DIALECTS
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-from smtpd_filters.testing.rules import RULES
+from smtpd_filters.testing.oracle.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,7 +29,7 @@ from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.oracle import Oracle
-from smtpd_filters.testing.rules import Kind
+from smtpd_filters.testing.oracle.rules import Kind
 from smtpd_filters.testing.served import Served
 from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play
 

@@ -21,7 +21,7 @@ from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.testing.oracle import Complaint, Oracle
-from smtpd_filters.testing.rules import Kind
+from smtpd_filters.testing.oracle.rules import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.oracle import Oracle
-from smtpd_filters.testing.rules import RULES
+from smtpd_filters.testing.oracle.rules import RULES
 from tests.fuzz import fuzz_protocol
 from tests.protocol.hostile import (
     ALWAYS,

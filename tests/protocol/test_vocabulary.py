@@ -25,8 +25,7 @@ from smtpd_filters.protocol.vocabulary import (
     UNASKED,
     Phase,
 )
-from smtpd_filters.testing import rules
-from smtpd_filters.testing.oracle import Oracle
+from smtpd_filters.testing.oracle import Oracle, rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

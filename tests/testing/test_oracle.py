@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing import rules
-from smtpd_filters.testing.oracle import Complaint, Oracle, judge
-from smtpd_filters.testing.rules import RULES, Kind
+from smtpd_filters.testing.oracle import Complaint, Oracle, judge, rules
+from smtpd_filters.testing.oracle.rules import RULES, Kind
 
 FIXTURES = sorted(
     (Path(__file__).parent.parent.parent / "fixtures" / "protocol").glob("*/*.session")
