@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import socket
+from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.kinds import printable
@@ -56,6 +57,7 @@ class Controller:
     def __init__(self, url: str, kind: str, *, password: str, user: str, timeout: float) -> None:
         """Take it; ConfigError for a url that is none, and for what no header can hold."""
         self._timeout = timeout
+        self._url = url
         self._path = url.removeprefix("unix:") if url.startswith(("/", "unix:/")) else ""
         self._tls = url.startswith("https://")
         authority, self._host, self._port, below = _endpoint(url)
@@ -102,11 +104,13 @@ class Controller:
                     sent = size
                 if sent != size:
                     raise Refused("the file got shorter")
-                return _read(connection)
+                return _read(connection, monotonic() + self._timeout)
         except TimeoutError:
-            raise Unreachable(f"no reply within {self._timeout:g} s") from None
+            raise Unreachable(f"{self._url}: no reply within {self._timeout:g} s") from None
         except OSError as error:
-            raise Unreachable(error.strerror or str(error)) from None
+            raise Unreachable(f"{self._url}: {error.strerror or error}") from None
+        except EOFError:
+            raise Unreachable(f"{self._url}: closed without a reply") from None
 
     def _connect(self) -> socket.socket:
         if self._path:
@@ -143,26 +147,39 @@ def _endpoint(url: str) -> tuple[str, str, int, str]:
         raise ConfigError(wrong)
     port = int(found["port"] or (443 if found["tls"] else PORT))
     host = found["host"].strip("[]")
+    try:
+        # As the resolver is going to: RFC 1035, 2.3.4, a label has 1 to 63 octets.
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(wrong) from None
     return found["authority"], host, port, (found["below"] or "").rstrip("/")
 
 
-def _read(connection: socket.socket) -> tuple[int, bytes]:
-    """The status and the content of a reply."""
+def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
+    """The status and the content of a reply, all of which is there at the deadline.
+
+    Raises EOFError if there is none.
+    """
+
+    def receive() -> bytes:
+        connection.settimeout(max(0.001, deadline - monotonic()))
+        return connection.recv(_REPLY)
+
     data = b""
     found = None
     while found is None:
-        piece = connection.recv(_REPLY)
+        piece = receive()
         data += piece
         found = _HEAD.match(data)
         if found is None and (not piece or len(data) >= _REPLY):
             if not data:
-                raise Unreachable("closed without a reply")
+                raise EOFError
             raise Refused("the reply is no HTTP")
     status = int(found[1])
     said = data[found.end() :]
     length = _LENGTH.search(found[0])
     # RFC 9110, 15.3.5: a 204 has no content, whatever length the controller gives.
     size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
-    while len(said) < size and (piece := connection.recv(_REPLY)):
+    while len(said) < size and (piece := receive()):
         said += piece
     return status, said[:size]

@@ -6,7 +6,8 @@ The law:
 2. What the daemon has learned before is learned; a message that it has nothing to learn from is
    none of the caller's business. All else that isn't learned is an error.
 3. It starts quickly: Dovecot runs it for each message that somebody moves, and waits.
-4. It ends: each wait has its limit, and a daemon that isn't there isn't asked a thousand times.
+4. It ends: each wait has its limit, a daemon that isn't there isn't asked a thousand times, and an
+   interrupt waits for nothing.
 
 How it works. As many threads as `--jobs` allows take messages from one iterator (`mailboxes`), give
 them to the daemon (`controller`) and count in one `Tally` what becomes of them.
@@ -55,8 +56,8 @@ class Tally:
         self.total = total
         self.counts = dict.fromkeys(("learned", "known", "skipped", "failed"), 0)
         self.statuses: set[int] = set()
-        #: Nothing more is to be tried.
-        self.stopped = False
+        #: Why nothing more is to be tried, if nothing is.
+        self.stopped = ""
         self.complaints: list[str] = []
         self._in_a_row = 0
         self._lock = threading.Lock()
@@ -85,13 +86,13 @@ class Tally:
             self.complaints.append(f"{name}: {cause}")
             self._in_a_row = self._in_a_row + 1 if unreachable else 0
             if status == NOPERM or self._in_a_row >= PATIENCE:
-                self.stopped = True
+                self.stopped = "given up"
 
     def summary(self) -> str:
         """One line that says all."""
         learned, known, skipped, failed = self.counts.values()
         text = f"{learned} learned, {known} known already, {skipped} skipped, {failed} not learned"
-        return f"{text}; given up\n" if self.stopped else f"{text}\n"
+        return f"{text}; {self.stopped}\n" if self.stopped else f"{text}\n"
 
 
 def run(options: Namespace, more: list[str]) -> int:
@@ -113,13 +114,18 @@ def run(options: Namespace, more: list[str]) -> int:
         sys.stderr.write(f"smtpd-filters: --password-file: {error.filename}: {error.strerror}\n")
         return CONFIG
     if not names:
-        return _learn_stdin(controller)
+        return _learn_stdin(controller, mbox=options.mbox)
     wanted = sys.stderr.isatty()
     tally = Tally(mailboxes.count(names) if wanted else None)
     progress = _Progress(tally, wanted=wanted)
-    _learn_all(controller, mailboxes.messages(names), jobs, tally, progress)
-    progress.clear()
-    sys.stdout.write(tally.summary())
+    try:
+        _learn_all(controller, mailboxes.messages(names), jobs, tally, progress)
+    except KeyboardInterrupt:
+        tally.stopped = "interrupted"
+        raise
+    finally:
+        progress.clear()
+        sys.stdout.write(tally.summary())
     return tally.status
 
 
@@ -147,17 +153,17 @@ def _password(name: str | None) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def _learn_stdin(controller: Controller) -> int:
-    tally = Tally(1)
+def _learn_stdin(controller: Controller, *, mbox: bool) -> int:
+    tally = Tally(None if mbox else 1)
     try:
-        for mail in mailboxes.piped(_stdin()):
+        for mail in mailboxes.piped(_stdin(), mbox=mbox):
             _learn_one(controller, mail, tally)
             if tally.stopped:
                 break
     except OSError as error:
         tally.fail("stdin", error.strerror or str(error), NOINPUT)
     if not tally.done:
-        tally.fail("stdin", "an empty message", DATAERR)
+        tally.fail("stdin", "no mbox" if mbox else "an empty message", DATAERR)
     _complain(tally)
     return tally.status
 
@@ -206,19 +212,15 @@ def _learn_all(
                 _learn_one(controller, mail, tally)
         except BaseException as error:  # noqa: BLE001  # handed to the main thread
             failures.append(error)
-            tally.stopped = True
+            tally.stopped = "given up"
 
-    threads = [threading.Thread(target=work, name=f"learn-{n}") for n in range(jobs)]
+    # An interrupt ends the program whatever they wait for; the controller forgets half a request.
+    threads = [threading.Thread(target=work, name=f"learn-{n}", daemon=True) for n in range(jobs)]
     try:
         _run_all(threads, progress)
     except BaseException:
-        # An interrupt: what is under way is waited for, no longer than its time limit.
-        tally.stopped = True
+        tally.stopped = "given up"
         raise
-    finally:
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
     progress.tick()
     for failure in failures:
         raise failure

@@ -1,12 +1,15 @@
 """Messages in files: one each, mbox files, maildirs, directories.
 
 The law:
-1. A message is read when its turn comes, and large ones aren't held: there may be a hundred
-   thousand of them.
+1. A message is read when its turn comes, and large ones aren't held in memory: there may be a
+   hundred thousand of them.
 2. What can't be read is told apart from what isn't there any more: other programs move mail about
    meanwhile, and a maildir's file has another name as soon as its message has been seen.
 3. A message is what stands in the file.  Of an mbox the separators are not part of it, and what the
    separators made necessary is undone (mboxrd: one ``>`` of ``>From ``, ``>>From `` and so on).
+4. A line separates when nothing but a separator looks like it: it has the date that RFC 4155,
+   appendix A, wants, or nothing at all, and stands at the beginning or behind an empty line.
+   What comes from a pipe is one message, whatever it begins with, unless it is said to be an mbox.
 """
 
 from __future__ import annotations
@@ -24,8 +27,15 @@ if TYPE_CHECKING:
 #: What is held of a message that comes from a pipe; the rest goes to a file.
 MEMORY_LIMIT = 1 << 20
 _CHUNK = 1 << 16
-_SEPARATOR = b"From "
+# Besides what RFC 4155 has: no address, no seconds, a zone in front of the year (as others write
+# them), and "From " alone (as Thunderbird does).
+_SEPARATOR = re.compile(
+    rb"From (?:\s*|(?:[^\n]*[ \t])?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[ \t]+"
+    rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[ \t]+[0-9]{1,2}[ \t]+"
+    rb"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:[ \t]+[A-Za-z0-9+-]{1,6}){0,2}[ \t]+[0-9]{4}\b[^\n]*)\n"
+)
 _QUOTED = re.compile(rb">+From ")
+_EMPTY = (b"\n", b"\r\n")
 
 
 class Gone(Exception):  # noqa: N818  # it is no error
@@ -88,67 +98,110 @@ def messages(names: list[str]) -> Iterator[Mail | OSError]:
             yield error if error.filename else OSError(error.errno, error.strerror, name)
 
 
-def piped(file: BinaryIO) -> Iterator[Mail]:
-    """What comes from a pipe: a message, or an mbox."""
-    from io import BytesIO
-
-    data = file.read(MEMORY_LIMIT)
-    if not data:
+def piped(file: BinaryIO, *, mbox: bool = False) -> Iterator[Mail]:
+    """What comes from a pipe: a message, or the messages of an mbox."""
+    if mbox:
+        yield from split("stdin", file)
         return
-    whole: BinaryIO = BytesIO(data)
-    if len(data) == MEMORY_LIMIT:
-        from tempfile import TemporaryFile
+    data = file.read(MEMORY_LIMIT)
+    if len(data) < MEMORY_LIMIT:
+        if data:
+            yield Mail("stdin", what=data)
+        return
+    from tempfile import TemporaryFile
 
-        whole = TemporaryFile()  # noqa: SIM115  # closed below
+    with TemporaryFile() as whole:
         whole.write(data)
         while data := file.read(_CHUNK):
             whole.write(data)
-        whole.seek(0)
-    with whole:
-        if whole.read(len(_SEPARATOR)) == _SEPARATOR:
-            whole.seek(0)
-            yield from split("stdin", whole)
-        else:
-            yield Mail("stdin", what=whole.getvalue() if isinstance(whole, BytesIO) else whole)
+        whole.flush()
+        yield Mail("stdin", what=whole)
 
 
 def is_mbox(name: str) -> bool:
     """Whether a file begins as an mbox does; OSError if it can't be read."""
+    if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116
+        # What was read of a pipe would be lost, and to open one may take for ever.
+        raise OSError(errno.EINVAL, "Not a regular file, nor a directory", name)
     with open(name, "rb") as file:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            # What was read of a pipe would be lost.
-            raise OSError(errno.EINVAL, "Not a regular file, nor a directory", name)
-        return file.read(len(_SEPARATOR)) == _SEPARATOR
+        return _SEPARATOR.match(file.readline(_CHUNK)) is not None
 
 
 def split(name: str, file: BinaryIO) -> Iterator[Mail]:
-    """The messages of an mbox, named by their numbers."""
-    lines: list[bytes] = []
-    number = 0
-    blank = True
-    for line in file:
-        if blank and line.startswith(_SEPARATOR):
-            if number:
-                yield Mail(f"{name}:{number}", what=_joined(lines))
-            number += 1
-            lines = []
-            continue
-        blank = line in (b"\n", b"\r\n")
-        lines.append(line[1:] if _QUOTED.match(line) else line)
-    if number:
-        yield Mail(f"{name}:{number}", what=_joined(lines))
+    """The messages of an mbox, named by their numbers; none if it doesn't begin as an mbox does."""
+    if not _SEPARATOR.match(file.readline(_CHUNK)):
+        return
+    number = 1
+    growing = _Growing()
+    try:
+        # Of a line that is longer only the first piece may be what it looks like.
+        starts = True
+        empty = b""
+        while piece := file.readline(_CHUNK):
+            if starts:
+                if empty and _SEPARATOR.match(piece):
+                    # The empty line in front of a separator belongs to it.
+                    yield Mail(f"{name}:{number}", what=growing.taken())
+                    number += 1
+                    empty = b""
+                    continue
+                growing.add(empty)
+                empty = piece if piece in _EMPTY else b""
+                if empty:
+                    continue
+                if _QUOTED.match(piece):
+                    piece = piece[1:]
+            growing.add(piece)
+            starts = piece.endswith(b"\n")
+        yield Mail(f"{name}:{number}", what=growing.taken())
+    finally:
+        growing.close()
 
 
-def _joined(lines: list[bytes]) -> bytes:
-    # The empty line in front of a separator belongs to it.
-    if lines and lines[-1] in (b"\n", b"\r\n"):
-        lines.pop()
-    return b"".join(lines)
+class _Growing:
+    """A message that comes in pieces: held in memory, and in a file as soon as it is large."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._file: BinaryIO | None = None
+
+    def close(self) -> None:
+        """Give up what has not been taken."""
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, piece: bytes) -> None:
+        """Put a piece behind the others."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= MEMORY_LIMIT:
+            if self._file is None:
+                from tempfile import TemporaryFile
+
+                self._file = TemporaryFile()  # noqa: SIM115  # until it is taken
+            self._write(self._file)
+
+    def taken(self) -> bytes | BinaryIO:
+        """All of it; the next one begins."""
+        file, self._file = self._file, None
+        if file is not None:
+            self._write(file)
+            file.flush()
+            return file
+        content = b"".join(self._pieces)
+        self._pieces, self._size = [], 0
+        return content
+
+    def _write(self, file: BinaryIO) -> None:
+        file.writelines(self._pieces)
+        self._pieces, self._size = [], 0
 
 
 def _entries(name: str) -> Iterator[str]:
     """The files of a maildir, or of another directory; not those of directories below."""
-    below = [os.path.join(name, part) for part in ("cur", "new")]  # noqa: PTH118
+    # What is moved from new to cur meanwhile is seen.
+    below = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
     for directory in below if all(map(os.path.isdir, below)) else [name]:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -163,6 +216,8 @@ def _opened(path: str) -> BinaryIO:
     except FileNotFoundError:
         pass
     directory, name = os.path.split(path)
+    if os.path.basename(directory) not in ("new", "cur"):  # noqa: PTH119
+        raise Gone(path)
     unique = name.partition(":")[0]
     cur = os.path.join(os.path.dirname(directory), "cur")  # noqa: PTH118, PTH120
     try:

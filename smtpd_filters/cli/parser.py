@@ -103,6 +103,9 @@ def _add_learn(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--jobs", metavar="N", default="4", help="how many messages at one time (default 4)"
     )
+    parser.add_argument(
+        "--mbox", action="store_true", help="what comes from stdin is an mbox, not a message"
+    )
 
 
 def _add_list(verbs: argparse._SubParsersAction[_Parser]) -> None:

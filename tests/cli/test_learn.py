@@ -142,8 +142,8 @@ def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
         (Answer(b"<html>"), 75, "no rspamd: <html>"),
         (Answer(b'{"success":false}'), 75, "no rspamd: "),
         (Answer(b"\x1b[2J\xff\n", 500), 75, "status 500: \\x1b[2J"),
-        (Answer(b"", behaviour="close"), 75, "closed without a reply"),
-        (Answer(b"", behaviour="reset"), 75, "Connection reset"),
+        (Answer(b"", behaviour="close"), 75, "http://[::]:0: closed without a reply"),
+        (Answer(b"", behaviour="reset"), 75, "http://[::]:0: Connection reset"),
         (Answer(b"", behaviour="garbage"), 75, "the reply is no HTTP"),
         (Answer(LEARNED.body, behaviour="cut"), 75, "no rspamd: "),
         (Answer(b"x", behaviour="endless"), 75, "no rspamd: 1\\r\\nx"),
@@ -154,6 +154,7 @@ def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Lear
     got, out, err = call("spam", stdin=MAIL)
     assert (got, out) == (status, "")
     if said:
+        said = said.replace("http://[::]:0", call.rspamd.url)
         assert err.startswith(f"smtpd-filters: stdin: {said}")
         assert err.count("\n") == 1
         assert err.isascii() or "�" in err
@@ -162,17 +163,26 @@ def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Lear
         assert err == ""
 
 
-@pytest.mark.parametrize("behaviour", ["drop", "stall"])
-def test_a_daemon_that_does_not_reply(behaviour: str, call: Learn) -> None:
-    call.rspamd.answer = Answer(LEARNED.body, behaviour=behaviour)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(LEARNED.body, behaviour="drop"),
+        Answer(LEARNED.body, behaviour="stall"),
+        Answer(LEARNED.body * 100, behaviour="trickle", delay=0.01),
+    ],
+    ids=lambda answer: str(answer.behaviour),
+)
+def test_a_daemon_that_does_not_reply(answer: Answer, call: Learn) -> None:
+    call.rspamd.answer = answer
     got, out, err = call("spam", "--timeout", "0.2", stdin=MAIL)
     assert (got, out) == (75, "")
-    assert err == "smtpd-filters: stdin: no reply within 0.2 s\n"
+    assert err == f"smtpd-filters: stdin: {call.rspamd.url}: no reply within 0.2 s\n"
 
 
 def test_a_daemon_that_is_not_there(call: Learn) -> None:
     call.rspamd.stop()
-    assert call("spam", stdin=MAIL) == (75, "", "smtpd-filters: stdin: Connection refused\n")
+    said = f"smtpd-filters: stdin: {call.rspamd.url}: Connection refused\n"
+    assert call("spam", stdin=MAIL) == (75, "", said)
 
 
 def test_a_daemon_that_replies_before_the_end(call: Learn) -> None:
@@ -303,6 +313,7 @@ def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
         *("", "localhost", "ftp://localhost", "http://", "http://:80", "http://a:b", "http://a:"),
         *("http://a:65536", "http://a:123456", "http://u:p@a/", "http://a/?x", "http://a\r\nX: y"),
         *("http://a b", "run/sock", "http://a:80:80", "http://[::1", "http://a/#x"),
+        *("http://a..b", f"http://{'a' * 64}", "http://.", f"http://{'é' * 60}"),
     ],
 )
 def test_urls_that_are_none(url: str) -> None:
@@ -409,10 +420,13 @@ def test_a_directory_of_messages(call: Learn, tmp_path: Path) -> None:
     assert call("spam", str(tmp_path))[1].startswith("1 learned,")
 
 
+DATE = b"Sat Nov 21 06:00:00 2026"
 MBOX = (
-    b"From bob Sat Nov 21 06:00:00 2026\nSubject: 1\n\n>From here\n>>From there\n> From\n\n"
-    b"From anna Sat\nSubject: 2\n\nFrom a line that separates, as it follows a blank one\n\n"
-    b"From x\nSubject: 3\n\nbody\nFrom inside\nno newline at the end"
+    b"From bob " + DATE + b"\nSubject: 1\n\n>From here\n>>From there\n> From\n\n"
+    b"From anna@example.org Sat Nov  1 6:00 +0000 2026\nSubject: 2\n\n"
+    b"A line that only looks like one:\n\nFrom now on, Sat Nov 21, 6:00 is late\n\n"
+    b"From x " + DATE + b"\n\n"
+    b"From \nSubject: 4\n\nbody\nFrom inside " + DATE + b"\nno newline at the end"
 )
 
 
@@ -421,16 +435,91 @@ def test_an_mbox(call: Learn, tmp_path: Path, *, stdin: bool) -> None:
     path = tmp_path / "mbox"
     path.write_bytes(MBOX)
     if stdin:
-        assert call("spam", stdin=MBOX)[0] == 65  # the third is empty
+        status, out, err = call("spam", "--mbox", stdin=MBOX)
+        assert (status, out) == (65, "")
+        assert err == "smtpd-filters: stdin:3: an empty message\n"
     else:
         status, out, err = call("spam", str(path), "--jobs", "1")
         assert (status, err) == (65, f"smtpd-filters: {path}:3: an empty message\n")
         assert out == "3 learned, 0 known already, 0 skipped, 1 not learned\n"
     assert [request.body for request in call.rspamd.requests] == [
         b"Subject: 1\n\nFrom here\n>From there\n> From\n",
-        b"Subject: 2\n",
-        b"Subject: 3\n\nbody\nFrom inside\nno newline at the end",
+        MBOX[MBOX.index(b"Subject: 2") : MBOX.index(b"\nFrom x")],
+        b"Subject: 4\n\nbody\nFrom inside " + DATE + b"\nno newline at the end",
     ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [MBOX, b"From here on\nSubject: x\n\nbody\n\nFrom y " + DATE + b"\nno header\n"],
+)
+def test_a_message_from_stdin_is_one(data: bytes, call: Learn) -> None:
+    assert call("spam", stdin=data) == (0, "", "")
+    assert [request.body for request in call.rspamd.requests] == [data]
+
+
+def test_a_file_that_begins_as_no_mbox_does(call: Learn, tmp_path: Path) -> None:
+    data = b"From the start, " + DATE[:-4] + b"was late\n\nFrom y " + DATE + b"\nbody\n"
+    (tmp_path / "mail").write_bytes(data)
+    assert call("spam", str(tmp_path / "mail"))[0] == 0
+    assert [request.body for request in call.rspamd.requests] == [data]
+
+
+@pytest.mark.parametrize("data", [b"", MAIL, b"\n" + MBOX])
+def test_an_mbox_that_is_none(data: bytes, call: Learn) -> None:
+    assert call("spam", "--mbox", stdin=data) == (65, "", "smtpd-filters: stdin: no mbox\n")
+    assert not call.rspamd.requests
+
+
+@pytest.mark.parametrize(
+    ("line", "separates"),
+    [
+        (b"From bob@example.net Sat Nov 21 06:00:00 2026\n", True),
+        (b"From bob@example.net Sat Nov 21 06:00:00 2026\r\n", True),
+        (b"From - Sat Nov 21 06:00:00 2026\n", True),
+        (b"From Sat Nov 21 06:00:00 2026\n", True),
+        (b'From "a b"@example.net  Sun Nov  1 06:00 2026\n', True),
+        (b"From bob Sat Nov 21 06:00:00 CET 2026\n", True),
+        (b"From bob Sat Nov 21 06:00:00 2026 +0100\n", True),
+        (b"From bob Sat Nov 21 06:00:00 2026 remote from mx\n", True),
+        (b"From \n", True),
+        (b"From \r\n", True),
+        (b"From bob\n", False),
+        (b"From bob@example.net Saturday 21 Nov\n", False),
+        (b"From Mon to Fri we are here.\n", False),
+        (b"From: bob@example.net Sat Nov 21 06:00:00 2026\n", False),
+        (b"from bob Sat Nov 21 06:00:00 2026\n", False),
+        (b">From bob Sat Nov 21 06:00:00 2026\n", False),
+        (b" From bob Sat Nov 21 06:00:00 2026\n", False),
+        (b"From bob Sat Nov 21 06:00:00 20261\n", False),
+        (b"From bob Sat Nov 21 06:00:00 2026", False),
+    ],
+)
+def test_what_separates(line: bytes, *, separates: bool, tmp_path: Path) -> None:
+    path = tmp_path / "box"
+    path.write_bytes(line)
+    assert mailboxes.is_mbox(str(path)) == separates
+    data = b"From x " + DATE + b"\n1\n\n" + line + b"2\n"
+    assert len(list(mailboxes.split("x", io.BytesIO(data)))) == 1 + separates
+
+
+def test_a_large_message_of_an_mbox(call: Learn, tmp_path: Path) -> None:
+    separator = b"From x " + DATE + b"\n"
+    limit = mailboxes.MEMORY_LIMIT
+    # Also lines that are longer than what is read at once, whose rest looks like a line of its own.
+    odd = b"x" * (64 << 10) + b"From y " + DATE + b"\n" + b"y" * (64 << 10) + b"\n\n"
+    mails = [b"1\n", odd * (2 * limit // len(odd)) + b"2\n", b"3\n", b"z" * limit, b"\n\n"]
+    path = tmp_path / "mbox"
+    path.write_bytes(b"".join(separator + mail + b"\n" for mail in mails[:3]))
+    with path.open("ab") as file:
+        file.write(separator + mails[3] + b"\n\n" + separator + mails[4] + b"\n")
+    mails[3] += b"\n"
+    # One at a time: a spooled message that is never learned would be an open file.
+    assert call("spam", str(path), "--jobs", "1")[:2] == (
+        0,
+        "5 learned, 0 known already, 0 skipped, 0 not learned\n",
+    )
+    assert [request.body for request in call.rspamd.requests] == mails
 
 
 def test_several_outcomes(call: Learn, tmp_path: Path) -> None:
@@ -507,17 +596,19 @@ def test_messages_that_are_refused_do_not_end_it(call: Learn, tmp_path: Path) ->
 
 
 def test_what_cannot_be_read(call: Learn, tmp_path: Path) -> None:
+    # Nobody writes into it: to open it would wait.
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "good").write_bytes(MAIL)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(tmp_path / "socket"))
     with listening:
-        names = [f"{tmp_path}/{name}" for name in ("socket", "none", "good")]
+        names = [f"{tmp_path}/{name}" for name in ("socket", "fifo", "none", "good")]
         status, out, err = call("spam", *names, "/dev/null")
     assert status == 66
     assert out.startswith("1 learned, ")
-    assert err.count("\n") == 3
+    assert err.count("\n") == 4
     assert f"{tmp_path}/none: No such file or directory" in err
+    assert f"{tmp_path}/fifo: Not a regular file, nor a directory" in err
     assert "/dev/null: Not a regular file, nor a directory" in err
 
 
@@ -547,8 +638,28 @@ def test_mail_that_moves_meanwhile(call: Learn, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    for directory in ("new", "old"):
+        with pytest.raises(mailboxes.Gone):
+            mailboxes.Mail("x", path=str(tmp_path / directory / "x")).open()
+
+
+def test_another_file_of_the_same_name(tmp_path: Path) -> None:
+    box = maildir(tmp_path, one_S=b"1")
     with pytest.raises(mailboxes.Gone):
-        mailboxes.Mail("x", path=str(tmp_path / "new" / "x")).open()
+        mailboxes.Mail("x", path=str(box / "old" / "one")).open()
+
+
+def test_what_is_seen_meanwhile_is_learned(call: Learn, tmp_path: Path) -> None:
+    box = maildir(tmp_path, one=b"1")
+    mails = mailboxes.messages([str(box)])
+    first = next(mails)
+    assert isinstance(first, mailboxes.Mail)
+    (box / "new" / "two").write_bytes(b"2")
+    (box / "new" / "two").rename(box / "cur" / "two:2,S")
+    assert [mail.name for mail in mails if isinstance(mail, mailboxes.Mail)] == [
+        str(box / "cur" / "two:2,S")
+    ]
+    assert not call.rspamd.requests
 
 
 def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
@@ -568,7 +679,12 @@ def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
 
 # -- mbox, whatever is in it ---------------------------------------------------------------------
 
-LINES = st.sampled_from([b"From x", b">From x", b">>From", b"", b"body", b" From", b"\r", b"\xff"])
+LINES = st.sampled_from(
+    [
+        *(b"From x", b">From x", b">>From", b"", b"body", b" From", b"\r", b"\xff"),
+        *(b"From x " + DATE, b"From ", b"From \r", b">From x " + DATE),
+    ]
+)
 
 
 @given(st.lists(st.lists(LINES, min_size=1, max_size=5), min_size=1, max_size=4))
@@ -577,7 +693,7 @@ def test_an_mbox_gives_back_what_was_put_into_it(contents: list[list[bytes]]) ->
     box = b""
     for mail in mails:
         quoted = re.sub(rb"(?m)^(>*From )", rb">\1", mail)
-        box += b"From a b\n" + quoted + b"\n"
+        box += b"From a@example.net " + DATE + b"\n" + quoted + b"\n"
     found = []
     for one in mailboxes.split("x", io.BytesIO(box)):
         file, size = one.open()
@@ -590,6 +706,7 @@ def test_an_mbox_gives_back_what_was_put_into_it(contents: list[list[bytes]]) ->
 def test_an_mbox_of_nothing() -> None:
     assert list(mailboxes.split("x", io.BytesIO(b""))) == []
     assert list(mailboxes.split("x", io.BytesIO(b"no separator\n"))) == []
+    assert list(mailboxes.split("x", io.BytesIO(b"no date\n\nFrom x " + DATE + b"\n1"))) == []
 
 
 # -- the terminal --------------------------------------------------------------------------------
@@ -639,22 +756,26 @@ def test_a_terminal_shows_a_bar(rspamd: RspamdStub, tmp_path: Path) -> None:
 # -- as a program --------------------------------------------------------------------------------
 
 
-def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path) -> None:
+# Tests that run in the background have the signal ignored, and so would their children.
+INTERRUPTIBLE = (
+    "import signal, sys; from smtpd_filters.cli import main; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+)
+
+
+@pytest.mark.parametrize("behaviour", ["", "drop", "stall"])
+def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path, behaviour: str) -> None:
     asked = threading.Event()
 
     def answer(_request: Request) -> Answer:
         asked.set()
-        return Answer(LEARNED.body, delay=0.5)
+        return Answer(LEARNED.body, delay=0 if behaviour else 0.5, behaviour=behaviour)
 
     rspamd.answer = answer
-    # Tests that run in the background have the signal ignored, and so would their children.
-    program = (
-        "import signal, sys; from smtpd_filters.cli import main; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
-    )
     box = maildir(tmp_path, **{f"m{n}": b"%d" % n for n in range(50)})
+    words = ["learn", "spam", "-url", rspamd.url, "--jobs=2", "--timeout=600", str(box)]
     with subprocess.Popen(
-        [sys.executable, "-c", program, "learn", "spam", "-url", rspamd.url, "--jobs=2", str(box)],
+        [sys.executable, "-c", INTERRUPTIBLE, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -662,7 +783,10 @@ def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path) -> None:
         assert asked.wait(30)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, err) == (130, b"")
+    assert re.fullmatch(
+        rb"\d learned, 0 known already, 0 skipped, 0 not learned; interrupted\n", out
+    )
     assert len(rspamd.requests) < 10
 
 
