@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+#: More than a process writes at once to its log.
+PIECE = 1 << 16
+#: struct ucred of unix(7): the pid comes first.
+CREDENTIALS = 12
+PID = 4
 
 
 class Output:
@@ -20,14 +30,29 @@ class Output:
         self.news = threading.Condition()
         self.ended = False
         self._reader: threading.Thread | None = None
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes] | socket.socket | None = None
 
     def follow(self, file: IO[bytes] | None, name: str) -> None:
         """Read this file to its end, in a thread of that name; again after `close`."""
         assert file is not None  # noqa: S101 - the starter has made it a pipe
+        self._start(file, file, name)
+
+    def sink(self, name: str) -> socket.socket:
+        """Return what several processes may write to at one time; close it once they have it.
+
+        smtpd's processes write to one log, and a C library may write a long line in pieces (glibc
+        from 2.37 on: of 128 bytes).  In a pipe the pieces of two lines get mixed; here each comes
+        with who wrote it, and lines are put together again.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._start(ours, _put_together(ours), name)
+        return theirs
+
+    def _start(self, file: IO[bytes] | socket.socket, lines: Iterable[bytes], name: str) -> None:
         self.ended = False
         self._file = file
-        self._reader = threading.Thread(target=self._read, args=[file], name=name)
+        self._reader = threading.Thread(target=self._read, args=[lines], name=name)
         self._reader.start()
 
     def close(self) -> None:
@@ -58,11 +83,26 @@ class Output:
                     return None
                 self.news.wait(left)
 
-    def _read(self, file: IO[bytes]) -> None:
-        for line in file:
+    def _read(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             with self.news:
                 self.lines.append(line.decode("utf-8", "surrogateescape").rstrip("\n"))
                 self.news.notify_all()
         with self.news:
             self.ended = True
             self.news.notify_all()
+
+
+def _put_together(source: socket.socket) -> Iterator[bytes]:
+    """Give the lines that come in pieces from several processes, as each is whole."""
+    begun: dict[bytes, bytes] = {}
+    while True:
+        piece, ancillary, _, _ = source.recvmsg(PIECE, socket.CMSG_SPACE(CREDENTIALS))
+        if not piece and not ancillary:
+            break
+        writer = ancillary[0][2][:PID]
+        *lines, rest = (begun.pop(writer, b"") + piece).split(b"\n")
+        yield from lines
+        if rest:
+            begun[writer] = rest
+    yield from begun.values()

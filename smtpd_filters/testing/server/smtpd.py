@@ -12,47 +12,37 @@ import signal
 import ssl
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
-import smtpd_filters
 from smtpd_filters.testing.server.client import HELO, SMTP_PORT, Client, Connection, Reply
+from smtpd_filters.testing.server.configuration import DOMAIN, LISTENERS, MATCHES, configuration
+from smtpd_filters.testing.server.credentials import certificate
 from smtpd_filters.testing.server.lab import Lab, LabError, Process, children, wait_ended
 from smtpd_filters.testing.server.layout import (
     BIN,
-    CODE,
     CONF,
-    DOMAIN,
     FILES,
     FIRST_UID,
-    LIBRARIES,
-    LISTENERS,
     MAIL,
-    MATCHES,
     PROBE,
     PROBER,
     PYCACHE,
     QUEUE,
     SCRATCH,
     VERSIONS,
-    certificate,
     file_path,
-    hashes,
-    mapping,
-    quote,
     root_of,
     scratch_path,
 )
 from smtpd_filters.testing.server.output import Output
+from smtpd_filters.testing.server.programs import Programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from email.message import EmailMessage
     from types import TracebackType
-
-__all__ = ["BIN", "Delivered", "Smtpd", "unavailable"]
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
@@ -147,24 +137,12 @@ class Smtpd:
         self._probe_port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-        code = Path(smtpd_filters.__file__).resolve().parents[1]
-        within = {CODE: code, **(binds or {})}
-        exposed = []
-        self._import_path = [CODE]
-        if root_of(version) == Path("/"):
-            # The interpreter that runs this, and what is installed for it.
-            self._python = os.path.realpath(sys.executable)
-            within[LIBRARIES] = Path(sysconfig.get_path("purelib"))
-            self._import_path.append(LIBRARIES)
-            if not self._python.startswith("/usr/"):
-                exposed.append(Path(sys.base_prefix).resolve())
-        else:
-            self._python = "/usr/bin/python3"
+        self._programs = Programs(root_of(version))
         self.lab = Lab(
             zone,
             root=root_of(version),
-            binds=within,
-            exposed=exposed,
+            binds={**self._programs.binds, **(binds or {})},
+            exposed=self._programs.exposed,
             directories={BIN: 0o755, FILES: 0o755, SCRATCH: 0o1777, PYCACHE: 0o755, MAIL: 0o755},
             beside=lab,
         )
@@ -246,12 +224,12 @@ class Smtpd:
         self._output.close()
 
     def _start(self) -> None:
-        self._process = self.lab.spawn(
-            *("/usr/sbin/smtpd", "-d", "-f", CONF, *self._arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._output.follow(self._process.stdout, "smtpd-log")
+        with self._output.sink("smtpd-log") as sink:
+            self._process = self.lab.spawn(
+                *("/usr/sbin/smtpd", "-d", "-f", CONF, *self._arguments),
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
         deadline = time.monotonic() + START_TIMEOUT
         while not self._greets(deadline):
             if self._output.ended:
@@ -405,7 +383,7 @@ class Smtpd:
     def _furnish(self) -> None:
         for name, content in self._files.items():
             self.write(name, content)
-        for name, content in self._launchers().items():
+        for name, content in self._programs.launchers().items():
             launcher = self.path(f"{BIN}/{name}")
             launcher.write_text(content, "utf-8")
             launcher.chmod(0o755)
@@ -424,95 +402,17 @@ class Smtpd:
         conf.write_text(self.configuration(), "utf-8")
         conf.chmod(0o600)
         if self._filters:
-            self.lab.run("tar", "-xf", "-", "-C", PYCACHE, input=self._bytecode())
-
-    def _launchers(self) -> dict[str, str]:
-        head = (
-            f"#!{self._python} -I\n"
-            "import sys\n"
-            f"sys.pycache_prefix = {PYCACHE!r}\n"
-            f"sys.path[:0] = {self._import_path!r}\n"
-        )
-        package = Path(smtpd_filters.__file__).parent
-        modules = {
-            "smtpd-filters": "smtpd_filters.cli",
-            "filter-chain": "smtpd_filters.cli.chain",
-        }
-        for file in (package / "filters").glob("[!_]*"):
-            if file.suffix == ".py" or (file / "__init__.py").exists():
-                name = f"filter-{file.stem.replace('_', '-')}"
-                modules[name] = f"smtpd_filters.filters.{file.stem}"
-        launchers = {
-            name: f"{head}from {module} import main\nsys.exit(main())\n"
-            for name, module in modules.items()
-        }
-        launchers["python"] = (
-            f"#!/bin/sh\nPYTHONPATH={':'.join(self._import_path)}\n"
-            f"PYTHONPYCACHEPREFIX={PYCACHE}\nexport PYTHONPATH PYTHONPYCACHEPREFIX\n"
-            f'exec {self._python} -s "$@"\n'
-        )
-        return launchers
-
-    def _bytecode(self) -> bytes:
-        """Return the package compiled for the server's Python, packed; made once per process.
-
-        The checkout is read-only inside and the filters run unprivileged, so without this each of
-        them would compile the package anew at each start.
-        """
-        if self.version not in _bytecode:
-            options = (
-                "-X",
-                f"pycache_prefix={PYCACHE}",
-                "-m",
-                "compileall",
-                "-q",
-                "-x",
-                "/testing/",
-            )
-            # What doesn't compile is for its filter to complain about.
-            self.lab.run(self._python, *options, f"{CODE}/smtpd_filters", check=False)
-            packed = self.lab.run("tar", "-cf", "-", "-C", PYCACHE, ".")
-            _bytecode[self.version] = packed.stdout
-        return _bytecode[self.version]
+            self.lab.run("tar", "-xf", "-", "-C", PYCACHE, input=self._programs.bytecode(self.lab))
 
     def configuration(self) -> str:
         """Return the text of smtpd.conf(5) that the server was started with."""
-        # userinfo of table(5): uid, gid, home
-        userinfo = {
-            user: f"{FIRST_UID + number}:{FIRST_UID + number}:{MAIL}/{user}"
-            for number, user in enumerate(self.users)
-        }
-        credentials = dict(zip(self.users, hashes(tuple(self.users)), strict=True))
-        lines = [
-            *self._security(),
-            'smtp max-message-size "64M"',
-            f"table domains {{ {', '.join(map(quote, self._domains))} }}",
-            mapping("users", userinfo),
-            mapping("credentials", credentials),
-            *(f"filter {quote(n)} proc-exec {quote(c)}" for n, c in self._filters.items()),
-        ]
-        if self._filters:
-            lines.append(f'filter "all" chain {{ {", ".join(map(quote, self._filters))} }}')
-        lines += [
-            f'action "deliver" maildir "{MAIL}/%{{user.username}}" junk userbase <users>',
-            self._declarations,
-            self._expand(self._listeners),
-            self._matches,
-            f"listen on {PROBE} port {self._probe_port}",
-        ]
-        return "\n".join(lines) + "\n"
-
-    def _security(self) -> list[str]:
-        lines = ['pki lab cert "/srv/lab/certificate.pem"', 'pki lab key "/srv/lab/key.pem"']
-        if self.version == "6.8":
-            # It wants a key but can't use it under OpenSSL 3; ciphers without one work.
-            lines.append('smtp ciphers "aNULL:@SECLEVEL=0"')
-        return lines
-
-    def _expand(self, listeners: str) -> str:
-        tls = "tls pki lab"
-        chain = 'filter "all"' if self._filters else ""
-        return listeners.replace("$tls", tls).replace("$filter", chain)
-
-
-_bytecode: dict[str, bytes] = {}
+        return configuration(
+            self.version,
+            users=self.users,
+            domains=self._domains,
+            filters=self._filters,
+            declarations=self._declarations,
+            listeners=self._listeners,
+            matches=self._matches,
+            probe_port=self._probe_port,
+        )
