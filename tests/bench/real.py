@@ -14,8 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.dns import host
-from smtpd_filters.testing.server import DOMAIN, Smtpd, unavailable
-from smtpd_filters.testing.server.smtpd import BIN
+from smtpd_filters.testing.server import BIN, DOMAIN, Smtpd, unavailable
 
 if TYPE_CHECKING:
     import socket

@@ -49,17 +49,15 @@ one network and zone when they are given the same `lab`.
 """
 
 from smtpd_filters.testing.server.client import Client, Connection, Reply
+from smtpd_filters.testing.server.configuration import DOMAIN, LISTENERS, MATCHES
+from smtpd_filters.testing.server.credentials import password
 from smtpd_filters.testing.server.lab import Lab, LabError, Process
 from smtpd_filters.testing.server.layout import (
     BIN,
     CODE,
-    DOMAIN,
-    LISTENERS,
-    MATCHES,
     VERSIONS,
     file_path,
     filter_command,
-    password,
     root_of,
     scratch_path,
     script_command,

@@ -1,21 +1,12 @@
-"""What a server of the lab consists of: where things are, its smtpd.conf's parts, its secrets."""
+"""Where a server and its filters find things, and how filters are named there."""
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
-import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from smtpd_filters.testing.server.lab import HOSTNAME
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 VERSIONS = ("6.8", "7.6")
-DOMAIN = "local.example"
 
 # Where things are, as the server sees it.
 CODE = "/srv/smtpd-filters"  # the folder that holds the package: a checkout
@@ -36,16 +27,6 @@ PROBE = "127.0.0.254"
 # that smtpd is going to listen on, and then it is connected to itself.
 PROBER = "127.0.0.253"
 FIRST_UID = 2000
-
-LISTENERS = """\
-listen on socket $filter
-listen on 127.0.0.1 port 25 $tls auth-optional <credentials> $filter
-listen on ::1 port 25 $tls auth-optional <credentials> $filter
-"""
-MATCHES = """\
-match from any for domain <domains> action "deliver"
-match from local for local action "deliver"
-"""
 
 
 def root_of(version: str) -> Path:
@@ -74,48 +55,3 @@ def file_path(name: str) -> str:
 def scratch_path(name: str) -> str:
     """Return a path that filters may write to."""
     return f"{SCRATCH}/{name}"
-
-
-def password(user: str) -> str:
-    """Return the password of a user of the lab."""
-    return f"{user}'s secret"
-
-
-def quote(text: str) -> str:
-    """Return a string of smtpd.conf(5)."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def mapping(name: str, entries: Mapping[str, str]) -> str:
-    """Return the declaration of a table that is a mapping."""
-    inside = ", ".join(f"{quote(key)} = {quote(value)}" for key, value in entries.items())
-    return f"table {name} {{ {inside} }}"
-
-
-@functools.cache
-def hashes(users: tuple[str, ...]) -> list[str]:
-    """Return the crypt(3) hashes of the users' passwords."""
-    words = "".join(f"{password(user)}\n" for user in users)
-    return _openssl("passwd", "-6", "-stdin", words=words).split()
-
-
-@functools.cache
-def certificate() -> tuple[str, str]:
-    """Return a self-signed certificate and its key, as PEM."""
-    made = _openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-days", "2", "-subj", f"/CN={HOSTNAME}", "-keyout", "-", "-out", "-"),
-    )
-    key, mark, rest = made.partition("-----END PRIVATE KEY-----\n")
-    return rest, key + mark
-
-
-def _openssl(*arguments: str, words: str = "") -> str:
-    done = subprocess.run(  # noqa: S603 - the arguments are this module's
-        ["openssl", *arguments],  # noqa: S607 - wherever the system has it
-        input=words,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
