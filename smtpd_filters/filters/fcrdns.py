@@ -97,6 +97,9 @@ class Fcrdns(ClientFilter):
         super().setup()
         settings = self.settings
         if settings.verify:
+            # Now, not at the first client: by then an upgrade may have put another version there.
+            import smtpd_filters.lookups.fcrdns  # noqa: F401
+
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
             self.later = type(self).later
         elif settings.nameserver:

@@ -1,0 +1,140 @@
+"""Filters go on serving while a package's files are replaced, or gone.
+
+smtpd starts a filter once, and whoever upgrades the package doesn't restart smtpd at once.  What a
+filter would load later would be of another version, or not there; so it loads nothing later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.testing import DNSServer
+from tests.packaging.roots import SOURCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import BufferedRWPair
+
+FIXTURES = SOURCE / "fixtures"
+#: The flags have a filter do all that it can; ZONE is a name server, FOLDER is one's own.
+COMMANDS = {
+    "chain": "--config FOLDER/chain.toml",
+    "dnsbl": "--client bl.example --helo dbl.example --reject-at 3 --nameserver ZONE",
+    "dyndns": "--extra-patterns '[.]pool[.]' --action reject",
+    "fcrdns": "--verify --nameserver ZONE",
+    "helo": "--unknown reject --nameserver ZONE",
+    "mailfrom": "--domains example.org --check-header --check-display",
+    "rcpt": "--domains example.org --unknown-domain reject --delay 10ms --nameserver ZONE",
+    "rspamd": "-url http://127.0.0.1:9",
+    "sender": "--nameserver ZONE",
+    "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
+    "trace": "--detail all --record FOLDER --anonymise",
+}
+CHAIN = """\
+[chain.all]
+filters = ["dyndns", "fcrdns", "mailfrom"]
+
+[filter.mailfrom]
+domains = "example.org"
+check-header = true
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package that may be taken away."""
+    target = tmp_path / "modules"
+    ignored = shutil.ignore_patterns("__pycache__", "testing")
+    shutil.copytree(SOURCE / "smtpd_filters", target / "smtpd_filters", ignore=ignored)
+    return target
+
+
+def events(name: str) -> Iterator[bytes]:
+    """What smtpd said in all recorded sessions of this filter, or of some filter."""
+    folder = FIXTURES / name
+    sessions = sorted((folder if folder.exists() else FIXTURES / "mailfrom").glob("*.session"))
+    assert sessions
+    for path in sessions:
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.startswith(b"< ") and not line.startswith(b"< config|"):
+                yield line.removeprefix(b"< ")
+
+
+def greet(filter_: BufferedRWPair) -> set[bytes]:
+    """Begin as smtpd does, and wait until the filter is ready; what it has registered."""
+    filter_.write(b"config|smtpd-version|7.6.0p1\nconfig|protocol|0.7\n")
+    filter_.write(b"config|admd|mx.example.org\nconfig|ready\n")
+    filter_.flush()
+    registered = set()
+    while b"register|ready" not in registered:
+        line = filter_.readline()
+        assert line
+        registered.add(line.rstrip(b"\n"))
+    return registered
+
+
+def play(name: str, filter_: BufferedRWPair, registered: set[bytes]) -> int:
+    """Play sessions to a filter, one request at a time; how many it has answered."""
+    answered = 0
+    for line in events(name):
+        kind, _, _, subsystem, event, session, *rest = line.rstrip(b"\n").split(b"|", 7)
+        if b"register|%b|%b|%b" % (kind, subsystem, event) not in registered:
+            continue
+        filter_.write(line)
+        if kind == b"report" or (event == b"data-line" and rest[1] != b"."):
+            continue
+        last = b"filter-result|%b|%b|" % (session, rest[0])
+        if event == b"data-line":
+            last = b"filter-dataline|%b|%b|.\n" % (session, rest[0])
+        filter_.flush()
+        reply = b""
+        while not reply.startswith(last):
+            reply = filter_.readline()
+            assert reply, f"no answer to {line!r}"
+        answered += 1
+    return answered
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_path: Path) -> None:
+    (tmp_path / "chain.toml").write_text(CHAIN)
+    module = "smtpd_filters.cli.chain" if name == "chain" else f"smtpd_filters.filters.{name}"
+    zone = FIXTURES / name / "zone.json"
+    ours, its = socket.socketpair()
+    ours.settimeout(60)
+    with (
+        ours,
+        DNSServer(json.loads(zone.read_text()) if zone.exists() else {}) as server,
+        (tmp_path / "log").open("wb") as log,
+    ):
+        flags = COMMANDS[name].replace("ZONE", f"{server.address}:{server.port}")
+        words = shlex.split(flags.replace("FOLDER", str(tmp_path)))
+        with its:
+            filter_ = subprocess.Popen(
+                [sys.executable, "-P", "-B", "-m", module, *words],
+                stdin=its.fileno(),
+                stdout=its.fileno(),
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(package)},
+            )
+        try:
+            with ours.makefile("rwb") as both:
+                registered = greet(both)
+                shutil.rmtree(package)
+                assert play(name, both, registered)
+        finally:
+            ours.close()
+            status = filter_.wait(timeout=60)
+    assert status == 0
+    for line in (tmp_path / "log").read_text().splitlines():
+        assert " error=" not in line
