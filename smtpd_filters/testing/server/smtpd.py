@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 DELIVERY_TIMEOUT = 10.0
+# What smtpd writes at the top of what it accepts, with the message's id.
+RECEIVED = re.compile(rb"^Received: .*\n\s+by .* with E?SMTPS?A? id ([0-9a-f]{8})\b", re.MULTILINE)
 
 
 class Delivered(NamedTuple):
@@ -336,14 +338,27 @@ class Smtpd:
                 self._output.news.wait(0.005)
 
     def maildir(self, user: str, *, settle: bool = True) -> list[Delivered]:
-        """Return what has been delivered to a user, oldest first, when all that was accepted is."""
+        """Return what has been delivered to a user, in the order in which it was accepted.
+
+        By default all that was accepted is delivered first.
+        """
         if settle:
             self.settle()
         base = self.lab.path(f"{MAIL}/{user}")
         found = []
         for folder, below in (("", base), ("Junk", base / ".Junk")):
-            found += [(path.stat().st_mtime_ns, folder, path) for path in below.glob("new/*")]
-        return [Delivered(folder, path.read_bytes()) for _, folder, path in sorted(found)]
+            found += [Delivered(folder, path.read_bytes()) for path in below.glob("new/*")]
+        # Several may have been delivered at one time, in whatever order.
+        return sorted(found, key=self._accepted)
+
+    def _accepted(self, mail: Delivered) -> int:
+        """Return which line of the log says that a message was accepted."""
+        written_in = RECEIVED.search(mail.content)
+        if written_in is None:
+            raise self._failure(f"a message without its id: {mail.content[:1000]!r}")
+        accepted = re.compile(rf" smtp message .*\bmsgid={written_in[1].decode()}\b")
+        self.wait_for(accepted.pattern)
+        return next(at for at, line in enumerate(self.log) if accepted.search(line))
 
     # -- files and processes -----------------------------------------------------------------------
 
