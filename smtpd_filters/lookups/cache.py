@@ -1,8 +1,8 @@
 """How long an outcome is kept, and the store that keeps it: no I/O and no clock.
 
 1. A positive answer is kept for its TTL, between a floor and a ceiling.
-2. A negative one is kept for its TTL under a ceiling of its own (RFC 2308 section 5), and not at
-   all when the answer didn't say for how long.
+2. A negative one is kept for its TTL (RFC 2308 section 5), between the floor and a ceiling of its
+   own; one that didn't say for how long, for the floor.
 3. An unavailable one is kept for the moment that a broken server is left alone, no longer.
 4. The store is bounded: in entries, the least recently used going first, and in the size of one.
 """
@@ -38,7 +38,10 @@ class Lifetimes:
     def __init__(
         self,
         *,
-        # A message asks for one name several times over; a TTL of 0 would repeat each query.
+        # A message asks for one name several times over; a TTL of 0 would repeat each query.  Nor
+        # are negative answers without a SOA asked for again at once: that they "SHOULD NOT be
+        # cached" (RFC 2308 section 5) is to keep them from going round between servers that ask
+        # each other, and nobody asks us.  unbound, too, keeps them for 5 s.
         floor: float = 5,
         # A day: what BIND (max-cache-ttl is a week) and unbound (cache-max-ttl) cut to at the most.
         ceiling: float = 86400,
@@ -61,9 +64,7 @@ class Lifetimes:
                     return 0
                 return max(min(ttl, self.ceiling), self.floor)
             case NotFound(_, ttl):
-                if ttl <= 0:
-                    return 0
-                return max(min(ttl, self.negative_ceiling), min(self.floor, self.negative_ceiling))
+                return min(max(ttl, self.floor), self.negative_ceiling)
             case Unavailable():
                 return self.backoff
 

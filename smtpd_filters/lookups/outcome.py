@@ -75,7 +75,7 @@ class Found(Value, Generic[T_co]):
 class NotFound(Value):
     """There are none: `reason` is one of NXDOMAIN, NODATA and INVALID; `ttl` in seconds.
 
-    A `ttl` of 0 is an answer that must not be kept (RFC 2308 section 5: it came without a SOA).
+    A `ttl` of 0 is that of an answer that didn't say for how long it holds (it had no SOA).
     """
 
     __match_args__ = ("reason", "ttl")

@@ -31,9 +31,9 @@ def test_sessions_are_looked_up_and_those_of_known_clients_are_not() -> None:
 def test_a_look_up_too_many_is_found_out() -> None:
     """A cache that does not keep what it was told would not be measured as one that does."""
     with Place(None) as place:
-        # An answer of which nobody says how long it holds is not kept.
-        place.dns.zone.clear()
-        place.dns.negative_ttl = None
+        # An answer of that size is not kept.
+        many = [f"127.0.4.{last}" for last in range(100)]
+        place.dns.zone["*.score.senderscore.com"] = {"A": many}
         with pytest.raises(MisbehaviourError, match="look-ups of what was known"):
             warm(place, 100, BLOCKING, [])
 

@@ -19,7 +19,7 @@ from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Outcome, Unav
         (NotFound(NODATA, 20), 20),
         (NotFound(NODATA, 1), 5),
         (NotFound(NODATA, 90), 50),
-        (NotFound(NODATA, 0), 0),
+        (NotFound(NODATA, 0), 5),
         (Unavailable("timeout"), 1),
     ],
 )

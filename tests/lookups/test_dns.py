@@ -339,14 +339,28 @@ def test_the_cache_is_bounded(server: DNSServer) -> None:
     assert len(server.queries) == 6
 
 
-def test_negative_answers_that_say_not_for_how_long_are_not_kept() -> None:
-    async def test(resolver: Resolver) -> None:
-        for _ in range(2):
-            assert await resolver.query("missing.example", "A") == NotFound(NXDOMAIN, 0)
+def test_negative_answers_that_say_not_for_how_long_are_kept_for_a_moment() -> None:
+    clock = Clock()
 
-    with DNSServer({}, negative_ttl=None) as server:
-        run(server, test)
-        assert len(server.queries) == 2
+    async def test(resolver: Resolver) -> None:
+        for moment, queries in ((0.0, 1), (4.9, 1), (5.0, 2)):
+            clock.now = moment
+            assert await resolver.query("missing.example", "A") == NotFound(NXDOMAIN, 0)
+            assert len(empty.queries) == queries
+
+    with DNSServer({}, negative_ttl=None) as empty:
+        run(empty, test, clock=clock)
+
+
+def test_what_is_known_is_known_however_it_is_spelt(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        found = await resolver.query("four.example", "A")
+        for spelt in ("four.example", "Four.EXAMPLE", "four.example."):
+            assert resolver.known(spelt, "A") is found
+        assert resolver.known("four.example", "AAAA") is None
+        assert resolver.known(" four.example", "A") == NotFound(INVALID)
+
+    run(server, test)
 
 
 def test_each_question_has_a_port_of_its_own_drawn_at_random(server: DNSServer) -> None:
