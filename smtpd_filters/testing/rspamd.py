@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 USER = "_rspamd"
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = 60.0
 # What the controller wants in a header "Password".
 PASSWORD = "the controller's secret"  # noqa: S105 - of a daemon that lives for a test
 
@@ -301,7 +301,7 @@ class Rspamd:
 
     # -- the log -----------------------------------------------------------------------------------
 
-    def wait_for(self, pattern: str, timeout: float = 10, *, since: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 60, *, since: int = 0) -> re.Match[str]:
         """Wait for a line of the log in which the regular expression is found; return the match.
 
         Lines before number `since` (take `len(daemon.log)`) don't count. Raises LabError.

@@ -46,7 +46,7 @@ class Client(smtplib.SMTP):
         port: int = SMTP_PORT,
         to: str | None = None,
         helo: str = HELO,
-        timeout: float = 10,
+        timeout: float = 60,
     ) -> None:
         self._lab = lab
         self._tls = tls

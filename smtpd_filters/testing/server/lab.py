@@ -41,7 +41,7 @@ HOSTNAME = "mx.local.example"
 # that a client can come from any of them, as from any of 127.0.0.0/8.
 NETWORKS = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 TCP_LISTEN = "0A"  # include/net/tcp_states.h, as /proc/net/tcp writes it
-HOLDER_TIMEOUT = 5.0  # seconds; it takes milliseconds
+HOLDER_TIMEOUT = 30.0  # seconds; it takes milliseconds
 ROOM = 2  # connections that may wait when another one is made
 DNS_PORT = 53
 # Programs beside the server may look for it; that these addresses have a name is the test's to say.
@@ -186,7 +186,7 @@ class Lab:
         return self.call(lambda: socket.socket(family, kind))
 
     def connect(
-        self, port: int, *, source: str = "127.0.0.1", to: str | None = None, timeout: float = 10
+        self, port: int, *, source: str = "127.0.0.1", to: str | None = None, timeout: float = 60
     ) -> socket.socket:
         """Return a TCP connection inside; by default to the loopback address of source's family."""
         sixth = ":" in source
@@ -243,7 +243,7 @@ class Lab:
         *arguments: str,
         input: bytes = b"",  # noqa: A002 - as subprocess.run calls it
         user: tuple[int, int] | None = None,
-        timeout: float = 30,
+        timeout: float = 120,
         check: bool = True,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command inside to its end; raises CalledProcessError if it fails."""

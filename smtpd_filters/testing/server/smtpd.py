@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from email.message import EmailMessage
     from types import TracebackType
 
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
-DELIVERY_TIMEOUT = 10.0
+# In seconds: all are for what takes milliseconds, on a machine that has much else to do.
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
+DELIVERY_TIMEOUT = 60.0
 # What smtpd writes at the top of what it accepts, with the message's id.
 RECEIVED = re.compile(rb"^Received: .*\n\s+by .* with E?SMTPS?A? id ([0-9a-f]{8})\b", re.MULTILINE)
 
@@ -258,7 +259,7 @@ class Smtpd:
 
     # -- the log -----------------------------------------------------------------------------------
 
-    def wait_for(self, pattern: str, timeout: float = 10, *, since: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 60, *, since: int = 0) -> re.Match[str]:
         """Wait for a line of the log in which the regular expression is found; return the match.
 
         Lines before number `since` (take `len(server.log)`) don't count. Raises LabError.
@@ -291,7 +292,7 @@ class Smtpd:
         port: int = SMTP_PORT,
         to: str | None = None,
         helo: str = HELO,
-        timeout: float = 10,
+        timeout: float = 60,
     ) -> Client:
         """Return a connected smtplib.SMTP that comes from this address (see `lab.NETWORKS` too)."""
         return Client(
@@ -299,7 +300,7 @@ class Smtpd:
         )
 
     def connection(
-        self, source: str = "127.0.0.1", *, port: int = SMTP_PORT, timeout: float = 10
+        self, source: str = "127.0.0.1", *, port: int = SMTP_PORT, timeout: float = 60
     ) -> Connection:
         """Return a raw connection from this address; its first reply is the banner."""
         return Connection(self.lab.connect(port, source=source, timeout=timeout), self.tls)
