@@ -2,8 +2,10 @@
 
 1. A body is sent no faster than it is taken, and never held as a whole if it is made as it goes.
 2. A reply is read up to its limit.
-3. A connection is used again only after a whole exchange; any other is cut off at once.
+3. A connection is used again only after a whole exchange; any other is cut off at once. So is one
+   over which something came that nobody asked for: it would be taken for the next reply.
 4. What a request says is sent as it is, but no field of it has a second line.
+5. A reply that comes before all of the request is sent is the reply: a server need not read on.
 
 How it works. aiohttp's pool gives the connection (`BaseConnector.connect`) and its parser reads
 what comes over it. Its `ClientSession`, which would add headers, cookies, redirections and as much
@@ -24,6 +26,7 @@ from smtpd_filters.lookups.retry import Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
@@ -70,19 +73,20 @@ class Response:
 
 
 class Request:
-    """What is asked: a POST of `body` to `path`.
+    """What is asked: a POST of `body` to `path`; a GET if there is no body.
 
     `size` is the body's in bytes if that is known beforehand; without it the body is sent in HTTP's
-    chunks. `limit` is how many bytes a reply may have.
+    chunks. `limit` is how many bytes a reply may have. When there is a good one, `trouble` says of
+    the servers that were asked before why theirs was none.
     """
 
-    __slots__ = ("body", "headers", "limit", "path", "size")
+    __slots__ = ("body", "headers", "limit", "path", "size", "trouble")
 
     def __init__(
         self,
         path: str,
         headers: Iterable[tuple[str, str]],
-        body: Body,
+        body: Body | None,
         *,
         size: int | None = None,
         limit: int = REPLY_LIMIT,
@@ -92,6 +96,7 @@ class Request:
         self.body = body
         self.size = size
         self.limit = limit
+        self.trouble = ""
 
 
 class Trouble(Value):
@@ -130,8 +135,8 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
             raise ValueError(f"neither http://HOST:PORT nor the path of a socket: {url!r}")
-        odd = any(c.isspace() or not c.isprintable() for c in url)
-        if odd or not url.isascii() or parts.query or parts.fragment or "@" in parts.netloc:
+        odd = any(c.isspace() or not c.isprintable() for c in url) or not url.isascii()
+        if odd or parts.query or parts.fragment or set("@,") & set(parts.netloc):
             raise ValueError(f"not the address of a server: {url!r}")
         self.host = parts.netloc
         self.path = parts.path.rstrip("/")
@@ -161,6 +166,8 @@ class Host:
         self._place: Any = None
         self._times = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
         self._closed = False
+        #: The loop that the connections are of, once there is one.
+        self.loop: Any = None
         #: A connection that broke, and one that did not come about, which is a case of the first.
         self.broken = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
         self.unconnected = aiohttp.ClientConnectorError
@@ -182,18 +189,20 @@ class Host:
         from yarl import URL  # aiohttp's
 
         aiohttp: Any = self.aiohttp
+        self.loop = get_running_loop()
         # What says where to connect to is a request to aiohttp. Nothing else of it is used.
-        self._place = self._request("POST", URL(self.endpoint.base), loop=get_running_loop())
+        self._place = self._request("POST", URL(self.endpoint.base), loop=self.loop)
         path = self.endpoint.socket
         kind, where = (aiohttp.UnixConnector, (path,)) if path else (aiohttp.TCPConnector, ())
         return kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
 
-    def head(self, path: str) -> str:
+    def head(self, method: str, path: str) -> str:
         """The first lines of a request, the same for each of a path."""
-        head = self._heads.get(path)
+        key = method + path
+        head = self._heads.get(key)
         if head is None:
-            head = f"POST {self.endpoint.path}{path} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
-            self._heads[path] = head
+            where = f"{self.endpoint.path}{path} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
+            head = self._heads[key] = f"{method} {where}"
         return head
 
     async def close(self) -> None:
@@ -243,26 +252,35 @@ class Exchange:
         """Raises BadReplyError, and whatever aiohttp raises."""
         host, request = self._host, self._request
         connection = await host.connect()
+        while connection.protocol.should_close and hasattr(connection.protocol, "was_kept"):
+            connection.close()  # such as a 408 (RFC 9110, 15.5.9) to who has said nothing for long
+            connection = await host.connect()
         whole = False
+        sending: asyncio.Task[None] | None = None
         try:
             protocol = connection.protocol
             protocol.transport.max_size = _READ
             protocol.set_response_params(read_until_eof=True, auto_decompress=False)
             body = request.body
-            if isinstance(body, bytes):
+            if body is None:
+                protocol.transport.write(self._head(None))
+            elif isinstance(body, bytes):
                 protocol.transport.write(self._head(len(body)) + body)
             else:
-                await self._stream(protocol, body)
+                sending = host.loop.create_task(self._send(protocol, body))
             said, content = await protocol.read()
             while said.code in _INTERIM:
                 said, content = await protocol.read()
             self.replied = True
             response = Response(said.code, said.headers, await self._body(said.headers, content))
-            whole = True
+            whole = sending is None or sending.done()
         finally:
             if whole:
+                protocol.was_kept = True
                 connection.release()
             else:
+                if sending is not None:
+                    sending.cancel()
                 # What is left of this exchange would be taken for the next one. And what a server
                 # that hangs has not read would keep the socket open for ever.
                 if connection.transport is not None:
@@ -275,22 +293,32 @@ class Exchange:
         fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers])
         if not fields.count("\r") == fields.count("\n") == len(request.headers):
             raise BadReplyError("not asked: a header field of more than one line")
-        how = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
-        head = f"{self._host.head(request.path)}{fields}{how}\r\n\r\n"
+        if request.body is None:
+            head = f"{self._host.head('GET', request.path)}{fields}\r\n"
+        else:
+            how = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+            head = f"{self._host.head('POST', request.path)}{fields}{how}\r\n\r\n"
         return head.encode("utf-8", "surrogateescape")
+
+    async def _send(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
+        """Send a body while the reply is waited for, which may come before its end."""
+        try:
+            await self._stream(protocol, body)
+        except self._host.broken:
+            pass  # who reads finds the same, behind what was said before
+        except Exception as error:  # noqa: BLE001  # it is raised where the reply is waited for
+            protocol.set_exception(error)
 
     async def _stream(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
         """Send a body no faster than it is taken."""
-        from asyncio import get_running_loop
-
         size = self._request.size
         chunked = size is None
-        writer = self._host.writer(protocol, get_running_loop())
+        writer = self._host.writer(protocol, self._host.loop)
         self._write(protocol, self._head(size))
         sent = 0
         for chunk in self._read(body):
-            self._write(protocol, b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             await writer.drain()
+            self._write(protocol, b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             sent += len(chunk)
         if chunked:
             self._write(protocol, b"0\r\n\r\n")

@@ -10,7 +10,8 @@
 4. A connection that was kept alive may be closed by the server at the moment of its next use, and
    a restart looks the same: a request that gets no reply at all is sent once more, at once,
    before that counts as a failure. So a request must be one that does no harm when it comes
-   twice.
+   twice. A server that breaks off both times and answers a ping then is well: what it doesn't take
+   is this request, such as a message above its own limit, and others need not go elsewhere for it.
 5. Memory is bounded: a body is sent as it is read, a reply ends at its limit, and the requests
    under way at one server are. Waiting for a turn counts against the deadline, not against the
    server.
@@ -57,6 +58,8 @@ __all__ = ["CLOSED", "BadReplyError", "Client", "Endpoint", "Request", "Response
 CONNECTIONS = 64
 #: How often each server is asked.
 ROUNDS = 2
+#: What any server that is well answers in some way; rspamd says "pong".
+PING = Request("/ping", (), None)
 
 
 class Client:
@@ -86,7 +89,7 @@ class Client:
         self.asyncio = asyncio
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
         self._breaker = Breaker([endpoint.label for endpoint in endpoints])
-        self._timeout = timeout
+        self.timeout = timeout
         self._deadline = deadline
         self._clock = clock
         self._closed = False
@@ -103,7 +106,7 @@ class Client:
             self._breaker,
             now,
             attempts=ROUNDS,
-            timeout=self._timeout,
+            timeout=self.timeout,
             deadline=now + self._deadline,
         )
         course = _Course(self, request, read, now + self._deadline)
@@ -114,6 +117,7 @@ class Client:
             said = await course.ask(step)
             if not isinstance(said, Trouble):
                 plan.answered()
+                request.trouble = plan.cause("")
                 return said
             if said.final:
                 return Unavailable(said.cause)
@@ -138,7 +142,9 @@ class Client:
 class _Course(Generic[T]):
     """One request on its course past the servers, until a point in time."""
 
-    __slots__ = ("_client", "_over", "_passed", "_read", "_request", "_resend", "_until")
+    __slots__ = (
+        "_asked", "_client", "_exchange", "_over", "_passed", "_read", "_request", "_until",
+    )  # fmt: skip
 
     def __init__(
         self, client: Client, request: Request, read: Callable[[Response], T], until: float
@@ -150,8 +156,10 @@ class _Course(Generic[T]):
         #: Servers that are not asked again, and what they did; and those that were not asked.
         self._over: dict[int, str] = {}
         self._passed: set[int] = set()
-        #: Whether a request that got no reply at all may be sent again; law 4.
-        self._resend = True
+        #: Servers that it was sent to; to each once more if there is no reply at all: law 4.
+        self._asked: set[int] = set()
+        #: What is under way.
+        self._exchange: Exchange
 
     async def ask(self, step: Ask) -> T | Trouble:
         """Ask one server, if it is to be asked."""
@@ -178,38 +186,65 @@ class _Course(Generic[T]):
             await host.turns.acquire()
         left = client.left(self._until)
         try:
-            said = await self._try(host, min(step.timeout, left))
+            said = await self._try(server, min(client.timeout, left))
         finally:
             host.turns.release()
         if isinstance(said, Trouble) and said.failure is Failure.SILENT:
-            if waited and left < step.timeout:
+            if waited and left < client.timeout:
                 return Trouble(Failure.LOCAL, said.cause)  # law 5
             self._over[server] = said.cause
         return said
 
-    async def _try(self, host: Host, seconds: float) -> T | Trouble:
-        """Ask, twice if the connection breaks without a reply."""
-        exchange = Exchange(host, self._request)
+    async def _try(self, server: int, seconds: float) -> T | Trouble:
+        """Ask a server, for so long."""
+        host = self._client.hosts[server]
         try:
             async with self._client.asyncio.timeout(seconds):
-                try:
-                    response = await exchange.run()
-                except host.broken as error:
-                    if isinstance(error, host.unconnected) or not self._may_resend(exchange):
-                        raise
-                    exchange = Exchange(host, self._request)
-                    response = await exchange.run()
+                response = await self._answer(server)
             return self._read(response)
         except TimeoutError:
             return Trouble(Failure.SILENT, "timeout")
         except BadReplyError as error:
             return Trouble(Failure.BROKEN, str(error))
         except Exception as error:  # noqa: BLE001  # law 1
+            exchange = self._exchange
             if exchange.source_failed:
                 return Trouble(Failure.LOCAL, exchange.source_failed, final=True)
             return host.trouble(error, replied=exchange.replied)
 
-    def _may_resend(self, exchange: Exchange) -> bool:
-        """Whether what failed may be tried again at once: the first time that this is asked."""
-        resend, self._resend = self._resend, False
-        return resend and not (exchange.replied or exchange.source_failed)
+    async def _answer(self, server: int) -> Response:
+        """What a server says, if need be to the second try: law 4."""
+        host = self._client.hosts[server]
+        is_new = server not in self._asked
+        self._asked.add(server)
+        try:
+            return await self._exchanged(host)
+        except host.broken as error:
+            if not is_new or not self._is_unanswered(host, error):
+                raise
+        try:
+            return await self._exchanged(host)
+        except host.broken as error:
+            if not self._is_unanswered(host, error) or not await _is_well(host):
+                raise
+            cause = host.trouble(error, replied=False).cause
+        raise BadReplyError(f"{cause}, but answers a ping")
+
+    async def _exchanged(self, host: Host) -> Response:
+        self._exchange = Exchange(host, self._request)
+        return await self._exchange.run()
+
+    def _is_unanswered(self, host: Host, error: Exception) -> bool:
+        """Whether the server was reached, and the request got no reply at all."""
+        exchange = self._exchange
+        reached = not isinstance(error, host.unconnected)
+        return reached and not exchange.replied and not exchange.source_failed
+
+
+async def _is_well(host: Host) -> bool:
+    """Whether a server answers at all."""
+    try:
+        await Exchange(host, PING).run()
+    except Exception:  # noqa: BLE001  # whatever it is
+        return False
+    return True

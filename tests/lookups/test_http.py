@@ -31,8 +31,8 @@ ANSWERING = {"", "trickle", "early", "close-after", "stale"}
 CAUSES = {
     "drop": ("timeout", 1),
     "stall": ("timeout", 1),
-    "close": ("closed the connection", 3),
-    "reset": ("connection reset by peer", 3),
+    "close": ("closed the connection, but answers a ping", 2),
+    "reset": ("connection reset by peer, but answers a ping", 2),
     "cut": ("reply cut short", 2),
     "reset-half": ("reply cut short", 2),
     "endless": ("oversized reply", 1),
@@ -246,6 +246,127 @@ def test_a_restart_between_two_requests_goes_unnoticed(stub: RspamdStub) -> None
     assert stub.asked == 2
 
 
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%d%d"
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+
+if TYPE_CHECKING:
+    Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    With = Callable[[Client], Awaitable[Any]]
+
+
+def by_hand(serve: Serve, work: With, *further: str, **settings: Any) -> Any:
+    """Run `work` with a client of a server that does what the stub doesn't."""
+
+    async def to_the_end() -> Any:
+        async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await serve(reader, writer)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(guarded, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = Client([url, *further], **{"timeout": 5.0, "deadline": 20.0, **settings})
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+            server.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+    return asyncio.run(to_the_end())
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_what_nobody_asked_for_is_no_reply_to_the_next_request(*, closes: bool) -> None:
+    """Proxies say 408 on a connection that has been idle for long."""
+    connections = 0
+    unasked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        number = connections
+        for count in range(9):
+            await reader.readuntil(b"body")
+            writer.write(REPLY % (number, count))
+            await unasked.wait()
+            writer.write(TIMED_OUT)
+            if closes:
+                return
+
+    async def work(client: Client) -> list[bytes]:
+        said = []
+        for _ in range(3):
+            reply = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+            assert isinstance(reply, Response)
+            said.append(reply.body)
+            pool: Any = client.hosts[0]._connector
+            [(kept, _)] = [each for kept in pool._conns.values() for each in kept]
+            unasked.set()
+            while not kept.should_close:  # noqa: ASYNC110  # it is aiohttp's
+                await asyncio.sleep(0)
+            unasked.clear()
+        return said
+
+    assert by_hand(serve, work) == [b"10", b"20", b"30"]
+
+
+def test_a_server_that_speaks_first_is_none() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"220 mx.example.org ESMTP\r\n")
+        await reader.read()
+
+    said = by_hand(serve, requests(2, at_once=False))
+    assert [each.cause.partition(" ")[2] for each in said] == ["a reply that is no HTTP"] * 2
+    assert connections == 2
+
+
+@pytest.mark.parametrize("behaviour", ["closes", "reads on", "reads no more"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_reply_may_come_before_all_is_sent(behaviour: str, *, known: bool) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        if behaviour == "reads no more":
+            await asyncio.Event().wait()
+        while behaviour == "reads on" and await reader.read(1 << 16):
+            pass
+
+    async def work(client: Client) -> Any:
+        chunks = [bytes(1 << 16)] * 400
+        size = 400 << 16 if known else None
+        request = Request("/checkv2", (), lambda: iter(chunks), size=size)
+        return await client.ask(request, lambda said: (said.status, said.body))
+
+    assert by_hand(serve, work) == (413, b"no")
+    assert connections == 1
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1 << 22])
+def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) -> None:
+    async def work(client: Client) -> list[Any]:
+        body = [bytes(1 << 16)] * (size >> 16)
+        request = Request("/checkv2", (), lambda: iter(body), size=size)
+        return [await client.ask(request, lambda said: said) for _ in range(5)]
+
+    assert all(isinstance(each, Response) for each in served(stub.url, work=work))
+    assert (stub.asked, stub.connections) == (5, 1)
+
+
 # -- failures ------------------------------------------------------------------------------
 
 
@@ -283,6 +404,70 @@ def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
         said = ask(broken.url, stub.url, timeout=timeout)
     assert isinstance(said, Response)
     assert stub.asked == 1
+
+
+def test_who_breaks_off_but_answers_a_ping_is_well(stub: RspamdStub) -> None:
+    """Rspamd closes the connection when a message is larger than its max_message."""
+    stub.answer = lambda asked: Answer(b"{}", behaviour="" if asked.body == b"small" else "close")
+
+    async def work(client: Client) -> list[Any]:
+        said = []
+        for body in [b"large"] * 2 * SILENCES + [b"small"]:
+            said.append(await client.ask(Request("/checkv2", (), body), lambda said: said))
+        assert not client.may_pass(0)
+        return said
+
+    with RspamdStub(OK) as other:
+        said = served(stub.url, other.url, work=work)
+        assert all(isinstance(each, Response) for each in said)
+        # Each of the large ones came twice, as for all the client knows the connection was stale.
+        assert (stub.asked, other.asked) == (4 * SILENCES + 1, 2 * SILENCES)
+
+
+def test_who_breaks_off_and_answers_no_ping_is_dead(stub: RspamdStub) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+
+    async def work(client: Client) -> bool:
+        for _ in range(2 * SILENCES):
+            said = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+            assert isinstance(said, Response)
+        return client.may_pass(0)
+
+    assert by_hand(serve, work, stub.url)
+    # The request, again, and a ping, until it is passed over.
+    assert connections == 3 * SILENCES
+
+
+def test_a_good_reply_comes_with_what_went_wrong_before(stub: RspamdStub, refusing: str) -> None:
+    request = Request("/checkv2", (), b"body")
+
+    async def work(client: Client) -> Any:
+        return await client.ask(request, lambda said: said)
+
+    assert isinstance(served(refusing, stub.url, work=work), Response)
+    assert request.trouble == f"{refusing} connection refused"
+    assert isinstance(served(stub.url, work=work), Response)
+    assert request.trouble == ""
+
+
+def test_no_try_takes_longer_than_its_time(
+    stub: RspamdStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.answer = Answer(b"{}", behaviour="cut")
+    times = []
+
+    def timeout(seconds: float | None) -> asyncio.Timeout:
+        times.append(seconds)
+        return asyncio.Timeout(None)
+
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    assert ask(stub.url, timeout=7, deadline=100) == Unavailable(f"{stub.url} reply cut short")
+    assert [seconds for seconds in times if seconds is not None] == [7, 7]
 
 
 def test_all_causes_are_told(stub: RspamdStub, refusing: str) -> None:
@@ -392,7 +577,7 @@ PIECES = st.sampled_from(
 def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
     async def to_the_end() -> Any:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"body")
+            await reader.readuntil(b"\r\n\r\n")
             writer.writelines(pieces)
             writer.close()
 
@@ -560,7 +745,7 @@ def test_addresses(url: str, label: str) -> None:
         "http://localhost:0", "http://localhost:99999", "http://localhost:x", "http://[::1",
         "http://user:word@localhost", "http://localhost/?a", "http://localhost/#a",
         "http://local host", "http://localhost/\n", "http://b\u00fccher", "unix:run",
-        "/" + "x" * 107, "/run\0",
+        "/" + "x" * 107, "/run\0", "http://a,http://b",
     ],
 )  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
