@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -311,9 +310,7 @@ def test_who_is_exempt(server: DNSServer, sender: str) -> None:
 
 
 def test_the_null_sender_passes_whatever_the_dns_does() -> None:
-    with DNSServer({}) as gone:
-        flags = asking(gone, "--timeout=10ms")
-    assert verdict("", *flags).verb == "proceed"
+    assert verdict("", f"--nameserver={NOBODY}", "--timeout=10ms").verb == "proceed"
 
 
 def test_on_a_dry_run_nothing_is_refused(server: DNSServer) -> None:
@@ -326,6 +323,10 @@ def test_on_a_dry_run_nothing_is_refused(server: DNSServer) -> None:
 
 KINDS = ("servfail", "refused", "drop", "wrong-id", "wrong-name", "wrong-owner", "malformed")
 LATER = "451 4.4.3 Temporary failure, please try again later"
+# Faults that only end with the time-out.
+SILENT = ("drop", "wrong-id", "wrong-name", "malformed", "delay")
+# Of a port that the system gives nobody.
+NOBODY = "127.0.0.1:9"
 
 
 def broken(name: str, fault: str) -> dict[str, dict[str, Any]]:
@@ -333,16 +334,28 @@ def broken(name: str, fault: str) -> dict[str, dict[str, Any]]:
         "good.example": {"MX": "10 mx.public.example."},
         "mx.public.example": {"A": PUBLIC},
     }
-    return {**zone, name: {**zone[name], fault: 5 if fault == "delay" else True}}
+    return {**zone, name: {**zone[name], fault: 60 if fault == "delay" else True}}
 
 
-@pytest.mark.parametrize("on_error", ["", "proceed", "junk", "tempfail"])
-@pytest.mark.parametrize("name", ["good.example", "mx.public.example"])
-@pytest.mark.parametrize("fault", [*KINDS, "delay"])
-def test_a_broken_dns_is_a_temporary_failure(fault: str, name: str, on_error: str) -> None:
-    started = perf_counter()
+@pytest.mark.parametrize(
+    ("fault", "name", "timeout", "on_error"),
+    [
+        # Where somebody answers too, there has to be time for it.
+        (fault, name, timeout if fault in SILENT else "5s", on_error)
+        for name, timeout, outcomes in (
+            ("good.example", "20ms", ("", "proceed", "junk", "tempfail")),
+            ("mx.public.example", "500ms", ("",)),
+        )
+        for fault in (*KINDS, "delay")
+        for on_error in outcomes
+    ],
+)
+def test_a_broken_dns_is_a_temporary_failure(
+    fault: str, name: str, timeout: str, on_error: str
+) -> None:
     with DNSServer(broken(name, fault)) as faulty:
-        flags = asking(faulty, "--timeout=20ms", *([f"--on-error={on_error}"] if on_error else []))
+        policy = [f"--on-error={on_error}"] if on_error else []
+        flags = asking(faulty, f"--timeout={timeout}", *policy)
         with Conversation(Sender, *flags) as smtpd:
             said = come(smtpd, "bob@good.example", **STRANGERS[0])
             if on_error in {"", "tempfail"}:
@@ -352,8 +365,6 @@ def test_a_broken_dns_is_a_temporary_failure(fault: str, name: str, on_error: st
             where = "sender domain" if name == "good.example" else "mail exchanger"
             assert f'cause="{where}: ' in smtpd.log[0]
             assert "bob" not in smtpd.log[0]
-    # Two look-ups of four times the time-out each.
-    assert perf_counter() - started < 2
 
 
 @pytest.mark.parametrize("check", ["unknown", "bad-mx"])
@@ -364,7 +375,7 @@ def test_without_an_mx_both_addresses_have_to_be_known(check: str) -> None:
         "loop.example": {"A": "127.0.0.1", "servfail": ["AAAA"]},
     }
     with DNSServer(zone) as faulty:
-        flags = asking(faulty, *only(check), "--timeout=20ms")
+        flags = asking(faulty, *only(check))
         assert verdict("bob@half.example", *flags).reply == LATER
         assert verdict("bob@good.example", *flags).verb == "proceed"
         said = verdict("bob@loop.example", *flags)
@@ -393,21 +404,21 @@ def test_when_one_exchanger_is_not_known(
         "mx.broken.example": {"servfail": True},
     }
     with DNSServer(zone) as faulty:
-        said = verdict("bob@two.example", *asking(faulty, "--timeout=20ms", *flags))
+        said = verdict("bob@two.example", *asking(faulty, *flags))
         assert said.reply == reply
 
 
 def test_a_trial_changes_nothing_when_the_dns_fails() -> None:
     with DNSServer({"good.example": {"servfail": True}}) as faulty:
         trial = [f"--{check}=log" for check in CHECKS]
-        with Conversation(Sender, *asking(faulty, *trial, "--timeout=20ms")) as smtpd:
+        with Conversation(Sender, *asking(faulty, *trial)) as smtpd:
             assert come(smtpd, "bob@good.example", **STRANGERS[0]).verb == "proceed"
             assert smtpd.log[0].count("sender domain: ") == 1
 
 
 def test_a_flapping_server_is_good_enough() -> None:
     with DNSServer(broken("good.example", "flap")) as flapping:
-        flags = asking(flapping, "--timeout=50ms")
+        flags = asking(flapping, "--timeout=500ms")
         assert verdict("bob@good.example", *flags).verb == "proceed"
 
 
@@ -417,17 +428,16 @@ def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
 
 
 def test_nobody_listening_is_a_temporary_failure() -> None:
-    with DNSServer({}) as gone:
-        flags = asking(gone, "--timeout=20ms")
-    assert verdict("bob@good.example", *flags).reply == LATER
+    assert verdict("bob@good.example", f"--nameserver={NOBODY}").reply == LATER
 
 
 def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
     with DNSServer(broken("good.example", "drop")) as dead:
-        flags = asking(dead, "--timeout=10s", "--deadline=30ms")
-        started = perf_counter()
-        assert verdict("bob@good.example", *flags).reply.startswith("451 4.")
-        assert perf_counter() - started < 2
+        flags = asking(dead, "--timeout=60s", "--deadline=30ms")
+        with Conversation(Sender, *flags) as smtpd:
+            said = come(smtpd, "bob@good.example", **STRANGERS[0])
+            assert said.reply.startswith("451 4.")
+            assert smtpd.log[0].endswith(' error="not done after 0.03 s"')
 
 
 # -- what is where -------------------------------------------------------------------------
