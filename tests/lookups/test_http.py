@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
@@ -181,9 +182,9 @@ def test_a_redirection_is_a_reply(stub: RspamdStub) -> None:
 # -- connections ---------------------------------------------------------------------------
 
 
-def requests(number: int, *, at_once: bool, limit: int = 1 << 16) -> Work:
+def requests(number: int, *, at_once: bool) -> Work:
     async def work(client: Client) -> list[Any]:
-        each = [Request("/checkv2", (), b"%d" % n, limit=limit) for n in range(number)]
+        each = [Request("/checkv2", (), b"%d" % n, limit=1 << 16) for n in range(number)]
         if at_once:
             return await asyncio.gather(*(client.ask(one, lambda said: said) for one in each))
         return [await client.ask(one, lambda said: said) for one in each]
@@ -257,7 +258,13 @@ if TYPE_CHECKING:
 def by_hand(serve: Serve, work: With, *further: str, **settings: Any) -> Any:
     """Run `work` with a client of a server that does what the stub doesn't."""
 
+    complaints: list[dict[str, Any]] = []
+
     async def to_the_end() -> Any:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, complaint: complaints.append(complaint)
+        )
+
         async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await serve(reader, writer)
@@ -278,8 +285,12 @@ def by_hand(serve: Serve, work: With, *further: str, **settings: Any) -> Any:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            # Whoever keeps an exception that nobody has looked at says so when he goes.
+            gc.collect()
 
-    return asyncio.run(to_the_end())
+    said = asyncio.run(to_the_end())
+    assert complaints == []
+    return said
 
 
 @pytest.mark.parametrize("closes", [False, True])
