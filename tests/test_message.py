@@ -49,7 +49,6 @@ line = st.one_of(
     st.binary(max_size=20).map(lambda data: data.replace(b"\n", b"")),
 )
 lines_of_mail = st.lists(line, max_size=12)
-header_line = line.filter(bool)
 name = st.from_regex(r"[!-9;-~]{1,20}", fullmatch=True)
 piece = st.sampled_from(
     ["\r", "\n", "\r\n", "\n ", "\r\n\t", " ", "\t", "\0", "\x0b", "\x85", "\ud800", "Bcc: x", "é"]
@@ -536,8 +535,8 @@ def wire(held: Message, chunk: int = spool.CHUNK) -> list[bytes]:
     return [text for lines in held.wire_lines(chunk) for text in lines]
 
 
-def joined(lines: list[bytes], end: bytes = b"\n") -> bytes:
-    return b"".join(text + end for text in lines)
+def joined(lines: list[bytes]) -> bytes:
+    return b"".join(text + b"\n" for text in lines)
 
 
 MAIL = [b"Subject: hello", b"..From: me", b"", b"Hi", b"", b"..", b"...x", b"bye"]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from smtpd_filters.settings import Settings
-
 PROG = "smtpd-filters"
 
 
@@ -68,10 +66,3 @@ def _parse(words: list[str]) -> Namespace:
     from . import parser  # filter-chain is of this package, and does without argparse
 
     return parser.parse(words)
-
-
-def chain_settings() -> tuple[type[Settings], type[Settings]]:
-    """The flags of filter-chain: its own, and those of every filter."""
-    from . import chain
-
-    return chain.Options, chain.Common

@@ -17,7 +17,6 @@ engine goes on when it is done.
 
 from __future__ import annotations
 
-from smtpd_filters.message.spool import MEMORY_LIMIT
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
@@ -42,8 +41,7 @@ COMMIT = PHASES["commit"]
 class Engine:
     """One conversation with smtpd on behalf of a policy.
 
-    ``spool_limit``: bytes of a message kept in memory.  ``spawn`` is set by a loop that can run
-    coroutines.
+    ``spawn`` is set by a loop that can run coroutines.
     """
 
     def __init__(
@@ -52,7 +50,6 @@ class Engine:
         log: Log,
         *,
         refuse_long_lines: bool = False,
-        spool_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.connection = FilterConnection(
             self, refuse_long_lines=refuse_long_lines, pass_all=not policy.content
@@ -69,7 +66,7 @@ class Engine:
         self._hooks = policy.hooks
         self._log = log
         self._tasks: dict[bytes, Task] = {}
-        self.messages = Messages(self, policy, log, spool_limit)
+        self.messages = Messages(self, policy, log)
         self._held = self.messages.intakes
         #: Lines of messages go there.
         self.content = self.messages.content

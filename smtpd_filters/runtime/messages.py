@@ -96,17 +96,13 @@ class _Intake:
 
 
 class Messages:
-    """The messages of one conversation that its policy looks at.
+    """The messages of one conversation that its policy looks at."""
 
-    ``spool_limit``: bytes of a message that are kept in memory.
-    """
-
-    def __init__(self, host: Host, policy: Policy, log: Log, spool_limit: int) -> None:
+    def __init__(self, host: Host, policy: Policy, log: Log) -> None:
         self._host = host
         self._connection = host.connection
         self._policy = policy
         self._log = log
-        self._spool_limit = spool_limit
         self._whole = policy.content == "message"
         #: The messages that are collected, judged or being sent.
         self.intakes: dict[bytes, _Intake] = {}
@@ -188,7 +184,7 @@ class Messages:
 
     def _collect(self, intake: _Intake, lines: list[bytes]) -> None:
         if intake.message is None:
-            intake.message = Message(limit=self._spool_limit)
+            intake.message = Message()
         if lines:
             intake.message.feed(lines)
         if intake.ended:
@@ -206,7 +202,7 @@ class Messages:
     def _hold(self, intake: _Intake, lines: list[bytes]) -> None:
         """Keep lines that cannot be sent yet."""
         if intake.held is None:
-            intake.held = Message(limit=self._spool_limit)
+            intake.held = Message()
         if lines:
             intake.held.feed(lines)
 

@@ -115,14 +115,13 @@ def common_options(
     return type("CommonSettings", (policy, CommonSettings), {})
 
 
-def parse_flags(  # noqa: PLR0913 (the last three only name things)
+def parse_flags(
     own: type[S],
     argv: Sequence[str],
     *,
     common: type[C],
     prog: str,
     description: str = "",
-    epilog: str = "",
 ) -> tuple[S, C]:
     """Read a filter's own settings and the common ones from `argv` (without the program's name).
 
@@ -143,7 +142,7 @@ def parse_flags(  # noqa: PLR0913 (the last three only name things)
         else:
             from smtpd_filters.settings.manual import help_text
 
-            text = help_text(own, common, prog=prog, description=description, epilog=epilog)
+            text = help_text(own, common, prog=prog, description=description)
         sys.stdout.write(text)
         raise SystemExit(0)
     return build(own, values), build(common, values)

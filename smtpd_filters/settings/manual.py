@@ -86,7 +86,6 @@ def help_text(
     *,
     prog: str,
     description: str = "",
-    epilog: str = "",
 ) -> str:
     """Make the text of `--help`: the filter's own options, then those of every filter."""
     required = [d for cls in (own, common) for d in describe(cls) if d.required]
@@ -98,8 +97,6 @@ def help_text(
         parts.append("Options:\n" + "\n".join(map(_help_entry, describe(own))))
     shared = [*describe(common), *_RESERVED]
     parts.append("Options of every filter:\n" + "\n".join(map(_help_entry, shared)))
-    if epilog:
-        parts.append(textwrap.dedent(epilog).strip())
     return "\n\n".join(parts) + "\n"
 
 

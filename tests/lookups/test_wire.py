@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_MATCH = Stray("answer that does not match")
-ORIGIN = dns.name.root
 
 
 def respond(

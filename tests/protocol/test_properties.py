@@ -36,9 +36,9 @@ class Deterministic:
     from the first line on, "drop" all but the end.
     """
 
-    def __init__(self, messages: str, *, pass_all: bool = False, refuse: bool = False) -> None:
+    def __init__(self, messages: str, *, pass_all: bool = False) -> None:
         self.messages = messages
-        self.connection = FilterConnection(self, pass_all=pass_all, refuse_long_lines=refuse)
+        self.connection = FilterConnection(self, pass_all=pass_all)
         self.calls: dict[bytes, list[object]] = {}
         self.lines: dict[bytes, list[bytes]] = {}
         self.late: list[bytes] = []

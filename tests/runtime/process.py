@@ -140,9 +140,9 @@ class FilterProcess:
                 self.answers.append(answer)
         return data
 
-    def until(self, done: Callable[[], object], patience: float = PATIENCE) -> None:
+    def until(self, done: Callable[[], object]) -> None:
         """Read until something is so."""
-        end = monotonic() + patience
+        end = monotonic() + PATIENCE
         while not done():
             assert not self.eof, f"it ended: {self.logged}"
             left = end - monotonic()
@@ -239,11 +239,11 @@ class FilterProcess:
     def kill(self, number: signal.Signals) -> None:
         self.child.send_signal(number)
 
-    def memory(self, field: str = "Private_Dirty") -> int:
-        """Bytes of memory of its own (USS)."""
+    def memory(self) -> int:
+        """Bytes of memory that it has written to and shares with nobody."""
         smaps = Path(f"/proc/{self.child.pid}/smaps_rollup").read_text()
         return 1024 * sum(
-            int(line.split()[1]) for line in smaps.splitlines() if line.startswith(field)
+            int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Private_Dirty")
         )
 
     # -- what smtpd says ------------------------------------------------------------------
