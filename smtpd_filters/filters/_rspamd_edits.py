@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from smtpd_filters.filters._rspamd_reply import Addition
-    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.message import Field, Headers, Message
     from smtpd_filters.protocol.decisions import Proceed
 
 #: What an action may come to.
@@ -122,6 +122,7 @@ def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None
         return  # as of most mail: the block isn't taken to pieces
     top = _Top(headers)
     _remove(said, headers, top)
+    came = set(headers)
     for addition in _sealed_last(said.additions):
         name, value, order = addition.name, addition.value, addition.order
         if order is None or order == -1:
@@ -134,7 +135,7 @@ def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None
     if said.no_action:
         headers.append("X-Rspamd-Action", said.action)
     elif outcome == "junk":
-        _mark(said, headers, options)
+        _mark(said, headers, options, own=set(headers) - came)
     elif outcome == "rewrite" and said.subject is not None:
         # The daemon has encoded it, if it has to be.
         subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
@@ -214,29 +215,45 @@ def _remove(said: Reply, headers: Headers, top: _Top) -> None:
     top.settle()
 
 
-def _mark(said: Reply, headers: Headers, options: Options) -> None:
+def _mark(said: Reply, headers: Headers, options: Options, own: set[Field]) -> None:
+    """Mark the message; `own` are the fields that the daemon has added, which stay."""
     if options.headers == "extended":
-        _describe(said, headers)
-    made = [_put(said, headers, name or MARK, value) for name, value in said.spam_headers]
+        _describe(said, headers, own)
+    made = [_put(said, headers, own, name or MARK, value) for name, value in said.spam_headers]
     if not any(made):
-        _put(said, headers, MARK, "Yes")
+        _put(said, headers, own, MARK, "Yes")
 
 
-def _put(said: Reply, headers: Headers, name: str, value: str) -> bool:
-    """Put a field at the top in the place of all of its name."""
-    if not _try(said, name, lambda: headers.prepend(name, value)):
+def _put(said: Reply, headers: Headers, own: set[Field], name: str, value: str) -> bool:
+    """Put a field at the top, unless the daemon has added the same, and remove others."""
+    key = name.lower()
+    there = any(field.key == key and field.value.lower() == value.lower() for field in own)
+    if not there and not _try(said, name, lambda: headers.prepend(name, value)):
         return False
-    headers.remove(name, range(2, len(headers.get_all(name)) + 1))
+    _remove_others(headers, own, name, kept=0 if there else 1)
     return True
 
 
-def _describe(said: Reply, headers: Headers) -> None:
+def _remove_others(headers: Headers, own: set[Field], name: str, kept: int = 0) -> None:
+    """Remove the fields of that name but the first ones and the daemon's."""
+    named = [field for field in headers if field.key == name.lower()]
+    numbers = [number for number, field in enumerate(named, 1) if field not in own]
+    headers.remove(name, numbers[kept:])
+
+
+def _describe(said: Reply, headers: Headers, own: set[Field]) -> None:
     """Tell score and symbols, in the form of the filter that has had this name before."""
     score, required = said.score or 0.0, said.required or 0.0
     tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(said.symbols))
     status = f"Yes, score={score:.3f} required={required:.3f} tests=[{tests}]"
-    _put(said, headers, "X-Spam-Status", status)
-    _put(said, headers, "X-Spam-Score", f"{score:g} / {required:g}")
+    for name, value in (
+        ("X-Spam-Status", status),
+        ("X-Spam-Score", f"{score:g} / {required:g}"),
+    ):
+        if any(field.key == name.lower() for field in own):
+            _remove_others(headers, own, name)
+        else:
+            _put(said, headers, own, name, value)
 
 
 def _try(said: Reply, name: str, edit: Callable[[], None]) -> bool:

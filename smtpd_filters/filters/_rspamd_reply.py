@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_JSON = 4 << 20
 #: Characters of the daemon's own words, and of ours, that go into a cause.
 _SHOWN = 200
+#: Digits of an offset: more than that is none, and takes long to read.
+_DIGITS = 20
 #: What is kept of the complaints about one reply.
 _COMPLAINTS = 8
 #: Headers that a reply may add, and remove: each costs a walk through the block.  The daemon's own
@@ -122,15 +124,14 @@ class Reply:
         return ", ".join(words)
 
 
-def parse(status: int, body: bytes, offset: int | None = None) -> Reply:
+def parse(status: int, body: bytes, message_offset: str | None = None) -> Reply:
     """Read a reply.
 
-    `status` is HTTP's, `body` the content without its coding, `offset` the value of
-    ``Message-Offset``: where in it the JSON ends and a new body begins. Raises
-    ReplyError for whatever isn't a verdict.
+    `status` is HTTP's, `body` the content without its coding, `message_offset` the value of the
+    field of that name: where in it the JSON ends and a new body begins. Raises ReplyError for
+    whatever isn't a verdict; its text holds nothing that differs from one message to the next.
     """
-    if offset is not None and not 0 <= offset <= len(body):
-        raise ReplyError(f"message offset {offset} in {len(body)} bytes")
+    offset = None if message_offset is None else _offset(message_offset, len(body))
     said = None
     try:
         said = _read(body if offset is None else body[:offset])
@@ -149,9 +150,18 @@ def parse(status: int, body: bytes, offset: int | None = None) -> Reply:
     return _taken(said, action, None if offset is None else body[offset:])
 
 
+def _offset(text: str, size: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
+        raise ReplyError("message offset is no number")
+    offset = int(text)
+    if offset > size:
+        raise ReplyError("message offset outside of the reply")
+    return offset
+
+
 def _read(data: bytes) -> dict[str, object]:
     if len(data) > MAX_JSON:
-        raise ReplyError(f"oversized reply: {len(data)} bytes of JSON")
+        raise ReplyError("oversized reply")
     if not _decoders:
         from json import JSONDecoder  # only who talks to rspamd pays for it
 
@@ -164,7 +174,11 @@ def _read(data: bytes) -> dict[str, object]:
         if isinstance(said, dict) and _may_repeat(text, said.get("milter")):
             said["milter"] = dict(_decoders[1].decode(text))["milter"]
     except (ValueError, RecursionError) as error:
-        raise ReplyError(f"broken JSON: {str(error)[:_SHOWN]}") from None
+        # That of the JSON library has the place beside the reason.
+        reason = getattr(error, "msg", "a number too long")
+        if isinstance(error, RecursionError):
+            reason = "too deep"
+        raise ReplyError(f"broken JSON: {reason}") from None
     if not isinstance(said, dict):
         raise ReplyError("the reply is no JSON object")
     return said

@@ -238,6 +238,8 @@ class Rspamd(Filter):
         reply = await self._client.ask(request, lambda response: self._read(response, limit))
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
+        if request.trouble:
+            reply.complain(f"after {request.trouble}")
         if left_out:
             reply.complain(f"{left_out} recipients were not told")
         try:
@@ -253,11 +255,9 @@ class Rspamd(Filter):
             coding = said.get("Compression") or said.get("Content-Encoding")
             if coding:
                 body = self._plain(coding, body, limit)
-            offset = said.get("Message-Offset")
-            return parse(response.status, body, int(offset) if offset else None)
+            return parse(response.status, body, said.get("Message-Offset"))
         except (ReplyError, ValueError) as error:
-            # Where it is broken differs from one reply to the next; a cause is logged once.
-            raise BadReplyError(str(error).partition(": line ")[0]) from None
+            raise BadReplyError(str(error)) from None
 
     def _plain(self, coding: str, body: bytes, limit: int) -> bytes:
         if self._codec is None or coding.lower() != "zstd":

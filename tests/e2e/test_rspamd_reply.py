@@ -113,8 +113,7 @@ def ask(rspamd: Rspamd, mail: bytes, path: str = "/checkv2", **headers: str) -> 
     try:
         connection.request("POST", path, mail, {"Flags": "milter,body_block", **said})
         response = connection.getresponse()
-        offset = response.getheader("Message-Offset")
-        return parse(response.status, response.read(), None if offset is None else int(offset))
+        return parse(response.status, response.read(), response.getheader("Message-Offset"))
     finally:
         connection.close()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -396,6 +397,8 @@ def test_an_error_is_never_an_accepted_message(stub: RspamdStub, error: str) -> 
         assert delivery.reply == LATER
         (line,) = smtpd.log
         assert " rspamd message result=reject cause=" in line
+        why = line.partition(stub.url)[2].removeprefix(f" status {ERRORS[error].status}")
+        assert not re.search("[0-9]", why)  # nothing of this message
         assert "Traceback" not in line
         # Once per cause and interval.
         deliver(smtpd)
@@ -436,6 +439,8 @@ def test_the_next_daemon_is_asked(stub: RspamdStub) -> None:
         flags = ("-url", broken.url, "-url", stub.url)
         with Conversation(Rspamd, *flags) as smtpd:
             assert deliver(smtpd).verb == "proceed"
+            reason = f"no action, score 0/15, after {broken.url} status 500"
+            assert logged(smtpd) == [f'rspamd message result=proceed reason="{reason}"']
         assert (broken.asked, stub.asked) == (1, 1)
 
 

@@ -143,15 +143,45 @@ def test_an_error_is_an_error(status: int, body: bytes, cause: str) -> None:
     assert len(str(raised.value)) < 300
 
 
-@pytest.mark.parametrize("offset", [-1, 100])
-def test_an_offset_outside_of_the_reply_is_an_error(offset: int) -> None:
-    with pytest.raises(ReplyError, match="offset"):
+@pytest.mark.parametrize(
+    ("offset", "cause"),
+    [
+        ("23", "message offset outside of the reply"),
+        ("99999999999999999999", "message offset outside of the reply"),
+        ("9" * 5000, "message offset is no number"),
+        ("-1", "message offset is no number"),
+        ("+22", "message offset is no number"),
+        ("2_2", "message offset is no number"),
+        ("22 22", "message offset is no number"),
+        ("\u0662\u0662", "message offset is no number"),
+        ("0x16", "message offset is no number"),
+        ("", "message offset is no number"),
+        ("0", "broken JSON"),
+        ("5", "broken JSON"),
+    ],
+)
+def test_an_offset_that_is_none_is_an_error(offset: str, cause: str) -> None:
+    with pytest.raises(ReplyError, match=f"^{cause}"):
         parse(200, b'{"action":"no action"}', offset)
 
 
-def test_an_offset_into_the_json_is_an_error() -> None:
-    with pytest.raises(ReplyError, match="broken JSON"):
-        parse(200, b'{"action":"no action"}', 5)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"[1", b'{"action": "no action", "score": [1'),
+        (b"[" * 100_000, b"[" * 200_000),
+        (b" " * (MAX_JSON + 1), b" " * (MAX_JSON + 2)),
+        (b'{"a":' + b"9" * 5000 + b"}", b'{"a":' + b"9" * 6000 + b"}"),
+    ],
+)
+def test_a_cause_is_the_same_for_each_message(one: bytes, other: bytes) -> None:
+    """It is logged once in a while."""
+    causes = []
+    for body in (one, other):
+        with pytest.raises(ReplyError) as raised:
+            parse(200, body)
+        causes.append(str(raised.value))
+    assert causes[0] == causes[1]
 
 
 @pytest.mark.parametrize("action", ["fancy", "No Action", "no action ", "x" * 10_000, "\ud800"])
@@ -215,6 +245,34 @@ def test_the_senders_own_mark_is_replaced() -> None:
     assert done.headers.get_all("X-Spam") == ["Yes"]
     assert done.headers.get_all("X-Spam-Score") == ["0 / 0"]
     assert done.after.endswith(b"\nX-SPAM: body\n")
+
+
+@pytest.mark.parametrize("name", ["X-Spam-Status", "X-Spam-Score"])
+@pytest.mark.parametrize("place", [{}, {"order": 0}, {"order": 2}])
+def test_what_the_daemon_itself_says_of_it_stays(name: str, place: dict[str, int]) -> None:
+    # Rspamd's milter_headers has routines for these.
+    data = RECEIVED + f"{name}: forged\n".encode() + MAIL
+    own = {name.lower(): {"value": "own", **place}}
+    done = Done({"action": "add header", **milter(add_headers=own)}, mail(data=data))
+    assert done.headers.get_all(name) == ["own"]
+    assert done.headers.get_all("X-Spam") == ["Yes"]
+    assert len(done.headers.get_all("X-Spam-Score")) == 1
+    assert len(done.headers.get_all("X-Spam-Status")) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "marks"), [("Yes", ["Yes"]), ("yes", ["yes"]), ("Yes, 7", ["Yes", "Yes, 7"])]
+)
+def test_a_mark_of_the_daemons_own_stays(own: str, marks: list[str]) -> None:
+    body = {"action": "add header", **add(X_Spam=own)}
+    done = Done(body, mail(MARK, DIRTY), Options(headers="minimal"))
+    assert done.headers.get_all("X-Spam") == marks
+
+
+def test_a_mark_whose_name_is_none_is_replaced() -> None:
+    block = {"add_headers": {"X Y": "1"}, "spam_header": {"X Y": "1"}}
+    done = Done({"action": "add header", "milter": block})
+    assert done.headers.get_all("X-Spam") == ["Yes"]
 
 
 def test_long_symbols_are_folded() -> None:
@@ -775,7 +833,7 @@ def test_a_new_body(end: bytes) -> None:
     said = json.dumps({"action": "no action", "milter": {"add_headers": {"X": "1"}}}).encode()
     body = end.join([b"another body", b".dot", b"", b"caf\xe9", b""])
     message = mail()
-    decision = apply(parse(200, said + body, len(said)), message, Options())
+    decision = apply(parse(200, said + body, str(len(said))), message, Options())
     assert isinstance(decision, Proceed)
     head = (RECEIVED + MAIL).partition(b"\n\n")[0]
     expected = head + b"\nX: 1\n\nanother body\n.dot\n\ncaf\xe9\n"
@@ -786,7 +844,7 @@ def test_a_new_body(end: bytes) -> None:
 def test_a_new_body_that_is_empty() -> None:
     said = b'{"action":"no action"}'
     message = mail()
-    apply(parse(200, said, len(said)), message, Options())
+    apply(parse(200, said, str(len(said))), message, Options())
     assert b"".join(message.body()) == b""
 
 
@@ -794,14 +852,14 @@ def test_a_new_body_of_what_is_marked() -> None:
     # The daemon's own milter forgets it then.
     said = b'{"action":"add header","milter":{"spam_header":"Really"}}'
     message = mail()
-    apply(parse(200, said + b"new\n", len(said)), message, Options())
+    apply(parse(200, said + b"new\n", str(len(said))), message, Options())
     assert b"".join(message.body()) == b"new\n"
 
 
 def test_the_json_may_be_smaller_than_the_body() -> None:
     said = b'{"action":"no action"}'
     body = b"x" * 997 + b"\n"
-    reply = parse(200, said + body * 5000, len(said))
+    reply = parse(200, said + body * 5000, str(len(said)))
     assert reply.block == body * 5000
 
 
