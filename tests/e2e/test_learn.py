@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import subprocess
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import pytest
-from redis import Redis
 
 from smtpd_filters.cli import main
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from tests.e2e.learning import BAYES, ask, counts, known, mail, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
     Capture = pytest.CaptureFixture[str]
 
 TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
-# A classifier for each user, so that a test has a user of its own; 200 messages are not needed.
-BAYES = "per_user = true;\nusers_enabled = true;\nmin_learns = 1;\n"
 
 
 @pytest.fixture(scope="module")
@@ -51,65 +46,6 @@ def flags(rspamd: Rspamd, tmp_path: Path, user: str) -> list[str]:
     (tmp_path / "password").write_text(f"{rspamd.password}\n")
     words = ["-url", rspamd.controller_url, "--password-file", str(tmp_path / "password")]
     return [*words, "--user", user]
-
-
-# English: rspamd makes a token of the language, and of gibberish it guesses one at random.
-TEXTS = {
-    "spam": """You have been selected to receive a large amount of money. To claim your prize please
-send us the number of your bank account and a small fee before the end of this week. This offer is
-for you only, and nobody else will ever see it. Our cheap watches are the best in the whole world,
-and every customer who buys two of them gets another one for free. Do not wait, because the price
-goes up tomorrow morning.""",
-    "ham": """The meeting about the new garden fence takes place on Thursday in the small room
-behind the library. Could you bring the drawings that the carpenter made, and ask your brother
-whether he wants to come with us? We still need somebody who knows how to paint old wood.
-Afterwards there will be soup and bread in the kitchen, and the children can play outside until
-their parents have finished talking.""",
-}
-
-
-def mail(number: int | str, kind: str) -> bytes:
-    return (
-        f"From: <bob@example.net>\nTo: <anna@example.org>\nSubject: about {kind}\n"
-        f"Message-Id: <{number}.{kind}@example.net>\nDate: Sat, 21 Nov 2026 06:00:00 +0000\n\n"
-        f"{TEXTS[kind]}\n\n{number}\n"
-    ).encode()
-
-
-def ask(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> Any:
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)
-    try:
-        connection.request(method, path, body, headers)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-
-
-def counts(rspamd: Rspamd, user: str, expected: tuple[int, int] | None = None) -> tuple[int, int]:
-    """How many messages the classifier of this user has learned as spam and as ham.
-
-    The daemon says that it has learned before Redis has been told: what is expected is waited for.
-    """
-    deadline = monotonic() + 10
-    with Redis(unix_socket_path=str(rspamd.redis), decode_responses=True) as redis:
-        while True:
-            spam, ham = redis.hmget(f"RS{user}", "learns_spam", "learns_ham")
-            found = int(spam or 0), int(ham or 0)
-            if expected in (None, found) or monotonic() > deadline:
-                return found
-
-
-def known(rspamd: Rspamd) -> int:
-    """How many messages the daemon would know again."""
-    with Redis(unix_socket_path=str(rspamd.redis)) as redis:
-        return int(redis.hlen("learned_ids"))
-
-
-def total(rspamd: Rspamd) -> int:
-    """How many messages the controller says it has learned."""
-    said = ask(rspamd.controller_url, "GET", "/stat", Password=rspamd.password)
-    return int(said["learned"])
 
 
 def bayes(rspamd: Rspamd, message: bytes, user: str) -> set[str]:
