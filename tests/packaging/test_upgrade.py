@@ -1,7 +1,8 @@
 """Filters go on serving while a package's files are replaced, or gone.
 
-smtpd starts a filter once, and whoever upgrades the package doesn't restart smtpd at once.  What a
-filter would load later would be of another version, or not there; so it loads nothing later.
+smtpd starts a filter once, and whoever upgrades the package, or one that it needs, doesn't restart
+smtpd at once.  What a filter would load later would be of another version, or not there; so it
+loads nothing later but what is Python's own.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from smtpd_filters.testing import DNSServer
+from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
 from tests.packaging.roots import SOURCE
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from io import BufferedRWPair
 
 FIXTURES = SOURCE / "fixtures"
-#: The flags have a filter do all that it can; ZONE is a name server, FOLDER is one's own.
+#: The flags have a filter do all that it can; ZONE is a name server, RSPAMD
+#: a daemon, FOLDER is one's own.
 COMMANDS = {
     "chain": "--config FOLDER/chain.toml",
     "dnsbl": "--client bl.example --helo dbl.example --reject-at 3 --nameserver ZONE",
@@ -35,11 +39,12 @@ COMMANDS = {
     "helo": "--unknown reject --nameserver ZONE",
     "mailfrom": "--domains example.org --check-header --check-display",
     "rcpt": "--domains example.org --unknown-domain reject --delay 10ms --nameserver ZONE",
-    "rspamd": "-url http://127.0.0.1:9",
+    "rspamd": "-url RSPAMD",
     "sender": "--nameserver ZONE",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
     "trace": "--detail all --record FOLDER --anonymise",
 }
+MARKED = b'{"action": "add header", "score": 7.5, "required_score": 15.0, "symbols": {}}'
 CHAIN = """\
 [chain.all]
 filters = ["dyndns", "fcrdns", "mailfrom"]
@@ -112,25 +117,30 @@ def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_
     zone = FIXTURES / name / "zone.json"
     ours, its = socket.socketpair()
     ours.settimeout(60)
+    libraries = tmp_path / "libraries"
+    libraries.symlink_to(sysconfig.get_path("purelib"))
     with (
         ours,
         DNSServer(json.loads(zone.read_text()) if zone.exists() else {}) as server,
+        RspamdStub(Answer(MARKED)) as daemon,
         (tmp_path / "log").open("wb") as log,
     ):
         flags = COMMANDS[name].replace("ZONE", f"{server.address}:{server.port}")
+        flags = flags.replace("RSPAMD", daemon.url)
         words = shlex.split(flags.replace("FOLDER", str(tmp_path)))
         with its:
             filter_ = subprocess.Popen(
-                [sys.executable, "-P", "-B", "-m", module, *words],
+                [sys.executable, "-S", "-P", "-B", "-m", module, *words],
                 stdin=its.fileno(),
                 stdout=its.fileno(),
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": str(package)},
+                env={**os.environ, "PYTHONPATH": f"{package}:{libraries}"},
             )
         try:
             with ours.makefile("rwb") as both:
                 registered = greet(both)
                 shutil.rmtree(package)
+                libraries.unlink()
                 assert play(name, both, registered)
         finally:
             ours.close()
