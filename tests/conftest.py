@@ -114,6 +114,21 @@ class Logbook:
 
 
 @pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody sleeps on an event loop; for how many seconds each would have."""
+    asked: list[float] = []
+    pause = asyncio.sleep
+
+    async def sleep(delay: float, result: object = None) -> object:
+        if delay > 0:
+            asked.append(delay)
+        return await pause(0, result)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return asked
+
+
+@pytest.fixture
 def logbook(tmp_path: Path) -> Iterator[Logbook]:
     """A log that can be read."""
     book = Logbook(tmp_path / "log")

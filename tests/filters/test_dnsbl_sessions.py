@@ -22,7 +22,7 @@ SESSIONS = sorted(FIXTURES.glob("*.session"))
 CODES = re.compile(r"[45]\d\d [45]\.\d+\.\d+")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
     with DNSServer(json.loads((FIXTURES / "zone.json").read_text())) as running:
         yield running

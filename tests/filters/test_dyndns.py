@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import example, given
@@ -372,11 +372,11 @@ HOSTILE = (
 @pytest.mark.parametrize("address", ["192.0.2.17", "2001:db8:12:34:21e:1ff:fe02:3"])
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name)[:16])
 def test_hostile_names_are_answered_at_once(name: str, address: str) -> None:
-    started = perf_counter()
+    started = process_time()  # not what others take of the machine
     for _ in range(10):
         assert type(BUILT_IN.connect(session(name, address))) in (Junk, Proceed)
     # Some milliseconds at worst; what explodes would take minutes.
-    assert perf_counter() - started < 2
+    assert process_time() - started < 2
 
 
 @given(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from time import perf_counter
 
 import pytest
 
@@ -193,7 +192,7 @@ ZONE = merge(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
     with DNSServer(ZONE) as running:
         yield running
@@ -294,17 +293,27 @@ def broken(name: str, **behaviour: object) -> dict[str, dict[str, Any]]:
 
 # Each of these is no statement about the client.
 KINDS = ("servfail", "refused", "drop", "wrong_id", "wrong_name", "wrong_owner", "malformed")
-FAULTS: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [
-    (f"{kind} of the {which} name", broken(name, **{kind: True}))
-    for which, name in (("reverse", REVERSE), ("forward", "mail.good.example"))
+SILENT = ("drop", "wrong_id", "wrong_name", "malformed")
+# With a time-out: where somebody answers too, there has to be time for it.
+FAULTS: list[tuple[str, str, Mapping[str, Mapping[str, Any]]]] = [
+    (
+        f"{kind} of the {which} name",
+        timeout if kind in SILENT else "5s",
+        broken(name, **{kind: True}),
+    )
+    for which, timeout, name in (
+        ("reverse", "20ms", REVERSE),
+        ("forward", "300ms", "mail.good.example"),
+    )
     for kind in KINDS
 ]
 FAULTS += [
-    ("late reverse name", broken(REVERSE, delay=5)),
-    ("late forward name", broken("mail.good.example", delay=5)),
-    ("truncated, and no TCP", broken(REVERSE, truncate=True, no_tcp=True)),
+    ("late reverse name", "20ms", broken(REVERSE, delay=60)),
+    ("late forward name", "300ms", broken("mail.good.example", delay=60)),
+    ("truncated, and no TCP", "5s", broken(REVERSE, truncate=True, no_tcp=True)),
     (
         "alias in a circle",
+        "5s",
         {
             REVERSE: {"PTR": ["a.example"]},
             "a.example": {"CNAME": ["b.example"]},
@@ -315,13 +324,14 @@ FAULTS += [
 
 
 @pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
-@pytest.mark.parametrize("zone", [zone for _, zone in FAULTS], ids=[name for name, _ in FAULTS])
+@pytest.mark.parametrize(
+    ("timeout", "zone"), [fault[1:] for fault in FAULTS], ids=[name for name, _, _ in FAULTS]
+)
 def test_a_broken_dns_is_never_held_against_the_client(
-    zone: Mapping[str, Mapping[str, Any]], on_error: str
+    timeout: str, zone: Mapping[str, Mapping[str, Any]], on_error: str
 ) -> None:
-    started = perf_counter()
     with DNSServer(zone) as faulty:
-        flags = verifying(faulty, "--timeout", "20ms", "--on-error", on_error)
+        flags = verifying(faulty, "--timeout", timeout, "--on-error", on_error)
         with Conversation(Fcrdns, *flags, "--phase", "mail-from") as smtpd:
             said = come(smtpd, **UNNAMED, address="192.0.2.9")
             assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
@@ -329,14 +339,12 @@ def test_a_broken_dns_is_never_held_against_the_client(
                 assert said.reply == "451 4.4.3 Temporary failure, please try again later"
             assert "cause=" in smtpd.log[0]
             assert "Error" not in smtpd.log[0]
-    # Two look-ups of four times the time-out each.
-    assert perf_counter() - started < 2
 
 
 def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
     zone = broken(REVERSE, flap=True)
     with DNSServer(zone) as flapping:
-        flags = verifying(flapping, "--timeout", "300ms", "--on-error", "tempfail")
+        flags = verifying(flapping, "--timeout", "500ms", "--on-error", "tempfail")
         assert verdict(*flags, **UNNAMED, address="192.0.2.9").verb == "proceed"
 
 
@@ -347,30 +355,30 @@ def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
 
 def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
     with DNSServer(broken(REVERSE, drop=True)) as dead:
-        flags = ("--verify", "--timeout", "300ms", "--on-error", "tempfail")
+        flags = ("--verify", "--timeout", "500ms", "--on-error", "tempfail")
         servers = [f"--nameserver={each.address}:{each.port}" for each in (dead, server)]
         assert verdict(*flags, *servers, **UNNAMED, address="192.0.2.9").verb == "proceed"
         assert dead.asked(REVERSE, "PTR")
 
 
 def test_nobody_listening_is_a_temporary_failure() -> None:
-    with DNSServer({}) as gone:
-        flags = verifying(gone, "--timeout", "20ms", "--on-error", "tempfail")
+    # The system gives this port to nobody.
+    flags = ("--verify", "--nameserver=127.0.0.1:9", "--on-error", "tempfail")
     assert verdict(*flags, **UNNAMED).reply.startswith("421 4.4.3 ")
 
 
 def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
     with DNSServer(broken(REVERSE, drop=True)) as dead:
-        flags = verifying(dead, "--timeout", "10s", "--deadline", "30ms", "--on-error", "tempfail")
-        started = perf_counter()
-        said = verdict(*flags, **UNNAMED, address="192.0.2.9")
-        assert said.reply.startswith("421 4.")
-        assert perf_counter() - started < 2
+        flags = verifying(dead, "--timeout", "60s", "--deadline", "30ms", "--on-error", "tempfail")
+        with Conversation(Fcrdns, *flags) as smtpd:
+            said = come(smtpd, **UNNAMED, address="192.0.2.9")
+            assert said.reply.startswith("421 4.")
+            assert smtpd.log[0].endswith(' error="not done after 0.03 s"')
 
 
 def test_a_failure_is_not_kept_for_the_session() -> None:
     with DNSServer(broken(REVERSE, servfail=True)) as server:
-        flags = verifying(server, "--timeout", "20ms", "--on-error", "tempfail")
+        flags = verifying(server, "--on-error", "tempfail")
         with Conversation(Fcrdns, *flags, "--phase", "mail-from") as smtpd:
             there = smtpd.connect(**UNNAMED, address="192.0.2.9")
             there.ehlo()

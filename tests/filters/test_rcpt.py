@@ -383,12 +383,13 @@ def test_who_is_refused_waits_as_well() -> None:
         assert perf_counter() - started >= 0.05
 
 
-def test_the_deadline_is_kept() -> None:
+def test_the_deadline_is_kept(naps: list[float]) -> None:
     flags = ("--max-unknown", "4", "--delay", "200s", "--max-delay", "200s")
-    with Conversation(Rcpt, *flags, "--deadline", "80ms", "--on-error", "tempfail") as smtpd:
+    with Conversation(Rcpt, *flags, "--deadline", "80s", "--on-error", "tempfail") as smtpd:
         there = begun(smtpd)
         guess(there, 3)
         assert there.rcpt_to(ANNA).verb == "proceed"
+    assert set(naps) == {80 * PATIENCE}
 
 
 def test_nobody_waits_on_a_dry_run() -> None:
@@ -480,11 +481,12 @@ ZONE: dict[str, dict[str, Any]] = {
     "other.example": {"MX": ["10 mx.mail.example"], "wrong-owner": True},
     "flaps.example": {"MX": ["10 mx.mail.example"], "flap": True},
     "slow.example": {"MX": ["10 mx.mail.example"], "delay": 0.05},
-    "late.example": {"MX": ["10 mx.mail.example"], "delay": 5},
+    "late.example": {"MX": ["10 mx.mail.example"], "delay": 60},
 }
+SHORT = ("--timeout", "50ms")  # where no answer comes that could be late
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
     with DNSServer(ZONE) as running:
         yield running
@@ -492,7 +494,7 @@ def server() -> Iterator[DNSServer]:
 
 def looking(server: DNSServer, *flags: str) -> tuple[str, ...]:
     nameserver = f"{server.address}:{server.port}"
-    own = (*OURS, "--unknown-domain", "reject", "--nameserver", nameserver, "--timeout", "200ms")
+    own = (*OURS, "--unknown-domain", "reject", "--nameserver", nameserver)
     return (*own, *flags)
 
 
@@ -526,7 +528,7 @@ NULL = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
 def test_a_domain_that_gets_no_mail(
     server: DNSServer, domain: str, reply: str, reason: str, address: str
 ) -> None:
-    with Conversation(Rcpt, *looking(server)) as smtpd:
+    with Conversation(Rcpt, *looking(server, "--timeout", "500ms")) as smtpd:
         said = begun(smtpd, address=address).rcpt_to(f"x@{domain}")
         assert said.reply == reply
         assert reasons(smtpd) == ([reason] if reason else [])
@@ -569,8 +571,7 @@ def test_a_domain_is_looked_up_once(server: DNSServer) -> None:
 def test_what_the_dns_does_not_say_is_no_verdict(
     server: DNSServer, domain: str, on_error: str
 ) -> None:
-    started = perf_counter()
-    with Conversation(Rcpt, *looking(server, "--on-error", on_error)) as smtpd:
+    with Conversation(Rcpt, *looking(server, *SHORT, "--on-error", on_error)) as smtpd:
         there = begun(smtpd)
         said = there.rcpt_to(f"x@{domain}")
         assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
@@ -579,18 +580,17 @@ def test_what_the_dns_does_not_say_is_no_verdict(
         assert "cause=" in smtpd.log[0]
         # A refusal for the moment is no guess.
         assert there.rcpt_to(ANNA).verb == "proceed"
-    assert perf_counter() - started < 2
 
 
 def test_nobody_listening_is_a_temporary_failure() -> None:
-    with DNSServer({}) as gone:
-        flags = looking(gone, "--on-error", "tempfail")
+    # The system gives this port to nobody.
+    flags = (*OURS, "--unknown-domain=reject", "--nameserver=127.0.0.1:9", "--on-error=tempfail")
     assert verdict(*flags, to="x@mail.example").reply.startswith("451 4.4.3 ")
 
 
 def test_a_trial_fails_for_nobody(server: DNSServer) -> None:
     flags = looking(server, "--unknown-domain", "log", "--on-error", "tempfail")
-    assert verdict(*flags, to="x@drops.example").verb == "proceed"
+    assert verdict(*flags, *SHORT, to="x@drops.example").verb == "proceed"
     assert verdict(*flags, to="x@gone.example").verb == "proceed"
 
 

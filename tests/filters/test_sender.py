@@ -135,7 +135,7 @@ ZONE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
     with DNSServer(ZONE) as running:
         yield running

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.filters import senderscore
 from smtpd_filters.filters.senderscore import NEUTRAL, UNREGISTERED, Senderscore, _score
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
@@ -40,8 +41,15 @@ def scored(*scores: int, zone: str = ZONE) -> dict[str, Any]:
     return {name(f"192.0.2.{score}", zone): {"A": f"127.0.4.{score}"} for score in scores}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
+    with DNSServer(scored(*range(101))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[DNSServer]:
+    """One for all examples; what it was asked is nobody's business."""
     with DNSServer(scored(*range(101))) as running:
         yield running
 
@@ -259,7 +267,7 @@ def test_a_header_that_a_client_made_is_removed(
 
 def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() -> None:
     with DNSServer({name("192.0.2.7"): {"servfail": True}}) as broken:
-        flags = asking(broken, "-scoreHeader", "--timeout", "300ms")
+        flags = asking(broken, "-scoreHeader")
         with Conversation(Senderscore, *flags) as smtpd:
             there = smtpd.connect(address="192.0.2.7")
             there.ehlo()
@@ -269,9 +277,16 @@ def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() ->
             assert "SERVFAIL" in smtpd.log[0]
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look-ups get a small part of the deadline: what has to be done behind them is in time."""
+    monkeypatch.setattr(senderscore, "_OF_DEADLINE", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None:
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
-        flags = asking(dead, "-scoreHeader", "--deadline", "0.2")
+        flags = asking(dead, "-scoreHeader", "--deadline", "10s")
         with Conversation(Senderscore, *flags) as smtpd:
             there = smtpd.connect(address="192.0.2.7")
             there.ehlo()
@@ -295,13 +310,14 @@ def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None
         {"address": "198.51.100.25"},
     ],
 )
-def test_local_clients_and_those_over_ipv6_are_neutral(client: dict[str, Any]) -> None:
+def test_local_clients_and_those_over_ipv6_are_neutral(
+    client: dict[str, Any], naps: list[float]
+) -> None:
     with DNSServer({f"*.{ZONE}": {"A": "127.0.4.1"}}) as server:
         flags = asking(server, "-blockBelow", "101", "-junkBelow=101", "-slowFactor=60000")
-        started = perf_counter()
         assert verdict(*flags, **client).verb == "proceed"
-        assert perf_counter() - started < 5
         assert server.queries == []
+    assert naps == []
 
 
 @pytest.mark.parametrize(
@@ -444,9 +460,9 @@ def test_no_answer_is_taken_for_a_score_that_is_none(records: list[str]) -> None
 
 
 @given(address=st.text(max_size=80) | addresses, test=st.booleans())
-def test_an_odd_address_ends_nothing(server: DNSServer, address: str, *, test: bool) -> None:
+def test_an_odd_address_ends_nothing(shared: DNSServer, address: str, *, test: bool) -> None:
     """Whatever smtpd says of a client, it is answered."""
-    flags = ("-blockBelow", "50", "-testMode") if test else asking(server, "-blockBelow", "50")
+    flags = ("-blockBelow", "50", "-testMode") if test else asking(shared, "-blockBelow", "50")
     said = "".join(char for char in address if char not in "\n\r\0|")
     session, token = "7641df9771b4ed00", "1ef1c203cc576e5d"
     lines = (
@@ -531,7 +547,7 @@ FAULTS: dict[str, Mapping[str, Any]] = {
     for kind in ("servfail", "refused", "drop", "wrong-id", "wrong-name", "wrong-owner")
 }
 FAULTS["malformed"] = {"malformed": True}
-FAULTS["late"] = {"A": "127.0.4.1", "delay": 5}
+FAULTS["late"] = {"A": "127.0.4.1", "delay": 60}
 FAULTS["truncated, and no TCP"] = {"A": "127.0.4.1", "truncate": True, "no-tcp": True}
 FAULTS["alias in a circle"] = {"CNAME": name("192.0.2.7")}
 
@@ -542,7 +558,6 @@ FAULTS["alias in a circle"] = {"CNAME": name("192.0.2.7")}
 def test_a_broken_dns_is_never_held_against_the_client(
     entry: Mapping[str, Any], on_error: str, phase: str
 ) -> None:
-    started = perf_counter()
     with DNSServer({name("192.0.2.7"): entry}) as faulty:
         flags = asking(faulty, "--timeout", "20ms", "--on-error", on_error)
         block = ("-blockBelow", "101", "-blockPhase", phase)
@@ -563,7 +578,6 @@ def test_a_broken_dns_is_never_held_against_the_client(
                 assert said.reply == f"{code} {text}"
             assert "cause=" in smtpd.log[0]
             assert "Error" not in smtpd.log[0]
-    assert perf_counter() - started < 2
 
 
 def test_a_broken_dns_is_waited_for_once_in_a_session() -> None:
@@ -577,10 +591,10 @@ def test_a_broken_dns_is_waited_for_once_in_a_session() -> None:
         assert len(dead.queries) == asked
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
-        flags = asking(dead, "--timeout", "20s", "--deadline", "30ms", "-blockBelow", "50")
-        started = perf_counter()
+        flags = asking(dead, "--timeout", "60s", "--deadline", "10s", "-blockBelow", "50")
         with Conversation(Senderscore, *flags, "-blockPhase", "rcpt-to", "-scoreHeader") as smtpd:
             there = smtpd.connect(address="192.0.2.7")
             there.ehlo()
@@ -588,12 +602,12 @@ def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
             for _ in range(100):
                 assert there.rcpt_to("anna@example.org").verb == "proceed"
             assert "deadline passed" in smtpd.log[0]
-        assert perf_counter() - started < 2
+        assert len(dead.queries) == 1
 
 
 def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
     with DNSServer({name("192.0.2.7"): {"A": "127.0.4.7", "flap": True}}) as flapping:
-        flags = asking(flapping, "--timeout", "50ms", "-blockBelow", "50")
+        flags = asking(flapping, "--timeout", "500ms", "-blockBelow", "50")
         assert verdict(*flags).reply == REPLY
 
 
@@ -604,7 +618,7 @@ def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
 
 def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
-        flags = [*asking(dead), *asking(server), "--timeout", "20ms", "-blockBelow", "50"]
+        flags = [*asking(dead), *asking(server), "--timeout", "500ms", "-blockBelow", "50"]
         assert verdict(*flags).reply == REPLY
         assert dead.asked(name("192.0.2.7"), "A")
 
@@ -664,25 +678,25 @@ def test_a_delay_ends_before_anybody_gives_up(
         assert policy._cap() == pytest.approx(cap)
 
 
-def test_a_delay_longer_than_the_deadline_changes_no_decision(server: DNSServer) -> None:
+def test_a_delay_ends_before_the_deadline(naps: list[float]) -> None:
     """What the look-up took counts as well."""
-    flags = asking(server, "-slowFactor", "60000", "--deadline", "300ms", "-blockBelow", "50")
-    zone = {name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.15}}
+    flags = ("-slowFactor", "100000", "--deadline", "20s", "-blockBelow", "50")
+    zone = {name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.5}}
     with DNSServer(zone) as slow:
-        assert verdict(*flags).reply == REPLY
-        assert verdict(*asking(slow), *flags[2:]).reply == REPLY
+        assert verdict(*asking(slow, *flags)).reply == REPLY
+    (nap,) = naps
+    assert nap <= 0.9 * 20 - 0.5
 
 
-def test_on_a_dry_run_nobody_waits(server: DNSServer) -> None:
+def test_on_a_dry_run_nobody_waits(server: DNSServer, naps: list[float]) -> None:
     flags = asking(server, "-slowFactor", "60000", "-blockBelow", "50", "--dry-run")
-    started = perf_counter()
     with Conversation(Senderscore, *flags, "-scoreHeader") as smtpd:
         there = smtpd.connect(address="192.0.2.7")
         assert there.greeting.verb == "proceed"
         there.ehlo()
         assert delivered(there) == []
         assert 'result=proceed would=disconnect reason="score 7"' in smtpd.log[0]
-    assert perf_counter() - started < 5
+    assert naps == []
 
 
 # -- the executable ------------------------------------------------------------------------
@@ -741,7 +755,7 @@ class Running:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def send(self, *lines: str) -> None:
         assert self.process.stdin is not None
@@ -749,12 +763,12 @@ class Running:
         self.process.stdin.flush()
 
     def line(self) -> str:
-        """The next line that it writes; waits for it for 10 s."""
+        """The next line that it writes; waits for it for a minute."""
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while b"\n" not in self.rest:
-                assert selector.select(10), "no answer"
+                assert selector.select(60), "no answer"
                 self.rest += os.read(self.process.stdout.fileno(), 65536)
         line, _, self.rest = self.rest.partition(b"\n")
         return line.decode()
