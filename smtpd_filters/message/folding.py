@@ -36,9 +36,9 @@ _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _CONTROL = re.compile(rb"\r\n|[\x00-\x08\n-\x1f\x7f]|\xc2[\x80-\x9f]")
 _WORD = re.compile(rb"[ \t]+[^ \t]+")
 
-# RFC 2047 section 2: an encoded-word is at most 75 characters, of which "=?utf-8?B?" and "?="
-# take 12; 45 bytes are 60 in base64.
-_ENCODED_BYTES = 45
+# RFC 2047 section 2: an encoded-word is at most 75 characters and its line at most 76, of which
+# "Subject: =?utf-8?B?" and "?=" take 21; 39 bytes are 52 in base64.
+_ENCODED_BYTES = 39
 
 
 def field_lines(name: str, value: str | bytes) -> list[bytes]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import email.header
 import json
 import os
 import re
@@ -407,6 +408,21 @@ def test_rewrite_subject_encoded() -> None:
 def test_rewrite_subject_raw() -> None:
     done = Done({"action": "rewrite subject", "subject": "grüße"})
     assert done.headers.get("Subject") == "=?utf-8?B?Z3LDvMOfZQ==?="
+
+
+@pytest.mark.parametrize("subject", ["grüße " * 50, "日本語" * 100, "x" * 60 + "ü", "\ud83d" * 40])
+def test_rewrite_subject_encoded_here(subject: str) -> None:
+    done = Done({"action": "rewrite subject", "subject": subject})
+    at = done.head.index("From: bob@example.net") + 2
+    lines = [line for line in done.head[at:] if "=?" in line]
+    assert lines[0].startswith("Subject: =?utf-8?B?")
+    assert all(line.startswith(" =?") for line in lines[1:])
+    # RFC 2047, 2: such a line is limited to 76 characters, an encoded word to 75.
+    assert max(map(len, lines)) <= 76
+    shown = str(
+        email.header.make_header(email.header.decode_header(done.headers.get("Subject", "")))
+    )
+    assert shown == subject.replace("\ud83d", "?")
 
 
 def test_rewrite_subject_of_several() -> None:
