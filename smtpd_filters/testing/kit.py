@@ -69,7 +69,6 @@ from .verdict import Tokens, Verdict, response, verdict, wire
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
-    from types import TracebackType
     from typing import Self
 
     from smtpd_filters.filter import Filter
@@ -127,12 +126,7 @@ class Conversation:
             raise AssertionError("the filter is not ready")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
         try:
             self._served.close()
         finally:

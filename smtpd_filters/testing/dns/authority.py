@@ -26,25 +26,25 @@ PLAIN_UDP_SIZE = 512
 # More CNAMEs than any resolver follows (BIND: 16, unbound: 11), so that chains can be too long.
 CNAME_BOUND = 32
 UNASKED = "unasked.invalid"
+#: Seconds that records hold whose name has no `ttl` of its own.
+TTL = 300
 
 
 class Authority:
     """A zone that answers questions and keeps what it was asked.
 
-    `ttl` and `negative_ttl` are in seconds; with `negative_ttl` None, negative answers come
-    without the SOA that says how long they hold (RFC 2308 section 5).
+    `negative_ttl` is in seconds; with None, negative answers come without the SOA that says how
+    long they hold (RFC 2308 section 5).
     """
 
     def __init__(
         self,
         zone: Mapping[str, Mapping[str, Any]] | None = None,
         *,
-        ttl: int = 300,
         negative_ttl: int | None = 60,
     ) -> None:
         """Raises ValueError naming what can't be served."""
         self._zone = Zone(zone or {})
-        self.ttl = ttl
         self.negative_ttl = negative_ttl
         #: The (name, type) of each question, and beside it "udp" or "tcp", in order.
         self.queries: list[tuple[str, str]] = []
@@ -139,7 +139,7 @@ class Authority:
             if entry is None:
                 response.set_rcode(dns.rcode.NXDOMAIN)
                 break
-            ttl = int(entry.get("ttl", self.ttl))
+            ttl = int(entry.get("ttl", TTL))
             if records := texts(entry.get(dns.rdatatype.to_text(rdtype), [])):
                 response.answer.append(rrset_of(owner, rdtype, records, ttl))
                 return

@@ -12,15 +12,13 @@ from .authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from types import TracebackType
 
 
 class DNSServer(Authority):
     """The server, in a thread of its own while the context is entered.
 
     `listen` is a list of (address, port); port 0 is a free one, the same for UDP and TCP.
-    `ttl` and `negative_ttl` are in seconds; with `negative_ttl` None, negative answers come
-    without the SOA that says how long they hold (RFC 2308 section 5).
+    `negative_ttl` is in seconds, or None; see `Authority`.
 
     Raises ValueError for a zone that can't be served, and OSError on entering where it can't
     listen.
@@ -31,10 +29,9 @@ class DNSServer(Authority):
         zone: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         listen: Iterable[tuple[str, int]] = (("127.0.0.1", 0),),
-        ttl: int = 300,
         negative_ttl: int | None = 60,
     ) -> None:
-        super().__init__(zone, ttl=ttl, negative_ttl=negative_ttl)
+        super().__init__(zone, negative_ttl=negative_ttl)
         self._listen = list(listen)
         #: The (address, port) pairs listened on, in the order of `listen`.
         self.endpoints: list[tuple[str, int]] = []
@@ -66,12 +63,7 @@ class DNSServer(Authority):
             raise failure
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:

@@ -26,7 +26,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from smtpd_filters.testing.dns import DNSServer
     from smtpd_filters.testing.server.holder import Plan
@@ -79,7 +78,6 @@ class Lab:
         zone: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         root: str | Path = "/",
-        hostname: str = HOSTNAME,
         binds: Mapping[str, Path] | None = None,
         exposed: Iterable[Path] = (),
         directories: Mapping[str, int] | None = None,
@@ -99,12 +97,12 @@ class Lab:
         self._plan: Plan = {
             "root": str(root),
             "net": None,
-            "hostname": hostname,
+            "hostname": HOSTNAME,
             "etc": {
                 "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
                 # Nothing but the zone decides what a name or an address means.
                 "?/etc/hosts": "",
-                "?/etc/mailname": f"{hostname}\n",
+                "?/etc/mailname": f"{HOSTNAME}\n",
             },
             "binds": [(str(path), inside) for inside, path in (binds or {}).items()],
             "exposed": [str(path) for path in exposed],
@@ -139,12 +137,7 @@ class Lab:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

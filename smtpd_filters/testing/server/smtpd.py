@@ -42,7 +42,6 @@ from smtpd_filters.testing.server.programs import Programs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from email.message import EmailMessage
-    from types import TracebackType
 
 # In seconds: all are for what takes milliseconds, on a machine that has much else to do.
 START_TIMEOUT = 60.0
@@ -169,12 +168,7 @@ class Smtpd:
             stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, exc: BaseException | None, _traceback: object) -> None:
         died = not self.alive() and not self._end_expected
         self.close()
         if exc is not None:
