@@ -18,7 +18,7 @@ class Question:
 
     __slots__ = ("list", "low", "name", "subject", "trusted")
 
-    def __init__(self, to: List, subject: str, name: str, *, trusted: bool = True) -> None:
+    def __init__(self, to: List, subject: str, name: str, trusted: bool) -> None:  # noqa: FBT001 - as `Asked` has it
         self.list = to
         self.subject = subject
         self.name = name

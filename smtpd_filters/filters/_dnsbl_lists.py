@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
 _UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "invalid"}
 
+#: Why a list is off that has only just been given.
+UNTESTED = "it hasn't been tested yet"
 _DEAD = "it is dead, refuses this name server, or has no such entry (then see --untested)"
 
 #: Seconds after which a list that is off is tested again, when nobody asks for it.
@@ -91,17 +93,21 @@ class List:
         self.silences = 0
         self._off: dict[str, str] = {}
 
+    def inherit(self, other: List) -> None:
+        """Take over what is known of another one of the same zone."""
+        self.silences = other.silences
+        self._off = other._off
+
     def is_off(self, about: str) -> bool:
         """Whether it is not to be asked about V4, V6 or NAME."""
         return about in self._off
 
     def switch(self, about: str, cause: str) -> bool:
-        """Switch it off because of `cause`, or on if that is ""; whether this changes anything."""
-        if not cause:
-            return self._off.pop(about, None) is not None
-        before = self._off.get(about)
-        self._off[about] = cause
-        return before is None
+        """Switch it off because of `cause`, or on if that is ""; whether this is worth a line."""
+        before = self._off.pop(about, "")
+        if cause:
+            self._off[about] = cause
+        return bool(before) != bool(cause) or before == UNTESTED
 
     def read(self, outcome: Outcome[str], *, trusted: bool = True) -> Reading:
         """Make of an answer what it adds; nothing negative unless its subject is `trusted`."""
@@ -173,18 +179,32 @@ def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:
 class Watch:
     """Tests lists, switches them off and on, and says so in the log.
 
-    `asked` is which list is asked about what.
+    `asked` is which list is asked about what, `who` the filter's name in the log.
     """
 
-    def __init__(self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: Log) -> None:
-        self._asked = [(each, about) for each, about in asked if each.tested]
+    def __init__(
+        self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: Log, who: str = "dnsbl"
+    ) -> None:
+        self._asked = _testable(asked)
         self._resolver = resolver
         self._log = log
+        self._who = who
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._running: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._tried = self._last = float("-inf")
         #: Whether all have been tested once.
         self.done = not self._asked
+
+    def replace(self, asked: Iterable[tuple[List, str]]) -> None:
+        """Test these from now on. Those that are new are off until they have been."""
+        before = {(each.zone, about) for each, about in self._asked}
+        self._asked = _testable(asked)
+        new = [(each, about) for each, about in self._asked if (each.zone, about) not in before]
+        for each, about in new:
+            each.switch(about, UNTESTED)
+        if new and self._loop is not None:
+            self._loop.call_soon(self._start)
 
     @property
     def fresh(self) -> bool:
@@ -196,16 +216,12 @@ class Watch:
 
         With `remind`, those that are still off are logged again.
         """
-        task = self._running
-        if task is None or task.done():
-            task = self._running = asyncio.ensure_future(self._test(remind=remind))
-        await asyncio.shield(task)
+        await asyncio.shield(self._start(remind=remind))
 
     def suspect(self) -> None:
         """An answer was odd: test again, unless that was done just now."""
-        idle = self._running is None or self._running.done()
-        if idle and asyncio.get_running_loop().time() - self._tried >= PAUSE:
-            self._running = asyncio.ensure_future(self._test())
+        if asyncio.get_running_loop().time() - self._tried >= PAUSE:
+            self._start()
 
     def close(self) -> None:
         """Test no more."""
@@ -214,15 +230,29 @@ class Watch:
         if self._running is not None:
             self._running.cancel()
 
-    async def _test(self, *, remind: bool = False) -> None:
-        found = await asyncio.gather(
-            *(each.test(about, self._resolver) for each, about in self._asked)
-        )
+    def _start(self, *, remind: bool = False) -> asyncio.Task[None]:
+        task = self._running
+        if task is None or task.done():
+            task = self._running = asyncio.ensure_future(self._test(remind=remind))
+        return task
+
+    async def _test(self, *, remind: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        asked: list[tuple[List, str]] = []
+        while asked is not self._asked:  # they may be replaced meanwhile
+            asked = self._asked
+            off = await self._test_these(asked, remind=remind)
+        self.done = True
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._loop.call_later(RECHECK, self.suspect) if off else None
+
+    async def _test_these(self, asked: Sequence[tuple[List, str]], *, remind: bool) -> bool:
+        """Whether any of them is off, or should be."""
+        found = await asyncio.gather(*(each.test(about, self._resolver) for each, about in asked))
         speechless = all(silent for _, silent in found)
-        off = False
         said: set[tuple[str, str]] = set()
-        for (each, about), (why, silent) in zip(self._asked, found, strict=True):
-            off = off or bool(why)
+        for (each, about), (why, silent) in zip(asked, found, strict=True):
             cause = "" if silent and speechless else why
             changed = each.switch(about, cause)
             # That a list has nothing about IPv6 is said once.
@@ -231,17 +261,21 @@ class Watch:
                 said.add((each.zone, about))
                 state = "off" if cause else "on"
                 self._log.event(
-                    "dnsbl", "list", zone=each.shown, about=about, switched=state, cause=cause
+                    self._who, "list", zone=each.shown, about=about, switched=state, cause=cause
                 )
         if speechless and found:
             self._log.limited(
-                "silent", "dnsbl", "no list answers", cause=found[0][0], result="not switched off"
+                f"{self._who} silent",
+                self._who,
+                "no list answers",
+                cause=found[0][0],
+                result="not switched off",
             )
-        loop = asyncio.get_running_loop()
-        self._tried = loop.time()
+        self._tried = asyncio.get_running_loop().time()
         if not speechless:
             self._last = self._tried
-        self.done = True
-        if self._again is not None:
-            self._again.cancel()
-        self._again = loop.call_later(RECHECK, self.suspect) if off else None
+        return any(why for why, _ in found)
+
+
+def _testable(asked: Iterable[tuple[List, str]]) -> list[tuple[List, str]]:
+    return [(each, about) for each, about in asked if each.tested]

@@ -17,51 +17,92 @@ from smtpd_filters.tables.source import parse as parse_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from smtpd_filters.filter import Filter
+    from smtpd_filters.tables.source import Source
 
 # postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
 _BETWEEN = re.compile(r"[,\s]+")
 _QUOTED = re.compile(r"""(['"]).*\1""")
 
 
-class _Sites(Kind[tuple[Site, ...]]):
-    """Lists with their filters and weights: one, some in braces, or a file with a line each."""
+class Sites:
+    """Lists with their filters and weights: one, some in braces, or a file with a line each.
+
+    They are read again by `reload`, as tables are. Raises ConfigError if they can't be read; what
+    is wrong is said without the text, which may hold a key.
+    """
+
+    __slots__ = ("_parts", "renewed")
+
+    def __init__(self, *sources: Source) -> None:
+        self._parts = [(source, _read(source)) for source in sources]
+        #: Is called when they have been read again.
+        self.renewed: Callable[[], None] | None = None
+
+    def __add__(self, other: Sites) -> Sites:
+        both = Sites()
+        both._parts = self._parts + other._parts
+        return both
+
+    def __iter__(self) -> Iterator[Site]:
+        for _, sites in self._parts:
+            yield from sites
+
+    def reload(self) -> None:
+        """Read them again; ConfigError if that fails, and they are what they were."""
+        self._parts = [(source, _read(source)) for source, _ in self._parts]
+        if self.renewed is not None:
+            self.renewed()
+
+    def __repr__(self) -> str:
+        return f"<sites: {list(self)}>"
+
+
+def _read(source: Source) -> tuple[Site, ...]:
+    entries: list[str] = []
+    try:
+        source.texts(entries.append)
+    except ConfigError as error:
+        raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
+    found: list[Site] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
+        except ValueError as error:
+            raise ConfigError(f"entry {number}: {error}") from None
+    return tuple(found)
+
+
+class _Sites(Kind[Sites]):
+    """What lists are asked, as `Sites` reads them."""
 
     metavar = "LIST"
     noun = 'lists: zone[=filter][*weight], "{ a, b }" or "file:PATH"'
     repeats = True
     toml = (str, list)
 
-    def parse(self, text: str) -> tuple[Site, ...]:
-        # What is wrong is said without the text, which may hold a key.
-        entries: list[str] = []
+    def parse(self, text: str) -> Sites:
         try:
-            parse_source(text).texts(entries.append)
+            source = parse_source(text)
         except ConfigError as error:
             raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
-        found: list[Site] = []
-        for number, entry in enumerate(entries, 1):
-            try:
-                found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
-            except ValueError as error:
-                raise ConfigError(f"entry {number}: {error}") from None
-        return tuple(found)
+        return Sites(source)
 
-    def show(self, value: tuple[Site, ...]) -> str:
+    def show(self, value: Sites) -> str:
         return "{ " + ", ".join(map(str, value)) + " }"
 
-    def from_toml(self, value: object) -> tuple[Site, ...]:
-        found: list[Site] = []
+    def from_toml(self, value: object) -> Sites:
+        found = Sites()
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
             found += self.parse(text)
-        return tuple(found)
+        return found
 
-    def check(self, value: tuple[Site, ...]) -> None:
-        if not isinstance(value, tuple):
+    def check(self, value: Sites) -> None:
+        if not isinstance(value, Sites):
             raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
 
 

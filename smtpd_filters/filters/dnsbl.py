@@ -25,15 +25,13 @@ from itertools import pairwise
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters import _dnsbl_codes as codes
 from smtpd_filters.filters._asking import make_resolver, nameserver_option
 from smtpd_filters.filters._checks import DNS_FAILURE, exempt
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
 from smtpd_filters.filters._dnsbl_options import SITES, old_style
-from smtpd_filters.filters._dnsbl_reply import Template
+from smtpd_filters.filters._dnsbl_reply import Reply
 from smtpd_filters.filters._dnsbl_score import DISCONNECT, JUNK, NOTHING, Thresholds
-from smtpd_filters.lookups import names
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -51,11 +49,12 @@ from smtpd_filters.settings import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Iterator, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
     from typing import NoReturn, TypeAlias
 
-    from smtpd_filters.filters._dnsbl_lists import List, Watch
-    from smtpd_filters.filters._dnsbl_sites import Site
+    from smtpd_filters.filters._dnsbl_book import Asked, Book
+    from smtpd_filters.filters._dnsbl_lists import Watch
+    from smtpd_filters.filters._dnsbl_options import Sites
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import NotFound, Outcome
     from smtpd_filters.message import Headers
@@ -74,9 +73,6 @@ _HANDLERS = {
 _PHASES = tuple(_HANDLERS)
 #: The first phase at which the subject of a kind of list is known.
 _KNOWN_AT = {"client": "connect", "rdns": "connect", "helo": "helo", "sender": "mail-from"}
-_REPLY = "%{subject} is listed by %{zone}"
-#: Seconds for which a refusal waits for its text.
-_TEXT_TIME = 2.0
 # A look-up of one server asks in two rounds, and waits twice as long in the second.
 _SHARES = 3
 # Of `--deadline`.
@@ -119,7 +115,7 @@ class Dnsbl(Filter):
 
         client = option(
             SITES,
-            default=(),
+            default=None,
             help="A list to ask about the client's address, IPv4 and IPv6: its zone, which answers "
             'count behind "=" (all, if left out) and its weight behind "*" (1, if left out; '
             "negative to let clients in), as in zen.example=127.0.0.[2..11;14]*3. Several in "
@@ -127,18 +123,18 @@ class Dnsbl(Filter):
         )
         rdns = option(
             SITES,
-            default=(),
+            default=None,
             help="A list of names to ask about the client's reverse name. A negative weight counts "
             "only if the name leads back to the client.",
         )
         helo = option(
             SITES,
-            default=(),
+            default=None,
             help="A list of names to ask about the name that the client gives in HELO or EHLO.",
         )
         sender = option(
             SITES,
-            default=(),
+            default=None,
             help="A list of names to ask about the domain of the sender's address.",
         )
         junk_at = option(
@@ -210,28 +206,24 @@ class Dnsbl(Filter):
     settings: Options
 
     _resolver: Resolver
+    _book: Book
     _watch: Watch
     _not_found: type[NotFound]
-    _lists: dict[str, list[List]]
+    _kinds: frozenset[str] = frozenset(_KNOWN_AT)
     _phase: str = ""  # until it is set up
     _thresholds: Thresholds
-    _template: Template
-    _bare: Template
+    _reply: Reply
 
     def setup(self) -> None:
         """Make the lists, and get a resolver ready."""
-        settings = self.settings
-        given = {kind: getattr(settings, kind) for kind in _KNOWN_AT}
-        if not any(given.values()):
-            raise ConfigError("no list is given: --client, --rdns, --helo or --sender is needed")
         self._set_thresholds()
-        self._set_phase([kind for kind, sites in given.items() if sites])
-        code = 554 if self._phase == "connect" else 550
-        # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
-        # message instead of the 220".  X.7.1 is "Delivery not authorized, message refused".
-        self._bare = Template(f"{code} 5.7.1 {_REPLY}")
-        self._template = Template(settings.reply or f"{code} 5.7.1 {_REPLY}; %{{text}}")
-        self._ask_ahead()
+        given: dict[str, Sites] = {
+            kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
+        }
+        if not any(any(sites) for sites in given.values()):
+            raise ConfigError("no list is given: --client, --rdns, --helo or --sender is needed")
+        self._set_phase(given)
+        self._get_ready(given)
 
     def _set_thresholds(self) -> None:
         settings = self.settings
@@ -251,19 +243,29 @@ class Dnsbl(Filter):
         self.marks = junk is not None
         self._shows = settings.header or settings.mark
 
-    def _set_phase(self, kinds: list[str]) -> None:
-        first = max((_KNOWN_AT[kind] for kind in kinds), key=_PHASES.index)
-        self._phase = self.settings.phase or first
+    def _set_phase(self, kinds: Iterable[str]) -> None:
+        self._kinds = frozenset(kinds)
+        known = max(_PHASES.index(_KNOWN_AT[kind]) for kind in self._kinds)
+        self._phase = self.settings.phase or _PHASES[known]
+        at = _PHASES.index(self._phase)
         for kind in kinds:
-            if _PHASES.index(_KNOWN_AT[kind]) > _PHASES.index(self._phase):
+            if _PHASES.index(_KNOWN_AT[kind]) > at:
                 raise ConfigError(f"--{kind}: what it asks about isn't known at {self._phase} yet")
         self.phases = set(_HANDLERS[self._phase])
         if self._shows:
             self.phases.add("headers")
+        # What is to be known then is asked for ahead.
+        if at > _PHASES.index("mail-from") and "sender" in self._kinds:
+            self.phases.add("mail_from")
+        if at <= _PHASES.index("helo") or "helo" not in self._kinds:
+            self.events.discard("identified")
+        if at == _PHASES.index("connect"):
+            self.events.discard("arrived")
 
-    def _ask_ahead(self) -> None:
+    def _get_ready(self, given: dict[str, Sites]) -> None:
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
-        from smtpd_filters.filters._dnsbl_lists import List, Watch
+        from smtpd_filters.filters._dnsbl_book import Book
+        from smtpd_filters.filters._dnsbl_lists import Watch
         from smtpd_filters.lookups.outcome import NotFound
         from smtpd_filters.runtime.log import Log
 
@@ -272,32 +274,26 @@ class Dnsbl(Filter):
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
         longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
         self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
-        keys = codes.labels_of(settings.key)
-        untested = {zone.lower().rstrip(".") for zone in settings.untested}
-        self._lists = {}
-        asked: list[tuple[List, str]] = []
-        for kind in _KNOWN_AT:
-            sites: dict[str, list[Site]] = {}
-            for site in getattr(settings, kind):
-                sites.setdefault(site.zone, []).append(site)
-            made = self._lists[kind] = [List(zone, of, keys) for zone, of in sites.items()]
-            for each in made:
-                each.tested = untested.isdisjoint({each.zone, each.shown})
-                kinds = (codes.V4, codes.V6) if kind == "client" else (codes.NAME,)
-                asked += [(each, about) for about in kinds]
-        if not all(any(key in each.zone for each, _ in asked) for key in keys):
-            # One that is misspelt would be shown.
-            raise ConfigError("--key: one of them is in the name of no list")
-        self._watch = Watch(asked, self._resolver, Log())
+        self._book = Book(given, settings.key, settings.untested)
+        self._watch = Watch(self._book.asked, self._resolver, Log(), self.name)
+        for sites in given.values():
+            sites.renewed = self._renew
+        # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
+        # message instead of the 220".
+        code = 554 if self._phase == "connect" else 550
+        self._reply = Reply(settings.reply, code, self._resolver)
+
+    def _renew(self) -> None:
+        """Take in lists from a file that was read again."""
+        self._book.renew()
+        self._watch.replace(self._book.asked)
 
     def required_reports(self) -> frozenset[str]:
         """Ask who has authenticated, and for what is asked about after it was said."""
-        if not self._phase:
-            return frozenset({"link-auth", "link-identify", "tx-begin"})
         reports = {"link-auth"}
-        if self._lists["helo"]:
+        if "helo" in self._kinds:
             reports.add("link-identify")
-        if self._lists["sender"] and self._phase == "rcpt-to":
+        if "sender" in self._kinds and self._phase in {"", "rcpt-to"}:
             reports.add("tx-begin")
         return frozenset(reports)
 
@@ -311,16 +307,18 @@ class Dnsbl(Filter):
         await self._watch.test(remind=True)
 
     def arrived(self, session: Session) -> None:
-        """Start to ask about the client, unless it is decided about in the same breath."""
-        if self._phase != "connect" and not exempt(session, self.settings.allow):
-            for question in self._about_client(session):
-                self._resolver.start(question.name, "A")
+        """Start to ask about the client."""
+        if not exempt(session, self.settings.allow):
+            self._start(self._book.about_client(session))
 
     def identified(self, session: Session) -> None:
         """Start to ask about its name."""
-        if self._lists["helo"] and not exempt(session, self.settings.allow):
-            for question in self._about("helo", session.identity or ""):
-                self._resolver.start(question.name, "A")
+        if not exempt(session, self.settings.allow):
+            self._start(self._book.about_name("helo", session.identity or ""))
+
+    def _start(self, asked: Iterable[Asked]) -> None:
+        for _, _, name, _ in asked:
+            self._resolver.start(name, "A")
 
     # -- phases ----------------------------------------------------------------------------
 
@@ -341,14 +339,18 @@ class Dnsbl(Filter):
     def mail_from(
         self, session: Session, address: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
-        """Decide for each message."""
+        """Decide for each message, or start to ask about its sender if that is early."""
+        if self._phase == "rcpt-to":
+            if not exempt(session, self.settings.allow):
+                self._start(self._book.about_sender(address))
+            return PROCEED
         return self._judge(session, self._identity(session), address)
 
     def rcpt_to(
         self, session: Session, _address: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide for each recipient; the first one's answer holds for all of a message."""
-        tx = session.tx if self._lists["sender"] else None
+        tx = session.tx if "sender" in self._kinds else None
         return self._judge(session, self._identity(session), (tx and tx.sender) or "")
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
@@ -374,35 +376,7 @@ class Dnsbl(Filter):
         return PROCEED
 
     def _identity(self, session: Session) -> str:
-        return (session.identity or "") if self._lists["helo"] else ""
-
-    # -- what is asked ---------------------------------------------------------------------
-
-    def _questions(self, session: Session, identity: str, sender: str) -> list[Question]:
-        """Give all that is to be asked for a decision."""
-        questions = list(self._about_client(session))
-        if self._lists["helo"]:
-            questions += self._about("helo", identity)
-        if self._lists["sender"]:
-            questions += self._about("sender", sender.rpartition("@")[2])
-        return questions
-
-    def _about_client(self, session: Session) -> Iterator[Question]:
-        address = session.address
-        if self._lists["client"] and address is not None:
-            about, reverse, address = _reversed(address)
-            for each in self._lists["client"]:
-                if not each.is_off(about):
-                    yield Question(each, address, f"{reverse}{each.zone}")
-        if self._lists["rdns"] and session.rdns:
-            yield from self._about("rdns", session.rdns, trusted=session.fcrdns == "pass")
-
-    def _about(self, kind: str, name: str, *, trusted: bool = True) -> Iterator[Question]:
-        subject = _domain(name)
-        if subject:
-            for each in self._lists[kind]:
-                if not each.is_off(codes.NAME):
-                    yield Question(each, subject, f"{subject}.{each.zone}", trusted=trusted)
+        return (session.identity or "") if "helo" in self._kinds else ""
 
     # -- the decision ----------------------------------------------------------------------
 
@@ -412,29 +386,35 @@ class Dnsbl(Filter):
         """Decide at once if all is known, else give the coroutine that will."""
         if exempt(session, self.settings.allow):
             return PROCEED
-        key = identity if self._lists["helo"] else "", sender if self._lists["sender"] else ""
-        known: Known | None = session.scratch.get(self)
+        key = (
+            identity if "helo" in self._kinds else "",
+            sender if "sender" in self._kinds else "",
+        )
+        # At connect nothing was decided before.
+        known: Known | None = None if self._phase == "connect" else session.scratch.get(self)
         if known is not None and known.key == key:
             if not known.cause:
                 return known.decision
             if self._now() < known.until:
                 raise UnavailableError(known.cause, DNS_FAILURE)
         if self._watch.done:
-            questions = self._questions(session, *key)
-            if self._is_unknown_to(questions):
-                session.scratch.pop(self, None)
+            asked = self._book.about(session, *key)
+            if self._is_unknown_to(asked):
+                if known is not None:
+                    del session.scratch[self]
                 return PROCEED
-            inquiry = self._ask(questions)
+            inquiry = self._ask(asked)
             if inquiry.over and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return self._wait(session, key)
 
-    def _is_unknown_to(self, questions: Sequence[Question]) -> bool:
+    def _is_unknown_to(self, asked: Sequence[Asked]) -> bool:
         """Whether all lists are known to have no entry, which is what they mostly have."""
-        for question in questions:
-            if type(self._resolver.known(question.name, "A")) is not self._not_found:
+        known, not_found = self._resolver.known, self._not_found
+        for each, _, name, _ in asked:
+            if type(known(name, "A")) is not not_found:
                 return False
-            question.list.silences = 0
+            each.silences = 0
         return True
 
     def _now(self) -> float:
@@ -442,9 +422,9 @@ class Dnsbl(Filter):
 
         return asyncio.get_running_loop().time()
 
-    def _ask(self, questions: Sequence[Question]) -> Inquiry:
+    def _ask(self, asked: Iterable[Asked]) -> Inquiry:
         """Take in what is known already."""
-        inquiry = Inquiry(questions, self._thresholds)
+        inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
         for question in list(inquiry.out):
             outcome = self._resolver.known(question.name, "A")
             if outcome is not None:
@@ -462,23 +442,10 @@ class Dnsbl(Filter):
             return True
         if not self._watch.fresh:
             return False
-        return level == JUNK or self._text(inquiry) is not None
-
-    def _text(self, inquiry: Inquiry) -> str | None:
-        """What the list says of whom it lists; None if that isn't known yet."""
-        from smtpd_filters.lookups.outcome import Found
-
-        if not self._template.wants_text:
-            return ""
-        listing = inquiry.gravest
-        outcome = self._resolver.known(listing.question.name, "TXT")
-        if outcome is None:
-            return None
-        text = b" ".join(outcome.records) if isinstance(outcome, Found) else b""
-        return codes.redact(text.decode("utf-8", "replace"), listing.question.list.secrets)
+        return level == JUNK or self._reply.is_known(inquiry)
 
     async def _wait(self, session: Session, key: tuple[str, str]) -> Verdict:
-        if not self._watch.done:
+        while not self._watch.done:
             await self._watch.test()
         inquiry = await self._hear(session, key)
         if inquiry.tally.level != NOTHING and not self._watch.fresh:
@@ -487,13 +454,13 @@ class Dnsbl(Filter):
             inquiry = await self._hear(session, key)
             if inquiry.tally.level != NOTHING and not self._watch.fresh:
                 self._give_up(session, key, inquiry, "the lists can't be tested")
-        if inquiry.tally.level > JUNK and self._text(inquiry) is None:
-            await self._look_up_text(inquiry)
+        if inquiry.tally.level > JUNK and not self._reply.is_known(inquiry):
+            await self._reply.look_up(inquiry)
         return self._decide(session, key, inquiry)
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
-        inquiry = self._ask(self._questions(session, *key))
+        inquiry = self._ask(self._book.about(session, *key))
         if not inquiry.over:
             await self._answers(inquiry, early=True)
         return inquiry
@@ -515,15 +482,6 @@ class Dnsbl(Filter):
             # The look-ups themselves go on, for the cache.
             for future in waiting:
                 future.cancel()
-
-    async def _look_up_text(self, inquiry: Inquiry) -> None:
-        import asyncio
-
-        try:
-            async with asyncio.timeout(_TEXT_TIME):
-                await self._resolver.txt(inquiry.gravest.question.name)
-        except TimeoutError:
-            pass
 
     def _decide(self, session: Session, key: tuple[str, str], inquiry: Inquiry) -> Verdict:
         """Make the decision, and keep it for the rest of the message or session."""
@@ -548,40 +506,8 @@ class Dnsbl(Filter):
             return PROCEED.because(inquiry.reason) if inquiry.tally.score > 0 else PROCEED
         if level == JUNK:
             return MARK.because(inquiry.reason)
-        text = self._text(inquiry)
-        listing = inquiry.gravest
-        template = self._template if text or self.settings.reply else self._bare
-        told = template.fill(
-            {
-                "subject": listing.question.subject,
-                "client": session.address or "",
-                "zone": listing.question.list.shown,
-                "text": text or "",
-                "score": str(inquiry.tally.score),
-            }
-        )
         kind = Disconnect if level == DISCONNECT else Reject
-        return kind(told).because(inquiry.reason)
-
-
-def _reversed(address: str) -> tuple[str, str, str]:
-    """Give what lists are asked about, an address as they have it with its dot, and as it is."""
-    if ":" in address:
-        address = names.canonical(address)
-    if ":" in address:
-        return codes.V6, names.reverse(address, zone=""), address
-    return codes.V4, ".".join(reversed(address.split("."))) + ".", address
-
-
-def _domain(name: str) -> str:
-    """Give a name as lists are asked about it; "" for what is none, such as an address."""
-    try:
-        name = names.domain(name)
-    except ValueError:
-        return ""
-    last = name.rpartition(".")
-    # RFC 3696 section 2: a top-level domain isn't all numeric.
-    return name if last[1] and not last[2].isdigit() else ""
+        return kind(self._reply.of(inquiry, session.address or "")).because(inquiry.reason)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

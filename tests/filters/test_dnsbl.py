@@ -44,7 +44,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 STEPS = ("connect", "ehlo", "mail-from", "rcpt-to", "data")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[DNSServer]:
     with DNSServer(ENTRIES) as running:
         yield running
@@ -432,7 +432,7 @@ def test_the_header_is_for_those_who_want_it(server: DNSServer) -> None:
 
 def test_it_asks_as_soon_as_it_knows_whom_about() -> None:
     """What is asked at RCPT has been answered since the client came."""
-    flags = ("--client", ZONE, "--helo", NAMES, "--phase", "rcpt-to")
+    flags = ("--client", ZONE, "--helo", NAMES, "--sender", NAMES, "--phase", "rcpt-to")
     with DNSServer(ENTRIES) as lists, talking(lists, *flags) as smtpd:
         [policy] = smtpd.filters
         assert isinstance(policy, Dnsbl)
@@ -449,9 +449,14 @@ def test_it_asks_as_soon_as_it_knows_whom_about() -> None:
         there.ehlo("mail.good.example")
         assert asked == [under(ZONE, BAD), f"mail.good.example.{NAMES}"]
         there.mail_from("bob@example.net")
+        assert asked[2:] == [f"example.net.{NAMES}"]
         assert there.rcpt_to("anna@example.org").refused
-        assert len(asked) == 2
+        assert len(asked) == 3
         assert all(lists.asked(name, "A") == 1 for name in asked)
+        spared = smtpd.connect(address="127.0.0.1")
+        spared.ehlo()
+        spared.mail_from("bob@example.net")
+        assert len(asked) == 3
 
 
 def test_what_is_known_is_answered_at_once(server: DNSServer) -> None:
@@ -637,6 +642,83 @@ def test_a_list_without_entries_for_testing_is_asked_if_it_is_told_so() -> None:
         assert verdict(lists, "--client", ZONE, "--untested", ZONE.upper()).refused
 
 
+# -- files of lists that are read again ------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "lists"
+
+
+def test_a_list_is_added_and_taken_away(
+    server: DNSServer, file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(f"{ZONE}*3\n")
+    with talking(server, "--client", f"file:{file}", "--reject-at", "3") as smtpd:
+        assert come(smtpd, WORSE).reply.startswith(f"554 5.7.1 {WORSE} is listed by {ZONE}")
+        file.write_text(f"{ZONE}*2\n{OTHER}*4\n")
+        smtpd.reload()
+        # Nobody waits for the new one's test, nor is refused on its word before it.
+        come(smtpd, GOOD)
+        smtpd.refresh()
+        said = come(smtpd, WORSE)
+        assert said.reply.startswith(f"554 5.7.1 {WORSE} is listed by {OTHER}")
+        assert come(smtpd, BAD).verb == "proceed"
+        file.write_text("# none any more\n")
+        smtpd.reload()
+        assert come(smtpd, WORSE).verb == "proceed"
+        log = capfd.readouterr().err
+    assert f"dnsbl list zone={OTHER} about=IPv4 switched=on" in log
+    assert f"zone={ZONE}" not in log
+    assert "dnsbl reload table=client result=ok" in smtpd.log
+
+
+def test_what_is_wrong_in_a_file_leaves_the_lists_as_they_are(
+    server: DNSServer, file: Path
+) -> None:
+    file.write_text(f"{ZONE}\n")
+    flags = ("--client", f"file:{file}", "--untested", ZONE)
+    with talking(server, *flags) as smtpd:
+        file.write_text(f"{KEY}.example*x\n")
+        smtpd.reload()
+        assert come(smtpd).refused
+        # That one isn't asked any more is no reason to keep it.
+        file.write_text(f"{OTHER}\n")
+        smtpd.reload()
+        assert come(smtpd).verb == "proceed"
+        kept, ok = [line for line in smtpd.log if line.startswith("dnsbl reload table=client ")]
+        assert 'error="entry 1: expected a weight' in kept
+        assert KEY not in kept
+        assert kept.endswith(" result=kept")
+        assert ok.endswith(" result=ok")
+
+
+def test_a_list_that_is_new_is_off_until_it_has_been_tested(
+    file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that lists the world must not have its way for as long as its test takes."""
+    world = under(OTHER, UNLISTED)
+    zone: dict[str, dict[str, Any]] = {
+        **ENTRIES,
+        under(OTHER, GOOD): {"A": "127.0.0.2"},
+        world: {"A": "127.0.0.2", "delay": 0.2},
+    }
+    file.write_text(f"{ZONE}\n")
+    with (
+        DNSServer(zone) as lists,
+        talking(lists, "--client", f"file:{file}", "--phase", "rcpt-to") as smtpd,
+    ):
+        assert come(smtpd, GOOD).verb == "proceed"
+        file.write_text(f"{ZONE}\n{OTHER}\n")
+        smtpd.reload()
+        assert come(smtpd, GOOD).verb == "proceed"
+        assert not lists.asked(under(OTHER, GOOD), "A")
+        smtpd.refresh()  # waits for the test
+        assert come(smtpd, GOOD).verb == "proceed"
+        assert lists.asked(world, "A") == 1
+    assert f'zone={OTHER} about=IPv4 switched=off cause="lists 127.0.0.1' in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("behaviour", "on_error"),
     [
@@ -776,6 +858,7 @@ def test_a_key_of_no_list_is_a_slip() -> None:
         ("--client bl.example --reply '550 4.7.1 no'", "--reply: the code and the enhanced code"),
         ("--client bl.example --nameserver ns.example", "--nameserver: name server: "),
         ("--client bl.example --phase data", "--phase: invalid choice"),
+        ("--client bl.example --untested b1.example", "--untested: b1.example is no list's zone"),
     ],
 )
 def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
@@ -797,10 +880,12 @@ def test_the_phase_is_the_first_at_which_all_is_known() -> None:
 
 
 def test_only_what_is_needed_is_reported() -> None:
-    always = {"link-connect", "link-disconnect", "link-auth", "link-identify"}
+    always = {"link-connect", "link-disconnect", "link-auth"}
     with DNSServer({}) as empty:
         with talking(empty, "--client", ZONE) as smtpd:
             assert smtpd.reports == always
+        with talking(empty, "--helo", NAMES, "--phase", "rcpt-to") as smtpd:
+            assert smtpd.reports == {*always, "link-identify"}
         with talking(empty, "--sender", NAMES, "--phase", "rcpt-to") as smtpd:
             assert "tx-mail" in smtpd.reports
 
@@ -820,6 +905,7 @@ def test_settings_in_toml() -> None:
         "header": True,
     }
     settings = from_mapping(Dnsbl.Options, table, "here")
+    assert settings.client is not None
     assert [str(site) for site in settings.client] == table["client"]
     assert settings.reject_at == 3
     with pytest.raises(ConfigError, match="here: client: entry 1: expected a weight"):

@@ -170,13 +170,35 @@ def test_ways_to_give_several(tmp_path: Path) -> None:
         "a.example=127.0.0.[2;4]*2 b.example*-1",
         f"file:{tmp_path}/lists",
     ):
-        assert SITES.parse(text) == expected
-    assert SITES.from_toml(["a.example=127.0.0.[2;4]*2", "b.example*-1"]) == expected
-    assert SITES.from_toml(f"file:{tmp_path}/lists") == expected
-    assert SITES.parse(SITES.show(expected)) == expected
+        assert tuple(SITES.parse(text)) == expected
+    several = SITES.from_toml(["a.example=127.0.0.[2;4]*2", "b.example*-1"])
+    assert tuple(several) == expected
+    assert tuple(SITES.from_toml(f"file:{tmp_path}/lists")) == expected
+    assert tuple(SITES.parse(SITES.show(several))) == expected
+    assert tuple(SITES.parse("a.example=127.0.0.[2;4]*2") + SITES.parse("b.example*-1")) == expected
     for wrong in ([1], 1, [["a.example"]]):
         with pytest.raises(ValueError, match="expected lists"):
             SITES.from_toml(wrong)
+
+
+def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "lists").write_text("a.example\n")
+    sites = SITES.parse(f"file:{tmp_path}/lists") + SITES.parse("c.example")
+    told: list[list[str]] = []
+    sites.renewed = lambda: told.append(list(map(str, sites)))
+    (tmp_path / "lists").write_text("a.example*2\nb.example\n")
+    sites.reload()
+    assert told == [["a.example*2", "b.example", "c.example"]]
+    for content, reason in (
+        (f"{KEY}.zen.dq.spamhaus.net*x\n", "expected a weight"),
+        (f"z.example\n{KEY}\0\n", "NUL"),
+    ):
+        (tmp_path / "lists").write_text(content)
+        with pytest.raises(ConfigError, match=reason) as failure:
+            sites.reload()
+        assert KEY not in str(failure.value)
+    assert len(told) == 1
+    assert list(map(str, sites)) == told[0]
 
 
 def test_the_reason_says_which_of_several_it_is() -> None:

@@ -1,0 +1,143 @@
+"""Which lists are asked about what: about a client's address, its names, a sender's domain.
+
+The law:
+
+1. A list is asked about what can be on it, and nothing else: addresses as RFC 5782 sections 2.1 and
+   2.4 write them, names that the DNS could know. One that is off isn't asked (`_dnsbl_lists`).
+2. When the files that name lists are read again, what is known of a list that stays is kept.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters import _dnsbl_codes as codes
+from smtpd_filters.filters._dnsbl_lists import List
+from smtpd_filters.lookups import names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import TypeAlias
+
+    from smtpd_filters.filters._dnsbl_options import Sites
+    from smtpd_filters.filters._dnsbl_sites import Site
+    from smtpd_filters.session import Session
+
+    #: A list, whom it is asked about, the name that is looked up for it, and whether the subject is
+    #: known to be whom the client is, so that it may speak for the client.
+    Asked: TypeAlias = tuple[List, str, str, bool]
+
+#: The kinds of lists, by what they are asked about.
+CLIENT, RDNS, HELO, SENDER = KINDS = ("client", "rdns", "helo", "sender")
+
+
+class Book:
+    """The lists that are asked, by kind."""
+
+    def __init__(
+        self, given: Mapping[str, Sites], keys: Iterable[str] = (), untested: Iterable[str] = ()
+    ) -> None:
+        """Raises ConfigError if one of `keys` or of those `untested` is in nothing that is given.
+
+        `given` are lists by kind, `untested` the zones of those that have no test.
+        """
+        self._given = given
+        self._keys = codes.labels_of(keys)
+        self._untested = {zone.lower().rstrip(".") for zone in untested}
+        self._lists: dict[str, list[List]] = {kind: [] for kind in KINDS}
+        self._lists = self._made()
+        self._check()
+
+    def _made(self) -> dict[str, list[List]]:
+        """Make the lists; those that are there already pass on what is known (law 2)."""
+        there = {(kind, each.zone): each for kind in KINDS for each in self._lists[kind]}
+        made: dict[str, list[List]] = {kind: [] for kind in KINDS}
+        for kind, given in self._given.items():
+            zones: dict[str, list[Site]] = {}
+            for site in given:
+                zones.setdefault(site.zone, []).append(site)
+            for zone, sites in zones.items():
+                each = List(zone, sites, self._keys)
+                each.tested = self._untested.isdisjoint({zone, each.shown})
+                if (kind, zone) in there:
+                    each.inherit(there[kind, zone])
+                made[kind].append(each)
+        return made
+
+    def _check(self) -> None:
+        # At the start only: what goes from the files later is no slip.
+        every = [each for lists in self._lists.values() for each in lists]
+        if not all(any(key in each.zone for each in every) for key in self._keys):
+            # It would be shown.
+            raise ConfigError("--key: one of them is in the name of no list")
+        for zone in self._untested:
+            if not any(zone in {each.zone, each.shown} for each in every):
+                raise ConfigError(f"--untested: {codes.shown(zone, self._keys)} is no list's zone")
+
+    @property
+    def asked(self) -> list[tuple[List, str]]:
+        """Which list is asked about what."""
+        return [
+            (each, about)
+            for kind, lists in self._lists.items()
+            for each in lists
+            for about in ((codes.V4, codes.V6) if kind == CLIENT else (codes.NAME,))
+        ]
+
+    def renew(self) -> None:
+        """Take in what has been read again."""
+        self._lists = self._made()
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    def about(self, session: Session, identity: str, sender: str) -> list[Asked]:
+        """All that is asked for a decision; `identity` and `sender` as far as they are known."""
+        asked = list(self.about_client(session))
+        if identity:
+            asked += self.about_name(HELO, identity)
+        if sender:
+            asked += self.about_sender(sender)
+        return asked
+
+    def about_client(self, session: Session) -> Iterator[Asked]:
+        """What is asked about the client's address and reverse name."""
+        lists = self._lists[CLIENT]
+        address = session.address
+        if lists and address is not None:
+            about, reverse, address = _reversed(address)
+            for each in lists:
+                if not each.is_off(about):
+                    yield each, address, reverse + each.zone, True
+        if self._lists[RDNS] and session.rdns:
+            yield from self.about_name(RDNS, session.rdns, trusted=session.fcrdns == "pass")
+
+    def about_name(self, kind: str, name: str, *, trusted: bool = True) -> Iterator[Asked]:
+        """What is asked about a name; nothing about what is none."""
+        if self._lists[kind] and (subject := _domain(name)):
+            for each in self._lists[kind]:
+                if not each.is_off(codes.NAME):
+                    yield each, subject, f"{subject}.{each.zone}", trusted
+
+    def about_sender(self, address: str) -> Iterator[Asked]:
+        """What is asked about the domain of a sender's address."""
+        return self.about_name(SENDER, address.rpartition("@")[2])
+
+
+def _reversed(address: str) -> tuple[str, str, str]:
+    """Give what lists are asked about, an address as they have it with its dot, and as it is."""
+    if ":" in address:
+        address = names.canonical(address)
+    if ":" in address:
+        return codes.V6, names.reverse(address, zone=""), address
+    return codes.V4, ".".join(reversed(address.split("."))) + ".", address
+
+
+def _domain(name: str) -> str:
+    """Give a name as lists are asked about it; "" for what is none, such as an address."""
+    try:
+        name = names.domain(name)
+    except ValueError:
+        return ""
+    last = name.rpartition(".")
+    # RFC 3696 section 2: a top-level domain isn't all numeric.
+    return name if last[1] and not last[2].isdigit() else ""
