@@ -134,9 +134,7 @@ def with_resolver(
         # Nothing is kept, so that what changes is seen at once.
         lifetimes = Lifetimes(floor=0, ceiling=0, negative_ceiling=0, backoff=0)
         nameserver = (server.address, server.port)
-        async with Resolver(
-            [nameserver], timeout=0.15, deadline=0.4, lifetimes=lifetimes
-        ) as resolver:
+        async with Resolver([nameserver], timeout=0.7, deadline=2, lifetimes=lifetimes) as resolver:
             await work(resolver, server)
 
     with DNSServer(zone) as server:

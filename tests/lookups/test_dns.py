@@ -66,6 +66,10 @@ ZONE = merge(
 )
 
 
+#: The system gives this port to nobody.
+NOBODY = ("127.0.0.1", 9)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -87,7 +91,7 @@ def run(
 ) -> T:
     """Run the test with a resolver, and see that nothing is left of it."""
     nameservers = servers.endpoints if isinstance(servers, DNSServer) else servers
-    options.setdefault("timeout", 2)
+    options.setdefault("timeout", 10)
 
     async def main() -> T:
         async with Resolver(nameservers, **options) as resolver:
@@ -133,7 +137,7 @@ def test_outcomes(server: DNSServer, name: str, rdtype: str, expected: Outcome[A
 @pytest.mark.parametrize(
     ("name", "cause", "timeout"),
     [
-        ("servfail.example", "SERVFAIL", 2),
+        ("servfail.example", "SERVFAIL", 10),
         ("refused.example", "REFUSED", 2),
         ("loop.example", "CNAME loop", 2),
         ("owner.example", "answer for another name", 2),
@@ -141,9 +145,9 @@ def test_outcomes(server: DNSServer, name: str, rdtype: str, expected: Outcome[A
         ("cut-bytes.example", "malformed answer", 2),
         # These end when the time is up, and not before.
         ("drop.example", "timeout", 0.05),
-        ("id.example", "answer that does not match", 0.2),
-        ("question.example", "answer that does not match", 0.2),
-        ("bytes.example", "malformed answer", 0.2),
+        ("id.example", "answer that does not match", 1),
+        ("question.example", "answer that does not match", 1),
+        ("bytes.example", "malformed answer", 1),
     ],
 )
 def test_unavailable(server: DNSServer, name: str, cause: str, timeout: float) -> None:
@@ -199,7 +203,7 @@ def test_addresses(server: DNSServer) -> None:
 
 
 def test_a_silent_server_is_asked_again(server: DNSServer) -> None:
-    outcome = ask(server, "flap.example", timeout=0.2)
+    outcome = ask(server, "flap.example", timeout=0.5)
     assert outcome == Found(("192.0.2.8",), 300)
     assert server.asked("flap.example", "A") == 2
 
@@ -221,15 +225,12 @@ def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> No
 def test_fail_over(server: DNSServer) -> None:
     good = Found(("127.0.0.4",), 300)
     with DNSServer({"*": {"refused": True}}) as refuses, DNSServer({"*": {"drop": True}}) as dead:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
-            closed.bind(("127.0.0.1", 0))
-            nobody = closed.getsockname()
-        for bad in (refuses.endpoints[0], dead.endpoints[0], nobody):
+        for bad in (refuses.endpoints[0], dead.endpoints[0], NOBODY):
             servers = [bad, *server.endpoints]
-            assert ask(servers, "four.example", timeout=0.2) == good
-        unavailable = ask([*refuses.endpoints, nobody], "four.example", attempts=1)
+            assert ask(servers, "four.example", timeout=0.5) == good
+        unavailable = ask([*refuses.endpoints, NOBODY], "four.example", attempts=1)
     assert unavailable == Unavailable(
-        f"127.0.0.1:{refuses.port} REFUSED, 127.0.0.1:{nobody[1]} connection refused"
+        f"127.0.0.1:{refuses.port} REFUSED, 127.0.0.1:9 connection refused"
     )
 
 
@@ -239,17 +240,14 @@ def test_a_dead_server_is_asked_last_after_a_while(server: DNSServer) -> None:
             assert await resolver.query(f"missing{n}.example", "A") == NotFound(NXDOMAIN, 60)
 
     with DNSServer({"*": {"drop": True}}) as dead:
-        run([*dead.endpoints, *server.endpoints], test, timeout=0.2, clock=Clock())
+        run([*dead.endpoints, *server.endpoints], test, timeout=0.5, clock=Clock())
         assert len(dead.queries) == 3
 
 
 def test_a_server_that_is_being_restarted_is_given_a_moment() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
-        closed.bind(("127.0.0.1", 0))
-        nobody = closed.getsockname()
     with mock.patch.object(retry, "PAUSE", 0.001):
-        outcome = ask([nobody], "four.example")
-    assert outcome == Unavailable(f"127.0.0.1:{nobody[1]} connection refused")
+        outcome = ask([NOBODY], "four.example")
+    assert outcome == Unavailable("127.0.0.1:9 connection refused")
 
 
 def test_ipv6_name_server() -> None:
