@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.bench.player import ROOT, MisbehaviourError, Player
+from tests.bench.player import MisbehaviourError, Player
 from tests.bench.workloads import lines_of, message, sessions
+from tests.loading import loaded
 
 Workload = Callable[[Player, int, int, Sequence[bytes]], object]
 
@@ -105,11 +105,4 @@ def test_the_filters_load_nothing_slow() -> None:
         *("asyncio", "dataclasses", "inspect", "ipaddress", "json", "logging", "pathlib"),
         *("socket", "ssl", "subprocess", "tempfile", "tomllib", "typing", "urllib"),
     }
-    code = (
-        "import sys; before = set(sys.modules); import tests.bench.filters; "
-        "print(*set(sys.modules) - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert not slow & set(done.stdout.split())
+    assert not slow & loaded("import tests.bench.filters")

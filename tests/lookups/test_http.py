@@ -17,6 +17,7 @@ from smtpd_filters.lookups.http import CLOSED, BadReplyError, Client, Endpoint, 
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
+from tests.loading import loaded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -78,8 +79,10 @@ def stub() -> Iterator[RspamdStub]:
 
 @pytest.fixture
 def reserved() -> Iterator[socket.socket]:
-    """A port where nobody listens, nor anybody else can until it is closed."""
+    """A port where nobody listens, and which the system gives nobody."""
     with socket.socket() as bound:
+        # But for a server of ours: two may be bound where both say so, and one listens.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", 0))
         yield bound
 
@@ -384,7 +387,7 @@ def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) ->
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_a_failure_is_a_value_with_its_cause(stub: RspamdStub, behaviour: str) -> None:
     stub.answer = Answer(b"{}", behaviour=behaviour)
-    said = ask(stub.url, timeout=0.2 if behaviour in {"drop", "stall"} else 5)
+    said = ask(stub.url, timeout=1 if behaviour in {"drop", "stall"} else 5)
     if behaviour in ANSWERING:
         assert isinstance(said, Response)
         assert stub.asked == 1
@@ -402,7 +405,7 @@ def test_a_large_body_changes_nothing_of_that(stub: RspamdStub, behaviour: str) 
         stub.url,
         body=lambda: iter([bytes(1 << 16)] * 32),
         size=32 << 16,
-        timeout=0.3 if behaviour in {"drop", "stall"} else 5,
+        timeout=1 if behaviour in {"drop", "stall"} else 5,
     )
     assert said == Unavailable(f"{stub.url} {cause}")
     assert stub.asked == asked
@@ -410,7 +413,7 @@ def test_a_large_body_changes_nothing_of_that(stub: RspamdStub, behaviour: str) 
 
 @pytest.mark.parametrize("behaviour", sorted(CAUSES))
 def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
-    timeout = 0.2 if behaviour in {"drop", "stall"} else 5
+    timeout = 1 if behaviour in {"drop", "stall"} else 5
     with RspamdStub(Answer(b"{}", behaviour=behaviour)) as broken:
         said = ask(broken.url, stub.url, timeout=timeout)
     assert isinstance(said, Response)
@@ -495,9 +498,7 @@ def test_a_host_that_does_not_exist() -> None:
     assert said.cause.startswith("http://rspamd.invalid:11333 ")
 
 
-def test_a_server_that_comes_back_within_the_pause_is_asked_again(
-    reserved: socket.socket, refusing: str
-) -> None:
+def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str) -> None:
     stub = RspamdStub(OK, listen=refusing.removeprefix("http://"))
 
     async def work(client: Client) -> Any:
@@ -507,7 +508,6 @@ def test_a_server_that_comes_back_within_the_pause_is_asked_again(
         # It has been refused by then, and waits.
         for _ in range(20):
             await asyncio.sleep(0)
-        reserved.close()
         stub.start()
         return await asking
 
@@ -615,23 +615,21 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
 
 def test_a_time_out_is_not_repeated(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
-    assert ask(stub.url, timeout=0.05) == Unavailable(f"{stub.url} timeout")
+    assert ask(stub.url, timeout=0.5) == Unavailable(f"{stub.url} timeout")
     assert stub.asked == 1
 
 
 def test_it_is_over_at_the_deadline(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(Answer(behaviour="drop")) as other:
-        said = ask(stub.url, other.url, timeout=0.2, deadline=0.25)
+        said = ask(stub.url, other.url, timeout=1, deadline=1.5)
     assert said == Unavailable(f"{stub.url} timeout, {other.url} timeout")
 
 
 def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(
-            stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=0.1
-        )
+        said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=1)
     assert all(isinstance(each, Response) for each in said)
     # The first one had the turn; who waited then found that time was up.
     assert other.asked == 8
@@ -640,7 +638,7 @@ def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> No
 def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.3)
+        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.7)
         assert all(isinstance(each, Response) for each in said)
         assert (stub.asked, other.asked) == (3, 10)
 
@@ -691,7 +689,7 @@ def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
 
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=work, timeout=0.5, clock=lambda: now)
+        said = served(stub.url, other.url, work=work, timeout=0.7, clock=lambda: now)
         assert all(isinstance(each, Response) for each in said)
         assert stub.asked == 3 + 1
         assert other.asked == 4 + 4
@@ -770,13 +768,7 @@ def test_a_path_in_front_is_kept(stub: RspamdStub) -> None:
 
 
 def test_importing_it_does_not_import_aiohttp() -> None:
-    code = (
-        "import sys, smtpd_filters.lookups.http; print({'aiohttp', 'asyncio'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, timeout=60, text=True
-    )
-    assert done.stdout == "set()\n"
+    assert not {"aiohttp", "asyncio"} & loaded("import smtpd_filters.lookups.http")
 
 
 def test_a_lack_of_aiohttp_is_named() -> None:
