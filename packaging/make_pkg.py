@@ -141,13 +141,15 @@ def examples(source: Path) -> dict[str, Path]:
 
 
 def documents(source: Path, package: str) -> dict[str, File]:
-    """Manual pages, the example, the licence."""
+    """Manual pages, what there is to read, the examples, the licence."""
     files = {
         f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz": File(
             gzip.compress(page.read_bytes(), mtime=0)
         )
         for page in (source / "docs/man").glob("*.[1-9]")
     }
+    for page in (source / "README.md", *(source / "docs").glob("*.md")):
+        files[f"{PREFIX}/share/doc/smtpd-filters/{page.name}"] = File(page.read_bytes())
     for name, example in examples(source).items():
         mode = EXECUTABLE if example.stat().st_mode & 0o100 else PLAIN
         files[f"{PREFIX}/share/examples/smtpd-filters/{name}"] = File(example.read_bytes(), mode)
@@ -167,8 +169,7 @@ def manifest(
         "version": port["DISTVERSION"],
         "comment": port["COMMENT"],
         "maintainer": port["MAINTAINER"],
-        # What pkg asks for; the project has no page of its own.
-        "www": "UNKNOWN",
+        "www": port["WWW"],
         "abi": options.abi,
         "arch": options.abi.lower(),
         "prefix": PREFIX,

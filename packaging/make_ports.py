@@ -43,13 +43,14 @@ def openbsd_distinfo(sdist: Path) -> str:
 
 def _versioned(name: str) -> str:
     """A name with the version as a variable."""
-    return re.sub(r"^(\w+)-[^/]+\.dist-info/", r"\1-${MODPY_EGG_VERSION}.dist-info/", name)
+    return re.sub(r"^(\w+)-[^/]+\.dist-info/", r"\1-${MODPY_DISTV}.dist-info/", name)
 
 
 def _of_wheel(names: list[str]) -> list[str]:
     """Lines for the files of the wheel, for the bytecode of its modules, and for their directories.
 
-    The port builds a wheel that names no scripts, so it has no entry_points.txt.
+    The port builds a wheel that names no scripts, so it has no entry_points.txt.  What installs it
+    compiles each module twice, plainly and without its assertions.
     """
     site = PurePosixPath("lib/python${MODPY_VERSION}/site-packages")
     entries = set()
@@ -60,10 +61,11 @@ def _of_wheel(names: list[str]) -> list[str]:
         entries.add(str(path))
         entries.update(f"{above}/" for above in path.parents if site in above.parents)
         if path.suffix == ".py":
-            cache = f"{path.parent}/${{MODPY_PYCACHE}}"
-            entries.add(f"${{MODPY_COMMENT}}{cache}/")
-            entries.add(f"{cache}{path.stem}.${{MODPY_PYC_MAGIC_TAG}}pyc")
-    return sorted(entries, key=lambda entry: entry.removeprefix("${MODPY_COMMENT}"))
+            cache = f"{path.parent}/${{MODPY_PYCACHE}}"  # with its slash
+            entries.add(cache)
+            for extension in ("pyc", "${MODPY_PYOEXTENSION}"):
+                entries.add(f"{cache}{path.stem}.${{MODPY_PYC_MAGIC_TAG}}{extension}")
+    return sorted(entries)
 
 
 def _examples(source: Path) -> list[str]:
@@ -91,7 +93,10 @@ def packing_list(wheel: Path, source: Path) -> str:
     lines += ["libexec/smtpd/", *(f"libexec/smtpd/{name}" for name in filters)]
     pages = sorted((source / "docs/man").glob("*.[1-9]"), key=lambda page: (page.suffix, page))
     lines += [f"@man man/man{page.suffix[1:]}/{page.name}" for page in pages]
-    lines += ["share/doc/pkg-readmes/${PKGSTEM}", "share/examples/smtpd-filters/"]
+    read = sorted(["README.md", *(page.name for page in (source / "docs").glob("*.md"))])
+    lines += ["share/doc/pkg-readmes/${PKGSTEM}", "share/doc/smtpd-filters/"]
+    lines += [f"share/doc/smtpd-filters/{name}" for name in read]
+    lines += ["share/examples/smtpd-filters/"]
     lines += [f"share/examples/smtpd-filters/{name}" for name in _examples(source)]
     lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
     return "\n".join(lines) + "\n"

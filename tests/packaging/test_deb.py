@@ -55,7 +55,7 @@ def built(
     deb = build(suite, source, output)
     lintian = run_in(
         need(suite, "build"),
-        *("sh", "-c", "lintian --allow-root --fail-on none /mnt/*.changes"),
+        *("sh", "-c", "lintian --allow-root --fail-on none -EvIL +pedantic /mnt/*.changes"),
         binds={output: "/mnt"},
     ).stdout
     return Built(suite, source, deb, lintian)
@@ -97,8 +97,12 @@ def later(deb: Path, directory: Path) -> Path:
 
 
 def test_lintian_has_nothing_to_say(built: Built) -> None:
-    said = [line for line in built.lintian.splitlines() if line.startswith(("E:", "W:"))]
-    assert said == []
+    said = re.findall(r"(?m)^[EWIPX]: [\w-]+(?: source)?: ([\w-]+)", built.lintian)
+    # Where a paper that cites the program would find what to write; asked for on trial.
+    expected = {"upstream-metadata-file-is-missing"}
+    if built.suite != "bookworm":  # one control file is for both, and says what the older one knows
+        expected.add("out-of-date-standards-version")
+    assert set(said) == expected
 
 
 def test_the_same_source_makes_the_same_bytes(built: Built, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_sdist_holds_what_building_needs_and_nothing_else(dist: Dist, tmp_pa
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     unpack(dist.sdist, tmp_path)
     top = {"pyproject.toml", "PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"}
-    below = ("smtpd_filters/", "docs/man/", "docs/examples/", "packaging/dovecot/")
+    below = ("smtpd_filters/", "docs/", "packaging/dovecot/")
     rest = {name for name in names if not name.startswith(below)}
     assert rest - top == {"packaging/launchers.py"}
     assert {name for name in names if "__pycache__" in name} == set()
@@ -159,6 +159,16 @@ def opened(pkg: Path) -> tuple[list[tarfile.TarInfo], dict[str, bytes]]:
     return members, contents
 
 
+#: What libpkg/pkg_manifest.c knows of our keys, and the types it takes them with.
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("name", "origin", "version", "comment", "maintainer", "www"), str),
+    **dict.fromkeys(("abi", "arch", "prefix", "licenselogic", "desc"), str),
+    **dict.fromkeys(("licenses", "categories", "users", "groups", "messages"), list),
+    **dict.fromkeys(("deps", "files", "directories"), dict),
+    "flatsize": int,
+}
+
+
 def test_the_manifests_come_first_and_agree(pkg: Path) -> None:
     members, contents = opened(pkg)
     assert [member.name for member in members[:2]] == ["+COMPACT_MANIFEST", "+MANIFEST"]
@@ -166,8 +176,10 @@ def test_the_manifests_come_first_and_agree(pkg: Path) -> None:
     whole = json.loads(contents["+MANIFEST"])
     assert {key: whole[key] for key in short} == short
     assert whole.keys() - short.keys() == {"files", "directories"}
-    texts = ("name", "origin", "version", "comment", "maintainer", "www", "abi", "arch", "prefix")
-    assert all(isinstance(short[key], str) and short[key] for key in (*texts, "desc"))
+    assert {key: type(value) for key, value in whole.items()} == TYPES
+    assert all(whole.values())
+    # What pkg takes for encoded as in a URL.
+    assert not any("%" in text for text in (short["desc"], *whole["files"], *whole["directories"]))
     assert short["prefix"] == PREFIX
     assert (short["licenselogic"], short["licenses"]) == ("single", ["ISCL"])
 
@@ -222,6 +234,8 @@ def test_it_holds_the_executables_the_manuals_and_the_modules(pkg: Path, dist: D
         assert f"{PREFIX}/{where}/{name}" in names
     for page in (dist.source / "docs/man").glob("*.[1-9]"):
         assert f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz" in names
+    for page in (dist.source / "README.md", *(dist.source / "docs").glob("*.md")):
+        assert f"{PREFIX}/share/doc/smtpd-filters/{page.name}" in names
     with zipfile.ZipFile(dist.wheel) as archive:
         for name in archive.namelist():
             assert f"{PREFIX}/lib/python{own_version()}/site-packages/{name}" in names

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pytest
@@ -24,6 +24,7 @@ from tests.packaging.test_dist import unpack
 
 LOCAL = "/usr/local"
 SITE = f"{LOCAL}/lib/python3.99/site-packages"
+PYCACHE = "${MODPY_PYCACHE}"  # __pycache__, with its slash
 INSTALL = dict.fromkeys(("INSTALL_MAN", "INSTALL_DATA"), "install -m 444")
 FREEBSD = {
     **INSTALL,
@@ -36,6 +37,7 @@ FREEBSD = {
     "SORT": "sort",
     "COPYTREE_SHARE": "sh -c 'cp -R $$1 $$2' sh",
     "PREFIX": LOCAL,
+    "DOCSDIR": f"{LOCAL}/share/doc/smtpd-filters",
     "EXAMPLESDIR": f"{LOCAL}/share/examples/smtpd-filters",
     "PYTHON_CMD": sys.executable,
     "PYTHON_SITELIBDIR": SITE,
@@ -96,7 +98,8 @@ def made(dist: Dist, directory: Path, work: Path, variables: dict[str, str]) -> 
         **variables,
     }
     command = [bmake, "-m", str(framework), *(f"{name}={value}" for name, value in given.items())]
-    for target in ("post-patch", "post-install"):
+    options = ("post-install-DOCS-on", "post-install-EXAMPLES-on")
+    for target in ("post-patch", "post-install", *(options if variables is FREEBSD else ())):
         if target == "post-install":
             wheel = make_dist(source, wheels).wheel
         done = subprocess.run(
@@ -117,7 +120,7 @@ def test_freebsds_recipes_install_what_they_list(ports: Path, dist: Dist, tmp_pa
     port = made(dist, ports / "freebsd", tmp_path, FREEBSD)
     check_wheel(port, dist)
     listed = (tmp_path / "plist").read_text().splitlines()
-    assert listed.pop() == "@dir(_smtpd,_smtpd,0750) /var/db/smtpd-filters"
+    listed.remove("@dir(_smtpd,_smtpd,0750) /var/db/smtpd-filters")
     # The framework compresses manual pages; a name is relative to the prefix.
     files = {str(Path(LOCAL, path))[1:].removesuffix(".gz") for path in listed}
     assert files == port.staged()
@@ -132,20 +135,25 @@ def test_openbsds_packing_list_is_what_its_recipes_install(
     check_wheel(port, dist)
     lines = (port.directory / "pkg/PLIST").read_text().splitlines()
     files = {line.removeprefix("@man ") for line in lines if not line.endswith("/")}
-    files = {line for line in files if not line.startswith(("@", "${MODPY_COMMENT}"))}
+    files = {line for line in files if not line.startswith("@") and not line.endswith(PYCACHE)}
     files.remove("share/doc/pkg-readmes/${PKGSTEM}")  # the framework's, from pkg/README
     site = "lib/python${MODPY_VERSION}/site-packages/"
     version = tomllib.loads((dist.source / "pyproject.toml").read_text())["project"]["version"]
     modules = {
-        line.removeprefix(site).replace("${MODPY_EGG_VERSION}", version)
+        line.removeprefix(site).replace("${MODPY_DISTV}", version)
         for line in files
         if line.startswith(site)
     }
     with zipfile.ZipFile(port.wheel) as archive:
         names = set(archive.namelist())
-    compiled = {line for line in modules if "${MODPY_PYCACHE}" in line}
+    compiled = {line for line in modules if PYCACHE in line}
     assert modules - compiled == names
-    assert len(compiled) == sum(name.endswith(".py") for name in names)
+    for extension in ("pyc", "${MODPY_PYOEXTENSION}"):
+        assert {line for line in compiled if line.endswith(f"G}}{extension}")} == {
+            f"{path.parent}/{PYCACHE}{path.stem}.${{MODPY_PYC_MAGIC_TAG}}{extension}"
+            for path in map(PurePosixPath, names)
+            if path.suffix == ".py"
+        }
     rest = {f"{LOCAL[1:]}/{line}" for line in files if not line.startswith(site)}
     assert rest == port.staged()
     # Directories are packed too; the one for state belongs to the user of filters.
@@ -169,7 +177,7 @@ def test_a_port_has_the_projects_version_and_dependencies(
 ) -> None:
     project = tomllib.loads((dist.source / "pyproject.toml").read_text())["project"]
     text = (ports / system / "Makefile").read_text()
-    assert re.search(rf"(?m)^(DISTVERSION|MODPY_EGG_VERSION)\s*=\s*{project['version']}$", text)
+    assert re.search(rf"(?m)^(DISTVERSION|MODPY_DISTV)\s*=\s*{project['version']}$", text)
     [needed] = re.findall(r"(?m)^RUN_DEPENDS\s*=\s*((?:.*\\\n)*.*)$", text)
     bounds = set()
     for entry in needed.replace("\\\n", " ").split():
@@ -177,7 +185,7 @@ def test_a_port_has_the_projects_version_and_dependencies(
             name, _, rest = entry.partition(">=")
             bounds.add((name.rpartition("}")[2], rest.partition(":")[0]))
         else:
-            path, _, version = entry.partition("${MODPY_FLAVOR}>=")
+            path, _, version = entry.partition(">=")
             # OpenBSD names the package of pyspf after its module.
             bounds.add((path.partition("/py-")[2].replace("spf", "pyspf"), version))
     bounds.discard(("opensmtpd", "6.6.4"))
