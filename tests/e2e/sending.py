@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.testing.dns import host, merge
 from smtpd_filters.testing.server import CODE, password, script_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from smtpd_filters.testing.server import Connection, Reply, Smtpd
 
@@ -70,6 +71,13 @@ def attempt(  # noqa: PLR0913 - keyword-only, each with a default
         if outcome is None and user is not None:
             outcome = _log_in(connection, user, helo)
         return outcome or transact(connection, sender, recipients, message)
+
+
+def crowd(send: Callable[..., Outcome], clients: Iterable[Mapping[str, Any]]) -> list[Outcome]:
+    """Let clients come at once, each with its arguments of `send`; return how they fared."""
+    with ThreadPoolExecutor(50) as pool:
+        futures = [pool.submit(send, **client) for client in clients]
+        return [future.result() for future in futures]
 
 
 def transact(

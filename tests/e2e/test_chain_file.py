@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from tests.e2e.sending import (
     SENDER,
     ZONE,
     attempt,
+    crowd,
     logged,
 )
 
@@ -122,10 +123,9 @@ def test_each_filter_of_a_chain_has_its_say(
 def test_one_process_serves_them_all(start: Start) -> None:
     server = chained(start)
     assert len(server.find("filter-chain")) == 1
-    with ThreadPoolExecutor(20) as pool:
-        sources = [GOOD, NAMELESS, DYNAMIC, GOOD6] * 5
-        stages = [each.stage for each in pool.map(lambda each: attempt(server, each), sources)]
-    assert stages == ["", "MAIL", "connect", ""] * 5
+    clients = [{"source": source} for source in (GOOD, NAMELESS, DYNAMIC, GOOD6)] * 5
+    outcomes = crowd(partial(attempt, server), clients)
+    assert [outcome.stage for outcome in outcomes] == ["", "MAIL", "connect", ""] * 5
     assert len(server.maildir("alice")) == 10
 
 

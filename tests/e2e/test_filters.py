@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import signal
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -35,6 +35,7 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    crowd,
     logged,
     policy,
     transact,
@@ -258,8 +259,7 @@ def test_all_names_of_a_client_are_looked_at(start: Start) -> None:
     verify = ("--verify", "--nameserver", "127.0.0.1")
     flags = ("--action", "reject", "--phase", "rcpt-to")
     server = start(zone=zone, filters={"fcrdns": filter_command("fcrdns", *flags, *verify)})
-    with ThreadPoolExecutor(10) as pool:
-        outcomes = list(pool.map(lambda _: attempt(server, "192.0.2.4"), range(10)))
+    outcomes = crowd(partial(attempt, server), [{"source": "192.0.2.4"}] * 10)
     assert [outcome.stage for outcome in outcomes] == [""] * 10
     assert attempt(server, LIAR).stage == "RCPT"
 
@@ -458,7 +458,7 @@ def test_fifty_sessions_at_once(start: Start) -> None:
         "mailfrom": filter_command("mailfrom", "--domains", "local.example", "--check-header"),
     }
     server = start(zone=ZONE, filters=filters)
-    kinds = [
+    kinds: list[tuple[str, dict[str, Any]]] = [
         ("", {"source": GOOD}),
         ("", {"source": DYNAMIC6, "user": "bob"}),
         ("RCPT", {"source": LIAR}),
@@ -470,13 +470,8 @@ def test_fifty_sessions_at_once(start: Start) -> None:
         ("", {"source": GOOD, "sender": ""}),
         ("", {"source": GOOD, "recipients": (ALICE, BOB)}),
     ]
-    with ThreadPoolExecutor(50) as pool:
-        done = [
-            (stage, pool.submit(attempt, server, **arguments))  # type: ignore[arg-type]
-            for _ in range(5)
-            for stage, arguments in kinds
-        ]
-    assert [future.result().stage for _, future in done] == [stage for stage, _ in done]
+    outcomes = crowd(partial(attempt, server), [client for _, client in kinds] * 5)
+    assert [outcome.stage for outcome in outcomes] == [stage for stage, _ in kinds] * 5
     assert sorted(folders(server)) == [""] * 20 + ["Junk"] * 10
     assert folders(server, "bob") == [""] * 5
 

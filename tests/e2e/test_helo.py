@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    crowd,
     logged,
 )
 
@@ -257,11 +258,6 @@ def test_fifty_sessions_at_once(start: Start) -> None:
         ("", {"source": GOOD, "name": "mail.good.example"}),
         ("", {"source": BROKEN, "name": "workstation", "user": "alice"}),
     ]
-    with ThreadPoolExecutor(50) as pool:
-        done = [
-            (stage, pool.submit(greet, server, **arguments))
-            for _ in range(8)
-            for stage, arguments in kinds
-        ]
-    assert [future.result().stage for _, future in done] == [stage for stage, _ in done]
+    outcomes = crowd(partial(greet, server), [client for _, client in kinds] * 8)
+    assert [outcome.stage for outcome in outcomes] == [stage for stage, _ in kinds] * 8
     assert len(server.maildir("alice")) == 32

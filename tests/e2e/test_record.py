@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +13,7 @@ from smtpd_filters.cli import main
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.oracle import judge
 from smtpd_filters.testing.server import filter_command, password, scratch_path
-from tests.e2e.sending import GOOD, ZONE, attempt
+from tests.e2e.sending import GOOD, ZONE, attempt, crowd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +28,7 @@ def test_what_is_recorded_replays(
     directory = scratch_path("sessions")
     record = filter_command("trace", "--detail", "none", "--record", directory, *flags)
     server = start(zone=ZONE, filters={"record": record}, users=("alice", "bob"))
-    with ThreadPoolExecutor(5) as pool:
-        said = list(pool.map(lambda _: attempt(server), range(10)))
-    assert {each.code for each in said} == {250}
+    assert {each.code for each in crowd(partial(attempt, server), [{}] * 10)} == {250}
     assert attempt(server, user="alice").code == 250
     server.terminate()
     files = [each.read_bytes() for each in server.path(directory).iterdir()]

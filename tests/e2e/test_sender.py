@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    crowd,
     logged,
     transact,
 )
@@ -216,11 +217,6 @@ def test_fifty_sessions_at_once(start: Start) -> None:
         (250, {"source": NAMELESS, "sender": "a@missing.example", "user": "alice"}),
         (250, {"source": NAMELESS, "sender": ""}),
     ]
-    with ThreadPoolExecutor(50) as pool:
-        done = [
-            (code, pool.submit(attempt, server, **arguments))  # type: ignore[arg-type]
-            for _ in range(7)
-            for code, arguments in kinds
-        ]
-    assert [future.result().code for _, future in done] == [code for code, _ in done]
+    outcomes = crowd(partial(attempt, server), [client for _, client in kinds] * 7)
+    assert [outcome.code for outcome in outcomes] == [code for code, _ in kinds] * 7
     assert len(server.maildir("alice")) == 28
