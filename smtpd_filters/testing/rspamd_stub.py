@@ -194,6 +194,7 @@ class RspamdStub:
         self._failures: list[BaseException] = []
         self.protocols: set[_Connection] = set()
         self._made: tuple[object, Answer, bytes] | None = None
+        self._kept: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -243,7 +244,13 @@ class RspamdStub:
             done.wait()
 
     def __enter__(self) -> Self:
-        self.start()
+        if not self._listen.startswith("/"):
+            self._keep_port()
+        try:
+            self.start()
+        except BaseException:
+            self._give_up_port()
+            raise
         return self
 
     def __exit__(
@@ -253,6 +260,28 @@ class RspamdStub:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        self._give_up_port()
+
+    def _keep_port(self) -> None:
+        """Have the port until the end: while the server is stopped, nobody else listens there.
+
+        Two sockets may be bound to a port if both say so; what one of them hears is its own.
+        """
+        host, _, port = self._listen.rpartition(":")
+        kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            kept.bind((host.strip("[]"), int(port)))
+        except OSError:
+            kept.close()
+            raise
+        self._kept = kept
+        self._listen = f"{host}:{kept.getsockname()[1]}"
+
+    def _give_up_port(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def said(self, request: Request) -> tuple[Answer, bytes]:
         """The answer to a request, and its wire form, which is made once of each."""
@@ -290,6 +319,7 @@ class RspamdStub:
                 backlog=1024,
                 reuse_address=True,
             )
+            # Where `start` was called by itself.
             self._listen = f"{host}:{server.sockets[0].getsockname()[1]}"
         self._bound.set()
         await self._stop.wait()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from http.client import BadStatusLine, HTTPConnection, HTTPException, IncompleteRead
@@ -110,6 +111,13 @@ def test_who_comes_when_it_has_stopped_is_refused(stub: RspamdStub) -> None:
     assert stub.url == url
     assert post(client)[0] == 200
     client.close()
+
+
+def test_nobody_gets_its_port_while_it_has_stopped(stub: RspamdStub) -> None:
+    stub.stop()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", stub.port))
+    stub.start()
 
 
 def test_nothing_is_kept_that_need_not_be() -> None:
