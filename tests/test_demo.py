@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -29,6 +28,7 @@ from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
 from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
 from smtpd_filters.testing.verdict import REFUSALS
+from tests.needed import need
 
 PLAIN = Painter(colour=False)
 COLOUR = re.compile("\033\\[[0-9]*m")
@@ -38,10 +38,7 @@ COLOUR = re.compile("\033\\[[0-9]*m")
 def version(request: pytest.FixtureRequest) -> str:
     """Each version of smtpd that can be run."""
     chosen: str = request.param
-    if reason := unavailable(chosen):
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need(unavailable(chosen))
     return chosen
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from smtpd_filters.testing.demo.configuration import CONF
 from smtpd_filters.testing.server import VERSIONS, Smtpd, script_command, unavailable
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,10 +65,7 @@ def test_the_filter_is_a_program(impostor: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_filter_serves_a_real_smtpd(version: str) -> None:
-    if reason := unavailable(version):
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need(unavailable(version))
     [line] = re.findall(
         r'^ {4}filter "impostor" proc-exec "\S+/(impostor.py .*)"$', README, re.MULTILINE
     )

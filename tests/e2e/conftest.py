@@ -6,7 +6,6 @@ reason; with SMTPD_FILTERS_E2E=required in the environment that is a failure.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -21,6 +20,7 @@ from smtpd_filters.testing.server import (
     script_command,
     unavailable,
 )
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -103,19 +103,11 @@ def pytest_runtest_makereport(
     return report
 
 
-def need(version: str) -> None:
-    """Skip the test if this version can't be run here; fail if it has to."""
-    if reason := unavailable(version):
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-
-
 @pytest.fixture(params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
     """Each version of smtpd in turn."""
     chosen: str = request.param
-    need(chosen)
+    need(unavailable(chosen))
     return chosen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from smtpd_filters.cli import main
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from tests.e2e.learning import BAYES, ask, counts, known, mail, total
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +26,7 @@ TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; s
 
 @pytest.fixture(scope="module")
 def rspamd() -> Iterator[Rspamd]:
-    if reason := unavailable():
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need(unavailable())
     override = {"greylist.conf": "enabled = false;"}
     with Rspamd(zone={}, local={"classifier-bayes.conf": BAYES}, override=override) as daemon:
         yield daemon

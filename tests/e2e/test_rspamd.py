@@ -7,7 +7,6 @@ What the daemon is told to do with which mail is in `rspamd_set_up`. Its faults 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,11 @@ import pytest
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
 from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
-from tests.e2e.conftest import Start, need
+from smtpd_filters.testing.server import unavailable as no_smtpd
+from tests.e2e.conftest import Start
 from tests.e2e.rspamd_set_up import LUA, SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
 from tests.e2e.sending import ALICE, GOOD, SENDER, Outcome, attempt, content_of, logged
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ PATIENCE = 20.0  # seconds for a client that tries again and again
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The network of the module's servers."""
-    need("6.8")
+    need(no_smtpd("6.8"))
     with Lab(zone()) as made:
         yield made
 
@@ -50,10 +51,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def daemon(lab: Lab) -> Iterator[Rspamd]:
     """The module's rspamd."""
-    if reason := unavailable():
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need(unavailable())
     with Rspamd(lab, **configuration()) as started:
         yield started
 
@@ -536,7 +534,7 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
 
 def test_a_daemon_without_a_lab() -> None:
     """It listens in this process's network, is told what to do, and leaves nothing behind."""
-    need("6.8")
+    need(no_smtpd("6.8"))
     published = {"good.example": {"TXT": "v=spf1 -all"}}
     with Rspamd(zone=published, lua=LUA, override={"greylist.conf": "enabled = false;"}) as one:
 
@@ -569,6 +567,6 @@ def test_a_daemon_without_a_lab() -> None:
 
 
 def test_a_daemon_that_cannot_start_says_why() -> None:
-    need("6.8")
+    need(no_smtpd("6.8"))
     with pytest.raises(LabError, match="ucl parser error"), Rspamd(local={"actions.conf": "}"}):
         pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ from smtpd_filters.filters._rspamd_edits import Options, apply
 from smtpd_filters.filters._rspamd_reply import Reply, ReplyError, parse
 from smtpd_filters.message import Message
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,10 +94,7 @@ MAIL = RECEIVED + FROM + REST
 
 @pytest.fixture(scope="module")
 def rspamd() -> Iterator[Rspamd]:
-    if reason := unavailable():
-        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need(unavailable())
     override = {"greylist.conf": "enabled = false;"}
     with Rspamd(
         zone={}, local={"actions.conf": ACTIONS}, override=override, lua=LUA, redis=False

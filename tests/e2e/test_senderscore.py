@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.server import Lab, filter_command
-from tests.e2e.conftest import need
+from smtpd_filters.testing.server import Lab, filter_command, unavailable
 from tests.e2e.sending import (
     ALICE,
     BOB,
@@ -26,6 +25,7 @@ from tests.e2e.sending import (
     logged,
     transact,
 )
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -321,7 +321,7 @@ class Player:
 def lab() -> Iterator[Lab]:
     if ORIGINAL is None:
         pytest.skip("there is no other filter-senderscore (install opensmtpd-filter-senderscore)")
-    need("6.8")
+    need(unavailable("6.8"))
     with Lab(ZONE) as running:
         yield running
 

@@ -1,0 +1,15 @@
+"""What a test does where it can't run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def need(reason: str | None) -> None:
+    """Skip the test if there is a reason why it can't run here; fail if it has to run."""
+    if reason:
+        if os.environ.get("SMTPD_FILTERS_E2E") == "required":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
