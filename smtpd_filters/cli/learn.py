@@ -125,8 +125,18 @@ def run(options: Namespace, more: list[str]) -> int:
         raise
     finally:
         progress.clear()
-        sys.stdout.write(tally.summary())
+        _say(tally.summary())
     return tally.status
+
+
+def _say(text: str) -> None:
+    """Write to stdout; that nobody reads it changes nothing of what has been learned."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        # What is flushed at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _jobs(text: str) -> int:

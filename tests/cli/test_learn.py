@@ -446,6 +446,27 @@ def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path, behaviour: str
     assert len(rspamd.requests) < 10
 
 
+@pytest.mark.parametrize("stdout", ["a pipe that nobody reads", "/dev/full"])
+def test_a_summary_that_cannot_be_written(rspamd: RspamdStub, tmp_path: Path, stdout: str) -> None:
+    rspamd.answer = Answer(b"x", 500)
+    (tmp_path / "mail").write_bytes(MAIL)
+    if stdout == "/dev/full":
+        sink = os.open(stdout, os.O_WRONLY)
+    else:
+        source, sink = os.pipe()
+        os.close(source)
+    done = subprocess.run(
+        [*TOOL, "learn", "spam", "-url", rspamd.url, str(tmp_path / "mail")],
+        stdout=sink,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(sink)
+    said = f"smtpd-filters: {tmp_path}/mail: status 500: x\n".encode()
+    assert (done.returncode, done.stderr) == (75, said)
+
+
 def test_it_starts_without_what_it_does_not_use() -> None:
     # Dovecot waits for it with each message that somebody moves.
     program = (
