@@ -36,6 +36,8 @@ _FLAGS = "milter,body_block"
 # Controls, line and paragraph separators: none is a part of an address or a name. DEL to U+009F
 # are the C1 controls, which as UTF-8 are no bytes of a field value (RFC 9110, 5.5) to some readers.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What has none of RFC 5322's specials (3.2.3) but the dot.
+_PLAIN = re.compile(r'[^ ()<>\[\]:;@\\,"]*')
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -91,11 +93,11 @@ def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[s
     if session.tx is not None:
         told.append(("Queue-Id", safe(session.tx.msgid)))
         if session.tx.sender is not None:
-            told.append(("From", path(session.tx.sender)))
-        recipients, left_out = _recipients(session.tx.recipients)
+            told.append(("From", path(session.tx.sender, admd)))
+        recipients, left_out = _recipients(session.tx.recipients, admd)
         if facts.deliver_to and len(session.tx.recipients) == 1:
             # Of several the daemon could take but one, and that for all.
-            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0]))))
+            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], admd))))
         told += recipients
     return [(name, value) for name, value in told if value], left_out
 
@@ -116,28 +118,29 @@ def safe(text: str) -> str:
     return text[:MAX_VALUE].strip(" ")
 
 
-def mailbox(address: str) -> str:
-    """An address without the relays that it names in front, as smtpd takes it.
+def mailbox(address: str, admd: str = "") -> str:
+    """An address as smtpd takes it: without relays in front, and with its own name if it has none.
 
     RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
     the source route specification". Of a route with a comma the daemon would make another address.
     """
     if address.startswith("@"):
         return address.partition(":")[2] or address
-    return address
+    return f"{address}@{admd}" if address and admd and "@" not in address else address
 
 
-def path(address: str) -> str:
-    """An address in its angle brackets, which the daemon takes for one address."""
-    clean = safe(mailbox(address)).replace("<", "?").replace(">", "?")
-    if "," in clean:
-        # Outside of quotes the daemon would take a comma for the end of one address of several.
-        local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")
-        if not _QUOTED.fullmatch(local):
-            local = local.replace("\\", "\\\\").replace('"', '\\"')
-            local = f'"{local}"'
-        clean = f"{local}{at}{domain.replace(',', '?')}"
-    return f"<{clean}>"
+def path(address: str, admd: str = "") -> str:
+    """An address in its angle brackets, which the daemon takes for one address.
+
+    smtpd takes a:b@example.org; RFC 5321, 4.1.2 wants such a local part in quotes, and so does the
+    daemon. Outside of quotes it would take a comma for the end of one address of several.
+    """
+    clean = safe(mailbox(address, admd)).replace("<", "?").replace(">", "?")
+    local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")
+    if not _PLAIN.fullmatch(local) and not _QUOTED.fullmatch(local):
+        local = local.replace("\\", "\\\\").replace('"', '\\"')
+        local = f'"{local}"'
+    return f"<{local}{at}{domain.replace(',', '?')}>"
 
 
 def _address(session: Session) -> str:
@@ -160,11 +163,11 @@ def _hostname(session: Session) -> str:
     return safe(session.rdns)
 
 
-def _recipients(addresses: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
+def _recipients(addresses: Sequence[str], admd: str) -> tuple[list[tuple[str, str]], int]:
     told: list[tuple[str, str]] = []
     room = MAX_RECIPIENTS
     for at, address in enumerate(addresses):
-        value = path(address)
+        value = path(address, admd)
         room -= len("Rcpt: \r\n") + len(value.encode())
         if room < 0:
             return told, len(addresses) - at

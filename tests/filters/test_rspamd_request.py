@@ -146,6 +146,16 @@ def test_the_null_sender_and_no_sender() -> None:
     assert "From" not in told(session(sender=None))
 
 
+def test_an_address_without_a_domain_is_of_smtpds_own() -> None:
+    client = session(sender="root", recipients=("postmaster", "anna@example.org"))
+    assert told(client)["From"] == ["<root@mx.example.org>"]
+    assert told(client)["Rcpt"] == ["<postmaster@mx.example.org>", "<anna@example.org>"]
+    assert told(client, admd="")["From"] == ["<root>"]
+    client = session(sender="", recipients=("postmaster",))
+    assert told(client, deliver_to=True)["Deliver-To"] == ["postmaster@mx.example.org"]
+    assert told(client)["From"] == ["<>"]
+
+
 def test_who_signs_may_be_chosen() -> None:
     assert told(session(), authserv_id="mx")["MTA-Name"] == ["mx"]
 
@@ -221,6 +231,11 @@ def test_any_text_is_one_line(text: str, shown: str) -> None:
         ("a@b,c@d,e", '<"a@b,c"@d?e>'),
         ("a\\,b@x", '<"a\\\\,b"@x>'),
         ("a,b", '<"a,b">'),
+        ("a:b@example.org", '<"a:b"@example.org>'),
+        ("a b@example.org", '<"a b"@example.org>'),
+        ("a\\b@example.org", '<"a\\\\b"@example.org>'),
+        ('"a:b"@example.org', '<"a:b"@example.org>'),
+        ("postmaster", "<postmaster>"),
         ("@relay.example:bob@example.net", "<bob@example.net>"),
         ("@one.example,@two.example:bob@example.net", "<bob@example.net>"),
         ("@example.net", "<@example.net>"),
