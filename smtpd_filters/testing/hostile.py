@@ -50,6 +50,8 @@ NEEDS_LOOP: set[str] = set()
 SLOW = {"loop", "sleep", "read", "regex", "stubborn-loop", "await-forever", "swallow-cancel"}
 #: Tasks from which on "leak-blocking-task" leaks no more: the one that asks, and one leaked.
 MANY = 2
+#: The mode that leaves a task behind, which holds up the process when the session is gone.
+LEAK_BLOCKING_TASK = "leak-blocking-task"
 #: Bytes that "memory" may take beyond what the process has; RLIMIT_AS keeps it there.
 ROOM = 48 << 20
 
@@ -315,17 +317,28 @@ async def _leak_tasks(session: Session, subject: object) -> object:
     return PROCEED
 
 
-@_mode("leak-blocking-task", PROCEEDS)
+@_mode(LEAK_BLOCKING_TASK, PROCEEDS)
 async def _leak_blocking_task(session: Session, subject: object) -> object:
+    gone = _gone.setdefault(session.key, asyncio.Event())
+
     async def blocks() -> None:
         # By then nobody waits for an answer.
-        await asyncio.sleep(0.6)
+        await gone.wait()
         while True:
             pass
 
     if len(asyncio.all_tasks()) < MANY:
         asyncio.get_running_loop().create_task(blocks())
     return PROCEED
+
+
+#: For each session of "leak-blocking-task", what happens when it is gone.
+_gone: dict[bytes, asyncio.Event] = {}
+
+
+def _be_gone(_filter: Filter, session: Session) -> None:
+    if event := _gone.pop(session.key, None):
+        event.set()
 
 
 @_mode("leak-threads", PROCEEDS)
@@ -441,6 +454,8 @@ def hostile(mode: str, phases: Sequence[str], *, later: bool = False) -> type[Fi
             argument=bool(phase.argument if phase else True),
             returns="Proceed" if mode == "wrong-phase" else " | ".join(legal),
         )
+    if mode == LEAK_BLOCKING_TASK:
+        members["gone"] = _be_gone
     assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # noqa: S101  # there are some
     return type("Hostile", (Filter,), members)
 

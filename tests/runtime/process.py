@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds after which something that should have happened has not.
-PATIENCE = 20.0
+PATIENCE = 60.0
+#: So many looks in a row find it asleep, some milliseconds apart: it is not between two reads.
+ASLEEP = 10
 ROOT = Path(__file__).parents[2]
 POLICIES = str(Path(__file__).with_name("policies.py"))
 TOKENS = {
@@ -117,7 +119,8 @@ class FilterProcess:
         rest = memoryview(data)
         while rest:
             sources = [self.source] if reading and not self.eof else []
-            readable, writable, _ = select.select(sources, [self.sink], [], end - monotonic())
+            left = max(end - monotonic(), 0)
+            readable, writable, _ = select.select(sources, [self.sink], [], left)
             assert readable or writable, f"nothing moves: {self.logged}"
             if readable:
                 self.read()
@@ -157,21 +160,26 @@ class FilterProcess:
         self.read()
 
     def push(self, data: bytes) -> int:
-        """Write as much as is taken while nothing is read; how much it was."""
+        """Write as much as is taken while nothing is read; how much it was.
+
+        On return the child waits for us, with nothing that it could do meanwhile.
+        """
         done = 0
-        while done < len(data):
-            _, writable, _ = select.select([], [self.sink], [], 1.0)
-            if not writable:
-                break
-            done += os.write(self.sink, data[done : done + (1 << 16)])
+        end = monotonic() + PATIENCE
+        asleep = 0
+        while asleep < ASLEEP:
+            assert monotonic() < end, f"it does not come to rest: {self.logged}"
+            _, writable, _ = select.select([], [self.sink] if done < len(data) else [], [], 0.005)
+            if writable:
+                done += os.write(self.sink, data[done : done + (1 << 16)])
+                end = monotonic() + PATIENCE
+            asleep = 0 if writable or not self._sleeps() else asleep + 1
         return done
 
-    def settle(self) -> None:
-        """Wait until the child waits for us."""
-        end = monotonic() + PATIENCE
-        while Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
-            assert monotonic() < end
-            select.select([], [], [], 0.005)
+    def _sleeps(self) -> bool:
+        """Whether the child waits for something to happen, rather than for its turn."""
+        stat = Path(f"/proc/{self.child.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "S"
 
     def exchange(self, data: bytes, mark: bytes) -> int:
         """Write, and read up to the line that ends in `mark`; how many lines that was.
@@ -233,7 +241,8 @@ class FilterProcess:
         end = monotonic() + PATIENCE
         while text not in self.logged:
             assert monotonic() < end, self.logged
-            assert self.child.poll() is None, self.logged
+            # What it wrote at last is there when it has ended.
+            assert self.child.poll() is None or text in self.logged, self.logged
             select.select([], [], [], 0.005)
 
     def kill(self, number: signal.Signals) -> None:

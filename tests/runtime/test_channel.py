@@ -146,7 +146,7 @@ assert not os.get_inheritable(channel.source) and not os.get_inheritable(channel
             stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
             check=False,
-            timeout=20,
+            timeout=60,
         )
         assert (done.returncode, done.stderr) == (0, b"a stray line\nanother")
         assert ours.recv(100) == b"the true line input"

@@ -13,7 +13,7 @@ import pytest
 
 from smtpd_filters.protocol.events import Line
 from smtpd_filters.runtime.channel import READ
-from tests.runtime.process import POLICIES, TOKENS, FilterProcess, policy, sid
+from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ def test_sigterm_ends_it_likewise(name: str, tmp_path: Path) -> None:
         process.kill(signal.SIGTERM)
         while not process.eof:
             process.wait()
-        assert process.child.wait(20) == 0
+        assert process.child.wait(PATIENCE) == 0
     assert notes.read_text() == f"gone {sid(1).decode()}\nclosed\n"
     assert process.last_words == ""
 
@@ -210,7 +210,6 @@ def test_a_peer_that_does_not_read(name: str) -> None:
         before = process.memory()
         data = process.smtpd.lines(sid(1), TOKENS["data-line"], lines)
         sent = process.push(data)
-        process.settle()
         assert process.memory() - before < 12 * MEGABYTE
         if name.startswith("Whole"):
             # It went to the disk: before its end there is nothing to be sent back.
@@ -220,7 +219,7 @@ def test_a_peer_that_does_not_read(name: str) -> None:
         assert process.exchange(data[sent:], b"|.\n") == len(lines) + 2
         assert process.memory() - before < 12 * MEGABYTE
         process.close_input()
-        assert process.child.wait(20) == 0
+        assert process.child.wait(PATIENCE) == 0
     assert process.last_words == ""
 
 
@@ -234,7 +233,7 @@ def test_a_reader_that_goes_away() -> None:
             process.smtpd.lines(sid(1), TOKENS["data-line"], body(MEGABYTE)), reading=False
         )
         process.close_input()
-        assert process.child.wait(20) == 0
+        assert process.child.wait(PATIENCE) == 0
     assert process.last_words == ""
 
 
@@ -268,7 +267,7 @@ def test_a_protocol_that_is_too_old(name: str) -> None:
         process.send(b"config|smtpd-version|6.4.0\nconfig|protocol|0.4\nconfig|ready\n")
         while not process.eof:
             process.wait()
-        assert process.child.wait(20) == 2
+        assert process.child.wait(PATIENCE) == 2
         assert not process.smtpd.ready
     assert process.last_words.count("\n") == 1
     assert "0.4" in process.last_words
@@ -283,7 +282,7 @@ def test_bad_flags_are_one_line_before_anything_else(flags: list[str]) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=20,
+        timeout=PATIENCE,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(POLICIES))),  # noqa: PTH120
         env={**os.environ, "PYTHONPATH": "."},
     )
