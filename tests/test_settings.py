@@ -788,6 +788,15 @@ def test_mdoc_of_a_synopsis() -> None:
     assert mdoc_synopsis(Both) == ".Fl \\-domain Ar TEXT\n.Op Fl \\-loud\n"
 
 
+def test_an_option_that_fills_a_line_may_be_broken_in_the_synopsis() -> None:
+    words = [f"word-number-{n}" for n in range(6)]
+
+    class Choosy(Settings):
+        which = option(choice(*words), default=words[0], help="Which.")
+
+    assert mdoc_synopsis(Choosy) == f".Oo\n.Fl \\-which Cm {' | '.join(words)}\n.Oc\n"
+
+
 def test_mdoc_of_options_declared_elsewhere() -> None:
     assert mdoc_list([(("-v", "--verbose"), "", False, "Say more.")]) == (
         ".Bl -tag -width Ds\n.It Fl v , Fl \\-verbose\nSay more.\n.El\n"

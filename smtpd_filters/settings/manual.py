@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 79
 _DEFAULT_MAX = 60  # a longer default, a table in full say, is cut
+_UNBROKEN = 72  # what groff's mdoc sets as an .Op it doesn't break
 
 
 class OptionHelp(NamedTuple):
@@ -146,7 +147,12 @@ def mdoc_synopsis(*classes: type[Settings]) -> str:
     lines = []
     for each in described:
         flag = _mdoc_flag(each.flags[-1], each)
-        lines.append(f".{flag}" if each.required else f".Op {flag}")
+        if each.required:
+            lines.append(f".{flag}")
+        elif len(flag) <= _UNBROKEN:
+            lines.append(f".Op {flag}")
+        else:
+            lines += [".Oo", f".{flag}", ".Oc"]
     return "\n".join([*lines, ""])
 
 
