@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import selectors
 import subprocess
 import sys
 from time import monotonic, perf_counter
@@ -15,12 +13,13 @@ from smtpd_filters.filters import senderscore
 from smtpd_filters.filters.senderscore import NEUTRAL, UNREGISTERED, Senderscore, _score
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from tests.runtime.process import FilterProcess, sid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-    from typing import Any, Self
+    from typing import Any
 
     from smtpd_filters.testing import Client
 
@@ -733,81 +732,43 @@ def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-class Running:
-    """The executable, and smtpd's end of its pipes."""
-
-    def __init__(self, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self.rest = b""
-        self.send("config|protocol|0.7", "config|ready")
-        while self.line() != "register|ready":
-            pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        self.process.wait(60)
-
-    def send(self, *lines: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
-        self.process.stdin.flush()
-
-    def line(self) -> str:
-        """The next line that it writes; waits for it for a minute."""
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self.rest:
-                assert selector.select(60), "no answer"
-                self.rest += os.read(self.process.stdout.fileno(), 65536)
-        line, _, self.rest = self.rest.partition(b"\n")
-        return line.decode()
+def running(server: DNSServer) -> FilterProcess:
+    """The executable, which delays who has a low score, and asks this server."""
+    flags = asking(server, "-blockBelow", "101", "-slowFactor", "60000")
+    return FilterProcess([*COMMAND[1:], *flags])
 
 
-def client(number: int, address: str) -> tuple[str, str]:
-    session = f"7641df9771b4e{number:03x}"
-    return (
-        f"report|{HEAD}|link-connect|{session}|x|pass|{address}:1|198.51.100.25:25",
-        f"filter|{HEAD}|connect|{session}|1ef1c203cc576e5d|x|{address}",
+def arrive(smtpd: FilterProcess, number: int, address: str) -> bytes:
+    """Let a client come, and don't wait for the answer."""
+    client = sid(number)
+    smtpd.report(
+        "link-connect", client, b"x", b"pass", f"{address}:1".encode(), b"198.51.100.25:25"
     )
-
-
-def answer(number: int, text: str) -> str:
-    return f"filter-result|7641df9771b4e{number:03x}|1ef1c203cc576e5d|{text}"
+    smtpd.send(smtpd.request("connect", client, f"x|{address}".encode()))
+    return client
 
 
 def test_who_waits_holds_up_nobody_else() -> None:
     """Neither for a name server nor for a delay."""
     zone = {name("192.0.2.1"): {"drop": True}, **scored(10, 100)}
-    with DNSServer(zone) as server:
-        flags = asking(server, "-blockBelow", "101", "-slowFactor", "60000")
-        with Running(*flags) as smtpd:
-            smtpd.send(*client(1, "192.0.2.1"), *client(2, "192.0.2.10"))
-            for number in range(3, 50):
-                smtpd.send(*client(number, "192.0.2.100"))
-                assert smtpd.line() == answer(number, f"disconnect|{REPLY}")
+    with DNSServer(zone) as server, running(server) as smtpd:
+        smtpd.hand_shake()
+        waiting = {arrive(smtpd, 1, "192.0.2.1"), arrive(smtpd, 2, "192.0.2.10")}
+        for number in range(3, 50):
+            said = smtpd.answer(arrive(smtpd, number, "192.0.2.100"))
+            assert (said.verb, said.argument) == (b"disconnect", REPLY.encode())
+        assert not [each for each in smtpd.answers if each.session in waiting]
 
 
 def test_a_session_that_ends_while_it_waits_is_forgotten() -> None:
-    with (
-        DNSServer({name("192.0.2.1"): {"drop": True}, **scored(10, 100)}) as server,
-        Running(*asking(server, "-blockBelow", "101", "-slowFactor", "60000")) as smtpd,
-    ):
+    zone = {name("192.0.2.1"): {"drop": True}, **scored(10, 100)}
+    with DNSServer(zone) as server, running(server) as smtpd:
+        smtpd.hand_shake()
         for number, address in ((1, "192.0.2.1"), (2, "192.0.2.10")):
-            smtpd.send(*client(number, address))
-            smtpd.send(f"report|{HEAD}|link-disconnect|7641df9771b4e{number:03x}")
-        smtpd.send(*client(3, "192.0.2.100"))
-        assert smtpd.line() == answer(3, f"disconnect|{REPLY}")
+            smtpd.report("link-disconnect", arrive(smtpd, number, address))
+        said = smtpd.answer(arrive(smtpd, 3, "192.0.2.100"))
+        assert (said.verb, said.argument) == (b"disconnect", REPLY.encode())
+        smtpd.finish()
 
 
 # -- test mode -----------------------------------------------------------------------------
