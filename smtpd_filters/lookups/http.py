@@ -227,8 +227,8 @@ class _Course(Generic[T]):
         except host.broken as error:
             if not self._is_unanswered(host, error) or not await _is_well(host):
                 raise
-            cause = host.trouble(error, replied=False).cause
-        raise BadReplyError(f"{cause}, but answers a ping")
+        # How the system called it depends on who was faster.
+        raise BadReplyError("closed the connection, but answers a ping")
 
     async def _exchanged(self, host: Host) -> Response:
         self._exchange = Exchange(host, self._request)

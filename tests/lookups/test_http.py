@@ -34,7 +34,7 @@ CAUSES = {
     "drop": ("timeout", 1),
     "stall": ("timeout", 1),
     "close": ("closed the connection, but answers a ping", 2),
-    "reset": ("connection reset by peer, but answers a ping", 2),
+    "reset": ("closed the connection, but answers a ping", 2),
     "cut": ("reply cut short", 2),
     "reset-half": ("reply cut short", 2),
     "endless": ("oversized reply", 1),
