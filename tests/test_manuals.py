@@ -162,17 +162,3 @@ def test_what_the_page_for_authors_names_of_sessions_and_settings_exists() -> No
     kinds = set(re.findall(r"\b(?:Dv|Fn) (\w+)", part)) | set(re.findall(r"(?<= , )[A-Z]+", part))
     assert len(kinds) > 10
     assert kinds <= set(dir(settings)) - set(dir(object))
-
-
-def test_each_flag_that_the_page_on_moving_names_is_one_of_the_filter_beside_it() -> None:
-    known = flags()
-    every = set().union(*known.values())
-    rows = re.findall(
-        r"^\| .* \| (?:`(filter-\w+)`|each) \| (.*) \|$",
-        (ROOT / "docs" / "migrating.md").read_text("utf-8"),
-        re.MULTILINE,
-    )
-    assert len(rows) > 20
-    for program, cell in rows:
-        named = set(re.findall(r"(?<![\w`-])--?[a-zA-Z][\w-]*|(?<=`)--?[a-zA-Z][\w-]*", cell))
-        assert named <= known.get(program, every), cell
