@@ -68,6 +68,14 @@ def closed(lab: Lab) -> Iterator[str]:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
+def test_the_configuration_is_taken(dovecot: Dovecot) -> None:
+    done = dovecot.lab.run("doveconf", "-n")
+    assert b"sieve_pipe_bin_dir = /etc/dovecot/learn\n" in done.stdout
+    assert done.stderr == b""
+    started = next(n for n, line in enumerate(dovecot.log) if "starting up" in line)
+    assert dovecot.log[:started] == []
+
+
 # -- what is learned -----------------------------------------------------------------------------
 
 
