@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from time import monotonic
+from select import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -149,7 +149,7 @@ def test_a_key_is_shown_to_nobody(start: Start) -> None:
     )
     broken = {under(zone, "::ffff:7f00:1"): {"A": "127.0.0.2"}}
     lists = ("--client", f"{zone}*2", "--client", OTHER, "--junk-at", "1", "--header", "-v")
-    flags = ("--phase", "rcpt-to", "--on-error", "tempfail", "--timeout", "300ms")
+    flags = ("--phase", "rcpt-to", "--on-error", "tempfail", "--timeout", "3s")
     server = start(
         zone={**LISTS, **entries, **broken},
         filters=dnsbl(*lists, *flags, "--untested", "zen.dq.spamhaus.net", "--reject-at", "2"),
@@ -169,7 +169,7 @@ def test_a_key_is_shown_to_nobody(start: Start) -> None:
 
 FAULTS: dict[str, dict[str, Any]] = {
     "silent": {"drop": True},
-    "slow": {"A": "127.0.0.4", "delay": 5},
+    "slow": {"A": "127.0.0.4", "delay": 60},
     "SERVFAIL": {"servfail": True},
     "refused": {"refused": True},
     "lying": {"A": "127.0.0.4", "wrong-name": True},
@@ -193,7 +193,7 @@ OUTCOMES += [
 def test_a_list_that_fails_for_a_client(
     start: Start, source: str, fault: str, on_error: str
 ) -> None:
-    """What is chosen for it, in time, and nobody else waits."""
+    """What is chosen for it, and nothing for others."""
     flags = ("--phase", "rcpt-to", "--timeout", "2s", "--on-error", on_error)
     server = start(
         zone={**LISTS, under(BL, source): FAULTS[fault]},
@@ -203,13 +203,10 @@ def test_a_list_that_fails_for_a_client(
         waiting.reply()
         waiting.command("EHLO client.example")
         waiting.command(f"MAIL FROM:<{SENDER}>")
-        started = monotonic()
         waiting.send(f"RCPT TO:<{ALICE}>\r\n".encode())
         assert attempt(server, GOOD).stage == ""
         assert attempt(server, BAD).stage == "RCPT"
-        assert monotonic() - started < 1.8, "others waited"
         reply = waiting.reply()
-        assert monotonic() - started < 4, "it waited too long"
     assert reply is not None
     assert (
         f"{reply.code} {reply.text}" == TEMPORARY if on_error == "tempfail" else reply.code == 250
@@ -220,6 +217,21 @@ def test_a_list_that_fails_for_a_client(
         assert folders(server).count("Junk") == 1
 
 
+def test_a_list_that_is_silent_holds_up_nobody_else(start: Start) -> None:
+    flags = ("--phase", "rcpt-to", "--timeout", "60s")
+    server = start(
+        zone={**LISTS, under(BL, NAMELESS): {"drop": True}}, filters=dnsbl("--client", BL, *flags)
+    )
+    with server.connection(NAMELESS) as waiting:
+        waiting.reply()
+        waiting.command("EHLO client.example")
+        waiting.command(f"MAIL FROM:<{SENDER}>")
+        waiting.send(f"RCPT TO:<{ALICE}>\r\n".encode())
+        assert attempt(server, GOOD).stage == ""
+        assert attempt(server, BAD).stage == "RCPT"
+        assert select([waiting.socket], [], [], 0) == ([], [], [])
+
+
 @pytest.mark.parametrize("on_error", ["proceed", "tempfail"])
 @pytest.mark.parametrize("flags", [("--nameserver", "127.0.0.1:9"), ()], ids=["gone", "silent"])
 def test_a_dead_name_server(start: Start, flags: tuple[str, ...], on_error: str) -> None:
@@ -227,9 +239,7 @@ def test_a_dead_name_server(start: Start, flags: tuple[str, ...], on_error: str)
     lists = ("--client", BL, "--client", OTHER, "--phase", "rcpt-to", "--timeout", "1s")
     server = start(zone=zone, filters=dnsbl(*lists, "--on-error", on_error, *flags))
     for source in (BAD, BAD6, GOOD):
-        started = monotonic()
         outcome = attempt(server, source)
-        assert monotonic() - started < 4
         assert outcome.said == TEMPORARY if on_error == "tempfail" else outcome.stage == ""
     assert logged(server, "^dnsbl: dnsbl no list answers cause=.*not switched off", 1)
 
@@ -258,7 +268,7 @@ def test_a_list_that_flaps(start: Start) -> None:
 )
 def test_a_list_that_is_not_fit_to_be_asked(start: Start, zone: dict[str, Any], cause: str) -> None:
     others = {name: entry for name, entry in LISTS.items() if not name.endswith(BL)}
-    flags = ("--client", f"{BL}*9", "--client", OTHER, "--timeout", "1s")
+    flags = ("--client", f"{BL}*9", "--client", OTHER, "--timeout", "3s")
     server = start(zone={**others, **zone}, filters=dnsbl(*flags, "--on-error", "tempfail"))
     for source in (GOOD, GOOD6, BAD, BAD6):
         assert attempt(server, source).stage == ""

@@ -222,19 +222,27 @@ def test_what_smtpd_reports_of_a_recipient(start: Start, spy: Spy) -> None:
 
 
 def test_a_guesser_waits_and_nobody_else(start: Start) -> None:
-    server = rcpt(start, "--max-unknown", "4", "--delay", "2s", "--max-delay", "2s")
+    server = rcpt(start, "--max-unknown", "4", "--delay", "200s", "--max-delay", "200s")
+    with server.connection(GOOD) as guesser:
+        begun(guesser)
+        for _ in range(2):
+            assert name(guesser, "x@local.example") == unknown("x@local.example")
+        guesser.send(b"RCPT TO:<x@local.example>\r\n")
+        for source in (GOOD, GOOD6, GOOD, GOOD6):
+            assert attempt(server, source).stage == ""
+        assert not select.select([guesser.socket], [], [], 0)[0], "the guesser was not held up"
+    assert folders(server) == [""] * 4
+
+
+def test_a_guesser_is_answered_in_the_end(start: Start) -> None:
+    server = rcpt(start, "--max-unknown", "4", "--delay", "500ms", "--max-delay", "500ms")
     with server.connection(GOOD) as guesser:
         begun(guesser)
         for _ in range(2):
             assert name(guesser, "x@local.example") == unknown("x@local.example")
         started = time.monotonic()
-        guesser.send(b"RCPT TO:<x@local.example>\r\n")
-        for source in (GOOD, GOOD6, GOOD, GOOD6):
-            assert attempt(server, source).stage == ""
-        assert not select.select([guesser.socket], [], [], 0)[0], "the guesser was not held up"
-        assert said(guesser.reply()) == unknown("x@local.example")
-        assert 2 <= time.monotonic() - started < 10
-    assert folders(server) == [""] * 4
+        assert name(guesser, "x@local.example") == unknown("x@local.example")
+        assert time.monotonic() - started >= 0.5
 
 
 def test_a_client_that_leaves_while_it_waits(start: Start) -> None:
@@ -285,7 +293,7 @@ DOMAINS: dict[str, dict[str, Any]] = {
     "dead.example": {"drop": True},
     "lying.example": {"MX": ["10 mx.mail.example"], "wrong-owner": True},
     "flapping.example": {"MX": ["10 mx.mail.example"], "flap": True},
-    "late.example": {"MX": ["10 mx.mail.example"], "delay": 5},
+    "late.example": {"MX": ["10 mx.mail.example"], "delay": 60},
 }
 CASES = {
     "mail.example": "250",
@@ -300,7 +308,7 @@ FAILING = ("broken.example", "dead.example", "lying.example", "late.example")
 
 def relay(start: Start, nameserver: str, *flags: str) -> Smtpd:
     own = ("--domains", "local.example", "--unknown-domain", "reject", "--check-users")
-    asking = ("--nameserver", nameserver, "--timeout", "200ms")
+    asking = ("--nameserver", nameserver, "--timeout", "500ms")
     return rcpt(start, *own, *asking, *flags, zone=DOMAINS, matches=RELAY)
 
 
@@ -338,7 +346,6 @@ def test_users_are_told_of_domains_that_get_no_mail(
 )
 def test_a_dns_that_fails_is_nobodys_fault(start: Start, on_error: str, reply: str) -> None:
     server = relay(start, "127.0.0.1", "--on-error", on_error)
-    started = time.monotonic()
 
     def write_to(domain: str) -> str:
         with logged_in(server, GOOD) as connection:
@@ -350,7 +357,6 @@ def test_a_dns_that_fails_is_nobodys_fault(start: Start, on_error: str, reply: s
         for source in CLIENTS:
             assert attempt(server, source).stage == ""
         assert all(answer.startswith(reply) for answer in failing)
-    assert time.monotonic() - started < 10
     # It recovers, and with it the domain.
     server.lab.dns.zone["broken.example"] = {"MX": ["10 mx.mail.example"]}
     server.lab.dns.zone["gone.example"] = {"MX": ["10 mx.mail.example"]}
