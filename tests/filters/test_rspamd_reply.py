@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import email.header
 import json
-import os
 import re
-import subprocess
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +16,10 @@ from smtpd_filters.filters._rspamd_edits import ARC_SET, DEFAULTS, Options, appl
 from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError, parse
 from smtpd_filters.message import Message
 from smtpd_filters.protocol.decisions import Decision, Proceed, Reject
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
 
 TABLE = Path(__file__).parents[2] / "docs" / "rspamd-conformance.md"
 #: What smtpd gives to a filter: its own Received in front of what the client sent.
@@ -1037,206 +1035,3 @@ def _fields(message: Message) -> list[tuple[str, str]]:
     return [
         ("R" if field.name == "Received" else field.name, field.value) for field in message.headers
     ]
-
-
-# -- the table -------------------------------------------------------------------------------
-
-
-def _rows() -> list[list[str]]:
-    lines = TABLE.read_text().splitlines()
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[:1] == "|"
-    ]
-    return [row for row in rows if not row[0].startswith("---") and row[0] != "The reply says"]
-
-
-def test_every_row_of_the_table_has_its_tests() -> None:
-    root = TABLE.parents[1]
-    rows = _rows()
-    assert len(rows) > 20
-    for row in rows:
-        assert len(row) == 4, row
-        assert all(row), row
-        named = re.findall(r"`(?:([a-z_/0-9]+\.py)::)?(test_\w+)`", row[3])
-        assert named, row
-        for file, test in named:
-            source = (root / "tests" / (file or "filters/test_rspamd_reply.py")).read_text()
-            assert f"def {test}(" in source, test
-
-
-def test_every_field_is_in_the_table() -> None:
-    first = " ".join(row[0] for row in _rows())
-    fields = [f"milter.{name}" for name in _rspamd_reply._MILTER]
-    fields += [
-        "action",
-        "subject",
-        "reject",
-        "dkim-signature",
-        "score",
-        "required_score",
-        "symbols",
-    ]
-    fields += ["messages.smtp_message", "error", "Message-Offset", "is_skipped"]
-    for name in [*fields, *DEFAULTS]:
-        assert f"`{name}`" in first or f'"{name}"' in first, name
-
-
-# -- the other filter of this name -----------------------------------------------------------
-
-OTHER = "/usr/libexec/opensmtpd/filter-rspamd"
-EVENTS = """\
-config|smtpd-version|7.4
-config|smtp-session-timeout|300
-config|subsystem|smtp-in
-config|admd|mx.example.org
-config|ready
-report|0.7|1.2|smtp-in|link-connect|S|mail.example.net|pass|192.0.2.9:4000|192.0.2.1:25
-report|0.7|1.2|smtp-in|link-identify|S|EHLO|mail.example.net
-report|0.7|1.2|smtp-in|tx-begin|S|c9b7b4b7
-report|0.7|1.2|smtp-in|tx-mail|S|c9b7b4b7|ok|bob@example.net
-report|0.7|1.2|smtp-in|tx-rcpt|S|c9b7b4b7|ok|anna@example.org
-"""
-ITS_MAIL = DIRTY.replace(b".dot\n", b"")
-BAD = "421 server internal error"
-
-
-def other(answer: Answer, mail: bytes = ITS_MAIL) -> tuple[str, bytes]:
-    """What Debian's filter answers at commit, and the message as it comes back."""
-    lines = [*mail.split(b"\n")[:-1], b"."]
-    data = b"".join(b"filter|0.7|1.2|smtp-in|data-line|S|T|%b\n" % line for line in lines)
-    got = []
-    with (
-        RspamdStub(answer) as rspamd,
-        subprocess.Popen(
-            [OTHER, "-url", rspamd.url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(EVENTS.encode() + data)
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith(b"filter-dataline|S|T|"):
-                got.append(line[len(b"filter-dataline|S|T|") :])
-            if got and got[-1] == b".\n":
-                break
-        process.stdin.write(b"filter|0.7|1.2|smtp-in|commit|S|T|\n")
-        process.stdin.flush()
-        said = process.stdout.readline().decode().rstrip("\n").removeprefix("filter-result|S|T|")
-        process.stdin.close()
-    return said, b"".join(got[:-1])
-
-
-@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
-@pytest.mark.parametrize(
-    ("body", "said", "head"),
-    [
-        # The header that comes back: what stands here, with {} for what was sent; "" for just that.
-        ({"action": "reject", "error": "x"}, "reject|550 message rejected", ""),
-        ({"error": "x"}, "proceed", ""),
-        ("{", f"reject|{BAD}", ""),
-        ("", f"reject|{BAD}", ""),
-        ('{"action":"no action"', f"reject|{BAD}", ""),
-        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", f"reject|{BAD}", ""),
-        ("[]", f"reject|{BAD}", ""),
-        ("null", "proceed", ""),
-        ('{"action":"no action"} x', "proceed", ""),
-        ('{"action":"no action"}' + " " * MAX_JSON, "proceed", ""),
-        ({}, "proceed", ""),
-        ({"action": "no action"}, "proceed", ""),
-        ({"action": "greylist"}, "proceed", ""),
-        ({"action": "reject", "is_skipped": True}, "reject|550 message rejected", ""),
-        ({"action": "fancy"}, "proceed", ""),
-        (
-            b'{"action":"no action","milter":{"add_headers":{"A":"\xff"}}}',
-            "proceed",
-            "A: \ufffd\n{}",
-        ),
-        (
-            {
-                "action": "add header",
-                "score": 7.7,
-                "required_score": 15,
-                "symbols": {"Z": {"score": 1}, "A": {"score": 0}},
-            },
-            "proceed",
-            (
-                "X-Spam: yes\nX-Spam-Score: 7.7 / 15\n"
-                "X-Spam-Status: Yes, score=7.700 required=15.000\n"
-                "\ttests=[A=0.000, Z=1.000]\n{}"
-            ),
-        ),
-        ({"action": "rewrite subject"}, "proceed", "Subject: hello>Subject: "),
-        (
-            {"action": "rewrite subject", "subject": "\xfc"},
-            "proceed",
-            "Subject: hello>Subject: \xfc",
-        ),
-        ({"action": "soft reject"}, "reject|451 try again later", ""),
-        ({"action": "reject"}, "reject|550 message rejected", ""),
-        ({"action": "reject", "messages": {"smtp_message": "a\n\xe9"}}, "reject|550 a", ""),
-        ({"action": "reject", "messages": {"smtp_message": "\xe9"}}, "reject|550 \xe9", ""),
-        ({"action": "discard", "reject": "discard"}, "proceed", ""),
-        ({"action": "bounce", "reject": "discard"}, "proceed", ""),
-        ({"action": "quarantine", "reject": "quarantine"}, "proceed", ""),
-        (remove({"X-Foo": 2}), "proceed", "X-Foo: 1\n>"),
-        (remove({"X-Foo": -1}), "proceed", "X-Foo: 1\n>"),
-        (remove({"X-Foo": [1]}), f"reject|{BAD}", ""),
-        (remove({"X-Spam": 0}), "proceed", "X-Spam: client\n>"),
-        (add(A="1"), "proceed", "A: 1\n{}"),
-        (add(A={"value": "1"}), "proceed", ""),
-        (add(A=[{"value": "1", "order": 1}]), "proceed", ""),
-        (add(A=["1", "2"]), "proceed", ""),
-        (add(A=5), "proceed", ""),
-        (add(A="1\nB: 2\n\nbody"), "proceed", "A: 1\nB: 2\n\nbody\n{}"),
-        (milter(add_headers={"X Y": "1"}), "proceed", "X Y: 1\n{}"),
-        (milter(change_from="a@b", add_rcpt=["x@y"], del_rcpt=["z@w"]), "proceed", ""),
-        ({"action": "reject", **milter(reject="quarantine")}, "reject|550 message rejected", ""),
-        ({"action": "reject", **milter(no_action=True)}, "reject|550 message rejected", ""),
-        (
-            {"action": "add header", **milter(spam_header="Really")},
-            "proceed",
-            "X-Spam: yes\nX-Spam-Score: 0 / 0\n{}",
-        ),
-        (
-            {"action": "add header", **milter(spam_header={"X-Bad": "1"})},
-            "proceed",
-            "X-Spam: yes\nX-Spam-Score: 0 / 0\n{}",
-        ),
-        ({"dkim-signature": "a\r\n\tb"}, "proceed", "DKIM-Signature: a\r\n\tb\n{}"),
-        ({"dkim-signature": ["a", "b"]}, "proceed", "DKIM-Signature: a\nDKIM-Signature: b\n{}"),
-        ({"dkim-signature": 5}, "proceed", ""),
-        (milter(remove_headers=["X-Foo"]), f"reject|{BAD}", ""),
-        ({"messages": ["x"]}, f"reject|{BAD}", ""),
-    ],
-)
-def test_the_other_filter(body: Any, said: str, head: str) -> None:
-    if isinstance(body, dict):
-        body = json.dumps(body)
-    answer, message = other(Answer(body if isinstance(body, bytes) else body.encode()))
-    old, _, new = head.partition(">")
-    if ">" in head:
-        expected = ITS_MAIL.replace(old.encode(), new.encode(), 1)
-    else:
-        expected = (head or "{}").encode().replace(b"{}", ITS_MAIL)
-    assert (answer, message) == (said, expected)
-
-
-@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
-def test_the_other_filter_does_not_look_at_the_status() -> None:
-    answer, message = other(Answer(b'{"action":"no action"}', status=500))
-    assert (answer, message) == ("proceed", ITS_MAIL)
-
-
-@pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [(b"subject: hello\n", b"subject: hello\n"), (b"Subject: a\n b\n", b"Subject: new\n b\n")],
-)
-def test_the_other_filters_subject(old: bytes, new: bytes) -> None:
-    mail = ITS_MAIL.replace(b"Subject: hello\n", old)
-    _, message = other(Answer(b'{"action":"rewrite subject","subject":"new"}'), mail)
-    assert message == mail.replace(old, new)
