@@ -156,7 +156,11 @@ def exempt(session: Session, allow: NetworkTable | None) -> bool:
     The filter has to need the report `link-auth`.  Before it has authenticated (at connect and
     helo always) nobody is spared for it.
     """
-    address = session.address
+    return exempt_at(session, session.address, allow)
+
+
+def exempt_at(session: Session, address: str | None, allow: NetworkTable | None) -> bool:
+    """Whether a client is spared that is at this `address`, the session's own."""
     if address is None or session.username or is_local(session, address):
         return True
     return allow is not None and allow.match(address) is not None

@@ -16,7 +16,7 @@ from smtpd_filters.lookups import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from typing import TypeAlias
 
     from smtpd_filters.filters._dnsbl_options import Sites
@@ -90,35 +90,43 @@ class Book:
 
     # -- what is asked -------------------------------------------------------------------------
 
-    def about(self, session: Session, identity: str, sender: str) -> list[Asked]:
-        """All that is asked for a decision; `identity` and `sender` as far as they are known."""
-        asked = list(self.about_client(session))
+    def about(self, session: Session, address: str, identity: str, sender: str) -> list[Asked]:
+        """All that is asked for a decision about a client that is at this `address`.
+
+        `identity` and `sender` are given as far as they are known.
+        """
+        asked = self.about_client(session, address)
         if identity:
             asked += self.about_name(HELO, identity)
         if sender:
             asked += self.about_sender(sender)
         return asked
 
-    def about_client(self, session: Session) -> Iterator[Asked]:
+    def about_client(self, session: Session, address: str) -> list[Asked]:
         """What is asked about the client's address and reverse name."""
-        lists = self._lists[CLIENT]
-        address = session.address
-        if lists and address is not None:
+        asked: list[Asked] = []
+        if self._lists[CLIENT]:
             about, reverse, address = _reversed(address)
-            for each in lists:
-                if not each.is_off(about):
-                    yield each, address, reverse + each.zone, True
+            asked = [
+                (each, address, reverse + each.zone, True)
+                for each in self._lists[CLIENT]
+                if about not in each.off
+            ]
         if self._lists[RDNS] and session.rdns:
-            yield from self.about_name(RDNS, session.rdns, trusted=session.fcrdns == "pass")
+            asked += self.about_name(RDNS, session.rdns, trusted=session.fcrdns == "pass")
+        return asked
 
-    def about_name(self, kind: str, name: str, *, trusted: bool = True) -> Iterator[Asked]:
+    def about_name(self, kind: str, name: str, *, trusted: bool = True) -> list[Asked]:
         """What is asked about a name; nothing about what is none."""
-        if self._lists[kind] and (subject := _domain(name)):
-            for each in self._lists[kind]:
-                if not each.is_off(codes.NAME):
-                    yield each, subject, f"{subject}.{each.zone}", trusted
+        if not self._lists[kind] or not (subject := _domain(name)):
+            return []
+        return [
+            (each, subject, f"{subject}.{each.zone}", trusted)
+            for each in self._lists[kind]
+            if codes.NAME not in each.off
+        ]
 
-    def about_sender(self, address: str) -> Iterator[Asked]:
+    def about_sender(self, address: str) -> list[Asked]:
         """What is asked about the domain of a sender's address."""
         return self.about_name(SENDER, address.rpartition("@")[2])
 
@@ -129,7 +137,7 @@ def _reversed(address: str) -> tuple[str, str, str]:
         address = names.canonical(address)
     if ":" in address:
         return codes.V6, names.reverse(address, zone=""), address
-    return codes.V4, ".".join(reversed(address.split("."))) + ".", address
+    return codes.V4, f"{'.'.join(address.split('.')[::-1])}.", address
 
 
 def _domain(name: str) -> str:

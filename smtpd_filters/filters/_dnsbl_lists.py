@@ -76,7 +76,7 @@ _NOT_LISTED = Reading()
 class List:
     """A zone, and all entries that the operator has for it."""
 
-    __slots__ = ("_off", "high", "low", "secrets", "shown", "silences", "sites", "tested", "zone")
+    __slots__ = ("high", "low", "off", "secrets", "shown", "silences", "sites", "tested", "zone")
 
     def __init__(self, zone: str, sites: Sequence[Site], keys: tuple[str, ...] = ()) -> None:
         self.zone = zone
@@ -91,22 +91,19 @@ class List:
         self.tested = True
         #: How often in a row it has not answered.
         self.silences = 0
-        self._off: dict[str, str] = {}
+        #: Why it is not to be asked about V4, V6 or NAME.
+        self.off: dict[str, str] = {}
 
     def inherit(self, other: List) -> None:
         """Take over what is known of another one of the same zone."""
         self.silences = other.silences
-        self._off = other._off
-
-    def is_off(self, about: str) -> bool:
-        """Whether it is not to be asked about V4, V6 or NAME."""
-        return about in self._off
+        self.off = other.off
 
     def switch(self, about: str, cause: str) -> bool:
         """Switch it off because of `cause`, or on if that is ""; whether this is worth a line."""
-        before = self._off.pop(about, "")
+        before = self.off.pop(about, "")
         if cause:
-            self._off[about] = cause
+            self.off[about] = cause
         return bool(before) != bool(cause) or before == UNTESTED
 
     def read(self, outcome: Outcome[str], *, trusted: bool = True) -> Reading:

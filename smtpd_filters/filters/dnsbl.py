@@ -26,7 +26,7 @@ from itertools import pairwise
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import make_resolver, nameserver_option
-from smtpd_filters.filters._checks import DNS_FAILURE, exempt
+from smtpd_filters.filters._checks import DNS_FAILURE, exempt, exempt_at
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
 from smtpd_filters.filters._dnsbl_options import SITES, old_style
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filters._dnsbl_lists import Watch
     from smtpd_filters.filters._dnsbl_options import Sites
     from smtpd_filters.lookups.dns import Resolver
-    from smtpd_filters.lookups.outcome import NotFound, Outcome
+    from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
@@ -208,7 +208,6 @@ class Dnsbl(Filter):
     _resolver: Resolver
     _book: Book
     _watch: Watch
-    _not_found: type[NotFound]
     _kinds: frozenset[str] = frozenset(_KNOWN_AT)
     _phase: str = ""  # until it is set up
     _thresholds: Thresholds
@@ -266,11 +265,9 @@ class Dnsbl(Filter):
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_book import Book
         from smtpd_filters.filters._dnsbl_lists import Watch
-        from smtpd_filters.lookups.outcome import NotFound
         from smtpd_filters.runtime.log import Log
 
         settings = self.settings
-        self._not_found = NotFound
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
         longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
         self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
@@ -308,8 +305,9 @@ class Dnsbl(Filter):
 
     def arrived(self, session: Session) -> None:
         """Start to ask about the client."""
-        if not exempt(session, self.settings.allow):
-            self._start(self._book.about_client(session))
+        address = session.address
+        if address and not exempt_at(session, address, self.settings.allow):
+            self._start(self._book.about_client(session, address))
 
     def identified(self, session: Session) -> None:
         """Start to ask about its name."""
@@ -384,7 +382,8 @@ class Dnsbl(Filter):
         self, session: Session, identity: str = "", sender: str = ""
     ) -> Verdict | Awaitable[Verdict]:
         """Decide at once if all is known, else give the coroutine that will."""
-        if exempt(session, self.settings.allow):
+        address = session.address
+        if address is None or exempt_at(session, address, self.settings.allow):
             return PROCEED
         key = (
             identity if "helo" in self._kinds else "",
@@ -398,8 +397,11 @@ class Dnsbl(Filter):
             if self._now() < known.until:
                 raise UnavailableError(known.cause, DNS_FAILURE)
         if self._watch.done:
-            asked = self._book.about(session, *key)
-            if self._is_unknown_to(asked):
+            asked = self._book.about(session, address, *key)
+            if self._resolver.missing([name for _, _, name, _ in asked], "A"):
+                # Which is what is mostly so.
+                for each in asked:
+                    each[0].silences = 0
                 if known is not None:
                     del session.scratch[self]
                 return PROCEED
@@ -407,15 +409,6 @@ class Dnsbl(Filter):
             if inquiry.over and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return self._wait(session, key)
-
-    def _is_unknown_to(self, asked: Sequence[Asked]) -> bool:
-        """Whether all lists are known to have no entry, which is what they mostly have."""
-        known, not_found = self._resolver.known, self._not_found
-        for each, _, name, _ in asked:
-            if type(known(name, "A")) is not not_found:
-                return False
-            each.silences = 0
-        return True
 
     def _now(self) -> float:
         import asyncio
@@ -460,7 +453,7 @@ class Dnsbl(Filter):
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
-        inquiry = self._ask(self._book.about(session, *key))
+        inquiry = self._ask(self._book.about(session, session.address or "", *key))
         if not inquiry.over:
             await self._answers(inquiry, early=True)
         return inquiry

@@ -24,9 +24,17 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, marks
+from smtpd_filters.filters._checks import (
+    Check,
+    Findings,
+    check_option,
+    exempt,
+    marks,
+    unmapped,
+)
 from smtpd_filters.filters._client import allow_option
-from smtpd_filters.filters._hosts import V6, address_of, read_address, read_name, write_address
+from smtpd_filters.filters._hosts import address_of, read_address, read_name, write_address
+from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import Settings, choice, option, table
@@ -68,6 +76,34 @@ _PHASES = {
 }
 # RFC 2606 section 2 and RFC 6761 section 6.3: this machine, whoever says it.
 _LOCALHOST = frozenset({"localhost", "localhost.localdomain"})
+
+
+class Greeting:
+    """What a client calls itself, and what the checks of it come to.
+
+    `name` is what the DNS could know of it, "" for nothing; `decision` is None until there is one.
+    """
+
+    __slots__ = ("decision", "findings", "identity", "name", "unavailable")
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        self.name = ""
+        self.findings = Findings()
+        self.decision: Decision | None = None
+        #: Whether a decision could not be made, and is to be tried again.
+        self.unavailable = False
+
+    def decide(self) -> Decision:
+        """Decide, and keep it.  What is only logged is logged once."""
+        self.unavailable = True
+        decision = self.findings.decision()
+        self.unavailable = False
+        self.decision = PROCEED if type(decision) is Proceed else decision
+        return decision
+
+    def __str__(self) -> str:
+        return self.identity
 
 
 class Helo(Filter):
@@ -157,10 +193,10 @@ class Helo(Filter):
         """Begin to look up the name, which will be needed if the client has mail."""
         if self._resolver is None or exempt(session, self.settings.allow):
             return
-        findings, name = self._written(session, session.identity or "")
-        if name and not findings.refused:
+        greeting = self._greeting(session, session.identity or "")
+        if greeting.name and not greeting.findings.refused:
             for rdtype in self._types(session):
-                self._resolver.start(name, rdtype)
+                self._resolver.start(greeting.name, rdtype)
 
     def required_reports(self) -> frozenset[str]:
         """Ask for the greeting and for who has authenticated, where that is over already."""
@@ -172,13 +208,12 @@ class Helo(Filter):
         """Decide when the client greets."""
         if exempt(session, self.settings.allow):
             return PROCEED
-        known = self._known(session, identity)
-        if known is not None:
-            return known
-        findings, name = self._written(session, identity)
-        if self._resolver is None or not name or findings.refused:
-            return self._decided(session, identity, findings)
-        return settle(self._resolver, self._policy(session, identity, name, findings))
+        greeting = self._greeting(session, identity)
+        if greeting.decision is not None:
+            return greeting.decision
+        if self._resolver is None or not greeting.name or greeting.findings.refused:
+            return greeting.decide()
+        return settle(self._resolver, self._policy(session, greeting))
 
     ehlo = helo
 
@@ -190,48 +225,47 @@ class Helo(Filter):
 
     rcpt_to = mail_from
 
-    def _known(self, session: Session, identity: str) -> Decision | None:
-        """What has been decided of this greeting: all messages and recipients get one answer."""
-        greeting, decision = session.scratch.get(self, ("", None))
-        return decision if greeting == identity else None
+    def _greeting(self, session: Session, identity: str) -> Greeting:
+        """The greeting, checked as it is written: once for all messages and recipients."""
+        greeting: Greeting | None = session.scratch.get(self)
+        if greeting is None or greeting.identity != identity or greeting.unavailable:
+            greeting = session.scratch[self] = Greeting(identity)
+            if name := read_name(identity):
+                self._check_name(session, greeting, name)
+            else:
+                self._check_literal(session, greeting)
+        return greeting
 
-    def _decided(self, session: Session, identity: str, findings: Findings) -> Decision:
-        """Decide, and keep it.  What is only logged is logged once."""
-        decision = findings.decision()
-        kept = PROCEED if type(decision) is Proceed else decision
-        session.scratch[self] = identity, kept
-        return decision
-
-    def _written(self, session: Session, identity: str) -> tuple[Findings, str]:
-        """Check a greeting as it is written; and a name that the DNS could know, or ""."""
-        findings = Findings()
-        own, literal = self._checks["own"], self._checks["foreign_literal"]
-        client = address_of(session.address)
-        name = read_name(identity)
-        if not name:
-            address, is_literal = read_address(identity)
-            if not is_literal:
-                reason = f"helo {identity} is neither a name nor an address literal"
-                findings.failed(self._checks["invalid"], reason)
-            ours = self._is_own_address(session, client)
-            if not ours and self._is_own_address(session, address):
-                findings.failed(own, f"helo {identity} is an address of ours")
-            if address is not None and address != client:
-                findings.failed(literal, f"helo {identity} is not {session.address}")
-            return findings, ""
+    def _check_name(self, session: Session, greeting: Greeting, name: str) -> None:
+        findings = greeting.findings
         confirmed = is_confirmed(session, name)
-        stranger = not confirmed and not self._is_own_address(session, client)
-        if stranger and self._is_own_name(name):
-            findings.failed(own, f"helo {identity} is a name of ours")
+        if not confirmed:
+            greeting.name = name
+            if self._is_own_name(name) and not self._is_from_us(session):
+                findings.failed(self._checks["own"], f"helo {greeting} is a name of ours")
         if "." not in name:
-            findings.failed(self._checks["non_fqdn"], f"helo {identity} is not fully qualified")
-        return findings, "" if confirmed else name
+            findings.failed(self._checks["non_fqdn"], f"helo {greeting} is not fully qualified")
+
+    def _check_literal(self, session: Session, greeting: Greeting) -> None:
+        findings = greeting.findings
+        address, is_literal = read_address(greeting.identity)
+        if not is_literal:
+            reason = f"helo {greeting} is neither a name nor an address literal"
+            findings.failed(self._checks["invalid"], reason)
+        if self._is_own_address(session, address) and not self._is_from_us(session):
+            findings.failed(self._checks["own"], f"helo {greeting} is an address of ours")
+        if address is not None and address != address_of(session.address):
+            reason = f"helo {greeting} is not {session.address}"
+            findings.failed(self._checks["foreign_literal"], reason)
 
     def _is_own_name(self, name: str) -> bool:
         if name in _LOCALHOST or name == self.smtpd.get("admd", "").lower():
             return True
         names = self.settings.own_names
         return names is not None and names.match(name) is not None
+
+    def _is_from_us(self, session: Session) -> bool:
+        return self._is_own_address(session, address_of(session.address))
 
     def _is_own_address(self, session: Session, address: Address | None) -> bool:
         if address is None:
@@ -243,28 +277,22 @@ class Helo(Filter):
 
     def _types(self, session: Session) -> tuple[RecordType, ...]:
         """The records that can be needed: the client's family first, the other for --unknown."""
-        client = address_of(session.address)
-        six = client is not None and client[0] == V6
+        six = ":" in unmapped(session.address or "")
         family: RecordType = "AAAA" if six else "A"
         other: RecordType = "A" if six else "AAAA"
         return (family, other) if self._checks["unknown"].on else (family,)
 
-    def _policy(
-        self, session: Session, identity: str, name: str, findings: Findings
-    ) -> Policy[Decision]:
+    def _policy(self, session: Session, greeting: Greeting) -> Policy[Decision]:
         """Check what the DNS says of a name."""
-        answers = yield [(name, rdtype) for rdtype in self._types(session)]
-        self._check_elsewhere(session, identity, answers[0], findings)
-        if self._checks["unknown"].on and not findings.refused:
-            yield from self._check_unknown(identity, name, answers, findings)
-        return self._decided(session, identity, findings)
+        answers = yield [(greeting.name, rdtype) for rdtype in self._types(session)]
+        if self._checks["elsewhere"].on:
+            self._check_elsewhere(session, greeting, answers[0])
+        if self._checks["unknown"].on and not greeting.findings.refused:
+            yield from self._check_unknown(greeting, answers)
+        return greeting.decide()
 
-    def _check_elsewhere(
-        self, session: Session, identity: str, answer: Outcome[Any], findings: Findings
-    ) -> None:
+    def _check_elsewhere(self, session: Session, greeting: Greeting, answer: Outcome[Any]) -> None:
         """Check whether a name has the client's address."""
-        from smtpd_filters.lookups.outcome import Found, Unavailable  # law 4
-
         check = self._checks["elsewhere"]
         match answer:
             case Found(records):
@@ -272,30 +300,27 @@ class Helo(Filter):
                 if any(address_of(record) == client for record in records):
                     return
             case Unavailable(cause):
-                findings.unavailable(check, f"helo name: {cause}")
+                greeting.findings.unavailable(check, f"helo name: {cause}")
                 return
-        findings.failed(check, f"helo {identity} does not lead to {session.address}")
+        reason = f"helo {greeting} does not lead to {session.address}"
+        greeting.findings.failed(check, reason)
 
-    def _check_unknown(
-        self, identity: str, name: str, answers: Sequence[Outcome[Any]], findings: Findings
-    ) -> Policy[None]:
+    def _check_unknown(self, greeting: Greeting, answers: Sequence[Outcome[Any]]) -> Policy[None]:
         """Check whether the DNS knows a name."""
-        from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable  # law 4
-
         check = self._checks["unknown"]
         if any(isinstance(answer, Found) for answer in answers):
             return
         # RFC 8020: a name that does not exist for one type does not for any.
         if not any(isinstance(each, NotFound) and each.reason == NXDOMAIN for each in answers):
-            [mx] = yield [(name, "MX")]
+            [mx] = yield [(greeting.name, "MX")]
             # RFC 7505: "." is no exchanger.
             if isinstance(mx, Found) and any(record.exchange != "." for record in mx.records):
                 return
             for answer in (*answers, mx):
                 if isinstance(answer, Unavailable):
-                    findings.unavailable(check, f"helo name: {answer.cause}")
+                    greeting.findings.unavailable(check, f"helo name: {answer.cause}")
                     return
-        findings.failed(check, f"helo {identity} does not exist")
+        greeting.findings.failed(check, f"helo {greeting} does not exist")
 
 
 def is_confirmed(session: Session, name: str) -> bool:

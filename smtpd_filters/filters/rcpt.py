@@ -29,6 +29,7 @@ from smtpd_filters.filters._asking import (
 from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, is_local, marks
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters.mailfrom import normal
+from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import INTEGER, SECONDS, SWITCH, Settings, option, table
@@ -337,8 +338,6 @@ class Rcpt(Filter):
 
     def _policy(self, session: Session, domain: str, found: Findings) -> Policy[Answer]:
         """Look whether a domain can get mail."""
-        from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable  # law 5
-
         check = self._unknown_domain
         (mx,) = yield [(domain, "MX")]
         match mx:

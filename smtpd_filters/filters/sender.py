@@ -28,6 +28,7 @@ from smtpd_filters.filters._asking import (
 from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, marks
 from smtpd_filters.filters._client import allow_option
 from smtpd_filters.filters._hosts import read_address, read_name, write_address
+from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, Settings, option, table
@@ -200,8 +201,6 @@ class Sender(Filter):
 
     def _policy(self, domain: str, findings: Findings) -> Policy[Decision]:
         """Check what the DNS says of a domain."""
-        from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable  # law 5
-
         [mx] = yield [(domain, "MX")]
         match mx:
             case Found(records) if all(record.exchange == "." for record in records):
@@ -221,8 +220,6 @@ class Sender(Filter):
 
     def _check_domain(self, domain: str, findings: Findings) -> Policy[None]:
         """Check a domain without an MX, which is then its own (RFC 5321 section 5.1)."""
-        from smtpd_filters.lookups.outcome import Found, Unavailable  # law 5
-
         unknown, bad_mx = self._checks["unknown"], self._checks["bad_mx"]
         if not (unknown.on or bad_mx.on):
             return
@@ -245,15 +242,15 @@ class Sender(Filter):
         known: list[str] = []
         for record in records[:EXCHANGERS_MAX]:
             host = record.exchange
+            if host == _LOCALHOST or host.endswith(f".{_LOCALHOST}"):
+                known.append("127.0.0.1")
+            elif read_name(host):
+                if host not in hosts:
+                    hosts.append(host)
             # RFC 5321 section 5.1: the data of an MX "MUST contain a domain name".  Some hold an
             # address, which many servers go to.
-            address, _ = read_address(host)
-            if address is not None:
+            elif (address := read_address(host)[0]) is not None:
                 known.append(write_address(address))
-            elif host == _LOCALHOST or host.endswith(f".{_LOCALHOST}"):
-                known.append("127.0.0.1")
-            elif read_name(host) and host not in hosts:
-                hosts.append(host)
         answers = (yield _questions(hosts)) if hosts else ()
         self._judge(domain, known, answers, findings)
 
@@ -265,8 +262,6 @@ class Sender(Filter):
         findings: Findings,
     ) -> None:
         """Judge by all addresses of a domain's exchangers."""
-        from smtpd_filters.lookups.outcome import Found, Unavailable  # law 5
-
         check = self._checks["bad_mx"]
         found = [*addresses]
         causes = []

@@ -349,6 +349,21 @@ def test_negative_answers_that_say_not_for_how_long_are_kept_for_a_moment() -> N
         run(empty, test, clock=clock)
 
 
+def test_what_is_known_to_be_missing(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        names = ["missing.example", "nowhere.example"]
+        await resolver.query(names[0], "A")
+        assert not resolver.missing(names, "A")
+        await resolver.query(names[1], "A")
+        assert resolver.missing(names, "A")
+        assert not resolver.missing(names, "AAAA")
+        await resolver.query("four.example", "A")
+        assert not resolver.missing([*names, "four.example"], "A")
+        assert resolver.missing([], "A")
+
+    run(server, test)
+
+
 def test_what_is_known_is_known_however_it_is_spelt(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> None:
         found = await resolver.query("four.example", "A")
