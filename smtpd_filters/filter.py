@@ -45,10 +45,10 @@ _KINDS: dict[str, tuple[type[Decision], ...]] = {
 #: junk is marked in the header.
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["Answer"])
-#: Public methods that are no handlers.
+#: What a filter is told of in its life; one that does not define a method is not called for it.
 _EVENTS = frozenset({"refresh", "arrived", "identified", "gone", "close"})
+#: Public methods that are no handlers.
 _LIFE = _EVENTS | {"setup"}
-
 #: What a handler that may have to wait says it returns.
 _AWAITABLE = "Awaitable["
 

@@ -70,15 +70,21 @@ class Link:
         phase = HANDLERS.get(handler)
         self.filter = filter.name
         self.handler: Callable[..., object] = getattr(filter, handler)
+        #: The phase's name, or that of a handler of messages.
         self.phase = phase.name if phase else handler
+        #: Whether the handler gets something besides the session.
         self.argument = bool(phase and phase.argument)
+        #: The kinds of decision that may be returned.
         self.legal = filter.returns[handler]
-        # What is wrong with a message is said at commit, where there is no junk: the mark is a
-        # field of the header by then.
-        # A copy: a filter may return the very constant.
+        #: What is decided when the handler fails.  Of a message it is as at ``data``: the refusal
+        #: is said at ``commit``, and a mark is a field of the header by then.  A copy, to be told
+        #: from the same decision of a handler's own.
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
+        #: Whether it may come to junk.
         self.may_mark = (Junk in self.legal and filter.marks) or type(self.fallback) is Junk
+        #: Seconds that a coroutine may take.
         self.deadline = deadline
+        #: Whether the handler may be a coroutine.
         self.later = handler in filter.later
         self.dry = filter.dry_run
         self.log = log
@@ -100,7 +106,11 @@ class Link:
         return self._said(session, result, started)
 
     def decide(self, session: Session, argument: bytes) -> Decision | Later:
-        """Ask the filter at a phase, when it is the only one."""
+        """Ask the filter at a phase, when it is the only one.
+
+        Nearly every request comes here, so nothing is shared with `ask`: a call costs as much as
+        the rest.
+        """
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
         try:

@@ -27,8 +27,6 @@ def text(value: bytes) -> str:
 
 #: What is known of a session whose ``link-connect`` was not seen.
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
-
-
 #: Phases whose marks go with the transaction.
 _OF_TRANSACTIONS = frozenset({"mail-from", "rcpt-to", "data", "headers", "message"})
 
@@ -49,7 +47,7 @@ class Transaction:
         self.sender: str | None = None
         #: The recipients that smtpd took.
         self.recipients: list[str] = []
-        #: How many recipients smtpd refused.
+        #: How many recipients were refused, for now or for good, by smtpd or by a filter.
         self.rejected = 0
         #: What filters keep for the length of the transaction, by filter.
         self.scratch: dict[object, Any] = {}
@@ -93,7 +91,7 @@ class Session:
     def __init__(self, session: bytes) -> None:
         self.key = session
         self._connect = _UNCONNECTED
-        #: The phase that decided a mark still to be made; "" when there is none.
+        #: The phase that decided on junk where no mark could be made yet; "" when there is none.
         self.mark = ""
         #: What smtpd was told to take for a phase's parameter, until it reports that it has.
         self.rewrites: dict[str, str] | None = None

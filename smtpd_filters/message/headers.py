@@ -161,8 +161,8 @@ class Headers:
         """Add a field before the one that has `index` fields above it.
 
         Past the last, it goes to the bottom; a negative index counts from the end, as for
-        `list.insert`. Of several fields inserted at one index the last
-        stands highest: insert them in reverse to keep their order.
+        `list.insert`. Of several fields inserted at one index the last stands highest: insert them
+        in reverse to keep their order.
         """
         new = Field(field_lines(name, value))
         entries = self._parsed()

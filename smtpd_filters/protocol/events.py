@@ -132,7 +132,10 @@ class Malformed(Event):
 
 
 class Register(Event):
-    """``register|report|smtp-in|NAME``, ``register|filter|smtp-in|NAME``; ready: name ``ready``."""
+    """``register|KIND|smtp-in|NAME``, with the kind ``report`` or ``filter``.
+
+    The last is ``register|ready``: of the kind ``ready``, without subsystem and name.
+    """
 
     __slots__ = __match_args__ = ("kind", "subsystem", "name")
 

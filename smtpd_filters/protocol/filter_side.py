@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from .dialect import Dialect
     from .remark import Listener
     from .vocabulary import Phase
+
 #: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
 MAX_INPUT = 4 << 20
-
 #: Tokens that are remembered as valid; there are as many as phases.
 MAX_TOKENS = 64
 _DATA_LINE = b"data-line"
@@ -93,8 +93,8 @@ class FilterConnection:
         """Tell smtpd what we want to be asked and told, in reply to ``config|ready``.
 
         ``phases`` may hold ``data-line``; ``outgoing`` are reports of the sessions in which smtpd
-        is the client.  Raises UnsupportedProtocolError when the server has
-        said that it speaks a protocol below 0.5.
+        is the client.  Raises UnsupportedProtocolError when the server has said that it speaks a
+        protocol below 0.5.
         """
         if self.config.get("protocol") and self.dialect.version < OLDEST:
             spoken = self.config["protocol"]
@@ -245,6 +245,7 @@ class FilterConnection:
         return True
 
     def _keep(self, rest: bytes) -> None:
+        """Keep the beginning of a line until its end comes, in bounded memory."""
         room = MAX_INPUT - self._partial_size
         if len(rest) > room:
             self.remarks.odd("line without an end", detail=rest)

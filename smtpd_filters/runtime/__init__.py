@@ -1,4 +1,8 @@
-"""All input and output with smtpd: descriptors, loops, deadlines, the log."""
+"""All input and output with smtpd: descriptors, loops, deadlines, the log.
+
+The promises that comments here speak of are those of docs/architecture.md: a filter never dies,
+never writes a line that smtpd does not take, and always answers, once, in time.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,8 @@ def serve(  # noqa: PLR0913  # what a process has once
     """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
 
     ``taps`` hear every byte that passes.  ``ends`` are stdin and stdout if `channel.take_over` was
-    called already.  Returns the exit status.  Raises ConfigError, before
-    ``register|ready``, when the server is none whose filter we can be.
+    called already.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when
+    the server is none whose filter we can be.
     """
     from .channel import Channel, take_over  # who only wants the log has no loop
     from .engine import Engine

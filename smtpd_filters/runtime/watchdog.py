@@ -46,7 +46,7 @@ class Watchdog:
         #: For how long a coroutine that runs now has held the process up; set by its loop.
         self.blocked: Callable[[], float] = _never
         #: Whether there are coroutines to watch.
-        self.needed: Callable[[], bool] = bool
+        self.needed: Callable[[], bool] = _nobody
         self._seen = 0.0
         self._idle = 0
 
@@ -83,3 +83,7 @@ class Watchdog:
 
 def _never() -> float:
     return 0.0
+
+
+def _nobody() -> bool:
+    return False

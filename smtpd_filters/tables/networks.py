@@ -123,7 +123,8 @@ def _ipv4(text: str) -> int:
     value = 0
     for octet in octets:
         # inet_pton(3): decimal, without leading zeros.
-        if not octet.isdigit() or len(octet) > _OCTET_DIGITS or octet[0] == "0" != octet:
+        padded = octet.startswith("0") and octet != "0"
+        if not octet.isdigit() or len(octet) > _OCTET_DIGITS or padded:
             raise ValueError("not an address or network")
         number = int(octet)
         if number > _OCTET_MAX:

@@ -7,8 +7,9 @@ The law:
 2. A look-up never raises, whatever the key: keys come from clients.
 3. ASCII letters compare without case: smtpd lower-cases the entries of a table and the keys it
    looks up. Values keep their case.
-4. The cost of a look-up doesn't grow with the number of entries (except of regular expressions,
-   where it is bounded: see `automaton`).
+4. The cost of a look-up doesn't grow with the number of entries. There are two exceptions: of
+   regular expressions it is bounded (see `automaton`), and names with a star elsewhere than at
+   their beginning are tried one by one.
 """
 
 from __future__ import annotations
