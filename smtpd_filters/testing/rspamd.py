@@ -123,6 +123,7 @@ class Rspamd:
     override  name in override.d -> content: replaces them
     lua       rspamd.local.lua
     files     name -> content
+    workers   further sections of rspamd.conf; %(socket)s, %(address)s, %(port)d are the worker's
     redis     whether it has a Redis
 
     Raises LabError with the log if the daemon doesn't start.
@@ -137,6 +138,7 @@ class Rspamd:
         override: Mapping[str, str] | None = None,
         lua: str = "",
         files: Mapping[str, str | bytes] | None = None,
+        workers: str = "",
         redis: bool = True,
     ) -> None:
         if lab is not None and zone is not None:
@@ -148,6 +150,7 @@ class Rspamd:
         self._override.update(override or {})
         self._lua = lua
         self._files = dict(files or {})
+        self._configuration = CONFIGURATION + workers
         self._with_redis = redis
         self._output = Output()
         self.log = self._output.lines
@@ -209,6 +212,7 @@ class Rspamd:
             # Its namespaces but those of files: the daemon, the test and a socket's users see one.
             self._inside = stack.enter_context(Lab(beside=self._network))
             stack.callback(self._end)
+            self._port, self._controller_port = self._keep_port(stack), self._keep_port(stack)
             self._furnish()
             if self._with_redis:
                 self._start_redis(stack)
@@ -329,12 +333,18 @@ class Rspamd:
             env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
         )
 
+    def _keep_port(self, stack: contextlib.ExitStack) -> int:
+        """Have a port for as long as this lives; nobody else gets it when the daemon is stopped.
+
+        Several sockets may be bound to one port if all say so, and one listens, as the daemon does.
+        """
+        kept = stack.enter_context(self._network.new_socket())
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((LOOPBACK, 0))
+        port: int = kept.getsockname()[1]
+        return port
+
     def _furnish(self) -> None:
-        # All at once, so that they differ.
-        with self._network.new_socket() as one, self._network.new_socket() as other:
-            for free in (one, other):
-                free.bind((LOOPBACK, 0))
-            self._port, self._controller_port = one.getsockname()[1], other.getsockname()[1]
         address, port = self._network.dns.address, self._network.dns.port
         values = {
             "address": LOOPBACK,
@@ -347,7 +357,7 @@ class Rspamd:
         if self._with_redis:
             self._local.setdefault("redis.conf", f'servers = "{self.redis}";')
         contents: dict[str, str | bytes] = {
-            "etc/rspamd.conf": CONFIGURATION % values,
+            "etc/rspamd.conf": self._configuration % values,
             "etc/options.inc": OPTIONS % values,
             "etc/suffixes": SUFFIXES,
             "etc/rspamd.local.lua": self._lua,

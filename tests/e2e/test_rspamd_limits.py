@@ -1,4 +1,4 @@
-"""Rspamd as it is configured: what is larger than it takes, results in its name, compression."""
+"""Rspamd as it is configured: proxies, what is larger than it takes, results, compression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 SMALL_LIMIT = 100_000
+PROXIES = """
+worker "rspamd_proxy" {
+  bind_socket = "%(socket)s-forwarding mode=0666";
+  milter = false;
+  upstream "local" { default = true; hosts = "%(address)s:%(port)d"; }
+}
+worker "rspamd_proxy" {
+  bind_socket = "%(socket)s-scanning mode=0666";
+  milter = false;
+  upstream "local" { default = true; self_scan = true; }
+}
+"""
 MILTER_HEADERS = 'use = ["authentication-results"]; skip_local = false;'
 
 
@@ -36,6 +49,18 @@ rspamd_config:register_symbol{{
 """
 
 
+NEW_BODY = """
+rspamd_config:register_symbol{
+  name = "TEST_BODY", type = "prefilter", priority = 10, flags = "empty,nostat",
+  callback = function(task)
+    if task:get_header("X-Test-Body") then
+      task:set_message("Subject: new\\r\\n\\r\\nnew body\\r\\n")
+    end
+  end
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The network of the module's servers."""
@@ -45,10 +70,18 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def configured(lab: Lab, name: str, options: str = "") -> Rspamd:
+def configured(lab: Lab, name: str, options: str = "", *, proxies: bool = False) -> Rspamd:
     override = {"greylist.conf": "enabled = false;", "options.inc": options}
     local = {"milter_headers.conf": MILTER_HEADERS}
-    return Rspamd(lab, lua=scanned(name), local=local, override=override, redis=False)
+    lua = scanned(name) + NEW_BODY
+    return Rspamd(
+        lab,
+        lua=lua,
+        local=local,
+        override=override,
+        workers=PROXIES if proxies else "",
+        redis=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +94,7 @@ def small(lab: Lab) -> Iterator[Rspamd]:
 @pytest.fixture(scope="module")
 def large(lab: Lab) -> Iterator[Rspamd]:
     """A daemon that does."""
-    with configured(lab, "large") as daemon:
+    with configured(lab, "large", proxies=True) as daemon:
         yield daemon
 
 
@@ -127,3 +160,18 @@ def test_messages_are_compressed(lab: Lab, large: Rspamd, size: int) -> None:
         [delivered] = server.maildir("alice")
     assert delivered.message["X-Scanned"] == "large"
     assert delivered.content.endswith(message.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n"))
+
+
+@pytest.mark.parametrize("proxy", ["forwarding", "scanning"])
+def test_a_proxy_scans(start: Start, lab: Lab, large: Rspamd, proxy: str) -> None:
+    large.wait_for("starting rspamd_proxy process")
+    path = large.socket.with_name(f"{large.socket.name}-{proxy}")
+    command = filter_command("rspamd", "-url", f"/srv/rspamd/{path.name}")
+    binds = {"/srv/rspamd": path.parent}
+    server = start(lab=lab, filters={"rspamd": command}, binds=binds)
+    for size in (100, 2_000_000):
+        assert attempt(server, message=mail(size)).code == 250
+    assert by(server) == ["large", "large"]
+    assert attempt(server, message=b"X-Test-Body: new\r\n" + mail()).code == 250
+    assert attempt(server, message=b"Subject: x\r\n\r\n" + GTUBE).code == 554
+    assert any(each.content.endswith(b"\n\nnew body\n") for each in server.maildir("alice"))
