@@ -6,7 +6,7 @@ Law
    a rewritten parameter is what the next one gets.
 2. A filter that raises, returns what its phase does not allow, or is not done by its deadline is
    answered for by its own ``--on-error``, and the others are asked as if it had said so.
-3. Whatever a filter did to a message before it failed is undone, or on a dry run at all.
+3. Whatever a filter did to a message before it failed is undone, and whatever it does on a dry run.
 4. A mark goes to what it was decided of.  smtpd takes junk at ``mail-from``, where there is no
    transaction yet, for the whole connection, and it takes only one of junk and rewrite.  So a
    mark may be kept (`Session.mark`) and made at the next phase that can make it.
@@ -63,36 +63,7 @@ class Chain:
         self.log = log
         self.watchdog = watchdog or Watchdog()
         self.filters: list[Filter] = []
-        links: dict[str, list[Link]] = {}
-        reports: set[str] = set()
-        refusing = False
-        for filter_, on_error, deadline in filters:
-            if any(other.name == filter_.name for other in self.filters):
-                raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
-            _check(filter_, on_error)
-            self.filters.append(filter_)
-            reports |= filter_.required_reports()
-            if "identified" in filter_.events:
-                reports.add("link-identify")
-            for handler in filter_.handlers:
-                if handler in filter_.phases:
-                    link = Link(filter_, handler, on_error, deadline, log, self.watchdog)
-                    links.setdefault(handler, []).append(link)
-                    refusing |= handler in ("headers", "message") and (
-                        not link.legal <= {Proceed, Junk}
-                        or link.fallback.verb == "reject"
-                        or handler == "message"
-                        or link.later
-                    )
-        self._leaving = [each for each in self.filters if "gone" in each.events]
-        #: Whom to tell when something has been reported.
-        self.hooks: dict[str, Callable[[Session], None]] = {
-            report: partial(self._tell, event, told)
-            for report, event in (("link-connect", "arrived"), ("link-identify", "identified"))
-            if (told := [each for each in self.filters if event in each.events])
-        }
-        #: The filters that look after something beside their sessions.
-        self.refreshing = [each for each in self.filters if "refresh" in each.events]
+        links = self._link(filters)
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
         if keeps_marks and not links.keys() & {"data", *CONTENT}:
             # Law 4: there must be a next phase.
@@ -112,42 +83,74 @@ class Chain:
             for link in links.get("headers", []) + links.get("message", [])
             if link.filter == filter_.name
         ]
+        self.content = "message" if "message" in links else "headers" if self._content else ""
         #: What is answered when our own code fails: as when a filter does, and mail that was to be
         #: looked at is not accepted unseen.
         self.otherwise = {phase: _otherwise(of) for phase, of in self._links.items()}
         self.otherwise_content = _otherwise([link for link, _ in self._content])
-        self.content = "message" if "message" in links else "headers" if self._content else ""
+        self._leaving = [each for each in self.filters if "gone" in each.events]
+        #: Whom to tell when something has been reported.
+        self.hooks: dict[str, Callable[[Session], None]] = {
+            report: partial(self._tell, event, told)
+            for report, event in (("link-connect", "arrived"), ("link-identify", "identified"))
+            if (told := [each for each in self.filters if event in each.events])
+        }
+        #: The filters that look after something beside their sessions.
+        self.refreshing = [each for each in self.filters if "refresh" in each.events]
         #: Whether any filter has something to let go of when the process ends.
         self.closing = any("close" in each.events for each in self.filters)
         #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
         self.later = bool(self.refreshing) or any(
             link.later for of in links.values() for link in of
         )
-        self.phases = tuple(phase.name for phase in self._links)
-        if self.content or any(each.passes_data for each in self.filters):
-            self.phases += ("data-line",)
-            if refusing and "commit" not in self.phases:
-                # What is refused, and what could not be kept, is refused at commit.
-                self.phases += ("commit",)
-        self.fields = tuple(
-            field for report in FIELDS if report in reports for field in FIELDS[report]
-        )
-        self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
-        self.reports = (
-            "link-connect",
-            "link-disconnect",
-            *(
-                name
-                for report in FIELDS
-                if report in reports
-                for name in (report, *TOGETHER.get(report, ()))
-            ),
-        )
         #: Who hears the lines themselves; what they want to be told is asked for as well.
         self.taps = tuple(tap for each in self.filters for tap in each.taps)
+        refusing = any(_may_refuse_mail(name, link) for name, of in links.items() for link in of)
+        self.phases = self._wanted_phases(refusing=refusing)
+        self.fields, self.reports = self._wanted_reports()
+        self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
+
+    # -- put together --------------------------------------------------------------------
+
+    def _link(self, filters: Iterable[tuple[Filter, Outcome, float]]) -> dict[str, list[Link]]:
+        """Take the filters in: the handlers of all, by their names."""
+        links: dict[str, list[Link]] = {}
+        for filter_, on_error, deadline in filters:
+            if any(other.name == filter_.name for other in self.filters):
+                raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
+            _check(filter_, on_error)
+            self.filters.append(filter_)
+            for handler in filter_.handlers:
+                if handler in filter_.phases:
+                    link = Link(filter_, handler, on_error, deadline, self.log, self.watchdog)
+                    links.setdefault(handler, []).append(link)
+        return links
+
+    def _wanted_phases(self, *, refusing: bool) -> tuple[str, ...]:
+        """What smtpd is to ask about; ``refusing``: a message may have to be refused."""
+        phases = tuple(phase.name for phase in self._links)
+        if self.content or any(each.passes_data for each in self.filters):
+            phases += ("data-line",)
+            if refusing and "commit" not in phases:
+                # What is refused, and what could not be kept, is refused at commit.
+                phases += ("commit",)
         for tap in self.taps:
-            self.phases += tuple(sorted(tap.phases.difference(self.phases)))
-            self.reports += tuple(sorted(tap.reports.difference(self.reports)))
+            phases += tuple(sorted(tap.phases.difference(phases)))
+        return phases
+
+    def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The fields that a session is to have, and what smtpd is to report for them."""
+        read = {report for each in self.filters for report in each.required_reports()}
+        if any("identified" in each.events for each in self.filters):
+            read.add("link-identify")
+        known = [report for report in FIELDS if report in read]
+        fields = tuple(field for report in known for field in FIELDS[report])
+        reports: tuple[str, ...] = ("link-connect", "link-disconnect")
+        for report in known:
+            reports += (report, *TOGETHER.get(report, ()))
+        for tap in self.taps:
+            reports += tuple(sorted(tap.reports.difference(reports)))
+        return fields, reports
 
     # -- asked by the engine -------------------------------------------------------------
 
@@ -348,6 +351,16 @@ def _may_keep_a_mark(handler: str, links: Sequence[Link]) -> bool:
     marking = any(link.may_mark for link in links)
     rewriting = any(Rewrite in link.legal for link in links)
     return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(links) > 1))
+
+
+def _may_refuse_mail(handler: str, link: Link) -> bool:
+    """Whether a message may have to be refused: by what is said of it, or as it wasn't kept."""
+    return handler in CONTENT and (
+        handler == "message"
+        or link.later
+        or not link.legal <= {Proceed, Junk}
+        or link.fallback.verb == "reject"
+    )
 
 
 def _handed_on(phase: Phase, decision: Decision) -> str:
