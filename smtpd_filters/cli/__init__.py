@@ -27,19 +27,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What follows `--` is another program's.
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :]
-    options = _parse(words)
+    if sys.stdout is None:  # closed; whoever wants no output gets none
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     try:
-        status = _run(options, command)
-        sys.stdout.flush()
+        try:
+            status = _run(_parse(words), command)
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         die(error, PROG)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; what is flushed at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        _write_nowhere()
         return 0
+    except OSError as error:
+        _write_nowhere()
+        die(error.strerror or str(error), PROG)
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _write_nowhere() -> None:
+    """What is still flushed at exit must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(options: Namespace, command: list[str]) -> int:

@@ -6,8 +6,9 @@ It is read with argparse, which the filters do without: no filter's executable i
 from __future__ import annotations
 
 import argparse
+import sys
 
-from smtpd_filters.settings import die
+from smtpd_filters.settings import die, package
 
 from . import PROG
 
@@ -33,6 +34,15 @@ class _Parser(argparse.ArgumentParser):
             raise SystemExit(self.status or ended.code) from None
 
 
+class _Version(argparse.Action):
+    """argparse's own has the version looked up at every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Say it and exit."""
+        sys.stdout.write(f"{package()}\n")
+        parser.exit()
+
+
 def parse(words: list[str]) -> argparse.Namespace:
     """Read a command line; what is wrong ends the program."""
     parser = make()
@@ -54,6 +64,9 @@ def make() -> _Parser:
         description="Look after filters for OpenSMTPD's smtpd(8).",
         epilog=f"See '{PROG} VERB --help' for the options of a verb.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show which version this is and exit"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     _add_learn(verbs)

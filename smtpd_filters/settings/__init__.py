@@ -13,6 +13,7 @@ from smtpd_filters.settings.flags import (
     ProcessSettings,
     common_options,
     die,
+    package,
     parse_flags,
     policy_options,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "die",
     "from_mapping",
     "option",
+    "package",
     "parse_flags",
     "policy_options",
     "table",

@@ -138,7 +138,7 @@ def parse_flags(
         raise ConfigError(f"{prog}: {error}") from None
     if asked:
         if asked == "--version":
-            text = f"{prog} ({_package()})\n"
+            text = f"{prog} ({package()})\n"
         else:
             from smtpd_filters.settings.manual import help_text
 
@@ -191,7 +191,8 @@ def _unknown(word: str, flag: str, known: Mapping[str, Option]) -> ConfigError:
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 
 
-def _package() -> str:
+def package() -> str:
+    """The distribution's name and version."""
     from importlib.metadata import PackageNotFoundError, version  # not at every start
 
     try:

@@ -109,6 +109,38 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+def test_who_wants_no_output_gets_none() -> None:
+    def close() -> None:
+        os.close(1)
+
+    done = subprocess.run(
+        [*TOOL, "list"], stderr=subprocess.PIPE, cwd=ROOT, preexec_fn=close, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--help"]])
+def test_output_that_can_not_be_written_is_an_error(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123  # a device
+        done = subprocess.run(
+            [*TOOL, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, b"smtpd-filters: No space left on device\n")
+
+
+def test_the_version_is_told(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("smtpd-filters")
+
+
 def test_an_interrupt_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def interrupted(*, as_json: bool) -> int:
         raise KeyboardInterrupt(as_json)
