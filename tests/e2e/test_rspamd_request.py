@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import re
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -53,11 +54,10 @@ def lab() -> Iterator[Lab]:
 def stub(lab: Lab) -> Iterator[RspamdStub]:
     """A daemon inside the lab that says of everything that it is clean."""
     made = RspamdStub()
-    lab.call(made.start)
-    try:
+    lab.call(made.__enter__)
+    with ExitStack() as stack:
+        stack.push(made.__exit__)
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture
