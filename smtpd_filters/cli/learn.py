@@ -20,7 +20,6 @@ import os
 import stat
 import sys
 import threading
-from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import SECONDS
@@ -29,6 +28,7 @@ from smtpd_filters.settings.kinds import printable
 from . import mailboxes
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
+from .progress import PROGRESS, Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ _ORDER = (NOPERM, TEMPFAIL, NOINPUT, DATAERR)
 PATIENCE = 3
 #: The most jobs; the controller itself has one process.
 MAX_JOBS = 64
-#: Seconds between two signs of life.
-PROGRESS = 0.2
 _BAR = 30
 
 
@@ -251,31 +249,20 @@ def _complain(tally: Tally) -> None:
         sys.stderr.write(f"smtpd-filters: {printable(complaint)}\n")
 
 
-class _Progress:
-    """A bar on the terminal that says how far it has come; complaints go above it."""
+class _Progress(Progress):
+    """How far it has come; complaints go above it."""
 
     def __init__(self, tally: Tally, *, wanted: bool) -> None:
-        self._tally, self._wanted = tally, wanted
-        self._shown = False
-        self._next = monotonic() + PROGRESS
+        super().__init__(wanted=wanted)
+        self._tally = tally
 
     def tick(self) -> None:
         """Show how far it has come, if it is time to."""
         if self._tally.complaints:
             self.clear()
             _complain(self._tally)
-        if self._wanted and monotonic() >= self._next:
-            self._next = monotonic() + PROGRESS
-            self._shown = True
-            sys.stderr.write(f"\r\033[K{bar(self._tally.done, self._tally.total)}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Make room for something else."""
-        if self._shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
-            self._shown = False
+        if self.due():
+            self.show(bar(self._tally.done, self._tally.total))
 
 
 def bar(done: int, total: int | None) -> str:

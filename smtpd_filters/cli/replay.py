@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from pathlib import Path
-from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._masks import mask_credentials
@@ -24,6 +23,7 @@ from smtpd_filters.settings.kinds import printable
 from smtpd_filters.testing.replay import Replay
 
 from .player import FatalError, Process, find
+from .progress import Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 SAME, DIFFERS, FATAL = 0, 1, 3
 #: The widest column of the table, and the lines shown of a changed message.
 WIDTH, SHOWN = 44, 20
-#: Seconds between two signs of life.
-PROGRESS = 0.2
 
 
 @dataclass(slots=True)
@@ -142,15 +140,14 @@ def play(  # noqa: PLR0913  # what it takes to play
     return played
 
 
-class _Progress:
-    """A line on the terminal that says how far it has come."""
+class _Progress(Progress):
+    """How many files and steps of how many there were."""
 
     def __init__(self, files: int, *, wanted: bool) -> None:
-        self._files, self._wanted = files, wanted
+        super().__init__(wanted=wanted)
+        self._files = files
         self._done = self._steps = 0
         self._file = ""
-        self._next = monotonic() + PROGRESS
-        self._shown = False
 
     def begin(self, file: str) -> None:
         """Count a file."""
@@ -160,19 +157,8 @@ class _Progress:
     def tick(self) -> None:
         """Count a step."""
         self._steps += 1
-        if self._wanted and monotonic() >= self._next:
-            self._next = monotonic() + PROGRESS
-            self._shown = True
-            where = f"{self._done}/{self._files} {self._file}: {self._steps} steps"
-            sys.stderr.write(f"\r\033[K{where[:79]}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Make room for something else."""
-        if self._shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
-            self._shown = False
+        if self.due():
+            self.show(f"{self._done}/{self._files} {self._file}: {self._steps} steps"[:79])
 
 
 # -- what is shown -----------------------------------------------------------------------

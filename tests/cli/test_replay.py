@@ -341,7 +341,7 @@ def test_no_process_is_left_behind(
 
 
 def test_progress_is_shown_and_taken_away(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.cli.replay.PROGRESS", 0.0)
+    monkeypatch.setattr("smtpd_filters.cli.progress.PROGRESS", 0.0)
     progress = _Progress(3, wanted=True)
     progress.begin("x" * 200)
     progress.tick()
