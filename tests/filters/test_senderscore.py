@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from smtpd_filters.testing import Client
+    from smtpd_filters.testing import Client, Delivery
 
 ZONE = "score.senderscore.com"
 REPLY = "550 your IP reputation is too low for this MX"
@@ -95,14 +95,26 @@ def score_seen(server: DNSServer) -> list[str]:
     with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
         there = smtpd.connect()
         there.ehlo()
-        return delivered(there)
+        return scores(there)
 
 
-def delivered(there: Client) -> list[str]:
+def scores(there: Client) -> list[str]:
     """The score fields of one more message of this client, as it is delivered."""
+    return delivered(there, MESSAGE).headers.get_all("X-SenderScore")
+
+
+def delivered(there: Client, message: bytes) -> Delivery:
+    """One more message of this client, as it is delivered."""
     there.mail_from("bob@example.net")
     there.rcpt_to("anna@example.org")
-    return there.message(MESSAGE).headers.get_all("X-SenderScore")
+    return there.message(message)
+
+
+def sent(smtpd: Conversation, message: bytes = MESSAGE, **client: Any) -> Delivery:
+    """A message of a new client, as it is delivered."""
+    there = smtpd.connect(**client)
+    there.ehlo()
+    return delivered(there, message)
 
 
 # -- what a score does ---------------------------------------------------------------------
@@ -214,27 +226,19 @@ def test_the_header_has_the_score(server: DNSServer, score: int, value: list[str
         there.ehlo()
         # The original marks the first message of a session only.
         for _ in range(3):
-            assert delivered(there) == value
+            assert scores(there) == value
 
 
 def test_the_header_stands_above_everything_else(server: DNSServer) -> None:
     with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
-        there = smtpd.connect(address="192.0.2.42")
-        there.ehlo()
-        there.mail_from("bob@example.net")
-        there.rcpt_to("anna@example.org")
-        mail = there.message(MESSAGE)
+        mail = sent(smtpd, address="192.0.2.42")
         assert mail.content == (b"X-SenderScore: 42", *mail.sent)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.142", "2001:db8::1"])
 def test_there_is_no_header_without_a_score(server: DNSServer, address: str) -> None:
     with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
-        there = smtpd.connect(address=address)
-        there.ehlo()
-        there.mail_from("bob@example.net")
-        there.rcpt_to("anna@example.org")
-        assert there.message(MESSAGE).unchanged
+        assert sent(smtpd, address=address).unchanged
 
 
 FORGED = b"X-SENDERSCORE: 100\r\nSubject: hello\r\nX-SenderScore:\r\n 99\r\n\r\nhello\r\n"
@@ -255,11 +259,7 @@ def test_a_header_that_a_client_made_is_removed(
     server: DNSServer, client: dict[str, Any], fields: list[str]
 ) -> None:
     with Conversation(Senderscore, *asking(server, "-scoreHeader")) as smtpd:
-        there = smtpd.connect(**client)
-        there.ehlo()
-        there.mail_from("bob@example.net")
-        there.rcpt_to("anna@example.org")
-        mail = there.message(FORGED)
+        mail = sent(smtpd, FORGED, **client)
         assert mail.headers.get_all("x-senderscore") == fields
         assert mail.body == b"hello\n"
 
@@ -268,11 +268,7 @@ def test_a_header_that_a_client_made_is_removed_though_the_score_is_unknown() ->
     with DNSServer({name("192.0.2.7"): {"servfail": True}}) as broken:
         flags = asking(broken, "-scoreHeader")
         with Conversation(Senderscore, *flags) as smtpd:
-            there = smtpd.connect(address="192.0.2.7")
-            there.ehlo()
-            there.mail_from("bob@example.net")
-            there.rcpt_to("anna@example.org")
-            assert "X-SenderScore" not in there.message(FORGED).headers
+            assert "X-SenderScore" not in sent(smtpd, FORGED, address="192.0.2.7").headers
             assert "SERVFAIL" in smtpd.log[0]
 
 
@@ -287,11 +283,7 @@ def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
         flags = asking(dead, "-scoreHeader", "--deadline", "10s")
         with Conversation(Senderscore, *flags) as smtpd:
-            there = smtpd.connect(address="192.0.2.7")
-            there.ehlo()
-            there.mail_from("bob@example.net")
-            there.rcpt_to("anna@example.org")
-            assert "X-SenderScore" not in there.message(FORGED).headers
+            assert "X-SenderScore" not in sent(smtpd, FORGED, address="192.0.2.7").headers
             assert "deadline passed" in smtpd.log[0]
 
 
@@ -364,7 +356,7 @@ def test_the_allow_list(
         for address in ("192.0.2.1", "192.0.2.64", "192.0.2.127"):
             there = smtpd.connect(address=address)
             there.ehlo()
-            assert delivered(there) == ["100"]
+            assert scores(there) == ["100"]
         assert [query for query, _ in server.queries] == [name("192.0.2.63")]
         file.write_text("192.0.2.63")
         smtpd.reload()
@@ -434,7 +426,7 @@ def test_the_log_says_what_to_do_about_a_name_server_that_is_not_served() -> Non
     ):
         there = smtpd.connect()
         there.ehlo()
-        assert delivered(there) == []
+        assert scores(there) == []
         assert UNREGISTERED in smtpd.log[0]
 
 
@@ -693,7 +685,7 @@ def test_on_a_dry_run_nobody_waits(server: DNSServer, naps: list[float]) -> None
         there = smtpd.connect(address="192.0.2.7")
         assert there.greeting.verb == "proceed"
         there.ehlo()
-        assert delivered(there) == []
+        assert scores(there) == []
         assert 'result=proceed would=disconnect reason="score 7"' in smtpd.log[0]
     assert naps == []
 
