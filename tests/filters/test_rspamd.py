@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters import rspamd
 from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, Skip
 from smtpd_filters.filters.rspamd import SMALL, Rspamd
 from smtpd_filters.lookups import zstd
@@ -131,6 +132,21 @@ def test_connections_are_kept(stub: RspamdStub) -> None:
         for _ in range(5):
             assert deliver(smtpd).verb == "proceed"
     assert (stub.asked, stub.connections) == (5, 1)
+
+
+def test_a_socket_that_goes_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "rspamd.sock"
+    stub = RspamdStub(listen=str(path))
+    with Conversation(Rspamd, "-url", str(path)) as smtpd:
+        assert deliver(smtpd).reply == LATER
+        for _ in range(2):
+            with stub:
+                assert deliver(smtpd).verb == "proceed"
+            assert deliver(smtpd).reply == LATER
+        path.write_bytes(b"")
+        assert deliver(smtpd).reply == LATER
+        causes = [line.partition(" cause=")[2] for line in logged(smtpd) if " cause=" in line]
+    assert causes == [f'"{path} no such file or directory"', f'"{path} connection refused"']
 
 
 def test_a_daemon_on_a_socket(tmp_path: Path) -> None:
@@ -381,6 +397,7 @@ ERRORS = {
     "no offset": Answer.of(CLEAN, headers=(("Message-Offset", "x"),)),
     "strange coding": Answer.of(CLEAN, headers=(("Content-Encoding", "br"),)),
     "unasked zstd": Answer.of(CLEAN, headers=(("Compression", "zstd"),)),
+    "a byte now and then": Answer.of(CLEAN, behaviour="trickle", delay=0.02),
     "oversized": Answer(b'{"action": "no action"}' + b" " * (8 << 20)),
     **{
         name: Answer.of(CLEAN, behaviour=name)
@@ -392,7 +409,8 @@ ERRORS = {
 @pytest.mark.parametrize("error", sorted(ERRORS))
 def test_an_error_is_never_an_accepted_message(stub: RspamdStub, error: str) -> None:
     stub.answer = ERRORS[error]
-    flags = ("-url", stub.url, "--timeout", "300ms")
+    silent = error in {"drop", "stall", "a byte now and then"}
+    flags = ("-url", stub.url, "--timeout", "300ms" if silent else "30s")
     with Conversation(Rspamd, *flags) as smtpd:
         delivery = deliver(smtpd)
         assert delivery.reply == LATER
@@ -428,9 +446,13 @@ def test_a_daemon_that_is_not_there(stub: RspamdStub) -> None:
         assert deliver(smtpd).verb == "proceed"
 
 
-def test_a_daemon_that_is_too_slow_for_the_deadline(stub: RspamdStub) -> None:
+def test_a_daemon_that_is_too_slow_for_the_deadline(
+    stub: RspamdStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is left of the deadline then is more than enough.
+    monkeypatch.setattr(rspamd, "SHARE", 0.01)
     stub.answer = Answer.of(CLEAN, behaviour="drop")
-    with Conversation(Rspamd, "-url", stub.url, "--deadline", "0.3") as smtpd:
+    with Conversation(Rspamd, "-url", stub.url, "--deadline", "30s") as smtpd:
         assert deliver(smtpd).reply == LATER
         assert logged(smtpd) == [f'rspamd message result=reject cause="{stub.url} timeout"']
 
@@ -447,11 +469,40 @@ def test_the_next_daemon_is_asked(stub: RspamdStub) -> None:
 
 def test_a_dead_daemon_costs_a_few_messages_a_time_out(stub: RspamdStub) -> None:
     with RspamdStub(Answer(behaviour="drop")) as dead:
-        flags = ("-url", dead.url, "-url", stub.url, "--timeout", "300ms")
+        flags = ("-url", dead.url, "-url", stub.url, "--timeout", "700ms")
         with Conversation(Rspamd, *flags) as smtpd:
             for _ in range(8):
                 assert deliver(smtpd).verb == "proceed"
         assert (dead.asked, stub.asked) == (3, 8)
+
+
+def test_a_daemon_that_comes_back_is_asked_first_again(stub: RspamdStub) -> None:
+    now = 0.0
+    with (
+        RspamdStub(Answer.of(CLEAN, behaviour="cut")) as first,
+        Conversation(Rspamd, "-url", first.url, "-url", stub.url) as smtpd,
+    ):
+        asking: Any = smtpd.filters[0]
+        asking._client._clock = lambda: now
+        reports = []
+        for _ in range(5):
+            deliver(smtpd)
+            reports.append("after" in smtpd.log[-1])
+        assert (first.asked, stub.asked) == (3, 5)
+        now = 29.9
+        deliver(smtpd)
+        assert (first.asked, stub.asked) == (3, 6)
+        now = 30.0  # it still fails: one message finds out
+        deliver(smtpd)
+        deliver(smtpd)
+        assert (first.asked, stub.asked) == (4, 8)
+        now = 60.0
+        first.answer = CLEAN
+        deliver(smtpd)
+        deliver(smtpd)
+        assert (first.asked, stub.asked) == (6, 8)
+    # The log says so of each message that was given to both.
+    assert reports == [True, True, True, False, False]
 
 
 def test_a_daemon_that_restarts_in_mid_reply(stub: RspamdStub) -> None:

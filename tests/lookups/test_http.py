@@ -370,6 +370,84 @@ def test_a_reply_may_come_before_all_is_sent(behaviour: str, *, known: bool) -> 
     assert connections == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "body", "connections"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n{}", b"{}", 3),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"{}", 3),
+        (
+            (
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+            ),
+            b"{}",
+            1,
+        ),
+        (
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"1;a=b\r\n{\r\n1\r\n}\r\n0\r\nX-Trailer: 1\r\n\r\n"
+            ),
+            b"{}",
+            1,
+        ),
+        (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\n{}", b"{}", 1),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", 1),
+    ],
+    ids=["1.0", "1.0 with a length", "interim", "chunks and a trailer", "no reason", "no content"],
+)
+def test_forms_of_a_reply(said: bytes, body: bytes, connections: int) -> None:
+    made = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        while True:
+            await reader.readuntil(b"body")
+            writer.write(said)
+            if said.startswith(b"HTTP/1.0"):
+                return
+
+    replies = by_hand(serve, requests_for_body(3))
+    assert [reply.body for reply in replies] == [body] * 3
+    assert made == connections
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}x0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2x\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\nContent-Length: 2\r\n\r\n{}"[:30],
+        b"{}",
+    ],
+)
+def test_what_is_no_whole_reply_is_none(said: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+
+    (reply,) = by_hand(serve, requests_for_body(1))
+    assert isinstance(reply, Unavailable)
+
+
+def requests_for_body(number: int) -> Work:
+    """Ask so often, with a body by which a server by hand knows the end of a request."""
+
+    async def work(client: Client) -> list[Any]:
+        one = Request("/checkv2", (), b"body")
+        return [await client.ask(one, lambda said: said) for _ in range(number)]
+
+    return work
+
+
 @pytest.mark.parametrize("size", [1 << 16, 1 << 22])
 def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) -> None:
     async def work(client: Client) -> list[Any]:
