@@ -1,7 +1,11 @@
-"""What look-ups cost: filter-senderscore, ours and the one in use, behind one name server.
+"""What look-ups cost: filter-senderscore, ours and the one in use, and ours that ask the DNS.
 
 The one in use asks the name server of resolv.conf. So it runs in a network of its own, in which
 ours is, too, and sees a resolv.conf of its own. Where that can't be had, ours runs alone.
+
+Of look-ups whose outcomes are known it is looked what they cost in whole sessions, with a message
+that passes through the filter, and at the one phase at which most of them are needed, where there
+is next to nothing beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_filters.testing.dns import DNSServer
 from smtpd_filters.testing.server import Lab, LabError
@@ -27,7 +31,14 @@ if TYPE_CHECKING:
 # What a look-up comes to is in the address: 10.0.0.0/16 is answered in 20 ms, 10.1.0.0/16 never,
 # and all other clients at once.
 SLOWLY, NEVER = 0.02, 5.0
+LISTS = tuple(f"{letter}.lists.example" for letter in "abcd")
+LISTED = {"A": "127.0.0.2", "ttl": 3600}
 ZONE: dict[str, dict[str, Any]] = {
+    # Lists that have nobody but their entry for testing (RFC 5782 section 5).
+    **{f"2.0.0.127.{name}": LISTED for name in LISTS},
+    # What clients call themselves, and where senders and recipients are.
+    "*.example.net": {"A": "192.0.2.1", "MX": "10 mx.example.com", "ttl": 3600},
+    "mx.example.com": {"A": "192.0.2.1", "ttl": 3600},
     "*.0.10.score.senderscore.com": {"A": "127.0.4.97", "delay": SLOWLY},
     "*.1.10.score.senderscore.com": {"drop": True},
     "*.score.senderscore.com": {"A": "127.0.4.97", "ttl": 3600},
@@ -40,9 +51,56 @@ PATIENCE = f"{NEVER / 3:.3f}"
 # Nobody is refused, but everybody might be, and every message is marked.
 FLAGS = ("-blockBelow", "20", "-junkBelow", "40", "-scoreHeader")
 BLOCKING = ("-blockBelow", "20")
-# The client of the dialogue.
+ASK_LISTS = tuple(flag for name in LISTS for flag in ("--client", name))
+# The client of the dialogue, and where it, the sender and the recipient are.
 ANYBODY = b"[2001:db8::9]"
+DOMAINS = (b"example.net", b"example.org")
 CONCURRENT = 50
+
+
+class Case(NamedTuple):
+    """A filter, its flags when it looks something up, and those with which it doesn't.
+
+    The flags of the name server are added to the first, and to the others where they `take` them.
+    """
+
+    filter: str
+    on: tuple[str, ...]
+    off: tuple[str, ...]
+    take: bool = False
+
+
+def _senderscore(*flags: str) -> Case:
+    # All are allowed, which is a score as well: it is written in the header, too.
+    return Case("senderscore", flags, (*flags, "-allowlist", "{ 0.0.0.0/0 }"), take=True)
+
+
+def _dnsbl(*flags: str) -> Case:
+    return Case("dnsbl", flags, (*flags, "--allow", "{ 0.0.0.0/0 }"), take=True)
+
+
+#: In whole sessions.
+SESSIONS = {
+    "senderscore": _senderscore(*FLAGS),
+    "dnsbl, 4 lists": _dnsbl(*ASK_LISTS, "--header"),
+}
+#: At one phase.
+PHASES = {
+    "senderscore": _senderscore(*BLOCKING),
+    "dnsbl, 4 lists": _dnsbl(*ASK_LISTS),
+    "helo": Case("helo", ("--unknown", "reject"), ("--unknown", "off")),
+    "sender": Case(
+        "sender",
+        ("--bad-networks", "{ 10.0.0.0/8 }"),
+        ("--unknown", "off", "--null-mx", "off", "--bad-mx", "off"),
+    ),
+    "rcpt": Case(
+        "rcpt", ("--domains", "example.com", "--unknown-domain", "reject"), ("--non-fqdn", "reject")
+    ),
+}
+#: What the rate at one phase is to be, to that without look-ups. Where the rest is next to nothing
+#: (helo, sender, rcpt) the ratio is for information.
+LEAST = {"senderscore": 0.7, "dnsbl, 4 lists": 0.7}
 
 
 class Place:
@@ -81,9 +139,16 @@ class Place:
 
     def ours(self, *flags: str) -> list[str]:
         """The command of ours."""
-        nameserver = f"{self.dns.address}:{self.dns.port}"
-        command = [sys.executable, "-m", "smtpd_filters.filters.senderscore", *flags]
-        return [*self._network, *command, "--nameserver", nameserver, "--timeout", PATIENCE]
+        return self.command("senderscore", *flags, *self.asking, "--timeout", PATIENCE)
+
+    @property
+    def asking(self) -> tuple[str, str]:
+        """The flags with which a filter of ours asks the name server."""
+        return "--nameserver", f"{self.dns.address}:{self.dns.port}"
+
+    def command(self, filter_: str, *flags: str) -> list[str]:
+        """The command of a filter of ours."""
+        return [*self._network, sys.executable, "-m", f"smtpd_filters.filters.{filter_}", *flags]
 
     def theirs(self, *flags: str) -> list[str]:
         """The command of the filter in use."""
@@ -104,6 +169,15 @@ def mixed(count: int, number: int) -> list[str]:
     return [next(iter(found if at % LOST else lost)) for at in range(count)]
 
 
+def of_client(text: bytes, client: str) -> bytes:
+    """Make a part of the dialogue that of a client, with names of its own that nobody confirms."""
+    name = client.replace(".", "-").encode()
+    text = text.replace(ANYBODY, client.encode()).replace(b"|pass|", b"|fail|")
+    for domain in DOMAINS:
+        text = text.replace(domain, name + b".example.net")
+    return text
+
+
 def play(player: Player, clients: Sequence[str], lines: Sequence[bytes]) -> Sessions:
     """Play a session for each client, 50 of them at a time, with a message of `lines`."""
     score = Score(player)
@@ -111,7 +185,7 @@ def play(player: Player, clients: Sequence[str], lines: Sequence[bytes]) -> Sess
     for each, client in zip(plays, clients, strict=True):
         each.steps = [
             (
-                text.replace(ANYBODY, client.encode())
+                of_client(text, client)
                 + (b"".join(data_lines(each.session, lines)) if phase == "data-line" else b""),
                 phase,
             )
@@ -145,24 +219,21 @@ def faulty(
     return found
 
 
-def warm(
-    place: Place, count: int, flags: Sequence[str], lines: Sequence[bytes]
-) -> dict[str, Sessions]:
-    """Sessions of clients whose scores are known, and of the same ones if none is looked up.
-
-    All of them are allowed then, which is a score as well: it is written in the header, too.
-    """
-    known = list(itertools.islice(addresses("10.2.0.0"), 1_000))
+def warm(place: Place, count: int, case: Case, lines: Sequence[bytes]) -> dict[str, Sessions]:
+    """Sessions of clients of whom all is known, and of the same ones if nothing is looked up."""
+    known = list(itertools.islice(addresses("10.2.0.0"), min(count, 1_000)))
     clients = [known[at % len(known)] for at in range(count)]
-    allowed = ("-allowlist", "{ 0.0.0.0/0 }")
     found = {}
-    for name, more in (("warm cache", ()), ("look-ups off", allowed)):
-        with Player(place.ours(*flags, *more)) as player:
-            play(player, known, lines)
-            place.dns.queries.clear()
-            found[name] = play(player, clients, lines)
-            if place.dns.queries:
-                raise player.error(f"{len(place.dns.queries)} look-ups of what was known")
+    with Player(place.command(case.filter, *case.on, *place.asking)) as player:
+        play(player, known, lines)
+        place.dns.queries.clear()
+        found["warm cache"] = play(player, clients, lines)
+        if place.dns.queries:
+            raise player.error(f"{len(place.dns.queries)} look-ups of what was known")
+    off = (*case.off, *place.asking) if case.take else case.off
+    with Player(place.command(case.filter, *off)) as player:
+        play(player, known, lines)
+        found["look-ups off"] = play(player, clients, lines)
     return found
 
 

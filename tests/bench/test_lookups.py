@@ -1,12 +1,28 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from smtpd_filters.testing.server import Lab, LabError
 from tests.bench import lookups
-from tests.bench.lookups import BLOCKING, FLAGS, LOST, Place, faulty, mixed, warm
+from tests.bench.lookups import (
+    BLOCKING,
+    LOST,
+    PHASES,
+    SESSIONS,
+    Case,
+    Place,
+    faulty,
+    mixed,
+    warm,
+)
 from tests.bench.player import MisbehaviourError, Player
 from tests.bench.workloads import message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def test_one_client_in_ten_is_looked_up_in_vain() -> None:
@@ -18,13 +34,39 @@ def test_one_client_in_ten_is_looked_up_in_vain() -> None:
     assert len({client for clients in rounds for client in clients}) == 16 * 2_000
 
 
-def test_sessions_are_looked_up_and_those_of_known_clients_are_not() -> None:
-    with Place(None) as place:
-        found = warm(place, 100, FLAGS, message(12))
-        assert [run.sessions for run in found.values()] == [100, 100]
-        assert found.keys() == {"warm cache", "look-ups off"}
-        with Player(place.ours(*BLOCKING)) as player:
-            lookups.play(player, mixed(9, 0)[1:], [])
+CASES = [*SESSIONS.items(), *PHASES.items()]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with Place(None) as there:
+        yield there
+
+
+@pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
+def test_what_is_known_is_not_looked_up_again(place: Place, case: Case) -> None:
+    found = warm(place, 100, case, message(12))
+    assert [run.sessions for run in found.values()] == [100, 100]
+    assert found.keys() == {"warm cache", "look-ups off"}
+
+
+@pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
+def test_all_is_looked_up_once(place: Place, case: Case) -> None:
+    place.dns.queries.clear()
+    with Player(place.command(case.filter, *case.on, *place.asking)) as player:
+        clients = list(itertools.islice(lookups.addresses("10.2.0.0"), 8))
+        lookups.play(player, clients * 2, message(12))
+        names = [name for name, _ in place.dns.queries]
+        for client in clients:
+            named, reverse = client.replace(".", "-"), ".".join(client.split(".")[::-1])
+            assert any(reverse in name or named in name for name in names)
+        assert len(place.dns.queries) == len(set(place.dns.queries))
+
+
+def test_sessions_are_looked_up(place: Place) -> None:
+    place.dns.queries.clear()
+    with Player(place.ours(*BLOCKING)) as player:
+        lookups.play(player, mixed(9, 0)[1:], [])
         assert len(place.dns.queries) == 8
 
 
@@ -35,7 +77,7 @@ def test_a_look_up_too_many_is_found_out() -> None:
         many = [f"127.0.4.{last}" for last in range(100)]
         place.dns.zone["*.score.senderscore.com"] = {"A": many}
         with pytest.raises(MisbehaviourError, match="look-ups of what was known"):
-            warm(place, 100, BLOCKING, [])
+            warm(place, 100, PHASES["senderscore"], [])
 
 
 def test_where_there_can_be_no_network_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
