@@ -112,8 +112,9 @@ class Rspamd(Filter):
         max_size = option(
             SIZE(low=1),
             default=50 << 20,
-            help="The size up to which messages are scanned. The daemon's own limit, max_message, "
-            "has the same default.",
+            help="The size up to which messages are scanned. It should not be above the daemon's "
+            "own limit, max_message, which has the same default: what is larger than that can't "
+            "be scanned, which is a failure.",
         )
         larger = option(
             choice("skip", "tempfail"),
