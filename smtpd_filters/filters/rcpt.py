@@ -19,6 +19,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._addresses import normal
 from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
@@ -28,7 +29,6 @@ from smtpd_filters.filters._asking import (
 )
 from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, is_local, marks
 from smtpd_filters.filters._client import allow_option
-from smtpd_filters.filters.mailfrom import normal
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject

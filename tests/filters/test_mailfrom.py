@@ -9,14 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.mailfrom import (
-    ADDRESSES_MAX,
-    FROM_MAX,
-    Mailfrom,
-    TooLargeError,
-    normal,
-    read_from,
-)
+from smtpd_filters.filters._addresses import normal
+from smtpd_filters.filters._from_field import ADDRESSES_MAX, FROM_MAX, TooLargeError, read_from
+from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.testing import Conversation
 
 TYPE_CHECKING = False
