@@ -151,6 +151,8 @@ class Plan:
         self._standing.answered(self._queue[0])
 
     def cause(self, otherwise: str = "no name server left to ask") -> str:
-        """Return what went wrong, server by server."""
-        shown = [f"{self._standing.labels[server]} {why}" for server, why in self._causes.items()]
+        """Return what went wrong, server by server, in the operator's order."""
+        # That in which they were asked changes, and a cause is logged once.
+        causes = sorted(self._causes.items())
+        shown = [f"{self._standing.labels[server]} {why}" for server, why in causes]
         return ", ".join(shown) or otherwise

@@ -88,3 +88,12 @@ def test_a_plan_over_a_breaker_spares_the_dead_server() -> None:
     # It was last asked at second 2.
     back = [course(2 + SET_BACK + now, dead=set()) for now in range(3)]
     assert back == [[0]] * 3
+
+
+def test_a_cause_names_servers_in_the_operators_order() -> None:
+    breaker = opened(Breaker(["a", "b"]), 0)
+    plan = Plan(breaker, 0, attempts=1, timeout=1, deadline=60)
+    for _ in range(2):
+        assert not isinstance(plan.next(0), Unavailable)
+        plan.failed(Failure.SILENT, "timeout", 0)
+    assert plan.next(0) == Unavailable("a timeout, b timeout")
