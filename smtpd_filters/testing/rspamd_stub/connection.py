@@ -1,0 +1,229 @@
+"""One connection of a client: its requests are read, and answered as they should be or not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from smtpd_filters.testing.rspamd_stub.answers import END, PARTIAL, Answer, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.testing.rspamd_stub.server import RspamdStub
+
+#: Octets of a header block; the daemon's own limit is the same (its http parser's).
+_HEAD_MAX = 80 << 10
+_ENDLESS = b"x" * (64 << 10)
+
+
+class Connection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, stub: RspamdStub) -> None:
+        self._stub = stub
+        self._transport: asyncio.Transport | None = None
+        self._number = 0
+        # What was read of the request that is coming in, and of those behind it.
+        self._buffer = bytearray()
+        self._head = b""
+        self._request: Request | None = None
+        self._left = 0  # octets of the body that are still to come; -1 while it is chunked
+        self._body: list[bytes] = []
+        self._size = 0
+        self._stale = False
+        self._answering = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- asyncio's -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._stub.protocols.add(self)
+        self._stub.connections += 1
+        self._stub.connected += 1
+        self._number = self._stub.connections
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """It has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._done()
+        self._stub.protocols.discard(self)
+        self._stub.connected -= 1
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """It has sent something."""
+        if self._stale:
+            self._close()
+            return
+        self._buffer += data
+        self._go_on()
+
+    def reset(self) -> None:
+        """End the connection with an RST rather than a FIN."""
+        if self._transport is None:
+            return
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    # -- a request -------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Take in as much as there is; a request behind one that waits is left alone."""
+        while not self._answering and self._transport is not None:
+            if self._request is None and not self._read_head():
+                return
+            if not self._read_body():
+                return
+            request = cast("Request", self._request)
+            self._request = None
+            body = b"".join(self._body)
+            self._body = []
+            self._answer(replace(request, body=body, size=self._size))
+
+    def _read_head(self) -> bool:
+        end = self._buffer.find(END)
+        if end < 0:
+            if len(self._buffer) > _HEAD_MAX:
+                self._write(b"HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n")
+                self._close()
+            return False
+        head = bytes(self._buffer[:end])
+        del self._buffer[: end + len(END)]
+        first, *rest = head.decode("latin-1").split("\r\n")
+        method, _, path = first.partition(" ")
+        fields = tuple(
+            (name, value.strip()) for name, _, value in (line.partition(":") for line in rest)
+        )
+        request = Request(method, path.partition(" ")[0], fields, b"", 0, self._number, head)
+        self._request = request
+        self._size = 0
+        chunked = (request.get("Transfer-Encoding") or "").lower() == "chunked"
+        self._left = -1 if chunked else int(request.get("Content-Length") or 0)
+        if request.get("Expect"):
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if method != "GET" and not callable(self._stub.answer):
+            # A function is asked once, when there is the whole request.
+            answer, wire = self._stub.said(request)
+            if answer.behaviour == "early":
+                self._stub.asked += 1
+                self._write(wire)
+                self._close()
+                return False
+        return True
+
+    def _read_body(self) -> bool:
+        """Take in the body; whether it is complete."""
+        while self._left < 0:
+            end = self._buffer.find(b"\r\n")
+            if end < 0:
+                return False
+            size = int(self._buffer[:end].partition(b";")[0], 16)
+            if len(self._buffer) < end + size + 4:
+                return False
+            self._keep(bytes(self._buffer[end + 2 : end + 2 + size]))
+            del self._buffer[: end + size + 4]
+            if not size:
+                return True
+        if self._left:
+            part = bytes(self._buffer[: self._left])
+            del self._buffer[: self._left]
+            self._left -= len(part)
+            self._keep(part)
+        return not self._left
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._stub.keep and part:
+            self._body.append(part)
+
+    # -- its answer ------------------------------------------------------------------------
+
+    def _answer(self, request: Request) -> None:
+        if request.method == "GET":
+            self._write(Answer(b"pong\r\n", content_type="text/plain").wire())
+            return
+        stub = self._stub
+        stub.asked += 1
+        if stub.keep:
+            stub.requests.append(request)
+        answer, wire = stub.said(request)
+        if not (answer.delay or answer.behaviour):
+            self._write(wire)
+            return
+        self._answering = True
+        stub.waiting += 1
+        stub.most_at_once = max(stub.most_at_once, stub.waiting)
+        delay = 0 if answer.behaviour == "trickle" else answer.delay
+        self._later(delay, lambda: self._behave(answer, wire))
+
+    def _behave(self, answer: Answer, wire: bytes) -> None:
+        if answer.behaviour in PARTIAL:
+            self._fail_within(answer, wire)
+            return
+        if answer.behaviour == "garbage":
+            wire = b"SSH-2.0-OpenSSH_9.2p1\r\n"
+        if answer.behaviour not in {"close", "reset"}:
+            self._write(wire)
+        if answer.behaviour == "reset":
+            self.reset()
+        elif answer.behaviour in {"close", "garbage", "close-after"}:
+            self._close()
+        self._stale = answer.behaviour == "stale"
+        self._done()
+        self._go_on()
+
+    def _fail_within(self, answer: Answer, wire: bytes) -> None:
+        """Send less than the whole reply, or more; the connection takes no further request."""
+        behaviour = answer.behaviour
+        if behaviour == "trickle":
+            self._trickle(wire, answer.delay)
+        elif behaviour == "endless":
+            self._write(wire)
+            self._endless()
+        elif behaviour != "drop":
+            self._write(wire[: len(wire) - (len(answer.body) + 1) // 2])
+            if behaviour == "cut":
+                self._close()
+            elif behaviour == "reset-half":
+                # Later: an RST makes the kernel throw away what has not been read yet.
+                self._later(0.02, self.reset)
+
+    def _trickle(self, wire: bytes, delay: float) -> None:
+        self._write(wire[:1])
+        if wire[1:]:
+            self._later(delay, lambda: self._trickle(wire[1:], delay))
+        else:
+            self._done()
+            self._go_on()
+
+    def _endless(self) -> None:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() < 1 << 20:
+            self._write(b"%x\r\n%b\r\n" % (len(_ENDLESS), _ENDLESS))
+        self._later(0, self._endless)
+
+    def _done(self) -> None:
+        if self._answering:
+            self._answering = False
+            self._stub.waiting -= 1
+
+    def _later(self, delay: float, then: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, then)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

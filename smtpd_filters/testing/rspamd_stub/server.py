@@ -1,0 +1,192 @@
+"""The server, which listens, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from smtpd_filters.testing.rspamd_stub.answers import CLEAN, Answer, Request
+from smtpd_filters.testing.rspamd_stub.connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+#: Requests that are kept; older ones go.
+KEEP = 1000
+
+
+class RspamdStub:
+    """The server, in a thread of its own, for as long as its ``with`` block.
+
+    ``answer`` can be assigned anew at any time. ``listen`` is ``HOST:PORT`` (0: any free port) or
+    the path of a unix socket. ``keep`` requests are remembered; with 0 not even a body is read
+    into memory, and only `asked` counts.
+    """
+
+    def __init__(
+        self,
+        answer: Mapping[str, Any] | Answer | Callable[[Request], Answer] = CLEAN,
+        *,
+        listen: str = "127.0.0.1:0",
+        keep: int = KEEP,
+    ) -> None:
+        self.answer = answer
+        self.requests: deque[Request] = deque(maxlen=keep)
+        self.keep = keep
+        #: How many requests there were, pings not counted.
+        self.asked = 0
+        #: How many connections there were, and how many there are.
+        self.connections = self.connected = 0
+        #: The highest number of requests that waited for their answers at one time.
+        self.most_at_once = self.waiting = 0
+        self._listen = listen
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._bound = threading.Event()
+        self._failures: list[BaseException] = []
+        self.protocols: set[Connection] = set()
+        self._made: tuple[object, Answer, bytes] | None = None
+        self._kept: socket.socket | None = None
+
+    @property
+    def url(self) -> str:
+        """What a filter is given: ``http://127.0.0.1:PORT``, or the path of the socket."""
+        return self._listen if self._listen.startswith("/") else f"http://{self._listen}"
+
+    @property
+    def port(self) -> int:
+        """The port, of a server that listens on one."""
+        return int(self._listen.rpartition(":")[2])
+
+    def start(self) -> None:
+        """Listen; again on the same port, after `stop`. Raises OSError if that can't be."""
+        self._bound.clear()
+        self._failures.clear()
+        self._unlink()
+        self._thread = threading.Thread(target=self._run, name="rspamd-stub", daemon=True)
+        self._thread.start()
+        self._bound.wait()
+        for failure in self._failures:
+            self._thread.join()
+            raise failure
+
+    def stop(self) -> None:
+        """Break all connections and listen no more: who comes now is refused."""
+        if self._loop is not None and self._stop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+            self._thread = None
+            self._unlink()
+
+    def _unlink(self) -> None:
+        if self._listen.startswith("/"):
+            Path(self._listen).unlink(missing_ok=True)
+
+    def break_connections(self) -> None:
+        """Reset every connection that there is, and go on listening."""
+        if self._loop is not None:
+            done = threading.Event()
+
+            def abort() -> None:
+                for protocol in list(self.protocols):
+                    protocol.reset()
+                done.set()
+
+            self._loop.call_soon_threadsafe(abort)
+            done.wait()
+
+    def __enter__(self) -> Self:
+        if not self._listen.startswith("/"):
+            self._keep_port()
+        try:
+            self.start()
+        except BaseException:
+            self._give_up_port()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._give_up_port()
+
+    def _keep_port(self) -> None:
+        """Have the port until the end: while the server is stopped, nobody else listens there.
+
+        Two sockets may be bound to a port if both say so; what one of them hears is its own.
+        """
+        host, _, port = self._listen.rpartition(":")
+        kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            kept.bind((host.strip("[]"), int(port)))
+        except OSError:
+            kept.close()
+            raise
+        self._kept = kept
+        self._listen = f"{host}:{kept.getsockname()[1]}"
+
+    def _give_up_port(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def said(self, request: Request) -> tuple[Answer, bytes]:
+        """The answer to a request, and its wire form, which is made once of each."""
+        answer = self.answer
+        if self._made is not None and self._made[0] is answer:
+            return self._made[1], self._made[2]
+        if callable(answer):
+            made = answer(request)
+            return made, made.wire()
+        made = answer if isinstance(answer, Answer) else Answer.of(answer)
+        self._made = answer, made, made.wire()
+        return made, self._made[2]
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as exc:  # noqa: BLE001 - handed to the thread that started it
+            self._failures.append(exc)
+        finally:
+            self._bound.set()
+
+    async def _serve(self) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        if self._listen.startswith("/"):
+            server: asyncio.Server = await loop.create_unix_server(
+                lambda: Connection(self), self._listen, backlog=1024
+            )
+        else:
+            host, _, port = self._listen.rpartition(":")
+            server = await loop.create_server(
+                lambda: Connection(self),
+                host.strip("[]"),
+                int(port),
+                backlog=1024,
+                reuse_address=True,
+            )
+            # Where `start` was called by itself.
+            self._listen = f"{host}:{server.sockets[0].getsockname()[1]}"
+        self._bound.set()
+        await self._stop.wait()
+        # Who has just been let in is no protocol yet; asyncio forgets it once the server is closed.
+        for sock in server.sockets:
+            loop.remove_reader(sock.fileno())
+        if being_let_in := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(being_let_in)
+        server.close()
+        for protocol in list(self.protocols):
+            protocol.reset()
+        await asyncio.sleep(0)
