@@ -105,7 +105,7 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
         [*TOOL, "list"], stdout=sink, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:
         os.close(sink)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
 
 
@@ -114,7 +114,7 @@ def test_who_wants_no_output_gets_none() -> None:
         os.close(1)
 
     done = subprocess.run(
-        [*TOOL, "list"], stderr=subprocess.PIPE, cwd=ROOT, preexec_fn=close, timeout=30, check=False
+        [*TOOL, "list"], stderr=subprocess.PIPE, cwd=ROOT, preexec_fn=close, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -128,7 +128,7 @@ def test_output_that_can_not_be_written_is_an_error(words: list[str]) -> None:
             stderr=subprocess.PIPE,
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
-            timeout=30,
+            timeout=60,
             check=False,
         )
     assert (done.returncode, done.stderr) == (2, b"smtpd-filters: No space left on device\n")

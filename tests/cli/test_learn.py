@@ -425,7 +425,7 @@ def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path, behaviour: str
 
     def answer(_request: Request) -> Answer:
         asked.set()
-        return Answer(LEARNED.body, delay=0 if behaviour else 0.5, behaviour=behaviour)
+        return Answer(LEARNED.body, delay=0 if behaviour else 3, behaviour=behaviour)
 
     rspamd.answer = answer
     box = maildir(tmp_path, **{f"m{n}": b"%d" % n for n in range(50)})
@@ -436,9 +436,9 @@ def test_an_interrupt_ends_it(rspamd: RspamdStub, tmp_path: Path, behaviour: str
         stderr=subprocess.PIPE,
         cwd=ROOT,
     ) as process:
-        assert asked.wait(30)
+        assert asked.wait(60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"")
     assert re.fullmatch(
         rb"\d learned, 0 known already, 0 skipped, 0 not learned; interrupted\n", out

@@ -238,7 +238,7 @@ BAD = {
     "dies": ("if phase == 'rcpt-to':\n    os._exit(7)\nproceed()", "exited with status 7"),
     "is killed": ("os.kill(os.getpid(), 9)", "exited with signal 9"),
     "closes": ("os.close(0); os.close(1); time.sleep(60)", "closed its output"),
-    "hangs": ("if phase != 'rcpt-to':\n    proceed()", "no answer for 0.5 s at rcpt-to of session"),
+    "hangs": ("if phase != 'rcpt-to':\n    proceed()", "no answer for 3 s at rcpt-to of session"),
     "junk at commit": (
         "if phase == 'commit':\n    say(f'filter-result|{session}|{token}|junk')\nelse: proceed()",
         "ENDS_SERVER",
@@ -261,7 +261,7 @@ BAD = {
 def test_what_smtpd_would_not_survive_is_said(name: str, script: Any, capsys: Capture) -> None:
     body, said = BAD[name]
     command = script(body)
-    timeout = "0.5" if name in {"hangs", "closes"} else "30"
+    timeout = "3" if name in {"hangs", "closes"} else "30"
     status, result = replayed(capsys, "replay", str(PLAIN), "--timeout", timeout, "--", *command)
     assert status == 3
     assert said in result["recordings"][0]["fatal"]
@@ -296,15 +296,15 @@ def test_a_filter_that_does_not_read_hangs_smtpd(tmp_path: Path, capsys: Capture
     large.write_bytes(b"< config|protocol|0.7\n< config|ready\n" + lines)
     body = "print('register|filter|smtp-in|data-line\\nregister|ready', flush=True);"
     command = [sys.executable, "-c", f"import time; {body} time.sleep(60)"]
-    assert main(["replay", str(large), "--timeout=300ms", "--", *command]) == 3
-    assert "nothing read for 0.3 s at data-line of session" in capsys.readouterr().out
+    assert main(["replay", str(large), "--timeout=3s", "--", *command]) == 3
+    assert "nothing read for 3 s at data-line of session" in capsys.readouterr().out
 
 
 def test_a_filter_that_outlives_its_input_is_ended(script: Any, capsys: Capture) -> None:
     command = script("proceed()")
     Path(command[1]).write_text(Path(command[1]).read_text() + "time.sleep(60)\n")
-    assert main(["replay", str(PLAIN), "--timeout=300ms", "--", *command]) == 3
-    assert "still runs 0.3 s after the end of its input" in capsys.readouterr().out
+    assert main(["replay", str(PLAIN), "--timeout=3s", "--", *command]) == 3
+    assert "still runs 3 s after the end of its input" in capsys.readouterr().out
 
 
 def test_what_only_harms_a_session_is_a_complaint(script: Any, capsys: Capture) -> None:

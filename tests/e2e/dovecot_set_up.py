@@ -45,8 +45,8 @@ MAIL, STATE = "/srv/mail", "/srv/state"
 PORT = 143
 PASSWORD = "secret"  # noqa: S105 - of a server that lives for a test
 VMAIL = 2000  # whose all mail is
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
 
 # Where mail is, and a mailbox beside Junk from which one learns also what is appended: the README
 # says how.
@@ -153,7 +153,7 @@ class Imap(imaplib.IMAP4):
         self.login(user, PASSWORD)
 
     def _create_socket(self, timeout: float | None) -> socket.socket:
-        return self._lab.connect(PORT, timeout=timeout or 30)
+        return self._lab.connect(PORT, timeout=timeout or 60)
 
     def put(self, mailbox: str, message: bytes) -> None:
         """Append a message, byte for byte; the mailbox is made if there is none."""
@@ -269,7 +269,7 @@ class Dovecot:
         """Return where this side finds a file of ETC, which can be changed here."""
         return self._folder / "etc" / name
 
-    def wait_for(self, pattern: str, timeout: float = 10, *, since: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 60, *, since: int = 0) -> re.Match[str]:
         """Wait for a line of the log in which the regular expression is found; return the match.
 
         Lines before number `since` (take `len(server.log)`) don't count. Raises LabError.

@@ -40,7 +40,7 @@ def mail(number: int | str, kind: str) -> bytes:
 
 def ask(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> Any:
     where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
     try:
         connection.request(method, path, body, headers)
         return json.loads(connection.getresponse().read())
@@ -53,7 +53,7 @@ def counts(rspamd: Rspamd, user: str, expected: tuple[int, int] | None = None) -
 
     The daemon says that it has learned before Redis has been told: what is expected is waited for.
     """
-    deadline = monotonic() + 10
+    deadline = monotonic() + 60
     with Redis(unix_socket_path=str(rspamd.redis), decode_responses=True) as redis:
         while True:
             spam, ham = redis.hmget(f"RS{user}", "learns_spam", "learns_ham")

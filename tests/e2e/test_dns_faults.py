@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 FAULTS: dict[str, dict[str, Any]] = {
     "dead": {"drop": True},
     # More than `DEADLINE`: whoever waited for the answer would do what it says.
-    "slow": {"delay": 5},
+    "slow": {"delay": 60},
     "servfail": {"servfail": True},
     "lying": {"wrong-owner": True},
     "flapping": {"flap": True},
 }
-# At most 1.2 s a look-up, and two of them one behind the other.
-DEADLINE = ("--deadline", "3s", "--timeout", "300ms")
-SLOW_LISTS = ("--deadline", "3s", "--timeout", "2s")
+# At most 2.8 s a look-up, and two of them one behind the other.
+DEADLINE = ("--deadline", "30s", "--timeout", "700ms")
+SLOW_LISTS = ("--deadline", "30s", "--timeout", "3s")
 LIST = "bl.lists.example"
 LATER = "4.4.3 Temporary failure, please try again later"
 

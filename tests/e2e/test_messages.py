@@ -345,7 +345,7 @@ def test_a_refusal_of_a_message(start: Start) -> None:
     [("proceed", "250"), ("tempfail", "451 4.3.0 Temporary failure, please try again later")],
 )
 def test_a_coroutine_has_a_deadline(start: Start, on_error: str, said: str) -> None:
-    slow = policy("slow", "--deadline", "0.3s", "--on-error", on_error)
+    slow = policy("slow", "--deadline", "3s", "--on-error", on_error)
     server = start(zone=ZONE, filters={"slow": slow})
     with ThreadPoolExecutor(20) as pool:
         quick = [pool.submit(attempt, server) for _ in range(10)]
@@ -354,7 +354,7 @@ def test_a_coroutine_has_a_deadline(start: Start, on_error: str, said: str) -> N
     assert {future.result().code for future in quick} == {250}
     assert {future.result().said for future in soon} == {"550 5.7.1 After 0.01 s"}
     assert all(future.result().said.startswith(said) for future in late)
-    server.wait_for(r"slow mail-from result=\S+ error=\"not done after 0.3 s\"")
+    server.wait_for(r"slow mail-from result=\S+ error=\"not done after 3 s\"")
 
 
 def test_a_client_that_does_not_wait(start: Start) -> None:
@@ -376,5 +376,5 @@ def test_a_server_ends_though_a_filter_waits(start: Start) -> None:
         connection.send(b"MAIL FROM:<after=50@good.example>\r\n")
         connection.send(b"NOOP\r\n")
         assert attempt(server).code == 250
-        server.terminate(timeout=2)
+        server.terminate(timeout=30)
     assert server.leftovers == []

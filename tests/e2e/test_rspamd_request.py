@@ -247,7 +247,7 @@ def session(**changes: Any) -> Session:
 def understood(rspamd: Rspamd, of: Session, **facts: Any) -> dict[str, Any]:
     """What the daemon knows of a message after it has been told all this."""
     where = urlsplit(rspamd.url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
     connection.putrequest("POST", "/checkv2")
     for name, value in fields(of, Facts(**facts), "mx.example.org")[0]:
         connection.putheader(name, value.encode())

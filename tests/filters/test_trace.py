@@ -93,7 +93,7 @@ def play(recording: Recording, *flags: str, command: list[str] | None = None) ->
     assert process._log is not None
     try:
         process.play(replay, lambda: None)
-        process._process.wait(10)
+        process._process.wait(60)
         process._log.seek(0)
         log = process._log.read().decode("ascii")
     finally:
