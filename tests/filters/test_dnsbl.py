@@ -6,7 +6,6 @@ import re
 import shlex
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -16,11 +15,12 @@ from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
+from tests.filters import executables
 from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from smtpd_filters.testing import Verdict
@@ -57,30 +57,8 @@ def talking(server: DNSServer, *flags: str) -> Iterator[Conversation]:
         yield smtpd
 
 
-def come(
-    smtpd: Conversation,
-    address: str = BAD,
-    *,
-    helo: str = "mail.example.net",
-    sender: str = "bob@example.net",
-    user: str = "",
-    **client: Any,
-) -> Verdict:
-    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
-    there = smtpd.connect(address=address, **client)
-    said = there.greeting
-    steps: list[Callable[[], Verdict]] = [
-        lambda: there.ehlo(helo),
-        *([lambda: there.auth(user)] if user else []),
-        lambda: there.mail_from(sender),
-        lambda: there.rcpt_to("anna@example.org"),
-        there.data,
-    ]
-    for step in steps:
-        if said.verb != "proceed":
-            break
-        said = step()
-    return said
+def come(smtpd: Conversation, address: str = BAD, **client: Any) -> Verdict:
+    return executables.come(smtpd, address=address, **client)
 
 
 def verdict(server: DNSServer, *flags: str, **client: Any) -> Verdict:
@@ -311,7 +289,7 @@ def test_what_a_list_says_is_made_safe(txt: str, told: str) -> None:
 def test_a_client_is_refused_without_the_text_if_there_is_none(behaviour: str) -> None:
     zone = addresses(ZONE, {BAD: {"A": "127.0.0.2", behaviour: ["TXT"]}})
     with DNSServer(zone) as lists:
-        said = verdict(lists, "--client", ZONE, "--timeout", "500ms")
+        said = verdict(lists, "--client", ZONE, "--timeout", "1500ms")
         assert said.reply == f"554 5.7.1 {BAD} is listed by {ZONE}"
 
 
@@ -395,11 +373,15 @@ def test_the_header_says_who_lists(server: DNSServer, phase: str) -> None:
         assert said.headers.get_all("X-Spam-DNSBL") == []
 
 
-def test_a_forged_header_is_removed_though_no_time_is_left() -> None:
+def test_a_forged_header_is_removed_though_no_time_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What is left of the deadline then is more than enough.
+    monkeypatch.setattr("smtpd_filters.filters.dnsbl._OF_DEADLINE", 0.01)
     flags = ("--client", "gone.example", "--untested", "gone.example", "--junk-at", "1")
     forged = b"X-Spam-DNSBL: Listed at nobody\r\nSubject: x\r\n\r\nhi\r\n"
     with DNSServer({"*": {"drop": True}}) as dead:
-        late = ("--header", "--phase", "rcpt-to", "--timeout", "5", "--deadline", "0.3")
+        late = ("--header", "--phase", "rcpt-to", "--timeout", "5", "--deadline", "30")
         with talking(dead, *flags, *late) as smtpd:
             said = deliver(smtpd, forged, address="198.51.100.7")
         assert said.headers.get_all("X-Spam-DNSBL") == []
@@ -478,13 +460,15 @@ def test_what_is_known_is_answered_at_once(server: DNSServer) -> None:
 def test_it_waits_for_no_answer_that_cannot_change_the_outcome() -> None:
     slow = {under(OTHER, each): {"drop": True} for each in (BAD, WORSE, GOOD, BAD6)}
     with DNSServer({**ENTRIES, **slow}) as lists:
-        started = perf_counter()
         flags = ("--client", f"{ZONE}*3", "--client", f"{OTHER}*2", "--client", f"{ALLOW}*-5")
-        with talking(lists, *flags, "--reject-at", "3") as smtpd:
+        with talking(lists, *flags, "--reject-at", "3", "--timeout", "60s") as smtpd:
+            [policy] = smtpd.filters
+            assert isinstance(policy, Dnsbl)
             assert come(smtpd, address=BAD).refused  # it can only add
             assert come(smtpd, address=GOOD).verb == "proceed"  # it can't make up for the others
             assert come(smtpd, address=BAD6).verb == "proceed"  # nor here: 3 - 5 + 2
-        assert perf_counter() - started < 2
+            still_asked = {name for name, _ in policy._resolver._under_way}
+            assert still_asked >= {under(OTHER, each).lower() for each in (BAD, GOOD, BAD6)}
 
 
 def test_it_waits_for_an_allow_list_that_could_change_it() -> None:
@@ -540,7 +524,7 @@ def test_a_new_greeting_is_asked_about(server: DNSServer) -> None:
 
 
 REJECT = ("--reject-at", "1", "--phase", "rcpt-to")
-SHORT = ("--timeout", "600ms")
+SHORT = ("--timeout", "1500ms")
 
 
 @pytest.mark.parametrize(
@@ -765,29 +749,32 @@ def test_what_is_certain_is_done_all_the_same() -> None:
 
 def test_each_recipient_does_not_wait_again() -> None:
     with DNSServer({**ENTRIES, under(ZONE, BAD): {"drop": True}}) as lists:
-        flags = ("--client", ZONE, "--phase", "rcpt-to", "--timeout", "150ms")
+        flags = ("--client", ZONE, "--phase", "rcpt-to", "--timeout", "1500ms")
         with talking(lists, *flags, "--on-error", "tempfail") as smtpd:
             there = smtpd.connect(address=BAD)
             there.ehlo()
             there.mail_from("bob@example.net")
-            started = perf_counter()
+            assert there.rcpt_to("anna@example.org").reply.startswith("451 4.4.3")
+            lists.queries.clear()
             for number in range(30):
+                forget(smtpd)
                 assert there.rcpt_to(f"anna{number}@example.org").reply.startswith("451 4.4.3")
-            assert perf_counter() - started < 2
+            assert lists.queries == []
 
 
 def test_each_message_does_not_wait_again() -> None:
-    flags = ("--client", ZONE, "--phase", "mail-from", "--timeout", "150ms")
+    flags = ("--client", ZONE, "--phase", "mail-from", "--timeout", "1500ms")
     silent = {under(ZONE, BAD): {"drop": True}}
     with DNSServer({**ENTRIES, **silent}) as lists, talking(lists, *flags) as smtpd:
         there = smtpd.connect(address=BAD)
         there.ehlo()
-        started = perf_counter()
+        assert there.mail_from("bob@example.net").verb == "proceed"
+        lists.queries.clear()
         for number in range(30):
-            assert there.mail_from(f"bob{number}@example.net").verb == "proceed"
             there.rset()
             forget(smtpd)
-        assert perf_counter() - started < 2
+            assert there.mail_from(f"bob{number}@example.net").verb == "proceed"
+        assert lists.queries == []
 
 
 def test_nobody_is_refused_on_the_word_of_lists_that_cannot_be_tested() -> None:
@@ -803,9 +790,8 @@ def test_nobody_is_refused_on_the_word_of_lists_that_cannot_be_tested() -> None:
 @pytest.mark.parametrize("zone", [{}, {"*.example": {"drop": True}}], ids=["gone", "silent"])
 def test_a_dead_name_server_is_left_to_on_error(zone: Mapping[str, Mapping[str, Any]]) -> None:
     with DNSServer(zone) as dead:
-        if zone:
-            said = verdict(dead, "--client", ZONE, *REJECT, *SHORT, "--on-error", "tempfail")
-    if not zone:
+        if not zone:
+            dead.endpoints = [("127.0.0.1", 9)]  # a port that the system gives nobody
         said = verdict(dead, "--client", ZONE, *REJECT, *SHORT, "--on-error", "tempfail")
     assert said.reply.startswith("451 4.4.3 ")
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,10 +12,11 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
+from tests.filters.executables import answered, come, complaint, loaded_to_set_up, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
 PHASES = ("helo", "mail-from", "rcpt-to")
@@ -32,29 +30,9 @@ def only(check: str, action: str = "reject") -> tuple[str, ...]:
     return tuple(f"--{each}={action if each == check else 'off'}" for each in CHECKS)
 
 
-def come(
-    smtpd: Conversation, name: str, *, user: str = "", method: str = "ehlo", **client: Any
-) -> Verdict:
-    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
-    there = smtpd.connect(**client)
-    said = there.greeting
-    steps: list[Callable[[], Verdict]] = [
-        lambda: getattr(there, method)(name),
-        *([lambda: there.auth(user)] if user else []),
-        lambda: there.mail_from("bob@example.net"),
-        lambda: there.rcpt_to("anna@example.org"),
-        there.data,
-    ]
-    for step in steps:
-        if said.verb != "proceed":
-            break
-        said = step()
-    return said
-
-
 def verdict(name: str, *flags: str, **client: Any) -> Verdict:
     with Conversation(Helo, *flags) as smtpd:
-        return come(smtpd, name, **{**STRANGER, **client})
+        return come(smtpd, helo=name, **{**STRANGER, **client})
 
 
 # -- as it is written ----------------------------------------------------------------------
@@ -141,7 +119,7 @@ def test_a_literal_over_ipv6(address: str) -> None:
 
 def test_all_that_is_wrong_is_logged_and_the_first_refusal_told() -> None:
     with Conversation(Helo, *OFF) as smtpd:
-        said = come(smtpd, "198.51.100.25", **STRANGER)
+        said = come(smtpd, helo="198.51.100.25", **STRANGER)
         assert said.reply.startswith("501 5.5.2 ")
         [line] = smtpd.log
     assert "helo mail-from result=reject" in line
@@ -164,7 +142,7 @@ def test_each_check_does_what_it_is_set_to_in_its_phase(
     if action == "off":  # one has to be on
         flags = (*flags, "--elsewhere=log", "--nameserver=127.0.0.1:9", "--timeout=10ms")
     with Conversation(Helo, *flags) as smtpd:
-        said = come(smtpd, name, **STRANGER)
+        said = come(smtpd, helo=name, **STRANGER)
         assert said.verb == {"off": "proceed", "log": "proceed"}.get(action, action)
         if action in {"junk", "reject"}:
             marked = {"mail-from": "data"}.get(phase, phase) if action == "junk" else phase
@@ -258,7 +236,7 @@ def test_what_is_only_logged_is_logged_once() -> None:
 
 def test_on_a_dry_run_nothing_is_refused() -> None:
     with Conversation(Helo, *OFF, "--dry-run") as smtpd:
-        assert come(smtpd, "gate", **STRANGER).verb == "proceed"
+        assert come(smtpd, helo="gate", **STRANGER).verb == "proceed"
         assert "result=proceed would=reject" in smtpd.log[0]
 
 
@@ -334,7 +312,7 @@ def test_a_confirmed_name_is_not_looked_up(server: DNSServer) -> None:
 def test_a_name_that_is_only_marked_is_looked_up_all_the_same(server: DNSServer) -> None:
     flags = asking(server, "--non-fqdn=junk", "--unknown=reject")
     with Conversation(Helo, *flags) as smtpd:
-        assert come(smtpd, "gate", **STRANGER).reply == REPLIES["unknown"]
+        assert come(smtpd, helo="gate", **STRANGER).reply == REPLIES["unknown"]
         assert 'reason="helo gate is not fully qualified; helo gate does not exist"' in smtpd.log[0]
 
 
@@ -369,9 +347,9 @@ def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.Monk
     flags = asking(server, "--unknown=reject", "--elsewhere=reject", "--phase=helo")
     with Conversation(Helo, *flags) as smtpd:
         for _ in range(3):
-            assert not come(smtpd, "mail.good.example", address="192.0.2.9", rdns=None).refused
-            assert come(smtpd, "mail.good.example", address="192.0.2.8", rdns=None).refused
-            assert come(smtpd, "missing.example", address="192.0.2.8", rdns=None).refused
+            assert not come(smtpd, helo="mail.good.example", address="192.0.2.9", rdns=None).refused
+            assert come(smtpd, helo="mail.good.example", address="192.0.2.8", rdns=None).refused
+            assert come(smtpd, helo="missing.example", address="192.0.2.8", rdns=None).refused
     assert waited == ["mail.good.example"] * 2 + ["missing.example"] * 2
 
 
@@ -400,7 +378,7 @@ def test_a_broken_dns_is_never_held_against_the_client(
     with DNSServer({NAME: {"A": "192.0.2.99", fault: 60 if fault == "delay" else True}}) as faulty:
         flags = asking(faulty, *only(check), "--timeout=20ms", "--on-error", on_error)
         with Conversation(Helo, *flags, "--phase=rcpt-to") as smtpd:
-            said = come(smtpd, NAME, **STRANGER)
+            said = come(smtpd, helo=NAME, **STRANGER)
             assert said.verb == {"tempfail": "reject"}.get(on_error, on_error)
             if on_error == "tempfail":
                 assert said.reply == "451 4.4.3 Temporary failure, please try again later"
@@ -429,7 +407,7 @@ def test_a_trial_changes_nothing_when_the_dns_fails() -> None:
     with DNSServer({NAME: {"servfail": True}}) as faulty:
         flags = asking(faulty, *only("unknown", "log"), "--on-error=tempfail")
         with Conversation(Helo, *flags) as smtpd:
-            assert come(smtpd, NAME, **STRANGER).verb == "proceed"
+            assert come(smtpd, helo=NAME, **STRANGER).verb == "proceed"
             assert 'reason="helo name: ' in smtpd.log[0]
 
 
@@ -437,7 +415,7 @@ def test_what_is_known_decides_when_the_dns_fails() -> None:
     with DNSServer({"gate": {"servfail": True}}) as faulty:
         flags = asking(faulty, "--non-fqdn=junk", "--unknown=reject")
         with Conversation(Helo, *flags, "--on-error=tempfail") as smtpd:
-            assert come(smtpd, "gate", **STRANGER).verb == "junk"
+            assert come(smtpd, helo="gate", **STRANGER).verb == "junk"
             assert "helo gate is not fully qualified; helo name: " in smtpd.log[0]
 
 
@@ -495,16 +473,14 @@ def test_each_address_is_read_back(address: Any) -> None:
 def test_no_greeting_ends_the_filter(text: str) -> None:
     line = "".join(c for c in text if c not in "\r\n\0") or "x"
     with Conversation(Helo, *OFF, "--phase=helo") as smtpd:
-        assert come(smtpd, line, **STRANGER).verb in {"proceed", "reject"}
+        assert come(smtpd, helo=line, **STRANGER).verb in {"proceed", "reject"}
 
 
 # -- the executable ------------------------------------------------------------------------
 
-COMMAND = (sys.executable, "-m", "smtpd_filters.filters.helo")
-
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "expected"),
     [
         (only("none"), "nothing to check: every check is off"),
         (("--unknown=off", "--nameserver=192.0.2.53"), "--nameserver: nothing is looked up"),
@@ -519,52 +495,25 @@ COMMAND = (sys.executable, "-m", "smtpd_filters.filters.helo")
         (("--unknwon=log",), 'unknown flag --unknwon, did you mean "--unknown"?'),
     ],
 )  # fmt: skip
-def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
-    done = subprocess.run(
-        [*COMMAND, *flags], input="", capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("filter-helo: ")
-    assert complaint in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def serve(*flags: str, names: list[str], python: tuple[str, ...] = ()) -> tuple[list[str], str]:
-    head = "0.7|1576146008.006099|smtp-in"
-    lines = ["config|protocol|0.7", "config|admd|mx.example.org", "config|ready"]
-    for number, name in enumerate(names):
-        session = f"7641df9771b4ed0{number}"
-        link = "<unknown>|fail|192.0.2.1:33174|198.51.100.25:25"
-        lines.append(f"report|{head}|link-connect|{session}|{link}")
-        lines.append(f"filter|{head}|ehlo|{session}|1ef1c203cc576e5d|{name}")
-    done = subprocess.run(
-        [COMMAND[0], *python, *COMMAND[1:], *flags, "--phase=helo"],
-        input="".join(f"{line}\n" for line in lines),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    _, answers = done.stdout.split("register|ready\n")
-    return answers.splitlines(), done.stderr
+def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
+    assert expected in complaint("helo", *flags)
 
 
 def test_the_executable_answers_smtpd(server: DNSServer) -> None:
     names = ["mail.good.example", "missing.example", "mx.example.org"]
-    answers, log = serve(*asking(server, "--unknown=reject"), names=names)
-    head = "filter-result|7641df9771b4ed0"
-    assert sorted(answers) == [
-        f"{head}0|1ef1c203cc576e5d|proceed",
-        f"{head}1|1ef1c203cc576e5d|reject|{REPLIES['unknown']}",
-        f"{head}2|1ef1c203cc576e5d|reject|{REPLIES['own']}",
+    clients = [("<unknown>|fail|192.0.2.1:33174", "ehlo", name) for name in names]
+    flags = asking(server, "--unknown=reject", "--phase=helo")
+    answers, log = serve("helo", *flags, clients=clients)
+    assert answers == [
+        answered(0, "proceed"),
+        answered(1, f"reject|{REPLIES['unknown']}"),
+        answered(2, f"reject|{REPLIES['own']}"),
     ]
     assert 'reason="helo missing.example does not exist"' in log
 
 
 def test_without_questions_nothing_is_loaded_for_them() -> None:
-    _, log = serve(*OFF, names=["a.example"], python=("-X", "importtime"))
-    loaded = {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
-    assert "smtpd_filters.chain" in loaded
+    loaded = loaded_to_set_up(Helo, *OFF)
     assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns"}
 
 
@@ -579,4 +528,4 @@ def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
 
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
     with Conversation(Helo) as smtpd:
-        assert come(smtpd, "[192.0.2.1]", **STRANGER).verb == "proceed"
+        assert come(smtpd, helo="[192.0.2.1]", **STRANGER).verb == "proceed"

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from time import process_time
 
 import pytest
@@ -13,6 +11,7 @@ from smtpd_filters.filters._addresses import normal
 from smtpd_filters.filters._from_field import ADDRESSES_MAX, FROM_MAX, TooLargeError, read_from
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.testing import Conversation
+from tests.filters.executables import answered, complaint, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -480,15 +479,8 @@ def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
 # -- flags ---------------------------------------------------------------------------------
 
 
-def run(*flags: str, lines: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smtpd_filters.filters.mailfrom", *flags]
-    return subprocess.run(
-        command, input=lines, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "expected"),
     [
         ((), "--domains, --addresses, --patterns or --senders is required"),
         (("--trusted", "10/8"), "--domains, --addresses, --patterns or --senders is required"),
@@ -502,23 +494,18 @@ def run(*flags: str, lines: str = "") -> subprocess.CompletedProcess[str]:
         (("--senders", "{ anna = ' , ' }"), "--senders: inline table: entry 1: no address"),
     ],
 )
-def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
-    done = run(*flags)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("filter-mailfrom: ")
-    assert complaint in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
+    assert expected in complaint("mailfrom", *flags)
 
 
 def test_a_bad_line_of_senders_is_named(tmp_path: Path) -> None:
     table = tmp_path / "senders"
     table.write_text("# users\nanna anna@example.org, @example.net\nbob\n")
-    done = run("--senders", f"file:{table}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"--senders: {table}:3: expected a key and a value" in done.stderr
+    said = complaint("mailfrom", "--senders", f"file:{table}")
+    assert f"--senders: {table}:3: expected a key and a value" in said
     table.write_text(f"anna anna@{'x' * 1100}\n")
-    done = run("--senders", f"file:{table}")
-    assert f"--senders: {table}:1: longer than 1023 bytes in " in done.stderr
+    said = complaint("mailfrom", "--senders", f"file:{table}")
+    assert f"--senders: {table}:1: longer than 1023 bytes in " in said
 
 
 def test_tables_are_reloaded(tmp_path: Path) -> None:
@@ -540,24 +527,12 @@ def test_tables_are_reloaded(tmp_path: Path) -> None:
 
 
 def test_the_executable_answers_smtpd() -> None:
-    head = "0.7|1576146008.006099|smtp-in"
-    link = "mail.example.net|pass|192.0.2.1:33174|198.51.100.1:25"
-    lines = [
-        "config|protocol|0.7",
-        "config|ready",
-        f"report|{head}|link-connect|7641df9771b4ed00|{link}",
-        f"filter|{head}|mail-from|7641df9771b4ed00|1ef1c203cc576e5d|anna@example.org",
-        f"filter|{head}|mail-from|7641df9771b4ed00|1ef1c203cc576e5d|",
-    ]
-    done = run(*OWN, lines="".join(f"{line}\n" for line in lines))
-    _, answers = done.stdout.split("register|ready\n")
+    link = "mail.example.net|pass|192.0.2.1:33174"
+    clients = [(link, "mail-from", "anna@example.org"), (link, "mail-from", "")]
+    answers, log = serve("mailfrom", *OWN, clients=clients)
     refusal = "550 5.7.1 Sender address not allowed from here; please authenticate"
-    assert answers.splitlines() == [
-        f"filter-result|7641df9771b4ed00|1ef1c203cc576e5d|reject|{refusal}",
-        "filter-result|7641df9771b4ed00|1ef1c203cc576e5d|proceed",
-    ]
-    assert done.returncode == 0
-    assert "sender anna@example.org is own: example.org" in done.stderr
+    assert answers == [answered(0, f"reject|{refusal}"), answered(1, "proceed")]
+    assert "sender anna@example.org is own: example.org" in log
 
 
 def test_something_must_be_guarded_in_code_as_well() -> None:

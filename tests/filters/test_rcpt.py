@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.rcpt import PATIENCE, Rcpt, wait
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
-from tests.loading import loaded
+from tests.filters.executables import loaded_to_set_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -669,15 +669,7 @@ def test_what_does_not_fit_together_is_said_at_the_start(
 
 @pytest.mark.parametrize("flags", [(), (*TRAPS, *OURS, "--trapped", "reject")])
 def test_nothing_of_asyncio_is_loaded_by_who_does_not_wait(flags: tuple[str, ...]) -> None:
-    program = (
-        "from smtpd_filters.filters.rcpt import Rcpt\n"
-        "from smtpd_filters.settings import common_options, parse_flags\n"
-        "own, _ = parse_flags(Rcpt.Options, sys.argv[1:], common=common_options(), prog='x')\n"
-        "filter_ = Rcpt(own)\n"
-        "filter_.setup()\n"
-        "assert not filter_.later\n"
-    )
-    assert not {"asyncio", "dns", "typing", "dataclasses"} & loaded(program, *flags)
+    assert not {"asyncio", "dns", "typing", "dataclasses"} & loaded_to_set_up(Rcpt, *flags)
 
 
 @given(st.text(max_size=60), st.sampled_from(["", SENDER]))

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +10,7 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from tests.filters.executables import answered, come, complaint, loaded_to_set_up, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,22 +32,9 @@ def only(check: str, action: str = "reject") -> tuple[str, ...]:
     return tuple(f"--{each}={action if each == check else 'off'}" for each in CHECKS)
 
 
-def come(smtpd: Conversation, sender: str, *, user: str = "", **client: Any) -> Verdict:
-    """Send a message up to DATA: the first verdict that isn't to proceed, or the last."""
-    there = smtpd.connect(**client)
-    there.ehlo()
-    if user:
-        there.auth(user)
-    said = there.mail_from(sender)
-    if said.verb == "proceed":
-        there.rcpt_to("anna@example.org")
-        said = there.data()
-    return said
-
-
 def verdict(sender: str, *flags: str, **client: Any) -> Verdict:
     with Conversation(Sender, *flags) as smtpd:
-        return come(smtpd, sender, **{**STRANGERS[0], **client})
+        return come(smtpd, sender=sender, **{**STRANGERS[0], **client})
 
 
 # -- as it is written ----------------------------------------------------------------------
@@ -84,7 +69,7 @@ def test_what_is_not_fully_qualified(sender: str, fails: str, client: dict[str, 
 @pytest.mark.parametrize("action", ["log", "junk", "reject"])
 def test_a_check_does_what_it_is_set_to(action: str) -> None:
     with Conversation(Sender, *only("non-fqdn", action)) as smtpd:
-        said = come(smtpd, "bob@gate", **STRANGERS[0])
+        said = come(smtpd, sender="bob@gate", **STRANGERS[0])
         assert said.verb == {"log": "proceed"}.get(action, action)
         assert 'reason="sender bob@gate is not fully qualified"' in smtpd.log[0]
         assert smtpd.phases == {"mail-from", *({"data"} if action == "junk" else ())}
@@ -202,7 +187,7 @@ def test_one_bad_exchanger_is_enough_if_told_so(server: DNSServer, domain: str) 
 )  # fmt: skip
 def test_the_codes_and_the_reason(server: DNSServer, sender: str, reply: str, reason: str) -> None:
     with Conversation(Sender, *asking(server)) as smtpd:
-        said = come(smtpd, sender, **STRANGERS[0])
+        said = come(smtpd, sender=sender, **STRANGERS[0])
         assert said.phase == "mail-from"
         assert said.reply.startswith(reply)
         assert f'reason="{reason}"' in smtpd.log[0]
@@ -217,7 +202,7 @@ def test_each_check_can_be_tried(server: DNSServer, check: str, action: str) -> 
     }[check]  # fmt: skip
     flags = [f"--{check}={action}", *(("--unknown=off",) if check == "non-fqdn" else ())]
     with Conversation(Sender, *asking(server, *flags)) as smtpd:
-        said = come(smtpd, sender, **STRANGERS[0])
+        said = come(smtpd, sender=sender, **STRANGERS[0])
         assert said.verb == ("junk" if action == "junk" else "proceed")
         assert [line for line in smtpd.log if " reason=" in line] == (
             [] if action == "off" else smtpd.log
@@ -237,10 +222,10 @@ def test_an_empty_table_of_networks_is_taken_at_its_word(server: DNSServer, tmp_
     table.write_text("")
     flags = asking(server, *only("bad-mx"), f"--bad-networks=file:{table}")
     with Conversation(Sender, *flags) as smtpd:
-        assert come(smtpd, "bob@loop.example", **STRANGERS[0]).verb == "proceed"
+        assert come(smtpd, sender="bob@loop.example", **STRANGERS[0]).verb == "proceed"
         table.write_text("127.0.0.0/8\n")
         smtpd.reload()
-        assert come(smtpd, "bob@loop.example", **STRANGERS[0]).refused
+        assert come(smtpd, sender="bob@loop.example", **STRANGERS[0]).refused
 
 
 def test_only_so_many_exchangers_are_looked_at() -> None:
@@ -283,8 +268,8 @@ def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.Monk
     server.queries.clear()
     with Conversation(Sender, *asking(server)) as smtpd:
         for _ in range(3):
-            assert not come(smtpd, "bob@good.example", **STRANGERS[0]).refused
-            assert come(smtpd, "bob@null.example", **STRANGERS[1]).refused
+            assert not come(smtpd, sender="bob@good.example", **STRANGERS[0]).refused
+            assert come(smtpd, sender="bob@null.example", **STRANGERS[1]).refused
     assert waited == ["MX", "A", "AAAA", "MX"]
     assert len(server.queries) == 4
 
@@ -315,7 +300,7 @@ def test_the_null_sender_passes_whatever_the_dns_does() -> None:
 
 def test_on_a_dry_run_nothing_is_refused(server: DNSServer) -> None:
     with Conversation(Sender, *asking(server, "--dry-run")) as smtpd:
-        assert come(smtpd, "bob@missing.example", **STRANGERS[0]).verb == "proceed"
+        assert come(smtpd, sender="bob@missing.example", **STRANGERS[0]).verb == "proceed"
         assert "result=proceed would=reject" in smtpd.log[0]
 
 
@@ -357,7 +342,7 @@ def test_a_broken_dns_is_a_temporary_failure(
         policy = [f"--on-error={on_error}"] if on_error else []
         flags = asking(faulty, f"--timeout={timeout}", *policy)
         with Conversation(Sender, *flags) as smtpd:
-            said = come(smtpd, "bob@good.example", **STRANGERS[0])
+            said = come(smtpd, sender="bob@good.example", **STRANGERS[0])
             if on_error in {"", "tempfail"}:
                 assert said.reply == LATER
             else:
@@ -412,7 +397,7 @@ def test_a_trial_changes_nothing_when_the_dns_fails() -> None:
     with DNSServer({"good.example": {"servfail": True}}) as faulty:
         trial = [f"--{check}=log" for check in CHECKS]
         with Conversation(Sender, *asking(faulty, *trial)) as smtpd:
-            assert come(smtpd, "bob@good.example", **STRANGERS[0]).verb == "proceed"
+            assert come(smtpd, sender="bob@good.example", **STRANGERS[0]).verb == "proceed"
             assert smtpd.log[0].count("sender domain: ") == 1
 
 
@@ -435,7 +420,7 @@ def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
     with DNSServer(broken("good.example", "drop")) as dead:
         flags = asking(dead, "--timeout=60s", "--deadline=30ms")
         with Conversation(Sender, *flags) as smtpd:
-            said = come(smtpd, "bob@good.example", **STRANGERS[0])
+            said = come(smtpd, sender="bob@good.example", **STRANGERS[0])
             assert said.reply.startswith("451 4.")
             assert smtpd.log[0].endswith(' error="not done after 0.03 s"')
 
@@ -470,16 +455,14 @@ def test_whatever_a_sender_is_it_has_a_domain_or_none(text: str) -> None:
 def test_no_sender_ends_the_filter(text: str) -> None:
     sender = "".join(c for c in text if c not in "\r\n\0")
     with Conversation(Sender, *only("non-fqdn")) as smtpd:
-        assert come(smtpd, sender, **STRANGERS[0]).verb in {"proceed", "reject"}
+        assert come(smtpd, sender=sender, **STRANGERS[0]).verb in {"proceed", "reject"}
 
 
 # -- the executable ------------------------------------------------------------------------
 
-COMMAND = (sys.executable, "-m", "smtpd_filters.filters.sender")
-
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "expected"),
     [
         (only("none"), "nothing to check: every check is off"),
         ((*only("non-fqdn"), "--nameserver=192.0.2.53"), "--nameserver: nothing is looked up"),
@@ -493,54 +476,25 @@ COMMAND = (sys.executable, "-m", "smtpd_filters.filters.sender")
         (("--unknwon=log",), 'unknown flag --unknwon, did you mean "--unknown"?'),
     ],
 )  # fmt: skip
-def test_bad_flags_are_one_line(flags: tuple[str, ...], complaint: str) -> None:
-    done = subprocess.run(
-        [*COMMAND, *flags], input="", capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("filter-sender: ")
-    assert complaint in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def serve(*flags: str, senders: list[str], python: tuple[str, ...] = ()) -> tuple[list[str], str]:
-    head = "0.7|1576146008.006099|smtp-in"
-    lines = ["config|protocol|0.7", "config|ready"]
-    for number, sender in enumerate(senders):
-        session = f"7641df9771b4ed0{number}"
-        link = "<unknown>|fail|192.0.2.1:33174|198.51.100.25:25"
-        lines.append(f"report|{head}|link-connect|{session}|{link}")
-        lines.append(f"filter|{head}|mail-from|{session}|1ef1c203cc576e5d|{sender}")
-    done = subprocess.run(
-        [COMMAND[0], *python, *COMMAND[1:], *flags],
-        input="".join(f"{line}\n" for line in lines),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    _, answers = done.stdout.split("register|ready\n")
-    return answers.splitlines(), done.stderr
+def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
+    assert expected in complaint("sender", *flags)
 
 
 def test_the_executable_answers_smtpd(server: DNSServer) -> None:
     senders = ["bob@good.example", "bob@missing.example", "", "bob@gate"]
-    answers, log = serve(*asking(server), senders=senders)
-    head = "filter-result|7641df9771b4ed0"
-    assert sorted(answers) == [
-        f"{head}0|1ef1c203cc576e5d|proceed",
-        f"{head}1|1ef1c203cc576e5d|reject|{REPLIES['unknown']}",
-        f"{head}2|1ef1c203cc576e5d|proceed",
-        f"{head}3|1ef1c203cc576e5d|reject|{REPLIES['non_fqdn']}",
+    clients = [("<unknown>|fail|192.0.2.1:33174", "mail-from", sender) for sender in senders]
+    answers, log = serve("sender", *asking(server), clients=clients)
+    assert answers == [
+        answered(0, "proceed"),
+        answered(1, f"reject|{REPLIES['unknown']}"),
+        answered(2, "proceed"),
+        answered(3, f"reject|{REPLIES['non_fqdn']}"),
     ]
     assert 'reason="sender domain missing.example does not exist"' in log
 
 
 def test_without_questions_nothing_is_loaded_for_them() -> None:
-    flags = only("non-fqdn")
-    _, log = serve(*flags, senders=["bob@a.example"], python=("-X", "importtime"))
-    loaded = {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
-    assert "smtpd_filters.chain" in loaded
+    loaded = loaded_to_set_up(Sender, *only("non-fqdn"))
     assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns"}
 
 
@@ -555,4 +509,4 @@ def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
 
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
     with Conversation(Sender) as smtpd:
-        assert come(smtpd, "", **STRANGERS[0]).verb == "proceed"
+        assert come(smtpd, sender="", **STRANGERS[0]).verb == "proceed"
