@@ -34,7 +34,7 @@ def test_the_verdict_is_the_one_announced(
     server: DNSServer, path: Path, protocol: tuple[int, int]
 ) -> None:
     recording = Recording.read(path)
-    asked = ("--nameserver", f"{server.address}:{server.port}", "--timeout", "300ms")
+    asked = ("--nameserver", f"{server.address}:{server.port}", "--timeout", "2s")
     flags = (*shlex.split(recording.meta["flags"]), *asked)
     said = []
     for step in play(recording, Dnsbl, *flags, protocol=protocol):
