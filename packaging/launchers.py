@@ -5,7 +5,8 @@ What pip writes for them imports the regular expressions first and asks for all 
 start; smtpd waits for that once per filter.  Filters get a launcher that starts the interpreter
 isolated (-I: no environment variable and no user's site directory has a say in what a mail server
 runs) and without the module site (-S), and therefore names the directories of the modules itself.
-Other programs get one that is isolated.
+Other programs get one that is isolated; and one beside the filters, as smtpd looks nowhere else for
+what smtpd.conf names without a path: "smtpd-filters record", say.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="the interpreter")
     parser.add_argument("--path", required=True, action="append", help="where modules are")
     parser.add_argument("--root", default="", help="put before --filters and --tools")
-    parser.add_argument("--filters", required=True, help="directory for filter-*")
-    parser.add_argument("--tools", required=True, help="directory for the others")
+    parser.add_argument("--filters", required=True, help="where smtpd looks for filters")
+    parser.add_argument("--tools", required=True, help="where users look for the others")
     parser.add_argument("pyproject", type=Path)
     options = parser.parse_args()
 
@@ -54,19 +55,22 @@ def main() -> None:
         scripts = tomllib.load(file)["project"]["scripts"]
     for name, entry in sorted(scripts.items()):
         module, _, function = entry.partition(":")
-        is_filter = name.startswith("filter-")
-        text = (FILTER if is_filter else TOOL).format(
-            python=options.python,
-            path=", ".join(map(_literal, options.path)),
-            module=module,
-            function=function,
-        )
-        directory = options.filters if is_filter else options.tools
-        file = Path(options.root + directory, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(0o755)
-        print(f"{directory}/{name}")
+        wanted = [(FILTER, options.filters)]
+        if not name.startswith("filter-"):
+            wanted.append((TOOL, options.tools))
+        for text, directory in wanted:
+            file = Path(options.root + directory, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(
+                text.format(
+                    python=options.python,
+                    path=", ".join(map(_literal, options.path)),
+                    module=module,
+                    function=function,
+                )
+            )
+            file.chmod(0o755)
+            print(f"{directory}/{name}")
 
 
 if __name__ == "__main__":

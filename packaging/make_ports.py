@@ -90,7 +90,7 @@ def packing_list(wheel: Path, source: Path) -> str:
     ]
     lines += [f"bin/{name}" for name in tools]
     lines += _of_wheel(names)
-    lines += ["libexec/smtpd/", *(f"libexec/smtpd/{name}" for name in filters)]
+    lines += ["libexec/smtpd/", *(f"libexec/smtpd/{name}" for name in [*filters, *tools])]
     pages = sorted((source / "docs/man").glob("*.[1-9]"), key=lambda page: (page.suffix, page))
     lines += [f"@man man/man{page.suffix[1:]}/{page.name}" for page in pages]
     read = sorted(["README.md", *(page.name for page in (source / "docs").glob("*.md"))])

@@ -27,6 +27,12 @@ def copy_of(source: Path, target: Path) -> Path:
     return target
 
 
+def another_day(source: Path) -> None:
+    """Date the sources as if they had been written years ago."""
+    for path in source.rglob("*"):
+        os.utime(path, (1_500_000_000, 1_500_000_000))
+
+
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources, as they were when the first test asked."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.packaging.conftest import Dist, copy_of, make_dist
+from tests.packaging.conftest import Dist, another_day, copy_of, make_dist
 from tests.packaging.roots import Machine
 
 PREFIX = "/usr/local"
@@ -64,6 +64,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def test_the_same_sources_make_the_same_bytes(dist: Dist, pkg: Path, tmp_path: Path) -> None:
     source = copy_of(dist.source, tmp_path / "another name")
+    another_day(source)
     for path in (source / "README.md", source / "smtpd_filters/chain.py"):
         path.chmod(0o600)
     (tmp_path / "made").mkdir()
@@ -230,8 +231,8 @@ def test_it_says_something_when_it_comes_changes_and_goes(pkg: Path) -> None:
 def test_it_holds_the_executables_the_manuals_and_the_modules(pkg: Path, dist: Dist) -> None:
     names = set(opened(pkg)[1])
     for name in project(dist)["scripts"]:
-        where = "libexec/opensmtpd" if name.startswith("filter-") else "bin"
-        assert f"{PREFIX}/{where}/{name}" in names
+        assert f"{PREFIX}/libexec/opensmtpd/{name}" in names
+    assert {name for name in names if "/bin/" in name} == {f"{PREFIX}/bin/smtpd-filters"}
     for page in (dist.source / "docs/man").glob("*.[1-9]"):
         assert f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz" in names
     for page in (dist.source / "README.md", *(dist.source / "docs").glob("*.md")):

@@ -178,6 +178,7 @@ def test_a_port_has_the_projects_version_and_dependencies(
     project = tomllib.loads((dist.source / "pyproject.toml").read_text())["project"]
     text = (ports / system / "Makefile").read_text()
     assert re.search(rf"(?m)^(DISTVERSION|MODPY_DISTV)\s*=\s*{project['version']}$", text)
+    assert project["maintainers"][0]["email"] in text
     [needed] = re.findall(r"(?m)^RUN_DEPENDS\s*=\s*((?:.*\\\n)*.*)$", text)
     bounds = set()
     for entry in needed.replace("\\\n", " ").split():
