@@ -153,7 +153,8 @@ class Rewrite(Decision):
     At ``mail-from`` and ``rcpt-to`` it is an address with or without its angle
     brackets (and ESMTP parameters behind them), elsewhere the bare parameter.
 
-    Raises ValueError for control characters and for more than ``MAX_PARAMETER`` octets.
+    Raises ValueError for control characters and for more than ``MAX_PARAMETER`` octets, to which
+    brackets that are put around it later don't count.
     """
 
     __slots__ = ()
@@ -171,7 +172,11 @@ class Rewrite(Decision):
         """The form smtpd wants at ``mail-from`` and ``rcpt-to``: without, the client gets 553."""
         if self.text.startswith("<"):
             return self
-        return Rewrite(f"<{self.text}>").because(self.reason)
+        # Not made anew: what was legal must not turn out to be too long now, when smtpd waits.
+        copy = object.__new__(Rewrite)
+        bare = self.wire.removeprefix(b"rewrite|")
+        Decision.__init__(copy, b"rewrite|<%b>" % bare, f"<{self.text}>", self.reason)
+        return copy
 
 
 PROCEED = Proceed()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from smtpd_filters.protocol.decisions import (
     JUNK,
+    MAX_PARAMETER,
     PROCEED,
     Decision,
     Disconnect,
@@ -51,6 +52,7 @@ DECISIONS: tuple[Decision | None, ...] = (
     Rewrite("<a@b.example> BODY=8BITMIME"),
     Rewrite(""),
     Rewrite("\udcff|x"),
+    Rewrite("x" * MAX_PARAMETER),
     PROCEED.because("text"),
     Decision(),
     "proceed",  # type: ignore[assignment]  # no decision at all

@@ -101,9 +101,10 @@ def test_brackets_are_put_where_there_are_none() -> None:
     assert bracketed.in_brackets() is bracketed
 
 
-def test_an_address_as_long_as_a_parameter_may_be_has_no_room_for_brackets() -> None:
-    with pytest.raises(ValueError, match="at most"):
-        Rewrite("x" * MAX_PARAMETER).in_brackets()
+def test_brackets_do_not_count() -> None:
+    longest = Rewrite("x" * MAX_PARAMETER).because("why").in_brackets()
+    assert longest.wire == b"rewrite|<" + b"x" * MAX_PARAMETER + b">"
+    assert (longest.text, longest.reason) == (f"<{'x' * MAX_PARAMETER}>", "why")
 
 
 ALL = [PROCEED, JUNK, Reject("550 a"), Disconnect("550 a"), Rewrite("550 a")]

@@ -203,6 +203,7 @@ def test_nobody_is_answered_twice() -> None:
     [
         ("connect", Reject("550 No"), b"disconnect|550 No"),
         ("mail-from", Rewrite("a@b"), b"rewrite|<a@b>"),
+        ("mail-from", Rewrite("x" * 512), b"rewrite|<" + b"x" * 512 + b">"),
         ("rcpt-to", Rewrite("<a@b> X=1"), b"rewrite|<a@b> X=1"),
         ("ehlo", Rewrite("a.b"), b"rewrite|a.b"),
     ],
