@@ -80,6 +80,13 @@ def crowd(send: Callable[..., Outcome], clients: Iterable[Mapping[str, Any]]) ->
         return [future.result() for future in futures]
 
 
+def greeted(connection: Connection) -> Connection:
+    """Take the server's banner, and greet it."""
+    assert connection.reply() is not None
+    assert connection.command("EHLO client.example") is not None
+    return connection
+
+
 def transact(
     connection: Connection,
     sender: str = SENDER,
@@ -135,6 +142,16 @@ def _log_in(connection: Connection, user: str, helo: str) -> Outcome | None:
         or refusal(connection, helo, connection.command(helo))
         or refusal(connection, "AUTH", connection.command(f"AUTH PLAIN {secret}"))
     )
+
+
+def folders(server: Smtpd, user: str = "alice") -> list[str]:
+    """Return the folder of each message that a user has got ("" or "Junk"), oldest first."""
+    return [mail.folder for mail in server.maildir(user)]
+
+
+def local(message: bytes) -> bytes:
+    """Return a message as it is delivered: line ends are LF."""
+    return message.replace(b"\r\n", b"\n")
 
 
 def content_of(delivered: bytes) -> bytes:

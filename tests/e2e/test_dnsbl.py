@@ -24,12 +24,13 @@ from tests.e2e.sending import (
     ZONE,
     Outcome,
     attempt,
+    folders,
+    local,
     logged,
 )
 from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
 
 BL, OTHER, NAMES = "bl.lists.example", "other.lists.example", "names.lists.example"
@@ -48,10 +49,6 @@ TEMPORARY = "451 4.4.3 Temporary failure, please try again later"
 
 def dnsbl(*flags: str) -> dict[str, str]:
     return {"dnsbl": filter_command("dnsbl", *flags)}
-
-
-def folders(server: Smtpd) -> list[str]:
-    return [mail.folder for mail in server.maildir("alice")]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ def test_who_is_listed(start: Start, action: str, phase: str) -> None:
     server = start(zone=LISTS, filters=dnsbl(*flags))
     for source in (GOOD, GOOD6, LIAR):
         assert attempt(server, source).stage == "", source
-    server.submit(MESSAGE.replace(b"\r\n", b"\n"), SENDER, ALICE)
+    server.submit(local(MESSAGE), SENDER, ALICE)
     assert folders(server) == [""] * 4
     for source in (BAD, BAD6):
         outcome = attempt(server, source)

@@ -36,6 +36,8 @@ from tests.e2e.sending import (
     Outcome,
     attempt,
     crowd,
+    folders,
+    local,
     logged,
     policy,
     transact,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 STAGES = {"connect": "connect", "helo": "EHLO", "mail-from": "MAIL", "rcpt-to": "RCPT"}
 #: As sendmail(8) takes it.
-LOCAL = MESSAGE.replace(b"\r\n", b"\n")
+LOCAL = local(MESSAGE)
 
 
 class Case(NamedTuple):
@@ -87,10 +89,6 @@ CASES = {
         (GOOD, GOOD6, DYNAMIC, BROKEN),
     ),
 }
-
-
-def folders(server: Smtpd, user: str = "alice") -> list[str]:
-    return [mail.folder for mail in server.maildir(user)]
 
 
 def named(server: Smtpd, name: str) -> list[str]:
@@ -345,7 +343,7 @@ def test_a_spoofed_author(start: Start, action: str) -> None:
         assert outcome == Outcome(".", 550, FROM_TEXT, stayed=action == "reject")
     assert attempt(server).stage == ""
     assert attempt(server, message=SPOOFED, user="alice").stage == ""
-    server.submit(SPOOFED.replace(b"\r\n", b"\n"), SENDER, ALICE)
+    server.submit(local(SPOOFED), SENDER, ALICE)
     expected = ["", "", ""]
     assert folders(server) == (["Junk", *expected] if action == "junk" else expected)
 

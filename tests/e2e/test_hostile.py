@@ -13,7 +13,14 @@ from smtpd_filters.filter import CONTENT
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.testing.hostile import LEAK_BLOCKING_TASK, MODES, NEEDS_LOOP, PLACES, SLOW
 from smtpd_filters.testing.server import CODE, password, script_command
-from tests.e2e.sending import ALICE, MESSAGE, SENDER, content_of
+from tests.e2e.sending import (
+    ALICE,
+    MESSAGE,
+    SENDER,
+    content_of,
+    folders,
+    local,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,7 +118,7 @@ def test_every_phase_of_a_session(start: Start, group: list[tuple[str, bool]]) -
     touched = [content for content in delivered if BOTTOM in content]
     assert len(touched) == 2 * ("header-break" in dict(group))
     delivered = [content.replace(BOTTOM, b"") for content in delivered]
-    assert {_undated(content) for content in delivered} == {MESSAGE.replace(b"\r\n", b"\n")}
+    assert {_undated(content) for content in delivered} == {local(MESSAGE)}
     assert not [line for line in server.log if SECRET in line or password("alice") in line]
 
 
@@ -157,7 +164,7 @@ def test_junk_as_the_fallback(start: Start, later: bool) -> None:  # noqa: FBT00
     )
     for number in range(len(places)):
         check_walk(server, FIRST_PORT + number)
-    assert [mail.folder for mail in server.maildir("alice")] == ["Junk"] * len(places)
+    assert folders(server) == ["Junk"] * len(places)
 
 
 def test_many_sessions_of_a_policy_that_waits(start: Start) -> None:

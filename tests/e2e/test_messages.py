@@ -17,13 +17,15 @@ from tests.e2e.sending import (
     Outcome,
     attempt,
     content_of,
+    greeted,
+    local,
     logged,
     policy,
     transact,
 )
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.server import Connection, Smtpd
+    from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
 
 # smtpd adds what a message lacks of these.
@@ -35,21 +37,10 @@ EIGHT_BIT = bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256))
 MANY = b"".join(b"%d %s\r\n" % (number, b"x" * (number % 990)) for number in range(41_000))
 
 
-def local(message: bytes) -> bytes:
-    """Return a message as it is delivered: line ends are LF."""
-    return message.replace(b"\r\n", b"\n")
-
-
 def only(server: Smtpd, user: str = "alice") -> bytes:
     """Return the content of the one message that a user has got, without smtpd's own fields."""
     [mail] = server.maildir(user)
     return content_of(mail.content)
-
-
-def greeted(connection: Connection) -> Connection:
-    assert connection.reply() is not None
-    assert connection.command("EHLO client.example") is not None
-    return connection
 
 
 # -- what passes -----------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ from tests.e2e.sending import (
     SENDER,
     ZONE,
     attempt,
+    folders,
+    greeted,
+    local,
     logged,
     transact,
 )
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 CLIENTS = (GOOD, GOOD6)
 TRAP = "trap@local.example"
 #: As sendmail(8) takes it.
-LOCAL = MESSAGE.replace(b"\r\n", b"\n")
+LOCAL = local(MESSAGE)
 #: Users may write to anybody; what they write goes nowhere from here.
 RELAY = """\
 action "relay" relay host smtp://127.0.0.99:2599
@@ -47,12 +50,6 @@ match auth from any for any action "relay"
 def rcpt(start: Start, *flags: str, zone: dict[str, Any] | None = None, **server: Any) -> Smtpd:
     command = filter_command("rcpt", *flags)
     return start(zone=merge(ZONE, zone or {}), filters={"rcpt": command}, **server)
-
-
-def greeted(connection: Connection) -> Connection:
-    assert connection.reply() is not None
-    assert connection.command("EHLO client.example") is not None
-    return connection
 
 
 def begun(connection: Connection, sender: str = SENDER) -> Connection:
@@ -74,10 +71,6 @@ def said(reply: Reply | None) -> str:
 def unknown(recipient: str) -> str:
     """Return what smtpd itself says of a recipient that it doesn't know."""
     return f"550 Invalid recipient: <{recipient}>"
-
-
-def folders(server: Smtpd, user: str = "alice") -> list[str]:
-    return [mail.folder for mail in server.maildir(user)]
 
 
 # -- recipients ------------------------------------------------------------------------------------

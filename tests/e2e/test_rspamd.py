@@ -26,7 +26,17 @@ from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path
 from smtpd_filters.testing.server import unavailable as no_smtpd
 from tests.e2e.conftest import Start
 from tests.e2e.rspamd_set_up import LUA, SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
-from tests.e2e.sending import ALICE, GOOD, SENDER, Outcome, attempt, content_of, logged
+from tests.e2e.sending import (
+    ALICE,
+    GOOD,
+    SENDER,
+    Outcome,
+    attempt,
+    content_of,
+    folders,
+    local,
+    logged,
+)
 from tests.needed import need
 
 if TYPE_CHECKING:
@@ -70,14 +80,9 @@ def scan(start: Start, lab: Lab, daemon: Rspamd) -> Start:
 
 
 def only(server: Smtpd) -> bytes:
-    """The one message that has been delivered, without smtpd's own fields at its top."""
+    """The one message that has been delivered."""
     [delivered] = server.maildir("alice")
     return delivered.content
-
-
-def local(message: bytes) -> bytes:
-    """A message as it is delivered: line ends are LF."""
-    return message.replace(b"\r\n", b"\n")
 
 
 def fields(content: bytes) -> list[str]:
@@ -125,7 +130,7 @@ def test_a_header_is_added(scan: Start) -> None:
     assert delivered.message["X-Spam"] == "Yes"
     assert sent(delivered.content) == local(message)
     assert attempt(server, message=mail()).code == 250
-    assert [each.folder for each in server.maildir("alice")] == ["Junk", ""]
+    assert folders(server) == ["Junk", ""]
 
 
 def test_a_subject_is_rewritten(scan: Start) -> None:

@@ -31,6 +31,7 @@ from tests.e2e.sending import (
     SENDER,
     ZONE,
     attempt,
+    local,
     transact,
 )
 from tests.needed import need
@@ -108,7 +109,7 @@ def test_a_session_of_which_little_is_known(
     }
     # As it was received, with smtpd's own field in front.
     assert request.body.startswith(b"Received: from ")
-    assert request.body.endswith(b"\n" + MESSAGE.replace(b"\r\n", b"\n"))
+    assert request.body.endswith(b"\n" + local(MESSAGE))
 
 
 def test_a_user_over_tls(server: Smtpd, stub: RspamdStub) -> None:
@@ -161,7 +162,7 @@ def test_several_messages_in_a_session(server: Smtpd, stub: RspamdStub) -> None:
 
 
 def test_a_session_over_the_socket(server: Smtpd, stub: RspamdStub) -> None:
-    server.submit(MESSAGE.replace(b"\r\n", b"\n"), SENDER, ALICE)
+    server.submit(local(MESSAGE), SENDER, ALICE)
     facts = told(stub)
     assert facts["IP"] == ["127.0.0.1"]
     assert facts["Hostname"] == ["localhost"]

@@ -20,6 +20,7 @@ from tests.e2e.sending import (
     Outcome,
     attempt,
     crowd,
+    folders,
     logged,
     transact,
 )
@@ -82,7 +83,7 @@ def test_who_may_send(start: Start, action: str) -> None:
         for sender in GOOD_SENDERS:
             assert attempt(server, source, sender=sender).stage == "", sender
     good = len(sources) * len(GOOD_SENDERS)
-    assert [mail.folder for mail in server.maildir("alice")] == [""] * good
+    assert folders(server) == [""] * good
     for source in sources:
         for sender, check in BAD_SENDERS.items():
             outcome = attempt(server, source, sender=sender)
@@ -91,9 +92,9 @@ def test_who_may_send(start: Start, action: str) -> None:
             else:
                 assert outcome.stage == "", sender
     bad = len(sources) * len(BAD_SENDERS)
-    folders = sorted(mail.folder for mail in server.maildir("alice"))
+    found = sorted(folders(server))
     more = {"log": [""] * bad, "junk": ["Junk"] * bad, "reject": []}[action]
-    assert folders == [""] * good + more
+    assert found == [""] * good + more
     verb = {"log": "proceed"}.get(action, action)
     logged(server, f'^sender: .* sender mail-from result={verb} reason="sender ', bad)
 
@@ -149,7 +150,7 @@ def test_a_dns_that_fails(start: Start, on_error: str) -> None:
                 assert outcome.stage == ""
             # Whatever the DNS does.
             assert attempt(server, source, sender="").stage == ""
-    junk = sorted(mail.folder for mail in server.maildir("alice"))
+    junk = sorted(folders(server))
     count = 2 * len(FAULTS)
     more = {"junk": ["Junk"], "proceed": [""]}.get(on_error, []) * count
     assert junk == [""] * count + more

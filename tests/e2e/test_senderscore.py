@@ -22,6 +22,8 @@ from tests.e2e.sending import (
     SENDER,
     Outcome,
     attempt,
+    folders,
+    local,
     logged,
     transact,
 )
@@ -70,7 +72,7 @@ def test_clients_are_judged_by_their_scores(start: Start) -> None:
     for neutral in (UNKNOWN, GOOD6, "127.0.0.1", "::1"):
         assert attempt(server, neutral).stage == ""
         expected.append(("", []))
-    server.submit(MESSAGE.replace(b"\r\n", b"\n"), SENDER, ALICE)
+    server.submit(local(MESSAGE), SENDER, ALICE)
     expected.append(("", []))
     found = [
         (mail.folder, mail.message.get_all("X-SenderScore", [])) for mail in server.maildir("alice")
@@ -175,8 +177,8 @@ def test_a_dns_that_fails(start: Start, fault: str, on_error: str) -> None:
             waiting.command("EHLO client.example")
             assert transact(waiting).stage == ""
     assert cause in server.wait_for(f"{NAME}: .* cause=.*")[0]
-    folders = sorted(mail.folder for mail in server.maildir("alice"))
-    assert folders == ["", "", "", *{"proceed": [""], "junk": ["Junk"]}.get(on_error, [])]
+    found = sorted(folders(server))
+    assert found == ["", "", "", *{"proceed": [""], "junk": ["Junk"]}.get(on_error, [])]
     assert attempt(server, "192.0.2.49").text == TEXT
     # It recovers, and with it the client.
     server.lab.dns.zone[SUSPECTS_NAME] = {"A": "127.0.4.100", "ttl": 5}
