@@ -40,8 +40,8 @@ demo:
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report= \
-		--junit-xml=build/tests.xml $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report= --junit-xml=build/tests.xml $(PYTEST_ARGS)
 	@echo "Branch coverage of the core:"
 	@$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100
 

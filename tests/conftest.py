@@ -29,6 +29,20 @@ _OF_THE_RUNNER = ("/dev/urandom", "/dev/null", ".hypothesis", ".coverage", "/pro
 _LAST_BREATH = 5.0
 
 
+#: What takes longest is begun first, lest one process be left with it when all others are done.
+_LONGEST_FIRST = ("packaging", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0]
+        return (*_LONGEST_FIRST, folder).index(folder)
+
+    items.sort(key=rank)
+
+
 def _descriptors() -> dict[str, str]:
     found = {}
     for number in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are wanted, not paths
