@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
 _BETWEEN = re.compile(r"[,\s]+")
+# Behind a reason: what follows is the entry.
+_END = "\v"
 _QUOTED = re.compile(r"""(['"]).*\1""")
 
 
@@ -61,17 +63,19 @@ class Sites:
 
 
 def _read(source: Source) -> tuple[Site, ...]:
-    entries: list[str] = []
-    try:
-        source.texts(entries.append)
-    except ConfigError as error:
-        raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
     found: list[Site] = []
-    for number, entry in enumerate(entries, 1):
+
+    def add(entry: str) -> None:
         try:
             found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
         except ValueError as error:
-            raise ConfigError(f"entry {number}: {error}") from None
+            raise ValueError(f"{error}{_END}") from None
+
+    try:
+        source.texts(add)
+    except ConfigError as error:
+        reason, told, _ = str(error).partition(_END)
+        raise ConfigError(reason if told else _QUOTED.sub("...", reason, count=1)) from None
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.filters import executables
 from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
+from tests.runtime.process import FilterProcess, sid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -657,6 +659,25 @@ def test_a_list_is_added_and_taken_away(
     assert "dnsbl reload table=client result=ok" in smtpd.log
 
 
+def test_a_signal_has_lists_read_again(server: DNSServer, file: Path) -> None:
+    file.write_text(f"{ZONE}\n")
+    nameserver = f"{server.address}:{server.port}"
+    module = ("-m", "smtpd_filters.filters.dnsbl")
+    flags = ("--client", f"file:{file}", "--nameserver", nameserver)
+    with FilterProcess([*module, *flags]) as smtpd:
+        smtpd.hand_shake()
+        for number, zone in enumerate((ZONE, OTHER), 1):
+            link = (b"<unknown>", b"fail", f"{WORSE}:1".encode(), b"198.51.100.25:25")
+            smtpd.report("link-connect", sid(number), *link)
+            said = smtpd.ask("connect", sid(number), f"<unknown>|{WORSE}".encode())
+            assert f"{WORSE} is listed by {zone}".encode() in (said.argument or b"")
+            file.write_text(f"{OTHER}\n")
+            smtpd.kill(signal.SIGHUP)
+            # It is asked once it has been tested.
+            smtpd.until_logged(f"list zone={OTHER} about=IPv6 switched=on")
+        smtpd.finish()
+
+
 def test_what_is_wrong_in_a_file_leaves_the_lists_as_they_are(
     server: DNSServer, file: Path
 ) -> None:
@@ -671,7 +692,7 @@ def test_what_is_wrong_in_a_file_leaves_the_lists_as_they_are(
         smtpd.reload()
         assert come(smtpd).verb == "proceed"
         kept, ok = [line for line in smtpd.log if line.startswith("dnsbl reload table=client ")]
-        assert 'error="entry 1: expected a weight' in kept
+        assert f'error="{file}:1: expected a weight' in kept
         assert KEY not in kept
         assert kept.endswith(" result=kept")
         assert ok.endswith(" result=ok")
@@ -812,7 +833,7 @@ def test_a_dry_run_refuses_nobody(server: DNSServer) -> None:
         ("{ '%s }", "--client: inline table: no closing quote in ..."),
         ("{ %s{ }", "--client: inline table: an entry with unbalanced braces needs quotes: ..."),
         ("ldap:%s", '--client: ...: tables of type "ldap" are not supported'),
-        ("%s=1", "--client: entry 1: only answers in 127.0.0.0/8 can count"),
+        ("%s=1", "--client: inline table: entry 1: only answers in 127.0.0.0/8 can count"),
     ],
 )
 def test_a_key_is_not_shown_with_what_is_wrong(lists: str, reason: str) -> None:
@@ -831,7 +852,7 @@ def test_a_key_of_no_list_is_a_slip() -> None:
     ("flags", "reason"),
     [
         ("", "no list is given"),
-        ("--client bl.example*x", "--client: entry 1: expected a weight"),
+        ("--client bl.example*x", "--client: inline table: entry 1: expected a weight"),
         ("--client file:/nowhere", "--client: /nowhere: No such file"),
         ("--client bl.example --junk-at 0", "--junk-at: must be at least 1"),
         ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: is never done"),
@@ -894,7 +915,7 @@ def test_settings_in_toml() -> None:
     assert settings.client is not None
     assert [str(site) for site in settings.client] == table["client"]
     assert settings.reject_at == 3
-    with pytest.raises(ConfigError, match="here: client: entry 1: expected a weight"):
+    with pytest.raises(ConfigError, match="here: client: inline table: entry 1: expected a weight"):
         from_mapping(Dnsbl.Options, {"client": ["a.example*b"]}, "here")
 
 

@@ -190,7 +190,7 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
     sites.reload()
     assert told == [["a.example*2", "b.example", "c.example"]]
     for content, reason in (
-        (f"{KEY}.zen.dq.spamhaus.net*x\n", "expected a weight"),
+        (f"a.example\n\n{KEY}.zen.dq.spamhaus.net*x\n", f"{tmp_path}/lists:3: expected a weight"),
         (f"z.example\n{KEY}\0\n", "NUL"),
     ):
         (tmp_path / "lists").write_text(content)
@@ -202,5 +202,5 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_the_reason_says_which_of_several_it_is() -> None:
-    with pytest.raises(ConfigError, match=r'^entry 2: expected a weight behind "\*"'):
+    with pytest.raises(ConfigError, match=r'^inline table: entry 2: expected a weight behind "\*"'):
         SITES.parse("{ a.example, b.example*x }")
