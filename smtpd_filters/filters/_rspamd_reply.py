@@ -27,6 +27,8 @@ MAX_JSON = 4 << 20
 _SHOWN = 200
 #: Digits of an offset: more than that is none, and takes long to read.
 _DIGITS = 20
+#: Names that are looked for in a reply before it is read again; each is a walk through all of it.
+_FEW = 64
 #: What is kept of the complaints about one reply.
 _COMPLAINTS = 8
 #: Headers that a reply may add, and remove: each costs a walk through the block.  The daemon's own
@@ -193,7 +195,7 @@ def _may_repeat(text: str, milter: object) -> bool:
         if isinstance(headers, dict):
             names += headers
     # One that is written with escapes isn't found: it may be there any number of times.
-    return any(text.count(f'"{name}"') != 1 for name in names)
+    return len(names) > _FEW or any(text.count(f'"{name}"') != 1 for name in names)
 
 
 def _taken(said: dict[str, object], action: str, block: bytes | None) -> Reply:
@@ -229,6 +231,9 @@ def _take_symbols(reply: Reply, value: object) -> None:
 
 def _take_signatures(reply: Reply, value: object) -> None:
     for signature in _elements(value) if value is not None else ():
+        if len(reply.dkim) >= _EDITS:
+            reply.complain(f"dkim-signature: more than {_EDITS}")
+            return
         if isinstance(signature, str):
             reply.dkim.append(signature)
         else:
@@ -290,6 +295,8 @@ def _take_recipients(what: str) -> Callable[[Reply, object], None]:
             reply.complain(f"{what} is no array")
             return
         for address in value:
+            if len(reply.envelope) >= _EDITS:
+                return  # the log has no room for them
             reply.envelope.append(f"{what} {str(address)[:_SHOWN]}")
 
     return take
@@ -313,6 +320,9 @@ def _take_spam_header(reply: Reply, value: object) -> None:
     # The documentation takes a string for the field's name, the daemon's own code for its value.
     members = _members(value)
     for name, text in [("", value)] if members is None else members:
+        if len(reply.spam_headers) >= _EDITS:
+            reply.complain(f"spam_header: more than {_EDITS}")
+            return
         if isinstance(text, str):
             reply.spam_headers.append((name, text))
         else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import email.header
 import json
 import re
+import time
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -705,6 +706,14 @@ def test_add_headers_has_a_bound() -> None:
     assert done.decision.reason == "no action, add_headers: more than 256"
 
 
+def test_a_great_many_names_take_no_long_time() -> None:
+    """Looking for each of these in the whole reply took seventeen seconds of everybody's time."""
+    body = json.dumps({"action": "no action", **add(**{f"X_{n}": "1" for n in range(20_000)})})
+    begun = time.monotonic()
+    assert len(said(body).additions) == 256
+    assert time.monotonic() - begun < 5
+
+
 def test_lines_that_are_no_field_stay_where_they_are() -> None:
     data = b"From bob Sat\n" + RECEIVED + b"no field\nFrom: b\n\nbody\n"
     body = add(A={"value": "1", "order": 0}, B={"value": "2", "order": 1}, C="3")
@@ -738,6 +747,12 @@ def test_dkim_signature_of_another_kind() -> None:
         done.decision.reason
         == "no action, dkim-signature is no string, dkim-signature is no string"
     )
+
+
+def test_dkim_signature_has_a_bound() -> None:
+    done = Done({"dkim-signature": ["v=1"] * 1000})
+    assert done.names.count("DKIM-Signature") == 256
+    assert done.decision.reason == "no action, dkim-signature: more than 256"
 
 
 # -- the rest of the milter block ------------------------------------------------------------
@@ -826,6 +841,18 @@ def test_spam_header_of_another_kind(value: Any) -> None:
     body = {"action": "add header", **milter(spam_header=value)}
     done = Done(body, options=Options(headers="minimal"))
     assert done.after == MARK + RECEIVED + MAIL
+
+
+def test_spam_header_has_a_bound() -> None:
+    marks = {f"X-{n}": "1" for n in range(1000)}
+    done = Done({"action": "add header", **milter(spam_header=marks)})
+    assert len([name for name in done.names if name[2:].isdigit()]) == 256
+    assert "spam_header: more than 256" in done.decision.reason
+
+
+def test_changes_of_the_envelope_have_a_bound() -> None:
+    done = Done(milter(add_rcpt=["x@y"] * 100_000))
+    assert done.decision.reason == ", ".join(["no action", *["not possible: add_rcpt x@y"] * 8])
 
 
 @pytest.mark.parametrize("block", [[], "x", 5])
