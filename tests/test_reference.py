@@ -77,11 +77,23 @@ def test_the_architecture_shows_the_layers_that_are_enforced() -> None:
 
 
 def test_the_modules_that_pages_name_exist() -> None:
-    package = PAGE.parents[1] / "smtpd_filters"
+    root = PAGE.parents[1]
     for name in ("architecture.md", "security.md"):
         text = (PAGE.parent / name).read_text()
-        named = re.findall(r"`?\b((?:\w+/)*\w+\.py)\b", text)
-        assert all((package / path).exists() for path in named), named
+        named = re.findall(r"\b(?:\w+/)*\w+\.py\b|(?<=`)(?:\w+/)+(?=`)", text)
+        assert named
+        for path in named:
+            assert (root / "smtpd_filters" / path).exists() or (root / path).exists(), path
+
+
+def test_the_oracle_states_the_rules_by_itself() -> None:
+    folder = PAGE.parents[1] / "smtpd_filters" / "testing" / "oracle"
+    imports = re.compile(r"^\s*(?:from|import) ([\w.]+)", re.MULTILINE)
+    used = {name for file in folder.glob("*.py") for name in imports.findall(file.read_text())}
+    assert {name for name in used if name.startswith("smtpd_filters")} == set()
+    assert {name.lstrip(".") for name in used if name.startswith(".")} <= {
+        file.stem for file in folder.glob("*.py")
+    }
 
 
 if __name__ == "__main__":
