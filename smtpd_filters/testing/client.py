@@ -12,7 +12,7 @@ from smtpd_filters.message.dots import stuff, unstuff
 from .verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
 
 if TYPE_CHECKING:
-    from .kit import Conversation
+    from .peer import Peer
 
 TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384:256"
 #: The host that the client talks to.
@@ -59,7 +59,7 @@ class Delivery(Verdict):
 class Client:
     """An SMTP client, as smtpd takes it.  Made by `Conversation.connect`."""
 
-    def __init__(self, smtpd: Conversation, session: bytes, rdns: str, host: str) -> None:
+    def __init__(self, smtpd: Peer, session: bytes, rdns: str, host: str) -> None:
         self._smtpd = smtpd
         self._session = session
         self._rdns = rdns

@@ -57,17 +57,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smtpd_filters.protocol.events import Line, Result
-from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-
 from .client import HOST, Client
-from .oracle import Oracle
+from .peer import Peer
 from .replay import Replay, Step
 from .served import Served
-from .verdict import Tokens, Verdict, response, verdict, wire
+from .verdict import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from os import PathLike
     from typing import Self
 
@@ -78,7 +74,7 @@ if TYPE_CHECKING:
     from .served import Filters
 
 
-class Conversation:
+class Conversation(Peer):
     """A filter, or a chain of them, and the smtpd that it serves.
 
     ``filters``: a class, which is given ``flags`` as in smtpd.conf or ``settings`` made in code;
@@ -98,22 +94,10 @@ class Conversation:
         smtpd_version: str = "",
         admd: str = HOST,
     ) -> None:
-        self._served = Served(filters, flags, settings)
-        self._smtpd = SmtpdConnection(protocol, smtpd_version)
-        self.oracle = Oracle()
-        self.protocol = self._smtpd.dialect.version
+        super().__init__(Served(filters, flags, settings), protocol, smtpd_version)
         self.admd = admd
-        #: What the filter registered.
-        self.phases = self._smtpd.phases
-        self.reports = self._smtpd.reports
         self.filters: list[Filter] = self._served.chain.filters
-        self._tokens = Tokens()
         self._clients = 0
-        self._messages = 0
-        self._clock = 0
-        self._results: dict[bytes, Result] = {}
-        self._lines: dict[bytes, list[bytes]] = {}
-        self._ended: set[bytes] = set()
 
     @property
     def log(self) -> list[str]:
@@ -180,80 +164,6 @@ class Conversation:
         self.report("link-connect", session, wire(name), fcrdns.encode(), source, dest.encode())
         client.begin(tls)
         return client
-
-    # -- what clients use ----------------------------------------------------------------
-
-    def report(self, name: str, session: bytes, *values: bytes) -> None:
-        """Report what happened, if the filter asked to be told."""
-        if name in self.reports:
-            self._send(self._smtpd.report(name, session, *values, time=self._time()))
-
-    def ask(self, phase: str, session: bytes, argument: bytes) -> Verdict:
-        """Ask the filter, if it wants to be; the answer is waited for."""
-        if phase not in self.phases:
-            return verdict(phase, argument, None)
-        token = self._tokens[phase]
-        self._send(self._smtpd.request(phase, session, token, argument, self._time()))
-        self._wait(lambda: session in self._results, phase)
-        said = verdict(phase, argument, self._results.pop(session))
-        self.report("filter-response", session, *response(phase, said))
-        return said
-
-    def write_lines(self, session: bytes, lines: list[bytes]) -> None:
-        """Send lines of a message, dot-stuffed."""
-        if "data-line" in self.phases:
-            token = self._tokens["data-line"]
-            data = self._smtpd.lines(session, token, lines, end=False, time=self._time())
-            self._send(data)
-        else:
-            self._lines.setdefault(session, []).extend(lines)
-
-    def end_lines(self, session: bytes) -> list[bytes]:
-        """Send the dot; the lines that came back."""
-        if "data-line" in self.phases:
-            token = self._tokens["data-line"]
-            self._send(self._smtpd.lines(session, token, [], end=True, time=self._time()))
-            self._wait(lambda: session in self._ended, "data-line")
-            self._ended.discard(session)
-        return self._lines.pop(session, [])
-
-    def forget_lines(self, session: bytes) -> None:
-        """The message has come to nothing."""
-        self._lines.pop(session, None)
-
-    def message_id(self) -> bytes:
-        """A new message id."""
-        self._messages += 1
-        return b"%08x" % (0x1F2E3D00 + self._messages)
-
-    # -- bytes ---------------------------------------------------------------------------
-
-    def _send(self, data: bytes) -> None:
-        self.oracle.from_smtpd(data)
-        self._served.receive(data)
-        self._collect()
-
-    def _collect(self) -> None:
-        data = self._served.output()
-        self.oracle.from_filter(data)
-        for answer in self._smtpd.receive(data):
-            if isinstance(answer, Result):
-                self._results[answer.session] = answer
-            elif isinstance(answer, Line):
-                if answer.line == b".":
-                    self._ended.add(answer.session)
-                else:
-                    self._lines.setdefault(answer.session, []).append(answer.line)
-
-    def _wait(self, done: Callable[[], bool], phase: str) -> None:
-        while not done():
-            if not self._served.run():
-                raise AssertionError(f"{phase} is never answered")
-            self._collect()
-
-    def _time(self) -> bytes:
-        self._clock += 1
-        return b"1700000000.%06d" % (self._clock % 1_000_000)
 
 
 def play(
