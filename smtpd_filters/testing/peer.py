@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class Peer:
     """One conversation with filters, as far as it is the same whoever the clients are.
 
-    ``protocol`` is the version spoken, ``smtpd_version`` that of the server, by default one that
-    speaks the protocol.  Every byte passes the `oracle`.
+    ``protocol`` is the version spoken, ``smtpd_version`` that of the server, "" for one that speaks
+    the protocol.  Every byte passes the `oracle`.
     """
 
-    def __init__(self, served: Served, protocol: tuple[int, int], smtpd_version: str = "") -> None:
+    def __init__(self, served: Served, protocol: tuple[int, int], smtpd_version: str) -> None:
         self._served = served
         self._smtpd = SmtpdConnection(protocol, smtpd_version)
         self.oracle = Oracle()
