@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Address: TypeAlias = tuple[int, int]
 
 V6 = 128
+_LOOPBACK = 127
 # RFC 5321 section 4.1.2: sub-domain = Let-dig [Ldh-str], and section 4.5.3.1.2, at most 255 octets;
 # RFC 1035 section 2.3.4, 63 a label.  The underscore is let through as in Postfix: machines named
 # so greet every day.  RFC 3696 section 2: "There is an additional rule that essentially requires
@@ -58,6 +59,12 @@ def address_of(text: str | None) -> Address | None:
         return parse_address(text or "")
     except ValueError:
         return None
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether it is of the machine itself: 127.0.0.0/8 (RFC 1122), ::1 (RFC 4291)."""
+    width, value = address
+    return value == 1 if width == V6 else value >> 24 == _LOOPBACK
 
 
 def write_address(address: Address) -> str:

@@ -33,7 +33,13 @@ from smtpd_filters.filters._checks import (
     unmapped,
 )
 from smtpd_filters.filters._client import allow_option
-from smtpd_filters.filters._hosts import address_of, read_address, read_name, write_address
+from smtpd_filters.filters._hosts import (
+    address_of,
+    is_loopback,
+    read_address,
+    read_name,
+    write_address,
+)
 from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
@@ -128,9 +134,9 @@ class Helo(Filter):
         own = check_option(
             "reject",
             "What to do with a stranger that gives the name of this server (as smtpd has it), one "
-            "in --own-names, localhost, the address that it has come to, or one in "
-            "--own-addresses. A client is no stranger if it comes from one of --own-addresses, or "
-            "if the name is its confirmed reverse name.",
+            "in --own-names, localhost, a loopback address, the address that it has come to, or "
+            "one in --own-addresses. A client is no stranger if it comes from one of "
+            "--own-addresses, or if the name is its confirmed reverse name.",
         )
         unknown = check_option(
             "log", "What to do with a name for which the DNS has neither an address nor an MX."
@@ -270,7 +276,7 @@ class Helo(Filter):
     def _is_own_address(self, session: Session, address: Address | None) -> bool:
         if address is None:
             return False
-        if address == address_of(session.dest.rpartition(":")[0]):
+        if is_loopback(address) or address == address_of(session.dest.rpartition(":")[0]):
             return True
         addresses = self.settings.own_addresses
         return addresses is not None and addresses.match(write_address(address)) is not None

@@ -33,6 +33,7 @@ from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, Settings, option, table
 from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables.networks import parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ REPLIES = {
 #: The checks that ask the DNS.
 ASKING = ("unknown", "null_mx", "bad_mx")
 
-#: Where no exchanger of a stranger can be: of the IANA's registries of special-purpose addresses
-#: (RFC 6890) those that are not globally reachable, and multicast.  64:ff9b::/96 is not among them,
-#: since a resolver with DNS64 (RFC 6147) gives it for good hosts.
-BOGONS = (
+# Where no exchanger of a stranger can be: of the IANA's registries of special-purpose addresses
+# (RFC 6890) those that are not globally reachable, and multicast.
+_BOGONS4 = (
     "0.0.0.0/8",  # RFC 791: this network
     "10.0.0.0/8",  # RFC 1918: private
     "100.64.0.0/10",  # RFC 6598: behind a provider's NAT
@@ -78,6 +78,8 @@ BOGONS = (
     "203.0.113.0/24",  # RFC 5737
     "224.0.0.0/4",  # RFC 5771: multicast
     "240.0.0.0/4",  # RFC 1112: reserved, and broadcast
+)
+_BOGONS6 = (
     "::",  # RFC 4291: unspecified
     "::1",  # RFC 4291: loopback
     "64:ff9b:1::/48",  # RFC 8215: local translation
@@ -91,6 +93,21 @@ BOGONS = (
     "fec0::/10",  # RFC 3879: site-local
     "ff00::/8",  # RFC 4291: multicast
 )
+
+
+def _carried(network: str) -> tuple[str, str]:
+    """The IPv6 networks whose addresses lead to those of an IPv4 one.
+
+    6to4 (RFC 3056), and what a resolver with DNS64 (RFC 6147) says of a host that has no other.
+    """
+    place, _, prefix = network.partition("/")
+    _, value = parse_address(place)
+    groups = f"{value >> 16:x}:{value & 0xFFFF:x}"
+    return f"2002:{groups}::/{16 + int(prefix)}", f"64:ff9b::{groups}/{96 + int(prefix)}"
+
+
+#: All of these, and the ways to lead to them.
+BOGONS = (*_BOGONS4, *_BOGONS6, *(each for network in _BOGONS4 for each in _carried(network)))
 #: Exchangers of a domain that are looked at, the most preferred first.  RFC 7208 section 4.6.4 has
 #: the same bound for the addresses of "mx".
 EXCHANGERS_MAX = 10

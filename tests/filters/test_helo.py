@@ -66,7 +66,7 @@ WRITTEN: list[tuple[str, str]] = [
     ("[203.0.113.9]", "own foreign-literal"),
     ("[IPv6:fd12::1]", "own foreign-literal"),
     ("[192.0.2.2]", "foreign-literal"),
-    ("[127.0.0.1]", "foreign-literal"),
+    ("[127.0.0.1]", "own foreign-literal"),
     ("[IPv6:2001:db8::1]", "foreign-literal"),
     ("192.0.2.1", "invalid"),
     ("192.0.2.2", "invalid foreign-literal"),

@@ -437,7 +437,9 @@ def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
         ("192.0.2.1", True), ("::1", True), ("::", True), ("::ffff:10.0.0.1", True),
         ("::ffff:9.9.9.9", False), ("fe80::1", True), ("fd00::1", True), ("ff02::1", True),
         ("2001:db8::1", True), ("2001:4860::1", False), ("2a00::1", False),
-        ("64:ff9b::909:909", False),
+        ("64:ff9b::909:909", False), ("64:ff9b::7f00:1", True), ("64:ff9b::c0a8:101", True),
+        ("2002:909:909::1", False), ("2002:a00:1::1", True), ("2002:ac1f:1::1", True),
+        ("2002:ac20:1::1", False),
     ],
 )  # fmt: skip
 def test_the_built_in_networks(address: str, *, bad: bool) -> None:
