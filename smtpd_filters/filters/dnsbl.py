@@ -330,7 +330,7 @@ class Dnsbl(Filter):
         self, session: Session, identity: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide when the client greets."""
-        return self._judge(session, identity)
+        return self._judge(session, identity if "helo" in self._kinds else "")
 
     ehlo = helo
 
@@ -342,7 +342,8 @@ class Dnsbl(Filter):
             if not exempt(session, self.settings.allow):
                 self._start(self._book.about_sender(address))
             return PROCEED
-        return self._judge(session, self._identity(session), address)
+        sender = address if "sender" in self._kinds else ""
+        return self._judge(session, self._identity(session), sender)
 
     def rcpt_to(
         self, session: Session, _address: str
@@ -385,10 +386,7 @@ class Dnsbl(Filter):
         address = session.address
         if address is None or exempt_at(session, address, self.settings.allow):
             return PROCEED
-        key = (
-            identity if "helo" in self._kinds else "",
-            sender if "sender" in self._kinds else "",
-        )
+        key = identity, sender
         # At connect nothing was decided before.
         known: Known | None = None if self._phase == "connect" else session.scratch.get(self)
         if known is not None and known.key == key:

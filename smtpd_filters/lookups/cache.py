@@ -15,7 +15,7 @@ from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
     from typing import Any, Generic, TypeVar
 
     from smtpd_filters.lookups.outcome import Outcome
@@ -92,6 +92,16 @@ class Cache(Generic[T]):
             return None
         self._entries.move_to_end(key)
         return value
+
+    def holds(self, keys: Iterable[Hashable], kind: type, now: float) -> bool:
+        """Whether the values of all these are there, are still good and are of this class."""
+        entries = self._entries
+        for key in keys:
+            entry = entries.get(key)
+            if entry is None or now >= entry[0] or type(entry[1]) is not kind:
+                return False
+            entries.move_to_end(key)
+        return True
 
     def put(self, key: Hashable, value: T, until: float) -> None:
         """Keep the value; the least recently used one goes if there are too many."""

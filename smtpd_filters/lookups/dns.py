@@ -132,8 +132,8 @@ class Resolver:
 
     def missing(self, names: Iterable[str], rdtype: RecordType) -> bool:
         """Whether all of these are known not to be found; they are spelt as outcomes have them."""
-        get, now = self._cache.get, self._clock()
-        return all(type(get((name, rdtype), now)) is NotFound for name in names)
+        keys = [(name, rdtype) for name in names]
+        return self._cache.holds(keys, NotFound, self._clock())
 
     def start(self, name: str, rdtype: RecordType) -> None:
         """Begin a look-up that will be needed, unless it is known or under way; nobody waits.

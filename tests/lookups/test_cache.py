@@ -54,6 +54,22 @@ def test_the_least_recently_used_goes() -> None:
     assert len(cache) == 0
 
 
+def test_what_it_holds() -> None:
+    cache = Cache[str | int](2)
+    cache.put("a", "A", 10)
+    cache.put("b", 1, 20)
+    assert cache.holds("a", str, 9.9)
+    assert not cache.holds("a", str, 10)
+    assert cache.holds("", str, 0)
+    assert not cache.holds("ab", str, 0)
+    assert not cache.holds("bc", int, 0)
+    cache.put("c", 2, 20)
+    # It was looked at last.
+    assert cache.holds("b", int, 0)
+    cache.put("d", 3, 20)
+    assert cache.holds("bd", int, 0)
+
+
 def test_size_zero_keeps_nothing() -> None:
     cache = Cache[str](0)
     cache.put("a", "A", 10)
