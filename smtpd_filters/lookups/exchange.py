@@ -217,9 +217,10 @@ class Host:
         aiohttp = self.aiohttp
         unreachable = Failure.UNREACHABLE
         if isinstance(error, aiohttp.ClientConnectorError):
-            number = getattr(error.os_error, "errno", None)
-            failure = Failure.LOCAL if number in _LOCAL else unreachable
-            return Trouble(failure, _reason(error.os_error, "cannot connect"))
+            # One of a certificate has something else in its place.
+            why = getattr(error, "certificate_error", None) or error.os_error
+            failure = Failure.LOCAL if getattr(why, "errno", None) in _LOCAL else unreachable
+            return Trouble(failure, _reason(why, "cannot connect"))
         if isinstance(error, aiohttp.ClientPayloadError) or (replied and self._is_lost(error)):
             return Trouble(unreachable, "reply cut short")
         if isinstance(error, aiohttp.ServerDisconnectedError):
@@ -367,6 +368,10 @@ class Exchange:
 def _reason(error: BaseException | None, otherwise: str) -> str:
     """What the system says of a failure, in a few words."""
     number = getattr(error, "errno", None)
+    if reason := getattr(error, "verify_message", None):
+        return f"bad certificate: {reason}"
+    if reason := getattr(error, "reason", None):  # an SSLError's errno is none of the system's
+        return f"no TLS: {reason}".lower().replace("_", " ").replace("tls", "TLS")
     if isinstance(number, int) and number > 0:
         return os.strerror(number).lower()
     return getattr(error, "strerror", None) or otherwise

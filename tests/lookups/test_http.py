@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from smtpd_filters.lookups.http import CLOSED, BadReplyError, Client, Endpoint, 
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
+from smtpd_filters.testing.server.credentials import certificate
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -258,7 +261,25 @@ if TYPE_CHECKING:
     With = Callable[[Client], Awaitable[Any]]
 
 
-def by_hand(serve: Serve, work: With, *further: str, **settings: Any) -> Any:
+async def ended(*, cancelling: bool = False) -> None:
+    """Wait until all other tasks have ended, and what they begin, and their transports."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others if cancelling else ():
+            task.cancel()
+        await asyncio.wait(others)
+        # Who has just been let in gets his task in the next turn; what is closed is, too.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+def by_hand(
+    serve: Serve,
+    work: With,
+    *further: str,
+    scheme: str = "http",
+    tls: ssl.SSLContext | None = None,
+    **settings: Any,
+) -> Any:
     """Run `work` with a client of a server that does what the stub doesn't."""
 
     complaints: list[dict[str, Any]] = []
@@ -271,23 +292,20 @@ def by_hand(serve: Serve, work: With, *further: str, **settings: Any) -> Any:
         async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await serve(reader, writer)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
+            except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+                pass  # Python 3.12.1 complains of handlers that are cancelled
             finally:
-                writer.close()
+                writer.transport.abort()
 
-        server = await asyncio.start_server(guarded, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
+        url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         client = Client([url, *further], **{"timeout": 5.0, "deadline": 20.0, **settings})
         try:
             return await work(client)
         finally:
             await client.close()
             server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            await ended(cancelling=True)
             # Whoever keeps an exception that nobody has looked at says so when he goes.
             gc.collect()
 
@@ -576,6 +594,32 @@ def test_a_host_that_does_not_exist() -> None:
     assert said.cause.startswith("http://rspamd.invalid:11333 ")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "speaks_tls", "cause"),
+    [
+        ("https", True, "bad certificate: self-signed certificate"),
+        ("https", False, "no TLS: "),
+        ("http", True, "closed the connection"),
+    ],
+)
+def test_a_server_whose_tls_is_none(
+    tmp_path: Path, scheme: str, cause: str, *, speaks_tls: bool
+) -> None:
+    context = None
+    if speaks_tls:
+        file = tmp_path / "pem"
+        file.write_text("".join(certificate()))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    said = by_hand(serve, requests_for_body(1), scheme=scheme, tls=context)
+    assert isinstance(said[0], Unavailable)
+    assert said[0].cause.partition(" ")[2].startswith(cause)
+
+
 def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str) -> None:
     stub = RspamdStub(OK, listen=refusing.removeprefix("http://"))
 
@@ -666,9 +710,13 @@ PIECES = st.sampled_from(
 def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
     async def to_the_end() -> Any:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.writelines(pieces)
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.writelines(pieces)
+                await writer.drain()
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -679,8 +727,7 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
         finally:
             await client.close()
             server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait([task])
+            await ended()
 
     said = asyncio.run(to_the_end())
     assert isinstance(said, Response | Unavailable)
