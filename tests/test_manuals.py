@@ -77,6 +77,15 @@ def test_mandoc_has_nothing_to_say(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_it_fits_a_screen_of_eighty_columns(page: Path) -> None:
+    command = ["mandoc", "-T", "ascii", "-O", "width=78", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = re.sub(r".\x08", "", done.stdout).splitlines()
+    assert len(shown) > 50
+    assert [line for line in shown if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_pages_that_it_refers_to_exist(page: Path) -> None:
     known = OTHERS | {f"{page.stem} {page.suffix[1:]}" for page in PAGES}
     text = page.read_text("utf-8")
