@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,17 +45,3 @@ def test_each_path_exists(page: Path) -> None:
         if name not in THEIRS and not re.search("[A-Z]{4}", name):
             found = [path for base in (page.parent, *BASES) for path in base.glob(name)]
             assert found, name
-
-
-def test_the_layers_are_those_that_imports_are_held_to() -> None:
-    tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
-    [layers] = [
-        contract["layers"]
-        for contract in tools["importlinter"]["contracts"]
-        if contract["type"] == "layers"
-    ]
-    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    [drawn] = re.findall(r"(?s)^## Layers\n.*?```\n(.*?)```", page, re.MULTILINE)
-    assert [line.split()[0] for line in drawn.splitlines()] == [
-        layer.replace(" ", "") for layer in layers
-    ]
