@@ -163,7 +163,8 @@ class Message:
         """Put another body behind the header block.
 
         `data` is not dot-stuffed; its lines end in LF or CRLF, and it may come in chunks cut
-        anywhere, made from `body()` if need be. When it fails the old body stays.
+        anywhere, made from `body()` if need be; a line is gathered whole. When it fails the old
+        body stays.
         """
         self._ready()
         spool = _Spool(self._limit)
