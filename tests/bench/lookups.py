@@ -14,7 +14,6 @@ import itertools
 import shlex
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from smtpd_filters.testing.dns import DNSServer
 from smtpd_filters.testing.server import Lab, LabError
 from tests.bench.player import Player
-from tests.bench.workloads import Score, Sessions, Stage, check_message, data_lines
+from tests.bench.workloads import Score, Sessions, data_lines, perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -191,15 +190,7 @@ def play(player: Player, clients: Sequence[str], lines: Sequence[bytes]) -> Sess
             )
             for text, phase in each.steps
         ]
-    # They are taken from the end.
-    stage = Stage(player, plays[::-1], CONCURRENT)
-    cpu, start = player.cpu(), time.perf_counter()
-    stage.run()
-    seconds, cpu = time.perf_counter() - start, player.cpu() - cpu
-    if "data-line" in player.phases:
-        for each in plays:
-            check_message(player, each.returned, lines)
-    return Sessions(len(clients), seconds, cpu / 1e9, stage.latencies)
+    return perform(player, plays, CONCURRENT, lines)
 
 
 def faulty(

@@ -255,14 +255,21 @@ def sessions(player: Player, count: int, concurrent: int, lines: Sequence[bytes]
             else (text, phase)
             for text, phase in play.steps
         ]
-    stage = Stage(player, plays.copy(), concurrent)
+    return perform(player, plays, concurrent, lines)
+
+
+def perform(
+    player: Player, plays: Sequence[Play], concurrent: int, lines: Sequence[bytes]
+) -> Sessions:
+    """Have these played in their order, `concurrent` at a time; each has a message of `lines`."""
+    stage = Stage(player, list(reversed(plays)), concurrent)  # it takes them from the end
     cpu, start = player.cpu(), time.perf_counter()
     stage.run()
     seconds, cpu = time.perf_counter() - start, player.cpu() - cpu
     if "data-line" in player.phases:
         for play in plays:
             check_message(player, play.returned, lines)
-    return Sessions(count, seconds, cpu / 1e9, stage.latencies)
+    return Sessions(len(plays), seconds, cpu / 1e9, stage.latencies)
 
 
 @dataclass(frozen=True, slots=True)
