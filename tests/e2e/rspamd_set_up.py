@@ -19,11 +19,18 @@ import base64
 import functools
 import json
 import subprocess
+from contextlib import ExitStack, contextmanager
 from email.utils import formatdate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.testing.dns import merge
+from smtpd_filters.testing.rspamd_stub import RspamdStub
 from tests.e2e.sending import GOOD, SENDER, ZONE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.testing.server import Lab
 
 SIGNED, SEALED = "signed.example", "sealed.example"
 SELECTOR = "test"
@@ -148,3 +155,13 @@ def mail(
     if reply is not None:
         head.append(f"X-Test-Reply: {json.dumps(reply)}")
     return "".join(f"{field}\r\n" for field in head).encode() + b"\r\n" + body
+
+
+@contextmanager
+def stub_in(lab: Lab) -> Iterator[RspamdStub]:
+    """A daemon inside the lab that answers what it is told to: at first that all is clean."""
+    stub = RspamdStub()
+    lab.call(stub.__enter__)
+    with ExitStack() as stack:
+        stack.push(stub.__exit__)
+        yield stub

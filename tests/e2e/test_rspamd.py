@@ -10,7 +10,6 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,17 @@ from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
 from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
 from smtpd_filters.testing.server import unavailable as no_smtpd
 from tests.e2e.conftest import Start
-from tests.e2e.rspamd_set_up import LUA, SEALED, SELECTOR, SIGNED, configuration, key, mail, zone
+from tests.e2e.rspamd_set_up import (
+    LUA,
+    SEALED,
+    SELECTOR,
+    SIGNED,
+    configuration,
+    key,
+    mail,
+    stub_in,
+    zone,
+)
 from tests.e2e.sending import (
     ALICE,
     GOOD,
@@ -478,10 +487,7 @@ def test_a_second_daemon(scan: Start, daemon: Rspamd) -> None:
 @pytest.fixture
 def stub(lab: Lab) -> Iterator[RspamdStub]:
     """A daemon that answers what it is told to, inside the lab."""
-    made = RspamdStub()
-    lab.call(made.__enter__)
-    with ExitStack() as stack:
-        stack.push(made.__exit__)
+    with stub_in(lab) as made:
         yield made
 
 

@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import re
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from smtpd_filters.testing.server import Lab, filter_command
 from smtpd_filters.testing.server import unavailable as no_smtpd
 from smtpd_filters.testing.server.lab import HOSTNAME
 from tests.e2e.conftest import Start
+from tests.e2e.rspamd_set_up import stub_in
 from tests.e2e.sending import (
     ALICE,
     BOB,
@@ -54,10 +54,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def stub(lab: Lab) -> Iterator[RspamdStub]:
     """A daemon inside the lab that says of everything that it is clean."""
-    made = RspamdStub()
-    lab.call(made.__enter__)
-    with ExitStack() as stack:
-        stack.push(made.__exit__)
+    with stub_in(lab) as made:
         yield made
 
 
