@@ -108,7 +108,8 @@ class _Client:
 class Recorder:
     """A tap that writes what passes to files in ``directory``.
 
-    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.
+    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.  ``who``: the filter's
+    name in the log.
     """
 
     reports = frozenset(REPORTS)
@@ -121,12 +122,13 @@ class Recorder:
         *,
         body: bool = True,
         disguise: Disguise | None = None,
+        who: str = "trace",
         max_size: int = 16 << 20,
         max_files: int = 10,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ConfigError when nothing can be written there."""
-        self._directory, self._log, self._clock = directory, log, clock
+        self._directory, self._log, self._clock, self._who = directory, log, clock, who
         self._body, self._disguise = body, disguise
         self._max_size, self._max_files = max_size, max_files
         self._in, self._out = Rows(), Rows()
@@ -350,7 +352,11 @@ class Recorder:
     def _failed(self, path: str, error: OSError) -> None:
         self._paused_until = self._clock() + PAUSE
         self._log.limited(
-            "record", "trace", "recording paused", file=path, error=error.strerror or str(error)
+            f"{self._who} record",
+            self._who,
+            "recording paused",
+            file=path,
+            error=error.strerror or str(error),
         )
 
 

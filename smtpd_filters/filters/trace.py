@@ -103,7 +103,7 @@ class Trace(Filter):
         self.passes_data = settings.pass_data
         taps: list[Tap] = []
         if settings.detail != "none":
-            taps.append(_Logger(settings.detail, Log()))
+            taps.append(_Logger(settings.detail, Log(), self.name))
         if settings.record is not None:
             taps.append(self._recorder(settings.record))
         elif settings.no_body or settings.anonymise:
@@ -130,6 +130,7 @@ class Trace(Filter):
             Log(),
             body=not (settings.no_body or settings.anonymise),
             disguise=disguise,
+            who=self.name,
             max_size=settings.max_size,
             max_files=settings.max_files,
         )
@@ -143,13 +144,13 @@ class Trace(Filter):
 
 
 class _Logger:
-    """A tap that writes what it hears to the log."""
+    """A tap that writes what it hears to the log, as the filter of the name `who`."""
 
-    def __init__(self, detail: str, log: Log) -> None:
+    def __init__(self, detail: str, log: Log, who: str) -> None:
         self.reports = LEVELS[detail]
         self._everything = detail == "all"
         self.phases = frozenset({*PHASES, DATA_LINE} if self._everything else ())
-        self._log = log
+        self._log, self._who = log, who
         self._rows = Rows()
         self._spoken = b""
         self._dialect = dialect(NEWEST)
@@ -172,7 +173,7 @@ class _Logger:
     def show_headers(self, session: Session, headers: Headers) -> None:
         """Log a header block."""
         for line in headers.lines():
-            self._log.event("trace", "header", session.id, line=_text(line))
+            self._log.event(self._who, "header", session.id, line=_text(line))
 
     def _show(self, row: bytes) -> None:
         spoken = row.split(b"|", 2)[1]
@@ -185,7 +186,7 @@ class _Logger:
                 self._show_report(event)
         elif type(event) is Request and event.phase is not None:
             self._log.event(
-                "trace",
+                self._who,
                 "asked",
                 event.session.decode("latin-1"),
                 phase=event.phase.name,
@@ -194,7 +195,7 @@ class _Logger:
         elif type(event) is Lines:
             for line in event.lines:
                 self._log.event(
-                    "trace", DATA_LINE, event.session.decode("latin-1"), line=_text(line)
+                    self._who, DATA_LINE, event.session.decode("latin-1"), line=_text(line)
                 )
 
     def _show_report(self, report: Report) -> None:
@@ -202,7 +203,7 @@ class _Logger:
         values = dict(fields)
         if values.get("address") == "":
             values["address"] = "<>"
-        self._log.event("trace", report.name, report.session.decode("latin-1"), **values)
+        self._log.event(self._who, report.name, report.session.decode("latin-1"), **values)
 
 
 def _text(value: bytes) -> str:

@@ -562,6 +562,24 @@ def test_the_log_says_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
         assert line in log
 
 
+def test_the_log_has_the_name_that_the_filter_has_in_a_chain(tmp_path: Path) -> None:
+    file = tmp_path / "chain.toml"
+    with DNSServer({}) as empty:
+        file.write_text(
+            '[chain.x]\nfilters = ["strict", "shown"]\n'
+            f'[filter.strict]\nuse = "dnsbl"\nclient = "{ZONE}"\n'
+            f'nameserver = ["{empty.address}:{empty.port}"]\n'
+            '[filter.shown]\nuse = "trace"\n'
+        )
+        with FilterProcess(["-m", "smtpd_filters.cli.chain", "-f", str(file)]) as smtpd:
+            smtpd.hand_shake()
+            smtpd.connect(sid(1))
+            smtpd.ask("connect", sid(1), b"x|192.0.2.1")
+            smtpd.until_logged(f"strict list zone={ZONE} about=IPv4 switched=off")
+            smtpd.until_logged(f"{sid(1).decode()} shown link-connect")
+            smtpd.finish()
+
+
 def test_a_list_that_lists_everybody_refuses_nobody(capfd: pytest.CaptureFixture[str]) -> None:
     world = {f"*.{OTHER}": {"A": "127.0.0.2"}}
     with DNSServer({**ENTRIES, **world}) as lists:
