@@ -531,7 +531,7 @@ def test_a_file_without_the_filter(
         ("os:path", 'os: no filter of the class "path"'),
         ("smtpd_filters:Filter", 'smtpd_filters: no filter of the class "Filter"'),
         (":Greet", ":Greet: "),
-        ("/x\\u0000y", "/x\\x00y: embedded null byte"),
+        ("/x\\u0000y", "/x\\x00y: "),  # what is wrong, Python says in several ways
     ],
 )
 def test_a_filter_that_is_nowhere(use: str, reason: str) -> None:
@@ -699,6 +699,8 @@ def test_a_check_is_made_as_the_user_of_filters() -> None:
     """What root could read and smtpd's user can't would be found when smtpd starts."""
     import tempfile
 
+    if not all(folder.stat().st_mode & 0o001 for folder in Path(os.__file__).parents):
+        pytest.skip("the interpreter is root's alone")
     with tempfile.TemporaryDirectory() as folder:
         # What tmp_path is in is root's alone.
         path = Path(folder, "chains.toml")
