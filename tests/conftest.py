@@ -19,8 +19,8 @@ from smtpd_filters.runtime.log import Log
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# On a busy machine nothing is said by how long it takes to draw an example, or to try it. Where CI is
-# set, as by .ci/run, Hypothesis draws the same ones each time: what is new is for who looks for it.
+# On a busy machine nothing is said by how long it takes to draw an example, or to try it. Where CI
+# is set, as by .ci/run, Hypothesis draws the same ones each time: news are for who looks for them.
 settings.register_profile(
     "smtpd-filters", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
