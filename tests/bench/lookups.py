@@ -97,8 +97,8 @@ PHASES = {
         "rcpt", ("--domains", "example.com", "--unknown-domain", "reject"), ("--non-fqdn", "reject")
     ),
 }
-#: What the rate at one phase is to be, to that without look-ups. Of those that ask several questions
-#: it is for information: there they are nearly all that there is to do.
+#: What the rate at one phase is to be, to that without look-ups. Of those that ask several
+#: questions it is for information: they are nearly all that there is to do.
 LEAST = {"senderscore": 0.7}
 
 
