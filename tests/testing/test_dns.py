@@ -226,9 +226,9 @@ def test_malformed_and_trailing(server: DNSServer) -> None:
 
 def test_flap_answers_every_second_question(server: DNSServer) -> None:
     answered = []
-    for _ in range(4):
+    for timeout in (0.2, 10, 0.2, 10):
         try:
-            ask(server, "flap.example", "A", timeout=0.5)
+            ask(server, "flap.example", "A", timeout=timeout)
         except dns.exception.Timeout:
             answered.append(False)
         else:
