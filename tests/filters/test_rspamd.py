@@ -473,7 +473,9 @@ def test_a_dead_daemon_costs_a_few_messages_a_time_out(stub: RspamdStub) -> None
         with Conversation(Rspamd, *flags) as smtpd:
             for _ in range(8):
                 assert deliver(smtpd).verb == "proceed"
-        assert (dead.asked, stub.asked) == (3, 8)
+            waited = [f"after {dead.url} timeout" in line for line in logged(smtpd)]
+        assert waited == [True] * 3 + [False] * 5
+        assert stub.asked == 8
 
 
 def test_a_daemon_that_comes_back_is_asked_first_again(stub: RspamdStub) -> None:

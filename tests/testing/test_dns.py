@@ -85,6 +85,14 @@ def records(message: dns.message.Message) -> list[str]:
     ]
 
 
+def test_what_has_been_sent_has_been_asked(server: DNSServer) -> None:
+    query = dns.message.make_query("drop.example", "A").to_wire()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for number in range(1, 200):
+            client.sendto(query, (server.address, server.port))
+            assert server.asked("drop.example", "A") == number
+
+
 @pytest.mark.parametrize("how", [dns.query.udp, dns.query.tcp])
 @pytest.mark.parametrize(
     ("name", "rdtype", "expected"),

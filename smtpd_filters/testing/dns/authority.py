@@ -46,8 +46,8 @@ class Authority:
         """Raises ValueError naming what can't be served."""
         self._zone = Zone(zone or {})
         self.negative_ttl = negative_ttl
-        #: The (name, type) of each question, and beside it "udp" or "tcp", in order.
-        self.queries: list[tuple[str, str]] = []
+        self._queries: list[tuple[str, str]] = []
+        #: How each question came, "udp" or "tcp", in order.
         self.transports: list[str] = []
         # Apart from `queries`, which a test may clear: a name that flaps goes on in its turn.
         self._asked: Counter[tuple[str, str]] = Counter()
@@ -60,6 +60,15 @@ class Authority:
     @zone.setter
     def zone(self, zone: Mapping[str, Mapping[str, Any]]) -> None:
         self._zone = Zone(zone)
+
+    @property
+    def queries(self) -> list[tuple[str, str]]:
+        """The (name, type) of each question that has been asked by now, in order."""
+        self.catch_up()
+        return self._queries
+
+    def catch_up(self) -> None:
+        """Take in what has been asked; for who does that in the background."""
 
     def asked(self, name: str, rdtype: str) -> int:
         """Return how often this was asked."""
@@ -74,7 +83,7 @@ class Authority:
             return []
         name = key_of(question.name.to_text())
         rdtype = dns.rdatatype.to_text(question.rdtype)
-        self.queries.append((name, rdtype))
+        self._queries.append((name, rdtype))
         self.transports.append("tcp" if tcp else "udp")
         self._asked[name, rdtype] += 1
         entry = self._zone.find(name) or {}

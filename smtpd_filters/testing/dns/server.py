@@ -35,6 +35,7 @@ class DNSServer(Authority):
         self._listen = list(listen)
         #: The (address, port) pairs listened on, in the order of `listen`.
         self.endpoints: list[tuple[str, int]] = []
+        self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,11 +65,28 @@ class DNSServer(Authority):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.catch_up()
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def catch_up(self) -> None:
+        """Wait until what has come over UDP is read: the thread may lag behind who asked."""
+        if self._loop is None or self._thread in {None, threading.current_thread()}:
+            return
+        done = threading.Event()
+
+        def look(loop: asyncio.AbstractEventLoop) -> None:
+            # Each round of the loop reads one datagram of a socket.
+            if any(map(_holds, self._sockets)):
+                loop.call_soon(look, loop)
+            else:
+                done.set()
+
+        self._loop.call_soon_threadsafe(look, self._loop)
+        done.wait()
 
     def _run(self) -> None:
         try:
@@ -81,11 +99,12 @@ class DNSServer(Authority):
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self.endpoints = []
+        self.endpoints, self._sockets = [], []
         async with contextlib.AsyncExitStack() as stack:
             for address, port in self._listen:
                 udp, tcp = _bind(address, port)
                 self.endpoints.append((address, udp.getsockname()[1]))
+                self._sockets.append(udp)
                 transport, _ = await self._loop.create_datagram_endpoint(
                     lambda: _Datagrams(self), sock=udp
                 )
@@ -141,6 +160,15 @@ class _Datagrams(asyncio.DatagramProtocol):
     def _send(self, answer: bytes, addr: tuple[Any, ...]) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(answer, addr)
+
+
+def _holds(udp: socket.socket) -> bool:
+    """Whether a datagram waits to be read."""
+    try:
+        udp.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return False
+    return True
 
 
 def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
