@@ -254,6 +254,8 @@ class Rspamd:
             self.wait_for(f"starting {worker} process", START_TIMEOUT, since=since)
         for port in (self._port, self._controller_port):
             self._ping(port)
+        # Each worker begins by connecting to its name server, which is a thread of this process.
+        self._network.dns.catch_up()
 
     def stop(self) -> None:
         """End the daemon as its operator would; Redis stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -73,14 +74,17 @@ class DNSServer(Authority):
             self._thread = None
 
     def catch_up(self) -> None:
-        """Wait until what has come over UDP is read: the thread may lag behind who asked."""
+        """Wait until what came over UDP is read, and who connected is let in.
+
+        The thread may lag behind who asked.
+        """
         if self._loop is None or self._thread in {None, threading.current_thread()}:
             return
         done = threading.Event()
 
         def look(loop: asyncio.AbstractEventLoop) -> None:
             # Each round of the loop reads one datagram of a socket.
-            if any(map(_holds, self._sockets)):
+            if select.select(self._sockets, (), (), 0)[0]:
                 loop.call_soon(look, loop)
             else:
                 done.set()
@@ -104,7 +108,7 @@ class DNSServer(Authority):
             for address, port in self._listen:
                 udp, tcp = _bind(address, port)
                 self.endpoints.append((address, udp.getsockname()[1]))
-                self._sockets.append(udp)
+                self._sockets += (udp, tcp)
                 transport, _ = await self._loop.create_datagram_endpoint(
                     lambda: _Datagrams(self), sock=udp
                 )
@@ -160,15 +164,6 @@ class _Datagrams(asyncio.DatagramProtocol):
     def _send(self, answer: bytes, addr: tuple[Any, ...]) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(answer, addr)
-
-
-def _holds(udp: socket.socket) -> bool:
-    """Whether a datagram waits to be read."""
-    try:
-        udp.recv(1, socket.MSG_PEEK)
-    except OSError:
-        return False
-    return True
 
 
 def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
