@@ -283,7 +283,7 @@ class Exchange:
                 if sending is not None:
                     sending.cancel()
                     # aiohttp tells whoever waits to go on that the connection broke: nobody does.
-                    if waiter := protocol._drain_waiter:  # noqa: SLF001
+                    if waiter := getattr(protocol, "_drain_waiter", None):
                         waiter.cancel()
                 # What is left of this exchange would be taken for the next one. And what a server
                 # that hangs has not read would keep the socket open for ever.
