@@ -30,26 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed; whoever wants no output gets none
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     try:
-        try:
-            status = _run(_parse(words), command)
-        finally:
-            sys.stdout.flush()
+        options = _parse(words)
+        status = _run(options, command)
+        sys.stdout.flush()
     except ConfigError as error:
         die(error, PROG)
     except BrokenPipeError:
         # Whoever read the output has seen enough.
-        _write_nowhere()
+        write_nowhere()
         return 0
     except OSError as error:
-        _write_nowhere()
+        write_nowhere()
         die(error.strerror or str(error), PROG)
     except KeyboardInterrupt:
         return 130
     return status
 
 
-def _write_nowhere() -> None:
-    """What is still flushed at exit must not fail once more."""
+def write_nowhere() -> None:
+    """Give up stdout: what is still flushed at exit must not fail once more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -76,4 +75,8 @@ def _run(options: Namespace, command: list[str]) -> int:
 def _parse(words: list[str]) -> Namespace:
     from . import parser  # filter-chain is of this package, and does without argparse
 
-    return parser.parse(words)
+    try:
+        return parser.parse(words)
+    except SystemExit:
+        sys.stdout.flush()  # --help and --version
+        raise

@@ -25,7 +25,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import SECONDS
 from smtpd_filters.settings.kinds import printable
 
-from . import mailboxes
+from . import mailboxes, write_nowhere
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
 from .progress import PROGRESS, Progress
@@ -133,8 +133,7 @@ def _say(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError:
-        # What is flushed at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_nowhere()
 
 
 def _jobs(text: str) -> int:

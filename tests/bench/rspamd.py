@@ -23,7 +23,6 @@ from tests.bench.workloads import lines_of, message, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     Figures = dict[str, float]
 
@@ -114,12 +113,7 @@ class Daemon:
             self.url = f"http://127.0.0.1:{int(self._output.readline())}"
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop it."""
         cast("IO[str]", self._process.stdin).close()
         self._output.close()

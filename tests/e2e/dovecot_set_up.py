@@ -29,7 +29,6 @@ from smtpd_filters.testing.server.programs import PACKAGE, Programs
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
 
 SHIPPED = PACKAGE.parent / "packaging" / "dovecot"
 # Dovecot's version -> that of the smtpd in whose root it is.
@@ -235,12 +234,7 @@ class Dovecot:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
 
     @contextlib.contextmanager

@@ -25,12 +25,14 @@ from tests.e2e.sending import (
     Outcome,
     attempt,
     folders,
+    greeted,
     local,
     logged,
 )
 from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
 
 if TYPE_CHECKING:
+    from smtpd_filters.testing.server.client import Connection
     from tests.e2e.conftest import Start
 
 BL, OTHER, NAMES = "bl.lists.example", "other.lists.example", "names.lists.example"
@@ -49,6 +51,12 @@ TEMPORARY = "451 4.4.3 Temporary failure, please try again later"
 
 def dnsbl(*flags: str) -> dict[str, str]:
     return {"dnsbl": filter_command("dnsbl", *flags)}
+
+
+def ask_for_alice(connection: Connection) -> None:
+    """Get as far as the first recipient, whose reply is still to come."""
+    greeted(connection).command(f"MAIL FROM:<{SENDER}>")
+    connection.send(f"RCPT TO:<{ALICE}>\r\n".encode())
 
 
 @pytest.mark.parametrize(
@@ -197,10 +205,7 @@ def test_a_list_that_fails_for_a_client(
         filters=dnsbl("--client", f"{BL}*2", "--client", OTHER, *flags),
     )
     with server.connection(source) as waiting:
-        waiting.reply()
-        waiting.command("EHLO client.example")
-        waiting.command(f"MAIL FROM:<{SENDER}>")
-        waiting.send(f"RCPT TO:<{ALICE}>\r\n".encode())
+        ask_for_alice(waiting)
         assert attempt(server, GOOD).stage == ""
         assert attempt(server, BAD).stage == "RCPT"
         reply = waiting.reply()
@@ -220,10 +225,7 @@ def test_a_list_that_is_silent_holds_up_nobody_else(start: Start) -> None:
         zone={**LISTS, under(BL, NAMELESS): {"drop": True}}, filters=dnsbl("--client", BL, *flags)
     )
     with server.connection(NAMELESS) as waiting:
-        waiting.reply()
-        waiting.command("EHLO client.example")
-        waiting.command(f"MAIL FROM:<{SENDER}>")
-        waiting.send(f"RCPT TO:<{ALICE}>\r\n".encode())
+        ask_for_alice(waiting)
         assert attempt(server, GOOD).stage == ""
         assert attempt(server, BAD).stage == "RCPT"
         assert select([waiting.socket], [], [], 0) == ([], [], [])

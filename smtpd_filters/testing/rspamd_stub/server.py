@@ -14,7 +14,6 @@ from smtpd_filters.testing.rspamd_stub.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
 #: Requests that are kept; older ones go.
 KEEP = 1000
@@ -111,12 +110,7 @@ class RspamdStub:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         self._give_up_port()
 
