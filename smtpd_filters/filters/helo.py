@@ -290,6 +290,7 @@ class Helo(Filter):
 
     def _policy(self, session: Session, greeting: Greeting) -> Policy[Decision]:
         """Check what the DNS says of a name."""
+        greeting.unavailable = True  # until there is a decision; one that is cut off starts anew
         answers = yield [(greeting.name, rdtype) for rdtype in self._types(session)]
         if self._checks["elsewhere"].on:
             self._check_elsewhere(session, greeting, answers[0])

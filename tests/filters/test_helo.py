@@ -8,7 +8,10 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.filters._hosts import read_address, read_name, write_address
 from smtpd_filters.filters.helo import ASKING, REPLIES, Helo
 from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.outcome import NODATA, NotFound
+from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.session import Session
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
@@ -529,3 +532,21 @@ def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
     with Conversation(Helo) as smtpd:
         assert come(smtpd, helo="[192.0.2.1]", **STRANGER).verb == "proceed"
+
+
+def test_checks_that_are_cut_off_start_anew() -> None:
+    flags = ("--nameserver", "127.0.0.1", "--elsewhere", "log", "--unknown", "reject")
+    with Conversation(Helo, *flags) as smtpd:
+        helo: Any = smtpd.filters[0]
+        session = Session(b"7641df9771b4ed00")
+        client = (b"mail.example.net", b"pass", b"192.0.2.1:33174", b"198.51.100.25:25")
+        session.apply("link-connect", client)
+        greeting = helo._greeting(session, "x.example")
+        assert helo._greeting(session, "x.example") is greeting
+        asking = helo._policy(session, greeting)
+        next(asking)
+        assert asking.send([NotFound(NODATA, 60)] * 2) == [("x.example", "MX")]
+        asking.close()  # at its deadline
+        anew = helo._greeting(session, "x.example")
+        assert anew is not greeting
+        assert anew.findings.decision() == PROCEED
