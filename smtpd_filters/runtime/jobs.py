@@ -89,8 +89,8 @@ class Job:
                 task.add_done_callback(self._ended)
             except Exception as error:  # noqa: BLE001  # no memory, say; the client waits
                 self._let_go()
-                wait.work.close()
                 self._loop.call_soon(self._failed, error)
+                wait.work.close()
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         if task is self._task:
