@@ -43,9 +43,11 @@ def break_line(line: bytes, *, header: bool) -> list[bytes]:
 
 def _pieces(line: bytes, *, header: bool) -> Iterator[bytes]:
     start, lead = 0, b""
+    # Behind a fold there must be more than the white space at the end.
+    last_word = len(line.rstrip(b" \t"))
     while len(line) - start + len(lead) > MAX_LINE:
         end = start + MAX_LINE - len(lead)
-        fold = _last_space(line, start, end) if header else 0
+        fold = _last_space(line, start, min(end + 1, last_word)) if header else 0
         if fold:
             yield lead + line[start:fold]
             start, lead = fold, b""
@@ -56,13 +58,13 @@ def _pieces(line: bytes, *, header: bool) -> Iterator[bytes]:
     yield lead + line[start:]
 
 
-def _last_space(line: bytes, start: int, end: int) -> int:
-    """Where to fold before ``end``: at white space behind a word; 0 when there is no such place.
+def _last_space(line: bytes, start: int, stop: int) -> int:
+    """Where to fold before ``stop``: at white space behind a word; 0 when there is no such place.
 
     A fold in front of which there is only white space would make a line of white space only,
     which readers of mail take for the end of the header.
     """
-    at = max(line.rfind(b" ", start, end + 1), line.rfind(b"\t", start, end + 1))
+    at = max(line.rfind(b" ", start, stop), line.rfind(b"\t", start, stop))
     if at > start and line[start:at].strip(b" \t") and line[at : at + MAX_LINE].strip(b" \t"):
         return at
     return 0
