@@ -14,6 +14,8 @@ with surrogate escapes for what is not.
 
 from __future__ import annotations
 
+from .protocol.vis import unvis
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -185,7 +187,8 @@ class Session:
         self.tls = text(tls)
 
     def _link_auth(self, result: bytes, username: bytes) -> None:
-        self.username = text(username) if result == b"pass" else None
+        # smtpd writes the name in the form of vis(3), 6.8 as well as 7.8.
+        self.username = text(unvis(username)) if result == b"pass" else None
 
     def _tx_begin(self, msgid: bytes) -> None:
         self.tx = Transaction(text(msgid))

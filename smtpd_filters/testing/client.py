@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.message import Headers
 from smtpd_filters.message.dots import stuff, unstuff
+from smtpd_filters.protocol.vis import vis
 
 from .verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
 
@@ -124,7 +125,7 @@ class Client:
         said = self._ask("auth", mechanism.encode() + initial)
         if said.refused:
             return said
-        self._report("link-auth", b"pass" if ok else b"fail", wire(user))
+        self._report("link-auth", b"pass" if ok else b"fail", vis(wire(user)))
         return said if ok else _refused(said, "535 Authentication failed")
 
     def mail_from(self, address: str = "") -> Verdict:
