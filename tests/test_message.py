@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import email
 import email.header
-import io
+import os
 import re
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +18,14 @@ from smtpd_filters.message import (
     Field,
     Headers,
     Message,
+    Spool,
     SpoolError,
     encoded_word,
-    head,
-    spool,
     stuff,
     unstuff,
 )
 from smtpd_filters.message.folding import MAX_LINE, field_lines
+from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -444,7 +443,7 @@ def test_edits_can_be_taken_back(*, parsed: bool) -> None:
     headers.append("Y", "1")
     for _ in range(2):
         headers.restore(untouched)
-        assert headers.snapshot() == (BLOCK, False)
+        assert (headers.lines(), headers.changed) == (BLOCK, False)
         headers.append("Y", "1")
 
 
@@ -513,14 +512,157 @@ def test_replacing_and_removing_leave_all_other_lines_and_their_order(
         assert headers.lines() == [text for _, entry in model for text in entry]
 
 
+# --- Lines in memory and on disk
+
+#: So little memory that every message goes to disk.
+TINY = 1
+
+
+def joined(lines: list[bytes]) -> bytes:
+    return b"".join(text + b"\n" for text in lines)
+
+
+def kept(spool: Spool, *parts: list[bytes]) -> Store:
+    store = Store(spool)
+    for part in parts:
+        store.append(part, len(joined(part)))
+    return store
+
+
+def rows(store: Store) -> list[bytes]:
+    found: list[bytes] = []
+    at = 0
+    while True:
+        some, at = store.rows(at)
+        if not some:
+            assert at == store.size
+            return found
+        assert len(some) <= ROWS
+        found += some
+
+
+@given(
+    st.lists(st.lists(line, max_size=8), max_size=6),
+    st.sampled_from([TINY, 40, 1 << 20]),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4),
+)
+def test_what_is_kept_comes_back(
+    parts: list[list[bytes]], memory: int, reads: list[tuple[int, int]]
+) -> None:
+    spool = Spool(memory=STORE_COST + memory)
+    store = kept(spool, *parts)
+    whole = joined([text for part in parts for text in part])
+    for at, size in reads:
+        assert store.read(at, size) == whole[at : at + size]
+        block = store.block(0, size)
+        assert whole.startswith(block)
+        assert block.endswith(b"\n") or not whole
+    assert b"".join(text + b"\n" for text in rows(store)) == whole
+    store.append([b"more"], 5)
+    assert store.read(0, 1 << 20) == whole + b"more\n"
+    store.discard()
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+def test_rows_are_bounded_by_their_number_and_by_their_bytes() -> None:
+    spool = Spool()
+    for text, most in ((b"", ROWS), (b"x" * 100, CHUNK // 101), (b"y" * 100_000, 1)):
+        store = kept(spool, *[[text] * 100] * 50)
+        some, _ = store.rows(0)
+        assert 0 < len(some) <= most
+        assert rows(store) == [text] * 5000
+        store.discard()
+
+
+def test_memory_is_one_budget_for_all_messages() -> None:
+    spool = Spool(memory=200_000, message=50_000)
+    stores = [kept(spool, *[[b"x" * 999] * 10] * number) for number in range(12)]
+    assert spool.used <= 200_000 + 10_000 + 64 * 10
+    assert spool.on_disk
+    for number, store in enumerate(stores):
+        assert rows(store) == [b"x" * 999] * 10 * number
+        store.discard()
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+def test_many_small_messages_keep_to_the_budget() -> None:
+    spool = Spool(memory=1 << 20)
+    stores = [kept(spool, [b"x"] * 10) for _ in range(400)]
+    assert (spool.full, spool.used < 1.03 * (1 << 20)) == (False, True)
+    stores += [kept(spool, [b"x"] * 10) for _ in range(400)]
+    # They are on disk by now; what is left is what each of them takes by itself.
+    assert (spool.full, len(stores)) == (True, 800)
+    for store in stores:
+        assert rows(store) == [b"x"] * 10
+        store.discard()
+    assert spool.used == 0
+
+
+def test_empty_lines_count_with_what_they_take() -> None:
+    spool = Spool()
+    before = spool.used
+    store = Store(spool)
+    store.append([b""] * 200, 200)
+    assert spool.used - before > 200 * 50
+    store.append([b""] * 200_000, 200_000)
+    # As a block they take no more than their bytes.
+    assert spool.used - before < 210_000
+    store.discard()
+
+
+def test_the_file_has_no_name_and_goes_with_the_last_message(tmp_path: Path) -> None:
+    before = open_files()
+    spool = Spool(memory=TINY, directories=(str(tmp_path / "missing"), str(tmp_path)))
+    stores = [kept(spool, [b"x" * 100_000]) for _ in range(20)]
+    assert len(open_files() - before) == 1
+    assert list(tmp_path.iterdir()) == []
+    size = spool.on_disk
+    for store in stores[::2]:
+        store.discard()
+    assert spool.on_disk == size // 2
+    # What was given back is used again.
+    stores += [kept(spool, [b"y" * 100_000]) for _ in range(10)]
+    assert spool.on_disk == size
+    left = stores[1:20:2] + stores[20:]
+    assert b"".join(rows(store)[0][:1] for store in left) == b"x" * 10 + b"y" * 10
+    for store in stores:
+        store.discard()
+    assert open_files() == before
+
+
+def test_a_large_file_is_closed_by_a_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[tuple[object, tuple[int]]] = []
+    monkeypatch.setattr("_thread.start_new_thread", lambda *call: begun.append(call))
+    monkeypatch.setattr("smtpd_filters.message.spool._LARGE", 1 << 16)
+    spool = Spool(memory=TINY, directories=(str(tmp_path),))
+    kept(spool, [b"x" * 200_000]).discard()
+    [(function, arguments)] = begun
+    assert function is os.close
+    os.close(*arguments)
+
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = open_files()
+    monkeypatch.setattr("_thread.start_new_thread", none)
+    kept(spool, [b"x" * 200_000]).discard()
+    assert open_files() == before
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))  # noqa: PTH112, PTH208
+
+
 # --- Whole messages
 
 
 @contextmanager
 def message(
-    lines: list[bytes], *, limit: int = spool.MEMORY_LIMIT, cuts: list[int] | None = None
+    lines: list[bytes], *, spool: Spool | None = None, cuts: list[int] | None = None
 ) -> Iterator[Message]:
-    held = Message(limit=limit)
+    held = Message(spool)
     try:
         places = sorted({min(cut, len(lines)) for cut in cuts or []})
         for start, end in zip([0, *places], [*places, len(lines)], strict=True):
@@ -531,12 +673,14 @@ def message(
         held.discard()
 
 
-def wire(held: Message, chunk: int = spool.CHUNK) -> list[bytes]:
-    return [text for lines in held.wire_lines(chunk) for text in lines]
-
-
-def joined(lines: list[bytes]) -> bytes:
-    return b"".join(text + b"\n" for text in lines)
+def wire(held: Message) -> list[bytes]:
+    """Have it sent back; it can be asked for nothing else then."""
+    held.release()
+    found: list[bytes] = []
+    while some := held.drain():
+        found += some
+    assert held.drained
+    return found
 
 
 MAIL = [b"Subject: hello", b"..From: me", b"", b"Hi", b"", b"..", b"...x", b"bye"]
@@ -564,82 +708,126 @@ def test_an_edited_header_goes_out_and_the_body_stays() -> None:
     with message(MAIL) as held:
         held.headers.prepend(".X", "1")
         held.headers.remove("subject")
-        assert wire(held) == [b"..X: 1", b"..From: me", *MAIL[2:]]
-        assert held.size == len(joined(unstuff(wire(held))))
+        size = held.size
+        sent = wire(held)
+        assert sent == [b"..X: 1", b"..From: me", *MAIL[2:]]
+        assert size == len(joined(unstuff(sent)))
 
 
 @given(
     lines_of_mail.map(lambda lines: [text for text in lines if text != b"."]),
     st.lists(st.integers(0, 12), max_size=4),
-    st.sampled_from([0, 5, 1 << 20]),
+    st.sampled_from([TINY, 40, 1 << 20]),
     st.integers(1, 40),
+    st.booleans(),
 )
-@example([], [], 0, 1)
-@example([b""], [], 0, 1)
-@example([b"", b""], [1], 0, 1)
-@example([b"A: 1"], [], 0, 1)
-@example([b"A: 1", b""], [1], 0, 1)
+@example([], [], TINY, 1, False)  # noqa: FBT003
+@example([b""], [], TINY, 1, False)  # noqa: FBT003
+@example([b"", b""], [1], TINY, 1, True)  # noqa: FBT003
+@example([b"A: 1"], [], TINY, 1, True)  # noqa: FBT003
+@example([b"A: 1", b""], [1], TINY, 1, False)  # noqa: FBT003
 def test_a_message_comes_back_as_it_was(
-    lines: list[bytes], cuts: list[int], limit: int, chunk: int
+    lines: list[bytes],
+    cuts: list[int],
+    memory: int,
+    chunk: int,
+    edited: bool,  # noqa: FBT001
 ) -> None:
-    with message(lines, limit=limit, cuts=cuts) as held:
-        assert wire(held, chunk) == lines
+    spool = Spool(memory=STORE_COST + memory)
+    with message(lines, spool=spool, cuts=cuts) as held:
         plain = joined(unstuff(lines))
         assert b"".join(held.iter_bytes(chunk)) == plain
         with held.open() as file:
             assert file.read() == plain
         assert held.size == len(plain)
-        held.headers.append("X", "1")
-        end = lines.index(b"") if b"" in lines else len(lines)
-        expected = [*stuff(unstuff(lines[:end])), b"X: 1", *lines[end:]]
-        assert wire(held, chunk) == expected
+        if edited:
+            held.headers.append("X", "1")
+            end = lines.index(b"") if b"" in lines else len(lines)
+            lines = [*stuff(unstuff(lines[:end])), b"X: 1", *lines[end:]]
+        assert wire(held) == lines
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+@given(
+    st.lists(st.lists(line.filter(b".".__ne__), max_size=5), max_size=8),
+    st.integers(0, 8),
+    st.sampled_from([TINY, 300, 1 << 20]),
+    st.booleans(),
+)
+def test_lines_may_go_on_coming_in_while_it_is_sent_back(
+    parts: list[list[bytes]],
+    released: int,
+    memory: int,
+    edited: bool,  # noqa: FBT001
+) -> None:
+    whole = [b"A: 1", b"", *(text for part in parts for text in part)]
+    held = Message(Spool(memory=STORE_COST + memory))
+    held.feed([b"A: 1", b""])
+    sent: list[bytes] = []
+    for number, part in enumerate([*parts, []]):
+        if number == min(released, len(parts)):
+            if edited:
+                held.headers.prepend("X", "1")
+                whole.insert(0, b"X: 1")
+            held.release()
+        if number >= min(released, len(parts)):
+            sent += held.drain()
+        held.feed(part)
+    while some := held.drain():
+        sent += some
+    assert held.drained
+    assert sent == whole
+    held.discard()
 
 
 def test_what_goes_back_comes_in_bounded_lists() -> None:
-    lines = [b"A: 1"] * 100 + [b""] + [b"x" * 30] * 1000 + [b"y" * 500, b"z"]
-    with message(lines) as held:
-        lists = list(held.wire_lines(100))
-        assert [text for part in lists for text in part] == lines
-        assert all(lists)
-        assert all(len(joined(part)) <= 100 + 501 for part in lists)
-        assert all(len(joined(part)) <= 100 + 31 for part in lists[:-6])
+    lines = [b"A: 1"] * 5000 + [b""] + [b""] * 5000 + [b"x" * 30_000] * 10 + [b"y" * 500_000, b"z"]
+    for edit in (False, True):
+        with message(lines) as held:
+            expected = lines
+            if edit:
+                held.headers.prepend("X", "1")
+                expected = [b"X: 1", *lines]
+            held.release()
+            lists = []
+            while some := held.drain():
+                lists.append(some)
+            assert [text for part in lists for text in part] == expected
+            assert all(len(part) <= ROWS for part in lists)
+            assert all(len(joined(part)) <= CHUNK + 30_001 or len(part) == 1 for part in lists)
 
 
 def test_readers_do_not_disturb_each_other() -> None:
-    with message([b"", *(b"%d" % number for number in range(100))], limit=0) as held:
+    lines = [b"", *(b"%d" % number for number in range(100))]
+    with message(lines, spool=Spool(memory=TINY)) as held:
         pairs = list(zip(held.body(10), held.body(10), strict=True))
         assert len(pairs) > 10
         assert all(one == other for one, other in pairs)
 
 
-@pytest.mark.parametrize(("limit", "on_disk"), [(0, True), (20, True), (40, False)])
-def test_a_body_above_the_limit_goes_to_disk(limit: int, *, on_disk: bool) -> None:
-    with message([b"", b"x" * 15, b"y" * 15], limit=limit) as held:
-        assert isinstance(held._spool._file, io.BytesIO) != on_disk
-        assert wire(held) == [b"", b"x" * 15, b"y" * 15]
-
-
+@pytest.mark.parametrize("memory", [TINY, 1 << 20])
 @pytest.mark.parametrize("cuts", [[], list(range(20))])
 @pytest.mark.parametrize(
     ("lines", "kept"),
     [
-        # Seven bytes with the line end, 28 are allowed: the cut is in front of a field.
+        # 71 with the line end, four times that are allowed: the cut is in front of a field.
         ([b"A: 123"] * 6 + [b"", b"..x"], 4),
         ([b"A: 123"] * 3 + [b" 45678"] * 5 + [b"", b"x"], 2),
         ([b"A: 123"] + [b" 45678"] * 5, 0),
-        ([b"A: " + b"x" * 40, b"", b"x"], 0),
+        ([b"A: " + b"x" * 400, b"", b"x"], 0),
         ([b"A: 123"] * 4 + [b"", b"x"], 4),
         ([b"A: 123"] * 3 + [b"A: 1234", b"", b"x"], 3),
     ],
 )
 def test_a_header_block_above_its_limit_is_opaque_from_there(
-    monkeypatch: pytest.MonkeyPatch, lines: list[bytes], kept: int, cuts: list[int]
+    lines: list[bytes], kept: int, cuts: list[int], memory: int
 ) -> None:
-    monkeypatch.setattr(head, "HEADER_LIMIT", 28)
-    monkeypatch.setattr(head, "LINE_COST", 1)
-    with message(lines, cuts=cuts) as held:
-        assert wire(held) == lines
+    spool = Spool(memory=STORE_COST + memory, header=4 * 71)
+    with message(lines, spool=spool, cuts=cuts) as held:
         assert b"".join(held.iter_bytes()) == joined(unstuff(lines))
+        assert len(held.headers) == kept
+        assert held.headers.cut == (kept < lines.index(b"") if b"" in lines else True)
+        held.revert()
         assert len(held.headers) == kept
         held.headers.append("X", "1")
         held.headers.prepend("Y", "1")
@@ -649,6 +837,7 @@ def test_a_header_block_above_its_limit_is_opaque_from_there(
 def test_empty_fields_by_the_hundred_thousand_are_no_header() -> None:
     with message([b"a:"] * 300_000) as held:
         assert 10_000 < len(held.headers) < 20_000
+        assert held.headers.cut
         assert len(wire(held)) == 300_000
 
 
@@ -665,20 +854,58 @@ def test_empty_fields_by_the_hundred_thousand_are_no_header() -> None:
 def test_another_body(data: bytes | list[bytes], body: list[bytes]) -> None:
     with message(MAIL) as held:
         held.replace_body(data)
-        assert wire(held) == [*MAIL[:3], *body]
         assert b"".join(held.body()) == joined(unstuff(body))
+        assert wire(held) == [*MAIL[:3], *body]
 
 
 @given(
-    st.lists(st.one_of(line, st.just(b"\n"), st.just(b"\r\n"))), st.sampled_from([0, 8, 1 << 20])
+    st.lists(st.one_of(line, st.just(b"\n"), st.just(b"\r\n"))),
+    st.sampled_from([TINY, 40, 1 << 20]),
+    st.booleans(),
 )
-def test_another_body_comes_out_stuffed(chunks: list[bytes], limit: int) -> None:
-    with message(MAIL, limit=limit) as held:
+def test_another_body_comes_out_stuffed(
+    chunks: list[bytes],
+    memory: int,
+    edited: bool,  # noqa: FBT001
+) -> None:
+    with message(MAIL, spool=Spool(memory=memory)) as held:
         held.replace_body(iter(chunks))
         data = b"".join(chunks).replace(b"\r\n", b"\n")
         plain = data.removesuffix(b"\n").split(b"\n") if data else []
-        assert wire(held) == [*MAIL[:3], *stuff(plain)]
-        assert b"." not in wire(held)
+        if edited:
+            held.headers.append("X", "1")
+        header = [*MAIL[:2], *[b"X: 1"][:edited], b""]
+        sent = wire(held)
+        assert sent == [*header, *stuff(plain)]
+        assert b"." not in sent
+
+
+def test_a_body_that_is_written_as_it_comes() -> None:
+    spool = Spool()
+    with message(MAIL, spool=spool) as held:
+        new = held.new_body()
+        for piece in (b"one\r", b"\n.two", b"\nthr", b"ee"):
+            new.write(piece)
+        held.replace_body(new)
+        assert wire(held) == [*MAIL[:3], b"one", b"..two", b"three"]
+    with message(MAIL, spool=spool) as held:
+        given_up = held.new_body()
+        given_up.write(b"x\n")
+        given_up.discard()
+        with pytest.raises(SpoolError, match="given up"):
+            held.replace_body(given_up)
+        assert wire(held) == MAIL
+    assert spool.used == 0
+
+
+def test_a_line_without_an_end_is_broken_in_a_new_body() -> None:
+    with message(MAIL) as held:
+        held.replace_body([b".", *[b"x" * 1000] * 1000, b"\n", b"last"])
+        sent = wire(held)[3:]
+        assert max(map(len, sent)) < 1 << 16
+        assert sent[0].startswith(b"..x")
+        assert sent[-1] == b"last"
+        assert b"".join([sent[0][1:], *(text[1:] for text in sent[1:-1])]) == b"." + b"x" * 10**6
 
 
 def test_a_body_made_of_the_body() -> None:
@@ -704,10 +931,26 @@ def test_a_body_that_fails_leaves_the_old_one() -> None:
         assert wire(held) == MAIL
 
 
+@pytest.mark.parametrize("memory", [TINY, 1 << 20])
+def test_bodies_can_be_taken_back(memory: int) -> None:
+    spool = Spool(memory=STORE_COST + memory)
+    with message(MAIL, spool=spool) as held:
+        before = held.snapshot()
+        held.replace_body(b"one")
+        held.headers.append("X", "1")
+        between = held.snapshot()
+        held.replace_body(b"two")
+        held.restore(between)
+        assert b"".join(held.body()) == b"one\n"
+        held.restore(before)
+        assert wire(held) == MAIL
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
 def test_the_order_of_things() -> None:
     held = Message()
     held.feed([b"A: 1"])
-    for early in (lambda: held.headers, held.wire_lines, held.iter_bytes, held.open):
+    for early in (lambda: held.headers, held.iter_bytes, held.open):
         with pytest.raises(ValueError, match="not complete"):
             early()
     held.feed([b""])
@@ -718,12 +961,10 @@ def test_the_order_of_things() -> None:
     held.close()
     with pytest.raises(ValueError, match="is complete"):
         held.feed([b"x"])
-    parts = held.wire_lines()
     held.discard()
     held.discard()
-    assert list(parts) == [[b"A: 1", b""]]
     with pytest.raises(SpoolError, match="discarded"):
-        held.wire_lines()
+        held.release()
 
 
 def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:
@@ -737,9 +978,9 @@ def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:
 # --- The file system fails
 
 
-def test_no_folder_for_the_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    held = Message(limit=0)
+def test_no_folder_for_the_spool(tmp_path: Path) -> None:
+    spool = Spool(memory=TINY, directories=(str(tmp_path / "missing"),))
+    held = Message(spool)
     with pytest.raises(SpoolError, match="cannot spool the message: No such file"):
         held.feed([b"", b"x"])
     with pytest.raises(SpoolError, match="No such file"):
@@ -747,21 +988,30 @@ def test_no_folder_for_the_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(SpoolError, match="No such file"):
         held.close()
     with pytest.raises(SpoolError, match="No such file"):
-        held.wire_lines()
+        held.release()
     held.discard()
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert directories() == ("/var/tmp", "/tmp")  # noqa: S108  # what it should say
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert directories() == (str(tmp_path),)
 
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
+    if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full.open("w+b"))
+    monkeypatch.setattr(
+        "smtpd_filters.message.spool._unnamed_file", lambda _: os.open("/dev/full", os.O_RDWR)
+    )
 
 
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_while_the_message_comes_in() -> None:
-    held = Message(limit=10)
+    held = Message(Spool(message=30_000))
     held.feed([b"", b"x"])
     with pytest.raises(SpoolError, match="No space left on device"):
         held.feed([b"x" * 100_000])
@@ -771,36 +1021,29 @@ def test_a_full_disk_while_the_message_comes_in() -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_found_at_the_end() -> None:
-    held = Message(limit=0)
-    held.feed([b"", b"x"])
-    with pytest.raises(SpoolError, match="No space left on device"):
-        held.close()
-    held.discard()
-
-
-@pytest.mark.usefixtures("full_disk")
-@pytest.mark.parametrize("limit", [100, 0])
-def test_a_full_disk_under_another_body(limit: int) -> None:
-    with message(MAIL) as held:
-        held._limit = limit
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_full_disk_under_another_body(size: int) -> None:
+    spool = Spool(message=50_000)
+    with message(MAIL, spool=spool) as held:
+        if size == 1:
+            spool.memory = TINY
         with pytest.raises(SpoolError, match="No space left on device"):
-            held.replace_body(b"x" * (limit + 1))
+            held.replace_body(b"x\n" * size)
         assert wire(held) == MAIL
 
 
-def test_a_spool_that_can_not_be_read_back() -> None:
-    with message(MAIL) as held:
-        held._spool._file.truncate(0)
+def test_a_spool_that_can_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(memory=TINY)
+    with message(MAIL, spool=spool) as held:
+        monkeypatch.setattr(os, "pread", lambda *_: b"")
         with pytest.raises(SpoolError, match="ends too early"):
             wire(held)
-    with message(MAIL) as held:
+    with message(MAIL, spool=spool) as held:
 
-        class Failing(io.BytesIO):
-            def read(self, _size: int | None = -1) -> bytes:
-                raise OSError(5, "Input/output error")
+        def fail(*_: object) -> bytes:
+            raise OSError(5, "Input/output error")
 
-        held._spool._file = Failing()
+        monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(SpoolError, match="Input/output error"):
             wire(held)
 
@@ -809,6 +1052,7 @@ def test_edits_can_be_forgotten() -> None:
     with message(MAIL) as held:
         held.headers.prepend("X-Edit", "1")
         held.headers.remove("subject")
+        held.replace_body(b"new")
         held.revert()
         assert not held.headers.changed
         assert wire(held) == MAIL

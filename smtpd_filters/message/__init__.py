@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.message.folding import encoded_word
-from smtpd_filters.message.head import Head
 from smtpd_filters.message.headers import Field, Headers
-from smtpd_filters.message.spool import Message, SpoolError
+from smtpd_filters.message.message import Body, Message
+from smtpd_filters.message.spool import Spool, SpoolError
 
 __all__ = [
+    "Body",
     "Field",
-    "Head",
     "Headers",
     "Message",
+    "Spool",
     "SpoolError",
     "encoded_word",
     "stuff",

@@ -1,292 +1,276 @@
-"""A whole message, held until a filter has judged it.
+"""Lines of messages: in memory within one budget for the process, in one file beyond it.
 
-The law:
-1. What comes back is what was fed, byte for byte, unless it was edited: the header as `headers`
-   was, the body as `replace_body` was told.
-2. Memory is bounded: the header block by that of `head`, the body by the limit above which it goes
-   to a temporary file, whatever is read back by the size of a chunk.
-3. A full disk is a `SpoolError`, never half a message: after one the message can only be
-   discarded.
+Invariants
+----------
+Bounded
+    All stores of a spool together hold at most `Spool.memory` bytes in memory, and each of them at
+    most `Spool.message`, but for the lines appended last.  A line counts with what Python needs
+    for it, not with its bytes alone: a megabyte of empty lines takes fifty.
+One descriptor
+    However many messages are on disk, they are in one unnamed file, in blocks.
+Whole or not at all
+    After a failure (a full disk) a store only raises `SpoolError` and can only be discarded.
 
-How it works. The lines of the header are kept until the first empty line; from there on each fed
-list is written as one block. The spool holds the wire form, dot-stuffed, every line ended by a
-line feed (which no line contains), so that sending back an untouched body costs a read and a
-split. Readers keep their own place in the spool and may be interleaved.
+A store begins as a list of lines, for most messages are small and are sent back as they came. A
+larger one is packed into a block of bytes, and moves to the file when the budget asks for it.
 """
 
 from __future__ import annotations
 
 import io
-from itertools import chain
+import os
 
-from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
-from smtpd_filters.message.head import Head
-from smtpd_filters.message.headers import Headers
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import IO, BinaryIO
-
-    from _typeshed import WriteableBuffer
-
-# What a body may take in memory. Most mail is smaller, and fifty messages that are not take 12 MiB
-# at once. A file costs hardly more: what is read back soon never leaves the page cache.
-MEMORY_LIMIT = 1 << 18
-# What is read back at a time; measured, sizes from 32 to 256 KiB were equal for reads from smtpd.
+#: Bytes that all messages of a process may take in memory.
+MEMORY = 32 << 20
+#: Bytes that one message may take in memory. Most mail is smaller, and fifty messages that are not
+#: take 12 MiB at once. A file costs little more: what is read back soon has not left the page
+#: cache.
+MESSAGE = 1 << 18
+#: Bytes of a header block.  Exim's header_maxsize has this default.
+HEADER = 1 << 20
+#: Bytes that a line counts beyond its own: about what Python takes for an object in a list.
+LINE_COST = 64
+#: Bytes that a message counts beyond its lines, wherever these are.
+STORE_COST = 1 << 11
+#: Bytes that a store may take as a list of lines.
+SMALL = 1 << 14
+#: Bytes, and lines, that are read back at a time. Reads of 32 to 256 KiB take equally long for each
+#: byte; the lines are bounded because each of them costs as much as 50 bytes do.
 CHUNK = 1 << 16
+ROWS = 2000
+
+#: The unit in which space in the file is taken and given back.
+_BLOCK = 1 << 16
+#: A file larger than this is closed by a thread: to free gigabytes takes the kernel a while.
+_LARGE = 64 << 20
 
 
 class SpoolError(Exception):
     """The message could not be kept, or not be read back; the text says why."""
 
 
-class Message:
-    """A message: its header block, to be edited, and its body, to be read or replaced.
+class Spool:
+    """The memory and the file that all messages of a process share.
 
-    The runtime makes it, feeds it, closes it at the end of data and discards it when the
-    transaction is over; a policy has it in between. Whatever touches the body raises `SpoolError`
-    when the file system fails, and ValueError before `close`.
+    ``memory``: bytes of memory for all messages; ``message``: for one of them; ``header``: bytes of
+    a header block beyond which the rest of it counts as body.  ``directories``: where the file may
+    be, the first that can be written to is taken; by default `directories`.
     """
 
-    __slots__ = (
-        "_blank",
-        "_closed",
-        "_former",
-        "_head",
-        "_headers",
-        "_limit",
-        "_spool",
-    )
-
-    def __init__(self, *, limit: int = MEMORY_LIMIT) -> None:
-        self._limit = limit
-        self._head = Head()
-        # None until the end of the header has been seen.
-        self._headers: Headers | None = None
-        # Whether an empty line stands between the header block and what is in the spool.
-        self._blank = False
-        self._spool = _Spool(limit)
-        # Bodies that were replaced, each with its `_blank`, as long as that may be undone.
-        self._former: list[tuple[_Spool, bool]] = []
-        self._closed = False
-
-    def feed(self, lines: list[bytes]) -> None:
-        """Take the next lines as they are on the wire, without the lone dot that ends them."""
-        if self._closed:
-            raise ValueError("the message is complete")
-        if self._headers is None:
-            behind = self._head.feed(lines)
-            if behind is None:
-                return
-            blank = behind[0] == b""
-            self._end_head(blank=blank)
-            lines = behind[1:] if blank else behind
-        if lines:
-            self._spool.write(b"\n".join([*lines, b""]))
-
-    def close(self) -> None:
-        """Nothing more is to come: the message may be read from here on."""
-        if self._headers is None:
-            self._end_head(blank=False)
-        self._closed = True
-        self._spool.flush()
-
-    def discard(self) -> None:
-        """Free what the message takes, whatever state it is in. It can't be used any more."""
-        self._closed = True
-        self._head = Head()
-        self._headers = Headers()
-        self._forget()
-        self._spool.close("the message was discarded")
-
-    def snapshot(self) -> tuple[tuple[list[bytes], bool], int]:
-        """What `restore` takes to undo the edits made from here on."""
-        return self.headers.snapshot(), len(self._former)
-
-    def restore(self, before: tuple[tuple[list[bytes], bool], int]) -> None:
-        """Be as at the time of the snapshot."""
-        headers, replaced = before
-        self.headers.restore(headers)
-        while len(self._former) > replaced:
-            self._spool.close("the new body was given up")
-            self._spool, self._blank = self._former.pop()
-
-    def revert(self) -> None:
-        """Forget every edit."""
-        self.restore((([], False), 0))
-        self._headers = Headers(unstuff(self._head.lines))
+    def __init__(
+        self,
+        memory: int = MEMORY,
+        message: int = MESSAGE,
+        header: int = HEADER,
+        directories: tuple[str, ...] = (),
+    ) -> None:
+        self.memory = memory
+        self.message = message
+        self.header = header
+        self._directories = directories
+        #: Bytes held in memory by all stores.
+        self.used = 0
+        self._fd = -1
+        #: Blocks of the file: how many were ever taken, which of them are free again.
+        self._end = 0
+        self._free: list[int] = []
 
     @property
-    def headers(self) -> Headers:
-        """The header block; edits go out with the message."""
-        if self._headers is None:
-            raise ValueError("the header block is not complete")
-        return self._headers
+    def full(self) -> bool:
+        """Whether no further message can be taken, not even on disk."""
+        return self.used > self.memory + self.memory // 2
 
     @property
-    def size(self) -> int:
-        """The bytes of the message as it is now, each line end counted as one.
+    def on_disk(self) -> int:
+        """Bytes of the file in use."""
+        return (self._end - len(self._free)) * _BLOCK
 
-        The body is read through for it: a stuffed dot is not part of the message.
-        """
-        return sum(map(len, self.iter_bytes()))
+    def allocate(self) -> int:
+        """Take a block of the file.  Raises OSError when there is no place for one."""
+        if self._fd < 0:
+            self._fd = _unnamed_file(self._directories or directories())
+        if self._free:
+            return self._free.pop()
+        self._end += 1
+        return self._end - 1
 
-    def body(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
-        """The body as it was before dot-stuffing, in chunks of whole lines that end in LF.
+    def release(self, blocks: list[int]) -> None:
+        """Give blocks back.  With the last one the file goes."""
+        self._free += blocks
+        if len(self._free) == self._end and self._fd >= 0:
+            fd, size = self._fd, self._end * _BLOCK
+            self._fd, self._end = -1, 0
+            self._free = []
+            _close(fd, size)
 
-        A chunk is longer than `chunk_bytes` only by less than a line. With `crlf` lines end in
-        CRLF, as in RFC 5322. Of a message without an empty line the body is empty, unless its
-        header block was cut (see `head`): then it is what lies past that.
-        """
-        blocks = map(unstuff_block, self._ready().blocks(chunk_bytes))
-        return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
+    def write(self, block: int, at: int, data: memoryview) -> int:
+        """Write at a place within a block; how much was written.  Raises OSError."""
+        return os.pwrite(self._fd, data, block * _BLOCK + at)
 
-    def iter_bytes(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
-        """The whole message: the header block as it is now, the empty line, the body.
+    def read(self, block: int, at: int, size: int) -> bytes:
+        """Read from a place within a block.  Raises OSError."""
+        return os.pread(self._fd, size, block * _BLOCK + at)
 
-        Not dot-stuffed; otherwise as `body`.
-        """
-        body = self.body(chunk_bytes, crlf=crlf)
-        head = self.headers.lines()
-        if self._blank:
-            head.append(b"")
-        end = b"\r\n" if crlf else b"\n"
-        heads = (end.join([*batch, b""]) for batch in _batches(head, chunk_bytes))
-        return chain(heads, body)
 
-    def open(self, *, crlf: bool = False) -> BinaryIO:
-        """The whole message, as `iter_bytes` gives it, as a file to read from (not to seek in)."""
-        return io.BufferedReader(_Reader(self.iter_bytes(crlf=crlf)))
+class Store:
+    """The lines of one message in the order in which they came, read back from any place.
 
-    def replace_body(self, data: bytes | Iterable[bytes]) -> None:
-        """Put another body behind the header block.
+    Places are counted in bytes, each line with a line feed behind it (which no line contains).
+    """
 
-        `data` is not dot-stuffed; its lines end in LF or CRLF, and it may come in chunks cut
-        anywhere, made from `body()` if need be; a line is gathered whole. When it fails the old
-        body stays.
-        """
-        self._ready()
-        spool = _Spool(self._limit)
-        try:
-            for block in _whole_lines([data] if isinstance(data, bytes) else data):
-                spool.write(stuff_block(block))
-            spool.flush()
-        except BaseException:
-            spool.close("the new body was given up")
-            raise
-        self._former.append((self._spool, self._blank))
+    __slots__ = ("_blocks", "_cost", "_failure", "_lines", "_memory", "_spool", "size")
+
+    def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._blank = True
-
-    def wire_lines(self, chunk_bytes: int = CHUNK) -> Iterator[list[bytes]]:
-        """The whole message as it goes back: dot-stuffed lines, in lists of about `chunk_bytes`.
-
-        A header block and a body that weren't edited are the very lines that were fed. What was
-        edited can't be undone any more.
-        """
-        self._forget()
-        blocks = self._ready().blocks(chunk_bytes)
-        head = stuff(self.headers.lines()) if self.headers.changed else self._head.lines
-        if self._blank:
-            head = [*head, b""]
-        return chain(_batches(head, chunk_bytes), map(_split, blocks))
-
-    def _forget(self) -> None:
-        """Let go of the bodies that were replaced."""
-        while self._former:
-            self._former.pop()[0].close("the body was replaced")
-
-    def _ready(self) -> _Spool:
-        if not self._closed:
-            raise ValueError("the message is not complete")
-        self._spool.check()
-        return self._spool
-
-    def _end_head(self, *, blank: bool) -> None:
-        self._blank = blank
-        self._headers = Headers(unstuff(self._head.lines))
-
-
-class _Spool:
-    """Whole lines, each ended by a line feed, in memory up to the limit and on disk past it."""
-
-    __slots__ = ("_failure", "_file", "_limit", "_on_disk", "_size")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        # tempfile's SpooledTemporaryFile does the same in several times the time.
-        self._file: IO[bytes] = io.BytesIO()
-        self._on_disk = False
-        self._size = 0
+        #: Exactly one of the three holds the content.
+        self._lines: list[bytes] | None = []
+        self._memory: io.BytesIO | None = None
+        self._blocks: list[int] = []
+        #: What it counts in the spool's `used`.
+        self._cost = 0
+        self._charge(STORE_COST)
         self._failure = ""
+        self.size = 0
+
+    @property
+    def lines(self) -> list[bytes] | None:
+        """All lines, as they were appended, as long as the store is small."""
+        return self._lines
+
+    def append(self, lines: list[bytes], size: int) -> None:
+        """Keep lines; ``size`` is their bytes with a line feed for each.  Raises SpoolError."""
+        kept = self._lines
+        if kept is None:
+            self.append_block(b"\n".join([*lines, b""]))
+            return
+        kept += lines
+        self.size += size
+        self._charge(size + LINE_COST * len(lines))
+        if self._cost > SMALL or self._spool.used > self._spool.memory:
+            self._pack()
+
+    def append_block(self, block: bytes) -> None:
+        """Keep whole lines, each with its line feed.  Raises SpoolError."""
+        self.check()
+        if self._lines is not None:
+            self._pack()
+        if self._memory is not None:
+            self._memory.seek(self.size)
+            self._memory.write(block)
+            self.size += len(block)
+            self._charge(len(block))
+            self._move_if_due()
+        else:
+            self._write(block)
 
     def check(self) -> None:
+        """Raise SpoolError if something has failed, or the store was discarded."""
         if self._failure:
             raise SpoolError(self._failure)
 
-    def write(self, block: bytes) -> None:
+    def read(self, at: int, size: int) -> bytes:
+        """At most so many bytes from a place on; empty at the end.  Raises SpoolError."""
         self.check()
-        self._size += len(block)
+        if self._lines is not None:
+            self._pack()
+        size = min(size, self.size - at)
+        if size <= 0:
+            return b""
+        if self._memory is not None:
+            self._memory.seek(at)
+            return self._memory.read(size)
+        pieces = []
+        while size:
+            block, offset = divmod(at, _BLOCK)
+            piece = self._read(block, offset, min(size, _BLOCK - offset))
+            pieces.append(piece)
+            at += len(piece)
+            size -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def rows(self, at: int) -> tuple[list[bytes], int]:
+        """Lines from a place on, at most `ROWS` and about `CHUNK` bytes; and the place behind them.
+
+        There are none at the end.  Raises SpoolError.
+        """
+        block = self.block(at, CHUNK)
+        lines = block.split(b"\n", ROWS)
+        rest = len(lines.pop())
+        return lines, at + len(block) - rest
+
+    def block(self, at: int, size: int) -> bytes:
+        """Whole lines from a place on, at most so many bytes unless the first line is longer.
+
+        Empty at the end.  Raises SpoolError.
+        """
+        block = self.read(at, size)
+        cut = block.rfind(b"\n") + 1
+        if block and not cut:
+            pieces = [block]
+            while not cut:
+                at += len(block)
+                block = self.read(at, size)
+                cut = block.find(b"\n") + 1
+                pieces.append(block[:cut] if cut else block)
+            return b"".join(pieces)
+        return block if cut == len(block) else block[:cut]
+
+    def discard(self, reason: str = "the message was discarded") -> None:
+        """Give back what it takes.  From then on it raises SpoolError with this reason."""
+        self._failure = self._failure or reason
+        self._lines = self._memory = None
+        self._charge(-self._cost)
+        if self._blocks:
+            blocks, self._blocks = self._blocks, []
+            self._spool.release(blocks)
+
+    # -- from one form to the next -------------------------------------------------------
+
+    def _charge(self, cost: int) -> None:
+        self._cost += cost
+        self._spool.used += cost
+
+    def _pack(self) -> None:
+        """Go on as a block of bytes."""
+        lines = self._lines or []
+        block = b"\n".join([*lines, b""]) if lines else b""
+        self._memory, self._lines = io.BytesIO(block), None
+        self._charge(STORE_COST + len(block) - self._cost)
+        self._move_if_due()
+
+    def _move_if_due(self) -> None:
+        spool = self._spool
+        if self.size <= spool.message and spool.used <= spool.memory:
+            return
+        assert self._memory is not None  # noqa: S101  # it is packed
+        block, self._memory, self.size = self._memory.getvalue(), None, 0
+        self._charge(STORE_COST - self._cost)
+        self._write(block)
+
+    # -- on disk -------------------------------------------------------------------------
+
+    def _write(self, data: bytes) -> None:
+        spool = self._spool
+        view = memoryview(data)
         try:
-            if self._size > self._limit and not self._on_disk:
-                self._move()
-            self._file.write(block)
+            while view:
+                at = self.size % _BLOCK
+                if not at:
+                    self._blocks.append(spool.allocate())
+                done = spool.write(self._blocks[-1], at, view[: _BLOCK - at])
+                self.size += done
+                view = view[done:]
         except OSError as error:
             raise self._failed(error) from error
 
-    def flush(self) -> None:
-        """Bring out a full disk now rather than while the message is sent back."""
-        self.check()
+    def _read(self, block: int, at: int, size: int) -> bytes:
         try:
-            self._file.flush()
+            piece = self._spool.read(self._blocks[block], at, size)
         except OSError as error:
             raise self._failed(error) from error
-
-    def blocks(self, chunk_bytes: int) -> Iterator[bytes]:
-        """What was written, in blocks of whole lines."""
-        at = 0
-        # A list, so that a line of many chunks isn't copied once for each.
-        pieces: list[bytes] = []
-        while at < self._size:
-            chunk = self._read(at, chunk_bytes)
-            at += len(chunk)
-            cut = chunk.rfind(b"\n") + 1
-            if not cut:
-                pieces.append(chunk)
-                continue
-            pieces.append(chunk[:cut])
-            yield b"".join(pieces)
-            pieces = [chunk[cut:]]
-
-    def close(self, reason: str) -> None:
-        self._failure = reason
-        try:
-            self._file.close()
-        except OSError:
-            pass  # what could not be flushed; the file is closed all the same
-
-    def _move(self) -> None:
-        """Go on on disk."""
-        from tempfile import TemporaryFile  # few messages need one
-
-        held = self._file
-        self._file = TemporaryFile()  # noqa: SIM115  see close()
-        self._on_disk = True
-        held.seek(0)
-        self._file.write(held.read())
-
-    def _read(self, at: int, size: int) -> bytes:
-        # A reader may have been left half-way when the spool was closed.
-        self.check()
-        try:
-            self._file.seek(at)
-            chunk = self._file.read(size)
-        except OSError as error:
-            raise self._failed(error) from error
-        if not chunk:
+        if not piece:
             raise self._failed(EOFError("it ends too early"))
-        return chunk
+        return piece
 
     def _failed(self, error: Exception) -> SpoolError:
         reason = getattr(error, "strerror", None) or str(error)
@@ -294,60 +278,43 @@ class _Spool:
         return SpoolError(self._failure)
 
 
-class _Reader(io.RawIOBase):
-    """A file made of chunks, none of them empty."""
+def directories() -> tuple[str, ...]:
+    """Where the file of a spool may be: $TMPDIR if set, else /var/tmp and /tmp.
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        chunk = self._rest or next(self._chunks, b"")
-        size = min(len(view), len(chunk))
-        view[:size] = chunk[:size]
-        self._rest = chunk[size:]
-        return size
+    /var/tmp comes first because /tmp is memory on many systems (hier(7), file-hierarchy(7)).
+    """
+    chosen = os.environ.get("TMPDIR")
+    return (chosen,) if chosen else ("/var/tmp", "/tmp")  # noqa: S108  # the file has no name
 
 
-def _batches(lines: list[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
-    if sum(map(len, lines)) + len(lines) <= chunk_bytes:
-        if lines:
-            yield lines
-        return
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line) + 1
-        if size >= chunk_bytes:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
+def _unnamed_file(places: tuple[str, ...]) -> int:
+    """Make a file that goes with its descriptor.
 
-
-def _split(block: bytes) -> list[bytes]:
-    lines = block.split(b"\n")
-    lines.pop()  # behind the last line feed
-    return lines
-
-
-def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Put chunks that are cut anywhere into blocks of whole lines, each ended by LF."""
-    pieces: list[bytes] = []
-    for chunk in chunks:
-        cut = chunk.rfind(b"\n") + 1
-        if not cut:
-            pieces.append(chunk)
+    The standard library's `tempfile` does the same, but takes longer to load than a filter to
+    start, and would have to be found at a time when an upgrade may have replaced it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    failure = OSError(2, "No such file or directory")
+    for place in places:
+        path = f"{place}/smtpd-filters.{os.urandom(12).hex()}"
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            failure = error
             continue
-        pieces.append(chunk[:cut])
-        yield b"".join(pieces).replace(b"\r\n", b"\n")
-        pieces = [chunk[cut:]]
-    rest = b"".join(pieces)
-    if rest:
-        yield rest + b"\n"
+        os.unlink(path)  # noqa: PTH108  # pathlib costs start-up
+        return fd
+    raise failure
+
+
+def _close(fd: int, size: int) -> None:
+    if size > _LARGE:
+        from _thread import start_new_thread  # built in; `threading` would have to be loaded
+
+        try:
+            start_new_thread(os.close, (fd,))
+        except RuntimeError:  # no thread can be started
+            pass
+        else:
+            return
+    os.close(fd)

@@ -890,7 +890,11 @@ def test_a_new_body(end: bytes) -> None:
     head = (RECEIVED + MAIL).partition(b"\n\n")[0]
     expected = head + b"\nX: 1\n\nanother body\n.dot\n\ncaf\xe9\n"
     assert b"".join(message.iter_bytes()) == expected
-    assert b"..dot" in [line for lines in message.wire_lines() for line in lines]
+    message.release()
+    sent = []
+    while lines := message.drain():
+        sent += lines
+    assert b"..dot" in sent
 
 
 def test_a_new_body_that_is_empty() -> None:
