@@ -31,7 +31,7 @@ from .session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from .filter import Outcome
@@ -105,8 +105,7 @@ class Chain:
         )
         #: Who hears the lines themselves; what they want to be told is asked for as well.
         self.taps = tuple(tap for each in self.filters for tap in each.taps)
-        refusing = any(_may_refuse_mail(name, link) for name, of in links.items() for link in of)
-        self.phases = self._wanted_phases(refusing=refusing)
+        self.phases = self._wanted_phases()
         self.fields, self.reports = self._wanted_reports()
         self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
 
@@ -126,14 +125,14 @@ class Chain:
                     links.setdefault(handler, []).append(link)
         return links
 
-    def _wanted_phases(self, *, refusing: bool) -> tuple[str, ...]:
-        """What smtpd is to ask about; ``refusing``: a message may have to be refused."""
+    def _wanted_phases(self) -> tuple[str, ...]:
+        """What smtpd is to ask about."""
         phases = tuple(phase.name for phase in self._links)
         if self.content or any(each.passes_data for each in self.filters):
             phases += ("data-line",)
-            if refusing and "commit" not in phases:
-                # What is refused, and what could not be kept, is refused at commit.
-                phases += ("commit",)
+        if self.content and "commit" not in phases:
+            # What is refused, and what could not be kept, is refused at commit.
+            phases += ("commit",)
         for tap in self.taps:
             phases += tuple(sorted(tap.phases.difference(phases)))
         return phases
@@ -288,8 +287,11 @@ class Chain:
             except BaseException as error:  # noqa: BLE001  # law 2
                 self.log.event(filter_.name, "close", error=fold_traceback(error))
 
-    def reload(self) -> None:
-        """Read the tables of all filters anew; one that cannot be read keeps what it has."""
+    def reload(self) -> Iterator[None]:
+        """Read the tables of all filters again, one in each step.
+
+        One that cannot be read keeps what it has.
+        """
         for filter_ in self.filters:
             for name, value in vars(filter_.settings).items():
                 reload = getattr(value, "reload", None)
@@ -303,6 +305,7 @@ class Chain:
                     )
                 else:
                     self.log.event(filter_.name, "reload", table=name, result="ok")
+                yield
 
 
 def _check(filter_: Filter, on_error: Outcome) -> None:
@@ -351,16 +354,6 @@ def _may_keep_a_mark(handler: str, links: Sequence[Link]) -> bool:
     marking = any(link.may_mark for link in links)
     rewriting = any(Rewrite in link.legal for link in links)
     return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(links) > 1))
-
-
-def _may_refuse_mail(handler: str, link: Link) -> bool:
-    """Whether a message may have to be refused: by what is said of it, or as it wasn't kept."""
-    return handler in CONTENT and (
-        handler == "message"
-        or link.later
-        or not link.legal <= {Proceed, Junk}
-        or link.fallback.verb == "reject"
-    )
 
 
 def _handed_on(phase: Phase, decision: Decision) -> str:

@@ -1,12 +1,17 @@
 """What is known of a client and its transaction: built from reports, read by policies.
 
-Law
----
-1. Reports build state, requests decide.  A policy reads a `Session` and never handles a report.
-2. A report is applied as a whole or not at all; none raises.
-3. A field whose report nobody asked smtpd for does not read as "nothing": it raises
-   `NotReportedError`, for a check that silently sees nothing is worse than one that fails.
-4. What smtpd was told to rewrite shows rewritten, though its own reports show the old address.
+Invariants
+----------
+Reports first
+    Reports build state, requests decide.  A policy reads a `Session` and never handles a report.
+Whole reports
+    A report is applied as a whole or not at all; none raises.
+Unknown is not nothing
+    A field whose report nobody asked smtpd for raises `NotReportedError`, for a check that silently
+    sees nothing is worse than one that fails.  And a client of which smtpd has not reported where
+    it is, is a stranger: only smtpd's own socket makes it `local`.
+Rewritten
+    What smtpd was told to rewrite shows rewritten, though its own reports show the old address.
 
 The fields are smtpd-filters(7)'s.  Addresses, names and texts are the client's bytes as UTF-8,
 with surrogate escapes for what is not.
@@ -148,7 +153,10 @@ class Session:
 
     @property
     def address(self) -> str | None:
-        """The client's IP address without port and brackets; None for a local client."""
+        """The client's IP address without port and brackets.
+
+        None for a local client, and for one of which smtpd has not reported it: see `local`.
+        """
         if self.local or not self.src:
             return None
         return self.src.rpartition(":")[0].strip("[]")

@@ -26,6 +26,7 @@ HEX = b"0123456789abcdefABCDEF"
 _ANSWERS = {b"filter-result": 3, b"filter-dataline": 2}
 _KINDS: dict[str, Literal["report", "filter"]] = {"report": "report", "filter": "filter"}
 _DATA_LINE = DATA_LINE.encode()
+_SUBSYSTEMS = frozenset({b"smtp-in", b"smtp-out"})
 
 
 def is_id(text: bytes) -> bool:
@@ -58,7 +59,10 @@ def fit(values: list[bytes], form: ReportForm) -> list[bytes] | None:
 
 
 def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines | Malformed | None:
-    """Read one line of smtpd's, without its line end.  None for a report that is not known.
+    """Read one line of smtpd's, without its line end.
+
+    None for an unknown report, and for one of another subsystem than SMTP sessions: those have
+    fields of their own, and no session.
 
     A data-line comes as `Lines` of one, the final dot as none with ``end``.
     """
@@ -90,6 +94,8 @@ def _decode_request(line: bytes) -> Request | Lines | Malformed:
 
 def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
     fields = line.split(b"|")
+    if len(fields) > 4 and fields[3] not in _SUBSYSTEMS:
+        return None
     if len(fields) < 6 or not is_id(fields[5]):
         return Malformed("report without a session", line)
     form = dialect.reports.get(fields[4])

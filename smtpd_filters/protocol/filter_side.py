@@ -12,8 +12,9 @@ How it works
 ------------
 `FilterConnection` holds no file descriptor and no clock.  `receive` takes what was read and tells
 a `Listener` everything that somebody must look at; what the listener says to a request is the
-answer, unless it says None, and then `answer` comes later.  `data_to_send` has what is to be
-written.
+answer, unless it says None, and then `answer` comes later.  `outgoing` has what is to be written:
+answers apart from lines of messages, for an answer may overtake them (smtpd asks nothing of a
+session whose message has not come back yet).
 
 Chunks all of whose lines belong to messages that are known go to `transit` as a whole; others are
 taken apart.  A request whose session and token have been seen before takes a short way; it
@@ -27,12 +28,12 @@ from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
 from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
 from .events import Config, Lines, Malformed, Report, Request
 from .remark import Remarks
-from .transit import Transit
+from .transit import TOO_LONG, Transit
 from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .dialect import Dialect
     from .remark import Listener
@@ -44,8 +45,6 @@ MAX_INPUT = 4 << 20
 MAX_TOKENS = 64
 _DATA_LINE = b"data-line"
 _ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
-
-TOO_LONG = Reject("554 5.6.0 Message has a line that is too long")
 
 
 class UnsupportedProtocolError(Exception):
@@ -69,16 +68,25 @@ class FilterConnection:
         self.remarks = Remarks()
         #: The version as the last event line had it, and what stood in its place.
         self._spoken = self._mark = b""
+        #: What smtpd has sessions of: "smtp-in", and "smtp-out" where it is the client.
+        self.subsystems: set[str] = set()
         self._ready = False
-        self._partial: list[bytes] = []
-        self._partial_size = 0
+        #: The beginning of a line, and whether the rest of it is dropped.
+        self._partial = bytearray()
+        self._dropping = False
+        #: Frees memory when there is none.
+        self.relieve: Callable[[], object] = bool
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
         #: Sessions and tokens that were found to be such.
         self._sessions: set[bytes] = set()
         self._tokens: set[bytes] = set()
-        self._out: list[bytes] = []
+        #: Sessions whose answers may not overtake lines, since smtpd has asked before it can have
+        #: had their message back.  No server does.
+        self._ordered: set[bytes] = set()
+        self._answers: list[bytes] = []
+        self._lines: list[bytes] = []
         self._transit = Transit(
-            self._out,
+            self._lines,
             listener,
             self.remarks,
             pass_all=pass_all,
@@ -93,8 +101,9 @@ class FilterConnection:
         """Tell smtpd what we want to be asked and told, in reply to ``config|ready``.
 
         ``phases`` may hold ``data-line``; ``outgoing`` are reports of the sessions in which smtpd
-        is the client.  Raises UnsupportedProtocolError when the server has said that it speaks a
-        protocol below 0.5.
+        is the client.  Nothing is registered of a subsystem that the server has not announced: an
+        unknown one would end it.  Raises UnsupportedProtocolError when the server has said that it
+        speaks a protocol below 0.5.
         """
         if self.config.get("protocol") and self.dialect.version < OLDEST:
             spoken = self.config["protocol"]
@@ -102,10 +111,15 @@ class FilterConnection:
         wanted = dict.fromkeys(phases)
         if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
-        self._out += [b"register|report|smtp-in|%s\n" % name.encode() for name in reports]
-        self._out += [b"register|report|smtp-out|%s\n" % name.encode() for name in outgoing]
-        self._out += [b"register|filter|smtp-in|%s\n" % name.encode() for name in wanted]
-        self._out.append(b"register|ready\n")
+        announced = self.subsystems or {"smtp-in"}
+        for kind, subsystem, names in (
+            ("report", "smtp-in", reports),
+            ("report", "smtp-out", outgoing),
+            ("filter", "smtp-in", wanted),
+        ):
+            if subsystem in announced:
+                self._answers += [f"register|{kind}|{subsystem}|{n}\n".encode() for n in names]
+        self._answers.append(b"register|ready\n")
         self._ready = True
 
     def answer(self, session: bytes, decision: Decision) -> None:
@@ -128,9 +142,9 @@ class FilterConnection:
         if type(decision) is Rewrite and phase.argument == "address":
             return decision.in_brackets()
         if phase.name == "commit" and session in self._transit.refused:
-            self._transit.refused.discard(session)
+            refusal = self._transit.refused.pop(session)
             if type(decision) is Proceed:
-                return TOO_LONG
+                return refusal
         return decision
 
     def send_lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
@@ -141,9 +155,14 @@ class FilterConnection:
         """From here on the lines of the session's message go back as they come."""
         self._transit.pass_through(session)
 
+    def spoil(self, session: bytes) -> None:
+        """Have the session's message refused, since lines of it are lost.  Takes no memory."""
+        self._transit.spoil(session)
+
     def forget(self, session: bytes) -> None:
         """The session is gone: nothing of it is answered any more."""
         self._sessions.discard(session)
+        self._ordered.discard(session)
         self._open.pop(session, None)
         self._transit.drop(session)
 
@@ -154,9 +173,14 @@ class FilterConnection:
         if self._transit.collects(session):
             self._transit.pass_through(session)
 
-    def heard_of(self) -> set[bytes]:
-        """The sessions whose messages had lines since this was last asked."""
-        return self._transit.heard_of()
+    def busy(self, session: bytes) -> bool:
+        """Whether smtpd waits for something of the session: an answer, or lines of its message."""
+        return session in self._open or session in self._transit.streams
+
+    @property
+    def losses(self) -> int:
+        """How often something that was read has been lost for want of memory."""
+        return self._transit.losses
 
     @property
     def cuts(self) -> bool:
@@ -168,21 +192,35 @@ class FilterConnection:
         """Whether a message with a line too long for the server is refused."""
         return self._transit.refuse_long_lines
 
+    def outgoing(self) -> tuple[bytes, bytes]:
+        """What is to be written, once: answers, and lines of messages, which may come behind."""
+        answers, lines = self._answers, self._lines
+        said = b"".join(answers), b"".join(lines)
+        answers.clear()
+        lines.clear()
+        self._transit.ended.clear()
+        return said
+
     def data_to_send(self) -> bytes:
-        """What is to be written, once."""
-        data = b"".join(self._out)
-        self._out.clear()
-        return data
+        """What is to be written, once, in one piece."""
+        return b"".join(self.outgoing())
 
     # -- what smtpd says -----------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from smtpd in."""
+        """Take bytes from smtpd in.
+
+        Raises MemoryError if there is no memory to begin with; then nothing has been taken in.
+        """
         *rows, rest = data.split(b"\n")
-        if self._partial and rows:
-            rows[0] = b"".join((*self._partial, rows[0]))
-            self._partial.clear()
-            self._partial_size = 0
+        cut = False
+        if rows:
+            if self._partial:
+                cut = self._dropping
+                rows[0] = bytes(self._partial) + (b"" if cut else rows[0])
+            elif self._dropping:
+                del rows[0]
+            self._partial, self._dropping = bytearray(), False
         if rest:
             self._keep(rest)
         transit = self._transit
@@ -192,10 +230,26 @@ class FilterConnection:
             return
         # A line within one read cannot be too long for a server that does not cut.
         transit.may_be_long = transit.cuts or len(data) + len(rows[0]) > transit.limit
-        if transit.known and transit.all_known(rows, data):
+        try:
+            run = bool(transit.known) and not cut and transit.all_known(rows, data)
+        except MemoryError:
+            run = False
+        if run:
             transit.run(rows)
         else:
             self._take_apart(rows)
+        if cut:
+            self._refuse_cut(rows[0])
+
+    def lose(self) -> None:
+        """What was read last is lost: what follows is dropped up to the next line end.
+
+        Otherwise the rest of a line of mail could be taken for a line of the protocol.  The
+        messages that are on their way are refused.
+        """
+        self._dropping = True
+        self._partial.clear()
+        self._transit.losses += 1
 
     def _take_apart(self, rows: list[bytes]) -> None:
         """Lines of all kinds; those of known messages are handled together where they can be."""
@@ -203,17 +257,38 @@ class FilterConnection:
         known = transit.known
         run: list[bytes] = []
         for row in rows:
-            # The key is asked for anew each time: an answer given meanwhile may have changed it.
-            if known and transit.key(row) in known and len(row) != transit.dot_size:
-                run.append(row)
-                continue
-            if run:
-                transit.run(run)
-                run = []
-            if not (row.startswith(b"f") and self._ask(row)):
-                self._take(row)
+            try:
+                # The key is asked for anew each time: an answer given meanwhile may have changed
+                # it.
+                if known and transit.key(row) in known and len(row) != transit.dot_size:
+                    run.append(row)
+                    continue
+                if run:
+                    transit.run(run)
+                    run.clear()  # which takes no memory
+                if not (row.startswith(b"f") and self._ask(row)):
+                    self._take(row)
+            except MemoryError:
+                self._take_again(run, row)
+                run.clear()
         if run:
             transit.run(run)
+
+    def _take_again(self, run: list[bytes], row: bytes) -> None:
+        """Take lines for which there was no memory, now that some has been freed."""
+        self.relieve()
+        try:
+            if run:
+                self._transit.run(run)
+            self._take(row)
+        except MemoryError:
+            self._transit.losses += 1
+
+    def _refuse_cut(self, row: bytes) -> None:
+        """A line of a message was longer than is kept: the message is refused."""
+        event = decode(row, self.dialect)
+        if type(event) is Lines:
+            self._transit.refused.setdefault(event.session, TOO_LONG)
 
     def _ask(self, row: bytes) -> bool:
         """Take a request as nearly all are; what is odd about one is found out by `_take`."""
@@ -233,11 +308,14 @@ class FilterConnection:
             self._transit.line(session, token, argument, row)
             return True
         phase = PHASES_ON_WIRE.get(name)
-        if phase is None or session in self._open or session in self._transit.streams:
+        transit = self._transit
+        if phase is None or session in self._open or session in transit.streams:
             return False
+        if transit.ended and session in transit.ended:
+            self._ordered.add(session)
         decision = self._listener.asked(phase, session, argument)
-        if decision is PROCEED and not self._transit.refused:
-            self._out.append(b"filter-result|%b|%b|proceed\n" % (session, token))
+        if decision is PROCEED and not (transit.refused or self._ordered):
+            self._answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
         elif decision is None:
             self._open[session] = phase, token
         else:
@@ -246,13 +324,14 @@ class FilterConnection:
 
     def _keep(self, rest: bytes) -> None:
         """Keep the beginning of a line until its end comes, in bounded memory."""
-        room = MAX_INPUT - self._partial_size
+        if self._dropping:
+            return
+        room = MAX_INPUT - len(self._partial)
         if len(rest) > room:
             self.remarks.odd("line without an end", detail=rest)
-            rest = rest[: max(room, 0)]
-        if rest:
-            self._partial.append(rest)
-            self._partial_size += len(rest)
+            self._dropping = True
+            rest = rest[:room]
+        self._partial += rest
 
     def _take(self, row: bytes) -> None:
         """One line that is not a body line of a known message."""
@@ -288,6 +367,8 @@ class FilterConnection:
 
     def _configured(self, event: Config) -> None:
         self.config[event.key] = event.value
+        if event.key == "subsystem":
+            self.subsystems.add(event.value)
         if event.key == "protocol":
             self._choose(version(event.value), event.value)
         elif event.key == "smtpd-version" and cuts_lines(event.value):
@@ -329,6 +410,8 @@ class FilterConnection:
             self._result(session, token, PROCEED.wire)
             return
         self._confirm(session, token)
+        if session in self._transit.ended:
+            self._ordered.add(session)
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:
             self._open[session] = phase, token
@@ -344,6 +427,7 @@ class FilterConnection:
     # -- what is written -----------------------------------------------------------------
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
+        out = self._lines if session in self._ordered else self._answers
         if self.dialect.token_first:
             session, token = token, session
-        self._out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
+        out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))

@@ -43,14 +43,23 @@ class SmtpdConnection:
         self.ready = False
         self._partial = b""
 
-    def configure(self, *, session_timeout: int = 300, admd: str = "mx.example.org") -> bytes:
-        """The hand-shake up to ``config|ready``, as this version of the server writes it."""
+    def configure(
+        self,
+        *,
+        session_timeout: int = 300,
+        admd: str = "mx.example.org",
+        subsystems: Iterable[str] = ("smtp-in",),
+    ) -> bytes:
+        """The hand-shake up to ``config|ready``, as this version of the server writes it.
+
+        ``subsystems``: "smtp-in" where the filter is on a listener, "smtp-out" on a relay action.
+        """
         said = [Config("smtpd-version", self.smtpd_version)]
         if self.dialect.version >= (0, 7):
             said.append(Config("protocol", self.dialect.name))
         said += [
             Config("smtp-session-timeout", str(session_timeout)),
-            Config("subsystem", "smtp-in"),
+            *(Config("subsystem", name) for name in subsystems),
             Config("admd", admd),
             Config("ready"),
         ]

@@ -21,25 +21,35 @@ from __future__ import annotations
 from operator import itemgetter
 
 from . import lines as long_lines
+from .decisions import Reject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .remark import Listener, Remarks
 
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.
 _PAIR = 2 * (16 + 1)
 _PREFIX = b"filter-dataline|"
+_NONE: Sequence[tuple[_Stream, list[bytes]]] = ()
+
+TOO_LONG = Reject("554 5.6.0 Message has a line that is too long")
+#: RFC 3463 section 3.4: X.3.1 is "Mail system full".
+LOST = Reject("452 4.3.1 Insufficient system storage")
 
 
 class _Stream:
     """The lines of one message on their way."""
 
-    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session")
+    __slots__ = ("broken", "ended", "header", "key", "losses", "passing", "prefix", "session")
 
-    def __init__(self, session: bytes, prefix: bytes, *, passing: bool) -> None:
+    def __init__(self, session: bytes, prefix: bytes, losses: int, *, passing: bool) -> None:
         self.session = session
         self.prefix = prefix
+        #: `Transit.losses` when it began: the message is whole as long as it is still that.
+        self.losses = losses
         #: Nobody looks at the lines: they go back as they come.
         self.passing = passing
         #: What was sent so far is the header.
@@ -70,8 +80,10 @@ class Transit:
         refuse_long_lines: bool,
     ) -> None:
         self.refuse_long_lines = refuse_long_lines
-        #: The sessions whose message is to be refused.
-        self.refused: set[bytes] = set()
+        #: The sessions whose message is to be refused, and how.
+        self.refused: dict[bytes, Reject] = {}
+        #: The sessions whose dot is in what is to be written.
+        self.ended: set[bytes] = set()
         #: The messages by session.
         self.streams: dict[bytes, _Stream] = {}
         #: The messages by key, and what cuts the key out of a line.
@@ -83,6 +95,8 @@ class Transit:
         self.cuts = False
         #: smtpd itself has sent a NUL.
         self.nul_seen = False
+        #: How often something that was read has been lost for want of memory.
+        self.losses = 0
         #: A line of this read may be longer than the limit.
         self.may_be_long = False
         self.limit = long_lines.content_limit(cuts=False)
@@ -117,23 +131,40 @@ class Transit:
 
     def run(self, rows: list[bytes]) -> None:
         """Body lines of messages that are known: nobody looks at them one by one."""
+        try:
+            runs = self._passed(rows)
+        except MemoryError:  # nothing has been done yet
+            runs = [(self.known[self.key(row)], [row[self._body_at :]]) for row in rows]
+        if not runs:  # to begin to go through them would take memory
+            return
+        for stream, content in runs:
+            if self.streams.get(stream.session) is not stream:
+                continue  # dropped by the listener, when it was told of another one's lines
+            try:
+                if stream.passing:
+                    self._write_lines(stream, content)
+                else:
+                    self._listener.content(stream.session, content, end=False)
+            except MemoryError:
+                stream.losses = -1
+
+    def _passed(self, rows: list[bytes]) -> Sequence[tuple[_Stream, list[bytes]]]:
+        """Pass lines on in one piece where that can be done; else part them by their message.
+
+        When it raises MemoryError, nothing has been passed on.
+        """
         if not self._collecting:
             tails = list(map(self._tail, rows))
             if not self.may_be_long or max(map(len, tails)) <= self.limit + _PAIR:
+                text = b"\nfilter-dataline|".join(tails)
                 if self._headers_open:
                     self._mind_headers(rows)
-                self._out += (b"filter-dataline|", b"\nfilter-dataline|".join(tails), b"\n")
-                return
+                self._out += (b"filter-dataline|", text, b"\n")
+                return _NONE
         by_key: dict[bytes, list[bytes]] = {}
         for row in rows:
             by_key.setdefault(self.key(row), []).append(row[self._body_at :])
-        for stream, content in [(self.known[key], rows) for key, rows in by_key.items()]:
-            if self.streams.get(stream.session) is not stream:
-                continue  # dropped by the listener, when it was told of another one's lines
-            if stream.passing:
-                self._write_lines(stream, content)
-            else:
-                self._listener.content(stream.session, content, end=False)
+        return [(self.known[key], content) for key, content in by_key.items()]
 
     def _mind_headers(self, rows: list[bytes]) -> None:
         """Take note of the empty lines that end a header: a long line is broken otherwise there."""
@@ -148,9 +179,10 @@ class Transit:
         stream = self.streams.get(session)
         if stream is None:
             pair = (token, session) if self.token_first else (session, token)
-            stream = _Stream(session, b"filter-dataline|%b|%b|" % pair, passing=self._pass_all)
+            prefix = b"filter-dataline|%b|%b|" % pair
+            stream = _Stream(session, prefix, self.losses, passing=self._pass_all)
             self.streams[session] = stream
-            self.refused.discard(session)
+            self.refused.pop(session, None)
         elif stream.ended:
             self._remarks.odd("line behind the final dot", session)
             return
@@ -177,12 +209,14 @@ class Transit:
         if at != self._key_at or body_at != self._body_at:
             if self.known:
                 return
-            self._key_at, self._body_at = at, body_at
-            self.dot_size = body_at + len(b".")
-            self.key = itemgetter(slice(at, body_at))
-            self._tail = itemgetter(slice(body_at - _PAIR, None))
-        stream.key = row[at:body_at]
-        self.known[stream.key] = stream
+            # All of it or nothing, should there be no memory for one of them.
+            cut, tail = itemgetter(slice(at, body_at)), itemgetter(slice(body_at - _PAIR, None))
+            size = body_at + len(b".")
+            self._key_at, self._body_at, self.dot_size = at, body_at, size
+            self.key, self._tail = cut, tail
+        key = row[at:body_at]
+        self.known[key] = stream
+        stream.key = key
         if not stream.passing:
             self._collecting += 1
         elif stream.header:
@@ -229,6 +263,12 @@ class Transit:
                 self._headers_open += stream.header
             stream.passing = True
 
+    def spoil(self, session: bytes) -> None:
+        """The session's message is not whole any more, and is refused.  Takes no memory."""
+        stream = self.streams.get(session)
+        if stream is not None:
+            stream.losses = -1
+
     def finish(self, session: bytes) -> None:
         """End the session's message here and now, if there is one."""
         if session in self.streams:
@@ -238,18 +278,7 @@ class Transit:
         """Of the session's message nothing is sent any more."""
         if session in self.streams:
             self._unlearn(self.streams.pop(session))
-        self.refused.discard(session)
-
-    def heard_of(self) -> set[bytes]:
-        """The sessions whose messages had lines since this was last asked.
-
-        Lines that go the short way leave no trace.  So each message is made to take the long
-        way once, with its next line.
-        """
-        heard = {session for session, stream in self.streams.items() if stream.key}
-        for stream in list(self.known.values()):
-            self._unlearn(stream)
-        return heard
+        self.refused.pop(session, None)
 
     def collects(self, session: bytes) -> bool:
         """Whether there is a message of which the listener is told."""
@@ -300,10 +329,14 @@ class Transit:
     def _end(self, stream: _Stream) -> None:
         session = stream.session
         self._out.append(stream.prefix + b".\n")
+        self.ended.add(session)
+        if stream.losses != self.losses:
+            self.refused[session] = LOST
+            self._remarks.mail("refused: lines lost for want of memory", session, b"")
         if stream.broken:
             done = "refused" if self.refuse_long_lines else "broken"
             self._remarks.mail(f"long lines {done}", session, b"%d" % stream.broken)
             if self.refuse_long_lines:
-                self.refused.add(session)
+                self.refused.setdefault(session, TOO_LONG)
         self._unlearn(stream)
         del self.streams[session]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import selectors
 import stat
+from collections import deque
 from os import fstat
 from time import monotonic
 
@@ -15,12 +17,12 @@ from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
 from .jobs import Job
 from .log import fold_traceback
-from .loop import SWEEP
+from .loop import PAUSE, add_chore, do_chore, may_work, send
 from .watchdog import TICK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 #: Objects that may come about before the youngest are searched for cycles.  What a session leaves
 #: behind is nearly all freed without that; with Python's own 700 it took a fifth of the time.
 YOUNG = 10_000
-#: Reads in a row, while coroutines wait: about as much as a socket holds.
-READS = 16
+#: Reads in a row, while coroutines and messages wait: about as much as a socket holds.
+READS = 4
 #: Seconds between two calls of a policy's `refresh`, at least.
 SHORTEST = 0.01
 
@@ -90,6 +92,8 @@ class _Loop:
         self.draining: asyncio.Task[None] | None = None
         #: Whether a `_turn` is on its way.
         self.turning = False
+        #: What is done beside the sessions, a step per round: tables that are read again.
+        self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
         watchdog.needed = lambda: self.beating
@@ -98,7 +102,6 @@ class _Loop:
         loop = self.loop
         loop.set_exception_handler(self._unhandled)
         loop.add_reader(self.signals.wakeup, self._signalled)
-        loop.call_soon(self._sweep_later)
         for refresher in self.service.refreshing:
             loop.call_soon(self._refresh, refresher)
         self._turn()
@@ -112,6 +115,9 @@ class _Loop:
         while going():
             try:
                 self.loop.run_forever()
+            except MemoryError:
+                self.engine.relieve()
+                select.poll().poll(PAUSE)
             except BaseException as error:  # noqa: BLE001  # promise 1: it never dies
                 self.log.limited(
                     "loop", "smtpd-filters", "a task ended the loop", error=fold_traceback(error)
@@ -122,7 +128,11 @@ class _Loop:
     def _readable(self) -> None:
         """Take in what is there: who needs no waiting doesn't wait for the messages of others."""
         for _ in range(READS):
-            data = self.channel.read()
+            try:
+                data = self.channel.read()
+            except MemoryError:  # what was read is given again
+                self.engine.relieve()
+                return
             if data == b"":
                 self._end()
                 return
@@ -149,13 +159,25 @@ class _Loop:
             self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _turn(self) -> None:
-        """Write, let held messages follow, and listen for what comes next."""
+        try:
+            self._take_turn()
+        except MemoryError:  # nothing has been written; what lacks memory may have ended by then
+            self.engine.relieve()
+            self.loop.call_later(PAUSE / 1000, self._turn)
+
+    def _take_turn(self) -> None:
+        """Write answers, then a turn of messages, and listen for what comes next."""
         self.turning = False
         channel, engine = self.channel, self.engine
-        channel.write(engine.output())
-        while engine.sending and channel.size < HIGH_WATER:
-            engine.pump()
-            channel.write(engine.output())
+        send(engine, channel)
+        if may_work(engine, channel):
+            self._watch()
+            engine.work()
+            send(engine, channel)
+            if may_work(engine, channel):
+                # The next turn comes behind what has been asked meanwhile.
+                self.turning = True
+                self.loop.call_soon(self._turn)
         writing = channel.size > 0
         if writing != self.writing:
             self.writing = writing
@@ -163,7 +185,7 @@ class _Loop:
                 self.loop.add_writer(channel.sink, self._turn)
             else:
                 self.loop.remove_writer(channel.sink)
-        reading = not self.ending and channel.size < HIGH_WATER and not engine.sending
+        reading = not self.ending and channel.size < HIGH_WATER
         if reading != self.reading:
             self.reading = reading
             if reading:
@@ -209,10 +231,7 @@ class _Loop:
 
     def _decided(self) -> None:
         """There is something to be written."""
-        if self.engine.sending:
-            # A long message: what it takes in memory is to go before the next one comes.
-            self._turn()
-        elif not self.turning:
+        if not self.turning:
             # Once for all that are done in this round of the loop; a write costs as much as they.
             self.turning = True
             self.loop.call_soon(self._turn)
@@ -242,16 +261,16 @@ class _Loop:
         self.signals.drain()
         if self.signals.reload:
             self.signals.reload = False
-            self.service.reload()
+            if not self.chores:
+                self.loop.call_soon(self._do_chore)
+            add_chore(self.chores, self.service)
         if self.signals.stop:
             self._end()
 
-    def _sweep_later(self) -> None:
-        self.loop.call_later(SWEEP * self.engine.session_timeout, self._sweep)
-
-    def _sweep(self) -> None:
-        self.engine.sweep()
-        self._sweep_later()
+    def _do_chore(self) -> None:
+        do_chore(self.chores, self.log)
+        if self.chores:
+            self.loop.call_soon(self._do_chore)
 
     def _end(self) -> None:
         self.ending = True

@@ -11,6 +11,8 @@ import os
 import select
 import signal
 import stat
+from collections import deque
+from itertools import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +21,15 @@ if TYPE_CHECKING:
 #: Bytes taken in one read.  Sizes from 32 to 256 KiB are equally fast.  A little less than 64 KiB,
 #: so that no line that begins and ends within one read is too long to be sent back.
 READ = 60 << 10
-#: Bytes waiting to be written above which nothing more is read.
-HIGH_WATER = 1 << 20
+#: Bytes waiting to be written above which nothing more is read, and above which no more of the
+#: messages that are held is sent.  What is pending delays whatever comes behind it: at 10 MB/s,
+#: which is as fast as smtpd reads, by 25 and 12 ms.
+HIGH_WATER = 1 << 18
+LOW_WATER = 1 << 17
+#: Bytes, and pieces, that are written at a time.
+WRITE = 1 << 18
+PIECES = 64
+_LF = 0x0A
 #: Seconds that the last output may take to be written once the input has ended.
 LAST_WORDS = 10.0
 #: Seconds in which filters must have let go of what they hold, at the end.
@@ -48,13 +57,25 @@ def give_back(source: int, sink: int) -> None:
 
 
 class Channel:
-    """A source of bytes and a sink for them; neither blocks."""
+    """A source of bytes and a sink for them; neither blocks.
+
+    What is pending is kept in the pieces in which it came and is never joined.  Answers overtake
+    lines of messages, each of which is a piece of whole lines.
+    """
 
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
         #: The reader has gone: what is written goes nowhere.
         self.broken = False
-        self._pending: list[bytes] = []
+        #: What is read into: a read needs no memory, so that nothing read can get lost for want
+        #: of it.
+        self._buffer = bytearray(READ)
+        self._unread = 0
+        #: The rest of a line that has been written in part, then answers, then lines of messages:
+        #: bytes, and from where on they are still to be written.
+        self._rest = b""
+        self._answers: deque[tuple[bytes, int]] = deque()
+        self._lines: deque[tuple[bytes, int]] = deque()
         #: Bytes waiting to be written.
         self.size = 0
         for fd in (source, sink):
@@ -64,36 +85,96 @@ class Channel:
                 os.set_blocking(fd, False)
 
     def read(self) -> bytes | None:
-        """What is there; None when nothing is, empty at the end of input."""
-        try:
-            return os.read(self.source, READ)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
+        """What is there; None when nothing is, empty at the end of input.
 
-    def write(self, data: bytes) -> None:
-        """Write what can be written now and keep the rest."""
-        if data and not self.broken:
-            self._pending.append(data)
-            self.size += len(data)
-        if self._pending:
+        Raises MemoryError, and then gives the same when it is called again.
+        """
+        if not self._unread:
+            try:
+                self._unread = os.readv(self.source, (self._buffer,))
+            except BlockingIOError:
+                return None
+            except OSError:
+                return b""
+        data = bytes(memoryview(self._buffer)[: self._unread])
+        self._unread = 0
+        return data
+
+    def write(self, answers: bytes, lines: bytes = b"") -> None:
+        """Write what can be written now and keep the rest.
+
+        ``answers`` and ``lines`` (of messages) are whole lines of the protocol.  Raises
+        MemoryError, and then has kept neither.
+        """
+        if self.broken:
+            return
+        if answers:
+            self._answers.append((answers, 0))
+        if lines:
+            try:
+                self._lines.append((lines, 0))
+            except MemoryError:
+                if answers:
+                    self._answers.pop()
+                raise
+        self.size += len(answers) + len(lines)
+        if self.size:
             self.flush()
 
     def flush(self) -> None:
         """Write of what is kept as much as can be written now."""
-        data = b"".join(self._pending) if len(self._pending) > 1 else self._pending[0]
-        done = 0
-        try:
-            done = os.write(self.sink, data)
-        except BlockingIOError:
-            pass
-        except OSError:
-            # EPIPE: nobody reads any more.  The end of input will tell.
-            self.broken = True
-            done = len(data)
+        while self.size:
+            try:
+                pieces, size = self._next()
+                done = os.writev(self.sink, pieces)
+            except (BlockingIOError, MemoryError):
+                return
+            except OSError:
+                # EPIPE: nobody reads any more.  The end of input will tell.
+                self.broken = True
+                self._drop()
+                return
+            self._written(done)
+            if done < size:
+                return
+
+    def _next(self) -> tuple[list[memoryview], int]:
+        """What is written next."""
+        pieces = [memoryview(self._rest)] if self._rest else []
+        size = len(self._rest)
+        for data, at in chain(self._answers, self._lines):
+            if size >= WRITE or len(pieces) == PIECES:
+                break
+            pieces.append(memoryview(data)[at:])
+            size += len(data) - at
+        return pieces, size
+
+    def _written(self, done: int) -> None:
+        """Forget what has been written; what is left of a line goes before anything else."""
         self.size -= done
-        self._pending = [data[done:]] if done < len(data) else []
+        if self._rest:
+            written = min(done, len(self._rest))
+            self._rest = self._rest[written:]
+            done -= written
+        for pending in (self._answers, self._lines):
+            while done and pending:
+                data, at = pending.popleft()
+                at += done
+                done = max(at - len(data), 0)
+                if at >= len(data):
+                    continue
+                if data[at - 1] != _LF:
+                    end = data.find(b"\n", at) + 1 or len(data)
+                    self._rest = data[at:end]
+                    at = end
+                if at < len(data):
+                    pending.appendleft((data, at))
+
+    def _drop(self) -> None:
+        self._rest = b""
+        self._answers.clear()
+        self._lines.clear()
+        self.size = 0
 
     def deserted(self) -> bool:
         """Whether the other end is closed both ways, so that nobody waits for anything.

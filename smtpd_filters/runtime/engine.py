@@ -1,22 +1,28 @@
 """Between the protocol and the policies: who is asked, what becomes of the answer.
 
-Law
----
-1. Every request is answered: by the policy, or, when anything at all goes wrong on the way, as
-   the policy would have it answered when it fails; those failures of its own have been decided
-   upon before they get here (`chain`).
-2. What becomes of messages is in `messages`.
-3. What a session leaves behind goes with ``link-disconnect``, and if that never comes, with time.
+Invariants
+----------
+Answered
+    Every request is answered: by the policy, or, when anything at all goes wrong on the way, as the
+    policy would have it answered when it fails; its own failures have been decided upon before they
+    get here (`chain`).
+Facts last
+    What smtpd has reported of a session is kept until ``link-disconnect``, however long the session
+    is silent: a filter that has forgotten who a client is can be fooled by it.  Only their number
+    is bounded, far above what a server can have.
+Turns
+    `receive` is told at most one read's worth; what takes longer than that is left to `work`.
 
-How it works
-------------
 `Engine` is told what was read and says what to write.  It holds no descriptor: `loop` and `aio`
 move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs it, and the
-engine goes on when it is done.
+engine goes on when it is done.  What becomes of messages is in `messages`.
 """
 
 from __future__ import annotations
 
+from itertools import islice
+
+from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
@@ -36,6 +42,15 @@ if TYPE_CHECKING:
     from .policy import Later, Policy, Spawn, Task
 
 COMMIT = PHASES["commit"]
+#: Sessions at a time.  A server that runs out of descriptors has fewer; more of them are sessions
+#: whose end was not reported.
+MAX_SESSIONS = 1 << 15
+#: Sessions that are looked at for one that can be dropped.
+SEARCHED = 64
+#: Bytes that are set aside for the time when there is no memory.
+RESERVE = 2 << 20
+#: Bytes of a read that are tried at a time when there was no memory for it as a whole.
+PIECE = 1 << 12
 
 
 class Engine:
@@ -50,6 +65,7 @@ class Engine:
         log: Log,
         *,
         refuse_long_lines: bool = False,
+        spool: Spool | None = None,
     ) -> None:
         self.connection = FilterConnection(
             self, refuse_long_lines=refuse_long_lines, pass_all=not policy.content
@@ -57,17 +73,15 @@ class Engine:
         self.spawn: Spawn | None = None
         self.ready = False
         self.sessions: dict[bytes, Session] = {}
-        #: Those of which nothing was heard since the last sweep.
-        self._silent: dict[bytes, Session] = {}
-        #: Seconds after which smtpd ends a session that is silent.
-        self.session_timeout = 300
         self._policy = policy
         self._asks = policy.ask
         self._hooks = policy.hooks
         self._log = log
         self._tasks: dict[bytes, Task] = {}
-        self.messages = Messages(self, policy, log)
+        self.messages = Messages(self, policy, log, spool or Spool())
         self._held = self.messages.intakes
+        self._reserve: bytearray | None = bytearray(RESERVE)
+        self.connection.relieve = self.relieve
         #: Lines of messages go there.
         self.content = self.messages.content
 
@@ -78,56 +92,75 @@ class Engine:
 
         Raises UnsupportedProtocolError, before ``register|ready``, and nothing else.
         """
-        self.connection.receive(data)
+        try:
+            self.connection.receive(data)
+        except MemoryError:
+            self._receive_in_pieces(data)
         if self.connection.remarks:
             self._log_remarks()
 
+    def _receive_in_pieces(self, data: bytes) -> None:
+        """Take in what there was no memory for; what there still is none for is lost."""
+        self.relieve()
+        for at in range(0, len(data), PIECE):
+            try:
+                self.connection.receive(data[at : at + PIECE])
+            except MemoryError:
+                self.connection.lose()
+
     def output(self) -> bytes:
-        """What is to be written."""
+        """What is to be written, in one piece."""
         return self.connection.data_to_send()
 
-    def pump(self) -> None:
-        """Send on messages whose verdict is there, a bounded part of them."""
-        self.messages.pump()
+    def outgoing(self) -> tuple[bytes, bytes]:
+        """What is to be written: answers, and lines of messages, which they may overtake."""
+        return self.connection.outgoing()
+
+    def work(self) -> None:
+        """Judge and send back messages, a bounded part of them.  Never raises."""
+        self.messages.work()
+        if self.connection.remarks:
+            self._log_remarks()
+        if self._reserve is None:
+            try:
+                self._reserve = bytearray(RESERVE)
+            except MemoryError:  # not yet
+                pass
 
     @property
-    def sending(self) -> bool:
-        """Whether there is something left to `pump`."""
-        return self.messages.sending
+    def working(self) -> bool:
+        """Whether there is something to do for `work`."""
+        return self.messages.working
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for an answer that is on its way."""
-        return bool(self._tasks or self.messages.sending)
+        """Whether smtpd waits for an answer or a message that is on its way."""
+        return bool(self._tasks or self.messages.pending)
 
-    def sweep(self) -> None:
-        """Drop the sessions of which nothing was heard since the last but one call."""
-        alive = self.connection.heard_of()
-        for key in list(self._silent):
-            if key in alive:
-                self._find(key)
-            else:
-                self._log.event(
-                    "smtpd-filters", "session dropped: it never ended", key.decode("latin-1")
-                )
-                self._drop(key)
-        self._silent = self.sessions
-        self.sessions = {}
+    def relieve(self) -> None:
+        """Free memory, when there is none: what was set aside; messages go to disk from now on."""
+        self._reserve = None
+        try:
+            spool = self.messages.spool
+            spool.memory = min(spool.memory, max(spool.used // 2, PIECE))
+            lost = str(self.connection.losses or "")
+            done = "messages are kept on disk"
+            self._log.limited("memory", "smtpd-filters", "out of memory", lost=lost, result=done)
+        except MemoryError:  # still
+            pass
 
     def abandon(self) -> None:
         """Give up all that is on its way; the conversation is over."""
-        for key in [*self.sessions, *self._silent]:
+        for key in list(self.sessions):
             self._drop(key)
         for key in list(self._tasks):
             self.cancel(key)
 
     # -- what the connection tells: one for each kind of event; none of them raises -------
 
-    def configured(self, key: str, value: str) -> None:
+    def configured(self, key: str, _value: str) -> None:
         """Take note of a line of the hand-shake; register when it is over."""
-        if key == "smtp-session-timeout" and value.isascii() and value.isdecimal():
-            self.session_timeout = min(max(int(value[:9]), 1), 86400)
-        elif key == "ready" and not self.ready:
+        if key == "ready" and not self.ready:
             policy = self._policy
             policy.configured(self.connection.config)
             self.connection.register(policy.phases, policy.reports, policy.outgoing)
@@ -147,6 +180,9 @@ class Engine:
             if name == "link-disconnect":
                 self._gone(key)
             elif subsystem == b"smtp-in":
+                if name == "link-connect" and key in self.sessions:
+                    # A new client under the id of one whose end was not reported.
+                    self._policy.gone(self.sessions.pop(key))
                 session = self.sessions.get(key) or self._find(key)
                 if name == "tx-reset" and self.messages.drop(key):
                     self.cancel(key)
@@ -192,14 +228,27 @@ class Engine:
         return self.sessions.get(key) or self._find(key)
 
     def _find(self, key: bytes) -> Session:
-        """A session of which nothing was heard for long, or a new one."""
-        session = self._silent.pop(key, None) if self._silent else None
-        if session is None:
-            session = Session(key)
-            if self._policy.fields:
-                session.expect(self._policy.fields)
+        """A new session."""
+        if len(self.sessions) >= MAX_SESSIONS:
+            self._make_room()
+        session = Session(key)
+        if self._policy.fields:
+            session.expect(self._policy.fields)
         self.sessions[key] = session
         return session
+
+    def _make_room(self) -> None:
+        """Drop the oldest session of which nobody waits for anything."""
+        for key in islice(self.sessions, SEARCHED):
+            if key not in self._tasks and not self.connection.busy(key):
+                self._log.limited(
+                    "sessions",
+                    "smtpd-filters",
+                    f"session dropped: more than {MAX_SESSIONS} at a time",
+                    key.decode("latin-1"),
+                )
+                self._drop(key)
+                return
 
     @staticmethod
     def _noted(session: Session, phase: Phase, decision: Decision) -> Decision:
@@ -234,7 +283,7 @@ class Engine:
     # -- ends ----------------------------------------------------------------------------
 
     def cancel(self, key: bytes) -> None:
-        """Give up what is being thought about."""
+        """Cancel the coroutine of a session."""
         if self._tasks and key in self._tasks:
             self._tasks.pop(key).cancel()
 
@@ -245,7 +294,7 @@ class Engine:
     def _gone(self, key: bytes) -> None:
         self.cancel(key)
         self.messages.drop(key)
-        session = self.sessions.pop(key, None) or self._silent.pop(key, None)
+        session = self.sessions.pop(key, None)
         if session is not None:
             self._policy.gone(session)
 
@@ -258,7 +307,7 @@ class Engine:
             key.decode("latin-1"),
             error=fold_traceback(error),
         )
-        if not self.messages.let_go(key):
+        if not self.messages.recover(key):
             self.connection.rescue(key)
 
     def _log_remarks(self) -> None:

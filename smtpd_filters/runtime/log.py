@@ -119,15 +119,30 @@ class Log:
 
     def event(self, who: str, what: str, session: str = "", **values: str) -> None:
         """Write ``SESSION WHO WHAT key=value ...``."""
-        words = [session] if session else []
-        words += [who, what]
-        words += [f"{key}={quote(value)}" for key, value in values.items() if value]
-        self.line(" ".join(words))
+        try:
+            words = [session] if session else []
+            words += [who, what]
+            words += [f"{key}={quote(value)}" for key, value in values.items() if value]
+            self.line(" ".join(words))
+        except MemoryError:
+            self.dropped += 1
 
     def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> None:
         """As `event`, once per kind and interval; the next one says how many there were."""
+        try:
+            held = self._held_back(kind[:MAX_TEXT])
+        except MemoryError:
+            self.dropped += 1
+            return
+        if held is None:
+            return
+        if held:
+            values["repeated"] = str(held)
+        self.event(who, what, session, **values)
+
+    def _held_back(self, kind: str) -> int | None:
+        """How many lines of this kind were held back before this one; None to hold it back, too."""
         now = self._clock()
-        kind = kind[:MAX_TEXT]
         if kind not in self._since and len(self._since) >= MAX_KINDS:
             self._forget(now)
             if len(self._since) >= MAX_KINDS:
@@ -135,12 +150,9 @@ class Log:
         since = self._since.get(kind)
         if since is not None and now - since < INTERVAL:
             self._held[kind] = self._held.get(kind, 0) + 1
-            return
+            return None
         self._since[kind] = now
-        held = self._held.pop(kind, 0)
-        if held:
-            values["repeated"] = str(held)
-        self.event(who, what, session, **values)
+        return self._held.pop(kind, 0)
 
     def unraisable(self, error: Any) -> None:
         """Take what the interpreter itself would write to stderr, in many lines."""

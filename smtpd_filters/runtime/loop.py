@@ -6,26 +6,27 @@ It spares such a filter asyncio, which takes longer to start than all the rest.
 from __future__ import annotations
 
 import select
+from collections import deque
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import CLOSING, HIGH_WATER, LAST_WORDS, Signals
+from .channel import CLOSING, HIGH_WATER, LAST_WORDS, LOW_WATER, Signals
 from .log import fold_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .channel import Channel
     from .engine import Engine
     from .log import Log
     from .policy import Service
     from .watchdog import Watchdog
 
-#: How many of smtpd's time-outs pass between two sweeps: a session is dropped when nothing was
-#: heard of it between two of them.  smtpd itself ends a session that is idle for one, but need not
-#: tell us of all that a busy one does, as of a slow DATA.
-SWEEP = 24
+#: Milliseconds without a round when there is no memory: what lacks it may have ended by then.
+PAUSE = 20
 
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
@@ -58,33 +59,38 @@ class _Loop:
         self.poll = select.poll()
         self.poll.register(signals.wakeup, select.POLLIN)
         self.reading = self.writing = self.ending = False
-        self.next_sweep = monotonic() + SWEEP * engine.session_timeout
+        #: What is done beside the sessions, a step per round: tables that are read again.
+        self.chores: deque[Iterator[None]] = deque()
 
     def run(self) -> None:
-        source, signals = self.channel.source, self.signals
         self._listen()
-        while not signals.stop:
-            now = monotonic()
-            if now >= self.next_sweep:
-                self.next_sweep = now + SWEEP * self.engine.session_timeout
-                self.engine.sweep()
-            for fd, _ in self.poll.poll((self.next_sweep - now) * 1000):
-                if fd == source:
-                    data = self.channel.read()
-                    if data == b"":
-                        signals.stop = True
-                    elif data:
-                        self._receive(data)
-                elif fd == signals.wakeup:
-                    signals.drain()
+        while not self.signals.stop:
             try:
-                self._write()
-            except Exception as error:  # noqa: BLE001  # no memory, say: what is kept goes later
-                self.log.limited("write", "smtpd-filters", "bug", error=fold_traceback(error))
-            if signals.reload:
-                signals.reload = False
-                self.service.reload()
+                self._round()
+            except MemoryError:
+                self.engine.relieve()
+                select.poll().poll(PAUSE)
         self._finish()
+
+    def _round(self) -> None:
+        """Hear what there is to be heard, answer it, then do a turn of what takes longer."""
+        source, signals = self.channel.source, self.signals
+        idle = not (self.chores or may_work(self.engine, self.channel))
+        for fd, _ in self.poll.poll(None if idle else 0):
+            if fd == source:
+                data = self.channel.read()
+                if data == b"":
+                    signals.stop = True
+                elif data:
+                    self._receive(data)
+            elif fd == signals.wakeup:
+                signals.drain()
+        self._write()
+        if signals.reload:
+            signals.reload = False
+            add_chore(self.chores, self.service)
+        if self.chores:
+            do_chore(self.chores, self.log)
 
     def _receive(self, data: bytes) -> None:
         if not self.watchdog.armed:
@@ -99,12 +105,14 @@ class _Loop:
             self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _write(self) -> None:
-        """Write, and let held messages follow as fast as smtpd takes them."""
+        """Write answers, then a turn of messages."""
         channel, engine = self.channel, self.engine
-        channel.write(engine.output())
-        while engine.sending and channel.size < HIGH_WATER:
-            engine.pump()
-            channel.write(engine.output())
+        send(engine, channel)
+        if may_work(self.engine, self.channel):
+            if not self.watchdog.armed:
+                self.watchdog.arm()
+            engine.work()
+            send(engine, channel)
         if channel.size or self.writing or not self.reading:
             self._listen()
 
@@ -112,7 +120,7 @@ class _Loop:
         """Wait for what can be gone on with: nothing is read while too much is to be written."""
         channel = self.channel
         self.writing = self._wait_for(channel.sink, select.POLLOUT, wanted=channel.size > 0)
-        wanted = channel.size < HIGH_WATER and not (self.engine.sending or self.ending)
+        wanted = channel.size < HIGH_WATER and not self.ending
         self.reading = self._wait_for(channel.source, select.POLLIN, wanted=wanted)
 
     def _wait_for(self, fd: int, mask: int, *, wanted: bool) -> bool:
@@ -137,7 +145,7 @@ class _Loop:
             if self.channel.deserted():
                 break
             self._write()
-            if self.channel.size:
+            if self.channel.size and not may_work(self.engine, self.channel):
                 self.poll.poll(1000)
         self.engine.abandon()
         if self.service.closing:
@@ -149,3 +157,35 @@ class _Loop:
                 closing.cancel()
 
             asyncio.run(close())
+
+
+def may_work(engine: Engine, channel: Channel) -> bool:
+    """Whether a turn of messages is due: not before smtpd has taken most of what is pending."""
+    return engine.working and channel.size < LOW_WATER
+
+
+def send(engine: Engine, channel: Channel) -> None:
+    """Write what an engine has to say."""
+    said = engine.outgoing()
+    try:
+        channel.write(*said)
+    except MemoryError:
+        engine.relieve()
+        channel.write(*said)
+
+
+def add_chore(chores: deque[Iterator[None]], service: Service) -> None:
+    """Have tables read again: once more, if that goes on already, however often it is asked for."""
+    if len(chores) <= 1:
+        chores.append(service.reload())
+
+
+def do_chore(chores: deque[Iterator[None]], log: Log) -> None:
+    """Do a step of the first of them, which goes when it has come to its end."""
+    try:
+        next(chores[0])
+    except StopIteration:
+        chores.popleft()
+    except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+        chores.popleft()
+        log.event("smtpd-filters", "bug", error=fold_traceback(error))

@@ -1,32 +1,39 @@
-"""Messages that a policy looks at: collected, judged, sent back.
+"""Messages that a policy looks at: collected, judged, sent back, a bounded piece per turn.
 
-Law
----
-1. A message comes out as it came in but for what a policy changed.
-2. It is held in memory up to a limit and on disk beyond, and sent back no faster than smtpd takes
-   it.  Who looks only at its header holds only that: the body passes.
-3. What is refused is refused at ``commit``; so is what could not be kept, for now.
-4. When our own code fails, the message goes as it came, or is refused for now where the policy
-   would have that when it fails itself.
+Invariants
+----------
+Unchanged
+    A message goes back as it came but for what a policy changed.
+Turns
+    `content` only keeps lines.  Judging and sending back happen in `work`, which does about `TURN`
+    worth of it and returns, so that requests are heard and answered in between however many
+    messages are complete at one moment, and however large they are.
+Bounded
+    Lines wait in a `Spool`, and so many headers are judged at a time as its budget allows: the
+    others wait for their turn, and are refused for now if it does not come within `PATIENCE`.
+    Reading goes on while messages are sent back, no faster than smtpd takes them.
+Refused at commit
+    A refusal is given at ``commit``; so is that of a message that could not be kept, for now.
+Our own failures
+    When our own code fails, the message goes as it came, or is refused for now where the policy
+    would have that when it fails itself.
 
-How it works
-------------
-An `_Intake` is collected until the policy can judge it: its header, or all of it.  The verdict may
-take its time, and lines go on coming in behind a header meanwhile.  Once it is there the intake
-has `rows` to be sent: the caller's loop asks for them, a part at a time, with `pump`, and what
-comes in behind a header until then is kept apart and sent next.
+Policies that only look at the header hold only that: once it has been judged, and what came with
+it has been sent, the rest of the message passes.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 
-from smtpd_filters.message import Head, Headers, Message, SpoolError, stuff, unstuff
+from smtpd_filters.message import Message, Spool, SpoolError
+from smtpd_filters.message.spool import LINE_COST
 from smtpd_filters.protocol.decisions import Decision, Proceed, Reject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Protocol
 
     from smtpd_filters.protocol.filter_side import FilterConnection
@@ -49,100 +56,111 @@ if TYPE_CHECKING:
             """Go on with what the coroutine comes to."""
 
         def cancel(self, key: bytes) -> None:
-            """Give up what is being thought about."""
+            """Cancel the coroutine of a session."""
+
+        def relieve(self) -> None:
+            """Free memory, when there is none."""
 
         def failed(self, key: bytes, error: BaseException) -> None:
-            """A bug of ours."""
+            """Report a bug of ours."""
 
 
 #: RFC 3463, 3.4: X.3.1 is "Mail system full"; RFC 5321, 4.2.3: 452 "insufficient system storage".
 NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
 LATER = Reject("451 4.3.0 Temporary failure, please try again later")
-#: Bytes of messages that one call of `Messages.pump` sends on, and of one message in a row.
-PUMP = 1 << 18
-TURN = PUMP // 4
+#: What one call of `Messages.work` may cost, in bytes: of lines that are sent or judged, with
+#: `LINE_COST` for each of them.  A turn takes 1 to 3 ms; the judging of one header of the largest
+#: size, which can't be cut, 10 ms.
+TURN = 1 << 17
+#: What judging a message costs beside its header.
+JUDGE_COST = 1 << 11
+#: Seconds that a message may wait until its header fits into the budget beside the others.
+PATIENCE = 60.0
+
+COLLECTING, READY, JUDGING, SENDING, DROPPED = range(5)
 
 
 class _Intake:
     """A message on its way."""
 
-    __slots__ = (
-        "behind",
-        "ended",
-        "head",
-        "headers",
-        "held",
-        "judged",
-        "message",
-        "rows",
-        "session",
-    )
+    __slots__ = ("cost", "ended", "message", "session", "since", "state")
 
-    def __init__(self, session: bytes) -> None:
+    def __init__(self, session: bytes, message: Message) -> None:
         self.session = session
-        #: smtpd's dot has come; a policy has been asked.
-        self.ended = self.judged = False
-        #: The header's lines as they came, and the block that a policy edits.
-        self.head = Head()
-        #: Lines that came with the end of the header: the empty one, and some of the body.
-        self.behind: list[bytes] = []
-        self.headers: Headers | None = None
-        #: The whole message, for a policy that wants that.
-        self.message: Message | None = None
-        #: Lines that came behind a judged header and are still to be sent.
-        self.held: Message | None = None
-        #: What is being sent, once the verdict is there.
-        self.rows: Iterator[list[bytes]] | None = None
+        self.message = message
+        self.state = COLLECTING
+        #: smtpd's dot has come.
+        self.ended = False
+        #: What it counts among those that are judged, and since when it waits for that.
+        self.cost = 0
+        self.since = 0.0
 
 
 class Messages:
     """The messages of one conversation that its policy looks at."""
 
-    def __init__(self, host: Host, policy: Policy, log: Log) -> None:
+    def __init__(self, host: Host, policy: Policy, log: Log, spool: Spool) -> None:
         self._host = host
         self._connection = host.connection
         self._policy = policy
         self._log = log
         self._whole = policy.content == "message"
+        self.spool = spool
         #: The messages that are collected, judged or being sent.
         self.intakes: dict[bytes, _Intake] = {}
+        #: Those for which there is something to do, and those that wait for others to be judged.
         self._queue: deque[_Intake] = deque()
+        self._waiting: deque[_Intake] = deque()
+        #: What the headers that are being judged take, in bytes.
+        self._judging = 0
         self._refusals: dict[bytes, Decision] = {}
 
     @property
-    def sending(self) -> bool:
-        """Whether there is something left to `pump`."""
+    def working(self) -> bool:
+        """Whether there is something to do for `work`."""
         return bool(self._queue)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a message waits, for `work` or for other messages."""
+        return bool(self._queue or self._waiting)
+
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
-        """Take lines of a message in; judge it when there are enough of them.  Never raises."""
+        """Take lines of a message in.  Never raises."""
         intake = self.intakes.get(key)
-        if intake is None:
-            intake = self.intakes[key] = _Intake(key)
-            self._refusals.pop(key, None)
-        intake.ended = end
         try:
-            if self._whole:
-                self._collect(intake, lines)
-            elif intake.judged:
-                self._hold(intake, lines)
-            else:
-                self._collect_header(intake, lines)
-        except SpoolError as error:
-            self._no_storage(intake, error)
+            if intake is None:
+                self._refusals.pop(key, None)
+                intake = self.intakes[key] = _Intake(key, Message(self.spool))
+                if self.spool.full:
+                    raise SpoolError("too many messages at a time")  # noqa: TRY301  # as any other
+            intake.ended = end
+            message = intake.message
+            if lines:
+                message.feed(lines)
+            if intake.state == COLLECTING and (end or (message.header_seen and not self._whole)):
+                if end:
+                    message.close()
+                intake.state = READY
+                self._queue.append(intake)
+        except (SpoolError, MemoryError) as error:
+            self._no_storage(key, error)
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
             self._host.failed(key, error)
 
-    def pump(self) -> None:
-        """Send on messages whose verdict is there, a bounded part of them."""
-        budget = PUMP
-        while self._queue and budget > 0:
-            intake = self._queue.popleft()
-            # A message that was dropped meanwhile has nothing to send.
-            if intake.rows is None:
-                continue
+    def work(self) -> None:
+        """Judge and send back messages, a bounded part of them.  Never raises."""
+        budget = TURN
+        queue = self._queue
+        while queue and budget > 0:
+            intake = queue.popleft()
             try:
-                budget -= self._send(intake)
+                if intake.state == SENDING:
+                    budget -= self._send(intake)
+                elif intake.state == READY:
+                    budget -= self._judge(intake)
+            except (SpoolError, MemoryError) as error:
+                self._no_storage(intake.session, error)
             except Exception as error:  # noqa: BLE001  # promise 1: it never dies
                 self._host.failed(intake.session, error)
 
@@ -151,27 +169,25 @@ class Messages:
         return self._refusals.pop(key, None) if self._refusals else None
 
     def drop(self, key: bytes) -> bool:
-        """The transaction is over; whether a message of it was on its way."""
+        """End the transaction; whether a message of it was on its way."""
         if self._refusals:
             self._refusals.pop(key, None)
         if not self.intakes or key not in self.intakes:
             return False
-        self._discard(self.intakes.pop(key))
+        self._end(self.intakes.pop(key), DROPPED)
         return True
 
-    def let_go(self, key: bytes) -> bool:
-        """Something failed that should not have: the message goes on as it came (law 4).
+    def recover(self, key: bytes) -> bool:
+        """Send a message as it came, since our own code has failed; whether that can be done.
 
-        If not even that can be done, the client must try again.  Whether it goes on.
+        If not, it is refused for now.
         """
         intake = self.intakes.get(key)
         if intake is None:
             return False
         try:
-            if intake.rows is None:
-                intake.headers = None
-                if intake.message is not None:
-                    intake.message.revert()
+            if intake.state != SENDING:
+                intake.message.revert()
                 self._release(intake, self._policy.otherwise_content)
                 return True
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
@@ -180,126 +196,128 @@ class Messages:
         self._refusals[key] = LATER
         return False
 
-    # -- collected -----------------------------------------------------------------------
-
-    def _collect(self, intake: _Intake, lines: list[bytes]) -> None:
-        if intake.message is None:
-            intake.message = Message()
-        if lines:
-            intake.message.feed(lines)
-        if intake.ended:
-            intake.message.close()
-            self._judge(intake)
-
-    def _collect_header(self, intake: _Intake, lines: list[bytes]) -> None:
-        behind = intake.head.feed(lines)
-        if behind is None and not intake.ended:
-            return
-        intake.behind = behind or []
-        intake.headers = Headers(unstuff(intake.head.lines))
-        self._judge(intake)
-
-    def _hold(self, intake: _Intake, lines: list[bytes]) -> None:
-        """Keep lines that cannot be sent yet."""
-        if intake.held is None:
-            intake.held = Message()
-        if lines:
-            intake.held.feed(lines)
-
     # -- judged --------------------------------------------------------------------------
 
-    def _judge(self, intake: _Intake) -> None:
-        """Ask the policy."""
-        intake.judged = True
+    def _judge(self, intake: _Intake) -> int:
+        """Ask the policy; what that costs."""
+        message = intake.message
+        cost = message.header_cost + JUDGE_COST
+        if self._judging and self._judging + 2 * cost > self.spool.memory:
+            self._wait(intake)
+            return JUDGE_COST
+        intake.cost = 2 * cost  # as it came, and as it is edited
+        self._judging += intake.cost
+        intake.state = JUDGING
+        self._admit()
         key = intake.session
         session = self._host.session(key)
-        if intake.message is not None:
-            verdict = self._policy.judge_message(session, intake.message)
+        if self._whole:
+            verdict = self._policy.judge_message(session, message)
         else:
-            assert intake.headers is not None  # noqa: S101  # one of the two was collected
-            verdict = self._policy.judge_headers(session, intake.headers)
+            verdict = self._policy.judge_headers(session, message.headers)
         if isinstance(verdict, Decision):
             self._release(intake, verdict)
+        else:
+            self._host.later(
+                key,
+                verdict,
+                lambda decision: self._judged(intake, decision),
+                self._policy.otherwise_content,
+            )
+        return cost
+
+    def _wait(self, intake: _Intake) -> None:
+        now = monotonic()
+        intake.since = intake.since or now
+        if now - intake.since > PATIENCE:
+            raise SpoolError("too many messages are being judged")
+        self._waiting.append(intake)
+
+    def _admit(self) -> None:
+        """Let the next one try whether it fits in."""
+        while self._waiting:
+            intake = self._waiting.popleft()
+            if intake.state == READY:
+                self._queue.append(intake)
+                return
+
+    def _judged(self, intake: _Intake, verdict: Decision) -> None:
+        """Take the result of a coroutine."""
+        if intake.state != JUDGING:
             return
-        self._host.later(
-            key,
-            verdict,
-            lambda decision: self._release(intake, decision),
-            self._policy.otherwise_content,
-        )
+        try:
+            self._release(intake, verdict)
+        except (SpoolError, MemoryError) as error:
+            self._no_storage(intake.session, error)
 
     def _release(self, intake: _Intake, verdict: Decision) -> None:
-        """The verdict is there: send the message on."""
+        """The verdict is there: have the message sent back."""
         if type(verdict) is not Proceed:
             self._refusals[intake.session] = verdict
-        try:
-            if intake.message is not None:
-                intake.rows = intake.message.wire_lines()
-            else:
-                headers = intake.headers
-                edited = headers is not None and headers.changed
-                head = stuff(headers.lines()) if headers and edited else intake.head.lines
-                intake.rows = iter(([*head, *intake.behind],))
-            self._send(intake)
-        except SpoolError as error:
-            self._no_storage(intake, error)
+        intake.message.release()
+        self._settle(intake, SENDING)
+        self._queue.append(intake)
+
+    def _settle(self, intake: _Intake, state: int) -> None:
+        """It is judged no longer."""
+        intake.state = state
+        if intake.cost:
+            self._judging -= intake.cost
+            intake.cost = 0
+        if self._waiting:
+            self._admit()
 
     # -- sent ----------------------------------------------------------------------------
 
     def _send(self, intake: _Intake) -> int:
-        """Send a part of the message; how much it was.  At its end, pass through or close."""
-        key, sent = intake.session, 0
-        try:
-            while intake.rows is not None:
-                for rows in intake.rows:
-                    self._connection.send_lines(key, rows)
-                    sent += sum(map(len, rows)) + 1
-                    if sent >= TURN:
-                        self._queue.append(intake)
-                        return sent
-                self._next(intake)
-        except SpoolError as error:
-            self._no_storage(intake, error)
-            return sent
-        del self.intakes[key]
-        if intake.ended:
-            self._connection.send_lines(key, [], end=True)
+        """Send a part of the message; what that costs.  At its end, pass through or close."""
+        key, message = intake.session, intake.message
+        rows = message.drain()
+        done = message.drained
+        ended = done and intake.ended
+        if rows or ended:
+            self._connection.send_lines(key, rows, end=ended)
+        if not done:
+            self._queue.append(intake)
         else:
-            self._connection.pass_through(key)
-        return sent
+            del self.intakes[key]
+            self._end(intake, DROPPED)
+            if not ended:
+                self._connection.pass_through(key)
+        return sum(map(len, rows)) + LINE_COST * len(rows)
 
-    def _next(self, intake: _Intake) -> None:
-        """Behind what has been sent comes what was held meanwhile."""
-        if intake.message is not None:
-            intake.message.discard()
-        intake.message, intake.held, intake.rows = intake.held, None, None
-        if intake.message is not None:
-            intake.message.close()
-            intake.rows = intake.message.wire_lines()
+    def _end(self, intake: _Intake, state: int) -> None:
+        self._settle(intake, state)
+        intake.message.discard()
 
-    # -- given up ------------------------------------------------------------------------
+    def _no_storage(self, key: bytes, error: Exception) -> None:
+        """Refuse a message for now that can neither be kept nor sent; what follows may pass."""
+        if not isinstance(error, MemoryError):
+            self._refuse(key, str(error))
+            return
+        # Should there be no memory for that either, it is still refused.
+        self._connection.spoil(key)
+        self._host.relieve()
+        try:
+            self._refuse(key, "out of memory")
+        except MemoryError:
+            pass
 
-    def _no_storage(self, intake: _Intake, error: SpoolError) -> None:
-        """Neither kept nor sent: the message is refused for now, and what follows may pass."""
-        key = intake.session
+    def _refuse(self, key: bytes, reason: str) -> None:
+        intake = self.intakes.get(key)
+        if intake is None:
+            return
         self._log.limited(
-            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), reason=str(error)
+            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), reason=reason
         )
         self._host.cancel(key)
-        unsent = intake.rows is None
+        unsent, ended = intake.state != SENDING, intake.ended
         self.drop(key)
         self._refusals[key] = NO_STORAGE
-        if intake.ended:
+        if ended:
             self._connection.send_lines(key, [], end=True)
             return
         if unsent:
             # What follows is no header, for which smtpd would refuse the message for good.
             self._connection.send_lines(key, [b""])
         self._connection.pass_through(key)
-
-    @staticmethod
-    def _discard(intake: _Intake) -> None:
-        intake.rows = None
-        for each in (intake.message, intake.held):
-            if each is not None:
-                each.discard()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from typing import Any, Protocol
 
     from smtpd_filters.message import Headers, Message
@@ -77,8 +77,8 @@ if TYPE_CHECKING:
         async def refresh(self, filter_: Any) -> None:
             """Let one look after what is not of a session; never raises."""
 
-        def reload(self) -> None:
-            """Read its tables anew; never raises."""
+        def reload(self) -> Iterator[None]:
+            """Read its tables again, a bounded piece of work for each step; never raises."""
 
         async def close(self) -> None:
             """The process ends; never raises."""

@@ -49,11 +49,11 @@ class TappedChannel(Channel):
             self._tell(lambda tap: tap.received(data))
         return data
 
-    def write(self, data: bytes) -> None:
+    def write(self, answers: bytes, lines: bytes = b"") -> None:
         """Write what can be written now and keep the rest."""
-        if data:
+        if data := answers + lines:
             self._tell(lambda tap: tap.sent(data))
-        super().write(data)
+        super().write(answers, lines)
 
     def close(self) -> None:
         """Close both."""

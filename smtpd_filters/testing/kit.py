@@ -127,7 +127,8 @@ class Conversation(Peer):
 
     def reload(self) -> None:
         """Have the filter read its tables anew, as SIGHUP does."""
-        self._served.chain.reload()
+        for _ in self._served.chain.reload():
+            pass
 
     def refresh(self) -> None:
         """Have the filter do what it does at the start and every `Filter.refresh_interval`."""

@@ -74,8 +74,8 @@ class Served:
     def output(self) -> bytes:
         """What the filter has written."""
         parts = [self.engine.output()]
-        while self.engine.sending:
-            self.engine.pump()
+        while self.engine.working:
+            self.engine.work()
             parts.append(self.engine.output())
         return b"".join(parts)
 

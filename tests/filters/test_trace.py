@@ -131,7 +131,7 @@ def test_up_to_commands_no_phase_is_asked_for(detail: str) -> None:
 
 
 def test_what_a_level_needs_is_asked_for() -> None:
-    assert registered(detail="headers") == ({"data-line"}, set(REPORTS))
+    assert registered(detail="headers") == ({"data-line", "commit"}, set(REPORTS))
     assert registered(detail="all") == ({*PHASES, "data-line"}, set(REPORTS))
     assert registered(detail="none", pass_data=True)[0] == {"data-line"}
 

@@ -223,8 +223,6 @@ def _feed(served: Served, oracle: Oracle, choices: Choices, stream: bytes) -> No
         oracle.from_filter(served.output())
     while served.run():
         oracle.from_filter(served.output())
-    served.engine.sweep()
-    served.engine.sweep()
 
 
 def ancient(stream: bytes) -> bool:

@@ -188,7 +188,7 @@ class Hostile:
             case 6:
                 connection.rescue(session)
             case 7:
-                assert connection.heard_of() <= self.sessions.keys()
+                assert isinstance(connection.busy(session), bool)
             case 8:
                 self.forgot = True
                 connection.forget(session)
@@ -220,7 +220,7 @@ class Smtpd:
         protocol: tuple[int, int],
         server: str,
         receive: Callable[[bytes], None],
-        output: Callable[[], bytes],
+        output: Callable[[], tuple[bytes, bytes]],
     ) -> None:
         self.choose: Callable[[Sequence[object]], object] = choose  # type: ignore[assignment]
         self.side = SmtpdConnection(protocol, server)
@@ -231,7 +231,7 @@ class Smtpd:
             name: b"%016x" % (0xA0 + at) for at, name in enumerate((*PHASES, "data-line"))
         }
         self._clock = 0
-        self._held = b""
+        self._held = self._late = b""
         self.send(self.side.configure())
 
     def pick(self, options: Sequence[T]) -> T:
@@ -252,11 +252,16 @@ class Smtpd:
         """Write what was held back."""
         held, self._held = self._held, b""
         self._receive(held)
-        self.collect()
+        self.collect(late=True)
 
-    def collect(self) -> None:
-        """Take what the filter wrote."""
-        data = self._output()
+    def collect(self, *, late: bool = False) -> None:
+        """Take what the filter wrote; answers overtake lines of messages unless these come late."""
+        answers, lines = self._output()
+        self._late += lines
+        data = answers
+        if late or self.pick((True, True, False)):
+            data += self._late
+            self._late = b""
         self.oracle.from_filter(data)
         by_name = {session.name: session for session in self.sessions if not session.gone}
         for answer in self.side.receive(data):
@@ -367,7 +372,7 @@ def play(data: bytes) -> None:
     server = choices.of(SERVERS[protocol])
     hostile = Hostile(choices.of, refuse=choices.below(2) == 1, pass_all=choices.below(4) == 1)
     connection = hostile.connection
-    smtpd = Smtpd(choices.of, protocol, server, connection.receive, connection.data_to_send)
+    smtpd = Smtpd(choices.of, protocol, server, connection.receive, connection.outgoing)
     while choices.left:
         smtpd.act()
         if choices.below(4) == 0:
@@ -381,7 +386,7 @@ def finish(smtpd: Smtpd, hostile: Hostile) -> None:
     smtpd.flush()
     for session in smtpd.sessions:
         hostile.connection.rescue(session.name)
-    smtpd.collect()
+    smtpd.collect(late=True)
     smtpd.oracle.finish()
     assert not smtpd.broken(), smtpd.broken()
     if not hostile.forgot:

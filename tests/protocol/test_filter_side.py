@@ -103,13 +103,47 @@ def lines(*content: bytes, end: bool = False, session: bytes = A) -> bytes:
 
 
 def test_it_registers_when_smtpd_is_ready() -> None:
-    assert Script().shaken == (
+    script = Script(handshake=SMTPD.configure(subsystems=["smtp-in", "smtp-out", "queue"]))
+    assert script.shaken == (
         b"register|report|smtp-in|tx-mail\n"
         b"register|report|smtp-out|link-connect\n"
         b"register|filter|smtp-in|connect\n"
         b"register|filter|smtp-in|data-line\n"
         b"register|ready\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("subsystems", "kept"),
+    [
+        ([], b"smtp-in"),
+        (["smtp-in"], b"smtp-in"),
+        (["smtp-out"], b"smtp-out"),
+        (["queue", "smtp-in", "stats"], b"smtp-in"),
+        (["queue"], b""),
+    ],
+)
+def test_nothing_is_registered_of_a_subsystem_that_is_not_announced(
+    subsystems: list[str], kept: bytes
+) -> None:
+    rows = Script(handshake=SMTPD.configure(subsystems=subsystems)).shaken.splitlines()
+    assert rows.pop() == b"register|ready"
+    assert {row.split(b"|")[2] for row in rows} == ({kept} if kept else set())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"report|0.8|1.0|queue|msg-new|0a0b0c0d\n",
+        b"report|0.8|1.0|stats|tick\n",
+        b"report|0.8|1.0|queue|tx-mail|7641df9700000001|0a0b0c0d|ok|a@b\n",
+    ],
+)
+def test_reports_of_other_subsystems_are_passed_over(row: bytes) -> None:
+    script = Script()
+    assert script.say(row + request("ehlo")) == [result(b"proceed")]
+    assert script.reports == []
+    assert [each for each in script.remarks() if "0.8" not in each] == []
 
 
 def test_who_refuses_long_lines_is_asked_at_commit() -> None:
@@ -297,8 +331,30 @@ def test_a_line_without_an_end_takes_no_more_memory_than_it_may() -> None:
     assert script.say(b"x" * (MAX_INPUT - 1)) == []
     assert script.remarks() == []
     assert script.say(b"x" * 100) == script.say(b"x" * 100) == []
-    assert script.remarks() == ["odd: line without an end"] * 2
-    assert script.say(b"\n" + request("ehlo")) == [result(b"proceed")]
+    assert script.remarks() == ["odd: line without an end"]
+    assert script.say(b"tail\n" + request("ehlo")) == [result(b"proceed")]
+
+
+def test_a_line_of_a_message_that_is_cut_off_has_it_refused() -> None:
+    script = Script(pass_all=True)
+    script.say(lines(b"A: 1", b""))
+    row = lines(b"x" * MAX_INPUT)
+    script.say(row[:-100])
+    script.say(b"y" * 100)
+    # Neither the tail nor what looks like a line of its own within it is taken for one.
+    script.say(b"z\n")
+    script.say(lines(end=True))
+    assert script.say(request("commit")) == [
+        result(b"reject|554 5.6.0 Message has a line that is too long")
+    ]
+
+
+def test_what_follows_a_loss_is_dropped_to_the_next_line_end() -> None:
+    script = Script()
+    script.connection.lose()
+    assert script.say(request("ehlo")[:-1]) == []
+    assert script.say(b"|" + request("helo")) == []
+    assert script.say(request("noop")) == [result(b"proceed")]
 
 
 # -- messages ----------------------------------------------------------------------------
@@ -335,13 +391,12 @@ def test_lines_of_several_messages_are_told_apart() -> None:
 def test_who_forgets_another_session_when_told_of_one_is_survived() -> None:
     script = Script()
     script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
-    for forget in (script.connection.forget, lambda _: script.connection.heard_of()):
-        script.told = []
-        script.then = lambda _session, forget=forget: forget(B)  # type: ignore[misc]
-        script.say(lines(b"a2") + lines(b"b2", session=B))
-        script.then = lambda _session: None
-        script.say(lines(b"a3") + lines(b"b3", session=B))
-        assert (A, [b"a2"], False) in script.told
+    script.told = []
+    script.then = lambda _session: script.connection.forget(B)
+    script.say(lines(b"a2") + lines(b"b2", session=B))
+    script.then = lambda _session: None
+    script.say(lines(b"a3") + lines(b"b3", session=B))
+    assert (A, [b"a2"], False) in script.told
     assert script.remarks() == []
 
 
@@ -442,16 +497,6 @@ def test_who_waits_is_rescued() -> None:
     script.connection.rescue(A)
     assert script.written() == back(b".")
     assert script.remarks() == []
-
-
-def test_messages_that_take_the_short_way_are_heard_of() -> None:
-    script = Script(pass_all=True)
-    assert script.connection.heard_of() == set()
-    script.say(lines(b"A: 1", b"2", b"3") + lines(b"B: 1", session=B))
-    assert script.connection.heard_of() == {A, B}
-    assert script.connection.heard_of() == set()
-    assert script.say(lines(b"4", b"5")) == back(b"4", b"5")
-    assert script.connection.heard_of() == {A}
 
 
 def test_lines_pass_though_the_time_changes_its_width() -> None:

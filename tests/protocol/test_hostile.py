@@ -59,7 +59,7 @@ class Served(RuleBasedStateMachine):
             protocol,
             self._choose(SERVERS[protocol]),
             connection.receive,
-            connection.data_to_send,
+            connection.outgoing,
         )
 
     @rule(data=st.data())

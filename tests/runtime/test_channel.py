@@ -10,6 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpd_filters.runtime.channel import READ, Channel, Signals
 from smtpd_filters.runtime.tap import TappedChannel
@@ -100,6 +102,90 @@ def test_what_is_not_taken_is_kept_in_order(ends: tuple[Channel, Peer]) -> None:
         channel.write(b"")
     assert got == sent
     assert channel.size == 0
+
+
+def test_an_answer_overtakes_lines_of_messages(ends: tuple[Channel, Peer]) -> None:
+    channel, peer = ends
+    lines = b"".join(b"filter-dataline|%07d\n" % number for number in range(100_000))
+    channel.write(b"first\n", lines)
+    pending = channel.size
+    assert pending > 1 << 20
+    channel.write(b"answer\n", b"last\n")
+    got = peer.everything()
+    taken = len(got)
+    while channel.size:
+        channel.flush()
+        got += peer.everything()
+    rows = got.splitlines()
+    assert [row for row in rows if row.startswith(b"filter-")] == lines.splitlines()
+    assert [row for row in rows if not row.startswith(b"filter-")] == [b"first", b"answer", b"last"]
+    # It came behind what had been taken, and behind the line that was in the middle of that.
+    assert got.index(b"answer\n") <= taken + len(b"filter-dataline|0000000\n")
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 40), st.integers(0, 60)),
+        max_size=12,
+    )
+)
+def test_no_line_is_broken_however_it_is_taken(
+    steps: list[tuple[int, int, int, int]],
+) -> None:
+    taken: list[int] = []
+    written = bytearray()
+
+    def writev(_fd: int, pieces: list[memoryview]) -> int:
+        if not taken:
+            raise BlockingIOError
+        data = b"".join(pieces)[: taken.pop()]
+        written.extend(data)
+        return len(data)
+
+    source, sink = os.pipe()
+    channel = Channel(source, sink)
+    expected: dict[bytes, list[bytes]] = {b"A": [], b"L": []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "writev", writev)
+        for number, (answers, lines, size, take) in enumerate(steps):
+            said = []
+            for kind, count in ((b"A", answers), (b"L", lines)):
+                rows = [b"%b%d-%d%b" % (kind, number, each, b"x" * size) for each in range(count)]
+                expected[kind] += rows
+                said.append(b"".join(row + b"\n" for row in rows))
+            if take:
+                taken.append(take)
+            channel.write(*said)
+            taken.clear()
+            assert channel.size == sum(map(len, [*expected[b"A"], *expected[b"L"]])) + len(
+                expected[b"A"] + expected[b"L"]
+            ) - len(written)
+        taken.extend([1 << 20] * 2)
+        channel.flush()
+    channel.close()
+    rows = bytes(written).splitlines()
+    assert [row for row in rows if row[:1] == b"A"] == expected[b"A"]
+    assert [row for row in rows if row[:1] == b"L"] == expected[b"L"]
+    assert len(rows) == len(expected[b"A"] + expected[b"L"])
+
+
+def test_what_is_read_is_not_lost_for_want_of_memory(
+    ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, peer = ends
+    os.write(peer.sink, b"report|...\n")
+
+    def none(_view: object) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("smtpd_filters.runtime.channel.bytes", none, raising=False)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                channel.read()
+    os.write(peer.sink, b"more\n")
+    assert channel.read() == b"report|...\n"
+    assert channel.read() == b"more\n"
 
 
 def test_nobody_reads_any_more(ends: tuple[Channel, Peer]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from smtpd_filters import PROCEED, Filter, Headers, Message, Proceed, Rewrite, Session
 from smtpd_filters.chain import Chain
+from smtpd_filters.message import Spool
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
@@ -52,17 +53,18 @@ class Passes(Knows):
 class Talk:
     """An engine, and smtpd."""
 
-    def __init__(self, filter_: Filter, book: Logbook) -> None:
+    def __init__(self, filter_: Filter, book: Logbook, spool: Spool | None = None) -> None:
         self.smtpd = SmtpdConnection()
         self.oracle = Oracle()
-        self.engine = Engine(Chain([(filter_, "proceed", 1.0)], book.log), book.log)
+        chain = Chain([(filter_, "proceed", 1.0)], book.log)
+        self.engine = Engine(chain, book.log, spool=spool)
         self.say(self.smtpd.configure())
 
     def say(self, data: bytes) -> list[Register | Result | Line | Malformed]:
         self.oracle.from_smtpd(data)
         self.engine.receive(data)
-        while self.engine.sending:
-            self.engine.pump()
+        while self.engine.working:
+            self.engine.work()
         said = self.engine.output()
         self.oracle.from_filter(said)
         return list(self.smtpd.receive(said))
@@ -77,41 +79,55 @@ class Talk:
         return answer.verb
 
 
-def test_a_session_that_never_ends_is_dropped(logbook: Logbook) -> None:
+def test_facts_are_kept_however_long_a_session_is_silent(logbook: Logbook) -> None:
     filter_ = Knows()
     talk = Talk(filter_, logbook)
-    talk.connect(sid(1))
-    talk.connect(sid(2))
-    talk.engine.sweep()
-    assert filter_.left == []
-    talk.ask("mail-from", sid(2), b"a@example.org")
-    talk.engine.sweep()
-    assert filter_.left == [sid(1).decode()]
-    assert f"{sid(1).decode()} smtpd-filters session dropped: it never ended" in logbook.lines
-    talk.engine.sweep()
-    talk.engine.sweep()
-    assert filter_.left == [sid(1).decode(), sid(2).decode()]
-    assert not talk.engine.sessions
-    # One that was dropped all the same is served, though nothing is known of it any more.
-    assert talk.ask("mail-from", sid(2), b"a@example.org") == b"proceed"
-    assert filter_.rdns == ["mx.example.org", None]
+    talk.connect(sid(0))
+    for number in range(1, 3000):
+        talk.connect(sid(number))
+        talk.say(talk.smtpd.report("link-disconnect", sid(number)))
+    talk.ask("mail-from", sid(0), b"a@example.org")
+    assert filter_.rdns == ["mx.example.org"]
+    assert len(talk.engine.sessions) == 1
 
 
-@pytest.mark.parametrize("kind", [Knows, Passes])
-def test_a_message_that_takes_its_time_keeps_its_session(
-    kind: Callable[[], Knows], logbook: Logbook
+def test_the_number_of_sessions_is_bounded(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filter_ = kind()
-    filter_.passes_data = True
+    monkeypatch.setattr("smtpd_filters.runtime.engine.MAX_SESSIONS", 10)
+    filter_ = Passes()
+    talk = Talk(filter_, logbook)
+    for number in range(10):
+        talk.connect(sid(number))
+    # The oldest is in the middle of a message.
+    line = talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"Subject: x"], end=False)
+    talk.say(line)
+    talk.connect(sid(10))
+    assert filter_.left == [sid(1).decode()]
+    assert "more than 10 at a time" in logbook.lines[-1]
+    # One that was dropped is served, as a stranger.
+    assert talk.ask("mail-from", sid(1), b"a@example.org") == b"proceed"
+    assert filter_.rdns == [None]
+    said = talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"", b"body"]))
+    assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+
+
+def test_a_client_under_an_id_that_never_ended_inherits_nothing(logbook: Logbook) -> None:
+    class Users(Knows):
+        needs = frozenset({"link-auth"})
+
+        def mail_from(self, session: Session, address: str) -> Proceed:  # noqa: ARG002
+            self.rdns.append(session.username)
+            return PROCEED
+
+    filter_ = Users()
     talk = Talk(filter_, logbook)
     talk.connect(sid(1))
-    for number in range(6):
-        line = [b"Subject: x", b"", b"body"][min(number, 2)]
-        talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], [line], end=False))
-        talk.engine.sweep()
-    assert filter_.left == []
-    talk.engine.sweep()
-    talk.engine.sweep()
+    talk.say(talk.smtpd.report("link-auth", sid(1), b"pass", b"anna"))
+    talk.ask("mail-from", sid(1), b"a@example.org")
+    talk.connect(sid(1))
+    talk.ask("mail-from", sid(1), b"a@example.org")
+    assert filter_.rdns == ["anna", None]
     assert filter_.left == [sid(1).decode()]
 
 
@@ -184,15 +200,14 @@ def test_a_bug_of_ours_costs_no_line_of_a_message(
 
 
 def test_a_header_that_is_too_long_is_cut_in_front_of_a_field(
-    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+    logbook: Logbook,
 ) -> None:
     class Adds(Filter):
         def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
             headers.append("X", "1")
             return PROCEED
 
-    monkeypatch.setattr("smtpd_filters.message.head.HEADER_LIMIT", 200)
-    talk = Talk(Adds(), logbook)
+    talk = Talk(Adds(), logbook, Spool(header=140))
     talk.connect(sid(1))
     # 64 and 5 each, at the least: the second field is cut off with its continuation.
     lines = [b"A: 1", b"B: 1", b" more", b"", b"body"]
@@ -215,7 +230,6 @@ def test_a_message_that_cannot_be_sent_on_is_refused_for_now(
 ) -> None:
     talk = Talk(Whole(), logbook)
     talk.connect(sid(1))
-    monkeypatch.setattr("smtpd_filters.runtime.messages.TURN", 1)
     send = talk.engine.connection.send_lines
     calls: list[int] = []
 
@@ -226,7 +240,7 @@ def test_a_message_that_cannot_be_sent_on_is_refused_for_now(
         send(session, lines, end=end)
 
     monkeypatch.setattr(talk.engine.connection, "send_lines", fail_later)
-    talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], MAIL))
+    talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], [*MAIL, *[b"x"] * 3000]))
     assert "a bug of ours" in logbook.lines[-1]
     assert talk.ask("commit", sid(1)) == b"reject"
 
@@ -254,11 +268,14 @@ def test_a_message_that_was_broken_off_is_not_part_of_the_next(
     talk.connect(sid(1))
     lines = talk.smtpd.lines
     talk.engine.receive(lines(sid(1), TOKENS["data-line"], MAIL, end=False))
+    talk.engine.work()
     # No server asks within a message; what was held of it must not get into another.
     talk.engine.receive(talk.smtpd.request("rset", sid(1), TOKENS["rset"]))
     talk.engine.output()
     talk.engine.receive(lines(sid(1), TOKENS["data-line"], [b"A: 1", b"", b"new"]))
+    talk.engine.work()
     for then in done:
         then(PROCEED)
+    talk.engine.work()
     said = list(talk.smtpd.receive(talk.engine.output()))
     assert [each.line for each in said if isinstance(each, Line)] == [b"A: 1", b"", b"new", b"."]

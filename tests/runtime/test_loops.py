@@ -214,7 +214,8 @@ def test_a_peer_that_does_not_read(name: str) -> None:
         if name.startswith("Whole"):
             # It went to the disk: before its end there is nothing to be sent back.
             assert sent == len(data)
-        else:
+        elif name == "Head":
+            # The body passes: it is read no faster than it is taken.
             assert sent < len(data) // 2, "it reads on though nobody takes what it writes"
         assert process.exchange(data[sent:], b"|.\n") == len(lines) + 2
         assert process.memory() - before < 12 * MEGABYTE

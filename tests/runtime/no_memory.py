@@ -1,0 +1,130 @@
+"""Sessions during which single allocations fail, one after the other: a program for a test.
+
+`no_memory.py FILTER WIDTH`: each allocation in each step of two sessions is made to fail once, and
+the `WIDTH` - 1 after it as well.  Whatever fails, smtpd must not end, everybody must be answered,
+and a message that is accepted must be whole.  Prints what went wrong, and at the end how often
+something was tried.
+"""
+
+# ruff: noqa: ARG002, T201
+
+from __future__ import annotations
+
+import _testcapi  # type: ignore[import-not-found]  # CPython's own
+import os
+import sys
+from typing import Any
+
+from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Reject, Session
+from smtpd_filters.chain import Chain
+from smtpd_filters.protocol.events import Line, Result
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.testing.oracle import Oracle
+from tests.runtime.process import TOKENS, sid
+
+SMTPD = SmtpdConnection()
+ONE, TWO = sid(1), sid(2)
+MAIL = [b"Subject: x", b"From: y@z", b"", b"body", b"", b"..more", *(b"x%d" % n for n in range(40))]
+#: More than the allocations that each of the steps makes.
+ALLOCATIONS = (80, 100, 60, 160, 460, 460, 100)
+
+
+class Sender(Filter):
+    def mail_from(self, session: Session, address: str) -> Proceed | Reject:
+        return PROCEED if address else Reject("550 5.7.1 no")
+
+
+class Head(Sender):
+    def headers(self, session: Session, headers: Headers) -> Answer:
+        headers.prepend("X-Head", headers.get("subject", ""))
+        return PROCEED
+
+
+class Whole(Sender):
+    def message(self, session: Session, message: Message) -> Answer:
+        message.headers.append("X-Size", str(message.size))
+        return PROCEED
+
+
+def asked(phase: str, session: bytes, argument: bytes = b"") -> bytes:
+    return SMTPD.request(phase, session, TOKENS[phase], argument)
+
+
+def sent(session: bytes, lines: list[bytes], *, end: bool = False) -> bytes:
+    return SMTPD.lines(session, TOKENS["data-line"], lines, end=end)
+
+
+WHERE = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
+STEPS = [
+    SMTPD.report("link-connect", ONE, *WHERE) + SMTPD.report("link-connect", TWO, *WHERE),
+    asked("mail-from", ONE, b"a@b") + asked("mail-from", TWO),
+    SMTPD.report("tx-begin", ONE, b"0a0b0c0d"),
+    sent(ONE, MAIL[:2]) + sent(TWO, MAIL[:2]),
+    sent(ONE, MAIL[2:20]) + sent(TWO, MAIL[2:10]) + sent(ONE, MAIL[20:], end=True),
+    sent(TWO, MAIL[10:], end=True),
+    asked("commit", ONE) + asked("commit", TWO),
+]
+
+
+def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list[str]:
+    """What went wrong when these allocations failed in that step."""
+    engine = Engine(Chain([(kind(), "tempfail", 5.0)], log), log)
+    oracle, peer = Oracle(), SmtpdConnection()
+    said: list[Any] = []
+    for number, data in enumerate([SMTPD.configure(), *STEPS], -1):
+        oracle.from_smtpd(data)
+        receive, work = engine.receive, engine.work
+        if number == step:
+            _testcapi.set_nomemory(start, stop)
+        try:
+            receive(data)
+            while engine.working:
+                work()
+        finally:
+            _testcapi.remove_mem_hooks()
+        engine.work()
+        output = engine.output()
+        oracle.from_filter(output)
+        said += peer.receive(output)
+    oracle.finish()
+    # A header that is cut short is that of a message that is refused.
+    wrong = [each.rule for each in oracle.complaints if each.rule != "mail-head-broken"]
+    for session in (ONE, TWO):
+        lines = [each.line for each in said if isinstance(each, Line) and each.session == session]
+        verbs = [each.verb for each in said if isinstance(each, Result) and each.session == session]
+        if len(verbs) != 2:
+            wrong.append(f"{len(verbs)} answers")
+        elif verbs[1] == b"proceed" and lines[lines.index(b"") :] != [*MAIL[2:], b"."]:
+            wrong.append("accepted a message that is not whole")
+    return wrong
+
+
+def main() -> int:
+    kind = {"Head": Head, "Whole": Whole}[sys.argv[1]]
+    width = int(sys.argv[2])
+    log = Log(fd=os.open(os.devnull, os.O_WRONLY))
+    tried = 0
+    for step in range(len(STEPS)):
+        for start in range(ALLOCATIONS[step]):
+            tried += 1
+            try:
+                wrong = play(kind, step, start, start + width, log)
+            except MemoryError as error:
+                trace = error.__traceback__
+                while trace is not None and trace.tb_next is not None:
+                    trace = trace.tb_next
+                # What calls the engine is this program, and fails as well.
+                ours = trace is not None and trace.tb_frame.f_code.co_filename == __file__
+                wrong = [] if ours else [f"raised {error!r}"]
+            except Exception as error:  # noqa: BLE001  # whatever it is
+                wrong = [f"raised {error!r}"]
+            if wrong:
+                print(f"step {step}, allocations from {start}: {', '.join(wrong)}")
+    print(f"{tried} tried")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

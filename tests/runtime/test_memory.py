@@ -1,0 +1,66 @@
+"""Without memory: nothing ends, nothing is lost unseen, and it goes on when there is some again."""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.process import ROOT, TOKENS, FilterProcess, policy, sid
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize("kind", ["Head", "Whole"])
+@pytest.mark.parametrize("width", [1, 4])
+def test_any_allocation_may_fail(kind: str, width: int) -> None:
+    if importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this Python lacks _testcapi")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.runtime.no_memory", kind, str(width)],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    *wrong, tried = done.stdout.decode().splitlines()
+    assert wrong == []
+    assert int(tried.split()[0]) > 1000
+
+
+@pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
+@pytest.mark.parametrize("spare", [0, 1, 4])
+def test_a_process_lives_on_when_it_gets_no_more(name: str, spare: int) -> None:
+    header = [b"Subject: x", *[b"X: " + b"a" * 900] * 1000]
+    with FilterProcess(policy(name, "--on-error", "tempfail")) as process:
+        process.hand_shake()
+        process.connect(sid(0))
+        # Whatever is loaded or grows with the first message is there.
+        process.message(sid(0), [b"Subject: x", b"", b"x"])
+        process.ask("commit", sid(0))
+        status = Path(f"/proc/{process.child.pid}/status").read_text()
+        size = int(status.partition("VmSize:")[2].split()[0]) << 10
+        limit = size + spare * MEGABYTE
+        resource.prlimit(process.child.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        sessions = [sid(number) for number in range(1, 31)]
+        for session in sessions:
+            process.connect(session)
+            data = process.smtpd.lines(session, TOKENS["data-line"], header, end=False)
+            process.send(data)
+        for session in sessions:
+            process.send(process.smtpd.lines(session, TOKENS["data-line"], [b"", b"body"]))
+            process.until_dot(session)
+            said = process.ask("commit", session)
+            assert said.verb == b"proceed" or (said.argument or b"").startswith(b"45")
+        # With memory again, there are messages again.
+        resource.prlimit(process.child.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        process.answers.clear()
+        back = process.message(sid(0), [b"Subject: x", b"", b"x"])
+        assert back[-2:] == [b"", b"x"]
+        assert process.ask("commit", sid(0)).verb == b"proceed"
+        process.finish()

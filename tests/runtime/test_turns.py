@@ -1,0 +1,295 @@
+"""No input makes a session wait for those of others: work is done in turns of bounded size.
+
+Counted, not timed: how many bytes and lines a turn writes, how many messages it has judged, how
+many functions it calls.  What that takes in seconds is measured by `python -m tests.bench.run
+--only stalls`.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Session
+from smtpd_filters.chain import Chain
+from smtpd_filters.message import Spool
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.channel import READ
+from smtpd_filters.runtime.engine import Engine
+from tests.runtime.process import TOKENS, sid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from tests.conftest import Logbook
+
+CLEAN = sid(0)
+#: What a turn may write at the most: bytes and lines.  A turn ends behind `messages.TURN`; one more
+#: piece of a message may begin before that.
+BYTES, LINES = 400_000, 4_500
+#: What it may call.  10,000 calls take 1 to 2 ms; a header of the largest size has 16,000 lines.
+CALLS = 50_000
+#: Headers of the largest size that it may have judged: no two of them fit into a turn.
+JUDGED = 1
+
+
+class Judge(Filter):
+    """Counts what it has judged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judged = 0
+
+    def noop(self, session: Session, text: str) -> Proceed:  # noqa: ARG002
+        return PROCEED
+
+
+class Looks(Judge):
+    """Looks for a field, as most filters do."""
+
+    def headers(self, session: Session, headers: Headers) -> Answer:  # noqa: ARG002
+        self.judged += 1
+        headers.get_all("From")
+        headers.remove("X-Mark")
+        headers.prepend("X-Mark", "1")
+        return PROCEED
+
+
+class Reads(Judge):
+    """Has the whole message."""
+
+    def message(self, session: Session, message: Message) -> Answer:  # noqa: ARG002
+        self.judged += 1
+        message.headers.prepend("X-Mark", "1")
+        return PROCEED
+
+
+class Meter:
+    """An engine whose turns are counted."""
+
+    def __init__(self, filter_: Judge, book: Logbook, spool: Spool | None = None) -> None:
+        self.filter = filter_
+        self.smtpd = SmtpdConnection()
+        self.spool = spool or Spool()
+        chain = Chain([(filter_, "proceed", 5.0)], book.log)
+        self.engine = Engine(chain, book.log, spool=self.spool)
+        self.written = 0
+        self._turn(self.smtpd.configure())
+        self.connect(CLEAN)
+
+    def connect(self, session: bytes) -> None:
+        values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
+        self._turn(self.smtpd.report("link-connect", session, *values))
+
+    def lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> bytes:
+        return self.smtpd.lines(session, TOKENS["data-line"], lines, end=end)
+
+    def feed(self, data: bytes) -> None:
+        """Have it read, and the clean session asked behind each read."""
+        for at in range(0, len(data), READ):
+            self._turn(data[at : at + READ])
+            if data[at + READ - 1 : at + READ] in (b"\n", b""):
+                self._probe()
+
+    def work(self) -> int:
+        """Have done what is left to do; in how many turns."""
+        turns = 0
+        while self.engine.working:
+            turns += 1
+            self._turn(None)
+            self._probe()
+        return turns
+
+    def _probe(self) -> None:
+        self.engine.receive(self.smtpd.request("noop", CLEAN, TOKENS["noop"]))
+        answers, _ = self.engine.outgoing()
+        assert answers == b"filter-result|%b|%b|proceed\n" % (CLEAN, TOKENS["noop"])
+
+    def _turn(self, data: bytes | None) -> None:
+        judged = self.filter.judged
+        calls = 0
+
+        def count(_frame: FrameType, event: str, _argument: object) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            if data is None:
+                self.engine.work()
+            else:
+                self.engine.receive(data)
+        finally:
+            sys.setprofile(before)
+        _, lines = self.engine.outgoing()
+        self.written += lines.count(b"\n")
+        assert len(lines) <= BYTES
+        assert lines.count(b"\n") <= LINES
+        assert calls <= CALLS
+        assert self.filter.judged - judged <= JUDGED or data is None
+        assert self.spool.used <= self.spool.memory + 2 * READ
+
+
+BODIES = {
+    "empty lines": [b""] * 300_000,
+    "lines of a byte": [b"x"] * 300_000,
+    "lines of dots": [b"." * 60] * 50_000,
+    "long lines": [b"x" * 65_000] * 60,
+    "ordinary lines": [b"x" * 70] * 50_000,
+}
+BOTH = pytest.mark.parametrize("kind", [Looks, Reads])
+
+
+@BOTH
+@pytest.mark.parametrize("body", BODIES)
+def test_a_large_message(kind: type[Judge], body: str, logbook: Logbook) -> None:
+    meter = Meter(kind(), logbook)
+    meter.connect(sid(1))
+    message = [b"Subject: x", b"", *BODIES[body]]
+    meter.feed(meter.lines(sid(1), message, end=True))
+    turns = meter.work()
+    assert meter.written >= len(message) + 2
+    if kind is Reads:
+        assert turns >= len(message) // LINES
+    assert meter.filter.judged == 1
+
+
+@BOTH
+@pytest.mark.parametrize("field", [b"a:", b"X-Long: " + b"word " * 190, b" "])
+def test_a_header_of_a_million_fields(kind: type[Judge], field: bytes, logbook: Logbook) -> None:
+    meter = Meter(kind(), logbook)
+    meter.connect(sid(1))
+    count = 1_000_000 if len(field) < 10 else 20_000
+    data = meter.lines(sid(1), [field] * (count // 10))
+    for _ in range(10):
+        meter.feed(data)
+        meter.work()
+    meter.feed(meter.lines(sid(1), [b"", b"body"], end=True))
+    meter.work()
+    assert meter.written == count + 4
+    assert meter.filter.judged == 1
+
+
+@BOTH
+def test_headers_that_end_at_the_same_moment(kind: type[Judge], logbook: Logbook) -> None:
+    meter = Meter(kind(), logbook)
+    sessions = [sid(number) for number in range(1, 101)]
+    for session in sessions:
+        meter.connect(session)
+        meter.feed(meter.lines(session, [b"a:"] * 15_000))
+    end = kind is Reads
+    # All of it in one read.
+    meter.feed(b"".join(meter.lines(session, [b""], end=end) for session in sessions))
+    assert meter.filter.judged == 0
+    turns = meter.work()
+    assert meter.filter.judged == len(sessions)
+    assert turns >= len(sessions) * 15_000 // LINES
+
+
+def test_small_messages_that_end_at_the_same_moment(logbook: Logbook) -> None:
+    meter = Meter(Reads(), logbook)
+    sessions = [sid(number) for number in range(1, 501)]
+    for session in sessions:
+        meter.connect(session)
+        meter.feed(meter.lines(session, [b"Subject: x", b"", b"x"]))
+    meter.feed(b"".join(meter.lines(session, [], end=True) for session in sessions))
+    # Small ones share turns: one each would cost a system call each.
+    assert 2 < meter.work() < 50
+    assert meter.written == 5 * len(sessions)
+
+
+@BOTH
+def test_memory_is_bounded_however_many_messages_there_are(
+    kind: type[Judge], logbook: Logbook
+) -> None:
+    spool = Spool(memory=2 << 20)
+    meter = Meter(kind(), logbook, spool)
+    sessions = [sid(number) for number in range(1, 101)]
+    piece = [b"X: " + b"x" * 900] * 100
+    for session in sessions:
+        meter.connect(session)
+    for _ in range(5):
+        for session in sessions:
+            meter.feed(meter.lines(session, piece))
+    assert spool.used <= spool.memory
+    assert spool.on_disk > 40 << 20
+    for session in sessions:
+        meter.feed(meter.lines(session, [b"", b"body"], end=True))
+    meter.work()
+    assert meter.written == len(sessions) * (500 + 4)
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+class Pending:
+    """Verdicts that are given by the test."""
+
+    def __init__(self, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.verdicts: list[Callable[[Proceed], None]] = []
+
+        async def verdict(*_: object) -> Proceed:
+            return PROCEED
+
+        monkeypatch.setattr(Chain, "judge_headers", verdict)
+        meter.engine.spawn = self._spawn
+
+    def _spawn(self, work: Any, done: Any) -> Pending:
+        work.close()
+        self.verdicts.append(done)
+        return self
+
+    def cancel(self) -> None:
+        """Nothing was begun."""
+
+    def give(self) -> None:
+        """Give the first one."""
+        self.verdicts.pop(0)(PROCEED)
+
+
+def test_headers_are_judged_within_a_budget(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool()
+    meter = Meter(Looks(), logbook, spool)
+    pending = Pending(meter, monkeypatch)
+    sessions = [sid(number) for number in range(1, 101)]
+    for session in sessions:
+        meter.connect(session)
+        meter.feed(meter.lines(session, [b"X: " + b"x" * 900] * 1000 + [b""]))
+    for _ in sessions:
+        meter.work()
+        # A header of a megabyte counts twice: as it came, and as it is edited.
+        assert 0 < len(pending.verdicts) <= spool.memory // (2 * 900_000)
+        pending.give()
+    meter.work()
+    assert meter.written == 1001 * len(sessions)
+
+
+def test_a_message_does_not_wait_for_ever_to_be_judged(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(25, 25)
+    monkeypatch.setattr("smtpd_filters.runtime.messages.monotonic", lambda: next(clock))
+    meter = Meter(Looks(), logbook, Spool(memory=3 << 20))
+    pending = Pending(meter, monkeypatch)
+    header = [b"X: " + b"x" * 900] * 900
+    sessions = [sid(number) for number in range(1, 6)]
+    for session in sessions:
+        meter.connect(session)
+        meter.feed(meter.lines(session, [*header, b"", b"body"], end=True))
+        meter.work()
+    # The others do not fit in beside the first.
+    assert len(pending.verdicts) == 1
+    pending.give()
+    meter.work()
+    # The second has its turn; the third still does not fit in, and has waited for too long.
+    assert len(pending.verdicts) == 1
+    assert "too many messages are being judged" in logbook.lines[-1]
+    meter.engine.receive(meter.smtpd.request("commit", sid(3), TOKENS["commit"]))
+    assert b"|reject|452 4.3.1 " in meter.engine.output()
+    for session in sessions:
+        meter.engine.receive(meter.smtpd.report("link-disconnect", session))
