@@ -17,7 +17,11 @@ from pathlib import Path
 
 FILTER = """\
 #!{python} -IS
+import signal
 import sys
+
+# A reload right after a restart must not end a filter that is still being loaded: see startup.py.
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 sys.path += [{path}]
 from {module} import {function}

@@ -6,6 +6,7 @@ decisions from its handlers, and make ``run(YourFilter)`` the program.
 
 from __future__ import annotations
 
+from . import startup  # noqa: F401  # first of all: see there
 from .errors import ConfigError
 from .filter import Filter
 from .message import Headers, Message

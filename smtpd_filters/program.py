@@ -91,15 +91,16 @@ def serve_chain(
 ) -> int:
     """Set filters up, with `ready`, and serve.  What is wrong with them is a ConfigError."""
     from .runtime import serve  # --help needs no loop
-    from .runtime.channel import give_back, take_over
+    from .runtime.channel import Ends, ignore_hangup
 
-    log = Log(verbose=verbose)
     # From here on the filters' own code runs, and what it prints must not get to smtpd.
-    ends = take_over()
+    ends = Ends()
+    ignore_hangup()
+    log = Log(verbose=verbose)
     try:
         chain = make_chain(ready(), log)
     except BaseException:
-        give_back(*ends)
+        ends.give_back()
         raise
     return serve(
         chain,

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .channel import Ends
     from .log import Log
     from .policy import Service
     from .tap import Tap
@@ -27,15 +28,15 @@ def serve(  # noqa: PLR0913  # what a process has once
     *,
     refuse_long_lines: bool = False,
     taps: Sequence[Tap] = (),
-    ends: tuple[int, int] | None = None,
+    ends: Ends | None = None,
 ) -> int:
     """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
 
-    ``taps`` hear every byte that passes.  ``ends`` are stdin and stdout if `channel.take_over` was
-    called already.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when
+    ``taps`` hear every byte that passes.  ``ends`` are stdin and stdout if they were taken over
+    already.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when
     the server is none whose filter we can be.
     """
-    from .channel import Channel, take_over  # who only wants the log has no loop
+    from .channel import Channel, Ends  # who only wants the log has no loop
     from .engine import Engine
 
     sys.unraisablehook = log.unraisable
@@ -43,13 +44,13 @@ def serve(  # noqa: PLR0913  # what a process has once
     if threads is not None:
         threads.excepthook = log.unraisable  # type: ignore[attr-defined]
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
-    source, sink = ends or take_over()
+    ends = ends or Ends()
     if taps:
         from .tap import TappedChannel  # only tracing has any
 
-        channel: Channel = TappedChannel(source, sink, taps, log)
+        channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
     else:
-        channel = Channel(source, sink)
+        channel = Channel(ends.source, ends.sink)
     if service.later:
         from .aio import run  # asyncio costs more than all the rest
     else:

@@ -1,18 +1,21 @@
 """The two descriptors to smtpd, and the signals.
 
 smtpd gives its filters one socket as stdin and stdout; a shell gives two pipes.  Both ends are
-taken away from descriptors 0 and 1, so that a stray ``print`` in a policy goes to the log and
-not to smtpd, which exits on such a line.
+taken away from descriptors 0 and 1 (`Ends`), so that a stray ``print`` in a policy goes to the log
+and not to smtpd, which exits on such a line.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
 import stat
 from collections import deque
 from itertools import chain
+
+from smtpd_filters.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,24 +39,63 @@ LAST_WORDS = 10.0
 CLOSING = 2.0
 
 
-def take_over() -> tuple[int, int]:
-    """Stdin and stdout under other numbers.
+class Ends:
+    """The descriptors to smtpd, taken away from 0 and 1.
 
-    What goes on using them by theirs, as a policy's ``print``, gets nothing, and the log.
+    What goes on using these, as a policy's ``print``, gets nothing, and the log.  The log is never
+    smtpd's own socket: if stderr is the same file as stdin or stdout (``2>&1``), or closed, what is
+    logged goes nowhere.
+
+    Raises ConfigError if stdin or stdout is closed: there is nobody to talk to.
     """
-    source, sink = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    os.dup2(2, 1)
-    return source, sink
+
+    def __init__(self) -> None:
+        # None of what is opened from here on may get a standard number.
+        _open_standard()
+        self.source, self.sink = _duplicate(0), _duplicate(1)
+        #: Where stderr was, while it is none.
+        self._log = -1
+        if _shared(2, (self.source, self.sink)):
+            self._log = _duplicate(2)
+            _to_null(2, os.O_WRONLY)
+        _to_null(0, os.O_RDONLY)
+        os.dup2(2, 1)
+
+    def give_back(self) -> None:
+        """Undo it, when there is to be no conversation after all."""
+        for fd, number in ((self.source, 0), (self.sink, 1), (self._log, 2)):
+            if fd >= 0:
+                os.dup2(fd, number)
+                os.close(fd)
 
 
-def give_back(source: int, sink: int) -> None:
-    """Undo `take_over`, when there is to be no conversation after all."""
-    for fd, number in ((source, 0), (sink, 1)):
+def _open_standard() -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            _to_null(number, os.O_RDWR)
+            if number < 2:
+                raise ConfigError(f"{name} is closed: smtpd is not there") from None
+
+
+def _duplicate(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _to_null(number: int, flags: int) -> None:
+    fd = os.open(os.devnull, flags)
+    if fd != number:
         os.dup2(fd, number)
         os.close(fd)
+
+
+def _shared(log: int, ends: tuple[int, ...]) -> bool:
+    """Whether the log would be written to smtpd; a terminal, or a file, is nobody's end."""
+    found = os.fstat(log)
+    if not (stat.S_ISSOCK(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+        return False
+    return any(os.path.samestat(found, os.fstat(end)) for end in ends)
 
 
 class Channel:
@@ -191,6 +233,11 @@ class Channel:
         """Close both."""
         for fd in {self.source, self.sink}:
             os.close(fd)
+
+
+def ignore_hangup() -> None:
+    """Ignore SIGHUP until `Signals` takes it over: what it asks for is being done."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class Signals:

@@ -206,5 +206,6 @@ def die(error: ConfigError | str, prog: str) -> NoReturn:
     line = printable(str(error))
     if not line.startswith(f"{prog}: "):
         line = f"{prog}: {line}"
-    sys.stderr.write(f"{line}\n")
+    if sys.stderr is not None:  # closed
+        sys.stderr.write(f"{line}\n")
     raise SystemExit(2)

@@ -215,8 +215,9 @@ def test_a_file_stays_as_others_expect_it(tmp_path: Path) -> None:
 def test_stdin_and_stdout_are_taken_away() -> None:
     code = """
 import os
-from smtpd_filters.runtime.channel import Channel, take_over
-channel = Channel(*take_over())
+from smtpd_filters.runtime.channel import Channel, Ends
+ends = Ends()
+channel = Channel(ends.source, ends.sink)
 print("a stray line", flush=True)
 os.write(1, b"another")
 assert os.read(0, 10) == b""

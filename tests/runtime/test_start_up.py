@@ -1,0 +1,141 @@
+"""Before a filter has registered: signals, and descriptors that are closed or shared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.runtime.process import PATIENCE, POLICIES, ROOT, FilterProcess, policy, sid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HANG_UP = "import os, signal; os.kill(os.getpid(), signal.SIGHUP)"
+
+
+@pytest.mark.parametrize("by_smtpd", [True, False])
+def test_a_hangup_while_a_filter_is_loaded_does_not_end_it(*, by_smtpd: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import smtpd_filters.errors; {HANG_UP}"],
+            stdin=theirs.fileno() if by_smtpd else subprocess.DEVNULL,
+            stdout=theirs.fileno() if by_smtpd else subprocess.DEVNULL,
+            cwd=ROOT,
+            check=False,
+            timeout=PATIENCE,
+        )
+    # One who merely uses the package keeps its signals.
+    assert done.returncode == (0 if by_smtpd else -signal.SIGHUP)
+
+
+def test_a_hangup_while_the_packaged_launcher_loads_a_filter(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project.scripts]\nfilter-x = "hung:main"\n')
+    (tmp_path / "hung.py").write_text(f"{HANG_UP}\n\n\ndef main():\n    return 7\n")
+    subprocess.run(
+        [
+            *(sys.executable, ROOT / "packaging/launchers.py", "--python", sys.executable),
+            *("--path", str(tmp_path), "--filters", str(tmp_path), "--tools", str(tmp_path)),
+            project,
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    done = subprocess.run([tmp_path / "filter-x"], check=False, timeout=PATIENCE)
+    assert done.returncode == 7
+
+
+def test_a_hangup_while_a_filter_is_set_up_does_not_end_it(tmp_path: Path) -> None:
+    # By then no one need be smtpd: what is served on a terminal or a pipe is ready as well.
+    program = tmp_path / "slow.py"
+    program.write_text(
+        f"{HANG_UP.partition(';')[0]}\n"
+        "from smtpd_filters import PROCEED, Filter, Proceed, Session, run\n"
+        "class Slow(Filter):\n"
+        "    def setup(self) -> None:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    def connect(self, session: Session) -> Proceed:\n"
+        "        return PROCEED\n"
+        "raise SystemExit(run(Slow))\n"
+    )
+    with FilterProcess([str(program)], pipes=True) as process:
+        process.hand_shake()
+        process.finish()
+
+
+def closed() -> None:
+    os.close(2)
+
+
+def shared() -> None:
+    os.dup2(1, 2)
+
+
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+@pytest.mark.parametrize("pipes", [False, True])
+@pytest.mark.parametrize("before", [closed, shared])
+def test_the_log_never_gets_to_smtpd(name: str, before: Callable[[], None], *, pipes: bool) -> None:
+    with FilterProcess(policy(name, "-v"), pipes=pipes, before=before) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        folder = Path(f"/proc/{process.child.pid}/fd")
+        assert (folder / "2").readlink() == Path(os.devnull)
+        # Nothing that the process has opened for itself has one of the three numbers.
+        assert all(stat.S_ISCHR((folder / str(fd)).stat().st_mode) for fd in range(3))
+        process.finish()
+    assert process.last_words == ""
+
+
+def test_what_is_wrong_is_said_though_the_log_is_shared() -> None:
+    # By hand: filter-x 2>&1 | cat
+    done = subprocess.run(
+        [sys.executable, POLICIES, "Plain", "--names", "file:/nonexistent"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert done.returncode == 2
+    assert b"/nonexistent" in done.stdout
+    assert done.stdout.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, b"stdin"), (1, b"stdout")])
+def test_without_smtpd_a_filter_ends_at_once(number: int, name: bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, POLICIES, "Plain"],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": "."},
+        preexec_fn=lambda: os.close(number),  # what a shell does
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"filter-plain: %b is closed: smtpd is not there\n" % name
+
+
+def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:
+    done = subprocess.run(
+        [sys.executable, POLICIES, "Plain", "--nonsense"],
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": "."},
+        preexec_fn=lambda: os.closerange(0, 3),
+    )
+    assert done.returncode == 2
