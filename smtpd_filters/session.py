@@ -9,7 +9,7 @@ Whole reports
 Unknown is not nothing
     A field whose report nobody asked smtpd for raises `NotReportedError`, for a check that silently
     sees nothing is worse than one that fails.  And a client of which smtpd has not reported where
-    it is, is a stranger: only smtpd's own socket makes it `local`.
+    it is, is a stranger: only what smtpd has reported makes it `local`.
 Rewritten
     What smtpd was told to rewrite shows rewritten, though its own reports show the old address.
 
@@ -34,6 +34,9 @@ def text(value: bytes) -> str:
 
 #: What is known of a session whose ``link-connect`` was not seen.
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
+#: What the address of a client on this machine begins with, as smtpd writes it.
+_LOCAL = (b"unix:", b"127.", b"[::1]:", b"[::ffff:127.")
+_V4_OCTETS, _OCTET_MAX = 4, 255
 #: Phases whose marks go with the transaction.
 _OF_TRANSACTIONS = frozenset({"mail-from", "rcpt-to", "data", "headers", "message"})
 
@@ -147,19 +150,30 @@ class Session:
         return text(self._connect[3])
 
     @property
-    def local(self) -> bool:
+    def by_socket(self) -> bool:
         """Whether the client came by smtpd's own socket, as ``sendmail`` does."""
-        return self.src.startswith("unix:")
+        return self._connect[2].startswith(b"unix:")
+
+    @property
+    def local(self) -> bool:
+        """Whether the client is on this machine: by smtpd's socket, or from a loopback address.
+
+        RFC 1122 section 3.2.1.3 (g) and RFC 4291 section 2.5.3.  A client of which smtpd has
+        reported nothing is not local.
+        """
+        src = self._connect[2]
+        return src.startswith(_LOCAL) and _is_local(src)
 
     @property
     def address(self) -> str | None:
         """The client's IP address without port and brackets.
 
-        None for a local client, and for one of which smtpd has not reported it: see `local`.
+        None for a client on smtpd's socket, and for one of which smtpd has reported nothing.
         """
-        if self.local or not self.src:
+        src = self.src
+        if not src or self.by_socket:
             return None
-        return self.src.rpartition(":")[0].strip("[]")
+        return src.rpartition(":")[0].strip("[]")
 
     def __repr__(self) -> str:
         return f"<session {self.id} {self.rdns or '<unknown>'} {self.src}>"
@@ -239,6 +253,16 @@ class Session:
         if tx is None:
             tx = self.tx = Transaction(text(msgid))
         return tx
+
+
+def _is_local(src: bytes) -> bool:
+    """Whether a source that begins as a local one is one to its end."""
+    if src.startswith((b"unix:", b"[::1]:")):
+        return True
+    octets = src.rpartition(b":")[0].strip(b"[]").removeprefix(b"::ffff:").split(b".")
+    return len(octets) == _V4_OCTETS and all(
+        octet.isdigit() and int(octet[:4]) <= _OCTET_MAX for octet in octets
+    )
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {

@@ -72,8 +72,10 @@ def test_the_filter_serves_a_real_smtpd(version: str) -> None:
     command = script_command(*shlex.split(line))
     with Smtpd(version, filters={"impostor": command}, files={"impostor.py": FILTER}) as server:
         banner, refused, greeted = server.dialogue(
-            "127.0.0.1", ["EHLO mail.example.org", "EHLO mail.example.net"]
+            "192.0.2.1", ["EHLO mail.example.org", "EHLO mail.example.net"]
         )
+        _, local = server.dialogue("127.0.0.1", ["EHLO mail.example.org"])
+    assert local.code == 250
     assert banner.code == 220
     assert refused == (550, ["5.7.1 That is my name"])
     assert greeted.code == 250

@@ -48,7 +48,38 @@ def test_a_client_by_ipv6() -> None:
 def test_a_local_client() -> None:
     made = connected(b"mx.example.org", b"pass", b"unix:/run/smtpd.sock", b"unix:/run/smtpd.sock")
     assert made.local
+    assert made.by_socket
     assert made.address is None
+
+
+@pytest.mark.parametrize(
+    ("src", "address"),
+    [
+        (b"127.0.0.1:33174", "127.0.0.1"),
+        (b"127.255.255.254:1", "127.255.255.254"),
+        (b"[::1]:33174", "::1"),
+        (b"[::ffff:127.0.0.1]:33174", "::ffff:127.0.0.1"),
+    ],
+)
+def test_a_client_at_a_loopback_address_is_local(src: bytes, address: str) -> None:
+    made = connected(b"localhost", b"pass", src, b"198.51.100.2:25")
+    assert made.local
+    assert not made.by_socket
+    assert made.address == address
+
+
+@pytest.mark.parametrize(
+    "src",
+    [
+        *(b"198.51.100.2:1", b"[2001:db8::1]:25", b"[::ffff:128.0.0.1]:1", b"128.0.0.1:1"),
+        *(b"127.0.0.1", b"127.0.0.256:1", b"127.0.0:1", b"127.0.0.1.example:1", b"127.:1"),
+        *(b"127.0.0.-1:1", b"[::1]", b"[::1].example:1", b"[::ffff:127.0.0]:1", b"local:1"),
+    ],
+)
+def test_a_client_at_any_other_is_not(src: bytes) -> None:
+    made = connected(b"localhost", b"pass", src, b"198.51.100.2:25")
+    assert not made.local
+    assert not made.by_socket
 
 
 @pytest.mark.parametrize("rdns", [b"<unknown>", b""])

@@ -144,7 +144,7 @@ def path(address: str, admd: str = "") -> str:
 
 
 def _address(session: Session) -> str:
-    if session.local:
+    if session.by_socket:
         return LOCAL_ADDRESS
     # A zone index (fe80::1%em0) is of no use elsewhere.
     return safe(session.address or "").partition("%")[0]
@@ -156,7 +156,7 @@ def _hostname(session: Session) -> str:
     A milter's MTA calls a client "unknown" whose name does not lead back to its address; the
     daemon believes the names that it is told.
     """
-    if session.local:
+    if session.by_socket:
         return "localhost"
     if session.rdns is None or session.fcrdns != "pass":
         return ""
