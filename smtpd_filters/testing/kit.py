@@ -144,12 +144,14 @@ class Conversation(Peer):
         local: bool = False,
         dest: str = "198.51.100.25:25",
         tls: str = "",
+        reported: bool = True,
     ) -> Client:
         """Let a client come; `Client.greeting` is the verdict on its connection.
 
         ``rdns`` None is a client without a reverse name (then ``fcrdns`` is fail, unless it is
         error).  ``local`` is one at smtpd's own socket.  ``tls`` is the cipher of a connection that
-        is encrypted from its start, such as `smtpd_filters.testing.client.TLS`.
+        is encrypted from its start, such as `smtpd_filters.testing.client.TLS`.  ``reported`` False
+        is one whose ``link-connect`` never comes: the filter knows nothing of it.
         """
         self._clients += 1
         session = b"%016x" % (0x7641DF97 << 32 | self._clients)
@@ -162,7 +164,8 @@ class Conversation(Peer):
             host, source = "local", b"unix:/var/run/smtpd.sock"
             dest = "unix:/var/run/smtpd.sock"
         client = Client(self, session, name, host)
-        self.report("link-connect", session, wire(name), fcrdns.encode(), source, dest.encode())
+        if reported:
+            self.report("link-connect", session, wire(name), fcrdns.encode(), source, dest.encode())
         client.begin(tls)
         return client
 

@@ -283,6 +283,14 @@ def test_a_refused_connection_is_closed() -> None:
         assert client.closed
 
 
+def test_a_client_of_which_nothing_is_reported() -> None:
+    says = Says()
+    with Conversation(says) as smtpd:
+        assert smtpd.connect(reported=False).greeting.asked
+        assert smtpd.connect().greeting.asked
+    assert says.seen == [("connect", ""), ("connect", "192.0.2.1:33174")]
+
+
 def test_a_refused_command_can_be_said_again() -> None:
     filter_ = Says(ehlo=NO, mail_from=NO, rcpt_to=NO, data=NO, commit=NO, rset=NO)
     with Conversation(filter_) as smtpd:
