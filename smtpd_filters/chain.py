@@ -118,6 +118,7 @@ class Chain:
             if any(other.name == filter_.name for other in self.filters):
                 raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
             _check(filter_, on_error)
+            filter_.verbose = self.log.verbose
             self.filters.append(filter_)
             for handler in filter_.handlers:
                 if handler in filter_.phases:

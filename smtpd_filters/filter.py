@@ -103,6 +103,8 @@ class Filter:
 
     #: Whether what it decides is only logged; a filter that waits on purpose does not then.
     dry_run: bool = False
+    #: Whether every decision is logged; the reason of a plain proceed is of use only then.
+    verbose: bool = False
     #: Seconds between two calls of `refresh`.
     refresh_interval: float = 3600.0
     #: What smtpd said of itself: "admd", "smtpd-version", "smtp-session-timeout".
