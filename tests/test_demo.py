@@ -90,7 +90,7 @@ def check_facts(outcomes: list[Outcome]) -> None:
 
     assert {said.filter for said in of["trusted: our scanner"].said} == set(ALONE)
     alice = of["alice, logged in, at home"]
-    assert alice.said == [Said("mailfrom", "mail-from", "proceed", "")]
+    assert alice.said == [Said("mailfrom", "mail-from", "proceed", "exempt: authenticated")]
 
 
 def conf() -> str:

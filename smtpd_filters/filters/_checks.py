@@ -1,4 +1,4 @@
-"""What filters of several checks have in common: how strict each is, and whom they spare.
+"""What filters of several checks have in common: how strict each check is.
 
 The law:
 
@@ -7,7 +7,8 @@ The law:
    has the reasons of all.
 3. A check that could not be made (the DNS failed) is `--on-error`'s only where nothing else has
    decided, and not where the check is only to be logged: a trial changes nothing.
-4. Who is local, has authenticated, or is in `--allow` is not checked.
+
+Who is exempt from checks is said in `_exempt`.
 
 A filter declares a check with `check_option`, makes a `Check` of its setting in `setup`, and
 collects in a `Findings` what the checks of one command come to.  One with a single check at a
@@ -24,9 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import TypeAlias
-
-    from smtpd_filters.session import Session
-    from smtpd_filters.tables import NetworkTable
 
     #: What a check may come to.
     Outcome: TypeAlias = Proceed | Junk | Reject
@@ -150,37 +148,9 @@ def marks(checks: Iterable[Check]) -> bool:
     return any(check.action == "junk" for check in checks)
 
 
-def exempt(session: Session, allow: NetworkTable | None) -> bool:
-    """Whether a client is spared: it is local, has authenticated, or is in `--allow` (law 4).
-
-    The filter has to need the report `link-auth`.  Before it has authenticated (at connect and
-    helo always) nobody is spared for it.
-    """
-    return exempt_at(session, session.address, allow)
-
-
-def exempt_at(session: Session, address: str | None, allow: NetworkTable | None) -> bool:
-    """Whether a client is spared that is at this `address`, the session's own."""
-    if address is None or session.username or is_local(session, address):
-        return True
-    return allow is not None and allow.match(address) is not None
-
-
 def unmapped(address: str) -> str:
     """Give the IPv4 address of a client that came by IPv4 to an IPv6 socket; others as they are.
 
     RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
     """
     return address.removeprefix(_MAPPED) if "." in address else address
-
-
-def is_local(session: Session, address: str) -> bool:
-    """Whether a client at this address is on this machine.
-
-    It came from a loopback address (RFC 1122 section 3.2.1.3 (g), RFC 4291 section 2.5.3), or from
-    the very address it came to.
-    """
-    if unmapped(address).startswith("127.") or address == "::1":
-        return True
-    dest = session.dest
-    return dest.rpartition(":")[0].strip("[]") == address

@@ -1,9 +1,9 @@
-"""What filters of clients have in common: when they act, whom they spare, what they do.
+"""What filters of clients have in common: when they act, whom they exempt, what they do.
 
 The law:
 
 1. A filter of clients judges by the client alone, at the phase that `--phase` names.
-2. Who has authenticated passes. At connect and helo nobody has yet.
+2. Who is exempt (`_exempt`) passes. At connect and helo nobody has authenticated yet.
 3. What is known is refused for good; what may be a mistake of the moment, with temporary codes.
 4. A reply that smtpd would not take is found at the start, whether it is used or not.
 
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Reject
-from smtpd_filters.settings import TEXT, Settings, choice, option, table
-from smtpd_filters.tables import NetworkTable
+from smtpd_filters.filters._exempt import Exempt, exempted
+from smtpd_filters.protocol.decisions import JUNK, Disconnect, Junk, Reject
+from smtpd_filters.settings import TEXT, Settings, choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
+    from smtpd_filters.tables import NetworkTable
 
 #: What `--action` may be.
 ACTIONS = choice("junk", "reject", "disconnect")
@@ -35,15 +36,6 @@ _AT = {
     "mail-from": {"mail_from"},
     "rcpt-to": {"rcpt_to"},
 }
-
-
-def allow_option() -> NetworkTable | None:
-    """Declare `--allow`."""
-    return option(
-        table(NetworkTable),
-        default=None,
-        help="Addresses and networks that are never refused.",
-    )
 
 
 def action_option(whom: str) -> str:
@@ -61,7 +53,7 @@ def phase_option() -> str:
     return option(
         _PHASES,
         default="connect",
-        help="When to do it. Clients that authenticate are spared from mail-from on; before that "
+        help="When to do it. Clients that authenticate are exempt from mail-from on; before that "
         "nobody has authenticated yet.",
     )
 
@@ -91,6 +83,7 @@ class ClientSettings(Settings):
     """Settings of a filter of clients, which declares at least these."""
 
     if TYPE_CHECKING:
+        exempt: Exempt
         allow: NetworkTable | None
         action: str
         phase: str
@@ -103,40 +96,46 @@ class ClientFilter(Filter):
     Options = ClientSettings
     settings: ClientSettings
 
+    _exempt = Exempt()
+
     def setup(self) -> None:
         """Choose the phase."""
+        settings = self.settings
         self.later = frozenset()  # a filter that looks something up says otherwise
-        self.phases = set(_AT[self.settings.phase])
-        self.marks = self.settings.action == "junk"
+        self.phases = set(_AT[settings.phase])
+        self.marks = settings.action == "junk"
+        self._exempt = settings.exempt.also(settings.allow)
+        if not self.phases & {"mail_from", "rcpt_to"}:
+            self._exempt = self._exempt.without_users()  # law 2
 
     def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated where somebody may have."""
-        return frozenset({"link-auth"} if self.phases & {"mail_from", "rcpt_to"} else ())
+        """Ask who has authenticated where that exempts."""
+        return frozenset({"link-auth"} if self._exempt.users else ())
 
     def connect(self, session: Session) -> Answer | Awaitable[Answer]:
         """Decide before smtpd greets the client."""
-        return self._judge(session)
+        return self._decide(session)
 
     def helo(self, session: Session, _identity: str) -> Answer | Awaitable[Answer]:
         """Decide when the client greets; what it calls itself is no matter."""
-        return self._judge(session)
+        return self._decide(session)
 
     ehlo = helo
 
     def mail_from(self, session: Session, _address: str) -> Answer | Awaitable[Answer]:
-        """Decide for each message or recipient, unless the client has authenticated."""
-        return PROCEED if session.username else self._judge(session)
+        """Decide for each message or recipient."""
+        return self._decide(session)
 
     rcpt_to = mail_from
 
-    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
-        """Decide about a client that has not authenticated, as far as is known."""
-        raise NotImplementedError
+    def _decide(self, session: Session) -> Answer | Awaitable[Answer]:
+        """Judge a client, unless it is exempt."""
+        why = self._exempt.reason(session)
+        return exempted(self, why) if why else self._judge(session)
 
-    def _is_allowed(self, address: str) -> bool:
-        """Whether `--allow` has an address."""
-        allow = self.settings.allow
-        return allow is not None and allow.match(address) is not None
+    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
+        """Decide about a client that is not exempt."""
+        raise NotImplementedError
 
     def _refusal(
         self, detail: str, text: str, *, temporary: bool = False

@@ -103,8 +103,10 @@ class Book:
         return asked
 
     def about_client(self, session: Session, address: str) -> list[Asked]:
-        """What is asked about the client's address and reverse name."""
+        """What is asked about the client's address and reverse name; nothing without an address."""
         asked: list[Asked] = []
+        if not address:
+            return asked
         if self._lists[CLIENT]:
             about, reverse, address = _reversed(address)
             asked = [

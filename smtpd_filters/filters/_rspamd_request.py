@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.filters._checks import is_local
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,9 +171,3 @@ def _recipients(addresses: Sequence[str], admd: str) -> tuple[list[tuple[str, st
             return told, len(addresses) - at
         told.append(("Rcpt", value))
     return told, 0
-
-
-def came_locally(session: Session) -> bool:
-    """Whether a message comes from this machine: by smtpd's socket, or over a local address."""
-    address = session.address
-    return session.local or (address is not None and is_local(session, address))

@@ -10,8 +10,8 @@ The law:
    what it may not, lately (`_dnsbl_lists`).
 4. A list that doesn't answer is nobody's guilt: what is certain without it is done, and where it
    could have made the difference `--on-error` decides.
-5. Who is local, has authenticated or is in `--allow` is not asked about. An allow list is believed
-   about a reverse name only if that leads back to the client.
+5. Exempt clients are not asked about: by default those that are local or have authenticated. An
+   allow list is believed about a reverse name only if that leads back to the client.
 6. A key in the name of a list is in no reply, header or line of the log.
 
 Questions are asked as soon as their subject is known, all at once; what is in the cache is answered
@@ -26,12 +26,20 @@ from itertools import pairwise
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import make_resolver, nameserver_option
-from smtpd_filters.filters._checks import DNS_FAILURE, exempt, exempt_at
-from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters._checks import DNS_FAILURE
 from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
 from smtpd_filters.filters._dnsbl_options import SITES, old_style
 from smtpd_filters.filters._dnsbl_reply import Reply
 from smtpd_filters.filters._dnsbl_score import DISCONNECT, JUNK, NOTHING, Thresholds
+from smtpd_filters.filters._exempt import (
+    UNKNOWN_STATUS,
+    Exempt,
+    allow_option,
+    client_address,
+    exempt_option,
+    exempted,
+    known_address,
+)
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -164,9 +172,10 @@ class Dnsbl(Filter):
             choice(*_PHASES),
             default=None,
             help="When to decide; by default as soon as everything that is asked about is known. "
-            "Clients that authenticate are spared from mail-from on; before that nobody has "
+            "Clients that authenticate are exempt from mail-from on; before that nobody has "
             "authenticated yet.",
         )
+        exempt = exempt_option("local", "authenticated", what="Clients that no list is asked about")
         allow = allow_option()
         reply = option(
             TEXT,
@@ -205,6 +214,7 @@ class Dnsbl(Filter):
 
     settings: Options
 
+    _exempt: Exempt
     _resolver: Resolver
     _book: Book
     _watch: Watch
@@ -215,6 +225,7 @@ class Dnsbl(Filter):
 
     def setup(self) -> None:
         """Make the lists, and get a resolver ready."""
+        self._exempt = self.settings.exempt.also(self.settings.allow)
         self._set_thresholds()
         given: dict[str, Sites] = {
             kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
@@ -305,13 +316,13 @@ class Dnsbl(Filter):
 
     def arrived(self, session: Session) -> None:
         """Start to ask about the client."""
-        address = session.address
-        if address and not exempt_at(session, address, self.settings.allow):
+        address = known_address(session)
+        if address and not self._exempt.reason(session):
             self._start(self._book.about_client(session, address))
 
     def identified(self, session: Session) -> None:
         """Start to ask about its name."""
-        if not exempt(session, self.settings.allow):
+        if not self._exempt.reason(session):
             self._start(self._book.about_name("helo", session.identity or ""))
 
     def _start(self, asked: Iterable[Asked]) -> None:
@@ -330,7 +341,7 @@ class Dnsbl(Filter):
         self, session: Session, identity: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide when the client greets."""
-        return self._judge(session, identity if "helo" in self._kinds else "")
+        return self._judge(session, identity)
 
     ehlo = helo
 
@@ -339,23 +350,21 @@ class Dnsbl(Filter):
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide for each message, or start to ask about its sender if that is early."""
         if self._phase == "rcpt-to":
-            if not exempt(session, self.settings.allow):
+            if not self._exempt.reason(session):
                 self._start(self._book.about_sender(address))
             return PROCEED
-        sender = address if "sender" in self._kinds else ""
-        return self._judge(session, self._identity(session), sender)
+        return self._judge(session, sender=address)
 
     def rcpt_to(
         self, session: Session, _address: str
     ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
         """Decide for each recipient; the first one's answer holds for all of a message."""
-        tx = session.tx if "sender" in self._kinds else None
-        return self._judge(session, self._identity(session), (tx and tx.sender) or "")
+        return self._judge(session)
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
         """Say in the message which lists have an entry."""
-        if exempt(session, self.settings.allow):
-            return PROCEED
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         headers.remove(FIELD)
         known: Known | None = session.scratch.get(self)
         if known is None:
@@ -374,19 +383,36 @@ class Dnsbl(Filter):
             headers.prepend(FIELD, f"Listed at {listing}")
         return PROCEED
 
-    def _identity(self, session: Session) -> str:
-        return (session.identity or "") if "helo" in self._kinds else ""
+    def _subjects(
+        self, session: Session, identity: str | None, sender: str | None
+    ) -> tuple[str, str]:
+        """Give the HELO name and the sender that lists are asked about; "" for what they are not.
+
+        The arguments are what the client says at this phase; None for what it has said before.
+        Raises UnavailableError for what smtpd has not reported.
+        """
+        if "helo" not in self._kinds:
+            identity = ""
+        elif identity is None and (identity := session.identity) is None:
+            raise UnavailableError("the client's greeting is not known", UNKNOWN_STATUS)
+        if "sender" not in self._kinds:
+            sender = ""
+        elif sender is None:
+            sender = None if session.tx is None else session.tx.sender
+            if sender is None:
+                raise UnavailableError("the sender is not known", UNKNOWN_STATUS)
+        return identity, sender
 
     # -- the decision ----------------------------------------------------------------------
 
     def _judge(
-        self, session: Session, identity: str = "", sender: str = ""
+        self, session: Session, identity: str | None = None, sender: str | None = None
     ) -> Verdict | Awaitable[Verdict]:
         """Decide at once if all is known, else give the coroutine that will."""
-        address = session.address
-        if address is None or exempt_at(session, address, self.settings.allow):
-            return PROCEED
-        key = identity, sender
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
+        address = self._address(session)
+        key = self._subjects(session, identity, sender)
         # At connect nothing was decided before.
         known: Known | None = None if self._phase == "connect" else session.scratch.get(self)
         if known is not None and known.key == key:
@@ -407,6 +433,14 @@ class Dnsbl(Filter):
             if inquiry.over and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return self._wait(session, key)
+
+    def _address(self, session: Session) -> str:
+        """Give the address that lists are asked about; "" where none is needed, or there is none.
+
+        Raises UnavailableError if it is needed and smtpd has not reported it.
+        """
+        about_client = self._kinds & {"client", "rdns"}
+        return (client_address(session) if about_client else known_address(session)) or ""
 
     def _now(self) -> float:
         import asyncio
@@ -451,7 +485,7 @@ class Dnsbl(Filter):
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
-        inquiry = self._ask(self._book.about(session, session.address or "", *key))
+        inquiry = self._ask(self._book.about(session, self._address(session), *key))
         if not inquiry.over:
             await self._answers(inquiry, early=True)
         return inquiry
@@ -498,7 +532,7 @@ class Dnsbl(Filter):
         if level == JUNK:
             return MARK.because(inquiry.reason)
         kind = Disconnect if level == DISCONNECT else Reject
-        return kind(self._reply.of(inquiry, session.address or "")).because(inquiry.reason)
+        return kind(self._reply.of(inquiry, self._address(session))).because(inquiry.reason)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

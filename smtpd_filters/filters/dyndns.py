@@ -3,8 +3,8 @@
 The law:
 
 1. Only the reverse name and the address are looked at: no DNS, no list on the net.
-2. What the operator says (`--allow`, `--patterns`, `--extra-patterns`) counts before what is
-   built in, and without exceptions.
+2. What the operator says (`--exempt`, `--allow-names`, `--patterns`, `--extra-patterns`) counts
+   before what is built in, and without exceptions.
 3. A server's name is no pool's: names that call themselves `static`, `mail`, `mx` and so on
    (`SERVER`) are spared by everything built in.
 4. Every test is linear in the name's length, whatever the client wrote there.
@@ -22,13 +22,20 @@ from __future__ import annotations
 import re
 import sys
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters._client import (
     ClientFilter,
     ClientSettings,
     action_option,
-    allow_option,
     phase_option,
     reply_option,
+)
+from smtpd_filters.filters._exempt import (
+    UNKNOWN,
+    UNKNOWN_STATUS,
+    allow_option,
+    exempt_option,
+    exempted,
 )
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -287,7 +294,7 @@ class Dyndns(ClientFilter):
     name = "dyndns"
 
     class Options(ClientSettings):
-        """What to look for, whom to spare, what to do and when."""
+        """What to look for, whom to exempt, what to do and when."""
 
         patterns = option(
             table(RegexTable),
@@ -305,6 +312,7 @@ class Dyndns(ClientFilter):
             default=False,
             help="Don't look for the client's address in its reverse name.",
         )
+        exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
             table(DomainTable),
@@ -336,20 +344,20 @@ class Dyndns(ClientFilter):
         self._builtin = RegexTable.of(BUILTIN) if self.settings.patterns is None else None
 
     def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
-        address = session.address
-        if address is None or session.rdns is None:  # local; without a name, that's fcrdns' matter
-            return PROCEED
-        reason = self._looks_dynamic(session.rdns, address)
+        if session.rdns is None or session.by_socket:
+            if not session.src:
+                raise UnavailableError(UNKNOWN, UNKNOWN_STATUS)
+            return PROCEED  # a client without a name is filter-fcrdns's business
+        name = session.rdns.lower().rstrip(".")
+        names = self.settings.allow_names
+        if names is not None and (entry := names.match(name)):
+            return exempted(self, entry)
+        reason = self._looks_dynamic(name, session.address or "")
         return self._refused.because(reason) if reason else PROCEED
 
     def _looks_dynamic(self, name: str, address: str) -> str | None:
-        """Say why a client's name looks dynamic, or None."""
+        """Say why a client's name, in lower case, looks dynamic; None if it does not."""
         settings = self.settings
-        name = name.lower().rstrip(".")
-        if self._is_allowed(address) or (
-            settings.allow_names is not None and settings.allow_names.match(name)
-        ):
-            return None
         for own in (settings.extra_patterns, settings.patterns):
             if own is not None and (pattern := own.match(name)):
                 return f"rdns {name} matches {pattern}"

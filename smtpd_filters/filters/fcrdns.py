@@ -9,7 +9,7 @@ The law:
    alone the default reply of a refusal is a temporary one.
 3. What smtpd has confirmed is confirmed. `--verify` looks again at the others, knows what failed
    and what was stated, and finds names that smtpd doesn't: it looks at one of an address's, once.
-4. Local and authenticated clients are exempt.
+4. Local and authenticated clients are exempt, unless `--exempt` says otherwise.
 5. Without `--verify` nothing is looked up: no event loop, no DNS library is loaded.
 
 An address is confirmed if one of its names (PTR) has the address (A or AAAA): "iprev" in RFC 8601
@@ -26,10 +26,10 @@ from smtpd_filters.filters._client import (
     ClientFilter,
     ClientSettings,
     action_option,
-    allow_option,
     phase_option,
     reply_option,
 )
+from smtpd_filters.filters._exempt import allow_option, client_address, exempt_option
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
 from smtpd_filters.settings import SECONDS, SWITCH, choice, option
@@ -55,7 +55,7 @@ class Fcrdns(ClientFilter):
     name = "fcrdns"
 
     class Options(ClientSettings):
-        """What is required, who says so, whom to spare, what to do and when."""
+        """What is required, who says so, whom to exempt, what to do and when."""
 
         require = option(
             choice("rdns", "fcrdns"),
@@ -78,6 +78,7 @@ class Fcrdns(ClientFilter):
             "second round waits twice as long; a look-up takes at most four times as long "
             "altogether, and a client at most two look-ups, one behind the other.",
         )
+        exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         action = action_option("that fails")
         phase = phase_option()
@@ -140,14 +141,12 @@ class Fcrdns(ClientFilter):
 
     def _suspect(self, session: Session) -> str | None:
         """Give the address of a client which smtpd's report doesn't clear, else None."""
-        address = session.address
-        if address is None:  # local
-            return None
+        address = client_address(session)
         if self.settings.require == "rdns":
             passes = session.rdns is not None
         else:
             passes = session.fcrdns == "pass"
-        return None if passes or self._is_allowed(address) else address
+        return None if passes else address
 
     def _failed(self, names: tuple[str, ...], address: str) -> Junk | Reject | Disconnect:
         return self._unconfirmed.because(f"rdns {' '.join(names)} not confirmed for {address}")

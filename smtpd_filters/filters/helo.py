@@ -6,8 +6,9 @@ The law:
    look-up; what the DNS says is asked only of a name that could be there, and not of one for which
    smtpd has already confirmed the client.
 2. What could not be found out is a temporary failure, which `--on-error` decides.
-3. Local and authenticated clients are exempt.  Nobody has authenticated when he greets, and mail
-   programs call themselves anything: so the filter acts at `mail-from` unless told otherwise.
+3. Local and authenticated clients are exempt, unless `--exempt` says otherwise.  Nobody has
+   authenticated when he greets, and mail programs call themselves anything: so the filter acts at
+   `mail-from` unless told otherwise.
 4. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import (
     ask_nothing,
@@ -28,11 +29,18 @@ from smtpd_filters.filters._checks import (
     Check,
     Findings,
     check_option,
-    exempt,
     marks,
     unmapped,
 )
-from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters._exempt import (
+    UNKNOWN,
+    UNKNOWN_STATUS,
+    Exempt,
+    allow_option,
+    exempt_option,
+    exempted,
+    known_address,
+)
 from smtpd_filters.filters._hosts import (
     address_of,
     is_loopback,
@@ -118,7 +126,7 @@ class Helo(Filter):
     name = "helo"
 
     class Options(Settings):
-        """The checks, what is ours, whom to spare, and when to act."""
+        """The checks, what is ours, whom to exempt, and when to act."""
 
         invalid = check_option(
             "reject",
@@ -155,11 +163,12 @@ class Helo(Filter):
         own_addresses = option(
             table(NetworkTable), default=None, help="More addresses and networks of our own."
         )
+        exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         phase = option(
             choice("helo", "mail-from", "rcpt-to"),
             default="mail-from",
-            help="When to act. Clients that authenticate are spared from mail-from on; at helo "
+            help="When to act. Clients that authenticate are exempt from mail-from on; at helo "
             "nobody has authenticated yet.",
         )
         nameserver = nameserver_option()
@@ -168,6 +177,7 @@ class Helo(Filter):
     settings: Options
 
     _checks: dict[str, Check]
+    _exempt = Exempt()
     _resolver: Resolver | None = None
 
     def setup(self) -> None:
@@ -180,6 +190,7 @@ class Helo(Filter):
             raise ConfigError("nothing to check: every check is off")
         self.marks = marks(self._checks.values())
         self.phases = set(_PHASES[settings.phase])
+        self._exempt = settings.exempt.also(settings.allow)
         if any(self._checks[name].on for name in ASKING):
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif settings.nameserver:
@@ -197,23 +208,27 @@ class Helo(Filter):
 
     def identified(self, session: Session) -> None:
         """Begin to look up the name, which will be needed if the client has mail."""
-        if self._resolver is None or exempt(session, self.settings.allow):
+        identity = session.identity or ""
+        if self._resolver is None or self._exempt.reason(session):
             return
-        greeting = self._greeting(session, session.identity or "")
+        greeting = self._greeting(session, identity)
         if greeting.name and not greeting.findings.refused:
             for rdtype in self._types(session):
                 self._resolver.start(greeting.name, rdtype)
 
     def required_reports(self) -> frozenset[str]:
         """Ask for the greeting and for who has authenticated, where that is over already."""
-        return frozenset({"link-auth"} if "helo" in self.phases else {"link-auth", "link-identify"})
+        reports = {"link-auth"} if self._exempt.users else set()
+        if "helo" not in self.phases:
+            reports.add("link-identify")
+        return frozenset(reports)
 
     def helo(
         self, session: Session, identity: str
     ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Decide when the client greets."""
-        if exempt(session, self.settings.allow):
-            return PROCEED
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         greeting = self._greeting(session, identity)
         if greeting.decision is not None:
             return greeting.decision
@@ -227,7 +242,12 @@ class Helo(Filter):
         self, session: Session, _address: str
     ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Decide for each message or recipient."""
-        return PROCEED if session.identity is None else self.helo(session, session.identity)
+        identity = session.identity
+        if identity is not None:
+            return self.helo(session, identity)
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
+        raise UnavailableError("the client's greeting is not known")
 
     rcpt_to = mail_from
 
@@ -260,9 +280,13 @@ class Helo(Filter):
             findings.failed(self._checks["invalid"], reason)
         if self._is_own_address(session, address) and not self._is_from_us(session):
             findings.failed(self._checks["own"], f"helo {greeting} is an address of ours")
-        if address is not None and address != address_of(session.address):
-            reason = f"helo {greeting} is not {session.address}"
-            findings.failed(self._checks["foreign_literal"], reason)
+        if address is None or session.by_socket:
+            return
+        client = known_address(session)
+        if client is None:
+            findings.unavailable(self._checks["foreign_literal"], UNKNOWN, UNKNOWN_STATUS)
+        elif address != address_of(client):
+            findings.failed(self._checks["foreign_literal"], f"helo {greeting} is not {client}")
 
     def _is_own_name(self, name: str) -> bool:
         if name in _LOCALHOST or name == self.smtpd.get("admd", "").lower():
@@ -271,7 +295,7 @@ class Helo(Filter):
         return names is not None and names.match(name) is not None
 
     def _is_from_us(self, session: Session) -> bool:
-        return self._is_own_address(session, address_of(session.address))
+        return session.local or self._is_own_address(session, address_of(session.address))
 
     def _is_own_address(self, session: Session, address: Address | None) -> bool:
         if address is None:
@@ -301,15 +325,21 @@ class Helo(Filter):
     def _check_elsewhere(self, session: Session, greeting: Greeting, answer: Outcome[Any]) -> None:
         """Check whether a name has the client's address."""
         check = self._checks["elsewhere"]
+        if session.by_socket:
+            return
+        address = known_address(session)
+        if address is None:
+            greeting.findings.unavailable(check, UNKNOWN, UNKNOWN_STATUS)
+            return
         match answer:
             case Found(records):
-                client = address_of(session.address)
+                client = address_of(address)
                 if any(address_of(record) == client for record in records):
                     return
             case Unavailable(cause):
                 greeting.findings.unavailable(check, f"helo name: {cause}")
                 return
-        reason = f"helo {greeting} does not lead to {session.address}"
+        reason = f"helo {greeting} does not lead to {address}"
         greeting.findings.failed(check, reason)
 
     def _check_unknown(self, greeting: Greeting, answers: Sequence[Outcome[Any]]) -> Policy[None]:

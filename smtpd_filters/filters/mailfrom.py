@@ -2,10 +2,10 @@
 
 The law:
 
-1. An own address (`--domains`, `--addresses`, `--patterns`) may be used by whoever comes by the
-   socket, from a trusted network, or has authenticated; by nobody else.
+1. An own address (`--domains`, `--addresses`, `--patterns`) may be used by exempt clients, which
+   by default are those on this machine and those that have authenticated; by nobody else.
 2. With `--senders`, a user that has authenticated may use the addresses listed for it, own or not,
-   and no others: as with smtpd's `senders`.
+   and no others: as with smtpd's `senders`.  It is that user wherever it comes from.
 3. The null sender belongs to nobody and is never a spoof. (What a message says of itself is looked
    at all the same.)
 4. An address is judged as smtpd will take it: without a source route and quotes, without regard to
@@ -23,6 +23,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._addresses import normal, spellings
 from smtpd_filters.filters._client import ACTIONS, decision
+from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.filters._from_field import TooLargeError, read_from
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -107,11 +108,12 @@ class Mailfrom(Filter):
             default=None,
             help="Regular expressions; an address that one matches, in lower case, is own.",
         )
+        exempt = exempt_option("local", "authenticated", what="Clients that may use own addresses")
         trusted = option(
             table(NetworkTable),
             default=None,
             help="Addresses and networks whose clients may use own addresses without "
-            "authentication.",
+            "authentication: the same as --exempt TABLE.",
         )
         senders = option(
             table(SendersTable),
@@ -151,6 +153,7 @@ class Mailfrom(Filter):
 
     settings: Options
 
+    _exempt: Exempt
     _replies: dict[tuple[str, bool], Junk | Reject | Disconnect]
 
     def setup(self) -> None:
@@ -166,6 +169,9 @@ class Mailfrom(Filter):
         header = settings.check_header or settings.check_display
         if settings.header_action is not None and not header:
             raise ConfigError("--header-action: needs --check-header")
+        if settings.senders is not None and AUTHENTICATED in settings.exempt.given:
+            raise ConfigError("--exempt authenticated: not with --senders, which is for users")
+        self._exempt = settings.exempt.also(settings.trusted)
         self.phases = {"mail_from", "headers"} if header else {"mail_from"}
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination."
         texts = {
@@ -183,8 +189,10 @@ class Mailfrom(Filter):
     def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
         """Look at the envelope's sender."""
         address = normal(address)
-        if not address or self._free(session):
+        if not address:
             return PROCEED
+        if why := self._free(session):
+            return exempted(self, why)
         reason = self._judge(session.username, address)
         if reason is None:
             return PROCEED
@@ -192,21 +200,18 @@ class Mailfrom(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Junk | Reject | Disconnect:
         """Look at what the message says who wrote it."""
-        if self._free(session):
-            return PROCEED
+        if why := self._free(session):
+            return exempted(self, why)
         reason = self._judge_from(session.username, headers.get_all("From"))
         if reason is None:
             return PROCEED
         return self._replies["from", bool(session.username)].because(f"from {reason}")
 
-    def _free(self, session: Session) -> bool:
-        """Whether a client may use any address."""
-        if session.username:
-            return self.settings.senders is None
-        if session.address is None:  # local
-            return True
-        trusted = self.settings.trusted
-        return trusted is not None and trusted.match(session.address) is not None
+    def _free(self, session: Session) -> str:
+        """Say why a client may use any address; "" if it may not."""
+        if session.username and self.settings.senders is not None:
+            return ""  # law 2
+        return self._exempt.reason(session)
 
     def _judge_from(self, user: str | None, values: list[str]) -> str | None:
         try:

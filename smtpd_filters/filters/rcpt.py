@@ -27,12 +27,18 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, is_local, marks
-from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters._checks import Check, Findings, check_option, marks
+from smtpd_filters.filters._exempt import (
+    Exempt,
+    allow_option,
+    check_users_option,
+    exempt_option,
+    exempted,
+)
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import INTEGER, SECONDS, SWITCH, Settings, option, table
+from smtpd_filters.settings import INTEGER, SECONDS, Settings, option, table
 from smtpd_filters.tables import AddressTable, DomainTable
 
 TYPE_CHECKING = False
@@ -68,7 +74,7 @@ class Rcpt(Filter):
     name = "rcpt"
 
     class Options(Settings):
-        """The checks, what they need to know, and whom to spare."""
+        """The checks, what they need to know, and whom to exempt."""
 
         domains = option(
             table(DomainTable),
@@ -135,17 +141,15 @@ class Rcpt(Filter):
             help="How long it waits at the most; never longer than three quarters of --deadline, "
             "or of the time-out of smtpd's sessions.",
         )
-        check_users = option(
-            SWITCH,
-            default=False,
-            help="Check clients that have authenticated, too.",
-        )
+        check_users = check_users_option()
+        exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         nameserver = nameserver_option()
         timeout = timeout_option("a recipient at most two, one behind the other")
 
     settings: Options
 
+    _exempt = Exempt()
     _resolver: Resolver | None = None
     _non_fqdn: Check
     _unknown_domain: Check
@@ -195,6 +199,9 @@ class Rcpt(Filter):
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif not settings.delay:
             ask_nothing(self)  # law 5
+        self._exempt = settings.exempt.also(settings.allow)
+        if settings.check_users:
+            self._exempt = self._exempt.check_users()
         self.marks = marks(checks)
         self.phases = {"rcpt_to"}
         if self._trapped.action == "reject":
@@ -212,14 +219,14 @@ class Rcpt(Filter):
         counted = settings.traps is not None or settings.max_recipients is not None
         counted |= {settings.null_sender, settings.unknown_recipients} != {"off"}
         needed = {"tx-begin"} if counted else set()
-        if not settings.check_users:
+        if self._exempt.users:
             needed.add("link-auth")
         return frozenset(needed)
 
     def rcpt_to(self, session: Session, address: str) -> Answer | Awaitable[Answer]:
         """Look at a recipient, and wait for the DNS, or because the client guesses."""
-        if self._is_spared(session):
-            return PROCEED
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         if (goodbye := self._goodbye(session)) is not None:
             return goodbye
         found = Findings()
@@ -231,21 +238,14 @@ class Rcpt(Filter):
 
     def data(self, session: Session) -> Proceed | Junk | Reject:
         """Refuse the message of a client that was trapped while it named the recipients."""
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         trap = _note(self, session).trap
-        if not trap or self._is_spared(session):
+        if not trap:
             return PROCEED
         return self._trapped.failed(f"has written to the spam trap {trap}")
 
     # -- the client ------------------------------------------------------------------------
-
-    def _is_spared(self, session: Session) -> bool:
-        allow = self.settings.allow
-        if not self.settings.check_users:
-            return exempt(session, allow)
-        address = session.address
-        if address is None or is_local(session, address):
-            return True
-        return allow is not None and allow.match(address) is not None
 
     def _goodbye(self, session: Session) -> Disconnect | None:
         """Close the connection of a client that has guessed too often."""

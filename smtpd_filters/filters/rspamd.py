@@ -21,9 +21,10 @@ import sys
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._exempt import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.filters._rspamd_edits import Options as Edits
 from smtpd_filters.filters._rspamd_edits import apply
-from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, URL, Skip, checked
+from smtpd_filters.filters._rspamd_kinds import ACTION, URL, checked
 from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, parse
 from smtpd_filters.filters._rspamd_request import Facts, fields
 from smtpd_filters.lookups.http import BadReplyError, Client, Request
@@ -103,12 +104,8 @@ class Rspamd(Filter):
             default=64,
             help="How many messages a daemon is given at one time; others wait for their turn.",
         )
-        skip = option(
-            SKIP,
-            default=Skip(),
-            help="Whose mail is not scanned: authenticated users', that of clients on this machine "
-            "(local), or that of addresses and networks in a table.",
-        )
+        exempt = exempt_option(what="Clients whose mail is not scanned")
+        skip = option(EXEMPT, default=Exempt(), help="The same as --exempt.")
         max_size = option(
             SIZE(low=1),
             default=50 << 20,
@@ -178,12 +175,14 @@ class Rspamd(Filter):
 
     settings: Options
 
+    _exempt: Exempt
     _client: Client
     _codec: Codec | None
 
     def setup(self) -> None:
         """Get the connections' library ready."""
         settings = self.settings
+        self._exempt = settings.exempt + settings.skip
         self._codec = _codec(settings.compress)
         self._facts = Facts(
             settings_id=settings.settings_id,
@@ -218,8 +217,8 @@ class Rspamd(Filter):
         self, session: Session, message: Message
     ) -> Proceed | Reject | Awaitable[Proceed | Reject]:
         """Have the message scanned, unless it is one of those that aren't."""
-        if self.settings.skip.covers(session):
-            return PROCEED
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         return self._scan(session, message)
 
     async def _scan(self, session: Session, message: Message) -> Proceed | Reject:

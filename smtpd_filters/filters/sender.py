@@ -6,7 +6,8 @@ The law:
 2. A domain that the DNS says cannot take mail is refused for good; what could not be found out is a
    temporary failure, which `--on-error` decides, by default with 451.
 3. The null sender passes: it is how failures are reported (RFC 5321 section 6.1), and must be
-   taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt.
+   taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt, unless `--exempt`
+   says otherwise.
 4. A domain's exchangers are those that SMTP would go to (RFC 5321 section 5.1): its MX, or itself
    where it has none.
 5. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
@@ -25,8 +26,13 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import Check, Findings, check_option, exempt, marks
-from smtpd_filters.filters._client import allow_option
+from smtpd_filters.filters._checks import Check, Findings, check_option, marks
+from smtpd_filters.filters._exempt import (
+    Exempt,
+    allow_option,
+    exempt_option,
+    exempted,
+)
 from smtpd_filters.filters._hosts import read_address, read_name, write_address
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
@@ -120,10 +126,9 @@ class Sender(Filter):
 
     name = "sender"
     on_error = "tempfail"
-    needs = frozenset({"link-auth"})
 
     class Options(Settings):
-        """The checks, and whom to spare."""
+        """The checks, and whom to exempt."""
 
         non_fqdn = check_option(
             "reject",
@@ -155,6 +160,7 @@ class Sender(Filter):
             help="Addresses and networks in which no exchanger may be, in the place of the "
             "built-in ones.",
         )
+        exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         nameserver = nameserver_option()
         timeout = timeout_option("a sender at most two look-ups, one behind the other")
@@ -162,6 +168,7 @@ class Sender(Filter):
     settings: Options
 
     _checks: dict[str, Check]
+    _exempt = Exempt()
     _bad: NetworkTable
     _resolver: Resolver | None = None
 
@@ -180,11 +187,16 @@ class Sender(Filter):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
             raise ConfigError(f"{flag}: of no use with --bad-mx off")
         self.marks = marks(self._checks.values())
+        self._exempt = settings.exempt.also(settings.allow)
         self._bad = settings.bad_networks or NetworkTable.of(BOGONS)
         if asks:
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         else:
             ask_nothing(self)  # law 5
+
+    def required_reports(self) -> frozenset[str]:
+        """Ask who has authenticated where that exempts."""
+        return frozenset({"link-auth"} if self._exempt.users else ())
 
     async def close(self) -> None:
         """End what is being looked up."""
@@ -195,8 +207,10 @@ class Sender(Filter):
         self, session: Session, address: str
     ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Look at the sender."""
-        if not address or exempt(session, self.settings.allow):
+        if not address:
             return PROCEED
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         findings, domain = self._written(address)
         if self._resolver is None or not domain or findings.refused:
             return findings.decision()

@@ -4,7 +4,7 @@ The law:
 
 1. A score is what the zone says in 127.0.4.0/24, from 0 to 100. A client that the zone doesn't have
    is neutral: nothing happens to it. Neutral without a look-up are IPv6 clients, of which the zone
-   knows nothing, and local ones.
+   knows nothing, and exempt ones, by default those that are local.
 2. Everything else that a name server does (time-outs, SERVFAIL, any other address, and above all
    127.255.255.0/24, "you are not registered") is no score and no neutrality: `--on-error` decides.
 3. A session has one score. What came of the look-up that it waited for holds to its end, so that a
@@ -30,7 +30,16 @@ from smtpd_filters.filters._asking import (
     nameserver_option,
     timeout_option,
 )
-from smtpd_filters.filters._checks import DNS_FAILURE, is_local, unmapped
+from smtpd_filters.filters._checks import DNS_FAILURE, unmapped
+from smtpd_filters.filters._exempt import (
+    SOCKET,
+    UNKNOWN,
+    UNKNOWN_STATUS,
+    Exempt,
+    exempt_option,
+    exempted,
+    known_address,
+)
 from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
@@ -61,8 +70,8 @@ REFUSAL = Disconnect("550 your IP reputation is too low for this MX")
 
 BEST = 100
 TRUSTED = BEST  # what the allow list is worth, as in the original
-#: In the place of a score: the zone has none; the client is of this machine.
-NEUTRAL, LOCAL = -1, -2
+#: In the place of a score: the zone has none.
+NEUTRAL = -1
 
 # What Sender Score's answers are, and where it says that it doesn't answer.
 _SCORES = {f"127.0.4.{score}": score for score in range(BEST + 1)}
@@ -106,7 +115,6 @@ class Senderscore(Filter):
     """Refuse, mark or slow down clients by their Sender Score."""
 
     name = "senderscore"
-    needs = frozenset()
 
     class Options(Settings):
         """What is done below which score, and who is asked for it."""
@@ -154,6 +162,7 @@ class Senderscore(Filter):
             help=f"A file with addresses and networks, one to a line, whose score is {TRUSTED} "
             "without a look-up.",
         )
+        exempt = exempt_option("local", what="Clients whose score is not looked up")
         test_mode = option(
             SWITCH,
             default=False,
@@ -172,6 +181,7 @@ class Senderscore(Filter):
 
     settings: Options
 
+    _exempt = Exempt()
     _resolver: Resolver | None = None
     _slow = 0.0  # seconds of delay for a score of 0
     _longest = 0.0
@@ -195,6 +205,10 @@ class Senderscore(Filter):
     def setup(self) -> None:
         """Choose the phases, and get a resolver ready if there is any."""
         settings = self.settings
+        self._exempt = settings.exempt
+        if settings.test_mode and not self._exempt.given:
+            # Test scripts connect from loopback addresses.
+            self._exempt = Exempt([SOCKET], self._exempt.tables)
         deciding = set()
         if settings.block_below > 0:
             deciding.add(settings.block_phase)
@@ -218,6 +232,10 @@ class Senderscore(Filter):
         if self.phases and not settings.test_mode:
             self._resolver = self._make_resolver()
 
+    def required_reports(self) -> frozenset[str]:
+        """Ask who has authenticated where that exempts."""
+        return frozenset({"link-auth"} if self._exempt.users else ())
+
     def _check_zone(self) -> None:
         from smtpd_filters.lookups.names import domain  # not for --help
 
@@ -239,7 +257,9 @@ class Senderscore(Filter):
 
     def arrived(self, session: Session) -> None:
         """Have the score looked up by the time it is needed."""
-        if self._resolver is not None and self._known(session) is None:
+        if self._resolver is None or self._exempt.reason(session):
+            return
+        if self._known(session) is None:
             self._resolver.start(self._query(session), "A")
 
     # -- phases --------------------------------------------------------------------------
@@ -282,6 +302,10 @@ class Senderscore(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
         """Say the score on top of the message."""
+        why = self._exempt.reason(session)
+        if why and not self._is_trusted(unmapped(session.address or "")):
+            # What a local client sends may have been here before, on its way through a scanner.
+            return exempted(self, why) if session.local else self._head(NEUTRAL, headers)
         score = self._known(session)
         return self._head_later(session, headers) if score is None else self._head(score, headers)
 
@@ -289,8 +313,6 @@ class Senderscore(Filter):
         return self._head(await self._look_up(session), headers)
 
     def _head(self, score: int | str, headers: Headers) -> Proceed:
-        if score == LOCAL:
-            return PROCEED  # it may have been here before, on its way through a scanner
         # To look at the lines is cheaper than to find the fields in them, and mostly enough.
         suspect = any(line[: len(_PREFIX)].lower() == _PREFIX for line in headers.lines())
         forged = suspect and headers.remove(HEADER)
@@ -298,7 +320,7 @@ class Senderscore(Filter):
             if forged:
                 return PROCEED.because(score)  # to raise it would bring them back
             if not self._deciding:
-                raise UnavailableError(score, DNS_FAILURE)
+                raise _unavailable(score)
         elif score >= 0:
             headers.prepend(HEADER, str(score))
         return PROCEED
@@ -309,12 +331,14 @@ class Senderscore(Filter):
         self, phase: str, session: Session, started: float = 0.0
     ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
         """Decide, or give the coroutine that does; `started` is when it began."""
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
         score = self._known(session)
         if score is None:
             return self._answer_later(phase, session)
         if isinstance(score, str):
             if phase in self._deciding:
-                raise UnavailableError(score, DNS_FAILURE)
+                raise _unavailable(score)
             return PROCEED
         decision = PROCEED if score < 0 else self._decision(phase, score)
         if self._slow and 0 <= score < BEST and not self.dry_run:
@@ -363,27 +387,31 @@ class Senderscore(Filter):
         score: int | str | None = session.scratch.get(self)
         if score is None:
             score = self._at_once(session)
-            if score is not None:
+            if score is not None and score is not UNKNOWN:
                 session.scratch[self] = score
         return score
 
     def _at_once(self, session: Session) -> int | str | None:
-        if session.address is None:
-            return LOCAL
-        address = unmapped(session.address)
+        address = known_address(session)
+        if address is None:
+            return NEUTRAL if session.by_socket else UNKNOWN
+        address = unmapped(address)
         if ":" in address:
             return NEUTRAL
-        settings = self.settings
-        if settings.allowlist is not None and settings.allowlist.match(address) is not None:
+        if self._is_trusted(address):
             return TRUSTED
-        if settings.test_mode:
+        if self.settings.test_mode:
             return _test_score(address)
+        if session.local:
+            return NEUTRAL
         assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
         outcome = self._resolver.known(self._query(session), "A")
-        if outcome is not None:
-            return _score(outcome)
-        # Of these nothing is ever known: nobody asks.
-        return LOCAL if is_local(session, session.address) else None
+        return None if outcome is None else _score(outcome)
+
+    def _is_trusted(self, address: str) -> bool:
+        """Whether `--allowlist` has an address, of those that can have a score."""
+        allowlist = self.settings.allowlist
+        return allowlist is not None and ":" not in address and address in allowlist
 
     async def _look_up(self, session: Session) -> int | str:
         """Wait for the score, or for the reason why there is none; law 3."""
@@ -427,6 +455,10 @@ def _score(outcome: Outcome[str]) -> int | str:
             return NEUTRAL
         case unavailable:
             return unavailable.cause
+
+
+def _unavailable(cause: str) -> UnavailableError:
+    return UnavailableError(cause, UNKNOWN_STATUS if cause == UNKNOWN else DNS_FAILURE)
 
 
 def _test_score(address: str) -> int:

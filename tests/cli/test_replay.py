@@ -29,6 +29,8 @@ def own(name: str, *flags: str) -> list[str]:
 
 
 TRACE = own("trace", "--detail=none")
+#: The clients of the recordings are local.
+LOCALHOST = ("--extra-patterns", "^localhost$", "--exempt=authenticated")
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_what_differs_is_shown(capsys: Capture) -> None:
 
 
 def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
-    command = own("dyndns", "--extra-patterns", "^localhost$", "--action=disconnect")
+    command = own("dyndns", *LOCALHOST, "--action=disconnect")
     status, result = replayed(capsys, "replay", str(PLAIN), "--diff", "--", *command)
     assert status == 1
     connect, *others = result["recordings"][0]["decisions"]
@@ -133,7 +135,7 @@ def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
 
 
 def test_what_was_not_reached_is_said(capsys: Capture) -> None:
-    command = own("dyndns", "--extra-patterns", "^localhost$", "--action=disconnect")
+    command = own("dyndns", *LOCALHOST, "--action=disconnect")
     assert main(["replay", str(PLAIN), "--", *command]) == 1
     assert capsys.readouterr().out.count("(not reached)") == 7
 

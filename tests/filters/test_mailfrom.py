@@ -50,6 +50,7 @@ STRANGER_6 = {"address": "2001:db8:2::1"}
 NEIGHBOUR = {"address": "198.51.100.7"}
 NEIGHBOUR_6 = {"address": "2001:db8:1::7"}
 LOCAL = {"local": True}
+LOOPBACK, LOOPBACK_6 = {"address": "127.0.0.1"}, {"address": "::1"}
 ANNA, CARL = {"user": "anna"}, {"user": "carl"}
 
 
@@ -67,6 +68,17 @@ ANNA, CARL = {"user": "anna"}, {"user": "carl"}
         (NEIGHBOUR_6, (), "anna@example.org", False),
         (LOCAL, (), "anna@example.org", False),
         (LOCAL, SENDERS, "anna@example.org", False),
+        (LOOPBACK, (), "anna@example.org", False),
+        (LOOPBACK_6, (), "anna@example.org", False),
+        (LOOPBACK, SENDERS, "anna@example.org", False),
+        (LOOPBACK, ("--exempt=socket",), "anna@example.org", True),
+        (LOCAL, ("--exempt=socket",), "anna@example.org", False),
+        (LOCAL, ("--exempt=authenticated",), "anna@example.org", True),
+        (ANNA, ("--exempt=local",), "anna@example.org", True),
+        # A program on this machine that sends for a user, such as webmail.
+        ({"user": "anna", **LOOPBACK}, SENDERS, "boss@example.org", True),
+        ({"user": "anna", **LOOPBACK}, SENDERS, "anna@example.org", False),
+        ({"user": "anna", **LOCAL}, SENDERS, "boss@example.org", True),
         (ANNA, (), "boss@example.org", False),
         (ANNA, (), "anna@example.net", False),
         (ANNA, SENDERS, "anna@example.org", False),
@@ -533,6 +545,11 @@ def test_the_executable_answers_smtpd() -> None:
     refusal = "550 5.7.1 Sender address not allowed from here; please authenticate"
     assert answers == [answered(0, f"reject|{refusal}"), answered(1, "proceed")]
     assert "sender anna@example.org is own: example.org" in log
+
+
+def test_users_are_not_exempt_from_their_own_list() -> None:
+    line = "--exempt authenticated: not with --senders"
+    assert line in complaint("mailfrom", *SENDERS, "--exempt=authenticated")
 
 
 def test_something_must_be_guarded_in_code_as_well() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters import rspamd
-from smtpd_filters.filters._rspamd_kinds import ACTION, SKIP, Skip
+from smtpd_filters.filters._exempt import EXEMPT, Exempt
+from smtpd_filters.filters._rspamd_kinds import ACTION
 from smtpd_filters.filters.rspamd import SMALL, Rspamd
 from smtpd_filters.lookups import zstd
 from smtpd_filters.settings import from_mapping
@@ -569,7 +570,7 @@ def test_a_lack_of_zstd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["-url", "localhost:11333"], "-url: neither"),
         (["-url", "http://u:p@localhost"], "-url: not the address"),
-        (["--skip", "authentcated"], "--skip: expected authenticated"),
+        (["--skip", "authentcated"], "--skip: expected local|socket|authenticated|TABLE"),
         (["--skip", "file:/nonexistent"], "--skip: "),
         (["--action", "dance"], "--action: expected NAME=OUTCOME"),
         (["--action", "dance=fly"], "--action: expected NAME=OUTCOME"),
@@ -598,7 +599,7 @@ def test_settings_from_a_file() -> None:
     assert settings.action == (("dance", "junk"),)
     assert settings.skip.words == {"local"}
     assert [len(table) for table in settings.skip.tables] == [1]
-    assert SKIP.show(settings.skip) == "local, { 192.0.2.0/24 }"
+    assert EXEMPT.show(settings.skip) == "local, { 192.0.2.0/24 }"
     assert ACTION.show(settings.action[0]) == "dance=junk"
 
 
@@ -611,8 +612,8 @@ def test_what_is_wrong_with_a_file_is_said(table: dict[str, object]) -> None:
 
 
 def test_settings_made_in_code_are_checked() -> None:
-    skip = Skip(frozenset({"local"})) + Skip(frozenset({"authenticated"}))
-    assert Rspamd.Options(skip=skip).skip == Skip(frozenset({"local", "authenticated"}))
+    skip = Exempt(["local"]) + Exempt(["authenticated"])
+    assert Rspamd.Options(skip=skip).skip == Exempt(["local", "authenticated"])
     with pytest.raises(TypeError, match="skip"):
         Rspamd.Options(skip="local")
 

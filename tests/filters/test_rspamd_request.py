@@ -10,7 +10,6 @@ from smtpd_filters.filters._rspamd_request import (
     MAX_RECIPIENTS,
     MAX_VALUE,
     Facts,
-    came_locally,
     fields,
     path,
     safe,
@@ -124,21 +123,6 @@ def test_mail_by_the_socket_is_this_machines() -> None:
         rdns=b"local", src=b"unix:/var/run/smtpd.sock", dest=b"unix:/var/run/smtpd.sock"
     )
     assert told(client)["Hostname"] == ["localhost"]
-    assert came_locally(client)
-
-
-@pytest.mark.parametrize(
-    ("src", "local"),
-    [
-        (b"127.0.0.1:2525", True),
-        (b"[::1]:2525", True),
-        (b"198.51.100.25:2525", True),  # the very address it came to
-        (b"192.0.2.1:2525", False),
-        (b"", False),
-    ],
-)
-def test_who_is_local(src: bytes, *, local: bool) -> None:
-    assert came_locally(session(src=src)) is local
 
 
 def test_the_null_sender_and_no_sender() -> None:

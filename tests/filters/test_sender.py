@@ -274,7 +274,7 @@ def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.Monk
     assert len(server.queries) == 4
 
 
-# -- whom it spares ------------------------------------------------------------------------
+# -- whom it exempts -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sender", ["bob", "bob@gate", "bob@missing.example", "bob@null.example"])

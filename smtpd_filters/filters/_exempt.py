@@ -1,0 +1,231 @@
+"""Which clients a filter exempts from its checks: `--exempt`, and how filters apply it.
+
+Invariants
+----------
+unknown-is-not-local
+    A client is local because smtpd's `link-connect` says so: it came by smtpd's socket or from a
+    loopback address (`Session.local`).  A client of which nothing was reported is a stranger.
+one-meaning
+    Every filter that exempts anybody asks `Exempt.reason`.
+no-guess
+    A check that can't do without the client's address takes it from `client_address`, which raises
+    UnavailableError if smtpd has not reported one: then `--on-error` decides.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.settings import SWITCH, Kind, option, table
+from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables.networks import parse_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from smtpd_filters.filter import Filter
+    from smtpd_filters.protocol.decisions import Proceed
+    from smtpd_filters.session import Session
+
+LOCAL, SOCKET, AUTHENTICATED = WORDS = ("local", "socket", "authenticated")
+#: Why a check that needs the client's address can't be made.
+UNKNOWN = "the client's address is not known"
+# RFC 3463 section 3.4, X.3.0: "Other or undefined mail system status".
+UNKNOWN_STATUS = "4.3.0"
+
+
+class Exempt:
+    """The clients that a filter exempts: those that words of `WORDS` name, and those in tables.
+
+    `given` are the words that the operator gave, `default` those that hold if there are none.
+    """
+
+    __slots__ = ("_default", "_local", "_socket", "_users", "given", "tables")
+
+    def __init__(
+        self,
+        given: Iterable[str] = (),
+        tables: Iterable[NetworkTable] = (),
+        default: Iterable[str] = (),
+    ) -> None:
+        self.given = frozenset(given)
+        self.tables = tuple(tables)
+        self._default = frozenset(default)
+        words = self.words
+        self._local = LOCAL in words
+        self._socket = SOCKET in words
+        self._users = AUTHENTICATED in words
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The words that hold: tables add to the default, words replace it."""
+        return self.given or self._default
+
+    @property
+    def users(self) -> bool:
+        """Whether clients that have authenticated are exempt.
+
+        The filter then has to need the report `link-auth`.
+        """
+        return self._users
+
+    def __add__(self, other: Exempt) -> Exempt:
+        return Exempt(self.given | other.given, self.tables + other.tables, self._default)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Exempt):
+            return NotImplemented
+        return (self.given, self.words, self.tables) == (other.given, other.words, other.tables)
+
+    def __hash__(self) -> int:
+        return hash((self.given, self.words, self.tables))
+
+    def __repr__(self) -> str:
+        return f"<exempt: {EXEMPT.show(self)}>"
+
+    def also(self, *tables: NetworkTable | None) -> Exempt:
+        """Make a copy that exempts the addresses of these tables as well."""
+        more = [each for each in tables if each is not None]
+        return Exempt(self.given, (*self.tables, *more), self._default) if more else self
+
+    def without_users(self) -> Exempt:
+        """Make a copy that does not exempt clients for having authenticated."""
+        words = self.words - {AUTHENTICATED}
+        return Exempt(words & self.given, self.tables, words)
+
+    def check_users(self) -> Exempt:
+        """Make a copy as `--check-users` has it; ConfigError if `--exempt` says the contrary."""
+        if AUTHENTICATED in self.given:
+            raise ConfigError("--check-users contradicts --exempt authenticated")
+        return self.without_users()
+
+    def reason(self, session: Session) -> str:
+        """Say why a client is exempt: a word, or the entry of a table; "" if it is not."""
+        if session.local:
+            if self._local:
+                return LOCAL
+            if self._socket and session.by_socket:
+                return SOCKET
+            if entry := self._entry(LOCAL):
+                return entry
+        if self._users and session.username:
+            return AUTHENTICATED
+        return self._entry(session.address) if self.tables else ""
+
+    def _entry(self, key: str | None) -> str:
+        for each in self.tables if key else ():
+            if entry := each.match(key or ""):
+                return entry
+        return ""
+
+    @property
+    def reload(self) -> Callable[[], None] | None:
+        """What reads the tables again; None if there are none.
+
+        Raises ConfigError for a table that can't be read, which keeps its entries.
+        """
+        return self._reload if self.tables else None
+
+    def _reload(self) -> None:
+        for each in self.tables:
+            each.reload()
+
+
+class _ExemptKind(Kind[Exempt]):
+    metavar = "|".join((*WORDS, "TABLE"))
+    literal = True
+    repeats = True
+    noun = "an array of strings"
+    toml = (list,)
+
+    def __init__(self, default: tuple[str, ...] = ()) -> None:
+        self.default = default
+
+    def parse(self, text: str) -> Exempt:
+        if text in WORDS:
+            return Exempt((text,), (), self.default)
+        if text.isalpha():
+            # Neither an address nor a file: a misspelt word.
+            raise ValueError(f"expected {self.metavar}, not {text[:60]!r}")
+        return Exempt((), (NetworkTable.load(text),), self.default)
+
+    def show(self, value: Exempt) -> str:
+        words = (word for word in WORDS if word in value.words)
+        return ", ".join([*words, *(each.source for each in value.tables)])
+
+    def from_toml(self, value: object) -> Exempt:
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"expected {self.noun}")
+        exempt = Exempt((), (), self.default)
+        for each in value:
+            exempt += self.parse(each)
+        return exempt
+
+    def check(self, value: Exempt) -> None:
+        if not isinstance(value, Exempt):
+            raise ValueError("expected an Exempt")  # noqa: TRY004  # law 2 of kinds
+
+
+#: A kind without a default.
+EXEMPT = _ExemptKind()
+
+
+def exempt_option(*default: str, what: str = "Clients that are not checked") -> Exempt:
+    """Declare `--exempt`; `default` are words, `what` says who is exempt from what."""
+    kind = _ExemptKind(default)
+    return option(
+        kind,
+        default=Exempt((), (), default),
+        help=f"{what}: those on this machine (local), those on smtpd's socket alone (socket), "
+        "those that have authenticated, and those whose address is in TABLE. Tables add to the "
+        "default; if a word is given, only the words given count.",
+    )
+
+
+def allow_option() -> NetworkTable | None:
+    """Declare `--allow`."""
+    return option(
+        table(NetworkTable),
+        default=None,
+        help="Addresses and networks that are never refused: the same as --exempt TABLE.",
+    )
+
+
+def check_users_option() -> bool:
+    """Declare `--check-users`."""
+    return option(
+        SWITCH,
+        default=False,
+        help="Check clients that have authenticated, too: --exempt without authenticated.",
+    )
+
+
+def exempted(filter_: Filter, why: str) -> Proceed:
+    """Decide about a client that is exempt; `why` is what `Exempt.reason` says.
+
+    Such a decision is logged with `--verbose` only.
+    """
+    return PROCEED.because(f"exempt: {why}") if filter_.verbose else PROCEED
+
+
+def known_address(session: Session) -> str | None:
+    """Give the client's IP address; None if smtpd has reported no valid one."""
+    address = session.address
+    if address:
+        try:
+            parse_address(address)
+        except ValueError:
+            return None
+    return address or None
+
+
+def client_address(session: Session) -> str | None:
+    """Give the client's IP address; None for a client on smtpd's socket, which has none.
+
+    Raises UnavailableError if smtpd has not reported it.
+    """
+    address = known_address(session)
+    if address is None and not session.by_socket:
+        raise UnavailableError(UNKNOWN, UNKNOWN_STATUS)
+    return address
