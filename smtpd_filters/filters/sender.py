@@ -7,7 +7,7 @@ The law:
    temporary failure, which `--on-error` decides, by default with 451.
 3. The null sender passes: it is how failures are reported (RFC 5321 section 6.1), and must be
    taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt, unless `--exempt`
-   says otherwise.
+   or `--check-users` says otherwise, and so are the senders in `--allow-senders`.
 4. A domain's exchangers are those that SMTP would go to (RFC 5321 section 5.1): its MX, or itself
    where it has none.
 5. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
@@ -19,6 +19,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._addresses import normal
 from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
@@ -30,6 +31,7 @@ from smtpd_filters.filters._checks import Check, Findings, check_option, marks
 from smtpd_filters.filters._exempt import (
     Exempt,
     allow_option,
+    check_users_option,
     exempt_option,
     exempted,
 )
@@ -38,7 +40,7 @@ from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, Settings, option, table
-from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables import AddressTable, NetworkTable
 from smtpd_filters.tables.networks import parse_address
 
 TYPE_CHECKING = False
@@ -160,8 +162,14 @@ class Sender(Filter):
             help="Addresses and networks in which no exchanger may be, in the place of the "
             "built-in ones.",
         )
+        check_users = check_users_option()
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
+        allow_senders = option(
+            table(AddressTable),
+            default=None,
+            help="Senders that are never refused: user@example.org, @example.org.",
+        )
         nameserver = nameserver_option()
         timeout = timeout_option("a sender at most two look-ups, one behind the other")
 
@@ -188,6 +196,8 @@ class Sender(Filter):
             raise ConfigError(f"{flag}: of no use with --bad-mx off")
         self.marks = marks(self._checks.values())
         self._exempt = settings.exempt.also(settings.allow)
+        if settings.check_users:
+            self._exempt = self._exempt.check_users()
         self._bad = settings.bad_networks or NetworkTable.of(BOGONS)
         if asks:
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
@@ -209,12 +219,17 @@ class Sender(Filter):
         """Look at the sender."""
         if not address:
             return PROCEED
-        if why := self._exempt.reason(session):
+        if why := self._exempt.reason(session) or self._allowed(address):
             return exempted(self, why)
         findings, domain = self._written(address)
         if self._resolver is None or not domain or findings.refused:
             return findings.decision()
         return settle(self._resolver, self._policy(domain, findings))
+
+    def _allowed(self, address: str) -> str:
+        """Give the entry of `--allow-senders` that covers a sender, or ""."""
+        senders = self.settings.allow_senders
+        return (senders is not None and senders.match(normal(address))) or ""
 
     def _written(self, address: str) -> tuple[Findings, str]:
         """Check a sender as it is written; and its domain, or "" where the DNS has no part."""

@@ -294,6 +294,53 @@ def test_who_is_exempt(server: DNSServer, sender: str) -> None:
     assert verdict(sender, *flags, address="203.0.113.1").refused
 
 
+def test_users_are_checked_if_the_operator_wants_it(server: DNSServer) -> None:
+    user = {"user": "anna", **STRANGERS[0]}
+    for sender in ("bob", "bob@missing.example", "bob@null.example"):
+        assert not verdict(sender, *asking(server), **user).refused
+        assert verdict(sender, *asking(server, "--check-users"), **user).refused
+        assert verdict(sender, *asking(server, "--exempt=local"), **user).refused
+        assert not verdict(sender, *asking(server, "--check-users"), local=True).refused
+    assert not verdict("bob@good.example", *asking(server, "--check-users"), **user).refused
+
+
+def test_nobody_asks_who_has_authenticated_if_users_are_checked(server: DNSServer) -> None:
+    with Conversation(Sender, *asking(server)) as smtpd:
+        assert "link-auth" in smtpd.reports
+    with Conversation(Sender, *asking(server, "--check-users")) as smtpd:
+        assert "link-auth" not in smtpd.reports
+    line = "--check-users contradicts --exempt authenticated"
+    assert line in complaint("sender", "--check-users", "--exempt=authenticated")
+
+
+@pytest.mark.parametrize(
+    ("sender", "allowed"),
+    [
+        ("root", True),
+        ("ROOT+cron", True),
+        ('"root"', True),
+        ("bob@missing.example", True),
+        ("Anyone@MISSING.example", True),
+        ("@relay.example:bob@missing.example", True),
+        ("bob@missing.example.", True),
+        ("boss@null.example", True),
+        ("bob@null.example", False),
+        ("bob@sub.missing.example", False),
+        ("bob", False),
+    ],
+)
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_senders_that_are_never_refused(
+    server: DNSServer, sender: str, stranger: dict[str, Any], *, allowed: bool
+) -> None:
+    server.queries.clear()
+    allow = "--allow-senders={ root, @missing.example, boss@null.example }"
+    with Conversation(Sender, *asking(server, allow, "-v")) as smtpd:
+        assert come(smtpd, sender=sender, **stranger).refused is not allowed
+        assert (" mail-from result=proceed reason=" in smtpd.log[0]) is allowed
+    assert not (allowed and server.queries)
+
+
 def test_the_null_sender_passes_whatever_the_dns_does() -> None:
     assert verdict("", f"--nameserver={NOBODY}", "--timeout=10ms").verb == "proceed"
 
