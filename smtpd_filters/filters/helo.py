@@ -6,9 +6,9 @@ The law:
    look-up; what the DNS says is asked only of a name that could be there, and not of one for which
    smtpd has already confirmed the client.
 2. What could not be found out is a temporary failure, which `--on-error` decides.
-3. Local and authenticated clients are exempt, unless `--exempt` says otherwise.  Nobody has
-   authenticated when he greets, and mail programs call themselves anything: so the filter acts at
-   `mail-from` unless told otherwise.
+3. Local and authenticated clients are exempt, unless `--exempt` says otherwise, and so are the
+   names in `--allow-names`.  Nobody has authenticated when he greets, and mail programs call
+   themselves anything: so the filter acts at `mail-from` unless told otherwise.
 4. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
 """
 
@@ -165,6 +165,11 @@ class Helo(Filter):
         )
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
+        allow_names = option(
+            table(DomainTable),
+            default=None,
+            help="Names that are never refused when a client greets by them. Any client can.",
+        )
         phase = option(
             choice("helo", "mail-from", "rcpt-to"),
             default="mail-from",
@@ -209,7 +214,7 @@ class Helo(Filter):
     def identified(self, session: Session) -> None:
         """Begin to look up the name, which will be needed if the client has mail."""
         identity = session.identity or ""
-        if self._resolver is None or self._exempt.reason(session):
+        if self._resolver is None or self._exempt.reason(session) or self._allowed(identity):
             return
         greeting = self._greeting(session, identity)
         if greeting.name and not greeting.findings.refused:
@@ -227,7 +232,7 @@ class Helo(Filter):
         self, session: Session, identity: str
     ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
         """Decide when the client greets."""
-        if why := self._exempt.reason(session):
+        if why := self._exempt.reason(session) or self._allowed(identity):
             return exempted(self, why)
         greeting = self._greeting(session, identity)
         if greeting.decision is not None:
@@ -250,6 +255,11 @@ class Helo(Filter):
         raise UnavailableError("the client's greeting is not known")
 
     rcpt_to = mail_from
+
+    def _allowed(self, identity: str) -> str:
+        """Give the entry of `--allow-names` that covers what a client calls itself, or ""."""
+        names = self.settings.allow_names
+        return (names is not None and names.match(read_name(identity) or identity)) or ""
 
     def _greeting(self, session: Session, identity: str) -> Greeting:
         """The greeting, checked as it is written: once for all messages and recipients."""

@@ -190,6 +190,37 @@ def test_who_is_exempt(name: str, phase: str, *, asks: bool) -> None:
         assert verdict(name, *flags, address="203.0.113.1", user="anna").verb == "proceed"
 
 
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("gate", True),
+        ("GATE", True),
+        ("gate.", True),
+        ("web.example.org", True),
+        ("WEB.Example.org.", True),
+        ("gate2", False),
+        ("a.web.example.org", False),
+        ("[192.0.2.2]", False),
+    ],
+)
+def test_names_that_are_never_refused(name: str, phase: str, *, allowed: bool) -> None:
+    allow = "--allow-names={ gate, web.example.org }"
+    flags = (*OFF, "--own-names={ *.example.org, *.web.example.org }", allow, "--phase", phase)
+    with Conversation(Helo, *flags, "-v") as smtpd:
+        assert come(smtpd, helo=name, **STRANGER).refused is not allowed
+        assert any('reason="exempt: ' in line for line in smtpd.log) is allowed
+
+
+def test_a_name_that_is_never_refused_is_not_looked_up() -> None:
+    with DNSServer({}) as server:
+        flags = (f"--nameserver={server.address}:{server.port}", "--unknown=reject")
+        assert verdict("mail.example.net", *flags).refused
+        server.queries.clear()
+        assert not verdict("mail.example.net", *flags, "--allow-names=*.example.net").refused
+        assert server.queries == []
+
+
 def test_nobody_has_authenticated_when_he_greets() -> None:
     assert verdict("gate", *OFF, "--phase=helo", user="anna").refused
     assert not verdict("gate", *OFF, user="anna").refused
