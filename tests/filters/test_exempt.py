@@ -509,6 +509,21 @@ def test_what_was_reported_last_counts(setup: Setup) -> None:
         assert said.phase == setup.case.where
 
 
+def test_an_id_that_is_used_again_is_another_client(setup: Setup) -> None:
+    """Though `link-disconnect` of the first one never came."""
+    with setup.talk("--exempt=local", "--exempt=authenticated", kind=Odd) as smtpd:
+        session = upcoming(smtpd)
+        friend = smtpd.connect(local=True)
+        friend.ehlo("mail.example.net")
+        friend.auth("anna")
+        friend.mail_from("anna@example.org")
+        smtpd._clients -= 1
+        assert upcoming(smtpd) == session
+        said = come(smtpd, **setup.case.says)
+        assert said.refused
+        assert said.phase == setup.case.where
+
+
 @pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
 def test_a_greeting_that_was_not_reported_is_no_pass(phase: str) -> None:
     with Conversation(Helo, *OFF, "--phase", phase, "--on-error=tempfail") as smtpd:
