@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
     from tests.bench.lookups import Case, Place
 
-PARTS = ("data_lines", "decisions", "start", "growth", "crowd", "lookups", "real", "rspamd")
+PARTS = (
+    *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "real", "rspamd"),
+    "stalls",
+)
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
 LIBEXEC = ("/usr/libexec/opensmtpd", "/usr/local/libexec/opensmtpd", "/usr/local/libexec/smtpd")
@@ -76,6 +79,9 @@ class Sizes:
     lookups_growth: int = 100_000
     mails: int = 2_000
     scans: int = 4_000
+    # Bytes of a message, the largest that smtpd takes by default; and those of many at once.
+    flood: int = 35_000_000
+    floods: int = 500_000
 
 
 QUICK = Sizes(
@@ -95,6 +101,8 @@ QUICK = Sizes(
     lookups_growth=20_000,
     mails=500,
     scans=1_000,
+    flood=2_000_000,
+    floods=50_000,
 )
 
 
@@ -368,6 +376,26 @@ class Bench:
             self._beside(f"rspamd, {size}", rounds, targets)
         rounds = rspamd.measure_memory(min(3, self.sizes.rounds))
         self._beside("rspamd, 50 x 1 MB", rounds, {"peak RSS MiB": ("<=", 1 / 3)})
+
+    def stalls(self) -> None:
+        """How long a session waits while one or 200 others send what they like."""
+        from tests.bench import rspamd, stalls
+
+        if reason := rspamd.missing():
+            self.report.left_out.append(f"stalls: {reason}")
+            return
+        with rspamd.Daemon() as daemon:
+            for name, (command, most) in stalls.commands(daemon.url).items():
+                worst: dict[str, float] = {}
+                for kind, mail in stalls.KINDS.items():
+                    for count, size in ((1, self.sizes.flood), (200, self.sizes.floods)):
+                        title = f"{name}, {count} x {kind}"
+                        progress(title)
+                        found = stalls.measure(command, mail, count, size)
+                        self.report.figures[title] = found
+                        worst = {key: max(each, worst.get(key, 0)) for key, each in found.items()}
+                for key, limit in (("longest wait, ms", 250), ("peak RSS MiB", most)):
+                    self.target(f"{name} flooded: {key}", worst[key], "<=", limit)
 
     def _beside(
         self,
