@@ -1,9 +1,12 @@
 """No bytes from smtpd, and no policy, make the filter write what ends or hangs smtpd, or raise.
 
-That is the invariant.  Two ways in: `structured` turns the bytes into steps of a legal smtpd and of
-a hostile listener (`tests.protocol.hostile`), `raw` gives them to an `Engine` with hostile policies
-as they are.  `python -m tests.fuzz` runs both under atheris, from a corpus that `corpus` makes of
-the recordings; its arguments are libFuzzer's.
+That is the invariant, and: none makes a session wait for another one's.  Three ways in: `play`
+turns the bytes into steps of a legal smtpd and of a hostile listener (`tests.protocol.hostile`),
+`raw` gives them to an `Engine` with hostile policies as they are, and `grown` plays them to quiet
+policies once and then many times as long: what takes more than in proportion is found by its time.
+In each of them no turn may write more than `BYTES` and `LINES`.  `python -m tests.fuzz` runs all
+three under atheris, from a corpus that `corpus` makes of the recordings; its arguments are
+libFuzzer's.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from functools import cache
 from pathlib import Path
+from time import process_time
 
 from smtpd_filters import (
     JUNK,
@@ -35,6 +39,12 @@ from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
 CHOICES = 16
+#: What one turn may write.
+BYTES, LINES = 1 << 20, 10_000
+#: How much longer an input is made, and how much more than in proportion it may take then.
+GROWTH, TOLERANCE = 24, 4
+#: Bytes of an input that is grown, and seconds below which nothing is concluded from its time.
+SHORT, NOTHING = 1 << 13, 0.4
 MORE: tuple[object, ...] = (*DECISIONS, KeyError, SystemExit, "never", "wait")
 
 
@@ -161,6 +171,18 @@ class Looks(Filter):
         return PROCEED
 
 
+class Reads(Filter):
+    """Reads messages, edits their header, and passes them."""
+
+    def message(self, _session: Session, message: Message) -> Answer:
+        """Proceed."""
+        for name in ("From", "To", "X-Spam"):
+            message.headers.get_all(name)
+            message.headers.remove(name)
+        message.headers.prepend("X-Size", str(message.size))
+        return PROCEED
+
+
 class Silent(Filter):
     """Has nothing to say about messages."""
 
@@ -184,12 +206,26 @@ def _edit(choices: Choices, headers: Headers) -> None:
             pass
 
 
+class Counted(Served):
+    """Filters whose turns are looked at."""
+
+    def output(self) -> bytes:
+        """What the filter has written."""
+        parts = [self.engine.output()]
+        while self.engine.working:
+            self.engine.work()
+            parts.append(self.engine.output())
+            assert len(parts[-1]) <= BYTES, len(parts[-1])
+            assert parts[-1].count(b"\n") <= LINES, parts[-1].count(b"\n")
+        return b"".join(parts)
+
+
 def raw(data: bytes) -> None:
     """Bytes as they might come from smtpd, in pieces, to hostile policies."""
     choices, stream = Cycle(data[:CHOICES] or b"\0"), data[CHOICES:]
     plain, later = Plain(choices), Later(choices)
     filters: list[Filter] = choices.of(([plain], [later], [plain, later], [Looks()], [Silent()]))
-    served = Served(filters, (), None)
+    served = Counted(filters, (), None)
     oracle = Oracle()
     try:
         _feed(served, oracle, choices, stream)
@@ -225,6 +261,52 @@ def _feed(served: Served, oracle: Oracle, choices: Choices, stream: bytes) -> No
         oracle.from_filter(served.output())
 
 
+def grown(data: bytes) -> None:
+    """Bytes as they might come from smtpd, and the same many times as long.
+
+    The first says what is repeated: the whole, each line, or what a line holds.
+    """
+    way, stream = data[:1], data[1 : SHORT + 1]
+    once = _seconds(_repeat(way, stream, 2))
+    often = _seconds(_repeat(way, stream, 2 * GROWTH))
+    if often > NOTHING and often > once * GROWTH * TOLERANCE:
+        # A machine that was busy with something else is not what is looked for.
+        once = min(_seconds(_repeat(way, stream, 2)) for _ in range(3))
+        often = min(_seconds(_repeat(way, stream, 2 * GROWTH)) for _ in range(2))
+        assert often <= max(NOTHING, once * GROWTH * TOLERANCE), (once, often)
+
+
+def _repeat(way: bytes, stream: bytes, times: int) -> bytes:
+    if way < b"\x55":
+        return stream * times
+    rows = stream.splitlines(keepends=True)
+    if way < b"\xaa":
+        return b"".join([row * times for row in rows])
+    longer = []
+    for row in rows:
+        head, bar, last = row.rpartition(b"|")
+        content = last.rstrip(b"\n")
+        longer.append(head + bar + content * times + last[len(content) :])
+    return b"".join(longer)
+
+
+def _seconds(stream: bytes) -> float:
+    """How long quiet policies take for it, on the processor."""
+    began = process_time()
+    for filter_ in (Looks(), Reads()):
+        served = Counted([filter_], (), None)
+        try:
+            served.receive(SmtpdConnection().configure())
+            for at in range(0, len(stream), 60 << 10):
+                served.receive(stream[at : at + (60 << 10)])
+                served.output()
+        except UnsupportedProtocolError:
+            pass
+        finally:
+            served.close()
+    return process_time() - began
+
+
 def ancient(stream: bytes) -> bool:
     """Whether a version before 0.5 is spoken in between.
 
@@ -236,10 +318,12 @@ def ancient(stream: bytes) -> bool:
 
 def fuzz(data: bytes) -> None:
     """The first byte chooses the way in."""
-    if data[:1] < b"\x80":
+    if data[:1] < b"\x70":
         play(data[1:])
-    else:
+    elif data[:1] < b"\xe0":
         raw(data[1:])
+    else:
+        grown(data[1:])
 
 
 @cache
@@ -256,5 +340,6 @@ def corpus(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, stream in enumerate(recorded()):
         choices = bytes([number % 5, number % 7, 0, number % 251] * (CHOICES // 4))
-        (folder / f"recorded-{number:03}").write_bytes(b"\xff" + choices + stream)
+        (folder / f"recorded-{number:03}").write_bytes(b"\xc0" + choices + stream)
+        (folder / f"grown-{number:03}").write_bytes(b"\xff" + choices[3:4] + stream)
         (folder / f"steps-{number:03}").write_bytes(b"\0" + stream[200:1200])

@@ -1,0 +1,58 @@
+"""The fuzzer notices what it looks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from tests.fuzz import fuzz_protocol
+from tests.runtime.process import TOKENS, sid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize(
+    ("cost", "found"),
+    [
+        (lambda size: size * 1e-5, False),
+        (lambda size: size**2 * 1e-8, True),
+        # What is quick has not been measured well enough to say.
+        (lambda size: size**2 * 1e-12, False),
+    ],
+)
+@pytest.mark.parametrize("way", [b"\x00", b"\x60", b"\xc0"])
+def test_what_takes_more_than_in_proportion_is_found(
+    cost: Callable[[int], float], way: bytes, monkeypatch: pytest.MonkeyPatch, *, found: bool
+) -> None:
+    monkeypatch.setattr(fuzz_protocol, "_seconds", lambda stream: cost(len(stream)))
+    stream = b"report|0.7|1.0|smtp-in|timeout|7641df9700000001|%b\n" % (b"x" * 100) * 40
+    if found:
+        with pytest.raises(AssertionError):
+            fuzz_protocol.grown(way + stream)
+    else:
+        fuzz_protocol.grown(way + stream)
+
+
+def test_a_turn_that_is_too_long_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    smtpd = SmtpdConnection()
+    stream = smtpd.configure() + smtpd.lines(sid(1), TOKENS["data-line"], [b"x"] * 40_000)
+    served = fuzz_protocol.Counted([fuzz_protocol.Reads()], (), None)
+    served.receive(stream)
+    served.output()
+    served.close()
+    monkeypatch.setattr("smtpd_filters.runtime.messages.TURN", 1 << 30)
+    served = fuzz_protocol.Counted([fuzz_protocol.Reads()], (), None)
+    served.receive(stream)
+    with pytest.raises(AssertionError):
+        served.output()
+    served.close()
+
+
+def test_the_short_ways_to_grow_an_input() -> None:
+    stream = b"a|b\nc\n"
+    assert fuzz_protocol._repeat(b"\x00", stream, 2) == b"a|b\nc\na|b\nc\n"
+    assert fuzz_protocol._repeat(b"\x60", stream, 2) == b"a|b\na|b\nc\nc\n"
+    assert fuzz_protocol._repeat(b"\xc0", stream, 2) == b"a|bb\ncc\n"
