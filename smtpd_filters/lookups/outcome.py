@@ -58,9 +58,10 @@ class Value:
 class Found(Value, Generic[T_co]):
     """There are records; never an empty set.
 
-    `ttl` is how long they were good for when the answer came, in seconds. `gap` is "" unless the
-    answer was put together from several look-ups of which one was unavailable; then it is that
-    cause. Whoever concludes something from a record being absent has to look at it.
+    `ttl` is how long they were good for when the answer came, in seconds. `gap` is "" if these are
+    all records. Otherwise it is the cause, for the log, that others are missing: the answer was too
+    large to be read whole, or one of the look-ups that it was put together from was unavailable.
+    That a record is absent says nothing then: treat it as `Unavailable(gap)`.
     """
 
     __match_args__ = ("records", "ttl", "gap")

@@ -1,79 +1,100 @@
-"""Questions as bytes, and what the bytes that come back say: the only module that knows dnspython.
+"""Questions as bytes, and what a response to one says.
 
-1. Only an answer to the question is read: same ID, same question, a response. Anything else is
-   stray, and whoever listens goes on listening: off-path forgeries must not end a look-up.
-2. Only records for what was asked are taken, following CNAMEs inside the answer up to a bound. A
-   server whose answer holds only other things is broken.
-3. The number of records read is bounded before any of them is.
-4. dnspython's exceptions end here; nothing that a server sends raises.
+Invariants
+----------
+*Strays*: only a response to the question is read (same ID, same question).  Anything else is a
+`Stray`, and the caller goes on listening: a forgery from off the path must not end a look-up.
+*Asked for*: only records that answer the question are taken, following CNAMEs inside the response
+up to a bound.  A server whose answer holds only other records is broken.
+*Partial*: `response` reads a bounded part of a large answer.  If that part has records of the type,
+`Found.gap` says that there are more; if it has none, the result is a `Trouble`, never NotFound.
+*No exceptions*: nothing that a server sends raises.
 
-It is imported when the first resolver is made, not before: dnspython takes 25 ms to load.
+dnspython has the numbers and their names.  Strangers choose the names that are asked for and the
+records that come back, and it takes 6 ms for a question with a name of 126 labels, and up to 500 ms
+for a response (docs/decisions/dns-responses.md).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
+from os import urandom
+from struct import pack
 from typing import TYPE_CHECKING, Any
 
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
 import dns.rcode
-import dns.rdataclass
 import dns.rdatatype
-import dns.rdtypes.ANY
-import dns.rdtypes.ANY.CNAME
-import dns.rdtypes.ANY.MX
-import dns.rdtypes.ANY.NS
-import dns.rdtypes.ANY.PTR
-import dns.rdtypes.ANY.SOA
-import dns.rdtypes.ANY.TXT
-import dns.rdtypes.IN.A
-import dns.rdtypes.IN.AAAA
 
 from smtpd_filters.lookups.outcome import MX, NODATA, NXDOMAIN, Found, NotFound, Value
+from smtpd_filters.lookups.response import CNAME, IN, MalformedError, Response
 from smtpd_filters.lookups.retry import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import dns.rrset
+    from smtpd_filters.lookups.response import Labels, Record
 
 # What fits through everywhere without fragments, which can be forged (DNS flag day 2020).
 UDP_PAYLOAD = 1232
-# More than any honest set that a mail filter reads; of larger ones (PTR sets of hosting companies)
-# the first are taken. Reading 4,000 records would hold up every other session for 50 ms.
-MAX_RECORDS = 256
-MAX_OTHER_RECORDS = 64
 # Unbound follows 11 CNAMEs, BIND 16.
 MAX_ALIASES = 16
+#: Why a result is incomplete.
+PARTIAL = "answer too large to be read whole"
 
-# RFC 1035 section 4.1.1.
+# RFC 1035 section 4.1.1: the length of a header, and its flags, by octet.
 _HEADER = 12
-_QR = 0x80
-_TC = 0x02
+_QR, _OPCODE, _TC, _RD = 0x80, 0x78, 0x02, 0x01
+_RA = 0x80
+# What stands behind the ID of a question, and behind its name and type.
+_ASK = pack(">2B4H", _RD, 0, 1, 0, 0, 1)
+# RFC 6891 section 6.1.2: an OPT record with the size of datagrams that we take.
+_OPT = b"\0" + pack(">2HIH", dns.rdatatype.OPT, UDP_PAYLOAD, 0, 0)
+# The bytes of a host name's labels, in lower case, and how any byte is written in text (RFC 1035
+# section 5.1): \X for a character with a meaning of its own, \DDD for what is not printable.
+_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789-_"
+_ESCAPED = tuple(
+    ("\\" if chr(byte) in '"().;\\@$' else "") + chr(byte) if 0x20 < byte < 0x7F else f"\\{byte:03}"
+    for byte in range(256)
+)
+# With these a server need not repeat a question that it could not, or would not, read.
+_UNREAD = frozenset({dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED})
 
-# What raises where bytes are no message; ValueError is what dnspython lets through in places.
-_MALFORMED = (dns.exception.DNSException, ValueError)
 
-# How the records of each type that is asked for are shown. Names lose their case and final dot.
-_CONVERTERS: dict[str, Callable[[Any], object]] = {
-    "A": lambda rdata: str(rdata.address),
-    # dnspython writes ::192.0.2.1, ipaddress ::c000:201; one form, so that they can be compared.
-    "AAAA": lambda rdata: str(ipaddress.IPv6Address(rdata.address)),
-    "CNAME": lambda rdata: _text(rdata.target),
-    "MX": lambda rdata: MX(rdata.preference, _text(rdata.exchange)),
-    "NS": lambda rdata: _text(rdata.target),
-    "PTR": lambda rdata: _text(rdata.target),
+def _address(response: Response, record: Record) -> str:
+    return socket.inet_ntop(socket.AF_INET, response.content(record, 4))
+
+
+def _address6(response: Response, record: Record) -> str:
+    # inet_ntop(3) writes ::192.0.2.1, ipaddress ::c000:201; one form, so that they compare.
+    return str(ipaddress.IPv6Address(response.content(record, 16)))
+
+
+def _target(response: Response, record: Record) -> str:
+    return _text(response.name(record))
+
+
+def _exchanger(response: Response, record: Record) -> MX:
+    preference = int.from_bytes(response.data[record.at : record.at + 2], "big")
+    return MX(preference, _text(response.name(record, 2)))
+
+
+#: How a record of each type that can be asked for is read.
+_READERS: dict[str, Callable[[Response, Record], object]] = {
+    "A": _address,
+    "AAAA": _address6,
+    "CNAME": _target,
+    "MX": _exchanger,
+    "NS": _target,
+    "PTR": _target,
     # RFC 7208 section 3.3 and RFC 6376 section 3.6.2.2: the strings of one record are put together
     # without anything between them.
-    "TXT": lambda rdata: b"".join(rdata.strings),
+    "TXT": Response.text,
 }
 
 
 class Trouble(Value):
-    """An answer that is none: what kind of failure it is, and the cause for the log."""
+    """A response that is not an answer: the kind of failure, and the cause for the log."""
 
     __match_args__ = ("failure", "cause")
     __slots__ = __match_args__
@@ -84,7 +105,7 @@ class Trouble(Value):
 
 
 class Stray(Value):
-    """Bytes that are no answer to the question, and why."""
+    """Bytes that are not a response to the question, and why."""
 
     __match_args__ = ("cause",)
     __slots__ = __match_args__
@@ -96,103 +117,101 @@ class Stray(Value):
 class Question:
     """One question to one server, with an ID of its own; `wire` is what is sent.
 
-    Raises KeyError for a record type that nobody here can read.
+    `name` is one that `names.domain` has returned. `work` is what reading responses to the question
+    has taken, in the units of `response`.
+
+    Raises KeyError for a record type that is not supported.
     """
 
-    __slots__ = ("_convert", "_query", "wire")
+    __slots__ = ("_name", "_rdtype", "_read", "wire", "work")
 
     def __init__(self, name: str, rdtype: str) -> None:
-        self._convert = _CONVERTERS[rdtype]
-        # Names come without a final dot, and are absolute.
-        self._query = dns.message.make_query(f"{name}.", rdtype, use_edns=0, payload=UDP_PAYLOAD)
-        self.wire = self._query.to_wire()
+        self._read = _READERS[rdtype]
+        self._rdtype = int(dns.rdatatype.RdataType[rdtype])
+        self._name: Labels = tuple(name.encode().split(b"."))
+        labels = b"".join([bytes([len(label)]) + label for label in self._name])
+        asked = labels + b"\0" + pack(">2H", self._rdtype, IN)
+        self.wire = urandom(2) + _ASK + asked + _OPT
+        self.work = 0
 
     def read(self, data: bytes, *, tcp: bool) -> Found[Any] | NotFound | Trouble | Stray:
         """Return what these bytes from a server say."""
         if len(data) < _HEADER or data[:2] != self.wire[:2] or not data[2] & _QR:
             return Stray("answer that does not match")
-        truncated = bool(data[2] & _TC)
-        cut = _cut(data)
         try:
-            response = dns.message.from_wire(
-                cut,
-                # A message may be cut off anywhere (RFC 2181 section 9).
-                question_only=truncated,
-                ignore_trailing=truncated or cut is not data,
-            )
-        except _MALFORMED:
+            response = Response(data)
+            if data[2] & _OPCODE or not self._is_repeated(response):
+                return Stray("answer that does not match")
+            if data[2] & _TC:
+                # It may be cut off anywhere behind the question (RFC 2181 section 9).
+                failure = Failure.BROKEN if tcp else Failure.USE_TCP
+                return Trouble(failure, "truncated answer")
+            try:
+                response.read_records(self._rdtype)
+                return self._answer(response)
+            finally:
+                self.work += response.work
+        except MalformedError:
             return Stray("malformed answer")
-        if not self._query.is_response(response):
-            return Stray("answer that does not match")
-        if truncated:
-            failure = Failure.BROKEN if tcp else Failure.USE_TCP
-            return Trouble(failure, "truncated answer")
-        return self._answer(response)
 
-    def _answer(self, response: dns.message.Message) -> Found[Any] | NotFound | Trouble:
-        rcode = response.rcode()
-        if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-            return Trouble(Failure.BROKEN, dns.rcode.to_text(rcode))
-        question = self._query.question[0]
-        sets = {
-            (rrset.name, rrset.rdtype): rrset
-            for rrset in response.answer
-            if rrset.rdclass == dns.rdataclass.IN
-        }
-        owner = question.name
+    def _is_repeated(self, response: Response) -> bool:
+        """Whether the response is one to this question."""
+        if response.question is None:
+            return response.rcode in _UNREAD
+        return response.question == (self._name, self._rdtype, IN)
+
+    def _answer(self, response: Response) -> Found[Any] | NotFound | Trouble:
+        if response.rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+            cause = dns.rcode.to_text(dns.rcode.Rcode.make(response.rcode))
+            return Trouble(Failure.BROKEN, cause)
+        owner = self._name
         ttl = float("inf")
         for _ in range(MAX_ALIASES + 1):
-            if (records := sets.get((owner, question.rdtype))) is not None:
-                if rcode == dns.rcode.NXDOMAIN:
-                    return Trouble(Failure.BROKEN, "NXDOMAIN with records")
-                shown = sorted((self._convert(rdata) for rdata in records), key=_order)
-                return Found(tuple(shown), min(ttl, records.ttl))
-            if (aliases := sets.get((owner, dns.rdatatype.CNAME))) is None:
+            if records := response.records(owner, self._rdtype):
+                return self._found(response, records, ttl)
+            aliases = response.records(owner, CNAME)
+            # A name has one (RFC 2181 section 10.1); of more, the last holds.
+            targets = response.contents(aliases[-1:], Response.name)
+            if not targets:
                 break
-            ttl = min(ttl, aliases.ttl)
-            owner = aliases[0].target
+            ttl = min(ttl, *(alias.ttl for alias in aliases))
+            (owner,) = targets
         else:
             return Trouble(Failure.BROKEN, "CNAME loop")
-        if sets and owner == question.name:
-            return Trouble(Failure.BROKEN, "answer for another name")
-        reason = NXDOMAIN if rcode == dns.rcode.NXDOMAIN else NODATA
-        return self._negative(response, owner, reason, ttl)
+        return self._missing(response, owner, ttl)
 
-    def _negative(
-        self, response: dns.message.Message, owner: dns.name.Name, reason: str, ttl: float
-    ) -> NotFound | Trouble:
-        for rrset in response.authority:
-            if rrset.rdtype == dns.rdatatype.SOA and owner.is_subdomain(rrset.name):
+    def _found(self, response: Response, records: list[Record], ttl: float) -> Found[Any] | Trouble:
+        if response.rcode == dns.rcode.NXDOMAIN:
+            return Trouble(Failure.BROKEN, "NXDOMAIN with records")
+        values = response.contents(records, self._read)
+        if not values:
+            return Trouble(Failure.BROKEN, PARTIAL)
+        shown = tuple(sorted(set(values), key=_order))
+        ttl = min(ttl, *(record.ttl for record in records))
+        return Found(shown, ttl, "" if response.complete else PARTIAL)
+
+    def _missing(self, response: Response, owner: Labels, ttl: float) -> NotFound | Trouble:
+        """Return why there is no record; `owner` is the name that the last alias leads to."""
+        if not response.complete:
+            return Trouble(Failure.BROKEN, PARTIAL)
+        if response.has_answers and owner == self._name:
+            return Trouble(Failure.BROKEN, "answer for another name")
+        reason = NXDOMAIN if response.rcode == dns.rcode.NXDOMAIN else NODATA
+        for zone, soa in response.soas:
+            if zone == owner[len(owner) - len(zone) :]:
                 # RFC 2308 section 5: the TTL of a negative answer is the minimum of these.
-                return NotFound(reason, min(ttl, rrset.ttl, rrset[0].minimum))
-        if (
-            reason == NODATA
-            and not response.flags & dns.flags.RA
-            and any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
-        ):
-            # RFC 2308 section 2.2: without a SOA, but with NS records, it is a referral, no NODATA.
+                return NotFound(reason, min(ttl, soa.ttl, response.minimum(soa)))
+        if reason == NODATA and not response.data[3] & _RA and response.refers:
+            # RFC 2308 section 2.2: with NS and without SOA records it is a referral, not NODATA.
             return Trouble(Failure.BROKEN, "referral: not a recursive server")
         return NotFound(reason, 0)
 
 
-def _cut(data: bytes) -> bytes:
-    """Return the message with at most as many records announced as we are willing to read."""
-    answers, authority, additional = (
-        int.from_bytes(data[at : at + 2], "big") for at in range(6, _HEADER, 2)
-    )
-    if answers > MAX_RECORDS:
-        answers, authority, additional = MAX_RECORDS, 0, 0
-    elif authority + additional > MAX_OTHER_RECORDS:
-        authority, additional = min(authority, MAX_OTHER_RECORDS), 0
-    else:
-        return data
-    counts = b"".join(count.to_bytes(2, "big") for count in (answers, authority, additional))
-    return data[:6] + counts + data[_HEADER:]
-
-
-def _text(name: dns.name.Name) -> str:
-    """Return a name as ASCII text; bytes that have no business in it come as escapes."""
-    return name.to_text(omit_final_dot=True).lower()
+def _text(name: Labels) -> str:
+    """Return a name as text without its final dot; the root's is "."."""
+    if not b"".join(name).translate(None, _PLAIN):
+        return b".".join(name).decode() or "."
+    return ".".join(["".join([_ESCAPED[byte] for byte in label]) for label in name])
 
 
 def _order(record: object) -> tuple[int, object]:
