@@ -4,14 +4,15 @@
 2. A negative one is kept for its TTL (RFC 2308 section 5), between the floor and a ceiling of its
    own; one that didn't say for how long, for the floor.
 3. An unavailable one is kept for the moment that a broken server is left alone, no longer.
-4. The store is bounded: in entries, the least recently used going first, and in the size of one.
+4. The store is bounded: in entries, in memory, the least recently used going first, and in the size
+   of one.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
+from smtpd_filters.lookups.outcome import MX, Found, NotFound, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,15 @@ else:
 
     T = None
 
-# Strangers choose what their names' records hold: 64 KiB of TXT is no reason to keep 64 KiB.
-MAX_ENTRY = 4096
+# Strangers choose what their names' records hold: 64 KiB of TXT is no reason to keep 64 KiB. All
+# addresses that fit in a datagram are 5 KB.
+MAX_ENTRY = 8192
+# Of all entries together, in bytes: twice what 8,192 answers of lists take.
+MAX_MEMORY = 8 << 20
+
+# Bytes that CPython takes: for an entry, its key and an outcome, without the records; and for each
+# record without its characters, text or bytes, and an exchanger.
+_ENTRY, _TEXT, _EXCHANGER = 350, 56, 160
 
 
 class Lifetimes:
@@ -59,8 +67,8 @@ class Lifetimes:
     def of(self, outcome: Outcome[Any]) -> float:
         """Return for how many seconds this outcome is kept; 0 is not at all."""
         match outcome:
-            case Found(records, ttl):
-                if _size(records) > MAX_ENTRY:
+            case Found(ttl=ttl):
+                if size_of(outcome) > MAX_ENTRY:
                     return 0
                 return max(min(ttl, self.ceiling), self.floor)
             case NotFound(_, ttl):
@@ -70,13 +78,17 @@ class Lifetimes:
 
 
 class Cache(Generic[T]):
-    """Values until a point in time, at most `size` of them; 0 keeps nothing."""
+    """Values until a point in time, at most `size` of them; 0 keeps nothing.
 
-    __slots__ = ("_entries", "_size")
+    `memory` bounds what they take together, in the unit in which `put` is told.
+    """
 
-    def __init__(self, size: int) -> None:
+    __slots__ = ("_entries", "_left", "_size")
+
+    def __init__(self, size: int, memory: int = MAX_MEMORY) -> None:
         self._size = size
-        self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()
+        self._left = memory
+        self._entries: OrderedDict[Hashable, tuple[float, T, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -86,9 +98,10 @@ class Cache(Generic[T]):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        until, value = entry
+        until, value, memory = entry
         if now >= until:
             del self._entries[key]
+            self._left += memory
             return None
         self._entries.move_to_end(key)
         return value
@@ -103,18 +116,27 @@ class Cache(Generic[T]):
             entries.move_to_end(key)
         return True
 
-    def put(self, key: Hashable, value: T, until: float) -> None:
-        """Keep the value; the least recently used one goes if there are too many."""
-        self._entries[key] = (until, value)
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+    def put(self, key: Hashable, value: T, until: float, memory: int = _ENTRY) -> None:
+        """Keep the value, which takes so much memory; the least recently used ones make room."""
+        entries = self._entries
+        if (before := entries.pop(key, None)) is not None:
+            self._left += before[2]
+        entries[key] = until, value, memory
+        self._left -= memory
+        while entries and (len(entries) > self._size or self._left < 0):
+            _, (_, _, released) = entries.popitem(last=False)
+            self._left += released
 
     def clear(self) -> None:
         """Forget everything."""
+        self._left += sum(memory for _, _, memory in self._entries.values())
         self._entries.clear()
 
 
-def _size(records: tuple[object, ...]) -> int:
-    # 32 for the object, 64 for what isn't text, roughly; it is a bound, not an account.
-    return sum(32 + (len(record) if isinstance(record, str | bytes) else 64) for record in records)
+def size_of(outcome: Outcome[Any]) -> int:
+    """Return about how many bytes an entry with this outcome takes."""
+    records = outcome.records if isinstance(outcome, Found) else ()
+    return _ENTRY + sum(
+        _EXCHANGER + len(record.exchange) if isinstance(record, MX) else _TEXT + len(record)
+        for record in records
+    )

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
-from smtpd_filters.lookups.cache import MAX_ENTRY, Cache, Lifetimes
-from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Outcome, Unavailable
+from smtpd_filters.lookups.cache import MAX_ENTRY, Cache, Lifetimes, size_of
+from smtpd_filters.lookups.outcome import MX, NODATA, Found, NotFound, Outcome, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,9 @@ from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Outcome, Unav
         (Found(("a",), 0), 5),
         (Found(("a",), 10**9), 100),
         (Found((b"x" * MAX_ENTRY,), 60), 0),
-        (Found(("a",) * 125, 60), 0),
+        (Found(("a",) * 50, 60), 60),
+        (Found(("a",) * 200, 60), 0),
+        (Found((MX(10, "a"),) * 60, 60), 0),
         (NotFound(NODATA, 20), 20),
         (NotFound(NODATA, 1), 5),
         (NotFound(NODATA, 90), 50),
@@ -68,6 +71,35 @@ def test_what_it_holds() -> None:
     assert cache.holds("b", int, 0)
     cache.put("d", 3, 20)
     assert cache.holds("bd", int, 0)
+
+
+def test_memory_is_bounded() -> None:
+    cache = Cache[str](100, memory=10)
+    for key in "abc":
+        cache.put(key, key, 10, 3)
+    assert [cache.get(key, 0) for key in "abc"] == ["a", "b", "c"]
+    cache.put("b", "B", 10, 4)
+    assert len(cache) == 3
+    cache.put("d", "d", 10, 2)
+    assert [cache.get(key, 0) for key in "abcd"] == [None, "B", "c", "d"]
+    # What has expired, or was too large, takes nothing.
+    assert cache.get("c", 10) is None
+    cache.put("e", "e", 20, 4)
+    assert len(cache) == 3
+    cache.put("f", "f", 20, 11)
+    assert len(cache) == 0
+    for key in "abc":
+        cache.put(key, key, 20, 3)
+    cache.clear()
+    cache.put("g", "g", 20, 10)
+    assert cache.get("g", 0) == "g"
+
+
+def test_sizes_are_about_what_python_takes() -> None:
+    assert size_of(NotFound(NODATA, 1)) == size_of(Unavailable("x"))
+    addresses = tuple(f"10.0.0.{n}" for n in range(100, 200))
+    taken = sum(map(sys.getsizeof, addresses)) + sys.getsizeof(addresses)
+    assert taken * 0.8 < size_of(Found(addresses, 1)) - size_of(NotFound(NODATA)) < taken * 1.2
 
 
 def test_size_zero_keeps_nothing() -> None:
