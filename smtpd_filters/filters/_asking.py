@@ -101,12 +101,9 @@ def settle(resolver: Resolver, policy: Policy[T]) -> T | Coroutine[Any, Any, T]:
 
 
 async def _wait(resolver: Resolver, policy: Policy[T], questions: Sequence[Question]) -> T:
-    import asyncio  # it is there already where there is a resolver
-
     try:
         while True:
-            answers = await asyncio.gather(*(resolver.query(*each) for each in questions))
-            questions = policy.send(answers)
+            questions = policy.send(await resolver.query_all(questions))
     except StopIteration as end:
         decision: T = end.value
         return decision

@@ -4,13 +4,14 @@
 2. What is known is answered from memory, without a task (`known`); what is being asked is asked
    once, whoever waits for it, and one that stops waiting doesn't stop the others. What will be
    needed can be asked for ahead (`start`).
-3. Nothing blocks the event loop; the number of questions under way is bounded, and waiting for a
-   turn counts against the deadline.
+3. Nothing blocks the event loop: questions and answers are worked on at a `pace`. The number of
+   questions under way is bounded, and to wait for a turn counts against the deadline.
 4. When a resolver has been closed, nothing of it is left running.
 
 Who does what: `names` checks what is asked for, `cache` knows what is known and for how long,
-`retry` decides which server is asked next, `transport` asks one server one question, `wire` makes
-bytes of a question and sense of an answer. Here is the loop around them.
+`retry` decides which server is asked next, `sockets` how many are asked at once, `transport` asks
+one server one question, `wire` makes bytes of a question and sense of an answer, `response` reads
+those within bounds. Here is the loop around them.
 
 The module is cheap to import; making a Resolver imports dnspython, so that the first mail doesn't.
 """
@@ -21,14 +22,14 @@ import time
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups import names
-from smtpd_filters.lookups.cache import Cache, Lifetimes
+from smtpd_filters.lookups.cache import Cache, Lifetimes, size_of
 from smtpd_filters.lookups.outcome import INVALID, NODATA, Found, NotFound, Unavailable
-from smtpd_filters.lookups.retry import Plan, Servers
+from smtpd_filters.lookups.retry import Failure, Plan, Servers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Literal, Self
 
     from smtpd_filters.lookups.outcome import MX, Outcome
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
 
 # Each question under way holds a socket: as many as half the descriptors, at the most.
 MAX_IN_FLIGHT = 512
-# Questions asked ahead may be as many again as can be under way; beyond, they wait to be needed.
+# Look-ups begun ahead may be as many again as can be under way; beyond, they wait to be needed.
 AHEAD = 2
-# An entry takes about half a KiB (an address of a list): 4 MiB, and 32 MiB at the very worst.
+# An entry takes about half a KiB (an address of a list): 4 MiB; `cache` bounds larger ones.
 CACHE_SIZE = 8192
+# The price of what a caller does with an outcome (`pace`): a decision, say.
+RESUME = 100
 CLOSED = "the resolver is closed"
 
 
@@ -70,7 +73,8 @@ class Resolver:
     ) -> None:
         import asyncio
 
-        from smtpd_filters.lookups import transport, wire
+        from smtpd_filters.lookups import pace, transport, wire
+        from smtpd_filters.lookups.sockets import Sockets
 
         servers = names.resolv_conf() if nameservers is None else list(nameservers)
         if not servers:
@@ -82,6 +86,8 @@ class Resolver:
         self._asyncio = asyncio
         self._question = wire.Question
         self._trouble = wire.Trouble
+        self._pace = pace.pace
+        self._price = transport.SEND
         self._servers = Servers([endpoint.label for endpoint in self._endpoints])
         self._timeout = timeout
         self._deadline = deadline
@@ -89,7 +95,7 @@ class Resolver:
         self._lifetimes = lifetimes or Lifetimes()
         self._cache: Cache[Outcome[Any]] = Cache(cache_size)
         in_flight = in_flight or _descriptors()
-        self._turns = asyncio.Semaphore(in_flight)
+        self._sockets = Sockets(in_flight)
         self._ahead = AHEAD * in_flight
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
@@ -101,18 +107,20 @@ class Resolver:
         Names come in lower case without the final dot, addresses in their canonical form. A name
         that can't exist is NotFound(INVALID) without being asked for.
         """
-        known = self.known(name, rdtype)
-        if known is not None:
-            return known
-        key = names.domain(name), rdtype
-        task = self._under_way.get(key) or self._start(key)
-        try:
-            return await self._asyncio.shield(task)
-        except self._asyncio.CancelledError:
-            this = self._asyncio.current_task()
-            if task.cancelled() and this is not None and not this.cancelling():
-                return Unavailable(CLOSED)
-            raise
+        return await self._wait(self._begin(name, rdtype))
+
+    async def query_all(self, questions: Sequence[tuple[str, RecordType]]) -> list[Outcome[Any]]:
+        """Return the outcome of each of these look-ups, in their order; see `query`.
+
+        They are begun at once, as far as there is room for them, and take no tasks but their own.
+        """
+        begun: list[Outcome[Any] | asyncio.Task[Outcome[Any]]] = []
+        outcomes: list[Outcome[Any]] = []
+        for number in range(len(questions)):
+            while len(begun) < len(questions) and (len(begun) == number or self._has_room):
+                begun.append(self._begin(*questions[len(begun)]))
+            outcomes.append(await self._wait(begun[number]))
+        return outcomes
 
     def known(self, name: str, rdtype: RecordType) -> Outcome[Any] | None:
         """Give what `query` would come to at once, or None if it would have to wait."""
@@ -140,20 +148,20 @@ class Resolver:
 
         Nothing happens when there is too much under way. Called in the event loop's thread.
         """
-        if len(self._under_way) < self._ahead and self.known(name, rdtype) is None:
-            key = names.domain(name), rdtype
-            if key not in self._under_way:
-                self._start(key)
+        if self._has_room:
+            self._begin(name, rdtype)
 
     async def addresses(self, name: str) -> Outcome[str]:
         """Look up IPv4 and IPv6 addresses of a name together.
 
-        Found if there are any; if one of the two look-ups was unavailable, `gap` says why.
+        Found if there are any; if one of the two look-ups was unavailable or incomplete, `gap`
+        says why.
         """
-        four, six = await self._asyncio.gather(self.query(name, "A"), self.query(name, "AAAA"))
+        four, six = await self.query_all([(name, "A"), (name, "AAAA")])
         match four, six:
             case Found(), Found():
-                return Found(four.records + six.records, min(four.ttl, six.ttl))
+                gap = four.gap or six.gap
+                return Found(four.records + six.records, min(four.ttl, six.ttl), gap)
             case (Found(records, ttl), Unavailable(cause)) | (
                 Unavailable(cause),
                 Found(records, ttl),
@@ -201,6 +209,32 @@ class Resolver:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether look-ups may be begun that nobody waits for yet."""
+        return len(self._under_way) < self._ahead
+
+    def _begin(self, name: str, rdtype: RecordType) -> Outcome[Any] | asyncio.Task[Outcome[Any]]:
+        known = self.known(name, rdtype)
+        if known is not None:
+            return known
+        key = names.domain(name), rdtype
+        return self._under_way.get(key) or self._start(key)
+
+    async def _wait(self, begun: Outcome[Any] | asyncio.Task[Outcome[Any]]) -> Outcome[Any]:
+        if not isinstance(begun, self._asyncio.Task):
+            return begun
+        try:
+            outcome = await self._asyncio.shield(begun)
+        except self._asyncio.CancelledError:
+            this = self._asyncio.current_task()
+            if begun.cancelled() and this is not None and not this.cancelling():
+                return Unavailable(CLOSED)
+            raise
+        # One answer may be what hundreds of sessions wait for.
+        await self._pace().admit(RESUME)
+        return outcome
+
     def _start(self, key: tuple[str, str]) -> asyncio.Task[Outcome[Any]]:
         task = self._asyncio.create_task(self._look_up(*key), name=f"look up {key[1]} {key[0]}")
         self._under_way[key] = task
@@ -231,7 +265,7 @@ class Resolver:
         now = self._clock()
         lifetime = self._lifetimes.of(outcome)
         if lifetime > 0:
-            self._cache.put((name, rdtype), outcome, now + lifetime)
+            self._cache.put((name, rdtype), outcome, now + lifetime, size_of(outcome))
         return outcome
 
     async def _follow(self, plan: Plan, name: str, rdtype: str) -> Outcome[Any]:
@@ -242,15 +276,21 @@ class Resolver:
                 return step
             if step.pause:
                 await self._asyncio.sleep(step.pause)
-            async with self._turns:
+            async with self._sockets.place(tcp=step.tcp):
+                await self._pace().admit(self._price)
                 # A new question each time, with a new ID (RFC 5452 section 9.2).
                 said = await self._endpoints[step.server].ask(
                     self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout
                 )
             if not isinstance(said, self._trouble):
+                self._sockets.closed()
                 plan.answered()
                 return said
             plan.failed(said.failure, said.cause, self._clock())
+            if said.failure is Failure.SHORT:
+                await self._sockets.freed()
+            else:
+                self._sockets.closed()
 
 
 def _descriptors() -> int:

@@ -9,6 +9,8 @@
    RES_TIMEOUT shifted by the try). Before a round there is a pause if the last one was over at
    once, so that a server that is being restarted is not hammered.
 5. Nothing is asked, and nothing waited for, beyond the deadline.
+6. Where this machine is short of something (descriptors, say), the same question is due again as
+   soon as it may have it: that says nothing of the server, and uses up no attempt.
 
 Time comes in from outside, in seconds of any steady clock.
 """
@@ -37,7 +39,8 @@ class Failure(enum.Enum):
     UNREACHABLE = "unreachable"  # the network said so, or the connection broke
     BROKEN = "broken"  # an answer that is none: SERVFAIL, REFUSED, malformed, a loop
     USE_TCP = "use TCP"  # UDP can't bring the answer, TCP may
-    LOCAL = "local"  # this machine could not even ask: out of descriptors
+    LOCAL = "local"  # this machine does not let us ask: a rule of its firewall
+    SHORT = "short"  # this machine could not ask for the moment: out of descriptors
 
 
 class Ask(Value):
@@ -131,6 +134,9 @@ class Plan:
         """
         server = self._queue[0]
         self._pause = 0.0
+        if failure is Failure.SHORT:
+            self._causes[server] = cause
+            return
         if failure is Failure.USE_TCP and not self._tcp:
             self._tcp = True
             return

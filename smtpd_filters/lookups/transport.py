@@ -1,14 +1,20 @@
 """One question to one server, over UDP or TCP, on the running event loop.
 
-1. A question has a socket of its own, so a port of its own, which the kernel draws at random
-   (RFC 5452 section 4.5). It is connected: the kernel drops what other addresses send, and says at
-   once when nobody listens.
-2. What doesn't answer the question is passed over until the time is up (RFC 5452 section 9.1).
-3. Every way to fail is a value; nothing is raised but cancellation, and no socket outlives it.
+Invariants
+----------
+*Own port*: a question has a socket of its own, so a port that the kernel draws at random (RFC 5452
+section 4.5). It is connected: the kernel drops what other addresses send, and reports at once that
+nobody listens.
+*Patience*: what doesn't answer the question is ignored until the time is up (RFC 5452 section 9.1),
+up to a bound.
+*Pace*: no response is read before `pace` admits the work. The wait for that is not the server's: it
+counts against the deadline of a look-up, not against the server's time-out.
+*Values*: every failure is a value; nothing is raised but cancellation, and no socket outlives the
+call.
 
 These are plain sockets on the loop rather than dnspython's `asyncquery`. That of 2.3, which Debian
-12 has, waits for ever when its time is up between two datagrams (a time-out of 0 is none to it),
-and loses datagrams that arrive in one burst, so that a forgery displaces the answer. And all
+12 has, waits for ever when its time is up between two datagrams (it takes a time-out of 0 for
+none), and loses datagrams that arrive in one burst, so that a forgery displaces the answer. And all
 versions leave the UDP socket unconnected.
 """
 
@@ -20,18 +26,30 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from smtpd_filters.lookups.pace import pace
+from smtpd_filters.lookups.response import MAX_WORK
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.lookups.wire import UDP_PAYLOAD, Question, Stray, Trouble
 
 if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Found, NotFound
 
-# This machine's own lack, not the server's fault.
-_LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM})
+# What this machine is short of for the moment.
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # So many strays are an attack, which would otherwise keep the loop busy; TCP is harder to forge.
 # (PowerDNS Recursor's spoof-nearmiss-max was 20.)
 MAX_STRAYS = 20
+# 64 KiB are 123 segments of 536 bytes, what a host sends at least (RFC 9293 section 3.7.1).
+MAX_PIECES = 256
+
+#: The price of making and sending a question, and of receiving a response beyond reading it
+#: (`pace`).
+SEND, RECEIVE = 150, 150
+
+
+class _PiecesError(Exception):
+    """A response over TCP came in more than MAX_PIECES."""
 
 
 class Endpoint:
@@ -58,59 +76,92 @@ class Endpoint:
         self, question: Question, *, tcp: bool, seconds: float
     ) -> Found[Any] | NotFound | Trouble:
         """Ask, and return what the server says within `seconds`, or what went wrong."""
-        silence = Trouble(Failure.SILENT, "timeout")
+        ask = self._ask_tcp if tcp else self._ask_udp
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
         try:
             with socket.socket(self._family, kind | socket.SOCK_NONBLOCK) as sock:
-                async with asyncio.timeout(seconds):
-                    if tcp:
-                        return await self._ask_tcp(sock, question)
-                    return await self._ask_udp(sock, question, silence)
-        except TimeoutError:
-            # A subclass of OSError, and also what connect(2) says with ETIMEDOUT.
-            return silence
+                return await ask(sock, question, asyncio.get_running_loop().time() + seconds)
         except EOFError:
             return Trouble(Failure.UNREACHABLE, "connection closed")
+        except _PiecesError:
+            return Trouble(Failure.BROKEN, "answer in too many pieces")
+        except TimeoutError:
+            # A subclass of OSError, and also what connect(2) says with ETIMEDOUT.
+            return Trouble(Failure.SILENT, "timeout")
         except OSError as exc:
-            failure = Failure.LOCAL if exc.errno in _LOCAL else Failure.UNREACHABLE
-            return Trouble(failure, os.strerror(exc.errno or 0).lower())
+            return Trouble(_failure(exc), os.strerror(exc.errno or 0).lower())
 
     async def _ask_udp(
-        self, sock: socket.socket, question: Question, silence: Trouble
+        self, sock: socket.socket, question: Question, until: float
     ) -> Found[Any] | NotFound | Trouble:
         loop = asyncio.get_running_loop()
         sock.connect(self._sockaddr)  # for UDP this only notes the address
         sock.send(question.wire)
+        cause = "timeout"
         for _ in range(MAX_STRAYS):
-            # One byte more than may come: what is longer is cut, and malformed.
-            data = await loop.sock_recv(sock, UDP_PAYLOAD + 1)
-            reading = question.read(data, tcp=False)
+            try:
+                async with asyncio.timeout_at(until):
+                    # One byte more than may come: what is longer is cut, and malformed.
+                    data = await loop.sock_recv(sock, UDP_PAYLOAD + 1)
+            except TimeoutError:
+                return Trouble(Failure.SILENT, cause)
+            reading = await _read(question, data, tcp=False)
             if not isinstance(reading, Stray):
                 return reading
-            silence.cause = reading.cause  # worth more in a log than "timeout"
+            cause = reading.cause  # worth more in a log than "timeout"
         return Trouble(Failure.USE_TCP, "many forged answers")
 
     async def _ask_tcp(
-        self, sock: socket.socket, question: Question
+        self, sock: socket.socket, question: Question, until: float
     ) -> Found[Any] | NotFound | Trouble:
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, self._sockaddr)
-        await loop.sock_sendall(sock, len(question.wire).to_bytes(2, "big") + question.wire)
-        length = int.from_bytes(await _read_exactly(sock, 2), "big")
-        reading = question.read(await _read_exactly(sock, length), tcp=True)
+        async with asyncio.timeout_at(until):
+            await loop.sock_connect(sock, self._sockaddr)
+            await loop.sock_sendall(sock, len(question.wire).to_bytes(2, "big") + question.wire)
+            data = await _receive(sock)
+        reading = await _read(question, data, tcp=True)
         # Nobody else can have sent this: it is the server that is wrong.
         if isinstance(reading, Stray):
             return Trouble(Failure.BROKEN, reading.cause)
         return reading
 
 
-async def _read_exactly(sock: socket.socket, count: int) -> bytes:
-    """Return `count` bytes; raises EOFError if the connection ends before."""
+def _failure(exc: OSError) -> Failure:
+    if exc.errno in _SHORT:
+        return Failure.SHORT
+    # A rule of this machine's firewall is not the server's fault.
+    return Failure.LOCAL if exc.errno == errno.EPERM else Failure.UNREACHABLE
+
+
+async def _read(
+    question: Question, data: bytes, *, tcp: bool
+) -> Found[Any] | NotFound | Trouble | Stray:
+    await pace().admit(RECEIVE + min(len(data), MAX_WORK))
+    return question.read(data, tcp=tcp)
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    """Return the message that a stream begins with (RFC 1035 section 4.2.2).
+
+    Raises EOFError if the stream ends before, and _PiecesError.
+    """
+    size = bytearray(2)
+    pieces = await _fill(sock, size, MAX_PIECES)
+    message = bytearray(int.from_bytes(size, "big"))
+    await _fill(sock, message, pieces)
+    return bytes(message)
+
+
+async def _fill(sock: socket.socket, buffer: bytearray, pieces: int) -> int:
+    """Fill a buffer from a stream in at most so many pieces; return how many are left."""
     loop = asyncio.get_running_loop()
-    data = bytearray()
-    while len(data) < count:
-        chunk = await loop.sock_recv(sock, count - len(data))
-        if not chunk:
+    left = memoryview(buffer)
+    while left:
+        if not pieces:
+            raise _PiecesError
+        count = await loop.sock_recv_into(sock, left)
+        if not count:
             raise EOFError
-        data += chunk
-    return bytes(data)
+        left = left[count:]
+        pieces -= 1
+    return pieces

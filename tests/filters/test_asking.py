@@ -39,6 +39,9 @@ class Names:
         await asyncio.sleep(0)
         return self._asked[name]
 
+    async def query_all(self, questions: list[tuple[str, str]]) -> list[Outcome[Any]]:
+        return [await self.query(*each) for each in questions]
+
     @property
     def resolver(self) -> Resolver:
         return cast("Resolver", self)

@@ -370,13 +370,13 @@ def test_the_look_up_begins_with_the_greeting_and_is_not_repeated(server: DNSSer
 
 def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
-    query = Resolver.query
+    query_all = Resolver.query_all
 
-    async def counted(self: Resolver, name: str, rdtype: Any) -> Any:
-        waited.append(name)
-        return await query(self, name, rdtype)
+    async def counted(self: Resolver, questions: Any) -> Any:
+        waited.extend(name for name, _ in questions)
+        return await query_all(self, questions)
 
-    monkeypatch.setattr(Resolver, "query", counted)
+    monkeypatch.setattr(Resolver, "query_all", counted)
     flags = asking(server, "--unknown=reject", "--elsewhere=reject", "--phase=helo")
     with Conversation(Helo, *flags) as smtpd:
         for _ in range(3):

@@ -258,13 +258,13 @@ def test_only_what_a_check_needs_is_asked(server: DNSServer) -> None:
 
 def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
-    query = Resolver.query
+    query_all = Resolver.query_all
 
-    async def counted(self: Resolver, name: str, rdtype: Any) -> Any:
-        waited.append(rdtype)
-        return await query(self, name, rdtype)
+    async def counted(self: Resolver, questions: Any) -> Any:
+        waited.extend(rdtype for _, rdtype in questions)
+        return await query_all(self, questions)
 
-    monkeypatch.setattr(Resolver, "query", counted)
+    monkeypatch.setattr(Resolver, "query_all", counted)
     server.queries.clear()
     with Conversation(Sender, *asking(server)) as smtpd:
         for _ in range(3):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest import mock
@@ -11,7 +13,8 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups import dns as lookups_dns
-from smtpd_filters.lookups import retry, transport
+from smtpd_filters.lookups import pace as pacing
+from smtpd_filters.lookups import retry, sockets, transport
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import CLOSED, Resolver
 from smtpd_filters.lookups.outcome import (
@@ -24,7 +27,7 @@ from smtpd_filters.lookups.outcome import (
     Outcome,
     Unavailable,
 )
-from smtpd_filters.lookups.response import MAX_RECORDS
+from smtpd_filters.lookups.response import MAX_RECORDS, MAX_WORK
 from smtpd_filters.lookups.wire import PARTIAL
 from smtpd_filters.testing.dns import DNSServer, host, merge
 from tests.loading import loaded
@@ -52,6 +55,7 @@ ZONE = merge(
         "half.example": {"A": "192.0.2.2", "servfail": ["AAAA"]},
         "half6.example": {"AAAA": "2001:db8::2", "servfail": ["A"]},
         "halfnone.example": {"servfail": ["AAAA"]},
+        "twice.example": {"A": "192.0.2.2", "AAAA": "2001:db8::2"},
         "slow.example": {"A": "192.0.2.3", "delay": 0.05},
         "cut.example": {"A": "192.0.2.4", "truncate": True},
         "cut-dead.example": {"A": "192.0.2.4", "truncate": True, "no-tcp": True},
@@ -193,6 +197,7 @@ def test_addresses(server: DNSServer) -> None:
             "mail.good.example": Found(("127.0.0.9", "2001:db8::9"), 300),
             "four.example": Found(("127.0.0.4",), 300),
             "half.example": Found(("192.0.2.2",), 300, servfail),
+            "twice.example": Found(("192.0.2.2", "2001:db8::2"), 300),
             "half6.example": Found(("2001:db8::2",), 300, servfail),
             "halfnone.example": Unavailable(servfail),
             "servfail.example": Unavailable(servfail),
@@ -218,7 +223,8 @@ def test_the_deadline_ends_it(server: DNSServer) -> None:
 
 def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> Outcome[Any]:
-        async with resolver._turns:  # somebody has the only one for longer than that
+        # Somebody has the only one for longer than that.
+        async with resolver._sockets.place(tcp=False):
             return await resolver.query("four.example", "A")
 
     assert run(server, test, in_flight=1, deadline=0.05) == Unavailable("deadline passed")
@@ -405,10 +411,58 @@ def test_a_burst_of_forgeries_turns_to_tcp(server: DNSServer) -> None:
     assert server.transports == ["udp", "tcp"]
 
 
-def test_out_of_descriptors(server: DNSServer) -> None:
+class Few(socket.socket):
+    """Sockets of which the system gives three at a time."""
+
+    left = 3
+
+    def __init__(self, *arguments: Any) -> None:
+        if not Few.left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        super().__init__(*arguments)
+        Few.left -= 1
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            Few.left += 1
+        super().close()
+
+
+def test_look_ups_wait_for_descriptors_of_others(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> None:
+        with mock.patch.object(socket, "socket", Few):
+            asked = (resolver.query(f"missing{n}.example", "A") for n in range(30))
+            assert set(await asyncio.gather(*asked)) == {NotFound(NXDOMAIN, 60)}
+        assert Few.left == 3
+        assert resolver._servers._silences == [0]
+
+    # Nothing but a socket that is closed lets the next one try.
+    with mock.patch.object(sockets, "PAUSE", 3600):
+        run(server, test, attempts=1, deadline=60)
+
+
+def test_without_a_descriptor_of_its_own_a_look_up_tries_again(server: DNSServer) -> None:
+    class Later(socket.socket):
+        tries = 0
+
+        def __init__(self, *arguments: Any) -> None:
+            Later.tries += 1
+            if Later.tries < 4:
+                raise OSError(errno.ENFILE, "Too many open files in system")
+            super().__init__(*arguments)
+
+    async def test(resolver: Resolver) -> None:
+        with mock.patch.object(socket, "socket", Later):
+            assert await resolver.query("four.example", "A") == Found(("127.0.0.4",), 300)
+
+    with mock.patch.object(sockets, "PAUSE", 0.001):
+        run(server, test, attempts=1)
+
+
+def test_out_of_descriptors_until_the_deadline(server: DNSServer) -> None:
     class NoSocket(socket.socket):
         def __init__(self, *_: Any) -> None:
-            raise OSError(24, "Too many open files")
+            raise OSError(errno.EMFILE, "Too many open files")
 
     async def test(resolver: Resolver) -> None:
         with mock.patch.object(socket, "socket", NoSocket):
@@ -416,7 +470,118 @@ def test_out_of_descriptors(server: DNSServer) -> None:
         assert outcome == Unavailable(f"127.0.0.1:{server.port} too many open files")
         assert resolver._servers._silences == [0]
 
+    run(server, test, attempts=1, deadline=0.05)
+
+
+def test_a_firewall_of_this_machine_is_not_the_servers_fault(server: DNSServer) -> None:
+    class Forbidden(socket.socket):
+        def send(self, *_: Any) -> int:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    async def test(resolver: Resolver) -> None:
+        with mock.patch.object(socket, "socket", Forbidden):
+            outcome = await resolver.query("four.example", "A")
+        assert outcome == Unavailable(f"127.0.0.1:{server.port} operation not permitted")
+        assert resolver._servers._silences == [0]
+
     run(server, test, attempts=1)
+
+
+class Drip(DNSServer):
+    """A server that sends each byte of an answer over TCP by itself."""
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        ((_, answer),) = self.answers(wire, tcp=True)
+        with contextlib.suppress(ConnectionError):
+            for byte in len(answer).to_bytes(2, "big") + answer:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.close()
+
+
+def test_an_answer_over_tcp_comes_in_a_bounded_number_of_pieces() -> None:
+    with Drip(ZONE) as server, mock.patch.object(transport, "MAX_PIECES", 12):
+        outcome = ask(server, "huge.example")
+    assert outcome == Unavailable(f"127.0.0.1:{server.port} answer in too many pieces")
+    with Drip(ZONE) as server:
+        assert ask(server, "cut.example") == Found(("192.0.2.4",), 300)
+
+
+def test_few_streams_at_a_time(server: DNSServer) -> None:
+    server.zone.update({f"cut{n}.example": {"A": "192.0.2.4", "truncate": True} for n in range(20)})
+    open_ = most = 0
+    original = transport.Endpoint._ask_tcp
+
+    async def noting(self: Any, *arguments: Any) -> Any:
+        nonlocal open_, most
+        open_ += 1
+        most = max(most, open_)
+        try:
+            return await original(self, *arguments)
+        finally:
+            open_ -= 1
+
+    async def test(resolver: Resolver) -> None:
+        asked = (resolver.query(f"cut{n}.example", "A") for n in range(20))
+        assert set(await asyncio.gather(*asked)) == {Found(("192.0.2.4",), 300)}
+
+    with mock.patch.object(transport.Endpoint, "_ask_tcp", noting):
+        run(server, test, in_flight=16)
+    assert most == 2
+
+
+class Counting(pacing.Pace):
+    """Keeps the most work that was admitted between two polls of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admitted = self.most = self.all = 0
+
+    async def admit(self, work: int) -> None:
+        await super().admit(work)
+        if not self.admitted:
+            asyncio.get_running_loop().call_soon(self._polled)
+        self.admitted += work
+        self.all += work
+        self.most = max(self.most, self.admitted)
+
+    def _polled(self) -> None:
+        self.admitted = 0
+
+
+def test_what_comes_at_once_is_worked_on_in_turns(server: DNSServer) -> None:
+    many = [f"10.0.0.{n}" for n in range(200)]
+    names = [f"many{n}.example" for n in range(12)]
+    server.zone.update({name: {"A": many} for name in names})
+    counting = []
+
+    async def test(resolver: Resolver) -> None:
+        counting.append(Counting())
+        pacing._paces[asyncio.get_running_loop()] = counting[0]
+        outcomes = await asyncio.gather(*(resolver.query(name, "A") for name in names))
+        assert all(isinstance(each, Found) and each.gap for each in outcomes)
+
+    run(server, test, deadline=60)
+    (pace,) = counting
+    # Each asks twice, and what comes over TCP is worth as much work as there may be.
+    assert pace.all > len(names) * MAX_WORK
+    assert pace.most <= 2 * pacing.TURN
+
+
+def test_sessions_that_wait_for_one_answer_go_on_in_turns(server: DNSServer) -> None:
+    sessions = 200
+
+    async def test(resolver: Resolver) -> None:
+        pace = pacing._paces[asyncio.get_running_loop()] = Counting()
+        asked = (resolver.query("slow.example", "A") for _ in range(sessions))
+        assert set(await asyncio.gather(*asked)) == {Found(("192.0.2.3",), 300)}
+        assert pace.all >= sessions * lookups_dns.RESUME > 2 * pacing.TURN
+        assert pace.most <= 2 * pacing.TURN
+
+    run(server, test)
+    assert server.asked("slow.example", "A") == 1
 
 
 def test_a_bug_reaches_who_asked_and_leaves_nothing(server: DNSServer) -> None:
@@ -471,6 +636,32 @@ def test_what_is_started_is_asked_once_and_joined() -> None:
     with DNSServer(ZONE) as server:
         asyncio.run(ask(server))
         assert server.queries == [("slow.example", "A")]
+
+
+def test_several_look_ups_have_their_order_and_no_tasks_beside_their_own(
+    server: DNSServer,
+) -> None:
+    names = [f"missing{n}.example" for n in range(10)]
+    names += ["four.example", "not a name", "slow.example", "four.example"]
+    most = 0
+
+    async def test(resolver: Resolver) -> None:
+        nonlocal most
+        assert await resolver.query_all([]) == []
+        asking = asyncio.ensure_future(resolver.query_all([(name, "A") for name in names]))
+        while not asking.done():
+            most = max(most, len(asyncio.all_tasks()) - 2)
+            await asyncio.sleep(0)
+        four = Found(("127.0.0.4",), 300)
+        others = [four, NotFound(INVALID), Found(("192.0.2.3",), 300), four]
+        assert asking.result() == [NotFound(NXDOMAIN, 60)] * 10 + others
+
+    for in_flight, ahead in ((1, 2), (2, 4), (50, 12)):
+        most = 0
+        server.queries.clear()
+        run(server, test, in_flight=in_flight)
+        assert most == ahead
+        assert len(server.queries) == 12
 
 
 def test_no_more_is_started_than_can_be_under_way() -> None:

@@ -24,12 +24,13 @@ def play(plan: Plan, *failures: Failure, now: float = 0) -> list[Ask | Unavailab
     return steps
 
 
-SILENT, BROKEN, UNREACHABLE, USE_TCP, LOCAL = (
+SILENT, BROKEN, UNREACHABLE, USE_TCP, LOCAL, SHORT = (
     Failure.SILENT,
     Failure.BROKEN,
     Failure.UNREACHABLE,
     Failure.USE_TCP,
     Failure.LOCAL,
+    Failure.SHORT,
 )
 
 
@@ -115,7 +116,21 @@ def test_what_this_machine_lacks_is_not_held_against_the_server() -> None:
     assert servers.order(0) == [0, 1]
 
 
-@given(st.integers(0, 4), st.integers(1, 4), st.lists(st.sampled_from(Failure), max_size=80))
+def test_what_this_machine_is_short_of_uses_up_no_attempt() -> None:
+    short = [SHORT] * 5
+    assert play(plan(), *short) == [ask(0)] * 6
+    assert play(plan(), USE_TCP, *short)[1:] == [ask(0, tcp=True)] * 6
+    assert play(plan(), UNREACHABLE, SILENT, *short)[2:] == [ask(0, 2)] * 6
+    late = plan(1, deadline=5)
+    late.failed(SHORT, "too many open files", 4)
+    assert late.next(4) == ask(0)
+    assert late.next(5) == Unavailable("a too many open files")
+
+
+ENDING = sorted(set(Failure) - {SHORT}, key=lambda failure: failure.value)
+
+
+@given(st.integers(0, 4), st.integers(1, 4), st.lists(st.sampled_from(ENDING), max_size=80))
 def test_it_ends_and_asks_no_server_too_often(
     servers: int, attempts: int, failures: list[Failure]
 ) -> None:
