@@ -342,9 +342,12 @@ class Helo(Filter):
             greeting.findings.unavailable(check, UNKNOWN, UNKNOWN_STATUS)
             return
         match answer:
-            case Found(records):
+            case Found(records, _, gap):
                 client = address_of(address)
                 if any(address_of(record) == client for record in records):
+                    return
+                if gap:
+                    greeting.findings.unavailable(check, f"helo name: {gap}")
                     return
             case Unavailable(cause):
                 greeting.findings.unavailable(check, f"helo name: {cause}")
@@ -361,7 +364,9 @@ class Helo(Filter):
         if not any(isinstance(each, NotFound) and each.reason == NXDOMAIN for each in answers):
             [mx] = yield [(greeting.name, "MX")]
             # RFC 7505: "." is no exchanger.
-            if isinstance(mx, Found) and any(record.exchange != "." for record in mx.records):
+            if isinstance(mx, Found) and (
+                mx.gap or any(record.exchange != "." for record in mx.records)
+            ):
                 return
             for answer in (*answers, mx):
                 if isinstance(answer, Unavailable):

@@ -341,8 +341,8 @@ class Rcpt(Filter):
         check = self._unknown_domain
         (mx,) = yield [(domain, "MX")]
         match mx:
-            case Found(exchangers):
-                if all(each.exchange == "." for each in exchangers):
+            case Found(exchangers, _, gap):
+                if not gap and all(each.exchange == "." for each in exchangers):
                     found.failed(check, f"domain {domain} has a null MX", _NULL_MX)
             case Unavailable(cause):
                 found.unavailable(check, cause)

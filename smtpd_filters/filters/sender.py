@@ -3,8 +3,9 @@
 The law:
 
 1. Each check is `off`, logs, marks or refuses.
-2. A domain that the DNS says cannot take mail is refused for good; what could not be found out is a
-   temporary failure, which `--on-error` decides, by default with 451.
+2. A domain that the DNS says cannot take mail is refused for good; what could not be found out, or
+   was not looked at because there is too much of it, is a temporary failure, which `--on-error`
+   decides, by default with 451.
 3. The null sender passes: it is how failures are reported (RFC 5321 section 6.1), and must be
    taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt, unless `--exempt`
    or `--check-users` says otherwise, and so are the senders in `--allow-senders`.
@@ -119,6 +120,8 @@ BOGONS = (*_BOGONS4, *_BOGONS6, *(each for network in _BOGONS4 for each in _carr
 #: Exchangers of a domain that are looked at, the most preferred first.  RFC 7208 section 4.6.4 has
 #: the same bound for the addresses of "mx".
 EXCHANGERS_MAX = 10
+#: Addresses of these that are looked at.
+ADDRESSES_MAX = 100
 # RFC 6761 section 6.3: "localhost." and names below it are loopback, whatever the DNS says.
 _LOCALHOST = "localhost"
 
@@ -249,12 +252,12 @@ class Sender(Filter):
         """Check what the DNS says of a domain."""
         [mx] = yield [(domain, "MX")]
         match mx:
-            case Found(records) if all(record.exchange == "." for record in records):
+            case Found(records, _, "") if all(record.exchange == "." for record in records):
                 # RFC 7505 section 3: the one record of a Null MX is "." with preference 0.
                 findings.failed(self._checks["null_mx"], f"sender domain {domain} has a Null MX")
-            case Found(records):
+            case Found(records, _, gap):
                 if self._checks["bad_mx"].on:
-                    yield from self._check_exchangers(domain, records, findings)
+                    yield from self._check_exchangers(domain, records, gap, findings)
             case NotFound(reason) if reason == NODATA:
                 yield from self._check_domain(domain, findings)
             case NotFound():
@@ -281,9 +284,11 @@ class Sender(Filter):
         findings.failed(unknown, f"sender domain {domain} has neither MX nor address")
 
     def _check_exchangers(
-        self, domain: str, records: Sequence[MX], findings: Findings
+        self, domain: str, records: Sequence[MX], gap: str, findings: Findings
     ) -> Policy[None]:
-        """Check where the exchangers of a domain are."""
+        """Check where the exchangers of a domain are; `gap` is why there may be others."""
+        if len(records) > EXCHANGERS_MAX:
+            gap = f"more than {EXCHANGERS_MAX}, and none of those looked up is usable"
         hosts: list[str] = []
         known: list[str] = []
         for record in records[:EXCHANGERS_MAX]:
@@ -298,7 +303,7 @@ class Sender(Filter):
             elif (address := read_address(host)[0]) is not None:
                 known.append(write_address(address))
         answers = (yield _questions(hosts)) if hosts else ()
-        self._judge(domain, known, answers, findings)
+        self._judge(domain, known, answers, findings, gap)
 
     def _judge(
         self,
@@ -306,16 +311,23 @@ class Sender(Filter):
         addresses: Iterable[str],
         answers: Iterable[Outcome[Any]],
         findings: Findings,
+        gap: str = "",
     ) -> None:
-        """Judge by all addresses of a domain's exchangers."""
+        """Judge by the addresses of a domain's exchangers; `gap` is why there may be others."""
         check = self._checks["bad_mx"]
         found = [*addresses]
         causes = []
         for answer in answers:
             if isinstance(answer, Found):
                 found += answer.records
+                gap = gap or answer.gap
             elif isinstance(answer, Unavailable):
                 causes.append(answer.cause)
+        if len(found) > ADDRESSES_MAX:
+            gap = f"more than {ADDRESSES_MAX} addresses, and none of those looked at is usable"
+            del found[ADDRESSES_MAX:]
+        if gap:
+            causes.append(gap)
         bad = [(address, entry) for address in found if (entry := self._bad.match(address))]
         if len(bad) < len(found) and not (bad and self.settings.any_bad_mx):
             return

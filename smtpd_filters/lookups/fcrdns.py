@@ -1,10 +1,14 @@
 """Forward-confirmed reverse DNS: whether a name of an address has that address.
 
-1. All names of the address are tried, up to a bound; one that confirms is enough.
-2. "No such name" and "could not be found out" are kept apart. If none confirmed and a look-up that
-   could have was unavailable, the result is Unavailable, never Unconfirmed: mail is not refused
-   because somebody's DNS is down.
-3. Only the type that can confirm is asked for: A for an IPv4 client, AAAA for an IPv6 one.
+Invariants
+----------
+*One is enough*: an address is confirmed if any of its names has it.
+*Statements only*: the result is Unconfirmed only if the DNS has stated for every name of the
+address that it leads elsewhere. If a look-up failed, if not all names were looked up (`MAX_NAMES`),
+or if a name has more addresses than were read, the result is Unavailable: mail is not refused for
+what nobody has looked at.
+*One family*: only the type that can confirm is asked for, A for an IPv4 client, AAAA for an IPv6
+one.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ if TYPE_CHECKING:
 
     from smtpd_filters.lookups.dns import RecordType, Resolver
 
-# RFC 7208 section 4.6.4, of PTR records: "If this limit is exceeded, all records other than the
-# first 10 MUST be ignored."
+# RFC 7208 section 4.6.4 bounds what the owner of an address can make us ask in the same way: "If
+# this limit is exceeded, all records other than the first 10 MUST be ignored."
 MAX_NAMES = 10
 
 
@@ -53,9 +57,11 @@ FCrDNS: TypeAlias = Confirmed | Unconfirmed | NoName | Unavailable
 
 
 async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
-    """Find out whether an IP address has a name that has the address."""
-    import asyncio
+    """Find out whether an IP address has a name that has the address.
 
+    Of more than `MAX_NAMES` names so many are looked up that are drawn at random: for a client that
+    comes again they are others.
+    """
     try:
         own = names.canonical(address)
     except ValueError:
@@ -66,9 +72,9 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
             return pointers
         case NotFound():
             return NoName()
-    candidates = pointers.records[:MAX_NAMES]
+    candidates, cause = _drawn(pointers)
     rdtype: RecordType = "AAAA" if ":" in own else "A"
-    forwards = await asyncio.gather(*(resolver.query(name, rdtype) for name in candidates))
+    forwards = await resolver.query_all([(name, rdtype) for name in candidates])
     confirmed = tuple(
         name
         for name, forward in zip(candidates, forwards, strict=True)
@@ -79,4 +85,16 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
     for forward in forwards:
         if isinstance(forward, Unavailable):
             return forward
-    return Unconfirmed(candidates)
+        if isinstance(forward, Found):
+            cause = cause or forward.gap
+    return Unavailable(cause) if cause else Unconfirmed(candidates)
+
+
+def _drawn(pointers: Found[str]) -> tuple[tuple[str, ...], str]:
+    """Return the names to look up, and why these are not all ("" if they are)."""
+    if len(pointers.records) <= MAX_NAMES:
+        return pointers.records, pointers.gap
+    import random
+
+    drawn = tuple(sorted(random.sample(pointers.records, MAX_NAMES)))
+    return drawn, f"more than {MAX_NAMES} reverse names, of which {MAX_NAMES} do not confirm"

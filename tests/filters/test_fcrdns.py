@@ -289,6 +289,19 @@ FAULTS: list[tuple[str, str, Mapping[str, Mapping[str, Any]]]] = [
     for kind in KINDS
 ]
 FAULTS += [
+    (
+        "more names than are looked at",
+        "5s",
+        {REVERSE: {"PTR": [f"n{n}.example" for n in range(11)]}},
+    ),
+    (
+        "more addresses than are read",
+        "5s",
+        {
+            REVERSE: {"PTR": ["huge.example"]},
+            "huge.example": {"A": [f"10.0.0.{n}" for n in range(200)]},
+        },
+    ),
     ("late reverse name", "20ms", broken(REVERSE, delay=60)),
     ("late forward name", "300ms", broken("mail.good.example", delay=60)),
     ("truncated, and no TCP", "5s", broken(REVERSE, truncate=True, no_tcp=True)),

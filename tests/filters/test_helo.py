@@ -331,6 +331,20 @@ def test_what_the_dns_says_of_a_name(
             assert said.reply == REPLIES[check]
 
 
+def test_addresses_that_nobody_has_looked_at_may_be_the_clients() -> None:
+    zone: dict[str, dict[str, Any]] = {
+        "pool.example": {"A": [f"10.0.0.{n}" for n in range(200)]},
+        "small.example": {"A": [f"10.0.0.{n}" for n in range(100)]},
+        "null.example": {"MX": [f"{n} ." for n in range(200)]},
+    }
+    with DNSServer(zone) as server:
+        elsewhere = asking(server, *only("elsewhere"), "--on-error=tempfail")
+        assert verdict("pool.example", *elsewhere).reply.startswith("451 4.4.3 ")
+        assert verdict("small.example", *elsewhere).reply == REPLIES["elsewhere"]
+        assert verdict("small.example", *elsewhere, address="10.0.0.7").verb == "proceed"
+        assert verdict("null.example", *asking(server, *only("unknown"))).verb == "proceed"
+
+
 def test_a_confirmed_name_is_not_looked_up(server: DNSServer) -> None:
     server.queries.clear()
     flags = asking(server, "--unknown=reject", "--elsewhere=reject")

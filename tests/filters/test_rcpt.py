@@ -470,6 +470,7 @@ ZONE: dict[str, dict[str, Any]] = {
     "host.example": {"A": ["192.0.2.80"]},
     "host6.example": {"AAAA": ["2001:db8::80"]},
     "null.example": {"MX": ["0 ."]},
+    "nulls.example": {"MX": [f"{n} ." for n in range(200)]},
     "text.example": {"TXT": ["no mail here"]},
     "alias.example": {"CNAME": ["mail.example"]},
     "fails.example": {"servfail": True},
@@ -514,6 +515,8 @@ NULL = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
         ("half.example", "", ""),
         ("flaps.example", "", ""),
         ("slow.example", "", ""),
+        # Not all of them were looked at.
+        ("nulls.example", "", ""),
         ("null.example", NULL, "domain null.example has a null MX"),
         ("text.example", EMPTY, "domain text.example has neither MX nor address"),
         ("gone.example", GONE, "domain gone.example does not exist"),

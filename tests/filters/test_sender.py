@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.filters.sender import ASKING, BOGONS, EXCHANGERS_MAX, REPLIES, Sender, domain_of
+from smtpd_filters.filters.sender import (
+    ADDRESSES_MAX,
+    ASKING,
+    BOGONS,
+    EXCHANGERS_MAX,
+    REPLIES,
+    Sender,
+    domain_of,
+)
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables import NetworkTable
@@ -25,6 +33,8 @@ STRANGERS: tuple[dict[str, Any], ...] = (
 )
 # Addresses on the public Internet, of which nothing but these zones speaks here.
 PUBLIC, PUBLIC6 = "1.2.3.4", "2a00:1:2:3::4"
+BAD_MX = REPLIES["bad_mx"]
+LATER = "451 4.4.3 Temporary failure, please try again later"
 
 
 def only(check: str, action: str = "reject") -> tuple[str, ...]:
@@ -235,9 +245,44 @@ def test_only_so_many_exchangers_are_looked_at() -> None:
         **{f"mx{n}.many.example": {"A": PUBLIC} for n in range(EXCHANGERS_MAX + 1, 61)},
     }
     with DNSServer(zone) as server:
-        assert verdict("bob@many.example", *asking(server)).refused
+        # There is an eleventh, at which nobody has looked.
+        with Conversation(Sender, *asking(server)) as smtpd:
+            assert come(smtpd, sender="bob@many.example", **STRANGERS[0]).reply == LATER
+            cause = "mail exchanger: more than 10, and none of those looked up is usable"
+            assert f'cause="{cause}"' in smtpd.log[0]
         assert len(set(server.queries)) == 1 + 2 * EXCHANGERS_MAX
         assert not server.asked("mx11.many.example", "A")
+        # One is enough here, among those that were looked at.
+        assert verdict("bob@many.example", *asking(server, "--any-bad-mx")).reply == BAD_MX
+        server.zone["mx1.many.example"] = {"A": PUBLIC}
+        assert verdict("bob@many.example", *asking(server)).verb == "proceed"
+
+
+def test_only_so_many_addresses_are_looked_at() -> None:
+    private = [f"10.0.0.{n}" for n in range(ADDRESSES_MAX)]
+    zone: dict[str, dict[str, Any]] = {
+        "many.example": {"MX": ["10 mx1.many.example.", "20 mx2.many.example."]},
+        "mx1.many.example": {"A": private},
+        "mx2.many.example": {"A": "10.0.1.1"},
+        "all.example": {"MX": "10 mx1.many.example."},
+        "huge.example": {"MX": "10 mx.huge.example."},
+        "mx.huge.example": {"A": [f"127.0.{n}.1" for n in range(200)]},
+        "nowhere.example": {"MX": [f"{n} mx{n}.nowhere.example." for n in range(11)]},
+    }
+    with DNSServer(zone) as server:
+        flags = asking(server)
+        assert verdict("bob@many.example", *flags).reply == LATER
+        assert verdict("bob@all.example", *flags).reply == BAD_MX
+        assert verdict("bob@huge.example", *flags).reply == LATER
+        assert verdict("bob@nowhere.example", *flags).reply == LATER
+        assert verdict("bob@huge.example", *asking(server, "--any-bad-mx")).reply == BAD_MX
+
+
+def test_a_null_mx_is_the_only_exchanger(server: DNSServer) -> None:
+    many = [f"{n} ." for n in range(200)]
+    server.zone.update({"null.many.example": {"MX": many}, "two.example": {"MX": many[:2]}})
+    assert verdict("bob@null.many.example", *asking(server)).reply == LATER
+    assert verdict("bob@two.example", *asking(server)).reply == REPLIES["null_mx"]
 
 
 def test_only_what_a_check_needs_is_asked(server: DNSServer) -> None:

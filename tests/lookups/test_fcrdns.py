@@ -5,8 +5,16 @@ import asyncio
 import pytest
 
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.lookups.fcrdns import Confirmed, FCrDNS, NoName, Unconfirmed, fcrdns
+from smtpd_filters.lookups.fcrdns import (
+    MAX_NAMES,
+    Confirmed,
+    FCrDNS,
+    NoName,
+    Unconfirmed,
+    fcrdns,
+)
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.wire import PARTIAL
 from smtpd_filters.testing.dns import DNSServer, host, merge
 
 ZONE = merge(
@@ -27,11 +35,21 @@ ZONE = merge(
         # What cannot confirm an IPv4 client is not asked for: its failure doesn't matter.
         "half.example": {"A": "192.0.2.66", "servfail": ["AAAA"]},
         "2.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(40)]},
-        "n09.example": {"A": "192.0.2.2"},
+        "n33.example": {"A": "192.0.2.2"},
         "1.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(40)]},
-        "n10.example": {"A": "192.0.2.1"},
+        "11.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(10)]},
+        "12.2.0.192.in-addr.arpa": {"PTR": [f"n{n:02}.example" for n in range(11)]},
+        "13.2.0.192.in-addr.arpa": {"PTR": [f"good{n}.example" for n in range(200)]},
+        **{f"good{n}.example": {"A": "192.0.2.13"} for n in range(200)},
+        "14.2.0.192.in-addr.arpa": {"PTR": ["huge.example", "missing.example"]},
+        "1.0.0.10.in-addr.arpa": {"PTR": "pool.example"},
+        "pool.example": {"A": [f"10.0.0.{n}" for n in range(1, 129)]},
+        "huge.example": {"A": [f"10.0.{n // 250}.{n % 250}" for n in range(600)]},
     },
 )
+
+
+MORE = Unavailable("more than 10 reverse names, of which 10 do not confirm")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +68,13 @@ ZONE = merge(
         ("192.0.2.4", Unavailable("SERVFAIL")),
         # One did confirm: it doesn't matter that another could not be looked up.
         ("192.0.2.3", Confirmed(("also.three.example", "three.example"))),
-        ("192.0.2.2", Confirmed(("n09.example",))),
-        ("192.0.2.1", Unconfirmed(tuple(f"n{n:02}.example" for n in range(10)))),
+        ("192.0.2.11", Unconfirmed(tuple(f"n{n:02}.example" for n in range(10)))),
+        # There are names at which nobody has looked.
+        ("192.0.2.12", MORE),
+        ("192.0.2.1", MORE),
+        # There are addresses at which nobody has looked.
+        ("192.0.2.14", Unavailable(PARTIAL)),
+        ("10.0.0.1", Confirmed(("pool.example",))),
     ],
 )
 def test_fcrdns(address: str, expected: FCrDNS) -> None:
@@ -64,3 +87,27 @@ def test_fcrdns(address: str, expected: FCrDNS) -> None:
         if expected == Unavailable("SERVFAIL"):
             expected = Unavailable(f"127.0.0.1:{server.port} SERVFAIL")
         assert result == expected
+
+
+def test_any_of_many_names_may_confirm() -> None:
+    async def main(server: DNSServer) -> None:
+        async with Resolver(server.endpoints) as resolver:
+            confirmed = await fcrdns(resolver, "192.0.2.13")
+            assert isinstance(confirmed, Confirmed)
+            assert len(confirmed.names) == MAX_NAMES
+
+    with DNSServer(ZONE) as server:
+        asyncio.run(main(server))
+        asked = [name for name, rdtype in server.queries if rdtype == "A"]
+        assert len(asked) == MAX_NAMES
+
+
+def test_a_client_that_comes_again_has_other_names_looked_at() -> None:
+    async def main(server: DNSServer) -> None:
+        async with Resolver(server.endpoints) as resolver:
+            while (said := await fcrdns(resolver, "192.0.2.2")) == MORE:
+                pass
+            assert said == Confirmed(("n33.example",))
+
+    with DNSServer(ZONE) as server:
+        asyncio.run(main(server))
