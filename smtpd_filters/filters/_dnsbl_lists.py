@@ -37,6 +37,10 @@ _UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "
 #: Why a list is off that has only just been given.
 UNTESTED = "it hasn't been tested yet"
 _DEAD = "it is dead, refuses this name server, or has no such entry (then see --untested)"
+_REBINDING = (
+    "which has a text (TXT): the name server removes answers in 127.0.0.0/8 (rebinding "
+    "protection); exempt the list there"
+)
 
 #: Seconds after which a list that is off is tested again, when nobody asks for it.
 RECHECK = 300.0
@@ -114,6 +118,8 @@ class List:
         self.silences = 0
         if isinstance(outcome, NotFound):
             return _NOT_LISTED
+        if outcome.gap:
+            return Reading(trouble=outcome.gap, odd=True)
         answers, outside, refused = self._sort(outcome.records)
         if refused or (outside and not answers):
             return Reading(trouble=refused or outside, odd=True)
@@ -146,7 +152,12 @@ class List:
         """
         listed = [_LISTED[about]] if about in _LISTED else codes.probes(self.zone)
         names = [f"{name}.{self.zone}" for name in (_UNLISTED[about], *listed)]
-        outcomes = await asyncio.gather(*(resolver.query(name, "A") for name in names))
+        outcomes = await resolver.query_all([(name, "A") for name in names])
+        if all(isinstance(each, NotFound) for each in outcomes):
+            texts = await resolver.query_all([(name, "TXT") for name in names])
+            # One for everything is no entry.
+            if not isinstance(texts[0], Found) and any(isinstance(each, Found) for each in texts):
+                return f"doesn't list {_shown(about, listed[0])}, {_REBINDING}", False
         return self._judge(about, outcomes[0], outcomes[1:], listed[0])
 
     def _judge(
@@ -165,8 +176,12 @@ class List:
         for each in listed:
             if isinstance(each, Unavailable):
                 return each.cause, True
-        what = {V4: "127.0.0.2", V6: "::FFFF:7F00:2"}.get(about, name.upper())
-        return f"doesn't list {what}, its entry for testing: {_DEAD}", False
+        return f"doesn't list {_shown(about, name)}, its entry for testing: {_DEAD}", False
+
+
+def _shown(about: str, name: str) -> str:
+    """Return the entry for testing as RFC 5782 writes it; `name` is that of a list of names."""
+    return {V4: "127.0.0.2", V6: "::FFFF:7F00:2"}.get(about, name.upper())
 
 
 def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:

@@ -105,6 +105,12 @@ def test_what_is_no_answer_gives_no_points_and_raises_doubts(answers: list[str])
     assert (reading.points, reading.answers, reading.odd) == (0, (), True)
 
 
+def test_a_part_of_an_answer_is_none() -> None:
+    reading = made(ZONE).read(Found(("127.0.0.2",), 60, "too large"))
+    assert (reading.points, reading.answers) == (0, ())
+    assert (reading.trouble, reading.odd) == ("too large", True)
+
+
 def test_a_question_that_a_list_does_not_take_is_nothing() -> None:
     reading = made("dbl.spamhaus.org").read(found("127.0.1.255"))
     assert (reading.points, reading.answers, reading.trouble) == (0, (), "")
@@ -141,6 +147,11 @@ def with_resolver(
         asyncio.run(run(server))
 
 
+TEXT = {"TXT": "listed for tests"}
+REBINDING = (
+    "doesn't list {}, which has a text (TXT): the name server removes answers in 127.0.0.0/8 "
+    "(rebinding protection); exempt the list there"
+)
 WORLD = "lists 127.0.0.1, which nobody may list: it lists everybody"
 STATES: list[tuple[str, dict[str, Any], str, tuple[str, bool]]] = [
     (V4, {LISTED: "127.0.0.2"}, ZONE, ("", False)),
@@ -151,6 +162,12 @@ STATES: list[tuple[str, dict[str, Any], str, tuple[str, bool]]] = [
     (V4, {LISTED: "203.0.113.66", UNLISTED: "203.0.113.66"}, ZONE, ("answers 203.0.113.66", False)),
     (V4, {LISTED: "127.255.255.254"}, KEYED, ("answers 127.255.255.254: it refuses pub", False)),
     (V4, {LISTED: "127.255.255.254", UNLISTED: "127.255.255.254"}, ZONE, ("answers 127.", False)),
+    (V4, {LISTED: TEXT}, ZONE, (REBINDING.format("127.0.0.2"), False)),
+    (V6, {LISTED6: TEXT}, ZONE, (REBINDING.format("::FFFF:7F00:2"), False)),
+    (NAME, {"dbltest.com": TEXT}, "dbl.spamhaus.org", (REBINDING.format("TEST"), False)),
+    # A zone with one text for everything is no list.
+    (V4, {LISTED: TEXT, UNLISTED: TEXT}, ZONE, ("doesn't list 127.0.0.2, its entry", False)),
+    (V4, {LISTED: {"servfail": ["TXT"]}}, ZONE, ("doesn't list 127.0.0.2, its entry", False)),
     (V4, {LISTED: {"drop": True}}, ZONE, ("127.0.0.1:", True)),
     (V4, {LISTED: "127.0.0.2", UNLISTED: {"servfail": True}}, ZONE, ("127.0.0.1:", True)),
     (V6, {LISTED6: "127.0.0.2"}, ZONE, ("", False)),
