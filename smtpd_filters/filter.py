@@ -55,8 +55,10 @@ _AWAITABLE = "Awaitable["
 #: What smtpd can have reported by the time of a phase, beyond ``link-connect``.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
     "connect": (),
-    **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-tls",)),
-    **dict.fromkeys(("auth", "mail-from"), ("link-identify", "link-tls", "link-auth")),
+    **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-greeting", "link-tls")),
+    **dict.fromkeys(
+        ("auth", "mail-from"), ("link-greeting", "link-identify", "link-tls", "link-auth")
+    ),
 }
 _ALL_KNOWN = tuple(reported.FIELDS)
 

@@ -78,11 +78,15 @@ class Session:
         "refused_recipients",
         "rewrites",
         "scratch",
+        "server_name",
         "tls",
         "tx",
         "username",
     )
 
+    #: The host name with which smtpd greeted the client: that of the listener, or of its
+    #: `hostnames` table. smtpd completes addresses without a domain with it. None before.
+    server_name: str | None
     #: HELO or EHLO, and the name that the client gave itself; None before.
     method: str | None
     identity: str | None
@@ -200,6 +204,9 @@ class Session:
 
     # -- one for each report; their parameters are its fields ----------------------------
 
+    def _link_greeting(self, hostname: bytes) -> None:
+        self.server_name = text(hostname)
+
     def _link_identify(self, method: bytes, identity: bytes) -> None:
         self.method, self.identity = text(method), text(identity)
 
@@ -266,7 +273,8 @@ def _is_local(src: bytes) -> bool:
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {
-    "link-identify": Session._link_identify,  # noqa: SLF001  # one class
+    "link-greeting": Session._link_greeting,  # noqa: SLF001  # one class
+    "link-identify": Session._link_identify,  # noqa: SLF001
     "link-tls": Session._link_tls,  # noqa: SLF001
     "link-auth": Session._link_auth,  # noqa: SLF001
     "tx-begin": Session._tx_begin,  # noqa: SLF001
@@ -277,6 +285,7 @@ _ACTIONS: dict[str, Callable[..., None]] = {
 
 #: The fields that a report gives, beyond those of ``link-connect``, which is always asked for.
 FIELDS: dict[str, tuple[str, ...]] = {
+    "link-greeting": ("server_name",),
     "link-identify": ("method", "identity"),
     "link-tls": ("tls",),
     "link-auth": ("username",),

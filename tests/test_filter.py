@@ -280,9 +280,10 @@ def test_the_first_line_describes() -> None:
 
 def test_it_asks_for_what_may_be_read() -> None:
     assert define(connect=handler())().required_reports() == set()
-    assert define(helo=handler("identity"))().required_reports() == {"link-tls"}
+    helo = define(helo=handler("identity"))().required_reports()
+    assert helo == {"link-greeting", "link-tls"}
     mail = define(mail_from=handler("address"))().required_reports()
-    assert mail == {"link-identify", "link-tls", "link-auth"}
+    assert mail == {"link-greeting", "link-identify", "link-tls", "link-auth"}
     assert define(commit=handler())().required_reports() == set(FIELDS)
     assert define(headers=handler("headers"))().required_reports() == set(FIELDS)
 

@@ -97,6 +97,13 @@ def test_what_is_known_before_any_report() -> None:
     assert all(getattr(made, field) is None for field in EVERYTHING if field not in COUNTERS)
 
 
+def test_the_name_with_which_the_server_greeted_the_client() -> None:
+    made = session(("link-greeting", (b"mx.example.org",)))
+    assert made.server_name == "mx.example.org"
+    made.apply("link-identify", (b"EHLO", b"mail.example.net"))
+    assert made.server_name == "mx.example.org"
+
+
 def test_the_greeting_is_the_last_one() -> None:
     made = session(("link-identify", (b"HELO", b"first")))
     assert (made.method, made.identity) == ("HELO", "first")
