@@ -26,7 +26,7 @@ FUZZ_SECONDS = 600
 INSTALLED = $(VENV)/.installed
 BIN = $(VENV)/bin
 # What must be covered whole, branches too.
-CORE = smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
+CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
 
 all: demo
 
