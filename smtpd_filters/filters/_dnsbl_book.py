@@ -9,6 +9,7 @@ The law:
 
 from __future__ import annotations
 
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters import _dnsbl_codes as codes
 from smtpd_filters.filters._dnsbl_lists import List
@@ -130,7 +131,7 @@ class Book:
 
     def about_sender(self, address: str) -> list[Asked]:
         """What is asked about the domain of a sender's address."""
-        return self.about_name(SENDER, address.rpartition("@")[2])
+        return self.about_name(SENDER, path(address).domain)
 
 
 def _reversed(address: str) -> tuple[str, str, str]:
@@ -145,7 +146,7 @@ def _reversed(address: str) -> tuple[str, str, str]:
 def _domain(name: str) -> str:
     """Give a name as lists are asked about it; "" for what is none, such as an address."""
     try:
-        name = names.domain(name)
+        name = names.domain(canonical(name))
     except ValueError:
         return ""
     last = name.rpartition(".")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 import sys
 
+from smtpd_filters.addresses import canonical
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters._client import (
     ClientFilter,
@@ -40,7 +41,7 @@ from smtpd_filters.filters._exempt import (
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, option, table
-from smtpd_filters.tables import DomainTable, RegexTable
+from smtpd_filters.tables import HostTable, RegexTable
 from smtpd_filters.tables.networks import _address
 
 TYPE_CHECKING = False
@@ -315,7 +316,7 @@ class Dyndns(ClientFilter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(DomainTable),
+            table(HostTable),
             default=None,
             help="Reverse names that are never refused, such as mail.example.org or *.example.org.",
         )
@@ -348,7 +349,7 @@ class Dyndns(ClientFilter):
             if not session.src:
                 raise UnavailableError(UNKNOWN, UNKNOWN_STATUS)
             return PROCEED  # a client without a name is filter-fcrdns's business
-        name = session.rdns.lower().rstrip(".")
+        name = canonical(session.rdns)
         names = self.settings.allow_names
         if names is not None and (entry := names.match(name)):
             return exempted(self, entry)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.addresses import canonical
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import (
@@ -52,7 +53,7 @@ from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import Settings, choice, option, table
-from smtpd_filters.tables import DomainTable, NetworkTable
+from smtpd_filters.tables import DomainTable, HostTable, IPTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,13 +156,13 @@ class Helo(Filter):
             "forbids to refuse mail for this alone.",
         )
         own_names = option(
-            table(DomainTable),
+            table(HostTable),
             default=None,
             help="More names of our own. A star covers one label: *.example.org is a.example.org, "
             "but neither example.org nor a.b.example.org.",
         )
         own_addresses = option(
-            table(NetworkTable), default=None, help="More addresses and networks of our own."
+            table(IPTable), default=None, help="More addresses and networks of our own."
         )
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
@@ -259,7 +260,7 @@ class Helo(Filter):
     def _allowed(self, identity: str) -> str:
         """Give the entry of `--allow-names` that covers what a client calls itself, or ""."""
         names = self.settings.allow_names
-        return (names is not None and names.match(read_name(identity) or identity)) or ""
+        return (names is not None and names.match(identity)) or ""
 
     def _greeting(self, session: Session, identity: str) -> Greeting:
         """The greeting, checked as it is written: once for all messages and recipients."""
@@ -290,6 +291,10 @@ class Helo(Filter):
             findings.failed(self._checks["invalid"], reason)
         if self._is_own_address(session, address) and not self._is_from_us(session):
             findings.failed(self._checks["own"], f"helo {greeting} is an address of ours")
+        # HELO has no Unicode and no two final dots, but a name of ours is one in that form, too.
+        name = read_name(canonical(greeting.identity))
+        if name and self._is_own_name(name) and not self._is_from_us(session):
+            findings.failed(self._checks["own"], f"helo {greeting} is a name of ours")
         if address is None or session.by_socket:
             return
         client = known_address(session)
@@ -299,7 +304,7 @@ class Helo(Filter):
             findings.failed(self._checks["foreign_literal"], f"helo {greeting} is not {client}")
 
     def _is_own_name(self, name: str) -> bool:
-        if name in _LOCALHOST or name == self.smtpd.get("admd", "").lower():
+        if name in _LOCALHOST or name == canonical(self.smtpd.get("admd", "")):
             return True
         names = self.settings.own_names
         return names is not None and names.match(name) is not None
@@ -377,7 +382,7 @@ class Helo(Filter):
 
 def is_confirmed(session: Session, name: str) -> bool:
     """Whether smtpd has found that a name, in lower case, is the client's: both ways."""
-    return session.fcrdns == "pass" and (session.rdns or "").lower().removesuffix(".") == name
+    return session.fcrdns == "pass" and canonical(session.rdns or "") == name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._addresses import normal
 from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
     from typing import Any
 
+    from smtpd_filters.addresses import Address
     from smtpd_filters.filters._asking import Policy
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.protocol.decisions import Answer
@@ -219,6 +220,8 @@ class Rcpt(Filter):
         counted = settings.traps is not None or settings.max_recipients is not None
         counted |= {settings.null_sender, settings.unknown_recipients} != {"off"}
         needed = {"tx-begin"} if counted else set()
+        if settings.traps is not None:
+            needed.add("link-greeting")
         if self._exempt.users:
             needed.add("link-auth")
         return frozenset(needed)
@@ -230,7 +233,7 @@ class Rcpt(Filter):
         if (goodbye := self._goodbye(session)) is not None:
             return goodbye
         found = Findings()
-        domain = self._look(session, normal(address), found)
+        domain = self._look(session, path(address), found)
         seconds = self._wait(session)
         if seconds:
             return self._late(session, domain, found, seconds)
@@ -275,16 +278,16 @@ class Rcpt(Filter):
 
     # -- the recipient ---------------------------------------------------------------------
 
-    def _look(self, session: Session, address: str, found: Findings) -> str:
+    def _look(self, session: Session, address: Address, found: Findings) -> str:
         """Make the checks that need no look-up; give the domain to be looked up, or ""."""
         self._look_at_client(session, found)
-        local, at, domain = address.rpartition("@")
-        if not at or domain.endswith('"'):  # all of it is a local part, perhaps in quotes
-            local, domain = address, ""
+        domain = canonical(address.domain)
         ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
         literal = domain.startswith("[")
         # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is to be understood.
-        if not ("." in domain or ours or literal) and (domain or local.lower() != "postmaster"):
+        if not ("." in domain or ours or literal) and (
+            domain or address.local.lower() != "postmaster"
+        ):
             found.failed(self._non_fqdn, f"recipient {address} is not fully qualified")
         self._look_at_message(session, found)
         if self._trapped.on and not _note(self, session).trap:
@@ -303,12 +306,15 @@ class Rcpt(Filter):
         if session.tx.sender == "" and _is_due(count - 1, self._null):
             found.failed(self._null, "null sender with several recipients")
 
-    def _look_for_traps(self, session: Session, address: str, found: Findings) -> None:
+    def _look_for_traps(self, session: Session, address: Address, found: Findings) -> None:
         traps = self.settings.traps
-        trap = traps.match(address) if traps is not None else None
+        if traps is None:
+            return
+        address = address.completed(session.server_name)
+        trap = traps.find(address)
         # Law 3.
         if trap is not None and not (session.tx is not None and session.tx.sender == ""):
-            _note(self, session).trap = address
+            _note(self, session).trap = str(address)
             found.failed(self._trapped, f"recipient {address} is a spam trap: {trap}")
 
     def _decided(self, session: Session, found: Findings) -> Proceed | Junk | Reject:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._addresses import normal
 from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
@@ -41,7 +41,7 @@ from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, Settings, option, table
-from smtpd_filters.tables import AddressTable, NetworkTable
+from smtpd_filters.tables import AddressTable, IPTable
 from smtpd_filters.tables.networks import parse_address
 
 TYPE_CHECKING = False
@@ -160,7 +160,7 @@ class Sender(Filter):
             help="For --bad-mx, let one such exchanger be enough, whatever the others are.",
         )
         bad_networks = option(
-            table(NetworkTable),
+            table(IPTable),
             default=None,
             help="Addresses and networks in which no exchanger may be, in the place of the "
             "built-in ones.",
@@ -180,7 +180,7 @@ class Sender(Filter):
 
     _checks: dict[str, Check]
     _exempt = Exempt()
-    _bad: NetworkTable
+    _bad: IPTable
     _resolver: Resolver | None = None
 
     def setup(self) -> None:
@@ -201,7 +201,7 @@ class Sender(Filter):
         self._exempt = settings.exempt.also(settings.allow)
         if settings.check_users:
             self._exempt = self._exempt.check_users()
-        self._bad = settings.bad_networks or NetworkTable.of(BOGONS)
+        self._bad = settings.bad_networks or IPTable.of(BOGONS)
         if asks:
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         else:
@@ -232,7 +232,7 @@ class Sender(Filter):
     def _allowed(self, address: str) -> str:
         """Give the entry of `--allow-senders` that covers a sender, or ""."""
         senders = self.settings.allow_senders
-        return (senders is not None and senders.match(normal(address))) or ""
+        return (senders is not None and senders.find(path(address))) or ""
 
     def _written(self, address: str) -> tuple[Findings, str]:
         """Check a sender as it is written; and its domain, or "" where the DNS has no part."""
@@ -243,7 +243,7 @@ class Sender(Filter):
             if literal is not None and (bad := self._bad.match(write_address(literal))):
                 findings.failed(self._checks["bad_mx"], f"sender {address} is in {bad}")
             return findings, ""
-        if "." not in domain.removesuffix("."):
+        if "." not in domain:
             reason = f"sender {address} is not fully qualified"
             findings.failed(self._checks["non_fqdn"], reason)
         return findings, domain
@@ -342,10 +342,8 @@ class Sender(Filter):
 
 
 def domain_of(address: str) -> str:
-    """Give the domain of an envelope's address as it is meant, in lower case; "" without one."""
-    domain = address.rpartition("@")[2] if "@" in address else ""
-    # The @ was within a quoted local part.
-    return "" if domain.endswith('"') else domain.lower()
+    """Give the domain of an envelope's address in its canonical form; "" without one."""
+    return canonical(path(address).domain)
 
 
 def _questions(hosts: Iterable[str]) -> list[Question]:

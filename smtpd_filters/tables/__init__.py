@@ -15,6 +15,9 @@ How a table is given
     A line that can't be understood stops the filter at its start, with the file and the line.
     When tables are reloaded, it is logged, and the table keeps the content it had.
 
+    An entry that could never match, such as `http://example.org/` among domains, can't be
+    understood: a list with it would seem to cover what it doesn't.
+
 Letters
     ASCII letters are the same in upper and lower case, in entries and in what is compared with
     them. Keys are at most 1,023 bytes long. Both are smtpd's rules.
@@ -25,15 +28,22 @@ Networks
     IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is taken for the IPv4 address.
 
 Domains
-    `example.org` is that name alone. A star runs up to the first character that equals the one
+    `example.org` is that name alone; a final dot, or an `@` in front as in smtpd's lists of
+    addresses, is no part of it. A star runs up to the first character that equals the one
     behind it, as in smtpd: `*.example.org` covers `a.example.org`, but neither `a.b.example.org`
     nor `example.org`; `*` alone covers every name. To cover all names below a domain, use a
-    regular expression: `\.example\.org$`.
+    regular expression: `\.example\.org$`. An address literal, `[192.0.2.1]`, is a domain only in
+    mail addresses.
+
+    An internationalised domain is the same in both forms, in upper and lower case, composed or
+    decomposed: `bücher.example` is `xn--bcher-kva.example` (`smtpd_filters.addresses.domains`).
 
 Mail addresses
     `user@example.org`, `@example.org` (everybody there), `@*.example.org`, `user` or `user@`
     (that user, anywhere), `@` or `*` (everything, even the null sender). `user` covers
-    `user+tag` as well, while `user+tag` covers only that.
+    `user+tag` as well, while `user+tag` covers only that. A user with a dot needs its `@`
+    (`jane.doe@`), since `example.org` alone is more often a domain that lacks one. A local part
+    with other characters is in quotes: `"jane doe"@example.org`.
 
 Regular expressions
     POSIX extended ones, as regcomp(3) reads them, in the C locale: not Python's or Perl's. They
@@ -66,8 +76,8 @@ Strings
 
 from __future__ import annotations
 
-from smtpd_filters.tables.domains import AddressTable, DomainTable
-from smtpd_filters.tables.networks import NetworkTable
+from smtpd_filters.tables.domains import AddressTable, DomainTable, HostTable
+from smtpd_filters.tables.networks import IPTable, NetworkTable
 from smtpd_filters.tables.patterns import RegexTable
 from smtpd_filters.tables.source import parse
 from smtpd_filters.tables.table import MappingTable, StringTable, Table
@@ -75,6 +85,8 @@ from smtpd_filters.tables.table import MappingTable, StringTable, Table
 __all__ = [
     "AddressTable",
     "DomainTable",
+    "HostTable",
+    "IPTable",
     "MappingTable",
     "NetworkTable",
     "RegexTable",

@@ -5,43 +5,73 @@ it and never tries a later one. `*.example.org` therefore covers `a.example.org`
 `a.b.example.org`, and not `example.org`. This makes every pattern linear to match, and a pattern
 that starts with its only star a hash look-up: what is left of the key from that first character
 on is compared whole.
+
+Entries and keys are compared in the canonical form of `smtpd_filters.addresses`. An entry that no
+key could equal in that form is refused: a list that protects nothing would look like one that does.
 """
 
 from __future__ import annotations
 
+import re
+
+from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded
+from smtpd_filters.addresses.mailbox import Address, unquoted
 from smtpd_filters.tables.source import BLANKS, Source
-from smtpd_filters.tables.table import Table, lower, short
+from smtpd_filters.tables.table import Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import ClassVar
+
+# RFC 1035 section 2.3.4, with the underscore that names in the DNS may have. RFC 3696 section 2:
+# "top-level domain names not be all-numeric".
+_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*(?![0-9]+\Z)[a-z0-9_-]{1,63}")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # but for smtpd's star
+_LITERAL = re.compile(r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|ipv6:[0-9a-f:.]+)\]")
+# RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what a local part is made of without quotes.
+_NOT_IN_USERS = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]")
+_QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
 
 
 class DomainTable(Table):
-    """A list of host names or domains, with stars.
+    """A list of mail domains, with stars: `example.org`, `*.example.org`, `[192.0.2.1]`.
+
+    `@example.org`, as smtpd writes a domain in a list of addresses, is `example.org`.
 
     `match` prefers a name that is written out to one with stars.
     """
 
     __slots__ = ("_names",)
     _names: _Names
+    # Whether a key may be an address literal.
+    _literals: ClassVar[bool] = True
 
     def _load(self, source: Source) -> None:
         names = _Names()
+        literals = self._literals
 
         def add(text: str) -> None:
-            names.users(text).setdefault("", text)
+            name = text[1:] if text[0] == "@" else text
+            names.users(domain_entry(name, literals=literals)).setdefault("", text)
 
         source.texts(add)
         self._names = names
 
     def _find(self, key: str) -> str | None:
-        for users in self._names.covering(lower(key)):
+        for users in self._names.covering(canonical(key)):
             return users[""]
         return None
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class HostTable(DomainTable):
+    """A list of host names, as clients have them in the DNS or in HELO; no address literals."""
+
+    __slots__ = ()
+    _literals = False
 
 
 class AddressTable(Table):
@@ -50,8 +80,11 @@ class AddressTable(Table):
     As in smtpd: the domain may hold stars as in a table of domains; an entry without a tag
     covers the address with any tag (`user@` covers `user+tag@example.org`), one with a tag covers
     that tag only; `@` covers everything, and so does a lone `*` (which smtpd takes for a user of
-    that name). The part before the last `@` is the user; it compares without case. The null
-    sender is covered by `@` and `*` only.
+    that name). The part before the last `@` is the user; it compares without case and quotes. The
+    null sender is covered by `@` and `*` only.
+
+    Other than in smtpd, a user with a dot needs its `@`, as in `jane.doe@`: `example.org` alone
+    is more often a domain that lacks one.
 
     `match` prefers the more exact entry: first the domain written out, then with stars, then
     entries without a domain; and for each the user with the tag, without, and no user at all.
@@ -66,7 +99,7 @@ class AddressTable(Table):
         anywhere: dict[str, str] = {}
 
         def add(text: str) -> None:
-            user, domain = _parted(lower(short("@" if text == "*" else text)))
+            user, domain = _address_entry(short(text))
             users = names.users(domain) if domain else anywhere
             users.setdefault(user, text)
 
@@ -74,10 +107,14 @@ class AddressTable(Table):
         self._names, self._anywhere = names, anywhere
 
     def _find(self, key: str) -> str | None:
-        user, domain = _parted(lower(key))
+        return self.find(Address.parse(key))
+
+    def find(self, address: Address) -> str | None:
+        """Find an entry that covers an address that is parsed already."""
+        user = folded(address.local)
         # "+" is smtpd's default of `smtp sub-addr-delim`.
         asked = (user, user.partition("+")[0], "")
-        for users in (*self._names.covering(domain), self._anywhere):
+        for users in (*self._names.covering(canonical(address.domain)), self._anywhere):
             for name in asked:
                 if (entry := users.get(name)) is not None:
                     return entry
@@ -87,14 +124,89 @@ class AddressTable(Table):
         return len(self._names) + len(self._anywhere)
 
 
-def _parted(address: str) -> tuple[str, str]:
-    """User and domain; without an `@` all of it is the user."""
-    user, at, domain = address.rpartition("@")
-    return (user, domain) if at else (domain, "")
+def _address_entry(text: str) -> tuple[str, str]:
+    """Understand an entry of a table of addresses: user and domain, "" for any.
+
+    Raises ValueError for one that covers no address.
+    """
+    if quoted := _QUOTED_USER.match(text):
+        user, domain = folded(unquoted(quoted[1])), text[quoted.end() :]
+    else:
+        user, at, domain = text.rpartition("@")
+        if not at:
+            user, domain = domain, ""
+        user = _user(user, alone=not at)
+    return user, domain_entry(domain) if domain else ""
+
+
+def _user(user: str, *, alone: bool) -> str:
+    if "@" in user:
+        raise ValueError('more than one "@" (quote a local part that has one)')
+    if wrong := _NOT_IN_USERS.search(user):
+        if wrong[0] in BLANKS:
+            raise ValueError("white space in an address")
+        raise ValueError(f"{_quote(wrong[0])} can't be in an address (user@example.org)")
+    if alone and "." in folded(user):
+        domain = user if user.isascii() and len(user) <= LABEL_MAX else "example.org"
+        raise ValueError(f'did you mean "@{domain}"? (a user with a dot has an "@" behind it)')
+    if user.strip("*") and "*" in user:
+        raise ValueError("a star covers no user names (quote a name that has one)")
+    return folded(user.strip("*"))
+
+
+def domain_entry(text: str, *, literals: bool = True) -> str:
+    """Give the canonical form of a domain that is to be looked for, perhaps with stars.
+
+    Raises ValueError for one that no domain can equal; an address literal is one only with
+    `literals`.
+    """
+    name = canonical(short(text))
+    if _NAME.fullmatch(name) and len(name) <= NAME_MAX:
+        return name
+    if not text:
+        raise ValueError("no name")
+    if any(char in BLANKS for char in text):
+        raise ValueError("white space in a name")
+    if any("*" in label and not label.isascii() for label in folded(text).split(".")):
+        raise ValueError("a star beside letters beyond ASCII covers nothing")
+    if name[:1] == "[":
+        if not literals:
+            raise ValueError("expected a name, not an address")
+        if not _LITERAL.fullmatch(name):
+            raise ValueError("expected an address literal, [192.0.2.1] or [IPv6:2001:db8::1]")
+        return name
+    _check_name(name)
+    return name
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError for what can't be a domain, stars aside (RFC 1035 section 2.3.4)."""
+    if not name.isascii():
+        raise ValueError("a label is too long, or has bytes that aren't UTF-8")
+    if wrong := _NOT_IN_NAMES.search(name):
+        if wrong[0] == "@":
+            raise ValueError("an address, not a domain")
+        expected = "expected example.org or *.example.org"
+        raise ValueError(f"{_quote(wrong[0])} can't be in a domain ({expected})")
+    if name[:1] == ".":
+        raise ValueError(f"a domain can't begin with a dot (*{name} covers one label more)")
+    if len(name.replace("*", "")) > NAME_MAX:
+        raise ValueError(f"longer than {NAME_MAX} characters")
+    labels = name.split(".")
+    if not all(labels):
+        raise ValueError("an empty label")
+    if any(len(label.replace("*", "")) > LABEL_MAX for label in labels):
+        raise ValueError(f"a label longer than {LABEL_MAX} characters")
+    if labels[-1].isdigit():
+        raise ValueError("an address, not a domain (as a domain it is in brackets, [192.0.2.1])")
+
+
+def _quote(char: str) -> str:
+    return f"'{char}'" if char.isprintable() else ascii(char)
 
 
 class _Names:
-    """Domains, each with the entries for its users; "" stands for any user."""
+    """Canonical domains, each with the entries for its users; "" stands for any user."""
 
     __slots__ = ("_exact", "_odd", "_tails", "_turns")
 
@@ -108,9 +220,6 @@ class _Names:
 
     def users(self, domain: str) -> dict[str, str]:
         """Give the entries of a domain, to add to them."""
-        domain = lower(short(domain))
-        if not domain.strip(BLANKS) or any(char in BLANKS for char in domain):
-            raise ValueError("white space in a name")
         if "*" not in domain:
             return self._exact.setdefault(domain, {})
         tail = domain.lstrip("*")
@@ -123,7 +232,7 @@ class _Names:
         return self._odd.setdefault(parts, {})
 
     def covering(self, name: str) -> Iterator[dict[str, str]]:
-        """Find the domains that cover a name in lower case, the one written out first."""
+        """Find the domains that cover a canonical name, the one written out first."""
         if name in self._exact:
             yield self._exact[name]
         if not name:

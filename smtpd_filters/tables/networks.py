@@ -9,6 +9,10 @@ from __future__ import annotations
 from smtpd_filters.tables.source import Source
 from smtpd_filters.tables.table import Table, lower, short
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
 _V4, _V6 = 32, 128
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _LOCAL = "local"
@@ -35,6 +39,8 @@ class NetworkTable(Table):
     _nets: dict[int, list[tuple[int, dict[int, str]]]]
     _local: str | None
     _count: int
+    # Whether a key may be `local`.
+    _has_local: ClassVar[bool] = True
 
     def _load(self, source: Source) -> None:
         found: dict[tuple[int, int], dict[int, str]] = {}
@@ -42,6 +48,8 @@ class NetworkTable(Table):
 
         def add(text: str) -> None:
             if lower(text) == _LOCAL:
+                if not self._has_local:
+                    raise ValueError("a client on the socket has no address to be looked for")
                 local.append(text)
                 return
             family, network, prefix = _network(short(text))
@@ -69,6 +77,13 @@ class NetworkTable(Table):
 
     def __len__(self) -> int:
         return self._count
+
+
+class IPTable(NetworkTable):
+    """A list of addresses and networks for addresses that aren't a client's; without `local`."""
+
+    __slots__ = ()
+    _has_local = False
 
 
 def parse_address(text: str) -> tuple[int, int]:

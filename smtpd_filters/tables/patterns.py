@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smtpd_filters.tables.source import KEY_MAX, Source
-from smtpd_filters.tables.table import Table, lower, short
+from smtpd_filters.tables.table import Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class RegexTable(Table):
 
     As in smtpd: entries and keys are lower-cased first, so that case makes no difference (a
     leading `(?i)` is allowed and changes nothing); a dot is any byte; a key of more than 1,023
-    bytes is covered by nothing.
+    bytes is covered by nothing. Other than in smtpd, letters beyond ASCII have no case either, and
+    composed and decomposed ones are the same (NFC).
 
     `match` returns the first entry of the table that matches.
     """
@@ -39,7 +40,7 @@ class RegexTable(Table):
 
         def add(text: str) -> None:
             nonlocal cost
-            pattern = lower(short(text)).removeprefix("(?i)")
+            pattern = _lower(short(text)).removeprefix("(?i)")
             node = parse(pattern.encode("utf-8", "surrogateescape"))
             if not groups or groups[-1][1].size + node.size > _GROUP_SIZE:
                 groups.append((len(entries), Automaton()))
@@ -55,8 +56,10 @@ class RegexTable(Table):
         self._entries, self._groups = entries, groups
 
     def _find(self, key: str) -> str | None:
+        if len(key) > KEY_MAX:
+            return None
         try:
-            text = lower(key).encode("utf-8", "surrogateescape")
+            text = _lower(key).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:  # a surrogate that stands for no byte
             return None
         if len(text) <= KEY_MAX:
@@ -68,3 +71,12 @@ class RegexTable(Table):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _lower(text: str) -> str:
+    """Lower-case any letters, and compose them."""
+    if text.isascii():
+        return text.lower()
+    from unicodedata import normalize  # only for this
+
+    return normalize("NFC", text).lower()

@@ -189,7 +189,7 @@ def test_lists_of_all_kinds_are_one_sum(server: DNSServer) -> None:
         ("sender", ""),
         ("sender", "postmaster"),
         ("sender", "a@[192.0.2.1]"),
-        ("sender", "a@bäd.example"),
+        ("sender", "a@bä\udcffd.example"),
         ("sender", "a@bad example"),
     ],
 )
@@ -199,6 +199,15 @@ def test_what_is_no_name_is_not_asked_about(server: DNSServer, kind: str, name: 
         client: dict[str, Any] = {"rdns": "mail.x.example", kind: name}
         assert come(smtpd, **client).verb == "proceed"
         assert server.queries == []
+
+
+def test_an_internationalised_domain_is_asked_about_in_the_form_of_the_dns(
+    server: DNSServer,
+) -> None:
+    with talking(server, "--sender", NAMES, "--phase", "rcpt-to") as smtpd:
+        server.queries.clear()
+        assert come(smtpd, sender="a@BÄD.example").verb == "proceed"
+        assert server.queries == [(f"xn--bd-via.example.{NAMES}", "A")]
 
 
 def test_a_name_that_is_too_long_with_the_list_is_not_listed(server: DNSServer) -> None:

@@ -19,7 +19,7 @@ from smtpd_filters.filters.dyndns import (
 )
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.session import Session
-from smtpd_filters.tables import DomainTable, NetworkTable, RegexTable
+from smtpd_filters.tables import HostTable, NetworkTable, RegexTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,11 +275,12 @@ def test_at_connect_no_report_of_authentication_is_asked_for() -> None:
 def test_allowed_networks_and_names_pass() -> None:
     policy = filter_dyndns(
         allow=NetworkTable.of(["79.220.2.0/24"]),
-        allow_names=DomainTable.of(["*.dyn.example.net"]),
+        allow_names=HostTable.of(["*.dyn.example.net", "a.dyn.bücher.example."]),
         extra_patterns=RegexTable.of([r"example\.net$"]),
     )
     assert policy.connect(session(*POOL)) == PROCEED
     assert policy.connect(session("A.dyn.example.net", "192.0.2.1")) == PROCEED
+    assert policy.connect(session("a.dyn.XN--Bcher-kva.example.", "192.0.2.1")) == PROCEED
     assert type(policy.connect(session(POOL[0], "79.220.3.17"))) is Junk
     assert type(policy.connect(session("b.example.net", "192.0.2.1"))) is Junk
 

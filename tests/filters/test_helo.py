@@ -245,6 +245,19 @@ def test_a_host_of_ours_may_use_our_names() -> None:
         assert verdict(literal, *flags, address=address).reply == REPLIES["foreign_literal"]
 
 
+def test_a_name_of_ours_in_any_spelling() -> None:
+    flags = (*only("own"), "--own-names={ bücher.example, @mx2.example.org }")
+    for name in (
+        "xn--bcher-kva.example", "XN--BCHER-KVA.Example.", "bücher.example", "BÜCHER.EXAMPLE",
+        "bu\u0308cher.example", "mx2.example.org", "MX2.EXAMPLE.ORG.", "mx.example.org..",
+    ):  # fmt: skip
+        assert verdict(name, *flags).reply == REPLIES["own"], name
+    for name in ("bucher.example", "xn--bcher-kvb.example", "mx3.example.org"):
+        assert not verdict(name, *flags).refused, name
+    # As a greeting, a name is in ASCII all the same.
+    assert verdict("müller.example", *only("invalid")).reply == REPLIES["invalid"]
+
+
 def test_each_greeting_is_judged_anew() -> None:
     with Conversation(Helo, *OFF) as smtpd:
         there = smtpd.connect(**STRANGER)
@@ -537,7 +550,10 @@ def test_no_greeting_ends_the_filter(text: str) -> None:
         (("--phase", "connect"), '--phase: invalid choice "connect"'),
         (("--timeout", "0"), "--timeout: must be at least"),
         (("--own-names", "file:/nonexistent"), "--own-names: /nonexistent: No such file"),
+        (("--own-names", "[192.0.2.1]"), "--own-names: inline table: entry 1: expected a name"),
+        (("--own-names", "http://mx.example.org"), "--own-names: inline table: entry 1: ':' can't"),
         (("--own-addresses", "192.0.2.0/33"), "--own-addresses: "),
+        (("--own-addresses", "{ local }"), "--own-addresses: inline table: entry 1: a client on"),
         (("--allow", "mail.example.org"), "--allow: "),
         (("--unknwon=log",), 'unknown flag --unknwon, did you mean "--unknown"?'),
     ],

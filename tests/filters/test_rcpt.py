@@ -117,6 +117,25 @@ def test_who_writes_to_a_trap_is_marked_from_then_on(to: str, address: str) -> N
         assert reasons(smtpd)[1] == f"has written to the spam trap {to}"
 
 
+@pytest.mark.parametrize(
+    "to",
+    ["trap@mx.example.org", "trap", '"trap"', "TRAP@BÜCHER.example", "x@xn--bcher-kva.example"],
+)
+def test_a_trap_in_any_spelling(to: str) -> None:
+    # smtpd completes an address without a domain with its name.
+    traps = ("--traps", "{ trap@mx.example.org, @bücher.example }", "--trapped", "reject")
+    with Conversation(Rcpt, *traps, "--non-fqdn", "off") as smtpd:
+        assert begun(smtpd).rcpt_to(to).refused
+        assert not begun(smtpd).rcpt_to("trap@example.org").refused
+        assert "link-greeting" in smtpd.reports
+
+
+def test_our_domains_in_any_spelling() -> None:
+    for to in ("a@bücher", "a@BÜCHER", "a@xn--bcher-kva."):
+        assert verdict("--domains", "@bücher", to=to).verb == "proceed"
+    assert verdict("--domains", "bücher", to="a@bucher").refused
+
+
 def test_a_trap_that_smtpd_does_not_know_is_a_trap() -> None:
     with Conversation(Rcpt, *TRAPS) as smtpd:
         there = begun(smtpd)
@@ -520,7 +539,7 @@ NULL = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
         ("null.example", NULL, "domain null.example has a null MX"),
         ("text.example", EMPTY, "domain text.example has neither MX nor address"),
         ("gone.example", GONE, "domain gone.example does not exist"),
-        ("b\u00fccher.example", GONE, "domain b\\xfccher.example does not exist"),
+        ("b\u00fccher.example", GONE, "domain xn--bcher-kva.example does not exist"),
         ("a_very$odd.example", GONE, "domain a_very$odd.example does not exist"),
         ("example.org", "", ""),
         ("deep.example.org", "", ""),
@@ -655,6 +674,8 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
             "--nameserver: name server: ",
         ),
         (("--delay", "1s", "--unknown-recipients", "log"), "--delay: nobody is to be held up"),
+        (("--domains", "http://example.org/"), "--domains: inline table: entry 1: ':' can't be"),
+        (("--traps", "example.org"), '--traps: inline table: entry 1: did you mean "@example.org"'),
         (("--max-unknown", "0"), "--max-unknown: must be at least 1"),
         (("--max-delay", "5m"), "--max-delay: must be at most"),
         (

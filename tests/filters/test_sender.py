@@ -541,8 +541,14 @@ def test_the_built_in_networks(address: str, *, bad: bool) -> None:
 @given(st.text())
 def test_whatever_a_sender_is_it_has_a_domain_or_none(text: str) -> None:
     domain = domain_of(text)
-    assert "@" not in domain
-    assert domain == domain.lower()
+    assert "@" not in domain or not text.isascii()
+    assert domain == domain_of(f"x@{domain}")
+
+
+def test_an_internationalised_domain_is_looked_up_in_the_form_of_the_dns() -> None:
+    assert domain_of("a@BÜCHER.Example.") == "xn--bcher-kva.example"
+    assert domain_of('@relay.example:"a@b"@XN--BCHER-KVA.example') == "xn--bcher-kva.example"
+    assert domain_of('"a@example.org"') == ""
 
 
 @given(st.text(max_size=80))

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.addresses import canonical
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.tables import AddressTable, DomainTable
+from smtpd_filters.tables import AddressTable, DomainTable, HostTable
 
 # Each was put to an smtpd whose only rule was `match for domain { ENTRY }`.
 OBSERVED_DOMAINS = [
@@ -64,7 +65,24 @@ def test_addresses_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noq
     [
         ("example.org", "EXAMPLE.org", True),
         ("Example.ORG", "example.org", True),
-        ("example.org", "example.org.", False),
+        ("example.org", "example.org.", True),
+        ("example.org.", "example.org", True),
+        ("@example.org", "example.org", True),
+        ("@*.example.org", "a.example.org", True),
+        ("bücher.example", "xn--bcher-kva.example", True),
+        ("XN--BCHER-KVA.example", "BÜCHER.EXAMPLE", True),
+        ("bu\u0308cher.example", "bücher.example.", True),
+        ("*.bücher.example", "a.XN--bcher-kva.example", True),
+        ("*.xn--bcher-kva.example", "ä.bücher\uff0eexample", True),
+        ("faß.example", "xn--fa-hia.example", True),
+        ("faß.example", "fass.example", False),
+        ("fass.example", "faß.example", False),
+        ("[192.0.2.1]", "[192.0.2.1]", True),
+        ("[IPv6:2001:DB8:0::1]", "[IPv6:2001:db8::1]", True),
+        ("localhost", "LOCALHOST", True),
+        ("_dmarc.example.org", "_dmarc.example.org", True),
+        ("example.org", "x" * 2000 + ".example.org", False),
+        ("example.org", "ü" * 2000, False),
         ("*", "example.org", True),
         ("*", "", False),
         ("*.example.org", "", False),
@@ -97,6 +115,17 @@ def test_domains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 -
         ("user", "user", True),
         ("user", "+user@example.org", False),
         ('"a@b"@example.org', '"A@B"@Example.Org', True),
+        ('"user"@example.org', "user@example.org", True),
+        ("user@example.org", '"us\\er"@example.org', True),
+        ('"a b"@', '"a b"@example.org', True),
+        ('"a b"', '"a b"@example.org', True),
+        ("jane.doe@", "Jane.Doe+x@example.org", True),
+        ("*@example.org", "anybody@example.org", True),
+        ("*@example.org", "", False),
+        ("@bücher.example", "a@XN--BCHER-KVA.EXAMPLE", True),
+        ("jörg@example.org", "JO\u0308RG@example.org", True),
+        ("@example.org", "a@example.org.", True),
+        ("@[IPv6:2001:db8::1]", "a@[ipv6:2001:DB8::0:1]", True),
         ("a@example.org", "b@example.org", False),
     ],
 )
@@ -120,12 +149,84 @@ def test_exact_entries_first() -> None:
     assert addresses.match("other@elsewhere") == "@"
 
 
-@pytest.mark.parametrize("entry", ["a b", "\t", " ", "a\nb"])
-def test_white_space_is_refused(entry: str) -> None:
-    with pytest.raises(ConfigError, match="white space"):
-        DomainTable.of([entry])
-    with pytest.raises(ConfigError, match="white space"):
+DOMAINS = "expected example.org or *.example.org"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("a b", "white space in a name"),
+        ("\t", "white space in a name"),
+        ("a\nb", "white space in a name"),
+        ("@", "no name"),
+        ("@@example.org", "an address, not a domain"),
+        ("user@example.org", "an address, not a domain"),
+        ("http://example.org/", f"':' can't be in a domain ({DOMAINS})"),
+        ("example.org/", f"'/' can't be in a domain ({DOMAINS})"),
+        ("example.org:25", f"':' can't be in a domain ({DOMAINS})"),
+        ("10.0.0.0/8", f"'/' can't be in a domain ({DOMAINS})"),
+        ("192.0.2.1", "an address, not a domain (as a domain it is in brackets, [192.0.2.1])"),
+        ("2001:db8::1", f"':' can't be in a domain ({DOMAINS})"),
+        ("[192.0.2.1", "expected an address literal, [192.0.2.1] or [IPv6:2001:db8::1]"),
+        ("[example.org]", "expected an address literal, [192.0.2.1] or [IPv6:2001:db8::1]"),
+        (".example.org", "a domain can't begin with a dot (*.example.org covers one label more)"),
+        ("example..org", "an empty label"),
+        ("*..org", "an empty label"),
+        ("x" * 64 + ".example", "a label longer than 63 characters"),
+        ("*" + "x" * 64, "a label longer than 63 characters"),
+        ("x." * 126 + "xx", "longer than 253 characters"),
+        ("*." + "x." * 126 + "x", "longer than 253 characters"),
+        ("ü" * 60 + ".example", "a label is too long, or has bytes that aren't UTF-8"),
+        ("\udcff.example", "a label is too long, or has bytes that aren't UTF-8"),
+        ("ü*.example", "a star beside letters beyond ASCII covers nothing"),
+        ("example.org\x01", "'\\x01' can't be in a domain"),
+        ("x" * 1024, "longer than 1023 bytes"),
+    ],
+)
+def test_a_domain_that_nothing_could_equal_is_refused(entry: str, reason: str) -> None:
+    for table in (DomainTable, HostTable):
+        with pytest.raises(ConfigError) as caught:
+            table.of(["example.org", entry], "/etc/mail/domains")
+        said = str(caught.value)
+        assert said.startswith(f"/etc/mail/domains table: entry 2: {reason}") or (
+            table is HostTable and "expected a name, not an address" in said
+        )
+    with pytest.raises(ConfigError):
         AddressTable.of([f"user@{entry}"])
+
+
+def test_a_table_of_hosts_has_no_address_literals() -> None:
+    assert HostTable("{ @example.org, *.bücher.example }").match("A.bücher.example")
+    with pytest.raises(ConfigError, match="expected a name, not an address"):
+        HostTable("[192.0.2.1]")
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("example.org", 'did you mean "@example.org"? (a user with a dot has an "@" behind it)'),
+        ("jane.doe", 'did you mean "@jane.doe"?'),
+        ("bücher.example", 'did you mean "@example.org"?'),
+        ("example\uff0eorg", 'did you mean "@example.org"?'),
+        ("10.0.0.0/8", 'did you mean "@10.0.0.0/8"?'),
+        ("http://example.org/", "':' can't be in an address (user@example.org)"),
+        ("mailto:user@example.org", "':' can't be in an address"),
+        ("<user@example.org>", "'<' can't be in an address"),
+        ("[192.0.2.1]", "'[' can't be in an address"),
+        ("user@example.org@example.net", 'more than one "@" (quote a local part that has one)'),
+        ("@@example.org", 'more than one "@"'),
+        ("a b@example.org", "white space in an address"),
+        ("\t", "white space in an address"),
+        ("us*@example.org", "a star covers no user names (quote a name that has one)"),
+        ("user@http://example.org", "':' can't be in a domain"),
+        ('"a b@example.org', "'\"' can't be in an address"),
+        ("user\x7f@example.org", "'\\x7f' can't be in an address"),
+    ],
+)
+def test_an_address_that_nothing_could_equal_is_refused(entry: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AddressTable.of([entry], "/etc/mail/ours")
+    assert str(caught.value).startswith(f"/etc/mail/ours table: entry 1: {reason}")
 
 
 def smtpd_covers(name: str, pattern: str) -> bool:
@@ -143,8 +244,19 @@ def smtpd_covers(name: str, pattern: str) -> bool:
     return not name and not pattern
 
 
-names = st.text("ab.B", max_size=8)
-globs = st.text("ab.*A", min_size=1, max_size=8)
+names = st.text("ab.B", max_size=8).filter(lambda name: not name.endswith("."))
+labels = st.text("ab*A", min_size=1, max_size=3)
+globs = st.lists(labels, min_size=1, max_size=4).map(".".join)
+
+
+@given(st.text("aB.@/-_\u00fc\u00df\uff0e1[]:", min_size=1, max_size=12))
+def test_an_entry_that_is_accepted_covers_itself(entry: str) -> None:
+    try:
+        table = DomainTable.of([entry])
+    except ConfigError:
+        return
+    name = entry.removeprefix("@")
+    assert table.match(name) == table.match(canonical(name)) == entry
 
 
 @given(st.lists(globs, max_size=6), names)

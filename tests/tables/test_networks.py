@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables import IPTable, NetworkTable
 from smtpd_filters.tables.networks import parse_address
 from tests.loading import loaded
 
@@ -189,3 +189,9 @@ def test_import_is_light() -> None:
         "t.RegexTable('{ ^a.*b }').match('axb')"
     )
     assert loaded(code).isdisjoint(heavy.split())
+
+
+def test_addresses_that_are_no_clients_are_never_local() -> None:
+    assert IPTable("{ 10/8, ::1 }").match("10.1.2.3") == "10/8"
+    with pytest.raises(ConfigError, match="a client on the socket has no address"):
+        IPTable("{ 10/8, LOCAL }")
