@@ -21,7 +21,10 @@ COMMANDS = {
     "trace": [],
 }
 #: Each of these takes about as long to import as the interpreter takes to start, or longer.
-HEAVY = ("asyncio", "dataclasses", "inspect", "typing", "ssl", "logging", "dns", "aiohttp", "redis")
+HEAVY = (
+    "asyncio", "dataclasses", "inspect", "typing", "ssl", "logging", "dns", "aiohttp", "redis",
+    "unicodedata", "encodings.punycode", "encodings.idna", "idna",
+)  # fmt: skip
 
 
 def served(name: str, *python: str) -> subprocess.CompletedProcess[bytes]:

@@ -1,211 +1,287 @@
 """The `From:` field, as any reader could understand it.
 
-The law:
+**Complete**: an address that a lenient reader could take for the author's is found, whatever the
+syntax: in several fields, lists, groups, comments, quotes, encoded words.
 
-1. An address that a lenient reader could take for the author's is found, whatever the syntax: in
-   several fields, lists, groups, comments, quotes, encoded-words.
-2. What is too large to be read is refused, and nothing else: no field raises.
-3. Reading takes time in proportion to the field's length.
+**Total**: what is too large to be read is refused, and nothing else: no field raises.
+
+**Linear**: reading takes time in proportion to the field's length.
 """
 
 from __future__ import annotations
 
 import re
 
-from smtpd_filters.filters._addresses import ESCAPED, unquoted
+from smtpd_filters.addresses.domains import PREFIX
+from smtpd_filters.addresses.mailbox import unquoted
+from smtpd_filters.filters._encoded_words import decoded, outside
+from smtpd_filters.filters._sightings import sightings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
+
+    from smtpd_filters.filters._sightings import Sighting
+    from smtpd_filters.message import Headers
 
 #: Characters of all `From:` fields, and addresses in them, that are looked at.  An honest one has
 #: one line of at most 998 characters (RFC 5322 section 2.1.1) and an address or two.
 FROM_MAX = 1 << 15
 ADDRESSES_MAX = 256
-# RFC 5321 section 4.5.3.1.1 has 64; twice that for quotes and backslashes.
-_LOCAL_MAX = 128
+#: Characters of different internationalised domains: four of the longest. To convert one takes
+#: some milliseconds.
+INTERNATIONAL_MAX = 1024
 
 # RFC 5322 section 3.2: a quoted string, a quoted pair, a literal, words, and single specials.  A
 # quote or bracket that isn't closed is a character like any other.
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|\[[^\[\]\\"]*+\]|[^"\\()<>,;:\[]++|.', re.DOTALL)
-# A quoted pair is taken along, so that a quote in it opens nothing.
 _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
-# RFC 2047 section 2; section 6.2: white space between two of them is no part of the text.
-_ENCODED = re.compile(r"=\?([!->@-~]{1,40})\?([bBqQ])\?([!->@-~ ]{0,998})\?=")
-_BETWEEN = re.compile(r"(?<=\?=)\s++(?==\?)")
-# What is at the right of an `@`: a literal, or atoms, with white space around the dots as in
-# obs-domain (RFC 5322 section 4.4).
-_AFTER = re.compile(
-    r"""\s*+(\[[^\[\]]{0,255}\]|[^\s\x00-\x20\x7f."\\()<>,;:@\[\]]++"""
-    r"""(?:\s*+\.\s*+[^\s\x00-\x20\x7f."\\()<>,;:@\[\]]++)*+)"""
-)
-# And at the left: a quoted string or atoms.
-_BEFORE = re.compile(
-    r"""("(?:[^"\\]|\\.)*+"|[^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)\s*+\Z""", re.DOTALL
-)
-_SPACE = re.compile(r"\s+")
-
-
-class Author:
-    """What a `From:` field says.
-
-    `addresses` are those that it gives, or that a lenient reader could take for given; `shown`
-    those that stand in display names and comments, which some mail programs show instead.
-    """
-
-    __slots__ = ("addresses", "shown")
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self.shown: list[str] = []
+_QUOTE_OR_PAIR = re.compile(r'\\(.)|"', re.DOTALL)
+# RFC 5322 section 4.4: obs-route.
+_ROUTE = re.compile(r"\s*+@[^\s@:,<>]++(?:\s*+,[\s,]*+@[^\s@:,<>]++)*+\s*+:")
+# A field without one of these has no address with a domain.
+_AT = re.compile("@|\uff20|\ufe6b|=\\?")
+# Some programs show nothing for these, others end an address there.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
+_BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
 
 
 class TooLargeError(ValueError):
     """A field has more in it than is looked at."""
 
 
+class Candidate:
+    """An address as it may be read: ways to read its local part, and a domain, "" for none."""
+
+    __slots__ = ("domain", "local_parts")
+
+    def __init__(self, local_parts: tuple[str, ...], domain: str) -> None:
+        self.local_parts = local_parts
+        self.domain = domain
+
+    def completed(self, server_name: str | None) -> Candidate:
+        """Give it as smtpd takes it: with the server's name where it has no domain."""
+        return self if self.domain else Candidate(self.local_parts, server_name or "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Candidate) and (
+            (self.local_parts, self.domain) == (other.local_parts, other.domain)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.local_parts, self.domain))
+
+    def __str__(self) -> str:
+        return f"{self.local_parts[0]}@{self.domain}" if self.domain else self.local_parts[0]
+
+
+class Author:
+    """What the `From:` fields of a message say.
+
+    `addresses` are those that they give, or that a lenient reader could take for given. `possible`
+    are further ways to read these, and names with an ``@`` that has no dot at its right
+    (``Bob @ Work``): no program sends mail there. `shown` are addresses in display names and
+    comments, which some programs show instead. Each is a set in order.
+    """
+
+    __slots__ = ("_given", "_international", "_named", "addresses", "possible", "shown")
+
+    def __init__(self) -> None:
+        self.addresses: dict[Candidate, None] = {}
+        self.possible: dict[Candidate, None] = {}
+        self.shown: dict[Candidate, None] = {}
+        self._given = self._named = 0
+        self._international: dict[str, int] = {}
+
+    def count(self, sighting: Sighting, *, shown: bool) -> None:
+        """Count what was found; raises TooLargeError for more than is looked at."""
+        if shown:
+            self._named += 1
+        else:
+            self._given += 1
+        if max(self._given, self._named) > ADDRESSES_MAX:
+            raise TooLargeError(f"From has more than {ADDRESSES_MAX} addresses")
+        for domain in sighting.domains():
+            if not domain.isascii() or PREFIX in domain.lower():
+                self._international[domain] = len(domain)
+                if sum(self._international.values()) > INTERNATIONAL_MAX:
+                    raise TooLargeError(
+                        f"From has internationalised domains of more than {INTERNATIONAL_MAX} "
+                        "characters"
+                    )
+
+
+def values_of_from(headers: Headers) -> list[str]:
+    """Give the values of all `From:` fields of a message.
+
+    Also of those that begin behind a bare CR: for some programs it ends a line, though RFC 5322
+    section 2.3 forbids it.
+    """
+    values = headers.get_all("From")
+    lines = headers.lines()
+    if any(b"\r" in line for line in lines):
+        found = _BEHIND_CR.findall(b"\n".join(lines))
+        values += [value.decode("utf-8", "surrogateescape") for value in found]
+    return values
+
+
 def read_from(values: Sequence[str]) -> Author:
     """Read the values of all `From:` fields of a message, whatever is in them.
 
-    Raises TooLargeError beyond `FROM_MAX` characters and `ADDRESSES_MAX` addresses.
+    Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` addresses and
+    `INTERNATIONAL_MAX` characters of internationalised domains.
     """
     if sum(map(len, values)) > FROM_MAX:
         raise TooLargeError(f"From has more than {FROM_MAX} characters")
     author = Author()
     for value in values:
-        _Mailboxes(author).read(value)
-        if len(author.addresses) + len(author.shown) > ADDRESSES_MAX:
-            raise TooLargeError(f"From has more than {ADDRESSES_MAX} addresses")
+        _Field(author).read(value)
     return author
 
 
-class _Mailboxes:
-    """The mailboxes of one field: name-addr or addr-spec, in a list, perhaps in a group.
+class _Field:
+    """One field: name-addr or addr-spec, in a list, perhaps in a group (RFC 5322 section 3.4)."""
 
-    A pass over the tokens parts what stands in angle brackets, in quotes, in comments and
-    elsewhere; at the end of each mailbox it is known which of it was the address.
-    """
-
-    __slots__ = ("_angle", "_author", "_bare", "_comments", "_plain", "_quoted")
+    __slots__ = ("_author", "_bare", "_given", "_shown")
 
     def __init__(self, author: Author) -> None:
         self._author = author
-        self._bare: list[str] = []  # mailboxes without a domain
-        self._start()
-
-    def _start(self) -> None:
-        self._plain: list[str] = []  # outside of angle brackets: a name, or a bare address
-        self._quoted: list[str] = []  # of that, what is in quotes
-        self._comments: list[str] = []
-        self._angle: list[str] = []
+        self._bare = ""  # the first mailbox without a domain
+        self._given: dict[Candidate, None] = {}
+        self._shown: dict[Candidate, None] = {}
 
     def read(self, value: str) -> None:
-        before = len(self._author.addresses)
-        depth = 0
-        comment: list[str] = []
-        angle = False
-        for match in _TOKENS.finditer(value):
-            piece = match[0]
-            if depth or piece == "(":
-                depth += (piece == "(") - (piece == ")")
-                comment.append(piece)
-                if not depth:
-                    self._comments.append("".join(comment[1:-1]))
-                    self._plain.append(" ")
-                    comment.clear()
-            elif angle:
-                # The bracket stays: what is in two pairs of them is no one address.
-                angle = piece != ">"
-                self._angle.append(piece)
-            elif piece == "<":
-                angle = True
+        """Read the field's value into the author."""
+        author = self._author
+        tokens = _TOKENS.findall(value)
+        comments = _comments(tokens)
+        for plain, angle, is_name in _mailboxes(tokens, comments):
+            if is_name:
+                self._add_name(plain)
+                self._add_address(_ROUTE.sub("", angle, 1))
             else:
-                self._take(piece)
-        self._plain += comment[1:]  # no comment after all: it never ends
-        self._end()
-        # smtpd completes what has no domain with its own name.  Beside an address it is a comma
-        # in a name more often than not: Doe, Jane <jane@example.org>
-        if len(self._author.addresses) == before:
-            self._author.addresses += self._bare[:1]
+                self._bare = self._bare or _without_domain(plain)
+                self._add(plain)
+        if comments:
+            # Programs that leave comments out may join what is around them.
+            rest = "".join(each for at, each in enumerate(tokens) if at not in comments)
+            for sighting in self._sightings(rest):
+                author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
+        self._add_shown(value)
+        if not self._given:
+            # What the field shows is all that a reader has to go by. smtpd completes what has no
+            # domain with its own name; beside an address it is a comma in a name more often than
+            # not: Doe, Jane <jane@example.org>
+            self._given.update(self._shown)
+            if self._bare:
+                self._given[Candidate((self._bare,), "")] = None
+        author.addresses.update(self._given)
+        author.shown.update(self._shown)
 
-    def _take(self, piece: str) -> None:
-        """Take what stands neither in angle brackets nor in a comment."""
-        if piece in (",", ";", ":"):
-            self._end(group=piece == ":")
+    def _add(self, text: str) -> None:
+        """Add the addresses in a text where one is expected.
+
+        RFC 2047 section 5: an encoded word "MUST NOT appear in any portion of an 'addr-spec'".
+        There are programs that decode it there.
+        """
+        for sighting in self._sightings(text):
+            self._give(sighting, sighting.whole)
+
+    def _add_address(self, angle: str) -> None:
+        """Add what is in angle brackets."""
+        if name := _without_domain(angle.replace(">", " ")):
+            self._given[Candidate((name,), "")] = None
+        self._add(angle)
+
+    def _add_name(self, text: str) -> None:
+        """Add the addresses in a name outside of quotes.
+
+        That is against the syntax, and there are programs that take them for the author's.
+        """
+        for sighting in self._sightings(outside(text)):
+            domain = sighting.domain
+            if "." in domain or domain[0] == "[":
+                self._give(sighting, domain)
+            else:
+                self._give(sighting, "")
+
+    def _give(self, sighting: Sighting, domain: str) -> None:
+        """Add an address; `domain` is the one that is meant, if any is."""
+        if domain:
+            self._given[Candidate(sighting.local_parts, domain)] = None
+        for other in sighting.domains():
+            if other != domain:
+                self._author.possible[Candidate(sighting.local_parts, other)] = None
+
+    def _add_shown(self, value: str) -> None:
+        """Add what a reader sees: the field as it is, and without quotes and backslashes."""
+        texts = {value: None, _QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value): None}
+        for text in texts:
+            for sighting in self._sightings(text, quoting=False):
+                if Candidate(sighting.local_parts, sighting.whole) not in self._given:
+                    for domain in sighting.domains():
+                        self._shown[Candidate(sighting.local_parts, domain)] = None
+
+    def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[Sighting]:
+        """Find addresses in all readings of a text; raises TooLargeError."""
+        if not _AT.search(text):
             return
-        self._plain.append(piece)
-        if piece[0] == '"' and len(piece) > 1:
-            self._quoted.append(piece[1:-1])
+        for reading in decoded(text):
+            for view in {reading: None, _CONTROLS.sub("", reading): None}:
+                for sighting in sightings(view, quoting=quoting):
+                    self._author.count(sighting, shown=not quoting)
+                    yield sighting
 
-    def _end(self, *, group: bool = False) -> None:
-        """A mailbox is complete, or the name of a group."""
-        found, shown = self._author.addresses, self._author.shown
-        plain = "".join(self._plain)
-        if self._angle or group:
-            # By right a name.  An `@` in it that isn't in quotes is against the syntax; there are
-            # programs that take it for the address.
-            bare = _QUOTED_OR_PAIR.sub(lambda match: " " if match[0][0] == '"' else match[0], plain)
-            found += _addresses(_ENCODED.sub(" ", bare))
-            if "=?" in bare:
-                shown += _addresses(_decoded(bare))
-            angle = "".join(self._angle)
-            if angle.lstrip().startswith("@") and ":" in angle:
-                angle = angle.partition(":")[2]  # RFC 5322 section 4.4: obs-route
-            angle = _decoded(angle)
-            if "@" in angle:
-                found += _addresses(angle)
-            elif name := angle.replace(">", " ").strip():
-                found.append(unquoted(name))
-        elif "@" not in (text := _decoded(plain)):
-            if name := text.strip():
-                self._bare.append(unquoted(name))
+
+def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:
+    """Part a field into mailboxes, and these into what is in angle brackets and what isn't.
+
+    Gives the text outside, the text inside, and whether that outside is by right a name: that of
+    an address or of a group. A comment is a blank.
+    """
+    ends = [at for at, each in enumerate(tokens) if each == ">" and at not in comments]
+    closed = ends[-1] if ends else -1
+    plain: list[str] = []
+    angle: list[str] = []
+    inside = False
+    for at, piece in enumerate((*tokens, ",")):
+        if at in comments:
+            (angle if inside else plain).append(" ")
+        elif inside:
+            # The bracket stays: what is in two pairs of them is no one address.
+            inside = piece != ">"
+            angle.append(piece)
+        elif piece == "<" and at < closed:
+            inside = True
+        elif piece in {",", ";", ":"}:
+            yield "".join(plain), "".join(angle), bool(angle) or piece == ":"
+            plain.clear()
+            angle.clear()
         else:
-            # RFC 2047 section 5: an encoded-word "MUST NOT appear in any portion of an
-            # 'addr-spec'".  There are programs that decode it there.
-            found += _addresses(text)
-        for aside in (*self._quoted, *self._comments):
-            shown += _addresses(ESCAPED.sub(r"\1", _decoded(aside)))
-        self._start()
+            plain.append(piece)
 
 
-def _addresses(text: str) -> list[str]:
-    """Everything in a text that looks like an address; an ``@`` in a quoted local part doesn't."""
-    if "@" not in text:
-        return []
-    masked = _QUOTED_OR_PAIR.sub(
-        lambda match: "_" * len(match[0]) if match[0][0] == '"' else match[0], text
-    )
-    found: list[str] = []
-    at = -1
-    while (at := masked.find("@", at + 1)) >= 0 and len(found) <= ADDRESSES_MAX:
-        if after := _AFTER.match(text, at + 1):
-            before = _BEFORE.search(text[max(0, at - _LOCAL_MAX) : at])
-            local = unquoted(before[1]) if before else ""
-            found.append(f"{local}@{_SPACE.sub('', after[1]).rstrip('.')}")
+def _comments(tokens: Sequence[str]) -> set[int]:
+    """Which tokens are in comments or begin or end one; a comment that never ends is none."""
+    opened: list[int] = []
+    pairs: dict[int, int] = {}
+    for at, piece in enumerate(tokens):
+        if piece == "(":
+            opened.append(at)
+        elif piece == ")" and opened:
+            pairs[opened.pop()] = at
+    found: set[int] = set()
+    end = -1
+    for begin in sorted(pairs):
+        if begin > end:
+            end = pairs[begin]
+            found.update(range(begin, end + 1))
     return found
 
 
-def _decoded(text: str) -> str:
-    """A text with its encoded-words decoded, as far as addresses in ASCII or UTF-8 go."""
-    return _ENCODED.sub(_decode, _BETWEEN.sub("", text)) if "=?" in text else text
-
-
-def _decode(match: re.Match[str]) -> str:
-    from binascii import Error, a2b_base64, a2b_qp  # only for this
-
-    charset, encoding, body = match.groups()
-    try:
-        if encoding in "bB":
-            data = a2b_base64(body + "=" * (-len(body) % 4))
-        else:
-            data = a2b_qp(body, header=True)
-    except (Error, ValueError):
-        return match[0]
-    charset = charset.lower()
-    if charset.startswith("utf-7"):
-        return data.decode("utf-7", "replace")
-    # The letters of an address are ASCII in every other charset that mail programs know, with
-    # zeros between them in the wide ones.  No codec is looked up by a stranger's name for it.
-    if charset.startswith(("utf-16", "utf-32", "utf16", "utf32", "ucs", "iso-10646")):
-        data = data.replace(b"\0", b"")
-    return data.decode("utf-8", "surrogateescape")
+def _without_domain(text: str) -> str:
+    """The local part that a text is as a whole; "" if it is none, or has an `@` outside quotes."""
+    text = text.strip()
+    if "@" in text and "@" in _QUOTED_OR_PAIR.sub("", text):
+        return ""
+    return unquoted(text)

@@ -9,22 +9,27 @@ The law:
 3. The null sender belongs to nobody and is never a spoof. (What a message says of itself is looked
    at all the same.)
 4. An address is judged as smtpd will take it: without a source route and quotes, without regard to
-   case, and completed with the server's own name where it has no domain.
+   case, and completed with the server's own name where it has no domain.  A domain is own if any
+   program takes it for an own one; a user may use a domain only in its canonical form.
 5. A `From:` field is judged by all addresses that any reader could make of it: of several fields,
    of several mailboxes, of syntax that is none.  What is too large to be judged is a spoof.
+6. A name is no claim to a foreign address.  In one that is not in quotes, an ``@`` that has no dot
+   at its right is a word: no program sends mail there.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import lru_cache
 
+from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
+from smtpd_filters.addresses.domains import NAME_MAX
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._addresses import normal, spellings
 from smtpd_filters.filters._client import ACTIONS, decision
 from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
-from smtpd_filters.filters._from_field import TooLargeError, read_from
+from smtpd_filters.filters._from_field import Candidate, TooLargeError, read_from, values_of_from
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, option, table
@@ -35,6 +40,7 @@ from smtpd_filters.tables import (
     NetworkTable,
     RegexTable,
 )
+from smtpd_filters.tables.table import lower, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,8 +50,8 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
     from smtpd_filters.tables.source import Source
 
-# RFC 5321 section 4.5.3.1.2: "The maximum total length of a domain name or number is 255 octets".
-_DOMAIN_MAX = 255
+# Addresses with blanks and commas between them; in quotes a local part may have both.
+_ADDRESSES = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|[^\s,"]|")++', re.DOTALL)
 
 
 class SendersTable(MappingTable):
@@ -54,19 +60,22 @@ class SendersTable(MappingTable):
     __slots__ = ()
 
     def _load(self, source: Source) -> None:
-        def add(_user: str, addresses: str) -> None:
+        entries: dict[str, tuple[str, str]] = {}
+
+        def add(user: str, addresses: str) -> None:
             try:
                 _table_of(addresses)
             except ConfigError as error:
                 # "built-in table: entry 1: reason": the caller knows the place better.
                 raise ValueError(str(error).split(": ", 2)[-1]) from None
+            entries[lower(short(user))] = user, addresses
 
         source.pairs(add)
-        super()._load(source)
+        self._entries = entries
 
 
 def _table_of(addresses: str) -> AddressTable:
-    entries = addresses.replace(",", " ").split()
+    entries = _ADDRESSES.findall(addresses)
     if not entries:
         raise ConfigError("no address")
     return AddressTable.of(entries)
@@ -82,7 +91,6 @@ class Mailfrom(Filter):
     """Refuse senders that use our addresses without being ours."""
 
     name = "mailfrom"
-    needs = frozenset({"link-auth"})
 
     class Options(Settings):
         """Which addresses are ours, who may use them, what to do otherwise."""
@@ -120,7 +128,8 @@ class Mailfrom(Filter):
             default=None,
             help="Users and the addresses that each may use, as for smtpd's senders: a user name, "
             "then addresses with commas between them; @example.org is every address there. Users "
-            "not listed may use none.",
+            "not listed may use none. An address without a domain is completed with the server's "
+            "name, as smtpd does.",
         )
         check_header = option(
             SWITCH,
@@ -186,14 +195,21 @@ class Mailfrom(Filter):
             key: decision(actions[key[0]], settings.reply or text) for key, text in texts.items()
         }
 
+    def required_reports(self) -> frozenset[str]:
+        """Ask who has authenticated, and for the name that completes an address."""
+        reports = {"link-auth"}
+        if self.settings.senders is not None:
+            reports.add("link-greeting")
+        return frozenset(reports)
+
     def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
         """Look at the envelope's sender."""
-        address = normal(address)
-        if not address:
+        sender = path(address)
+        if not sender:
             return PROCEED
         if why := self._free(session):
             return exempted(self, why)
-        reason = self._judge(session.username, address)
+        reason = self._judge(session, Candidate((sender.local,), sender.domain))
         if reason is None:
             return PROCEED
         return self._replies["mail", bool(session.username)].because(f"sender {reason}")
@@ -202,7 +218,7 @@ class Mailfrom(Filter):
         """Look at what the message says who wrote it."""
         if why := self._free(session):
             return exempted(self, why)
-        reason = self._judge_from(session.username, headers.get_all("From"))
+        reason = self._judge_from(session, values_of_from(headers))
         if reason is None:
             return PROCEED
         return self._replies["from", bool(session.username)].because(f"from {reason}")
@@ -213,54 +229,79 @@ class Mailfrom(Filter):
             return ""  # law 2
         return self._exempt.reason(session)
 
-    def _judge_from(self, user: str | None, values: list[str]) -> str | None:
+    def _judge_from(self, session: Session, values: list[str]) -> str | None:
         try:
             author = read_from(values)
         except TooLargeError as error:
             return f"cannot be judged: {error}"
-        for address in author.addresses:
-            if (reason := self._judge(user, address)) is not None:
+        for candidate in author.addresses:
+            if (reason := self._judge(session, candidate)) is not None:
                 return reason if len(values) == 1 else f"{reason}, in one of {len(values)} fields"
+        for candidate in author.possible:
+            if (reason := self._judge_own(session, candidate)) is not None:
+                return reason
         if self.settings.check_display:
-            for address in author.shown:
-                # A name is no claim to a foreign address.
-                if self._is_own(address) and (reason := self._judge(user, address)) is not None:
+            for candidate in author.shown:
+                if (reason := self._judge_own(session, candidate)) is not None:
                     return f"{reason}, shown as a name"
         return None
 
-    def _judge(self, user: str | None, address: str) -> str | None:
-        """Say why somebody may not use an address, or None; `user` is None for a stranger."""
+    def _judge(self, session: Session, candidate: Candidate) -> str | None:
+        """Say why a client may not use an address, or None."""
         senders = self.settings.senders
-        if user and senders is not None:
-            addresses = senders.get(user)
-            if addresses is not None and _owned(addresses).match(address) is not None:
-                return None
-            return f"{address} is not of user {user}"
-        own = self._is_own(address)
-        return f"{address} is own: {own}" if own else None
+        if not session.username or senders is None:
+            return self._judge_own(session, candidate)
+        # smtpd completes an address before it looks for it in its own `senders`.
+        candidate = candidate.completed(session.server_name)
+        if (addresses := senders.get(session.username)) is not None:
+            listed = _owned(addresses)
+            for local in candidate.local_parts:
+                if listed.find(Address(local, candidate.domain)):
+                    return None
+        return f"{candidate} is not of user {session.username}"
 
-    def _is_own(self, address: str) -> str | None:
+    def _judge_own(self, session: Session, candidate: Candidate) -> str | None:
+        """Judge what is no claim to a foreign address: a name, another way to read an address."""
+        own = self._is_own(candidate)
+        if not own:
+            return None
+        if session.username and self.settings.senders is not None:
+            return self._judge(session, candidate)
+        return f"{candidate} is own: {own}"
+
+    def _is_own(self, candidate: Candidate) -> str | None:
         """Give what makes an address our own, or None."""
         settings = self.settings
-        local, at, domain = address.rpartition("@")
-        guards = settings.domains or settings.addresses or settings.patterns
-        if not at or domain.endswith('"'):
+        if not candidate.domain:
             # smtpd completes it with the name of the server.
+            guards = settings.domains or settings.addresses or settings.patterns
             return "it has no domain but the server's" if guards else None
-        domain = domain[-_DOMAIN_MAX:]
-        for spelt in spellings(domain):
-            if settings.domains is not None and (entry := self._own_domain(spelt)):
+        for domain in readings(candidate.domain):
+            if settings.domains is not None and (entry := self._own_domain(domain)):
                 return entry
-            full = f"{local}@{spelt}"
-            if settings.addresses is not None and (entry := settings.addresses.match(full)):
-                return entry
-            if settings.patterns is not None and (entry := settings.patterns.match(full)):
+            for local in candidate.local_parts:
+                if entry := self._own_address(Address(local, domain)):
+                    return entry
+        return None
+
+    def _own_address(self, address: Address) -> str | None:
+        settings = self.settings
+        if settings.addresses is not None and (entry := settings.addresses.find(address)):
+            return entry
+        if settings.patterns is None:
+            return None
+        forms = {address.domain: None, in_unicode(address.domain): None}
+        for domain in forms:
+            if entry := settings.patterns.match(f"{folded(address.local)}@{domain}"):
                 return entry
         return None
 
     def _own_domain(self, domain: str) -> str | None:
+        """Give the entry that covers a canonical domain, or with `--subdomains` one above it."""
         domains = self.settings.domains
         assert domains is not None  # noqa: S101  # asked only if there are
+        # A longer one is no domain, but what is above it may be.
+        domain = domain[-NAME_MAX:]
         entry = domains.match(domain)
         while entry is None and self.settings.subdomains and "." in domain:
             domain = domain.partition(".")[2]

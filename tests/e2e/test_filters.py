@@ -332,6 +332,43 @@ def test_users_may_use_their_own_addresses(start: Start) -> None:
     assert attempt(server, sender="alice@local.example").text == SPOOF_TEXT
 
 
+BARE_FROM = b"From: bob\r\nSubject: hello\r\n\r\nbody\r\n"
+
+
+def test_a_users_address_is_completed_as_smtpd_does(start: Start) -> None:
+    """What the filter takes for a user's address is what smtpd's own `senders` takes for one."""
+    files = {"senders": "bob bob@mail.local.example, bob@xn--bcher-kva.example, @sales.example\n"}
+    command = filter_command("mailfrom", "--senders", file_path("senders"), "--check-header")
+    server = start(
+        zone=ZONE,
+        files=files,
+        declarations=f"table allowed file:{file_path('senders')}\n"
+        f'filter "own" proc-exec "{command}"',
+        listeners="listen on socket\n"
+        'listen on 127.0.0.1 port 25 $tls auth <credentials> hostname "mail.local.example" '
+        'filter "own"\n'
+        'listen on ::1 port 25 $tls auth <credentials> hostname "mail.local.example" '
+        "senders <allowed>\n",
+    )
+    for sender, taken in (
+        ("bob", True),
+        ("bob@mail.local.example", True),
+        ("BOB@XN--BCHER-KVA.EXAMPLE", True),
+        ("anybody@Sales.example", True),
+        ("alice", False),
+        ("bob@mx.local.example", False),
+        ("bob@local.example", False),
+    ):
+        ours = attempt(server, sender=sender, user="bob", message=BARE_FROM)
+        its_own = attempt(server, GOOD6, sender=sender, user="bob", message=BARE_FROM)
+        assert (ours.stage, its_own.stage) == (("", "") if taken else ("MAIL", "MAIL")), sender
+    delivered = [mail.content for mail in server.maildir("alice")]
+    assert len(delivered) == 8
+    assert all(b"\nFrom: bob@mail.local.example\n" in content for content in delivered)
+    foreign = BARE_FROM.replace(b"bob", b"alice")
+    assert attempt(server, sender="bob", user="bob", message=foreign).code == 550
+
+
 @pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
 def test_a_spoofed_author(start: Start, action: str) -> None:
     flags = ("--domains", "local.example", "--check-header", "--header-action", action)

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from time import process_time
-
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters._addresses import normal
-from smtpd_filters.filters._from_field import ADDRESSES_MAX, FROM_MAX, TooLargeError, read_from
-from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.mailfrom import Mailfrom, SendersTable
+from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.filters.executables import answered, complaint, serve
 
@@ -179,6 +175,26 @@ def test_the_reply_is_the_operators() -> None:
         (("--domains", "xn--bcher-kva.example"),
          ["a@bücher.example", "a@XN--bcher-kva.example"], ["a@xn--ü.example", "a@xn--.example"]),
         (("--domains", "{ example.org, [192.0.2.25] }"), ["a@[192.0.2.25]"], ["a@[192.0.2.26]"]),
+        (("--domains", "@example.org"), ["a@example.org"], ["a@example.com"]),
+        (("--domains", "bücher.example"),
+         ["a@BÜCHER.example", "a@bu\u0308cher.example", "a@XN--Bcher-KVA.EXAMPLE",
+          "a@b\udcfccher.example", "a@xn--BCHER-2pa.example", "a@b\u200bücher.example",
+          "a@bücher\u3002example", "a@bücher.example\uff0e"],
+         ["a@bucher.example", "a@xn--bcher-kvb.example"]),
+        # Programs disagree about ß; which of the domains is ours, only we know.
+        (("--domains", "faß.example"),
+         ["a@faß.example", "a@FASS\u00ad.example".replace("SS", "ẞ"), "a@xn--fa-hia.example"],
+         ["a@fass.example"]),
+        (("--domains", "fass.example"), ["a@fass.example", "a@faß.example"],
+         ["a@xn--fa-hia.example"]),
+        (("--addresses", "jörg@example.net"),
+         ["JÖRG@example.net", "jo\u0308rg+x@example.net", "x:jörg@example.net"],
+         ["jorg@example.net"]),
+        (("--patterns", r"@.*\.bücher\.example$"),
+         ["a@x.BÜCHER.example", "a@x.xn--bcher-kva.example"], ["a@bücher.example"]),
+        (("--patterns", r"@.*\.xn--bcher-kva\.example$"),
+         ["a@x.BÜCHER.example", "a@x.xn--bcher-kva.example"], ["a@bücher.example"]),
+        ((*OWN, "--subdomains"), ["a@" + "ü" * 1200 + ".example.org"], []),
     ],
 )  # fmt: skip
 def test_own_addresses(flags: tuple[str, ...], own: list[str], foreign: list[str]) -> None:
@@ -226,189 +242,104 @@ def test_foreign_addresses_that_look_own(spelling: str) -> None:
         assert not greeted(smtpd).mail_from(spelling).refused
 
 
-@pytest.mark.parametrize(
-    ("address", "meant"),
-    [
-        ("", ""),
-        ("<>", ""),
-        ("<a@b>", "a@b"),
-        ("a@b.", "a@b"),
-        ("a@b@c", "a@b@c"),
-        ('"a b"@c', "a b@c"),
-        ('"a\\"b"@c', 'a"b@c'),
-        ('"a"b@c', '"a"b@c'),
-        ("@x:a@b", "a@b"),
-        ("a@[IPv6:2001:db8::1]", "a@[IPv6:2001:db8::1]"),
-        ('"', '"'),
-    ],
-)
-def test_normal(address: str, meant: str) -> None:
-    assert normal(address) == meant
-
-
 def test_without_a_list_of_own_addresses_strangers_are_free() -> None:
     with Conversation(Mailfrom, *SENDERS) as smtpd:
         assert not greeted(smtpd).mail_from("anna").refused
         assert greeted(smtpd, "carl").mail_from("anna").refused
 
 
-# -- From: ---------------------------------------------------------------------------------
+# -- users and their addresses -------------------------------------------------------------
 
-MAILSPLOIT = "=?utf-8?b?Ym9zc0BleGFtcGxlLm9yZw==?==?utf-8?q?=00?=@example.net"
+BOB = ("--senders", "{ bob = 'bob@mx.example.org, bob@bücher.example, \"b b\"@example.org' }")
 
 
 @pytest.mark.parametrize(
-    ("value", "addresses", "shown"),
+    ("sender", "refused"),
     [
-        ("a@b.example", ["a@b.example"], []),
-        ("A B <a@b.example>", ["a@b.example"], []),
-        ('"B, A" <a@b.example>, c@d.example', ["a@b.example", "c@d.example"], []),
-        ('"x@y.example" <a@b.example>', ["a@b.example"], ["x@y.example"]),
-        ('"x\\@y.example" <a@b.example>', ["a@b.example"], ["x@y.example"]),
-        ("a@b.example (x@y.example)", ["a@b.example"], ["x@y.example"]),
-        ("a@b.example (x (y) x@y.example)", ["a@b.example"], ["x@y.example"]),
-        ("<a(<x@y.example>)@b.example>", ["a@b.example"], ["x@y.example"]),
-        # names in encoded words, in one or across two
-        ("=?utf-8?q?x=40y=2Eexample?= <a@b.example>", ["a@b.example"], ["x@y.example"]),
-        ("=?utf-8?q?x=40y?= =?ascii?b?LmV4YW1wbGU?= <a@b.example>",
-         ["a@b.example"], ["x@y.example"]),
-        ("=?utf-7?q?x+AEA-y.example?= <a@b.example>", ["a@b.example"], ["x@y.example"]),
-        ("=?utf-16be?b?AHgAQAB5?= <a@b.example>", ["a@b.example"], ["x@y"]),
-        ('"=?utf-8?q?x=40y?=" <a@b.example>', ["a@b.example"], ["x@y"]),
-        ("=?x-unknown?q?x=40y?= <a@b.example>", ["a@b.example"], ["x@y"]),
-        ("=?utf-8?b?!?= <a@b.example>", ["a@b.example"], []),
-        ("=?utf-8?b?A?= <a@b.example>", ["a@b.example"], []),
-        # groups
-        ("Us: a@b.example, C <c@d.example>;", ["a@b.example", "c@d.example"], []),
-        ('"x@y.example": a@b.example;', ["a@b.example"], ["x@y.example"]),
-        ("x@y.example: a@b.example;", ["x@y.example", "a@b.example"], []),
-        ("Nobody:;", [], []),
-        # obsolete syntax: routes, and white space and comments everywhere
-        ("<@x.example,@y.example:a@b.example>", ["a@b.example"], []),
-        ("a @ b . example", ["a@b.example"], []),
-        ("a(x)@(y)b(z).example", ["a@b.example"], []),
-        ('"a b"@c.example', ["a b@c.example"], []),
-        ('"x@y.example"@c.example', ["x@y.example@c.example"], ["x@y.example"]),
-        ("a@[IPv6:2001:db8::1]", ["a@[IPv6:2001:db8::1]"], []),
-        ("a@b.example.", ["a@b.example"], []),
-        # no syntax at all: what a lenient reader may see
-        ("x@y.example <a@b.example>", ["x@y.example", "a@b.example"], []),
-        ("<a@b.example> x@y.example", ["x@y.example", "a@b.example"], []),
-        ("<x@y.example> <a@b.example>", ["x@y.example", "a@b.example"], []),
-        ("<x@y.example", ["x@y.example"], []),
-        ('"X <x@y.example>', ["x@y.example"], []),
-        ("a@b.example (x@y.example", ["a@b.example", "x@y.example"], []),
-        ('\\"x@y.example\\" <a@b.example>', ["x@y.example", "a@b.example"], []),
-        ("x@y.example@b.example", ["x@y.example", "y.example@b.example"], []),
-        ("x@y.example\0@b.example", ["x@y.example", "@b.example"], []),
-        (MAILSPLOIT, ["boss@example.org", "@example.net"], []),
-        ("=?utf-8?q?x=40y.example=20=3Ca=40b.example=3E?=", ["x@y.example", "a@b.example"], []),
-        ("[x@y.example", ["x@y.example"], []),
-        ("@@ @, @<@>", [], []),
-        # no domain: smtpd gives it the server's
-        ("root", ["root"], []),
-        ("Root <root>", ["root"], []),
-        ('"The Boss" <boss>, a@b.example', ["boss", "a@b.example"], []),
-        ("Doe, Jane <a@b.example>", ["a@b.example"], []),
-        ('"boss"', ["boss"], []),
-        ("", [], []),
-        (" , ;<>", [], []),
+        # smtpd completes it with the name of the server, and then takes it.
+        ("bob", False),
+        ('"bob"', False),
+        ("bob+tag", False),
+        ("bob@mx.example.org", False),
+        ("boss", True),
+        ("bob@example.org", True),
+        ("bob@bücher.example", False),
+        ("bob@xn--bcher-kva.example", False),
+        ("bob@XN--BCHER-KVA.EXAMPLE", False),
+        ("bob@BÜCHER.example.", False),
+        ('"b b"@example.org', False),
+        ("b@example.org", True),
+        # What merely looks like it to some is no permission.
+        ("bob@b\udcfccher.example", True),
+        ("bob@xn--BCHER-2pa.example", True),
+        ("bob@bücher.example.net", True),
     ],
-)  # fmt: skip
-def test_addresses_in_from(value: str, addresses: list[str], shown: list[str]) -> None:
-    author = read_from([value])
-    assert author.addresses == addresses
-    assert author.shown == shown
-
-
-def test_all_fields_count() -> None:
-    assert read_from(["a@b", "root", "c@d"]).addresses == ["a@b", "root", "c@d"]
-
-
-def test_there_is_a_limit_to_what_is_read() -> None:
-    half = " " * (FROM_MAX // 2 - 3) + "a@b"
-    assert read_from([half, half]).addresses == ["a@b", "a@b"]
-    with pytest.raises(TooLargeError, match="characters"):
-        read_from([half, half, """ """])
-    many = ["a@b," * ADDRESSES_MAX]
-    assert len(read_from(many).addresses) == ADDRESSES_MAX
-    with pytest.raises(TooLargeError, match="addresses"):
-        read_from([*many, "(a@b)"])
-
-
-HOSTILE = (
-    '\\"' * 16_000 + "@a",
-    '"@a"' * 8000,
-    "@a" * 16_000,
-    '("' * 16_000,
-    "[" * 32_000,
-    "[]" * 16_000,
-    "=?" * 16_000,
-    "(@a" * 10_000,
-    "(" * 32_000,
-    "<" * 32_000,
-    "<>" * 16_000,
-    " " * 32_000 + "@a",
-    "a@" + " ." * 16_000,
-    "a" * 32_000,
-    "a@ . " * 6000,
-    "a@a" + ".a " * 10_000,
-    '"' + '\\"' * 16_000,
-    "\\" * 32_001,
-    "=?utf-8?q?=22=5c?=" * 1700,
-    ("=?utf-8?q?" + "=40a." * 150 + "?= ") * 30,
-    "?= =?" * 6000,
-    "?=" + " " * 32_000,
 )
+def test_an_address_of_a_user_in_any_spelling(sender: str, *, refused: bool) -> None:
+    with Conversation(Mailfrom, *BOB) as smtpd:
+        assert greeted(smtpd, "bob").mail_from(sender).refused is refused
 
 
-@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:16])
-def test_hostile_fields_are_read_at_once(value: str) -> None:
-    started = process_time()
-    for _ in range(5):
-        try:
-            read_from([value])
-        except TooLargeError:
-            pass
-    # Some milliseconds each; what is quadratic takes seconds.
-    assert process_time() - started < 2
+def test_old_readings_of_a_domain_give_no_rights() -> None:
+    flags = ("--senders", "{ bob = bob@fass.example, carl = carl@faß.example }")
+    with Conversation(Mailfrom, *flags) as smtpd:
+        assert greeted(smtpd, "bob").mail_from("bob@faß.example").refused
+        assert greeted(smtpd, "carl").mail_from("carl@fass.example").refused
+        assert not greeted(smtpd, "carl").mail_from("carl@xn--fa-hia.example").refused
 
 
-PIECES = st.sampled_from(
-    ["a", "@", "b.example", "<", ">", '"', "\\", "(", ")", ",", ";", ":", " ", ".", "[", "]",
-     "=?utf-8?q?", "=40", "?=", "=?utf-8?b?QA==?=", "=?utf-7?q?+2AA-?=", "\0", "\udcff", "é"]
-)  # fmt: skip
-WILD = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60)
+@pytest.mark.parametrize(
+    ("field", "refused"),
+    [
+        ("bob", False),
+        ("Bob <bob>", False),
+        ("Bob <bob@mx.example.org>", False),
+        ("Bob @ Work <bob@mx.example.org>", False),
+        ("Bob@Work <bob@mx.example.org>", False),
+        ("Bob @ Work. Sales <bob@mx.example.org>", False),
+        ('"Bob @ Work" <bob@mx.example.org>', False),
+        ("=?utf-8?q?Bob_=40_Work?= <bob@mx.example.org>", False),
+        ('"ceo@example.net" <bob@mx.example.org>', False),
+        ("\"'bob@mx.example.org'\" <bob@mx.example.org>", False),
+        ("Bob <bob@BÜCHER.example>", False),
+        ("boss", True),
+        ("Bob <boss>", True),
+        ("ceo@example.net <bob@mx.example.org>", True),
+        ("bob@mx.example.org, boss@mx.example.org", True),
+        ('"boss@own.example" <bob@mx.example.org>', True),
+        ("boss @ own.example <bob@mx.example.org>", True),
+        ("boss@localhost <bob@mx.example.org>", True),
+    ],
+)
+def test_from_fields_of_a_user(field: str, *, refused: bool) -> None:
+    flags = (*BOB, "--domains", "{ own.example, localhost }", "--check-display")
+    with Conversation(Mailfrom, *flags) as smtpd:
+        client = greeted(smtpd, "bob")
+        client.mail_from("bob")
+        client.rcpt_to("a@example.org")
+        done = client.message(f"From: {field}\n\nbody\n".encode())
+        assert done.refused is refused
+        assert done.unchanged or refused
 
 
-@given(values=st.lists(WILD, max_size=3))
-@example(values=["=?utf-7?q?+2AA-@example.org?="])
-def test_no_field_raises(values: list[str]) -> None:
-    policy = Mailfrom(
-        Mailfrom.Options(
-            domains=Mailfrom.Options.options["domains"].kind.parse("example.org"),
-            addresses=Mailfrom.Options.options["addresses"].kind.parse("@example.com"),
-            patterns=Mailfrom.Options.options["patterns"].kind.parse("example"),
-            check_display=True,
+def test_before_smtpd_has_said_its_name_an_address_is_not_completed() -> None:
+    smtpd = Conversation(Mailfrom, "--senders", "{ bob = bob@mx.example.org, eve = eve }")
+    with smtpd:
+        session = smtpd.connect()
+        session.ehlo()
+        assert {"link-auth", "link-greeting"} <= set(smtpd.reports)
+        policy = Mailfrom(
+            Mailfrom.Options(senders=SendersTable.load("{ bob = bob@mx.example.org }"))
         )
-    )
-    policy.setup()
-    assert policy._judge_from(None, values) is None or values
+        policy.setup()
+        missed = Session(b"1").expect(["username", "server_name"])
+        missed.apply("link-auth", (b"pass", b"bob"))
+        assert policy.mail_from(missed, "bob").reason == "sender bob is not of user bob"
+        missed.apply("link-greeting", (b"mx.example.org",))
+        assert policy.mail_from(missed, "bob") is PROCEED
 
 
-@given(before=WILD, after=WILD)
-@example(before="", after="<.a")
-@example(before="", after="<.a>")
-def test_an_own_address_in_angle_brackets_is_found_behind_anything(before: str, after: str) -> None:
-    # But for what makes a comment or a quoted string of it, or opens brackets before it.
-    opens = any(char in before for char in '"\\(<')
-    found = read_from([f"{before} <boss@example.org>{after}"]).addresses
-    assert "boss@example.org" in found or opens
-
-
-@given(address=WILD)
-def test_normal_never_raises_and_has_no_quotes_left_to_take(address: str) -> None:
-    assert isinstance(normal(address), str)
+# -- From: ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -488,6 +419,14 @@ def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
     assert sent(*OWN, *flags, fields=fields).verb == "disconnect"
 
 
+@pytest.mark.parametrize(
+    "field", ["'boss@example.org'", "boss@example.org- x", "*boss@example.org*"]
+)
+@pytest.mark.parametrize("own", ["@example.org", "boss@example.org"])
+def test_marks_around_an_address_hide_it_from_no_check(field: str, own: str) -> None:
+    assert sent("--addresses", own, "--check-header", fields=f"From: {field}").refused
+
+
 # -- flags ---------------------------------------------------------------------------------
 
 
@@ -504,6 +443,23 @@ def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
         (("--patterns", "(a"), "--patterns: "),
         (("--domains", "file:/nonexistent/own"), "--domains: /nonexistent/own: No such file"),
         (("--senders", "{ anna = ' , ' }"), "--senders: inline table: entry 1: no address"),
+        (
+            ("--domains", "{ example.org, http://example.org/ }"),
+            "--domains: inline table: entry 2: ':' can't be in a domain",
+        ),
+        (("--domains", "boss@example.org"), "--domains: inline table: entry 1: an address, not a"),
+        (
+            ("--addresses", "example.org"),
+            '--addresses: inline table: entry 1: did you mean "@example.org"?',
+        ),
+        (
+            ("--senders", "{ anna = anna@example.org, bob = 'bob@example.org, example.org' }"),
+            '--senders: inline table: entry 2: did you mean "@example.org"?',
+        ),
+        (
+            ("--senders", "{ anna = anna@example.org@example.net }"),
+            '--senders: inline table: entry 1: more than one "@"',
+        ),
     ],
 )
 def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
@@ -518,6 +474,17 @@ def test_a_bad_line_of_senders_is_named(tmp_path: Path) -> None:
     table.write_text(f"anna anna@{'x' * 1100}\n")
     said = complaint("mailfrom", "--senders", f"file:{table}")
     assert f"--senders: {table}:1: longer than 1023 bytes in " in said
+
+
+def test_a_table_with_an_entry_that_covers_nothing_keeps_its_content(tmp_path: Path) -> None:
+    domains = tmp_path / "domains"
+    domains.write_text("example.org\n")
+    with Conversation(Mailfrom, "--domains", f"file:{domains}") as smtpd:
+        domains.write_text("example.com\nhttp://example.org/\n")
+        smtpd.reload()
+        assert f"{domains}:2: ':' can't be in a domain" in smtpd.log[-1]
+        assert greeted(smtpd).mail_from("a@example.org").refused
+        assert not greeted(smtpd).mail_from("a@example.com").refused
 
 
 def test_tables_are_reloaded(tmp_path: Path) -> None:

@@ -1,0 +1,170 @@
+"""What looks like a mail address in a text, as a reader would find it.
+
+There is one wherever an ``@`` has letters or digits at its right. Where the domain ends is for the
+domain to say: behind its last letter or digit (RFC 5321 section 4.1.2, RFC 5892), so that a mark
+which is glued to it doesn't hide it. Marks before the local part may belong to it (``_jane``) or
+not (``'boss``); both readings are given.
+
+**Total**: nothing here raises, whatever the text. **Linear**: reading takes time in proportion to
+the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from smtpd_filters.addresses.domains import invisible
+from smtpd_filters.addresses.mailbox import unquoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# RFC 5321 section 4.5.3.1.1 has 64; twice that for quotes and backslashes.
+_LOCAL_MAX = 128
+# White space within a domain: so many of the names that end there are looked at.
+_GAPS_MAX = 8
+
+# A quoted string, or a quoted pair: a quote in it opens nothing.
+_QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_IN_ATOM = r"""[^\s\x00-\x20\x7f."\\()<>,;:@\[\]]"""
+_LAST_AT = re.compile("@(?!@)")
+# What is at the right of an `@`: a literal; or atoms, perhaps behind marks, with white space around
+# the dots as in obs-domain (RFC 5322 section 4.4).
+_AFTER = re.compile(
+    rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]++:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
+    rf"""({_IN_ATOM}++(?:\s*+\.\s*+{_IN_ATOM}++)*+))"""
+)
+_GAP = re.compile(r"\s+\.\s*|\.\s+")
+_SPACE = re.compile(r"\s+")
+# At the left, read towards the beginning of the text: atoms, perhaps behind marks.
+_BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
+# The letters and digits of a local part, and what is between them.
+_WITHOUT_MARKS = re.compile(r"[\W_]*+(.*[^\W_])[\W_]*+", re.DOTALL)
+# A mark beyond ASCII: RFC 6532 has it in local parts, no reader takes it for a part of one.
+_UP_TO_LAST_MARK = re.compile(r".*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff]", re.DOTALL)
+_PLAIN_DOMAIN = re.compile(r"[^A-Za-z0-9_]*+([A-Za-z0-9_.-]*+)")
+_BETWEEN_LETTERS = dict.fromkeys(map(ord, "-_."))
+# RFC 5892 appendix A: characters within U-labels that are no letters.
+_JOINING = "\u00b7\u0375\u05f3\u05f4\u200c\u200d\u30fb"
+_IN_LABELS = frozenset(f"-_.{_JOINING}")
+_JOINED = re.compile(f"[_{_JOINING}]")
+# Parts of letters, letters newer than this Python, and bytes that aren't UTF-8 and may be letters.
+_LETTERS = frozenset({"Mn", "Mc", "Co", "Cn", "Cs"})
+
+# NFKC makes these of them. It is done to domains, which are short, and not to whole texts.
+_LIKE_AT_OR_DOT = {
+    **dict.fromkeys((0xFF20, 0xFE6B), "@"),
+    **dict.fromkeys((0xFF0E, 0x3002, 0xFF61, 0xFE52, 0x2024), "."),
+}
+# ISO 2022: what switches between sets of letters, and isn't shown.
+_SHIFTS = re.compile(r"\x1b[\x20-\x2f]*+[\x30-\x7e]")
+
+
+class Sighting:
+    """An address in a text.
+
+    `local_parts` are the ways to read its local part, the text's own first. `domain` is the domain
+    up to the first white space, `whole` with what follows behind white space and a dot, `others`
+    what else a reader could take for it.
+    """
+
+    __slots__ = ("domain", "local_parts", "others", "whole")
+
+    def __init__(
+        self, local_parts: tuple[str, ...], domain: str, whole: str, others: tuple[str, ...]
+    ) -> None:
+        self.local_parts = local_parts
+        self.domain = domain
+        self.whole = whole
+        self.others = others
+
+    def domains(self) -> tuple[str, ...]:
+        """All ways to read the domain, each once."""
+        return tuple(dict.fromkeys((self.whole, self.domain, *self.others)))
+
+
+def sightings(text: str, *, quoting: bool) -> Iterator[Sighting]:
+    """Find everything in a text that looks like an address.
+
+    With `quoting` the text is one in the syntax of RFC 5322, where an ``@`` in quotes is none and
+    a local part may be quoted. Otherwise it is what a reader sees.
+    """
+    text = _as_seen(text)
+    if "@" not in text:
+        return
+    quoted: dict[int, int] = {}
+
+    def masked(match: re.Match[str]) -> str:
+        if match[0][0] != '"':
+            return match[0]
+        quoted[match.end()] = match.start()
+        return "_" * len(match[0])
+
+    searched = _QUOTED_OR_PAIR.sub(masked, text) if quoting else text
+    for sign in _LAST_AT.finditer(searched):
+        at = sign.start()
+        after = _AFTER.match(searched, at + 1)
+        if after is None:
+            continue
+        before = text[max(0, at - _LOCAL_MAX) : at]
+        end = at - len(before) + len(before.rstrip())
+        if end in quoted:
+            local_parts: tuple[str, ...] = (unquoted(text[quoted[end] : end]),)
+        else:
+            local_parts = _local_parts(before)
+        if after[1]:
+            yield Sighting(local_parts, after[1], after[1], ())
+        elif found := _domains(after[2]):
+            yield Sighting(local_parts, *found)
+
+
+def _as_seen(text: str) -> str:
+    if "\x1b" in text:
+        text = _SHIFTS.sub("", text)
+    return text if text.isascii() else invisible(text.translate(_LIKE_AT_OR_DOT))
+
+
+def _local_parts(before: str) -> tuple[str, ...]:
+    """The ways to read what stands before an `@`."""
+    match = _BEFORE.match(before[::-1])
+    written = match[1][::-1] if match else ""
+    found = {written: None}
+    for text in (written, _UP_TO_LAST_MARK.sub("", written, 1)):
+        if match := _WITHOUT_MARKS.fullmatch(text):
+            found[match[1]] = None
+    return tuple(found)
+
+
+def _domains(written: str) -> tuple[str, str, tuple[str, ...]] | None:
+    """The ways to read the domain that begins a text; None if there is none."""
+    closed = _SPACE.sub("", written)
+    whole = domain = _cut(closed)
+    if not whole:
+        return None
+    others = {closed.rstrip("."): None, whole.lstrip("_"): None, _JOINED.split(whole, 1)[0]: None}
+    gaps = [gap.start() for _, gap in zip(range(_GAPS_MAX), _GAP.finditer(written), strict=False)]
+    names = [name for gap in gaps if (name := _cut(_SPACE.sub("", written[:gap])))]
+    if names:
+        domain = names[0]
+    others.update(dict.fromkeys(names))
+    return domain, whole, tuple(each for each in others if each not in {domain, whole, ""})
+
+
+def _cut(text: str) -> str:
+    """The domain in a text without marks around it."""
+    if text.isascii():
+        match = _PLAIN_DOMAIN.match(text)
+        return match[1].rstrip("-_.") if match else ""
+    if text.translate(_BETWEEN_LETTERS).isalnum():
+        return text.strip("-_.")
+    from unicodedata import category  # only for this
+
+    begin = None
+    for at, char in enumerate(text):
+        if char.isalnum() or char == "_" or category(char) in _LETTERS:
+            begin = at if begin is None else begin
+        elif begin is not None and char not in _IN_LABELS:
+            text = text[:at]
+            break
+    return "" if begin is None else text[begin:].rstrip(f"-_.{_JOINING}")
