@@ -101,7 +101,7 @@ class Author:
             self._given += 1
         if max(self._given, self._named) > ADDRESSES_MAX:
             raise TooLargeError(f"From has more than {ADDRESSES_MAX} addresses")
-        for domain in sighting.domains():
+        for domain in sighting.domains:
             if not domain.isascii() or PREFIX in domain.lower():
                 self._international[domain] = len(domain)
                 if sum(self._international.values()) > INTERNATIONAL_MAX:
@@ -128,9 +128,11 @@ def values_of_from(headers: Headers) -> list[str]:
 def read_from(values: Sequence[str]) -> Author:
     """Read the values of all `From:` fields of a message, whatever is in them.
 
-    Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` addresses and
+    Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` fields or addresses, and
     `INTERNATIONAL_MAX` characters of internationalised domains.
     """
+    if len(values) > ADDRESSES_MAX:
+        raise TooLargeError(f"From has more than {ADDRESSES_MAX} fields")
     if sum(map(len, values)) > FROM_MAX:
         raise TooLargeError(f"From has more than {FROM_MAX} characters")
     author = Author()
@@ -209,28 +211,31 @@ class _Field:
         """Add an address; `domain` is the one that is meant, if any is."""
         if domain:
             self._given[Candidate(sighting.local_parts, domain)] = None
-        for other in sighting.domains():
+        for other in sighting.domains:
             if other != domain:
                 self._author.possible[Candidate(sighting.local_parts, other)] = None
 
     def _add_shown(self, value: str) -> None:
         """Add what a reader sees: the field as it is, and without quotes and backslashes."""
-        texts = {value: None, _QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value): None}
+        texts = [value]
+        if '"' in value or "\\" in value:
+            texts.append(_QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value))
         for text in texts:
             for sighting in self._sightings(text, quoting=False):
                 if Candidate(sighting.local_parts, sighting.whole) not in self._given:
-                    for domain in sighting.domains():
+                    for domain in sighting.domains:
                         self._shown[Candidate(sighting.local_parts, domain)] = None
 
     def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[Sighting]:
         """Find addresses in all readings of a text; raises TooLargeError."""
         if not _AT.search(text):
             return
-        for reading in decoded(text):
-            for view in {reading: None, _CONTROLS.sub("", reading): None}:
-                for sighting in sightings(view, quoting=quoting):
-                    self._author.count(sighting, shown=not quoting)
-                    yield sighting
+        views = list(decoded(text))
+        views += [_CONTROLS.sub("", view) for view in views if _CONTROLS.search(view)]
+        for view in views:
+            for sighting in sightings(view, quoting=quoting):
+                self._author.count(sighting, shown=not quoting)
+                yield sighting
 
 
 def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:

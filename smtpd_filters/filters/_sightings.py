@@ -43,6 +43,7 @@ _BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
 _WITHOUT_MARKS = re.compile(r"[\W_]*+(.*[^\W_])[\W_]*+", re.DOTALL)
 # A mark beyond ASCII: RFC 6532 has it in local parts, no reader takes it for a part of one.
 _UP_TO_LAST_MARK = re.compile(r".*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff]", re.DOTALL)
+_HOST = re.compile(r"(?!-)[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)*+(?<!-)")
 _PLAIN_DOMAIN = re.compile(r"[^A-Za-z0-9_]*+([A-Za-z0-9_.-]*+)")
 _BETWEEN_LETTERS = dict.fromkeys(map(ord, "-_."))
 # RFC 5892 appendix A: characters within U-labels that are no letters.
@@ -65,23 +66,17 @@ class Sighting:
     """An address in a text.
 
     `local_parts` are the ways to read its local part, the text's own first. `domain` is the domain
-    up to the first white space, `whole` with what follows behind white space and a dot, `others`
-    what else a reader could take for it.
+    up to the first white space, `whole` with what follows behind white space and a dot; `domains`
+    are these and what else a reader could take for it.
     """
 
-    __slots__ = ("domain", "local_parts", "others", "whole")
+    __slots__ = ("domain", "domains", "local_parts", "whole")
 
-    def __init__(
-        self, local_parts: tuple[str, ...], domain: str, whole: str, others: tuple[str, ...]
-    ) -> None:
+    def __init__(self, local_parts: tuple[str, ...], domain: str, whole: str, *others: str) -> None:
         self.local_parts = local_parts
         self.domain = domain
         self.whole = whole
-        self.others = others
-
-    def domains(self) -> tuple[str, ...]:
-        """All ways to read the domain, each once."""
-        return tuple(dict.fromkeys((self.whole, self.domain, *self.others)))
+        self.domains = (whole, *others) if whole == domain else (whole, domain, *others)
 
 
 def sightings(text: str, *, quoting: bool) -> Iterator[Sighting]:
@@ -114,7 +109,7 @@ def sightings(text: str, *, quoting: bool) -> Iterator[Sighting]:
         else:
             local_parts = _local_parts(before)
         if after[1]:
-            yield Sighting(local_parts, after[1], after[1], ())
+            yield Sighting(local_parts, after[1], after[1])
         elif found := _domains(after[2]):
             yield Sighting(local_parts, *found)
 
@@ -129,6 +124,8 @@ def _local_parts(before: str) -> tuple[str, ...]:
     """The ways to read what stands before an `@`."""
     match = _BEFORE.match(before[::-1])
     written = match[1][::-1] if match else ""
+    if written.isalnum():
+        return (written,)
     found = {written: None}
     for text in (written, _UP_TO_LAST_MARK.sub("", written, 1)):
         if match := _WITHOUT_MARKS.fullmatch(text):
@@ -136,19 +133,21 @@ def _local_parts(before: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _domains(written: str) -> tuple[str, str, tuple[str, ...]] | None:
-    """The ways to read the domain that begins a text; None if there is none."""
+def _domains(written: str) -> tuple[str, ...]:
+    """The ways to read the domain that begins a text, as `Sighting` has them; empty for none."""
+    if _HOST.fullmatch(written):
+        return written, written
     closed = _SPACE.sub("", written)
     whole = domain = _cut(closed)
     if not whole:
-        return None
+        return ()
     others = {closed.rstrip("."): None, whole.lstrip("_"): None, _JOINED.split(whole, 1)[0]: None}
     gaps = [gap.start() for _, gap in zip(range(_GAPS_MAX), _GAP.finditer(written), strict=False)]
     names = [name for gap in gaps if (name := _cut(_SPACE.sub("", written[:gap])))]
     if names:
         domain = names[0]
     others.update(dict.fromkeys(names))
-    return domain, whole, tuple(each for each in others if each not in {domain, whole, ""})
+    return domain, whole, *(each for each in others if each not in {domain, whole, ""})
 
 
 def _cut(text: str) -> str:

@@ -179,6 +179,9 @@ def test_there_is_a_limit_to_what_is_read() -> None:
     assert len(read_from(many).addresses) == ADDRESSES_MAX
     with pytest.raises(TooLargeError, match="addresses"):
         read_from([*many, "(a@b)"])
+    assert len(read_from(["a@b"] * ADDRESSES_MAX).addresses) == 1
+    with pytest.raises(TooLargeError, match="fields"):
+        read_from(["a"] * (ADDRESSES_MAX + 1))
     label = "xn--" + "a" * (INTERNATIONAL_MAX // 4 - 4)
     names = [f"a@{label}{number}" for number in "1234"]
     assert len(read_from(names[:3] * 10).addresses) == 3
