@@ -13,12 +13,17 @@ import re
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Literal
 
 # RFC 2047 section 2. Programs take longer ones than its 75 characters, and white space within.
 _HEAD = re.compile(r"=\?([!->@-~]{0,60})\?([bBqQ])\?")
 _PADDING = re.compile(rb"=[=\s]*+")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
-_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
+# RFC 2047 section 5 (3) has letters, digits and "!*+-/=_" only; programs take all but these, which
+# mean something in an address, and what may stand beside a word.
+_NOT_IN_NAMES = re.compile(r"[\x00-\x20\x7f()<>@,;:\\\"\[\]?]")
+_APART = frozenset(' \t\r\n()<>,;:"')
 
 #: What the character sets that mail programs know are called in Python, where bytes of ASCII may
 #: mean something else, or letters beyond ASCII are no UTF-8. A stranger's name for a character set
@@ -70,21 +75,15 @@ _WIDE = ("utf16", "utf32", "ucs", "iso10646", "unicode", "csunicode")
 def decoded(text: str) -> tuple[str, ...]:
     """Give the readings of a text: as its character sets have it, and as ASCII or UTF-8.
 
-    What isn't UTF-8 is kept as surrogate escapes. A text without encoded words has one reading,
+    What isn't UTF-8 is kept as surrogate escapes. There are readings with blanks around the encoded
+    words, since some programs end an address there. A text without encoded words has one reading,
     itself.
     """
     if "=?" not in text:
         return (text,)
-    pieces = list(_pieces(text))
-    words = [each for each in pieces if isinstance(each, _Word)]
-    most = max((len(each.codecs) for each in words), default=0)
-    found: dict[str, None] = {}
-    for go_on in {any(each.is_padded for each in words), False}:
-        for number in (*range(most), -1):
-            found["".join(
-                each if isinstance(each, str) else each.read(number, go_on=go_on)
-                for each in pieces
-            )] = None  # fmt: skip
+    found = dict.fromkeys(_readings(list(_pieces(text, strict=False))))
+    if _may_differ(text):
+        found.update(dict.fromkeys(_readings(list(_pieces(text, strict=True)))))
     return tuple(found)
 
 
@@ -92,23 +91,56 @@ def outside(text: str) -> str:
     """Give a text with a blank in place of its encoded words."""
     if "=?" not in text:
         return text
-    return " ".join(each for each in _pieces(text) if isinstance(each, str))
+    return " ".join(each for each in _pieces(text, strict=False) if isinstance(each, str))
+
+
+def is_in_order(text: str) -> bool:
+    """Whether all programs will find the same encoded words in a name (RFC 2047 section 5 (3)).
+
+    Each stands apart from other words, and holds nothing that means something in an address.
+    """
+    if "=?" not in text:
+        return True
+    around = f" {text} "
+    return all(
+        around[begin - 1] in _APART
+        and around[end] in _APART
+        and not _NOT_IN_NAMES.search(around[head.end() : end - 2])
+        for begin, head, end in _words(around, strict=False)
+    )
+
+
+def _readings(pieces: list[str | _Word]) -> Iterator[str]:
+    words = [each for each in pieces if isinstance(each, _Word)]
+    most = max((len(each.codecs) for each in words), default=0)
+    for data in ("whole", "begun") if any(each.is_padded for each in words) else ("whole",):
+        for number in (*range(most), -1):
+            for between in ("", " "):
+                yield between.join(
+                    each if isinstance(each, str) else each.read(number, data, between)
+                    for each in pieces
+                )
+
+
+def _may_differ(text: str) -> bool:
+    """Whether there is a question mark in an encoded word, at which strict programs end it."""
+    return any(text.find("?", head.end()) < end - 2 for _, head, end in _words(text, strict=False))
 
 
 class _Word:
-    """Adjacent encoded words of one character set: their bytes belong together.
+    """Adjacent encoded words of one character set: their bytes may belong together.
 
-    Behind padding within base64 some programs go on, others stop: `data` is what has been decoded
-    by the former, `stopped` by the latter.
+    Behind padding within base64 some programs go on, and others stop: `whole` is what the former
+    decode of each word, `begun` what the latter do.
     """
 
-    __slots__ = ("charset", "codecs", "data", "stopped")
+    __slots__ = ("begun", "charset", "codecs", "whole")
 
     def __init__(self, charset: str) -> None:
         self.charset = charset
         self.codecs = _CODECS.get(charset, ())
-        self.data = bytearray()
-        self.stopped = bytearray()
+        self.whole: list[bytes] = []
+        self.begun: list[bytes] = []
 
     def add(self, encoding: str, text: str) -> None:
         """Add an encoded text."""
@@ -122,51 +154,65 @@ class _Word:
             parts = [a2b_qp(body, header=True)]
         else:
             parts = [_from_base64(part) for part in _PADDING.split(body)]
-        self.data += b"".join(parts)
-        self.stopped += parts[0]
+        self.whole.append(b"".join(parts))
+        self.begun.append(parts[0])
 
     @property
     def is_padded(self) -> bool:
         """Whether programs disagree about where it ends."""
-        return len(self.data) != len(self.stopped)
+        return self.whole != self.begun
 
-    def read(self, number: int, *, go_on: bool) -> str:
+    def read(self, number: int, data: Literal["whole", "begun"], between: str) -> str:
         """Decode the bytes by the codec of this number, or the last; -1 is ASCII or UTF-8."""
-        data = self.data if go_on else self.stopped
+        words: list[bytes] = getattr(self, data)
+        if not between:
+            words = [b"".join(words)]
         if number >= 0 and self.codecs:
             codec = self.codecs[min(number, len(self.codecs) - 1)]
-            return data.decode(codec, "replace").removeprefix("\ufeff")
-        if self.charset.startswith(_WIDE):  # there are zeros between the letters
-            data = data.replace(b"\0", b"")
-        return data.decode("utf-8", "surrogateescape")
+            read = [each.decode(codec, "replace").removeprefix("\ufeff") for each in words]
+        else:
+            if self.charset.startswith(_WIDE):  # there are zeros between the letters
+                words = [each.replace(b"\0", b"") for each in words]
+            read = [each.decode("utf-8", "surrogateescape") for each in words]
+        return between.join(read)
 
 
-def _pieces(text: str) -> Iterator[str | _Word]:
-    """Part a text into words that are encoded, and what is between them."""
-    at = begin = 0
-    last: _Word | None = None
+def _words(text: str, *, strict: bool) -> Iterator[tuple[int, re.Match[str], int]]:
+    """Find encoded words: where each begins, its head, and where it ends.
+
+    By RFC 2047 there is no question mark in one; many programs look for "?=" only.
+    """
+    at = 0
     while (at := text.find("=?", at)) >= 0:
-        head = _HEAD.match(text, at)
-        if head is None:
-            at += 2
-            continue
-        end = text.find("?=", head.end())
-        if end < 0:
-            break  # nor does any other end
-        charset = _NOT_IN_NAMES.sub("", head[1].lower().partition("*")[0])  # RFC 2231 section 5
+        begin, at = at, at + 2
+        if head := _HEAD.match(text, begin):
+            end = text.find("?" if strict else "?=", head.end())
+            if end < 0:
+                return  # nor does any other end
+            if text.startswith("?=", end):
+                at = end + 2
+                yield begin, head, at
+
+
+def _pieces(text: str, *, strict: bool) -> Iterator[str | _Word]:
+    """Part a text into words that are encoded, and what is between them."""
+    behind = 0
+    last: _Word | None = None
+    for begin, head, end in _words(text, strict=strict):
+        charset = _NOT_ALPHANUMERIC.sub("", head[1].lower().partition("*")[0])  # RFC 2231 section 5
         # RFC 2047 section 6.2: white space between two of them is no part of the text.
-        between = text[begin:at]
+        between = text[behind:begin]
         if last is None or last.charset != charset or between.strip():
             if last is not None:
                 yield last
             if last is None or between.strip():
                 yield between
             last = _Word(charset)
-        last.add(head[2], text[head.end() : end])
-        at = begin = end + 2
+        last.add(head[2], text[head.end() : end - 2])
+        behind = end
     if last is not None:
         yield last
-    yield text[begin:]
+    yield text[behind:]
 
 
 def _from_base64(text: bytes) -> bytes:

@@ -14,7 +14,7 @@ import re
 
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
-from smtpd_filters.filters._encoded_words import decoded, outside
+from smtpd_filters.filters._encoded_words import decoded, is_in_order, outside
 from smtpd_filters.filters._sightings import sightings
 
 TYPE_CHECKING = False
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 #: one line of at most 998 characters (RFC 5322 section 2.1.1) and an address or two.
 FROM_MAX = 1 << 15
 ADDRESSES_MAX = 256
+#: Ways to read them: an encoded word may double their number.
+READINGS_MAX = 4 * ADDRESSES_MAX
+#: Encoded words. One of the 75 characters that RFC 2047 allows has room for a short name.
+WORDS_MAX = 256
 #: Characters of different internationalised domains: four of the longest. To convert one takes
 #: some milliseconds.
 INTERNATIONAL_MAX = 1024
@@ -41,6 +45,9 @@ _QUOTE_OR_PAIR = re.compile(r'\\(.)|"', re.DOTALL)
 _ROUTE = re.compile(r"\s*+@[^\s@:,<>]++(?:\s*+,[\s,]*+@[^\s@:,<>]++)*+\s*+:")
 # A field without one of these has no address with a domain.
 _AT = re.compile("@|\uff20|\ufe6b|=\\?")
+# Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
+# an `@` (a), literals (l).
+_FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*+")
 # Some programs show nothing for these, others end an address there.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 _BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
@@ -84,22 +91,31 @@ class Author:
     comments, which some programs show instead. Each is a set in order.
     """
 
-    __slots__ = ("_given", "_international", "_named", "addresses", "possible", "shown")
+    __slots__ = (
+        "_given",
+        "_international",
+        "_looked_at",
+        "_seen",
+        "addresses",
+        "possible",
+        "shown",
+    )
 
     def __init__(self) -> None:
         self.addresses: dict[Candidate, None] = {}
         self.possible: dict[Candidate, None] = {}
         self.shown: dict[Candidate, None] = {}
-        self._given = self._named = 0
+        self._given: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
+        self._looked_at = 0
         self._international: dict[str, int] = {}
 
     def count(self, sighting: Sighting, *, shown: bool) -> None:
         """Count what was found; raises TooLargeError for more than is looked at."""
-        if shown:
-            self._named += 1
-        else:
-            self._given += 1
-        if max(self._given, self._named) > ADDRESSES_MAX:
+        self._looked_at += 1
+        found = self._seen if shown else self._given
+        found.add((sighting.local_parts[0], sighting.whole))
+        if len(found) > ADDRESSES_MAX or self._looked_at > READINGS_MAX:
             raise TooLargeError(f"From has more than {ADDRESSES_MAX} addresses")
         for domain in sighting.domains:
             if not domain.isascii() or PREFIX in domain.lower():
@@ -128,13 +144,15 @@ def values_of_from(headers: Headers) -> list[str]:
 def read_from(values: Sequence[str]) -> Author:
     """Read the values of all `From:` fields of a message, whatever is in them.
 
-    Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` fields or addresses, and
-    `INTERNATIONAL_MAX` characters of internationalised domains.
+    Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` fields or addresses,
+    `WORDS_MAX` encoded words, and `INTERNATIONAL_MAX` characters of internationalised domains.
     """
     if len(values) > ADDRESSES_MAX:
         raise TooLargeError(f"From has more than {ADDRESSES_MAX} fields")
     if sum(map(len, values)) > FROM_MAX:
         raise TooLargeError(f"From has more than {FROM_MAX} characters")
+    if sum(value.count("=?") for value in values) > WORDS_MAX:
+        raise TooLargeError(f"From has more than {WORDS_MAX} encoded words")
     author = Author()
     for value in values:
         _Field(author).read(value)
@@ -170,6 +188,9 @@ class _Field:
             for sighting in self._sightings(rest):
                 author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
         self._add_shown(value)
+        if self._shown and _is_malformed(value, tokens, comments):
+            # Programs that lose their way in it take for the address what others show as a name.
+            author.possible.update(self._shown)
         if not self._given:
             # What the field shows is all that a reader has to go by. smtpd completes what has no
             # domain with its own name; beside an address it is a comma in a name more often than
@@ -258,6 +279,7 @@ def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tup
             angle.append(piece)
         elif piece == "<" and at < closed:
             inside = True
+            plain.append(" ")
         elif piece in {",", ";", ":"}:
             yield "".join(plain), "".join(angle), bool(angle) or piece == ":"
             plain.clear()
@@ -282,6 +304,25 @@ def _comments(tokens: Sequence[str]) -> set[int]:
             end = pairs[begin]
             found.update(range(begin, end + 1))
     return found
+
+
+def _is_malformed(value: str, tokens: Sequence[str], comments: Collection[int]) -> bool:
+    """Whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
+    shape = "".join(_shape(each) for at, each in enumerate(tokens) if at not in comments)
+    return not _FORM.fullmatch(shape + ",") or not is_in_order(value)
+
+
+def _shape(token: str) -> str:
+    """What a token is: a word, one with an `@`, a literal, or a special character."""
+    if token in ("<", ">", ",", ";", ":"):
+        return token
+    if token[0] == '"' and len(token) > 1:
+        return "w"
+    if token[0] == "[" and len(token) > 1:
+        return "l"
+    if token[0] in '"\\()[' or "]" in token:
+        return "!"  # not closed, or out of place
+    return "a" if "@" in token else "w" * (not token.isspace())
 
 
 def _without_domain(text: str) -> str:
