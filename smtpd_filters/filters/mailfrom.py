@@ -12,7 +12,8 @@ The law:
    case, and completed with the server's own name where it has no domain.  A domain is own if any
    program takes it for an own one; a user may use a domain only in its canonical form.
 5. A `From:` field is judged by all addresses that any reader could make of it: of several fields,
-   of several mailboxes, of syntax that is none.  What is too large to be judged is a spoof.
+   of several mailboxes, of syntax that is none.  What is too large to be judged is a spoof, and so
+   is a header of which a part is not read.
 6. A name is no claim to a foreign address.  In one that is not in quotes, an ``@`` that has no dot
    at its right is a word: no program sends mail there.
 """
@@ -219,6 +220,8 @@ class Mailfrom(Filter):
         if why := self._free(session):
             return exempted(self, why)
         reason = self._judge_from(session, values_of_from(headers))
+        if reason is None and headers.cut:
+            reason = "cannot be judged: there may be another one beyond what is read of the header"
         if reason is None:
             return PROCEED
         return self._replies["from", bool(session.username)].because(f"from {reason}")

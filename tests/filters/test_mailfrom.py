@@ -398,6 +398,18 @@ def test_users_may_write_their_own_addresses_only() -> None:
         assert done.reply == "550 5.7.1 Address in From not allowed for your user"
 
 
+@pytest.mark.parametrize("field", ["From: boss@example.org", "From: x@example.net", "Subject: x"])
+def test_a_header_that_is_not_read_to_its_end_is_a_spoof(field: str) -> None:
+    padding = "X: y\n" * 17_000
+    done = sent(*OWN, "--check-header", fields=f"From: x@example.net\n{padding}{field}")
+    assert done.reply.startswith("550 5.7.1 Address in From ")
+    assert not sent(
+        *OWN, "--check-header", fields=f"From: x@example.net\n{padding[:30_000]}X: y"
+    ).refused
+    # Who may use every address may write any header.
+    assert not sent(*OWN, "--check-header", fields=f"{padding}{field}", user="anna").refused
+
+
 def test_the_null_sender_is_no_excuse_for_from() -> None:
     with Conversation(Mailfrom, *OWN, "--check-header") as smtpd:
         client = greeted(smtpd)
