@@ -754,8 +754,13 @@ def test_the_users_of_smtpd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_example_is_one(write: Callable[..., Path], tmp_path: Path) -> None:
     content = EXAMPLE.read_text("utf-8")
+    files = {
+        "domains": "example.org\n",
+        "senders": "anna anna@example.org\n",
+        "spamtraps": "trap@example.org\n",
+    }
     for name in set(re.findall(r"file:/etc/mail/(\w+)", content)):
-        write("anna anna@example.org\n" if name == "senders" else "192.0.2.1\n", name)
+        write(files.get(name, "192.0.2.1\n"), name)
     path = write(content.replace("/etc/mail", str(tmp_path)))
     assert check(path) == (0, ["configuration OK"])
     commands = re.findall(r'proc-exec "filter-chain(.*)"$', content, re.MULTILINE)
