@@ -24,6 +24,7 @@ COMMANDS = {
 HEAVY = (
     "asyncio", "dataclasses", "inspect", "typing", "ssl", "logging", "dns", "aiohttp", "redis",
     "unicodedata", "encodings.punycode", "encodings.idna", "idna",
+    "smtpd_filters.filters._from_field",
 )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ PREFIX = "xn--"
 # four characters for one).
 _FOLD_MAX = 1024
 # Unicode's Default_Ignorable_Code_Point without the joiners, and the annotation marks: nothing of
-# them is seen.
-_INVISIBLE = re.compile(
+# them is seen. Compiled when it is used, which takes longer than for the others.
+_INVISIBLE = (
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
@@ -46,7 +46,7 @@ _INVISIBLE = re.compile(
 # RFC 3490 section 3.1: U+3002 and U+FF61 are dots as well as U+FF0E, which NFKC maps.
 _DOTS = {0x3002: ".", 0xFF61: "."}
 _KEPT = frozenset("ßẞς")
-_KEPT_LETTER = re.compile("([ßẞς])")
+_KEPT_LETTER = "([ßẞς])"
 _BY_IDNA_2003 = {ord("ß"): "ss", ord("ς"): "\u03c3", 0x200C: None, 0x200D: None}
 # A byte that is not UTF-8 is a surrogate escape: the letter that ISO 8859-1 has there.
 _BYTES = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
@@ -103,8 +103,8 @@ def folded(text: str) -> str:
             # `str.casefold` maps these letters as IDNA 2003 does.
             {"ẞ": "ß"}.get(part, part)
             if part in _KEPT
-            else _INVISIBLE.sub("", normalize("NFKC", part)).translate(_DOTS).casefold()
-            for part in _KEPT_LETTER.split(text)
+            else re.sub(_INVISIBLE, "", normalize("NFKC", part)).translate(_DOTS).casefold()
+            for part in re.split(_KEPT_LETTER, text)
         )
         text = normalize("NFKC", "".join(parts))
     return text
@@ -112,7 +112,7 @@ def folded(text: str) -> str:
 
 def invisible(text: str) -> str:
     """Give a text without the characters that can't be seen, joiners aside."""
-    return text if text.isascii() else _INVISIBLE.sub("", text)
+    return text if text.isascii() else re.sub(_INVISIBLE, "", text)
 
 
 # To convert a name takes up to some milliseconds, and a message may have it in many places.

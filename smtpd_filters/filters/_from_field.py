@@ -14,6 +14,7 @@ import re
 
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
+from smtpd_filters.filters._candidate import Candidate
 from smtpd_filters.filters._encoded_words import decoded, is_in_order, outside
 from smtpd_filters.filters._sightings import sightings
 
@@ -55,31 +56,6 @@ _BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*
 
 class TooLargeError(ValueError):
     """A field has more in it than is looked at."""
-
-
-class Candidate:
-    """An address as it may be read: ways to read its local part, and a domain, "" for none."""
-
-    __slots__ = ("domain", "local_parts")
-
-    def __init__(self, local_parts: tuple[str, ...], domain: str) -> None:
-        self.local_parts = local_parts
-        self.domain = domain
-
-    def completed(self, server_name: str | None) -> Candidate:
-        """Give it as smtpd takes it: with the server's name where it has no domain."""
-        return self if self.domain else Candidate(self.local_parts, server_name or "")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Candidate) and (
-            (self.local_parts, self.domain) == (other.local_parts, other.domain)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.local_parts, self.domain))
-
-    def __str__(self) -> str:
-        return f"{self.local_parts[0]}@{self.domain}" if self.domain else self.local_parts[0]
 
 
 class Author:

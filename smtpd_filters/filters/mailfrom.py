@@ -28,9 +28,9 @@ from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
 from smtpd_filters.addresses.domains import NAME_MAX
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._candidate import Candidate
 from smtpd_filters.filters._client import ACTIONS, decision
 from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
-from smtpd_filters.filters._from_field import Candidate, TooLargeError, read_from, values_of_from
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, option, table
@@ -183,6 +183,9 @@ class Mailfrom(Filter):
             raise ConfigError("--exempt authenticated: not with --senders, which is for users")
         self._exempt = settings.exempt.also(settings.trusted)
         self.phases = {"mail_from", "headers"} if header else {"mail_from"}
+        if header:
+            # Now, and not while a message waits.
+            import smtpd_filters.filters._from_field  # noqa: F401 - for `headers` alone
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination."
         texts = {
             ("mail", False): "550 5.7.1 Sender address not allowed from here; please authenticate",
@@ -219,6 +222,8 @@ class Mailfrom(Filter):
         """Look at what the message says who wrote it."""
         if why := self._free(session):
             return exempted(self, why)
+        from smtpd_filters.filters._from_field import values_of_from
+
         reason = self._judge_from(session, values_of_from(headers))
         if reason is None and headers.cut:
             reason = "cannot be judged: there may be another one beyond what is read of the header"
@@ -233,6 +238,8 @@ class Mailfrom(Filter):
         return self._exempt.reason(session)
 
     def _judge_from(self, session: Session, values: list[str]) -> str | None:
+        from smtpd_filters.filters._from_field import TooLargeError, read_from
+
         try:
             author = read_from(values)
         except TooLargeError as error:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*(?![0-9]+\Z)[a-z0-9_-]{1,63}")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # but for smtpd's star
 _LITERAL = re.compile(r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|ipv6:[0-9a-f:.]+)\]")
-# RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what a local part is made of without quotes.
-_NOT_IN_USERS = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]")
+# RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what no local part has without quotes.
+_NOT_IN_USERS = re.compile(r"""[\x00-\x20"(),:;<>@\[\\\]\x7f]""")
 _QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
 
 
