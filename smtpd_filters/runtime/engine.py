@@ -47,7 +47,8 @@ COMMIT = PHASES["commit"]
 MAX_SESSIONS = 1 << 15
 #: Sessions that are looked at for one that can be dropped.
 SEARCHED = 64
-#: Bytes that are set aside for the time when there is no memory.
+#: Bytes that are set aside for the time when there is no memory.  They are address space alone: zeros
+#: that nobody has written take no page.
 RESERVE = 2 << 20
 #: Bytes of a read that are tried at a time when there was no memory for it as a whole.
 PIECE = 1 << 12
@@ -80,7 +81,7 @@ class Engine:
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool or Spool())
         self._held = self.messages.intakes
-        self._reserve: bytearray | None = bytearray(RESERVE)
+        self._reserve: bytes | None = bytes(RESERVE)
         self.connection.relieve = self.relieve
         #: Lines of messages go there.
         self.content = self.messages.content
@@ -123,7 +124,7 @@ class Engine:
             self._log_remarks()
         if self._reserve is None:
             try:
-                self._reserve = bytearray(RESERVE)
+                self._reserve = bytes(RESERVE)
             except MemoryError:  # not yet
                 pass
 
