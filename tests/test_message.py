@@ -704,6 +704,18 @@ def test_a_message() -> None:
         assert wire(held) == MAIL
 
 
+@pytest.mark.parametrize("edit", [False, True])
+def test_a_field_with_nothing_but_a_fold_behind_its_colon_stays(*, edit: bool) -> None:
+    lines = [b"Subject:", b" hello", b"To: ", b"\t", b"X:", b" ", b"", b"x"]
+    with message(lines) as held:
+        assert held.headers.get("subject") == "hello"
+        if edit:
+            held.headers.append("Y", "1")
+            held.headers.insert(0, "Z", "1")
+            lines = [b"Z: 1", *lines[:6], b"Y: 1", *lines[6:]]
+        assert wire(held) == lines
+
+
 def test_an_edited_header_goes_out_and_the_body_stays() -> None:
     with message(MAIL) as held:
         held.headers.prepend(".X", "1")
