@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from email.utils import formatdate
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # A classifier for each user, so that a test has a user of its own; 200 messages are not needed.
 BAYES = "per_user = true;\nusers_enabled = true;\nmin_learns = 1;\n"
+# Of each message, which is the same whenever it is made.
+DATE = formatdate()
 # English: rspamd makes a token of the language, and of gibberish it guesses one at random.
 TEXTS = {
     "spam": """You have been selected to receive a large amount of money. To claim your prize please
@@ -33,7 +36,7 @@ their parents have finished talking.""",
 def mail(number: int | str, kind: str) -> bytes:
     return (
         f"From: <bob@example.net>\nTo: <anna@example.org>\nSubject: about {kind}\n"
-        f"Message-Id: <{number}.{kind}@example.net>\nDate: Sat, 21 Nov 2026 06:00:00 +0000\n\n"
+        f"Message-Id: <{number}.{kind}@example.net>\nDate: {DATE}\n\n"
         f"{TEXTS[kind]}\n\n{number}\n"
     ).encode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -81,11 +82,12 @@ fancy = { flags = ["no_threshold"] }
 subject = "[spam] %s";
 """
 MARK = b"X-Spam: Yes\n"
-RECEIVED = b"Received: from mail.example.net by mx.example.org; Sat, 21 Nov 2026 06:00:00 +0000\n"
+DATE = formatdate().encode()
+RECEIVED = b"Received: from mail.example.net by mx.example.org; " + DATE + b"\n"
 FROM = b"From: <bob@example.net>\n"
 REST = (
     b"To: <anna@example.org>\nX-Foo: 1\nX-Spam: client\nx-foo: 2\nX-FOO: 3\nX-Bar: 4\n"
-    b"Subject: hello\nMessage-Id: <1@example.net>\nDate: Sat, 21 Nov 2026 06:00:00 +0000\n"
+    b"Subject: hello\nMessage-Id: <1@example.net>\nDate: " + DATE + b"\n"
     b"\nbody\n.dot\n"
 )
 KEPT = REST.replace(b"X-Spam: client\n", b"")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import NamedTuple
 
 INBOX, JUNK, REFUSED, NOWHERE = "Inbox", "Junk", "refused", "nowhere"
@@ -37,7 +39,7 @@ class Neighbour(NamedTuple):
         """What it sends."""
         return (
             f"From: <{self.sender}>\r\nTo: <{self.recipient}>\r\nSubject: {self.who}\r\n"
-            f"Message-ID: {self.id}\r\nDate: Sat, 21 Nov 2026 08:00:00 +0000\r\n\r\n"
+            f"Message-ID: {self.id}\r\nDate: {format_datetime(datetime.now(UTC))}\r\n\r\n"
             f"{self.text}\r\n"
         ).encode()
 
