@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.testing.server import add_server, unavailable, versions
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,29 @@ _LAST_BREATH = 30.0
 
 #: What takes longest is begun first, lest one process be left with it when all others are done.
 _LONGEST_FIRST = ("packaging", "e2e")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--smtpd",
+        action="append",
+        default=[],
+        metavar="ROOT[=VERSION]",
+        help="run the tests of real servers also on the smtpd of this root (see CONTRIBUTING.md)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for given in config.getoption("smtpd"):
+        try:
+            add_server(given)
+        except ValueError as exc:
+            raise pytest.UsageError(f"--smtpd {exc}") from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "version" in metafunc.fixturenames:
+        metafunc.parametrize("version", versions(), indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -115,6 +140,14 @@ def nothing_left_behind() -> Iterator[None]:
         left = _left_behind(before)
     if left:
         pytest.fail("left behind: " + "; ".join(left))
+
+
+@pytest.fixture
+def version(request: pytest.FixtureRequest) -> str:
+    """Each version of smtpd in turn."""
+    chosen: str = request.param
+    need(unavailable(chosen))
+    return chosen
 
 
 class Logbook:

@@ -26,20 +26,11 @@ from smtpd_filters.testing.demo.neighbours import (
 from smtpd_filters.testing.demo.recorded import in_order, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
-from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
+from smtpd_filters.testing.server import LabError
 from smtpd_filters.testing.verdict import REFUSALS
-from tests.needed import need
 
 PLAIN = Painter(colour=False)
 COLOUR = re.compile("\033\\[[0-9]*m")
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    """Each version of smtpd that can be run."""
-    chosen: str = request.param
-    need(unavailable(chosen))
-    return chosen
 
 
 def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:

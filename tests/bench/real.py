@@ -14,7 +14,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.dns import host
-from smtpd_filters.testing.server import BIN, DOMAIN, Smtpd, unavailable
+from smtpd_filters.testing.server import (
+    BIN,
+    DOMAIN,
+    VERSIONS,
+    Smtpd,
+    system_version,
+    unavailable,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -139,4 +146,4 @@ def measure(
 
 def missing() -> str | None:
     """Say why this can't be measured here; None if it can."""
-    return unavailable("6.8")
+    return unavailable(system_version() or VERSIONS[0])

@@ -14,13 +14,10 @@ import pytest
 
 from smtpd_filters.testing.server import (
     CODE,
-    VERSIONS,
     Smtpd,
     scratch_path,
     script_command,
-    unavailable,
 )
-from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -101,14 +98,6 @@ def pytest_runtest_makereport(
         for server in item.stash.get(SERVERS, []):
             report.sections.append((f"smtpd {server.version} log", "\n".join(server.log[-200:])))
     return report
-
-
-@pytest.fixture(params=VERSIONS)
-def version(request: pytest.FixtureRequest) -> str:
-    """Each version of smtpd in turn."""
-    chosen: str = request.param
-    need(unavailable(chosen))
-    return chosen
 
 
 @pytest.fixture

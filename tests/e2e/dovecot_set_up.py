@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.server import Lab, LabError
 from smtpd_filters.testing.server.lab import wait_ended
-from smtpd_filters.testing.server.layout import PYCACHE, root_of
+from smtpd_filters.testing.server.layout import PYCACHE
 from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.programs import PACKAGE, Programs
+from smtpd_filters.testing.server.releases import release_root
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping
 
 SHIPPED = PACKAGE.parent / "packaging" / "dovecot"
-# Dovecot's version -> that of the smtpd in whose root it is.
-VERSIONS = {"2.3": "6.8", "2.4": "7.6"}
+# Each version, and the release of Debian whose package it is.
+VERSIONS = {"2.3": "bookworm", "2.4": "trixie"}
 SIEVE = ("report-spam.sieve", "report-ham.sieve")
 SCRIPT = "rspamd-learn"
 # As the server sees it.
@@ -125,7 +126,7 @@ def unavailable(version: str) -> str | None:
     """Return in one line why this version can't be run here, None if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "it takes Linux and root"
-    root = root_of(VERSIONS[version])
+    root = release_root(VERSIONS[version])
     for needed in ("usr/sbin/dovecot", "usr/lib/dovecot/imap", "usr/bin/sievec"):
         if not (root / needed).exists():
             return f"no {root / needed} (the packages dovecot-imapd and dovecot-sieve)"
@@ -201,7 +202,7 @@ class Dovecot:
         self._settings = dict(settings)
         self._password = password
         self._network = lab
-        self._root = root_of(VERSIONS[version])
+        self._root = release_root(VERSIONS[version])
         self._programs = Programs(self._root)
         self._output = Output()
         self.log = self._output.lines

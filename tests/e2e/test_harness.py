@@ -29,7 +29,6 @@ from smtpd_filters.testing.server import (
     root_of,
     scratch_path,
     script_command,
-    unavailable,
 )
 
 if TYPE_CHECKING:
@@ -407,33 +406,6 @@ def test_two_servers_in_one_network(version: str) -> None:
 
 
 # -- what is where ---------------------------------------------------------------------------------
-
-
-def test_both_sides_know_the_same_root() -> None:
-    script = Path(__file__).with_name("setup-roots")
-    shown = subprocess.run([script, "--path"], capture_output=True, text=True, check=True)
-    assert shown.stdout.rstrip() == str(root_of("7.6"))
-
-
-def test_without_root_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    unavailable.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: 1000)
-        assert unavailable("6.8") == "it takes root"
-        with pytest.raises(LabError, match="takes root"), Smtpd("6.8"):
-            pass
-    unavailable.cache_clear()
-
-
-def test_without_the_debian_13_root_the_reason_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    unavailable.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: 0)
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert unavailable("7.6") == "no smtpd 7.6 (run tests/e2e/setup-roots)"
-    unavailable.cache_clear()
 
 
 def test_a_filter_of_the_project_is_named_as_its_executable() -> None:

@@ -22,7 +22,7 @@ import pytest
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
 from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
-from smtpd_filters.testing.server import unavailable as no_smtpd
+from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.conftest import Start
 from tests.e2e.rspamd_set_up import (
     LUA,
@@ -62,7 +62,7 @@ PATIENCE = 60.0  # seconds for a client that tries again and again
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The network of the module's servers."""
-    need(no_smtpd("6.8"))
+    need(no_lab())
     with Lab(zone()) as made:
         yield made
 
@@ -542,7 +542,7 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
 
 def test_a_daemon_without_a_lab() -> None:
     """It listens in this process's network, is told what to do, and leaves nothing behind."""
-    need(no_smtpd("6.8"))
+    need(no_lab())
     published = {"good.example": {"TXT": "v=spf1 -all"}}
     with Rspamd(zone=published, lua=LUA, override={"greylist.conf": "enabled = false;"}) as one:
 
@@ -575,6 +575,6 @@ def test_a_daemon_without_a_lab() -> None:
 
 
 def test_a_daemon_that_cannot_start_says_why() -> None:
-    need(no_smtpd("6.8"))
+    need(no_lab())
     with pytest.raises(LabError, match="ucl parser error"), Rspamd(local={"actions.conf": "}"}):
         pass

@@ -16,7 +16,7 @@ from smtpd_filters.session import Session, Transaction
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.rspamd_stub import RspamdStub
 from smtpd_filters.testing.server import Lab, filter_command
-from smtpd_filters.testing.server import unavailable as no_smtpd
+from smtpd_filters.testing.server import unavailable as no_lab
 from smtpd_filters.testing.server.lab import HOSTNAME
 from tests.e2e.conftest import Start
 from tests.e2e.rspamd_set_up import stub_in
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The network of the module's servers."""
-    need(no_smtpd("6.8"))
+    need(no_lab())
     with Lab(ZONE) as made:
         yield made
 

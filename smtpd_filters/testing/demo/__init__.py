@@ -1,11 +1,12 @@
 """The demonstration: good and bad neighbours send mail to a real smtpd, and a table says what came.
 
-    python -m smtpd_filters.testing.demo [--server VERSION] [--replay] [--width COLUMNS]
+    python -m smtpd_filters.testing.demo [--server VERSION|ROOT] [--replay] [--width COLUMNS]
 
 smtpd runs in namespaces of its own with the configuration `fixtures/demo/smtpd.conf`, which is one
 for an operator, and a name server that knows `fixtures/demo/zone.json`. Only what a laboratory
 can't have is replaced in it (`configuration.laboratory`). Where smtpd can't be run, the sessions
-recorded there (`fixtures/demo/neighbours.session`) are replayed to the same filters.
+recorded there (`fixtures/demo/neighbours.session`) are replayed to the same filters, unless
+SMTPD_FILTERS_E2E is "required" in the environment.
 
 Exit status: 0 if each message went where it should, 1 if not, 2 for wrong arguments.
 """

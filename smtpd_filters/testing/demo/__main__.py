@@ -18,7 +18,14 @@ from smtpd_filters.testing.demo.live import serve
 from smtpd_filters.testing.demo.recorded import left_out, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import Painter, wrap
-from smtpd_filters.testing.server import VERSIONS, LabError, unavailable
+from smtpd_filters.testing.server import (
+    VERSIONS,
+    LabError,
+    add_server,
+    system_version,
+    unavailable,
+    versions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +37,30 @@ NARROWEST, WIDEST = 60, 150
 
 def choose(wanted: str | None) -> tuple[str | None, str]:
     """Return the version of smtpd that is to be run; None, and in one line why there is none."""
+    own = system_version()
+    by_itself = sorted(versions(), key=lambda each: each != own)
     reasons = {
         each: unavailable(each) or rspamd.unavailable()
-        for each in ([wanted] if wanted else VERSIONS)
+        for each in ([wanted] if wanted else by_itself)
     }
     for each, reason in reasons.items():
         if reason is None:
             return each, ""
     return None, next(reason for reason in reasons.values() if reason)
+
+
+def server(given: str) -> str:
+    """Return the version of smtpd that an argument names, by itself or by its root."""
+    if "/" in given:
+        try:
+            return add_server(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    if given not in versions():
+        raise argparse.ArgumentTypeError(
+            f"{given}: neither a version ({', '.join(VERSIONS)}) nor a root"
+        )
+    return given
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,7 +70,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Good and bad neighbours send mail to a real smtpd with six filters.",
     )
     parser.add_argument(
-        "--server", choices=VERSIONS, help="the version of smtpd; by default the system's"
+        "--server",
+        type=server,
+        metavar="VERSION|ROOT[=VERSION]",
+        help=f"{' or '.join(VERSIONS)}, or the file system of another; by default the system's",
     )
     parser.add_argument(
         "--replay", action="store_true", help="run no smtpd, replay the recorded sessions"
@@ -67,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = functools.partial(print, flush=True)
 
     server, reason = (None, "") if options.replay else choose(options.server)
+    if reason and os.environ.get("SMTPD_FILTERS_E2E") == "required":
+        sys.stderr.write(f"{reason}\n")
+        return 1
     if reason:
         say(f"No real smtpd: {reason}. Recorded sessions are replayed instead.\n")
     say(paint("What smtpd.conf says", "bold") + paint(f"  ({_shown(CONF)})", "dim"))

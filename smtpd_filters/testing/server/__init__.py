@@ -1,8 +1,9 @@
 r"""Real servers for tests: smtpd in namespaces of its own, real clients, mail read back.
 
-Two versions, each with its protocol: "6.8" is the system's own smtpd (Debian 12's 6.8.0p2), "7.6"
-is Debian 13's 7.6.0p1 in a root that `tests/e2e/setup-roots` makes once and keeps. It takes Linux,
-root and the packages opensmtpd, iproute2 and openssl; `unavailable(version)` says what is missing.
+Two versions, each with its protocol: "6.8" is Debian 12's 6.8.0p2, "7.6" is Debian 13's 7.6.0p1.
+On either release one is the system's own, and the other is in a root that `tests/e2e/setup-roots`
+makes once and keeps; `add_server` adds others. It takes Linux, root and the packages opensmtpd,
+iproute2 and openssl; `unavailable(version)` says what is missing.
 
 A server takes well under a tenth of a second to start, so each test may have its own::
 
@@ -55,12 +56,17 @@ from smtpd_filters.testing.server.lab import Lab, LabError, Process
 from smtpd_filters.testing.server.layout import (
     BIN,
     CODE,
-    VERSIONS,
     file_path,
     filter_command,
-    root_of,
     scratch_path,
     script_command,
+)
+from smtpd_filters.testing.server.releases import (
+    VERSIONS,
+    add_server,
+    root_of,
+    system_version,
+    versions,
 )
 from smtpd_filters.testing.server.smtpd import Delivered, Smtpd, unavailable
 
@@ -79,11 +85,14 @@ __all__ = [
     "Process",
     "Reply",
     "Smtpd",
+    "add_server",
     "file_path",
     "filter_command",
     "password",
     "root_of",
     "scratch_path",
     "script_command",
+    "system_version",
     "unavailable",
+    "versions",
 ]

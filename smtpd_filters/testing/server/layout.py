@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
-
-VERSIONS = ("6.8", "7.6")
 
 # Where things are, as the server sees it.
 CODE = "/srv/smtpd-filters"  # the folder that holds the package: a checkout
@@ -19,22 +15,12 @@ MAIL = "/srv/mail"
 CONF = "/srv/lab/smtpd.conf"
 QUEUE = "/var/spool/smtpd/queue"
 
-# The number of the recipe in tests/e2e/setup-roots.
-RECIPE = "trixie-3"
 # Behind a listener without filters: when it greets, the filters have said that they are ready too.
 PROBE = "127.0.0.254"
 # Who asks there comes from elsewhere: from the same address the kernel may give it the very port
 # that smtpd is going to listen on, and then it is connected to itself.
 PROBER = "127.0.0.253"
 FIRST_UID = 2000
-
-
-def root_of(version: str) -> Path:
-    """Return the folder of the file system in which this version of smtpd is installed."""
-    if version == "6.8":
-        return Path("/")
-    cache = os.environ.get("XDG_CACHE_HOME") or "/var/cache"
-    return Path(cache) / "smtpd-filters" / RECIPE
 
 
 def filter_command(name: str, *arguments: str) -> str:

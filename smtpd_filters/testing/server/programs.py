@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import smtpd_filters
 from smtpd_filters.testing.server.layout import CODE, LIBRARIES, PYCACHE
+from smtpd_filters.testing.server.releases import SYSTEM
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server.lab import Lab
@@ -30,7 +31,7 @@ class Programs:
         self.binds = {CODE: PACKAGE.parent}
         self.exposed: list[Path] = []
         self._import_path = [CODE]
-        if root == Path("/"):
+        if root == SYSTEM:
             # The interpreter that runs this, and what is installed for it.
             self._python = os.path.realpath(sys.executable)
             self.binds[LIBRARIES] = Path(sysconfig.get_path("purelib"))

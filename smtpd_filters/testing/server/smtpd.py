@@ -31,13 +31,17 @@ from smtpd_filters.testing.server.layout import (
     PYCACHE,
     QUEUE,
     SCRATCH,
-    VERSIONS,
     file_path,
-    root_of,
     scratch_path,
 )
 from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.programs import Programs
+from smtpd_filters.testing.server.releases import (
+    SYSTEM,
+    VERSIONS,
+    root_of,
+    system_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,31 +68,40 @@ class Delivered(NamedTuple):
 
 
 @functools.cache
-def unavailable(version: str) -> str | None:
-    """Return in one line why this version can't be run here, None if it can."""
+def unavailable(version: str | None = None) -> str | None:
+    """Return in one line why this version can't be run here, None if it can.
+
+    Without a version: why there can't be a lab.
+    """
     if sys.platform != "linux":
         return "end-to-end tests need Linux namespaces"
     if os.geteuid() != 0:
         return "it takes root"
-    root = root_of(version)
-    smtpd = root / "usr/sbin/smtpd"
-    if not smtpd.exists():
-        how = "install the opensmtpd package" if version == "6.8" else "run tests/e2e/setup-roots"
+    root = SYSTEM if version is None else root_of(version)
+    if version is not None and not (root / "usr/sbin/smtpd").exists():
+        own = version == system_version()
+        how = "install the opensmtpd package" if own else "run tests/e2e/setup-roots"
         return f"no smtpd {version} ({how})"
     try:
         with Lab(root=root) as lab:
-            shown = lab.run("/usr/sbin/smtpd", "-h", check=False)
-    except (LabError, OSError) as exc:
+            return _unsuitable(lab, version)
+    except (LabError, OSError, subprocess.SubprocessError) as exc:
         return str(exc)
-    if f"OpenSMTPD {version}".encode() not in shown.stdout + shown.stderr:
-        return f"the smtpd of {root} is not {version}"
+
+
+def _unsuitable(lab: Lab, version: str | None) -> str | None:
+    """Return in one line what is wrong with the file system of a lab, None if nothing is."""
+    if version is not None:
+        shown = lab.run("/usr/sbin/smtpd", "-h", check=False)
+        if f"OpenSMTPD {version}".encode() not in shown.stdout + shown.stderr:
+            return f"the smtpd of {root_of(version)} is not {version}"
     return None
 
 
 class Smtpd:
     """A server in a lab of its own; a context manager. See the package for what it offers.
 
-    version       one of VERSIONS
+    version       one of `versions()`; by default the system's own
     filters       name in smtpd.conf -> command line; all of them are the chain "all", in order
     zone          what DNS says, see `smtpd_filters.testing.dns`
     users         each has a maildir, the addresses USER@DOMAIN, and `password(user)`
@@ -107,7 +120,7 @@ class Smtpd:
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default
         self,
-        version: str = VERSIONS[0],
+        version: str | None = None,
         *,
         filters: Mapping[str, str] | None = None,
         zone: Mapping[str, Mapping[str, Any]] | None = None,
@@ -121,7 +134,7 @@ class Smtpd:
         arguments: Sequence[str] = (),
         lab: Lab | None = None,
     ) -> None:
-        self.version = version
+        self.version = version = version or system_version() or VERSIONS[0]
         self.users = list(users)
         self._output = Output()
         self.log = self._output.lines
