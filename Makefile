@@ -1,7 +1,8 @@
 # Everything a contributor types. POSIX make; GNU make and bmake both run it.
 #
 #   make demo     a real smtpd, good and bad neighbours, and what became of their mail
-#   make test     every test, and the branch coverage that the core modules owe
+#   make test     every test, and the branch coverage that the core modules owe; TESTS=PATHS: some
+#   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make bench    this project against the filters in use, as ratios
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
@@ -20,11 +21,20 @@ PYTHON =
 # Most of a test on real servers is waiting. A module's tests share a server, and so a worker.
 WORKERS = 4
 PYTEST_ARGS =
+TESTS =
+REPORT = build/tests.xml
+# What real servers and scanners are given that look at the clock.
+CLOCKS = +400d -400d
+CLOCK_TESTS = tests/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
+	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \
+	tests/e2e/test_dovecot.py tests/cli/test_learn.py
 BENCH_ARGS = --check
 FUZZ_SECONDS = 600
 
 INSTALLED = $(VENV)/.installed
 BIN = $(VENV)/bin
+# Certificates are judged by it, whatever faketime tells.
+TRUE_CLOCK = unset LD_PRELOAD FAKETIME FAKETIME_SHARED
 # What must be covered whole, branches too.
 CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
 
@@ -33,17 +43,29 @@ all: demo
 # Without a virtual environment, and no way to make one, recorded sessions can still be replayed.
 demo:
 	@packaging/debian-deps demo || true
-	@if $(MAKE) $(INSTALLED); then exec $(BIN)/python -m smtpd_filters.testing.demo; \
+	@if $(MAKE) $(INSTALLED); then \
+		exec packaging/moved-clock $(BIN)/python -m smtpd_filters.testing.demo; \
 	else exec $${PYTHON:-python3} -m smtpd_filters.testing.demo --replay; fi
 
 # With its packages in place an end-to-end test has no excuse to be skipped.
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		--cov --cov-report= --junit-xml=build/tests.xml $(PYTEST_ARGS)
-	@echo "Branch coverage of the core:"
-	@$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100
+	[ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
+	packaging/moved-clock $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder --junit-xml=$(REPORT) "$$@" $(PYTEST_ARGS) $(TESTS)
+	@[ -n "$(TESTS)" ] || { echo "Branch coverage of the core:"; exec \
+		$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100; }
+
+# In a temporary folder of their own: 400 days late, pytest takes those of others for abandoned.
+clock: $(INSTALLED)
+	@packaging/debian-deps clock
+	@SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; \
+	folder=$$(mktemp -d) || exit; for clock in $(CLOCKS); do \
+		faketime -f $$clock $(MAKE) demo || exit; \
+		faketime -f $$clock $(MAKE) test TESTS="$(CLOCK_TESTS)" \
+			REPORT=build/tests$$clock.xml PYTEST_ARGS="--basetemp=$$folder/$$clock" || exit; \
+	done; rm -rf "$$folder"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -78,11 +100,13 @@ clean:
 # The tools are an extra, not a dependency group: pip 23.0, Debian 12's, knows no groups.
 $(INSTALLED): pyproject.toml
 	@packaging/make-venv "$(VENV)" "$(PYTHON)"
+	@$(TRUE_CLOCK); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]'
 	@touch $@
 
 $(VENV)/.fuzz: $(INSTALLED)
+	@$(TRUE_CLOCK); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test check bench fuzz dist deb pkg clean
+.PHONY: all demo test clock check bench fuzz dist deb pkg clean

@@ -41,7 +41,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.dns import DNSServer
-from smtpd_filters.testing.server.lab import PATH, Lab, LabError, Process, children, wait_ended
+from smtpd_filters.testing.server.lab import (
+    PATH,
+    Lab,
+    LabError,
+    Process,
+    children,
+    environment,
+    wait_ended,
+)
 from smtpd_filters.testing.server.output import Output
 
 if TYPE_CHECKING:
@@ -332,7 +340,7 @@ class Rspamd:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self.directory,
-            env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
+            env=environment(),
         )
 
     def _keep_port(self, stack: contextlib.ExitStack) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.server import Lab, LabError
-from smtpd_filters.testing.server.lab import wait_ended
+from smtpd_filters.testing.server.lab import ENVIRONMENT, wait_ended
 from smtpd_filters.testing.server.layout import PYCACHE
 from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.programs import PACKAGE, Programs
@@ -318,7 +318,11 @@ class Dovecot:
 
     def _start(self) -> None:
         process = self.lab.spawn(
-            *("/usr/sbin/dovecot", "-F"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            *("/usr/sbin/dovecot", "-F"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Without what moves the clock: it complains of files that are not of its own time.
+            env=ENVIRONMENT,
         )
         self._output.follow(process.stdout, "dovecot-log")
         self.wait_for("starting up for imap", START_TIMEOUT)

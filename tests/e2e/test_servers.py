@@ -1,4 +1,4 @@
-"""Which servers tests run on, and where each is installed."""
+"""Which servers tests run on, where each is installed, and what time it is there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,3 +133,59 @@ def test_tests_run_on_what_is_named(tmp_path: Path) -> None:
     refused = collected("--smtpd", str(tmp_path))
     assert refused.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"--smtpd {tmp_path}: " in refused.stderr
+
+
+# -- the clock -------------------------------------------------------------------------------------
+
+FILTER = """\
+from datetime import UTC, datetime
+from smtpd_filters import PROCEED, Filter, Headers, Proceed, Session, run
+
+class Clock(Filter):
+    name = "clock"
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        headers.append("X-Clock", datetime.now(UTC).isoformat())
+        return PROCEED
+
+raise SystemExit(run(Clock))
+"""
+# Sends a message over TLS, then says what time it is: here, in the filter, and in the server.
+PROGRAM = f"""\
+import sys
+from datetime import UTC, datetime
+from smtpd_filters.testing.server import Smtpd, script_command
+filters = {{"clock": script_command("clock.py")}}
+with Smtpd(sys.argv[1], filters=filters, files={{"clock.py": {FILTER!r}}}) as server:
+    with server.client() as client:
+        client.starttls()
+        client.sendmail("a@b.example", ["alice@local.example"], "Subject: hello\\n\\nhello\\n")
+    [mail] = server.maildir("alice")
+print(datetime.now(UTC).isoformat())
+print(mail.message["X-Clock"])
+print(mail.message["Received"].rpartition(";")[2].strip())
+"""
+
+
+@pytest.mark.parametrize("days", [-400, 400, 5000])  # the last: beyond 2^31 seconds
+def test_a_moved_clock_is_everybodys(version: str, days: int) -> None:
+    # It may be moved here already.
+    movers = ("LD_", "DATEFUDGE")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(movers)}
+
+    def run(*command: str | Path) -> list[str]:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=CHECKOUT, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    [now] = map(datetime.fromisoformat, run("date", "--iso-8601=seconds"))
+    program = (CHECKOUT / "packaging/moved-clock", sys.executable, "-c", PROGRAM, version)
+    ours, filters, servers = run("faketime", "-f", f"{days:+}d", *program)
+    for shown in (
+        datetime.fromisoformat(ours),
+        datetime.fromisoformat(filters),
+        parsedate_to_datetime(servers),
+    ):
+        assert abs(shown - now - timedelta(days)) < timedelta(hours=1)

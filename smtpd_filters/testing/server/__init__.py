@@ -27,6 +27,7 @@ What a server has, unless told otherwise:
   what is marked as junk goes to the folder "Junk";
 - listeners on port 25 of 127.0.0.1 and ::1 and on the socket, with STARTTLS and optional AUTH, all
   of them with all filters in order (`declarations`, `listeners`, `matches` for another smtpd.conf);
+- the clock of this process, also where datefudge(1) has moved it;
 - a name server that answers from `zone` and nothing else, in the test's own process: `lab.dns.zone`
   may be changed while it runs, `lab.dns.queries` is what it was asked.
 

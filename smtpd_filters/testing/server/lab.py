@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
+from smtpd_filters.testing.server import clock
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -46,6 +48,7 @@ DNS_PORT = 53
 # Programs beside the server may look for it; that these addresses have a name is the test's to say.
 LOCALHOST = {"localhost": {"A": "127.0.0.1", "AAAA": "::1"}}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -246,12 +249,12 @@ class Lab:
             capture_output=True,
             timeout=timeout,
             check=check,
-            env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
+            env=environment(),
         )
 
     def spawn(self, *arguments: str, **keywords: Any) -> subprocess.Popen[bytes]:
         """Start a command inside; keywords as for Popen. It ends with the lab at the latest."""
-        keywords.setdefault("env", {"PATH": PATH, "LC_ALL": "C.UTF-8"})
+        keywords.setdefault("env", environment())
         keywords.setdefault("stdin", subprocess.DEVNULL)
         process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - as in run
             self.command(arguments), **keywords
@@ -294,6 +297,11 @@ class Lab:
             if other is not process:
                 others |= descendants(other.pid)
         return [found for found in inside if found.pid not in others]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of what runs inside; its clock is this process's."""
+    return {**ENVIRONMENT, **clock.variables()}
 
 
 def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:

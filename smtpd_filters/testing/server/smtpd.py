@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 DELIVERY_TIMEOUT = 60.0
+A_MINUTE = 60.0
 # What smtpd writes at the top of what it accepts, with the message's id.
 RECEIVED = re.compile(rb"^Received: .*\n\s+by .* with E?SMTPS?A? id ([0-9a-f]{8})\b", re.MULTILINE)
 
@@ -95,6 +96,9 @@ def _unsuitable(lab: Lab, version: str | None) -> str | None:
         shown = lab.run("/usr/sbin/smtpd", "-h", check=False)
         if f"OpenSMTPD {version}".encode() not in shown.stdout + shown.stderr:
             return f"the smtpd of {root_of(version)} is not {version}"
+    now = float(lab.run("date", "+%s").stdout)
+    if abs(now - time.time()) > A_MINUTE:
+        return "the clock is moved here and not there (by datefudge? is it installed there?)"
     return None
 
 
