@@ -48,7 +48,7 @@ MAX_OPEN = 8
 MAX_SESSIONS = 50_000
 #: Seconds without recording after a failure.
 PAUSE = 60.0
-_OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6}\.session")
+_OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6,}\.session")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 
 
@@ -284,7 +284,7 @@ class Recorder:
         name = f"{stamp}-{os.getpid()}-{self._written:06}.session"
         path = os.path.join(self._directory, name)  # noqa: PTH118  # pathlib costs start-up
         try:
-            self._prune()
+            self._prune(stamp)
             file = _File(path, self._head() + b"".join(self._handshake))
         except OSError as error:
             self._failed(path, error)
@@ -304,9 +304,15 @@ class Recorder:
             meta["names"] = "pseudonyms"
         return encode_meta(meta)
 
-    def _prune(self) -> None:
-        """Make room for one more."""
-        names = sorted(filter(_OURS.fullmatch, os.listdir(self._directory)))  # noqa: PTH208
+    def _prune(self, now: str) -> None:
+        """Make room for one more: delete the oldest, by the time in their names.
+
+        A file from later than `now` was named by a clock that was ahead, and is deleted before.
+        """
+        names = sorted(
+            filter(_OURS.fullmatch, os.listdir(self._directory)),  # noqa: PTH208
+            key=lambda name: (name[: len(now)] <= now, name),
+        )
         kept = {os.path.basename(file.path) for file in self._open}  # noqa: PTH119
         surplus = len(names) + 1 - self._max_files
         for name in [name for name in names if name not in kept][: max(surplus, 0)]:

@@ -452,6 +452,21 @@ def test_only_the_newest_files_are_kept(tmp_path: Path) -> None:
     assert Recording.read(tmp_path / names[2]).sessions() == ["0000000000000009"]
 
 
+def test_files_of_a_clock_that_was_ahead_go_first(tmp_path: Path) -> None:
+    """Otherwise they would stay the newest, and of the others the latest would be deleted."""
+    stamps = ("99991230T000000Z", "99991231T000000Z", "19991231T000000Z", "20001231T000000Z")
+    before = [f"{stamp}-1-1000000.session" for stamp in stamps]
+    for name in before:
+        (tmp_path / name).touch()
+    smtpd = SmtpdConnection()
+    heard = recorder(tmp_path, max_size=1000, max_files=4)
+    for at in range(len(before)):
+        heard.received(session(smtpd, b"%016x" % at, lines=[b"x: %s" % (b"y" * 1000)]))
+        left = {path.name for path in tmp_path.iterdir()}
+        assert [name for name in before if name in left] == before[at + 1 :]
+    heard.close()
+
+
 def test_a_file_has_a_bound_whatever_a_session_sends(tmp_path: Path) -> None:
     smtpd = SmtpdConnection()
     heard = recorder(tmp_path, max_size=4000)
