@@ -10,6 +10,7 @@ import marshal
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from smtpd_filters.testing.server import Lab, root_of
 from tests.packaging.conftest import Dist, another_day, copy_of, make_dist
 from tests.packaging.roots import Machine
 
@@ -73,6 +75,18 @@ def test_the_same_sources_make_the_same_bytes(dist: Dist, pkg: Path, tmp_path: P
     assert again.sdist.read_bytes() == dist.sdist.read_bytes()
     made = make_pkg(again, tmp_path / "made", "--python", own_version())
     assert made.read_bytes() == pkg.read_bytes()
+
+
+@pytest.mark.e2e
+def test_each_releases_python_makes_the_same_bytes(dist: Dist, version: str) -> None:
+    """With this hatchling; Debian's own is another in each release."""
+    binds = {"/srv/source": dist.source, "/srv/libraries": Path(sysconfig.get_path("purelib"))}
+    with Lab(root=root_of(version), binds=binds) as lab:
+        python = ("env", "PYTHONPATH=/srv/libraries", "PYTHONDONTWRITEBYTECODE=1", "python3")
+        build = 'cd /srv/source && exec "$@" -m hatchling build -d /tmp/made'
+        lab.run("sh", "-c", build, "sh", *python)
+        for made in (dist.wheel, dist.sdist):
+            assert lab.path(f"/tmp/made/{made.name}").read_bytes() == made.read_bytes()  # noqa: S108  # the lab's
 
 
 def test_the_date_of_files_is_that_of_the_environment(dist: Dist, tmp_path: Path) -> None:
