@@ -47,25 +47,24 @@ demo:
 		exec packaging/moved-clock $(BIN)/python -m smtpd_filters.testing.demo; \
 	else exec $${PYTHON:-python3} -m smtpd_filters.testing.demo --replay; fi
 
-# With its packages in place an end-to-end test has no excuse to be skipped.
+# With its packages in place an end-to-end test has no excuse to be skipped. With the clock moved, pytest
+# would take the temporary folders of other runs for abandoned, and delete them.
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
 	[ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
+	[ -z "$${FAKETIME:-}" ] || set -- "$$@" --basetemp=build/tmp; \
 	packaging/moved-clock $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 		--no-loadscope-reorder --junit-xml=$(REPORT) "$$@" $(PYTEST_ARGS) $(TESTS)
 	@[ -n "$(TESTS)" ] || { echo "Branch coverage of the core:"; exec \
 		$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100; }
 
-# In a temporary folder of their own: 400 days late, pytest takes those of others for abandoned.
 clock: $(INSTALLED)
 	@packaging/debian-deps clock
-	@SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; \
-	folder=$$(mktemp -d) || exit; for clock in $(CLOCKS); do \
+	@SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; for clock in $(CLOCKS); do \
 		faketime -f $$clock $(MAKE) demo || exit; \
-		faketime -f $$clock $(MAKE) test TESTS="$(CLOCK_TESTS)" \
-			REPORT=build/tests$$clock.xml PYTEST_ARGS="--basetemp=$$folder/$$clock" || exit; \
-	done; rm -rf "$$folder"
+		faketime -f $$clock $(MAKE) test TESTS="$(CLOCK_TESTS)" REPORT=build/tests$$clock.xml || exit; \
+	done
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
