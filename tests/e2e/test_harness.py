@@ -356,13 +356,13 @@ def test_nothing_is_left(version: str, spy: Spy) -> None:
 def test_nothing_is_left_when_the_test_process_is_killed(version: str) -> None:
     program = (
         "import sys, time\n"
-        "from smtpd_filters.testing.server import Smtpd\n"
-        "with Smtpd(sys.argv[1]) as server:\n"
+        "from smtpd_filters.testing.server import Smtpd, add_server\n"
+        "with Smtpd(add_server(sys.argv[1])) as server:\n"
         "    print(server.lab.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, version],
+        [sys.executable, "-c", program, f"{root_of(version)}={version}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],

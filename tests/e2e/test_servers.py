@@ -25,6 +25,7 @@ from smtpd_filters.testing.server import (
     versions,
 )
 from smtpd_filters.testing.server.releases import RELEASES
+from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,13 +105,17 @@ def test_without_root_the_reason_is_said(
 # -- others that are at hand -----------------------------------------------------------------------
 
 
-def test_a_server_may_be_added(version: str, added: dict[str, Path], tmp_path: Path) -> None:
-    root = root_of(version)
-    assert add_server(str(root)) == version
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_server_may_be_added(name: str, added: dict[str, Path], tmp_path: Path) -> None:
+    need(unavailable(name))
+    root = root_of(name)
+    with pytest.raises(ValueError, match=r"^no smtpd 9\.9 among "):
+        root_of("9.9")
+    assert add_server(str(root)) == name
     assert versions() == VERSIONS
     assert add_server(f"{root}=9.9") == "9.9"
     assert versions() == (*VERSIONS, "9.9")
-    assert added == {version: root, "9.9": root}
+    assert added == {name: root, "9.9": root}
     assert root_of("9.9") == root
     assert unavailable("9.9") == f"the smtpd of {root} is not 9.9"
     with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: "):
@@ -154,9 +159,10 @@ raise SystemExit(run(Clock))
 PROGRAM = f"""\
 import sys
 from datetime import UTC, datetime
-from smtpd_filters.testing.server import Smtpd, script_command
+from smtpd_filters.testing.server import Smtpd, add_server, script_command
 filters = {{"clock": script_command("clock.py")}}
-with Smtpd(sys.argv[1], filters=filters, files={{"clock.py": {FILTER!r}}}) as server:
+version = add_server(sys.argv[1])
+with Smtpd(version, filters=filters, files={{"clock.py": {FILTER!r}}}) as server:
     with server.client() as client:
         client.starttls()
         client.sendmail("a@b.example", ["alice@local.example"], "Subject: hello\\n\\nhello\\n")
@@ -181,8 +187,9 @@ def test_a_moved_clock_is_everybodys(version: str, days: int) -> None:
         return done.stdout.splitlines()
 
     [now] = map(datetime.fromisoformat, run("date", "--iso-8601=seconds"))
-    program = (CHECKOUT / "packaging/moved-clock", sys.executable, "-c", PROGRAM, version)
-    ours, filters, servers = run("faketime", "-f", f"{days:+}d", *program)
+    program = (CHECKOUT / "packaging/moved-clock", sys.executable, "-c", PROGRAM)
+    server = f"{root_of(version)}={version}"
+    ours, filters, servers = run("faketime", "-f", f"{days:+}d", *program, server)
     for shown in (
         datetime.fromisoformat(ours),
         datetime.fromisoformat(filters),

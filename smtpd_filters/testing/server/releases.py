@@ -30,8 +30,15 @@ def versions() -> tuple[str, ...]:
 
 
 def root_of(version: str) -> Path:
-    """Return the folder of the file system in which this version of smtpd is installed."""
-    return _added.get(version) or release_root(RELEASES[version])
+    """Return the folder of the file system in which this version of smtpd is installed.
+
+    Raises ValueError if it is none of `versions()`.
+    """
+    if version in _added:
+        return _added[version]
+    if version not in RELEASES:
+        raise ValueError(f"no smtpd {version} among {', '.join(versions())}")
+    return release_root(RELEASES[version])
 
 
 def release_root(release: str) -> Path:
