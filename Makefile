@@ -52,7 +52,7 @@ demo:
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
-	[ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
+	mkdir -p build; [ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
 	[ -z "$${FAKETIME:-}" ] || set -- "$$@" --basetemp=build/tmp; \
 	packaging/moved-clock $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 		--no-loadscope-reorder --junit-xml=$(REPORT) "$$@" $(PYTEST_ARGS) $(TESTS)

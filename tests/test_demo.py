@@ -134,6 +134,10 @@ def test_what_is_missing_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "unavailable", lambda _version: "no smtpd here")
+    monkeypatch.setenv("SMTPD_FILTERS_E2E", "required")
+    assert demo.main([]) == 1
+    assert capsys.readouterr().err == "no smtpd here\n"
+    monkeypatch.delenv("SMTPD_FILTERS_E2E")
     assert demo.main([]) == 0
     first, blank, *rest = capsys.readouterr().out.splitlines()
     assert first == "No real smtpd: no smtpd here. Recorded sessions are replayed instead."

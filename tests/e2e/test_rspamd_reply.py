@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
+from email.header import decode_header, make_header
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -195,14 +197,15 @@ def test_the_subject(rspamd: Rspamd, subject: str) -> None:
     once = ask(rspamd, mail, X_Action="rewrite subject").subject
     assert again is not None
     assert once is not None
-    assert decoded(again) == f"[spam] {decoded(once)}"
+    assert decoded(again).rstrip() == f"[spam] {decoded(once)}".rstrip()
     assert decoded(once).rstrip() == f"[spam] {subject}".rstrip()
 
 
 def decoded(subject: str) -> str:
-    import email.header
-
-    return str(email.header.make_header(email.header.decode_header(subject)))
+    """What a reader shows: encoded words also inside of others, where Rspamd 3.12 has some."""
+    word = r"=\?[^?\s]+\?[QB]\?[^?\s]*\?="
+    joined = re.sub(rf"(?i)({word})\s+(?={word})", r"\1", subject)
+    return re.sub(f"(?i){word}", lambda found: str(make_header(decode_header(found[0]))), joined)
 
 
 def test_an_arc_set(rspamd: Rspamd) -> None:
