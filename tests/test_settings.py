@@ -818,7 +818,7 @@ def mandoc(*options: str, page: Path) -> subprocess.CompletedProcess[str]:
 def test_mandoc_has_no_complaint(cls: type[Settings], tmp_path: Path) -> None:
     page = tmp_path / "filter-example.8"
     page.write_text(
-        ".Dd November 21, 2026\n.Dt FILTER-EXAMPLE 8\n.Os\n.Sh NAME\n.Nm filter-example\n"
+        ".Dd January 1, 2020\n.Dt FILTER-EXAMPLE 8\n.Os\n.Sh NAME\n.Nm filter-example\n"
         ".Nd an example\n.Sh DESCRIPTION\nThe options are:\n" + mdoc_options(cls),
         "utf-8",
     )
