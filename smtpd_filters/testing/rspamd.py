@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.dns import DNSServer
 from smtpd_filters.testing.server.lab import (
@@ -392,17 +392,14 @@ class Rspamd:
             *("--unixsocketperm", "666", "--save", "", "--appendonly", "no"),
             *("--dir", str(self.directory / "db"), "--daemonize", "no"),
         )
+        output = Output()
+        output.follow(process.stdout, "redis-log")
+        stack.callback(output.close)
         stack.callback(process.wait)
         stack.callback(_signal, process, signal.SIGKILL)
-        output = cast("IO[bytes]", process.stdout)
-        stack.callback(output.close)
-        said = []
-        for line in output:
-            said.append(line.decode("utf-8", "replace"))
-            if "The server is now ready" in said[-1]:
-                break
-        else:
-            raise LabError("Redis did not start\n" + "".join(said))
+        # Redis 7.0 and 8.0 say it in different words.
+        if output.find("[Rr]eady to accept connections", START_TIMEOUT) is None:
+            raise LabError("Redis did not start\n" + "\n".join(output.lines))
 
     def _ping(self, port: int) -> None:
         """Wait until a worker answers: rspamd's protocol, GET /ping."""
