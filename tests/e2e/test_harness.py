@@ -430,5 +430,5 @@ def test_a_filter_of_the_project_runs_from_the_checkout(start: Start) -> None:
 
 
 def test_the_package_is_the_one_door() -> None:
-    assert sorted(harness.__all__, key=str.lower) == sorted(set(harness.__all__), key=str.lower)
+    assert sorted(harness.__all__) == sorted(set(harness.__all__))
     assert all(hasattr(harness, name) for name in harness.__all__)

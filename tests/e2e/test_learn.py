@@ -174,4 +174,5 @@ def test_a_controller_without_its_redis(flags: list[str], tmp_path: Path, capsys
     with Rspamd(zone={}, redis=False, local=local) as daemon:
         words = ["learn", "spam", *flags, "-url", daemon.controller_url, str(tmp_path / "mail")]
         assert main(words) == 75
-        assert "status 404: " in capsys.readouterr().err
+        # Rspamd 3.4's, 3.12's.
+        assert re.search("status (404|500): ", capsys.readouterr().err)
