@@ -23,7 +23,7 @@ WORKERS = 4
 PYTEST_ARGS =
 TESTS =
 REPORT = build/tests.xml
-# What real servers and scanners are given that look at the clock.
+# The tests whose servers look at the clock, and how far it is moved.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
 	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \

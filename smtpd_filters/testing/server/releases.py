@@ -32,7 +32,7 @@ def versions() -> tuple[str, ...]:
 def root_of(version: str) -> Path:
     """Return the folder of the file system in which this version of smtpd is installed.
 
-    Raises ValueError if it is none of `versions()`.
+    Raises ValueError if it is not one of `versions()`.
     """
     if version in _added:
         return _added[version]
@@ -50,7 +50,7 @@ def release_root(release: str) -> Path:
 
 
 def system_version() -> str | None:
-    """Return the version of smtpd that is the system's own, None if that is none of ours."""
+    """Return the version of smtpd that is the system's own, None if there is no such version."""
     return next((version for version in versions() if root_of(version) == SYSTEM), None)
 
 
@@ -79,7 +79,7 @@ def add_server(given: str) -> str:
 def _installed(root: Path) -> str:
     """Return the first two numbers of the version of a root's smtpd."""
     try:
-        shown = subprocess.run(  # noqa: S603 - whoever names the root means it
+        shown = subprocess.run(  # noqa: S603 - the caller has named the root
             ["chroot", root, "/usr/sbin/smtpd", "-h"],  # noqa: S607 - /sbin or /usr/sbin
             capture_output=True,
             text=True,
