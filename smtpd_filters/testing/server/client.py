@@ -92,7 +92,7 @@ class Connection:
         while True:
             try:
                 line = self._lines.readline()
-            except ConnectionResetError:
+            except (BrokenPipeError, ConnectionResetError):  # TLS may write where it reads
                 return None
             if not line.endswith(b"\n"):
                 return None
