@@ -47,8 +47,8 @@ COMMIT = PHASES["commit"]
 MAX_SESSIONS = 1 << 15
 #: Sessions that are looked at for one that can be dropped.
 SEARCHED = 64
-#: Bytes that are set aside for the time when there is no memory.  They are address space alone: zeros
-#: that nobody has written take no page.
+#: Bytes that are set aside for the time when there is no memory.  They are address space alone:
+#: zeros that nobody has written take no page.
 RESERVE = 2 << 20
 #: Bytes of a read that are tried at a time when there was no memory for it as a whole.
 PIECE = 1 << 12
