@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from smtpd_filters.lookups.response import MAX_RECORDS
 from smtpd_filters.testing.server import Lab, LabError
 from tests.bench import lookups
 from tests.bench.lookups import (
@@ -73,8 +74,8 @@ def test_sessions_are_looked_up(place: Place) -> None:
 def test_a_look_up_too_many_is_found_out() -> None:
     """A cache that does not keep what it was told would not be measured as one that does."""
     with Place(None) as place:
-        # An answer of that size is not kept.
-        many = [f"127.0.4.{last}" for last in range(100)]
+        # They take more memory than an answer may that is kept.
+        many = [f"127.0.4.{last}" for last in range(MAX_RECORDS)]
         place.dns.zone["*.score.senderscore.com"] = {"A": many}
         with pytest.raises(MisbehaviourError, match="look-ups of what was known"):
             warm(place, 100, PHASES["senderscore"], [])

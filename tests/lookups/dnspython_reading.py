@@ -98,10 +98,11 @@ def _found(records: dns.rrset.RRset, ttl: float) -> Found[Any]:
 def _missing(
     response: dns.message.Message, owner: dns.name.Name, reason: str, ttl: float
 ) -> NotFound | Trouble:
-    for each in response.authority:
+    authority = [each for each in response.authority if each.rdclass == dns.rdataclass.IN]
+    for each in authority:
         if each.rdtype == dns.rdatatype.SOA and owner.is_subdomain(each.name):
             return NotFound(reason, min(ttl, each.ttl, each[0].minimum))
-    refers = any(each.rdtype == dns.rdatatype.NS for each in response.authority)
+    refers = any(each.rdtype == dns.rdatatype.NS for each in authority)
     if reason == NODATA and refers and not response.flags & dns.flags.RA:
         return Trouble(Failure.BROKEN, "referral: not a recursive server")
     return NotFound(reason, 0)
