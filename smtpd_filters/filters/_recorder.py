@@ -8,7 +8,8 @@ Law
 3. When a file has reached ``max_size`` the sessions that begin from then on go to the next one.
    At twice that size what is still open in it is cut off.
 4. Of the files of this form in the directory the newest ``max_files`` are kept.
-5. What can't be written is not recorded.  No failure reaches the mail; it is logged.
+5. What can't be written is not recorded.  No failure reaches the mail, nor does a disk that hangs:
+   a thread of its own writes (`_disk`), and gets no more than it takes.  Both are logged.
 6. No credential is ever written (`_masks`).
 """
 
@@ -29,7 +30,10 @@ from smtpd_filters.recording import (
     encode_entry,
     encode_meta,
 )
+from smtpd_filters.runtime.channel import CLOSING
+from smtpd_filters.runtime.log import show
 
+from ._disk import Disk, File
 from ._masks import mask
 
 TYPE_CHECKING = False
@@ -46,6 +50,8 @@ MAX_LINE = 4 << 20
 MAX_OPEN = 8
 #: Sessions at a time; one whose end is never reported would be remembered for ever.
 MAX_SESSIONS = 50_000
+#: Bytes that wait for the disk; beyond, the recording pauses.
+MAX_PENDING = 16 << 20
 #: Seconds without recording after a failure.
 PAUSE = 60.0
 _OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6,}\.session")
@@ -69,37 +75,12 @@ class Rows:
         return data[:cut]
 
 
-class _File:
-    """One recording that is being written."""
-
-    def __init__(self, path: str, head: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
-        self.path = path
-        self.fd = os.open(path, flags, 0o600)
-        self.size = 0
-        self.sessions: set[bytes] = set()
-        self.buffer = [head]
-
-    def flush(self) -> None:
-        """Write what is there, or nothing of it: OSError."""
-        data = b"".join(self.buffer)
-        self.buffer.clear()
-        done = 0
-        try:
-            while done < len(data):
-                done += os.write(self.fd, data[done:])
-        except OSError:
-            os.ftruncate(self.fd, self.size)
-            raise
-        self.size += done
-
-
 class _Client:
     """A session that is being recorded; ``file`` is None once it was cut off."""
 
     __slots__ = ("body_in", "body_out", "file")
 
-    def __init__(self, file: _File | None) -> None:
+    def __init__(self, file: File | None) -> None:
         self.file = file
         #: What smtpd writes, and what is written back, is the body by now.
         self.body_in = self.body_out = False
@@ -141,9 +122,10 @@ class Recorder:
         #: Sessions that ended in what was read last: their answers may still come.
         self._ended: list[bytes] = []
         #: The newest last; sessions that begin go there.
-        self._open: list[_File] = []
+        self._open: list[File] = []
         self._written = 0
         self._paused_until = 0.0
+        self._disk = Disk()
         self._check()
 
     def _check(self) -> None:
@@ -159,6 +141,7 @@ class Recorder:
 
     def received(self, data: bytes) -> None:
         """Record what smtpd wrote."""
+        self._notice()
         for session in self._ended:
             self._forget(session)
         self._ended.clear()
@@ -186,10 +169,13 @@ class Recorder:
         self._flush()
 
     def close(self) -> None:
-        """End all files."""
+        """End all files; what a disk that hangs has not taken by then is not waited for."""
         while self._open:
             self._open[-1].buffer.append(encode_entry(REMARK, END))
             self._close(self._open[-1])
+        if not self._disk.finish(CLOSING / 2):
+            self._failed(self._directory, "the disk does not keep up")
+        self._notice()
 
     def _configured(self, row: bytes) -> None:
         if row.startswith(b"config|smtpd-version|"):
@@ -239,7 +225,7 @@ class Recorder:
                 return
         self._write(client.file, FROM_FILTER, mask(row))
 
-    def _write(self, file: _File, direction: str, row: bytes) -> None:
+    def _write(self, file: File, direction: str, row: bytes) -> None:
         if self._disguise is not None:
             disguised = self._disguise.line(row)
             if disguised is None:
@@ -271,7 +257,7 @@ class Recorder:
         if not client.file.sessions and client.file is not self._open[-1]:
             self._close(client.file)
 
-    def _next(self, full: _File | None) -> _File | None:
+    def _next(self, full: File | None) -> File | None:
         """Open another file; None when that fails."""
         if self._clock() < self._paused_until:
             return None
@@ -283,12 +269,14 @@ class Recorder:
         stamp = strftime("%Y%m%dT%H%M%SZ", gmtime())
         name = f"{stamp}-{os.getpid()}-{self._written:06}.session"
         path = os.path.join(self._directory, name)  # noqa: PTH118  # pathlib costs start-up
-        try:
-            self._prune(stamp)
-            file = _File(path, self._head() + b"".join(self._handshake))
-        except OSError as error:
-            self._failed(path, error)
+        if self._disk.pending > MAX_PENDING:
+            self._failed(path, "the disk does not keep up")
             return None
+        file = File(path)
+        file.buffer += (self._head(), *self._handshake)
+        kept = frozenset(file.path for file in self._open)
+        self._disk.do(file, lambda: self._prune(stamp, kept))
+        self._disk.do(file, file.open)
         self._open.append(file)
         return file
 
@@ -304,65 +292,67 @@ class Recorder:
             meta["names"] = "pseudonyms"
         return encode_meta(meta)
 
-    def _prune(self, now: str) -> None:
+    def _prune(self, now: str, kept: frozenset[str]) -> None:
         """Make room for one more: delete the oldest, by the time in their names.
 
-        A file from later than `now` was named by a clock that was ahead, and is deleted before.
+        Those of `kept` stay.  A file from later than `now` was named by a clock that was ahead, and
+        is deleted before.
         """
         names = sorted(
             filter(_OURS.fullmatch, os.listdir(self._directory)),  # noqa: PTH208
             key=lambda name: (name[: len(now)] <= now, name),
         )
-        kept = {os.path.basename(file.path) for file in self._open}  # noqa: PTH119
         surplus = len(names) + 1 - self._max_files
-        for name in [name for name in names if name not in kept][: max(surplus, 0)]:
-            os.unlink(os.path.join(self._directory, name))  # noqa: PTH108, PTH118
+        paths = [os.path.join(self._directory, name) for name in names]  # noqa: PTH118
+        for path in [path for path in paths if path not in kept][: max(surplus, 0)]:
+            os.unlink(path)  # noqa: PTH108
 
     def _flush(self) -> None:
+        """Give the disk what there is for it, as long as it takes it."""
+        if self._disk.pending > MAX_PENDING:
+            for file in list(self._open):
+                file.buffer.clear()
+                self._cut(file, b"cut off: the disk does not keep up")
+                self._failed(file.path, "the disk does not keep up")
         for file in list(self._open):
-            if not file.buffer:
-                continue
-            try:
-                file.flush()
-            except OSError as error:
-                self._failed(file.path, error)
-                self._drop(file)
-                continue
+            self._write_out(file)
             if file.size >= 2 * self._max_size:
                 self._cut(file, b"cut off: the file is full")
 
-    def _cut(self, file: _File, why: bytes) -> None:
+    def _write_out(self, file: File) -> None:
+        if file.buffer:
+            data = b"".join(file.buffer)
+            file.buffer.clear()
+            file.size += len(data)
+            self._disk.do(file, lambda: file.write(data), len(data))
+
+    def _cut(self, file: File, why: bytes) -> None:
         """End a file in which sessions are still open; of those nothing more is recorded."""
         file.buffer.append(encode_entry(REMARK, why))
         self._close(file)
 
-    def _close(self, file: _File) -> None:
-        try:
-            file.flush()
-        except OSError as error:
-            self._failed(file.path, error)
+    def _close(self, file: File) -> None:
+        self._write_out(file)
         self._drop(file)
 
-    def _drop(self, file: _File) -> None:
+    def _drop(self, file: File) -> None:
         for session in file.sessions:
             if session in self._clients:
                 self._clients[session].file = None
         self._open.remove(file)
-        os.close(file.fd)
-        if not file.size:
-            try:
-                os.unlink(file.path)  # noqa: PTH108  # pathlib costs start-up
-            except OSError:
-                pass
+        self._disk.do(file, file.close)
 
-    def _failed(self, path: str, error: OSError) -> None:
+    def _notice(self) -> None:
+        """See what the disk has failed at."""
+        for file, error in self._disk.failures():
+            self._failed(file.path, getattr(error, "strerror", None) or show(error))
+            if file in self._open:
+                self._drop(file)
+
+    def _failed(self, path: str, error: str) -> None:
         self._paused_until = self._clock() + PAUSE
         self._log.limited(
-            f"{self._who} record",
-            self._who,
-            "recording paused",
-            file=path,
-            error=error.strerror or str(error),
+            f"{self._who} record", self._who, "recording paused", file=path, error=error
         )
 
 

@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from smtpd_filters.cli.player import Process
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters import _recorder
 from smtpd_filters.filters._disguise import _VOCABULARY, Disguise
+from smtpd_filters.filters._disk import File
 from smtpd_filters.filters._masks import MASK, mask, mask_command, mask_credentials
 from smtpd_filters.filters._recorder import Recorder, Rows
 from smtpd_filters.filters.trace import LEVELS, Trace
@@ -76,6 +78,13 @@ def recorder(directory: Path, **options: Any) -> Recorder:
     heard.received(SmtpdConnection().configure())
     heard.sent(b"register|report|smtp-in|link-connect\nregister|ready\n")
     return heard
+
+
+def settle(heard: Recorder) -> None:
+    """Wait until the disk has done all that it was told."""
+    done = threading.Event()
+    heard._disk.do(File("nothing"), done.set)
+    assert done.wait(30)
 
 
 def recordings(directory: Path) -> list[Recording]:
@@ -462,6 +471,7 @@ def test_files_of_a_clock_that_was_ahead_go_first(tmp_path: Path) -> None:
     heard = recorder(tmp_path, max_size=1000, max_files=4)
     for at in range(len(before)):
         heard.received(session(smtpd, b"%016x" % at, lines=[b"x: %s" % (b"y" * 1000)]))
+        settle(heard)
         left = {path.name for path in tmp_path.iterdir()}
         assert [name for name in before if name in left] == before[at + 1 :]
     heard.close()
@@ -543,14 +553,18 @@ def test_a_full_disk_pauses_the_recording(
     now = [0.0]
     heard = recorder(tmp_path, clock=lambda: now[0])
     heard.received(session(smtpd, A, lines=[b"x: y"]))
+    settle(heard)
     disk = _Full(100)
     monkeypatch.setattr(os, "write", disk)
     heard.received(session(smtpd, B, lines=[b"lost: 1"]))
+    settle(heard)
     disk.room = 1 << 20
     heard.received(session(smtpd, A, lines=[b"lost: 2"]))
     now[0] = 61.0
     disk.room = 10
     heard.received(session(smtpd, A, lines=[b"lost: 3"]))
+    settle(heard)
+    heard.received(b"")
     now[0] = 122.0
     disk.room = 1 << 20
     heard.received(session(smtpd, A, lines=[b"kept: 1"]))
@@ -569,6 +583,7 @@ def test_a_disk_that_is_full_at_the_end_is_no_matter(
 ) -> None:
     heard = recorder(tmp_path)
     heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
+    settle(heard)
     monkeypatch.setattr(os, "write", _Full(3))
     heard.close()
     assert "recording paused" in capfd.readouterr().err
@@ -580,9 +595,93 @@ def test_a_directory_that_goes_away_is_no_matter(tmp_path: Path, capfd: Capture)
     heard = recorder(directory)
     directory.rmdir()
     heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
+    settle(heard)
     heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
     heard.close()
     assert capfd.readouterr().err.count("recording paused") == 1
+
+
+class _Hanging:
+    """os.write on a disk that takes nothing until it is freed."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.write = os.write
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        if fd != 2:
+            assert self.free.wait(30)
+        return self.write(fd, data)
+
+
+def test_a_disk_that_hangs_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    smtpd = SmtpdConnection()
+    now = [0.0]
+    disk = _Hanging()
+    monkeypatch.setattr(os, "write", disk)
+    monkeypatch.setattr(_recorder, "MAX_PENDING", 5000)
+    heard = recorder(tmp_path, clock=lambda: now[0])
+    heard.received(smtpd.report("link-connect", B, b"x", b"pass", b"192.0.2.1:1", b"192.0.2.2:2"))
+    for _ in range(20):
+        heard.received(smtpd.lines(B, TOKEN, [b"y" * 1000], end=False))
+    pending = heard._disk.pending
+    assert 5000 < pending < 9000
+    # A minute later it hangs still.
+    now[0] = 61.0
+    heard.received(session(smtpd, A, lines=[b"lost: 1"]))
+    assert heard._disk.pending == pending
+    disk.free.set()
+    settle(heard)
+    now[0] = 122.0
+    heard.received(session(smtpd, A, lines=[b"kept: 1"]))
+    heard.close()
+    first, second = recordings(tmp_path)
+    assert first.sessions() == [B.decode()]
+    assert first.entries[-1][1] == b"cut off: the disk does not keep up"
+    assert b"lost" not in read_all(tmp_path)
+    assert second.sessions() == [A.decode()]
+    said = capfd.readouterr().err
+    assert said.count("recording paused") == 1
+    assert 'error="the disk does not keep up"' in said
+
+
+def test_at_the_end_a_disk_that_hangs_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    disk = _Hanging()
+    monkeypatch.setattr(os, "write", disk)
+    monkeypatch.setattr(_recorder, "CLOSING", 0.02)
+    heard = recorder(tmp_path)
+    heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
+    heard.close()
+    assert 'error="the disk does not keep up"' in capfd.readouterr().err
+    disk.free.set()
+    assert heard._disk.finish(30)
+
+
+def test_the_mail_goes_on_and_the_process_ends_while_a_disk_hangs(tmp_path: Path) -> None:
+    hanging = (
+        "import os, stat, sys, threading; write = os.write\n"
+        "def hang(fd, data):\n"
+        "    if stat.S_ISREG(os.fstat(fd).st_mode) and fd > 2: threading.Event().wait()\n"
+        "    return write(fd, data)\n"
+        "os.write = hang\n"
+        "from smtpd_filters.filters.trace import main; sys.exit(main())"
+    )
+    smtpd = everything(SmtpdConnection())
+    lines = [b"Subject: x", b"", *[b"line %06d" % at for at in range(2000)]]
+    data = session(smtpd, A, lines=lines) + session(smtpd, B, lines=lines)
+    replay, log = play(
+        as_recording(data),
+        "--detail=none",
+        f"--record={tmp_path}",
+        command=[sys.executable, "-c", hanging],
+    )
+    messages = [step.verdict for step in replay.outcomes if step.phase == "data-line"]
+    assert [each.lines for each in messages if each] == [tuple(lines)] * 2
+    assert log.count("recording paused") == 1
 
 
 def test_a_full_disk_does_not_stop_the_mail(tmp_path: Path) -> None:
