@@ -17,8 +17,8 @@ from time import monotonic
 from types import CoroutineType
 
 from .errors import UnavailableError
-from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, reply
-from .protocol.vocabulary import HANDLERS, PHASES
+from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, Rewrite, reply
+from .protocol.vocabulary import FORMS, HANDLERS, PHASES
 from .runtime.jobs import CANCELLED, OVERDUE, Wait
 from .runtime.log import fold_traceback, outcome, show
 
@@ -156,6 +156,13 @@ class Link:
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if b"\n" in decision.wire:
             return self.failed(session, error="returned a decision that was tampered with")
+        if type(decision) is Rewrite:
+            phase = PHASES[self.phase]
+            if not phase.takes(decision.text):
+                # Its text may be a credential.
+                return self.failed(
+                    session, error=f"returned a Rewrite that is not {FORMS[phase.argument]}"
+                )
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
             self.log.verdict(session, self.filter, self.phase, decision, took, dry=self.dry)

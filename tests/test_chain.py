@@ -230,6 +230,29 @@ def test_another_parameter_is_handed_on_as_it_is(logbook: Logbook) -> None:
     assert second.asked == ["<odd>"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "phase", "new", "why"),
+    [
+        (Plain, "helo", "two words", "is not one word"),
+        (Plain, "helo", "", "is not one word"),
+        (Plain, "auth", "CRAM-MD5 secret", "is not PLAIN or LOGIN, and one word at most"),
+        (Later, "auth", "PLAIN secret word", "is not PLAIN or LOGIN, and one word at most"),
+        (Later, "rcpt-to", "<a@b", "is not an address, or one in angle brackets"),
+    ],
+)
+def test_a_parameter_that_smtpd_would_refuse_is_a_failure_of_the_handler(
+    kind: type[Says], phase: str, new: str, why: str, logbook: Logbook
+) -> None:
+    second = Plain("two", PROCEED)
+    asker = Asker(logbook, kind("one", Rewrite(new)), second)
+    assert asker.ask(phase, b"old").verb == "proceed"
+    # The next one gets what the client has said.
+    assert second.asked == ["old"]
+    (said,) = logbook.lines
+    assert f"returned a Rewrite that {why}" in said
+    assert "secret" not in said
+
+
 @pytest.mark.parametrize("kinds", [(Plain, Plain), (Later, Later), (Plain, Later), (Later, Plain)])
 @pytest.mark.parametrize("order", [(JUNK, Rewrite("new")), (Rewrite("new"), JUNK)])
 def test_where_both_are_due_the_mark_is_made_later(

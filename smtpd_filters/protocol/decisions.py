@@ -151,7 +151,9 @@ class Rewrite(Decision):
     """Go on as if the client had sent another parameter.
 
     At ``mail-from`` and ``rcpt-to`` it is an address with or without its angle
-    brackets (and ESMTP parameters behind them), elsewhere the bare parameter.
+    brackets (and ESMTP parameters behind them), at ``helo`` and ``ehlo`` one word, and at
+    ``auth`` a mechanism with its credentials.  A handler that returns another one there has
+    failed: smtpd would refuse the client's command for it.
 
     Raises ValueError for control characters and for more than ``MAX_PARAMETER`` octets, to which
     brackets that are put around it later don't count.

@@ -139,8 +139,12 @@ class FilterConnection:
             decision = phase.fallbacks["tempfail"] if refuses else PROCEED
         if phase.name == "connect" and type(decision) is Reject:
             return Disconnect(decision.text)
-        if type(decision) is Rewrite and phase.argument == "address":
-            return decision.in_brackets()
+        if type(decision) is Rewrite:
+            if not phase.takes(decision.text):
+                self.remarks.bug(f"{phase.name} rewritten to what smtpd does not take", session)
+                return PROCEED
+            if phase.argument == "address":
+                return decision.in_brackets()
         if phase.name == "commit" and session in self._transit.refused:
             refusal = self._transit.refused.pop(session)
             if type(decision) is Proceed:

@@ -21,6 +21,15 @@ PLAIN = (Proceed, Junk, Reject, Disconnect)
 PARAMETER = (*PLAIN, Rewrite)
 
 
+#: What smtpd takes for the argument of a command that has one; what it takes for none is refused
+#: to the client in the name of the filter.
+FORMS = {
+    "identity": "one word",
+    "credentials": "PLAIN or LOGIN, and one word at most",
+    "address": "an address, or one in angle brackets",
+}
+
+
 class Phase:
     """Where in the SMTP dialogue a request stands.
 
@@ -48,6 +57,18 @@ class Phase:
             **({"junk": JUNK} if Junk in legal else {}),
             "tempfail": tempfail,
         }
+
+    def takes(self, parameter: str) -> bool:
+        """Whether smtpd takes this for the argument of the phase's command (`FORMS`)."""
+        words = parameter.split(" ")
+        match self.argument:
+            case "identity":
+                return len(words) == 1 and parameter != ""
+            case "credentials":
+                return words[0] in ("PLAIN", "LOGIN") and len(words) <= 2 and words[-1] != ""
+            case "address":
+                return not parameter.startswith("<") or ">" in parameter
+        return False
 
     def __repr__(self) -> str:
         return f"<phase {self.name}>"

@@ -271,6 +271,12 @@ def test_an_illegal_decision_is_replaced(phase: str, decision: Decision, wire: b
     assert script.remarks() == [f"bug: {type(decision).__name__} at {phase}"]
 
 
+def test_a_parameter_that_smtpd_would_not_take_is_not_sent() -> None:
+    script = Script(Rewrite("two words"))
+    assert script.say(request("helo")) == [result(b"proceed")]
+    assert script.remarks() == ["bug: helo rewritten to what smtpd does not take"]
+
+
 def test_an_unknown_phase_is_let_pass() -> None:
     script = Script(JUNK)
     assert script.say(request("new-phase", b"x")) == [result(b"proceed")]

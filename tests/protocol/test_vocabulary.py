@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from smtpd_filters.protocol.decisions import (
     JUNK,
@@ -18,6 +20,7 @@ from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import (
     DATA_LINE,
+    FORMS,
     HANDLERS,
     PHASES,
     PHASES_ON_WIRE,
@@ -96,6 +99,23 @@ def test_each_phase_with_each_decision(phase: Phase, kind: type[Decision]) -> No
         assert conditional or (kind, phase.name) == (Rewrite, "noop")
     # Whatever is asked for, what is sent is fit.
     assert complaints(phase, sample(kind, phase)) == []
+
+
+@given(
+    st.sampled_from([phase for phase in PHASES.values() if Rewrite in phase.legal]),
+    st.text(st.sampled_from("<>a@. =:|é\udcff\u2003"), max_size=12)
+    | st.sampled_from(["PLAIN", "LOGIN ", "PLAIN a b", "PLAIN AGEAYg=="]),
+)
+@example(PHASES["helo"], "two words")
+@example(PHASES["helo"], "")
+@example(PHASES["mail-from"], "<a@b.example")
+def test_what_smtpd_does_not_take_for_a_parameter_is_never_sent(phase: Phase, new: str) -> None:
+    assert complaints(phase, Rewrite(new)) == []
+
+
+@pytest.mark.parametrize("phase", PHASES.values(), ids=str)
+def test_a_phase_takes_its_own_parameters(phase: Phase) -> None:
+    assert (phase.argument in FORMS) == phase.takes(PARAMETERS.get(phase.name, "x"))
 
 
 @pytest.mark.parametrize("phase", PHASES.values(), ids=str)
