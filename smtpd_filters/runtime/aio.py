@@ -6,9 +6,7 @@ import asyncio
 import gc
 import select
 import selectors
-import stat
 from collections import deque
-from os import fstat
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
@@ -44,10 +42,7 @@ SHORTEST = 0.01
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
-    # epoll takes no regular file, which input is when a recording is played from one.
-    regular = any(stat.S_ISREG(fstat(fd).st_mode) for fd in (channel.source, channel.sink))
-    selector = selectors.PollSelector() if regular else selectors.DefaultSelector()
-    loop = _EventLoop(selector)
+    loop = _EventLoop(_selector(channel))
     signals = Signals()
     watchdog.install()
     # What has been loaded stays: no search need walk through it.
@@ -62,6 +57,19 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
         channel.close()
         loop.close()
     return 0
+
+
+def _selector(channel: Channel) -> selectors.BaseSelector:
+    """What can watch both ends: epoll takes neither a regular file nor /dev/null, poll does."""
+    selector = selectors.DefaultSelector()
+    for fd in (channel.source, channel.sink):
+        try:
+            selector.register(fd, selectors.EVENT_READ)
+        except OSError:
+            selector.close()
+            return selectors.PollSelector()
+        selector.unregister(fd)
+    return selector
 
 
 class _EventLoop(asyncio.SelectorEventLoop):

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from tests.runtime.process import PATIENCE, POLICIES, ROOT, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GREETING = SmtpdConnection().configure()
 HANG_UP = "import os, signal; os.kill(os.getpid(), signal.SIGHUP)"
 
 
@@ -127,6 +129,41 @@ def test_without_smtpd_a_filter_ends_at_once(number: int, name: bytes) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == b"filter-plain: %b is closed: smtpd is not there\n" % name
+
+
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("null", b""),
+        *((kind, said) for kind in ("file", "pipe") for said in (b"", GREETING)),
+    ],
+)
+@pytest.mark.parametrize("output", ["null", "file", "pipe"])
+def test_by_hand_input_may_be_anything(
+    name: str, kind: str, given: bytes, output: str, tmp_path: Path
+) -> None:
+    """As flags are tried: ``filter-x </dev/null | cat``, ``filter-x <recorded >said``."""
+    source, sink = tmp_path / "input", tmp_path / "output"
+    source.write_bytes(given)
+    with (
+        (Path(os.devnull) if kind == "null" else source).open("rb") as file,
+        (Path(os.devnull) if output == "null" else sink).open("wb") as said,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, POLICIES, name],
+            stdin=subprocess.PIPE if kind == "pipe" else file,
+            stdout=subprocess.PIPE if output == "pipe" else said,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": "."},
+        )
+        told, logged = process.communicate(given if kind == "pipe" else None, PATIENCE)
+    assert logged == b""
+    assert process.returncode == 0
+    if output != "null":
+        registered = told if output == "pipe" else sink.read_bytes()
+        assert registered.endswith(b"register|ready\n") == bool(given)
 
 
 def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:
