@@ -31,7 +31,15 @@ from .session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Any
 
     from .filter import Outcome
@@ -289,24 +297,26 @@ class Chain:
                 self.log.event(filter_.name, "close", error=fold_traceback(error))
 
     def reload(self) -> Iterator[None]:
-        """Read the tables of all filters again, one in each step.
+        """Reload the tables of all filters from their files, a step of bounded work at a time.
 
-        One that cannot be read keeps what it has.
+        One that can't be read keeps its entries.
         """
         for filter_ in self.filters:
             for name, value in vars(filter_.settings).items():
-                reload = getattr(value, "reload", None)
-                if reload is None:
-                    continue
-                try:
-                    reload()
-                except Exception as error:  # noqa: BLE001  # nothing is fatal any more
-                    self.log.event(
-                        filter_.name, "reload", table=name, error=str(error), result="kept"
-                    )
-                else:
-                    self.log.event(filter_.name, "reload", table=name, result="ok")
-                yield
+                if getattr(value, "is_file", False):
+                    said = yield from _reloaded(value)
+                    self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **said)
+
+
+def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
+    """Reload one table; the result is what to log."""
+    try:
+        changed = yield from value.reload()
+    except ConfigError as error:
+        return {"error": str(error), "result": "kept"}
+    except Exception as error:  # noqa: BLE001  # nothing is fatal any more
+        return {"error": fold_traceback(error), "result": "kept"}
+    return {"result": "ok" if changed else "unchanged"}
 
 
 def _check(filter_: Filter, on_error: Outcome) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class ConfigError(Exception):
     """A flag, a file or a line in a file is wrong.
@@ -22,3 +25,18 @@ class UnavailableError(Exception):
     def __init__(self, cause: str, status: str = "4.3.0") -> None:
         super().__init__(cause)
         self.status = status
+
+
+def os_reason(error: OSError) -> str:
+    """Say why a file can't be used; if a permission is missing, also which user lacks it."""
+    text = error.strerror or str(error)
+    if error.errno not in {errno.EACCES, errno.EPERM}:
+        return text
+    from pwd import getpwuid  # only for this
+
+    number = os.geteuid()
+    try:
+        name = getpwuid(number).pw_name
+    except KeyError:
+        name = str(number)
+    return f"{text} for user {name}"

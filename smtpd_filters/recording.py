@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Recording:
                 with open(name, "rb") as file:  # noqa: PTH123 (pathlib costs start-up time)
                     source = file.read()
             except OSError as error:
-                raise ConfigError(f"{name}: {error.strerror}") from error
+                raise ConfigError(f"{name}: {os_reason(error)}") from error
         recording = cls()
         lines = source.split(b"\n")
         if lines.pop():
@@ -126,7 +126,7 @@ class Recording:
             with open(path, "wb") as file:  # noqa: PTH123 (pathlib costs start-up time)
                 file.write(content)
         except OSError as error:
-            raise ConfigError(f"{os.fspath(path)}: {error.strerror}") from error
+            raise ConfigError(f"{os.fspath(path)}: {os_reason(error)}") from error
 
     def to_filter(self) -> list[bytes]:
         """The lines that smtpd wrote."""

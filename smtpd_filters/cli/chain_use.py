@@ -16,7 +16,7 @@ import stat
 import sys
 from importlib import import_module
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filter import Filter
 from smtpd_filters.runtime.log import fold_traceback
 from smtpd_filters.settings.declare import suggest
@@ -132,7 +132,7 @@ def read_safely(path: str) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{path}: {os_reason(error)}") from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{printable(path)}: {error}") from None
 

@@ -14,69 +14,108 @@ from smtpd_filters.filters._dnsbl_sites import MAX_WEIGHT, Site, parse
 from smtpd_filters.settings import Kind, common_options
 from smtpd_filters.settings.declare import spellings
 from smtpd_filters.tables.source import parse as parse_source
+from smtpd_filters.tables.table import Content, Table, reload_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from smtpd_filters.filter import Filter
-    from smtpd_filters.tables.source import Source
 
 # postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
 _BETWEEN = re.compile(r"[,\s]+")
 # Behind a reason: what follows is the entry.
 _END = "\v"
+# What a byte of a list costs beyond that of any entry (see `source.STEP`).
+_WORK = 10
+# Lists that are freed in a step.
+_FREED = 1024
 _QUOTED = re.compile(r"""(['"]).*\1""")
+
+
+class _Listed(Content):
+    __slots__ = ("sites",)
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.sites: list[Site] = []
+
+    def add(self, text: str) -> int:
+        try:
+            self.sites += [parse(word) for word in _BETWEEN.split(text) if word]
+        except ValueError as error:
+            raise ValueError(f"{error}{_END}") from None
+        return _WORK * len(text)
+
+    def release(self) -> Iterator[None]:
+        while self.sites:
+            del self.sites[-_FREED:]
+            yield
+
+
+class _SitesTable(Table):
+    """Lists that one flag gives. A ConfigError doesn't show the text, which may hold a key."""
+
+    __slots__ = ()
+    _content: _Listed
+    contents = _Listed
+
+    def __init__(self, spec: str) -> None:
+        try:
+            source = parse_source(spec)
+        except ConfigError as error:
+            raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
+        self._begin(source)
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        return self._content.sites
+
+    def _load(self) -> Iterator[None]:
+        try:
+            yield from super()._load()
+        except ConfigError as error:
+            reason, told, _ = str(error).partition(_END)
+            raise ConfigError(reason if told else _QUOTED.sub("...", reason, count=1)) from None
 
 
 class Sites:
     """Lists with their filters and weights: one, some in braces, or a file with a line each.
 
-    They are read again by `reload`, as tables are. Raises ConfigError if they can't be read; what
-    is wrong is said without the text, which may hold a key.
+    They are reloaded as tables are. Raises ConfigError if they can't be read; what is wrong is said
+    without the text, which may hold a key.
     """
 
-    __slots__ = ("_parts", "renewed")
+    __slots__ = ("_tables", "renewed")
 
-    def __init__(self, *sources: Source) -> None:
-        self._parts = [(source, _read(source)) for source in sources]
+    def __init__(self, *tables: _SitesTable) -> None:
+        self._tables = tables
         #: Is called when they have been read again.
         self.renewed: Callable[[], None] | None = None
 
     def __add__(self, other: Sites) -> Sites:
-        both = Sites()
-        both._parts = self._parts + other._parts
-        return both
+        return Sites(*self._tables, *other._tables)
 
     def __iter__(self) -> Iterator[Site]:
-        for _, sites in self._parts:
-            yield from sites
+        for table in self._tables:
+            yield from table.sites
 
-    def reload(self) -> None:
-        """Read them again; ConfigError if that fails, and they are what they were."""
-        self._parts = [(source, _read(source)) for source, _ in self._parts]
-        if self.renewed is not None:
-            self.renewed()
+    @property
+    def is_file(self) -> bool:
+        """Whether there is anything to reload."""
+        return any(table.is_file for table in self._tables)
+
+    def reload(self) -> Generator[None, None, bool]:
+        """Reload the files in steps, as `Table.reload` does."""
+        before = list(self)
+        try:
+            return (yield from reload_all(self._tables))
+        finally:
+            if self.renewed is not None and list(self) != before:
+                self.renewed()
 
     def __repr__(self) -> str:
         return f"<sites: {list(self)}>"
-
-
-def _read(source: Source) -> tuple[Site, ...]:
-    found: list[Site] = []
-
-    def add(entry: str) -> None:
-        try:
-            found.extend(parse(word) for word in _BETWEEN.split(entry) if word)
-        except ValueError as error:
-            raise ValueError(f"{error}{_END}") from None
-
-    try:
-        source.texts(add)
-    except ConfigError as error:
-        reason, told, _ = str(error).partition(_END)
-        raise ConfigError(reason if told else _QUOTED.sub("...", reason, count=1)) from None
-    return tuple(found)
 
 
 class _Sites(Kind[Sites]):
@@ -88,11 +127,7 @@ class _Sites(Kind[Sites]):
     toml = (str, list)
 
     def parse(self, text: str) -> Sites:
-        try:
-            source = parse_source(text)
-        except ConfigError as error:
-            raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
-        return Sites(source)
+        return Sites(_SitesTable(text))
 
     def show(self, value: Sites) -> str:
         return "{ " + ", ".join(map(str, value)) + " }"

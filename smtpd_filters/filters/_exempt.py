@@ -19,10 +19,11 @@ from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.settings import SWITCH, Kind, option, table
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
+from smtpd_filters.tables.table import reload_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Generator, Iterable
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.protocol.decisions import Proceed
@@ -120,16 +121,13 @@ class Exempt:
         return ""
 
     @property
-    def reload(self) -> Callable[[], None] | None:
-        """What reads the tables again; None if there are none.
+    def is_file(self) -> bool:
+        """Whether there is anything to reload."""
+        return any(each.is_file for each in self.tables)
 
-        Raises ConfigError for a table that can't be read, which keeps its entries.
-        """
-        return self._reload if self.tables else None
-
-    def _reload(self) -> None:
-        for each in self.tables:
-            each.reload()
+    def reload(self) -> Generator[None, None, bool]:
+        """Reload the tables in steps, as `Table.reload` does."""
+        return reload_all(self.tables)
 
 
 class _ExemptKind(Kind[Exempt]):

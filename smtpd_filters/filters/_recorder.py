@@ -19,7 +19,7 @@ import os
 import re
 from time import gmtime, monotonic, strftime
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.protocol.dialect import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.recording import (
@@ -133,7 +133,7 @@ class Recorder:
             if not os.path.isdir(self._directory):  # noqa: PTH112  # pathlib costs start-up
                 os.mkdir(self._directory, 0o700)  # noqa: PTH102
         except OSError as error:
-            raise ConfigError(f"--record: {self._directory}: {error.strerror}") from None
+            raise ConfigError(f"--record: {self._directory}: {os_reason(error)}") from None
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise ConfigError(f"--record: {self._directory}: not writable")
 

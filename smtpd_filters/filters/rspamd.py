@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._exempt import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.filters._rspamd_edits import Options as Edits
@@ -299,7 +299,7 @@ def _password(path: str | None) -> str:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123  # pathlib costs start-up
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = os_reason(error) if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"--password-file: {path}: {reason}") from None
     if not password.isprintable() or not password:
         raise ConfigError(f"--password-file: {path}: no password in the first line")

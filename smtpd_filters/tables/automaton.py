@@ -157,6 +157,11 @@ class Automaton:
             state = self._states[reached] = _State(self, reached)
         return state
 
+    def release(self) -> None:
+        """Free what is remembered; nothing is matched any more."""
+        if self._memory:
+            self._forget()
+
     def _forget(self) -> None:
         # The steps make circles of states: without them, nothing waits for the garbage collector.
         for state in self._states.values():

@@ -16,8 +16,9 @@ import re
 
 from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded
 from smtpd_filters.addresses.mailbox import Address, unquoted
-from smtpd_filters.tables.source import BLANKS, Source
-from smtpd_filters.tables.table import Table, short
+from smtpd_filters.tables.index import Index
+from smtpd_filters.tables.source import BLANKS
+from smtpd_filters.tables.table import Content, Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,98 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # but for smtpd's star
 _LITERAL = re.compile(r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|ipv6:[0-9a-f:.]+)\]")
 # RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what no local part has without quotes.
 _NOT_IN_USERS = re.compile(r"""[\x00-\x20"(),:;<>@\[\\\]\x7f]""")
+# What a character beyond ASCII costs, in the unit of `source.STEP`: a name of them takes some ms.
+_WORK = 100
+# Entries that are freed in a step.
+_FREED = 4096
 _QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
+
+
+class _Names(Content):
+    """Canonical domains, perhaps with stars, each behind a prefix that stands for a user."""
+
+    __slots__ = ("_exact", "_odd", "_tails", "_turns")
+
+    def __init__(self, size: int) -> None:
+        self._exact = Index(size)
+        # What stands behind a star at the front, and the characters that those begin with.
+        self._tails = Index(size)
+        self._turns: dict[str, None] = {}
+        # Everything else, cut at its stars: these are tried one by one.
+        self._odd: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def put(self, prefix: str, domain: str, text: str) -> None:
+        """Add an entry, unless there is one."""
+        if "*" not in domain:
+            key = prefix + domain
+            # The same object takes less memory.
+            self._exact.add(key, key if key == text else text)
+            return
+        tail = domain.lstrip("*")
+        if domain[0] == "*" and "*" not in tail:
+            self._turns[tail[:1]] = None
+            self._tails.add(prefix + tail, text)
+            return
+        first, *others = domain.split("*")
+        # A run of stars is one star.
+        parts = (first, *(part for part in others[:-1] if part), others[-1])
+        self._odd.setdefault(parts, {}).setdefault(prefix, text)
+
+    def covering(self, name: str, prefixes: tuple[str, ...]) -> str | None:
+        """Find the entry that covers a canonical name: one written out first.
+
+        Of the prefixes, the first counts most.
+        """
+        for prefix in prefixes:
+            if (entry := self._exact.get(prefix + name)) is not None:
+                return entry
+        # No star covers an empty name.
+        return self._by_star(name, prefixes) if name else None
+
+    def _by_star(self, name: str, prefixes: tuple[str, ...]) -> str | None:
+        for turn in self._turns:
+            # An empty turn is a lone star: it runs to the end.
+            at = name.find(turn) if turn else len(name)
+            for prefix in prefixes if at >= 0 else ():
+                if (entry := self._tails.get(prefix + name[at:])) is not None:
+                    return entry
+        for parts, entries in self._odd.items():
+            if _covers(parts, name):
+                for prefix in prefixes:
+                    if (entry := entries.get(prefix)) is not None:
+                        return entry
+        return None
+
+    def release(self) -> Iterator[None]:
+        yield from self._exact.release()
+        yield from self._tails.release()
+        odd = self._odd
+        while odd:
+            for _ in range(min(len(odd), _FREED)):
+                odd.popitem()
+            yield
+
+    def __len__(self) -> int:
+        return len(self._exact) + len(self._tails) + sum(map(len, self._odd.values()))
+
+
+class _Domains(_Names):
+    __slots__ = ()
+    # Whether a key may be an address literal.
+    _literals: ClassVar[bool] = True
+
+    def add(self, text: str) -> int:
+        name = text[1:] if text[0] == "@" else text
+        self.put("", domain_entry(name, literals=self._literals), text)
+        return 0 if text.isascii() else _WORK * len(text)
+
+    def find(self, key: str) -> str | None:
+        return self.covering(canonical(key), ("",))
+
+
+class _Hosts(_Domains):
+    __slots__ = ()
+    _literals = False
 
 
 class DomainTable(Table):
@@ -42,36 +134,58 @@ class DomainTable(Table):
     `match` prefers a name that is written out to one with stars.
     """
 
-    __slots__ = ("_names",)
-    _names: _Names
-    # Whether a key may be an address literal.
-    _literals: ClassVar[bool] = True
-
-    def _load(self, source: Source) -> None:
-        names = _Names()
-        literals = self._literals
-
-        def add(text: str) -> None:
-            name = text[1:] if text[0] == "@" else text
-            names.users(domain_entry(name, literals=literals)).setdefault("", text)
-
-        source.texts(add)
-        self._names = names
-
-    def _find(self, key: str) -> str | None:
-        for users in self._names.covering(canonical(key)):
-            return users[""]
-        return None
-
-    def __len__(self) -> int:
-        return len(self._names)
+    __slots__ = ()
+    _content: _Domains
+    contents: ClassVar[type[_Domains]] = _Domains
 
 
 class HostTable(DomainTable):
     """A list of host names, as clients have them in the DNS or in HELO; no address literals."""
 
     __slots__ = ()
-    _literals = False
+    contents = _Hosts
+
+
+class _Addresses(_Names):
+    """Behind a prefix of the user and a NUL, which no entry has."""
+
+    __slots__ = ("_anywhere",)
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        # Entries without a domain, by their users.
+        self._anywhere = Index(size)
+
+    def add(self, text: str) -> int:
+        user, domain = address_entry(text)
+        if domain:
+            self.put(f"{user}\0", domain, text)
+        else:
+            self._anywhere.add(user, text)
+        return 0 if text.isascii() else _WORK * len(text)
+
+    def find(self, key: str) -> str | None:
+        return self.of(Address.parse(key))
+
+    def of(self, address: Address) -> str | None:
+        """Find the entry that covers an address."""
+        user = folded(address.local)
+        # "+" is smtpd's default of `smtp sub-addr-delim`.
+        asked = (user, user.partition("+")[0], "")
+        prefixes = tuple(f"{name}\0" for name in asked)
+        if (entry := self.covering(canonical(address.domain), prefixes)) is not None:
+            return entry
+        for name in asked:
+            if (entry := self._anywhere.get(name)) is not None:
+                return entry
+        return None
+
+    def release(self) -> Iterator[None]:
+        yield from super().release()
+        yield from self._anywhere.release()
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._anywhere)
 
 
 class AddressTable(Table):
@@ -90,45 +204,21 @@ class AddressTable(Table):
     entries without a domain; and for each the user with the tag, without, and no user at all.
     """
 
-    __slots__ = ("_anywhere", "_names")
-    _names: _Names
-    _anywhere: dict[str, str]
-
-    def _load(self, source: Source) -> None:
-        names = _Names()
-        anywhere: dict[str, str] = {}
-
-        def add(text: str) -> None:
-            user, domain = _address_entry(short(text))
-            users = names.users(domain) if domain else anywhere
-            users.setdefault(user, text)
-
-        source.texts(add)
-        self._names, self._anywhere = names, anywhere
-
-    def _find(self, key: str) -> str | None:
-        return self.find(Address.parse(key))
+    __slots__ = ()
+    _content: _Addresses
+    contents = _Addresses
 
     def find(self, address: Address) -> str | None:
         """Find an entry that covers an address that is parsed already."""
-        user = folded(address.local)
-        # "+" is smtpd's default of `smtp sub-addr-delim`.
-        asked = (user, user.partition("+")[0], "")
-        for users in (*self._names.covering(canonical(address.domain)), self._anywhere):
-            for name in asked:
-                if (entry := users.get(name)) is not None:
-                    return entry
-        return None
-
-    def __len__(self) -> int:
-        return len(self._names) + len(self._anywhere)
+        return self._content.of(address)
 
 
-def _address_entry(text: str) -> tuple[str, str]:
+def address_entry(text: str) -> tuple[str, str]:
     """Understand an entry of a table of addresses: user and domain, "" for any.
 
     Raises ValueError for one that covers no address.
     """
+    short(text)
     if quoted := _QUOTED_USER.match(text):
         user, domain = folded(unquoted(quoted[1])), text[quoted.end() :]
     else:
@@ -203,52 +293,6 @@ def _check_name(name: str) -> None:
 
 def _quote(char: str) -> str:
     return f"'{char}'" if char.isprintable() else ascii(char)
-
-
-class _Names:
-    """Canonical domains, each with the entries for its users; "" stands for any user."""
-
-    __slots__ = ("_exact", "_odd", "_tails", "_turns")
-
-    def __init__(self) -> None:
-        self._exact: dict[str, dict[str, str]] = {}
-        # What stands behind a star at the front, and the characters that those begin with.
-        self._tails: dict[str, dict[str, str]] = {}
-        self._turns: dict[str, None] = {}
-        # Everything else, cut at its stars: these are tried one by one.
-        self._odd: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def users(self, domain: str) -> dict[str, str]:
-        """Give the entries of a domain, to add to them."""
-        if "*" not in domain:
-            return self._exact.setdefault(domain, {})
-        tail = domain.lstrip("*")
-        if domain[0] == "*" and "*" not in tail:
-            self._turns[tail[:1]] = None
-            return self._tails.setdefault(tail, {})
-        first, *others = domain.split("*")
-        # A run of stars is one star.
-        parts = (first, *(part for part in others[:-1] if part), others[-1])
-        return self._odd.setdefault(parts, {})
-
-    def covering(self, name: str) -> Iterator[dict[str, str]]:
-        """Find the domains that cover a canonical name, the one written out first."""
-        if name in self._exact:
-            yield self._exact[name]
-        if not name:
-            return  # no star covers an empty name
-        for turn in self._turns:
-            # An empty turn is a lone star: it runs to the end.
-            at = name.find(turn) if turn else len(name)
-            if at >= 0 and name[at:] in self._tails:
-                yield self._tails[name[at:]]
-        for parts, users in self._odd.items():
-            if _covers(parts, name):
-                yield users
-
-    def __len__(self) -> int:
-        names = (self._exact, self._tails, self._odd)
-        return sum(len(users) for index in names for users in index.values())
 
 
 def _covers(parts: tuple[str, ...], name: str) -> bool:

@@ -6,11 +6,14 @@ because `ipaddress` and `socket` cost a filter several milliseconds of its start
 
 from __future__ import annotations
 
-from smtpd_filters.tables.source import Source
-from smtpd_filters.tables.table import Table, lower, short
+from operator import itemgetter
+
+from smtpd_filters.tables.index import Index
+from smtpd_filters.tables.table import Content, Table, lower, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import ClassVar
 
 _V4, _V6 = 32, 128
@@ -18,6 +21,63 @@ _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _LOCAL = "local"
 _V4_OCTETS, _OCTET_DIGITS, _OCTET_MAX = 4, 3, 255
 _V6_GROUPS, _GROUP_DIGITS = 8, 4
+
+
+class _Networks(Content):
+    __slots__ = ("_found", "_local", "_nets", "_size")
+    # Whether a key may be `local`.
+    _has_local: ClassVar[bool] = True
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._local: str | None = None
+        self._found: dict[tuple[int, int], Index] = {}
+        # For each family: how many bits to drop, and the networks that are left; longest prefix
+        # first.
+        self._nets: dict[int, list[tuple[int, Index]]] = {_V4: [], _V6: []}
+
+    def add(self, text: str) -> int:
+        if lower(text) == _LOCAL:
+            if not self._has_local:
+                raise ValueError("a client on the socket has no address to be looked for")
+            self._local = self._local or text
+            return 0
+        family, network, prefix = _network(short(text))
+        drop = family - prefix
+        index = self._found.get((family, drop))
+        if index is None:
+            index = self._found[family, drop] = Index(self._size)
+        index.add(network >> drop, text)
+        return 0
+
+    def finish(self) -> Iterator[None]:
+        for (family, drop), index in sorted(self._found.items(), key=itemgetter(0)):
+            self._nets[family].append((drop, index))
+        yield from ()
+
+    def find(self, key: str) -> str | None:
+        if key == _LOCAL:
+            return self._local
+        try:
+            family, address = parse_address(key)
+        except ValueError:
+            return None
+        for drop, index in self._nets[family]:
+            if (entry := index.get(address >> drop)) is not None:
+                return entry
+        return None
+
+    def release(self) -> Iterator[None]:
+        for index in self._found.values():
+            yield from index.release()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._found.values())) + bool(self._local)
+
+
+class _Addresses(_Networks):
+    __slots__ = ()
+    _has_local = False
 
 
 class NetworkTable(Table):
@@ -34,56 +94,16 @@ class NetworkTable(Table):
     `match` returns the entry with the longest prefix.
     """
 
-    __slots__ = ("_count", "_local", "_nets")
-    # For each family: how many bits to drop, and the networks that are left; longest prefix first.
-    _nets: dict[int, list[tuple[int, dict[int, str]]]]
-    _local: str | None
-    _count: int
-    # Whether a key may be `local`.
-    _has_local: ClassVar[bool] = True
-
-    def _load(self, source: Source) -> None:
-        found: dict[tuple[int, int], dict[int, str]] = {}
-        local: list[str] = []
-
-        def add(text: str) -> None:
-            if lower(text) == _LOCAL:
-                if not self._has_local:
-                    raise ValueError("a client on the socket has no address to be looked for")
-                local.append(text)
-                return
-            family, network, prefix = _network(short(text))
-            drop = family - prefix
-            found.setdefault((family, drop), {}).setdefault(network >> drop, text)
-
-        source.texts(add)
-        nets: dict[int, list[tuple[int, dict[int, str]]]] = {_V4: [], _V6: []}
-        for (family, drop), entries in sorted(found.items()):
-            nets[family].append((drop, entries))
-        count = sum(map(len, found.values())) + bool(local)
-        self._nets, self._local, self._count = nets, local[0] if local else None, count
-
-    def _find(self, key: str) -> str | None:
-        if key == _LOCAL:
-            return self._local
-        try:
-            family, address = parse_address(key)
-        except ValueError:
-            return None
-        for drop, entries in self._nets[family]:
-            if (entry := entries.get(address >> drop)) is not None:
-                return entry
-        return None
-
-    def __len__(self) -> int:
-        return self._count
+    __slots__ = ()
+    _content: _Networks
+    contents: ClassVar[type[_Networks]] = _Networks
 
 
 class IPTable(NetworkTable):
     """A list of addresses and networks for addresses that aren't a client's; without `local`."""
 
     __slots__ = ()
-    _has_local = False
+    contents = _Addresses
 
 
 def parse_address(text: str) -> tuple[int, int]:

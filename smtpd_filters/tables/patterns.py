@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from smtpd_filters.tables.source import KEY_MAX, Source
-from smtpd_filters.tables.table import Table, short
+from smtpd_filters.tables.source import KEY_MAX
+from smtpd_filters.tables.table import Content, Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from smtpd_filters.tables.automaton import Automaton
 
 # Positions in one automaton: the integers stay short, and few automata are run.
 _GROUP_SIZE = 1024
+# What a byte of a pattern, or a position, costs when it is added (see `source.STEP`).
+_WORK = 100
 
 
-class RegexTable(Table):
-    """A list of POSIX extended regular expressions; an entry covers a key it matches anywhere in.
+class _Patterns(Content):
+    __slots__ = ("_cost", "_entries", "_groups")
 
-    As in smtpd: entries and keys are lower-cased first, so that case makes no difference (a
-    leading `(?i)` is allowed and changes nothing); a dot is any byte; a key of more than 1,023
-    bytes is covered by nothing. Other than in smtpd, letters beyond ASCII have no case either, and
-    composed and decomposed ones are the same (NFC).
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._entries: list[str] = []
+        # Automata, each with the number of its first entry.
+        self._groups: list[tuple[int, Automaton]] = []
+        self._cost = 0
 
-    `match` returns the first entry of the table that matches.
-    """
-
-    __slots__ = ("_entries", "_groups")
-    _entries: list[str]
-    # Automata, each with the number of its first entry.
-    _groups: list[tuple[int, Automaton]]
-
-    def _load(self, source: Source) -> None:
+    def add(self, text: str) -> int:
         # Here, not above: filters that have no regular expressions start without.
-        from smtpd_filters.tables.automaton import MEMORY, TOTAL_MAX, Automaton
+        from smtpd_filters.tables.automaton import TOTAL_MAX, Automaton
         from smtpd_filters.tables.ere import parse
 
-        entries: list[str] = []
-        groups: list[tuple[int, Automaton]] = []
-        cost = 0
+        pattern = _lower(short(text)).removeprefix("(?i)")
+        node = parse(pattern.encode("utf-8", "surrogateescape"))
+        if not self._groups or self._groups[-1][1].size + node.size > _GROUP_SIZE:
+            self._groups.append((len(self._entries), Automaton()))
+        automaton = self._groups[-1][1]
+        self._cost += automaton.add(node)
+        if self._cost > TOTAL_MAX:
+            raise ValueError(f"table takes more than {TOTAL_MAX} operations a byte")
+        self._entries.append(text)
+        return _WORK * (len(pattern) + node.size)
 
-        def add(text: str) -> None:
-            nonlocal cost
-            pattern = _lower(short(text)).removeprefix("(?i)")
-            node = parse(pattern.encode("utf-8", "surrogateescape"))
-            if not groups or groups[-1][1].size + node.size > _GROUP_SIZE:
-                groups.append((len(entries), Automaton()))
-            automaton = groups[-1][1]
-            cost += automaton.add(node)
-            if cost > TOTAL_MAX:
-                raise ValueError(f"table takes more than {TOTAL_MAX} operations a byte")
-            entries.append(text)
+    def finish(self) -> Iterator[None]:
+        from smtpd_filters.tables.automaton import MEMORY
 
-        source.texts(add)
-        for _, automaton in groups:
-            automaton.finish(max(1, MEMORY // len(groups)))
-        self._entries, self._groups = entries, groups
+        for _, automaton in self._groups:
+            automaton.finish(max(1, MEMORY // len(self._groups)))
+            yield
 
-    def _find(self, key: str) -> str | None:
+    def find(self, key: str) -> str | None:
         if len(key) > KEY_MAX:
             return None
         try:
@@ -69,8 +64,29 @@ class RegexTable(Table):
                     return self._entries[number + found]
         return None
 
+    def release(self) -> Iterator[None]:
+        while self._groups:
+            self._groups.pop()[1].release()
+            yield
+
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class RegexTable(Table):
+    """A list of POSIX extended regular expressions; an entry covers a key it matches anywhere in.
+
+    As in smtpd: entries and keys are lower-cased first, so that case makes no difference (a
+    leading `(?i)` is allowed and changes nothing); a dot is any byte; a key of more than 1,023
+    bytes is covered by nothing. Other than in smtpd, letters beyond ASCII have no case either, and
+    composed and decomposed ones are the same (NFC).
+
+    `match` returns the first entry of the table that matches.
+    """
+
+    __slots__ = ()
+    _content: _Patterns
+    contents = _Patterns
 
 
 def _lower(text: str) -> str:

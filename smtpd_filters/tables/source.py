@@ -7,6 +7,10 @@ The law:
    `inline table: entry N: reason`.
 2. A source is read whole or not at all, so that a table can be replaced in one assignment.
 3. Nothing that a path may name can hang a filter: only regular files are read.
+4. A file without an entry and without a comment is not taken for a table: it was truncated, or
+   is about to be written.
+5. Reading is cut in steps, by an iterator of None: between two of them at most `STEP` of work is
+   done, and one line more; a line has at most `LINE_MAX` characters.
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ from __future__ import annotations
 import os
 import stat
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
 # smtpd keeps a key, in a table or looked up, in a buffer of 1,024 bytes with its final NUL.
 KEY_MAX = 1023
@@ -32,41 +36,81 @@ _FOREIGN = frozenset({
 })  # fmt: skip
 _SHOWN = 80
 
+#: The work of a step: 65,536 units, of which an entry of plain text takes one a byte. About 1,000
+#: lines, which take a few ms.
+STEP = 1 << 16
+#: What a line takes beside its bytes.
+LINE = 50
+#: Characters of a line, which is parsed in one step: a user with a thousand addresses has room.
+LINE_MAX = 1 << 15
+_PIECE = 1 << 16
+_UTF8_MAX = 4  # bytes of a character
+# Bytes that are hashed for a unit of work.
+_HASHED = 16
+_EMPTY = "no entries; if it is meant to be empty, say so in a comment, such as # empty"
+
 
 class Source:
     """A table as it was asked for; `spec` is that text.
 
     `texts()` and `pairs()` read it anew, for a list and for a mapping, and hand each entry to the
-    function they are given. A ValueError from there becomes a ConfigError that names the place.
+    function they are given, in steps. What that returns is added to the work of the step. A
+    ValueError from there becomes a ConfigError that names the place.
     """
 
     __slots__ = ("spec",)
+    #: Whether there is a file, which may change.
+    is_file = False
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
 
-    def texts(self, add: Callable[[str], None]) -> None:
-        """Read a list.
+    @property
+    def size(self) -> int:
+        """How many bytes there are to be read; 0 if they are few, or it isn't known."""
+        return 0
+
+    def texts(self, add: Callable[[str], int]) -> Iterator[None]:
+        """Read a list, in steps.
 
         Raises ConfigError for a source that can't be read, or an entry that `add` refuses.
         """
-        for place, text in self._entries():
-            try:
-                add(_checked(text))
-            except ValueError as error:
-                raise _wrong(place, text, error) from None
+        return self._each(lambda text: add(_checked(text)))
 
-    def pairs(self, add: Callable[[str, str], None]) -> None:
-        """Read a mapping; raises ConfigError as `texts` does."""
-        for place, text in self._entries():
-            try:
-                add(*_pair(_checked(text)))
-            except ValueError as error:
-                raise _wrong(place, text, error) from None
+    def pairs(self, add: Callable[[str, str], int]) -> Iterator[None]:
+        """Read a mapping, in steps; raises ConfigError as `texts` does."""
+        return self._each(lambda text: add(*_pair(_checked(text))))
 
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        """Give each entry with its place."""
-        yield "inline table: entry 1", self.spec
+    def _each(self, add: Callable[[str], int]) -> Iterator[None]:
+        left = STEP
+        for number, length, text in self._entries():
+            left -= LINE + length
+            if text is not None:
+                try:
+                    left -= add(text)
+                except ValueError as error:
+                    raise _wrong(self._place(number), text, error) from None
+            if left <= 0:
+                left = STEP
+                yield
+
+    def changed(self) -> Generator[None, None, bool]:
+        """Look, in steps, whether the entries differ from what was loaded last.
+
+        Raises ConfigError for a file that can't be read.
+        """
+        yield from ()
+        return False
+
+    def loaded(self) -> None:
+        """Take note that what was read last is what the table has now."""
+
+    def _entries(self) -> Iterator[tuple[int, int, str | None]]:
+        """Give each line: its number, its length, and its entry or None."""
+        yield 1, 0, self.spec
+
+    def _place(self, number: int) -> str:
+        return f"inline table: entry {number}"
 
 
 class Given(Source):
@@ -78,9 +122,12 @@ class Given(Source):
         super().__init__(spec)
         self._given = entries
 
-    def _entries(self) -> Iterator[tuple[str, str]]:
+    def _entries(self) -> Iterator[tuple[int, int, str | None]]:
         for number, text in enumerate(self._given, 1):
-            yield f"{self.spec} table: entry {number}", text
+            yield number, 0, text
+
+    def _place(self, number: int) -> str:
+        return f"{self.spec} table: entry {number}"
 
 
 class _Inline(Source):
@@ -88,7 +135,7 @@ class _Inline(Source):
 
     __slots__ = ()
 
-    def pairs(self, add: Callable[[str, str], None]) -> None:
+    def pairs(self, add: Callable[[str, str], int]) -> Iterator[None]:
         words = self._words("=")
         for number, (key, quoted) in enumerate(words, 1):
             sign = next(words, None)
@@ -98,11 +145,12 @@ class _Inline(Source):
                     raise ValueError("expected key = value")  # noqa: TRY301 - has its place here
                 add(_checked(key), _checked(value))
             except ValueError as error:
-                raise _wrong(f"inline table: entry {number}", key, error) from None
+                raise _wrong(self._place(number), key, error) from None
+        yield from ()
 
-    def _entries(self) -> Iterator[tuple[str, str]]:
+    def _entries(self) -> Iterator[tuple[int, int, str | None]]:
         for number, (text, _) in enumerate(self._words(), 1):
-            yield f"inline table: entry {number}", text
+            yield number, 0, text
 
     def _words(self, breaks: str = "") -> Iterator[tuple[str, bool]]:
         """Split as smtpd.conf(5) does: at commas, line breaks and blanks, outside quotes.
@@ -137,7 +185,7 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
         word += text[at : close - 1] + quote
         at = close + 1
     if close < 0:
-        raise ConfigError(f"inline table: no closing quote in {_shown(text[begin:])}")
+        raise ConfigError(f"inline table: no closing quote in {shown(text[begin:])}")
     return word + text[at:close], close + 1
 
 
@@ -151,35 +199,115 @@ def _bare(text: str, at: int, breaks: str) -> tuple[str, int]:
         depth += (char == "{") - (char == "}")
         at += 1
     if depth:
-        shown = _shown(text[begin:at])
-        raise ConfigError(f"inline table: an entry with unbalanced braces needs quotes: {shown}")
+        word = shown(text[begin:at])
+        raise ConfigError(f"inline table: an entry with unbalanced braces needs quotes: {word}")
     return text[begin:at], at
 
 
 class _File(Source):
-    """A file with an entry on each line."""
+    """A file with an entry on each line.
 
-    __slots__ = ("_path",)
+    It is reloaded only if its content has changed. That is decided by a digest of the content: the
+    time stamps of a file say nothing of an edit within their resolution, and change without one.
+    A reload therefore reads a changed file twice, and both must be the same: one that is being
+    written meanwhile is not believed.
+    """
+
+    __slots__ = ("_expected", "_loaded", "_path", "_read")
+    is_file = True
 
     def __init__(self, spec: str, path: str) -> None:
         super().__init__(spec)
         self._path = path
+        # Digests: of the content that the table has, that was read last, and that is to be read.
+        self._loaded: int | None = None
+        self._read: int | None = None
+        self._expected: int | None = None
 
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        for number, line in enumerate(self._read().split("\n"), 1):
-            if text := _uncommented(line):
-                yield f"{self._path}:{number}", text
-
-    def _read(self) -> str:
+    @property
+    def size(self) -> int:
         try:
-            with open(self._path, "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return os.stat(self._path).st_size  # noqa: PTH116  # pathlib costs start-up
+        except (OSError, ValueError):
+            return 0  # to read it says why
+
+    def changed(self) -> Generator[None, None, bool]:
+        left, self._expected = STEP, None
+        for piece in self._pieces():
+            left -= len(piece) // _HASHED
+            if left <= 0:
+                left = STEP
+                yield
+        self._expected = self._read
+        return self._read != self._loaded
+
+    def loaded(self) -> None:
+        self._loaded = self._read
+
+    def _entries(self) -> Iterator[tuple[int, int, str | None]]:
+        number = 0
+        entries = comments = False
+        for lines in self._lines():
+            for line in lines.split("\n"):
+                number += 1
+                if len(line) > LINE_MAX:
+                    raise self._too_long(number)
+                text = _uncommented(line)
+                if text:
+                    if not text.isprintable() and _has_controls(text):
+                        raise _wrong(self._place(number), text, ValueError("control character"))
+                    entries = True
+                    yield number, len(line), text
+                else:
+                    comments = comments or "#" in line
+                    yield number, len(line), None
+        if not (entries or comments):
+            raise ConfigError(f"{self._path}: {_EMPTY}")
+
+    def _place(self, number: int) -> str:
+        return f"{self._path}:{number}"
+
+    def _too_long(self, number: int) -> ConfigError:
+        return ConfigError(f"{self._place(number)}: a line longer than {LINE_MAX} characters")
+
+    def _lines(self) -> Iterator[str]:
+        """Give the text in pieces that end where a line ends."""
+        rest = b""
+        number = 1
+        for piece in self._pieces():
+            lines, newline, tail = (rest + piece).rpartition(b"\n")
+            if newline:
+                number += lines.count(b"\n") + 1
+                yield lines.decode("utf-8", "surrogateescape")
+            if len(tail) > _UTF8_MAX * LINE_MAX:
+                raise self._too_long(number)
+            rest = tail
+        if rest:
+            yield rest.decode("utf-8", "surrogateescape")
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Read the file in pieces; ConfigError if that fails, or it changes meanwhile."""
+        digest = size = 0
+        try:
+            with open(self._path, "rb", buffering=0, opener=_open) as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
                     raise ConfigError(f"{self._path}: not a regular file")
-                return file.read().decode("utf-8", "surrogateescape")
+                while piece := file.read(_PIECE):
+                    # Keyed in each process, of 64 bits, and there without an import.
+                    digest = hash((digest, piece))
+                    size += len(piece)
+                    yield piece
+                after = os.fstat(file.fileno())
         except OSError as error:
-            raise ConfigError(f"{self._path}: {error.strerror}") from None
+            raise ConfigError(f"{self._path}: {os_reason(error)}") from None
         except ValueError as error:  # a NUL in the path
-            raise ConfigError(f"{_shown(self._path)}: {error}") from None
+            raise ConfigError(f"{shown(self._path)}: {error}") from None
+        if (size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or (
+            self._expected not in {None, digest}
+        ):
+            raise ConfigError(f"{self._path}: changed while it was read")
+        self._read = digest
 
 
 def _open(path: str, flags: int) -> int:
@@ -204,12 +332,18 @@ def _uncommented(line: str) -> str:
 
 
 def _wrong(place: str, text: str, error: ValueError) -> ConfigError:
-    return ConfigError(f"{place}: {error} in {_shown(text)}")
+    return ConfigError(f"{place}: {error} in {shown(text)}")
 
 
-def _shown(text: str) -> str:
-    """Make any text fit for a line of a log."""
-    return ascii(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+def shown(text: str) -> str:
+    """Make any text fit for a line of a log; a backslash, as patterns have them, stays one."""
+    text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    quote = '"' if "'" in text else "'"
+    return quote + "\\".join(ascii(part)[1:-1] for part in text.split("\\")) + quote
+
+
+def _has_controls(text: str) -> bool:
+    return any(("\0" < char < " " and char not in BLANKS) or char == "\x7f" for char in text)
 
 
 def _checked(text: str) -> str:
@@ -244,7 +378,7 @@ def parse(spec: str) -> Source:
         raise ConfigError("a table can't be given as an empty text")
     if text[0] == "{":
         if text[-1] != "}":
-            raise ConfigError(f"inline table: no closing brace in {_shown(text)}")
+            raise ConfigError(f"inline table: no closing brace in {shown(text)}")
         return _Inline(text)
     if text[0] == "/":
         return _File(text, text)
@@ -254,5 +388,5 @@ def parse(spec: str) -> Source:
             raise ConfigError('a table given as "file:" needs a path')
         return _File(text, path)
     if colon and scheme in _FOREIGN:
-        raise ConfigError(f'{_shown(text)}: tables of type "{scheme}" are not supported')
+        raise ConfigError(f'{shown(text)}: tables of type "{scheme}" are not supported')
     return Source(text)

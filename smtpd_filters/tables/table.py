@@ -10,16 +10,23 @@ The law:
 4. The cost of a look-up doesn't grow with the number of entries. There are two exceptions: of
    regular expressions it is bounded (see `automaton`), and names with a star elsewhere than at
    their beginning are tried one by one.
+5. A reload is cut in steps of bounded work, however large the table is: reading, building, and
+   freeing what was replaced, or what could not be completed. Sessions are served between them.
+   At most the old and the new content of one table exist at a time.
 """
 
 from __future__ import annotations
 
-from smtpd_filters.tables.source import KEY_MAX, Given, Source, parse
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.tables.index import Index
+from smtpd_filters.tables.source import KEY_MAX, Given, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Self
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from typing import ClassVar, Self
+
+    from smtpd_filters.tables.source import Source
 
 _UPPER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
@@ -29,17 +36,57 @@ def lower(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_UPPER)
 
 
+class Content:
+    """The entries of a table: added one by one, then only looked up, released in the end.
+
+    `size` is about how many bytes the entries take in their source.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, size: int) -> None:
+        pass
+
+    def fill(self, source: Source) -> Iterator[None]:
+        """Add all entries of the source, in steps; ConfigError for what is wrong there."""
+        return source.texts(self.add)
+
+    def add(self, text: str) -> int:
+        """Add an entry of a list; ValueError says why it can't be one.
+
+        Returns the work that it took beyond that of any line, in the unit of `source.STEP`.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> Iterator[None]:
+        """Make ready for look-ups, in steps, when all entries have been added."""
+        yield from ()
+
+    def find(self, key: str) -> str | None:
+        """Find the entry that covers the key."""
+        raise NotImplementedError
+
+    def release(self) -> Iterator[None]:
+        """Free the entries, in steps; nothing is looked up any more."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
 class Table:
     """A list of entries that keys are matched against. Made from a text as `parse` takes it.
 
     Raises ConfigError if it can't be loaded.
     """
 
-    __slots__ = ("_from",)
+    __slots__ = ("_content", "_from")
+    _content: Content
+    #: What it is made of.
+    contents: ClassVar[type[Content]]
 
     def __init__(self, spec: str) -> None:
-        self._from = parse(spec)
-        self._load(self._from)
+        self._begin(parse(spec))
 
     @classmethod
     def load(cls, spec: str) -> Self:
@@ -50,32 +97,56 @@ class Table:
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
         """Make a table of entries that a program brings along; `source` is what to call it."""
         table = cls.__new__(cls)
-        table._from = Given(entries, source)  # noqa: SLF001 - an instance of its own class
-        table._load(table._from)  # noqa: SLF001 - an instance of its own class
+        table._begin(Given(entries, source))  # noqa: SLF001 - an instance of its own class
         return table
+
+    def _begin(self, source: Source) -> None:
+        self._from = source
+        self._content = self.contents(0)  # is replaced, and released in no time
+        for _ in self._load():
+            pass
 
     @property
     def source(self) -> str:
         """How the table was given: `file:/etc/mail/ours`, `{ a, b }`, `built-in`."""
         return self._from.spec
 
-    def reload(self) -> None:
-        """Read the entries again; raises ConfigError and keeps the present ones if that fails."""
-        self._load(self._from)
+    @property
+    def is_file(self) -> bool:
+        """Whether there is anything to reload."""
+        return self._from.is_file
+
+    def reload(self) -> Generator[None, None, bool]:
+        """Read the file again, a step of bounded work for each `next`.
+
+        Look-ups meet the old entries or the new ones, never some of both. The result of the
+        generator says whether the entries were replaced: an unchanged file is not parsed, and a
+        table that isn't in a file has nothing to reload. Raises ConfigError and keeps the entries
+        if the file can't be read, has an invalid line, or changes while it is read.
+        """
+        changed = yield from self._from.changed()
+        if changed:
+            yield from self._load()
+        return changed
+
+    def _load(self) -> Iterator[None]:
+        new = self.contents(self._from.size)
+        try:
+            yield from new.fill(self._from)
+            yield from new.finish()
+        except Exception:
+            yield from new.release()
+            raise
+        self._from.loaded()
+        old, self._content = self._content, new
+        yield from old.release()
 
     def match(self, key: str) -> str | None:
         """Find an entry that covers the key: the entry as it was written, or None."""
-        return self._find(key)
-
-    def _find(self, key: str) -> str | None:
-        raise NotImplementedError
-
-    def _load(self, source: Source) -> None:
-        """Build new content from the source, then assign it."""
-        raise NotImplementedError
+        return self._content.find(key)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._content)
 
     def __bool__(self) -> bool:
         # `if table:` would otherwise ask whether it has entries, and read as "is it set?".
@@ -88,23 +159,82 @@ class Table:
         return f"<{type(self).__name__} {self.source}: {len(self)} entries>"
 
 
+def reload_all(tables: Iterable[Table]) -> Generator[None, None, bool]:
+    """Reload tables one after the other; the result says whether any was replaced.
+
+    Raises ConfigError with the reasons of those that keep their entries, after all others have been
+    reloaded.
+    """
+    changed = False
+    reasons: list[str] = []
+    for table in tables:
+        try:
+            changed |= yield from table.reload()
+        except ConfigError as error:
+            reasons.append(str(error))
+    if reasons:
+        raise ConfigError("; ".join(reasons))
+    return changed
+
+
+class _Strings(Content):
+    __slots__ = ("_entries",)
+
+    def __init__(self, size: int) -> None:
+        self._entries = Index(size)
+
+    def add(self, text: str) -> int:
+        self._entries.add(lower(short(text)), text)
+        return 0
+
+    def find(self, key: str) -> str | None:
+        return self._entries.get(lower(key))
+
+    def release(self) -> Iterator[None]:
+        return self._entries.release()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 class StringTable(Table):
     """A list of keys that are compared whole."""
 
+    __slots__ = ()
+    contents = _Strings
+
+
+class Pairs(Content):
+    """Keys with a value each; `add_pair` does what `add` does for a list."""
+
     __slots__ = ("_entries",)
-    _entries: dict[str, str]
 
-    def _load(self, source: Source) -> None:
-        entries: dict[str, str] = {}
+    def __init__(self, size: int) -> None:
+        # The entry is the key as it was written, a NUL, and the value.
+        self._entries = Index(size)
 
-        def add(text: str) -> None:
-            entries.setdefault(lower(short(text)), text)
+    def fill(self, source: Source) -> Iterator[None]:
+        """Add all pairs of the source, as `Content.fill` does."""
+        return source.pairs(self.add_pair)
 
-        source.texts(add)
-        self._entries = entries
+    def add_pair(self, key: str, value: str) -> int:
+        """Add a key with its value, as `add` does with an entry."""
+        self._entries.put(lower(short(key)), f"{key}\0{value}")
+        return 0
 
-    def _find(self, key: str) -> str | None:
-        return self._entries.get(lower(key))
+    def find(self, key: str) -> str | None:
+        """Find the key as it was written."""
+        found = self._entries.get(lower(key))
+        return found and found.partition("\0")[0]
+
+    def value(self, key: str) -> str | None:
+        """Find the value that belongs to the key."""
+        found = self._entries.get(lower(key))
+        return found and found.partition("\0")[2]
+
+    def release(self) -> Iterator[None]:
+        """Free the entries, in steps."""
+        return self._entries.release()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -113,29 +243,13 @@ class StringTable(Table):
 class MappingTable(Table):
     """Keys with a value each. If a key occurs twice, the last one counts, as in smtpd."""
 
-    __slots__ = ("_entries",)
-    _entries: dict[str, tuple[str, str]]
-
-    def _load(self, source: Source) -> None:
-        entries: dict[str, tuple[str, str]] = {}
-
-        def add(key: str, value: str) -> None:
-            entries[lower(short(key))] = key, value
-
-        source.pairs(add)
-        self._entries = entries
-
-    def _find(self, key: str) -> str | None:
-        found = self._entries.get(lower(key))
-        return found and found[0]
+    __slots__ = ()
+    _content: Pairs
+    contents = Pairs
 
     def get(self, key: str) -> str | None:
         """Find the value that belongs to the key."""
-        found = self._entries.get(lower(key))
-        return found and found[1]
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        return self._content.value(key)
 
 
 def short(text: str) -> str:

@@ -126,7 +126,7 @@ class Conversation(Peer):
         self.oracle.verify()
 
     def reload(self) -> None:
-        """Have the filter read its tables anew, as SIGHUP does."""
+        """Have the filter reload its tables from their files, as SIGHUP does."""
         for _ in self._served.chain.reload():
             pass
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._dnsbl_options import SITES
 from smtpd_filters.filters._dnsbl_sites import MAX_WEIGHT, Pattern, Site, parse
+from tests.tables.steps import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
     told: list[list[str]] = []
     sites.renewed = lambda: told.append(list(map(str, sites)))
     (tmp_path / "lists").write_text("a.example*2\nb.example\n")
-    sites.reload()
+    assert run(sites.reload())
     assert told == [["a.example*2", "b.example", "c.example"]]
     for content, reason in (
         (f"a.example\n\n{KEY}.zen.dq.spamhaus.net*x\n", f"{tmp_path}/lists:3: expected a weight"),
@@ -195,7 +196,7 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
     ):
         (tmp_path / "lists").write_text(content)
         with pytest.raises(ConfigError, match=reason) as failure:
-            sites.reload()
+            run(sites.reload())
         assert KEY not in str(failure.value)
     assert len(told) == 1
     assert list(map(str, sites)) == told[0]

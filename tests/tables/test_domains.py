@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.addresses import canonical
+from smtpd_filters.addresses.mailbox import Address
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import AddressTable, DomainTable, HostTable
 
@@ -304,5 +305,16 @@ def test_addresses_same_as_a_scan(entries: list[str], user: str, domain: str) ->
 def test_large_tables_are_indexed() -> None:
     table = DomainTable.of([f"*.n{n}.example" for n in range(50_000)])
     assert table.match("a.n49999.example") == "*.n49999.example"
-    assert len(table._names._turns) == 1
-    assert not table._names._odd
+    assert len(table._content._turns) == 1
+    assert not table._content._odd
+
+
+def test_entries_for_a_user_with_stars() -> None:
+    table = AddressTable("{ user@*.example.org, @*.x.example.org, user@a*b*c, @a*d*e }")
+    assert table.match("user@a.example.org") == "user@*.example.org"
+    assert table.match("other@a.example.org") is None
+    assert table.match("other@a.x.example.org") == "@*.x.example.org"
+    assert table.match("user+tag@axbxc") == "user@a*b*c"
+    assert table.match("other@axbxc") is None
+    assert table.match("other@axdxe") == "@a*d*e"
+    assert table.find(Address.parse("user@a.example.org")) == "user@*.example.org"

@@ -178,7 +178,7 @@ def test_large_table() -> None:
     assert len(table) == 1 << 16
     assert table.match("10.77.5.9") == "10.77.5.0/24"
     # One look-up for the one prefix length, whatever the number of entries.
-    assert len(table._nets[32]) == 1
+    assert len(table._content._nets[32]) == 1
 
 
 def test_import_is_light() -> None:

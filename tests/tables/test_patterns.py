@@ -60,11 +60,11 @@ def operations(table: RegexTable) -> int:
                 count += 1
                 yield rule
 
-    for _, group in table._groups:
+    for _, group in table._content._groups:
         group._rules = Counted(group._rules)
     worst = 0
     for key in HOSTILE:
-        for _, group in table._groups:
+        for _, group in table._content._groups:
             group._forget()
         count = 0
         table.match(key)
@@ -147,19 +147,19 @@ def test_many_patterns_share_automata() -> None:
     assert table.match("a.dyn1999.example") == r"\.dyn1999\.example$"
     assert table.match("a.dyn7.example") == r"\.dyn7\.example$"
     assert table.match("a.dyn2000.example") is None
-    assert 20 < len(table._groups) < 50
-    assert sum(group.size for _, group in table._groups) > 2000 * 14
+    assert 20 < len(table._content._groups) < 50
+    assert sum(group.size for _, group in table._content._groups) > 2000 * 14
 
 
 def test_pattern_larger_than_a_group() -> None:
     table = RegexTable.of(["a", "(b{100}){20}", "c"])
-    assert [group.size for _, group in table._groups] == [1, 2000, 1]
+    assert [group.size for _, group in table._content._groups] == [1, 2000, 1]
     assert table.match("c") == "c"
 
 
 def held(table: RegexTable) -> int:
     """Count the states that can be reached, and so take memory."""
-    waiting = [group._start for _, group in table._groups]
+    waiting = [group._start for _, group in table._content._groups]
     seen: set[int] = set()
     while waiting:
         state = waiting.pop()

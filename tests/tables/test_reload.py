@@ -1,0 +1,444 @@
+"""Tables are reloaded in steps: whole or not at all, whatever happens to the file meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.tables import (
+    AddressTable,
+    DomainTable,
+    HostTable,
+    IPTable,
+    MappingTable,
+    NetworkTable,
+    RegexTable,
+    StringTable,
+    Table,
+    source,
+)
+from smtpd_filters.tables.index import PART, Index
+from smtpd_filters.tables.table import Content, reload_all
+from tests.tables.steps import refused, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: A kind of table, an entry with a number, a key that it covers, and a line that is invalid.
+Kind = tuple[type[Table], str, str, str]
+KINDS: list[Kind] = [
+    (StringTable, "name{}", "name{}", "\0"),
+    (MappingTable, "name{} value", "name{}", "name"),
+    (DomainTable, "n{}.example.org", "n{}.example.org", "a b"),
+    (HostTable, "*.n{}.example.org", "a.n{}.example.org", "[192.0.2.1]"),
+    (AddressTable, "user@n{}.example.org", "user@n{}.example.org", "a b@example.org"),
+    (AddressTable, "user{}@", "user{}@example.org", "@example..org"),
+    (DomainTable, "a*n{}.b*c", "an{}.bc", "a b"),
+    (NetworkTable, "2001:db8:{}::/48", "2001:db8:{}::1", "10/33"),
+    (IPTable, "192.0.2.{}", "192.0.2.{}", "local"),
+    (RegexTable, "^n{}$", "n{}", "(a"),
+]
+each_kind = pytest.mark.parametrize(("kind", "entry", "key", "wrong"), KINDS)
+
+
+def lines(entry: str, numbers: range) -> str:
+    return "".join(entry.format(number) + "\n" for number in numbers)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "table"
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step for each line, and reads of a few bytes."""
+    monkeypatch.setattr(source, "STEP", 1)
+    monkeypatch.setattr(source, "_PIECE", 7)
+
+
+@pytest.mark.usefixtures("small_steps")
+@each_kind
+def test_lookups_meet_the_old_entries_or_the_new(
+    file: Path, kind: type[Table], entry: str, key: str, wrong: str
+) -> None:
+    del wrong
+    file.write_text(lines(entry, range(1, 9)))
+    table = kind(f"file:{file}")
+    file.write_text(lines(entry, range(5, 13)))
+    seen = [
+        [number for number in range(1, 13) if key.format(number) in table] for _ in table.reload()
+    ]
+    assert len(seen) > 8
+    assert {tuple(each) for each in seen} == {tuple(range(1, 9)), tuple(range(5, 13))}
+    assert seen == sorted(seen)
+    assert len(table) == 8
+    assert run(table.reload()) is False
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("given_kind", KINDS)
+def test_a_failure_in_any_step_keeps_the_entries(
+    file: Path, monkeypatch: pytest.MonkeyPatch, given_kind: Kind
+) -> None:
+    """Memory that is missing, and any other fault, at every point of a reload."""
+    kind, entry, key, _ = given_kind
+    file.write_text(lines(entry, range(1, 4)))
+    table = kind(f"file:{file}")
+    real = kind.contents.fill
+    error: Exception
+    fatal = 0
+
+    def fill(self: Content, given: source.Source) -> Iterator[None]:
+        for number, _ in enumerate(real(self, given)):
+            if number == fatal:
+                raise error
+            yield
+        raise error
+
+    for error in (MemoryError(), OSError(errno.EIO, "Input/output error"), ConfigError("wrong")):
+        for fatal in range(6):
+            file.write_text(f"# {fatal} {type(error)}\n" + lines(entry, range(6, 9)))
+            with monkeypatch.context() as patch:
+                patch.setattr(kind.contents, "fill", fill)
+                with pytest.raises(type(error)):
+                    run(table.reload())
+            assert [n for n in range(10) if key.format(n) in table] == [1, 2, 3]
+    # The next one reads it.
+    assert run(table.reload())
+    assert [n for n in range(10) if key.format(n) in table] == [6, 7, 8]
+
+
+@each_kind
+def test_an_invalid_line_is_named(
+    file: Path, kind: type[Table], entry: str, key: str, wrong: str
+) -> None:
+    file.write_text(lines(entry, range(1, 4)))
+    table = kind(f"file:{file}")
+    for number in range(1, 5):
+        text = lines(entry, range(4, 7)).splitlines()
+        text.insert(number - 1, wrong)
+        file.write_text("\n".join(text))
+        with pytest.raises(ConfigError) as caught:
+            run(table.reload())
+        assert str(caught.value).startswith(f"{file}:{number}: ")
+        assert [n for n in range(10) if key.format(n) in table] == [1, 2, 3]
+
+
+@given(st.data())
+def test_a_reload_equals_a_fresh_load(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "equal"
+    kind, entry, key, _ = data.draw(st.sampled_from(KINDS))
+    some = st.lists(st.integers(0, 255), min_size=1, max_size=20, unique=True)
+    table = None
+    for _ in range(3):
+        numbers = data.draw(some)
+        file.write_text("".join(entry.format(number) + "\n" for number in numbers))
+        table = table or kind(str(file))
+        run(table.reload())
+        fresh = kind(str(file))
+        keys = [key.format(number) for number in range(256)]
+        assert [table.match(each) for each in keys] == [fresh.match(each) for each in keys]
+        assert len(table) == len(fresh) == len(numbers)
+
+
+# -- what is read again ------------------------------------------------------------------------
+
+
+def counted(table: Table, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is added to a table from here on."""
+    added: list[str] = []
+    real = table.contents.add
+
+    def add(self: object, text: str) -> int:
+        added.append(text)
+        return real(self, text)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(table.contents, "add", add)
+    return added
+
+
+def rewritten(file: Path) -> None:
+    file.write_text(file.read_text())
+
+
+def replaced(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_text(file.read_text())
+    other.replace(file)
+
+
+def linked(file: Path) -> None:
+    other = file.with_name("linked")
+    other.write_text(file.read_text())
+    file.unlink()
+    file.symlink_to(other)
+
+
+def touched(file: Path) -> None:
+    os.utime(file, (1, 1))
+
+
+@pytest.mark.parametrize("act", [rewritten, replaced, linked, touched])
+def test_what_has_not_changed_is_not_parsed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None]
+) -> None:
+    file.write_text("one\n")
+    table = StringTable(f"file:{file}")
+    added = counted(table, monkeypatch)
+    act(file)
+    assert run(table.reload()) is False
+    assert not added
+    assert "one" in table
+
+
+def edited_in_the_same_instant(file: Path) -> None:
+    before = file.stat()
+    file.write_text("two\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced_by_another(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_text("two\n")
+    other.replace(file)
+
+
+def linked_elsewhere(file: Path) -> None:
+    for name in ("one", "two"):
+        file.with_name(name).write_text(f"{name}\n")
+    file.unlink()
+    file.symlink_to("two")
+
+
+@pytest.mark.parametrize("act", [edited_in_the_same_instant, replaced_by_another, linked_elsewhere])
+def test_any_change_is_noticed(file: Path, act: Callable[[Path], None]) -> None:
+    file.write_text("one\n")
+    table = StringTable(f"file:{file}")
+    act(file)
+    assert run(table.reload()) is True
+    assert "two" in table
+    assert "one" not in table
+
+
+def test_a_file_that_is_written_while_it_is_read(file: Path) -> None:
+    """At every point of a reload: the entries stay, and the next reload has the new ones."""
+    text = "".join(f"n{number}\n" for number in range(40_000))
+    other = text.replace("n7\n", "x7\n")
+    done = 0
+    while True:
+        file.write_text(text)
+        table = StringTable(f"file:{file}")
+        file.write_text("first\n" + text)
+        steps = table.reload()
+        for _ in range(done):
+            next(steps, None)
+        if len(table) > 40_000:
+            break  # it has been read
+        # Of the same size and time: the content alone tells.
+        before = file.stat()
+        file.write_text("first\n" + other)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        said = refused(partial(run, steps))
+        assert said in {None, f"{file}: changed while it was read"}
+        assert len(table) == (40_000 if said else 40_001)
+        assert said or ("n7" in table) is ("x7" not in table)
+        # What was changed behind the reading is noticed the next time.
+        run(table.reload())
+        assert len(table) == 40_001
+        assert "x7" in table
+        done += 4
+    assert done > 20
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks"])
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_file_that_grows_or_shrinks(
+    file: Path, monkeypatch: pytest.MonkeyPatch, change: str, *, at_start: bool
+) -> None:
+    file.write_text("one\n")
+    table = StringTable(f"file:{file}")
+    file.write_text("one\ntwo\n")
+    real = os.fstat
+    calls = 0
+
+    def fstat(descriptor: int) -> os.stat_result:
+        nonlocal calls
+        calls += 1
+        if not calls % 2:
+            os.truncate(file, 12 if change == "grows" else 4)
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        StringTable(f"file:{file}") if at_start else run(table.reload())
+    assert len(table) == 1
+
+
+# -- what is no table --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \t\n\n\r\n"])
+def test_an_empty_file_is_refused_unless_a_comment_says_so(file: Path, text: str) -> None:
+    reason = f"^{file}: no entries; if it is meant to be empty, say so in a comment, such as # em"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        StringTable(f"file:{file}")
+    file.write_text("one\n")
+    table = StringTable(f"file:{file}")
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        run(table.reload())
+    assert "one" in table
+    file.write_text(f"{text}# none at present{text}")
+    assert run(table.reload())
+    assert len(table) == len(StringTable(f"file:{file}")) == 0
+
+
+@pytest.mark.parametrize("kind", [RegexTable, StringTable])
+def test_control_characters_are_no_entries(file: Path, kind: type[Table]) -> None:
+    file.write_bytes(b"one\n\tt\xe9\t \nELF\x01\n")
+    with pytest.raises(ConfigError, match=rf"^{file}:3: control character in 'ELF\\x01'$"):
+        kind(str(file))
+    file.write_bytes(b"one\ntwo\x7f\n")
+    with pytest.raises(ConfigError, match=f"^{file}:2: control character"):
+        kind(str(file))
+
+
+def test_a_line_is_of_bounded_length(file: Path) -> None:
+    longest = "k " + "v" * (source.LINE_MAX - 2)
+    file.write_text(f"a b\n{longest}\nc d\n{longest}\n{longest}")
+    assert len(MappingTable(str(file))) == 3
+    long = "€" * (source.LINE_MAX + 1)
+    texts = (f"a b\n{longest}v\nc d\n", f"a b\n{longest}v", f"a b\n{longest * 9}\n", f"a b\n{long}")
+    for text in texts:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=f"^{file}:2: a line longer than 32768 characters$"):
+            MappingTable(str(file))
+
+
+def test_a_pattern_is_shown_as_it_was_written(file: Path) -> None:
+    file.write_text("\\.good$\nit's(\\.bad\n")
+    with pytest.raises(ConfigError) as caught:
+        RegexTable(str(file))
+    reason = f"""{file}:2: unmatched ( (at character 11) in "it's(\\.bad\""""
+    assert str(caught.value) == reason
+
+
+def test_who_may_not_read_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert os_reason(denied) == "Permission denied for user root"
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
+    assert os_reason(denied) == "Permission denied for user 4000000000"
+    assert os_reason(OSError("odd")) == "odd"
+
+
+# -- several -----------------------------------------------------------------------------------
+
+
+def test_one_that_fails_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for each in files:
+        each.write_text("one\n")
+    tables = [StringTable(str(each)) for each in files]
+    assert run(reload_all(tables)) is False
+    files[2].write_text("two\n")
+    assert run(reload_all(tables)) is True
+    files[0].unlink()
+    files[1].write_text("")
+    files[2].write_text("three\n")
+    with pytest.raises(ConfigError) as caught:
+        run(reload_all(tables))
+    assert str(caught.value).startswith(f"{files[0]}: No such file or directory; {files[1]}: no e")
+    assert "three" in tables[2]
+    assert "one" in tables[0]
+
+
+# -- bounded work ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (StringTable, lines("n{}", range(30_000))),
+        (StringTable, "#\n" * 100_000 + "\n" * 100_000),
+        (StringTable, f"{'#' * 30_000}\n" * 20),
+        (DomainTable, lines("bücher{}.example", range(500))),
+        (DomainTable, lines("a*b{}*c", range(20_000))),
+        (RegexTable, lines("^x{}[a-z]*\\.example\\.net$", range(700))),
+        (RegexTable, lines("((ab?c){{50}}x{}){{2}}", range(20))),
+        (NetworkTable, lines("2001:db8::{:x}", range(20_000))),
+        (MappingTable, lines("k{} " + "v" * 1000, range(3000))),
+    ],
+)
+def test_a_step_is_bounded(
+    file: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Table], text: str
+) -> None:
+    """Between two steps there is `STEP` of work, and one line more."""
+    file.write_text("# none yet")
+    table = kind(str(file))
+    file.write_text(text)
+    done = 0
+    biggest = 0
+    for name in ("texts", "pairs"):
+        real = getattr(source.Source, name)
+
+        def texts(
+            self: source.Source, add: Callable[..., int], real: Callable[..., Iterator[None]] = real
+        ) -> Iterator[None]:
+            def adding(*words: str) -> int:
+                nonlocal done
+                work = add(*words)
+                done += sum(map(len, words)) + work + source.LINE
+                return work
+
+            return real(self, adding)
+
+        monkeypatch.setattr(source._File, name, texts)
+    steps = table.reload()
+    number = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration:
+            break
+        number += 1
+        biggest = max(biggest, done)
+        done = 0
+    line = 100 * (4096 + 1023)
+    assert number >= 2
+    assert biggest < source.STEP + (line if kind is RegexTable else 150 * 1100)
+    assert number > len(text) // source.STEP // 2
+
+
+def test_old_entries_are_freed_in_steps() -> None:
+    index = Index(20 * PART)
+    for number in range(10_000):
+        index.add(f"n{number}", "x")
+        index.put(number, "x")
+    assert len(index) == 20_000
+    assert index.get("n77") == "x"
+    steps = index.release()
+    sizes = [len(index) for _ in steps]
+    assert len(sizes) == 21
+    freed = [before - after for before, after in zip([20_000, *sizes], sizes, strict=False)]
+    assert max(freed) < 2000
+    assert not index
+
+
+def test_networks_that_end_in_zeros_are_spread() -> None:
+    index = Index(40 * PART)
+    for number in range(10_000):
+        index.put(number << 16, "x")
+    assert max(map(len, index._parts)) < 600
