@@ -778,7 +778,7 @@ class Lists(Filter):
         """Two of them."""
 
         names = option(table(StringTable), required=True, help="Names.")
-        others = option(table(StringTable), default=None, help="Others.")
+        more_names = option(table(StringTable), default=None, help="Others.")
         word = option(TEXT, default="", help="No table.")
 
     settings: Options
@@ -802,6 +802,40 @@ def test_tables_are_read_anew(tmp_path: Path, logbook: Logbook) -> None:
     assert logbook.lines[1].startswith("lists reload table=names error=")
     assert str(path) in logbook.lines[1]
     assert logbook.lines[1].endswith("result=kept")
+
+
+def test_a_reload_is_logged_by_the_name_of_the_flag(
+    tmp_path: Path, logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "more"
+    path.write_text("one\n")
+    more = StringTable(f"file:{path}")
+    filter_ = Lists(Lists.Options(names=StringTable("{ inline }"), more_names=more))
+    made = Chain([(filter_, "proceed", 1.0)], logbook.log)
+
+    def reload() -> str:
+        before = len(logbook.lines)
+        for _ in made.reload():
+            pass
+        # A table in place has nothing to reload.
+        (said,) = logbook.lines[before:]
+        return said
+
+    assert reload() == "lists reload table=more-names result=unchanged"
+    path.write_text("# none\n")
+    assert reload() == "lists reload table=more-names result=ok"
+    path.write_text("")
+    assert f'error="{path}: no entries; ' in reload()
+    path.write_text("two\n")
+
+    def fail(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(StringTable.contents, "add", fail)
+    said = reload()
+    assert said.startswith("lists reload table=more-names error=")
+    assert "MemoryError" in said
+    assert said.endswith("result=kept")
 
 
 def test_every_outcome_is_legal_where_it_can_be_chosen() -> None:

@@ -82,6 +82,8 @@ class Sizes:
     # Bytes of a message, the largest that smtpd takes by default; and those of many at once.
     flood: int = 35_000_000
     floods: int = 500_000
+    # Entries of a table that is reloaded.
+    table: int = 1_000_000
 
 
 QUICK = Sizes(
@@ -103,6 +105,7 @@ QUICK = Sizes(
     scans=1_000,
     flood=2_000_000,
     floods=50_000,
+    table=100_000,
 )
 
 
@@ -381,6 +384,13 @@ class Bench:
         """How long a session waits while one or 200 others send what they like."""
         from tests.bench import rspamd, stalls
 
+        title = f"mailfrom, a table of {self.sizes.table} domains reloaded"
+        progress(title)
+        found = self.report.figures[title] = stalls.reload(self.sizes.table, 3)
+        # The old entries and the new ones, about 100 bytes each, and the filter itself.
+        most = 32 + self.sizes.table * 2 * 140 / MIB
+        for key, limit in (("longest wait, ms", 250), ("peak RSS MiB", most)):
+            self.target(f"tables reloaded in service: {key}", found[key], "<=", limit)
         if reason := rspamd.missing():
             self.report.left_out.append(f"stalls: {reason}")
             return

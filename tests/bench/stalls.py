@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 from tests.bench.player import CONFIG, PATIENCE, ROOT, MisbehaviourError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
 #: Seconds between two questions of the session that is waited for.
@@ -63,14 +65,14 @@ KINDS = {
 class Flood:
     """One running filter, and smtpd's end of its socket."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        """Start the filter."""
+    def __init__(self, command: Sequence[str], log: int = subprocess.DEVNULL) -> None:
+        """Start the filter; `log` is the descriptor that it logs to."""
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
             command,
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
-            stderr=subprocess.DEVNULL,
+            stderr=log,
             cwd=ROOT,
         )
         theirs.close()
@@ -127,6 +129,17 @@ class Flood:
     def flush(self, messages: int, *, rate: int = 0) -> None:
         """Go on until everything is sent, and so many messages have come back."""
         self._until(lambda: not self._out and self.returned >= messages, rate)
+
+    def hang_up(self) -> None:
+        """Have it reload its tables."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def serve_until(self, done: Callable[[], object]) -> None:
+        """Let the one session go on asking until something is so."""
+        while not done():
+            self._pump()
+            if time.monotonic() - self._asked > PATIENCE and self._asked:
+                raise MisbehaviourError(f"no answer for {PATIENCE:.0f} s")
 
     def _until(self, done: object, rate: int = 0) -> None:
         quiet = time.monotonic() + PATIENCE
@@ -221,6 +234,37 @@ def measure(command: Sequence[str], kind: Kind, sessions: int, size: int) -> dic
             "peak RSS MiB": flood.memory(),
             "answers": flood.answered,
         }
+
+
+def reload(entries: int, times: int) -> dict[str, float]:
+    """Have a table of so many domains reloaded while a session is served."""
+    with tempfile.TemporaryDirectory() as folder:
+        table, log = Path(folder, "table"), Path(folder, "log")
+
+        def write(number: int) -> None:
+            # Beside the table, and then in its place, as one should.
+            names = (f"n{each}.d{number}.example\n" for each in range(entries))
+            new = table.with_suffix(".new")
+            new.write_text("".join(names), "ascii")
+            new.replace(table)
+
+        write(0)
+        run = "import sys; from smtpd_filters.filters.mailfrom import main; sys.exit(main())"
+        command = [sys.executable, "-c", run, "--domains", f"file:{table}"]
+        with log.open("wb") as sink, Flood(command, sink.fileno()) as flood:
+            for number in range(1, times + 1):
+                write(number)
+                flood.hang_up()
+                flood.serve_until(lambda number=number: _reloads(log) == number)  # type: ignore[misc]
+            return {
+                "longest wait, ms": flood.longest * 1000,
+                "peak RSS MiB": flood.memory(),
+                "answers": flood.answered,
+            }
+
+
+def _reloads(log: Path) -> int:
+    return log.read_bytes().count(b"reload table=domains result=ok\n")
 
 
 def commands(url: str) -> dict[str, tuple[list[str], float]]:

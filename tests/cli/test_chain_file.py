@@ -714,11 +714,11 @@ def test_a_check_is_made_as_the_user_of_filters() -> None:
         shutil.copytree(ROOT / "smtpd_filters", where / "smtpd_filters")
         done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
         assert done.returncode == 1
-        reason = "[filter.mailfrom]: domains: /etc/shadow: Permission denied"
+        reason = "[filter.mailfrom]: domains: /etc/shadow: Permission denied for user nobody"
         assert done.stderr.decode() == f"filter-chain: {path}: {reason}\n"
         path.chmod(0o600)
         done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
-        assert done.stderr.decode() == f"filter-chain: {path}: Permission denied\n"
+        assert done.stderr.decode() == f"filter-chain: {path}: Permission denied for user nobody\n"
         done = filter_chain("-n", "-f", path, "--user", "no-such-user")
         assert done.stderr.decode() == "filter-chain: --user: no user no-such-user\n"
 

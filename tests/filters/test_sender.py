@@ -229,7 +229,7 @@ def test_other_networks(server: DNSServer) -> None:
 
 def test_an_empty_table_of_networks_is_taken_at_its_word(server: DNSServer, tmp_path: Path) -> None:
     table = tmp_path / "networks"
-    table.write_text("")
+    table.write_text("# none is bad\n")
     flags = asking(server, *only("bad-mx"), f"--bad-networks=file:{table}")
     with Conversation(Sender, *flags) as smtpd:
         assert come(smtpd, sender="bob@loop.example", **STRANGERS[0]).verb == "proceed"

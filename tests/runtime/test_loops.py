@@ -7,16 +7,22 @@ import resource
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from smtpd_filters.protocol.events import Line
 from smtpd_filters.runtime.channel import READ
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.runtime.loop import add_chore, do_chore
 from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from smtpd_filters.runtime.policy import Service
 
 BOTH = pytest.mark.parametrize("name", ["Plain", "Later"])
 PIPES = pytest.mark.parametrize("pipes", [False, True], ids=["socket", "pipes"])
@@ -115,6 +121,54 @@ def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
         process.until_logged("result=kept")
         assert process.ask("rcpt-to", sid(1), b"two@example.org").verb == b"junk"
         process.finish()
+
+
+@BOTH
+def test_reloads_without_end_hold_up_nobody(name: str, tmp_path: Path) -> None:
+    """The table of every answer is one that there was, and in the end the last one."""
+    path, other = tmp_path / "names", tmp_path / "other"
+    others = "".join(f"n{number}@example.org\n" for number in range(20_000))
+    path.write_text(f"0@example.org\n{others}")
+    with serve(name, "--names", f"file:{path}") as process:
+        process.connect(sid(1))
+        for number in range(1, 41):
+            other.write_text(f"{number}@example.org\n{others}")
+            other.replace(path)
+            process.kill(signal.SIGHUP)
+            said = process.ask("rcpt-to", sid(1), b"n19999@example.org")
+            assert said.verb == b"junk"
+        # The last of them was never dropped, whatever went on when it came.
+        while process.ask("rcpt-to", sid(1), b"40@example.org").verb != b"junk":
+            pass
+        assert process.ask("rcpt-to", sid(1), b"0@example.org").verb == b"proceed"
+        process.finish()
+    reloads = [line for line in process.last_words.splitlines() if " reload " in line]
+    assert 2 <= len(reloads) <= 40
+    kept = 'error="' + f"{path}: changed while it was read" + '" result=kept'
+    for line in reloads:
+        assert line.partition(" table=names ")[2] in {"result=ok", "result=unchanged", kept}
+
+
+def test_one_reload_at_a_time_and_one_more() -> None:
+    done: list[str] = []
+
+    class Reloading:
+        def reload(self) -> Iterator[None]:
+            done.append("begins")
+            yield
+            done.append("ends")
+
+    chores: deque[Iterator[None]] = deque()
+    service = cast("Service", Reloading())
+    log = Log()
+    for _ in range(3):
+        add_chore(chores, service)
+    do_chore(chores, log)
+    for _ in range(3):
+        add_chore(chores, service)
+    while chores:
+        do_chore(chores, log)
+    assert done == ["begins", "ends"] * 2
 
 
 def test_a_coroutine_is_cancelled_with_its_session(tmp_path: Path) -> None:
