@@ -239,21 +239,17 @@ def measure(command: Sequence[str], kind: Kind, sessions: int, size: int) -> dic
 def reload(entries: int, times: int) -> dict[str, float]:
     """Have a table of so many domains reloaded while a session is served."""
     with tempfile.TemporaryDirectory() as folder:
-        table, log = Path(folder, "table"), Path(folder, "log")
-
-        def write(number: int) -> None:
-            # Beside the table, and then in its place, as one should.
-            names = (f"n{each}.d{number}.example\n" for each in range(entries))
-            new = table.with_suffix(".new")
-            new.write_text("".join(names), "ascii")
-            new.replace(table)
-
-        write(0)
+        log = Path(folder, "log")
+        # Written beforehand: whoever writes a file doesn't look for answers meanwhile.
+        table, *others = (Path(folder, f"table{number}") for number in range(times + 1))
+        for path in (table, *others):
+            names = (f"n{each}.{path.name}.example\n" for each in range(entries))
+            path.write_text("".join(names), "ascii")
         run = "import sys; from smtpd_filters.filters.mailfrom import main; sys.exit(main())"
         command = [sys.executable, "-c", run, "--domains", f"file:{table}"]
         with log.open("wb") as sink, Flood(command, sink.fileno()) as flood:
-            for number in range(1, times + 1):
-                write(number)
+            for number, other in enumerate(others, 1):
+                other.replace(table)
                 flood.hang_up()
                 flood.serve_until(lambda number=number: _reloads(log) == number)  # type: ignore[misc]
             return {
