@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+from errno import EACCES
 from time import gmtime, monotonic, strftime
 
 from smtpd_filters.errors import ConfigError, os_reason
@@ -135,7 +136,8 @@ class Recorder:
         except OSError as error:
             raise ConfigError(f"--record: {self._directory}: {os_reason(error)}") from None
         if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise ConfigError(f"--record: {self._directory}: not writable")
+            denied = PermissionError(EACCES, "not writable")
+            raise ConfigError(f"--record: {self._directory}: {os_reason(denied)}")
 
     # -- what is heard -------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ How a table is given
     for it, not on its first line; a line of the wrong form is an error. Other types of smtpd's
     tables (`db:`, `sqlite:` and so on) are not supported.
 
-    A line that can't be understood stops the filter at its start, with the file and the line.
-    When tables are reloaded, it is logged, and the table keeps the content it had.
+    A line that can't be understood stops the filter at its start, with the file and the line, and
+    so does a file with neither an entry nor a comment: one that is meant to be empty says so in a
+    comment. When tables are reloaded, it is logged, and the table keeps the content it had.
 
     An entry that could never match, such as `http://example.org/` among domains, can't be
     understood: a list with it would seem to cover what it doesn't.
