@@ -314,6 +314,8 @@ def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
         changed = yield from value.reload()
     except ConfigError as error:
         return {"error": str(error), "result": "kept"}
+    except MemoryError:
+        return {"error": "out of memory", "result": "kept"}
     except Exception as error:  # noqa: BLE001  # nothing is fatal any more
         return {"error": fold_traceback(error), "result": "kept"}
     return {"result": "ok" if changed else "unchanged"}
