@@ -44,6 +44,7 @@ LINE = 50
 #: Characters of a line, which is parsed in one step: a user with a thousand addresses has room.
 LINE_MAX = 1 << 15
 _PIECE = 1 << 16
+_MARK = b"\xef\xbb\xbf"  # U+FEFF, which editors put in front: a byte order mark
 _UTF8_MAX = 4  # bytes of a character
 # Bytes that are hashed for a unit of work.
 _HASHED = 16
@@ -274,7 +275,9 @@ class _File(Source):
         """Give the text in pieces that end where a line ends."""
         rest = b""
         number = 1
-        for piece in self._pieces():
+        for at, piece in enumerate(self._pieces()):
+            if not at:
+                piece = piece.removeprefix(_MARK)  # noqa: PLW2901 - as if it weren't there
             lines, newline, tail = (rest + piece).rpartition(b"\n")
             if newline:
                 number += lines.count(b"\n") + 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,7 +32,6 @@ from tests.tables.steps import refused, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 #: A kind of table, an entry with a number, a key that it covers, and a line that is invalid.
 Kind = tuple[type[Table], str, str, str]
@@ -283,6 +284,73 @@ def test_a_file_that_grows_or_shrinks(
     with pytest.raises(ConfigError, match="changed while it was read"):
         StringTable(f"file:{file}") if at_start else run(table.reload())
     assert len(table) == 1
+
+
+def truncated(file: Path) -> None:
+    file.write_text("")
+
+
+def replaced_by_a_fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def replaced_by_a_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def replaced_by_a_loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file)
+
+
+def replaced_by_garbage(file: Path) -> None:
+    other = file.with_name("garbage")
+    other.write_bytes(bytes(range(256)) * 9)
+    other.replace(file)
+
+
+FAULTS = {
+    truncated: "changed while it was read|no entries",
+    replaced_by_a_fifo: "not a regular file",
+    replaced_by_a_directory: "Is a directory",
+    replaced_by_a_loop: "Too many levels of symbolic links",
+    replaced_by_garbage: "NUL byte|control character|changed while",
+    Path.unlink: "No such file or directory",
+}
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize(("act", "reason"), FAULTS.items())
+def test_a_file_that_goes_bad_at_any_step(
+    tmp_path: Path, act: Callable[[Path], None], reason: str
+) -> None:
+    for step in range(30):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        file = folder / "table"
+        file.write_text("old1\nold2\n")
+        table = StringTable(f"file:{file}")
+        file.write_text("".join(f"new{number}\n" for number in range(10)))
+        steps = table.reload()
+        for _ in range(step):
+            next(steps, None)
+        act(file)
+        said = refused(partial(run, steps))
+        assert said is None or re.search(reason, said)
+        assert len(table) == (10 if said is None else 2)
+        assert ("old1" in table) is (said is not None)
+        assert ("new9" in table) is (said is None)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_entry(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf^one$\n^two$\n")
+    table = RegexTable(str(file))
+    assert "one" in table
+    file.write_bytes(b"\xef\xbb\xbf# none\n")
+    assert run(table.reload())
+    assert len(table) == 0
 
 
 # -- what is no table --------------------------------------------------------------------------
