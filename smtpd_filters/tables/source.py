@@ -292,7 +292,8 @@ class _File(Source):
         """Read the file in pieces; ConfigError if that fails, or it changes meanwhile."""
         digest = size = 0
         try:
-            with open(self._path, "rb", buffering=0, opener=_open) as file:
+            # Buffered, so that every piece but the last is full, and the digest always the same.
+            with open(self._path, "rb", opener=_open) as file:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
                     raise ConfigError(f"{self._path}: not a regular file")
