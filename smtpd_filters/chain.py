@@ -25,7 +25,7 @@ from .link import FAILED, REFUSALS, Link
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
-from .runtime.log import fold_traceback
+from .runtime.log import FilterLog, fold_traceback
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
 
@@ -126,11 +126,11 @@ class Chain:
             if any(other.name == filter_.name for other in self.filters):
                 raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
             _check(filter_, on_error)
-            filter_.verbose = self.log.verbose
+            filter_.log = FilterLog(self.log, filter_.name)
             self.filters.append(filter_)
             for handler in filter_.handlers:
                 if handler in filter_.phases:
-                    link = Link(filter_, handler, on_error, deadline, self.log, self.watchdog)
+                    link = Link(filter_, handler, on_error, deadline, self.watchdog)
                     links.setdefault(handler, []).append(link)
         return links
 
@@ -268,13 +268,7 @@ class Chain:
                 watchdog.running = 0.0
             except BaseException as error:  # noqa: BLE001  # law 2
                 watchdog.running = 0.0
-                self.log.limited(
-                    f"{filter_.name} {event}",
-                    filter_.name,
-                    event,
-                    session.id,
-                    error=fold_traceback(error),
-                )
+                filter_.log.failure(event, event, session.id, {}, error=fold_traceback(error))
 
     async def refresh(self, filter_: Filter) -> None:
         """Let a filter look after what is not of a session; never raises."""
@@ -286,7 +280,7 @@ class Chain:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  # law 2
-            self.log.event(filter_.name, "refresh", error=fold_traceback(error))
+            filter_.log.event("refresh", error=fold_traceback(error))
 
     async def close(self) -> None:
         """Let go of what the filters hold."""
@@ -294,7 +288,7 @@ class Chain:
             try:
                 await filter_.close()
             except BaseException as error:  # noqa: BLE001  # law 2
-                self.log.event(filter_.name, "close", error=fold_traceback(error))
+                filter_.log.event("close", error=fold_traceback(error))
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters from their files, a step of bounded work at a time.

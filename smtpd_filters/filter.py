@@ -21,6 +21,7 @@ from __future__ import annotations
 from . import session as reported
 from .protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
+from .runtime.log import FilterLog, Log
 from .settings import Settings
 
 TYPE_CHECKING = False
@@ -105,8 +106,6 @@ class Filter:
 
     #: Whether what it decides is only logged; a filter that waits on purpose does not then.
     dry_run: bool = False
-    #: Whether every decision is logged; the reason of a plain proceed is of use only then.
-    verbose: bool = False
     #: Seconds between two calls of `refresh`.
     refresh_interval: float = 3600.0
     #: What smtpd said of itself: "admd", "smtpd-version", "smtp-session-timeout".
@@ -114,6 +113,8 @@ class Filter:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = self.Options() if settings is None else settings
+        #: Its lines of the log, under its name.  That of the process from `setup` on.
+        self.log = FilterLog(Log(), self.name)
         #: The handlers in use; `setup` may take some away.
         self.phases = set(self.handlers)
         #: The events of its life that it wants to be told of; likewise.

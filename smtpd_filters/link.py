@@ -4,7 +4,8 @@ Law
 ---
 1. Asking never raises, and a coroutine's outcome is a decision as well.
 2. A handler that raises, returns what its phase does not allow, or is not done by its deadline is
-   answered for as ``--on-error`` says; the log has why, once per cause and interval.
+   answered for as ``--on-error`` says; the log has why, once per cause and interval, and each
+   session in which it happens.
 3. What is said of a failure never repeats a credential.
 4. On a dry run what was decided is logged, and the decision is to proceed.
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Filter, Outcome
-    from .runtime.log import Log
     from .runtime.policy import Later
     from .runtime.watchdog import Watchdog
     from .session import Session
@@ -58,13 +58,12 @@ class Link:
         "watchdog",
     )
 
-    def __init__(  # noqa: PLR0913  # what it takes to ask a handler
+    def __init__(  # what it takes to ask a handler
         self,
         filter: Filter,  # noqa: A002  # the field's word
         handler: str,
         on_error: Outcome,
         deadline: float,
-        log: Log,
         watchdog: Watchdog,
     ) -> None:
         phase = HANDLERS.get(handler)
@@ -87,7 +86,7 @@ class Link:
         #: Whether the handler may be a coroutine.
         self.later = handler in filter.later
         self.dry = filter.dry_run
-        self.log = log
+        self.log = filter.log
         self.watchdog = watchdog
 
     def ask(self, session: Session, *arguments: object) -> Decision | Later:
@@ -165,7 +164,7 @@ class Link:
                 )
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
-            self.log.verdict(session, self.filter, self.phase, decision, took, dry=self.dry)
+            self.log.verdict(session, self.phase, decision, took, dry=self.dry)
         return PROCEED if self.dry else decision
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
@@ -189,14 +188,8 @@ class Link:
             code, _, text = fallback.text.split(" ", 2)
             assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
             fallback = type(fallback)(reply(int(code), status, text)).because(FAILED)
-        self.log.limited(
-            f"{self.filter} {self.phase} {kind or why}",
-            self.filter,
-            self.phase,
-            session.id,
-            **outcome(fallback, dry=self.dry),
-            **why,
-        )
+        result = outcome(fallback, dry=self.dry)
+        self.log.failure(f"{self.phase} {kind or why}", self.phase, session.id, result, **why)
         return PROCEED.because(FAILED) if self.dry else fallback
 
 

@@ -6,7 +6,7 @@ import sys
 
 from .chain import Chain
 from .errors import ConfigError
-from .runtime.log import Log, fold_traceback
+from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import common_options, die, parse_flags
 
@@ -43,7 +43,7 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
         )
         filter_ = cls(own)
         return serve_chain(
-            lambda: [set_up(filter_, general)],
+            lambda log: [set_up(filter_, log, general)],
             verbose=general.verbose,
             refuse_long_lines=general.long_lines == "refuse",
         )
@@ -51,23 +51,27 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
         die(error, prog)
 
 
-def set_up(filter_: Filter, general: PolicySettings) -> Ready:
-    """Get a filter ready, with the settings that every filter has.
+def set_up(filter_: Filter, log: Log, general: PolicySettings | None = None) -> Ready:
+    """Get a filter ready: give it the process's log and call `setup`.
 
+    Every way to run a filter sets it up here: an executable, a chain, the tools, the test kit.
+    ``general`` are the settings that every filter has; without them an instance keeps its own.
     Raises ConfigError for whatever goes wrong, in one line.
     """
-    on_error: Any = general.on_error
-    filter_.on_error, filter_.deadline = on_error, general.deadline
-    filter_.dry_run = general.dry_run
+    if general is not None:
+        on_error: Any = general.on_error
+        filter_.on_error, filter_.deadline = on_error, general.deadline
+        filter_.dry_run = general.dry_run
+    filter_.log = FilterLog(log, filter_.name)
     try:
         filter_.setup()
     except ConfigError:
         raise
     except OSError as error:
         raise ConfigError(str(error)) from None
-    except Exception as error:  # noqa: BLE001  # it is a filter's own code
-        raise bug(error) from None
-    return filter_, on_error, general.deadline
+    except Exception as error:  # it is a filter's own code
+        raise bug(error) from error
+    return filter_, filter_.on_error, filter_.deadline
 
 
 def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
@@ -77,8 +81,8 @@ def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
         return Chain(ready, log, Watchdog(min(MAX_TURN, *deadlines)))
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  # it is a filter's own code
-        raise bug(error) from None
+    except Exception as error:  # it is a filter's own code
+        raise bug(error) from error
 
 
 def bug(error: Exception) -> ConfigError:
@@ -87,9 +91,12 @@ def bug(error: Exception) -> ConfigError:
 
 
 def serve_chain(
-    ready: Callable[[], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool
+    ready: Callable[[Log], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool
 ) -> int:
-    """Set filters up, with `ready`, and serve.  What is wrong with them is a ConfigError."""
+    """Set filters up, with `ready`, which is given the log, and serve.
+
+    What is wrong with them is a ConfigError.
+    """
     from .runtime import serve  # --help needs no loop
     from .runtime.channel import Ends, ignore_hangup
 
@@ -98,7 +105,7 @@ def serve_chain(
     ignore_hangup()
     log = Log(verbose=verbose)
     try:
-        chain = make_chain(ready(), log)
+        chain = make_chain(ready(log), log)
     except BaseException:
         ends.give_back()
         raise

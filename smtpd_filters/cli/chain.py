@@ -119,7 +119,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     process = file.process(name)
     return serve_chain(
         # Modules of others are loaded when stdout has been taken out of their way.
-        lambda: [_ready(each) for each in file.declared(name)],
+        lambda log: [_ready(each, log) for each in file.declared(name)],
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
     )
@@ -130,9 +130,9 @@ def _place() -> str:
     return next((path for path in PLACES if os.path.exists(path)), PLACES[0])  # noqa: PTH110  # pathlib costs start-up
 
 
-def _ready(declared: Declared) -> Ready:
+def _ready(declared: Declared, log: Log) -> Ready:
     try:
-        return set_up(declared.make(), declared.policy)
+        return set_up(declared.make(), log, declared.policy)
     except SystemExit:
         raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
     except ConfigError as error:
@@ -191,7 +191,7 @@ def _try(
         return
     ready[name] = None
     try:
-        ready[name] = _ready(file.filter(name, chain))
+        ready[name] = _ready(file.filter(name, chain), Log())
     except ConfigError as error:
         yield error
 

@@ -15,9 +15,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from smtpd_filters import filters
-from smtpd_filters.chain import Chain
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
 
@@ -104,14 +104,14 @@ def _is_filter(value: object) -> TypeGuard[type[Filter]]:
 def describe(cls: type[Filter]) -> Listed:
     """What a filter registers."""
     remark = ""
+    log = Log()
     try:
-        instance = cls(cls.Options())
-        instance.setup()
+        ready = set_up(cls(cls.Options()), log)
     except (ConfigError, TypeError) as error:
         # A required setting: all it could ask for is shown.
-        instance = cls(cls.Options.__new__(cls.Options))
+        ready = cls(cls.Options.__new__(cls.Options)), cls.on_error, cls.deadline
         remark = f"all that it may register: {error}"
-    chain = Chain([(instance, cls.on_error, cls.deadline)], Log())
+    chain = make_chain([ready], log)
     return Listed(
         cls.name,
         f"filter-{cls.name}",

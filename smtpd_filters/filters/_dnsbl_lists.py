@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filters._dnsbl_sites import Site
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
-    from smtpd_filters.runtime.log import Log
+    from smtpd_filters.runtime.log import FilterLog
 
 #: What is listed, and what isn't, without the zone; for names the list has a say.
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
@@ -191,16 +191,15 @@ def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:
 class Watch:
     """Tests lists, switches them off and on, and says so in the log.
 
-    `asked` is which list is asked about what, `who` the filter's name in the log.
+    `asked` is which list is asked about what, `log` the filter's.
     """
 
     def __init__(
-        self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: Log, who: str = "dnsbl"
+        self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: FilterLog
     ) -> None:
         self._asked = _testable(asked)
         self._resolver = resolver
         self._log = log
-        self._who = who
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
@@ -272,16 +271,10 @@ class Watch:
             if worth_it and (each.zone, about) not in said:
                 said.add((each.zone, about))
                 state = "off" if cause else "on"
-                self._log.event(
-                    self._who, "list", zone=each.shown, about=about, switched=state, cause=cause
-                )
+                self._log.event("list", zone=each.shown, about=about, switched=state, cause=cause)
         if speechless and found:
             self._log.limited(
-                f"{self._who} silent",
-                self._who,
-                "no list answers",
-                cause=found[0][0],
-                result="not switched off",
+                "silent", "no list answers", cause=found[0][0], result="not switched off"
             )
         self._tried = asyncio.get_running_loop().time()
         if not speechless:

@@ -204,7 +204,7 @@ def exempted(filter_: Filter, why: str) -> Proceed:
 
     Such a decision is logged with `--verbose` only.
     """
-    return PROCEED.because(f"exempt: {why}") if filter_.verbose else PROCEED
+    return PROCEED.because(f"exempt: {why}") if filter_.log.verbose else PROCEED
 
 
 def known_address(session: Session) -> str | None:

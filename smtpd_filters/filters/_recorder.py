@@ -41,7 +41,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.runtime.log import Log
+    from smtpd_filters.runtime.log import FilterLog
 
     from ._disguise import Disguise
 
@@ -90,8 +90,8 @@ class _Client:
 class Recorder:
     """A tap that writes what passes to files in ``directory``.
 
-    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.  ``who``: the filter's
-    name in the log.
+    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.  ``log``: the
+    filter's.
     """
 
     reports = frozenset(REPORTS)
@@ -100,17 +100,16 @@ class Recorder:
     def __init__(  # noqa: PLR0913  # one for each thing that can be said
         self,
         directory: str,
-        log: Log,
+        log: FilterLog,
         *,
         body: bool = True,
         disguise: Disguise | None = None,
-        who: str = "trace",
         max_size: int = 16 << 20,
         max_files: int = 10,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ConfigError when nothing can be written there."""
-        self._directory, self._log, self._clock, self._who = directory, log, clock, who
+        self._directory, self._log, self._clock = directory, log, clock
         self._body, self._disguise = body, disguise
         self._max_size, self._max_files = max_size, max_files
         self._in, self._out = Rows(), Rows()
@@ -353,9 +352,7 @@ class Recorder:
 
     def _failed(self, path: str, error: str) -> None:
         self._paused_until = self._clock() + PAUSE
-        self._log.limited(
-            f"{self._who} record", self._who, "recording paused", file=path, error=error
-        )
+        self._log.limited("record", "recording paused", file=path, error=error)
 
 
 def _token_first(spoken: bytes) -> bool:

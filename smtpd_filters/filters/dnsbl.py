@@ -276,14 +276,13 @@ class Dnsbl(Filter):
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_book import Book
         from smtpd_filters.filters._dnsbl_lists import Watch
-        from smtpd_filters.runtime.log import Log
 
         settings = self.settings
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
         longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
         self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
         self._book = Book(given, settings.key, settings.untested)
-        self._watch = Watch(self._book.asked, self._resolver, Log(), self.name)
+        self._watch = Watch(self._book.asked, self._resolver, self.log)
         for sites in given.values():
             sites.renewed = self._renew
         # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening

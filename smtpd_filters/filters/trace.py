@@ -24,7 +24,6 @@ from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.dialect import NEWEST, dialect, version
 from smtpd_filters.protocol.events import Lines, Report, Request
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
-from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, Settings, choice, option
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smtpd_filters.message import Headers
+    from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.runtime.tap import Tap
     from smtpd_filters.session import Session
 
@@ -103,7 +103,7 @@ class Trace(Filter):
         self.passes_data = settings.pass_data
         taps: list[Tap] = []
         if settings.detail != "none":
-            taps.append(_Logger(settings.detail, Log(), self.name))
+            taps.append(_Logger(settings.detail, self.log))
         if settings.record is not None:
             taps.append(self._recorder(settings.record))
         elif settings.no_body or settings.anonymise:
@@ -127,10 +127,9 @@ class Trace(Filter):
             disguise = Disguise()
         return Recorder(
             directory,
-            Log(),
+            self.log,
             body=not (settings.no_body or settings.anonymise),
             disguise=disguise,
-            who=self.name,
             max_size=settings.max_size,
             max_files=settings.max_files,
         )
@@ -144,13 +143,13 @@ class Trace(Filter):
 
 
 class _Logger:
-    """A tap that writes what it hears to the log, as the filter of the name `who`."""
+    """A tap that writes what it hears to the log."""
 
-    def __init__(self, detail: str, log: Log, who: str) -> None:
+    def __init__(self, detail: str, log: FilterLog) -> None:
         self.reports = LEVELS[detail]
         self._everything = detail == "all"
         self.phases = frozenset({*PHASES, DATA_LINE} if self._everything else ())
-        self._log, self._who = log, who
+        self._log = log
         self._rows = Rows()
         self._spoken = b""
         self._dialect = dialect(NEWEST)
@@ -173,7 +172,7 @@ class _Logger:
     def show_headers(self, session: Session, headers: Headers) -> None:
         """Log a header block."""
         for line in headers.lines():
-            self._log.event(self._who, "header", session.id, line=_text(line))
+            self._log.event("header", session.id, line=_text(line))
 
     def _show(self, row: bytes) -> None:
         spoken = row.split(b"|", 2)[1]
@@ -186,7 +185,6 @@ class _Logger:
                 self._show_report(event)
         elif type(event) is Request and event.phase is not None:
             self._log.event(
-                self._who,
                 "asked",
                 event.session.decode("latin-1"),
                 phase=event.phase.name,
@@ -194,16 +192,14 @@ class _Logger:
             )
         elif type(event) is Lines:
             for line in event.lines:
-                self._log.event(
-                    self._who, DATA_LINE, event.session.decode("latin-1"), line=_text(line)
-                )
+                self._log.event(DATA_LINE, event.session.decode("latin-1"), line=_text(line))
 
     def _show_report(self, report: Report) -> None:
         fields = zip(REPORTS[report.name].fields, map(_text, report.values), strict=True)
         values = dict(fields)
         if values.get("address") == "":
             values["address"] = "<>"
-        self._log.event(self._who, report.name, report.session.decode("latin-1"), **values)
+        self._log.event(report.name, report.session.decode("latin-1"), **values)
 
 
 def _text(value: bytes) -> str:

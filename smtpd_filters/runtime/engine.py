@@ -301,11 +301,12 @@ class Engine:
 
     def failed(self, key: bytes, error: BaseException) -> None:
         """A bug of ours: nobody of the session is left waiting."""
-        self._log.limited(
+        self._log.failure(
             f"bug {type(error).__name__}",
             "smtpd-filters",
             "bug",
             key.decode("latin-1"),
+            {},
             error=fold_traceback(error),
         )
         if not self.messages.recover(key):

@@ -5,7 +5,8 @@ Law
 1. A line is one line: ``SESSION NAME EVENT key=value ...``, printable ASCII, of bounded length,
    so that ``grep SESSION maillog`` tells one story.
 2. Logging never blocks and never fails: what the log does not take is counted and dropped.
-3. What can recur with every mail is logged once per kind and interval, with a count.
+3. What can recur with every mail is logged once per kind and interval, with a count; a failure
+   leaves a short line for each further session that it affects.
 4. Never a credential.  The ``auth`` phase's parameter does not come here.
 """
 
@@ -17,7 +18,7 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
@@ -32,6 +33,10 @@ MAX_TEXT = 500
 INTERVAL = 60.0
 #: Kinds that are told apart; beyond, all are one.
 MAX_KINDS = 1000
+#: Failures of sessions that are remembered; beyond, a session may have a second line.
+MAX_FAILURES = 4096
+#: The reason in the line of a session in which the details of a failure are held back.
+AGAIN = "failed as logged before"
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
@@ -102,6 +107,8 @@ class Log:
         self._poll.register(fd, select.POLLOUT)
         self._since: dict[str, float] = {}
         self._held: dict[str, int] = {}
+        #: Whose failures in which sessions are in the log.
+        self._failures: set[tuple[str, ...]] = set()
 
     def line(self, text: str) -> None:
         """Write one line."""
@@ -127,18 +134,45 @@ class Log:
         except MemoryError:
             self.dropped += 1
 
-    def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> None:
-        """As `event`, once per kind and interval; the next one says how many there were."""
+    def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> bool:
+        """As `event`, once per kind and interval; the next one says how many there were.
+
+        Returns whether the line was written, or lost for lack of memory: False when it was held
+        back.
+        """
         try:
             held = self._held_back(kind[:MAX_TEXT])
         except MemoryError:
             self.dropped += 1
-            return
+            return True
         if held is None:
-            return
+            return False
         if held:
             values["repeated"] = str(held)
         self.event(who, what, session, **values)
+        return True
+
+    def failure(
+        self, kind: str, who: str, what: str, session: str, brief: Mapping[str, str], **why: str
+    ) -> None:
+        """Log a failure: the details once per kind and interval, and each session it affects.
+
+        ``brief`` says what became of the request.  A session in which the details are held back
+        gets one line with it for each filter and result.
+        """
+        logged = self.limited(kind, who, what, session, **brief, **why)
+        try:
+            known = (session, who, *brief.values())
+            if known in self._failures:
+                return
+            if len(self._failures) >= MAX_FAILURES:
+                self._failures.clear()
+            self._failures.add(known)
+        except MemoryError:
+            self.dropped += 1
+            return
+        if not logged:
+            self.event(who, what, session, **brief, reason=AGAIN)
 
     def _held_back(self, kind: str) -> int | None:
         """How many lines of this kind were held back before this one; None to hold it back, too."""
@@ -186,6 +220,43 @@ class Log:
             reply="" if phase == "auth" else decision.text,
             took=f"{seconds * 1000:.1f}ms",
         )
+
+
+class FilterLog:
+    """The log of one filter: lines under its name, within the limits of the process's log."""
+
+    __slots__ = ("_log", "_name")
+
+    def __init__(self, log: Log, name: str) -> None:
+        self._log, self._name = log, name
+
+    @property
+    def verbose(self) -> bool:
+        """Whether plain proceeds are logged; their reasons are of use only then."""
+        return self._log.verbose
+
+    def event(self, what: str, session: str = "", **values: str) -> None:
+        """Write ``SESSION NAME WHAT key=value ...``; ``session`` is `Session.id`.
+
+        Never blocks and never raises for what the values hold; empty ones are left out.
+        """
+        self._log.event(self._name, what, session, **values)
+
+    def limited(self, kind: str, what: str, session: str = "", **values: str) -> None:
+        """As `event`, once per ``kind`` and minute; the next line says how many there were."""
+        self._log.limited(f"{self._name} {kind}", self._name, what, session, **values)
+
+    def failure(
+        self, kind: str, what: str, session: str, brief: Mapping[str, str], **why: str
+    ) -> None:
+        """As `Log.failure`."""
+        self._log.failure(f"{self._name} {kind}", self._name, what, session, brief, **why)
+
+    def verdict(
+        self, session: Session, phase: str, decision: Decision, seconds: float, *, dry: bool = False
+    ) -> None:
+        """As `Log.verdict`."""
+        self._log.verdict(session, self._name, phase, decision, seconds, dry=dry)
 
 
 def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:

@@ -307,8 +307,8 @@ class Messages:
         intake = self.intakes.get(key)
         if intake is None:
             return
-        self._log.limited(
-            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), reason=reason
+        self._log.failure(
+            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), {}, reason=reason
         )
         self._host.cancel(key)
         unsent, ended = intake.state != SENDING, intake.ended

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smtpd_filters.chain import Chain
 from smtpd_filters.filter import Filter
+from smtpd_filters.program import make_chain, set_up
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.runtime.policy import Later
-    from smtpd_filters.settings import Settings
+    from smtpd_filters.settings import PolicySettings, Settings
 
     from .replay import Replay
 
@@ -47,7 +47,8 @@ class Served:
         """Raises ConfigError as the executable would before it is ready."""
         chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
         self.log = _Captured(verbose=verbose)
-        self.chain = Chain(chosen, self.log)
+        ready = [set_up(filter_, self.log, general) for filter_, general in chosen]
+        self.chain = make_chain(ready, self.log)
         self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
         self.engine.spawn = self._spawn
         self._loop = asyncio.new_event_loop()
@@ -138,25 +139,17 @@ class Served:
 
 def _configured(
     filters: Filters, flags: Sequence[str], settings: Settings | None
-) -> tuple[list[tuple[Filter, Any, float]], bool, bool]:
-    """Make the filters as their executables do; whether to be verbose, and to refuse long lines."""
+) -> tuple[list[tuple[Filter, PolicySettings | None]], bool, bool]:
+    """Make the filters as their executables do; whether to be verbose, and to refuse long lines.
+
+    An instance has its settings; those of a class are read from its flags.
+    """
     if not isinstance(filters, type):
         if flags or settings is not None:
             raise TypeError("flags and settings are for a class; an instance has its own")
         instances = [filters] if isinstance(filters, Filter) else list(filters)
-        chosen = [(each, each.on_error, each.deadline) for each in instances]
-        verbose = refuse = False
-    else:
-        common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
-        own, general = parse_flags(
-            filters.Options, flags, common=common, prog=f"filter-{filters.name}"
-        )
-        made: Any = settings if settings is not None else own
-        on_error: Any = general.on_error
-        instance = filters(made)
-        instance.dry_run, instance.deadline = general.dry_run, general.deadline
-        chosen = [(instance, on_error, general.deadline)]
-        verbose, refuse = general.verbose, general.long_lines == "refuse"
-    for filter_, _, _ in chosen:
-        filter_.setup()
-    return chosen, verbose, refuse
+        return [(each, None) for each in instances], False, False
+    common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
+    own, general = parse_flags(filters.Options, flags, common=common, prog=f"filter-{filters.name}")
+    made: Any = settings if settings is not None else own
+    return [(filters(made), general)], general.verbose, general.long_lines == "refuse"

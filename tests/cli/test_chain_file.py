@@ -95,7 +95,7 @@ def said(content: str, chain: str = "") -> str:
 def serve(content: str, chain: str = "") -> Conversation:
     """Converse with a chain of a file of this content."""
     file = ChainFile("x.toml", content)
-    ready = [set_up(each.make(), each.policy) for each in file.declared(file.chain(chain))]
+    ready = [set_up(each.make(), Log(), each.policy) for each in file.declared(file.chain(chain))]
     return Conversation([filter_ for filter_, _, _ in ready])
 
 
@@ -432,7 +432,7 @@ def test_a_chain_loads_what_its_filters_need(write: Callable[..., Path]) -> None
 def test_look_ups_have_a_loop(write: Callable[..., Path]) -> None:
     path = write('[filter.fcrdns]\nverify = true\n[chain.x]\nfilters = ["dyndns", "fcrdns"]\n')
     file = ChainFile.read(str(path))
-    ready = [set_up(each.make(), each.policy) for each in file.declared("x")]
+    ready = [set_up(each.make(), Log(), each.policy) for each in file.declared("x")]
     assert Chain(ready, Log()).later
     assert not Chain(ready[:1], Log()).later
 

@@ -13,7 +13,7 @@ from smtpd_filters.filters._dnsbl_sites import parse
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
-from smtpd_filters.runtime.log import Log
+from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import DNSServer
 from tests.filters.dnsbl_zones import (
     LISTED,
@@ -211,7 +211,7 @@ class Watch(_Watch):
     """With what it does in the background in sight."""
 
     def __init__(self, asked: list[tuple[List, str]], resolver: Resolver, log: Captured) -> None:
-        super().__init__(asked, resolver, log)
+        super().__init__(asked, resolver, FilterLog(log, "dnsbl"))
         self.log = log
 
     @property

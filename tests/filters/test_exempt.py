@@ -402,7 +402,9 @@ def is_judged(setup: Setup, said: Verdict, smtpd: Conversation) -> None:
         assert said.reply.startswith(("421 4.3.0", "451 4.3.0", "454 4.3.0", "454 4.7.0"))
         # Of what fails at auth the log has the place alone.
         cause = "UnavailableError" if said.phase == "auth" else "the client's address is not known"
-        assert cause in smtpd.log[-1]
+        # The details are logged once, and each session.
+        assert cause in smtpd.log[0]
+        assert " result=" in smtpd.log[-1]
     else:
         assert said.phase == setup.case.where
         assert said.reply.startswith("5")

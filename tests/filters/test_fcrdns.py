@@ -98,9 +98,12 @@ def test_a_failure_that_smtpd_reports_is_never_held_against_the_client(
 def test_a_failure_is_logged_with_its_cause_and_without_a_traceback() -> None:
     with Conversation(Fcrdns, "--on-error", "tempfail") as smtpd:
         client = smtpd.connect(**UNKNOWN)
-        smtpd.connect(**UNKNOWN)
-        cause = 'result=disconnect cause="smtpd reports a DNS failure"'
-        assert smtpd.log == [f"{client.id} fcrdns connect {cause}"]
+        other = smtpd.connect(**UNKNOWN)
+        cause = 'cause="smtpd reports a DNS failure"'
+        assert smtpd.log == [
+            f"{client.id} fcrdns connect result=disconnect {cause}",
+            f'{other.id} fcrdns connect result=disconnect reason="failed as logged before"',
+        ]
 
 
 @pytest.mark.parametrize("phase", PHASES)

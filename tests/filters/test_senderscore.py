@@ -411,8 +411,9 @@ def test_what_is_none_is_left_to_on_error(
             if on_error == "tempfail":
                 assert said.reply == "421 4.4.3 Temporary failure, please try again later"
             come(smtpd, "192.0.2.8")
-            # What is said of it is said once.
-            [line] = smtpd.log
+            # The cause is logged once.
+            line, short = smtpd.log
+            assert short.endswith(' reason="failed as logged before"')
             assert cause in line
             assert "Error" not in line
 

@@ -25,7 +25,7 @@ from smtpd_filters.filters.trace import LEVELS, Trace
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import FROM_SMTPD, Recording
-from smtpd_filters.runtime.log import Log
+from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.tap import TappedChannel
 from smtpd_filters.testing.replay import Replay
 
@@ -74,7 +74,7 @@ def session(
 
 
 def recorder(directory: Path, **options: Any) -> Recorder:
-    heard = Recorder(str(directory), options.pop("log", Log()), **options)
+    heard = Recorder(str(directory), FilterLog(options.pop("log", Log()), "trace"), **options)
     heard.received(SmtpdConnection().configure())
     heard.sent(b"register|report|smtp-in|link-connect\nregister|ready\n")
     return heard
@@ -384,7 +384,7 @@ def test_how_the_bytes_are_cut_changes_nothing(size: int, tmp_path: Path) -> Non
 def test_what_comes_with_the_hand_shake_is_recorded(tmp_path: Path) -> None:
     smtpd = SmtpdConnection()
     data = session(smtpd, lines=[b"x: y"])
-    heard = Recorder(str(tmp_path), Log())
+    heard = Recorder(str(tmp_path), FilterLog(Log(), "trace"))
     heard.received(smtpd.configure() + data)
     heard.sent(b"register|ready\nfilter-result|%b|%b|proceed\n" % (A, TOKEN))
     heard.close()
@@ -766,7 +766,7 @@ def names_in(words: list[str], ips: list[str], smtpd: SmtpdConnection) -> bytes:
 def test_no_name_is_left(words: list[str], ips: list[str], old: bool) -> None:  # noqa: FBT001
     smtpd = SmtpdConnection((0, 5) if old else (0, 7))
     with tempfile.TemporaryDirectory() as name:
-        heard = Recorder(name, Log(), body=False, disguise=Disguise())
+        heard = Recorder(name, FilterLog(Log(), "trace"), body=False, disguise=Disguise())
         heard.received(smtpd.configure(admd=f"{words[0]}.{words[1]}"))
         heard.received(b"config|%b\nconfig|owner|%b\n" % (words[0].encode(), words[1].encode()))
         heard.sent(b"register|filter|smtp-in|connect\nregister|ready\n")

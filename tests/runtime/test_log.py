@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters import PROCEED, Reject, Rewrite, Session
 from smtpd_filters.runtime import log as logging
-from smtpd_filters.runtime.log import Log, fold_traceback, quote, show
+from smtpd_filters.runtime.log import FilterLog, Log, fold_traceback, quote, show
 
 if TYPE_CHECKING:
     from tests.conftest import Logbook
@@ -135,6 +135,50 @@ def test_a_kind_is_logged_once_per_interval(logbook: Logbook) -> None:
     logbook.now += logging.INTERVAL
     logbook.log.limited("dns", "fcrdns", "no answer")
     assert logbook.lines[4:] == ["fcrdns no answer"]
+
+
+def test_a_failure_leaves_a_line_in_each_session(logbook: Logbook) -> None:
+    def fail(session: str, verb: str = "reject") -> None:
+        logbook.log.failure("dns", "fcrdns", "connect", session, {"result": verb}, cause="timeout")
+
+    for session in ("a", "a", "b", "b", "c"):
+        fail(session)
+    again = 'reason="failed as logged before"'
+    assert logbook.lines == [
+        "a fcrdns connect result=reject cause=timeout",
+        f"b fcrdns connect result=reject {again}",
+        f"c fcrdns connect result=reject {again}",
+    ]
+    # What became of it otherwise is news.
+    fail("a", "junk")
+    assert logbook.lines[3:] == [f"a fcrdns connect result=junk {again}"]
+    logbook.now += logging.INTERVAL
+    fail("b")
+    assert logbook.lines[4:] == ["b fcrdns connect result=reject cause=timeout repeated=5"]
+
+
+def test_failures_are_remembered_within_bounds(logbook: Logbook) -> None:
+    for number in range(3 * logging.MAX_FAILURES):
+        for _ in range(2):
+            logbook.log.failure("dns", "who", "connect", f"{number:016x}", {"result": "junk"})
+    assert len(logbook.lines) == 3 * logging.MAX_FAILURES
+    assert len(logbook.log._failures) <= logging.MAX_FAILURES
+
+
+def test_a_filter_logs_under_its_name_within_the_limits_of_the_process(logbook: Logbook) -> None:
+    one, other = FilterLog(logbook.log, "one"), FilterLog(logbook.log, "other")
+    one.event("note", "a" * 16, key="a value")
+    for _ in range(2):
+        one.limited("dns", "no answer")
+        FilterLog(logbook.log, "one").limited("dns", "no answer")
+        other.limited("dns", "no answer")
+    assert logbook.lines == [
+        "a" * 16 + ' one note key="a value"',
+        "one no answer",
+        "other no answer",
+    ]
+    logbook.log.verbose = True
+    assert one.verbose
 
 
 def test_kinds_are_bounded_and_make_room(logbook: Logbook) -> None:

@@ -415,6 +415,56 @@ class Fails(Filter):
         raise LookupError("lost")
 
 
+class Prepares(Filter):
+    """Keeps what it sees when it is set up, and logs it."""
+
+    name = "prepares"
+
+    def setup(self) -> None:
+        seen = {"on_error": self.on_error, "deadline": f"{self.deadline:g}"}
+        self.log.event("setup", **seen, dry=str(self.dry_run), verbose=str(self.log.verbose))
+        self.log.limited("note", "noted")
+        self.log.limited("note", "noted")
+
+    def connect(self, session: Session) -> Proceed:
+        self.log.event("seen", session.id, src=session.src)
+        return PROCEED
+
+
+def test_setup_sees_the_settings_and_the_log() -> None:
+    flags = ("--on-error", "tempfail", "--deadline", "7s", "--dry-run", "-v")
+    with Conversation(Prepares, *flags) as smtpd:
+        seen = "prepares setup on_error=tempfail deadline=7 dry=True verbose=True"
+        assert smtpd.log == [seen, "prepares noted"]
+        client = smtpd.connect()
+        assert smtpd.log[2] == f"{client.id} prepares seen src=192.0.2.1:33174"
+    made = Prepares()
+    made.on_error, made.deadline, made.name = "junk", 3.0, "other"
+    with Conversation([Prepares(), made]) as smtpd:
+        assert smtpd.log == [
+            "prepares setup on_error=proceed deadline=30 dry=False verbose=False",
+            "prepares noted",
+            "other setup on_error=junk deadline=3 dry=False verbose=False",
+            "other noted",
+        ]
+
+
+def test_what_fails_in_setup_is_said_as_at_a_start() -> None:
+    class Broken(Filter):
+        """Can't be set up."""
+
+        def setup(self) -> None:
+            raise KeyError("key")
+
+        def connect(self, _session: Session) -> Proceed:
+            return PROCEED
+
+    with pytest.raises(ConfigError, match="cannot be set up: KeyError") as raised:
+        Conversation(Broken)
+    # A test shows where.
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
 def test_a_deadline_and_what_a_policy_leaves_behind() -> None:
     with Conversation(Fails, "--deadline", "0.01", "--on-error", "tempfail", "-v") as smtpd:
         client = smtpd.connect()
