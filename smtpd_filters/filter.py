@@ -22,7 +22,7 @@ from . import session as reported
 from .protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
-from .settings import Settings
+from .settings import MAX_DEADLINE, Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Filter:
     name: str = ""
     #: What becomes of a request when a handler fails, unless ``--on-error`` says otherwise.
     on_error: Outcome = "proceed"
-    #: Seconds that a handler may take.  That of an instance is what ``--deadline`` says, from
-    #: `setup` on.
+    #: Seconds that a handler may take, 300 at most.  That of an instance is what ``--deadline``
+    #: says, from `setup` on.
     deadline: float = 30.0
     #: Reports that its handlers read from the session; by default all that can be there.
     needs: ClassVar[frozenset[str] | None] = None
@@ -142,6 +142,8 @@ class Filter:
             name: _check_handler(name, handler, where) for name, handler in cls.handlers.items()
         }
         cls.later = frozenset(name for name, code in cls.handlers.items() if _may_wait(code))
+        if not 0 < cls.deadline <= MAX_DEADLINE:
+            raise TypeError(f"{where}: deadline {cls.deadline!r} is not within {MAX_DEADLINE:g} s")
         if cls.on_error not in cls.outcomes():
             raise TypeError(f"{where}: on_error {cls.on_error!r} is not one of {cls.outcomes()}")
         unknown = (cls.needs or frozenset()) - reported.FIELDS.keys()

@@ -375,11 +375,22 @@ def test_two_classes_read_one_table() -> None:
         ("--junkBelow", "10"),
         ("--junk-below", "10"),
         ("--junk-below=10",),
-        ("--junk-below=9", "-junkBelow=10"),
+        ("--junk-below=10", "-junkBelow=10"),
     ],
 )
 def test_both_styles_of_flags(argv: tuple[str, ...]) -> None:
     assert read(*argv).junk_below == 10
+
+
+def test_a_flag_has_one_value() -> None:
+    with pytest.raises(ConfigError) as raised:
+        read("--junk-below=9", "-junkBelow=10")
+    assert str(raised.value) == (
+        'filter-example: -junkBelow: given twice with different values, "9" and "10"; it takes one'
+    )
+    with pytest.raises(ConfigError, match="--check-header: given twice"):
+        read("--check-header", "--check-header=false")
+    assert read("--check-header", "--check-header").check_header is True
 
 
 def test_defaults_hold() -> None:

@@ -5,7 +5,7 @@ The law:
 1. A filter of clients judges by the client alone, at the phase that `--phase` names.
 2. Who is exempt (`_exempt`) passes. At connect and helo nobody has authenticated yet.
 3. What is known is refused for good; what may be a mistake of the moment, with temporary codes.
-4. A reply that smtpd would not take is found at the start, whether it is used or not.
+4. A reply that smtpd would not take is an error at the start, whether it is used or not.
 
 A filter's own file declares its flags, by the functions here or by `option`, and has its policy,
 in `_judge`.
@@ -13,11 +13,10 @@ in `_judge`.
 
 from __future__ import annotations
 
-from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._exempt import Exempt, exempted
 from smtpd_filters.protocol.decisions import JUNK, Disconnect, Junk, Reject
-from smtpd_filters.settings import TEXT, Settings, choice, option
+from smtpd_filters.settings import REPLY, Settings, choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,24 +57,21 @@ def phase_option() -> str:
     )
 
 
-def reply_option(default: str) -> str:
+def reply_option(default: str) -> str | None:
     """Declare `--reply`; `default` tells what a client is told otherwise."""
     return option(
-        TEXT,
-        default="",
+        REPLY,
+        default=None,
         help=f"The reply of a refusal, with its codes; by default {default}.",
     )
 
 
 def decision(action: str, text: str) -> Junk | Reject | Disconnect:
-    """Make what an action of `ACTIONS` is; ConfigError if the text is no reply."""
-    try:
-        refusals: dict[str, Reject | Disconnect] = {
-            "reject": Reject(text),
-            "disconnect": Disconnect(text),
-        }
-    except ValueError as error:
-        raise ConfigError(f"--reply: {error}") from None
+    """Make what an action of `ACTIONS` is; ``text`` is a reply (ValueError)."""
+    refusals: dict[str, Reject | Disconnect] = {
+        "reject": Reject(text),
+        "disconnect": Disconnect(text),
+    }
     return refusals.get(action, JUNK)
 
 
@@ -87,7 +83,7 @@ class ClientSettings(Settings):
         allow: NetworkTable | None
         action: str
         phase: str
-        reply: str
+        reply: str | None
 
 
 class ClientFilter(Filter):

@@ -232,6 +232,8 @@ class Dnsbl(Filter):
         }
         if not any(any(sites) for sites in given.values()):
             raise ConfigError("no list is given: --client, --rdns, --helo or --sender is needed")
+        if not all(key.strip(".") for key in self.settings.key):
+            raise ConfigError("--key: expected a part of the name of a list, not nothing")
         self._set_phase(given)
         self._get_ready(given)
 

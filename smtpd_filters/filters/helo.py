@@ -194,6 +194,13 @@ class Helo(Filter):
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
+        if settings.own == "off":
+            for flag, given in (
+                ("--own-names", settings.own_names),
+                ("--own-addresses", settings.own_addresses),
+            ):
+                if given is not None:
+                    raise ConfigError(f"{flag}: of no use with --own off")
         self.marks = marks(self._checks.values())
         self.phases = set(_PHASES[settings.phase])
         self._exempt = settings.exempt.also(settings.allow)

@@ -33,7 +33,7 @@ from smtpd_filters.filters._client import ACTIONS, decision
 from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.settings import SWITCH, TEXT, Settings, option, table
+from smtpd_filters.settings import REPLY, SWITCH, Settings, option, table
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,
@@ -159,8 +159,8 @@ class Mailfrom(Filter):
             "when the message is complete.",
         )
         reply = option(
-            TEXT,
-            default="",
+            REPLY,
+            default=None,
             help="The reply of a refusal, with its codes; by default 550 5.7.1 and a text that "
             "says what is wrong.",
         )

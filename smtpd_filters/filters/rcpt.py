@@ -43,7 +43,7 @@ from smtpd_filters.tables import AddressTable, DomainTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Iterable, Sequence
     from typing import Any
 
     from smtpd_filters.addresses import Address
@@ -188,14 +188,7 @@ class Rcpt(Filter):
             *(self._non_fqdn, self._unknown_domain, self._trapped),
             *(self._many, self._null, self._unknown),
         )
-        if not any(check.on for check in checks):
-            raise ConfigError("nothing to check: every check is off")
-        if self._unknown_domain.on and settings.domains is None:
-            raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
-        if settings.nameserver and not self._unknown_domain.on:
-            raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
-        if settings.delay and settings.unknown_recipients in {"off", "log"}:
-            raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
+        self._refuse_useless(checks)
         if self._unknown_domain.on:
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif not settings.delay:
@@ -208,6 +201,27 @@ class Rcpt(Filter):
         if self._trapped.action == "reject":
             # Recipients that were taken before the trap was sprung have the message otherwise.
             self.phases.add("data")
+
+    def _refuse_useless(self, checks: Iterable[Check]) -> None:
+        """Refuse settings that don't fit together, or that nothing uses."""
+        settings = self.settings
+        if not any(check.on for check in checks):
+            raise ConfigError("nothing to check: every check is off")
+        if settings.traps is not None and settings.trapped == "off":
+            raise ConfigError("--traps: of no use with --trapped off")
+        if settings.max_recipients is not None and settings.many_recipients == "off":
+            raise ConfigError("--max-recipients: of no use with --many-recipients off")
+        if settings.delay > settings.max_delay:
+            raise ConfigError(
+                f"--delay: must be at most --max-delay, which is {settings.max_delay:g} s, not "
+                f"{settings.delay:g} s"
+            )
+        if self._unknown_domain.on and settings.domains is None:
+            raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
+        if settings.nameserver and not self._unknown_domain.on:
+            raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
+        if settings.delay and settings.unknown_recipients in {"off", "log"}:
+            raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
 
     async def close(self) -> None:
         """End what is being looked up."""

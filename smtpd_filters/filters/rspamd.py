@@ -34,6 +34,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
+    MAX_DEADLINE,
     PATH,
     SECONDS,
     SIZE,
@@ -93,7 +94,7 @@ class Rspamd(Filter):
             help="The id of a section of the daemon's settings module that is to be applied.",
         )
         timeout = option(
-            SECONDS(low=0.01),
+            SECONDS(low=0.01, high=MAX_DEADLINE),
             default=15.0,
             help="How long to wait for a daemon's reply before the next one is asked. The daemon's "
             "own limit, task_timeout, should be lower. All of them together get what --deadline "
@@ -107,7 +108,7 @@ class Rspamd(Filter):
         exempt = exempt_option(what="Clients whose mail is not scanned")
         skip = option(EXEMPT, default=Exempt(), help="The same as --exempt.")
         max_size = option(
-            SIZE(low=1),
+            SIZE(low=1 << 10),
             default=50 << 20,
             help="The size up to which messages are scanned. It should not be above the daemon's "
             "own limit, max_message, which has the same default: what is larger than that can't "
@@ -194,7 +195,7 @@ class Rspamd(Filter):
             compressed=self._codec is not None,
         )
         self._edits = Edits(
-            actions=dict(settings.action),
+            actions=self._actions(),
             envelope=settings.envelope_changes,
             headers=settings.headers,
         )
@@ -208,6 +209,17 @@ class Rspamd(Filter):
             deadline=self.deadline * SHARE,
             connections=settings.connections,
         )
+
+    def _actions(self) -> dict[str, str]:
+        """What becomes of each action that `--action` names."""
+        actions: dict[str, str] = {}
+        for name, outcome in self.settings.action:
+            if actions.setdefault(name, outcome) != outcome:
+                raise ConfigError(
+                    f'--action: "{name}" is given twice, as {actions[name]} and as {outcome}; it '
+                    "takes one outcome"
+                )
+        return actions
 
     async def close(self) -> None:
         """Close the connections."""

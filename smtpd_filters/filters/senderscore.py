@@ -119,9 +119,8 @@ class Senderscore(Filter):
     class Options(Settings):
         """What is done below which score, and who is asked for it."""
 
-        # The original keeps scores, and what they are compared with, in eight bits.
         block_below = option(
-            INTEGER(low=-1, high=127),
+            INTEGER(low=-1),
             default=-1,
             flags=("-blockBelow",),
             help="Refuse clients with a score below this, and close the connection. With -1, none.",
@@ -134,7 +133,7 @@ class Senderscore(Filter):
             "only told; its mail has been taken.",
         )
         junk_below = option(
-            INTEGER(low=-1, high=127),
+            INTEGER(low=-1),
             default=-1,
             flags=("-junkBelow",),
             help='Have smtpd mark all mail of clients with a score below this with "X-Spam: Yes". '
@@ -205,6 +204,7 @@ class Senderscore(Filter):
     def setup(self) -> None:
         """Choose the phases, and get a resolver ready if there is any."""
         settings = self.settings
+        self._check_scores()
         self._exempt = settings.exempt
         if settings.test_mode and not self._exempt.given:
             # Test scripts connect from loopback addresses.
@@ -235,6 +235,17 @@ class Senderscore(Filter):
     def required_reports(self) -> frozenset[str]:
         """Ask who has authenticated where that exempts."""
         return frozenset({"link-auth"} if self._exempt.users else ())
+
+    def _check_scores(self) -> None:
+        """Refuse what is above all scores, and above what means all of them."""
+        settings = self.settings
+        most = _TEST_MOST if settings.test_mode else BEST + 1
+        for flag, below in (
+            ("-blockBelow", settings.block_below),
+            ("-junkBelow", settings.junk_below),
+        ):
+            if below > most:
+                raise ConfigError(f"{flag}: must be at most {most}, not {below}")
 
     def _check_zone(self) -> None:
         from smtpd_filters.lookups.names import domain  # not for --help

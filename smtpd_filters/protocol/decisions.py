@@ -34,12 +34,15 @@ def reply(code: int, enhanced: str, text: str) -> str:
     clean = "".join(c if c in _PRINTABLE else "?" for c in " ".join(text.split()))
     words = [str(code), enhanced, clean or "Refused"]
     line = " ".join(word for word in words if word)[:MAX_REPLY].rstrip()
-    _check_reply(line)
+    check_reply(line)
     return line
 
 
-def _check_reply(text: str) -> None:
-    """A 4xx or 5xx code, a space and a text: smtpd makes anything else a ``421``."""
+def check_reply(text: str) -> None:
+    """ValueError for what is no reply: a 4xx or 5xx code, a space and a text.
+
+    smtpd makes anything else a ``421``.
+    """
     code, space, rest = text[:3], text[3:4], text[4:].strip()
     if not (code.isascii() and code.isdigit() and code[0] in "45" and space == " " and rest):
         raise ValueError(f"a reply is a 4xx or 5xx code, a space and a text, not {text[:80]!r}")
@@ -129,7 +132,7 @@ class Reject(Decision):
     verb = "reject"
 
     def __init__(self, text: str) -> None:
-        _check_reply(text)
+        check_reply(text)
         super().__init__(b"reject|" + text.encode(), text)
 
 
@@ -143,7 +146,7 @@ class Disconnect(Decision):
     verb = "disconnect"
 
     def __init__(self, text: str) -> None:
-        _check_reply(text)
+        check_reply(text)
         super().__init__(b"disconnect|" + text.encode(), text)
 
 

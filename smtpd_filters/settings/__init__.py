@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from smtpd_filters.settings.declare import Option, Settings, from_mapping, option
 from smtpd_filters.settings.flags import (
+    MAX_DEADLINE,
     CommonSettings,
     PolicySettings,
     ProcessSettings,
@@ -23,6 +24,7 @@ from smtpd_filters.settings.kinds import (
     LIST,
     NUMBER,
     PATH,
+    REPLY,
     SECONDS,
     SIZE,
     SWITCH,
@@ -37,8 +39,10 @@ __all__ = [
     "ENDPOINT",
     "INTEGER",
     "LIST",
+    "MAX_DEADLINE",
     "NUMBER",
     "PATH",
+    "REPLY",
     "SECONDS",
     "SIZE",
     "SWITCH",

@@ -6,7 +6,7 @@
    beside flags.
 3. The word after a flag is its value even if it begins with a dash, unless it is a flag itself;
    after "=" anything is.
-4. Given twice, the later value holds, unless the option is a list.
+4. An option that is no list has one value: given twice with different values it is an error.
 5. What is wrong is a ConfigError of one line that opens with the program's name and the flag.
 
 argparse isn't used: it takes `-junk` for `-junkBelow` whatever `allow_abbrev` says (cpython's
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 ON_ERROR = ("proceed", "junk", "tempfail")
 _HELP = ("-h", "-help")  # ask for help as in Go, unless an option has that flag
-DEADLINE = 30.0  # seconds; an SMTP client waits 5 minutes for a reply (RFC 5321 section 4.5.3.2)
+DEADLINE = 30.0  # seconds
+# An SMTP client waits 5 minutes for a reply (RFC 5321 section 4.5.3.2), and so does smtpd for one.
+MAX_DEADLINE = 300.0
 
 
 class ProcessSettings(Settings):
@@ -67,9 +69,10 @@ class PolicySettings(Settings):
         help="What to do when the filter fails or its time is up.",
     )
     deadline = option(
-        SECONDS(low=0.001),
+        SECONDS(low=0.001, high=MAX_DEADLINE),
         default=DEADLINE,
-        help="How long the filter may take for a decision.",
+        help="How long the filter may take for a decision: 5 minutes at most, for which smtpd and "
+        "its clients wait.",
     )
     dry_run = option(
         SWITCH,
@@ -151,6 +154,7 @@ def parse_flags(
 def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], str]:
     """Give values by the names of their options, and the first `RESERVED` flag or ""."""
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}
     words = iter(argv)
     for word in words:
         if word in RESERVED:
@@ -168,8 +172,13 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
         except (ValueError, ConfigError) as error:
             raise ConfigError(f"{flag}: {declared.reason(error)}") from None
         name = declared.name
-        joined = declared.kind.repeats and name in values
-        values[name] = values[name] + value if joined else value
+        if declared.kind.repeats:
+            values[name] = values[name] + value if name in values else value
+            continue
+        if given.setdefault(name, text) != text:
+            both = "" if declared.secret else f", {quote(given[name])} and {quote(text)}"
+            raise ConfigError(f"{flag}: given twice with different values{both}; it takes one")
+        values[name] = value
     return values, ""
 
 

@@ -15,7 +15,10 @@ them: `INTEGER(low=0, high=100)`, `ENDPOINT(port=53)`.
 
 from __future__ import annotations
 
+import re
 from math import isfinite
+
+from smtpd_filters.protocol.decisions import check_reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ _HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and th
 
 # What Go's flag package takes (strconv.ParseBool).
 _BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+_ENHANCED = re.compile(r"([0-9])\.[0-9]{1,3}\.[0-9]{1,3}(?= |$)")  # RFC 3463 section 2
 _TIMES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 # Powers of 1024, as smtpd.conf(5) has them from scan_scaled(3).
 _SIZES = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10))
@@ -123,6 +127,21 @@ class _Text(Kind[str]):
     noun = "a string"
 
     def parse(self, text: str) -> str:
+        return text
+
+
+class _Reply(_Text):
+    noun = 'a reply with its codes, such as "550 5.7.1 Not from here"'
+
+    def parse(self, text: str) -> str:
+        check_reply(text)
+        enhanced = _ENHANCED.match(text, 4)
+        if enhanced and enhanced[1] != text[0]:
+            # RFC 2034 section 4: they must "be congruent".
+            raise ValueError(
+                f"the codes {text[:3]} and {enhanced[0]} contradict each other: both begin with "
+                f"4 (try again later) or both with 5 (never), not {quote(text)}"
+            )
         return text
 
 
@@ -374,6 +393,7 @@ class _Table(Kind[L]):
 
 
 TEXT = _Text()
+REPLY = _Reply()
 PATH = _Path()  # not opened, nor looked for
 SWITCH = _Switch()
 INTEGER = _Integer()

@@ -396,7 +396,7 @@ def test_a_forged_header_is_removed_though_no_time_is_left(
 
 
 def test_the_header_is_about_its_own_message(server: DNSServer) -> None:
-    flags = ("--sender", f"{NAMES}*2", "--junk-at", "9", "--header", "--untested", NAMES)
+    flags = ("--sender", f"{NAMES}*2", "--header", "--untested", NAMES)
     with talking(server, *flags, "--junk-at", "2") as smtpd:
         there = smtpd.connect()
         there.ehlo()
@@ -886,6 +886,7 @@ def test_a_key_of_no_list_is_a_slip() -> None:
         ("--client bl.example --reply '550 4.7.1 no'", "--reply: the code and the enhanced code"),
         ("--client bl.example --nameserver ns.example", "--nameserver: name server: "),
         ("--client bl.example --phase data", "--phase: invalid choice"),
+        ("--client bl.example --key ''", "--key: expected a part of the name of a list"),
         ("--client bl.example --untested b1.example", "--untested: b1.example is no list's zone"),
     ],
 )

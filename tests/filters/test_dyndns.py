@@ -20,6 +20,7 @@ from smtpd_filters.filters.dyndns import (
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.session import Session
 from smtpd_filters.tables import HostTable, NetworkTable, RegexTable
+from smtpd_filters.testing import Conversation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def test_the_reply_is_the_operators() -> None:
 @pytest.mark.parametrize("action", ["junk", "reject"])
 def test_a_bad_reply_is_refused_at_the_start(action: str, reply: str) -> None:
     with pytest.raises(ConfigError, match="--reply"):
-        filter_dyndns(action=action, reply=reply)
+        Conversation(Dyndns, "--action", action, "--reply", reply)
 
 
 def test_the_executable_answers_smtpd() -> None:

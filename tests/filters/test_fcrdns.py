@@ -182,8 +182,8 @@ def server() -> Iterator[DNSServer]:
 
 
 def verifying(server: DNSServer, *flags: str) -> tuple[str, ...]:
-    nameserver = f"{server.address}:{server.port}"
-    return ("--verify", "--nameserver", nameserver, "--action", "reject", *flags)
+    action = () if "--action" in flags else ("--action", "reject")
+    return ("--verify", "--nameserver", f"{server.address}:{server.port}", *action, *flags)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -401,6 +401,13 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
         (("--phase", "data"), '--phase: invalid choice "data"'),
         (("--timeout", "0"), "--timeout: must be at least"),
         (("--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
+        (("--reply", ""), "--reply: a reply is a 4xx or 5xx code"),
+        (("--reply", "550 4.7.25 x"), "--reply: the codes 550 and 4.7.25 contradict each other"),
+        (("--reply", "450 5.7.25"), "--reply: the codes 450 and 5.7.25 contradict each other"),
+        (("--reply", "550 2.0.0 x"), "--reply: the codes 550 and 2.0.0 contradict each other"),
+        (("--deadline", "1d"), '--deadline: must be at most 5m, not "1d"'),
+        (("--action", "junk", "--action=reject"),
+         '--action: given twice with different values, "junk" and "reject"; it takes one'),
         (("--allow", "file:/nonexistent"), "--allow: /nonexistent: No such file or directory"),
         (("--allow", "192.0.2.0/33"), "--allow: "),
         (("--verfy",), 'unknown flag --verfy, did you mean "--verify"?'),

@@ -104,7 +104,7 @@ def test_what_is_wrong_as_it_is_written(name: str, fails: str) -> None:
     for check in CHECKS:
         if check in ASKING:
             continue
-        said = verdict(name, *only(check), *OWN)
+        said = verdict(name, *only(check), *(OWN if check == "own" else ()))
         assert said.refused is (check in fails.split()), check
         if said.refused:
             assert said.reply == REPLIES[check.replace("-", "_")]
@@ -143,7 +143,8 @@ def test_each_check_does_what_it_is_set_to_in_its_phase(
 ) -> None:
     flags = (*only(check, action), "--phase", phase)
     if action == "off":  # one has to be on
-        flags = (*flags, "--elsewhere=log", "--nameserver=127.0.0.1:9", "--timeout=10ms")
+        flags = (*only("elsewhere", "log"), "--phase", phase)
+        flags = (*flags, "--nameserver=127.0.0.1:9", "--timeout=10ms")
     with Conversation(Helo, *flags) as smtpd:
         said = come(smtpd, helo=name, **STRANGER)
         assert said.verb == {"off": "proceed", "log": "proceed"}.get(action, action)
@@ -555,6 +556,8 @@ def test_no_greeting_ends_the_filter(text: str) -> None:
         (("--own-addresses", "192.0.2.0/33"), "--own-addresses: "),
         (("--own-addresses", "{ local }"), "--own-addresses: inline table: entry 1: a client on"),
         (("--allow", "mail.example.org"), "--allow: "),
+        (("--own=off", "--own-names", "mx.example.org"), "--own-names: of no use with --own off"),
+        (("--own=off", "--own-addresses", "192.0.2.1"), "--own-addresses: of no use with --own"),
         (("--unknwon=log",), 'unknown flag --unknwon, did you mean "--unknown"?'),
     ],
 )  # fmt: skip

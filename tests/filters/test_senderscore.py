@@ -695,11 +695,27 @@ def test_on_a_dry_run_nobody_waits(server: DNSServer, naps: list[float]) -> None
 COMMAND = (sys.executable, "-m", "smtpd_filters.filters.senderscore")
 
 
+def test_without_a_flag_it_says_that_it_does_nothing() -> None:
+    """As the original it starts, for it is put in its place without a look at smtpd.conf."""
+    for flags, log in (
+        ((), ["senderscore nothing to do: no setting asks for anything"]),
+        (
+            ("-blockBelow", "-1", "-slowFactor", "0"),
+            ["senderscore nothing to do: no setting asks for anything"],
+        ),
+        (("-blockBelow", "1", "--nameserver", "127.0.0.1:9"), []),
+    ):
+        with Conversation(Senderscore, *flags) as smtpd:
+            assert smtpd.log == log
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (("-blockBelow", "ten"), "-blockBelow: expected a whole number"),
-        (("-blockBelow", "128"), "-blockBelow: must be at most 127"),
+        (("-blockBelow", "128"), "-blockBelow: must be at most 101, not 128"),
+        (("-junkBelow", "102"), "-junkBelow: must be at most 101, not 102"),
+        (("-blockBelow", "128", "-testMode"), "-blockBelow: must be at most 127, not 128"),
         (("-junkBelow", "-2"), "-junkBelow: must be at least -1"),
         (("-blockPhase", "data"), '-blockPhase: invalid choice "data"'),
         (("-allowlist", "nonexistent"), "-allowlist: nonexistent: No such file or directory"),
