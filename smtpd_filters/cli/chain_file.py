@@ -16,6 +16,8 @@ doesn't: a name, as of an executable without `filter-`; `MODULE:CLASS`, importab
 
 from __future__ import annotations
 
+import re
+
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import (
     LIST,
@@ -41,6 +43,12 @@ if TYPE_CHECKING:
 
     Table = Mapping[str, Any]
 
+#: The beginning of a row, up to its value or the first of several.
+_ASSIGNMENT = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=\s*(?P<array>\[\s*)?")
+#: What begins neither a string nor an array nor a table.
+_BARE = re.compile(r"""[^\s"'\[\]{}#,]""")
+_SWITCHES = {"yes": "true", "on": "true", "true": "true"}
+_SWITCHES |= dict.fromkeys(("no", "off", "false"), "false")
 #: Keys of a filter's table that are no settings of the filter.
 USE = "use"
 
@@ -208,7 +216,32 @@ def _placed(path: str, content: str, said: str) -> str:
     if place == "end of document)":
         return f"{path}:{content.count(chr(10)) + 1}: {reason}"
     line, _, column = place.removeprefix("line ").rstrip(")").partition(", column ")
-    return f"{path}:{line}:{column}: {reason}" if reason and column else f"{path}: {said}"
+    if not (reason and line.isdigit() and column.isdigit()):
+        return f"{path}: {said}"
+    row = content.split("\n")[int(line) - 1]
+    return f"{path}:{line}:{column}: {_explained(reason, row, int(column))}"
+
+
+def _explained(reason: str, row: str, column: int) -> str:
+    """Say what is wrong with a row: the reason, unless it is that quotes are missing.
+
+    The value is not repeated, for it may be a secret.
+    """
+    found = _ASSIGNMENT.match(row)
+    key = f"{found['key']}: " if found else ""
+    wrong = row[column - 1 : column]
+    if reason == "Invalid value" and (not wrong or wrong == "#"):
+        return f"{key}no value"
+    bare = found and _BARE.match(row, found.end())
+    if not bare and (reason != "Invalid value" or wrong in "\"'[{"):
+        return f"{key}{reason}"
+    if not found:
+        return 'text without quotes; write "..."'
+    value = row[found.end() :].partition("#")[0].strip().lower()
+    if value in _SWITCHES:
+        return f"{key}text without quotes; write {found['key']} = {_SWITCHES[value]}"
+    example = '["...", "..."]' if found["array"] else '"..."'
+    return f"{key}text without quotes; write {found['key']} = {example}"
 
 
 def _process_keys() -> list[str]:

@@ -9,6 +9,8 @@ import argparse
 import sys
 
 from smtpd_filters.settings import die, package
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import printable, quote
 
 from . import PROG
 
@@ -33,6 +35,13 @@ class _Parser(argparse.ArgumentParser):
         except SystemExit as ended:
             raise SystemExit(self.status or ended.code) from None
 
+    def refuse(self, word: str) -> NoReturn:
+        """Say that a word is not known, with the nearest option, and exit."""
+        if not word.startswith("-"):
+            self.error(f"unexpected argument {quote(word)}")
+        flag = word.partition("=")[0]
+        self.error(f"unknown option {printable(flag)}{suggest(flag, self._option_string_actions)}")
+
 
 class _Version(argparse.Action):
     """argparse's own has the version looked up at every start."""
@@ -46,6 +55,11 @@ class _Version(argparse.Action):
 def parse(words: list[str]) -> argparse.Namespace:
     """Read a command line; what is wrong ends the program."""
     parser = make()
+    for word in words:
+        if not word.startswith("-"):
+            break
+        if word.partition("=")[0] not in parser._option_string_actions:  # noqa: SLF001  # they have no other list
+            parser.refuse(word)
     options, rest = parser.parse_known_args(words)
     if options.verb == "learn":
         # argparse takes no files behind an option that stands behind another word.
@@ -53,8 +67,16 @@ def parse(words: list[str]) -> argparse.Namespace:
         options.files += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        _of_verb(parser, options.verb).refuse(rest[0])
     return options
+
+
+def _of_verb(parser: _Parser, verb: str) -> _Parser:
+    """The parser of a verb."""
+    [verbs] = [each for each in parser._actions if each.dest == "verb"]  # noqa: SLF001
+    choices: dict[str, _Parser] = verbs.choices  # type: ignore[assignment]
+    choices[verb].status = parser.status
+    return choices[verb]
 
 
 def make() -> _Parser:

@@ -7,7 +7,7 @@
 3. An instance has a value for every option and never changes.
 
 The attribute `junk_below` is the flag `--junk-below` and the TOML key `junk-below`; a trailing
-underscore, as in `from_`, is dropped.
+underscore, as in `from_`, is dropped. A further flag, `-junkBelow`, is the key `junkBelow`, too.
 """
 
 # ruff: noqa: A002 (`help` is what everybody calls it)
@@ -55,6 +55,10 @@ class Option:
     def spellings(self) -> tuple[str, ...]:
         """Every flag that is taken: a Go-style one also with two dashes, as Go itself does."""
         return self.flags + tuple(f"-{f}" for f in self.flags if len(f) > 2 and f[1] != "-")
+
+    def toml_keys(self) -> tuple[str, ...]:
+        """Every key that is taken in TOML: the flags without their dashes."""
+        return tuple(flag.lstrip("-") for flag in self.flags)
 
     def reason(self, error: Exception) -> str:
         """Say in one line why a value was refused; a secret one isn't repeated."""
@@ -269,12 +273,20 @@ def from_mapping(
     read from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
     (with the nearest known one), a bad value, a missing key.
     """
-    by_key = {declared.key: declared for declared in cls.options.values()}
-    others = {declared.key for other in beside for declared in other.options.values()}
+    by_key = {key: declared for declared in cls.options.values() for key in declared.toml_keys()}
+    others = {
+        key
+        for other in beside
+        for declared in other.options.values()
+        for key in declared.toml_keys()
+    }
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         declared = by_key.get(key)
         if declared is not None:
+            if declared.name in values:
+                both = " and ".join(each for each in mapping if by_key.get(each) is declared)
+                raise ConfigError(f"{where}: {both} are the same key")
             try:
                 values[declared.name] = declared.kind.from_toml(value)
             except (ValueError, ConfigError) as error:

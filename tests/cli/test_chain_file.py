@@ -320,6 +320,40 @@ def test_what_is_wrong_is_said_with_its_place(content: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("action = reject", 'action: text without quotes; write action = "..."'),
+        ("deadline = 5m", 'deadline: text without quotes; write deadline = "..."'),
+        ("allow = 192.0.2.0/24 # x", 'allow: text without quotes; write allow = "..."'),
+        ("nameserver = [127.0.0.1]", 'nameserver: text without quotes; write nameserver = ["...'),
+        ('nameserver = ["::1", x]', 'nameserver: text without quotes; write nameserver = ["...'),
+        ("nameserver = [\n x ]", 'text without quotes; write "..."'),
+        ("verify = True", "verify: text without quotes; write verify = true"),
+        ("verify = off # x", "verify: text without quotes; write verify = false"),
+        ("action =", "action: no value"),
+        ("action = # x", "action: no value"),
+        ('action = "junk" "x"', "action: Expected newline or end of document after a statement"),
+        ("action 2", "Expected '=' after a key"),
+    ],
+)
+def test_what_is_no_toml_is_said_with_what_to_write(row: str, reason: str) -> None:
+    found = said(f'[filter.fcrdns]\n{row}\n[chain.x]\nfilters = ["fcrdns"]\n')
+    place, _, text = found.partition(": ")
+    assert re.fullmatch("[23]:[0-9]+", place)
+    assert text.startswith(reason)
+
+
+def test_a_key_is_any_of_a_flags_spellings() -> None:
+    content = chain_of("senderscore", "junkBelow = 70\nblock-below = 30\nm = 1")
+    assert '[filter.senderscore]: unknown key "m"' in said(content)
+    file = ChainFile("x.toml", chain_of("senderscore", "junkBelow = 70\nblock-below = 30"))
+    [declared] = file.declared(file.chain(""))
+    assert (declared.own.junk_below, declared.own.block_below) == (70, 30)  # type: ignore[attr-defined]
+    both = chain_of("senderscore", "junkBelow = 70\njunk-below = 60")
+    assert said(both) == "[filter.senderscore]: junkBelow and junk-below are the same key"
+
+
+@pytest.mark.parametrize(
     ("content", "line"),
     [
         (

@@ -57,7 +57,10 @@ def test_there_is_help(verb: list[str], capsys: Capture) -> None:
     [
         ([], "VERB"),
         (["plya"], "plya"),
-        (["list", "--jsn"], "--jsn"),
+        (["--verison"], 'unknown option --verison, did you mean "--version"?'),
+        (["--verison", "list"], 'unknown option --verison, did you mean "--version"?'),
+        (["list", "--jsn"], 'list: unknown option --jsn, did you mean "--json"?'),
+        (["list", "x"], 'list: unexpected argument "x"'),
         (["list", "--", "x"], "list takes no command"),
         (["record"], "DIR"),
         (["replay"], "FILE"),
