@@ -32,11 +32,15 @@ def os_reason(error: OSError) -> str:
     text = error.strerror or str(error)
     if error.errno not in {errno.EACCES, errno.EPERM}:
         return text
-    from pwd import getpwuid  # only for this
+    return f"{text} for user {user_name()}"
+
+
+def user_name() -> str:
+    """The name of the user that this process is, or its number where it has none."""
+    from pwd import getpwuid  # only a mistake pays for it
 
     number = os.geteuid()
     try:
-        name = getpwuid(number).pw_name
+        return getpwuid(number).pw_name
     except KeyError:
-        name = str(number)
-    return f"{text} for user {name}"
+        return str(number)

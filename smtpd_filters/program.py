@@ -32,23 +32,24 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
     told ``register|ready``; from then on only the end of the input, or SIGTERM, ends it.
     """
     prog = f"filter-{cls.name}"
-    common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
     try:
-        own, general = parse_flags(
-            cls.Options,
-            sys.argv[1:] if argv is None else argv,
-            common=common,
-            prog=prog,
-            description=cls.described(),
-        )
-        filter_ = cls(own)
-        return serve_chain(
-            lambda log: [set_up(filter_, log, general)],
-            verbose=general.verbose,
-            refuse_long_lines=general.long_lines == "refuse",
-        )
+        return start(cls, sys.argv[1:] if argv is None else argv, prog)
     except ConfigError as error:
         die(error, prog)
+
+
+def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
+    """As `run`, under the name ``prog``; what is wrong is a ConfigError."""
+    common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
+    own, general = parse_flags(
+        cls.Options, argv, common=common, prog=prog, description=cls.described()
+    )
+    filter_ = cls(own)
+    return serve_chain(
+        lambda log: [set_up(filter_, log, general)],
+        verbose=general.verbose,
+        refuse_long_lines=general.long_lines == "refuse",
+    )
 
 
 def set_up(filter_: Filter, log: Log, general: PolicySettings | None = None) -> Ready:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from smtpd_filters.filters import trace
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.trace import Trace
+from smtpd_filters.program import start
+from smtpd_filters.settings import die
+
+from . import PROG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,4 +25,9 @@ def run(options: Namespace) -> int:
         argv.append("--no-body")
     if options.anonymise:
         argv.append("--anonymise")
-    return trace.main(argv)
+    prog = f"{PROG} record"
+    try:
+        return start(Trace, argv, prog)
+    except ConfigError as error:
+        # The directory is named without a flag.
+        die(str(error).replace("--record: ", "", 1), prog)

@@ -20,7 +20,7 @@ import re
 from errno import EACCES
 from time import gmtime, monotonic, strftime
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, os_reason, user_name
 from smtpd_filters.protocol.dialect import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.recording import (
@@ -133,10 +133,18 @@ class Recorder:
             if not os.path.isdir(self._directory):  # noqa: PTH112  # pathlib costs start-up
                 os.mkdir(self._directory, 0o700)  # noqa: PTH102
         except OSError as error:
-            raise ConfigError(f"--record: {self._directory}: {os_reason(error)}") from None
+            if isinstance(error, FileExistsError):
+                raise ConfigError(f"--record: {self._directory}: not a directory") from None
+            raise ConfigError(self._refused(error)) from None
         if not os.access(self._directory, os.W_OK | os.X_OK):
-            denied = PermissionError(EACCES, "not writable")
-            raise ConfigError(f"--record: {self._directory}: {os_reason(denied)}")
+            raise ConfigError(self._refused(PermissionError(EACCES, "not writable")))
+
+    def _refused(self, error: OSError) -> str:
+        """Say what is wrong with the directory, and how to make it."""
+        from shlex import quote  # only a mistake pays for it
+
+        how = f"install -d -o {user_name()} -m 700 {quote(self._directory)}"
+        return f"--record: {self._directory}: {os_reason(error)}; make it as root: {how}"
 
     # -- what is heard -------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def test_a_directory_that_cannot_be_made_is_said_at_start(tmp_path: Path) -> Non
         Trace(Trace.Options(record=str(tmp_path / "missing" / "dir"))).setup()
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ConfigError, match=r"--record: .*/file: File exists"):
+    with pytest.raises(ConfigError, match=r"--record: .*/file: not a directory"):
         Trace(Trace.Options(record=str(file))).setup()
 
 
