@@ -45,13 +45,13 @@ def nameserver_option(remark: str = "") -> tuple[tuple[str, int], ...]:
 
 
 def timeout_option(lookups: str = "") -> float:
-    """Declare `--timeout`; `lookups` says how many a decision may take, one behind the other."""
+    """Declare `--timeout`; `lookups` says what a decision takes that makes several."""
     several = f", and {lookups}" if lookups else ""
     return option(
         SECONDS(low=0.01, high=60),
         default=2.0,
         help="How long to wait for a name server before the next is asked. The second round waits "
-        f"twice as long; a look-up takes at most four times as long altogether{several}.",
+        f"twice as long, so that a look-up takes at most 8 s by default{several}.",
     )
 
 

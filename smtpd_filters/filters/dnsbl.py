@@ -8,8 +8,8 @@ The law:
    that it says of who asks (`_dnsbl_codes`).
 3. Nothing is done on the word of a list that hasn't been seen to list what it must and not to list
    what it may not, lately (`_dnsbl_lists`).
-4. A list that doesn't answer is nobody's guilt: what is certain without it is done, and where it
-   could have made the difference `--on-error` decides.
+4. A list that is silent never counts against the client: the others decide, as long as its answer
+   could not have changed the outcome; otherwise `--on-error` does.
 5. Exempt clients are not asked about: by default those that are local or have authenticated. An
    allow list is believed about a reverse name only if that leads back to the client.
 6. A key in the name of a list is in no reply, header or line of the log.
@@ -208,8 +208,9 @@ class Dnsbl(Filter):
         timeout = option(
             SECONDS(low=0.01, high=60),
             default=5.0,
-            help="How long to wait for the lists altogether. One that hasn't answered by then is "
-            "done without, or --on-error decides if it could have made the difference.",
+            help="How long to wait for the lists altogether. If one is silent until then, the "
+            "others decide, as long as its answer could not have changed the outcome; otherwise "
+            "--on-error does.",
         )
 
     settings: Options

@@ -67,16 +67,16 @@ class Fcrdns(ClientFilter):
             SWITCH,
             default=False,
             help="Look up all names of a client that smtpd hasn't confirmed, instead of relying on "
-            "smtpd, which looks at one name, once, and takes a DNS that fails for a client that "
-            "does. Refusals are permanent only with this.",
+            "smtpd, which looks at one name, once, and can't tell a failing DNS from a failing "
+            "client. Refusals are permanent only with this.",
         )
         nameserver = nameserver_option()
         timeout = option(
             SECONDS(low=0.01, high=60),
             default=2.0,
             help="With --verify, how long to wait for a name server before the next is asked. The "
-            "second round waits twice as long; a look-up takes at most four times as long "
-            "altogether, and a client at most two look-ups, one behind the other.",
+            "second round waits twice as long, so that a client takes at most 16 s by default: two "
+            "look-ups, one behind the other.",
         )
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()

@@ -178,7 +178,7 @@ class Helo(Filter):
             "nobody has authenticated yet.",
         )
         nameserver = nameserver_option()
-        timeout = timeout_option("a client at most two look-ups, one behind the other")
+        timeout = timeout_option("a client, with two one behind the other, 16 s")
 
     settings: Options
 

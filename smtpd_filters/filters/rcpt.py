@@ -146,7 +146,7 @@ class Rcpt(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         nameserver = nameserver_option()
-        timeout = timeout_option("a recipient at most two, one behind the other")
+        timeout = timeout_option("a recipient, with two one behind the other, 16 s")
 
     settings: Options
 

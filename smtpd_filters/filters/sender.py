@@ -174,7 +174,7 @@ class Sender(Filter):
             help="Senders that are never refused: user@example.org, @example.org.",
         )
         nameserver = nameserver_option()
-        timeout = timeout_option("a sender at most two look-ups, one behind the other")
+        timeout = timeout_option("a sender, with two one behind the other, 16 s")
 
     settings: Options
 
