@@ -85,6 +85,11 @@ class Book:
             for about in ((codes.V4, codes.V6) if kind == CLIENT else (codes.NAME,))
         ]
 
+    @property
+    def size(self) -> int:
+        """How many lists there are."""
+        return sum(map(len, self._lists.values()))
+
     def renew(self) -> None:
         """Take in what has been read again."""
         self._lists = self._made()

@@ -57,7 +57,7 @@ from smtpd_filters.settings import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import NoReturn, TypeAlias
 
     from smtpd_filters.filters._dnsbl_book import Asked, Book
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filters._dnsbl_options import Sites
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
+    from smtpd_filters.lookups.pace import Pace
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
@@ -83,6 +84,9 @@ _PHASES = tuple(_HANDLERS)
 _KNOWN_AT = {"client": "connect", "rdns": "connect", "helo": "helo", "sender": "mail-from"}
 # A look-up of one server asks in two rounds, and waits twice as long in the second.
 _SHARES = 3
+# What it takes to ask a list whose answer is mostly known, and to wait for one: units of `pace`.
+_ASK = 5
+_WAIT = 60
 # Of `--deadline`.
 _OF_DEADLINE = 0.9
 #: Seconds for which a client that nothing could be found out about isn't asked about again.
@@ -219,6 +223,7 @@ class Dnsbl(Filter):
     _resolver: Resolver
     _book: Book
     _watch: Watch
+    _pace: Callable[[], Pace]
     _kinds: frozenset[str] = frozenset(_KNOWN_AT)
     _phase: str = ""  # until it is set up
     _thresholds: Thresholds
@@ -279,11 +284,13 @@ class Dnsbl(Filter):
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_book import Book
         from smtpd_filters.filters._dnsbl_lists import Watch
+        from smtpd_filters.lookups.pace import pace
 
         settings = self.settings
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
         longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
         self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
+        self._pace = pace
         self._book = Book(given, settings.key, settings.untested)
         self._watch = Watch(self._book.asked, self._resolver, self.log)
         for sites in given.values():
@@ -377,6 +384,7 @@ class Dnsbl(Filter):
 
     async def _show_later(self, headers: Headers, inquiry: Inquiry) -> Proceed:
         """Wait for the lists that could not change the decision; they were asked long ago."""
+        await self._pace().admit(_WAIT * len(inquiry.out))
         await self._answers(inquiry)
         return self._show(headers, inquiry)
 
@@ -422,7 +430,7 @@ class Dnsbl(Filter):
                 return known.decision
             if self._now() < known.until:
                 raise UnavailableError(known.cause, DNS_FAILURE)
-        if self._watch.done:
+        if self._watch.done and self._pace().take(_ASK * self._book.size):
             asked = self._book.about(session, address, *key)
             if self._resolver.missing([name for _, _, name, _ in asked], "A"):
                 # Which is what is mostly so.
@@ -487,6 +495,7 @@ class Dnsbl(Filter):
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Ask, and wait until no answer that is still out can change what will be done."""
+        await self._pace().admit(_WAIT * self._book.size)
         inquiry = self._ask(self._book.about(session, self._address(session), *key))
         if not inquiry.over:
             await self._answers(inquiry, early=True)

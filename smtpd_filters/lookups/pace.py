@@ -43,6 +43,13 @@ class Pace:
         else:
             self._charge(work)
 
+    def take(self, work: int) -> bool:
+        """Charge a piece of so much work if there is budget for it now; whether there is."""
+        if self._queue or not self._fits(work):
+            return False
+        self._charge(work)
+        return True
+
     def _fits(self, work: int) -> bool:
         return not self.spent or self.spent + work <= self._turn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import signal
@@ -14,6 +15,9 @@ from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
+from smtpd_filters.lookups.pace import TURN, Pace
+from smtpd_filters.protocol.decisions import Proceed
+from smtpd_filters.session import Session
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.filters import executables
@@ -503,6 +507,39 @@ def test_a_list_that_can_change_nothing_is_not_even_asked(server: DNSServer) -> 
     server.queries.clear()
     assert verdict(server, "--client", ZONE, "--reject-at", "2").verb == "proceed"
     assert not server.asked(under(ZONE, BAD), "A")
+
+
+def test_sessions_that_come_at_once_are_asked_about_in_turns(
+    server: DNSServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[int] = []
+    renew = Pace._renew
+
+    def watched(pace: Pace) -> None:
+        spent.append(pace.spent)
+        renew(pace)
+
+    monkeypatch.setattr(Pace, "_renew", watched)
+    lists = "{ " + ", ".join(f"l{number}.example" for number in range(20)) + " }"
+    flags = ["--client", lists, "--phase", "connect", "--on-error", "proceed"]
+    flags += [flag for number in range(20) for flag in ("--untested", f"l{number}.example")]
+    with talking(server, *flags) as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+
+        async def come() -> list[object]:
+            sessions = [Session(b"%016x" % number) for number in range(100)]
+            for number, session in enumerate(sessions):
+                source = b"192.0.2.%d:1" % number
+                session.expect(("username",))
+                session.apply("link-connect", (b"<unknown>", b"fail", source, b"198.51.100.1:25"))
+            waiting: list[Any] = [policy.connect(session) for session in sessions]
+            return list(await asyncio.gather(*waiting))
+
+        said = smtpd._served._loop.run_until_complete(come())
+        assert {type(each) for each in said} == {Proceed}
+    assert max(spent) <= 2 * TURN
+    assert sum(spent) >= 100 * 20 * 60
 
 
 def test_who_is_listed_but_not_for_enough_is_logged_once() -> None:

@@ -103,3 +103,17 @@ def test_all_look_ups_of_a_loop_have_one_pace() -> None:
 
     first, second = asyncio.run(main()), asyncio.run(main())
     assert first is not second
+
+
+def test_what_need_not_wait_is_taken_only_while_there_is_budget() -> None:
+    async def main() -> None:
+        pace = Pace(10)
+        assert [pace.take(4) for _ in range(4)] == [True, True, False, False]
+        pieces = [asyncio.create_task(pace.admit(9)) for _ in range(2)]
+        await asyncio.sleep(0)
+        # Nobody overtakes what waits.
+        assert not pace.take(1)
+        await asyncio.gather(*pieces)
+        assert pace.take(1)
+
+    asyncio.run(main())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision
-from smtpd_filters.runtime.jobs import OVERDUE, Job, Wait
+from smtpd_filters.runtime.jobs import CANCELLED_AT_ONCE, OVERDUE, Job, Wait, _cancel_some
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -62,3 +62,43 @@ def test_a_task_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_task", fails)
     assert isinstance(drive(ask(answer())), MemoryError)
+
+
+@pytest.mark.parametrize("short_of_memory", [False, True])
+def test_many_are_cancelled_some_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch, *, short_of_memory: bool
+) -> None:
+    ended: list[int] = []
+    turn = 0
+
+    async def wait() -> object:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(turn)
+        return PROCEED
+
+    async def main() -> None:
+        nonlocal turn
+        loop = asyncio.get_running_loop()
+        jobs = [Job(loop, ask(wait()), lambda _: None, lambda _: None) for _ in range(50)]
+        await asyncio.sleep(0)
+        for job in jobs:
+            job.cancel()
+        if short_of_memory:
+            soon = asyncio.BaseEventLoop.call_soon
+
+            def fails(loop: Any, callback: Any, *arguments: Any, **names: Any) -> Any:
+                if callback is _cancel_some:
+                    raise MemoryError
+                return soon(loop, callback, *arguments, **names)
+
+            monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon", fails)
+        for _ in range(50):
+            turn += 1
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert len(ended) == 50
+    most = max(map(ended.count, ended))
+    assert most == (50 if short_of_memory else CANCELLED_AT_ONCE)
