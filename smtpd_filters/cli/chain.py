@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.program import make_chain, serve_chain, set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import (
@@ -148,9 +148,16 @@ def check(own: Options) -> int:
     """Say all that is wrong with the file, a line each, or that nothing is.  The exit status."""
     _become(own.user)
     faults = 0
-    for fault in _faults(own):
-        faults += 1
-        sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
+    try:
+        for fault in _faults(own):
+            faults += 1
+            sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
+    except ImportError as error:
+        # As in root's home, where pip and pipx may have put it for root.
+        raise ConfigError(
+            f"the user {user_name()} can't read the Python that this is run by, {sys.executable}, "
+            f"or its modules ({error}), and so smtpd can't run it either"
+        ) from None
     if not faults:
         sys.stderr.write("configuration OK\n")
     return FAULTY if faults else FINE

@@ -757,6 +757,20 @@ def test_a_check_is_made_as_the_user_of_filters() -> None:
         assert done.stderr.decode() == "filter-chain: --user: no user no-such-user\n"
 
 
+def test_a_python_that_the_user_of_filters_cannot_read_is_named(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one in root's home."""
+    monkeypatch.setattr(program, "_become", lambda _: None)
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    with pytest.raises(SystemExit) as ended:
+        program.main(["-n", "-f", str(write(TWO))])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("filter-chain: the user ")
+    assert f"can't read the Python that this is run by, {sys.executable}," in line
+
+
 def test_who_is_not_root_becomes_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     program._become("")
