@@ -58,8 +58,8 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def show(error: BaseException) -> str:
-    """The text of an exception, of bounded length, whatever it is."""
+def show(error: object) -> str:
+    """The text of an exception or a value, of bounded length, whatever it is."""
     try:
         return str(error)[:MAX_TEXT]
     except BaseException:  # noqa: BLE001  # a policy's own exception may fail even at this
@@ -124,7 +124,7 @@ class Log:
             # RuntimeError: another thread is at it.
             self.dropped += 1
 
-    def event(self, who: str, what: str, session: str = "", **values: str) -> None:
+    def event(self, who: str, what: str, session: str = "", /, **values: str) -> None:
         """Write ``SESSION WHO WHAT key=value ...``."""
         try:
             words = [session] if session else []
@@ -134,7 +134,7 @@ class Log:
         except MemoryError:
             self.dropped += 1
 
-    def limited(self, kind: str, who: str, what: str, session: str = "", **values: str) -> bool:
+    def limited(self, kind: str, who: str, what: str, session: str = "", /, **values: str) -> bool:
         """As `event`, once per kind and interval; the next one says how many there were.
 
         Returns whether the line was written, or lost for lack of memory: False when it was held
@@ -235,16 +235,20 @@ class FilterLog:
         """Whether plain proceeds are logged; their reasons are of use only then."""
         return self._log.verbose
 
-    def event(self, what: str, session: str = "", **values: str) -> None:
-        """Write ``SESSION NAME WHAT key=value ...``; ``session`` is `Session.id`.
+    def event(self, what: str, session: str | Session = "", /, **values: object) -> None:
+        """Write ``SESSION NAME WHAT key=value ...``; ``session`` is the session or its id.
 
-        Never blocks and never raises for what the values hold; empty ones are left out.
+        Never blocks and never raises.  A value is written as its text; None and those whose text
+        is empty are left out.
         """
-        self._log.event(self._name, what, session, **values)
+        self._log.event(self._name, what, _id_of(session), **_texts(values))
 
-    def limited(self, kind: str, what: str, session: str = "", **values: str) -> None:
+    def limited(
+        self, kind: str, what: str, session: str | Session = "", /, **values: object
+    ) -> None:
         """As `event`, once per ``kind`` and minute; the next line says how many there were."""
-        self._log.limited(f"{self._name} {kind}", self._name, what, session, **values)
+        name = self._name
+        self._log.limited(f"{name} {kind}", name, what, _id_of(session), **_texts(values))
 
     def failure(
         self, kind: str, what: str, session: str, brief: Mapping[str, str], **why: str
@@ -257,6 +261,18 @@ class FilterLog:
     ) -> None:
         """As `Log.verdict`."""
         self._log.verdict(session, self._name, phase, decision, seconds, dry=dry)
+
+
+def _id_of(session: str | Session) -> str:
+    return session if isinstance(session, str) else session.id
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else show(value)
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:

@@ -181,6 +181,21 @@ def test_a_filter_logs_under_its_name_within_the_limits_of_the_process(logbook: 
     assert one.verbose
 
 
+def test_a_filter_logs_any_value(logbook: Logbook) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError
+
+    session = Session(b"a" * 16)
+    log = FilterLog(logbook.log, "one")
+    log.event("note", session, count=0, what="x", session=None, odd=Odd(), empty="", who="y")
+    log.limited("note", "again", session, kind=1.5)
+    assert logbook.lines == [
+        "a" * 16 + ' one note count=0 what=x odd="(no text)" who=y',
+        "a" * 16 + " one again kind=1.5",
+    ]
+
+
 def test_kinds_are_bounded_and_make_room(logbook: Logbook) -> None:
     log = logbook.log
     for number in range(3 * logging.MAX_KINDS):
