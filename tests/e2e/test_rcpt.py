@@ -249,7 +249,7 @@ def test_a_client_that_leaves_while_it_waits(start: Start) -> None:
 
 
 def test_a_dry_run(start: Start) -> None:
-    flags = ("--dry-run", "--max-unknown", "2", "--delay", "30s", "--traps", TRAP)
+    flags = ("--dry-run", "--max-unknown", "2", "--delay", "20s", "--traps", TRAP)
     server = rcpt(start, *flags, users=("alice", "trap"))
     with server.connection(GOOD) as connection:
         begun(connection)
