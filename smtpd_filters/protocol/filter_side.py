@@ -33,7 +33,7 @@ from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from .dialect import Dialect
     from .remark import Listener
@@ -74,8 +74,12 @@ class FilterConnection:
         #: The beginning of a line, and whether the rest of it is dropped.
         self._partial = bytearray()
         self._dropping = False
-        #: Frees memory when there is none.
-        self.relieve: Callable[[], object] = bool
+        #: Lines that are to be handled, from a place on; lines of known messages, which are handled
+        #: together; and the first of them all, if it was cut.
+        self._rows: list[bytes] = []
+        self._at = 0
+        self._run: list[bytes] = []
+        self._cut = b""
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
         #: Sessions and tokens that were found to be such.
         self._sessions: set[bytes] = set()
@@ -83,15 +87,19 @@ class FilterConnection:
         #: Sessions whose answers may not overtake lines, since smtpd has asked before it can have
         #: had their message back.  No server does.
         self._ordered: set[bytes] = set()
-        self._answers: list[bytes] = []
-        self._lines: list[bytes] = []
+        #: What is to be written: answers, and lines of messages, which may come behind.  Whoever
+        #: writes them empties the lists, and `ended`.
+        self.answers: list[bytes] = []
+        self.lines: list[bytes] = []
         self._transit = Transit(
-            self._lines,
+            self.lines,
             listener,
             self.remarks,
             pass_all=pass_all,
             refuse_long_lines=refuse_long_lines,
         )
+        #: The sessions whose dot is in what is to be written.
+        self.ended = self._transit.ended
 
     # -- what the caller says ------------------------------------------------------------
 
@@ -118,8 +126,8 @@ class FilterConnection:
             ("filter", "smtp-in", wanted),
         ):
             if subsystem in announced:
-                self._answers += [f"register|{kind}|{subsystem}|{n}\n".encode() for n in names]
-        self._answers.append(b"register|ready\n")
+                self.answers += [f"register|{kind}|{subsystem}|{n}\n".encode() for n in names]
+        self.answers.append(b"register|ready\n")
         self._ready = True
 
     def answer(self, session: bytes, decision: Decision) -> None:
@@ -182,11 +190,6 @@ class FilterConnection:
         return session in self._open or session in self._transit.streams
 
     @property
-    def losses(self) -> int:
-        """How often something that was read has been lost for want of memory."""
-        return self._transit.losses
-
-    @property
     def cuts(self) -> bool:
         """Whether the server cuts long lines that it gets back from a filter."""
         return self._transit.cuts
@@ -196,18 +199,13 @@ class FilterConnection:
         """Whether a message with a line too long for the server is refused."""
         return self._transit.refuse_long_lines
 
-    def outgoing(self) -> tuple[bytes, bytes]:
-        """What is to be written, once: answers, and lines of messages, which may come behind."""
-        answers, lines = self._answers, self._lines
-        said = b"".join(answers), b"".join(lines)
-        answers.clear()
-        lines.clear()
-        self._transit.ended.clear()
-        return said
-
     def data_to_send(self) -> bytes:
         """What is to be written, once, in one piece."""
-        return b"".join(self.outgoing())
+        said = b"".join([*self.answers, *self.lines])
+        self.answers.clear()
+        self.lines.clear()
+        self.ended.clear()
+        return said
 
     # -- what smtpd says -----------------------------------------------------------------
 
@@ -215,78 +213,105 @@ class FilterConnection:
         """Take bytes from smtpd in.
 
         Raises MemoryError if there is no memory to begin with; then nothing has been taken in.
+        Lines for which there is no memory later on are kept (`stalled`).
         """
-        *rows, rest = data.split(b"\n")
-        cut = False
+        rows = data.split(b"\n")
+        rest = rows.pop()
+        partial, dropping = self._partial, self._dropping
+        cut = dropping and bool(rows)
         if rows:
-            if self._partial:
-                cut = self._dropping
-                rows[0] = bytes(self._partial) + (b"" if cut else rows[0])
-            elif self._dropping:
-                del rows[0]
-            self._partial, self._dropping = bytearray(), False
-        if rest:
-            self._keep(rest)
+            if partial:
+                rows[0] = bytes(partial) + (b"" if cut else rows[0])
+            partial, dropping = bytearray(), False
         transit = self._transit
         if not transit.nul_seen and b"\0" in data:
             transit.nul_seen = True
-        if not rows:
-            return
         # A line within one read cannot be too long for a server that does not cut.
-        transit.may_be_long = transit.cuts or len(data) + len(rows[0]) > transit.limit
+        size = len(data) + (len(rows[0]) if rows else 0)
+        transit.may_be_long = transit.cuts or size > transit.limit
+        known = bool(rows and transit.known) and not cut and self._all_known(rows, data)
+        if rest and not dropping:
+            dropping = self._begin_line(partial, rest)
+        # From here on it is taken in, which takes no memory.
+        self._partial, self._dropping = partial, dropping
+        if rows:
+            if cut:
+                self._cut = rows[0]
+            if known:
+                self._run = rows
+            else:
+                self._rows = rows
+            try:
+                self._take_apart()
+            except MemoryError:
+                pass
+
+    def _all_known(self, rows: list[bytes], data: bytes) -> bool:
+        """Whether the lines can be handled together; if there is no memory to tell, they can't."""
         try:
-            run = bool(transit.known) and not cut and transit.all_known(rows, data)
+            return self._transit.all_known(rows, data)
         except MemoryError:
-            run = False
-        if run:
-            transit.run(rows)
-        else:
-            self._take_apart(rows)
-        if cut:
-            self._refuse_cut(rows[0])
+            return False
 
-    def lose(self) -> None:
-        """What was read last is lost: what follows is dropped up to the next line end.
+    def _begin_line(self, partial: bytearray, rest: bytes) -> bool:
+        """Keep the beginning of a line; whether what comes up to its end is dropped."""
+        room = MAX_INPUT - len(partial)
+        if len(rest) <= room:
+            partial += rest
+            return False
+        self.remarks.odd("line without an end", detail=rest)
+        partial += rest[:room]
+        return True
 
-        Otherwise the rest of a line of mail could be taken for a line of the protocol.  The
-        messages that are on their way are refused.
+    @property
+    def stalled(self) -> bool:
+        """Whether there are lines that could not be handled for want of memory."""
+        return bool(self._rows or self._run or self._cut)
+
+    def resume(self) -> None:
+        """Go on with lines for which there was no memory.  Nothing may be received before."""
+        try:
+            self._take_apart()
+        except MemoryError:
+            pass
+
+    def _take_apart(self) -> None:
+        """Handle the lines; those of known messages are handled together where they can be.
+
+        Whatever it raises, it can be called again: the line on which it was is still there, unless
+        it is one that makes our own code fail.
         """
-        self._dropping = True
-        self._partial.clear()
-        self._transit.losses += 1
-
-    def _take_apart(self, rows: list[bytes]) -> None:
-        """Lines of all kinds; those of known messages are handled together where they can be."""
         transit = self._transit
         known = transit.known
-        run: list[bytes] = []
-        for row in rows:
+        rows, run = self._rows, self._run
+        at, end = self._at, len(rows)
+        while at != end:
+            row, following = rows[at], at + 1
             try:
                 # The key is asked for anew each time: an answer given meanwhile may have changed
                 # it.
                 if known and transit.key(row) in known and len(row) != transit.dot_size:
                     run.append(row)
-                    continue
-                if run:
-                    transit.run(run)
-                    run.clear()  # which takes no memory
-                if not (row.startswith(b"f") and self._ask(row)):
-                    self._take(row)
+                else:
+                    if run:
+                        transit.run(run)
+                        run.clear()
+                    if not (row.startswith(b"f") and self._ask(row)):
+                        self._take(row)
             except MemoryError:
-                self._take_again(run, row)
-                run.clear()
+                raise
+            except Exception:
+                self._at = following
+                raise
+            at = self._at = following
+        rows.clear()
+        self._at = 0
         if run:
             transit.run(run)
-
-    def _take_again(self, run: list[bytes], row: bytes) -> None:
-        """Take lines for which there was no memory, now that some has been freed."""
-        self.relieve()
-        try:
-            if run:
-                self._transit.run(run)
-            self._take(row)
-        except MemoryError:
-            self._transit.losses += 1
+            run.clear()
+        if self._cut:
+            self._refuse_cut(self._cut)
+            self._cut = b""
 
     def _refuse_cut(self, row: bytes) -> None:
         """A line of a message was longer than is kept: the message is refused."""
@@ -319,23 +344,12 @@ class FilterConnection:
             self._ordered.add(session)
         decision = self._listener.asked(phase, session, argument)
         if decision is PROCEED and not (transit.refused or self._ordered):
-            self._answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
+            self.answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
         elif decision is None:
             self._open[session] = phase, token
         else:
             self._result(session, token, self._sayable(phase, session, decision).wire)
         return True
-
-    def _keep(self, rest: bytes) -> None:
-        """Keep the beginning of a line until its end comes, in bounded memory."""
-        if self._dropping:
-            return
-        room = MAX_INPUT - len(self._partial)
-        if len(rest) > room:
-            self.remarks.odd("line without an end", detail=rest)
-            self._dropping = True
-            rest = rest[:room]
-        self._partial += rest
 
     def _take(self, row: bytes) -> None:
         """One line that is not a body line of a known message."""
@@ -431,7 +445,7 @@ class FilterConnection:
     # -- what is written -----------------------------------------------------------------
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
-        out = self._lines if session in self._ordered else self._answers
+        out = self.lines if session in self._ordered else self.answers
         if self.dialect.token_first:
             session, token = token, session
         out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))

@@ -43,13 +43,13 @@ LOST = Reject("452 4.3.1 Insufficient system storage")
 class _Stream:
     """The lines of one message on their way."""
 
-    __slots__ = ("broken", "ended", "header", "key", "losses", "passing", "prefix", "session")
+    __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session", "whole")
 
-    def __init__(self, session: bytes, prefix: bytes, losses: int, *, passing: bool) -> None:
+    def __init__(self, session: bytes, prefix: bytes, *, passing: bool) -> None:
         self.session = session
         self.prefix = prefix
-        #: `Transit.losses` when it began: the message is whole as long as it is still that.
-        self.losses = losses
+        #: None of its lines has been lost for want of memory.
+        self.whole = True
         #: Nobody looks at the lines: they go back as they come.
         self.passing = passing
         #: What was sent so far is the header.
@@ -95,8 +95,6 @@ class Transit:
         self.cuts = False
         #: smtpd itself has sent a NUL.
         self.nul_seen = False
-        #: How often something that was read has been lost for want of memory.
-        self.losses = 0
         #: A line of this read may be longer than the limit.
         self.may_be_long = False
         self.limit = long_lines.content_limit(cuts=False)
@@ -146,7 +144,7 @@ class Transit:
                 else:
                     self._listener.content(stream.session, content, end=False)
             except MemoryError:
-                stream.losses = -1
+                stream.whole = False
 
     def _passed(self, rows: list[bytes]) -> Sequence[tuple[_Stream, list[bytes]]]:
         """Pass lines on in one piece where that can be done; else part them by their message.
@@ -180,7 +178,7 @@ class Transit:
         if stream is None:
             pair = (token, session) if self.token_first else (session, token)
             prefix = b"filter-dataline|%b|%b|" % pair
-            stream = _Stream(session, prefix, self.losses, passing=self._pass_all)
+            stream = _Stream(session, prefix, passing=self._pass_all)
             self.streams[session] = stream
             self.refused.pop(session, None)
         elif stream.ended:
@@ -267,7 +265,7 @@ class Transit:
         """The session's message is not whole any more, and is refused.  Takes no memory."""
         stream = self.streams.get(session)
         if stream is not None:
-            stream.losses = -1
+            stream.whole = False
 
     def finish(self, session: bytes) -> None:
         """End the session's message here and now, if there is one."""
@@ -330,7 +328,7 @@ class Transit:
         session = stream.session
         self._out.append(stream.prefix + b".\n")
         self.ended.add(session)
-        if stream.losses != self.losses:
+        if not stream.whole:
             self.refused[session] = LOST
             self._remarks.mail("refused: lines lost for want of memory", session, b"")
         if stream.broken:

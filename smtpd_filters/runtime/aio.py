@@ -15,7 +15,7 @@ from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
 from .jobs import Job
 from .log import fold_traceback
-from .loop import PAUSE, add_chore, do_chore, may_work, send
+from .loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
 from .watchdog import TICK
 
 TYPE_CHECKING = False
@@ -98,8 +98,9 @@ class _Loop:
         self.beat = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
-        #: Whether a `_turn` is on its way.
-        self.turning = False
+        #: Whether a `_turn` is on its way; whether there was no memory for something.
+        self.turning = self.short = False
+        self.nap = select.poll()
         #: What is done beside the sessions, a step per round: tables that are read again.
         self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
@@ -116,45 +117,69 @@ class _Loop:
         self._forever(lambda: not self.ending)
         if self.failure is not None:
             raise self.failure
-        self._finish()
+        try:
+            self._finish()
+        except MemoryError:  # nobody is there any more
+            pass
 
     def _forever(self, going: Callable[[], bool]) -> None:
-        """Run the loop; what a policy's own tasks throw out of it ends nothing."""
-        while going():
+        """Run the loop; what a policy's own tasks throw out of it ends nothing.
+
+        Nor does want of memory: where it is noticed the loop is stopped, and here it goes on.
+        """
+        thrown: BaseException | None = None
+        while True:
             try:
-                self.loop.run_forever()
-            except MemoryError:
-                self.engine.relieve()
-                select.poll().poll(PAUSE)
+                if thrown is not None:
+                    why = fold_traceback(thrown)
+                    thrown = None
+                    self.log.limited("loop", "smtpd-filters", "a task ended the loop", error=why)
+                if self.short:
+                    self.short = False
+                    self.nap.poll(PAUSE)
+                    self.engine.relieve()
+                    # What was lost with a call that could not be made is made up for.
+                    self._turn()
+                if not going():
+                    return
+                if not self.short:
+                    self.loop.run_forever()
+            except MemoryError:  # nothing is done here that could lack memory as well
+                self.short = True
+            except SystemError:  # what becomes of one for which there is no memory
+                self.short = True
             except BaseException as error:  # noqa: BLE001  # promise 1: it never dies
-                self.log.limited(
-                    "loop", "smtpd-filters", "a task ended the loop", error=fold_traceback(error)
-                )
+                thrown = error
+
+    def _stop_short(self) -> None:
+        """Have `_forever` wait for memory and go on.  Takes none."""
+        self.short = True
+        self.loop.stop()
 
     # -- reading and writing -------------------------------------------------------------
 
     def _readable(self) -> None:
         """Take in what is there: who needs no waiting doesn't wait for the messages of others."""
+        engine = self.engine
         for _ in range(READS):
-            try:
-                data = self.channel.read()
-            except MemoryError:  # what was read is given again
-                self.engine.relieve()
+            if engine.stalled:
                 return
-            if data == b"":
+            size = hand_over(self.channel, engine)
+            if size == 0:
                 self._end()
                 return
-            if data:
-                self._receive(data)
+            if size:
+                self._receive()
             self._turn()
-            if data is None or len(data) < READ or not self.reading:
+            if size is None or size < READ or not self.reading:
                 return
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self) -> None:
+        """Have the engine take in what was read."""
         if not self.watchdog.armed:
             self.watchdog.arm()
         try:
-            self.engine.receive(data)
+            self.engine.resume()
         except UnsupportedProtocolError as error:
             self.failure = ConfigError(str(error))
             self._end()
@@ -169,14 +194,18 @@ class _Loop:
     def _turn(self) -> None:
         try:
             self._take_turn()
-        except MemoryError:  # nothing has been written; what lacks memory may have ended by then
-            self.engine.relieve()
-            self.loop.call_later(PAUSE / 1000, self._turn)
+        except MemoryError:  # what has not been written will be
+            self._stop_short()
+        except SystemError:  # see `_forever`
+            self._stop_short()
 
     def _take_turn(self) -> None:
         """Write answers, then a turn of messages, and listen for what comes next."""
         self.turning = False
         channel, engine = self.channel, self.engine
+        if engine.stalled:
+            self._receive()
+            self._go_on()
         send(engine, channel)
         if may_work(engine, channel):
             self._watch()
@@ -193,13 +222,21 @@ class _Loop:
                 self.loop.add_writer(channel.sink, self._turn)
             else:
                 self.loop.remove_writer(channel.sink)
-        reading = not self.ending and channel.size < HIGH_WATER
+        reading = channel.size < HIGH_WATER and not (self.ending or engine.stalled)
         if reading != self.reading:
             self.reading = reading
             if reading:
                 self.loop.add_reader(channel.source, self._readable)
             else:
                 self.loop.remove_reader(channel.source)
+
+    def _go_on(self) -> None:
+        """Come back to what could not be taken in, if there is such."""
+        if self.engine.stalled:
+            if self.engine.scarce:
+                self._stop_short()
+            else:
+                self._decided()
 
     # -- coroutines ----------------------------------------------------------------------
 
@@ -246,10 +283,13 @@ class _Loop:
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()
-        # A policy may have tasks of its own, which hold up the process just as well.
-        self.beating = bool(asyncio.all_tasks(self.loop))
-        if self.beating:
-            self.loop.call_later(TICK, self._heartbeat)
+        try:
+            # A policy may have tasks of its own, which hold up the process just as well.
+            self.beating = bool(asyncio.all_tasks(self.loop))
+            if self.beating:
+                self.loop.call_later(TICK, self._heartbeat)
+        except MemoryError:  # the next coroutine begins it again
+            self.beating = False
 
     def blocked(self) -> float:
         """For how many seconds a coroutine that runs now has kept all others from running."""
@@ -260,6 +300,8 @@ class _Loop:
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        if isinstance(error, MemoryError | SystemError):
+            self._stop_short()
         text = fold_traceback(error) if error is not None else str(context.get("message"))
         self.log.limited("unhandled", "smtpd-filters", "a task of a policy failed", error=text)
 

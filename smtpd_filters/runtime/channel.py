@@ -13,7 +13,7 @@ import select
 import signal
 import stat
 from collections import deque
-from itertools import chain
+from itertools import islice
 
 from smtpd_filters.errors import ConfigError
 
@@ -32,6 +32,8 @@ LOW_WATER = 1 << 17
 #: Bytes, and pieces, that are written at a time.
 WRITE = 1 << 18
 PIECES = 64
+#: Bytes that are read or written at a time while memory is scarce: Python's numbers up to it exist.
+SMALL = 256
 _LF = 0x0A
 #: Seconds that the last output may take to be written once the input has ended.
 LAST_WORDS = 10.0
@@ -101,25 +103,43 @@ def _shared(log: int, ends: tuple[int, ...]) -> bool:
 class Channel:
     """A source of bytes and a sink for them; neither blocks.
 
-    What is pending is kept in the pieces in which it came and is never joined.  Answers overtake
-    lines of messages, each of which is a piece of whole lines.
+    Invariants
+    ----------
+    In pieces
+        What is pending is kept in the pieces in which it came and is never joined.  Answers
+        overtake lines of messages, each of which is a piece of whole lines.
+    Once
+        Whatever allocation fails, each byte is read once and written once: what was done is noted
+        by operations that take no memory.  The system's own calls need some for a result above 256
+        alone, so that nothing larger is read or written while memory is `scarce`.
     """
 
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
         #: The reader has gone: what is written goes nowhere.
         self.broken = False
+        #: There is hardly any memory.
+        self.scarce = False
+        #: Bytes that were read, and that `read` gives until this is set to 0.
+        self.unread = 0
         #: What is read into: a read needs no memory, so that nothing read can get lost for want
         #: of it.
         self._buffer = bytearray(READ)
-        self._unread = 0
-        #: The rest of a line that has been written in part, then answers, then lines of messages:
-        #: bytes, and from where on they are still to be written.
+        self._large = (memoryview(self._buffer),)
+        self._small = (memoryview(self._buffer)[:SMALL],)
+        # What goes first, from one place in a piece to another: the rest of an answer or of a
+        # line.  Then answers, the lines behind that rest, and lines.
         self._rest = b""
-        self._answers: deque[tuple[bytes, int]] = deque()
-        self._lines: deque[tuple[bytes, int]] = deque()
+        self._rest_at = self._rest_end = 0
+        self._answers: deque[bytes] = deque()
+        self._part = b""
+        self._part_at = 0
+        self._lines: deque[bytes] = deque()
         #: Bytes waiting to be written.
         self.size = 0
+        #: Bytes that have been written, but not been forgotten yet; how many answers were among
+        #: what was to be written with them.
+        self._done = self._offered = 0
         for fd in (source, sink):
             mode = os.fstat(fd).st_mode
             # A terminal or a file is shared with others, who would not expect it.
@@ -127,96 +147,143 @@ class Channel:
                 os.set_blocking(fd, False)
 
     def read(self) -> bytes | None:
-        """What is there; None when nothing is, empty at the end of input.
+        """What is there, until `unread` is set to 0; None when nothing is, empty at the end.
 
-        Raises MemoryError, and then gives the same when it is called again.
+        Raises MemoryError.
         """
-        if not self._unread:
+        if not self.unread:
             try:
-                self._unread = os.readv(self.source, (self._buffer,))
+                self.unread = os.readv(self.source, self._small if self.scarce else self._large)
             except BlockingIOError:
                 return None
             except OSError:
                 return b""
-        data = bytes(memoryview(self._buffer)[: self._unread])
-        self._unread = 0
-        return data
+        return bytes(memoryview(self._buffer)[: self.unread])
 
-    def write(self, answers: bytes, lines: bytes = b"") -> None:
-        """Write what can be written now and keep the rest.
+    def write(self, answers: list[bytes], lines: list[bytes]) -> None:
+        """Take over whole lines of the protocol from the lists, and write what can be written now.
 
-        ``answers`` and ``lines`` (of messages) are whole lines of the protocol.  Raises
-        MemoryError, and then has kept neither.
+        Raises MemoryError; what is then still in the lists was not taken over.
         """
+        if answers or lines:
+            self._keep(b"".join(answers), b"".join(lines))
+            answers.clear()
+            lines.clear()
+        if self.size:
+            self.flush()
+
+    def _keep(self, answers: bytes, lines: bytes) -> None:
+        """Keep both, or neither: MemoryError."""
         if self.broken:
             return
+        size = self.size + len(answers) + len(lines)
         if answers:
-            self._answers.append((answers, 0))
+            self._answers.append(answers)
         if lines:
             try:
-                self._lines.append((lines, 0))
+                self._lines.append(lines)
             except MemoryError:
                 if answers:
                     self._answers.pop()
                 raise
-        self.size += len(answers) + len(lines)
-        if self.size:
-            self.flush()
+        self.size = size
 
     def flush(self) -> None:
-        """Write of what is kept as much as can be written now."""
+        """Write of what is kept as much as can be written now.  Raises MemoryError."""
         while self.size:
+            if self._done:
+                self._forget()
+                continue
+            size = 0
             try:
-                pieces, size = self._next()
-                done = os.writev(self.sink, pieces)
-            except (BlockingIOError, MemoryError):
+                pieces = self._next()
+                size = sum(map(len, pieces))
+                if self.scarce:
+                    self._done = os.write(self.sink, pieces[0][:SMALL])
+                else:
+                    self._done = os.writev(self.sink, pieces)
+            except BlockingIOError:
                 return
             except OSError:
                 # EPIPE: nobody reads any more.  The end of input will tell.
                 self.broken = True
                 self._drop()
                 return
-            self._written(done)
-            if done < size:
-                return
+            if self._done < size:
+                self._forget()
+                if not self.scarce:
+                    return
 
-    def _next(self) -> tuple[list[memoryview], int]:
+    def _next(self) -> list[memoryview]:
         """What is written next."""
-        pieces = [memoryview(self._rest)] if self._rest else []
-        size = len(self._rest)
-        for data, at in chain(self._answers, self._lines):
+        pieces = []
+        size = offered = 0
+        if self._rest:
+            pieces.append(memoryview(self._rest)[self._rest_at : self._rest_end])
+            size = len(pieces[0])
+        for data in self._answers:
             if size >= WRITE or len(pieces) == PIECES:
                 break
-            pieces.append(memoryview(data)[at:])
-            size += len(data) - at
-        return pieces, size
+            pieces.append(memoryview(data))
+            size += len(data)
+            offered += 1
+        if self._part and size < WRITE and len(pieces) < PIECES:
+            pieces.append(memoryview(self._part)[self._part_at :])
+            size += len(pieces[-1])
+        for data in self._lines:
+            if size >= WRITE or len(pieces) == PIECES:
+                break
+            pieces.append(memoryview(data))
+            size += len(data)
+        self._offered = offered
+        return pieces
 
-    def _written(self, done: int) -> None:
-        """Forget what has been written; what is left of a line goes before anything else."""
-        self.size -= done
-        if self._rest:
-            written = min(done, len(self._rest))
-            self._rest = self._rest[written:]
-            done -= written
-        for pending in (self._answers, self._lines):
-            while done and pending:
-                data, at = pending.popleft()
-                at += done
-                done = max(at - len(data), 0)
-                if at >= len(data):
-                    continue
-                if data[at - 1] != _LF:
-                    end = data.find(b"\n", at) + 1 or len(data)
-                    self._rest = data[at:end]
-                    at = end
-                if at < len(data):
-                    pending.appendleft((data, at))
+    def _forget(self) -> None:
+        """Forget what has been written.  Raises MemoryError, and then has forgotten nothing."""
+        done = self._done
+        size = self.size - done
+        rest, rest_at, rest_end = self._rest, self._rest_at, self._rest_end
+        part, part_at = self._part, self._part_at
+        answers = lines = 0
+        taken = min(done, rest_end - rest_at)
+        rest_at += taken
+        done -= taken
+        for data in islice(self._answers, self._offered if done else 0):
+            answers += 1
+            rest, rest_at, rest_end = data, min(done, len(data)), len(data)
+            done -= rest_at
+            if not done:
+                break
+        if done and part:
+            rest, rest_at, rest_end, done = _written(part, part_at, done)
+            part_at = rest_end
+        for data in self._lines:
+            if not done:
+                break
+            lines += 1
+            rest, rest_at, rest_end, done = _written(data, 0, done)
+            part, part_at = data, rest_end
+        if rest_at == rest_end:
+            rest = b""
+        if part_at == len(part):
+            part, part_at = b"", 0
+        # From here on nothing takes memory.
+        self._rest, self._rest_at, self._rest_end = rest, rest_at, rest_end
+        self._part, self._part_at = part, part_at
+        while answers:
+            self._answers.popleft()
+            answers -= 1
+        while lines:
+            self._lines.popleft()
+            lines -= 1
+        self.size = size
+        self._done = 0
 
     def _drop(self) -> None:
-        self._rest = b""
+        self._rest = self._part = b""
         self._answers.clear()
         self._lines.clear()
-        self.size = 0
+        self.size = self._done = 0
 
     def deserted(self) -> bool:
         """Whether the other end is closed both ways, so that nobody waits for anything.
@@ -233,6 +300,20 @@ class Channel:
         """Close both."""
         for fd in {self.source, self.sink}:
             os.close(fd)
+
+
+def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
+    """What is left of a line of which, in a piece of lines, the last of the bytes are written.
+
+    That piece, from where and to where in it (equal at a line's end), and the bytes left over.
+    """
+    left = done - (len(data) - at)
+    if left >= 0:
+        return data, len(data), len(data), left
+    at += done
+    if data[at - 1] == _LF:
+        return data, at, at, 0
+    return data, at, data.find(b"\n", at) + 1 or len(data), 0
 
 
 def ignore_hangup() -> None:

@@ -12,6 +12,8 @@ Facts last
     is bounded, far above what a server can have.
 Turns
     `receive` is told at most one read's worth; what takes longer than that is left to `work`.
+Nothing lost
+    What was read and there is no memory for is kept and tried again, however often.
 
 `Engine` is told what was read and says what to write.  It holds no descriptor: `loop` and `aio`
 move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs it, and the
@@ -21,6 +23,7 @@ engine goes on when it is done.  What becomes of messages is in `messages`.
 from __future__ import annotations
 
 from itertools import islice
+from time import monotonic
 
 from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
@@ -28,6 +31,7 @@ from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 
+from .jobs import decide_at_once
 from .log import fold_traceback
 from .messages import Messages
 
@@ -49,9 +53,17 @@ MAX_SESSIONS = 1 << 15
 SEARCHED = 64
 #: Bytes that are set aside for the time when there is no memory.  They are address space alone:
 #: zeros that nobody has written take no page.
-RESERVE = 2 << 20
+RESERVE = 4 << 20
+#: Bytes that there must be, seen by whether they could be set aside; looked at for each so many
+#: sessions, and coroutines, that begin.  They take less.
+AHEAD = 1 << 20
+SESSIONS, TASKS = 64, 16
 #: Bytes of a read that are tried at a time when there was no memory for it as a whole.
 PIECE = 1 << 12
+#: After how many calls of `relieve` without success messages are given up.
+PRESSED = 8
+#: Seconds without want of memory after which there is taken to be enough.
+RECOVERY = 60.0
 
 
 class Engine:
@@ -81,8 +93,17 @@ class Engine:
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool or Spool())
         self._held = self.messages.intakes
+        #: What was read, and could not be taken in yet; whether that is to be tried again.
+        self.unread = b""
+        self.stalled = False
+        #: Whether there is hardly any memory; how often there was none since then, and when last.
+        self.scarce = False
+        self.pressed = 0
+        self._since = 0.0
+        #: Sessions and coroutines begun.
+        self._begun = 0
         self._reserve: bytes | None = bytes(RESERVE)
-        self.connection.relieve = self.relieve
+        self._max_sessions = self._max_tasks = MAX_SESSIONS
         #: Lines of messages go there.
         self.content = self.messages.content
 
@@ -93,40 +114,59 @@ class Engine:
 
         Raises UnsupportedProtocolError, before ``register|ready``, and nothing else.
         """
-        try:
-            self.connection.receive(data)
-        except MemoryError:
-            self._receive_in_pieces(data)
-        if self.connection.remarks:
-            self._log_remarks()
+        self.unread = self.unread + data if self.unread else data
+        self.resume()
 
-    def _receive_in_pieces(self, data: bytes) -> None:
-        """Take in what there was no memory for; what there still is none for is lost."""
-        self.relieve()
-        for at in range(0, len(data), PIECE):
+    def resume(self) -> None:
+        """Take in `unread`, what is left of it and what was left before.
+
+        What there is no memory for stays, and is to be tried again (`stalled`); nothing more is to
+        be read until then.  Raises what `receive` raises.
+        """
+        try:
+            self.stalled = True
+            if not self._take_in():
+                self.relieve()
+                if not self._take_in():
+                    return
+            self.stalled = False
+            if self.connection.remarks:
+                self._log_remarks()
+            if self.scarce:
+                self._recover()
+        except MemoryError:
+            self.scarce = True
+
+    def _take_in(self) -> bool:
+        """Take in what was read; whether that is all of it."""
+        connection = self.connection
+        if connection.stalled:
+            connection.resume()
+        while self.unread and not connection.stalled:
+            piece, rest = self.unread, b""
+            if self.scarce:
+                piece, rest = piece[:PIECE], piece[PIECE:]
             try:
-                self.connection.receive(data[at : at + PIECE])
-            except MemoryError:
-                self.connection.lose()
+                connection.receive(piece)
+            except MemoryError:  # nothing of it has been taken in
+                return False
+            except BaseException:
+                self.unread = rest
+                raise
+            self.unread = rest
+        return not connection.stalled
 
     def output(self) -> bytes:
         """What is to be written, in one piece."""
         return self.connection.data_to_send()
-
-    def outgoing(self) -> tuple[bytes, bytes]:
-        """What is to be written: answers, and lines of messages, which they may overtake."""
-        return self.connection.outgoing()
 
     def work(self) -> None:
         """Judge and send back messages, a bounded part of them.  Never raises."""
         self.messages.work()
         if self.connection.remarks:
             self._log_remarks()
-        if self._reserve is None:
-            try:
-                self._reserve = bytes(RESERVE)
-            except MemoryError:  # not yet
-                pass
+        if self.scarce:
+            self._recover()
 
     @property
     def working(self) -> bool:
@@ -139,16 +179,42 @@ class Engine:
         return bool(self._tasks or self.messages.pending)
 
     def relieve(self) -> None:
-        """Free memory, when there is none: what was set aside; messages go to disk from now on."""
-        self._reserve = None
+        """Free memory, when there is none, the more the oftener it is called.
+
+        First what was set aside.  From then on messages are kept on disk, and there are no more
+        sessions and no more coroutines at a time than now.  When that is not enough, sessions of
+        which nobody waits for anything are dropped, then messages that are on their way refused.
+        """
+        self.scarce = True
+        had, self._reserve = self._reserve, None
         try:
+            self._since = monotonic()
             spool = self.messages.spool
             spool.memory = min(spool.memory, max(spool.used // 2, PIECE))
-            lost = str(self.connection.losses or "")
+            self._max_sessions = max(len(self.sessions), 1)
+            self._max_tasks = max(len(self._tasks) // 2, 1)
+            if had is None:
+                self._make_room(len(self.sessions) // 8 + 1)
+                self.pressed += 1
+                if self.pressed % PRESSED == 0:
+                    self.messages.refuse_all()
+            del had
             done = "messages are kept on disk"
-            self._log.limited("memory", "smtpd-filters", "out of memory", lost=lost, result=done)
+            self._log.limited("memory", "smtpd-filters", "out of memory", result=done)
         except MemoryError:  # still
             pass
+
+    def _recover(self) -> None:
+        """Take what was set aside back, if there is memory for more than that, or after a while."""
+        try:
+            bytes(2 * RESERVE)
+            self._reserve = bytes(RESERVE)
+        except MemoryError:
+            if monotonic() - self._since < RECOVERY:
+                return
+        self.scarce = False
+        self.pressed = 0
+        self._max_sessions, self._max_tasks = MAX_SESSIONS, MAX_SESSIONS
 
     def abandon(self) -> None:
         """Give up all that is on its way; the conversation is over."""
@@ -209,6 +275,8 @@ class Engine:
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:
                 return PROCEED
+            if not isinstance(decision, Decision) and self._too_many():
+                decision = decide_at_once(decision)
             if isinstance(decision, Decision):
                 return self._noted(session, phase, decision)
             self.later(
@@ -230,26 +298,27 @@ class Engine:
 
     def _find(self, key: bytes) -> Session:
         """A new session."""
-        if len(self.sessions) >= MAX_SESSIONS:
-            self._make_room()
+        if len(self.sessions) >= self._max_sessions:
+            self._make_room(1)
+        self._look_ahead(SESSIONS)
         session = Session(key)
         if self._policy.fields:
             session.expect(self._policy.fields)
         self.sessions[key] = session
         return session
 
-    def _make_room(self) -> None:
-        """Drop the oldest session of which nobody waits for anything."""
-        for key in islice(self.sessions, SEARCHED):
-            if key not in self._tasks and not self.connection.busy(key):
-                self._log.limited(
-                    "sessions",
-                    "smtpd-filters",
-                    f"session dropped: more than {MAX_SESSIONS} at a time",
-                    key.decode("latin-1"),
-                )
-                self._drop(key)
-                return
+    def _make_room(self, count: int) -> None:
+        """Drop the oldest sessions of which nobody waits for anything, so many at most."""
+        busy = self.connection.busy
+        idle = (key for key in islice(self.sessions, SEARCHED * count) if not busy(key))
+        for key in list(islice(idle, count)):
+            self._log.limited(
+                "sessions",
+                "smtpd-filters",
+                f"session dropped: more than {self._max_sessions} at a time",
+                key.decode("latin-1"),
+            )
+            self._drop(key)
 
     @staticmethod
     def _noted(session: Session, phase: Phase, decision: Decision) -> Decision:
@@ -278,8 +347,28 @@ class Engine:
                     self._log_remarks()
 
         self.cancel(key)
+        if self._too_many():
+            then(decide_at_once(later))
+            return
+        self._look_ahead(TASKS)
         task = self.spawn(later, done)
         self._tasks[key] = task
+
+    def _too_many(self) -> bool:
+        """Whether there is no memory for one more coroutine."""
+        return self.scarce and len(self._tasks) >= self._max_tasks
+
+    def _look_ahead(self, every: int) -> None:
+        """Free memory before there is none, for then there is none to do anything with.
+
+        ``every``: after how many calls it is time to look.
+        """
+        self._begun += 1
+        if self._begun % every == 0:
+            try:
+                bytes(AHEAD)
+            except MemoryError:
+                self.relieve()
 
     # -- ends ----------------------------------------------------------------------------
 

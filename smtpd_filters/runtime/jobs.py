@@ -52,6 +52,19 @@ class Wait:
         return (yield self)
 
 
+def decide_at_once(work: Later) -> Decision:
+    """Return what a coroutine comes to if all it waits for is cancelled before it begins."""
+    said: object = None
+    while True:
+        try:
+            wait: Wait = work.send(said)
+        except StopIteration as end:
+            decision: Decision = end.value
+            return decision
+        wait.work.close()
+        said = CANCELLED
+
+
 class Job:
     """A coroutine that an engine waits for: ``done`` is told what it comes to.
 

@@ -56,7 +56,7 @@ class _Loop:
     ) -> None:
         self.engine, self.channel, self.service = engine, channel, service
         self.log, self.watchdog, self.signals = log, watchdog, signals
-        self.poll = select.poll()
+        self.poll, self.nap = select.poll(), select.poll()
         self.poll.register(signals.wakeup, select.POLLIN)
         self.reading = self.writing = self.ending = False
         #: What is done beside the sessions, a step per round: tables that are read again.
@@ -64,39 +64,59 @@ class _Loop:
 
     def run(self) -> None:
         self._listen()
+        short = False
         while not self.signals.stop:
             try:
+                if short:
+                    short = False
+                    self.nap.poll(PAUSE)
+                    self.engine.relieve()
                 self._round()
-            except MemoryError:
-                self.engine.relieve()
-                select.poll().poll(PAUSE)
-        self._finish()
+                self._tend()
+            except MemoryError:  # nothing is done here that could lack memory as well
+                short = True
+            except SystemError:  # what becomes of one for which there is no memory
+                short = True
+        try:
+            self._finish()
+        except MemoryError:  # nobody is there any more
+            pass
 
     def _round(self) -> None:
         """Hear what there is to be heard, answer it, then do a turn of what takes longer."""
-        source, signals = self.channel.source, self.signals
-        idle = not (self.chores or may_work(self.engine, self.channel))
-        for fd, _ in self.poll.poll(None if idle else 0):
+        source, signals, engine = self.channel.source, self.signals, self.engine
+        idle = not (self.chores or may_work(engine, self.channel))
+        if engine.stalled:
+            if engine.scarce:
+                self.nap.poll(PAUSE)
+            self._receive()
+        for fd, _ in self.poll.poll(None if idle and not engine.stalled else 0):
             if fd == source:
-                data = self.channel.read()
-                if data == b"":
+                if engine.stalled:
+                    continue
+                size = hand_over(self.channel, engine)
+                if size:
+                    self._receive()
+                elif size == 0:
                     signals.stop = True
-                elif data:
-                    self._receive(data)
             elif fd == signals.wakeup:
                 signals.drain()
         self._write()
-        if signals.reload:
-            signals.reload = False
+
+    def _tend(self) -> None:
+        """Do a step of what is to be done beside the sessions."""
+        if self.signals.reload:
+            self.signals.reload = False
             add_chore(self.chores, self.service)
         if self.chores:
             do_chore(self.chores, self.log)
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self) -> None:
+        """Have the engine take in what was read."""
         if not self.watchdog.armed:
             self.watchdog.arm()
         try:
-            self.engine.receive(data)
+            self.engine.resume()
         except UnsupportedProtocolError:
             raise
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
@@ -113,14 +133,14 @@ class _Loop:
                 self.watchdog.arm()
             engine.work()
             send(engine, channel)
-        if channel.size or self.writing or not self.reading:
+        if channel.size or self.writing or not self.reading or engine.stalled:
             self._listen()
 
     def _listen(self) -> None:
         """Wait for what can be gone on with: nothing is read while too much is to be written."""
         channel = self.channel
         self.writing = self._wait_for(channel.sink, select.POLLOUT, wanted=channel.size > 0)
-        wanted = channel.size < HIGH_WATER and not self.ending
+        wanted = channel.size < HIGH_WATER and not (self.ending or self.engine.stalled)
         self.reading = self._wait_for(channel.source, select.POLLIN, wanted=wanted)
 
     def _wait_for(self, fd: int, mask: int, *, wanted: bool) -> bool:
@@ -165,13 +185,30 @@ def may_work(engine: Engine, channel: Channel) -> bool:
 
 
 def send(engine: Engine, channel: Channel) -> None:
-    """Write what an engine has to say."""
-    said = engine.outgoing()
-    try:
-        channel.write(*said)
-    except MemoryError:
-        engine.relieve()
-        channel.write(*said)
+    """Write what an engine has to say.  Raises MemoryError; then the rest is written next time."""
+    connection = engine.connection
+    channel.scarce = engine.scarce
+    channel.write(connection.answers, connection.lines)
+    connection.ended.clear()
+
+
+def hand_over(channel: Channel, engine: Engine) -> int | None:
+    """Read what is there into the engine's `unread`, of which there is none, for it to `resume`.
+
+    How many bytes that is: None if there are none yet, 0 at the end of the input.  Raises
+    MemoryError, and then nothing has been handed over.
+    """
+    channel.scarce = engine.scarce
+    data = channel.read()
+    if data is None:
+        return None
+    size = len(data)
+    if size:
+        # All of it or nothing, since none of it takes memory.
+        engine.unread = data
+        engine.stalled = True
+        channel.unread = 0
+    return size
 
 
 def add_chore(chores: deque[Iterator[None]], service: Service) -> None:

@@ -164,6 +164,11 @@ class Messages:
             except Exception as error:  # noqa: BLE001  # promise 1: it never dies
                 self._host.failed(intake.session, error)
 
+    def refuse_all(self) -> None:
+        """Refuse for now all messages that are on their way: they hold what everybody lacks."""
+        for key in list(self.intakes):
+            self._refuse(key, "out of memory")
+
     def refusal(self, key: bytes) -> Decision | None:
         """What the session's ``commit`` is to be told, once."""
         return self._refusals.pop(key, None) if self._refusals else None

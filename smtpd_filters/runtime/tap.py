@@ -43,17 +43,19 @@ class TappedChannel(Channel):
         self.log = log
 
     def read(self) -> bytes | None:
-        """What is there; None when nothing is, empty at the end of input."""
+        """What is there, as `Channel.read` has it; taps hear it once."""
+        again = self.unread
         data = super().read()
-        if data:
+        if data and not again:
             self._tell(lambda tap: tap.received(data))
         return data
 
-    def write(self, answers: bytes, lines: bytes = b"") -> None:
-        """Write what can be written now and keep the rest."""
-        if data := answers + lines:
-            self._tell(lambda tap: tap.sent(data))
-        super().write(answers, lines)
+    def _keep(self, answers: bytes, lines: bytes) -> None:
+        super()._keep(answers, lines)
+        try:
+            self._tell(lambda tap: tap.sent(answers + lines))
+        except MemoryError:  # the lines are kept
+            pass
 
     def close(self) -> None:
         """Close both."""

@@ -878,9 +878,10 @@ def test_a_tap_that_fails_is_told_no_more(capfd: Capture) -> None:
     channel = TappedChannel(source, sink, [_Broken()], Log())
     os.write(feed, b"hello")
     assert channel.read() == b"hello"
+    channel.unread = 0
     assert channel.read() is None
-    channel.write(b"")
-    channel.write(b"answer")
+    channel.write([], [])
+    channel.write([b"answer"], [])
     assert os.read(drain, 100) == b"answer"
     channel.close()
     os.close(feed)

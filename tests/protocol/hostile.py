@@ -127,6 +127,13 @@ class Hostile:
         """One of these."""
         return self.choose(options)  # type: ignore[return-value]
 
+    def outgoing(self) -> tuple[bytes, bytes]:
+        """What there is to be written, once: answers, and lines of messages."""
+        connection = self.connection
+        said = b"".join(connection.answers), b"".join(connection.lines)
+        connection.data_to_send()
+        return said
+
     # -- the listener --------------------------------------------------------------------
 
     def configured(self, key: str, _value: str) -> None:
@@ -372,7 +379,7 @@ def play(data: bytes) -> None:
     server = choices.of(SERVERS[protocol])
     hostile = Hostile(choices.of, refuse=choices.below(2) == 1, pass_all=choices.below(4) == 1)
     connection = hostile.connection
-    smtpd = Smtpd(choices.of, protocol, server, connection.receive, connection.outgoing)
+    smtpd = Smtpd(choices.of, protocol, server, connection.receive, hostile.outgoing)
     while choices.left:
         smtpd.act()
         if choices.below(4) == 0:

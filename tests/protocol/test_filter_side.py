@@ -355,12 +355,46 @@ def test_a_line_of_a_message_that_is_cut_off_has_it_refused() -> None:
     ]
 
 
-def test_what_follows_a_loss_is_dropped_to_the_next_line_end() -> None:
-    script = Script()
-    script.connection.lose()
-    assert script.say(request("ehlo")[:-1]) == []
-    assert script.say(b"|" + request("helo")) == []
-    assert script.say(request("noop")) == [result(b"proceed")]
+class Failing(Script):
+    """Raises these, one for each time that it is asked, before it answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def asked(self, phase: Phase, session: bytes, argument: bytes) -> Decision | None:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().asked(phase, session, argument)
+
+
+def resumed(script: Script) -> bool:
+    """Go on; whether that was enough."""
+    script.connection.resume()
+    return not script.connection.stalled
+
+
+def test_what_there_is_no_memory_for_waits() -> None:
+    script = Failing(MemoryError(), MemoryError())
+    rows = request("ehlo") + request("noop", token=L) + lines(b"A: b") + request("quit")[:9]
+    assert script.say(rows) == []
+    assert not resumed(script)
+    assert script.told == []
+    assert resumed(script)
+    assert script.written() == [result(b"proceed"), result(b"proceed", token=L)]
+    assert [name for name, _, _ in script.asked_for] == ["ehlo", "noop"]
+    assert [some for _, some, _ in script.told] == [[b"A: b"]]
+    # The line that had only begun goes on.
+    script.connection.pass_through(A)
+    assert script.say(request("quit")[9:])[-1] == result(b"proceed")
+
+
+def test_a_line_on_which_our_code_fails_does_not_hold_up_the_others() -> None:
+    script = Failing(ValueError("x"))
+    with pytest.raises(ValueError, match="x"):
+        script.say(request("ehlo") + request("noop", token=L))
+    assert resumed(script)
+    assert script.written() == [result(b"proceed", token=L)]
 
 
 # -- messages ----------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Served(RuleBasedStateMachine):
             protocol,
             self._choose(SERVERS[protocol]),
             connection.receive,
-            connection.outgoing,
+            self.hostile.outgoing,
         )
 
     @rule(data=st.data())

@@ -84,6 +84,9 @@ def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list
                 work()
         finally:
             _testcapi.remove_mem_hooks()
+        # As a loop does, as long as there is something to be tried again.
+        while engine.stalled:
+            engine.resume()
         engine.work()
         output = engine.output()
         oracle.from_filter(output)

@@ -11,7 +11,9 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.message import Spool
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
+from smtpd_filters.runtime.jobs import CANCELLED, Wait
 from smtpd_filters.testing.oracle import Oracle
 from tests.runtime.process import TOKENS, sid
 
@@ -69,6 +71,10 @@ class Talk:
         self.oracle.from_filter(said)
         return list(self.smtpd.receive(said))
 
+    def short(self) -> bool:
+        """Whether there is hardly any memory."""
+        return self.engine.scarce
+
     def connect(self, session: bytes) -> None:
         values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
         self.say(self.smtpd.report("link-connect", session, *values))
@@ -110,6 +116,125 @@ def test_the_number_of_sessions_is_bounded(
     assert filter_.rdns == [None]
     said = talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"", b"body"]))
     assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+
+
+class Scarce:
+    """`bytes` of a process that gets no more memory, as long as `left` is 0."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        monkeypatch.setattr("smtpd_filters.runtime.engine.bytes", self, raising=False)
+
+    def __call__(self, size: int) -> bytes:
+        if not self.left:
+            raise MemoryError
+        return bytes(size)
+
+
+def test_without_memory_the_oldest_sessions_make_room(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("smtpd_filters.runtime.engine.monotonic", lambda: now[0])
+    monkeypatch.setattr("smtpd_filters.runtime.engine.SESSIONS", 1)
+    filter_ = Knows()
+    talk = Talk(filter_, logbook)
+    for number in range(16):
+        talk.connect(sid(number))
+    engine = talk.engine
+    assert not talk.short()
+    memory = Scarce(monkeypatch)
+    # There are no more of them than when it was noticed.
+    talk.connect(sid(16))
+    assert talk.short()
+    assert len(engine.sessions) == 17
+    talk.connect(sid(17))
+    assert len(engine.sessions) < 17
+    assert filter_.left[0] == sid(0).decode()
+    # One that was dropped is served, as a stranger.
+    assert talk.ask("mail-from", sid(0), b"a@example.org") == b"proceed"
+    assert filter_.rdns == [None]
+    # There is some again.
+    memory.left = 1
+    talk.connect(sid(18))
+    assert talk.ask("mail-from", sid(18), b"a@example.org") == b"proceed"
+    assert not talk.short()
+    # Or what is there was not enough for long.
+    memory.left = 0
+    talk.connect(sid(19))
+    assert talk.short()
+    now[0] += RECOVERY
+    assert talk.ask("mail-from", sid(18), b"a@example.org") == b"proceed"
+    assert not talk.short()
+    lines = [line for line in logbook.lines if "out of memory" in line]
+    assert len(lines) == 1
+
+
+def test_without_memory_messages_are_given_up_last(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Talk(Passes(), logbook)
+    talk.connect(sid(1))
+    line = talk.smtpd.lines(sid(1), TOKENS["data-line"], [b"Subject: x"], end=False)
+    talk.say(line)
+    Scarce(monkeypatch)
+    for _ in range(PRESSED):
+        talk.engine.relieve()
+    assert talk.engine.messages.intakes
+    talk.engine.relieve()
+    assert not talk.engine.messages.intakes
+    said = talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], [b"", b"body"]))
+    assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+    (answer,) = talk.say(talk.smtpd.request("commit", sid(1), TOKENS["commit"]))
+    assert isinstance(answer, Result)
+    assert answer.argument == b"452 4.3.1 Insufficient system storage"
+
+
+def test_without_memory_nobody_waits_beside_those_who_do(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waits(Filter):
+        async def rcpt_to(self, session: Session, address: str) -> Proceed:  # noqa: ARG002
+            raise AssertionError
+
+        async def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
+            raise AssertionError
+
+    class Given:
+        def cancel(self) -> None:
+            """Nothing was begun."""
+
+    spawned: list[Any] = []
+
+    def spawn(work: Any, _then: Callable[[Any], None]) -> Given:
+        work.close()
+        spawned.append(work)
+        return Given()
+
+    monkeypatch.setattr(Chain, "judge_headers", lambda *_: waits())
+    talk = Talk(Waits(), logbook)
+    talk.engine.spawn = spawn
+    for number in range(4):
+        talk.connect(sid(number))
+
+    async def waits() -> Proceed:
+        assert await Wait(policy(), 1.0) is CANCELLED
+        return PROCEED
+
+    async def policy() -> object:
+        raise AssertionError
+
+    phase = PHASES["rcpt-to"]
+    monkeypatch.setitem(talk.engine._asks, phase, lambda *_: waits())
+    request = talk.smtpd.request
+    assert talk.say(request("rcpt-to", sid(0), TOKENS["rcpt-to"], b"a@b")) == []
+    Scarce(monkeypatch)
+    talk.engine.relieve()
+    # They are answered at once, by what stands in for the policies.
+    assert talk.ask("rcpt-to", sid(1), b"a@b") == b"proceed"
+    said = talk.say(talk.smtpd.lines(sid(2), TOKENS["data-line"], [b"A: 1", b"", b"body"]))
+    assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+    assert len(spawned) == 1
 
 
 def test_a_client_under_an_id_that_never_ended_inherits_nothing(logbook: Logbook) -> None:

@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from smtpd_filters.protocol.events import Result
 from tests.runtime.process import ROOT, TOKENS, FilterProcess, policy, sid
 
 MEGABYTE = 1 << 20
+
+
+def _bound(process: FilterProcess, spare: int) -> None:
+    """Let the process have no more memory than it has, and so many bytes."""
+    status = Path(f"/proc/{process.child.pid}/status").read_text()
+    size = int(status.partition("VmSize:")[2].split()[0]) << 10
+    limits = (size + spare, resource.RLIM_INFINITY)
+    resource.prlimit(process.child.pid, resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +29,7 @@ MEGABYTE = 1 << 20
     [
         *(("no_memory", kind, width) for kind in ("Head", "Whole") for width in ("1", "4")),
         *(("no_memory_reload", width) for width in ("1", "4")),
+        *(("no_memory_channel", width) for width in ("1", "4")),
     ],
     ids=" ".join,
 )
@@ -40,6 +50,34 @@ def test_any_allocation_may_fail(program: tuple[str, ...]) -> None:
     assert int(tried.split()[0]) > 500
 
 
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+@pytest.mark.parametrize("spare", [0, 1, 4])
+def test_everybody_is_answered_when_sessions_take_all_memory(name: str, spare: int) -> None:
+    """Sessions that are never closed, each of which asks, and where there are coroutines waits."""
+    count = 6000
+    with FilterProcess(policy(name, "--on-error", "proceed")) as process:
+        process.hand_shake()
+        process.connect(sid(0))
+        process.ask("rcpt-to", sid(0), b"a@example.org")
+        process.answers.clear()
+        _bound(process, spare * MEGABYTE)
+        smtpd = process.smtpd
+        for number in range(1, count + 1):
+            session = sid(number)
+            process.connect(session)
+            process.send(
+                smtpd.report("link-identify", session, b"EHLO", b"x" * 250)
+                + smtpd.request("rcpt-to", session, TOKENS["rcpt-to"], b"wait@example.org")
+            )
+        process.send(smtpd.request("noop", sid(0), TOKENS["noop"]))
+        # Those who wait for it go on; that of session 0 is answered as well.
+        process.until(lambda: len(process.answers) >= count + (name == "Later"))
+        assert {answer.verb for answer in process.answers if isinstance(answer, Result)} == {
+            b"proceed"
+        }
+        process.finish()
+
+
 @pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
 @pytest.mark.parametrize("spare", [0, 1, 4])
 def test_a_process_lives_on_when_it_gets_no_more(name: str, spare: int) -> None:
@@ -50,10 +88,7 @@ def test_a_process_lives_on_when_it_gets_no_more(name: str, spare: int) -> None:
         # Whatever is loaded or grows with the first message is there.
         process.message(sid(0), [b"Subject: x", b"", b"x"])
         process.ask("commit", sid(0))
-        status = Path(f"/proc/{process.child.pid}/status").read_text()
-        size = int(status.partition("VmSize:")[2].split()[0]) << 10
-        limit = size + spare * MEGABYTE
-        resource.prlimit(process.child.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        _bound(process, spare * MEGABYTE)
         sessions = [sid(number) for number in range(1, 31)]
         for session in sessions:
             process.connect(session)

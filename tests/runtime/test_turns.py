@@ -37,6 +37,13 @@ CALLS = 50_000
 JUDGED = 1
 
 
+def outgoing(engine: Engine) -> tuple[bytes, bytes]:
+    """What is to be written, once: answers, and lines of messages."""
+    said = b"".join(engine.connection.answers), b"".join(engine.connection.lines)
+    engine.output()
+    return said
+
+
 class Judge(Filter):
     """Counts what it has judged."""
 
@@ -106,7 +113,7 @@ class Meter:
 
     def _probe(self) -> None:
         self.engine.receive(self.smtpd.request("noop", CLEAN, TOKENS["noop"]))
-        answers, _ = self.engine.outgoing()
+        answers, _ = outgoing(self.engine)
         assert answers == b"filter-result|%b|%b|proceed\n" % (CLEAN, TOKENS["noop"])
 
     def _turn(self, data: bytes | None) -> None:
@@ -126,7 +133,7 @@ class Meter:
                 self.engine.receive(data)
         finally:
             sys.setprofile(before)
-        _, lines = self.engine.outgoing()
+        _, lines = outgoing(self.engine)
         self.written += lines.count(b"\n")
         assert len(lines) <= BYTES
         assert lines.count(b"\n") <= LINES
