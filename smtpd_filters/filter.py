@@ -19,7 +19,7 @@ The return annotation of a handler is what it may answer, and is checked against
 from __future__ import annotations
 
 from . import session as reported
-from .protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
+from .protocol.decisions import Disconnect, Junk, Marked, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
 from .settings import MAX_DEADLINE, Settings
@@ -30,22 +30,23 @@ if TYPE_CHECKING:
     from typing import ClassVar, Literal
 
     from .message import Headers, Message
-    from .protocol.decisions import Answer, Decision, FinalAnswer, ParameterAnswer
+    from .protocol.decisions import Answer, ContentAnswer, Decision, FinalAnswer, ParameterAnswer
     from .runtime.tap import Tap
     from .session import Session
 
     Outcome = Literal["proceed", "junk", "tempfail"]
 
 _KINDS: dict[str, tuple[type[Decision], ...]] = {
-    **{kind.__name__: (kind,) for kind in (Proceed, Junk, Reject, Disconnect, Rewrite)},
+    **{kind.__name__: (kind,) for kind in (Proceed, Junk, Marked, Reject, Disconnect, Rewrite)},
     "Answer": (Proceed, Junk, Reject, Disconnect),
     "ParameterAnswer": (Proceed, Junk, Reject, Disconnect, Rewrite),
+    "ContentAnswer": (Proceed, Junk, Marked, Reject, Disconnect),
     "FinalAnswer": (Proceed, Reject, Disconnect),
 }
 #: Handlers that see a message; what they refuse is refused at ``commit``, and what they call
-#: junk is marked in the header.
+#: junk is marked in the header, unless they say that they have marked it themselves.
 CONTENT = {"headers": "headers", "message": "message"}
-_CONTENT_LEGAL = frozenset(_KINDS["Answer"])
+_CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
 #: What a filter is told of in its life; one that does not define a method is not called for it.
 _EVENTS = frozenset({"refresh", "arrived", "identified", "gone", "close"})
 #: Public methods that are no handlers.
@@ -217,8 +218,12 @@ class Filter:
             self, session: Session, address: str, /
         ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
         def data(self, session: Session) -> Answer | Awaitable[Answer]: ...
-        def headers(self, session: Session, headers: Headers) -> Answer | Awaitable[Answer]: ...
-        def message(self, session: Session, message: Message) -> Answer | Awaitable[Answer]: ...
+        def headers(
+            self, session: Session, headers: Headers
+        ) -> ContentAnswer | Awaitable[ContentAnswer]: ...
+        def message(
+            self, session: Session, message: Message
+        ) -> ContentAnswer | Awaitable[ContentAnswer]: ...
         def commit(self, session: Session) -> FinalAnswer | Awaitable[FinalAnswer]: ...
         def rset(self, session: Session) -> FinalAnswer | Awaitable[FinalAnswer]: ...
         def noop(self, session: Session, text: str, /) -> Answer | Awaitable[Answer]: ...

@@ -10,6 +10,7 @@ import pytest
 
 from smtpd_filters import (
     JUNK,
+    MARKED,
     PROCEED,
     Answer,
     ConfigError,
@@ -19,6 +20,7 @@ from smtpd_filters import (
     FinalAnswer,
     Headers,
     Junk,
+    Marked,
     Message,
     ParameterAnswer,
     Proceed,
@@ -659,6 +661,29 @@ def test_headers_and_messages_are_asked_in_the_order_of_the_chain(logbook: Logbo
     assert asker.message(message) == PROCEED
     assert order == ["message", "headers", "later", "last"]
     message.discard()
+
+
+def test_a_filter_that_has_marked_the_message_itself(logbook: Logbook) -> None:
+    class Marks(Filter):
+        name = "marks"
+
+        def headers(self, session: Session, headers: Headers) -> Proceed | Marked:  # noqa: ARG002
+            headers.replace("Subject", "[SPAM] x", add=True)
+            return MARKED.because("spam")
+
+    asker = Asker(logbook, Marks(), Edits("two", PROCEED))
+    headers = Headers([b"Subject: x"])
+    assert asker.headers(headers) == PROCEED
+    assert headers.lines() == [b"Subject: [SPAM] x"]
+    assert "marks headers result=junk reason=spam" in logbook.lines[0]
+
+
+def test_only_a_message_can_be_marked_by_a_filter_itself() -> None:
+    with pytest.raises(TypeError, match="connect may not answer Marked"):
+
+        class Marks(Filter):
+            def connect(self, session: Session) -> Marked:  # type: ignore[override]  # noqa: ARG002
+                return MARKED
 
 
 # -- the chain itself ---------------------------------------------------------------------

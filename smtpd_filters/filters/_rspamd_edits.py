@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from smtpd_filters.filters._rspamd_reply import Reply, ReplyError
 from smtpd_filters.message.folding import encoded_word
-from smtpd_filters.protocol.decisions import PROCEED, Reject, reply
+from smtpd_filters.protocol.decisions import MARKED, PROCEED, Reject, reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filters._rspamd_reply import Addition
     from smtpd_filters.message import Field, Headers, Message
-    from smtpd_filters.protocol.decisions import Proceed
+    from smtpd_filters.protocol.decisions import Marked, Proceed
 
 #: What an action may come to.
 OUTCOMES = ("accept", "junk", "rewrite", "tempfail", "reject")
@@ -80,7 +80,7 @@ class Options:
         self.headers = headers
 
 
-def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
+def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
     """Do to the message what the daemon says; what smtpd is to be told, and why.
 
     Raises ReplyError for an action that is unknown, and SpoolError when a new body can't be kept;
@@ -104,7 +104,8 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Reject:
     if said.block is not None:
         message.replace_body(said.block)
     _edit(said, message.headers, outcome, options)
-    return PROCEED.because(said.summary())
+    marks = outcome == "junk" or (outcome == "rewrite" and said.subject is not None)
+    return (MARKED if marks else PROCEED).because(said.summary())
 
 
 def _outcome(said: Reply, options: Options) -> str:

@@ -2,8 +2,8 @@
 
 The law:
 
-1. What has not been scanned has not been accepted, unless the operator chose so: whatever goes
-   wrong between here and the daemon is `--on-error`'s, which is to refuse for now.
+1. A message that was to be scanned and could not be is refused for now, unless the operator chose
+   otherwise: whatever goes wrong between here and the daemon is `--on-error`'s.
 2. A message is scanned as it came, once, when it is complete. What is refused is refused then.
 3. What the daemon says is done: its header, its marks, its new text, its reply to the client. The
    log has its score and its symbols, for each message.
@@ -30,7 +30,7 @@ from smtpd_filters.filters._rspamd_request import Facts, fields
 from smtpd_filters.lookups.http import BadReplyError, Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.program import run
-from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
+from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -227,13 +227,13 @@ class Rspamd(Filter):
 
     def message(
         self, session: Session, message: Message
-    ) -> Proceed | Reject | Awaitable[Proceed | Reject]:
+    ) -> Proceed | Marked | Reject | Awaitable[Proceed | Marked | Reject]:
         """Have the message scanned, unless it is one of those that aren't."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         return self._scan(session, message)
 
-    async def _scan(self, session: Session, message: Message) -> Proceed | Reject:
+    async def _scan(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         size, whole = await _measure(message)
         if size > self.settings.max_size:
             reason = f"not scanned: {size} bytes are more than --max-size"

@@ -121,6 +121,20 @@ class Junk(Decision):
         super().__init__(b"junk")
 
 
+class Marked(Decision):
+    """Go on: the filter itself has marked the message as junk, by an edit of it.
+
+    For handlers of messages alone. smtpd is told to proceed; the log has ``result=junk``, as it has
+    for every other way to mark a message.
+    """
+
+    __slots__ = ()
+    verb = "junk"
+
+    def __init__(self) -> None:
+        super().__init__(b"proceed")
+
+
 class Reject(Decision):
     """Refuse the command with a reply such as ``550 5.7.1 Go away``.
 
@@ -186,8 +200,11 @@ class Rewrite(Decision):
 
 PROCEED = Proceed()
 JUNK = Junk()
+MARKED = Marked()
 
-#: What most phases may be answered; what those with a parameter may; what has the last word.
+#: What most phases may be answered; what those with a parameter may; what may be said of a message;
+#: what has the last word.
 Answer = Proceed | Junk | Reject | Disconnect
 ParameterAnswer = Proceed | Junk | Reject | Disconnect | Rewrite
+ContentAnswer = Proceed | Junk | Marked | Reject | Disconnect
 FinalAnswer = Proceed | Reject | Disconnect

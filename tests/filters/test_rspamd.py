@@ -285,6 +285,28 @@ def test_a_message_is_marked(stub: RspamdStub, flags: list[str], names: set[str]
     assert headers.get("X-Spam") == "Yes"
 
 
+@pytest.mark.parametrize(
+    ("reply", "result"),
+    [
+        ({"action": "add header"}, "junk"),
+        ({"action": "quarantine"}, "junk"),
+        ({"action": "rewrite subject", "subject": "[SPAM] hello"}, "junk"),
+        ({"action": "rewrite subject"}, "proceed"),
+        ({"action": "add header", "milter": {"spam_header": {"X-Flag": "YES"}}}, "junk"),
+        ({"action": "add header", "milter": {"no_action": True}}, "proceed"),
+        ({"action": "no action"}, "proceed"),
+    ],
+)
+def test_a_mark_is_logged_as_junk(stub: RspamdStub, reply: dict[str, Any], result: str) -> None:
+    stub.answer = said(**reply)
+    with Conversation(Rspamd, "-url", stub.url) as smtpd:
+        assert deliver(smtpd).verb == "proceed"
+        assert f" message result={result} reason=" in smtpd.log[0]
+    with Conversation(Rspamd, "-url", stub.url, "--dry-run") as smtpd:
+        assert deliver(smtpd).unchanged
+        assert ("would=junk" in smtpd.log[0]) is (result == "junk")
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_new_body_takes_the_place_of_the_old_one(stub: RspamdStub, *, chunked: bool) -> None:
     new = b"new\n.\n" * 50_000

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a client does besides commands: come, and end a message.
 CONNECT, END = "", "."
+#: Has Rspamd know the text that it marks, beside the one that it refuses.
+TEST_PATTERNS = "enable_test_patterns = true;"
 
 
 class DemoSmtpd(Smtpd):
@@ -54,7 +56,10 @@ def serve(server: str) -> list[Outcome]:
     """Let all neighbours send their mail to a real smtpd; raises LabError if it doesn't run."""
     zone = json.loads(ZONE.read_text("utf-8"))
     conf = CONF.read_text("utf-8")
-    with Lab(zone, root=root_of(server)) as lab, Rspamd(lab, redis=False) as daemon:
+    with (
+        Lab(zone, root=root_of(server)) as lab,
+        Rspamd(lab, override={"options.inc": TEST_PATTERNS}, redis=False) as daemon,
+    ):
         smtpd = DemoSmtpd(
             server,
             lab=lab,

@@ -11,8 +11,9 @@ SMTP, SUBMISSION = 25, 587
 END_OF_DATA = "end of DATA"
 USERS = ("alice", "bob")
 # What every scanner takes for spam, so that it can be tested with: Generic Test for Unsolicited
-# Bulk Email.
+# Bulk Email. Rspamd marks, and doesn't refuse, what has the second one (`enable_test_patterns`).
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+MARKED = f"Y{GTUBE[1:]}"
 
 
 class Neighbour(NamedTuple):
@@ -88,6 +89,15 @@ NEIGHBOURS = (
         REFUSED,
         judge="rspamd",
         text=GTUBE,
+    ),
+    Neighbour(
+        "a good host with an offer",
+        "198.51.100.12",
+        "offers@good.example",
+        "alice@example.org",
+        JUNK,
+        judge="rspamd",
+        text=MARKED,
     ),
 )
 
