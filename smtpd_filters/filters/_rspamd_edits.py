@@ -51,6 +51,11 @@ MARK = "X-Spam"
 ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 
 
+#: The price of an edit (`pace`), and how many lines of the block, and characters of a value, are
+#: one unit more.
+_EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
+
+
 class Options:
     """How replies are applied."""
 
@@ -80,12 +85,22 @@ class Options:
         self.headers = headers
 
 
-def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
+async def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
     """Do to the message what the daemon says; what smtpd is to be told, and why.
+
+    Each edit is a piece of work of its own (`pace`). A new body that is not taken is discarded.
 
     Raises ReplyError for an action that is unknown, and SpoolError when a new body can't be kept;
     nothing has been edited then that is sent.
     """
+    try:
+        return await _apply(said, message, options)
+    finally:
+        if said.block is not None:
+            said.block.discard()
+
+
+async def _apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
     outcome = _outcome(said, options)
     if said.no_action:
         outcome = "accept"
@@ -102,8 +117,9 @@ def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked |
         text = "The envelope of this message cannot be changed"
         return Reject(reply(451, "4.3.5", text)).because(said.summary())
     if said.block is not None:
-        message.replace_body(said.block)
-    _edit(said, message.headers, outcome, options)
+        block, said.block = said.block, None
+        message.replace_body(block)
+    await _edit(said, message.headers, outcome, options)
     marks = outcome == "junk" or (outcome == "rewrite" and said.subject is not None)
     return (MARKED if marks else PROCEED).because(said.summary())
 
@@ -117,30 +133,51 @@ def _outcome(said: Reply, options: Options) -> str:
     return outcome
 
 
-def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
+async def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
     adds = said.additions or said.dkim or said.no_action or outcome != "accept"
     if not adds and not _may_have(headers, said.removals):
         return  # as of most mail: the block isn't taken to pieces
+    budget = _Budget(headers)
+    await budget.spend()
     top = _Top(headers)
     _remove(said, headers, top)
     came = set(headers)
     for addition in _sealed_last(said.additions):
         name, value, order = addition.name, addition.value, addition.order
+        await budget.spend(value)
         if order is None or order == -1:
             _try(said, name, lambda: headers.append(name, value))  # noqa: B023  # called at once
         else:
             place = top.place(order)
             _try(said, name, lambda: headers.insert(place, name, value))  # noqa: B023
     for number, signature in enumerate(said.dkim, 1):
+        await budget.spend(signature)
         headers.insert(top.place(number), "DKIM-Signature", signature)
     if said.no_action:
         headers.append("X-Rspamd-Action", said.action)
     elif outcome == "junk":
-        _mark(said, headers, options, own=set(headers) - came)
+        await _mark(said, headers, options, own=set(headers) - came, budget=budget)
     elif outcome == "rewrite" and said.subject is not None:
+        await budget.spend(said.subject)
         # The daemon has encoded it, if it has to be.
         subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
         headers.replace("Subject", subject, add=True)
+
+
+class _Budget:
+    """What edits of a header block cost (`pace`): a walk through it each, and folding."""
+
+    __slots__ = ("_admit", "_walk")
+
+    def __init__(self, headers: Headers) -> None:
+        from smtpd_filters.lookups.pace import pace  # asyncio is loaded by now
+
+        self._admit = pace().admit
+        self._walk = _EDIT + len(headers.lines()) // _LINES_PER_UNIT
+
+    async def spend(self, value: str = "") -> None:
+        """Wait until the next edit may be made."""
+        await self._admit(self._walk + len(value) // _FOLDED_PER_UNIT)
 
 
 def _sealed_last(additions: list[Addition]) -> list[Addition]:
@@ -216,12 +253,19 @@ def _remove(said: Reply, headers: Headers, top: _Top) -> None:
     top.settle()
 
 
-def _mark(said: Reply, headers: Headers, options: Options, own: set[Field]) -> None:
+async def _mark(
+    said: Reply, headers: Headers, options: Options, own: set[Field], budget: _Budget
+) -> None:
     """Mark the message; `own` are the fields that the daemon has added, which stay."""
     if options.headers == "extended":
+        await budget.spend()
         _describe(said, headers, own)
-    made = [_put(said, headers, own, name or MARK, value) for name, value in said.spam_headers]
+    made = []
+    for name, value in said.spam_headers:
+        await budget.spend(value)
+        made.append(_put(said, headers, own, name or MARK, value))
     if not any(made):
+        await budget.spend()
         _put(said, headers, own, MARK, "Yes")
 
 

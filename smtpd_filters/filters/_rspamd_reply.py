@@ -5,10 +5,14 @@ The law:
    other than 200, JSON that is none, an error in place of a verdict, an action that is missing.
 2. A part of a reply that isn't of its kind is left out and complained of: the mail is judged all
    the same.
-3. Order counts. Headers are added in the order in which they stand in the reply, and a name may
+3. Work and memory are bounded. A reply beyond a bound is an error: the daemon has failed, and the
+   message is not judged by a part of what it says. Bounds are far above what an honest daemon sends
+   of any mail: see `docs/decisions/rspamd-replies.md`.
+4. Order counts. Headers are added in the order in which they stand in the reply, and a name may
    stand there twice.
 
-How it works. `parse` takes the status, the bytes and where, by ``Message-Offset``, the JSON ends.
+How it works. `parse` takes the status and the JSON; `_rspamd_intake` has read it, and puts the new
+body behind it, if there is one, into the message's spool. Values are counted before any is made.
 JSON's objects become dictionaries, which takes half as long as to read them as pairs; only where
 the milter's part may hold a name twice it is read again, as that.
 `smtpd_filters.filters._rspamd_edits` does to the message what the reply says.
@@ -16,29 +20,50 @@ the milter's part may hold a name twice it is read again, as that.
 
 from __future__ import annotations
 
+import re
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from json import JSONDecoder
 
-#: Bytes of JSON that are read: about a thousand times an ordinary reply.
+    from smtpd_filters.message import Body
+
+#: Bytes of JSON. An ordinary reply has some 4,000; one that lists 10,240 links (rspamd's max_urls)
+#: to hosts with the longest names has 2.6 MB.
 MAX_JSON = 4 << 20
+#: Values in it: objects, arrays, and what stands in them. An ordinary reply has a few hundred, and
+#: one more for each link.
+MAX_VALUES = 25_000
+#: Symbols, and characters of a name; some 20 are ordinary, and a daemon has about a thousand
+#: altogether.
+MAX_SYMBOLS = 1000
+MAX_NAME = 256
+#: Changes of each kind: headers to be added, headers to be removed, signatures, recipients. The
+#: daemon's own modules come to about ten.
+MAX_EDITS = 256
+#: Characters of all headers to be added. An ordinary reply has some 5,000.
+MAX_TEXT = 128 << 10
+#: Characters of a subject and of a text for the client; what is beyond is cut off, since the first
+#: is the sender's to choose.
+_LONGEST = 8 << 10
 #: Characters of the daemon's own words, and of ours, that go into a cause.
 _SHOWN = 200
 #: Digits of an offset: more than that is none, and takes long to read.
 _DIGITS = 20
-#: Names that are looked for in a reply before it is read again; each is a walk through all of it.
-_FEW = 64
+#: Characters that are looked through for names that stand there twice, before it is read again.
+_SEARCHED = 4 << 20
 #: What is kept of the complaints about one reply.
 _COMPLAINTS = 8
-#: Headers that a reply may add, and remove: each costs a walk through the block.  The daemon's own
-#: modules come to about ten.
-_EDITS = 256
 
 
 #: One for all replies, since making it takes as long as reading a short one; and one that makes
 #: tuples of pairs of JSON's objects.
 _decoders: list[JSONDecoder] = []
+
+
+# A string of JSON; what is broken may be taken for none.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 class ReplyError(Exception):
@@ -105,7 +130,7 @@ class Reply:
         #: Of a message that is marked: names ("" for the configured one) and values.
         self.spam_headers: list[tuple[str, str]] = []
         #: The new body: the request asks for it with the flags "milter,body_block".
-        self.block: bytes | None = None
+        self.block: Body | None = None
         #: What was left out.
         self.complaints: list[str] = []
 
@@ -126,17 +151,15 @@ class Reply:
         return ", ".join(words)
 
 
-def parse(status: int, body: bytes, message_offset: str | None = None) -> Reply:
-    """Read a reply.
+def parse(status: int, data: bytes) -> Reply:
+    """Read a reply: HTTP's status, and the JSON without its coding.
 
-    `status` is HTTP's, `body` the content without its coding, `message_offset` the value of the
-    field of that name: where in it the JSON ends and a new body begins. Raises ReplyError for
-    whatever isn't a verdict; its text holds nothing that differs from one message to the next.
+    Raises ReplyError for whatever isn't a verdict; its text holds nothing that differs from one
+    message to the next.
     """
-    offset = None if message_offset is None else _offset(message_offset, len(body))
     said = None
     try:
-        said = _read(body if offset is None else body[:offset])
+        said = _read(data)
     except ReplyError:
         if status == 200:
             raise
@@ -149,21 +172,21 @@ def parse(status: int, body: bytes, message_offset: str | None = None) -> Reply:
     action = _text(said, "action")
     if not action:
         raise ReplyError("no action in the reply")
-    return _taken(said, action, None if offset is None else body[offset:])
+    return _taken(said, action[:_SHOWN])
 
 
-def _offset(text: str, size: int) -> int:
+def offset(text: str) -> int:
+    """Where the JSON ends and a new body begins, by the field ``Message-Offset``; or ReplyError."""
     if not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
         raise ReplyError("message offset is no number")
-    offset = int(text)
-    if offset > size:
-        raise ReplyError("message offset outside of the reply")
-    return offset
+    return int(text)
 
 
 def _read(data: bytes) -> dict[str, object]:
     if len(data) > MAX_JSON:
         raise ReplyError("oversized reply")
+    if _has_too_many_values(data):
+        raise ReplyError(f"more than {MAX_VALUES} values in the reply")
     if not _decoders:
         from json import JSONDecoder  # only who talks to rspamd pays for it
 
@@ -186,6 +209,22 @@ def _read(data: bytes) -> dict[str, object]:
     return said
 
 
+def _has_too_many_values(data: bytes) -> bool:
+    """Whether JSON has more values than are read, counted without making any.
+
+    What stands in strings, which may be the sender's text, is not counted.
+    """
+    if _count(data) <= MAX_VALUES:
+        return False
+    # The first quote of a string is no escaped one; a value has at most a name beside it.
+    quotes = data.count(b'"') - data.count(b'\\"')
+    return quotes > 4 * MAX_VALUES or _count(_STRING.sub(b"", data)) > MAX_VALUES
+
+
+def _count(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
 def _may_repeat(text: str, milter: object) -> bool:
     """Whether a name of the milter's part stands somewhere else as well."""
     if not isinstance(milter, dict):
@@ -194,22 +233,23 @@ def _may_repeat(text: str, milter: object) -> bool:
     for headers in milter.values():
         if isinstance(headers, dict):
             names += headers
+    if len(names) * len(text) > _SEARCHED:
+        return True
     # One that is written with escapes isn't found: it may be there any number of times.
-    return len(names) > _FEW or any(text.count(f'"{name}"') != 1 for name in names)
+    return any(text.count(f'"{name}"') != 1 for name in names)
 
 
-def _taken(said: dict[str, object], action: str, block: bytes | None) -> Reply:
+def _taken(said: dict[str, object], action: str) -> Reply:
     reply = Reply(action)
     reply.kind = _text(said, "reject")
-    reply.block = block
     reply.score = _number(said.get("score"))
     reply.required = _number(said.get("required_score"))
     subject = said.get("subject")
     if isinstance(subject, str):
-        reply.subject = subject
+        reply.subject = subject[:_LONGEST]
     messages = said.get("messages")
     if isinstance(messages, dict):
-        reply.message = _text(messages, "smtp_message")
+        reply.message = _text(messages, "smtp_message")[:_LONGEST]
     _take_symbols(reply, said.get("symbols"))
     _take_signatures(reply, said.get("dkim-signature"))
     milter = said.get("milter")
@@ -217,23 +257,40 @@ def _taken(said: dict[str, object], action: str, block: bytes | None) -> Reply:
         for key, value in _pairs(reply, "milter", milter):
             if taker := _MILTER.get(key):
                 taker(reply, value)
+    if _text_of(reply) > MAX_TEXT:
+        raise ReplyError(f"more than {MAX_TEXT} characters of headers in the reply")
     return reply
+
+
+def _text_of(reply: Reply) -> int:
+    """The characters of all headers that are to be added."""
+    added = sum(len(each.name) + len(each.value) for each in reply.additions)
+    marks = sum(len(name) + len(value) for name, value in reply.spam_headers)
+    return added + marks + sum(map(len, reply.dkim))
+
+
+def _bound(what: str, count: int, most: int = MAX_EDITS) -> None:
+    """Law 3: so many there are."""
+    if count > most:
+        raise ReplyError(f"{what}: more than {most}")
 
 
 def _take_symbols(reply: Reply, value: object) -> None:
     if not isinstance(value, dict):
         return
+    _bound("symbols", len(value), MAX_SYMBOLS)
     for name, symbol in value.items():
+        if len(name) > MAX_NAME:
+            raise ReplyError(f"symbols: a name of more than {MAX_NAME} characters")
         score = _number(symbol.get("score")) if isinstance(symbol, dict) else None
         if score is not None:
             reply.symbols.append((name, score))
 
 
 def _take_signatures(reply: Reply, value: object) -> None:
-    for signature in _elements(value) if value is not None else ():
-        if len(reply.dkim) >= _EDITS:
-            reply.complain(f"dkim-signature: more than {_EDITS}")
-            return
+    signatures = _elements(value) if value is not None else []
+    _bound("dkim-signature", len(signatures))
+    for signature in signatures:
         if isinstance(signature, str):
             reply.dkim.append(signature)
         else:
@@ -241,28 +298,27 @@ def _take_signatures(reply: Reply, value: object) -> None:
 
 
 def _take_removals(reply: Reply, value: object) -> None:
+    count = 0
     for name, numbers in _pairs(reply, "remove_headers", value):
         for number in _elements(numbers):
+            count += 1
+            _bound("remove_headers", count)
             which = _integer(number)
             if which is None:
                 reply.complain(f"remove_headers {name[:_SHOWN]}: not a number")
-            elif sum(map(len, reply.removals.values())) >= _EDITS:
-                reply.complain(f"remove_headers: more than {_EDITS}")
-                return
             else:
                 reply.removals.setdefault(name.lower(), []).append(which)
 
 
 def _take_additions(reply: Reply, value: object) -> None:
+    count = 0
     for name, additions in _pairs(reply, "add_headers", value):
         for addition in _elements(additions):
+            count += 1
+            _bound("add_headers", count)
             added = _addition(reply, name, addition)
-            if added is None:
-                continue
-            if len(reply.additions) >= _EDITS:
-                reply.complain(f"add_headers: more than {_EDITS}")
-                return
-            reply.additions.append(added)
+            if added is not None:
+                reply.additions.append(added)
 
 
 def _addition(reply: Reply, name: str, said: object) -> Addition | None:
@@ -294,9 +350,8 @@ def _take_recipients(what: str) -> Callable[[Reply, object], None]:
         if not isinstance(value, list):
             reply.complain(f"{what} is no array")
             return
+        _bound(what, len(value))
         for address in value:
-            if len(reply.envelope) >= _EDITS:
-                return  # the log has no room for them
             reply.envelope.append(f"{what} {str(address)[:_SHOWN]}")
 
     return take
@@ -319,10 +374,9 @@ def _take_no_action(reply: Reply, value: object) -> None:
 def _take_spam_header(reply: Reply, value: object) -> None:
     # The documentation takes a string for the field's name, the daemon's own code for its value.
     members = _members(value)
-    for name, text in [("", value)] if members is None else members:
-        if len(reply.spam_headers) >= _EDITS:
-            reply.complain(f"spam_header: more than {_EDITS}")
-            return
+    marks = [("", value)] if members is None else list(members)
+    _bound("spam_header", len(marks))
+    for name, text in marks:
         if isinstance(text, str):
             reply.spam_headers.append((name, text))
         else:

@@ -7,12 +7,12 @@ The law:
 2. A message is scanned as it came, once, when it is complete. What is refused is refused then.
 3. What the daemon says is done: its header, its marks, its new text, its reply to the client. The
    log has its score and its symbols, for each message.
-4. Memory is bounded, however many messages are on their way: a small one is sent at once, a large
-   one is read as it is sent.
+4. Memory and work are bounded, however many messages are on their way and whatever a daemon says: a
+   small message is sent at once, a large one is read as it is sent; a reply is read as it comes.
 
-What the daemon is told is in `_rspamd_request`, what its reply says in `_rspamd_reply`, what that
-does to a message in `_rspamd_edits`; how it is asked, and what becomes of daemons that fail, in
-`smtpd_filters.lookups.http`.
+What the daemon is told is in `_rspamd_request`; `_rspamd_intake` reads its reply, `_rspamd_reply`
+has what it says, and `_rspamd_edits` what that does to a message; how it is asked, and what becomes
+of daemons that fail, is in `smtpd_filters.lookups.http`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from smtpd_filters.filters._exempt import EXEMPT, Exempt, exempt_option, exempte
 from smtpd_filters.filters._rspamd_edits import Options as Edits
 from smtpd_filters.filters._rspamd_edits import apply
 from smtpd_filters.filters._rspamd_kinds import ACTION, URL, checked
-from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, parse
+from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError
 from smtpd_filters.filters._rspamd_request import Facts, fields
-from smtpd_filters.lookups.http import BadReplyError, Client, Request
+from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from smtpd_filters.filter import Outcome
-    from smtpd_filters.lookups.http import Response
+    from smtpd_filters.filters._rspamd_intake import Intake
     from smtpd_filters.lookups.zstd import Codec
     from smtpd_filters.message import Message
     from smtpd_filters.session import Session
@@ -179,6 +179,7 @@ class Rspamd(Filter):
     _exempt: Exempt
     _client: Client
     _codec: Codec | None
+    _intake: Intake
 
     def setup(self) -> None:
         """Get the connections' library ready."""
@@ -203,6 +204,9 @@ class Rspamd(Filter):
             urls = [checked(url) for url in settings.url]
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
+        from smtpd_filters.filters._rspamd_intake import Intake  # takes asyncio
+
+        self._intake = Intake(self._codec)
         self._client = Client(
             urls,
             timeout=settings.timeout,
@@ -247,7 +251,10 @@ class Rspamd(Filter):
             # None of it is in memory yet, unless it is small.
             body = message.iter_bytes if whole is None else whole
             request = Request(SCAN, told, body, size=size, limit=limit)
-        reply = await self._client.ask(request, lambda response: self._read(response, limit))
+        intake = self._intake
+        reply = await self._client.ask(
+            request, lambda response: intake.read(response, message.new_body, limit)
+        )
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
         if request.trouble:
@@ -255,26 +262,9 @@ class Rspamd(Filter):
         if left_out:
             reply.complain(f"{left_out} recipients were not told")
         try:
-            return apply(reply, message, self._edits)
+            return await apply(reply, message, self._edits)
         except ReplyError as error:
             raise UnavailableError(str(error)) from None
-
-    def _read(self, response: Response, limit: int) -> Reply:
-        """What the daemon says; BadReplyError if that is no verdict."""
-        said = response.headers
-        body = response.body
-        try:
-            coding = said.get("Compression") or said.get("Content-Encoding")
-            if coding:
-                body = self._plain(coding, body, limit)
-            return parse(response.status, body, said.get("Message-Offset"))
-        except (ReplyError, ValueError) as error:
-            raise BadReplyError(str(error)) from None
-
-    def _plain(self, coding: str, body: bytes, limit: int) -> bytes:
-        if self._codec is None or coding.lower() != "zstd":
-            raise ValueError("a reply in a coding that was not asked for")
-        return self._codec.decompress(body, limit)
 
 
 async def _measure(message: Message) -> tuple[int, bytes | None]:

@@ -1,7 +1,9 @@
 """One request to one HTTP server, over a connection that aiohttp makes, keeps and reads from.
 
 1. A body is sent no faster than it is taken, and never held as a whole if it is made as it goes.
-2. A reply is read up to its limit.
+2. A reply is read up to its limit, and at the pace of all look-ups (`pace`): a server that sends
+   much, or in tiny chunks, takes no time from others.  The wait for that counts against the time of
+   the server.
 3. A connection is used again only after a whole exchange; any other is cut off at once. So is one
    over which something came that nobody asked for: it would be taken for the next reply.
 4. What a request says is sent as it is, but no field of it has a second line.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _socket import gaierror
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.outcome import Value
@@ -27,10 +30,12 @@ from smtpd_filters.lookups.retry import Failure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import Any
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from typing import Any, TypeVar
 
     import aiohttp
+
+    T = TypeVar("T")
 
     #: A body: at once, or a function that gives it in chunks, anew for each try.
     Body = bytes | Callable[[], Iterator[bytes]]
@@ -42,34 +47,83 @@ CONNECT = 5.0
 #: Bytes of a reply.
 REPLY_LIMIT = 1 << 20
 CLOSED = "the client is closed"
+OVERSIZED = "oversized reply"
 #: Bytes that are read at a time.  asyncio's own 256 KiB come from mmap(2) and go back to it for
 #: each reply, which takes longer than to read it.
 _READ = 32 << 10
+#: The same of a header, and of content in chunks. A tiny response, or chunk, costs aiohttp a
+#: hundred times what its bytes do as content, and each connection is read once in a turn of the
+#: loop.
+_COSTLY_READ = 4 << 10
 # RFC 9110, 15.2: other responses follow these.
 _INTERIM = frozenset({100, 102, 103})
-# This machine's own lack, not the server's fault.
-_LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+#: How many of these may come.
+MAX_INTERIM = 8
+#: The price of a piece of content (`pace`), and how many of its bytes are one unit more.
+_PIECE, _PER_UNIT = 50, 100
+# This machine's own lack, not the server's fault: of descriptors, which others give back, or else.
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LOCAL = frozenset({errno.EADDRNOTAVAIL})
 
 
 class BadReplyError(Exception):
     """What a server said is no reply to the question; the text says why."""
 
 
-class Response:
-    """What a server said: the status, header fields (names without case), the content as it came.
+class NotKeptError(Exception):
+    """A reply can't be kept here, which no other server can help; the text says why."""
 
-    A coding of the content is not undone.
+
+class Response:
+    """What a server said: the status, header fields (names without case), and the content.
+
+    The content is read once, with `read` or `pieces`; a coding of it is not undone.
     """
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("_content", "_limit", "_taken", "headers", "status")
 
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], content: Any, limit: int) -> None:
         self.status = status
         self.headers = headers
-        self.body = body
+        self._content = content
+        self._limit = limit
+        self._taken = False
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of the content, if the server says so beforehand."""
+        # What is no number aiohttp has refused.
+        length = self.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has been read."""
+        return self._taken and bool(self._content.at_eof())
+
+    async def read(self) -> bytes:
+        """The content as a whole.  Raises BadReplyError beyond the request's limit."""
+        parts = [part async for part in self.pieces()]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The content in pieces as they come.  Raises BadReplyError beyond the request's limit."""
+        from smtpd_filters.lookups.pace import pace  # asyncio is loaded by now
+
+        self._taken = True
+        size = self.size
+        if size is not None and size > self._limit:
+            raise BadReplyError(OVERSIZED)
+        taken = 0
+        while part := await self._content.readany():
+            taken += len(part)
+            if taken > self._limit:
+                raise BadReplyError(OVERSIZED)
+            await pace().admit(_PIECE + len(part) // _PER_UNIT)
+            yield part
 
     def __repr__(self) -> str:
-        return f"<response {self.status}, {len(self.body)} bytes>"
+        return f"<response {self.status}>"
 
 
 class Request:
@@ -218,9 +272,7 @@ class Host:
         unreachable = Failure.UNREACHABLE
         if isinstance(error, aiohttp.ClientConnectorError):
             # One of a certificate has something else in its place.
-            why = getattr(error, "certificate_error", None) or error.os_error
-            failure = Failure.LOCAL if getattr(why, "errno", None) in _LOCAL else unreachable
-            return Trouble(failure, _reason(why, "cannot connect"))
+            return _unconnected(getattr(error, "certificate_error", None) or error.os_error)
         if isinstance(error, aiohttp.ClientPayloadError) or (replied and self._is_lost(error)):
             return Trouble(unreachable, "reply cut short")
         if isinstance(error, aiohttp.ServerDisconnectedError):
@@ -249,19 +301,24 @@ class Exchange:
         #: Why the body could not be read.
         self.source_failed = ""
 
-    async def run(self) -> Response:
-        """Raises BadReplyError, and whatever aiohttp raises."""
+    async def run(self, read: Callable[[Response], Awaitable[T]]) -> T:
+        """Return what `read` makes of the reply.
+
+        Raises BadReplyError, and whatever aiohttp and `read` raise.
+        """
         host, request = self._host, self._request
         connection = await host.connect()
         while connection.protocol.should_close and hasattr(connection.protocol, "was_kept"):
             connection.close()  # such as a 408 (RFC 9110, 15.5.9) to who has said nothing for long
             connection = await host.connect()
-        whole = False
+        response: Response | None = None
         sending: asyncio.Task[None] | None = None
         try:
             protocol = connection.protocol
-            protocol.transport.max_size = _READ
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            protocol.transport.max_size = _COSTLY_READ
+            protocol.set_response_params(
+                read_until_eof=True, auto_decompress=False, read_bufsize=_READ
+            )
             body = request.body
             if body is None:
                 protocol.transport.write(self._head(None))
@@ -269,14 +326,11 @@ class Exchange:
                 protocol.transport.write(self._head(len(body)) + body)
             else:
                 sending = host.loop.create_task(self._send(protocol, body))
-            said, content = await protocol.read()
-            while said.code in _INTERIM:
-                said, content = await protocol.read()
-            self.replied = True
-            response = Response(said.code, said.headers, await self._body(said.headers, content))
-            whole = sending is None or sending.done()
+            response = await self._begun(protocol)
+            return await read(response)
         finally:
-            if whole:
+            complete = response is not None and response.complete
+            if complete and (sending is None or sending.done()):
                 protocol.was_kept = True
                 connection.release()
             else:
@@ -290,6 +344,19 @@ class Exchange:
                 if connection.transport is not None:
                     connection.transport.abort()
                 connection.close()
+
+    async def _begun(self, protocol: Any) -> Response:
+        """Wait for the header of the reply."""
+        for _ in range(MAX_INTERIM + 1):
+            said, content = await protocol.read()
+            if said.code not in _INTERIM:
+                break
+        else:
+            raise BadReplyError(f"more than {MAX_INTERIM} interim responses")
+        self.replied = True
+        response = Response(said.code, said.headers, content, self._request.limit)
+        if response.size is not None and protocol.transport is not None:
+            protocol.transport.max_size = _READ
         return response
 
     def _head(self, size: int | None) -> bytes:
@@ -344,25 +411,26 @@ class Exchange:
             self.source_failed = str(error) or type(error).__name__
             raise
 
-    async def _body(self, headers: Mapping[str, str], content: Any) -> bytes:
-        limit = self._request.limit
-        length = headers.get("Content-Length", "")
-        # What is no number aiohttp has refused.
-        if not length.isdecimal() or int(length) <= limit:
-            if content.is_eof() and content.total_bytes <= limit:
-                # It is all there: most replies come in one piece.
-                whole: bytes = content.read_nowait()
-                return whole
-            parts: list[bytes] = []
-            size = 0
-            async for part in content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    break
-            else:
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-        raise BadReplyError("oversized reply")
+
+def _unconnected(why: Exception) -> Trouble:
+    """Say why a connection did not come about."""
+    number = getattr(why, "errno", None)
+    if isinstance(why, gaierror):
+        # Without a descriptor the name of a host can't be resolved, whatever that is called.
+        number = _shortage() or number
+    if number in _SHORT:
+        return Trouble(Failure.SHORT, os.strerror(number).lower())
+    failure = Failure.LOCAL if number in _LOCAL else Failure.UNREACHABLE
+    return Trouble(failure, _reason(why, "cannot connect"))
+
+
+def _shortage() -> int:
+    """The error number with which the system refuses another descriptor; 0 if it gives one."""
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def _reason(error: BaseException | None, otherwise: str) -> str:

@@ -12,9 +12,11 @@
    before that counts as a failure. So a request must be one that does no harm when it comes
    twice. A server that breaks off both times and answers a ping then is well: what it doesn't take
    is this request, such as a message above its own limit, and others need not go elsewhere for it.
-5. Memory is bounded: a body is sent as it is read, a reply ends at its limit, and the requests
-   under way at one server are. Waiting for a turn counts against the deadline, not against the
-   server.
+5. Memory is bounded: a body is sent as it is read, a reply is read as it comes and ends at its
+   limit, and so is the number of requests under way at one server. Waiting for a turn counts
+   against the deadline, not against the server.
+6. A request that gets no connection because this machine is short of descriptors waits for one of
+   another request, or for a descriptor, until the deadline (`sockets`).
 
 A request is a POST. The module is cheap to import; making a `Client` imports aiohttp, so that the
 first mail doesn't. Causes are for the log, and hold nothing that changes from one request to the
@@ -33,6 +35,7 @@ from smtpd_filters.lookups.exchange import (
     Endpoint,
     Exchange,
     Host,
+    NotKeptError,
     Request,
     Response,
     Trouble,
@@ -42,7 +45,7 @@ from smtpd_filters.lookups.retry import Failure, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import Generic, TypeVar
 
     from smtpd_filters.lookups.retry import Ask
@@ -52,7 +55,15 @@ else:
     T = None
     Generic = {None: object}
 
-__all__ = ["CLOSED", "BadReplyError", "Client", "Endpoint", "Request", "Response"]
+__all__ = [
+    "CLOSED",
+    "BadReplyError",
+    "Client",
+    "Endpoint",
+    "NotKeptError",
+    "Request",
+    "Response",
+]
 
 #: Requests under way at one server, each of which takes a connection; more have to wait.
 CONNECTIONS = 64
@@ -86,7 +97,11 @@ class Client:
             raise ConfigError(str(error)) from None
         import asyncio
 
+        from smtpd_filters.lookups.sockets import Shortage
+
         self.asyncio = asyncio
+        #: Requests that wait because this machine is short of descriptors.
+        self.shortage = Shortage()
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
         self._breaker = Breaker([endpoint.label for endpoint in endpoints])
         self.timeout = timeout
@@ -94,10 +109,14 @@ class Client:
         self._clock = clock
         self._closed = False
 
-    async def ask(self, request: Request, read: Callable[[Response], T]) -> T | Unavailable:
+    async def ask(
+        self, request: Request, read: Callable[[Response], Awaitable[T]]
+    ) -> T | Unavailable:
         """Send a request, and return what `read` makes of the reply, or Unavailable.
 
-        `read` raises BadReplyError for a reply that is none; then the next server is asked.
+        `read` reads the content, within the time of the server. It raises BadReplyError for an
+        invalid reply; then the next server is asked. NotKeptError ends it: there is no place here
+        for a reply.
         """
         if self._closed:
             return Unavailable(CLOSED)
@@ -122,6 +141,16 @@ class Client:
             if said.final:
                 return Unavailable(said.cause)
             plan.failed(said.failure, said.cause, self._clock())
+            if said.failure is Failure.SHORT:
+                await self._freed(now + self._deadline)
+
+    async def _freed(self, until: float) -> None:
+        """Wait for a connection to be free, or a descriptor, but not beyond a point in time."""
+        try:
+            async with self.asyncio.timeout(max(self.left(until), 0)):
+                await self.shortage.freed()
+        except TimeoutError:
+            pass
 
     async def close(self) -> None:
         """Close the connections; whoever still waits is told Unavailable."""
@@ -147,7 +176,11 @@ class _Course(Generic[T]):
     )  # fmt: skip
 
     def __init__(
-        self, client: Client, request: Request, read: Callable[[Response], T], until: float
+        self,
+        client: Client,
+        request: Request,
+        read: Callable[[Response], Awaitable[T]],
+        until: float,
     ) -> None:
         self._client = client
         self._request = request
@@ -189,6 +222,8 @@ class _Course(Generic[T]):
             said = await self._try(server, min(client.timeout, left))
         finally:
             host.turns.release()
+        if not isinstance(said, Trouble) or said.failure is not Failure.SHORT:
+            client.shortage.closed()
         if isinstance(said, Trouble) and said.failure is Failure.SILENT:
             if waited and left < client.timeout:
                 return Trouble(Failure.LOCAL, said.cause)  # law 5
@@ -200,20 +235,21 @@ class _Course(Generic[T]):
         host = self._client.hosts[server]
         try:
             async with self._client.asyncio.timeout(seconds):
-                response = await self._answer(server)
-            return self._read(response)
+                return await self._answer(server)
         except TimeoutError:
             return Trouble(Failure.SILENT, "timeout")
         except BadReplyError as error:
             return Trouble(Failure.BROKEN, str(error))
+        except NotKeptError as error:
+            return Trouble(Failure.LOCAL, str(error), final=True)
         except Exception as error:  # noqa: BLE001  # law 1
             exchange = self._exchange
             if exchange.source_failed:
                 return Trouble(Failure.LOCAL, exchange.source_failed, final=True)
             return host.trouble(error, replied=exchange.replied)
 
-    async def _answer(self, server: int) -> Response:
-        """What a server says, if need be to the second try: law 4."""
+    async def _answer(self, server: int) -> T:
+        """What a server's reply comes to, if need be that to the second try: law 4."""
         host = self._client.hosts[server]
         is_new = server not in self._asked
         self._asked.add(server)
@@ -230,9 +266,9 @@ class _Course(Generic[T]):
         # How the system called it depends on who was faster.
         raise BadReplyError("closed the connection, but answers a ping")
 
-    async def _exchanged(self, host: Host) -> Response:
+    async def _exchanged(self, host: Host) -> T:
         self._exchange = Exchange(host, self._request)
-        return await self._exchange.run()
+        return await self._exchange.run(self._read)
 
     def _is_unanswered(self, host: Host, error: Exception) -> bool:
         """Whether the server was reached, and the request got no reply at all."""
@@ -244,7 +280,7 @@ class _Course(Generic[T]):
 async def _is_well(host: Host) -> bool:
     """Whether a server answers at all."""
     try:
-        await Exchange(host, PING).run()
+        await Exchange(host, PING).run(Response.read)
     except Exception:  # noqa: BLE001  # whatever it is
         return False
     return True

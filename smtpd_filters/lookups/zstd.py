@@ -14,7 +14,7 @@ from smtpd_filters.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from typing import Any, Protocol
 
     class Codec(Protocol):
@@ -24,13 +24,21 @@ if TYPE_CHECKING:
             """One frame of all chunks, in pieces that are not empty."""
             ...
 
-        def decompress(self, data: bytes, limit: int) -> bytes:
-            """What the frame stands for; ValueError if it is broken or more than `limit` bytes."""
+        def decompress(self, pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+            """What a frame stands for, in pieces of bounded size.
+
+            Raises ValueError if it is broken or stands for more than `limit` bytes.
+            """
             ...
 
 
 #: The library's default, too: beyond, mail hardly gets smaller and takes much longer.
 LEVEL = 3
+#: Bytes that are decompressed at a time.  Of a block, which stands for at most 128 KiB (RFC 8878
+#: section 3.1.1.2.4), they hold at least four each.
+_STEP = 128
+#: Bytes in which they are handed on, at least.
+_PIECE = 1 << 16
 _TOO_LARGE = "too large when decompressed"
 _BROKEN = "broken zstd data"
 
@@ -59,8 +67,41 @@ class _Library:
                 yield piece
         yield compressor.flush()
 
+    async def decompress(self, pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+        decompressor = self._decompressor()
+        made: list[bytes] = []
+        size = total = 0
+        async for piece in pieces:
+            for at in range(0, len(piece), _STEP):
+                if decompressor.eof:
+                    raise ValueError(_BROKEN)
+                try:
+                    plain: bytes = decompressor.decompress(piece[at : at + _STEP])
+                except self._error:
+                    raise ValueError(_BROKEN) from None
+                made.append(plain)
+                size += len(plain)
+                total += len(plain)
+                if total > limit:
+                    raise ValueError(_TOO_LARGE)
+                if size >= _PIECE:
+                    yield b"".join(made)
+                    made, size = [], 0
+        if not decompressor.eof:
+            raise ValueError(_BROKEN)
+        if size:
+            yield b"".join(made)
+
     def _compressor(self) -> Any:
         raise NotImplementedError
+
+    def _decompressor(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def _error(self) -> type[Exception]:
+        error: type[Exception] = self._library.ZstdError
+        return error
 
 
 class _Standard(_Library):
@@ -69,13 +110,8 @@ class _Standard(_Library):
     def _compressor(self) -> Any:
         return self._library.ZstdCompressor(level=LEVEL)
 
-    def decompress(self, data: bytes, limit: int) -> bytes:
-        decompressor = self._library.ZstdDecompressor()
-        try:
-            plain: bytes = decompressor.decompress(data, limit + 1)
-        except self._library.ZstdError:
-            raise ValueError(_BROKEN) from None
-        return _checked(plain, limit, whole=decompressor.eof)
+    def _decompressor(self) -> Any:
+        return self._library.ZstdDecompressor()
 
 
 class _Package(_Library):
@@ -84,24 +120,5 @@ class _Package(_Library):
     def _compressor(self) -> Any:
         return self._library.ZstdCompressor(level=LEVEL).compressobj()
 
-    def decompress(self, data: bytes, limit: int) -> bytes:
-        decompressor = self._library.ZstdDecompressor()
-        try:
-            with decompressor.stream_reader(data) as reader:
-                plain: bytes = reader.read(limit + 1)
-            if len(plain) > limit:
-                return _checked(plain, limit, whole=False)
-            # The reader gives what there is of a frame that ends too early; this tells.
-            counted = decompressor.decompressobj()
-            counted.decompress(data)
-        except self._library.ZstdError:
-            raise ValueError(_BROKEN) from None
-        return _checked(plain, limit, whole=counted.eof)
-
-
-def _checked(plain: bytes, limit: int, *, whole: bool) -> bytes:
-    if len(plain) > limit:
-        raise ValueError(_TOO_LARGE)
-    if not whole:
-        raise ValueError(_BROKEN)
-    return plain
+    def _decompressor(self) -> Any:
+        return self._library.ZstdDecompressor().decompressobj()

@@ -2,28 +2,40 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 import ssl
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.http import CLOSED, BadReplyError, Client, Endpoint, Request, Response
+from smtpd_filters.lookups.exchange import MAX_INTERIM
+from smtpd_filters.lookups.http import (
+    CLOSED,
+    BadReplyError,
+    Client,
+    Endpoint,
+    NotKeptError,
+    Request,
+    Response,
+)
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
 from tests.loading import loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from smtpd_filters.lookups.exchange import Body
 
@@ -43,6 +55,24 @@ CAUSES = {
     "endless": ("oversized reply", 1),
     "garbage": ("a reply that is no HTTP", 1),
 }
+
+
+class Said(NamedTuple):
+    """A response, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def read(response: Response) -> Said:
+    """Read a response to its end."""
+    return Said(response.status, response.headers, await response.read())
+
+
+async def read_pair(response: Response) -> tuple[int, bytes]:
+    """The status and the content."""
+    return response.status, await response.read()
 
 
 def served(*urls: str, work: Work, **settings: Any) -> Any:
@@ -67,10 +97,10 @@ def ask(
     size: int | None = None,
     limit: int = 1 << 16,
     **settings: Any,
-) -> Response | Unavailable:
+) -> Said | Unavailable:
     request = Request("/checkv2", headers, body, size=size, limit=limit)
-    said = served(*urls, work=lambda client: client.ask(request, lambda said: said), **settings)
-    assert isinstance(said, Response | Unavailable)
+    said = served(*urls, work=lambda client: client.ask(request, read), **settings)
+    assert isinstance(said, Said | Unavailable)
     return said
 
 
@@ -102,7 +132,7 @@ def refusing(reserved: socket.socket) -> str:
 def test_a_reply_is_what_the_server_said(stub: RspamdStub) -> None:
     stub.answer = Answer(b"\x00said", status=503, headers=(("Message-Offset", "12"),))
     said = ask(stub.url, headers=(("IP", "192.0.2.1"), ("Rcpt", "<a@x>"), ("Rcpt", "<b@x>")))
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     assert (said.status, said.body) == (503, b"\x00said")
     assert said.headers.get("message-offset") == "12"
     (request,) = stub.requests
@@ -120,7 +150,7 @@ def test_a_reply_is_what_the_server_said(stub: RspamdStub) -> None:
 def test_a_reply_may_come_in_chunks(stub: RspamdStub, size: int, *, chunked: bool) -> None:
     stub.answer = Answer(b"x" * size, chunked=chunked)
     said = ask(stub.url, limit=size)
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     assert said.body == b"x" * size
 
 
@@ -128,7 +158,7 @@ def test_a_reply_may_come_in_chunks(stub: RspamdStub, size: int, *, chunked: boo
 def test_a_body_may_be_made_as_it_is_sent(stub: RspamdStub, *, known: bool) -> None:
     chunks = [b"%d" % (n % 10) * 50_000 for n in range(40)]
     said = ask(stub.url, body=lambda: iter(chunks), size=2_000_000 if known else None)
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     (request,) = stub.requests
     assert request.body == b"".join(chunks)
     assert request.get("Content-Length") == ("2000000" if known else None)
@@ -175,13 +205,13 @@ def test_a_reply_is_read_up_to_its_limit(stub: RspamdStub, limit: int, *, chunke
     if limit < 100_000:
         assert said == Unavailable(f"{stub.url} oversized reply")
     else:
-        assert isinstance(said, Response)
+        assert isinstance(said, Said)
 
 
 def test_a_redirection_is_a_reply(stub: RspamdStub) -> None:
     stub.answer = Answer(status=302, headers=(("Location", "http://127.0.0.1:1/"),))
     said = ask(stub.url)
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     assert said.status == 302
 
 
@@ -192,22 +222,22 @@ def requests(number: int, *, at_once: bool) -> Work:
     async def work(client: Client) -> list[Any]:
         each = [Request("/checkv2", (), b"%d" % n, limit=1 << 16) for n in range(number)]
         if at_once:
-            return await asyncio.gather(*(client.ask(one, lambda said: said) for one in each))
-        return [await client.ask(one, lambda said: said) for one in each]
+            return await asyncio.gather(*(client.ask(one, read) for one in each))
+        return [await client.ask(one, read) for one in each]
 
     return work
 
 
 def test_connections_are_kept(stub: RspamdStub) -> None:
     said = served(stub.url, work=requests(20, at_once=False))
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert (stub.asked, stub.connections) == (20, 1)
 
 
 def test_no_more_connections_than_allowed_are_opened(stub: RspamdStub) -> None:
     stub.answer = Answer(b"{}", delay=0.01)
     said = served(stub.url, work=requests(30, at_once=True), connections=4)
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert stub.connections == 4
     assert stub.most_at_once == 4
     assert sorted(int(request.body) for request in stub.requests) == list(range(30))
@@ -219,7 +249,7 @@ def test_a_server_may_listen_on_a_socket(tmp_path: Path, name: str, prefix: str)
     path = tmp_path / name
     with RspamdStub(OK, listen=str(path)) as stub:
         said = served(f"{prefix}{path}", work=requests(5, at_once=False))
-        assert all(isinstance(each, Response) for each in said)
+        assert all(isinstance(each, Said) for each in said)
         assert (stub.asked, stub.connections) == (5, 1)
         assert stub.requests[0].get("Host") == "localhost"
     said = ask(str(path))
@@ -229,7 +259,7 @@ def test_a_server_may_listen_on_a_socket(tmp_path: Path, name: str, prefix: str)
 def test_a_reply_that_closes_the_connection_is_followed_by_a_new_one(stub: RspamdStub) -> None:
     stub.answer = Answer(b"{}", headers=(("Connection", "close"),))
     said = served(stub.url, work=requests(3, at_once=False))
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert stub.connections == 3
 
 
@@ -237,7 +267,7 @@ def test_a_reply_that_closes_the_connection_is_followed_by_a_new_one(stub: Rspam
 def test_a_connection_that_went_stale_costs_nothing(stub: RspamdStub, behaviour: str) -> None:
     stub.answer = Answer(b"{}", behaviour=behaviour)
     said = served(stub.url, work=requests(2, at_once=False))
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert (stub.asked, stub.connections) == (2, 2)
 
 
@@ -249,7 +279,7 @@ def test_a_restart_between_two_requests_goes_unnoticed(stub: RspamdStub) -> None
         return [*said, *await requests(1, at_once=False)(client)]
 
     said = served(stub.url, work=work)
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert stub.asked == 2
 
 
@@ -337,8 +367,8 @@ def test_what_nobody_asked_for_is_no_reply_to_the_next_request(*, closes: bool) 
     async def work(client: Client) -> list[bytes]:
         said = []
         for _ in range(3):
-            reply = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
-            assert isinstance(reply, Response)
+            reply = await client.ask(Request("/checkv2", (), b"body"), read)
+            assert isinstance(reply, Said)
             said.append(reply.body)
             pool: Any = client.hosts[0]._connector
             [(kept, _)] = [each for kept in pool._conns.values() for each in kept]
@@ -384,7 +414,7 @@ def test_a_reply_may_come_before_all_is_sent(behaviour: str, *, known: bool) -> 
         chunks = [bytes(1 << 16)] * 400
         size = 400 << 16 if known else None
         request = Request("/checkv2", (), lambda: iter(chunks), size=size)
-        return await client.ask(request, lambda said: (said.status, said.body))
+        return await client.ask(request, read_pair)
 
     assert by_hand(serve, work) == (413, b"no")
     assert connections == 1
@@ -463,7 +493,7 @@ def requests_for_body(number: int) -> Work:
 
     async def work(client: Client) -> list[Any]:
         one = Request("/checkv2", (), b"body")
-        return [await client.ask(one, lambda said: said) for _ in range(number)]
+        return [await client.ask(one, read) for _ in range(number)]
 
     return work
 
@@ -473,9 +503,9 @@ def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) ->
     async def work(client: Client) -> list[Any]:
         body = [bytes(1 << 16)] * (size >> 16)
         request = Request("/checkv2", (), lambda: iter(body), size=size)
-        return [await client.ask(request, lambda said: said) for _ in range(5)]
+        return [await client.ask(request, read) for _ in range(5)]
 
-    assert all(isinstance(each, Response) for each in served(stub.url, work=work))
+    assert all(isinstance(each, Said) for each in served(stub.url, work=work))
     assert (stub.asked, stub.connections) == (5, 1)
 
 
@@ -487,7 +517,7 @@ def test_a_failure_is_a_value_with_its_cause(stub: RspamdStub, behaviour: str) -
     stub.answer = Answer(b"{}", behaviour=behaviour)
     said = ask(stub.url, timeout=1 if behaviour in {"drop", "stall"} else 5)
     if behaviour in ANSWERING:
-        assert isinstance(said, Response)
+        assert isinstance(said, Said)
         assert stub.asked == 1
     else:
         cause, asked = CAUSES[behaviour]
@@ -514,7 +544,7 @@ def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
     timeout = 1 if behaviour in {"drop", "stall"} else 5
     with RspamdStub(Answer(b"{}", behaviour=behaviour)) as broken:
         said = ask(broken.url, stub.url, timeout=timeout)
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     assert stub.asked == 1
 
 
@@ -523,15 +553,14 @@ def test_who_breaks_off_but_answers_a_ping_is_well(stub: RspamdStub) -> None:
     stub.answer = lambda asked: Answer(b"{}", behaviour="" if asked.body == b"small" else "close")
 
     async def work(client: Client) -> list[Any]:
-        said = []
-        for body in [b"large"] * 2 * SILENCES + [b"small"]:
-            said.append(await client.ask(Request("/checkv2", (), body), lambda said: said))
+        bodies = [b"large"] * 2 * SILENCES + [b"small"]
+        said = [await client.ask(Request("/checkv2", (), body), read) for body in bodies]
         assert not client.may_pass(0)
         return said
 
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=work)
-        assert all(isinstance(each, Response) for each in said)
+        assert all(isinstance(each, Said) for each in said)
         # Each of the large ones came twice, as for all the client knows the connection was stale.
         assert (stub.asked, other.asked) == (4 * SILENCES + 1, 2 * SILENCES)
 
@@ -546,8 +575,8 @@ def test_who_breaks_off_and_answers_no_ping_is_dead(stub: RspamdStub) -> None:
 
     async def work(client: Client) -> bool:
         for _ in range(2 * SILENCES):
-            said = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
-            assert isinstance(said, Response)
+            said = await client.ask(Request("/checkv2", (), b"body"), read)
+            assert isinstance(said, Said)
         return client.may_pass(0)
 
     assert by_hand(serve, work, stub.url)
@@ -559,11 +588,11 @@ def test_a_good_reply_comes_with_what_went_wrong_before(stub: RspamdStub, refusi
     request = Request("/checkv2", (), b"body")
 
     async def work(client: Client) -> Any:
-        return await client.ask(request, lambda said: said)
+        return await client.ask(request, read)
 
-    assert isinstance(served(refusing, stub.url, work=work), Response)
+    assert isinstance(served(refusing, stub.url, work=work), Said)
     assert request.trouble == f"{refusing} connection refused"
-    assert isinstance(served(stub.url, work=work), Response)
+    assert isinstance(served(stub.url, work=work), Said)
     assert request.trouble == ""
 
 
@@ -626,9 +655,7 @@ def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str)
     stub = RspamdStub(OK, listen=refusing.removeprefix("http://"))
 
     async def work(client: Client) -> Any:
-        asking = asyncio.ensure_future(
-            client.ask(Request("/checkv2", (), b"body"), lambda said: said)
-        )
+        asking = asyncio.ensure_future(client.ask(Request("/checkv2", (), b"body"), read))
         # It has been refused by then, and waits.
         for _ in range(20):
             await asyncio.sleep(0)
@@ -639,14 +666,15 @@ def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str)
         said = served(refusing, work=work)
     finally:
         stub.stop()
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
 
 
 def test_a_reply_that_is_none_is_a_failure(stub: RspamdStub) -> None:
-    def read(said: Response) -> bytes:
-        if said.body == b"{}":
+    async def read(said: Response) -> bytes:
+        body = await said.read()
+        if body == b"{}":
             raise BadReplyError("no verdict")
-        return said.body
+        return body
 
     async def work(client: Client) -> Any:
         return await client.ask(Request("/checkv2", (), b"body"), read)
@@ -659,12 +687,138 @@ def test_a_reply_that_is_none_is_a_failure(stub: RspamdStub) -> None:
 
 
 def test_a_bug_in_reading_a_reply_is_a_failure_as_well(stub: RspamdStub) -> None:
+    async def fail(_: Response) -> float:
+        return 1 / 0
+
     async def work(client: Client) -> Any:
-        return await client.ask(Request("/checkv2", (), b"body"), lambda _: 1 // 0)
+        return await client.ask(Request("/checkv2", (), b"body"), fail)
 
     said = served(stub.url, work=work)
     assert isinstance(said, Unavailable)
     assert "ZeroDivisionError" in said.cause
+
+
+def test_a_reply_that_cannot_be_kept_ends_it(stub: RspamdStub) -> None:
+    async def fail(_: Response) -> float:
+        raise NotKeptError("no space left")
+
+    async def work(client: Client) -> Any:
+        return await client.ask(Request("/checkv2", (), b"body"), fail)
+
+    with RspamdStub(OK) as other:
+        assert served(stub.url, other.url, work=work) == Unavailable("no space left")
+        assert (stub.asked, other.asked) == (1, 0)
+
+
+def test_interim_responses_have_a_bound() -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+    for number, cause in ((MAX_INTERIM, None), (MAX_INTERIM + 1, "more than 8 interim responses")):
+
+        async def serve(
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+            number: int = number,
+        ) -> None:
+            await reader.readuntil(b"body")
+            writer.write(interim * number + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            writer.close()
+
+        async def work() -> Said | Unavailable:
+            async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+                host, port = server.sockets[0].getsockname()
+                client = Client([f"http://{host}:{port}"], timeout=5, deadline=5)
+                said = await client.ask(Request("/checkv2", (), b"body"), read)
+                await client.close()
+                return said
+
+        said = asyncio.run(work())
+        if cause is None:
+            assert isinstance(said, Said)
+        else:
+            assert isinstance(said, Unavailable)
+            assert said.cause.endswith(cause)
+
+
+def test_a_large_reply_is_read_in_pieces_at_a_pace(
+    stub: RspamdStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted = []
+    admit = Pace.admit
+
+    async def counted(self: Pace, work: int) -> None:
+        admitted.append(work)
+        await admit(self, work)
+
+    monkeypatch.setattr(Pace, "admit", counted)
+    stub.answer = Answer(b"x" * (1 << 20))
+    said = ask(stub.url, limit=1 << 20)
+    assert isinstance(said, Said)
+    assert len(admitted) > 10
+    assert max(admitted) < TURN
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[subprocess.Popen[str]]:
+    """A server in a process of its own, which has its own descriptors; `url` is the first line."""
+    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd_stub", "--log"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        yield server
+        server.kill()
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_requests_wait_for_descriptors(elsewhere: subprocess.Popen[str], number: int) -> None:
+    """Out of descriptors, they wait for one to be given back, and then for its connection."""
+    assert elsewhere.stdout is not None
+    url = elsewhere.stdout.readline().split()[1]
+
+    async def work(client: Client) -> Any:
+        with all_descriptors_taken() as give_back:
+            asyncio.get_running_loop().call_later(0.15, give_back)
+            return await asyncio.gather(
+                *(client.ask(Request("/checkv2", (), b"body"), read) for _ in range(number))
+            )
+
+    said = served(url, work=work)
+    assert [type(each) for each in said] == [Said] * number
+    _, log = elsewhere.communicate(timeout=20)
+    assert log.endswith(f"{number} requests over 1 connections\n")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_request_waits_for_a_descriptor_until_its_deadline(stub: RspamdStub, host: str) -> None:
+    url = stub.url.replace("127.0.0.1", host)
+
+    async def work(client: Client) -> Any:
+        with all_descriptors_taken():
+            return await client.ask(Request("/checkv2", (), b"body"), read)
+
+    said = served(url, work=work, deadline=0.25)
+    assert said == Unavailable(f"{url} too many open files")
+    assert stub.asked == 0
+
+
+@contextmanager
+def all_descriptors_taken() -> Iterator[Callable[[], None]]:
+    """Take every descriptor that the process may have; what is yielded gives one back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield lambda: os.close(taken.pop())
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_body_that_cannot_be_read_ends_it(stub: RspamdStub) -> None:
@@ -723,15 +877,15 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
         client = Client([url], timeout=5, deadline=0.1)
         try:
             request = Request("/checkv2", (), b"body", limit=100)
-            return await client.ask(request, lambda said: said)
+            return await client.ask(request, read)
         finally:
             await client.close()
             server.close()
             await ended()
 
     said = asyncio.run(to_the_end())
-    assert isinstance(said, Response | Unavailable)
-    if isinstance(said, Response):
+    assert isinstance(said, Said | Unavailable)
+    if isinstance(said, Said):
         assert len(said.body) <= 100
 
 
@@ -755,7 +909,7 @@ def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> No
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=1)
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     # The first one had the turn; who waited then found that time was up.
     assert other.asked == 8
 
@@ -764,7 +918,7 @@ def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.7)
-        assert all(isinstance(each, Response) for each in said)
+        assert all(isinstance(each, Said) for each in said)
         assert (stub.asked, other.asked) == (3, 10)
 
 
@@ -772,14 +926,14 @@ def test_who_waits_for_a_turn_at_a_server_that_fails_passes_it_over(stub: Rspamd
     stub.answer = Answer(b"{}", behaviour="cut", delay=0.01)
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1)
-    assert all(isinstance(each, Response) for each in said)
+    assert all(isinstance(each, Said) for each in said)
     assert (stub.asked, other.asked) == (3, 8)
 
 
 def test_who_waits_too_long_for_a_turn_is_told(stub: RspamdStub) -> None:
     async def work(client: Client) -> Any:
         await client.hosts[0].turns.acquire()
-        return await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+        return await client.ask(Request("/checkv2", (), b"body"), read)
 
     said = served(stub.url, work=work, connections=1, timeout=0.02)
     assert said == Unavailable(f"{stub.url} too many requests under way")
@@ -794,7 +948,7 @@ def test_a_server_is_not_blamed_for_the_time_that_was_spent_waiting(stub: Rspamd
         for _ in range(SILENCES):
             await turns.acquire()
             asyncio.get_running_loop().call_later(0.1, turns.release)
-            said = await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+            said = await client.ask(Request("/checkv2", (), b"body"), read)
             assert isinstance(said, Unavailable)
         return client.may_pass(0)
 
@@ -815,7 +969,7 @@ def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=work, timeout=0.7, clock=lambda: now)
-        assert all(isinstance(each, Response) for each in said)
+        assert all(isinstance(each, Said) for each in said)
         assert stub.asked == 3 + 1
         assert other.asked == 4 + 4
 
@@ -827,9 +981,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> N
     stub.answer = Answer(behaviour="drop")
 
     async def work(client: Client) -> Any:
-        asking = asyncio.ensure_future(
-            client.ask(Request("/checkv2", (), b"body"), lambda said: said)
-        )
+        asking = asyncio.ensure_future(client.ask(Request("/checkv2", (), b"body"), read))
         while not stub.asked:  # noqa: ASYNC110  # that counts in another thread
             await asyncio.sleep(0.001)
         asking.cancel()
@@ -839,7 +991,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> N
         return await requests(1, at_once=False)(client)
 
     (said,) = served(stub.url, work=work, connections=1)
-    assert isinstance(said, Response)
+    assert isinstance(said, Said)
     # The connection that waits for the old reply was not used again.
     assert stub.connections == 2
 
@@ -847,7 +999,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> N
 def test_a_closed_client_says_so(stub: RspamdStub) -> None:
     async def work(client: Client) -> Any:
         await client.close()
-        return await client.ask(Request("/checkv2", (), b"body"), lambda said: said)
+        return await client.ask(Request("/checkv2", (), b"body"), read)
 
     assert served(stub.url, work=work) == Unavailable(CLOSED)
     assert stub.asked == 0
