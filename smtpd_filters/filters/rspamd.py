@@ -4,7 +4,10 @@ The law:
 
 1. A message that was to be scanned and could not be is refused for now, unless the operator chose
    otherwise: whatever goes wrong between here and the daemon is `--on-error`'s.
-2. A message is scanned as it came, once, when it is complete. What is refused is refused then.
+2. A message is scanned once, when it is complete, and as it will be delivered: with From, To and Cc
+   as smtpd completes them behind all filters, so that what the daemon signs is valid there
+   (`smtpd_filters.message.completion`). A line that begins an mbox file is not shown to it. What is
+   refused is refused then.
 3. What the daemon says is done: its header, its marks, its new text, its reply to the client. The
    log has its score and its symbols, for each message.
 4. Memory and work are bounded, however many messages are on their way and whatever a daemon says: a
@@ -29,6 +32,7 @@ from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError
 from smtpd_filters.filters._rspamd_request import Facts, fields
 from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.message import complete
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
 from smtpd_filters.settings import (
@@ -47,18 +51,20 @@ from smtpd_filters.settings import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.filters._rspamd_intake import Intake
     from smtpd_filters.lookups.zstd import Codec
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.session import Session
 
 #: Where the daemon scans.
 SCAN = "/checkv2"
 #: Bytes of a message that are sent at once; most mail is smaller.
 SMALL = 64 << 10
+#: How a line begins that begins an mbox file.
+_MBOX = b"From "
 #: Chunks that are read in a row, while all other sessions wait.
 ROW = 16
 #: The part of `--deadline` within which the daemon must have replied; the rest is ours.
@@ -238,7 +244,10 @@ class Rspamd(Filter):
         return self._scan(session, message)
 
     async def _scan(self, session: Session, message: Message) -> Proceed | Marked | Reject:
-        size, whole = await _measure(message)
+        if session.server_name:
+            complete(message.headers, session.server_name)
+        head = _without_mbox_line(message.headers)
+        size, whole = await _measure(message.iter_bytes(head=head))
         if size > self.settings.max_size:
             reason = f"not scanned: {size} bytes are more than --max-size"
             return (PROCEED if self.settings.larger == "skip" else TOO_LARGE).because(reason)
@@ -246,10 +255,11 @@ class Rspamd(Filter):
         limit = MAX_JSON + 2 * size
         codec = self._codec
         if codec is not None:
-            request = Request(SCAN, told, lambda: codec.compress(message.iter_bytes()), limit=limit)
+            packed = lambda: codec.compress(message.iter_bytes(head=head))  # noqa: E731  # a body
+            request = Request(SCAN, told, packed, limit=limit)
         else:
             # None of it is in memory yet, unless it is small.
-            body = message.iter_bytes if whole is None else whole
+            body = (lambda: message.iter_bytes(head=head)) if whole is None else whole
             request = Request(SCAN, told, body, size=size, limit=limit)
         intake = self._intake
         reply = await self._client.ask(
@@ -267,11 +277,28 @@ class Rspamd(Filter):
             raise UnavailableError(str(error)) from None
 
 
-async def _measure(message: Message) -> tuple[int, bytes | None]:
+def _without_mbox_line(headers: Headers) -> list[bytes] | None:
+    """The lines of a header block without one that begins an mbox file; None if there is no such.
+
+    A client may send it (RFC 4155), and smtpd delivers it below its own Received; there the daemon
+    takes it for the end of the header, and counts everything against the sender that is missing.
+    """
+    lines = headers.lines()
+    for at, line in enumerate(lines):
+        # "From :" is a field of an old kind: RFC 5322 section 4.5.2.
+        if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
+            end = at + 1
+            while end < len(lines) and lines[end].startswith((b" ", b"\t")):
+                end += 1
+            return lines[:at] + lines[end:]
+    return None
+
+
+async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
     """The size of a message in bytes, and the message if it is small."""
     size = 0
     parts: list[bytes] = []
-    for at, chunk in enumerate(message.iter_bytes(), 1):
+    for at, chunk in enumerate(chunks, 1):
         size += len(chunk)
         if size <= SMALL:
             parts.append(chunk)

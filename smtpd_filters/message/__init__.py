@@ -1,11 +1,13 @@
 """The message: its header block, its fields, its body; pure.
 
 `Headers` edits a header block and keeps every byte it isn't told to change; `Message` holds a
-whole message, its body spooled. What goes into a field is made safe and folded in `folding`.
+whole message, its body spooled. What goes into a field is made safe and folded in `folding`; what
+smtpd does to From, To and Cc behind the filters is done beforehand by `completion`.
 """
 
 from __future__ import annotations
 
+from smtpd_filters.message.completion import complete
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.message.folding import encoded_word
 from smtpd_filters.message.headers import Field, Headers
@@ -19,6 +21,7 @@ __all__ = [
     "Message",
     "Spool",
     "SpoolError",
+    "complete",
     "encoded_word",
     "stuff",
     "unstuff",

@@ -137,6 +137,13 @@ class Headers:
             return list(self._lines)
         return [line for entry in self._settled() for line in entry._lines]  # noqa: SLF001  # of one module
 
+    def replace_lines(self, lines: Iterable[bytes]) -> None:
+        """Put other raw lines in the place of all; they must be those of one block."""
+        self._lines = list(lines)
+        self._text = b""
+        self._set_entries(None)
+        self._changed = True
+
     def __iter__(self) -> Iterator[Field]:
         return iter([entry for entry in self._parsed() if entry._parsed()])  # noqa: SLF001
 

@@ -268,14 +268,16 @@ class Message:
         blocks = map(unstuff_block, _blocks(self._body, self._body_at, chunk_bytes))
         return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
 
-    def iter_bytes(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
+    def iter_bytes(
+        self, chunk_bytes: int = CHUNK, *, crlf: bool = False, head: list[bytes] | None = None
+    ) -> Iterator[bytes]:
         """The whole message: the header block as it is now, the empty line, the body.
 
-        Not dot-stuffed; otherwise as `body`.
+        Not dot-stuffed; otherwise as `body`. `head` are lines in the place of the header block.
         """
         self._ready()
         body = self.body(chunk_bytes, crlf=crlf)
-        head = self.headers.lines()
+        head = self.headers.lines() if head is None else list(head)
         if self._blank:
             head.append(b"")
         end = b"\r\n" if crlf else b"\n"

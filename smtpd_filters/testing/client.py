@@ -10,6 +10,7 @@ from smtpd_filters.message import Headers
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.protocol.vis import vis
 
+from .oracle.completion import completed
 from .verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class Delivery(Verdict):
     content: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
+    def delivered(self) -> tuple[bytes, ...]:
+        """The message as smtpd delivers it, with From, To and Cc completed."""
+        end = self._end_of_headers
+        return (*completed(list(self.content[:end]), HOST.encode()), *self.content[end:])
+
+    @property
     def unchanged(self) -> bool:
         """Whether every byte came back as it was sent."""
         return self.sent == self.content
@@ -40,7 +47,8 @@ class Delivery(Verdict):
     @property
     def headers(self) -> Headers:
         """The header block as it is delivered."""
-        return Headers.parse(list(self.content[: self._end_of_headers]))
+        delivered = self.delivered
+        return Headers.parse(list(delivered[: self._end_of_headers]))
 
     @property
     def body(self) -> bytes:
@@ -54,7 +62,7 @@ class Delivery(Verdict):
     @property
     def bytes(self) -> bytes:
         """The message as it is delivered, each line ended by a line feed."""
-        return b"".join([line + b"\n" for line in self.content])
+        return b"".join([line + b"\n" for line in self.delivered])
 
 
 class Client:

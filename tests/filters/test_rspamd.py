@@ -118,6 +118,45 @@ def test_the_daemon_sees_every_byte(stub: RspamdStub, content: bytes) -> None:
     assert stub.requests[0].body == b"".join(line + b"\n" for line in delivery.sent)
 
 
+def test_addresses_are_completed_as_smtpd_does_it(stub: RspamdStub) -> None:
+    content = (
+        b"From: root (Charlie)\r\nTo: anna,\r\n\tbob@example.net\r\nSubject: x\r\n\r\n.body\r\n"
+    )
+    delivery = scanned(stub, content=content)
+    (request,) = stub.requests
+    assert request.body.endswith(
+        b"\nFrom: root@mx.example.org (Charlie)\nTo: anna@mx.example.org,\n\tbob@example.net\n"
+        b"Subject: x\n\n.body\n"
+    )
+    assert delivery.bytes == request.body
+    assert delivery.content == delivery.delivered
+
+
+def test_what_is_not_scanned_is_not_completed(stub: RspamdStub) -> None:
+    delivery = scanned(stub, "--skip", "192.0.2.1", content=b"To: root\r\n\r\nbody\r\n")
+    assert delivery.unchanged
+    assert delivery.headers.get("To") == "root@mx.example.org"  # by smtpd
+
+
+MBOX = b"From bob@example.net Mon Sep 17 00:00:00 2001\r\n"
+
+
+@pytest.mark.parametrize("size", [10, SMALL])
+@pytest.mark.parametrize("more", [b"", b"\tfolded\r\n"])
+def test_a_line_that_begins_an_mbox_file_is_not_scanned(
+    stub: RspamdStub, size: int, more: bytes
+) -> None:
+    body = b"From bob\r\n" + b"x\r\n" * size
+    delivery = scanned(
+        stub, content=MBOX + more + b"From : b@c.example\r\nSubject: x\r\n\r\n" + body
+    )
+    assert delivery.unchanged
+    (request,) = stub.requests
+    lines = MBOX.splitlines() + more.splitlines()
+    assert request.body.splitlines() == [line for line in delivery.sent if line not in lines]
+    assert b"\nFrom : b@c.example\n" in request.body
+
+
 @pytest.mark.parametrize("size", [SMALL - 400, SMALL, 300_000, 3 << 20])
 def test_a_large_message_is_read_as_it_is_sent(stub: RspamdStub, size: int) -> None:
     line = b".0123456789" * 7 + b"\r\n"

@@ -1,0 +1,113 @@
+"""What smtpd does to From, To and Cc behind its filters, one character after the other.
+
+Its rule is stated a second time here, and slowly: `smtpd_filters.message.completion` is held
+against this, and this against real servers.
+"""
+
+from __future__ import annotations
+
+#: Bytes that smtpd has for an element with its domain and a final null.
+_BUFFER = 2048
+_FIELDS = frozenset({b"from", b"to", b"cc"})
+_SPACES = b" \t\n\v\f\r"
+
+
+def completed(lines: list[bytes], host: bytes) -> list[bytes]:
+    """The lines of a header block as smtpd delivers them; `host` is the listener's name."""
+    result: list[bytes] = []
+    at = 0
+    while at < len(lines):
+        end = at + 1
+        while end < len(lines) and lines[end][:1] in (b" ", b"\t"):
+            end += 1
+        name, colon, value = b"\n".join(lines[at:end]).partition(b":")
+        if colon and name.lower() in _FIELDS:
+            whole = name + colon + _list(value + b"\n", host)
+            result += whole.removesuffix(b"\n").split(b"\n")
+        else:
+            result += lines[at:end]
+        at = end
+    return result
+
+
+class _State:
+    """Within a quote, a comment, behind a backslash."""
+
+    def __init__(self) -> None:
+        self.quote = False
+        self.comment = 0
+        self.escape = False
+
+    def step(self, character: bytes) -> None:
+        if character == b"(" and not self.escape and not self.quote:
+            self.comment += 1
+        if character == b'"' and not self.escape and not self.comment:
+            self.quote = not self.quote
+        if character == b")" and not self.escape and not self.quote and self.comment:
+            self.comment -= 1
+        plain = not self.comment and not self.quote
+        self.escape = character == b"\\" and not self.escape and plain
+
+    @property
+    def plain(self) -> bool:
+        return not self.comment and not self.quote and not self.escape
+
+
+def _list(value: bytes, host: bytes) -> bytes:
+    state = _State()
+    elements = [b""]
+    for at in range(len(value)):
+        character = value[at : at + 1]
+        state.step(character)
+        if character == b"," and state.plain:
+            elements.append(b"")
+        else:
+            elements[-1] += character
+    return b",".join([_element(each, host) for each in elements])
+
+
+class _Element:
+    """One element of a list, looked through."""
+
+    def __init__(self, text: bytes) -> None:
+        self._state = _State()
+        self.has_bracket = self._is_open = self._is_complete = False
+        self.closed = self.last = 0
+        for at in range(len(text)):
+            character = text[at : at + 1]
+            self._state.step(character)
+            if self._state.plain:
+                self._mind(character, at)
+            if not self._state.comment and character != b")" and character not in _SPACES:
+                self.last = at
+
+    def _mind(self, character: bytes, at: int) -> None:
+        if character == b"<" and not self._is_open:
+            self._is_open = self.has_bracket = True
+        elif character == b">" and self._is_open:
+            self._is_open = False
+            self.closed = at
+        elif character in (b"@", b":"):
+            self._is_complete = True
+
+    @property
+    def stays(self) -> bool:
+        return not self._state.plain or self._is_open or self._is_complete
+
+
+def _element(text: bytes, host: bytes) -> bytes:
+    if len(text) + len(host) + 1 >= _BUFFER:
+        return text
+    element = _Element(text)
+    if element.stays:
+        return text
+    at = element.last
+    if element.has_bracket:
+        at = element.closed - 1
+        while text[at : at + 1] in _SPACES:
+            at -= 1
+    before = text[at : at + 1]
+    # Nothing to complete is in the brackets, or anywhere.
+    if before == b"<" if element.has_bracket else before in _SPACES:
+        return text
+    return text[: at + 1] + b"@" + host + text[at + 1 :]
