@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -64,7 +66,7 @@ def test_an_address_without_a_domain_gets_one(field: str, delivered: str) -> Non
         "Resent-To: a",
         "From a Mon Sep 17 00:00:00 2001",
         "T",
-        "To: " + "a" * 2040,
+        'To: "a \\"b\\"" <c>, d',
         "To: a\\,b@c",
         "To:(a)",
     ],
@@ -73,7 +75,7 @@ def test_all_else_stays(field: str) -> None:
     headers = Headers(field.encode().split(b"\n"))
     assert not complete(headers, HOST)
     assert not headers.changed
-    if field != "To:(a)":  # which smtpd changes each time it sees it
+    if field not in ("To:(a)", 'To: "a \\"b\\"" <c>, d'):  # which are left to it
         assert by_smtpd(headers.lines(), HOST.encode()) == headers.lines()
 
 
@@ -100,18 +102,12 @@ def test_what_is_completed_is_what_smtpd_delivers(text: str) -> None:
     lines = [b"X: y", *f"To:{text}".encode().split(b"\n"), b"Z: z"]
     host = HOST.encode()
     mine = completed(lines, HOST) or lines
-    if by_smtpd(by_smtpd(lines, host), host) == by_smtpd(lines, host):
-        assert mine == by_smtpd(lines, host)
-    assert by_smtpd(mine, host) == by_smtpd(lines, host)
+    old, new = by_smtpd(lines, host, old=True), by_smtpd(lines, host)
+    if old == new == by_smtpd(new, host) and not re.search(r'\\\\"', text):
+        assert mine == new
+    assert by_smtpd(mine, host) == new
+    assert by_smtpd(mine, host, old=True) == old
     assert completed(mine, HOST) is None
-
-
-@pytest.mark.parametrize("size", [2030, 2031, 2032, 2033, 2034])
-@pytest.mark.parametrize("end", [b"", b",", b", b@c"])
-def test_an_element_may_be_so_long(size: int, end: bytes) -> None:
-    for line in (b"To:" + b"a" * size + end, b"To:" + b"a" * (size - 9) + b"\n bcdefgh" + end):
-        lines = line.split(b"\n")
-        assert (completed(lines, HOST) or lines) == by_smtpd(lines, HOST.encode())
 
 
 def test_a_field_that_would_get_too_long_for_smtpd_stays() -> None:

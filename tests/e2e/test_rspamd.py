@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +156,21 @@ def test_a_subject_is_rewritten(scan: Start) -> None:
     assert second.content.isascii()
     expected = fields(local(mail(score=13)))
     assert [name for name in fields(second.content) if name in expected[:4]] == expected[:4]
+
+
+def test_what_users_submit_is_refused_in_place_of_marked(scan: Start) -> None:
+    """With the flags of docs/examples/submission.conf."""
+    example = (Path(__file__).parents[2] / "docs/examples/submission.conf").read_text("utf-8")
+    found = re.search(
+        r'^filter "scan-users" proc-exec "filter-rspamd (.*)"$', example, re.MULTILINE
+    )
+    assert found
+    server = scan(flags=tuple(shlex.split(found[1])))
+    for score in (9, 13):
+        outcome = attempt(server, message=mail(score=score), user="alice")
+        assert (outcome.stage, outcome.code) == (".", 554)
+    assert attempt(server, message=mail(), user="alice").code == 250
+    assert folders(server) == [""]
 
 
 def test_a_clean_mail_in_the_grey_area_is_accepted(scan: Start) -> None:
@@ -306,6 +322,50 @@ def test_outgoing_mail_is_signed(scan: Start, way: str) -> None:
     assert fields(content).count("DKIM-Signature") == 1
     assert re.search(rf"\bd={SIGNED};\s+s={SELECTOR};", content.decode("latin-1"))
     assert verified(content)
+
+
+@pytest.mark.parametrize("way", ["socket", "submission"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        b"To: root",
+        b"To: root (Charlie),\r\n\tAnna <anna>, bob@example.net\r\nCc: Doe, Alice <a@b.example>",
+        b'Cc: "root, they say" <root>\r\nTo: undisclosed-recipients:;',
+        "To: J\u00f6rg <j\u00f6rg>, ,".encode(),
+        b"To: " + b", ".join([b"user%d" % n for n in range(1000)]),
+    ],
+    ids=["root", "folded", "quoted", "8 bit", "many"],
+)
+def test_a_signature_is_good_of_addresses_without_a_domain(
+    scan: Start, way: str, to: bytes
+) -> None:
+    server = scan()
+    sender = f"alice@{SIGNED}"
+    plain = mail(sender=sender, body=b".x\r\n", score=-20)
+    message = plain.replace(b"To: alice@local.example", to)
+    if way == "socket":
+        server.submit(local(message), sender, ALICE)
+    else:
+        assert attempt(server, sender=sender, message=message, user="alice").code == 250
+    content = only(server)
+    assert fields(content).count("DKIM-Signature") == 1
+    assert re.search(rb"(?im)^\s*h=[^;]*\bto\b", content)
+    assert verified(content)
+
+
+def test_a_line_that_begins_an_mbox_file_costs_nothing(scan: Start) -> None:
+    server = scan()
+    line = b"From someone@good.example Mon Sep 17 00:00:00 2001\r\n"
+    for message in (mail(), line + mail()):
+        assert attempt(server, message=message).code == 250
+    scores = [
+        re.search(r"score (-?[\d.]+)/", each)
+        for each in logged(server, r"rspamd.*result=proceed", 2)
+    ]
+    assert scores[0]
+    assert scores[1]
+    assert scores[0][1] == scores[1][1]
+    assert sum(line.strip() in each.content for each in server.maildir("alice")) == 1
 
 
 def test_incoming_mail_is_not_signed(scan: Start) -> None:

@@ -6,14 +6,15 @@ against this, and this against real servers.
 
 from __future__ import annotations
 
-#: Bytes that smtpd has for an element with its domain and a final null.
-_BUFFER = 2048
 _FIELDS = frozenset({b"from", b"to", b"cc"})
 _SPACES = b" \t\n\v\f\r"
 
 
-def completed(lines: list[bytes], host: bytes) -> list[bytes]:
-    """The lines of a header block as smtpd delivers them; `host` is the listener's name."""
+def completed(lines: list[bytes], host: bytes, *, old: bool = False) -> list[bytes]:
+    """The lines of a header block as smtpd delivers them; `host` is the listener's name.
+
+    ``old``: as 6.8 does it, to which a backslash within quotes means nothing.
+    """
     result: list[bytes] = []
     at = 0
     while at < len(lines):
@@ -22,7 +23,7 @@ def completed(lines: list[bytes], host: bytes) -> list[bytes]:
             end += 1
         name, colon, value = b"\n".join(lines[at:end]).partition(b":")
         if colon and name.lower() in _FIELDS:
-            whole = name + colon + _list(value + b"\n", host)
+            whole = name + colon + _list(value + b"\n", host, old=old)
             result += whole.removesuffix(b"\n").split(b"\n")
         else:
             result += lines[at:end]
@@ -33,7 +34,8 @@ def completed(lines: list[bytes], host: bytes) -> list[bytes]:
 class _State:
     """Within a quote, a comment, behind a backslash."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, escapes_in_quotes: bool = False) -> None:
+        self._escapes_in_quotes = escapes_in_quotes
         self.quote = False
         self.comment = 0
         self.escape = False
@@ -45,16 +47,16 @@ class _State:
             self.quote = not self.quote
         if character == b")" and not self.escape and not self.quote and self.comment:
             self.comment -= 1
-        plain = not self.comment and not self.quote
-        self.escape = character == b"\\" and not self.escape and plain
+        means = not self.comment and (self._escapes_in_quotes or not self.quote)
+        self.escape = character == b"\\" and not self.escape and means
 
     @property
     def plain(self) -> bool:
         return not self.comment and not self.quote and not self.escape
 
 
-def _list(value: bytes, host: bytes) -> bytes:
-    state = _State()
+def _list(value: bytes, host: bytes, *, old: bool) -> bytes:
+    state = _State(escapes_in_quotes=not old)
     elements = [b""]
     for at in range(len(value)):
         character = value[at : at + 1]
@@ -96,8 +98,6 @@ class _Element:
 
 
 def _element(text: bytes, host: bytes) -> bytes:
-    if len(text) + len(host) + 1 >= _BUFFER:
-        return text
     element = _Element(text)
     if element.stays:
         return text
