@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DATAERR, TEMPFAIL, NOPERM = 65, 75, 77
 #: Where the controller listens by default.
 PORT = 11334
+#: Characters of a reply that are shown.
+_SHOWN = 150
 #: Bytes of a reply that are read.
 _REPLY = 1 << 16
 _URL = re.compile(
@@ -35,7 +37,12 @@ _URL = re.compile(
     r"(?P<below>/[^?#]*)?",
     re.ASCII,
 )
-_HEAD = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})\b[^\0]*?\r?\n\r?\n")
+# The status may have one digit: see `NO_REDIS`.
+_HEAD = re.compile(rb"HTTP/1\.[0-9] ([0-9]{1,3})\b ?([^\0\r\n]*)[^\0]*?\r?\n\r?\n")
+#: What is said beside the words of a controller that has lost its Redis. Those are misleading: that
+#: of 3.4 says 404 and "already learned" when the socket of its Redis is missing, and status 1 when
+#: nobody listens where it is.
+NO_REDIS = "rspamd probably can't reach its Redis: see its log"
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
 
 
@@ -77,7 +84,7 @@ class Controller:
             if not size:
                 raise Refused("an empty message", DATAERR)
             status, said = self._ask(file, size)
-        text = printable(said.decode("utf-8", "replace"))[:200]
+        text = printable(said.decode("utf-8", "replace"))[:_SHOWN]
         if status == 200:
             if b'"success":true' not in said.replace(b" ", b""):
                 raise Refused(f"no rspamd: {text}")
@@ -90,7 +97,8 @@ class Controller:
         cause = f"status {status}: {text}"
         if status in (401, 403):
             raise Refused(f"wrong password ({cause})", NOPERM)
-        # 404 is what a controller says when it has lost its Redis.
+        if "already learned" in text or "redis" in text.lower():
+            cause = f"{cause}; {NO_REDIS}"
         raise Refused(cause, DATAERR if status in (400, 413) else TEMPFAIL)
 
     def _ask(self, file: BinaryIO, size: int) -> tuple[int, bytes]:
@@ -182,4 +190,5 @@ def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
     size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
     while len(said) < size and (piece := receive()):
         said += piece
-    return status, said[:size]
+    # Without content the reason is all there is.
+    return status, said[:size] or found[2]

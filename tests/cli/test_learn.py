@@ -66,6 +66,7 @@ def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
         (Answer(b"Not found", 404), 75, "status 404: Not found"),
         # rspamd 3.4 without its Redis: nothing has been learned.
         (Answer(KNOWN.body, 404), 75, "status 404: "),
+        (Answer(b"", 1), 75, "status 1: Error"),
         (Answer(b"<html>"), 75, "no rspamd: <html>"),
         (Answer(b'{"success":false}'), 75, "no rspamd: "),
         (Answer(b"\x1b[2J\xff\n", 500), 75, "status 500: \\x1b[2J"),
@@ -88,6 +89,25 @@ def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Lear
         assert len(err) < 300
     else:
         assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "suspected"),
+    [
+        (Answer(KNOWN.body, 404), True),
+        (
+            Answer(b'{"error":"cannot get learned: error getting reply from redis server x"}', 500),
+            True,
+        ),
+        (Answer(b"Not found", 404), False),
+        (Answer(b'{"error":"invalid command"}', 500), False),
+    ],
+)
+def test_a_lost_redis_is_suspected(answer: Answer, call: Learn, *, suspected: bool) -> None:
+    call.rspamd.answer = answer
+    status, _, err = call("spam", stdin=MAIL)
+    assert status == 75
+    assert err.endswith("; rspamd probably can't reach its Redis: see its log\n") is suspected
 
 
 @pytest.mark.parametrize(
