@@ -281,7 +281,7 @@ def _put(said: Reply, headers: Headers, own: set[Field], name: str, value: str) 
 
 def _remove_others(headers: Headers, own: set[Field], name: str, kept: int = 0) -> None:
     """Remove the fields of that name but the first ones and the daemon's."""
-    named = [field for field in headers if field.key == name.lower()]
+    named = headers.fields(name)
     numbers = [number for number, field in enumerate(named, 1) if field not in own]
     headers.remove(name, numbers[kept:])
 

@@ -41,10 +41,11 @@ class Field:
     """One field as it stands in the block.  It never changes."""
 
     __match_args__ = ("name", "value")
-    __slots__ = ("_lines", "_match")
+    __slots__ = ("_key", "_lines", "_match")
 
     def __init__(self, lines: list[bytes]) -> None:
         self._lines = lines
+        self._key: str | None = None
         #: Made when it is needed first: most fields are never looked at.
         self._match: re.Match[bytes] | bool | None = None
 
@@ -63,7 +64,10 @@ class Field:
     @property
     def key(self) -> str:
         """The name in lower case."""
-        return self.name.lower()
+        key = self._key
+        if key is None:
+            key = self._key = self.name.lower()
+        return key
 
     @property
     def lines(self) -> tuple[bytes, ...]:
@@ -145,7 +149,7 @@ class Headers:
         self._changed = True
 
     def __iter__(self) -> Iterator[Field]:
-        return iter([entry for entry in self._parsed() if entry._parsed()])  # noqa: SLF001
+        return iter([entry for entry in self._parsed() if entry.key])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -169,6 +173,10 @@ class Headers:
     def get_all(self, name: str) -> list[str]:
         """The values of all fields of that name, from the top."""
         return list(self._values(name))
+
+    def fields(self, name: str) -> list[Field]:
+        """All fields of that name, from the top."""
+        return list(self._find(name))
 
     def names(self) -> list[str]:
         """The name of each field, as it is written, from the top."""
@@ -360,13 +368,13 @@ def _place(entries: list[Field], index: int) -> int:
     """
     if index < 0:
         for at in range(len(entries) - 1, -1, -1):
-            if entries[at].name:
+            if entries[at].key:
                 index += 1
                 if not index:
                     return at
         index = 0
     for at, entry in enumerate(entries):
-        if entry.name:
+        if entry.key:
             if not index:
                 return at
             index -= 1

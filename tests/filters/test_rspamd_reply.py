@@ -28,6 +28,7 @@ from smtpd_filters.filters._rspamd_reply import (
     parse,
 )
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
+from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.message import Message, SpoolError
 from smtpd_filters.protocol.decisions import Decision, Marked, Proceed, Reject
 
@@ -1124,6 +1125,52 @@ def test_json_is_read_up_to_its_limit(offset: str | None, *, sized: bool) -> Non
     response = Said(b" " * (MAX_JSON + 2), offset, piece=1 << 16, sized=sized)
     with pytest.raises(BadReplyError, match=r"^oversized reply$"):
         taken(response, Disk())
+
+
+@pytest.fixture
+def admitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The work of each piece that waits for its turn, in the units of `pace`."""
+    pieces = []
+    admit = Pace.admit
+
+    async def counted(self: Pace, work: int) -> None:
+        pieces.append(work)
+        await admit(self, work)
+
+    monkeypatch.setattr(Pace, "admit", counted)
+    return pieces
+
+
+def test_each_edit_is_a_piece_of_work(admitted: list[int]) -> None:
+    """Of the largest header, with the largest reply, no piece takes 50 ms of the others' time."""
+    message = mail(RECEIVED, b"X:\n" * 16_000 + MAIL)
+    body = {
+        "action": "add header",
+        "symbols": {f"S{n}": {"score": 1} for n in range(MAX_SYMBOLS)},
+        "dkim-signature": ["v=1"] * MAX_EDITS,
+        **milter(
+            add_headers={"X": [{"value": "v " * 100, "order": 8000}] * MAX_EDITS},
+            remove_headers={"X": list(range(1, MAX_EDITS))},
+            spam_header={f"Y{n}": "1" for n in range(MAX_EDITS)},
+        ),
+    }
+    applied(said(body), message, Options())
+    assert len(admitted) > 3 * MAX_EDITS
+    assert max(admitted) <= TURN
+
+
+def test_the_text_of_one_header_is_no_more_than_a_turn_can_take(admitted: list[int]) -> None:
+    applied(said(add(X="v " * (MAX_TEXT // 2 - 1))), mail(), Options())
+    assert max(admitted) == sum(admitted) - min(admitted)
+    assert max(admitted) < 50_000  # microseconds, about
+
+
+def test_a_reply_is_parsed_in_its_turn(admitted: list[int]) -> None:
+    content = b'{"action":"no action"}' + b" " * (MAX_JSON - 22)
+    taken(Said(content, piece=32 << 10), Disk())
+    assert len(admitted) > MAX_JSON >> 15
+    assert sorted(admitted)[-2] < TURN
+    assert max(admitted) < 50_000
 
 
 def test_few_large_replies_are_held_at_a_time() -> None:
