@@ -979,6 +979,26 @@ def test_the_order_of_things() -> None:
         held.release()
 
 
+def test_the_fields_of_a_name_and_other_lines() -> None:
+    headers = Headers([b"A: 1", b"b: 2", b"\t3", b"a: 4"])
+    for odd in ("\xe9", "", "C"):
+        assert headers.fields(odd) == []
+        assert headers.get_all(odd) == []
+    assert [field.value for field in headers.fields("a")] == ["1", "4"]
+    headers.insert(0, "A", "0")
+    assert [field.lines for field in headers.fields("A")] == [(b"A: 0",), (b"A: 1",), (b"a: 4",)]
+    headers.replace_lines([b"A: 5"])
+    assert headers.changed
+    assert headers.lines() == [b"A: 5"]
+    assert headers.get_all("a") == ["5"]
+
+
+def test_another_header_block_in_front_of_the_same_body() -> None:
+    with message([b"A: 1", b"", b"x"]) as held:
+        assert b"".join(held.iter_bytes(head=[b"B: 2"])) == b"B: 2\n\nx\n"
+        assert held.headers.lines() == [b"A: 1"]
+
+
 def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:
     with message(MAIL) as held:
         blocks = held.body(4)

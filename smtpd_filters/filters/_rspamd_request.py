@@ -74,8 +74,10 @@ class Facts:
 def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[str, str]], int]:
     """The fields of the request, and how many recipients there was no room for.
 
-    `admd` is smtpd's own name. The session has its reports up to the message's.
+    `admd` is smtpd's authserv-id. The session has its reports up to the message's.
     """
+    # smtpd completes addresses by the name of the listener: `addresses.mailbox`.
+    own = session.server_name or admd
     told = list(facts.own)
     told.append(("IP", _address(session)))
     told.append(("Hostname", _hostname(session)))
@@ -91,11 +93,11 @@ def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[s
     if session.tx is not None:
         told.append(("Queue-Id", safe(session.tx.msgid)))
         if session.tx.sender is not None:
-            told.append(("From", path(session.tx.sender, admd)))
-        recipients, left_out = _recipients(session.tx.recipients, admd)
+            told.append(("From", path(session.tx.sender, own)))
+        recipients, left_out = _recipients(session.tx.recipients, own)
         if facts.deliver_to and len(session.tx.recipients) == 1:
             # Of several the daemon could take but one, and that for all.
-            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], admd))))
+            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], own))))
         told += recipients
     return [(name, value) for name, value in told if value], left_out
 
@@ -116,24 +118,24 @@ def safe(text: str) -> str:
     return text[:MAX_VALUE].strip(" ")
 
 
-def mailbox(address: str, admd: str = "") -> str:
-    """An address as smtpd takes it: without relays in front, and with its own name if it has none.
+def mailbox(address: str, own: str = "") -> str:
+    """An address as smtpd takes it: without relays in front, with its own name if it has no domain.
 
     RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
     the source route specification". Of a route with a comma the daemon would make another address.
     """
     if address.startswith("@"):
         return address.partition(":")[2] or address
-    return f"{address}@{admd}" if address and admd and "@" not in address else address
+    return f"{address}@{own}" if address and own and "@" not in address else address
 
 
-def path(address: str, admd: str = "") -> str:
+def path(address: str, own: str = "") -> str:
     """An address in its angle brackets, which the daemon takes for one address.
 
     smtpd takes a:b@example.org; RFC 5321, 4.1.2 wants such a local part in quotes, and so does the
     daemon. Outside of quotes it would take a comma for the end of one address of several.
     """
-    clean = safe(mailbox(address, admd)).replace("<", "?").replace(">", "?")
+    clean = safe(mailbox(address, own)).replace("<", "?").replace(">", "?")
     local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")
     if not _PLAIN.fullmatch(local) and not _QUOTED.fullmatch(local):
         local = local.replace("\\", "\\\\").replace('"', '\\"')
@@ -161,11 +163,11 @@ def _hostname(session: Session) -> str:
     return safe(session.rdns)
 
 
-def _recipients(addresses: Sequence[str], admd: str) -> tuple[list[tuple[str, str]], int]:
+def _recipients(addresses: Sequence[str], own: str) -> tuple[list[tuple[str, str]], int]:
     told: list[tuple[str, str]] = []
     room = MAX_RECIPIENTS
     for at, address in enumerate(addresses):
-        value = path(address, admd)
+        value = path(address, own)
         room -= len("Rcpt: \r\n") + len(value.encode())
         if room < 0:
             return told, len(addresses) - at

@@ -233,6 +233,7 @@ def session(**changes: Any) -> Session:
     made = Session(b"7641df9771b4ed00")
     source = changes.pop("source", "192.0.2.1:33174").encode()
     made.apply("link-connect", (b"mail.example.com", b"pass", source, b"198.51.100.25:25"))
+    made.server_name = None
     made.method, made.identity, made.tls, made.username = "EHLO", "helo.example.com", None, None
     made.tx = Transaction("1ef1c203")
     made.tx.sender = changes.pop("sender", "bob@example.net")

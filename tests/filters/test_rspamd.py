@@ -220,6 +220,19 @@ def test_facts_of_the_session(stub: RspamdStub) -> None:
         assert request.get(name) == value
 
 
+def test_addresses_without_a_domain_are_of_the_listener(stub: RspamdStub) -> None:
+    with Conversation(Rspamd, "-url", stub.url, admd="other.example") as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("root")
+        client.rcpt_to("anna")
+        client.message(MESSAGE)
+    (request,) = stub.requests
+    assert request.get("From") == "<root@mx.example.org>"
+    assert request.get("Rcpt") == "<anna@mx.example.org>"
+    assert request.get("MTA-Name") == "other.example"
+
+
 def test_who_failed_to_authenticate_is_nobody(stub: RspamdStub) -> None:
     with Conversation(Rspamd, "-url", stub.url) as smtpd:
         client = smtpd.connect()

@@ -35,6 +35,7 @@ def session(
 ) -> Session:
     made = Session(b"7641df9771b4ed00")
     made.apply("link-connect", tuple({**CLIENT, **client}.values()))
+    made.server_name = None
     made.method, made.identity, made.tls, made.username = "EHLO", identity, tls, username
     made.tx = Transaction("1ef1c203")
     made.tx.sender = sender
@@ -86,7 +87,9 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_session_of_which_nothing_is_known() -> None:
-    unknown = Session(b"7641df9771b4ed00").expect(("identity", "tls", "username", "tx"))
+    unknown = Session(b"7641df9771b4ed00").expect(
+        ("server_name", "identity", "tls", "username", "tx")
+    )
     assert told(unknown, admd="") == {"Flags": ["milter,body_block"]}
 
 
