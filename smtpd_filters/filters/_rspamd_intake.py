@@ -66,18 +66,18 @@ class Intake:
             return None
         if self._codec is None or coding.lower() != "zstd":
             raise ReplyError("a reply in a coding that was not asked for")
-        return self._codec.decompress(response.pieces(), limit)
+        return _paced(self._codec.decompress(response.pieces(), limit))
 
     async def _take(self, parts: _Parts, pieces: AsyncIterator[bytes], status: int) -> Reply:
         holds = False
         try:
             async for piece in pieces:
-                await pace().admit(_PIECE + len(piece) // _PER_UNIT)
                 parts.take(piece)
                 if parts.size > SMALL and not holds:
                     holds = await self._large.acquire()
             parts.close()
-            await pace().admit(parts.size // _PER_UNIT)
+            if holds:
+                await pace().admit(parts.size // _PER_UNIT)
             reply = parse(status, b"".join(parts.json))
         except BaseException:
             parts.discard()
@@ -87,6 +87,13 @@ class Intake:
                 self._large.release()
         reply.block = parts.body
         return reply
+
+
+async def _paced(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pieces that are more than what came: each is a piece of work."""
+    async for piece in pieces:
+        await pace().admit(_PIECE + len(piece) // _PER_UNIT)
+        yield piece
 
 
 class _Parts:

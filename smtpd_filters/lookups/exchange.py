@@ -107,19 +107,23 @@ class Response:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The content in pieces as they come.  Raises BadReplyError beyond the request's limit."""
+        """The content in pieces as they come, each at its turn, with the work of taking it in.
+
+        Raises BadReplyError beyond the request's limit.
+        """
         from smtpd_filters.lookups.pace import pace  # asyncio is loaded by now
 
         self._taken = True
         size = self.size
         if size is not None and size > self._limit:
             raise BadReplyError(OVERSIZED)
+        admit = pace().admit
         taken = 0
         while part := await self._content.readany():
             taken += len(part)
             if taken > self._limit:
                 raise BadReplyError(OVERSIZED)
-            await pace().admit(_PIECE + len(part) // _PER_UNIT)
+            await admit(_PIECE + len(part) // _PER_UNIT)
             yield part
 
     def __repr__(self) -> str:

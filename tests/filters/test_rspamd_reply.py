@@ -1168,8 +1168,7 @@ def test_the_text_of_one_header_is_no_more_than_a_turn_can_take(admitted: list[i
 def test_a_reply_is_parsed_in_its_turn(admitted: list[int]) -> None:
     content = b'{"action":"no action"}' + b" " * (MAX_JSON - 22)
     taken(Said(content, piece=32 << 10), Disk())
-    assert len(admitted) > MAX_JSON >> 15
-    assert sorted(admitted)[-2] < TURN
+    assert admitted == [MAX_JSON // 100]
     assert max(admitted) < 50_000
 
 
