@@ -213,22 +213,21 @@ class _Loop:
             send(engine, channel)
             if may_work(engine, channel):
                 # The next turn comes behind what has been asked meanwhile.
-                self.turning = True
-                self.loop.call_soon(self._turn)
+                self._decided()
         writing = channel.size > 0
         if writing != self.writing:
-            self.writing = writing
             if writing:
                 self.loop.add_writer(channel.sink, self._turn)
             else:
                 self.loop.remove_writer(channel.sink)
+            self.writing = writing
         reading = channel.size < HIGH_WATER and not (self.ending or engine.stalled)
         if reading != self.reading:
-            self.reading = reading
             if reading:
                 self.loop.add_reader(channel.source, self._readable)
             else:
                 self.loop.remove_reader(channel.source)
+            self.reading = reading
 
     def _go_on(self) -> None:
         """Come back to what could not be taken in, if there is such."""
@@ -278,8 +277,8 @@ class _Loop:
         """There is something to be written."""
         if not self.turning:
             # Once for all that are done in this round of the loop; a write costs as much as they.
-            self.turning = True
             self.loop.call_soon(self._turn)
+            self.turning = True
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()
