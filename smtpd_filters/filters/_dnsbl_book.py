@@ -4,7 +4,11 @@ The law:
 
 1. A list is asked about what can be on it, and nothing else: addresses as RFC 5782 sections 2.1 and
    2.4 write them, names that the DNS could know. One that is off isn't asked (`_dnsbl_lists`).
-2. When the files that name lists are read again, what is known of a list that stays is kept.
+2. No name avoids a list because of its form. Where the DNS can't have the name in the list's zone,
+   because it is too long or has an impossible label, labels are removed from the left until it can.
+   The list has no entry for the whole name; an entry that covers the name from above, such as
+   `*.spam.example`, covers what is left. Such a name never counts in a client's favour.
+3. When the files that name lists are read again, what is known of a list that stays is kept.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Book:
         self._check()
 
     def _made(self) -> dict[str, list[List]]:
-        """Make the lists; those that are there already pass on what is known (law 2)."""
+        """Make the lists; those that are there already pass on what is known (law 3)."""
         there = {(kind, each.zone): each for kind in KINDS for each in self._lists[kind]}
         made: dict[str, list[List]] = {kind: [] for kind in KINDS}
         for kind, given in self._given.items():
@@ -126,13 +130,20 @@ class Book:
 
     def about_name(self, kind: str, name: str, *, trusted: bool = True) -> list[Asked]:
         """What is asked about a name; nothing about what is none."""
-        if not self._lists[kind] or not (subject := _domain(name)):
+        if not self._lists[kind]:
             return []
-        return [
-            (each, subject, f"{subject}.{each.zone}", trusted)
-            for each in self._lists[kind]
-            if codes.NAME not in each.off
-        ]
+        whole = canonical(name)
+        known = _known_to_dns(whole)
+        if not known:
+            return []
+        asked: list[Asked] = []
+        for each in self._lists[kind]:
+            if codes.NAME not in each.off:
+                # Room for two labels is left (`_dnsbl_sites.MAX_ZONE`).
+                subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
+                believed = trusted and subject == whole
+                asked.append((each, subject, f"{subject}.{each.zone}", believed))
+        return asked
 
     def about_sender(self, address: str) -> list[Asked]:
         """What is asked about the domain of a sender's address."""
@@ -148,12 +159,9 @@ def _reversed(address: str) -> tuple[str, str, str]:
     return codes.V4, f"{'.'.join(address.split('.')[::-1])}.", address
 
 
-def _domain(name: str) -> str:
-    """Give a name as lists are asked about it; "" for what is none, such as an address."""
-    try:
-        name = names.domain(canonical(name))
-    except ValueError:
-        return ""
+def _known_to_dns(name: str) -> str:
+    """Return the longest end of a canonical name that a list can have; "" for an address."""
+    name = names.ending(name)
     last = name.rpartition(".")
     # RFC 3696 section 2: a top-level domain isn't all numeric.
     return name if last[1] and not last[2].isdigit() else ""

@@ -18,7 +18,7 @@ import asyncio
 
 from smtpd_filters.filters import _dnsbl_codes as codes
 from smtpd_filters.filters._dnsbl_codes import NAME, V4, V6
-from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
+from smtpd_filters.lookups.outcome import INVALID, Found, NotFound, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ _REBINDING = (
     "which has a text (TXT): the name server removes answers in 127.0.0.0/8 (rebinding "
     "protection); exempt the list there"
 )
+
+#: Why a list has said nothing about a name that the resolver could not ask for.
+_NOT_ASKED = "not asked: the name can't be in the DNS"
 
 #: Seconds after which a list that is off is tested again, when nobody asks for it.
 RECHECK = 300.0
@@ -115,6 +118,8 @@ class List:
         if isinstance(outcome, Unavailable):
             self.silences += 1
             return Reading(trouble=outcome.cause, odd=self.silences >= SILENCES)
+        if isinstance(outcome, NotFound) and outcome.reason == INVALID:
+            return Reading(trouble=_NOT_ASKED)
         self.silences = 0
         if isinstance(outcome, NotFound):
             return _NOT_LISTED

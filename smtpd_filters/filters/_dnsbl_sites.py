@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.lookups.names import domain
+from smtpd_filters.lookups.names import MAX_NAME, domain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Characters of a zone. Every name with two labels of 63 (RFC 1035 section 2.3.4) fits in front of
+#: it, and so does an IPv6 address, which takes 64. Zones in use, keys included, have at most 70.
+MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
 #: A weight beyond is a slip of the finger.
 MAX_WEIGHT = 1_000_000
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
@@ -98,6 +101,8 @@ def parse(text: str) -> Site:
     # Flags that are lost among lists, and slips such as a missing end, are no zones.
     if "." not in zone or zone.startswith("-") or ".-" in zone:
         raise ValueError("the name of the list is not a domain name")
+    if len(zone) > MAX_ZONE:
+        raise ValueError(f"the name of the list is longer than {MAX_ZONE} characters")
     weight = 1
     if star:
         if not _WEIGHT.fullmatch(factor) or abs(int(factor)) > MAX_WEIGHT:

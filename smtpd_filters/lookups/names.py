@@ -14,7 +14,8 @@ import re
 # The underscore is let through: `_dmarc` and the like need it, and rDNS in the wild has it. Whether
 # a host may be called so is a policy's question, not the resolver's.
 MAX_NAME = 253
-_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*", re.ASCII)
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
+_NAME = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*", re.ASCII)
 
 # resolv.conf(5): MAXNS name servers are used; without any, the one on the local machine.
 MAX_NAMESERVERS = 3
@@ -30,6 +31,20 @@ def domain(text: str) -> str:
     if not text.isascii() or len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError("not a domain name")
     return name
+
+
+def ending(name: str, room: int = MAX_NAME) -> str:
+    """Return the longest end of a canonical name, in whole labels, that the DNS can have.
+
+    It has at most `room` characters; "" if not even the last label can be in the DNS.
+    """
+    labels = name[-room - 1 :].split(".")
+    if len(name) > room:
+        del labels[0]  # part of a label, or one character too many
+    begin = len(labels)
+    while begin and _LABEL.fullmatch(labels[begin - 1]):
+        begin -= 1
+    return ".".join(labels[begin:])
 
 
 def canonical(address: str) -> str:

@@ -214,9 +214,55 @@ def test_an_internationalised_domain_is_asked_about_in_the_form_of_the_dns(
         assert server.queries == [(f"xn--bd-via.example.{NAMES}", "A")]
 
 
-def test_a_name_that_is_too_long_with_the_list_is_not_listed(server: DNSServer) -> None:
-    helo = ".".join(["x" * 61] * 4)
-    assert verdict(server, "--helo", NAMES, helo=helo).verb == "proceed"
+LONG = ".".join(["x" * 60] * 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{LONG[-size:].lstrip('.')}.spam.example" for size in range(210, 242)),
+        f"{LONG}.x.spam.example",  # a name that is too long by itself
+        f"{'x' * 64}.spam.example",
+        f"a.{'x' * 64}.b.spam.example",
+        f"x\udcff{'y' * 60}.spam.example",
+    ],
+)
+@pytest.mark.parametrize("kind", ["rdns", "helo", "sender"])
+def test_no_name_is_too_long_for_a_list(kind: str, name: str) -> None:
+    lists = domains(NAMES, {"spam.example": "127.0.1.2", "*.spam.example": "127.0.1.2"})
+    with DNSServer(lists) as server, talking(server, f"--{kind}", NAMES) as smtpd:
+        come(smtpd)
+        server.queries.clear()
+        said = come(smtpd, **{kind: f"a@{name}" if kind == "sender" else name})
+        (asked, _), *_ = server.queries
+        assert said.refused
+        subject = asked.removesuffix(f".{NAMES}")
+        assert name.endswith(subject)
+        assert said.reply.split()[2] == subject
+        if len(name) <= 253 and name.isascii() and "x" * 64 not in name:
+            # One label more would have been too much.
+            assert subject == name or len(asked) > 253 - 61
+
+
+def test_a_name_that_is_cut_for_a_list_speaks_for_nobody() -> None:
+    lists = {
+        **addresses(ZONE, {BAD: "127.0.0.2"}),
+        **domains(ALLOW, {"x.example": "127.0.0.2", "*.x.example": "127.0.0.2"}),
+    }
+    with DNSServer(lists) as server:
+        flags = ("--client", f"{ZONE}*2", "--sender", f"{ALLOW}*-2", "--reject-at", "2")
+        assert verdict(server, *flags, sender="a@b.x.example").verb == "proceed"
+        assert verdict(server, *flags, sender=f"a@{LONG}.x.example").refused
+
+
+def test_a_list_whose_zone_leaves_no_room_is_refused_at_the_start() -> None:
+    zone = ".".join(["z" * 62] * 2)
+    longest = f"{'a' * 63}.{'b' * 63}.{zone}"
+    assert len(longest) == 253
+    with DNSServer(domains(zone, {longest[: -len(zone) - 1]: "127.0.0.2"})) as server:
+        assert verdict(server, "--helo", zone, helo=longest[: -len(zone) - 1]).refused
+    with pytest.raises(ConfigError, match="longer than 125 characters"):
+        Conversation(Dnsbl, "--helo", f"z{zone}")
 
 
 def test_an_allow_list_believes_a_reverse_name_only_if_it_is_confirmed() -> None:

@@ -12,7 +12,7 @@ from smtpd_filters.filters._dnsbl_lists import Watch as _Watch
 from smtpd_filters.filters._dnsbl_sites import parse
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
+from smtpd_filters.lookups.outcome import INVALID, NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import DNSServer
 from tests.filters.dnsbl_zones import (
@@ -119,6 +119,15 @@ def test_a_question_that_a_list_does_not_take_is_nothing() -> None:
 def test_not_listed() -> None:
     reading = made(ZONE).read(NotFound(NXDOMAIN, 60))
     assert (reading.points, reading.answers, reading.trouble, reading.odd) == (0, (), "", False)
+
+
+def test_what_could_not_be_asked_is_not_read_as_not_listed() -> None:
+    each = made(ZONE)
+    each.silences = 3
+    reading = each.read(NotFound(INVALID))
+    assert (reading.points, reading.answers, reading.odd) == (0, (), False)
+    assert reading.trouble == "not asked: the name can't be in the DNS"
+    assert each.silences == 3
 
 
 def test_silence_is_odd_when_it_lasts() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters import addresses
 from smtpd_filters.lookups import names
 
 if TYPE_CHECKING:
@@ -123,3 +124,46 @@ def test_resolv_conf(tmp_path: Path) -> None:
     assert names.resolv_conf(str(path)) == [("127.0.0.1", 53)]
     path.unlink()
     assert names.resolv_conf(str(path)) == [("127.0.0.1", 53)]
+
+
+@pytest.mark.parametrize(
+    ("name", "room", "end"),
+    [
+        ("a.b.example", 11, "a.b.example"),
+        ("a.b.example", 10, "b.example"),
+        ("a.b.example", 9, "b.example"),
+        ("a.b.example", 8, "example"),
+        ("a.b.example", 6, ""),
+        ("", 9, ""),
+        ("x" * 64 + ".b.example", 253, "b.example"),
+        ("a.b c.example", 253, "example"),
+        ("a..example", 253, "example"),
+        ("a.b.exämple", 253, ""),
+        ("a.b.", 253, ""),
+    ],
+)
+def test_the_end_of_a_name_that_can_be_asked_for(name: str, room: int, end: str) -> None:
+    assert names.ending(name, room) == end
+
+
+@given(
+    st.text("ab-_", min_size=1, max_size=70) | st.text(max_size=5),
+    st.lists(st.text("ab", min_size=1, max_size=63), min_size=1, max_size=8),
+    st.integers(1, 253),
+)
+def test_the_end_of_a_name_is_the_longest_that_is_one(
+    first: str, others: list[str], room: int
+) -> None:
+    name = addresses.canonical(".".join([first, *others]))
+    end = names.ending(name, room)
+    labels = name.split(".")
+    possible = [".".join(labels[cut:]) for cut in range(len(labels))]
+    valid = [each for each in possible if len(each) <= room and _is_domain(each)]
+    assert end == max(valid, key=len, default="")
+
+
+def _is_domain(text: str) -> bool:
+    try:
+        return names.domain(text) == text
+    except ValueError:
+        return False
