@@ -15,12 +15,13 @@ import re
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
 from smtpd_filters.filters._candidate import Candidate
+from smtpd_filters.filters._display_order import display_orders, is_directed
 from smtpd_filters.filters._encoded_words import decoded, is_in_order, outside
 from smtpd_filters.filters._sightings import sightings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from smtpd_filters.filters._sightings import Sighting
     from smtpd_filters.message import Headers
@@ -36,6 +37,9 @@ WORDS_MAX = 256
 #: Characters of different internationalised domains: four of the longest. To convert one takes
 #: some milliseconds.
 INTERNATIONAL_MAX = 1024
+#: Characters of texts with directional marks, in all readings. To find the order in which one is
+#: shown takes about a microsecond a character.
+DIRECTED_MAX = 2048
 
 # RFC 5322 section 3.2: a quoted string, a quoted pair, a literal, words, and single specials.  A
 # quote or bracket that isn't closed is a character like any other.
@@ -49,8 +53,10 @@ _AT = re.compile("@|\uff20|\ufe6b|=\\?")
 # Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
 # an `@` (a), literals (l).
 _FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*+")
-# Some programs show nothing for these, others end an address there.
+# Some programs show nothing for these, others end an address there. Those in the second set are
+# white space for some.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
+_CONTROLS_AND_SPACES = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]+")
 _BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
 
 
@@ -63,11 +69,13 @@ class Author:
 
     `addresses` are those that they give, or that a lenient reader could take for given. `possible`
     are further ways to read these, and names with an ``@`` that has no dot at its right
-    (``Bob @ Work``): no program sends mail there. `shown` are addresses in display names and
+    (``Bob @ Work``): no program sends mail there. So are addresses that only a reader sees, in the
+    order in which directional marks have a text shown. `shown` are addresses in display names and
     comments, which some programs show instead. Each is a set in order.
     """
 
     __slots__ = (
+        "_directed",
         "_given",
         "_international",
         "_looked_at",
@@ -84,6 +92,7 @@ class Author:
         self._given: set[tuple[str, str]] = set()
         self._seen: set[tuple[str, str]] = set()
         self._looked_at = 0
+        self._directed = 0
         self._international: dict[str, int] = {}
 
     def count(self, sighting: Sighting, *, shown: bool) -> None:
@@ -101,6 +110,14 @@ class Author:
                         f"From has internationalised domains of more than {INTERNATIONAL_MAX} "
                         "characters"
                     )
+
+    def count_directed(self, text: str) -> None:
+        """Count a text whose order is to be found; raises TooLargeError beyond `DIRECTED_MAX`."""
+        self._directed += len(text)
+        if self._directed > DIRECTED_MAX:
+            raise TooLargeError(
+                f"From has directional marks and more than {DIRECTED_MAX} characters"
+            )
 
 
 def values_of_from(headers: Headers) -> list[str]:
@@ -161,7 +178,7 @@ class _Field:
         if comments:
             # Programs that leave comments out may join what is around them.
             rest = "".join(each for at, each in enumerate(tokens) if at not in comments)
-            for sighting in self._sightings(rest):
+            for sighting, _ in self._sightings(rest):
                 author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
         self._add_shown(value)
         if self._shown and _is_malformed(value, tokens, comments):
@@ -183,8 +200,8 @@ class _Field:
         RFC 2047 section 5: an encoded word "MUST NOT appear in any portion of an 'addr-spec'".
         There are programs that decode it there.
         """
-        for sighting in self._sightings(text):
-            self._give(sighting, sighting.whole)
+        for sighting, is_plain in self._sightings(text):
+            self._give(sighting, sighting.whole if is_plain else "")
 
     def _add_address(self, angle: str) -> None:
         """Add what is in angle brackets."""
@@ -197,9 +214,9 @@ class _Field:
 
         That is against the syntax, and there are programs that take them for the author's.
         """
-        for sighting in self._sightings(outside(text)):
+        for sighting, is_plain in self._sightings(outside(text)):
             domain = sighting.domain
-            if "." in domain or domain[0] == "[":
+            if is_plain and ("." in domain or domain[0] == "["):
                 self._give(sighting, domain)
             else:
                 self._give(sighting, "")
@@ -218,21 +235,45 @@ class _Field:
         if '"' in value or "\\" in value:
             texts.append(_QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value))
         for text in texts:
-            for sighting in self._sightings(text, quoting=False):
+            for sighting, _ in self._sightings(text, quoting=False):
                 if Candidate(sighting.local_parts, sighting.whole) not in self._given:
                     for domain in sighting.domains:
                         self._shown[Candidate(sighting.local_parts, domain)] = None
 
-    def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[Sighting]:
-        """Find addresses in all readings of a text; raises TooLargeError."""
+    def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[tuple[Sighting, bool]]:
+        """Find addresses in all readings of a text, and whether each is one in plain sight.
+
+        Those that are not are in the text only as some programs show it. Raises TooLargeError.
+        """
         if not _AT.search(text):
             return
-        views = list(decoded(text))
-        views += [_CONTROLS.sub("", view) for view in views if _CONTROLS.search(view)]
-        for view in views:
+        views = decoded(text)
+        plain = dict.fromkeys(views)
+        has_controls = any(map(_CONTROLS_AND_SPACES.search, views))
+        if has_controls:
+            plain.update(dict.fromkeys(_CONTROLS.sub("", view) for view in views))
+        for view in plain:
             for sighting in sightings(view, quoting=quoting):
                 self._author.count(sighting, shown=not quoting)
-                yield sighting
+                yield sighting, True
+        if not has_controls and not any(map(is_directed, views)):
+            return
+        for view in self._as_shown(views):
+            if view not in plain:
+                for sighting in sightings(view, quoting=quoting):
+                    self._author.count(sighting, shown=not quoting)
+                    yield sighting, False
+
+    def _as_shown(self, views: Iterable[str]) -> dict[str, None]:
+        """Return the texts that some programs show instead of these; raises TooLargeError."""
+        found: dict[str, None] = {}
+        for view in views:
+            joined = _CONTROLS_AND_SPACES.sub("", view)
+            found[joined] = None
+            for text in {view: None, joined: None} if is_directed(view) else ():
+                self._author.count_directed(text)
+                found.update(dict.fromkeys(display_orders(text)))
+        return found
 
 
 def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.filters._from_field import (
     ADDRESSES_MAX,
+    DIRECTED_MAX,
     FROM_MAX,
     INTERNATIONAL_MAX,
     READINGS_MAX,
@@ -195,6 +197,59 @@ def test_ways_to_read_a_local_part(value: str, local_parts: tuple[str, ...]) -> 
     assert candidate.local_parts == local_parts
 
 
+RTL, END = "\u202e", "\u202c"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{RTL}gro.elpmaxe@ssob{END}",
+        f"{RTL}gro.elpmaxe@ssob",
+        f"x {RTL}gro.elpmaxe@ssob{END} y",
+        f"boss@{RTL}gro.elpmaxe{END}",
+        f"boss@{RTL}gro.elpmaxe",
+        f"{RTL}gro.elpmaxe{END}\u202dboss@",
+        f"{RTL}gro.\u202dexample{END}@ssob",
+        "\u2067\u2066example.org\u2069@\u2066boss\u2069\u2069",
+        "example.org\u200f@\u200fboss",
+        "boss@exam\nple.org",
+        "boss@exam\vple.org",
+        "boss@exam\fple.org",
+        "boss@exam\rple.org",
+        "boss@exam\r\nple.org",
+        "boss@exam\x1cple.org",
+        "boss@exam\x85ple.org",
+        "boss@exam\u2028ple.org",
+        "boss@exam\u2029ple.org",
+        "bo\x85ss@\x01exam\vple.org",
+        f"{RTL}gro.elp\x0bmaxe@ssob",
+    ],
+    ids=ascii,
+)
+def test_what_a_program_may_show_of_marks_and_controls(name: str) -> None:
+    word = f"=?utf-8?b?{base64.b64encode(name.encode()).decode()}?="
+    quoted = name.replace("\r\n", "\r")  # no line break is left in a field
+    for value in (f'"{quoted}" <a@b.example>', f"a@b.example ({quoted})", f"{word} <a@b.example>"):
+        author = read_from([value])
+        assert "a@b.example" in listed(author.addresses)
+        assert "boss@example.org" in listed([*author.shown, *author.possible]), ascii(value)
+    for value in (quoted, f"<{quoted}>", word, f"<{word}>", f"c@d.example, {quoted}"):
+        author = read_from([value])
+        assert "boss@example.org" in listed([*author.addresses, *author.possible]), ascii(value)
+
+
+def test_what_only_some_programs_show_is_no_claim_to_a_foreign_address() -> None:
+    for value in (f"Anna{RTL} <a@b.example>", "a@b.exam\vple", f"a@b.example{RTL}"):
+        author = read_from([value])
+        assert len(author.addresses) == 1, ascii(value)
+
+
+def test_there_is_a_limit_to_what_is_put_in_order() -> None:
+    assert read_from([f"{RTL}a <a@b.example>"]).addresses
+    with pytest.raises(TooLargeError, match="directional"):
+        read_from([f"{RTL}{'a' * DIRECTED_MAX}@b.example"])
+
+
 def test_all_fields_count() -> None:
     assert listed(read_from(["a@b", "root", "c@d"]).addresses) == ["a@b", "root", "c@d"]
 
@@ -289,6 +344,20 @@ HOSTILE = (
     "?=" + " " * 32_000,
     "".join(f"a@xn--{'a' * 40}{number}.example," for number in range(560)),
     "".join(f"a@b{number}\u00fc.example," for number in range(1800)),
+    *(
+        (marks * 2000)[: DIRECTED_MAX // 2]
+        for marks in (
+            "a@b\u202e",
+            "\u202e\u202da@",
+            "\u2068@",
+            "\u2068a@",
+            "\u2067@\u2069",
+            "a\u05d0@\u200f",
+            "<a@b\u200f>",
+            "1\u05d0,@\u202a",
+        )
+    ),
+    "\v" * 16_000 + "a@b\v" * 4000,
 )
 
 
@@ -339,7 +408,8 @@ PIECES = st.sampled_from(
     ["a", "@", "b.example", "<", ">", '"', "\\", "(", ")", ",", ";", ":", " ", ".", "[", "]",
      "=?utf-8?q?", "=40", "?=", "=?utf-8?b?QA==?=", "=?utf-7?q?+2AA-?=", "\0", "\udcff", "é",
      "=?gbk?q?=A3=C0?=", "=?utf-16?b?", "AEA=", "\uff20", "\u200d", "\u3002", "\x1b$B", "xn--",
-     "'", "_", "\u00b7", "ß", "\r", "=?x", "\u0308"]
+     "'", "_", "\u00b7", "ß", "\r", "=?x", "\u0308",
+     "\u202e", "\u202c", "\u2068", "\u2069", "\u200f", "\u2029", "\v", "\u05d0"]
 )  # fmt: skip
 WILD = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60)
 
