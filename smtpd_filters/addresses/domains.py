@@ -6,6 +6,10 @@ folding, every full stop is a dot, what can't be seen is left out. ``BÜCHER.exa
 with a combining diaeresis or in full-width letters, and ``XN--BCHER-KVA.Example.`` are all
 ``xn--bcher-kva.example``.
 
+**Address literals** (RFC 5321 section 4.1.3) are compared by the address that they stand for: smtpd
+takes ``[IPv6:2001:db8::1]`` and ``[192.0.2.1]`` with the tag and without it, however zeros are
+written. An IPv4-mapped IPv6 address is the IPv4 address.
+
 **IDNA 2003 and IDNA 2008.** They differ in four letters: `ß`, the final sigma, and the two
 joiners. IDNA 2003 wrote `ss` and a plain sigma and left the joiners out; IDNA 2008 keeps them, and
 registries sell ``xn--fa-hia.de`` (faß.de) and ``fass.de`` to different people. The canonical form
@@ -58,7 +62,8 @@ def canonical(domain: str) -> str:
     """Give the one form of a domain or address literal."""
     if domain.isascii():
         name = domain.lower().rstrip(".")
-        return _literal(name) if name[:1] == "[" and ":" in name else name
+        # An IPv4 address has one spelling.
+        return (literal(name) or name) if name[:1] == "[" and ":" in name else name
     if len(domain) > _FOLD_MAX:
         return folded(domain).rstrip(".")
     return _converted(domain)
@@ -75,6 +80,28 @@ def readings(domain: str) -> tuple[str, ...]:
     if (domain.isascii() and PREFIX not in first) or len(domain) > _FOLD_MAX:
         return (first,)
     return _readings(domain)
+
+
+def literal(domain: str) -> str:
+    """Return the canonical form of an address literal, and "" for anything else.
+
+    It is what smtpd takes for one: an IPv4 or IPv6 address in brackets, either behind `IPv6:` or
+    not.
+    """
+    name = domain.lower()
+    if name[:1] != "[" or name[-1:] != "]" or len(name) > _LITERAL_MAX or "%" in name:
+        return ""
+    from ipaddress import IPv4Address, IPv6Address  # only for this
+
+    inner = name[1:-1].removeprefix("ipv6:")
+    try:
+        if ":" not in inner:
+            return f"[{IPv4Address(inner)}]"
+        address = IPv6Address(inner)
+    except ValueError:
+        return ""
+    mapped = address.ipv4_mapped
+    return f"[{mapped}]" if mapped else f"[ipv6:{address.compressed}]"
 
 
 def in_unicode(domain: str) -> str:
@@ -167,16 +194,3 @@ def _decoded(label: str) -> str:
         return label[len(PREFIX) :].encode("ascii").decode("punycode")
     except (ValueError, OverflowError, IndexError):
         return label
-
-
-def _literal(name: str) -> str:
-    """RFC 5321 section 4.1.3: `[IPv6:2001:db8::1]`, whose zeros may be written or left out."""
-    if name[-1] != "]" or len(name) > _LITERAL_MAX:
-        return name
-    inner = name[1:-1].removeprefix("ipv6:")
-    from ipaddress import IPv6Address  # only for this
-
-    try:
-        return f"[ipv6:{IPv6Address(inner).compressed}]"
-    except ValueError:
-        return name

@@ -32,7 +32,7 @@ _LAST_AT = re.compile("@(?!@)")
 # What is at the right of an `@`: a literal; or atoms, perhaps behind marks, with white space around
 # the dots as in obs-domain (RFC 5322 section 4.4).
 _AFTER = re.compile(
-    rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]++:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
+    rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]*+:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
     rf"""({_IN_ATOM}++(?:\s*+\.\s*+{_IN_ATOM}++)*+))"""
 )
 _GAP = re.compile(r"\s+\.\s*|\.\s+")

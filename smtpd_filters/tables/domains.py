@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded
+from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded, literal
 from smtpd_filters.addresses.mailbox import Address, unquoted
 from smtpd_filters.tables.index import Index
 from smtpd_filters.tables.source import BLANKS
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # "top-level domain names not be all-numeric".
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*(?![0-9]+\Z)[a-z0-9_-]{1,63}")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # but for smtpd's star
-_LITERAL = re.compile(r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|ipv6:[0-9a-f:.]+)\]")
 # RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what no local part has without quotes.
 _NOT_IN_USERS = re.compile(r"""[\x00-\x20"(),:;<>@\[\\\]\x7f]""")
 # What a character beyond ASCII costs, in the unit of `source.STEP`: a name of them takes some ms.
@@ -262,7 +261,7 @@ def domain_entry(text: str, *, literals: bool = True) -> str:
     if name[:1] == "[":
         if not literals:
             raise ValueError("expected a name, not an address")
-        if not _LITERAL.fullmatch(name):
+        if not literal(name):
             raise ValueError("expected an address literal, [192.0.2.1] or [IPv6:2001:db8::1]")
         return name
     _check_name(name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.addresses import canonical, folded, in_unicode, readings
+from smtpd_filters.addresses import canonical, folded, in_unicode, literal, readings
 from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, invisible
 from tests.loading import loaded
 
@@ -49,6 +51,14 @@ ANY = st.text(
         ("[192.0.2.1]", "[192.0.2.1]"),
         ("[IPv6:2001:DB8:0:0::1]", "[ipv6:2001:db8::1]"),
         ("[2001:db8::1]", "[ipv6:2001:db8::1]"),
+        ("[IPv6:192.0.2.1]", "[192.0.2.1]"),
+        ("[::ffff:192.0.2.1]", "[192.0.2.1]"),
+        ("[IPv6:::FFFF:192.0.2.1]", "[192.0.2.1]"),
+        ("[ipv6:0:0:0:0:0:ffff:c000:201]", "[192.0.2.1]"),
+        ("[IPv6:::192.0.2.1]", "[ipv6:::c000:201]"),
+        ("\uff3b::ffff:192.0.2.1\uff3d", "[192.0.2.1]"),
+        ("[IPv6:2001:db8::0.0.0.1]", "[ipv6:2001:db8::1]"),
+        ("[IPv6:fe80::1%em0]", "[ipv6:fe80::1%em0]"),
         ("[IPv6:2001:db8::1", "[ipv6:2001:db8::1"),
         ("[IPv6:nonsense]", "[ipv6:nonsense]"),
         ("[IPv6:" + ":" * 80 + "]", "[ipv6:" + ":" * 80 + "]"),
@@ -63,6 +73,70 @@ ANY = st.text(
 )
 def test_canonical(written: str, form: str) -> None:
     assert canonical(written) == form
+
+
+@pytest.mark.parametrize(
+    ("written", "form"),
+    [
+        ("[192.0.2.1]", "[192.0.2.1]"),
+        ("[IPV6:2001:DB8::1]", "[ipv6:2001:db8::1]"),
+        ("[2001:db8::1]", "[ipv6:2001:db8::1]"),
+        ("192.0.2.1", ""),
+        ("[192.0.2.1", ""),
+        ("[192.0.2]", ""),
+        ("[192.0.2.01]", ""),
+        ("[192.0.2.256]", ""),
+        ("[IPv6:1]", ""),
+        ("[IPv6:IPv6:::1]", ""),
+        ("[fe80::1%em0]", ""),
+        ("[x]", ""),
+        ("[]", ""),
+        ("[", ""),
+        ("]", ""),
+        ("", ""),
+        ("[" + ":" * 80 + "]", ""),
+        ("[\u0661.2.3.4]", ""),
+        ("[\udcff]", ""),
+    ],
+)
+def test_address_literals(written: str, form: str) -> None:
+    assert literal(written) == form
+    if form:
+        assert canonical(written) == literal(form) == form
+
+
+def as_smtpd(text: str) -> bytes | None:
+    """What smtpd's `valid_domainpart` takes a literal for, in 16 bytes; None for none."""
+    inner = re.sub(r"(?i)\A\[(?:ipv6:)?", "", text)
+    if not text.startswith("[") or "]" not in inner or inner.index("]") != len(inner) - 1:
+        return None
+    for family in (socket.AF_INET6, socket.AF_INET):
+        try:
+            packed = socket.inet_pton(family, inner[:-1])
+        except (OSError, ValueError):
+            continue
+        return packed if len(packed) == 16 else bytes(10) + b"\xff\xff" + packed
+    return None
+
+
+@given(
+    st.tuples(
+        st.sampled_from(["[", "[IPv6:", "[ipv6:", "", "[IPv6"]),
+        st.ip_addresses(v=4).map(str)
+        | st.ip_addresses(v=6).map(str)
+        | st.ip_addresses(v=6).map(lambda address: address.exploded.upper())
+        | st.ip_addresses(v=4).map(lambda address: f"::ffff:{address}")
+        | st.ip_addresses(v=4).map(lambda address: f"2001:db8::{address}")
+        | st.text("0123456789abcdef:.", max_size=20),
+        st.sampled_from(["]", "", "]]"]),
+    )
+)
+def test_an_address_literal_is_what_smtpd_takes_for_one(parts: tuple[str, str, str]) -> None:
+    text = "".join(parts)
+    packed = as_smtpd(text)
+    assert bool(literal(text)) is (packed is not None)
+    if packed is not None:
+        assert as_smtpd(literal(text)) == packed
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ MAILSPLOIT = "=?utf-8?b?Ym9zc0BleGFtcGxlLm9yZw==?==?utf-8?q?=00?=@example.net"
         ('"x@y.example"@c.example', ["x@y.example@c.example"],
          ["x@y.example", "y.example@c.example"]),
         ("a@[IPv6:2001:db8::1]", ["a@[IPv6:2001:db8::1]"], []),
+        ("a@[IPv6:192.0.2.1]", ["a@[IPv6:192.0.2.1]"], []),
+        ("a@[::ffff:192.0.2.1]", ["a@[::ffff:192.0.2.1]"], []),
         ("a@b.example.", ["a@b.example"], []),
         # no syntax at all: what a lenient reader may see
         ("x@y.example <a@b.example>", ["x@y.example", "a@b.example"], []),
