@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.addresses import canonical, path
+from smtpd_filters.addresses import canonical, literal, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._asking import (
@@ -84,8 +84,8 @@ class Rcpt(Filter):
         )
         non_fqdn = check_option(
             "reject",
-            "What to do with a recipient without a domain, or with one that has no dot and isn't "
-            "ours. The postmaster needs no domain.",
+            "What to do with a recipient without a domain, or with one that isn't ours and has no "
+            "dot, or brackets without an address in them. The postmaster needs no domain.",
         )
         unknown_domain = check_option(
             "off",
@@ -297,16 +297,17 @@ class Rcpt(Filter):
         self._look_at_client(session, found)
         domain = canonical(address.domain)
         ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
-        literal = domain.startswith("[")
+        is_literal = bool(literal(domain))
         # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is to be understood.
-        if not ("." in domain or ours or literal) and (
+        is_name = "." in domain and domain[0] != "["
+        if not (is_name or ours or is_literal) and (
             domain or address.local.lower() != "postmaster"
         ):
             found.failed(self._non_fqdn, f"recipient {address} is not fully qualified")
         self._look_at_message(session, found)
         if self._trapped.on and not _note(self, session).trap:
             self._look_for_traps(session, address, found)
-        return domain if domain and not (ours or literal) else ""
+        return domain if domain and not (ours or is_literal) else ""
 
     def _look_at_message(self, session: Session, found: Findings) -> None:
         """Look at how many recipients it has already."""

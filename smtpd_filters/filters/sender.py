@@ -91,6 +91,8 @@ _BOGONS4 = (
 _BOGONS6 = (
     "::",  # RFC 4291: unspecified
     "::1",  # RFC 4291: loopback
+    "::/96",  # RFC 4291 section 2.5.5.1: IPv4-compatible, deprecated
+    "::ffff:0:0:0/96",  # RFC 2765: IPv4-translated, within a network
     "64:ff9b:1::/48",  # RFC 8215: local translation
     "100::/64",  # RFC 6666: discard
     "2001::/23",  # RFC 2928: protocol assignments, Teredo among them
@@ -138,7 +140,7 @@ class Sender(Filter):
         non_fqdn = check_option(
             "reject",
             "What to do with a sender without a domain, or whose domain is not fully qualified: "
-            "one without a dot.",
+            "one without a dot, or in brackets without an address in them.",
         )
         unknown = check_option(
             "reject",
@@ -240,7 +242,10 @@ class Sender(Filter):
         domain = domain_of(address)
         if domain[:1] == "[":
             literal, _ = read_address(domain)
-            if literal is not None and (bad := self._bad.match(write_address(literal))):
+            if literal is None:
+                reason = f"sender {address} has neither a domain nor an address"
+                findings.failed(self._checks["non_fqdn"], reason)
+            elif bad := self._bad.match(write_address(literal)):
                 findings.failed(self._checks["bad_mx"], f"sender {address} is in {bad}")
             return findings, ""
         if "." not in domain:

@@ -85,6 +85,10 @@ def test_a_recipient_without_a_full_domain(action: str, address: str) -> None:
         ("postmaster@mail", False),
         ("anna@[192.0.2.25]", True),
         ("anna@[IPv6:2001:db8::25]", True),
+        ("anna@[2001:db8::25]", True),
+        ("anna@[x]", False),
+        ("anna@[x.example]", False),
+        ("anna@[192.0.2]", False),
     ],
 )
 def test_which_domains_are_full(to: str, *, passes: bool) -> None:

@@ -59,6 +59,12 @@ def verdict(sender: str, *flags: str, **client: Any) -> Verdict:
         ('"bob@home"@example.net', ""),
         ("bob@[192.0.2.1]", ""),
         ("bob@[IPv6:2001:db8::1]", ""),
+        ("bob@[2001:db8::1]", ""),
+        ("bob@[x]", "non-fqdn"),
+        ("bob@[x.example]", "non-fqdn"),
+        ("bob@[10.1]", "non-fqdn"),
+        ("bob@[192.0.2.1", "non-fqdn"),
+        ("bob@[fe80::1%em0]", "non-fqdn"),
         ("", ""),
         ("bob", "non-fqdn"),
         ('"bob@example.net"', "non-fqdn"),
@@ -150,7 +156,8 @@ NULL = ("null.example", "null-odd.example")
 BAD = (
     "loop.example", "private.example", "local6.example", "several.example", "number.example",
     "localhost.example", "plain-loop.example", "unresolved.example", "odd.example",
-    "[127.0.0.1]", "[10.0.0.1]", "[IPv6:::1]",
+    "[127.0.0.1]", "[10.0.0.1]", "[IPv6:::1]", "[IPv6:::127.0.0.1]", "[::127.0.0.1]",
+    "[IPv6:10.0.0.1]", "[::ffff:10.0.0.1]",
 )  # fmt: skip
 MIXED = ("one-of-two.example", "mixed.example", "plain-mixed.example")
 FAILS = {
@@ -531,7 +538,8 @@ def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
         ("2001:db8::1", True), ("2001:4860::1", False), ("2a00::1", False),
         ("64:ff9b::909:909", False), ("64:ff9b::7f00:1", True), ("64:ff9b::c0a8:101", True),
         ("2002:909:909::1", False), ("2002:a00:1::1", True), ("2002:ac1f:1::1", True),
-        ("2002:ac20:1::1", False),
+        ("2002:ac20:1::1", False), ("::7f00:1", True), ("::909:909", True),
+        ("::ffff:0:7f00:1", True), ("::1:909:909", False),
     ],
 )  # fmt: skip
 def test_the_built_in_networks(address: str, *, bad: bool) -> None:
