@@ -5,7 +5,8 @@ Law
 1. A call here returns at once.  What is done to files is done in the order in which it was asked
    for.
 2. A write is whole: one that fails takes back what it has written, and is the last to its file.
-3. A failure is kept for whoever asks next (`Disk.failures`).
+3. A failure is kept for whoever asks next (`Disk.failures`).  So is that no thread can be started;
+   this is tried again for the next file.
 4. The thread takes no signal: those are for the thread that runs the filters.
 """
 
@@ -85,11 +86,22 @@ class Disk:
 
         Unless the file has failed by then; one that has failed is still closed.
         """
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="disk", daemon=True)
-            self._thread.start()
+        if self._thread is None and (file.failed or not self._start(file)):
+            return  # there is nothing to be closed
         self._jobs.put((file, job, size))
         self._given += size
+
+    def _start(self, file: File) -> bool:
+        """Start the thread, for a file that fails otherwise; whether that was possible."""
+        thread = Thread(target=self._run, name="disk", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # a limit of the user's or the system's
+            file.failed = True
+            self._failures.append((file, error))
+            return False
+        self._thread = thread
+        return True
 
     def failures(self) -> Iterator[tuple[File, Exception]]:
         """What has failed since the last call, each file at most once."""

@@ -590,6 +590,38 @@ def test_a_disk_that_is_full_at_the_end_is_no_matter(
     assert recordings(tmp_path)
 
 
+def test_without_a_thread_the_recording_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    started = 0
+
+    def start(_thread: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        raise RuntimeError("can't start new thread")
+
+    smtpd = SmtpdConnection()
+    now = [0.0]
+    heard = recorder(tmp_path, clock=lambda: now[0])
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        for at in (0.0, 1.0, 59.0, 61.0):
+            now[0] = at
+            heard.received(session(smtpd, A, lines=[b"lost: 1"]))
+            heard.received(b"")
+    # Once, and once more after a minute.
+    assert started == 2
+    now[0] = 130.0
+    heard.received(session(smtpd, A, lines=[b"kept: 1"]))
+    heard.close()
+    (recording,) = recordings(tmp_path)
+    assert b"lost" not in read_all(tmp_path)
+    assert b"kept" in recording.to_bytes()
+    said = capfd.readouterr().err
+    assert said.count("recording paused") == 1
+    assert """error="can't start new thread\"""" in said
+
+
 def test_a_directory_that_goes_away_is_no_matter(tmp_path: Path, capfd: Capture) -> None:
     directory = tmp_path / "gone"
     heard = recorder(directory)
