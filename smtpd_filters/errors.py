@@ -27,6 +27,11 @@ class UnavailableError(Exception):
         self.status = status
 
 
+def not_started(error: OSError | ImportError) -> ConfigError:
+    """Say why a process that lacks descriptors, or a module, can't serve."""
+    return ConfigError(f"cannot start: {os_reason(error) if isinstance(error, OSError) else error}")
+
+
 def os_reason(error: OSError) -> str:
     """Say why a file can't be used; if a permission is missing, also which user lacks it."""
     text = error.strerror or str(error)

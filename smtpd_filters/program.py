@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .chain import Chain
-from .errors import ConfigError
+from .errors import ConfigError, not_started
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import common_options, die, parse_flags
@@ -98,11 +98,14 @@ def serve_chain(
 
     What is wrong with them is a ConfigError.
     """
-    from .runtime import serve  # --help needs no loop
-    from .runtime.channel import Ends, ignore_hangup
+    try:
+        from .runtime import serve  # --help needs no loop
+        from .runtime.channel import Ends, ignore_hangup
 
-    # From here on the filters' own code runs, and what it prints must not get to smtpd.
-    ends = Ends()
+        # From here on the filters' own code runs, and what it prints must not get to smtpd.
+        ends = Ends()
+    except OSError as error:
+        raise not_started(error) from None
     ignore_hangup()
     log = Log(verbose=verbose)
     try:

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+from smtpd_filters.errors import not_started
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,11 +53,16 @@ def serve(  # noqa: PLR0913  # what a process has once
         channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
     else:
         channel = Channel(ends.source, ends.sink)
-    if service.later:
-        from .aio import run  # asyncio costs more than all the rest
-    else:
-        from .loop import run
-    status = run(engine, channel, service, log, watchdog)
+    try:
+        if service.later:
+            from .aio import run  # asyncio costs more than all the rest
+        else:
+            from .loop import run
+        status = run(engine, channel, service, log, watchdog)
+    except (OSError, ImportError) as error:
+        if engine.ready:
+            raise
+        raise not_started(error) from None
     _leave(status)
     return status
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import select
 import selectors
+import socket
 from collections import deque
 from time import monotonic
 
@@ -42,8 +43,11 @@ SHORTEST = 0.01
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends.  Returns the exit status."""
-    loop = _EventLoop(_selector(channel))
-    signals = Signals()
+    signals, selector = Signals(), _selector(channel)
+    for end in socket.socketpair():
+        # Without such a pair a loop is left half made, and complains when it is collected.
+        end.close()
+    loop = _EventLoop(selector)
     watchdog.install()
     # What has been loaded stays: no search need walk through it.
     gc.freeze()

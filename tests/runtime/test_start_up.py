@@ -176,3 +176,44 @@ def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:
         preexec_fn=lambda: os.closerange(0, 3),
     )
     assert done.returncode == 2
+
+
+LIMITED = (
+    "import importlib, resource, sys; name, number, *flags = sys.argv[1:]; "
+    "module = importlib.import_module(f'smtpd_filters.filters.{name}'); "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (int(number), int(number))); "
+    "sys.exit(module.main(flags))"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("sender", ["--nameserver", "127.0.0.1:9"]),  # on asyncio
+        ("mailfrom", ["--domains", "example.org"]),
+        ("trace", ["--record", "/tmp"]),  # noqa: S108  # nothing is recorded
+    ],
+)
+def test_without_descriptors_a_filter_ends_with_one_line_or_serves(
+    name: str, flags: list[str]
+) -> None:
+    statuses = []
+    for number in range(4, 13):
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, name, str(number), *flags],
+            input=GREETING,
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+            timeout=PATIENCE,
+        )
+        statuses.append(done.returncode)
+        ready = done.stdout.endswith(b"register|ready\n")
+        assert (done.returncode, ready) in {(0, True), (2, False)}, done.stderr
+        if not ready:
+            assert done.stdout == b""
+            (line,) = done.stderr.decode().splitlines()
+            assert line.startswith(f"filter-{name}: "), line
+            assert "Too many open files" in line
+    assert statuses == sorted(statuses, reverse=True)
+    assert {statuses[0], statuses[-1]} == {0, 2}
