@@ -2,7 +2,7 @@
 
 A text may say that a part of it runs from right to left: ``<RLO>gro.elpmaxe@ssob`` is shown as
 ``boss@example.org``. `display_orders` gives such a text as it is shown, by the Unicode
-Bidirectional Algorithm (UAX #9).
+Bidirectional Algorithm (UAX #9); docs/decisions/display-order.md says why.
 
 **Invariants**
 
