@@ -19,6 +19,7 @@ from smtpd_filters.protocol.filter_side import (
     UnsupportedProtocolError,
 )
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.protocol.transit import Transit
 from smtpd_filters.protocol.vocabulary import PHASES
 
 TYPE_CHECKING = False
@@ -395,6 +396,51 @@ def test_a_line_on_which_our_code_fails_does_not_hold_up_the_others() -> None:
         script.say(request("ehlo") + request("noop", token=L))
     assert resumed(script)
     assert script.written() == [result(b"proceed", token=L)]
+
+
+LOST = b"reject|452 4.3.1 Insufficient system storage"
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def test_a_message_of_which_lines_are_lost_for_want_of_memory_is_refused() -> None:
+    script = Script()
+    script.say(lines(b"A: 1"))
+    script.then = no_memory
+    script.say(lines(b"x", b"y"))
+    script.then = lambda _session: None
+    script.connection.pass_through(A)
+    script.say(lines(end=True))
+    assert script.say(request("commit")) == [result(LOST)]
+    assert script.remarks() == ["mail: refused: lines lost for want of memory"]
+    # The next one is whole.
+    script.say(lines(b"A: 1", session=B))
+    script.connection.spoil(b"0000000000000000")
+    script.connection.pass_through(B)
+    script.say(lines(end=True, session=B))
+    assert script.say(request("commit", session=B)) == [result(b"proceed", session=B)]
+
+
+def test_a_message_that_is_spoilt_is_refused() -> None:
+    script = Script(pass_all=True)
+    script.say(lines(b"A: 1"))
+    script.connection.spoil(A)
+    script.say(lines(end=True))
+    assert script.say(request("commit")) == [result(LOST)]
+
+
+@pytest.mark.parametrize("method", ["all_known", "_passed"])
+def test_lines_that_cannot_be_handled_together_are_handled_one_by_one(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(pass_all=True)
+    script.say(lines(b"A: 1"))
+    monkeypatch.setattr(Transit, method, no_memory)
+    assert script.say(lines(b"x", b"y")) == back(b"x", b"y")
+    monkeypatch.undo()
+    assert script.say(lines(b"z", b"", end=True)) == back(b"z", b"", b".")
 
 
 # -- messages ----------------------------------------------------------------------------
