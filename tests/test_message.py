@@ -518,6 +518,46 @@ def test_replacing_and_removing_leave_all_other_lines_and_their_order(
 TINY = 1
 
 
+@given(lines_of_mail, st.sampled_from(["A", "a", "b", "", "A:", "A ", "\n", "é", ":", "From a"]))
+@example([b" x", b"A: 1", b" y", b"\tz", b"a :", b"A", b"AA: 2", b"a: 3"], "A")
+def test_removing_all_of_a_name_is_the_same_in_a_block_that_is_not_parted(
+    lines: list[bytes], name: str
+) -> None:
+    parted, whole = Headers.parse(lines), Headers.parse(lines)
+    parted.names()
+    assert whole.remove(name) == parted.remove(name)
+    assert whole.lines() == parted.lines()
+    assert whole.changed == parted.changed
+    assert whole.remove(name) == 0
+
+
+def test_names_are_removed_by_walks_over_the_block_only_if_they_are_few() -> None:
+    headers = Headers.parse([b"A%d: %d" % (number, number) for number in range(100)])
+    for number in range(99):
+        assert headers.remove(f"a{number}") == 1
+    assert headers.lines() == [b"A99: 99"]
+
+
+def test_replacing_what_has_been_looked_for() -> None:
+    headers = Headers.parse([b"A: 1", b"B: 2", b"A: 3"])
+    assert headers.remove("B", 2) == 0
+    assert headers.replace("a", "4", 2)
+    assert headers.get_all("A") == ["1", "4"]
+    headers.insert(1, "A", "5")
+    assert headers.get_all("A") == ["1", "5", "4"]
+    assert headers.remove("C", -1) == 0
+    assert Headers.parse([b"A: 1"]).remove("é", 1) == 0
+
+
+def test_parted_blocks_go_back_to_what_they_were() -> None:
+    headers = Headers.parse([b"A: 1", b"B: 2"])
+    headers.replace("B", "3")
+    before = headers.snapshot()
+    headers.replace("B", "4")
+    headers.restore(before)
+    assert headers.lines() == [b"A: 1", b"B: 3"]
+
+
 def joined(lines: list[bytes]) -> bytes:
     return b"".join(text + b"\n" for text in lines)
 

@@ -12,9 +12,9 @@ Counting
     Names match case-insensitively.  Counting is over fields, from the top, and starts at 1 for the
     nth of a name (as in smfi_chgheader) and at 0 for a place in the block (as in smfi_insheader).
 Linear time
-    A block may have 16,000 fields.  Finding, adding and removing fields by name walks over its
-    lines in C and creates no object for each of them; what has to part the block into fields does
-    so once.
+    A block may have 16,000 fields.  Finding fields by name, adding them at the top or the bottom
+    and removing all of a name walks over its lines in C and creates no object for each of them;
+    what has to part the block into fields does so once.
 """
 
 from __future__ import annotations
@@ -34,32 +34,54 @@ if TYPE_CHECKING:
 # RFC 5322 section 2.2, and 4.5 for the white space that old software puts before the colon.
 # Possessive, since a line without a colon can't match after backtracking either.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+_NAME = re.compile(rb"[!-9;-~]++")
 _WHITE = (b" ", b"\t")
+# What stands behind the name of a field that is removed: the rest of its lines.
+_REST = rb"[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+"
+#: How often all fields of a name are removed by a walk over the block, before it is parted.
+_WALKS = 8
 
 
 class Field:
     """One field as it stands in the block.  It never changes."""
 
     __match_args__ = ("name", "value")
-    __slots__ = ("_key", "_lines", "_match")
+    __slots__ = ("_key", "_lines", "_name_end", "_value_at")
 
-    def __init__(self, lines: list[bytes]) -> None:
+    def __init__(self, lines: bytes | list[bytes]) -> None:
+        #: A line on its own is kept without a list: a block may have 16,000 fields.
         self._lines = lines
         self._key: str | None = None
-        #: Made when it is needed first: most fields are never looked at.
-        self._match: re.Match[bytes] | bool | None = None
+        #: Where in the first line the name ends (0: it is no field) and the value begins.  Looked
+        #: for when it is needed first: most fields are never looked at.
+        self._name_end = -1
+        self._value_at = 0
 
-    def _parsed(self) -> re.Match[bytes] | None:
-        match = self._match
-        if match is None:
-            match = self._match = _FIELD.match(self._lines[0]) or False
-        return match or None  # type: ignore[return-value]  # True is never stored
+    def _continue(self, line: bytes) -> None:
+        """Take a further line, while the block is parted."""
+        if isinstance(self._lines, bytes):
+            self._lines = [self._lines]
+        self._lines.append(line)
+
+    @property
+    def _first(self) -> bytes:
+        lines = self._lines
+        return lines if isinstance(lines, bytes) else lines[0]
+
+    def _parsed(self) -> int:
+        """Where the name ends; 0 if it is no field."""
+        end = self._name_end
+        if end < 0:
+            match = _FIELD.match(self._first)
+            end = self._name_end = match.end(1) if match else 0
+            self._value_at = match.end() if match else 0
+        return end
 
     @property
     def name(self) -> str:
         """The name as it is written; "" for lines that are no field."""
-        match = self._parsed()
-        return match[1].decode("ascii") if match else ""
+        end = self._parsed()
+        return self._first[:end].decode("ascii") if end else ""
 
     @property
     def key(self) -> str:
@@ -72,7 +94,8 @@ class Field:
     @property
     def lines(self) -> tuple[bytes, ...]:
         """The raw lines, without line ends."""
-        return tuple(self._lines)
+        lines = self._lines
+        return (lines,) if isinstance(lines, bytes) else tuple(lines)
 
     @property
     def value(self) -> str:
@@ -80,8 +103,8 @@ class Field:
 
         What isn't UTF-8 is kept as surrogate escapes.
         """
-        match = self._parsed()
-        return _value(self._lines, match.end() if match else 0)
+        self._parsed()
+        return _value(self.lines, self._value_at)
 
     def __repr__(self) -> str:
         return f"Field({self.name!r}, {self.value!r})"
@@ -98,7 +121,7 @@ class Headers:
     at it.
     """
 
-    __slots__ = ("_changed", "_entries", "_gone", "_index", "_lines", "_text", "cut")
+    __slots__ = ("_changed", "_entries", "_gone", "_index", "_lines", "_text", "_walks", "cut")
 
     def __init__(self, lines: Iterable[bytes] = (), *, cut: bool = False) -> None:
         #: The block as lines, until something has to part it into entries; and these lines in lower
@@ -106,10 +129,12 @@ class Headers:
         self._lines = list(lines)
         self._text = b""
         self._entries: list[Field] | None = None
-        #: Of the entries: which have been removed, and the others by their names in lower case.
+        #: Of the entries: which have been removed, and the others by their names in lower case;
+        #: None where one has been added since.
         self._gone: set[Field] = set()
-        self._index: dict[str, list[Field]] = {}
+        self._index: dict[str, list[Field] | None] = {}
         self._changed = False
+        self._walks = 0
         self.cut = cut
 
     @classmethod
@@ -139,7 +164,7 @@ class Headers:
         """The raw lines of the block as it is now."""
         if self._entries is None:
             return list(self._lines)
-        return [line for entry in self._settled() for line in entry._lines]  # noqa: SLF001  # of one module
+        return _lines_of(self._settled())
 
     def replace_lines(self, lines: Iterable[bytes]) -> None:
         """Put other raw lines in the place of all; they must be those of one block."""
@@ -189,7 +214,7 @@ class Headers:
         if self._entries is not None:
             # Opaque lines that begin with white space are one entry, and only at the top.
             entries = self._settled()
-            at = 1 if entries and entries[0]._lines[0].startswith(_WHITE) else 0  # noqa: SLF001
+            at = 1 if entries and entries[0]._first.startswith(_WHITE) else 0  # noqa: SLF001
             self._insert(at, Field(new), name)
             return
         # Continuation lines that continue nothing would continue the new field.
@@ -233,8 +258,9 @@ class Headers:
         if abs(nth) <= len(found):
             entries = self._settled()
             old = found[nth - 1 if nth > 0 else nth]
-            entries[entries.index(old)] = Field(new)
-            self._index.pop(name.lower(), None)
+            at = entries.index(old)
+            entries[at] = Field(new)
+            found[found.index(old)] = entries[at]
             self._changed = True
             return True
         if add:
@@ -247,6 +273,8 @@ class Headers:
         Several numbers are all counted over the fields as they are before the call. Returns how
         many fields were removed.
         """
+        if nth == 0 and self._entries is None and self._walks < _WALKS:
+            return self._remove_all(name)
         found = self._find(name)
         chosen: set[Field] = set()
         for number in (nth,) if isinstance(nth, int) else nth:
@@ -276,15 +304,10 @@ class Headers:
 
     def _places(self, name: str) -> list[tuple[int, int]]:
         """The lines that begin fields of that name, and where their values begin."""
-        try:
-            key = b"\n" + name.lower().encode("ascii")
-        except UnicodeEncodeError:
+        key = self._key(name)
+        if not key:
             return []
-        if len(key) == 1:
-            return []
-        if not self._text:
-            self._text = b"\n".join([b"", *self._lines]).lower()
-        text = self._text
+        text = self._searchable()
         found = []
         number, before = 0, 0
         at = text.find(key)
@@ -297,6 +320,34 @@ class Headers:
             at = text.find(key, at + 1)
         return found
 
+    def _remove_all(self, name: str) -> int:
+        """Remove all fields of that name without parting the block."""
+        key = self._key(name)
+        if not key or key not in self._searchable():
+            return 0
+        text = b"\n".join([b"", *self._lines])
+        kept, count = re.subn(re.escape(key) + _REST, b"", text, flags=re.IGNORECASE)
+        if count:
+            self._lines = kept.split(b"\n")[1:]
+            self._text = b""
+            self._changed = True
+            self._walks += 1
+        return count
+
+    def _key(self, name: str) -> bytes:
+        """What the fields of that name begin with in `_searchable`; empty if there can be none."""
+        try:
+            key = name.lower().encode("ascii")
+        except UnicodeEncodeError:
+            return b""
+        return b"\n" + key if _NAME.fullmatch(key) else b""
+
+    def _searchable(self) -> bytes:
+        """The lines in lower case, as one text, each behind a line feed."""
+        if not self._text:
+            self._text = b"\n".join([b"", *self._lines]).lower()
+        return self._text
+
     def _find(self, name: str) -> list[Field]:
         """The fields of that name; the block is parted only if there are any."""
         key = name.lower()
@@ -305,23 +356,21 @@ class Headers:
         entries = self._parsed()
         if not self._index:
             self._index = _by_name(entries)
-        if key not in self._index:
-            # It was not there, or has been inserted since.
-            self._index[key] = [field for field in entries if field.key == key]
-        return self._index[key]
+        found = self._index.get(key, [])
+        if found is None:
+            found = self._index[key] = [field for field in entries if field.key == key]
+        return found
 
     # -- as entries ----------------------------------------------------------------------
 
     def _parsed(self) -> list[Field]:
         if self._entries is None:
             entries: list[Field] = []
-            lines: list[bytes] = []
             for line in self._lines:
-                if lines and line.startswith(_WHITE):
-                    lines.append(line)
+                if entries and line.startswith(_WHITE):
+                    entries[-1]._continue(line)  # noqa: SLF001  # of one module
                 else:
-                    lines = [line]
-                    entries.append(Field(lines))
+                    entries.append(Field(line))
             self._set_entries(entries)
             self._lines = []
             self._text = b""
@@ -344,18 +393,30 @@ class Headers:
 
     def _insert(self, at: int, new: Field, name: str) -> None:
         self._settled().insert(at, new)
-        self._index.pop(name.lower(), None)
+        if self._index:
+            self._index[name.lower()] = None
 
 
-def _by_name(entries: list[Field]) -> dict[str, list[Field]]:
+def _by_name(entries: list[Field]) -> dict[str, list[Field] | None]:
     index: dict[str, list[Field]] = {}
     for entry in entries:
         if key := entry.key:
             index.setdefault(key, []).append(entry)
-    return index
+    return index  # type: ignore[return-value]  # whose values may become None
 
 
-def _value(lines: list[bytes], colon: int) -> str:
+def _lines_of(entries: list[Field]) -> list[bytes]:
+    found: list[bytes] = []
+    for entry in entries:
+        lines = entry._lines  # noqa: SLF001  # of one module
+        if isinstance(lines, bytes):
+            found.append(lines)
+        else:
+            found += lines
+    return found
+
+
+def _value(lines: Iterable[bytes], colon: int) -> str:
     # RFC 5322 section 2.2.3: unfolding takes away the line breaks and nothing else.
     value = b"".join(lines)[colon:].strip(b" \t")
     return value.decode("utf-8", "surrogateescape")
