@@ -849,6 +849,47 @@ def test_what_goes_back_comes_in_bounded_lists() -> None:
             assert all(len(joined(part)) <= CHUNK + 30_001 or len(part) == 1 for part in lists)
 
 
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("count", [3, 5000])
+def test_an_edited_header_waits_within_the_budget(*, count: int, replace: bool) -> None:
+    spool = Spool()
+    lines = [b"A: 1"] * count + [b"", b"body"]
+    with message(lines, spool=spool) as held:
+        before = spool.used
+        if replace:
+            held.replace_body(b"other\n")
+        else:
+            held.headers.prepend("X", "1")
+        held.release()
+        edited = spool.used - before
+        assert (edited if not replace else spool.used) >= 5 * count
+        # As one block, not with an object for each line.
+        assert edited <= 7 * count + 2 * STORE_COST + 1024
+        sent = 0
+        while some := held.drain():
+            sent += len(some)
+        assert held.drained
+        assert sent == len(lines) + (not replace)
+    assert spool.used == 0
+
+
+def test_a_message_of_which_nothing_is_left() -> None:
+    with message([b"A: 1"]) as held:
+        held.headers.remove("A")
+        assert wire(held) == []
+        assert held.drained
+
+
+def test_an_edited_header_that_is_not_sent_leaves_nothing_behind() -> None:
+    spool = Spool(memory=TINY)
+    with message([b"A: 1"] * 5000 + [b"", b"body"], spool=spool) as held:
+        held.headers.prepend("X", "1")
+        held.release()
+        held.drain()
+        assert spool.on_disk > 0
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
 def test_readers_do_not_disturb_each_other() -> None:
     lines = [b"", *(b"%d" % number for number in range(100))]
     with message(lines, spool=Spool(memory=TINY)) as held:
@@ -1102,6 +1143,17 @@ def test_a_full_disk_under_another_body(size: int) -> None:
         with pytest.raises(SpoolError, match="No space left on device"):
             held.replace_body(b"x\n" * size)
         assert wire(held) == MAIL
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_under_an_edited_header() -> None:
+    spool = Spool()
+    with message([b"A: 1"] * 5000 + [b""], spool=spool) as held:
+        held.headers.prepend("X", "1")
+        spool.memory = TINY
+        with pytest.raises(SpoolError, match="No space left"):
+            held.release()
+    assert (spool.used, spool.on_disk) == (0, 0)
 
 
 def test_a_spool_that_can_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ Byte for byte
     What goes back is what came, unless it was edited: the header as `headers` was, the body as
     `replace_body` was told.
 Bounded
-    Lines are kept in a `Spool`.  The header block is held as lines only from the time at which it
-    is asked for to the time at which it is released, and nothing is read back in larger pieces
-    than a chunk.
+    Lines are kept in a `Spool`, those of an edited header block as well.  The header block is held
+    as lines only from the time at which it is asked for to the time at which it is released, and
+    nothing is read back in larger pieces than a chunk.
 One header block
     The block ends before the first empty line, or at `Spool.header`: what lies beyond is body, and
     `Headers.cut` is true.  It is cut in front of a field, so that what a filter appends does not
@@ -28,7 +28,7 @@ from itertools import accumulate, chain, takewhile
 
 from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
 from smtpd_filters.message.headers import Headers
-from smtpd_filters.message.spool import CHUNK, LINE_COST, ROWS, Spool, Store
+from smtpd_filters.message.spool import CHUNK, LINE_COST, Spool, Store
 from smtpd_filters.protocol.lines import break_line
 
 TYPE_CHECKING = False
@@ -108,8 +108,9 @@ class Message:
         "_body",
         "_body_at",
         "_closed",
-        "_edited",
         "_former",
+        "_head",
+        "_head_at",
         "_head_lines",
         "_head_size",
         "_header_seen",
@@ -133,9 +134,10 @@ class Message:
         #: Bodies that were replaced, as long as that may be undone.
         self._former: list[tuple[Store, int, bool]] = []
         self._closed = False
-        #: What is sent of an edited header; what has been sent of the body: bytes, and lines of a
-        #: store that is still small.
-        self._edited: list[bytes] = []
+        #: The header as it is sent, if it is not the store's, and how many bytes of it have been.
+        self._head: Store | None = None
+        self._head_at = 0
+        #: What has been sent of the body: bytes, and lines of a store that is still small.
         self._at = self._row = 0
 
     # -- coming in -----------------------------------------------------------------------
@@ -180,11 +182,16 @@ class Message:
         """What the header block takes in memory as lines, in bytes."""
         return self._head_size + LINE_COST * self._head_lines
 
+    @property
+    def stored(self) -> int:
+        """The bytes of the message as it came, so far, dot-stuffed."""
+        return self._store.size
+
     def discard(self) -> None:
         """Free what the message takes, whatever state it is in.  It can't be used any more."""
         self._header_seen = self._closed = True
         self._headers = Headers()
-        self._edited = []
+        self._drop_head()
         self._forget()
         self._body.discard()
         self._store.discard()
@@ -331,9 +338,12 @@ class Message:
         if edited or replaced:
             if headers is None:
                 headers = self._read_headers()
-            self._edited = stuff(headers.lines()) if edited else self._raw_header()
+            lines = stuff(headers.lines()) if edited else self._raw_header()
             if self._blank:
-                self._edited.append(b"")
+                lines.append(b"")
+            if lines:
+                self._head = Store(self._spool)
+                self._head.append(lines, sum(map(len, lines)) + len(lines))
             self._at = self._body_at
             self._row = self._head_lines + self._blank
         if replaced:
@@ -350,30 +360,45 @@ class Message:
 
         There are none when everything that was fed has been drained.  Raises SpoolError.
         """
-        edited = self._edited
-        if len(edited) > ROWS or (edited and sum(map(len, edited)) > CHUNK):
-            count = _fitting(edited)
-            self._edited = edited[count:]
-            return edited[:count]
-        self._edited = []
+        if self._head is not None:
+            return self._drain_head(self._head)
         body = self._body
         small = body.lines
         if small is not None:
             rows, self._row = small[self._row :], len(small)
             self._at = body.size
-            return [*edited, *rows] if edited else rows
-        if edited:
-            return edited
+            return rows
         rows, self._at = body.rows(self._at)
+        return rows
+
+    def _drain_head(self, head: Store) -> list[bytes]:
+        """The next lines of the header; with those of a small body, if both are small."""
+        rows = head.lines
+        if rows is None:
+            rows, self._head_at = head.rows(self._head_at)
+            if self._head_at < head.size:
+                return rows
+        self._drop_head()
+        small = self._body.lines
+        if small is None:
+            return rows
+        rows = rows + small[self._row :]
+        self._at, self._row = self._body.size, len(small)
         return rows
 
     @property
     def drained(self) -> bool:
         """Whether everything that was fed has been drained."""
-        if self._edited:
+        if self._head is not None:
             return False
         small = self._body.lines
         return self._at >= self._body.size if small is None else self._row >= len(small)
+
+    def _drop_head(self) -> None:
+        """Free the header that has been sent."""
+        if self._head is not None:
+            self._head.discard()
+            self._head = None
 
     def _forget(self) -> None:
         """Free the bodies that were replaced; the first is in the store of the message itself."""
@@ -430,16 +455,6 @@ def _batches(lines: list[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
             size = 0
     if batch:
         yield batch
-
-
-def _fitting(lines: list[bytes]) -> int:
-    """How many of these lines are about a chunk."""
-    size = 0
-    for count, line in enumerate(lines[:ROWS], 1):
-        size += len(line) + 1
-        if size >= CHUNK:
-            return count
-    return min(len(lines), ROWS)
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
