@@ -207,10 +207,11 @@ class Messages:
         """Ask the policy; what that costs."""
         message = intake.message
         cost = message.header_cost + JUDGE_COST
-        if self._judging and self._judging + 2 * cost > self.spool.memory:
+        held = 3 * cost  # as it came, as fields, as it is edited
+        if self._judging and self._judging + held > self.spool.memory:
             self._wait(intake)
             return JUDGE_COST
-        intake.cost = 2 * cost  # as it came, and as it is edited
+        intake.cost = held
         self._judging += intake.cost
         intake.state = JUDGING
         self._admit()
