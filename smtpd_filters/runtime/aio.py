@@ -102,9 +102,13 @@ class _Loop:
         self.beat = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
-        #: Whether a `_turn` is on its way; whether there was no memory for something.
-        self.turning = self.short = False
+        #: The next turn of messages, until which there is no other one.
+        self.next_turn: asyncio.Handle | None = None
+        #: Whether there was no memory for something.
+        self.short = False
         self.nap = select.poll()
+        #: What the coroutines of messages may do in one round of the loop.
+        self.pace = Pace()
         #: What is done beside the sessions, a step per round: tables that are read again.
         self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
@@ -143,6 +147,9 @@ class _Loop:
                     self.nap.poll(PAUSE)
                     self.engine.relieve()
                     # What was lost with a call that could not be made is made up for.
+                    if self.next_turn is not None:
+                        self.next_turn.cancel()
+                        self.next_turn = None
                     self._turn()
                 if not going():
                     return
@@ -211,13 +218,13 @@ class _Loop:
             self._receive()
             self._go_on()
         send(engine, channel)
-        if may_work(engine, channel):
+        if self.next_turn is None and may_work(engine, channel):
             self._watch()
             engine.work()
             send(engine, channel)
             if may_work(engine, channel):
                 # The next turn comes behind what has been asked meanwhile.
-                self._decided()
+                self._turn_soon()
         writing = channel.size > 0
         if writing != self.writing:
             if writing:
@@ -241,10 +248,19 @@ class _Loop:
             else:
                 self._decided()
 
+    def _turn_soon(self) -> None:
+        """Have a turn in the next round of the loop: one, however many ask for it."""
+        if self.next_turn is None:
+            self.next_turn = self.loop.call_soon(self._due)
+
+    def _due(self) -> None:
+        self.next_turn = None
+        self._turn()
+
     # -- coroutines ----------------------------------------------------------------------
 
-    def spawn(self, work: Later, done: Callable[[Decision | None], None]) -> Job:
-        """Run what an engine waits for."""
+    def spawn(self, work: Later, done: Callable[[Decision | None], None], price: int) -> Job:
+        """Run what an engine waits for; those with a price share a budget."""
 
         def decided(decision: Decision | None) -> None:
             done(decision)
@@ -279,10 +295,8 @@ class _Loop:
 
     def _decided(self) -> None:
         """There is something to be written."""
-        if not self.turning:
-            # Once for all that are done in this round of the loop; a write costs as much as they.
-            self.loop.call_soon(self._turn)
-            self.turning = True
+        # Once for all that are done in this round of the loop; a write costs as much as they.
+        self._turn_soon()
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from smtpd_filters.protocol.events import Line
-from smtpd_filters.runtime.channel import READ
+from smtpd_filters.runtime import aio
+from smtpd_filters.runtime.channel import READ, Channel
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.loop import add_chore, do_chore
 from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
@@ -381,3 +384,45 @@ def test_lines_of_many_sessions_do_not_mix() -> None:
             got = [a.line for a in process.answers if isinstance(a, Line) and a.session == session]
             assert got[3:-1] == [b"%d %b" % (number, session) for number in range(2, 50)]
         process.finish()
+
+
+def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
+    class Backlog:
+        """An engine that always has something to do for messages."""
+
+        spawn: Any = None
+        working = True
+        scarce = stalled = False
+        unread = b""
+        connection = SimpleNamespace(answers=[], lines=[], ended=set())
+        received = turns = 0
+
+        def resume(self) -> None:
+            self.received += len(self.unread)
+            self.stalled = False
+
+        def work(self) -> None:
+            self.turns += 1
+
+    ours, theirs = socket.socketpair()
+    loop = aio._EventLoop()
+    with ours, theirs:
+        channel: Any = Channel(ours.fileno(), ours.fileno())
+        stub: Any = SimpleNamespace(armed=True)
+        engine: Any = Backlog()
+        filter_loop = aio._Loop(loop, engine, channel, stub, Log(), stub, stub)
+        theirs.settimeout(0)
+        filter_loop._turn()
+        for _ in range(20):
+            try:
+                theirs.send(b"x" * READ * 2)
+            except BlockingIOError:
+                pass
+            before = engine.turns
+            # However much is read, and however many coroutines are done.
+            filter_loop._decided()
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+            assert engine.turns == before + 1
+        assert engine.received >= 20 * READ
+        loop.close()
