@@ -339,7 +339,7 @@ def test_what_comes_to_nothing_through_a_fault_of_ours_is_refused_likewise(
     chain = Chain([(Waits(), "tempfail", 1.0)], logbook.log)
     engine = Engine(chain, logbook.log)
 
-    def spawn(work: Any, done: Callable[[Decision | None], None]) -> Job:
+    def spawn(work: Any, done: Callable[[Decision | None], None], _price: int) -> Job:
         waiting.append((work, done))
         return Job()
 

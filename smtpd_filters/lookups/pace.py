@@ -1,7 +1,8 @@
-"""How much look-ups work in one turn of the event loop: a budget that all of a process share.
+"""How much is done in one turn of the event loop: a budget that all look-ups of a process share.
 
 Whatever comes at once (the questions of 200 sessions, 500 answers of 64 KiB), sessions that ask
-nothing must be served in between.
+nothing must be served in between.  The coroutines of messages have a `Pace` of their own, so that
+look-ups don't wait behind them.
 
 Invariants
 ----------
@@ -25,7 +26,11 @@ TURN = 5000
 
 
 class Pace:
-    """The budget of one event loop; `spent` is what this turn has used."""
+    """The budget of one event loop; `spent` is what this turn has used.
+
+    It may be what several turns have used, as long as that is less than half of what one may: to
+    begin a turn costs more than a small piece.
+    """
 
     def __init__(self, turn: int = TURN) -> None:
         self._turn = turn
@@ -35,20 +40,25 @@ class Pace:
 
     async def admit(self, work: int) -> None:
         """Return when there is budget for a piece of so much work, and charge it."""
-        if self._queue or not self._fits(work):
-            admitted = asyncio.get_running_loop().create_future()
-            self._queue.append((admitted, work))
-            self._schedule()
-            await admitted
-        else:
-            self._charge(work)
+        if not self.take(work):
+            await self.queue(work)
 
     def take(self, work: int) -> bool:
         """Charge a piece of so much work if there is budget for it now; whether there is."""
-        if self._queue or not self._fits(work):
+        spent = self.spent
+        if self._queue or (spent and spent + work > self._turn):
             return False
-        self._charge(work)
+        self.spent = spent = spent + work
+        if spent > self._turn >> 1 and not self._renewing:
+            self._schedule()
         return True
+
+    def queue(self, work: int) -> asyncio.Future[None]:
+        """Return a future that is done when a piece of so much work has been charged."""
+        admitted = asyncio.get_running_loop().create_future()
+        self._queue.append((admitted, work))
+        self._schedule()
+        return admitted
 
     def _fits(self, work: int) -> bool:
         return not self.spent or self.spent + work <= self._turn
@@ -59,11 +69,11 @@ class Pace:
 
     def _schedule(self) -> None:
         if not self._renewing:
-            asyncio.get_running_loop().call_soon(self._renew)
+            asyncio.get_running_loop().call_soon(self.renew)
             self._renewing = True  # behind it: out of memory, it is tried again
 
-    def _renew(self) -> None:
-        """Begin a turn with those that have waited longest."""
+    def renew(self) -> None:
+        """Begin a turn with those that have waited longest; called in each turn that needs it."""
         self._renewing = False
         self.spent = 0
         while self._queue and (self._queue[0][0].done() or self._fits(self._queue[0][1])):

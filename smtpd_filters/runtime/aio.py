@@ -11,6 +11,7 @@ from collections import deque
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
@@ -150,6 +151,7 @@ class _Loop:
                     if self.next_turn is not None:
                         self.next_turn.cancel()
                         self.next_turn = None
+                    self.pace.renew()
                     self._turn()
                 if not going():
                     return
@@ -212,7 +214,6 @@ class _Loop:
 
     def _take_turn(self) -> None:
         """Write answers, then a turn of messages, and listen for what comes next."""
-        self.turning = False
         channel, engine = self.channel, self.engine
         if engine.stalled:
             self._receive()
@@ -270,7 +271,7 @@ class _Loop:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
             decided(None)
 
-        job = Job(self.loop, work, decided, failed)
+        job = Job(self.loop, work, decided, failed, self.pace if price else None, price)
         self._watch()
         return job
 

@@ -327,11 +327,17 @@ class Engine:
         return decision
 
     def later(
-        self, key: bytes, later: Later, then: Callable[[Decision], None], otherwise: Decision
+        self,
+        key: bytes,
+        later: Later,
+        then: Callable[[Decision], None],
+        otherwise: Decision,
+        price: int = 0,
     ) -> None:
         """Go on with what the coroutine comes to, unless the session is gone by then.
 
-        ``otherwise``: with what, if it comes to nothing through a fault of ours.
+        ``otherwise``: with what, if it comes to nothing through a fault of ours.  ``price``: what
+        each of its steps costs, see `Spawn`.
         """
         assert self.spawn is not None  # noqa: S101  # a policy with coroutines has that loop
 
@@ -351,7 +357,7 @@ class Engine:
             then(decide_at_once(later))
             return
         self._look_ahead(TASKS)
-        task = self.spawn(later, done)
+        task = self.spawn(later, done, price)
         self._tasks[key] = task
 
     def _too_many(self) -> bool:

@@ -7,7 +7,8 @@ Unchanged
 Turns
     `content` only keeps lines.  Judging and sending back happen in `work`, which does about `TURN`
     worth of it and returns, so that requests are heard and answered in between however many
-    messages are complete at one moment, and however large they are.
+    messages are complete at one moment, and however large they are.  The steps of a coroutine that
+    judges a message have a price, and the loop makes few of them in a round (`jobs`).
 Bounded
     Lines wait in a `Spool`, and so many headers are judged at a time as its budget allows: the
     others wait for their turn, and are refused for now if it does not come within `PATIENCE`.
@@ -51,9 +52,14 @@ if TYPE_CHECKING:
             """The session of that name."""
 
         def later(
-            self, key: bytes, later: Later, then: Callable[[Decision], None], otherwise: Decision
+            self,
+            key: bytes,
+            later: Later,
+            then: Callable[[Decision], None],
+            otherwise: Decision,
+            price: int,
         ) -> None:
-            """Go on with what the coroutine comes to."""
+            """Go on with what the coroutine comes to; its steps cost ``price`` each."""
 
         def cancel(self, key: bytes) -> None:
             """Cancel the coroutine of a session."""
@@ -74,6 +80,12 @@ LATER = Reject("451 4.3.0 Temporary failure, please try again later")
 TURN = 1 << 17
 #: What judging a message costs beside its header.
 JUDGE_COST = 1 << 11
+#: What a step of a coroutine that judges a message costs, in microseconds, without what it looks
+#: at; and bytes that it looks at in a microsecond: of a header, with `LINE_COST` for each line, and
+#: of a body, of which it is expected to yield behind each `PART`.
+STEP = 100
+HEADER_RATE, BODY_RATE = 1 << 7, 1 << 9
+PART = 1 << 20
 #: Seconds that a message may wait until its header fits into the budget beside the others.
 PATIENCE = 60.0
 
@@ -229,8 +241,17 @@ class Messages:
                 verdict,
                 lambda decision: self._judged(intake, decision),
                 self._policy.otherwise_content,
+                self._price(message),
             )
         return cost
+
+    def _price(self, message: Message) -> int:
+        """What a step of a coroutine costs that judges the message, in units of `lookups.pace`.
+
+        That is about a microsecond.  A step may walk over the header, and read a part of the body.
+        """
+        price = STEP + message.header_cost // HEADER_RATE
+        return price + min(message.stored, PART) // BODY_RATE if self._whole else price
 
     def _wait(self, intake: _Intake) -> None:
         now = monotonic()

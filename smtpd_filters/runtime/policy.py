@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     Later = Coroutine[Any, Any, Decision]
     Ask = Callable[[Session, bytes], Decision | Later]
     #: Runs a coroutine; its decision is told, or None if there is none through a fault of ours.
-    Spawn = Callable[[Later, Callable[[Decision | None], None]], Task]
+    #: The number is what each of its steps costs (`lookups.pace`); 0 if that is not counted.
+    Spawn = Callable[[Later, Callable[[Decision | None], None], int], Task]
 
     class Refresher(Protocol):
         """Who looks after something beside the sessions."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smtpd_filters.filter import Filter
+from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.program import make_chain, set_up
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
@@ -51,6 +52,7 @@ class Served:
         self.chain = make_chain(ready, self.log)
         self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
         self.engine.spawn = self._spawn
+        self._pace = Pace()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._unhandled)
         #: Done when a coroutine has come to its end.
@@ -123,13 +125,14 @@ class Served:
         finally:
             self._loop.close()
 
-    def _spawn(self, work: Later, done: Callable[[Decision], None]) -> Job:
+    def _spawn(self, work: Later, done: Callable[[Decision], None], price: int) -> Job:
         def decided(decision: Decision) -> None:
             done(decision)
             if not self._ended.done():
                 self._ended.set_result(None)
 
-        return Job(self._loop, work, decided, self._ended.set_exception)
+        pace = self._pace if price else None
+        return Job(self._loop, work, decided, self._ended.set_exception, pace, price)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

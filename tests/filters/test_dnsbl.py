@@ -559,13 +559,13 @@ def test_sessions_that_come_at_once_are_asked_about_in_turns(
     server: DNSServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spent: list[int] = []
-    renew = Pace._renew
+    renew = Pace.renew
 
     def watched(pace: Pace) -> None:
         spent.append(pace.spent)
         renew(pace)
 
-    monkeypatch.setattr(Pace, "_renew", watched)
+    monkeypatch.setattr(Pace, "renew", watched)
     lists = "{ " + ", ".join(f"l{number}.example" for number in range(20)) + " }"
     flags = ["--client", lists, "--phase", "connect", "--on-error", "proceed"]
     flags += [flag for number in range(20) for flag in ("--untested", f"l{number}.example")]

@@ -206,7 +206,7 @@ def test_without_memory_nobody_waits_beside_those_who_do(
 
     spawned: list[Any] = []
 
-    def spawn(work: Any, _then: Callable[[Any], None]) -> Given:
+    def spawn(work: Any, _then: Callable[[Any], None], _price: int) -> Given:
         work.close()
         spawned.append(work)
         return Given()
@@ -384,7 +384,7 @@ def test_a_message_that_was_broken_off_is_not_part_of_the_next(
         def cancel(self) -> None:
             """Nothing was begun."""
 
-    def spawn(work: Any, then: Callable[[Any], None]) -> Given:
+    def spawn(work: Any, then: Callable[[Any], None], _price: int) -> Given:
         work.close()
         done.append(then)
         return Given()

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.protocol.decisions import PROCEED, Decision
-from smtpd_filters.runtime.jobs import CANCELLED_AT_ONCE, OVERDUE, Job, Wait, _cancel_some
+from smtpd_filters.runtime.jobs import (
+    CANCELLED,
+    CANCELLED_AT_ONCE,
+    OVERDUE,
+    Job,
+    Wait,
+    _cancel_some,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -102,3 +110,267 @@ def test_many_are_cancelled_some_in_each_turn(
     assert len(ended) == 50
     most = max(map(ended.count, ended))
     assert most == (50 if short_of_memory else CANCELLED_AT_ONCE)
+
+
+#: What a step costs, and what fits into a turn.
+PRICE, TURN, STEPS = 10, 40, 4
+
+
+class Paced:
+    """Jobs that share a pace, and what they do in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pace = Pace(TURN)
+        self.told: list[object] = []
+        #: How many steps of tasks, and by hand, were made in each turn.
+        self.tasks = [0]
+        self.hands = [0]
+        self._handle = self.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self.tasks.append(0)
+        self.hands.append(0)
+        self._handle = self.loop.call_soon(self._next)
+
+    def close(self) -> None:
+        self._handle.cancel()
+
+    def start(self, work: Coroutine[Any, Any, object], seconds: float = 10.0) -> Job:
+        return Job(
+            self.loop,
+            self._ask(work, seconds),
+            self.told.append,
+            self.told.append,
+            self.pace,
+            PRICE,
+        )
+
+    async def _ask(self, work: Coroutine[Any, Any, object], seconds: float) -> Any:
+        said = await Wait(work, seconds)
+        self.hands[-1] += 1
+        return said
+
+    async def until(self, count: int) -> None:
+        for _ in range(10_000):
+            if len(self.told) >= count:
+                return
+            await asyncio.sleep(0)
+        raise AssertionError(self.told)
+
+
+def test_few_coroutines_of_messages_go_on_in_one_turn() -> None:
+    async def main() -> None:
+        paced, event = Paced(), asyncio.Event()
+
+        async def work(number: int) -> object:
+            paced.tasks[-1] += 1
+            await event.wait()
+            paced.tasks[-1] += 1
+            await asyncio.sleep(0)
+            paced.tasks[-1] += 1
+            return number
+
+        for number in range(100):
+            paced.start(work(number))
+        for _ in range(60):
+            await asyncio.sleep(0)
+        assert sum(paced.tasks) == 100
+        event.set()
+        await paced.until(100)
+        paced.close()
+        assert sum(paced.tasks) == 300
+        assert paced.told == list(range(100))
+        # What is admitted in a turn may be done in that turn or the next.
+        assert max(paced.tasks) <= 2 * STEPS
+        assert max(paced.hands) <= 2 * STEPS
+
+    asyncio.run(main())
+
+
+def test_what_is_overdue_while_a_step_waits_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        paced = Paced()
+
+        async def work() -> object:
+            try:
+                await asyncio.sleep(0)
+                ended.append("edited")
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+            return PROCEED
+
+        paced.start(work(), 0.0)
+        # Somebody else uses up each turn.
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(paced.pace.admit(TURN)) for _ in range(10)]
+        await paced.until(1)
+        await asyncio.gather(*others)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        paced.close()
+        assert paced.told == [OVERDUE]
+
+    asyncio.run(main())
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("turns", range(12))
+def test_a_message_may_be_given_up_at_any_time(turns: int) -> None:
+    async def main() -> None:
+        paced = Paced()
+
+        async def work() -> object:
+            await asyncio.sleep(0)
+            return PROCEED
+
+        paced.pace.take(TURN)
+        others = [paced.pace.queue(TURN) for _ in range(2)]
+        job = paced.start(work())
+        others += [paced.pace.queue(TURN) for _ in range(2)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        told = list(paced.told)
+        if not told:
+            job.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        paced.close()
+        assert all(other.done() for other in others)
+        assert paced.told == told
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_cancelled_by_others_is_told() -> None:
+    async def main() -> None:
+        paced = Paced()
+        before = asyncio.all_tasks()
+        paced.start(hang())
+        [task] = asyncio.all_tasks() - before
+        await asyncio.sleep(0)
+        task.cancel()
+        await paced.until(1)
+        paced.close()
+        assert paced.told == [CANCELLED]
+
+    asyncio.run(main())
+
+
+def test_what_a_wait_raises_is_raised_in_the_coroutine() -> None:
+    async def main() -> None:
+        paced = Paced()
+
+        async def work() -> object:
+            try:
+                async with asyncio.timeout(0):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                return "late"
+            return PROCEED
+
+        paced.start(work())
+        await paced.until(1)
+        paced.close()
+        assert paced.told == ["late"]
+
+    asyncio.run(main())
+
+
+def test_without_memory_to_wait_it_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        paced, event = Paced(), asyncio.Event()
+
+        async def work() -> object:
+            try:
+                await event.wait()
+            except MemoryError as error:
+                return type(error)
+            return PROCEED
+
+        paced.start(work())
+        await asyncio.sleep(0)
+
+        def fails(_work: int) -> Any:
+            raise MemoryError
+
+        monkeypatch.setattr(paced.pace, "take", lambda _work: not event.is_set())
+        monkeypatch.setattr(paced.pace, "queue", fails)
+        event.set()
+        await paced.until(1)
+        paced.close()
+        # It is raised where the coroutine waits for its step.
+        assert paced.told == [MemoryError]
+
+    asyncio.run(main())
+
+
+def test_what_is_raised_after_all_is_told() -> None:
+    async def work() -> object:
+        raise MemoryError
+
+    assert isinstance(drive(ask(work())), MemoryError)
+
+
+def test_what_is_overdue_is_cancelled_even_if_it_is_given_up_meanwhile() -> None:
+    async def main() -> None:
+        paced = Paced()
+        job = paced.start(hang())
+        await asyncio.sleep(0)
+        # The turn is used up when the deadline passes.
+        while paced.pace.take(PRICE):
+            pass
+        job._overdue()
+        job._overdue()
+        job.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        paced.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert paced.told == []
+
+    asyncio.run(main())
+
+
+def test_what_is_overdue_goes_on_when_there_is_budget() -> None:
+    async def main() -> None:
+        paced = Paced()
+        job = paced.start(hang())
+        await asyncio.sleep(0)
+        while paced.pace.take(PRICE):
+            pass
+        job._overdue()
+        assert paced.told == []
+        await paced.until(1)
+        paced.close()
+        assert paced.told == [OVERDUE]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_without_memory_for_its_place_it_goes_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    async def main() -> None:
+        paced = Paced()
+        job = paced.start(hang() if late else answer())
+
+        def fails(_work: int) -> Any:
+            raise MemoryError
+
+        await asyncio.sleep(0)  # it has begun
+        monkeypatch.setattr(paced.pace, "take", lambda _work: False)
+        monkeypatch.setattr(paced.pace, "queue", fails)
+        if late:
+            job._overdue()
+        await paced.until(1)
+        paced.close()
+        assert paced.told == [OVERDUE if late else PROCEED]
+
+    asyncio.run(main())

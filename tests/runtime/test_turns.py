@@ -7,7 +7,10 @@ many functions it calls.  What that takes in seconds is measured by `python -m t
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import sys
+import tracemalloc
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +18,14 @@ import pytest
 
 from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Session
 from smtpd_filters.chain import Chain
+from smtpd_filters.lookups.pace import TURN as PACE
+from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.message import Spool
+from smtpd_filters.message.spool import STORE_COST
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.channel import READ
 from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:
@@ -92,6 +99,10 @@ class Meter:
         values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
         self._turn(self.smtpd.report("link-connect", session, *values))
 
+    def disconnect(self, sessions: list[bytes]) -> None:
+        for session in sessions:
+            self.engine.receive(self.smtpd.report("link-disconnect", session))
+
     def lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> bytes:
         return self.smtpd.lines(session, TOKENS["data-line"], lines, end=end)
 
@@ -101,6 +112,10 @@ class Meter:
             self._turn(data[at : at + READ])
             if data[at + READ - 1 : at + READ] in (b"\n", b""):
                 self._probe()
+
+    def work_once(self) -> None:
+        """Have a turn done."""
+        self._turn(None)
 
     def work(self) -> int:
         """Have done what is left to do; in how many turns."""
@@ -139,7 +154,9 @@ class Meter:
         assert lines.count(b"\n") <= LINES
         assert calls <= CALLS
         assert self.filter.judged - judged <= JUDGED or data is None
-        assert self.spool.used <= self.spool.memory + 2 * READ
+        # What is on disk counts, too: a store for the edited header of each message.
+        stores = len(self.engine.messages.intakes)
+        assert self.spool.used <= self.spool.memory + 2 * READ + STORE_COST * stores
 
 
 BODIES = {
@@ -237,6 +254,7 @@ class Pending:
 
     def __init__(self, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
         self.verdicts: list[Callable[[Proceed], None]] = []
+        self.prices: list[int] = []
 
         async def verdict(*_: object) -> Proceed:
             return PROCEED
@@ -244,8 +262,9 @@ class Pending:
         monkeypatch.setattr(Chain, "judge_headers", verdict)
         meter.engine.spawn = self._spawn
 
-    def _spawn(self, work: Any, done: Any) -> Pending:
+    def _spawn(self, work: Any, done: Any, price: int) -> Pending:
         work.close()
+        self.prices.append(price)
         self.verdicts.append(done)
         return self
 
@@ -300,3 +319,117 @@ def test_a_message_does_not_wait_for_ever_to_be_judged(
     assert b"|reject|452 4.3.1 " in meter.engine.output()
     for session in sessions:
         meter.engine.receive(meter.smtpd.report("link-disconnect", session))
+
+
+@BOTH
+@pytest.mark.parametrize("number", [200, 500])
+def test_edited_headers_wait_within_the_budget(
+    kind: type[Judge], number: int, logbook: Logbook
+) -> None:
+    spool = Spool(memory=4 << 20)
+    meter = Meter(kind(), logbook, spool)
+    fields = 600
+    sessions = [sid(each) for each in range(1, number + 1)]
+    for session in sessions:
+        meter.connect(session)
+        meter.feed(meter.lines(session, [b"X-Mark: 1", *[b"X: a"] * (fields - 1)]))
+    end = b"".join(meter.lines(session, [b""], end=kind is Reads) for session in sessions)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        # All of them are judged before the first is sent.
+        meter.feed(end)
+        while meter.filter.judged < number:
+            meter.work_once()
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # As lists of lines they would be 40 KB each.
+    assert held <= most <= spool.memory
+    assert spool.used <= spool.memory + STORE_COST * number
+    assert most <= spool.memory + STORE_COST * number + (1 << 20)
+    meter.work()
+    assert meter.written >= number * fields
+    meter.disconnect(sessions)
+    assert (spool.used, spool.on_disk) == (0, 0)
+
+
+@BOTH
+def test_what_a_step_of_a_coroutine_costs(
+    kind: type[Judge], logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = Meter(kind(), logbook)
+    pending = Pending(meter, monkeypatch)
+    monkeypatch.setattr(Chain, "judge_message", Chain.judge_headers)
+    bodies = {"small": 1, "large": 200, "huge": 2000}
+    heads = {"few": 1, "many": 10_000}
+    numbers = count(1)
+    prices = {}
+    for body, lines in bodies.items():
+        for head, fields in heads.items():
+            session = sid(next(numbers))
+            meter.connect(session)
+            message = [b"X: a"] * fields + [b""] + [b"x" * 998] * lines
+            meter.feed(meter.lines(session, message, end=True))
+            meter.work()
+            prices[body, head] = pending.prices[-1]
+    # Ordinary ones share a turn; none of those that are large do.
+    assert prices["small", "few"] <= PACE // 40
+    assert prices["small", "many"] > PACE
+    if kind is Looks:
+        assert prices["huge", "few"] == prices["small", "few"]
+    else:
+        assert prices["small", "few"] < prices["large", "few"] < prices["huge", "few"]
+        assert prices["huge", "many"] <= 3 * PACE
+    meter.disconnect([sid(number) for number in range(1, next(numbers))])
+
+
+class Waits(Judge):
+    """Looks for a field in its own time, as those do that look something up."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    async def headers(self, session: Session, headers: Headers) -> Answer:  # noqa: ARG002
+        await self._event.wait()
+        self.judged += 1
+        headers.remove("X-Mark")
+        headers.prepend("X-Mark", "1")
+        return PROCEED
+
+
+def test_coroutines_of_messages_go_on_one_after_the_other(logbook: Logbook) -> None:
+    async def main() -> None:
+        loop, event, pace = asyncio.get_running_loop(), asyncio.Event(), Pace()
+        meter = Meter(Waits(event), logbook)
+        asked = 0
+
+        def spawn(work: Any, done: Any, price: int) -> Job:
+            nonlocal asked
+            asked += 1
+            assert price > PACE // 2
+            return Job(loop, work, done, done, pace, price)
+
+        meter.engine.spawn = spawn
+        fields = 12_000
+        sessions = [sid(number) for number in range(1, 13)]
+        for session in sessions:
+            meter.connect(session)
+            meter.feed(meter.lines(session, [b"X-Mark: 1", *[b"a:"] * (fields - 1), b""]))
+            meter.work()
+        assert asked == len(sessions)
+        for _ in range(3 * asked):
+            await asyncio.sleep(0)
+        event.set()
+        rounds = 0
+        while meter.written < fields * len(sessions):
+            judged = meter.filter.judged
+            await asyncio.sleep(0)
+            assert meter.filter.judged <= judged + 1
+            meter.work()
+            rounds += 1
+            assert rounds < 1000
+        meter.disconnect(sessions)
+
+    asyncio.run(main())
