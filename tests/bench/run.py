@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from smtpd_filters.testing.dns import DNSServer
 from tests.bench.player import ROOT, MisbehaviourError, Player
 from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 
@@ -394,8 +395,9 @@ class Bench:
         if reason := rspamd.missing():
             self.report.left_out.append(f"stalls: {reason}")
             return
-        with rspamd.Daemon() as daemon:
-            for name, (command, most) in stalls.commands(daemon.url).items():
+        with rspamd.Daemon() as daemon, DNSServer(stalls.ZONE) as server:
+            nameserver = f"{server.address}:{server.port}"
+            for name, (command, most) in stalls.commands(daemon.url, nameserver).items():
                 worst: dict[str, float] = {}
                 for kind, mail in stalls.KINDS.items():
                     for count, size in ((1, self.sizes.flood), (200, self.sizes.floods)):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smtpd_filters.testing.dns import DNSServer
 from tests.bench.player import CONFIG, PATIENCE, ROOT, MisbehaviourError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ KINDS = {
     "ordinary lines": Kind(body=b"x" * 70),
     "empty fields": Kind(header=b"a:"),
     "long fields": Kind(header=b"X: " + b"word " * 190),
+    "edited headers": Kind(header=b"X-SenderScore: 1"),
     "a slow reader": Kind(body=b"x" * 998, rate=SLOW),
 }
 
@@ -263,12 +265,21 @@ def _reloads(log: Path) -> int:
     return log.read_bytes().count(b"reload table=domains result=ok\n")
 
 
-def commands(url: str) -> dict[str, tuple[list[str], float]]:
-    """The filters that are flooded, and the memory in MiB that each may take."""
+#: Scores that are forgotten soon: a header that takes longer to come waits for its score.
+ZONE = {"*.score.example": {"A": ["127.0.4.50"], "ttl": 0}}
+
+
+def commands(url: str, nameserver: str) -> dict[str, tuple[list[str], float]]:
+    """The filters that are flooded, and the memory in MiB that each may take.
+
+    ``url`` is that of a daemon of rspamd's kind, ``nameserver`` serves `ZONE`.
+    """
     run = "import sys; from smtpd_filters.filters.{} import main; sys.exit(main())"
     mailfrom = ["--domains", "example.org", "--check-header", "--check-display"]
+    score = ["-scoreHeader", "--zone", "score.example", "--nameserver", nameserver]
     return {
         "mailfrom": ([sys.executable, "-c", run.format("mailfrom"), *mailfrom], 128),
+        "senderscore": ([sys.executable, "-c", run.format("senderscore"), *score], 128),
         "rspamd": ([sys.executable, "-c", run.format("rspamd"), "-url", url], 192),
     }
 
@@ -277,4 +288,6 @@ if __name__ == "__main__":
     # By hand: FILTER KIND SESSIONS BYTES, with a daemon of rspamd's kind at URL.
     name, kind_name, count, bytes_ = sys.argv[1:5]
     url = os.environ.get("URL", "http://127.0.0.1:11333")
-    print(measure(commands(url)[name][0], KINDS[kind_name], int(count), int(bytes_)))
+    with DNSServer(ZONE) as server:
+        command, _ = commands(url, f"{server.address}:{server.port}")[name]
+        print(measure(command, KINDS[kind_name], int(count), int(bytes_)))
