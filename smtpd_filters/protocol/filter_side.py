@@ -186,8 +186,9 @@ class FilterConnection:
             self._transit.pass_through(session)
 
     def busy(self, session: bytes) -> bool:
-        """Whether smtpd waits for something of the session: an answer, or lines of its message."""
-        return session in self._open or session in self._transit.streams
+        """Whether smtpd waits for something of the session, or is to be told that it is refused."""
+        transit = self._transit
+        return session in self._open or session in transit.streams or session in transit.refused
 
     @property
     def cuts(self) -> bool:

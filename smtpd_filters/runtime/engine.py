@@ -308,9 +308,13 @@ class Engine:
         return session
 
     def _make_room(self, count: int) -> None:
-        """Drop the oldest sessions of which nobody waits for anything, so many at most."""
-        busy = self.connection.busy
-        idle = (key for key in islice(self.sessions, SEARCHED * count) if not busy(key))
+        """Drop the oldest sessions of which nobody waits for anything, so many at most.
+
+        Nor one whose message is to be refused when it is asked about: it would be accepted.
+        """
+        busy, refused = self.connection.busy, self.messages.refusals
+        some = islice(self.sessions, SEARCHED * count)
+        idle = (key for key in some if key not in refused and not busy(key))
         for key in list(islice(idle, count)):
             self._log.limited(
                 "sessions",

@@ -95,7 +95,7 @@ COLLECTING, READY, JUDGING, SENDING, DROPPED = range(5)
 class _Intake:
     """A message on its way."""
 
-    __slots__ = ("cost", "ended", "message", "session", "since", "state")
+    __slots__ = ("cost", "ended", "lost", "message", "session", "since", "state")
 
     def __init__(self, session: bytes, message: Message) -> None:
         self.session = session
@@ -103,6 +103,8 @@ class _Intake:
         self.state = COLLECTING
         #: smtpd's dot has come.
         self.ended = False
+        #: There was no memory for it: it is to be refused.
+        self.lost = False
         #: What it counts among those that are judged, and since when it waits for that.
         self.cost = 0
         self.since = 0.0
@@ -125,7 +127,8 @@ class Messages:
         self._waiting: deque[_Intake] = deque()
         #: What the headers that are being judged take, in bytes.
         self._judging = 0
-        self._refusals: dict[bytes, Decision] = {}
+        #: What ``commit`` is to be told, of messages that are refused.
+        self.refusals: dict[bytes, Decision] = {}
 
     @property
     def working(self) -> bool:
@@ -142,7 +145,7 @@ class Messages:
         intake = self.intakes.get(key)
         try:
             if intake is None:
-                self._refusals.pop(key, None)
+                self.refusals.pop(key, None)
                 intake = self.intakes[key] = _Intake(key, Message(self.spool))
                 if self.spool.full:
                     raise SpoolError("too many messages at a time")  # noqa: TRY301  # as any other
@@ -161,20 +164,32 @@ class Messages:
             self._host.failed(key, error)
 
     def work(self) -> None:
-        """Judge and send back messages, a bounded part of them.  Never raises."""
+        """Judge and send back messages, a bounded part of them.
+
+        Raises MemoryError; then it is to be called again.
+        """
         budget = TURN
         queue = self._queue
         while queue and budget > 0:
-            intake = queue.popleft()
+            # It stays in the queue until that is done.
+            intake = queue[0]
             try:
-                if intake.state == SENDING:
+                if intake.lost:
+                    self._no_storage(intake.session, MemoryError())
+                elif intake.state == SENDING:
                     budget -= self._send(intake)
                 elif intake.state == READY:
                     budget -= self._judge(intake)
-            except (SpoolError, MemoryError) as error:
-                self._no_storage(intake.session, error)
+            except SpoolError as error:
+                self._refuse(intake.session, str(error))
+            except MemoryError:
+                if intake.lost:
+                    raise
+                intake.lost = True
+                continue
             except Exception as error:  # noqa: BLE001  # promise 1: it never dies
                 self._host.failed(intake.session, error)
+            queue.popleft()
 
     def refuse_all(self) -> None:
         """Refuse for now all messages that are on their way: they hold what everybody lacks."""
@@ -183,12 +198,12 @@ class Messages:
 
     def refusal(self, key: bytes) -> Decision | None:
         """What the session's ``commit`` is to be told, once."""
-        return self._refusals.pop(key, None) if self._refusals else None
+        return self.refusals.pop(key, None) if self.refusals else None
 
     def drop(self, key: bytes) -> bool:
         """End the transaction; whether a message of it was on its way."""
-        if self._refusals:
-            self._refusals.pop(key, None)
+        if self.refusals:
+            self.refusals.pop(key, None)
         if not self.intakes or key not in self.intakes:
             return False
         self._end(self.intakes.pop(key), DROPPED)
@@ -210,7 +225,7 @@ class Messages:
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
             pass
         self.drop(key)
-        self._refusals[key] = LATER
+        self.refusals[key] = LATER
         return False
 
     # -- judged --------------------------------------------------------------------------
@@ -274,13 +289,16 @@ class Messages:
             return
         try:
             self._release(intake, verdict)
-        except (SpoolError, MemoryError) as error:
-            self._no_storage(intake.session, error)
+        except SpoolError as error:
+            self._refuse(intake.session, str(error))
+        except MemoryError:
+            intake.lost = True
+            self._queue.append(intake)
 
     def _release(self, intake: _Intake, verdict: Decision) -> None:
         """The verdict is there: have the message sent back."""
         if type(verdict) is not Proceed:
-            self._refusals[intake.session] = verdict
+            self.refusals[intake.session] = verdict
         intake.message.release()
         self._settle(intake, SENDING)
         self._queue.append(intake)
@@ -318,17 +336,16 @@ class Messages:
         intake.message.discard()
 
     def _no_storage(self, key: bytes, error: Exception) -> None:
-        """Refuse a message for now that can neither be kept nor sent; what follows may pass."""
-        if not isinstance(error, MemoryError):
-            self._refuse(key, str(error))
-            return
-        # Should there be no memory for that either, it is still refused.
-        self._connection.spoil(key)
-        self._host.relieve()
-        try:
+        """Refuse a message for now that can neither be kept nor sent; what follows may pass.
+
+        Raises MemoryError, if there is none for that either; the message is refused all the same.
+        """
+        if isinstance(error, MemoryError):
+            self._connection.spoil(key)
+            self._host.relieve()
             self._refuse(key, "out of memory")
-        except MemoryError:
-            pass
+        else:
+            self._refuse(key, str(error))
 
     def _refuse(self, key: bytes, reason: str) -> None:
         intake = self.intakes.get(key)
@@ -338,13 +355,14 @@ class Messages:
             "spool", "smtpd-filters", "message refused", key.decode("latin-1"), {}, reason=reason
         )
         self._host.cancel(key)
-        unsent, ended = intake.state != SENDING, intake.ended
-        self.drop(key)
-        self._refusals[key] = NO_STORAGE
-        if ended:
+        # What raises MemoryError is done again, until the message is forgotten.
+        self.refusals[key] = NO_STORAGE
+        if intake.ended:
             self._connection.send_lines(key, [], end=True)
-            return
-        if unsent:
-            # What follows is no header, for which smtpd would refuse the message for good.
-            self._connection.send_lines(key, [b""])
-        self._connection.pass_through(key)
+        else:
+            if intake.state != SENDING:
+                # What follows is no header, for which smtpd would refuse the message for good.
+                self._connection.send_lines(key, [b""])
+            self._connection.pass_through(key)
+        self._end(intake, DROPPED)
+        del self.intakes[key]

@@ -81,7 +81,10 @@ def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list
         try:
             receive(data)
             while engine.working:
-                work()
+                try:
+                    work()
+                except MemoryError:  # a loop comes back to it
+                    pass
         finally:
             _testcapi.remove_mem_hooks()
         # As a loop does, as long as there is something to be tried again.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters import PROCEED, Filter, Headers, Message, Proceed, Rewrite, Session
+from smtpd_filters import PROCEED, Filter, Headers, Message, Proceed, Reject, Rewrite, Session
 from smtpd_filters.chain import Chain
 from smtpd_filters.message import Spool
 from smtpd_filters.protocol.events import Line, Result
@@ -116,6 +116,26 @@ def test_the_number_of_sessions_is_bounded(
     assert filter_.rdns == [None]
     said = talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"", b"body"]))
     assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+
+
+def test_a_session_whose_message_is_refused_does_not_make_room(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stranger it would be told that its message is accepted."""
+
+    class Refuses(Knows):
+        def headers(self, session: Session, headers: Headers) -> Reject:  # noqa: ARG002
+            return Reject("550 5.7.1 no")
+
+    monkeypatch.setattr("smtpd_filters.runtime.engine.MAX_SESSIONS", 2)
+    filter_ = Refuses()
+    talk = Talk(filter_, logbook)
+    for number in range(2):
+        talk.connect(sid(number))
+    talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"Subject: x", b"", b"body"]))
+    talk.connect(sid(2))
+    assert filter_.left == [sid(1).decode()]
+    assert talk.ask("commit", sid(0)) == b"reject"
 
 
 class Scarce:
