@@ -23,6 +23,8 @@ has the same result as the long one.
 
 from __future__ import annotations
 
+from itertools import chain
+
 from .codec import decode
 from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
 from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
@@ -33,7 +35,7 @@ from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .dialect import Dialect
     from .remark import Listener
@@ -74,12 +76,16 @@ class FilterConnection:
         #: The beginning of a line, and whether the rest of it is dropped.
         self._partial = bytearray()
         self._dropping = False
-        #: Lines that are to be handled, from a place on; lines of known messages, which are handled
-        #: together; and the first of them all, if it was cut.
-        self._rows: list[bytes] = []
-        self._at = 0
+        #: Lines that are to be handled; lines of known messages, which are handled together; and
+        #: the first of them all, if it was cut.
+        self._rows: Iterator[bytes] = iter(())
         self._run: list[bytes] = []
         self._cut = b""
+        #: The line that is to be handled again, and where it is put, which takes no memory.
+        self._again: Sequence[bytes] = ()
+        self._one = [b""]
+        #: Whether there are lines that could not be handled for want of memory.
+        self.stalled = False
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
         #: Sessions and tokens that were found to be such.
         self._sessions: set[bytes] = set()
@@ -218,11 +224,25 @@ class FilterConnection:
         """
         rows = data.split(b"\n")
         rest = rows.pop()
+        if rest or self._partial or self._transit.known:
+            self._receive_some(data, rows, rest)
+            return
+        transit = self._transit
+        if b"\0" in data:
+            transit.nul_seen = True
+        transit.may_be_long = transit.cuts or len(data) > transit.limit
+        self._rows = iter(rows)
+        try:
+            self._take_apart()
+        except MemoryError:
+            pass
+
+    def _receive_some(self, data: bytes, rows: list[bytes], rest: bytes) -> None:
+        """Take bytes in of which lines may be cut, or belong to known messages."""
         partial, dropping = self._partial, self._dropping
         cut = dropping and bool(rows)
-        if rows:
-            if partial:
-                rows[0] = bytes(partial) + (b"" if cut else rows[0])
+        if rows and partial:
+            rows[0] = bytes(partial) + (b"" if cut else rows[0])
             partial, dropping = bytearray(), False
         transit = self._transit
         if not transit.nul_seen and b"\0" in data:
@@ -231,6 +251,7 @@ class FilterConnection:
         size = len(data) + (len(rows[0]) if rows else 0)
         transit.may_be_long = transit.cuts or size > transit.limit
         known = bool(rows and transit.known) and not cut and self._all_known(rows, data)
+        every = iter(rows)
         if rest and not dropping:
             dropping = self._begin_line(partial, rest)
         # From here on it is taken in, which takes no memory.
@@ -241,7 +262,7 @@ class FilterConnection:
             if known:
                 self._run = rows
             else:
-                self._rows = rows
+                self._rows = every
             try:
                 self._take_apart()
             except MemoryError:
@@ -264,11 +285,6 @@ class FilterConnection:
         partial += rest[:room]
         return True
 
-    @property
-    def stalled(self) -> bool:
-        """Whether there are lines that could not be handled for want of memory."""
-        return bool(self._rows or self._run or self._cut)
-
     def resume(self) -> None:
         """Go on with lines for which there was no memory.  Nothing may be received before."""
         try:
@@ -279,40 +295,43 @@ class FilterConnection:
     def _take_apart(self) -> None:
         """Handle the lines; those of known messages are handled together where they can be.
 
-        Whatever it raises, it can be called again: the line on which it was is still there, unless
-        it is one that makes our own code fail.
+        If it raises MemoryError, the line on which it was is handled `_again`; one that makes our
+        own code fail is not.
         """
+        self.stalled = True
         transit = self._transit
         known = transit.known
-        rows, run = self._rows, self._run
-        at, end = self._at, len(rows)
-        while at != end:
-            row, following = rows[at], at + 1
-            try:
+        run = self._run
+        row: bytes | None = None
+        rows = chain(self._again, self._rows) if self._again else self._rows
+        try:
+            for row in rows:
                 # The key is asked for anew each time: an answer given meanwhile may have changed
                 # it.
                 if known and transit.key(row) in known and len(row) != transit.dot_size:
                     run.append(row)
-                else:
-                    if run:
-                        transit.run(run)
-                        run.clear()
-                    if not (row.startswith(b"f") and self._ask(row)):
-                        self._take(row)
-            except MemoryError:
-                raise
-            except Exception:
-                self._at = following
-                raise
-            at = self._at = following
-        rows.clear()
-        self._at = 0
-        if run:
-            transit.run(run)
-            run.clear()
-        if self._cut:
-            self._refuse_cut(self._cut)
-            self._cut = b""
+                    continue
+                if run:
+                    transit.run(run)
+                    run.clear()
+                if not (row.startswith(b"f") and self._ask(row)):
+                    self._take(row)
+            row = None
+            if run:
+                transit.run(run)
+                run.clear()
+            if self._cut:
+                self._refuse_cut(self._cut)
+                self._cut = b""
+        except MemoryError:
+            self._again = self._one if row is not None else ()
+            self._one[0] = row or b""
+            raise
+        except Exception:
+            self._again = ()
+            raise
+        self._again = ()
+        self.stalled = False
 
     def _refuse_cut(self, row: bytes) -> None:
         """A line of a message was longer than is kept: the message is refused."""

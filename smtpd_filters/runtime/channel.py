@@ -114,6 +114,9 @@ class Channel:
         alone, so that nothing larger is read or written while memory is `scarce`.
     """
 
+    #: Whether answers may be written without being kept first.
+    direct = True
+
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
         #: The reader has gone: what is written goes nowhere.
@@ -165,12 +168,38 @@ class Channel:
 
         Raises MemoryError; what is then still in the lists was not taken over.
         """
+        if answers and self.direct and not (lines or self.size or self.scarce or self.broken):
+            self._write_answers(answers)
+            return
         if answers or lines:
             self._keep(b"".join(answers), b"".join(lines))
             answers.clear()
             lines.clear()
         if self.size:
             self.flush()
+
+    def _write_answers(self, answers: list[bytes]) -> None:
+        """Write answers when nothing else is pending, which is what nearly all that is written is.
+
+        Does what `_keep` and `flush` do.
+        """
+        data = b"".join(answers)
+        size = len(data)
+        self._rest, self._rest_at, self._rest_end = data, 0, size
+        self.size = size
+        answers.clear()
+        try:
+            self._done = os.write(self.sink, data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.broken = True
+            self._drop()
+            return
+        if self._done == size:
+            self._drop()
+        else:
+            self._forget()
 
     def _keep(self, answers: bytes, lines: bytes) -> None:
         """Keep both, or neither: MemoryError."""
@@ -281,6 +310,7 @@ class Channel:
 
     def _drop(self) -> None:
         self._rest = self._part = b""
+        self._rest_at = self._rest_end = self._part_at = 0
         self._answers.clear()
         self._lines.clear()
         self.size = self._done = 0

@@ -92,12 +92,15 @@ class Engine:
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool or Spool())
+        #: The messages for which there is something to do for `work`.
+        self.queue = self.messages.queue
         self._held = self.messages.intakes
         #: What was read, and could not be taken in yet; whether that is to be tried again.
         self.unread = b""
         self.stalled = False
-        #: Whether there is hardly any memory; how often there was none since then, and when last.
-        self.scarce = False
+        #: Whether there is hardly any memory, and whether there was none last time; how often there
+        #: was none since then, and when last.
+        self.scarce = self.failing = False
         self.pressed = 0
         self._since = 0.0
         #: Sessions and coroutines begun.
@@ -123,38 +126,44 @@ class Engine:
         What there is no memory for stays, and is to be tried again (`stalled`); nothing more is to
         be read until then.  Raises what `receive` raises.
         """
+        connection = self.connection
+        self.stalled = True
         try:
-            self.stalled = True
-            if not self._take_in():
-                self.relieve()
-                if not self._take_in():
-                    return
-            self.stalled = False
-            if self.connection.remarks:
+            if self.scarce or connection.stalled:
+                self._take_in()
+            else:
+                data, self.unread = self.unread, b""
+                try:
+                    connection.receive(data)
+                except MemoryError:  # nothing of it has been taken in
+                    self.unread = data
+                if self.unread or self.connection.stalled:
+                    self._take_in()
+            self.stalled = connection.stalled or self.unread != b""
+            if connection.remarks:
                 self._log_remarks()
-            if self.scarce:
-                self._recover()
         except MemoryError:
             self.scarce = True
 
-    def _take_in(self) -> bool:
-        """Take in what was read; whether that is all of it."""
+    def _take_in(self) -> None:
+        """Take in what there was no memory for, in small pieces, as far as there is some now."""
         connection = self.connection
+        if self.failing or connection.stalled or not self.scarce:
+            self.relieve()
+        self.failing = True
         if connection.stalled:
             connection.resume()
-        while self.unread and not connection.stalled:
-            piece, rest = self.unread, b""
-            if self.scarce:
-                piece, rest = piece[:PIECE], piece[PIECE:]
-            try:
-                connection.receive(piece)
-            except MemoryError:  # nothing of it has been taken in
-                return False
-            except BaseException:
-                self.unread = rest
-                raise
+        while self.unread and not self.connection.stalled:
+            data, rest = self.unread, self.unread[PIECE:]
             self.unread = rest
-        return not connection.stalled
+            try:
+                connection.receive(data[:PIECE])
+            except MemoryError:
+                self.unread = data
+                raise
+        self.failing = connection.stalled
+        if not self.failing:
+            self._recover()
 
     def output(self) -> bytes:
         """What is to be written, in one piece."""
@@ -171,7 +180,7 @@ class Engine:
     @property
     def working(self) -> bool:
         """Whether there is something to do for `work`."""
-        return self.messages.working
+        return bool(self.queue)
 
     @property
     def busy(self) -> bool:
@@ -300,7 +309,9 @@ class Engine:
         """A new session."""
         if len(self.sessions) >= self._max_sessions:
             self._make_room(1)
-        self._look_ahead(SESSIONS)
+        self._begun += 1
+        if not self._begun % SESSIONS:
+            self._look_ahead()
         session = Session(key)
         if self._policy.fields:
             session.expect(self._policy.fields)
@@ -360,7 +371,9 @@ class Engine:
         if self._too_many():
             then(decide_at_once(later))
             return
-        self._look_ahead(TASKS)
+        self._begun += SESSIONS // TASKS
+        if not self._begun % SESSIONS:
+            self._look_ahead()
         task = self.spawn(later, done, price)
         self._tasks[key] = task
 
@@ -368,17 +381,12 @@ class Engine:
         """Whether there is no memory for one more coroutine."""
         return self.scarce and len(self._tasks) >= self._max_tasks
 
-    def _look_ahead(self, every: int) -> None:
-        """Free memory before there is none, for then there is none to do anything with.
-
-        ``every``: after how many calls it is time to look.
-        """
-        self._begun += 1
-        if self._begun % every == 0:
-            try:
-                bytes(AHEAD)
-            except MemoryError:
-                self.relieve()
+    def _look_ahead(self) -> None:
+        """Free memory before there is none, for then there is none to do anything with."""
+        try:
+            bytes(AHEAD)
+        except MemoryError:
+            self.relieve()
 
     # -- ends ----------------------------------------------------------------------------
 

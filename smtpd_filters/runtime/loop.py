@@ -72,7 +72,8 @@ class _Loop:
                     self.nap.poll(PAUSE)
                     self.engine.relieve()
                 self._round()
-                self._tend()
+                if self.signals.reload or self.chores:
+                    self._tend()
             except MemoryError:  # nothing is done here that could lack memory as well
                 short = True
             except SystemError:  # what becomes of one for which there is no memory
@@ -85,12 +86,12 @@ class _Loop:
     def _round(self) -> None:
         """Hear what there is to be heard, answer it, then do a turn of what takes longer."""
         source, signals, engine = self.channel.source, self.signals, self.engine
-        idle = not (self.chores or may_work(engine, self.channel))
         if engine.stalled:
             if engine.scarce:
                 self.nap.poll(PAUSE)
             self._receive()
-        for fd, _ in self.poll.poll(None if idle and not engine.stalled else 0):
+        busy = self.chores or engine.stalled or (engine.queue and may_work(engine, self.channel))
+        for fd, _ in self.poll.poll(0 if busy else None):
             if fd == source:
                 if engine.stalled:
                     continue
@@ -128,7 +129,7 @@ class _Loop:
         """Write answers, then a turn of messages."""
         channel, engine = self.channel, self.engine
         send(engine, channel)
-        if may_work(self.engine, self.channel):
+        if engine.queue and may_work(engine, channel):
             if not self.watchdog.armed:
                 self.watchdog.arm()
             engine.work()
@@ -181,7 +182,7 @@ class _Loop:
 
 def may_work(engine: Engine, channel: Channel) -> bool:
     """Whether a turn of messages is due: not before smtpd has taken most of what is pending."""
-    return engine.working and channel.size < LOW_WATER
+    return bool(engine.queue) and channel.size < LOW_WATER
 
 
 def send(engine: Engine, channel: Channel) -> None:
@@ -189,7 +190,8 @@ def send(engine: Engine, channel: Channel) -> None:
     connection = engine.connection
     channel.scarce = engine.scarce
     channel.write(connection.answers, connection.lines)
-    connection.ended.clear()
+    if connection.ended:
+        connection.ended.clear()
 
 
 def hand_over(channel: Channel, engine: Engine) -> int | None:

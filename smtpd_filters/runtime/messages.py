@@ -123,7 +123,7 @@ class Messages:
         #: The messages that are collected, judged or being sent.
         self.intakes: dict[bytes, _Intake] = {}
         #: Those for which there is something to do, and those that wait for others to be judged.
-        self._queue: deque[_Intake] = deque()
+        self.queue: deque[_Intake] = deque()
         self._waiting: deque[_Intake] = deque()
         #: What the headers that are being judged take, in bytes.
         self._judging = 0
@@ -131,14 +131,9 @@ class Messages:
         self.refusals: dict[bytes, Decision] = {}
 
     @property
-    def working(self) -> bool:
-        """Whether there is something to do for `work`."""
-        return bool(self._queue)
-
-    @property
     def pending(self) -> bool:
         """Whether a message waits, for `work` or for other messages."""
-        return bool(self._queue or self._waiting)
+        return bool(self.queue or self._waiting)
 
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
         """Take lines of a message in.  Never raises."""
@@ -157,7 +152,7 @@ class Messages:
                 if end:
                     message.close()
                 intake.state = READY
-                self._queue.append(intake)
+                self.queue.append(intake)
         except (SpoolError, MemoryError) as error:
             self._no_storage(key, error)
         except Exception as error:  # noqa: BLE001  # promise 1: it never dies
@@ -169,7 +164,7 @@ class Messages:
         Raises MemoryError; then it is to be called again.
         """
         budget = TURN
-        queue = self._queue
+        queue = self.queue
         while queue and budget > 0:
             # It stays in the queue until that is done.
             intake = queue[0]
@@ -280,7 +275,7 @@ class Messages:
         while self._waiting:
             intake = self._waiting.popleft()
             if intake.state == READY:
-                self._queue.append(intake)
+                self.queue.append(intake)
                 return
 
     def _judged(self, intake: _Intake, verdict: Decision) -> None:
@@ -293,7 +288,7 @@ class Messages:
             self._refuse(intake.session, str(error))
         except MemoryError:
             intake.lost = True
-            self._queue.append(intake)
+            self.queue.append(intake)
 
     def _release(self, intake: _Intake, verdict: Decision) -> None:
         """The verdict is there: have the message sent back."""
@@ -301,7 +296,7 @@ class Messages:
             self.refusals[intake.session] = verdict
         intake.message.release()
         self._settle(intake, SENDING)
-        self._queue.append(intake)
+        self.queue.append(intake)
 
     def _settle(self, intake: _Intake, state: int) -> None:
         """It is judged no longer."""
@@ -323,7 +318,7 @@ class Messages:
         if rows or ended:
             self._connection.send_lines(key, rows, end=ended)
         if not done:
-            self._queue.append(intake)
+            self.queue.append(intake)
         else:
             del self.intakes[key]
             self._end(intake, DROPPED)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 class TappedChannel(Channel):
     """A channel that tells taps what passes.  One that raises is logged, and told no more."""
 
+    direct = False
+
     def __init__(self, source: int, sink: int, taps: Sequence[Tap], log: Log) -> None:
         super().__init__(source, sink)
         self.taps = list(taps)

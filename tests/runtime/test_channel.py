@@ -154,6 +154,7 @@ def test_no_line_is_broken_however_it_is_taken(
     expected: dict[bytes, list[bytes]] = {b"A": [], b"L": []}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "writev", writev)
+        patch.setattr(os, "write", lambda fd, data: writev(fd, [data]))
         for number, (answers, lines, size, take) in enumerate(steps):
             said = []
             for kind, count in ((b"A", answers), (b"L", lines)):
