@@ -221,17 +221,21 @@ def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> 
     """Cancel a task in one of the next turns of its loop."""
     queue = _leaving.setdefault(loop, deque())
     if not queue:
-        loop.call_soon(_cancel_some, loop, queue)  # law 2
+        loop.call_soon(_cancel_some, loop, queue, 1)  # law 2
     queue.append(task)
 
 
-def _cancel_some(loop: asyncio.AbstractEventLoop, queue: deque[asyncio.Future[Any]]) -> None:
-    count = len(queue)
-    if count > CANCELLED_AT_ONCE:
+def _cancel_some(
+    loop: asyncio.AbstractEventLoop, queue: deque[asyncio.Future[Any]], begun: int
+) -> None:
+    """Cancel some of the first tasks in the queue, so many of which have begun, and then others."""
+    count = min(begun, CANCELLED_AT_ONCE)
+    left = len(queue) - count
+    if left:
         try:
-            loop.call_soon(_cancel_some, loop, queue)  # law 3
-            count = CANCELLED_AT_ONCE
+            # By then those that are in the queue now have begun.
+            loop.call_soon(_cancel_some, loop, queue, left)  # law 3
         except MemoryError:
-            pass  # all of them now
+            count += left  # all of them now
     for _ in range(count):
         queue.popleft().cancel()

@@ -247,6 +247,31 @@ def test_a_message_may_be_given_up_at_any_time(turns: int) -> None:
     asyncio.run(main())
 
 
+def test_none_is_cancelled_before_it_has_begun() -> None:
+    """Not even one that is given up in the round in which it was made, behind another one."""
+    begun = []
+
+    async def policy(name: str) -> object:
+        begun.append(name)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def asked(name: str) -> Decision:
+        await Wait(policy(name), 10)
+        raise AssertionError
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for name in ("one", "two", "three"):
+            Job(loop, asked(name), begun.append, begun.append).cancel()  # type: ignore[arg-type]
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+    assert begun == ["one", "two", "three"]
+
+
 def test_a_task_that_is_cancelled_by_others_is_told() -> None:
     async def main() -> None:
         paced = Paced()
