@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from smtpd_filters.testing.server import BIN, Smtpd, file_path
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "writing-a-filter.md").read_text("utf-8")
-FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+FILES = {
+    name: content
+    for content, name in re.findall(
+        r"^```python\n((?:#![^\n]*\n)?# (\w+\.py)\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+    )
+}
 TESTS = sorted(name for name in FILES if name.startswith("test_"))
 FILTERS = sorted(FILES.keys() - set(TESTS))
 SMTPD = "config|smtpd-version|7.6.0\nconfig|protocol|0.7\nconfig|admd|mx\nconfig|ready\n"
@@ -22,6 +31,8 @@ def folder(tmp_path: Path) -> Path:
     """The files that the page shows."""
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, "utf-8")
+    for name in FILTERS:
+        (tmp_path / name).chmod(0o755)
     return tmp_path
 
 
@@ -50,6 +61,53 @@ def test_each_filter_serves(name: str, folder: Path) -> None:
     assert run(folder, name, stdin=SMTPD).endswith("register|ready\n")
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_each_filter_is_an_executable(name: str, folder: Path) -> None:
+    """smtpd has a shell run the command, with one socket as stdin and stdout."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(SMTPD.encode())
+        ours.shutdown(socket.SHUT_WR)
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"exec {shlex.quote(str(folder / name))}"],
+            env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        theirs.close()
+        answer = ours.makefile().read()
+    assert done.returncode == 0, done.stderr
+    assert answer.endswith("register|ready\n")
+
+
+class Executables(Smtpd):
+    """A server on which the files are executable, and whose python3 has the package."""
+
+    def _furnish(self) -> None:
+        super()._furnish()
+        self.path(f"{BIN}/python3").symlink_to("python")
+        for name in FILTERS:
+            self.path(file_path(name)).chmod(0o755)
+
+
+@pytest.mark.e2e
+def test_a_real_smtpd_runs_them(version: str) -> None:
+    path = f"{BIN}:/usr/bin:/bin"
+    with Executables(
+        version,
+        filters={
+            name.removesuffix(".py"): f"/usr/bin/env PATH={path} {file_path(name)}"
+            for name in FILTERS
+        },
+        files={name: FILES[name] for name in FILTERS},
+    ) as server:
+        _, greeted = server.dialogue("127.0.0.1", ["EHLO mail.example.net"])
+        assert greeted.code == 250
+
+
 def test_the_settings_are_those_that_the_page_names(folder: Path) -> None:
     shown = run(folder, "quiet2.py", "--help")
     assert "--until N" in shown
@@ -63,3 +121,32 @@ def test_its_tests_pass(folder: Path) -> None:
 
 def test_its_filters_are_type_checked(folder: Path) -> None:
     run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS)
+
+
+def test_a_filter_is_installed_as_the_page_says(folder: Path, tmp_path: Path) -> None:
+    [project] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (folder / "pyproject.toml").write_text(project, "utf-8")
+    target = tmp_path / "installed"
+    pip = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
+    run(folder, *pip, "--disable-pip-version-check", "--target", str(target), ".")
+    assert {file.name for file in target.glob("*.py")} == {"tag.py"}
+    (tmp_path / "chain.toml").write_text('[chain.main]\nfilters = ["tag"]\n', "utf-8")
+    module = "import sys; from smtpd_filters.cli{} import main; sys.exit(main())"
+    chain = [module.format(".chain"), "--config", str(tmp_path / "chain.toml")]
+    environment = {"PYTHONPATH": f"{target}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    for command, expected in (
+        ([str(target / "bin" / "filter-tag"), "--help"], "usage: filter-tag"),
+        ([sys.executable, "-c", module.format(""), "list"], "filter-tag"),
+        ([sys.executable, "-c", *chain], "register|filter|smtp-in|data-line\n"),
+    ):
+        done = subprocess.run(
+            command,
+            cwd=tmp_path / "installed",
+            env=environment,
+            input=SMTPD,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
