@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .chain import Chain
-from .errors import ConfigError, not_started
+from .errors import ConfigError, not_started, user_name
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import common_options, die, parse_flags
@@ -49,6 +49,7 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
         lambda log: [set_up(filter_, log, general)],
         verbose=general.verbose,
         refuse_long_lines=general.long_lines == "refuse",
+        prog=prog,
     )
 
 
@@ -92,11 +93,12 @@ def bug(error: Exception) -> ConfigError:
 
 
 def serve_chain(
-    ready: Callable[[Log], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool
+    ready: Callable[[Log], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool, prog: str
 ) -> int:
-    """Set filters up, with `ready`, which is given the log, and serve.
+    """Set filters up, with `ready`, which is given the log, and serve.  The exit status.
 
-    What is wrong with them is a ConfigError.
+    What is wrong with them is a ConfigError.  On a terminal nobody speaks smtpd's protocol: there
+    it ends when they are set up, and ``prog`` says on stderr that nothing is wrong.
     """
     try:
         from .runtime import serve  # --help needs no loop
@@ -113,6 +115,14 @@ def serve_chain(
     except BaseException:
         ends.give_back()
         raise
+    if ends.terminal():
+        ends.give_back()
+        if sys.stderr is not None:  # closed
+            sys.stderr.write(
+                f"{prog}: flags and files are right, as user {user_name()}; "
+                "smtpd starts this filter, see smtpd.conf(5)\n"
+            )
+        return 0
     return serve(
         chain,
         log,

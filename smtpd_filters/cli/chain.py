@@ -122,6 +122,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
         lambda log: [_ready(each, log) for each in file.declared(name)],
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
+        prog=PROG,
     )
 
 

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+import sys
 from collections import deque
 from itertools import islice
 
@@ -44,9 +45,9 @@ CLOSING = 2.0
 class Ends:
     """The descriptors to smtpd, taken away from 0 and 1.
 
-    What goes on using these, as a policy's ``print``, gets nothing, and the log.  The log is never
-    smtpd's own socket: if stderr is the same file as stdin or stdout (``2>&1``), or closed, what is
-    logged goes nowhere.
+    What goes on using these, as a policy's ``print``, gets nothing, and the log, line by line.  The
+    log is never smtpd's own socket: if stderr is the same file as stdin or stdout (``2>&1``), or
+    closed, what is logged goes nowhere.
 
     Raises ConfigError if stdin or stdout is closed: there is nobody to talk to.
     """
@@ -62,13 +63,32 @@ class Ends:
             _to_null(2, os.O_WRONLY)
         _to_null(0, os.O_RDONLY)
         os.dup2(2, 1)
+        _log_lines()
+
+    def terminal(self) -> bool:
+        """Whether both are a terminal: somebody tries the command by hand."""
+        return os.isatty(self.source) and os.isatty(self.sink)
 
     def give_back(self) -> None:
         """Undo it, when there is to be no conversation after all."""
+        _log_lines()
         for fd, number in ((self.source, 0), (self.sink, 1), (self._log, 2)):
             if fd >= 0:
                 os.dup2(fd, number)
                 os.close(fd)
+
+
+def _log_lines() -> None:
+    """Write what has been printed, and from now on each line, and whatever it holds, at once.
+
+    As with stderr.  What is printed is smtpd's log by now, which has to be there when it is read.
+    """
+    stdout: object = sys.stdout  # None, or replaced by a filter's own
+    if hasattr(stdout, "reconfigure"):
+        try:
+            stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        except (OSError, ValueError):
+            pass  # nobody reads the log, or it is closed
 
 
 def _open_standard() -> None:

@@ -228,7 +228,7 @@ import os
 from smtpd_filters.runtime.channel import Channel, Ends
 ends = Ends()
 channel = Channel(ends.source, ends.sink)
-print("a stray line", flush=True)
+print("a stray line")
 os.write(1, b"another")
 assert os.read(0, 10) == b""
 channel.write([b"the true line " + channel.read()], [])
@@ -242,6 +242,7 @@ assert not os.get_inheritable(channel.source) and not os.get_inheritable(channel
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
             check=False,
             timeout=60,
         )

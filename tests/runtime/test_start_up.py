@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import socket
 import stat
@@ -164,6 +166,91 @@ def test_by_hand_input_may_be_anything(
     if output != "null":
         registered = told if output == "pipe" else sink.read_bytes()
         assert registered.endswith(b"register|ready\n") == bool(given)
+
+
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        ([], 0, "flags and files are right, as user "),
+        (["--names", "file:/nonexistent"], 2, "--names: /nonexistent: No such file"),
+    ],
+)
+def test_on_a_terminal_it_ends_at_once(name: str, flags: list[str], status: int, said: str) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, POLICIES, name, *flags],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    nothing_written = not select.select([ours], [], [], 0)[0]
+    os.close(ours)
+    os.close(theirs)
+    assert nothing_written
+    assert done.returncode == status
+    assert done.stderr.startswith(f"filter-{name.lower()}: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_with_one_end_on_a_terminal_it_serves(number: int, tmp_path: Path) -> None:
+    """As ``filter-x <recorded``, ``filter-x >said``."""
+    ours, theirs = pty.openpty()
+    other = tmp_path / "other"
+    other.write_bytes(b"" if number == 0 else GREETING)
+    with other.open("rb+") as file:
+        process = subprocess.Popen(
+            [sys.executable, POLICIES, "Plain"],
+            stdin=theirs if number == 0 else file,
+            stdout=theirs if number == 1 else file,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": "."},
+        )
+        if number == 0:
+            os.write(ours, GREETING + b"\4")  # the end of input, as it is typed
+        _, logged = process.communicate(timeout=PATIENCE)
+        written = os.read(ours, 4096).replace(b"\r\n", b"\n")
+    os.close(ours)
+    os.close(theirs)
+    assert (process.returncode, logged) == (0, b"")
+    assert (written if number == 1 else other.read_bytes()).endswith(b"register|ready\n")
+
+
+@pytest.mark.parametrize("before", [None, closed])
+def test_what_a_filter_prints_is_in_the_log_at_once(
+    before: Callable[[], None] | None, tmp_path: Path
+) -> None:
+    program = tmp_path / "talking.py"
+    program.write_text(
+        "print('loaded')\n"
+        "from smtpd_filters import PROCEED, Filter, Proceed, Session, run\n"
+        "class Talking(Filter):\n"
+        "    def setup(self) -> None:\n"
+        "        print('set up')\n"
+        "    def rcpt_to(self, session: Session, address: str) -> Proceed:\n"
+        "        print(address)\n"
+        "        return PROCEED\n"
+        "raise SystemExit(run(Talking))\n"
+    )
+    log, end = os.pipe()
+    buffered = {"PYTHONUNBUFFERED": ""}
+    with FilterProcess([str(program)], stderr=end, before=before, env=buffered) as process:
+        os.close(end)
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"a\xff@example.org").verb == b"proceed"
+        there = select.select([log], [], [], 0)[0]
+        logged = os.read(log, 4096) if there else b"nothing"
+        process.finish()
+    os.close(log)
+    assert logged == (b"" if before else b"loaded\nset up\na\\udcff@example.org\n")
 
 
 def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:
