@@ -57,6 +57,7 @@ class Tally:
         #: Why nothing more is to be tried, if nothing is.
         self.stopped = ""
         self.complaints: list[str] = []
+        self._last_cause = ""
         self._in_a_row = 0
         self._lock = threading.Lock()
 
@@ -77,11 +78,16 @@ class Tally:
             self._in_a_row = 0
 
     def fail(self, name: str, cause: str, status: int, *, unreachable: bool = False) -> None:
-        """Count a message that wasn't learned."""
+        """Count a message that wasn't learned.
+
+        The daemon's cause is told once for messages in a row.
+        """
         with self._lock:
             self.counts["failed"] += 1
             self.statuses.add(status)
-            self.complaints.append(f"{name}: {cause}")
+            repeated = cause == self._last_cause and status != NOINPUT
+            self.complaints.append(f"{name}: {'not learned, likewise' if repeated else cause}")
+            self._last_cause = cause
             self._in_a_row = self._in_a_row + 1 if unreachable else 0
             if status == NOPERM or self._in_a_row >= PATIENCE:
                 self.stopped = "given up"

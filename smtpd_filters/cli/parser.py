@@ -115,6 +115,7 @@ def _add_learn(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "files",
         metavar="FILE",
         nargs="*",
+        default=[],  # without one argparse says that it is required
         help="a message, an mbox, a maildir or a directory of messages; without any a message is "
         "read from stdin",
     )
