@@ -96,8 +96,7 @@ class Recording:
                 raise ConfigError(f"{name}: {os_reason(error)}") from error
         recording = cls()
         lines = source.split(b"\n")
-        if lines.pop():
-            raise ConfigError(f"{name}:{len(lines) + 1}: the last line is cut off (no line end)")
+        cut_off = lines.pop()
         in_head = True
         for number, line in enumerate(lines, 1):
             if in_head and (field := _META.fullmatch(line)):
@@ -108,8 +107,13 @@ class Recording:
             in_head = False
             direction = _MARKS.get(line[:2])
             if direction is None:
-                raise ConfigError(f"{name}:{number}: begins with none of '# ', '< ', '> '")
+                raise ConfigError(
+                    f"{name}:{number}: not a recording: a line that begins with none of "
+                    "'# ', '< ', '> '"
+                )
             recording.entries.append((direction, line[2:]))
+        if cut_off:
+            raise ConfigError(f"{name}:{len(lines) + 1}: the last line is cut off (no line end)")
         return recording
 
     def to_bytes(self) -> bytes:

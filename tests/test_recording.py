@@ -131,9 +131,9 @@ def test_bytes_of_no_encoding_survive_in_the_head() -> None:
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (b"< a\n\n", "x.session:2: begins with none"),
-        (b"# a: b\nfoo\n", "x.session:2: begins with none"),
-        (b"<a\n", "x.session:1: begins with none"),
+        (b"< a\n\n", "x.session:2: not a recording"),
+        (b"# a: b\nfoo\n", "x.session:2: not a recording"),
+        (b"<a\n", "x.session:1: not a recording"),
         (b"> a\n> b", "x.session:2: the last line is cut off"),
     ],
 )
@@ -150,7 +150,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         Recording().write(missing / "below")
     broken = tmp_path / "broken"
     broken.write_bytes(b"?\n")
-    with pytest.raises(ConfigError, match=f"^{broken}:1: begins"):
+    with pytest.raises(ConfigError, match=f"^{broken}:1: not a recording"):
         Recording.read(str(broken))
 
 
