@@ -290,7 +290,7 @@ def _embeds_ipv6(name: str, address: int) -> bool:
 
 
 class Dyndns(ClientFilter):
-    """Refuse clients whose reverse name looks dynamically assigned."""
+    """Mark or refuse clients whose reverse name looks dynamically assigned."""
 
     name = "dyndns"
 

@@ -50,7 +50,7 @@ NO_NAME = "no reverse name"
 
 
 class Fcrdns(ClientFilter):
-    """Refuse clients whose reverse DNS is missing or isn't confirmed by forward DNS."""
+    """Mark or refuse clients whose reverse DNS is missing or isn't confirmed by forward DNS."""
 
     name = "fcrdns"
 

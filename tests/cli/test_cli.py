@@ -64,6 +64,8 @@ def test_there_is_help(verb: list[str], capsys: Capture) -> None:
         (["list", "--", "x"], "list takes no command"),
         (["record"], "DIR"),
         (["replay"], "FILE"),
+        (["replay", "/etc/passwd", "--", "true"], "/etc/passwd:1: not a recording"),
+        (["replay", sys.executable, "--", "true"], f"{sys.executable}:1: not a recording"),
         (["replay", str(PLAIN)], "no command"),
         (["replay", str(PLAIN), "--"], "no command"),
         (["replay", str(PLAIN), "--timeout", "soon", "--", "true"], "--timeout"),
@@ -159,7 +161,7 @@ def test_an_interrupt_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: C
 def test_the_filters_are_listed(capsys: Capture) -> None:
     assert main(["list"]) == 0
     said = capsys.readouterr().out
-    assert "filter-dyndns: Refuse clients whose reverse name looks dynamically assigned.\n" in said
+    assert "filter-dyndns: Mark or refuse clients whose reverse name looks dynamically" in said
     assert "    phases   connect\n    reports  link-connect link-disconnect\n" in said
 
 
