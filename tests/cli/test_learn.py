@@ -299,6 +299,13 @@ def test_what_is_wrong_is_one_line(
     assert err.count("\n") == 1
 
 
+def test_files_are_not_said_to_be_required(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, err = run(capsys=capsys, monkeypatch=monkeypatch)
+    assert "required: kind (see" in err
+
+
 def test_there_is_help(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["learn", "--help"])
