@@ -17,7 +17,7 @@ command returns `Check.failed` as it is.
 
 from __future__ import annotations
 
-from smtpd_filters.errors import UnavailableError
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import choice, option
 
@@ -25,6 +25,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import TypeAlias
+
+    from smtpd_filters.settings import Settings
+    from smtpd_filters.tables import Table
 
     #: What a check may come to.
     Outcome: TypeAlias = Proceed | Junk | Reject
@@ -141,6 +144,28 @@ class Findings:
         if not self._reasons:
             return PROCEED
         return self._decision.because("; ".join(self._reasons))
+
+
+def refuse_useless(settings: Settings, check: str, needed: str) -> None:
+    """Refuse a check that was asked for and has nothing to go by: the option `needed` isn't set.
+
+    Both are names of options.  Raises ConfigError: who has written it believes that it protects.
+    """
+    asked = check in settings.given and getattr(settings, check) != "off"
+    if asked and getattr(settings, needed) is None:
+        flags = settings.options
+        raise ConfigError(f"--{flags[check].key} requires --{flags[needed].key}")
+
+
+def refuse_empty(settings: Settings, *names: str) -> None:
+    """Refuse inline tables without an entry, which protect nothing; `names` are of options.
+
+    A file may be empty for now, and says so (`tables.source`).
+    """
+    for name in names:
+        given: Table | None = getattr(settings, name)
+        if given is not None and not given.is_file and not len(given):
+            raise ConfigError(f"--{settings.options[name].key}: no entries in {given.source}")
 
 
 def marks(checks: Iterable[Check]) -> bool:

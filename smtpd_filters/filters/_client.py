@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
     from smtpd_filters.tables import NetworkTable
 
+#: What the log says at the start of a filter that has a reply and refuses nobody.
+REPLY_UNUSED = "--reply is not used: with --action junk nobody is refused"
 #: What `--action` may be.
 ACTIONS = choice("junk", "reject", "disconnect")
 _PHASES = choice("connect", "helo", "mail-from", "rcpt-to")
@@ -102,7 +104,10 @@ class ClientFilter(Filter):
         self.marks = settings.action == "junk"
         self._exempt = settings.exempt.also(settings.allow)
         if not self.phases & {"mail_from", "rcpt_to"}:
+            self._exempt.check_phase(settings.phase)
             self._exempt = self._exempt.without_users()  # law 2
+        if settings.reply is not None and settings.action == "junk":
+            self.log.event(REPLY_UNUSED)
 
     def required_reports(self) -> frozenset[str]:
         """Ask who has authenticated where that exempts."""

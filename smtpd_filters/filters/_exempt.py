@@ -95,6 +95,17 @@ class Exempt:
         words = self.words - {AUTHENTICATED}
         return Exempt(words & self.given, self.tables, words)
 
+    def check_phase(self, phase: str) -> None:
+        """Refuse ``--exempt authenticated`` for a `phase` at which nobody has authenticated.
+
+        The default, written out, is no mistake.  Raises ConfigError.
+        """
+        if AUTHENTICATED in self.given and self.given != self._default:
+            raise ConfigError(
+                f"--exempt authenticated: nobody has authenticated at {phase}; --phase mail-from "
+                "is the first at which somebody can have"
+            )
+
     def check_users(self) -> Exempt:
         """Make a copy as `--check-users` has it; ConfigError if `--exempt` says the contrary."""
         if AUTHENTICATED in self.given:

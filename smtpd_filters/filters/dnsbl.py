@@ -232,7 +232,6 @@ class Dnsbl(Filter):
     def setup(self) -> None:
         """Make the lists, and get a resolver ready."""
         self._exempt = self.settings.exempt.also(self.settings.allow)
-        self._set_thresholds()
         given: dict[str, Sites] = {
             kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
         }
@@ -240,10 +239,11 @@ class Dnsbl(Filter):
             raise ConfigError("no list is given: --client, --rdns, --helo or --sender is needed")
         if not all(key.strip(".") for key in self.settings.key):
             raise ConfigError("--key: expected a part of the name of a list, not nothing")
+        self._set_thresholds(given.values())
         self._set_phase(given)
         self._get_ready(given)
 
-    def _set_thresholds(self) -> None:
+    def _set_thresholds(self, given: Iterable[Sites]) -> None:
         settings = self.settings
         junk, reject, disconnect = settings.junk_at, settings.reject_at, settings.disconnect_at
         if settings.mark:
@@ -260,6 +260,28 @@ class Dnsbl(Filter):
         self._thresholds = Thresholds(junk, reject, disconnect)
         self.marks = junk is not None
         self._shows = settings.header or settings.mark
+        self._check_reach(named, given)
+        if settings.reply and not (reject or disconnect):
+            self.log.event("--reply is not used: no score refuses anybody")
+
+    def _check_reach(self, named: Sequence[tuple[str, int]], given: Iterable[Sites]) -> None:
+        """Say which of the thresholds, in rising order, no client can reach.
+
+        That is a ConfigError if nothing can ever be done, unless the field is: to ask for that
+        alone, one names a score beyond reach.
+        """
+        lists = list(given)
+        most = sum(max(site.weight, 0) for sites in lists for site in sites)
+        beyond = [f"{flag} {score}" for flag, score in named if score > most]
+        if not beyond or self._shows:
+            return
+        said = f"{beyond[0]}: is never reached, the weights of the lists make {most} at the most"
+        asked = {"junk_at", "reject_at", "disconnect_at"} & self.settings.given
+        if len(beyond) < len(named) or not asked or any(sites.is_file for sites in lists):
+            # More may come with the files; to let some in is all that some lists are for.
+            self.log.event(said)
+        else:
+            raise ConfigError(said)
 
     def _set_phase(self, kinds: Iterable[str]) -> None:
         self._kinds = frozenset(kinds)
@@ -269,6 +291,8 @@ class Dnsbl(Filter):
         for kind in kinds:
             if _PHASES.index(_KNOWN_AT[kind]) > at:
                 raise ConfigError(f"--{kind}: what it asks about isn't known at {self._phase} yet")
+        if at <= _PHASES.index("helo"):
+            self.settings.exempt.check_phase(self._phase)
         self.phases = set(_HANDLERS[self._phase])
         if self._shows:
             self.phases.add("headers")

@@ -24,6 +24,7 @@ import sys
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.errors import UnavailableError
+from smtpd_filters.filters._checks import refuse_empty
 from smtpd_filters.filters._client import (
     ClientFilter,
     ClientSettings,
@@ -334,6 +335,7 @@ class Dyndns(ClientFilter):
     def setup(self) -> None:
         """Make the refusal and the tables."""
         super().setup()
+        refuse_empty(self.settings, "extra_patterns")
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
         # This can be the result of per-host or per-recipient filtering."  X.7.25 of RFC 7372 is
         # for a reverse name that fails to be confirmed.

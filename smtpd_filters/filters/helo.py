@@ -31,6 +31,7 @@ from smtpd_filters.filters._checks import (
     Findings,
     check_option,
     marks,
+    refuse_empty,
     unmapped,
 )
 from smtpd_filters.filters._exempt import (
@@ -194,6 +195,7 @@ class Helo(Filter):
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
+        refuse_empty(settings, "own_names", "own_addresses")
         if settings.own == "off":
             for flag, given in (
                 ("--own-names", settings.own_names),
@@ -204,6 +206,8 @@ class Helo(Filter):
         self.marks = marks(self._checks.values())
         self.phases = set(_PHASES[settings.phase])
         self._exempt = settings.exempt.also(settings.allow)
+        if settings.phase == "helo":
+            self._exempt.check_phase(settings.phase)
         if any(self._checks[name].on for name in ASKING):
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif settings.nameserver:

@@ -29,7 +29,8 @@ from smtpd_filters.addresses.domains import NAME_MAX
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._candidate import Candidate
-from smtpd_filters.filters._client import ACTIONS, decision
+from smtpd_filters.filters._checks import refuse_empty
+from smtpd_filters.filters._client import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -178,6 +179,7 @@ class Mailfrom(Filter):
             raise ConfigError(
                 "nothing to guard: --domains, --addresses, --patterns or --senders is required"
             )
+        refuse_empty(settings, "domains", "addresses", "patterns")
         if settings.subdomains and settings.domains is None:
             raise ConfigError("--subdomains: of what? --domains is required")
         header = settings.check_header or settings.check_display
@@ -199,6 +201,8 @@ class Mailfrom(Filter):
         }
         actions = {"mail": settings.action, "from": settings.header_action or settings.action}
         self.marks = "junk" in actions.values()
+        if settings.reply is not None and set(actions.values()) == {"junk"}:
+            self.log.event(REPLY_UNUSED)
         self._replies = {
             key: decision(actions[key[0]], settings.reply or text) for key, text in texts.items()
         }

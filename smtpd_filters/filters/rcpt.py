@@ -27,7 +27,14 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import Check, Findings, check_option, marks
+from smtpd_filters.filters._checks import (
+    Check,
+    Findings,
+    check_option,
+    marks,
+    refuse_empty,
+    refuse_useless,
+)
 from smtpd_filters.filters._exempt import (
     Exempt,
     allow_option,
@@ -207,6 +214,9 @@ class Rcpt(Filter):
         settings = self.settings
         if not any(check.on for check in checks):
             raise ConfigError("nothing to check: every check is off")
+        refuse_useless(settings, "trapped", "traps")
+        refuse_useless(settings, "many_recipients", "max_recipients")
+        refuse_empty(settings, "traps")
         if settings.traps is not None and settings.trapped == "off":
             raise ConfigError("--traps: of no use with --trapped off")
         if settings.max_recipients is not None and settings.many_recipients == "off":

@@ -26,6 +26,7 @@ from smtpd_filters.protocol.events import Lines, Report, Request
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, Settings, choice, option
+from smtpd_filters.settings.kinds import quote
 
 from ._masks import mask
 from ._recorder import Recorder, Rows
@@ -120,6 +121,9 @@ class Trace(Filter):
 
     def _recorder(self, directory: str) -> Recorder:
         settings = self.settings
+        if not directory.startswith("/"):
+            # Where smtpd was started from is nobody's choice.
+            raise ConfigError(f"--record: expected an absolute path, not {quote(directory)}")
         disguise = None
         if settings.anonymise:
             from ._disguise import Disguise  # the start pays for what it uses

@@ -159,10 +159,13 @@ class Settings:
 
     `Settings(name=value, ...)` makes an instance in code, with defaults for the rest; a TypeError
     says which name is unknown, missing or has an illegal value. `vars(settings)` maps all names
-    to their values.
+    to their values; `given` has the names of those that aren't there by default.
     """
 
+    __slots__ = ("__dict__", "given")
+
     options: ClassVar[dict[str, Option]] = {}
+    given: frozenset[str]
 
     def __init_subclass__(cls) -> None:
         options: dict[str, Option] = {}
@@ -197,7 +200,9 @@ class Settings:
 
     def replace(self, **values: Any) -> Self:
         """Make a copy in which these options have other values; TypeError as for a new one."""
-        return type(self)(**{**vars(self), **values})
+        made = type(self)(**{**vars(self), **values})
+        object.__setattr__(made, "given", self.given.union(values))
+        return made
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__qualname__}.{name}: settings don't change")
@@ -222,6 +227,7 @@ class Settings:
 
 def fill(settings: Settings, values: Mapping[str, Any]) -> None:
     """Give an instance its values (checked already), and defaults for the rest."""
+    object.__setattr__(settings, "given", frozenset(values))
     for name, declared in settings.options.items():
         vars(settings)[name] = values.get(name, declared.default)
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ZONE, OTHER, ALLOW, NAMES = "bl.example", "other.example", "wl.example", "names.example"
 BAD, BAD6, WORSE, GOOD = "192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.9"
+# A list that lets every score be reached, and has no entry.
+REACH = ("--client", f"{OTHER}=127.0.0.250*9")
 SAID = "See https://bl.example/q"
 ENTRIES: dict[str, dict[str, Any]] = {
     **addresses(
@@ -109,14 +111,14 @@ def test_the_score_is_the_sum_of_what_matches(
     server: DNSServer, flags: tuple[str, ...], score: int
 ) -> None:
     for threshold in range(1, 9):
-        said = verdict(server, *flags, "--reject-at", str(threshold), address=WORSE)
+        said = verdict(server, *flags, *REACH, "--reject-at", str(threshold), address=WORSE)
         assert said.refused is (score >= threshold), threshold
 
 
 def test_the_severest_threshold_that_is_reached_holds(server: DNSServer) -> None:
     flags = ("--junk-at", "2", "--reject-at", "4", "--disconnect-at", "6", "--phase", "rcpt-to")
     verbs = {
-        weight: verdict(server, "--client", f"{ZONE}*{weight}", *flags).verb
+        weight: verdict(server, "--client", f"{ZONE}*{weight}", *REACH, *flags).verb
         for weight in (1, 2, 3, 4, 5, 6, 7)
     }
     assert list(verbs.values()) == [
@@ -177,7 +179,7 @@ def test_lists_of_all_kinds_are_one_sum(server: DNSServer) -> None:
             f"{NAMES} (mail.bad.example, 127.0.1.4, +2), {NAMES} (mail.bad.example, 127.0.1.4, "
             f'+2), {NAMES} (bad.example, 127.0.1.2, +2)"'
         ) in smtpd.log[0]
-    assert verdict(server, *flags, "10", **CLIENT).verb == "proceed"
+    assert verdict(server, *flags, "10", *REACH, **CLIENT).verb == "proceed"
 
 
 @pytest.mark.parametrize(
@@ -551,8 +553,8 @@ def test_the_recipients_of_a_message_get_one_answer(server: DNSServer) -> None:
 
 def test_a_list_that_can_change_nothing_is_not_even_asked(server: DNSServer) -> None:
     server.queries.clear()
-    assert verdict(server, "--client", ZONE, "--reject-at", "2").verb == "proceed"
-    assert not server.asked(under(ZONE, BAD), "A")
+    assert verdict(server, "--client", f"{ALLOW}*-2").verb == "proceed"
+    assert not server.asked(under(ALLOW, BAD), "A")
 
 
 def test_sessions_that_come_at_once_are_asked_about_in_turns(
@@ -962,6 +964,15 @@ def test_a_key_of_no_list_is_a_slip() -> None:
         ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: is never done"),
         ("--client bl.example --reject-at 3 --disconnect-at 3", "--reject-at 3: is never done"),
         ("--client bl.example -m --reject-at 3", "-m: not with"),
+        (
+            "--client a.example*2 --rdns 'b.example, c.example*-9' --reject-at 5",
+            "--reject-at 5: is never reached, the weights of the lists make 3 at the most",
+        ),
+        ("--client a.example --junk-at 2 --reject-at 3", "--junk-at 2: is never reached"),
+        (
+            "--client a.example --exempt authenticated",
+            "--exempt authenticated: nobody has authenticated at connect",
+        ),
         ("--helo bl.example --phase connect", "--helo: what it asks about isn't known at connect"),
         ("--sender bl.example --phase helo", "--sender: what it asks about isn't known at helo"),
         ("--client bl.example --reply '250 fine'", "--reply: expected a code"),
@@ -978,6 +989,45 @@ def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
         pass
     assert reason in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--client a.example --junk-at 9 --header", []),
+        ("--client a.example*3 --junk-at 2 --reject-at 3", []),
+        (
+            "--client a.example --junk-at 1 --reject-at 9",
+            ["--reject-at 9: is never reached, the weights of the lists make 1 at the most"],
+        ),
+        (
+            "-w a.example",
+            ["--disconnect-at 1: is never reached, the weights of the lists make 0 at the most"],
+        ),
+        (
+            "--client FILE --reject-at 2",
+            ["--reject-at 2: is never reached, the weights of the lists make 1 at the most"],
+        ),
+        (
+            "--client a.example --junk-at 1 --reply '550 5.7.1 no'",
+            ["--reply is not used: no score refuses anybody"],
+        ),
+        ("--client a.example --reply '550 5.7.1 no'", []),
+    ],
+)
+def test_what_can_never_be_done_is_said_at_the_start(
+    flags: str, said: list[str], tmp_path: Path
+) -> None:
+    lists = tmp_path / "lists"
+    lists.write_text("a.example\n")
+    argv = shlex.split(flags.replace("FILE", f"file:{lists}"))
+    with (
+        DNSServer({}) as empty,
+        Conversation(Dnsbl, *old_style(argv, Dnsbl), "--nameserver", empty.address) as smtpd,
+    ):
+        assert [line for line in smtpd.log if "--re" in line or "--dis" in line] == [
+            f"dnsbl {line}" for line in said
+        ]
 
 
 def test_the_phase_is_the_first_at_which_all_is_known() -> None:

@@ -316,6 +316,23 @@ def test_a_bad_reply_is_refused_at_the_start(action: str, reply: str) -> None:
         Conversation(Dyndns, "--action", action, "--reply", reply)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--exempt authenticated", "--exempt authenticated: nobody has authenticated at connect"),
+        ("--extra-patterns {}", "--extra-patterns: no entries in {}"),
+    ],
+)
+def test_what_protects_nothing_is_refused_at_the_start(flags: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Conversation(Dyndns, *flags.split())
+
+
+def test_no_patterns_but_the_address_is_a_policy() -> None:
+    with Conversation(Dyndns, "--patterns", "{}") as smtpd:
+        assert smtpd.log == []
+
+
 def test_the_executable_answers_smtpd() -> None:
     lines = ["config|protocol|0.7", "config|subsystem|smtp-in", "config|ready"]
     clients = [POOL, ("mail.example.org", "192.0.2.1")]

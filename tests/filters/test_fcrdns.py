@@ -400,6 +400,10 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
         (("--action", "tempfail"), '--action: invalid choice "tempfail"'),
         (("--phase", "data"), '--phase: invalid choice "data"'),
         (("--timeout", "0"), "--timeout: must be at least"),
+        (("--exempt", "authenticated"),
+         "--exempt authenticated: nobody has authenticated at connect; --phase mail-from is the "),
+        (("--phase", "helo", "--exempt", "socket", "--exempt", "authenticated"),
+         "--exempt authenticated: nobody has authenticated at helo; --phase mail-from is the "),
         (("--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
         (("--reply", ""), "--reply: a reply is a 4xx or 5xx code"),
         (("--reply", "550 4.7.25 x"), "--reply: the codes 550 and 4.7.25 contradict each other"),
@@ -415,6 +419,20 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
 )  # fmt: skip
 def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
     assert expected in complaint("fcrdns", *flags)
+
+
+@pytest.mark.parametrize("words", [("local", "authenticated"), ("local",), ("192.0.2.0/24",)])
+def test_what_is_exempt_by_default_may_be_written_out(words: tuple[str, ...]) -> None:
+    flags = [flag for word in words for flag in ("--exempt", word)]
+    with Conversation(Fcrdns, *flags) as smtpd:
+        assert smtpd.phases == {"connect"}
+
+
+@pytest.mark.parametrize("action", ["junk", "reject", "disconnect"])
+def test_a_reply_that_nobody_is_given_is_said_at_the_start(action: str) -> None:
+    with Conversation(Fcrdns, "--action", action, "--reply", "550 5.7.25 no") as smtpd:
+        said = "fcrdns --reply is not used: with --action junk nobody is refused"
+        assert smtpd.log == ([said] if action == "junk" else [])
 
 
 def test_the_executable_answers_smtpd() -> None:

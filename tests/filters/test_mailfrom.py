@@ -447,6 +447,9 @@ def test_marks_around_an_address_hide_it_from_no_check(field: str, own: str) -> 
     [
         ((), "--domains, --addresses, --patterns or --senders is required"),
         (("--trusted", "10/8"), "--domains, --addresses, --patterns or --senders is required"),
+        (("--domains", "{}"), "--domains: no entries in {}"),
+        (("--addresses", "{ }", *OWN), "--addresses: no entries in { }"),
+        (("--patterns", "{,}", *OWN), "--patterns: no entries in {,}"),
         (("--subdomains", *SENDERS), "--subdomains: of what? --domains is required"),
         ((*OWN, "--header-action", "junk"), "--header-action: needs --check-header"),
         ((*OWN, "--action", "tempfail"), '--action: invalid choice "tempfail"'),
@@ -476,6 +479,23 @@ def test_marks_around_an_address_hide_it_from_no_check(field: str, own: str) -> 
 )
 def test_bad_flags_are_one_line(flags: tuple[str, ...], expected: str) -> None:
     assert expected in complaint("mailfrom", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        (("--action", "junk"), False),
+        (("--action", "junk", "--check-header", "--header-action", "reject"), True),
+        (("--check-header", "--header-action", "junk"), True),
+        ((), True),
+    ],
+)
+def test_a_reply_that_nobody_is_given_is_said_at_the_start(
+    flags: tuple[str, ...], *, used: bool
+) -> None:
+    with Conversation(Mailfrom, *OWN, "--reply", "550 5.7.1 no", *flags) as smtpd:
+        said = "mailfrom --reply is not used: with --action junk nobody is refused"
+        assert smtpd.log == ([] if used else [said])
 
 
 def test_a_bad_line_of_senders_is_named(tmp_path: Path) -> None:

@@ -684,6 +684,11 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
         (("--max-delay", "5m"), "--max-delay: must be at most"),
         (("--delay", "30s"), "--delay: must be at most --max-delay, which is 20 s, not 30 s"),
         ((*TRAPS, "--trapped", "off"), "--traps: of no use with --trapped off"),
+        (("--trapped", "reject"), "--trapped requires --traps"),
+        (("--trapped", "junk"), "--trapped requires --traps"),  # though it is the default
+        (("--many-recipients", "reject"), "--many-recipients requires --max-recipients"),
+        (("--many-recipients", "log"), "--many-recipients requires --max-recipients"),
+        (("--traps", "{ }"), "--traps: no entries in { }"),
         (
             ("--max-recipients", "9", "--many-recipients", "off"),
             "--max-recipients: of no use with --many-recipients off",
@@ -699,6 +704,12 @@ def test_what_does_not_fit_together_is_said_at_the_start(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Conversation(Rcpt, *flags)
+
+
+@pytest.mark.parametrize("flags", ["--trapped off", "--many-recipients off", "--domains {}"])
+def test_what_is_turned_off_needs_nothing(flags: str) -> None:
+    with Conversation(Rcpt, *flags.split()) as smtpd:
+        assert "rcpt-to" in smtpd.phases
 
 
 @pytest.mark.parametrize("flags", [(), (*TRAPS, *OURS, "--trapped", "reject")])

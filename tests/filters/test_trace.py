@@ -156,6 +156,12 @@ def test_what_only_a_recording_has_needs_one(flag: str) -> None:
         Trace(Trace.Options(**{flag: True})).setup()
 
 
+@pytest.mark.parametrize("path", ["trace", "./trace"])
+def test_a_directory_is_named_by_its_whole_path(path: str) -> None:
+    with pytest.raises(ConfigError, match=f'--record: expected an absolute path, not "{path}"'):
+        Trace(Trace.Options(record=path)).setup()
+
+
 def test_a_directory_that_cannot_be_made_is_said_at_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--record: .*/missing/dir: No such file"):
         Trace(Trace.Options(record=str(tmp_path / "missing" / "dir"))).setup()
