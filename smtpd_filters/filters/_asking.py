@@ -77,6 +77,14 @@ def make_resolver(
         raise ConfigError(f"dnspython is needed to look names up: {error}") from None
 
 
+def note_timeout(filter_: Filter) -> None:
+    """Log, in `setup`, that `--timeout` was given and `--deadline` passes before it."""
+    timeout = vars(filter_.settings)["timeout"]
+    if "timeout" in filter_.settings.given and timeout > filter_.deadline:
+        given, over = SECONDS.show(timeout), SECONDS.show(filter_.deadline)
+        filter_.log.event(f"--timeout {given} is not used: --deadline {over} is over before")
+
+
 def ask_nothing(filter_: Filter) -> None:
     """With these settings nothing is looked up: it takes no event loop to run the filter."""
     filter_.later = frozenset()

@@ -25,7 +25,7 @@ from itertools import pairwise
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import make_resolver, nameserver_option
+from smtpd_filters.filters._asking import make_resolver, nameserver_option, note_timeout
 from smtpd_filters.filters._checks import DNS_FAILURE
 from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
 from smtpd_filters.filters._dnsbl_options import SITES, old_style
@@ -312,6 +312,7 @@ class Dnsbl(Filter):
 
         settings = self.settings
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
+        note_timeout(self)
         longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
         self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
         self._pace = pace

@@ -21,7 +21,12 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters._asking import ask_nothing, make_resolver, nameserver_option
+from smtpd_filters.filters._asking import (
+    ask_nothing,
+    make_resolver,
+    nameserver_option,
+    note_timeout,
+)
 from smtpd_filters.filters._client import (
     ClientFilter,
     ClientSettings,
@@ -101,6 +106,7 @@ class Fcrdns(ClientFilter):
             # Now, not at the first client: by then an upgrade may have put another version there.
             import smtpd_filters.lookups.fcrdns  # noqa: F401
 
+            note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
             self.later = type(self).later
         elif settings.nameserver:

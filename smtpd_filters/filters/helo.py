@@ -23,6 +23,7 @@ from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
     nameserver_option,
+    note_timeout,
     settle,
     timeout_option,
 )
@@ -209,6 +210,7 @@ class Helo(Filter):
         if settings.phase == "helo":
             self._exempt.check_phase(settings.phase)
         if any(self._checks[name].on for name in ASKING):
+            note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif settings.nameserver:
             raise ConfigError("--nameserver: nothing is looked up without --unknown or --elsewhere")

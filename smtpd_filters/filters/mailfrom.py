@@ -43,7 +43,7 @@ from smtpd_filters.tables import (
     RegexTable,
 )
 from smtpd_filters.tables.domains import address_entry
-from smtpd_filters.tables.source import shown
+from smtpd_filters.tables.source import LINE_MAX, shown
 from smtpd_filters.tables.table import Pairs
 
 TYPE_CHECKING = False
@@ -59,6 +59,8 @@ _ADDRESSES = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|[^\s,"]|")++', re.DOTALL)
 
 # What a byte of them costs beyond that of any entry (see `source.STEP`).
 _WORK = 4
+# Bytes that are copied for a unit of work.
+_COPIED = 16
 
 
 class _Senders(Pairs):
@@ -70,11 +72,19 @@ class _Senders(Pairs):
                 address_entry(entry)
             except ValueError as error:
                 raise ValueError(f"{error} in {shown(entry)}") from None
-        return super().add_pair(key, value) + _WORK * len(value)
+        known = self.value(key)
+        whole = value if known is None else f"{known}, {value}"
+        if len(whole) > LINE_MAX:
+            # A user's addresses are made a table in one step.
+            raise ValueError(f"one user has more than {LINE_MAX} characters of addresses")
+        return super().add_pair(key, whole) + _WORK * len(value) + len(whole) // _COPIED
 
 
 class SendersTable(MappingTable):
-    """Users with the addresses that each may use, as smtpd's `senders`: `user a@b, @c`."""
+    """Users with the addresses that each may use, as smtpd's `senders`: `user a@b, @c`.
+
+    A user with several lines may use the addresses of all; smtpd takes the last line only.
+    """
 
     __slots__ = ()
     contents = _Senders

@@ -24,6 +24,7 @@ from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
     nameserver_option,
+    note_timeout,
     settle,
     timeout_option,
 )
@@ -197,6 +198,7 @@ class Rcpt(Filter):
         )
         self._refuse_useless(checks)
         if self._unknown_domain.on:
+            note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         elif not settings.delay:
             ask_nothing(self)  # law 5

@@ -24,6 +24,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
+from smtpd_filters.filters._asking import note_timeout
 from smtpd_filters.filters._exempt import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.filters._rspamd_edits import Options as Edits
 from smtpd_filters.filters._rspamd_edits import apply
@@ -213,6 +214,7 @@ class Rspamd(Filter):
         from smtpd_filters.filters._rspamd_intake import Intake  # takes asyncio
 
         self._intake = Intake(self._codec)
+        note_timeout(self)
         self._client = Client(
             urls,
             timeout=settings.timeout,

@@ -25,6 +25,7 @@ from smtpd_filters.filters._asking import (
     ask_nothing,
     make_resolver,
     nameserver_option,
+    note_timeout,
     settle,
     timeout_option,
 )
@@ -205,6 +206,7 @@ class Sender(Filter):
             self._exempt = self._exempt.check_users()
         self._bad = settings.bad_networks or IPTable.of(BOGONS)
         if asks:
+            note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
         else:
             ask_nothing(self)  # law 5

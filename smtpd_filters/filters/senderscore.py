@@ -28,6 +28,7 @@ from smtpd_filters.filters._asking import (
     LOOKUP,
     make_resolver,
     nameserver_option,
+    note_timeout,
     timeout_option,
 )
 from smtpd_filters.filters._checks import DNS_FAILURE, unmapped
@@ -229,6 +230,7 @@ class Senderscore(Filter):
         self.marks = settings.junk_below > 0
         self._check_zone()
         if self.phases and not settings.test_mode:
+            note_timeout(self)
             self._resolver = self._make_resolver()
 
     def required_reports(self) -> frozenset[str]:

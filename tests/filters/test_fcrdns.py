@@ -370,7 +370,7 @@ def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
         with Conversation(Fcrdns, *flags) as smtpd:
             said = come(smtpd, **UNNAMED, address="192.0.2.9")
             assert said.reply.startswith("421 4.")
-            assert smtpd.log[0].endswith(' error="not done after 0.03 s"')
+            assert ' error="not done after 0.03 s"' in smtpd.log[-1]
 
 
 def test_a_failure_is_not_kept_for_the_session() -> None:

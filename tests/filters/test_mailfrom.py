@@ -498,6 +498,31 @@ def test_a_reply_that_nobody_is_given_is_said_at_the_start(
         assert smtpd.log == ([] if used else [said])
 
 
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_user_on_several_lines_may_use_the_addresses_of_all(
+    tmp_path: Path, *, inline: bool
+) -> None:
+    table = tmp_path / "senders"
+    table.write_text(
+        "anna anna@example.org\nbob bob@example.org\nAnna a@example.com, @example.net\n"
+    )
+    spec = (
+        "{ anna = anna@example.org, bob = bob@example.org, Anna = 'a@example.com, @example.net' }"
+    )
+    with Conversation(Mailfrom, "--senders", spec if inline else f"file:{table}") as smtpd:
+        for sender in ("anna@example.org", "a@example.com", "x@example.net"):
+            assert not greeted(smtpd, **ANNA).mail_from(sender).refused
+        assert greeted(smtpd, **ANNA).mail_from("bob@example.org").refused
+
+
+def test_what_one_user_may_use_is_bounded(tmp_path: Path) -> None:
+    table = tmp_path / "senders"
+    # A line has at most 32,768 characters, and so has what several lines come to.
+    table.write_text("anna a@example.org\n" * 2185 + "bob b@example.org\n")
+    said = complaint("mailfrom", "--senders", f"file:{table}")
+    assert f"--senders: {table}:2185: one user has more than 32768 characters of addresses" in said
+
+
 def test_a_bad_line_of_senders_is_named(tmp_path: Path) -> None:
     table = tmp_path / "senders"
     table.write_text("# users\nanna anna@example.org, @example.net\nbob\n")

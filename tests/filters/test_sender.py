@@ -521,7 +521,7 @@ def test_the_deadline_of_the_filter_holds_whatever_the_time_out() -> None:
         with Conversation(Sender, *flags) as smtpd:
             said = come(smtpd, sender="bob@good.example", **STRANGERS[0])
             assert said.reply.startswith("451 4.")
-            assert smtpd.log[0].endswith(' error="not done after 0.03 s"')
+            assert ' error="not done after 0.03 s"' in smtpd.log[-1]
 
 
 # -- what is where -------------------------------------------------------------------------

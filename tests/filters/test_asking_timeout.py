@@ -1,0 +1,35 @@
+"""`--timeout` beside `--deadline`, for every filter that has both."""
+
+from __future__ import annotations
+
+import pytest
+
+from smtpd_filters.cli.listing import discover
+from smtpd_filters.testing import Conversation
+
+NEEDED = {
+    "dnsbl": ("--client", "bl.example", "--untested", "bl.example"),
+    "fcrdns": ("--verify",),
+    "rcpt": ("--domains", "example.org", "--unknown-domain", "log"),
+    "senderscore": ("-junkBelow", "50"),
+}
+ASKING = {cls.name: cls for cls in discover()[0] if "timeout" in cls.Options.options}
+
+
+def said(name: str, *flags: str) -> list[str]:
+    nameserver = () if name == "rspamd" else ("--nameserver", "127.0.0.1:9")
+    with Conversation(ASKING[name], *NEEDED.get(name, ()), *nameserver, *flags) as smtpd:
+        return [line for line in smtpd.log if "--timeout" in line]
+
+
+def test_every_filter_that_asks_is_tried() -> None:
+    assert ASKING.keys() >= {*NEEDED, "helo", "rspamd", "sender", "senderscore"}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_timeout_that_never_passes_is_said_at_the_start(name: str) -> None:
+    assert said(name, "--timeout", "4s", "--deadline", "1500ms") == [
+        f"{name} --timeout 4s is not used: --deadline 1.5s is over before"
+    ]
+    assert said(name, "--timeout", "4s", "--deadline", "4s") == []
+    assert said(name, "--deadline", "1s") == []
