@@ -308,13 +308,19 @@ def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
     """Reload one table; the result is what to log."""
     try:
         changed = yield from value.reload()
+        said = {"result": "ok" if changed else "unchanged"}
     except ConfigError as error:
-        return {"error": str(error), "result": "kept"}
+        said = {"error": str(error), "result": "kept"}
     except MemoryError:
-        return {"error": "out of memory", "result": "kept"}
+        said = {"error": "out of memory", "result": "kept"}
     except Exception as error:  # noqa: BLE001  # nothing is fatal any more
-        return {"error": fold_traceback(error), "result": "kept"}
-    return {"result": "ok" if changed else "unchanged"}
+        said = {"error": fold_traceback(error), "result": "kept"}
+    try:
+        # An author's own kind of table may say neither.
+        files = getattr(value, "files", ())
+        return {**said, "file": " ".join(files), "entries": str(value.entries)} if files else said
+    except MemoryError:
+        return said
 
 
 def _check(filter_: Filter, on_error: Outcome) -> None:

@@ -189,7 +189,10 @@ class Link:
             assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
             fallback = type(fallback)(reply(int(code), status, text)).because(FAILED)
         result = outcome(fallback, dry=self.dry)
-        self.log.failure(f"{self.phase} {kind or why}", self.phase, session.id, result, **why)
+        kind = f"{self.phase} {kind or why}"
+        if fallback.verb in REFUSALS:
+            why["reply"] = fallback.text
+        self.log.failure(kind, self.phase, session.id, result, **why)
         return PROCEED.because(FAILED) if self.dry else fallback
 
 

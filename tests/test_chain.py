@@ -41,7 +41,7 @@ from smtpd_filters.settings import TEXT, table
 from smtpd_filters.tables import StringTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
     from pathlib import Path
 
     from tests.conftest import Logbook
@@ -463,8 +463,23 @@ def test_what_could_not_be_found_out_is_logged_as_its_cause(logbook: Logbook) ->
     asker = Asker(logbook, Plain("one", UnavailableError("no DNS", "4.4.3")), one="tempfail")
     assert asker.ask("rcpt-to", b"a").text.startswith("451 4.4.3 ")
     assert logbook.lines == [
-        '7641df9771b4ed00 one rcpt-to result=reject cause="no DNS"',
+        (
+            '7641df9771b4ed00 one rcpt-to result=reject cause="no DNS" '
+            'reply="451 4.4.3 Temporary failure, please try again later"'
+        ),
     ]
+
+
+@pytest.mark.parametrize("phase", ["auth", "rcpt-to", "data"])
+def test_the_reply_of_a_refusal_is_in_the_log_whoever_gives_it(
+    phase: str, logbook: Logbook
+) -> None:
+    asker = Asker(logbook, Plain("one", ValueError("secret")), one="tempfail")
+    said = asker.ask(phase, *([b"a"] if phase in {"auth", "rcpt-to"} else []))
+    assert f'reply="{said.text}"' in logbook.lines[0]
+    asker = Asker(logbook, Plain("one", ValueError("secret")), one="proceed")
+    asker.ask(phase, *([b"a"] if phase in {"auth", "rcpt-to"} else []))
+    assert "reply=" not in logbook.lines[1]
 
 
 # -- the log ------------------------------------------------------------------------------
@@ -823,10 +838,10 @@ def test_tables_are_read_anew(tmp_path: Path, logbook: Logbook) -> None:
     for _ in made.reload():
         pass
     assert "two" in filter_.settings.names
-    assert logbook.lines[0] == "lists reload table=names result=ok"
+    assert logbook.lines[0] == f"lists reload table=names result=ok file={path} entries=1"
     assert logbook.lines[1].startswith("lists reload table=names error=")
     assert str(path) in logbook.lines[1]
-    assert logbook.lines[1].endswith("result=kept")
+    assert logbook.lines[1].endswith(f"result=kept file={path} entries=1")
 
 
 def test_a_reload_is_logged_by_the_name_of_the_flag(
@@ -846,9 +861,9 @@ def test_a_reload_is_logged_by_the_name_of_the_flag(
         (said,) = logbook.lines[before:]
         return said
 
-    assert reload() == "lists reload table=more-names result=unchanged"
+    assert reload() == f"lists reload table=more-names result=unchanged file={path} entries=1"
     path.write_text("# none\n")
-    assert reload() == "lists reload table=more-names result=ok"
+    assert reload() == f"lists reload table=more-names result=ok file={path} entries=0"
     path.write_text("")
     assert f'error="{path}: no entries; ' in reload()
     path.write_text("two\n")
@@ -859,9 +874,25 @@ def test_a_reload_is_logged_by_the_name_of_the_flag(
 
     monkeypatch.setattr(StringTable.contents, "add", fail)
     fault = MemoryError()
-    assert reload() == 'lists reload table=more-names error="out of memory" result=kept'
+    kept = f"result=kept file={path} entries=0"
+    assert reload() == f'lists reload table=more-names error="out of memory" {kept}'
     fault = KeyError("bug")
     assert reload().startswith("lists reload table=more-names error=\"KeyError: 'bug' [chain.py")
+
+
+def test_a_kind_of_table_of_ones_own_needs_no_more_than_to_reload(logbook: Logbook) -> None:
+    class Own:
+        is_file = True
+
+        def reload(self) -> Generator[None, None, bool]:
+            yield
+            return True
+
+    filter_ = Lists(Lists.Options(names=StringTable("{ inline }")))
+    vars(filter_.settings)["names"] = Own()
+    for _ in Chain([(filter_, "proceed", 1.0)], logbook.log).reload():
+        pass
+    assert logbook.lines == ["lists reload table=names result=ok"]
 
 
 def test_every_outcome_is_legal_where_it_can_be_chosen() -> None:

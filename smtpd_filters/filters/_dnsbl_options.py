@@ -105,6 +105,16 @@ class Sites:
         """Whether there is anything to reload."""
         return any(table.is_file for table in self._tables)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files."""
+        return tuple(path for table in self._tables for path in table.files)
+
+    @property
+    def entries(self) -> int:
+        """How many lists these name."""
+        return sum(len(table.sites) for table in self._tables if table.is_file)
+
     def reload(self) -> Generator[None, None, bool]:
         """Reload the files in steps, as `Table.reload` does."""
         before = list(self)

@@ -136,6 +136,16 @@ class Exempt:
         """Whether there is anything to reload."""
         return any(each.is_file for each in self.tables)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files."""
+        return tuple(path for each in self.tables for path in each.files)
+
+    @property
+    def entries(self) -> int:
+        """How many entries these have."""
+        return sum(len(each) for each in self.tables if each.is_file)
+
     def reload(self) -> Generator[None, None, bool]:
         """Reload the tables in steps, as `Table.reload` does."""
         return reload_all(self.tables)

@@ -27,6 +27,7 @@ from time import monotonic
 
 from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
+from smtpd_filters.protocol.dialect import CUT
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
@@ -242,10 +243,13 @@ class Engine:
             self.connection.register(policy.phases, policy.reports, policy.outgoing)
             self.ready = True
             if self.connection.cuts and "data-line" in self._policy.phases:
-                done = "refused" if self.connection.refuse_long_lines else "broken"
+                refuses = self.connection.refuse_long_lines
+                done = (
+                    "messages with longer ones are refused" if refuses else "longer ones are split"
+                )
                 self._log.event(
                     "smtpd-filters",
-                    f"this smtpd cuts long lines of filtered messages: they are {done}",
+                    f"this smtpd cuts lines over {CUT} bytes: {done} (--long-lines)",
                     smtpd=self.connection.config.get("smtpd-version", ""),
                 )
 

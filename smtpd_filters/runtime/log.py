@@ -6,7 +6,7 @@ Law
    so that ``grep SESSION maillog`` tells one story.
 2. Logging never blocks and never fails: what the log does not take is counted and dropped.
 3. What can recur with every mail is logged once per kind and interval, with a count; a failure
-   leaves a short line for each further session that it affects.
+   leaves a short line for each phase of each further session that it affects.
 4. Never a credential.  The ``auth`` phase's parameter does not come here.
 """
 
@@ -35,7 +35,9 @@ INTERVAL = 60.0
 MAX_KINDS = 1000
 #: Failures of sessions that are remembered; beyond, a session may have a second line.
 MAX_FAILURES = 4096
-#: The reason in the line of a session in which the details of a failure are held back.
+#: Characters of the cause in the line of a session in which the details are held back.
+MAX_AGAIN = 60
+#: The reason in such a line.
 AGAIN = "failed as logged before"
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
@@ -157,12 +159,13 @@ class Log:
     ) -> None:
         """Log a failure: the details once per kind and interval, and each session it affects.
 
-        ``brief`` says what became of the request.  A session in which the details are held back
-        gets one line with it for each filter and result.
+        ``brief`` says what became of the request, ``why`` what went wrong, and perhaps ``reply``
+        what the client was told.  A session in which the details are held back gets one line for
+        each filter, phase and result, with the beginning of what went wrong.
         """
         logged = self.limited(kind, who, what, session, **brief, **why)
         try:
-            known = (session, who, *brief.values())
+            known = (session, who, what, *brief.values())
             if known in self._failures:
                 return
             if len(self._failures) >= MAX_FAILURES:
@@ -172,7 +175,11 @@ class Log:
             self.dropped += 1
             return
         if not logged:
-            self.event(who, what, session, **brief, reason=AGAIN)
+            reply = why.pop("reply", "")
+            short = {
+                "cause" if key == "reason" else key: text[:MAX_AGAIN] for key, text in why.items()
+            }
+            self.event(who, what, session, **brief, reason=AGAIN, **short, reply=reply)
 
     def _held_back(self, kind: str) -> int | None:
         """How many lines of this kind were held back before this one; None to hold it back, too."""

@@ -347,7 +347,13 @@ class Messages:
         if intake is None:
             return
         self._log.failure(
-            "spool", "smtpd-filters", "message refused", key.decode("latin-1"), {}, reason=reason
+            "spool",
+            "smtpd-filters",
+            "message refused",
+            key.decode("latin-1"),
+            {},
+            reason=reason,
+            reply=NO_STORAGE.text,
         )
         self._host.cancel(key)
         # What raises MemoryError is done again, until the message is forgotten.

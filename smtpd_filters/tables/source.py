@@ -62,6 +62,8 @@ class Source:
     __slots__ = ("spec",)
     #: Whether there is a file, which may change.
     is_file = False
+    #: Its path.
+    path = ""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -214,12 +216,12 @@ class _File(Source):
     written meanwhile is not believed.
     """
 
-    __slots__ = ("_expected", "_loaded", "_path", "_read")
+    __slots__ = ("_expected", "_loaded", "_read", "path")
     is_file = True
 
     def __init__(self, spec: str, path: str) -> None:
         super().__init__(spec)
-        self._path = path
+        self.path = path
         # Digests: of the content that the table has, that was read last, and that is to be read.
         self._loaded: int | None = None
         self._read: int | None = None
@@ -228,7 +230,7 @@ class _File(Source):
     @property
     def size(self) -> int:
         try:
-            return os.stat(self._path).st_size  # noqa: PTH116  # pathlib costs start-up
+            return os.stat(self.path).st_size  # noqa: PTH116  # pathlib costs start-up
         except (OSError, ValueError):
             return 0  # to read it says why
 
@@ -263,10 +265,10 @@ class _File(Source):
                     comments = comments or "#" in line
                     yield number, len(line), None
         if not (entries or comments):
-            raise ConfigError(f"{self._path}: {_EMPTY}")
+            raise ConfigError(f"{self.path}: {_EMPTY}")
 
     def _place(self, number: int) -> str:
-        return f"{self._path}:{number}"
+        return f"{self.path}:{number}"
 
     def _too_long(self, number: int) -> ConfigError:
         return ConfigError(f"{self._place(number)}: a line longer than {LINE_MAX} characters")
@@ -293,10 +295,10 @@ class _File(Source):
         digest = size = 0
         try:
             # Buffered, so that every piece but the last is full, and the digest always the same.
-            with open(self._path, "rb", opener=_open) as file:
+            with open(self.path, "rb", opener=_open) as file:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
-                    raise ConfigError(f"{self._path}: not a regular file")
+                    raise ConfigError(f"{self.path}: not a regular file")
                 while piece := file.read(_PIECE):
                     # Keyed in each process, of 64 bits, and there without an import.
                     digest = hash((digest, piece))
@@ -304,13 +306,13 @@ class _File(Source):
                     yield piece
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise ConfigError(f"{self._path}: {os_reason(error)}") from None
+            raise ConfigError(f"{self.path}: {os_reason(error)}") from None
         except ValueError as error:  # a NUL in the path
-            raise ConfigError(f"{shown(self._path)}: {error}") from None
+            raise ConfigError(f"{shown(self.path)}: {error}") from None
         if (size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or (
             self._expected not in {None, digest}
         ):
-            raise ConfigError(f"{self._path}: changed while it was read")
+            raise ConfigError(f"{self.path}: changed while it was read")
         self._read = digest
 
 

@@ -116,6 +116,16 @@ class Table:
         """Whether there is anything to reload."""
         return self._from.is_file
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The path of the file, if there is one."""
+        return (self._from.path,) if self.is_file else ()
+
+    @property
+    def entries(self) -> int:
+        """How many entries there are."""
+        return len(self)
+
     def reload(self) -> Generator[None, None, bool]:
         """Read the file again, a step of bounded work for each `next`.
 

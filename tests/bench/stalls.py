@@ -262,7 +262,7 @@ def reload(entries: int, times: int) -> dict[str, float]:
 
 
 def _reloads(log: Path) -> int:
-    return log.read_bytes().count(b"reload table=domains result=ok\n")
+    return log.read_bytes().count(b"reload table=domains result=ok ")
 
 
 #: Scores that are forgotten soon: a header that takes longer to come waits for its score.

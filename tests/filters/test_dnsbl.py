@@ -761,7 +761,8 @@ def test_a_list_is_added_and_taken_away(server: DNSServer, file: Path) -> None:
         log = "\n".join(line for line in smtpd.log if line.startswith("dnsbl list "))
     assert f"dnsbl list zone={OTHER} about=IPv4 switched=on" in log
     assert f"zone={ZONE}" not in log
-    assert "dnsbl reload table=client result=ok" in smtpd.log
+    assert f"dnsbl reload table=client result=ok file={file} entries=2" in smtpd.log
+    assert f"dnsbl reload table=client result=ok file={file} entries=0" in smtpd.log
 
 
 def test_a_signal_has_lists_read_again(server: DNSServer, file: Path) -> None:
@@ -799,8 +800,8 @@ def test_what_is_wrong_in_a_file_leaves_the_lists_as_they_are(
         kept, ok = [line for line in smtpd.log if line.startswith("dnsbl reload table=client ")]
         assert f'error="{file}:1: expected a weight' in kept
         assert KEY not in kept
-        assert kept.endswith(" result=kept")
-        assert ok.endswith(" result=ok")
+        assert kept.endswith(f" result=kept file={file} entries=1")
+        assert ok.endswith(f" result=ok file={file} entries=1")
 
 
 def test_a_list_that_is_new_is_off_until_it_has_been_tested(

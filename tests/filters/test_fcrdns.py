@@ -100,9 +100,11 @@ def test_a_failure_is_logged_with_its_cause_and_without_a_traceback() -> None:
         client = smtpd.connect(**UNKNOWN)
         other = smtpd.connect(**UNKNOWN)
         cause = 'cause="smtpd reports a DNS failure"'
+        cause += ' reply="421 4.4.3 Temporary failure, please try again later"'
+        again = 'reason="failed as logged before"'
         assert smtpd.log == [
             f"{client.id} fcrdns connect result=disconnect {cause}",
-            f'{other.id} fcrdns connect result=disconnect reason="failed as logged before"',
+            f"{other.id} fcrdns connect result=disconnect {again} {cause}",
         ]
 
 

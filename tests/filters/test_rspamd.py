@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from smtpd_filters.testing import Client
 
 LATER = "451 4.3.0 Temporary failure, please try again later"
+#: How the line of such a refusal ends.
+SAID = f' reply="{LATER}"'
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nbody\r\n"
 ROOT = Path(__file__).parents[2]
 
@@ -187,7 +189,9 @@ def test_a_socket_that_goes_and_comes_back(tmp_path: Path) -> None:
         path.write_bytes(b"")
         assert deliver(smtpd).reply == LATER
         causes = [line.partition(" cause=")[2] for line in logged(smtpd) if " cause=" in line]
-    assert causes == [f'"{path} no such file or directory"', f'"{path} connection refused"']
+    assert causes[0] == f'"{path} no such file or directory"{SAID}'
+    # With what is said of the same again.
+    assert {cause.removesuffix(SAID) for cause in causes[1:]} >= {f'"{path} connection refused"'}
 
 
 def test_a_daemon_on_a_socket(tmp_path: Path) -> None:
@@ -493,13 +497,16 @@ def test_an_error_is_never_an_accepted_message(stub: RspamdStub, error: str) -> 
         (line,) = smtpd.log
         assert " rspamd message result=reject cause=" in line
         why = line.partition(stub.url)[2].removeprefix(f" status {ERRORS[error].status}")
+        why = why.removesuffix(SAID)
         assert not re.search("[0-9]", why)  # nothing of this message
         assert "Traceback" not in line
         # Once per cause and interval; of another session what became of it.
         deliver(smtpd)
-        assert logged(smtpd)[1:] == [
-            'rspamd message result=reject reason="failed as logged before"'
-        ]
+        (again,) = logged(smtpd)[1:]
+        short = line.partition(' cause="')[2].removesuffix(SAID).rstrip('"')[:60]
+        assert again.removesuffix(SAID) == (
+            f'rspamd message result=reject reason="failed as logged before" cause="{short}"'
+        )
 
 
 @pytest.mark.parametrize("error", ["status", "broken JSON", "cut", "unknown action"])
@@ -518,7 +525,7 @@ def test_a_daemon_that_is_not_there(stub: RspamdStub) -> None:
     with Conversation(Rspamd, "-url", stub.url) as smtpd:
         assert deliver(smtpd).reply == LATER
         cause = f'cause="{stub.url} connection refused"'
-        assert logged(smtpd) == [f"rspamd message result=reject {cause}"]
+        assert logged(smtpd) == [f"rspamd message result=reject {cause}{SAID}"]
         # It comes back.
         stub.start()
         assert deliver(smtpd).verb == "proceed"
@@ -532,7 +539,8 @@ def test_a_daemon_that_is_too_slow_for_the_deadline(
     stub.answer = Answer.of(CLEAN, behaviour="drop")
     with Conversation(Rspamd, "-url", stub.url, "--deadline", "30s") as smtpd:
         assert deliver(smtpd).reply == LATER
-        assert logged(smtpd) == [f'rspamd message result=reject cause="{stub.url} timeout"']
+        cause = f'cause="{stub.url} timeout"'
+        assert logged(smtpd) == [f"rspamd message result=reject {cause}{SAID}"]
 
 
 def test_the_next_daemon_is_asked(stub: RspamdStub) -> None:

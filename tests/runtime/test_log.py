@@ -137,24 +137,42 @@ def test_a_kind_is_logged_once_per_interval(logbook: Logbook) -> None:
     assert logbook.lines[4:] == ["fcrdns no answer"]
 
 
-def test_a_failure_leaves_a_line_in_each_session(logbook: Logbook) -> None:
-    def fail(session: str, verb: str = "reject") -> None:
-        logbook.log.failure("dns", "fcrdns", "connect", session, {"result": verb}, cause="timeout")
+def test_a_failure_leaves_a_line_in_each_phase_of_each_session(logbook: Logbook) -> None:
+    def fail(session: str, verb: str = "reject", phase: str = "connect") -> None:
+        result = {"result": verb}
+        logbook.log.failure("dns", "fcrdns", phase, session, result, cause="timeout", reply="451 x")
 
     for session in ("a", "a", "b", "b", "c"):
         fail(session)
-    again = 'reason="failed as logged before"'
+    again = 'reason="failed as logged before" cause=timeout reply="451 x"'
     assert logbook.lines == [
-        "a fcrdns connect result=reject cause=timeout",
+        'a fcrdns connect result=reject cause=timeout reply="451 x"',
         f"b fcrdns connect result=reject {again}",
         f"c fcrdns connect result=reject {again}",
     ]
-    # What became of it otherwise is news.
+    # What became of it otherwise is news, and so is another phase.
     fail("a", "junk")
-    assert logbook.lines[3:] == [f"a fcrdns connect result=junk {again}"]
+    fail("a", phase="mail-from")
+    fail("a", phase="mail-from")
+    assert logbook.lines[3:] == [
+        f"a fcrdns connect result=junk {again}",
+        f"a fcrdns mail-from result=reject {again}",
+    ]
     logbook.now += logging.INTERVAL
     fail("b")
-    assert logbook.lines[4:] == ["b fcrdns connect result=reject cause=timeout repeated=5"]
+    said = 'b fcrdns connect result=reject cause=timeout reply="451 x" repeated=7'
+    assert logbook.lines[5:] == [said]
+
+
+def test_the_cause_of_a_failure_is_cut_where_it_is_said_again(logbook: Logbook) -> None:
+    for session in ("a", "b"):
+        logbook.log.failure(
+            "disk", "smtpd-filters", "message refused", session, {}, reason="x" * 99
+        )
+    assert logbook.lines == [
+        f"a smtpd-filters message refused reason={'x' * 99}",
+        f'b smtpd-filters message refused reason="failed as logged before" cause={"x" * 60}',
+    ]
 
 
 def test_failures_are_remembered_within_bounds(logbook: Logbook) -> None:

@@ -149,7 +149,10 @@ def test_reloads_without_end_hold_up_nobody(name: str, tmp_path: Path) -> None:
     assert 2 <= len(reloads) <= 40
     kept = 'error="' + f"{path}: changed while it was read" + '" result=kept'
     for line in reloads:
-        assert line.partition(" table=names ")[2] in {"result=ok", "result=unchanged", kept}
+        ended = line.partition(" table=names ")[2]
+        result, _, rest = ended.partition(" file=")
+        assert result in {"result=ok", "result=unchanged", kept}
+        assert rest == f"{path} entries=20001"
 
 
 def test_one_reload_at_a_time_and_one_more() -> None:
