@@ -5,13 +5,27 @@ from __future__ import annotations
 import errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class ConfigError(Exception):
     """A flag, a file or a line in a file is wrong.
 
     The text is the one clear line that is written to stderr before the filter
-    exits with status 2; it names the flag, or the file and the line.
+    exits with status 2; it names the flag, or the file and the line.  `others` are
+    further ones of the same table of a file, for who checks all of it.
     """
+
+    others: tuple[ConfigError, ...] = ()
+
+
+def first_of(errors: Sequence[ConfigError]) -> ConfigError:
+    """Give the first of some errors, with the rest as its `others`."""
+    every = [each for error in errors for each in (error, *error.others)]
+    every[0].others = tuple(every[1:])
+    return every[0]
 
 
 class UnavailableError(Exception):

@@ -127,8 +127,11 @@ def _serve(own: Options, *, verbose: bool) -> int:
 
 
 def _place() -> str:
-    """Where the file is when nobody says."""
-    return next((path for path in PLACES if os.path.exists(path)), PLACES[0])  # noqa: PTH110  # pathlib costs start-up
+    """Where the file is when nobody says; ConfigError if it is nowhere."""
+    for path in PLACES:
+        if os.path.lexists(path):  # a link that leads nowhere is said
+            return path
+    raise ConfigError(f"no file: neither {' nor '.join(PLACES)}; --config names another")
 
 
 def _ready(declared: Declared, log: Log) -> Ready:
@@ -149,8 +152,9 @@ def check(own: Options) -> int:
     """Say all that is wrong with the file, a line each, or that nothing is.  The exit status."""
     _become(own.user)
     faults = 0
+    checked: list[str] = []
     try:
-        for fault in _faults(own):
+        for fault in _faults(own, checked):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -160,16 +164,18 @@ def check(own: Options) -> int:
             f"or its modules ({error}), and so smtpd can't run it either"
         ) from None
     if not faults:
-        sys.stderr.write("configuration OK\n")
+        said = f"configuration OK: {' '.join(checked)}, as {user_name()}"
+        sys.stderr.write(f"{printable(said)}\n")
     return FAULTY if faults else FINE
 
 
-def _faults(own: Options) -> Iterator[ConfigError]:
+def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
+    """Find all that is wrong; `checked` gets the file, and the names of its filters."""
     try:
         file = ChainFile.read(own.config or _place())
         chains = [file.chain(own.chain)] if own.chain else file.chains
     except ConfigError as error:
-        yield error
+        yield from (error, *error.others)
         return
     ready: dict[str, Ready | None] = {}
     if not own.chain:
@@ -179,7 +185,7 @@ def _faults(own: Options) -> Iterator[ConfigError]:
         try:
             names = file.process(chain).filters
         except ConfigError as error:
-            yield error
+            yield from (error, *error.others)
             continue
         for name in names:
             yield from _try(file, name, chain, ready)
@@ -189,6 +195,7 @@ def _faults(own: Options) -> Iterator[ConfigError]:
                 make_chain(of, Log())
             except ConfigError as error:
                 yield error
+    checked += [file.path, f"({', '.join(ready)})"]
 
 
 def _try(
@@ -201,7 +208,7 @@ def _try(
     try:
         ready[name] = _ready(file.filter(name, chain), Log())
     except ConfigError as error:
-        yield error
+        yield from (error, *error.others)
 
 
 def _become(name: str) -> None:

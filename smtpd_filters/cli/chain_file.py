@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, first_of
 from smtpd_filters.settings import (
     LIST,
     TEXT,
@@ -31,6 +31,7 @@ from smtpd_filters.settings import (
 )
 from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.tables.source import MARK
 
 from .chain_use import find, read_safely
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 #: The beginning of a row, up to its value or the first of several.
 _ASSIGNMENT = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=\s*(?P<array>\[\s*)?")
+#: The name of a table in its row.
+_HEADER = re.compile(r"\s*(\[[^\[\]]*\])")
 #: What begins neither a string nor an array nor a table.
 _BARE = re.compile(r"""[^\s"'\[\]{}#,]""")
 _SWITCHES = {"yes": "true", "on": "true", "true": "true"}
@@ -81,21 +84,38 @@ class Declared:
         used = table.get(USE, name)
         if type(used) is not str or not used:
             raise ConfigError(f"{where}: {USE}: expected the name of a filter, as a string")
-        #: The filter's class, its own settings, and those that every filter has.
+        #: The filter's class.
         try:
             self.kind = find(used, others)
         except ConfigError as error:
-            raise ConfigError(
-                f"{where}: {USE}: {error}" if USE in table else f"{where}: {error}"
-            ) from None
+            said = f"{USE}: {error}" if USE in table else str(error)
+            nameless = not alone and USE not in table and said.startswith("no filter ")
+            if nameless and not said.endswith("?"):
+                said = f'{said}; say which one it is, as in {USE} = "fcrdns"'
+            raise ConfigError(f"{where}: {said}") from None
         if alone:
             where = f"{where}: {name}"
         self.where = where
         policy = policy_options(self.kind.outcomes(), self.kind.on_error, self.kind.deadline)
         keys = {key: value for key, value in table.items() if key != USE}
         _refuse_misplaced(keys, self.kind.Options, where)
-        self.own: Settings = from_mapping(self.kind.Options, keys, where, beside=[policy])
-        self.policy: PolicySettings = from_mapping(policy, keys, where, beside=[self.kind.Options])
+        wrong: list[ConfigError] = []
+        #: Its own settings.
+        self.own: Settings
+        #: Those that every filter has.
+        self.policy: PolicySettings
+        try:
+            self.own = from_mapping(self.kind.Options, keys, where, beside=[policy])
+        except ConfigError as error:
+            wrong.append(error)
+        try:
+            # What is unknown has been said.
+            known = {key: value for key, value in keys.items() if key in _keys_of(policy)}
+            self.policy = from_mapping(policy, known, where)
+        except ConfigError as error:
+            wrong.append(error)
+        if wrong:
+            raise first_of(wrong)
 
     def make(self) -> Filter:
         """Make the filter, under the name that it has in the file."""
@@ -135,7 +155,7 @@ class ChainFile:
     def read(cls, path: str) -> ChainFile:
         """Read a file; ConfigError if that fails, or it isn't safe to (law 2)."""
         try:
-            return cls(path, read_safely(path).decode())
+            return cls(path, read_safely(path).removeprefix(MARK).decode())
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(f"{path}:{line}: not UTF-8") from None
@@ -227,6 +247,8 @@ def _explained(reason: str, row: str, column: int) -> str:
 
     The value is not repeated, for it may be a secret.
     """
+    if reason.startswith("Cannot declare ") and (header := _HEADER.match(row)):
+        return f"{header[1]} is there twice"
     found = _ASSIGNMENT.match(row)
     key = f"{found['key']}: " if found else ""
     wrong = row[column - 1 : column]
@@ -242,6 +264,10 @@ def _explained(reason: str, row: str, column: int) -> str:
         return f"{key}text without quotes; write {found['key']} = {_SWITCHES[value]}"
     example = '["...", "..."]' if found["array"] else '"..."'
     return f"{key}text without quotes; write {found['key']} = {example}"
+
+
+def _keys_of(cls: type[Settings]) -> set[str]:
+    return {key for declared in cls.options.values() for key in declared.toml_keys()}
 
 
 def _process_keys() -> list[str]:

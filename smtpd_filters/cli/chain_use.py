@@ -144,8 +144,9 @@ def _refuse_others(path: str, descriptor: int) -> None:
     if status.st_uid not in {0, os.geteuid()}:
         raise ConfigError(f"{path}: its owner is neither root nor the current user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"{path}: not only its owner may write to it")
-    folder = os.stat(os.path.dirname(path) or ".").st_mode  # noqa: PTH116, PTH120  # as above
+        raise ConfigError(f"{path}: not only its owner may write to it: chmod go-w {path}")
+    folder = os.path.dirname(path) or "."  # noqa: PTH120  # as above
+    mode = os.stat(folder).st_mode  # noqa: PTH116  # as above
     # In a sticky one only owners replace files.
-    if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
-        raise ConfigError(f"{path}: everybody may write to its folder")
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(f"{path}: everybody may write to its folder: chmod o-w {folder}")

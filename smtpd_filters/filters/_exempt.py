@@ -17,6 +17,7 @@ from __future__ import annotations
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.settings import SWITCH, Kind, option, table
+from smtpd_filters.settings.kinds import not_an_array
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.tables.table import reload_all
@@ -174,7 +175,9 @@ class _ExemptKind(Kind[Exempt]):
         return ", ".join([*words, *(each.source for each in value.tables)])
 
     def from_toml(self, value: object) -> Exempt:
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, list):
+            raise not_an_array(self.noun, value)
+        if not all(isinstance(each, str) for each in value):
             raise ValueError(f"expected {self.noun}")
         exempt = Exempt((), (), self.default)
         for each in value:

@@ -14,7 +14,7 @@ underscore, as in `from_`, is dropped. A further flag, `-junkBelow`, is the key 
 
 from __future__ import annotations
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, first_of
 from smtpd_filters.settings.kinds import Kind, printable, quote
 
 TYPE_CHECKING = False
@@ -277,7 +277,8 @@ def from_mapping(
 
     `where` opens the error messages: "chain.toml: [filter.dyndns]". `beside` are classes that are
     read from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
-    (with the nearest known one), a bad value, a missing key.
+    (with the nearest known one), a bad value, a missing key; of several, the first with its
+    `others`.
     """
     by_key = {key: declared for declared in cls.options.values() for key in declared.toml_keys()}
     others = {
@@ -287,19 +288,25 @@ def from_mapping(
         for key in declared.toml_keys()
     }
     values: dict[str, Any] = {}
+    wrong: list[ConfigError] = []
     for key, value in mapping.items():
         declared = by_key.get(key)
         if declared is not None:
             if declared.name in values:
                 both = " and ".join(each for each in mapping if by_key.get(each) is declared)
-                raise ConfigError(f"{where}: {both} are the same key")
+                wrong.append(ConfigError(f"{where}: {both} are the same key"))
+                continue
+            values[declared.name] = None  # there, if not to be used
             try:
                 values[declared.name] = declared.kind.from_toml(value)
             except (ValueError, ConfigError) as error:
-                raise ConfigError(f"{where}: {key}: {declared.reason(error)}") from None
+                wrong.append(ConfigError(f"{where}: {key}: {declared.reason(error)}"))
         elif key not in others:
             near = suggest(key.replace("_", "-"), (*by_key, *others))
-            raise ConfigError(f"{where}: unknown key {quote(key)}{near}")
-    for declared in absent(cls, values):
-        raise ConfigError(f"{where}: {declared.key} is required")
+            wrong.append(ConfigError(f"{where}: unknown key {quote(key)}{near}"))
+    wrong += [
+        ConfigError(f"{where}: {declared.key} is required") for declared in absent(cls, values)
+    ]
+    if wrong:
+        raise first_of(wrong)
     return build(cls, values)

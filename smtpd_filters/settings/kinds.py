@@ -110,6 +110,12 @@ class Kind(Generic[T]):
             raise ValueError(f"expected {self.noun}")
 
 
+def not_an_array(noun: str, value: object) -> ValueError:
+    """Make the error for a value that isn't an array; a string is shown as one."""
+    hint = f": write [{quote(value)}]" if isinstance(value, str) else ""
+    return ValueError(f"expected {noun}, not {_toml_type(value)}{hint}")
+
+
 def _toml_type(value: object) -> str:
     names = {
         bool: "a boolean",
@@ -363,7 +369,7 @@ class _List(Kind[tuple[T, ...]]):
 
     def from_toml(self, value: object) -> tuple[T, ...]:
         if not isinstance(value, list):
-            raise ValueError(f"expected {self.noun}, not {_toml_type(value)}")  # noqa: TRY004 (law 2)
+            raise not_an_array(self.noun, value)
         return tuple(map(self.element.from_toml, value))
 
     def check(self, value: tuple[T, ...]) -> None:

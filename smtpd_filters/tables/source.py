@@ -44,7 +44,8 @@ LINE = 50
 #: Characters of a line, which is parsed in one step: a user with a thousand addresses has room.
 LINE_MAX = 1 << 15
 _PIECE = 1 << 16
-_MARK = b"\xef\xbb\xbf"  # U+FEFF, which editors put in front: a byte order mark
+#: U+FEFF, which editors put in front: a byte order mark.
+MARK = b"\xef\xbb\xbf"
 _UTF8_MAX = 4  # bytes of a character
 # Bytes that are hashed for a unit of work.
 _HASHED = 16
@@ -279,7 +280,7 @@ class _File(Source):
         number = 1
         for at, piece in enumerate(self._pieces()):
             if not at:
-                piece = piece.removeprefix(_MARK)  # noqa: PLW2901 - as if it weren't there
+                piece = piece.removeprefix(MARK)  # noqa: PLW2901 - as if it weren't there
             lines, newline, tail = (rest + piece).rpartition(b"\n")
             if newline:
                 number += lines.count(b"\n") + 1

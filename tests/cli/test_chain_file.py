@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +119,12 @@ def check(path: Path, *words: str) -> tuple[int, list[str]]:
     done = filter_chain("-n", "-f", path, *AS_MYSELF, *words)
     assert done.stdout == b""
     return done.returncode, done.stderr.decode().splitlines()
+
+
+def is_well(path: Path) -> bool:
+    """Whether a check finds nothing."""
+    status, lines = check(path)
+    return (status, len(lines)) == (0, 1) and lines[0].startswith(f"configuration OK: {path} (")
 
 
 # -- chains --------------------------------------------------------------------------------
@@ -242,7 +250,7 @@ def chain_of(name: str, table: str = "") -> str:
         ("[chain.x]\nfilters = []", "[chain.x]: filters: at least one is required"),
         (
             "[chain.x]\nfilters = 'fcrdns'",
-            "[chain.x]: filters: expected an array, not a string",
+            '[chain.x]: filters: expected an array, not a string: write ["fcrdns"]',
         ),
         ("[chain.x]\nfilters = [1]", "[chain.x]: filters: expected a string, not an integer"),
         ("[chain.x]\nfilter = []", '[chain.x]: unknown key "filter", did you mean "filters"?'),
@@ -485,7 +493,7 @@ def test_a_filter_in_a_file(write: Callable[..., Path], name: str) -> None:
         assert smtpd.connect().ehlo("bad.example").reply == "550 5.7.1 Not you"
         assert smtpd.connect().ehlo("evil.example").verb == "proceed"
         assert ' greet ehlo result=reject reason="greets as bad.example"' in smtpd.log[0]
-    assert check(write(own(path, name))) == (0, ["configuration OK"])
+    assert is_well(write(own(path, name)))
 
 
 def test_a_file_may_use_whatever_python_has(write: Callable[..., Path]) -> None:
@@ -586,21 +594,22 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o622, 0o777])
 def test_what_others_may_write_is_not_read(write: Callable[..., Path], mode: int) -> None:
     path = write(TWO, mode=mode)
-    assert check(path)[1] == [f"filter-chain: {path}: not only its owner may write to it"]
+    only = "not only its owner may write to it: chmod go-w"
+    assert check(path)[1] == [f"filter-chain: {path}: {only} {path}"]
     path = write(GREET, "greet.py", mode)
     found = said(own(path))
-    assert found == f"[filter.greet]: use: {path}: not only its owner may write to it"
+    assert found == f"[filter.greet]: use: {path}: {only} {path}"
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o644, 0o755])
 def test_who_may_read_it_is_the_operators_business(write: Callable[..., Path], mode: int) -> None:
-    assert check(write(TWO, mode=mode)) == (0, ["configuration OK"])
+    assert is_well(write(TWO, mode=mode))
 
 
 def test_a_folder_that_everybody_may_write_to(write: Callable[..., Path]) -> None:
     path = write(GREET, "greet.py")
     path.parent.chmod(0o777)
-    reason = f"{path}: everybody may write to its folder"
+    reason = f"{path}: everybody may write to its folder: chmod o-w {path.parent}"
     assert said(own(path)) == f"[filter.greet]: use: {reason}"
     # As /tmp is: there, only its owner can put another in its place.
     path.parent.chmod(0o1777)
@@ -656,7 +665,13 @@ def test_the_file_is_beside_smtpd_conf(
     monkeypatch.setattr(program, "PLACES", tuple(map(str, places)))
     with pytest.raises(SystemExit):
         program.main([])
+    nowhere = f"no file: neither {places[0]} nor {places[1]}; --config names another"
+    assert capsys.readouterr().err == f"filter-chain: {nowhere}\n"
+    places[0].symlink_to("nowhere")
+    with pytest.raises(SystemExit):
+        program.main([])
     assert capsys.readouterr().err == f"filter-chain: {places[0]}: No such file or directory\n"
+    places[0].unlink()
     places[1].write_text("nonsense")
     with pytest.raises(SystemExit):
         program.main([])
@@ -697,9 +712,80 @@ def test_a_check_finds_all_that_is_wrong(write: Callable[..., Path]) -> None:
     assert check(path, "--chain", "w")[0] == 1
 
 
+def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Path]) -> None:
+    content = """
+    long-lines = "cut"
+    verbos = true
+    [filter.a]
+    use = "fcrdns"
+    acton = "junk"
+    phase = "data"
+    deadline = "1d"
+    timeout = 99
+    on-error = "shrug"
+    [chain.x]
+    filters = "a"
+    long-lines = "cut"
+    """
+    path = write(textwrap.dedent(content))
+
+    def faults() -> list[str]:
+        status, lines = check(path)
+        assert status == 1
+        return [line.removeprefix(f"filter-chain: {path}: ") for line in lines]
+
+    assert faults()[0] == 'unknown key "verbos", did you mean "verbose"?'
+    path.write_text(path.read_text().replace("verbos = true\n", "").replace("cut", "split", 1))
+    assert [line.partition(": ")[::2] for line in faults()] == [
+        ("[filter.a]", 'unknown key "acton", did you mean "action"?'),
+        (
+            "[filter.a]",
+            'phase: invalid choice "data" (choose from connect, helo, mail-from, rcpt-to)',
+        ),
+        ("[filter.a]", 'timeout: must be at most 1m, not "99"'),
+        ("[filter.a]", 'deadline: must be at most 5m, not "1d"'),
+        ("[filter.a]", 'on-error: invalid choice "shrug" (choose from proceed, junk, tempfail)'),
+        ("[chain.x]", 'filters: expected an array, not a string: write ["a"]'),
+        ("[chain.x]", 'long-lines: invalid choice "cut" (choose from split, refuse)'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            "[filter.fcrdns]\n[filter.dyndns]\n[filter.fcrdns]\naction = 'junk'\n",
+            "3:15: [filter.fcrdns] is there twice",
+        ),
+        (
+            "[filter.inbound]\n[chain.x]\nfilters = ['inbound']\n",
+            '[filter.inbound]: no filter "inbound"; say which one it is, as in use = "fcrdns"',
+        ),
+        (
+            "[filter.fcrdns]\nexempt = 'local'\n[chain.x]\nfilters = ['fcrdns']\n",
+            '[filter.fcrdns]: exempt: expected an array of strings, not a string: write ["local"]',
+        ),
+        (
+            "[filter.fcrdns]\nexempt = 1\n[chain.x]\nfilters = ['fcrdns']\n",
+            "[filter.fcrdns]: exempt: expected an array of strings, not an integer",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_write(content: str, line: str) -> None:
+    assert said(content) == line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(write: Callable[..., Path]) -> None:
+    assert is_well(write(b"\xef\xbb\xbf" + TWO.encode()))
+    path = write(b"\xef\xbb\xbf\n[chain.x]\nfilters = ['\xe9']\n")
+    assert check(path) == (1, [f"filter-chain: {path}:3: not UTF-8"])
+
+
 def test_what_is_well_is_said_as_smtpd_says_it(write: Callable[..., Path]) -> None:
     path = write(TWO)
-    assert check(path) == (0, ["configuration OK"])
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    names = "nameless, fcrdns, dyndns"
+    assert check(path) == (0, [f"configuration OK: {path} ({names}), as {user}"])
     smtpd = shutil.which("smtpd")
     if smtpd is None:
         pytest.skip("no smtpd")
@@ -810,7 +896,7 @@ def test_the_example_is_one(write: Callable[..., Path], tmp_path: Path) -> None:
     for name in set(re.findall(r"file:/etc/mail/(\w+)", content)):
         write(files.get(name, "192.0.2.1\n"), name)
     path = write(content.replace("/etc/mail", str(tmp_path)))
-    assert check(path) == (0, ["configuration OK"])
+    assert is_well(path)
     commands = re.findall(r'proc-exec "filter-chain(.*)"$', content, re.MULTILINE)
     chains = [word.split()[-1] for word in commands]
     assert sorted(chains) == sorted(tomllib.loads(content)["chain"])
@@ -833,7 +919,7 @@ def test_each_example_of_the_manual_is_one(
     write("example.org\n", "domains")
     (tmp_path / "filters").mkdir()
     write(GREET, "filters/greet.py")
-    assert check(write(content.replace("/etc/mail", str(tmp_path)))) == (0, ["configuration OK"])
+    assert is_well(write(content.replace("/etc/mail", str(tmp_path))))
 
 
 def test_each_key_is_in_the_manual() -> None:
