@@ -128,8 +128,11 @@ class Chain:
             _check(filter_, on_error)
             filter_.log = FilterLog(self.log, filter_.name)
             self.filters.append(filter_)
-            if filter_.handlers and not (filter_.phases or filter_.taps or filter_.passes_data):
-                filter_.log.event("nothing to do: no setting asks for anything")
+            if not (filter_.phases or filter_.taps or filter_.passes_data):
+                if filter_.handlers:
+                    filter_.log.event("nothing to do: no setting asks for anything")
+                elif not filter_.events:
+                    filter_.log.event("nothing to do: it has no handler")
             for handler in filter_.handlers:
                 if handler in filter_.phases:
                     link = Link(filter_, handler, on_error, deadline, self.watchdog)

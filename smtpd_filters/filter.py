@@ -267,6 +267,11 @@ def _check_handler(
     if code is None or code.co_argcount != len(takes) or code.co_kwonlyargcount:
         raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
     said = getattr(handler, "__annotations__", {}).get("return")
+    if "return" not in getattr(handler, "__annotations__", {}):
+        refusal = "Reject" if Reject in legal else "Disconnect"
+        raise TypeError(
+            f'{where}: {name} has no annotation of what it returns; write "-> Proceed | {refusal}"'
+        )
     kinds = [_KINDS.get(word.rpartition(".")[2]) for word in _named(said)]
     if not kinds or None in kinds:
         raise TypeError(f"{where}: {name} says that it returns {said!r}, which is no decision")

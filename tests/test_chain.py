@@ -823,6 +823,9 @@ class Lists(Filter):
 
     settings: Options
 
+    def connect(self, session: Session) -> Proceed:  # noqa: ARG002
+        return PROCEED
+
 
 def test_tables_are_read_anew(tmp_path: Path, logbook: Logbook) -> None:
     path = tmp_path / "names"
@@ -878,6 +881,20 @@ def test_a_reload_is_logged_by_the_name_of_the_flag(
     assert reload() == f'lists reload table=more-names error="out of memory" {kept}'
     fault = KeyError("bug")
     assert reload().startswith("lists reload table=more-names error=\"KeyError: 'bug' [chain.py")
+
+
+def test_a_filter_without_a_handler_is_said_to_do_nothing(logbook: Logbook) -> None:
+    class Idle(Filter):
+        """Has nothing."""
+
+    class Counts(Filter):
+        """Has no handler, and does something."""
+
+        def gone(self, session: Session) -> None:
+            pass
+
+    Chain([(Idle(), "proceed", 1.0), (Counts(), "proceed", 1.0)], logbook.log)
+    assert logbook.lines == ["idle nothing to do: it has no handler"]
 
 
 def test_a_kind_of_table_of_ones_own_needs_no_more_than_to_reload(logbook: Logbook) -> None:

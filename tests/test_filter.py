@@ -231,7 +231,9 @@ def test_an_annotation_that_is_no_decision(returns: object) -> None:
 def test_no_annotation_at_all() -> None:
     made = handler()
     del made.__annotations__["return"]
-    with pytest.raises(TypeError, match="connect says that it returns None"):
+    with pytest.raises(
+        TypeError, match='connect has no annotation of what it returns; write "-> P'
+    ):
         define(connect=made)
 
 
@@ -361,3 +363,18 @@ def test_settings_under_another_name_are_noticed() -> None:
 
             def quit(self, _session: Session) -> Proceed:
                 return PROCEED
+
+
+@pytest.mark.parametrize(
+    ("handler", "refusal"), [("rcpt_to", "Reject"), ("commit", "Reject"), ("quit", "Disconnect")]
+)
+def test_what_to_annotate_is_said(handler: str, refusal: str) -> None:
+    def says(self: Filter, session: Session):  # type: ignore[no-untyped-def]  # noqa: ANN202, ARG001
+        return PROCEED
+
+    def says_of(self: Filter, session: Session, address: str):  # type: ignore[no-untyped-def]  # noqa: ANN202, ARG001
+        return PROCEED
+
+    body = {handler: says_of if handler == "rcpt_to" else says}
+    with pytest.raises(TypeError, match=rf'{handler} has no .* write "-> Proceed \| {refusal}"$'):
+        type("Bare", (Filter,), body)

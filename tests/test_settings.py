@@ -442,6 +442,10 @@ def test_a_required_flag() -> None:
         (["--zzz\n"], "unknown flag --zzz\\n"),
         (["--help=1"], 'unknown flag --help, did you mean "--help"?'),
         (["stray"], 'unexpected argument "stray"'),
+        (
+            ["--from", "a", "b"],
+            'unexpected argument "b" (put quotes around the value of --from if this is part of it)',
+        ),
         (["-v", "true"], 'unexpected argument "true"'),
         (["--"], 'unexpected argument "--"'),
         (["-"], 'unexpected argument "-"'),

@@ -37,7 +37,7 @@ LOOKUP = 4
 def nameserver_option(remark: str = "") -> tuple[tuple[str, int], ...]:
     """Declare `--nameserver`; `remark` is a further sentence about it."""
     return option(
-        LIST(ENDPOINT(port=53)),
+        LIST(ENDPOINT(port=53, host="ADDRESS")),
         default=(),
         help="The address of a recursive name server to ask, instead of those in resolv.conf(5). "
         + remark,

@@ -6,7 +6,7 @@ The law:
    behind "*" (1, unless given; negative for lists of those to let in). One entry counts once,
    however many answers match; several entries for one zone count each.
 2. `parse(str(site)) == site`.
-3. What can't be read is a ValueError with the reason, which never repeats the zone: it may hold a
+3. What can't be read is a ValueError with the reason, which never repeats a zone that may hold a
    key. Nor does the `repr` of a site.
 
 In a filter each of the four octets is a number, or numbers and ranges in brackets with ";" between
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
 #: A weight beyond is a slip of the finger.
 MAX_WEIGHT = 1_000_000
+# Letters of a key, at the least (`_dnsbl_codes`).
+_KEY_MIN = 16
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
 _OCTET = re.compile(r"(?P<one>[0-9]{1,3})|\[(?P<many>[^\[\]]*)\]", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,3})(?:\.\.([0-9]{1,3}))?", re.ASCII)
@@ -100,7 +102,9 @@ def parse(text: str) -> Site:
         zone = ""
     # Flags that are lost among lists, and slips such as a missing end, are no zones.
     if "." not in zone or zone.startswith("-") or ".-" in zone:
-        raise ValueError("the name of the list is not a domain name")
+        # Law 3: what may be a key is longer, or has digits.
+        shown = f": {name}" if name.isascii() and name.isalpha() and len(name) < _KEY_MIN else ""
+        raise ValueError(f"the name of the list is not a domain name{shown}")
     if len(zone) > MAX_ZONE:
         raise ValueError(f"the name of the list is longer than {MAX_ZONE} characters")
     weight = 1

@@ -165,14 +165,20 @@ class _ExemptKind(Kind[Exempt]):
     def parse(self, text: str) -> Exempt:
         if text in WORDS:
             return Exempt((text,), (), self.default)
+        if words := _several(text):
+            each = " ".join(f"--exempt {word}" for word in words)
+            raise ValueError(f"each word needs its own flag: {each}")
         if text.isalpha():
             # Neither an address nor a file: a misspelt word.
             raise ValueError(f"expected {self.metavar}, not {text[:60]!r}")
         return Exempt((), (NetworkTable.load(text),), self.default)
 
     def show(self, value: Exempt) -> str:
-        words = (word for word in WORDS if word in value.words)
-        return ", ".join([*words, *(each.source for each in value.tables)])
+        return ", ".join(self.words(value))
+
+    def words(self, value: Exempt) -> list[str]:
+        words = [word for word in WORDS if word in value.words]
+        return words + [each.source for each in value.tables]
 
     def from_toml(self, value: object) -> Exempt:
         if not isinstance(value, list):
@@ -181,12 +187,21 @@ class _ExemptKind(Kind[Exempt]):
             raise ValueError(f"expected {self.noun}")
         exempt = Exempt((), (), self.default)
         for each in value:
+            if words := _several(each):
+                each_quoted = ", ".join(f'"{word}"' for word in words)
+                raise ValueError(f"each word is a string of its own: {each_quoted}")
             exempt += self.parse(each)
         return exempt
 
     def check(self, value: Exempt) -> None:
         if not isinstance(value, Exempt):
             raise ValueError("expected an Exempt")  # noqa: TRY004  # law 2 of kinds
+
+
+def _several(text: str) -> list[str]:
+    """Give the words of `WORDS` that a text consists of, if there are several."""
+    words = text.replace(",", " ").split()
+    return words if len(words) > 1 and set(words) <= set(WORDS) else []
 
 
 #: A kind without a default.

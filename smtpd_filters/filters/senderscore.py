@@ -205,6 +205,7 @@ class Senderscore(Filter):
         """Choose the phases, and get a resolver ready if there is any."""
         settings = self.settings
         self._check_scores()
+        self._check_outcome()
         self._exempt = settings.exempt
         if settings.test_mode and not self._exempt.given:
             # Test scripts connect from loopback addresses.
@@ -247,6 +248,18 @@ class Senderscore(Filter):
         ):
             if below > most:
                 raise ConfigError(f"{flag}: must be at most {most}, not {below}")
+
+    def _check_outcome(self) -> None:
+        """Refuse `--on-error junk` where a phase is asked that has no junk."""
+        settings = self.settings
+        if self.on_error in self.outcomes():
+            return
+        flag = f"-blockPhase {settings.block_phase}"
+        if settings.test_mode:
+            flag = "-testMode"
+        elif settings.slow_factor > 0:
+            flag = "-slowFactor"
+        raise ConfigError(f"--on-error: {self.on_error} is not possible with {flag}")
 
     def _check_zone(self) -> None:
         from smtpd_filters.lookups.names import domain  # not for --help

@@ -156,6 +156,7 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     words = iter(argv)
+    before = ""  # the flag whose value has just been read
     for word in words:
         if word in RESERVED:
             return values, word
@@ -164,9 +165,11 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
         if declared is None:
             if word in _HELP:
                 return values, "--help"
-            raise _unknown(word, flag, known)
+            raise _unknown(word, flag, known, before)
+        before = ""
         if not equals:
             text = _following(words, flag, known)
+            before = flag if declared.kind.metavar else ""
         try:
             value = declared.kind.parse(text)
         except (ValueError, ConfigError) as error:
@@ -193,9 +196,10 @@ def _following(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> 
     return text
 
 
-def _unknown(word: str, flag: str, known: Mapping[str, Option]) -> ConfigError:
+def _unknown(word: str, flag: str, known: Mapping[str, Option], before: str) -> ConfigError:
     if not word.startswith("-") or word in ("-", "--"):
-        return ConfigError(f"unexpected argument {quote(word)}")
+        hint = f" (put quotes around the value of {before} if this is part of it)" if before else ""
+        return ConfigError(f"unexpected argument {quote(word)}{hint}")
     near = suggest(flag, (*known, *RESERVED))
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 

@@ -49,6 +49,7 @@ else:  # the same names without the cost of importing typing
 
 _QUOTED_MAX = 60  # longer values are cut in error messages, which are one line
 _PORT_MAX = 65535
+_CODE_DIGITS = 3  # RFC 5321 section 4.2
 _HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and the root's
 
 # What Go's flag package takes (strconv.ParseBool).
@@ -93,6 +94,10 @@ class Kind(Generic[T]):
     def show(self, value: T) -> str:
         """Write a value as it would be given on the command line."""
         return str(value)
+
+    def words(self, value: T) -> list[str]:
+        """Write a value as it would be given by a flag for each of the texts."""
+        return [self.show(value)]
 
     def from_toml(self, value: object) -> T:
         """Read a value as `tomllib` gives it; ValueError or ConfigError says why not."""
@@ -140,6 +145,8 @@ class _Reply(_Text):
     noun = 'a reply with its codes, such as "550 5.7.1 Not from here"'
 
     def parse(self, text: str) -> str:
+        if text.isdigit() and len(text) == _CODE_DIGITS:
+            raise ValueError(f"a code without a text, {quote(text)}: put quotes around all of it")
         check_reply(text)
         enhanced = _ENHANCED.match(text, 4)
         if enhanced and enhanced[1] != text[0]:
@@ -296,14 +303,14 @@ class _Size(_Ranged[int]):
 
 
 class _Endpoint(Kind[tuple[str, int]]):
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, host: str = "HOST") -> None:
         self.port = port
-        self.metavar = "HOST:PORT" if port is None else "HOST[:PORT]"
+        self.metavar = f"{host}:PORT" if port is None else f"{host}[:PORT]"
         self.noun = f"{self.metavar} ([ADDRESS]:PORT for IPv6)"
 
-    def __call__(self, port: int) -> _Endpoint:
-        """Give the same kind with this port where none is named."""
-        return _Endpoint(port)
+    def __call__(self, port: int, host: str = "HOST") -> _Endpoint:
+        """Give the same kind with this port where none is named; `host` is for its metavar."""
+        return _Endpoint(port, host)
 
     def parse(self, text: str) -> tuple[str, int]:
         if text.startswith("["):
@@ -365,7 +372,10 @@ class _List(Kind[tuple[T, ...]]):
         return (self.element.parse(text),)
 
     def show(self, value: tuple[T, ...]) -> str:
-        return ", ".join(map(self.element.show, value))
+        return ", ".join(self.words(value))
+
+    def words(self, value: tuple[T, ...]) -> list[str]:
+        return [self.element.show(each) for each in value]
 
     def from_toml(self, value: object) -> tuple[T, ...]:
         if not isinstance(value, list):

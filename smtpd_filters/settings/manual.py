@@ -58,7 +58,9 @@ def _default(declared: Option) -> str:
     value = declared.default
     if declared.required or declared.secret or value is None or value is False or value in ("", ()):
         return ""
-    text = printable(declared.kind.show(value))
+    words = declared.kind.words(value)
+    several = " ".join(f"{declared.flags[-1]} {word}" for word in words)
+    text = printable(several if len(words) > 1 else declared.kind.show(value))
     return text if len(text) <= _DEFAULT_MAX else f"{text[: _DEFAULT_MAX - 3]}..."
 
 
@@ -162,7 +164,10 @@ def _mdoc_list(options: Iterable[OptionHelp]) -> str:
         lines.append(".It " + " , ".join(_mdoc_flag(flag, described) for flag in described.flags))
         lines += _mdoc_text(" ".join([described.help, *_remarks(described)]))
         if described.default:
-            lines += ["The default is", f".Ql {_mdoc_word(described.default)} ."]
+            default = _mdoc_word(described.default)
+            if described.default.startswith("--"):
+                default = default.replace("-", "\\-")
+            lines += ["The default is", f".Ql {default} ."]
     return "\n".join([*lines, ".El", ""])
 
 

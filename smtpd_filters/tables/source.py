@@ -35,6 +35,7 @@ _FOREIGN = frozenset({
     "socketmap", "sqlite",
 })  # fmt: skip
 _SHOWN = 80
+_SPLIT = " (put quotes around the braces, or the shell splits what is in them)"
 
 #: The work of a step: 65,536 units, of which an entry of plain text takes one a byte. About 1,000
 #: lines, which take a few ms.
@@ -113,8 +114,8 @@ class Source:
         """Give each line: its number, its length, and its entry or None."""
         yield 1, 0, self.spec
 
-    def _place(self, number: int) -> str:
-        return f"inline table: entry {number}"
+    def _place(self, number: int) -> str:  # noqa: ARG002  # there is one
+        return ""
 
 
 class Given(Source):
@@ -155,6 +156,9 @@ class _Inline(Source):
     def _entries(self) -> Iterator[tuple[int, int, str | None]]:
         for number, (text, _) in enumerate(self._words(), 1):
             yield number, 0, text
+
+    def _place(self, number: int) -> str:
+        return f"inline table: entry {number}"
 
     def _words(self, breaks: str = "") -> Iterator[tuple[str, bool]]:
         """Split as smtpd.conf(5) does: at commas, line breaks and blanks, outside quotes.
@@ -339,7 +343,13 @@ def _uncommented(line: str) -> str:
 
 
 def _wrong(place: str, text: str, error: ValueError) -> ConfigError:
-    return ConfigError(f"{place}: {error} in {shown(text)}")
+    reason: object = error
+    if any("\udc80" <= char <= "\udcff" for char in text):
+        reason = "not UTF-8"
+    if place:
+        return ConfigError(f"{place}: {reason} in {shown(text)}")
+    several = "; several entries stand in braces and quotes: '{ a, b }'" if "," in text else ""
+    return ConfigError(f"{reason} in {shown(text)}{several}")
 
 
 def shown(text: str) -> str:
@@ -385,10 +395,17 @@ def parse(spec: str) -> Source:
         raise ConfigError("a table can't be given as an empty text")
     if text[0] == "{":
         if text[-1] != "}":
-            raise ConfigError(f"inline table: no closing brace in {shown(text)}")
+            split = "" if set(text) & set(BLANKS) else _SPLIT
+            raise ConfigError(f"inline table: no closing brace in {shown(text)}{split}")
         return _Inline(text)
     if text[0] == "/":
         return _File(text, text)
+    if (
+        text[0] == "<"
+        and text[-1] == ">"
+        and text[1:-1].replace("-", "").replace("_", "").isalnum()
+    ):
+        raise ConfigError(f"{shown(text)}: tables of smtpd.conf are not known here; give file:PATH")
     scheme, colon, path = text.partition(":")
     if colon and scheme == "file":
         if not path:

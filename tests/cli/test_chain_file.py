@@ -766,6 +766,10 @@ def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Pa
             '[filter.fcrdns]: exempt: expected an array of strings, not a string: write ["local"]',
         ),
         (
+            "[filter.fcrdns]\nexempt = ['local, authenticated']\n[chain.x]\nfilters = ['fcrdns']\n",
+            '[filter.fcrdns]: exempt: each word is a string of its own: "local", "authenticated"',
+        ),
+        (
             "[filter.fcrdns]\nexempt = 1\n[chain.x]\nfilters = ['fcrdns']\n",
             "[filter.fcrdns]: exempt: expected an array of strings, not an integer",
         ),

@@ -940,12 +940,15 @@ def test_a_dry_run_refuses_nobody(server: DNSServer) -> None:
         ("{ '%s }", "--client: inline table: no closing quote in ..."),
         ("{ %s{ }", "--client: inline table: an entry with unbalanced braces needs quotes: ..."),
         ("ldap:%s", '--client: ...: tables of type "ldap" are not supported'),
-        ("%s=1", "--client: inline table: entry 1: only answers in 127.0.0.0/8 can count"),
+        ("%s", "--client: the name of the list is not a domain name"),
+        ("%s=1", "--client: only answers in 127.0.0.0/8 can count"),
     ],
 )
 def test_a_key_is_not_shown_with_what_is_wrong(lists: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        Conversation(Dnsbl, "--client", lists % f"{KEY}.zen.dq.spamhaus.net")
+        Conversation(
+            Dnsbl, "--client", lists % (KEY if lists == "%s" else f"{KEY}.zen.dq.spamhaus.net")
+        )
     assert str(raised.value) == f"filter-dnsbl: {reason}"
 
 
@@ -959,7 +962,9 @@ def test_a_key_of_no_list_is_a_slip() -> None:
     ("flags", "reason"),
     [
         ("", "no list is given"),
-        ("--client bl.example*x", "--client: inline table: entry 1: expected a weight"),
+        ("--client bl.example*x", "--client: expected a weight"),
+        ("--client zen", "--client: the name of the list is not a domain name: zen"),
+        ("--client 'a.example, zen'", "the name of the list is not a domain name: zen"),
         ("--client file:/nowhere", "--client: /nowhere: No such file"),
         ("--client bl.example --junk-at 0", "--junk-at: must be at least 1"),
         ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: is never done"),
@@ -1071,7 +1076,7 @@ def test_settings_in_toml() -> None:
     assert settings.client is not None
     assert [str(site) for site in settings.client] == table["client"]
     assert settings.reject_at == 3
-    with pytest.raises(ConfigError, match="here: client: inline table: entry 1: expected a weight"):
+    with pytest.raises(ConfigError, match="here: client: expected a weight"):
         from_mapping(Dnsbl.Options, {"client": ["a.example*b"]}, "here")
 
 

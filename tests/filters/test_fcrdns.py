@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.filters.fcrdns import Fcrdns, main
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
@@ -407,6 +407,12 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
         (("--phase", "helo", "--exempt", "socket", "--exempt", "authenticated"),
          "--exempt authenticated: nobody has authenticated at helo; --phase mail-from is the "),
         (("--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
+        (("--reply", "550", "5.7.25", "no"),
+         '--reply: a code without a text, "550": put quotes around all of it'),
+        (("--exempt", "local, authenticated"),
+         "--exempt: each word needs its own flag: --exempt local --exempt authenticated"),
+        (("--exempt", "socket authenticated"),
+         "--exempt: each word needs its own flag: --exempt socket --exempt authenticated"),
         (("--reply", ""), "--reply: a reply is a 4xx or 5xx code"),
         (("--reply", "550 4.7.25 x"), "--reply: the codes 550 and 4.7.25 contradict each other"),
         (("--reply", "450 5.7.25"), "--reply: the codes 450 and 5.7.25 contradict each other"),
@@ -435,6 +441,14 @@ def test_a_reply_that_nobody_is_given_is_said_at_the_start(action: str) -> None:
     with Conversation(Fcrdns, "--action", action, "--reply", "550 5.7.25 no") as smtpd:
         said = "fcrdns --reply is not used: with --action junk nobody is refused"
         assert smtpd.log == ([said] if action == "junk" else [])
+
+
+def test_help_has_flags_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Default: --exempt local --exempt authenticated." in text
+    assert "--nameserver ADDRESS[:PORT] " in text
 
 
 def test_the_executable_answers_smtpd() -> None:

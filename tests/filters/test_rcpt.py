@@ -678,8 +678,8 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
             "--nameserver: name server: ",
         ),
         (("--delay", "1s", "--unknown-recipients", "log"), "--delay: nobody is to be held up"),
-        (("--domains", "http://example.org/"), "--domains: inline table: entry 1: ':' can't be"),
-        (("--traps", "example.org"), '--traps: inline table: entry 1: did you mean "@example.org"'),
+        (("--domains", "http://example.org/"), "--domains: ':' can't be"),
+        (("--traps", "example.org"), '--traps: did you mean "@example.org"'),
         (("--max-unknown", "0"), "--max-unknown: must be at least 1"),
         (("--max-delay", "5m"), "--max-delay: must be at most"),
         (("--delay", "30s"), "--delay: must be at most --max-delay, which is 20 s, not 30 s"),
@@ -688,6 +688,20 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
         (("--trapped", "junk"), "--trapped requires --traps"),  # though it is the default
         (("--many-recipients", "reject"), "--many-recipients requires --max-recipients"),
         (("--many-recipients", "log"), "--many-recipients requires --max-recipients"),
+        (("--domains", "<domains>"), "--domains: '<domains>': tables of smtpd.conf are not known "),
+        (
+            ("--domains", "a.org,b.org"),
+            "--domains: ',' can't be in .* in 'a.org,b.org'; several entries stand in braces and q",
+        ),
+        (
+            ("--domains", "{", "a.org,", "b.org", "}"),
+            r"--domains: inline table: no closing brace in '{' \(put quotes around the braces, or ",
+        ),
+        (
+            ("--domains", "{a.org,", "b.org}"),
+            r"--domains: inline table: no closing brace in '{a.org,' \(put quotes around the ",
+        ),
+        (("--domains", "{ a.org, b.org"), "no closing brace in '{ a.org, b.org'$"),
         (("--traps", "{ }"), "--traps: no entries in { }"),
         (
             ("--max-recipients", "9", "--many-recipients", "off"),

@@ -726,7 +726,18 @@ def test_without_a_flag_it_says_that_it_does_nothing() -> None:
         (("-blockBelow=1", "--nameserver", "ns.example.org"),
          "--nameserver: name server: 'ns.example.org' is not an IP address"),
         (("--timeout", "0"), "--timeout: must be at least"),
-        (("-slowFactor=9", "--on-error=junk"), "on-error 'junk' is not one of proceed, tempfail"),
+        (
+            ("-junkBelow=70", "-slowFactor=9", "--on-error=junk"),
+            "--on-error: junk is not possible with -slowFactor",
+        ),
+        (
+            ("-testMode", "-slowFactor=9", "--on-error=junk"),
+            "--on-error: junk is not possible with -testMode",
+        ),
+        (
+            ("-blockBelow=9", "-blockPhase=quit", "--on-error=junk"),
+            "--on-error: junk is not possible with -blockPhase quit",
+        ),
         (("-junkBellow",), 'unknown flag -junkBellow, did you mean "-junkBelow"?'),
     ],
 )  # fmt: skip
