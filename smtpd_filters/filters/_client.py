@@ -104,7 +104,7 @@ class ClientFilter(Filter):
         self.marks = settings.action == "junk"
         self._exempt = settings.exempt.also(settings.allow)
         if not self.phases & {"mail_from", "rcpt_to"}:
-            self._exempt.check_phase(settings.phase)
+            self._exempt.note_phase(settings.phase, self.log)
             self._exempt = self._exempt.without_users()  # law 2
         if settings.reply is not None and settings.action == "junk":
             self.log.event(REPLY_UNUSED)

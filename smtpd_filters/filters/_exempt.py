@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.protocol.decisions import Proceed
+    from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.session import Session
 
 LOCAL, SOCKET, AUTHENTICATED = WORDS = ("local", "socket", "authenticated")
@@ -96,15 +97,15 @@ class Exempt:
         words = self.words - {AUTHENTICATED}
         return Exempt(words & self.given, self.tables, words)
 
-    def check_phase(self, phase: str) -> None:
-        """Refuse ``--exempt authenticated`` for a `phase` at which nobody has authenticated.
+    def note_phase(self, phase: str, log: FilterLog) -> None:
+        """Log that ``--exempt authenticated`` was given for a `phase` before authentication.
 
-        The default, written out, is no mistake.  Raises ConfigError.
+        It is no error, for it may be meant to exempt nobody; nor is the default, written out.
         """
         if AUTHENTICATED in self.given and self.given != self._default:
-            raise ConfigError(
-                f"--exempt authenticated: nobody has authenticated at {phase}; --phase mail-from "
-                "is the first at which somebody can have"
+            log.event(
+                f"--exempt authenticated is not used: nobody has authenticated at {phase}, the "
+                "first phase for it is mail-from"
             )
 
     def check_users(self) -> Exempt:

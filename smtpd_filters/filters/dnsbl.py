@@ -292,7 +292,7 @@ class Dnsbl(Filter):
             if _PHASES.index(_KNOWN_AT[kind]) > at:
                 raise ConfigError(f"--{kind}: what it asks about isn't known at {self._phase} yet")
         if at <= _PHASES.index("helo"):
-            self.settings.exempt.check_phase(self._phase)
+            self.settings.exempt.note_phase(self._phase, self.log)
         self.phases = set(_HANDLERS[self._phase])
         if self._shows:
             self.phases.add("headers")

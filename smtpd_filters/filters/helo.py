@@ -208,7 +208,7 @@ class Helo(Filter):
         self.phases = set(_PHASES[settings.phase])
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase == "helo":
-            self._exempt.check_phase(settings.phase)
+            self._exempt.note_phase(settings.phase, self.log)
         if any(self._checks[name].on for name in ASKING):
             note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)

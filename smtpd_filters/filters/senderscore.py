@@ -98,6 +98,8 @@ _PHASES = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to"
 #: Phases that are delayed, and that are asked in test mode; of the message there is `headers`.
 _ANSWERED = (*_PHASES, "data", "commit")
 _LATE = {"commit", "quit"}
+#: Phases at which nobody has authenticated.
+_EARLY = {"connect", "helo", "ehlo", "starttls", "auth"}
 
 
 class _AllowList(NetworkTable):
@@ -228,6 +230,8 @@ class Senderscore(Filter):
         self.phases = {phase.replace("-", "_") for phase in asked}
         if settings.score_header:
             self.phases.add("headers")
+        if asked and asked <= _EARLY and not settings.score_header:
+            self._exempt.note_phase(max(asked, key=_PHASES.index), self.log)
         self.marks = settings.junk_below > 0
         self._check_zone()
         if self.phases and not settings.test_mode:

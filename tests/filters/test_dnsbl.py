@@ -975,10 +975,6 @@ def test_a_key_of_no_list_is_a_slip() -> None:
             "--reject-at 5: is never reached, the weights of the lists make 3 at the most",
         ),
         ("--client a.example --junk-at 2 --reject-at 3", "--junk-at 2: is never reached"),
-        (
-            "--client a.example --exempt authenticated",
-            "--exempt authenticated: nobody has authenticated at connect",
-        ),
         ("--helo bl.example --phase connect", "--helo: what it asks about isn't known at connect"),
         ("--sender bl.example --phase helo", "--sender: what it asks about isn't known at helo"),
         ("--client bl.example --reply '250 fine'", "--reply: expected a code"),

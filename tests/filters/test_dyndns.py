@@ -319,7 +319,6 @@ def test_a_bad_reply_is_refused_at_the_start(action: str, reply: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--exempt authenticated", "--exempt authenticated: nobody has authenticated at connect"),
         ("--extra-patterns {}", "--extra-patterns: no entries in {}"),
     ],
 )

@@ -556,10 +556,6 @@ def test_no_greeting_ends_the_filter(text: str) -> None:
         (("--own-addresses", "192.0.2.0/33"), "--own-addresses: "),
         (("--own-names", "{}"), "--own-names: no entries in {}"),
         (("--own-addresses", "{}"), "--own-addresses: no entries in {}"),
-        (
-            ("--phase", "helo", "--exempt", "authenticated"),
-            "--exempt authenticated: nobody has authenticated at helo",
-        ),
         (("--own-addresses", "{ local }"), "--own-addresses: inline table: entry 1: a client on"),
         (("--allow", "mail.example.org"), "--allow: "),
         (("--own=off", "--own-names", "mx.example.org"), "--own-names: of no use with --own off"),

@@ -141,12 +141,13 @@ FLAGS: dict[type[Filter], st.SearchStrategy[Flags]] = {
     ),
     Rcpt: together(
         checks("non-fqdn", "null-sender"),
-        st.sampled_from(["log", "junk", "reject"]).map(
-            lambda do: [f"--trapped={do}", f"--many-recipients={do}"]
+        st.sampled_from(["log", "junk", "reject"]).map(lambda do: [f"--trapped={do}"]),
+        st.sampled_from(["", "log", "junk", "reject"]).map(
+            lambda do: [f"--many-recipients={do}", "--max-recipients=1"] if do else []
         ),
         st.sampled_from(["log", "junk", "reject"]).map(lambda do: [f"--unknown-domain={do}"]),
         st.just(["--domains={ our.example }", "--traps={ you@loop.example }"]),
-        chosen("--max-recipients=1", "--max-unknown=2", "--delay=1ms", "--check-users"),
+        chosen("--max-unknown=2", "--delay=1ms", "--check-users"),
     ),
     Dnsbl: together(
         st.just([f"--client={LIST}=127.0.0.[1..255]*2"]),
