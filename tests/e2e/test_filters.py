@@ -555,7 +555,7 @@ def test_tables_are_reloaded(start: Start) -> None:
     server.signal_filter("dyndns", signal.SIGHUP)
     found = server.wait_for(r"dyndns reload .*", since=since)[0]
     assert "allow:2: " in found
-    assert found.endswith("result=kept")
+    assert " result=kept file=/srv/lab/files/allow entries=1" in found
     assert attempt(server, DYNAMIC).stage == ""
     assert attempt(server, DYNAMIC6).stage == "connect"
 
