@@ -86,7 +86,7 @@ def pieces(phrase: str) -> int:
 
 def phrases(line: str) -> list[str]:
     """What is fixed in a line of the log."""
-    line = line.replace("\\(dq", '"').replace("\\&", "")
+    line = line.replace("\\(dq", '"').replace("\\&", "").replace("\\-", "-")
     parts = re.split(r'[\0"()]', STANDS_FOR.sub("\0", line))
     return [text for part in parts if re.search("[a-z]{2}", text := part.strip(" ,:;?/|-"))]
 

@@ -84,8 +84,9 @@ class FilterConnection:
         #: The line that is to be handled again, and where it is put, which takes no memory.
         self._again: Sequence[bytes] = ()
         self._one = [b""]
-        #: Whether there are lines that could not be handled for want of memory.
-        self.stalled = False
+        #: Whether there are lines that have not been handled, and whether that is for want of
+        #: memory.
+        self.stalled = self.failing = False
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
         #: Sessions and tokens that were found to be such.
         self._sessions: set[bytes] = set()
@@ -298,7 +299,7 @@ class FilterConnection:
         If it raises MemoryError, the line on which it was is handled `_again`; one that makes our
         own code fail is not.
         """
-        self.stalled = True
+        self.stalled, self.failing = True, False
         transit = self._transit
         known = transit.known
         run = self._run
@@ -324,6 +325,7 @@ class FilterConnection:
                 self._refuse_cut(self._cut)
                 self._cut = b""
         except MemoryError:
+            self.failing = True
             self._again = self._one if row is not None else ()
             self._one[0] = row or b""
             raise

@@ -131,7 +131,7 @@ class Engine:
         self.stalled = True
         try:
             if self.scarce or connection.stalled:
-                self._take_in()
+                self._take_in(short=self.failing or connection.failing)
             else:
                 data, self.unread = self.unread, b""
                 try:
@@ -139,17 +139,17 @@ class Engine:
                 except MemoryError:  # nothing of it has been taken in
                     self.unread = data
                 if self.unread or self.connection.stalled:
-                    self._take_in()
+                    self._take_in(short=self.unread != b"" or connection.failing)
             self.stalled = connection.stalled or self.unread != b""
             if connection.remarks:
                 self._log_remarks()
         except MemoryError:
             self.scarce = True
 
-    def _take_in(self) -> None:
-        """Take in what there was no memory for, in small pieces, as far as there is some now."""
+    def _take_in(self, *, short: bool) -> None:
+        """Take in what is left, in small pieces; `short` of memory, as far as there is some."""
         connection = self.connection
-        if self.failing or connection.stalled or not self.scarce:
+        if short:
             self.relieve()
         self.failing = True
         if connection.stalled:
@@ -162,8 +162,8 @@ class Engine:
             except MemoryError:
                 self.unread = data
                 raise
-        self.failing = connection.stalled
-        if not self.failing:
+        self.failing = connection.failing
+        if self.scarce and not connection.stalled:
             self._recover()
 
     def output(self) -> bytes:

@@ -118,8 +118,10 @@ def test_a_message_above_the_daemons_limit(start: Start, lab: Lab, small: Rspamd
     server = begin(start, lab, "-url", small.url)
     for _ in range(4):
         assert attempt(server, message=mail(3 * SMALL_LIMIT)).code == 451
-    [line] = logged(server, r"rspamd.*result=reject", 1)
+    line, *others = logged(server, r"rspamd.*result=reject", 4)
     assert f'cause="{small.url} closed the connection, but answers a ping"' in line
+    assert len(others) == 3
+    assert all('reason="failed as logged before"' in other for other in others)
     assert attempt(server, message=mail()).code == 250
     assert by(server) == ["small"]
 

@@ -33,7 +33,7 @@ FIXTURES = SOURCE / "fixtures"
 #: a daemon, FOLDER is one's own.
 COMMANDS = {
     "chain": "--config FOLDER/chain.toml",
-    "dnsbl": "--client bl.example --helo dbl.example --reject-at 3 --nameserver ZONE",
+    "dnsbl": "--client bl.example --helo dbl.example --reject-at 2 --nameserver ZONE",
     "dyndns": "--extra-patterns '[.]pool[.]' --action reject",
     "fcrdns": "--verify --nameserver ZONE",
     "helo": "--unknown reject --nameserver ZONE",

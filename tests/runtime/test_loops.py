@@ -394,7 +394,7 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
         """An engine that always has something to do for messages."""
 
         spawn: Any = None
-        working = True
+        queue = (None,)
         scarce = stalled = False
         unread = b""
         connection = SimpleNamespace(answers=[], lines=[], ended=set())
