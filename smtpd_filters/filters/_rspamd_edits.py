@@ -22,7 +22,7 @@ from smtpd_filters.protocol.decisions import MARKED, PROCEED, Reject, reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from smtpd_filters.filters._rspamd_reply import Addition
     from smtpd_filters.message import Field, Headers, Message
@@ -54,6 +54,8 @@ ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 #: The price of an edit (`pace`), and how many lines of the block, and characters of a value, are
 #: one unit more.
 _EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
+#: Names to be removed for each of which the block is searched; beyond, its names are collected.
+_FEW = 4
 
 
 class Options:
@@ -140,7 +142,10 @@ async def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -
     budget = _Budget(headers)
     await budget.spend()
     top = _Top(headers)
-    _remove(said, headers, top)
+    for name, numbers in said.removals.items():
+        await budget.spend()
+        _remove(said, headers, top, name, numbers)
+    top.settle()
     came = set(headers)
     for addition in _sealed_last(said.additions):
         name, value, order = addition.name, addition.value, addition.order
@@ -201,10 +206,13 @@ def _sealed_last(additions: list[Addition]) -> list[Addition]:
     return ordered
 
 
-def _may_have(headers: Headers, names: Iterable[str]) -> bool:
-    """Whether a line begins with one of these lower-case names, or with more than that."""
-    block = b"\n".join([b"", *headers.lines()]).lower()
-    return any(b"\n" + name.encode("utf-8", "replace") in block for name in names)
+def _may_have(headers: Headers, names: Collection[str]) -> bool:
+    """Whether a line begins with one of these lower-case names; with few of them, or with more."""
+    if len(names) <= _FEW:
+        block = b"\n".join([b"", *headers.lines()]).lower()
+        return any(b"\n" + name.encode("utf-8", "replace") in block for name in names)
+    there = {line.partition(b":")[0].rstrip().lower() for line in headers.lines()}
+    return not there.isdisjoint(name.encode("utf-8", "replace") for name in names)
 
 
 class _Top:
@@ -238,19 +246,17 @@ class _Top:
         return len(self._above) + order - 1 if order else 0
 
 
-def _remove(said: Reply, headers: Headers, top: _Top) -> None:
-    for name, numbers in said.removals.items():
-        replaced = any(addition.name.lower() == name for addition in said.additions)
-        if name != MARK.lower() or not top.marks or replaced:
-            headers.remove(name, numbers)
-            continue
-        count = len(headers.get_all(name))
-        chosen = set(range(1, count + 1)) if 0 in numbers else set()
-        chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
-        spared = [number for number in chosen if number > top.marks]
-        if spared:
-            headers.remove(name, spared)
-    top.settle()
+def _remove(said: Reply, headers: Headers, top: _Top, name: str, numbers: list[int]) -> None:
+    replaced = any(addition.name.lower() == name for addition in said.additions)
+    if name != MARK.lower() or not top.marks or replaced:
+        headers.remove(name, numbers)
+        return
+    count = len(headers.get_all(name))
+    chosen = set(range(1, count + 1)) if 0 in numbers else set()
+    chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
+    spared = [number for number in chosen if number > top.marks]
+    if spared:
+        headers.remove(name, spared)
 
 
 async def _mark(

@@ -49,6 +49,9 @@ MAX_TEXT = 128 << 10
 _LONGEST = 8 << 10
 #: Characters of the daemon's own words, and of ours, that go into a cause.
 _SHOWN = 200
+#: Digits of a number: to read it takes time that grows with their square. A double has at most 17
+#: that count.
+MAX_DIGITS = 500
 #: Digits of an offset: more than that is none, and takes long to read.
 _DIGITS = 20
 #: Characters that are looked through for names that stand there twice, before it is read again.
@@ -56,6 +59,10 @@ _SEARCHED = 4 << 20
 #: What is kept of the complaints about one reply.
 _COMPLAINTS = 8
 
+
+#: So many digits, when each digit is written as a zero.
+_ZEROS = b"0" * (MAX_DIGITS + 1)
+_ALL_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 
 #: One for all replies, since making it takes as long as reading a short one; and one that makes
 #: tuples of pairs of JSON's objects.
@@ -187,6 +194,8 @@ def _read(data: bytes) -> dict[str, object]:
         raise ReplyError("oversized reply")
     if _has_too_many_values(data):
         raise ReplyError(f"more than {MAX_VALUES} values in the reply")
+    if _has_long_number(data):
+        raise ReplyError(f"a number of more than {MAX_DIGITS} digits in the reply")
     if not _decoders:
         from json import JSONDecoder  # only who talks to rspamd pays for it
 
@@ -219,6 +228,13 @@ def _has_too_many_values(data: bytes) -> bool:
     # The first quote of a string is no escaped one; a value has at most a name beside it.
     quotes = data.count(b'"') - data.count(b'\\"')
     return quotes > 4 * MAX_VALUES or _count(_STRING.sub(b"", data)) > MAX_VALUES
+
+
+def _has_long_number(data: bytes) -> bool:
+    """Whether JSON has a number that takes long to read; what stands in strings is none."""
+    if _ZEROS not in data.translate(_ALL_ZEROS):
+        return False
+    return _ZEROS in _STRING.sub(b"", data).translate(_ALL_ZEROS)
 
 
 def _count(data: bytes) -> int:
@@ -306,6 +322,8 @@ def _take_removals(reply: Reply, value: object) -> None:
             which = _integer(number)
             if which is None:
                 reply.complain(f"remove_headers {name[:_SHOWN]}: not a number")
+            elif len(name) > MAX_NAME:
+                reply.complain(f"remove_headers {name[:_SHOWN]}: too long for a name")
             else:
                 reply.removals.setdefault(name.lower(), []).append(which)
 
