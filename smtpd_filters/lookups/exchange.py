@@ -1,18 +1,18 @@
 """One request to one HTTP server, over a connection that aiohttp makes, keeps and reads from.
 
 1. A body is sent no faster than it is taken, and never held as a whole if it is made as it goes.
-2. A reply is read up to its limit, and at the pace of all look-ups (`pace`): a server that sends
-   much, or in tiny chunks, takes no time from others.  The wait for that counts against the time of
-   the server.
+2. A reply is read up to its limit, and at the pace of all look-ups (`pace`, `intake`): a server
+   that sends much, or in tiny chunks, takes no time from others.  The wait for that counts against
+   the time of the server.
 3. A connection is used again only after a whole exchange; any other is cut off at once. So is one
    over which something came that nobody asked for: it would be taken for the next reply.
 4. What a request says is sent as it is, but no field of it has a second line.
 5. A reply that comes before all of the request is sent is the reply: a server need not read on.
 
-How it works. aiohttp's pool gives the connection (`BaseConnector.connect`) and its parser reads
-what comes over it. Its `ClientSession`, which would add headers, cookies, redirections and as much
-time again as all this takes, has no part in it. So this is the one place that knows what of aiohttp
-lies below that; it was tried with 3.8.4, 3.11.16 and 3.14.5.
+How it works. aiohttp's pool gives the connection (`BaseConnector.connect`), which `intake` makes,
+and its parser reads what comes over it. Its `ClientSession`, which would add headers, cookies,
+redirections and as much time again as all this takes, has no part in it. So these two are the
+places that know what of aiohttp lies below that; they were tried with 3.8.4, 3.11.16 and 3.14.5.
 
 The module is cheap to import; making a `Host` imports aiohttp.
 """
@@ -51,10 +51,6 @@ OVERSIZED = "oversized reply"
 #: Bytes that are read at a time.  asyncio's own 256 KiB come from mmap(2) and go back to it for
 #: each reply, which takes longer than to read it.
 _READ = 32 << 10
-#: The same of a header, and of content in chunks. A tiny response, or chunk, costs aiohttp a
-#: hundred times what its bytes do as content, and each connection is read once in a turn of the
-#: loop.
-_COSTLY_READ = 4 << 10
 # RFC 9110, 15.2: other responses follow these.
 _INTERIM = frozenset({100, 102, 103})
 #: How many of these may come.
@@ -212,6 +208,8 @@ class Host:
             import aiohttp
             from aiohttp.client_reqrep import ClientRequest
             from aiohttp.http import HttpProcessingError, StreamWriter
+
+            from smtpd_filters.lookups.intake import Intake
         except ImportError as error:
             raise ConfigError(f"aiohttp is needed to ask {endpoint.label}: {error}") from None
         self.endpoint = endpoint
@@ -219,6 +217,7 @@ class Host:
         self.aiohttp = aiohttp
         self.writer = StreamWriter
         self._request = ClientRequest
+        self._intake = Intake
         self._no_http = HttpProcessingError
         self._connector: aiohttp.BaseConnector | None = None
         self._place: Any = None
@@ -243,6 +242,7 @@ class Host:
     def _connections(self) -> Any:
         """The pool; to be called where the loop runs.  What bounds it is `turns`."""
         from asyncio import get_running_loop
+        from functools import partial
 
         from yarl import URL  # aiohttp's
 
@@ -252,7 +252,9 @@ class Host:
         self._place = self._request("POST", URL(self.endpoint.base), loop=self.loop)
         path = self.endpoint.socket
         kind, where = (aiohttp.UnixConnector, (path,)) if path else (aiohttp.TCPConnector, ())
-        return kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
+        connector: Any = kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
+        vars(connector)["_factory"] = partial(self._intake, self.loop)  # what makes a connection
+        return connector
 
     def head(self, method: str, path: str) -> str:
         """The first lines of a request, the same for each of a path."""
@@ -312,14 +314,15 @@ class Exchange:
         """
         host, request = self._host, self._request
         connection = await host.connect()
-        while connection.protocol.should_close and hasattr(connection.protocol, "was_kept"):
+        while connection.protocol.used and not connection.protocol.fresh:
             connection.close()  # such as a 408 (RFC 9110, 15.5.9) to who has said nothing for long
             connection = await host.connect()
         response: Response | None = None
         sending: asyncio.Task[None] | None = None
         try:
             protocol = connection.protocol
-            protocol.transport.max_size = _COSTLY_READ
+            protocol.used = True
+            protocol.transport.max_size = _READ
             protocol.set_response_params(
                 read_until_eof=True, auto_decompress=False, read_bufsize=_READ
             )
@@ -334,8 +337,7 @@ class Exchange:
             return await read(response)
         finally:
             complete = response is not None and response.complete
-            if complete and (sending is None or sending.done()):
-                protocol.was_kept = True
+            if complete and protocol.idle and (sending is None or sending.done()):
                 connection.release()
             else:
                 if sending is not None:
@@ -359,8 +361,8 @@ class Exchange:
             raise BadReplyError(f"more than {MAX_INTERIM} interim responses")
         self.replied = True
         response = Response(said.code, said.headers, content, self._request.limit)
-        if response.size is not None and protocol.transport is not None:
-            protocol.transport.max_size = _READ
+        if response.size is not None and "Transfer-Encoding" not in said.headers:
+            protocol.plain = 0 if content.at_eof() else response.size - content.total_bytes
         return response
 
     def _head(self, size: int | None) -> bytes:

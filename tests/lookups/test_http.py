@@ -9,10 +9,13 @@ import ssl
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import aiohttp
 import pytest
+from aiohttp.client_proto import ResponseHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +30,7 @@ from smtpd_filters.lookups.http import (
     Request,
     Response,
 )
+from smtpd_filters.lookups.intake import PIECE, Intake
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.lookups.retry import SILENCES
@@ -737,6 +741,115 @@ def test_interim_responses_have_a_bound() -> None:
         else:
             assert isinstance(said, Unavailable)
             assert said.cause.endswith(cause)
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """What a server needs whose certificate nobody looks at."""
+    file = tmp_path / "pem"
+    file.write_text("".join(certificate()))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    monkeypatch.setattr(aiohttp, "TCPConnector", partial(aiohttp.TCPConnector, ssl=False))
+    return context
+
+
+def test_connections_are_kept_over_tls(tls: ssl.SSLContext) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while await reader.readuntil(b"body"):
+            writer.write(REPLY % (0, connections))
+
+    said = by_hand(serve, requests_for_body(9), scheme="https", tls=tls)
+    assert [each.body for each in said] == [b"01"] * 9
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(CHUNKED + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", id="chunks"),
+        pytest.param(b"HTTP/1.1 100 C\r\n\r\n" * 3000, id="responses"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" + b"HTTP/1.1 100 C\r\n\r\n" * 3000,
+            id="after the content",
+        ),
+    ],
+)
+def test_replies_that_come_at_once_are_parsed_at_a_pace(
+    said: bytes, scheme: str, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than two turns' worth of bytes, though 64 connections are readable.
+
+    Each has its end behind the reply, which doesn't overtake what waits.
+    """
+    turns, waiting = [0], [0]
+    parse = ResponseHandler.data_received
+
+    def counted(self: ResponseHandler, data: bytes) -> None:
+        turns[-1] += len(data)
+        waiting.append(len(vars(self).get("_left", b"")))
+        parse(self, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", counted)
+    came = []
+    all_came = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        came.append(writer)
+        if len(came) == 64:
+            for each in came:
+                each.write(said)
+            all_came.set()
+        await all_came.wait()
+        await writer.drain()
+
+    async def work(client: Client) -> list[Any]:
+        async def tick() -> None:
+            while True:
+                turns.append(0)
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        request = Request("/checkv2", (), b"body")
+        replies = await asyncio.gather(*(client.ask(request, read) for _ in range(64)))
+        ticking.cancel()
+        return replies
+
+    replies = by_hand(serve, work, scheme=scheme, tls=tls if scheme == "https" else None)
+    if said.startswith(CHUNKED):
+        assert {reply.body for reply in replies} == {b"x" * 10_000}
+    assert sum(turns) >= 64 * 1024
+    assert max(turns) <= 2 * TURN * 2 + PIECE
+    assert max(waiting) <= (256 << 10 if scheme == "https" else 32 << 10)
+
+
+def test_the_end_does_not_wait_for_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp waits for it when it closes its connections."""
+    ends = []
+    monkeypatch.setattr(ResponseHandler, "connection_lost", lambda *_: ends.append(1))
+
+    async def work() -> None:
+        intake = Intake(asyncio.get_running_loop())
+        intake.connection_made(asyncio.Transport())
+        monkeypatch.setattr(asyncio.Transport, "is_closing", lambda _: False)
+        monkeypatch.setattr(asyncio.Transport, "close", lambda _: None)
+        monkeypatch.setattr(asyncio.Transport, "pause_reading", lambda _: None)
+        intake.set_response_params(read_until_eof=True, read_bufsize=PIECE)
+        intake.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5 * PIECE)
+        intake.connection_lost(None)
+        assert (ends, intake.idle) == ([], False)
+        intake.close()
+        assert (ends, intake.idle) == ([1], True)
+
+    asyncio.run(work())
 
 
 def test_a_large_reply_is_read_in_pieces_at_a_pace(
