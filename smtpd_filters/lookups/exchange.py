@@ -5,7 +5,8 @@
    that sends much, or in tiny chunks, takes no time from others.  The wait for that counts against
    the time of the server.
 3. A connection is used again only after a whole exchange; any other is cut off at once. So is one
-   over which something came that nobody asked for: it would be taken for the next reply.
+   over which something came that nobody asked for: it would be taken for the next reply.  What
+   comes after the next request was sent can't be told from its reply: HTTP/1.1 has no mark for it.
 4. What a request says is sent as it is, but no field of it has a second line.
 5. A reply that comes before all of the request is sent is the reply: a server need not read on.
 
@@ -314,14 +315,14 @@ class Exchange:
         """
         host, request = self._host, self._request
         connection = await host.connect()
-        while connection.protocol.used and not connection.protocol.fresh:
+        while connection.protocol.kept and not connection.protocol.fresh:
             connection.close()  # such as a 408 (RFC 9110, 15.5.9) to who has said nothing for long
             connection = await host.connect()
         response: Response | None = None
         sending: asyncio.Task[None] | None = None
         try:
             protocol = connection.protocol
-            protocol.used = True
+            protocol.kept = False
             protocol.transport.max_size = _READ
             protocol.set_response_params(
                 read_until_eof=True, auto_decompress=False, read_bufsize=_READ
@@ -338,6 +339,7 @@ class Exchange:
         finally:
             complete = response is not None and response.complete
             if complete and protocol.idle and (sending is None or sending.done()):
+                protocol.kept = True
                 connection.release()
             else:
                 if sending is not None:

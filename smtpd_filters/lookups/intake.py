@@ -6,12 +6,15 @@
    comes at once.
 2. Nothing is lost or comes in another order. A connection from which something waits is not read;
    its end comes after what waits.
-3. A connection that was used before is `fresh` if nothing came over it since.
+3. A connection that was used before is `fresh` if nothing came over it since, not even what the
+   system has and nobody has read yet.
 
 Importing it imports aiohttp.
 """
 
 from __future__ import annotations
+
+import select
 
 from aiohttp.client_proto import ResponseHandler
 
@@ -33,8 +36,8 @@ class Intake(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.plain = 0
-        #: Whether a request was sent over it.
-        self.used = False
+        #: Whether it is kept after a whole exchange, for the next one.
+        self.kept = False
         self._pace = pace()
         self._left = bytearray()
         #: Bytes for which a place in the queue is held.
@@ -51,14 +54,19 @@ class Intake(ResponseHandler):
     def fresh(self) -> bool:
         """Whether nothing has come since the last reply, nor the end."""
         transport = self.transport
-        lost = transport is None or transport.is_closing()
-        return not (lost or self.should_close or self._left)
+        if self.should_close or self._left or transport is None or transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def data_received(self, data: bytes) -> None:
         """Take in what was read; aiohttp calls it with nothing to go on with what it held back."""
         if not data:
             super().data_received(data)
             return
+        if self.kept:
+            self.force_close()  # the parser keeps part of a line to itself
         self._left += data
         if not self._queued:
             self._go_on()

@@ -385,6 +385,34 @@ def test_what_nobody_asked_for_is_no_reply_to_the_next_request(*, closes: bool) 
     assert by_hand(serve, work) == [b"10", b"20", b"30"]
 
 
+@pytest.mark.parametrize("unasked", [REPLY % (0, 0), b"\r\n", b"H", b""])
+@pytest.mark.parametrize("turns", [0, 3])
+def test_nothing_that_came_since_is_a_reply_to_the_next_request(unasked: bytes, turns: int) -> None:
+    """Not even what came after the last turn of the loop, or part of a line."""
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        number = len(writers)
+        for count in range(9):
+            await reader.readuntil(b"body")
+            writer.write(REPLY % (number, count))
+
+    async def work(client: Client) -> list[bytes]:
+        said = []
+        for _ in range(3):
+            reply = await client.ask(Request("/checkv2", (), b"body"), read)
+            assert isinstance(reply, Said)
+            said.append(reply.body)
+            # It is sent at once, and the next request before the loop looks at any socket.
+            writers[-1].write(unasked) if unasked else writers[-1].write_eof()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        return said
+
+    assert by_hand(serve, work) == [b"10", b"20", b"30"]
+
+
 def test_a_server_that_speaks_first_is_none() -> None:
     connections = 0
 
