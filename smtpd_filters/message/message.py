@@ -239,8 +239,7 @@ class Message:
             lines = _split(store.read(0, self._head_size))
         if self._too_long:
             self._cut(lines)
-        if self._body is store:
-            self._body_at = self._head_size + self._blank
+        self._body_at = self._head_size + self._blank
         return Headers(unstuff(lines), cut=self._too_long)
 
     def _cut(self, lines: list[bytes]) -> None:
@@ -334,11 +333,12 @@ class Message:
         store.check()
         headers, self._headers = self._headers, None
         replaced = self._body is not store
-        edited = headers is not None and headers.changed
-        if edited or replaced:
-            if headers is None:
-                headers = self._read_headers()
-            lines = stuff(headers.lines()) if edited else self._raw_header()
+        lines = None
+        if headers is not None and headers.changed:
+            lines = stuff(headers.lines())
+        elif replaced:
+            lines = self._raw_header()
+        if lines is not None:
             if self._blank:
                 lines.append(b"")
             if lines:

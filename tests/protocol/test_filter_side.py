@@ -390,6 +390,13 @@ def test_what_there_is_no_memory_for_waits() -> None:
     assert script.say(request("quit")[9:])[-1] == result(b"proceed")
 
 
+def test_whole_lines_for_which_there_is_no_memory_wait() -> None:
+    script = Failing(MemoryError())
+    assert script.say(request("ehlo")) == []
+    assert resumed(script)
+    assert script.written() == [result(b"proceed")]
+
+
 def test_a_line_on_which_our_code_fails_does_not_hold_up_the_others() -> None:
     script = Failing(ValueError("x"))
     with pytest.raises(ValueError, match="x"):
@@ -421,6 +428,13 @@ def test_a_message_of_which_lines_are_lost_for_want_of_memory_is_refused() -> No
     script.connection.pass_through(B)
     script.say(lines(end=True, session=B))
     assert script.say(request("commit", session=B)) == [result(b"proceed", session=B)]
+
+
+def test_a_nul_may_come_with_requests() -> None:
+    script = Script(pass_all=True)
+    assert script.say(request("ehlo", b"a\0b")) == [result(b"proceed")]
+    # smtpd has sent one, so it takes one.
+    assert script.say(lines(b"x\0y", end=True)) == back(b"x\0y", b".")
 
 
 def test_a_message_that_is_spoilt_is_refused() -> None:
