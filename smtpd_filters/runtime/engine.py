@@ -151,6 +151,7 @@ class Engine:
         connection = self.connection
         if short:
             self.relieve()
+        # Unless it gets to the end, for want of memory.
         self.failing = True
         if connection.stalled:
             connection.resume()
@@ -171,7 +172,10 @@ class Engine:
         return self.connection.data_to_send()
 
     def work(self) -> None:
-        """Judge and send back messages, a bounded part of them.  Never raises."""
+        """Judge and send back messages, a bounded part of them.
+
+        Raises MemoryError; then it is to be called again.
+        """
         self.messages.work()
         if self.connection.remarks:
             self._log_remarks()
