@@ -9,8 +9,8 @@ from __future__ import annotations
 from . import startup  # noqa: F401  # first of all: see there
 from .errors import ConfigError
 from .filter import Filter
+from .main import run
 from .message import Headers, Message
-from .program import run
 from .protocol.decisions import (
     JUNK,
     MARKED,

@@ -21,7 +21,7 @@ from time import monotonic
 
 from .errors import ConfigError
 from .filter import CONTENT, Filter
-from .link import FAILED, REFUSALS, Link
+from .guard import FAILED, REFUSALS, Link
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES

@@ -32,7 +32,7 @@ from smtpd_filters import (
 )
 from smtpd_filters.chain import Chain
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.watchdog import Watchdog

@@ -16,7 +16,7 @@ import re
 import sys
 
 from smtpd_filters.errors import ConfigError, user_name
-from smtpd_filters.program import make_chain, serve_chain, set_up
+from smtpd_filters.main import make_chain, serve_chain, set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import (
     PATH,
@@ -36,7 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smtpd_filters.program import Ready
+    from smtpd_filters.main import Ready
 
     from .chain_file import Declared
 

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from smtpd_filters import filters
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.program import make_chain, set_up
+from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.trace import Trace
-from smtpd_filters.program import start
+from smtpd_filters.main import start
 from smtpd_filters.settings import die
 
 from . import PROG

@@ -40,7 +40,7 @@ from smtpd_filters.filters._exempt import (
     exempted,
     known_address,
 )
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import (

@@ -39,7 +39,7 @@ from smtpd_filters.filters._exempt import (
     exempt_option,
     exempted,
 )
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, option, table
 from smtpd_filters.tables import HostTable, RegexTable

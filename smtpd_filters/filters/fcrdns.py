@@ -35,7 +35,7 @@ from smtpd_filters.filters._client import (
     reply_option,
 )
 from smtpd_filters.filters._exempt import allow_option, client_address, exempt_option
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
 from smtpd_filters.settings import SECONDS, SWITCH, choice, option
 

@@ -52,7 +52,7 @@ from smtpd_filters.filters._hosts import (
     write_address,
 )
 from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import Settings, choice, option, table
 from smtpd_filters.tables import DomainTable, HostTable, IPTable

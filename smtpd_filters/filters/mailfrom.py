@@ -32,7 +32,7 @@ from smtpd_filters.filters._candidate import Candidate
 from smtpd_filters.filters._checks import refuse_empty
 from smtpd_filters.filters._client import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import REPLY, SWITCH, Settings, option, table
 from smtpd_filters.tables import (

@@ -44,7 +44,7 @@ from smtpd_filters.filters._exempt import (
     exempted,
 )
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import INTEGER, SECONDS, Settings, option, table
 from smtpd_filters.tables import AddressTable, DomainTable

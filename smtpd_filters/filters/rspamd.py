@@ -33,8 +33,8 @@ from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError
 from smtpd_filters.filters._rspamd_request import Facts, fields
 from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.main import run
 from smtpd_filters.message import complete
-from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,

@@ -39,7 +39,7 @@ from smtpd_filters.filters._exempt import (
 )
 from smtpd_filters.filters._hosts import read_address, read_name, write_address
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, Settings, option, table
 from smtpd_filters.tables import AddressTable, IPTable

@@ -42,7 +42,7 @@ from smtpd_filters.filters._exempt import (
     known_address,
 )
 from smtpd_filters.lookups.outcome import Found, NotFound
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
     INTEGER,

@@ -18,7 +18,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.codec import decode
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.dialect import NEWEST, dialect, version

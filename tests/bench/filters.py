@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtpd_filters.chain import Chain
 from smtpd_filters.filter import Filter
-from smtpd_filters.program import run
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime import serve
 from smtpd_filters.runtime.log import Log

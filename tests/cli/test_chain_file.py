@@ -26,7 +26,7 @@ from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
-from smtpd_filters.program import set_up
+from smtpd_filters.main import set_up
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import policy_options

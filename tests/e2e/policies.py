@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from smtpd_filters.filter import Filter
+from smtpd_filters.main import run
 from smtpd_filters.message import Headers, Message
-from smtpd_filters.program import run
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,
