@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
-from smtpd_filters.protocol.dialect import DIALECTS
+from smtpd_filters.protocol.versions import DIALECTS
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.testing.oracle.rules import RULES
 

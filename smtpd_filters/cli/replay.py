@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._masks import mask_credentials
-from smtpd_filters.protocol.dialect import OLDEST, version
+from smtpd_filters.protocol.versions import OLDEST, version
 from smtpd_filters.recording import Recording
 from smtpd_filters.settings import SECONDS
 from smtpd_filters.settings.kinds import printable

@@ -20,12 +20,12 @@ from base64 import b32encode
 from hashlib import blake2s
 from ipaddress import IPv4Address, ip_address
 
-from smtpd_filters.protocol.dialect import NEWEST, dialect, version
+from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.protocol.dialect import Dialect
+    from smtpd_filters.protocol.versions import Dialect
 
 _VOCABULARY = frozenset(
     b"""

@@ -21,7 +21,7 @@ from errno import EACCES
 from time import gmtime, monotonic, strftime
 
 from smtpd_filters.errors import ConfigError, os_reason, user_name
-from smtpd_filters.protocol.dialect import NEWEST, dialect, version
+from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.recording import (
     END,

@@ -21,8 +21,8 @@ from smtpd_filters.filter import Filter
 from smtpd_filters.main import run
 from smtpd_filters.protocol.codec import decode
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
-from smtpd_filters.protocol.dialect import NEWEST, dialect, version
 from smtpd_filters.protocol.events import Lines, Report, Request
+from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, Settings, choice, option

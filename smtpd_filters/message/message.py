@@ -29,7 +29,7 @@ from itertools import accumulate, chain, takewhile
 from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
 from smtpd_filters.message.headers import Headers
 from smtpd_filters.message.spool import CHUNK, LINE_COST, Spool, Store
-from smtpd_filters.protocol.lines import break_line
+from smtpd_filters.protocol.long_lines import break_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

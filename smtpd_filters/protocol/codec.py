@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from .dialect import Dialect
+    from .versions import Dialect
     from .vocabulary import ReportForm
 
 HEX = b"0123456789abcdefABCDEF"

@@ -6,7 +6,7 @@ Law
    has a session and a token.
 2. A request is answered once, with a decision that is legal for its phase; whatever else is
    asked for is replaced by the nearest legal one, and remarked upon as our bug.
-3. A message comes back as it came, or as the listener sends it: see `transit`.
+3. A message comes back as it came, or as the listener sends it: see `data_lines`.
 
 How it works
 ------------
@@ -16,8 +16,8 @@ answer, unless it says None, and then `answer` comes later.  `outgoing` has what
 answers apart from lines of messages, for an answer may overtake them (smtpd asks nothing of a
 session whose message has not come back yet).
 
-Chunks all of whose lines belong to messages that are known go to `transit` as a whole; others are
-taken apart.  A request whose session and token have been seen before takes a short way; it
+Chunks all of whose lines belong to messages that are known go to `data_lines` as a whole; others
+are taken apart.  A request whose session and token have been seen before takes a short way; it
 has the same result as the long one.
 """
 
@@ -25,20 +25,20 @@ from __future__ import annotations
 
 from itertools import chain
 
+from .anomalies import Remarks
 from .codec import decode
+from .data_lines import TOO_LONG, Transit
 from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
-from .dialect import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
 from .events import Config, Lines, Malformed, Report, Request
-from .remark import Remarks
-from .transit import TOO_LONG, Transit
+from .versions import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
 from .vocabulary import PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from .dialect import Dialect
-    from .remark import Listener
+    from .anomalies import Listener
+    from .versions import Dialect
     from .vocabulary import Phase
 
 #: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.

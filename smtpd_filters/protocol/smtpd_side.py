@@ -15,8 +15,8 @@ from .codec import (
     encode_report,
     encode_request,
 )
-from .dialect import dialect
 from .events import Config, Line, Lines, Malformed, Register, Report, Request, Result
+from .versions import dialect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

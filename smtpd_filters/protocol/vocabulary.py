@@ -129,7 +129,7 @@ class ReportForm:
         return f"<report {self.name}>"
 
 
-#: The reports of the newest protocol, 0.7; `dialect` has what differed before.
+#: The reports of the newest protocol, 0.7; `versions` has what differed before.
 #: - link-connect: a reverse name is the DNS's text, the other fields are smtpd's.
 #: - tx-reset, tx-rollback: without a transaction there is no message id.
 REPORTS: dict[str, ReportForm] = {

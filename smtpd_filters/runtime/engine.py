@@ -27,8 +27,8 @@ from time import monotonic
 
 from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
-from smtpd_filters.protocol.dialect import CUT
 from smtpd_filters.protocol.filter_side import FilterConnection
+from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.protocol import codec
-from smtpd_filters.protocol.dialect import DIALECTS, Dialect, dialect
 from smtpd_filters.protocol.events import (
     Config,
     Line,
@@ -18,6 +17,7 @@ from smtpd_filters.protocol.events import (
     Request,
     Result,
 )
+from smtpd_filters.protocol.versions import DIALECTS, Dialect, dialect
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 
 S, T = b"7641df9771b4ed00", b"1ef1c203cc576e5d"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smtpd_filters.protocol.data_lines import Transit
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,
@@ -19,7 +20,6 @@ from smtpd_filters.protocol.filter_side import (
     UnsupportedProtocolError,
 )
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-from smtpd_filters.protocol.transit import Transit
 from smtpd_filters.protocol.vocabulary import PHASES
 
 TYPE_CHECKING = False

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from smtpd_filters.protocol.decisions import PROCEED, Reject
 from smtpd_filters.protocol.filter_side import FilterConnection
-from smtpd_filters.protocol.lines import content_limit
+from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.testing.oracle import Oracle
 from tests.protocol.test_hostile import RECORDED, mutated
-from tests.protocol.test_lines import unbroken
+from tests.protocol.test_long_lines import unbroken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import pytest
 
 from smtpd_filters.protocol import codec
 from smtpd_filters.protocol.decisions import PROCEED
-from smtpd_filters.protocol.dialect import DIALECTS, Dialect, dialect, version
 from smtpd_filters.protocol.events import (
     Config,
     Line,
@@ -20,6 +19,7 @@ from smtpd_filters.protocol.events import (
     Result,
 )
 from smtpd_filters.protocol.filter_side import FilterConnection
+from smtpd_filters.protocol.versions import DIALECTS, Dialect, dialect, version
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import FROM_SMTPD, Recording
 from smtpd_filters.testing.oracle import Oracle

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from smtpd_filters.protocol.codec import decode
-from smtpd_filters.protocol.dialect import NEWEST, dialect, version
 from smtpd_filters.protocol.events import Report
+from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.demo.configuration import CONF, SESSIONS, chains, commands
 from smtpd_filters.testing.demo.log import Seen, outcome, read_log

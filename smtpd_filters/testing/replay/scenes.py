@@ -10,7 +10,7 @@ from smtpd_filters.recording import FROM_FILTER, FROM_SMTPD
 from smtpd_filters.testing.verdict import Verdict, message_verdict, verdict
 
 if TYPE_CHECKING:
-    from smtpd_filters.protocol.dialect import Dialect
+    from smtpd_filters.protocol.versions import Dialect
     from smtpd_filters.recording import Recording
 
 

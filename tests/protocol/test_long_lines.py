@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.protocol.lines import MAX_LINE, break_line, content_limit
+from smtpd_filters.protocol.long_lines import MAX_LINE, break_line, content_limit
 
 PIECES = (b"x", b" ", b"\t", b"word ", b"  ", "ü".encode(), "€".encode(), b"\x80", b"\xff")
 

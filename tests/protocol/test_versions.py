@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.protocol.dialect import (
+from smtpd_filters.protocol.versions import (
     DIALECTS,
     NEWEST,
     OLDEST,

@@ -4,7 +4,7 @@ Law
 ---
 1. Lines of a message go out only between its first line and its dot, and one dot ends them.
 2. What goes out is what came in, unless somebody looks at the message and sends other lines.
-3. No line leaves that smtpd would not take (see `lines`), or would take for something else.
+3. No line leaves that smtpd would not take (see `long_lines`), or would take for something else.
 
 How it works
 ------------
@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from operator import itemgetter
 
-from . import lines as long_lines
+from . import long_lines
 from .decisions import Reject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .remark import Listener, Remarks
+    from .anomalies import Listener, Remarks
 
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.

@@ -13,7 +13,7 @@ Law
 
 from __future__ import annotations
 
-from .dialect import CUT
+from .versions import CUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
