@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from .filter import Outcome
     from .message import Message
     from .protocol.vocabulary import Phase
+    from .runtime.interfaces import Ask, Later
     from .runtime.log import Log
-    from .runtime.policy import Ask, Later
     from .session import Session
 
 MAIL_FROM = PHASES["mail-from"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .message import Headers, Message
     from .protocol.decisions import Answer, ContentAnswer, Decision, FinalAnswer, ParameterAnswer
-    from .runtime.tap import Tap
+    from .runtime.wiretap import Tap
     from .session import Session
 
     Outcome = Literal["proceed", "junk", "tempfail"]

@@ -20,7 +20,7 @@ from types import CoroutineType
 from .errors import UnavailableError
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, Rewrite, reply
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
-from .runtime.jobs import CANCELLED, OVERDUE, Wait
+from .runtime.coroutines import CANCELLED, OVERDUE, Wait
 from .runtime.log import fold_traceback, outcome, show
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Filter, Outcome
-    from .runtime.policy import Later
+    from .runtime.interfaces import Later
     from .runtime.watchdog import Watchdog
     from .session import Session
 

@@ -175,7 +175,7 @@ class _Budget:
     __slots__ = ("_admit", "_walk")
 
     def __init__(self, headers: Headers) -> None:
-        from smtpd_filters.lookups.pace import pace  # asyncio is loaded by now
+        from smtpd_filters.runtime.pace import pace  # asyncio is loaded by now
 
         self._admit = pace().admit
         self._walk = _EDIT + len(headers.lines()) // _LINES_PER_UNIT

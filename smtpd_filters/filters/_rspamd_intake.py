@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, offset, parse
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
-from smtpd_filters.lookups.pace import pace
 from smtpd_filters.message import SpoolError
+from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

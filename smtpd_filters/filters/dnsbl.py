@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from smtpd_filters.filters._dnsbl_options import Sites
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
-    from smtpd_filters.lookups.pace import Pace
     from smtpd_filters.message import Headers
+    from smtpd_filters.runtime.pace import Pace
     from smtpd_filters.session import Session
 
     Verdict: TypeAlias = Proceed | Junk | Reject | Disconnect
@@ -308,7 +308,7 @@ class Dnsbl(Filter):
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
         from smtpd_filters.filters._dnsbl_book import Book
         from smtpd_filters.filters._dnsbl_lists import Watch
-        from smtpd_filters.lookups.pace import pace
+        from smtpd_filters.runtime.pace import pace
 
         settings = self.settings
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.

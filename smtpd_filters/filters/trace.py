@@ -8,7 +8,7 @@ The law:
 3. Never a credential, neither in the log nor in a recording.
 4. A message that nobody looks at passes without a look at its lines.
 
-It is no policy but a tap (`smtpd_filters.runtime.tap`): it reads the lines themselves, for most
+It is no policy but a tap (`smtpd_filters.runtime.wiretap`): it reads the lines themselves, for most
 reports tell of nothing that a policy's session would show.  `_recorder` writes the recordings.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.message import Headers
     from smtpd_filters.runtime.log import FilterLog
-    from smtpd_filters.runtime.tap import Tap
+    from smtpd_filters.runtime.wiretap import Tap
     from smtpd_filters.session import Session
 
 _TRANSACTIONS = frozenset({"tx-mail", "tx-rcpt", "tx-commit", "tx-rollback"})

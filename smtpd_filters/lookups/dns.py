@@ -73,8 +73,9 @@ class Resolver:
     ) -> None:
         import asyncio
 
-        from smtpd_filters.lookups import pace, transport, wire
+        from smtpd_filters.lookups import transport, wire
         from smtpd_filters.lookups.sockets import Sockets
+        from smtpd_filters.runtime import pace
 
         servers = names.resolv_conf() if nameservers is None else list(nameservers)
         if not servers:

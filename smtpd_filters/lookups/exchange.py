@@ -108,7 +108,7 @@ class Response:
 
         Raises BadReplyError beyond the request's limit.
         """
-        from smtpd_filters.lookups.pace import pace  # asyncio is loaded by now
+        from smtpd_filters.runtime.pace import pace  # asyncio is loaded by now
 
         self._taken = True
         size = self.size

@@ -18,7 +18,7 @@ import select
 
 from aiohttp.client_proto import ResponseHandler
 
-from smtpd_filters.lookups.pace import pace
+from smtpd_filters.runtime.pace import pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

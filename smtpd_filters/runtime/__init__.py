@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .channel import Ends
+    from .interfaces import Service
     from .log import Log
-    from .policy import Service
-    from .tap import Tap
     from .watchdog import Watchdog
+    from .wiretap import Tap
 
 
 def serve(  # noqa: PLR0913  # what a process has once
@@ -48,16 +48,16 @@ def serve(  # noqa: PLR0913  # what a process has once
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
     ends = ends or Ends()
     if taps:
-        from .tap import TappedChannel  # only tracing has any
+        from .wiretap import TappedChannel  # only tracing has any
 
         channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
     else:
         channel = Channel(ends.source, ends.sink)
     try:
         if service.later:
-            from .aio import run  # asyncio costs more than all the rest
+            from .asyncio_loop import run  # asyncio costs more than all the rest
         else:
-            from .loop import run
+            from .poll_loop import run
         status = run(engine, channel, service, log, watchdog)
     except (OSError, ImportError) as error:
         if engine.ready:

@@ -15,9 +15,9 @@ Turns
 Nothing lost
     What was read and there is no memory for is kept and tried again, however often.
 
-`Engine` is told what was read and says what to write.  It holds no descriptor: `loop` and `aio`
-move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs it, and the
-engine goes on when it is done.  What becomes of messages is in `messages`.
+`Engine` is told what was read and says what to write.  It holds no descriptor: `poll_loop` and
+`asyncio_loop` move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs
+it, and the engine goes on when it is done.  What becomes of messages is in `messages`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 
-from .jobs import decide_at_once
+from .coroutines import decide_at_once
 from .log import fold_traceback
 from .messages import Messages
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
+    from .interfaces import Later, Policy, Spawn, Task
     from .log import Log
-    from .policy import Later, Policy, Spawn, Task
 
 COMMIT = PHASES["commit"]
 #: Sessions at a time.  A server that runs out of descriptors has fewer; more of them are sessions

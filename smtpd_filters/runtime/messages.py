@@ -8,7 +8,7 @@ Turns
     `content` only keeps lines.  Judging and sending back happen in `work`, which does about `TURN`
     worth of it and returns, so that requests are heard and answered in between however many
     messages are complete at one moment, and however large they are.  The steps of a coroutine that
-    judges a message have a price, and the loop makes few of them in a round (`jobs`).
+    judges a message have a price, and the loop makes few of them in a round (`coroutines`).
 Bounded
     Lines wait in a `Spool`, and so many headers are judged at a time as its budget allows: the
     others wait for their turn, and are refused for now if it does not come within `PATIENCE`.
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.filter_side import FilterConnection
     from smtpd_filters.session import Session
 
+    from .interfaces import Later, Policy
     from .log import Log
-    from .policy import Later, Policy
 
     class Host(Protocol):
         """The engine, as far as messages need it."""

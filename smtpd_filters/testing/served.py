@@ -6,11 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smtpd_filters.filter import Filter
-from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.main import make_chain, set_up
+from smtpd_filters.runtime.coroutines import Job
 from smtpd_filters.runtime.engine import Engine
-from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
+from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.settings import common_options, parse_flags
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
-    from smtpd_filters.runtime.policy import Later
+    from smtpd_filters.runtime.interfaces import Later
     from smtpd_filters.settings import PolicySettings, Settings
 
     from .replay import Replay

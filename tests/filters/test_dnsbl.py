@@ -15,8 +15,8 @@ from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
-from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.protocol.decisions import Proceed
+from smtpd_filters.runtime.pace import TURN, Pace
 from smtpd_filters.session import Session
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer

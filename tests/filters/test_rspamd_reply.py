@@ -28,9 +28,9 @@ from smtpd_filters.filters._rspamd_reply import (
     parse,
 )
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
-from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.message import Message, SpoolError
 from smtpd_filters.protocol.decisions import Decision, Marked, Proceed, Reject
+from smtpd_filters.runtime.pace import TURN, Pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -26,7 +26,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import FROM_SMTPD, Recording
 from smtpd_filters.runtime.log import FilterLog, Log
-from smtpd_filters.runtime.tap import TappedChannel
+from smtpd_filters.runtime.wiretap import TappedChannel
 from smtpd_filters.testing.replay import Replay
 
 TYPE_CHECKING = False

@@ -13,7 +13,6 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups import dns as lookups_dns
-from smtpd_filters.lookups import pace as pacing
 from smtpd_filters.lookups import retry, sockets, transport
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import CLOSED, Resolver
@@ -29,6 +28,7 @@ from smtpd_filters.lookups.outcome import (
 )
 from smtpd_filters.lookups.response import MAX_RECORDS, MAX_WORK
 from smtpd_filters.lookups.wire import PARTIAL
+from smtpd_filters.runtime import pace as pacing
 from smtpd_filters.testing.dns import DNSServer, host, merge
 from tests.loading import loaded
 

@@ -32,8 +32,8 @@ from smtpd_filters.lookups.http import (
 )
 from smtpd_filters.lookups.intake import PIECE, Intake
 from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.lookups.pace import TURN, Pace
 from smtpd_filters.lookups.retry import SILENCES
+from smtpd_filters.runtime.pace import TURN, Pace
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
 from tests.loading import loaded

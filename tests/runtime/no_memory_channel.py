@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from smtpd_filters.runtime.channel import Channel
-from smtpd_filters.runtime.loop import hand_over, send
+from smtpd_filters.runtime.poll_loop import hand_over, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

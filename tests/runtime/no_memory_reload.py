@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters import PROCEED, Filter, Proceed, Session, Settings, option
 from smtpd_filters.chain import Chain
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.runtime.loop import add_chore, do_chore
+from smtpd_filters.runtime.poll_loop import add_chore, do_chore
 from smtpd_filters.settings import table
 from smtpd_filters.tables import AddressTable, DomainTable, NetworkTable, RegexTable
 

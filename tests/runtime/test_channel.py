@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.runtime.channel import READ, Channel, Signals
-from smtpd_filters.runtime.tap import TappedChannel
+from smtpd_filters.runtime.wiretap import TappedChannel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

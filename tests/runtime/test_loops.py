@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from smtpd_filters.protocol.events import Line
-from smtpd_filters.runtime import aio
+from smtpd_filters.runtime import asyncio_loop
 from smtpd_filters.runtime.channel import READ, Channel
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.runtime.loop import add_chore, do_chore
+from smtpd_filters.runtime.poll_loop import add_chore, do_chore
 from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from smtpd_filters.runtime.policy import Service
+    from smtpd_filters.runtime.interfaces import Service
 
 BOTH = pytest.mark.parametrize("name", ["Plain", "Later"])
 PIPES = pytest.mark.parametrize("pipes", [False, True], ids=["socket", "pipes"])
@@ -408,12 +408,12 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
             self.turns += 1
 
     ours, theirs = socket.socketpair()
-    loop = aio._EventLoop()
+    loop = asyncio_loop._EventLoop()
     with ours, theirs:
         channel: Any = Channel(ours.fileno(), ours.fileno())
         stub: Any = SimpleNamespace(armed=True)
         engine: Any = Backlog()
-        filter_loop = aio._Loop(loop, engine, channel, stub, Log(), stub, stub)
+        filter_loop = asyncio_loop._Loop(loop, engine, channel, stub, Log(), stub, stub)
         theirs.settimeout(0)
         filter_loop._turn()
         for _ in range(20):

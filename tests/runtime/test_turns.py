@@ -18,14 +18,14 @@ import pytest
 
 from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Session
 from smtpd_filters.chain import Chain
-from smtpd_filters.lookups.pace import TURN as PACE
-from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.message import Spool
 from smtpd_filters.message.spool import STORE_COST
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.channel import READ
+from smtpd_filters.runtime.coroutines import Job
 from smtpd_filters.runtime.engine import Engine
-from smtpd_filters.runtime.jobs import Job
+from smtpd_filters.runtime.pace import TURN as PACE
+from smtpd_filters.runtime.pace import Pace
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:

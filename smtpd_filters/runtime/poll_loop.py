@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from .channel import Channel
     from .engine import Engine
+    from .interfaces import Service
     from .log import Log
-    from .policy import Service
     from .watchdog import Watchdog
 
 #: Milliseconds without a round when there is no memory: what lacks it may have ended by then.

@@ -11,13 +11,13 @@ from collections import deque
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
-from .jobs import Job
+from .coroutines import Job
 from .log import fold_traceback
-from .loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
+from .pace import Pace
+from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
 from .watchdog import TICK
 
 TYPE_CHECKING = False
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from .channel import Channel
     from .engine import Engine
+    from .interfaces import Later, Refresher, Service
     from .log import Log
-    from .policy import Later, Refresher, Service
     from .watchdog import Watchdog
 
 #: Objects that may come about before the youngest are searched for cycles.  What a session leaves

@@ -7,8 +7,8 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpd_filters.lookups import pace as pacing
-from smtpd_filters.lookups.pace import TURN, Pace
+from smtpd_filters.runtime import pace as pacing
+from smtpd_filters.runtime.pace import TURN, Pace
 
 
 class Turns:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.lookups.pace import Pace
 from smtpd_filters.protocol.decisions import PROCEED, Decision
-from smtpd_filters.runtime.jobs import (
+from smtpd_filters.runtime.coroutines import (
     CANCELLED,
     CANCELLED_AT_ONCE,
     OVERDUE,
@@ -17,6 +16,7 @@ from smtpd_filters.runtime.jobs import (
     Wait,
     _cancel_some,
 )
+from smtpd_filters.runtime.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

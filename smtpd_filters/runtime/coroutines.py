@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from typing import Any
 
-    from smtpd_filters.lookups.pace import Pace
     from smtpd_filters.protocol.decisions import Decision
 
-    from .policy import Later
+    from .interfaces import Later
+    from .pace import Pace
 
 #: Coroutines that are cancelled in one turn of the loop.  One that waits for 50 look-ups takes half
 #: a millisecond for it.
