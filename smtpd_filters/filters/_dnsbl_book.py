@@ -17,7 +17,7 @@ from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters import _dnsbl_codes as codes
 from smtpd_filters.filters._dnsbl_lists import List
-from smtpd_filters.lookups import names
+from smtpd_filters.lookups.dns import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

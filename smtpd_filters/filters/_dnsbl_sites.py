@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.lookups.names import MAX_NAME, domain
+from smtpd_filters.lookups.dns.names import MAX_NAME, domain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

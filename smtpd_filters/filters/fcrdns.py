@@ -104,7 +104,7 @@ class Fcrdns(ClientFilter):
         settings = self.settings
         if settings.verify:
             # Now, not at the first client: by then an upgrade may have put another version there.
-            import smtpd_filters.lookups.fcrdns  # noqa: F401
+            import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
 
             note_timeout(self)
             self._resolver = make_resolver(settings.nameserver, settings.timeout)
@@ -165,7 +165,7 @@ class Fcrdns(ClientFilter):
     async def _look_up(self, resolver: Resolver, address: str) -> Answer:
         if self.settings.require == "rdns":
             return await self._look_for_a_name(resolver, address)
-        from smtpd_filters.lookups.fcrdns import (  # law 5
+        from smtpd_filters.lookups.dns.fcrdns import (  # law 5
             Confirmed,
             NoName,
             Unconfirmed,

@@ -266,7 +266,7 @@ class Senderscore(Filter):
         raise ConfigError(f"--on-error: {self.on_error} is not possible with {flag}")
 
     def _check_zone(self) -> None:
-        from smtpd_filters.lookups.names import domain  # not for --help
+        from smtpd_filters.lookups.dns.names import domain  # not for --help
 
         try:
             domain(f"255.255.255.255.{domain(self.settings.zone)}")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from smtpd_filters.lookups.response import MAX_RECORDS
+from smtpd_filters.lookups.dns.response import MAX_RECORDS
 from smtpd_filters.testing.server import Lab, LabError
 from tests.bench import lookups
 from tests.bench.lookups import (

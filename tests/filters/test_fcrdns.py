@@ -471,7 +471,13 @@ def test_the_executable_verifies(server: DNSServer) -> None:
 
 def test_without_verification_nothing_is_loaded_for_it() -> None:
     loaded = loaded_to_set_up(Fcrdns)
-    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns"}
+    assert not loaded & {
+        "asyncio",
+        "dns",
+        "socket",
+        "ipaddress",
+        "smtpd_filters.lookups.dns.resolver",
+    }
 
 
 @pytest.mark.parametrize("verify", [False, True])

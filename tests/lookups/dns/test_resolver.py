@@ -12,10 +12,13 @@ from unittest import mock
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import dns as lookups_dns
-from smtpd_filters.lookups import retry, sockets, transport
+from smtpd_filters.lookups import retry, sockets
 from smtpd_filters.lookups.cache import Lifetimes
-from smtpd_filters.lookups.dns import CLOSED, Resolver
+from smtpd_filters.lookups.dns import Resolver, transport
+from smtpd_filters.lookups.dns import resolver as lookups_dns
+from smtpd_filters.lookups.dns.message import PARTIAL
+from smtpd_filters.lookups.dns.resolver import CLOSED
+from smtpd_filters.lookups.dns.response import MAX_RECORDS, MAX_WORK
 from smtpd_filters.lookups.outcome import (
     INVALID,
     MX,
@@ -26,8 +29,6 @@ from smtpd_filters.lookups.outcome import (
     Outcome,
     Unavailable,
 )
-from smtpd_filters.lookups.response import MAX_RECORDS, MAX_WORK
-from smtpd_filters.lookups.wire import PARTIAL
 from smtpd_filters.runtime import pace as pacing
 from smtpd_filters.testing.dns import DNSServer, host, merge
 from tests.loading import loaded
@@ -614,7 +615,9 @@ def test_descriptors() -> None:
 
 def test_importing_is_cheap() -> None:
     dear = {"dns", "typing", "asyncio", "ipaddress", "socket", "dataclasses"}
-    assert not dear & loaded("import smtpd_filters.lookups.dns, smtpd_filters.lookups.fcrdns")
+    assert not dear & loaded(
+        "import smtpd_filters.lookups.dns.resolver, smtpd_filters.lookups.dns.fcrdns"
+    )
 
 
 def test_what_is_started_is_asked_once_and_joined() -> None:

@@ -27,13 +27,14 @@ import dns.rcode
 import dns.rdatatype
 
 from smtpd_filters.lookups.outcome import MX, NODATA, NXDOMAIN, Found, NotFound, Value
-from smtpd_filters.lookups.response import CNAME, IN, MalformedError, Response
 from smtpd_filters.lookups.retry import Failure
+
+from .response import CNAME, IN, MalformedError, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.lookups.response import Labels, Record
+    from .response import Labels, Record
 
 # What fits through everywhere without fragments, which can be forged (DNS flag day 2020).
 UDP_PAYLOAD = 1232

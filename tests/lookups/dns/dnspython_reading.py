@@ -15,9 +15,9 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 
+from smtpd_filters.lookups.dns.message import MAX_ALIASES, Stray, Trouble
 from smtpd_filters.lookups.outcome import MX, NODATA, NXDOMAIN, Found, NotFound
 from smtpd_filters.lookups.retry import Failure
-from smtpd_filters.lookups.wire import MAX_ALIASES, Stray, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.lookups.fcrdns import (
+from smtpd_filters.lookups.dns.fcrdns import (
     MAX_NAMES,
     Confirmed,
     FCrDNS,
@@ -13,8 +13,8 @@ from smtpd_filters.lookups.fcrdns import (
     Unconfirmed,
     fcrdns,
 )
+from smtpd_filters.lookups.dns.message import PARTIAL
 from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.lookups.wire import PARTIAL
 from smtpd_filters.testing.dns import DNSServer, host, merge
 
 ZONE = merge(

@@ -10,7 +10,7 @@ import dns.rdatatype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.lookups.wire import Question
+    from smtpd_filters.lookups.dns.message import Question
 
 LARGEST = 65535
 #: The name that is asked for, and one of 127 labels, as long as a name can be.

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.lookups.outcome import Found, NotFound
-from smtpd_filters.lookups.response import (
+from smtpd_filters.lookups.dns.message import PARTIAL, UDP_PAYLOAD, Question, Stray, Trouble
+from smtpd_filters.lookups.dns.response import (
     MAX_OTHER_RECORDS,
     MAX_RECORDS,
     MAX_WORK,
     MalformedError,
     Response,
 )
+from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.lookups.retry import Failure
-from smtpd_filters.lookups.wire import PARTIAL, UDP_PAYLOAD, Question, Stray, Trouble
-from tests.lookups import responses
-from tests.lookups.responses import ASKED, LONG, NAME, full, record, response
+from tests.lookups.dns import responses
+from tests.lookups.dns.responses import ASKED, LONG, NAME, full, record, response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

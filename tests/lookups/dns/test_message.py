@@ -14,10 +14,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from smtpd_filters.lookups.dns.message import MAX_ALIASES, UDP_PAYLOAD, Question, Stray, Trouble
 from smtpd_filters.lookups.outcome import MX, NODATA, NXDOMAIN, Found, NotFound
 from smtpd_filters.lookups.retry import Failure
-from smtpd_filters.lookups.wire import MAX_ALIASES, UDP_PAYLOAD, Question, Stray, Trouble
-from tests.lookups import dnspython_reading
+from tests.lookups.dns import dnspython_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters import addresses
-from smtpd_filters.lookups import names
+from smtpd_filters.lookups.dns import names
 
 if TYPE_CHECKING:
     from pathlib import Path

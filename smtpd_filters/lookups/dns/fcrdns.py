@@ -13,14 +13,15 @@ one.
 
 from __future__ import annotations
 
-from smtpd_filters.lookups import names
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable, Value
+
+from . import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from smtpd_filters.lookups.dns import RecordType, Resolver
+    from . import RecordType, Resolver
 
 # RFC 7208 section 4.6.4 bounds what the owner of an address can make us ask in the same way: "If
 # this limit is exceeded, all records other than the first 10 MUST be ignored."

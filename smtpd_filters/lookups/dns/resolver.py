@@ -10,8 +10,8 @@
 
 Who does what: `names` checks what is asked for, `cache` knows what is known and for how long,
 `retry` decides which server is asked next, `sockets` how many are asked at once, `transport` asks
-one server one question, `wire` makes bytes of a question and sense of an answer, `response` reads
-those within bounds. Here is the loop around them.
+one server one question, `message` makes bytes of a question and sense of an answer, `response`
+reads those within bounds. Here is the loop around them.
 
 The module is cheap to import; making a Resolver imports dnspython, so that the first mail doesn't.
 """
@@ -21,10 +21,11 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import names
 from smtpd_filters.lookups.cache import Cache, Lifetimes, size_of
 from smtpd_filters.lookups.outcome import INVALID, NODATA, Found, NotFound, Unavailable
 from smtpd_filters.lookups.retry import Failure, Plan, Servers
+
+from . import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,9 +74,10 @@ class Resolver:
     ) -> None:
         import asyncio
 
-        from smtpd_filters.lookups import transport, wire
         from smtpd_filters.lookups.sockets import Sockets
         from smtpd_filters.runtime import pace
+
+        from . import message, transport
 
         servers = names.resolv_conf() if nameservers is None else list(nameservers)
         if not servers:
@@ -85,8 +87,8 @@ class Resolver:
         except ValueError as exc:
             raise ConfigError(f"name server: {exc}") from exc
         self._asyncio = asyncio
-        self._question = wire.Question
-        self._trouble = wire.Trouble
+        self._question = message.Question
+        self._trouble = message.Trouble
         self._pace = pace.pace
         self._price = transport.SEND
         self._servers = Servers([endpoint.label for endpoint in self._endpoints])

@@ -26,10 +26,11 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from smtpd_filters.lookups.response import MAX_WORK
 from smtpd_filters.lookups.retry import Failure
-from smtpd_filters.lookups.wire import UDP_PAYLOAD, Question, Stray, Trouble
 from smtpd_filters.runtime.pace import pace
+
+from .message import UDP_PAYLOAD, Question, Stray, Trouble
+from .response import MAX_WORK
 
 if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Found, NotFound
