@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from smtpd_filters.lookups.http import Response
-    from smtpd_filters.lookups.zstd import Codec
+    from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Body
 
 #: Bytes of JSON beyond which a reply is one of the large ones, and how many of these there are at a

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.filters._rspamd_intake import Intake
-    from smtpd_filters.lookups.zstd import Codec
+    from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.session import Session
 
@@ -314,7 +314,7 @@ async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
 def _codec(compress: str) -> Codec | None:
     if compress == "none":
         return None
-    from smtpd_filters.lookups.zstd import load  # only who compresses has it
+    from smtpd_filters.lookups.http.zstd import load  # only who compresses has it
 
     try:
         return load()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import zstd
+from smtpd_filters.lookups.http import zstd
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.server import Lab, Smtpd, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab

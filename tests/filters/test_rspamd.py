@@ -15,7 +15,7 @@ from smtpd_filters.filters import rspamd
 from smtpd_filters.filters._exempt import EXEMPT, Exempt
 from smtpd_filters.filters._rspamd_kinds import ACTION
 from smtpd_filters.filters.rspamd import SMALL, Rspamd
-from smtpd_filters.lookups import zstd
+from smtpd_filters.lookups.http import zstd
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, Answer, RspamdStub

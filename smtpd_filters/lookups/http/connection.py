@@ -210,7 +210,7 @@ class Host:
             from aiohttp.client_reqrep import ClientRequest
             from aiohttp.http import HttpProcessingError, StreamWriter
 
-            from smtpd_filters.lookups.intake import Intake
+            from .intake import Intake
         except ImportError as error:
             raise ConfigError(f"aiohttp is needed to ask {endpoint.label}: {error}") from None
         self.endpoint = endpoint

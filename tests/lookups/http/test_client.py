@@ -20,9 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.exchange import MAX_INTERIM
 from smtpd_filters.lookups.http import (
-    CLOSED,
     BadReplyError,
     Client,
     Endpoint,
@@ -30,7 +28,9 @@ from smtpd_filters.lookups.http import (
     Request,
     Response,
 )
-from smtpd_filters.lookups.intake import PIECE, Intake
+from smtpd_filters.lookups.http.client import CLOSED
+from smtpd_filters.lookups.http.connection import MAX_INTERIM
+from smtpd_filters.lookups.http.intake import PIECE, Intake
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.runtime.pace import TURN, Pace
@@ -41,7 +41,7 @@ from tests.loading import loaded
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-    from smtpd_filters.lookups.exchange import Body
+    from smtpd_filters.lookups.http.connection import Body
 
     Work = Callable[[Client], Awaitable[Any]]
 
@@ -1202,6 +1202,6 @@ def test_a_lack_of_aiohttp_is_named() -> None:
         check=True,
         timeout=60,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.stdout == "aiohttp is needed to ask http://a: No module named 'aiohttp'\n"

@@ -28,8 +28,11 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.breaker import Breaker
-from smtpd_filters.lookups.exchange import (
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.retry import Failure, Plan
+
+from .breaker import Breaker
+from .connection import (
     CLOSED,
     BadReplyError,
     Endpoint,
@@ -40,8 +43,6 @@ from smtpd_filters.lookups.exchange import (
     Response,
     Trouble,
 )
-from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.lookups.retry import Failure, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import zstd
+from smtpd_filters.lookups.http import zstd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from smtpd_filters.lookups.zstd import Codec
+    from smtpd_filters.lookups.http.zstd import Codec
 
 try:
     CODEC: Codec | None = zstd.load()

@@ -1,0 +1,7 @@
+"""HTTP: a client with fail-over, its connections, and a circuit breaker for its servers."""
+
+from __future__ import annotations
+
+from .client import BadReplyError, Client, Endpoint, NotKeptError, Request, Response
+
+__all__ = ["BadReplyError", "Client", "Endpoint", "NotKeptError", "Request", "Response"]
