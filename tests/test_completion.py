@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.message import Headers, complete, completion
 from smtpd_filters.message.completion import MAX_STEPS, MAX_VALUE, completed
-from smtpd_filters.testing.oracle.completion import completed as by_smtpd
+from smtpd_filters.oracle.completion import completed as by_smtpd
 
 HOST = "mx.example.org"
 

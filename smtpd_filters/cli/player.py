@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.testing.oracle.rules import Kind
+from smtpd_filters.oracle.rules import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 `SmtpdConnection` turns reports, requests and lines into bytes as a server of a given version
 would write them, and reads what the filter answers.  It says what it reads and judges only
 whether it can be read; whether smtpd would survive it is the business of
-`smtpd_filters.testing.oracle`.
+`smtpd_filters.oracle`.
 """
 
 from __future__ import annotations

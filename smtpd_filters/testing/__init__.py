@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smtpd_filters.oracle import Oracle
+
     from .client import Client, Delivery
     from .dns import DNSServer
     from .kit import Conversation, play
-    from .oracle import Oracle
     from .replay import Replay, Step
     from .verdict import Verdict
 
@@ -25,12 +26,12 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Client", "Delivery"), "client"),
-    **dict.fromkeys(("Conversation", "play"), "kit"),
-    **dict.fromkeys(("Replay", "Step"), "replay"),
-    "DNSServer": "dns",
-    "Oracle": "oracle",
-    "Verdict": "verdict",
+    **dict.fromkeys(("Client", "Delivery"), ".client"),
+    **dict.fromkeys(("Conversation", "play"), ".kit"),
+    **dict.fromkeys(("Replay", "Step"), ".replay"),
+    "DNSServer": ".dns",
+    "Oracle": "smtpd_filters.oracle",
+    "Verdict": ".verdict",
 }
 
 
@@ -40,4 +41,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # at the first name
 
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name], __name__), name)

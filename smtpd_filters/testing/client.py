@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.message import Headers
 from smtpd_filters.message.dots import stuff, unstuff
+from smtpd_filters.oracle.completion import completed
 from smtpd_filters.protocol.vis import vis
 
-from .oracle.completion import completed
 from .verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
 
 if TYPE_CHECKING:

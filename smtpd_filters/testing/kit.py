@@ -4,7 +4,7 @@ r"""A filter under test: a conversation with an smtpd that is not there.
 only what it registered for, reports what happens in the order in which smtpd reports it, and does
 with an answer what smtpd does: behind a refused ``MAIL`` there is no transaction, a rewritten
 sender is reported by its old address, junk comes with an ``X-Spam`` field, and so on.  Every byte
-passes the oracle (`smtpd_filters.testing.oracle`): a test fails when a real smtpd would exit, hang
+passes the oracle (`smtpd_filters.oracle`): a test fails when a real smtpd would exit, hang
 or do something else than the filter meant.
 
 >>> from smtpd_filters import PROCEED, Filter, Proceed, Reject, Session, Settings, option

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 
-from .oracle import Oracle
 from .verdict import Tokens, Verdict, response, verdict
 
 if TYPE_CHECKING:

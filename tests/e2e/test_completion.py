@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from smtpd_filters.message.completion import completed
-from smtpd_filters.testing.oracle.completion import completed as by_smtpd
+from smtpd_filters.oracle.completion import completed as by_smtpd
 from tests.e2e.sending import ZONE, attempt
 
 if TYPE_CHECKING:

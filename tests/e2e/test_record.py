@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.cli import main
+from smtpd_filters.oracle import judge
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing.oracle import judge
 from smtpd_filters.testing.server import filter_command, password, scratch_path
 from tests.e2e.sending import GOOD, ZONE, attempt, crowd
 

@@ -8,6 +8,8 @@ made up, and sends whatever lines it likes whenever it likes.
 
 from __future__ import annotations
 
+from smtpd_filters.oracle import Complaint, Oracle
+from smtpd_filters.oracle.rules import Kind
 from smtpd_filters.protocol.decisions import (
     JUNK,
     MAX_PARAMETER,
@@ -21,8 +23,6 @@ from smtpd_filters.protocol.events import Line, Malformed, Result
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.testing.oracle import Complaint, Oracle
-from smtpd_filters.testing.oracle.rules import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

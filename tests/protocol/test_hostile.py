@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from smtpd_filters.oracle import Oracle
+from smtpd_filters.oracle.rules import RULES
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing.oracle import Oracle
-from smtpd_filters.testing.oracle.rules import RULES
 from tests.fuzz import fuzz_protocol
 from tests.protocol.hostile import (
     ALWAYS,

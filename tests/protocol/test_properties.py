@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.decisions import PROCEED, Reject
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.testing.oracle import Oracle
 from tests.protocol.test_hostile import RECORDED, mutated
 from tests.protocol.test_long_lines import unbroken
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol import codec
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.events import (
@@ -22,7 +23,6 @@ from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import DIALECTS, Dialect, dialect, version
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import FROM_SMTPD, Recording
-from smtpd_filters.testing.oracle import Oracle
 from smtpd_filters.testing.replay import Replay
 
 TYPE_CHECKING = False

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Malformed, Register, Result
 from smtpd_filters.protocol.smtpd_side import SERVERS, SmtpdConnection
 from smtpd_filters.protocol.versions import version
-from smtpd_filters.testing.oracle import Oracle
 
 S, T = b"7641df9771b4ed00", b"1ef1c203cc576e5d"
 #: From a recording of each: what it says before ``config|ready``, and its events.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from smtpd_filters.oracle import Oracle, rules
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,
@@ -28,7 +29,6 @@ from smtpd_filters.protocol.vocabulary import (
     UNASKED,
     Phase,
 )
-from smtpd_filters.testing.oracle import Oracle, rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

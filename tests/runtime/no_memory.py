@@ -17,11 +17,11 @@ from typing import Any
 
 from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Reject, Session
 from smtpd_filters.chain import Chain
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.testing.oracle import Oracle
 from tests.runtime.process import TOKENS, sid
 
 SMTPD = SmtpdConnection()

@@ -15,9 +15,9 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Malformed, Register, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-from smtpd_filters.testing.oracle import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.codec import decode, encode_config
 from smtpd_filters.protocol.events import Config, Line, Lines, Report, Request, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
-from smtpd_filters.testing.oracle import Oracle
 from smtpd_filters.testing.verdict import SAYS_PROTOCOL, Tokens, message_verdict, verdict
 
 from .scenes import scenes_of

@@ -20,10 +20,10 @@ message part knows only what the rules need: whether the header block is whole, 
 in, and which side has written its final dot.
 
 `rules` has the tables, `lines` what a line looks like, `decision` what is wrong with a decision,
-`message` with a message in transit, `oracle` the state that smtpd keeps.
+`message` with a message in transit, `state` what smtpd keeps of each session.
 """
 
-from .oracle import Complaint, Oracle, judge
 from .rules import RULES, Kind, Rule
+from .state import Complaint, Oracle, judge
 
 __all__ = ["RULES", "Complaint", "Kind", "Oracle", "Rule", "judge"]

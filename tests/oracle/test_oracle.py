@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.oracle import Complaint, Oracle, judge, rules
+from smtpd_filters.oracle.rules import RULES, Kind
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing.oracle import Complaint, Oracle, judge, rules
-from smtpd_filters.testing.oracle.rules import RULES, Kind
 
 FIXTURES = sorted(
     (Path(__file__).parent.parent.parent / "fixtures" / "protocol").glob("*/*.session")
