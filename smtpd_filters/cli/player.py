@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smtpd_filters.testing.replay import Replay, Step
+    from smtpd_filters.recording.replay import Replay, Step
 
 #: Where smtpd looks for a command without a slash: Debian, OpenBSD, FreeBSD, Alpine.
 LIBEXEC = (

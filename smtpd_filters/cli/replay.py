@@ -1,6 +1,6 @@
 """``smtpd-filters replay``: recordings played to a filter, its verdicts beside those recorded.
 
-`smtpd_filters.testing.replay` says what is played and what becomes of a session that goes another
+`smtpd_filters.recording.replay` says what is played and what becomes of a session that goes another
 way than recorded; `player` moves the bytes.  Each recording is played to a process of its own.
 """
 
@@ -15,12 +15,12 @@ from difflib import unified_diff
 from pathlib import Path
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters._masks import mask_credentials
 from smtpd_filters.protocol.versions import OLDEST, version
 from smtpd_filters.recording import Recording
+from smtpd_filters.recording.redaction import mask_credentials
+from smtpd_filters.recording.replay import Replay
 from smtpd_filters.settings import SECONDS
 from smtpd_filters.settings.kinds import printable
-from smtpd_filters.testing.replay import Replay
 
 from .player import FatalError, Process, find
 from .progress import Progress
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from smtpd_filters.testing.replay import Step
-    from smtpd_filters.testing.verdict import Verdict
+    from smtpd_filters.recording.replay import Step
+    from smtpd_filters.recording.verdict import Verdict
 
 SAME, DIFFERS, FATAL = 0, 1, 3
 #: The widest column of the table, and the lines shown of a changed message.

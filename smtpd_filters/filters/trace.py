@@ -9,7 +9,8 @@ The law:
 4. A message that nobody looks at passes without a look at its lines.
 
 It is no policy but a tap (`smtpd_filters.runtime.wiretap`): it reads the lines themselves, for most
-reports tell of nothing that a policy's session would show.  `_recorder` writes the recordings.
+reports tell of nothing that a policy's session would show.  `smtpd_filters.recording.writer` writes
+the recordings.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.events import Lines, Report, Request
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
+from smtpd_filters.recording.redaction import mask
+from smtpd_filters.recording.writer import Recorder, Rows
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, Settings, choice, option
 from smtpd_filters.settings.kinds import quote
-
-from ._masks import mask
-from ._recorder import Recorder, Rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class Trace(Filter):
             raise ConfigError(f"--record: expected an absolute path, not {quote(directory)}")
         disguise = None
         if settings.anonymise:
-            from ._disguise import Disguise  # the start pays for what it uses
+            # The start pays for what it uses.
+            from smtpd_filters.recording.anonymiser import Disguise
 
             disguise = Disguise()
         return Recorder(

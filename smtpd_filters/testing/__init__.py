@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smtpd_filters.oracle import Oracle
+    from smtpd_filters.recording.replay import Replay, Step
+    from smtpd_filters.recording.verdict import Verdict
 
     from .client import Client, Delivery
     from .dns import DNSServer
     from .kit import Conversation, play
-    from .replay import Replay, Step
-    from .verdict import Verdict
 
 __all__ = [
     "Client",
@@ -28,10 +28,10 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Client", "Delivery"), ".client"),
     **dict.fromkeys(("Conversation", "play"), ".kit"),
-    **dict.fromkeys(("Replay", "Step"), ".replay"),
+    **dict.fromkeys(("Replay", "Step"), "smtpd_filters.recording.replay"),
     "DNSServer": ".dns",
     "Oracle": "smtpd_filters.oracle",
-    "Verdict": ".verdict",
+    "Verdict": "smtpd_filters.recording.verdict",
 }
 
 

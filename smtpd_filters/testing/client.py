@@ -10,8 +10,7 @@ from smtpd_filters.message import Headers
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.oracle.completion import completed
 from smtpd_filters.protocol.vis import vis
-
-from .verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
+from smtpd_filters.recording.verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
 
 if TYPE_CHECKING:
     from .peer import Peer

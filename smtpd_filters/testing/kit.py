@@ -57,11 +57,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_filters.recording.replay import Replay, Step
+from smtpd_filters.recording.verdict import wire
+
 from .client import HOST, Client
 from .peer import Peer
-from .replay import Replay, Step
 from .served import Served
-from .verdict import wire
 
 if TYPE_CHECKING:
     from os import PathLike

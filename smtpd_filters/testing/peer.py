@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-
-from .verdict import Tokens, Verdict, response, verdict
+from smtpd_filters.recording.verdict import Tokens, Verdict, response, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

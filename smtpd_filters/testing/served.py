@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.recording.replay import Replay
     from smtpd_filters.runtime.interfaces import Later
     from smtpd_filters.settings import PolicySettings, Settings
-
-    from .replay import Replay
 
     #: A filter's class, or one with its settings, or several of these for a chain.
     Filters = type[Filter] | Filter | Sequence[Filter]

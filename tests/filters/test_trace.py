@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from smtpd_filters.chain import Chain
 from smtpd_filters.cli.player import Process
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters import _recorder
-from smtpd_filters.filters._disguise import _VOCABULARY, Disguise
-from smtpd_filters.filters._disk import File
-from smtpd_filters.filters._masks import MASK, mask, mask_command, mask_credentials
-from smtpd_filters.filters._recorder import Recorder, Rows
 from smtpd_filters.filters.trace import LEVELS, Trace
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-from smtpd_filters.recording import FROM_SMTPD, Recording
+from smtpd_filters.recording import Recording, writer
+from smtpd_filters.recording.anonymiser import _VOCABULARY, Disguise
+from smtpd_filters.recording.disk_thread import File
+from smtpd_filters.recording.format import FROM_SMTPD
+from smtpd_filters.recording.redaction import MASK, mask, mask_command, mask_credentials
+from smtpd_filters.recording.replay import Replay
+from smtpd_filters.recording.writer import Recorder, Rows
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.wiretap import TappedChannel
-from smtpd_filters.testing.replay import Replay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ def test_a_file_has_a_bound_whatever_a_session_sends(tmp_path: Path) -> None:
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recorder, "MAX_OPEN", 3)
+    monkeypatch.setattr(writer, "MAX_OPEN", 3)
     smtpd = SmtpdConnection()
     heard = recorder(tmp_path, max_size=500, max_files=100)
     for at in range(10):
@@ -512,7 +512,7 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_sessions_that_never_end_are_not_remembered_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_recorder, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(writer, "MAX_SESSIONS", 3)
     smtpd = SmtpdConnection()
     heard = recorder(tmp_path)
     for at in range(10):
@@ -659,7 +659,7 @@ def test_a_disk_that_hangs_holds_nobody_up(
     now = [0.0]
     disk = _Hanging()
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(_recorder, "MAX_PENDING", 5000)
+    monkeypatch.setattr(writer, "MAX_PENDING", 5000)
     heard = recorder(tmp_path, clock=lambda: now[0])
     heard.received(smtpd.report("link-connect", B, b"x", b"pass", b"192.0.2.1:1", b"192.0.2.2:2"))
     for _ in range(20):
@@ -690,7 +690,7 @@ def test_at_the_end_a_disk_that_hangs_is_not_waited_for(
 ) -> None:
     disk = _Hanging()
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(_recorder, "CLOSING", 0.02)
+    monkeypatch.setattr(writer, "CLOSING", 0.02)
     heard = recorder(tmp_path)
     heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
     heard.close()
@@ -873,7 +873,7 @@ def test_addresses_get_addresses() -> None:
 
 
 def test_pseudonyms_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.filters._disguise._REMEMBERED", 10)
+    monkeypatch.setattr("smtpd_filters.recording.anonymiser._REMEMBERED", 10)
     disguise = Disguise(b"key")
     first = disguise.text(b"bob")
     for at in range(100):

@@ -22,8 +22,9 @@ from smtpd_filters.protocol.events import (
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import DIALECTS, Dialect, dialect, version
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-from smtpd_filters.recording import FROM_SMTPD, Recording
-from smtpd_filters.testing.replay import Replay
+from smtpd_filters.recording import Recording
+from smtpd_filters.recording.format import FROM_SMTPD
+from smtpd_filters.recording.replay import Replay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

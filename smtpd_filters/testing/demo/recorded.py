@@ -10,6 +10,8 @@ from smtpd_filters.protocol.codec import decode
 from smtpd_filters.protocol.events import Report
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.recording import Recording
+from smtpd_filters.recording.replay import Replay
+from smtpd_filters.recording.verdict import REFUSALS
 from smtpd_filters.testing.demo.configuration import CONF, SESSIONS, chains, commands
 from smtpd_filters.testing.demo.log import Seen, outcome, read_log
 from smtpd_filters.testing.demo.neighbours import (
@@ -21,9 +23,7 @@ from smtpd_filters.testing.demo.neighbours import (
     Outcome,
     Said,
 )
-from smtpd_filters.testing.replay import Replay
 from smtpd_filters.testing.served import Served
-from smtpd_filters.testing.verdict import REFUSALS
 
 if TYPE_CHECKING:
     from smtpd_filters.filter import Filter

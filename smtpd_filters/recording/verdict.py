@@ -1,7 +1,7 @@
 """What a filter said at a phase, and what smtpd makes of it.
 
 Whoever plays smtpd needs it: a conversation (`smtpd_filters.testing.kit`) and a recording
-(`smtpd_filters.testing.replay`) differ in who the client is, not in what a verdict means.
+(`smtpd_filters.recording.replay`) differ in who the client is, not in what a verdict means.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-from smtpd_filters.recording import FROM_FILTER, Recording
+from smtpd_filters.recording import Recording
+from smtpd_filters.recording.format import FROM_FILTER
+from smtpd_filters.recording.replay import Replay, Step
 from smtpd_filters.testing import Verdict, play
-from smtpd_filters.testing.replay import Replay, Step
 from tests.testing.test_kit import GO, NO, Says
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"

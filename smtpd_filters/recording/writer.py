@@ -9,8 +9,8 @@ Law
    At twice that size what is still open in it is cut off.
 4. Of the files of this form in the directory the newest ``max_files`` are kept.
 5. What can't be written is not recorded.  No failure reaches the mail, nor does a disk that hangs:
-   a thread of its own writes (`_disk`), and gets no more than it takes.  Both are logged.
-6. No credential is ever written (`_masks`).
+   a thread of its own writes (`disk_thread`), and gets no more than it takes.  Both are logged.
+6. No credential is ever written (`redaction`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from time import gmtime, monotonic, strftime
 from smtpd_filters.errors import ConfigError, os_reason, user_name
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
-from smtpd_filters.recording import (
+from smtpd_filters.runtime.channel import CLOSING
+from smtpd_filters.runtime.log import show
+
+from .disk_thread import Disk, File
+from .format import (
     END,
     FROM_FILTER,
     FROM_SMTPD,
@@ -31,11 +35,7 @@ from smtpd_filters.recording import (
     encode_entry,
     encode_meta,
 )
-from smtpd_filters.runtime.channel import CLOSING
-from smtpd_filters.runtime.log import show
-
-from ._disk import Disk, File
-from ._masks import mask
+from .redaction import mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.runtime.log import FilterLog
 
-    from ._disguise import Disguise
+    from .anonymiser import Disguise
 
 #: Bytes of a line that are kept; smtpd's longest has 65,616.
 MAX_LINE = 4 << 20

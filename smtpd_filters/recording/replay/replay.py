@@ -9,7 +9,7 @@ from smtpd_filters.protocol.codec import decode, encode_config
 from smtpd_filters.protocol.events import Config, Line, Lines, Report, Request, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
-from smtpd_filters.testing.verdict import SAYS_PROTOCOL, Tokens, message_verdict, verdict
+from smtpd_filters.recording.verdict import SAYS_PROTOCOL, Tokens, message_verdict, verdict
 
 from .scenes import scenes_of
 from .session import Course, Step

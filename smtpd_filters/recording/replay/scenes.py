@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.protocol.codec import decode, decode_answer
 from smtpd_filters.protocol.events import Line, Lines, Report, Request, Result
-from smtpd_filters.recording import FROM_FILTER, FROM_SMTPD
-from smtpd_filters.testing.verdict import Verdict, message_verdict, verdict
+from smtpd_filters.recording.format import FROM_FILTER, FROM_SMTPD
+from smtpd_filters.recording.verdict import Verdict, message_verdict, verdict
 
 if TYPE_CHECKING:
     from smtpd_filters.protocol.versions import Dialect

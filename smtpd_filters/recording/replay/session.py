@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smtpd_filters.protocol.events import Line, Result
-from smtpd_filters.testing.verdict import (
+from smtpd_filters.recording.verdict import (
     MARK,
     RESPONSE_NAMES,
     Verdict,

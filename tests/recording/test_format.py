@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.recording import (
+from smtpd_filters.recording import Recording
+from smtpd_filters.recording.format import (
     END,
     FROM_FILTER,
     FROM_SMTPD,
     REMARK,
-    Recording,
     encode_entry,
     encode_meta,
 )
 from tests.loading import loaded
 
-FIXTURES = sorted((Path(__file__).parent.parent / "fixtures" / "protocol").glob("*/*.session"))
+FIXTURES = sorted((Path(__file__).parents[2] / "fixtures" / "protocol").glob("*/*.session"))
 
 SMALL = (
     b"# server: OpenSMTPD 7.8.0p1\n"
