@@ -23,15 +23,8 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 
-from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import make_resolver, nameserver_option, note_timeout
-from smtpd_filters.filters._checks import DNS_FAILURE
-from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
-from smtpd_filters.filters._dnsbl_options import SITES, old_style
-from smtpd_filters.filters._dnsbl_reply import Reply
-from smtpd_filters.filters._dnsbl_score import DISCONNECT, JUNK, NOTHING, Thresholds
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.dns_lookups import make_resolver, nameserver_option, note_timeout
+from smtpd_filters.checks.exemptions import (
     UNKNOWN_STATUS,
     Exempt,
     allow_option,
@@ -40,6 +33,13 @@ from smtpd_filters.filters._exempt import (
     exempted,
     known_address,
 )
+from smtpd_filters.checks.strictness import DNS_FAILURE
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter
+from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
+from smtpd_filters.filters._dnsbl_options import SITES, old_style
+from smtpd_filters.filters._dnsbl_reply import Reply
+from smtpd_filters.filters._dnsbl_score import DISCONNECT, JUNK, NOTHING, Thresholds
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject

@@ -23,22 +23,22 @@ import re
 import sys
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.errors import UnavailableError
-from smtpd_filters.filters._checks import refuse_empty
-from smtpd_filters.filters._client import (
+from smtpd_filters.checks.client_filter import (
     ClientFilter,
     ClientSettings,
     action_option,
     phase_option,
     reply_option,
 )
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.exemptions import (
     UNKNOWN,
     UNKNOWN_STATUS,
     allow_option,
     exempt_option,
     exempted,
 )
+from smtpd_filters.checks.strictness import refuse_empty
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, option, table

@@ -20,21 +20,21 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters._asking import (
-    ask_nothing,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-)
-from smtpd_filters.filters._client import (
+from smtpd_filters.checks.client_filter import (
     ClientFilter,
     ClientSettings,
     action_option,
     phase_option,
     reply_option,
 )
-from smtpd_filters.filters._exempt import allow_option, client_address, exempt_option
+from smtpd_filters.checks.dns_lookups import (
+    ask_nothing,
+    make_resolver,
+    nameserver_option,
+    note_timeout,
+)
+from smtpd_filters.checks.exemptions import allow_option, client_address, exempt_option
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
 from smtpd_filters.settings import SECONDS, SWITCH, choice, option

@@ -17,9 +17,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import (
+from smtpd_filters.checks.dns_lookups import (
     ask_nothing,
     make_resolver,
     nameserver_option,
@@ -27,15 +25,7 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import (
-    Check,
-    Findings,
-    check_option,
-    marks,
-    refuse_empty,
-    unmapped,
-)
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.exemptions import (
     UNKNOWN,
     UNKNOWN_STATUS,
     Exempt,
@@ -44,13 +34,23 @@ from smtpd_filters.filters._exempt import (
     exempted,
     known_address,
 )
-from smtpd_filters.filters._hosts import (
+from smtpd_filters.checks.hosts import (
     address_of,
     is_loopback,
     read_address,
     read_name,
     write_address,
 )
+from smtpd_filters.checks.strictness import (
+    Check,
+    Findings,
+    check_option,
+    marks,
+    refuse_empty,
+    unmapped,
+)
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
     from typing import Any, TypeAlias
 
-    from smtpd_filters.filters._asking import Policy
-    from smtpd_filters.filters._hosts import Address
+    from smtpd_filters.checks.dns_lookups import Policy
+    from smtpd_filters.checks.hosts import Address
     from smtpd_filters.lookups.dns import RecordType, Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.session import Session

@@ -26,12 +26,12 @@ from functools import lru_cache
 
 from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
 from smtpd_filters.addresses.domains import NAME_MAX
+from smtpd_filters.checks.client_filter import ACTIONS, REPLY_UNUSED, decision
+from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option, exempted
+from smtpd_filters.checks.strictness import refuse_empty
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.filters._candidate import Candidate
-from smtpd_filters.filters._checks import refuse_empty
-from smtpd_filters.filters._client import ACTIONS, REPLY_UNUSED, decision
-from smtpd_filters.filters._exempt import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import REPLY, SWITCH, Settings, option, table

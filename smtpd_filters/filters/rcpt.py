@@ -18,9 +18,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical, literal, path
-from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import (
+from smtpd_filters.checks.dns_lookups import (
     ask_nothing,
     make_resolver,
     nameserver_option,
@@ -28,7 +26,14 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import (
+from smtpd_filters.checks.exemptions import (
+    Exempt,
+    allow_option,
+    check_users_option,
+    exempt_option,
+    exempted,
+)
+from smtpd_filters.checks.strictness import (
     Check,
     Findings,
     check_option,
@@ -36,13 +41,8 @@ from smtpd_filters.filters._checks import (
     refuse_empty,
     refuse_useless,
 )
-from smtpd_filters.filters._exempt import (
-    Exempt,
-    allow_option,
-    check_users_option,
-    exempt_option,
-    exempted,
-)
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smtpd_filters.addresses import Address
-    from smtpd_filters.filters._asking import Policy
+    from smtpd_filters.checks.dns_lookups import Policy
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.checks.dns_lookups import note_timeout
+from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import note_timeout
-from smtpd_filters.filters._exempt import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.filters._rspamd_edits import Options as Edits
 from smtpd_filters.filters._rspamd_edits import apply
 from smtpd_filters.filters._rspamd_kinds import ACTION, URL, checked

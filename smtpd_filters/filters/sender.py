@@ -19,9 +19,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical, path
-from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import (
+from smtpd_filters.checks.dns_lookups import (
     ask_nothing,
     make_resolver,
     nameserver_option,
@@ -29,15 +27,17 @@ from smtpd_filters.filters._asking import (
     settle,
     timeout_option,
 )
-from smtpd_filters.filters._checks import Check, Findings, check_option, marks
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.exemptions import (
     Exempt,
     allow_option,
     check_users_option,
     exempt_option,
     exempted,
 )
-from smtpd_filters.filters._hosts import read_address, read_name, write_address
+from smtpd_filters.checks.hosts import read_address, read_name, write_address
+from smtpd_filters.checks.strictness import Check, Findings, check_option, marks
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
     from typing import Any, TypeAlias
 
-    from smtpd_filters.filters._asking import Policy, Question
+    from smtpd_filters.checks.dns_lookups import Policy, Question
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import MX, Outcome
     from smtpd_filters.session import Session

@@ -22,17 +22,14 @@ from __future__ import annotations
 import sys
 from time import monotonic, sleep
 
-from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
-from smtpd_filters.filters._asking import (
+from smtpd_filters.checks.dns_lookups import (
     LOOKUP,
     make_resolver,
     nameserver_option,
     note_timeout,
     timeout_option,
 )
-from smtpd_filters.filters._checks import DNS_FAILURE, unmapped
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.exemptions import (
     SOCKET,
     UNKNOWN,
     UNKNOWN_STATUS,
@@ -41,6 +38,9 @@ from smtpd_filters.filters._exempt import (
     exempted,
     known_address,
 )
+from smtpd_filters.checks.strictness import DNS_FAILURE, unmapped
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.filters._hosts import read_address, read_name, write_address
+from smtpd_filters.checks.hosts import read_address, read_name, write_address
 from smtpd_filters.filters.helo import ASKING, REPLIES, Helo
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NODATA, NotFound

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.checks.exemptions import EXEMPT, Exempt
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters import rspamd
-from smtpd_filters.filters._exempt import EXEMPT, Exempt
 from smtpd_filters.filters._rspamd_kinds import ACTION
 from smtpd_filters.filters.rspamd import SMALL, Rspamd
 from smtpd_filters.lookups.http import zstd

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smtpd_filters.errors import UnavailableError
-from smtpd_filters.filters._checks import (
+from smtpd_filters.checks.strictness import (
     CHECK,
     STRICTNESS,
     Check,
@@ -11,6 +10,7 @@ from smtpd_filters.filters._checks import (
     check_option,
     marks,
 )
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Reject
 from smtpd_filters.settings import Settings
 

@@ -3,7 +3,7 @@
 The law:
 
 1. A filter of clients judges by the client alone, at the phase that `--phase` names.
-2. Who is exempt (`_exempt`) passes. At connect and helo nobody has authenticated yet.
+2. Who is exempt (`exemptions`) passes. At connect and helo nobody has authenticated yet.
 3. What is known is refused for good; what may be a mistake of the moment, with temporary codes.
 4. A reply that smtpd would not take is an error at the start, whether it is used or not.
 
@@ -14,9 +14,10 @@ in `_judge`.
 from __future__ import annotations
 
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._exempt import Exempt, exempted
 from smtpd_filters.protocol.decisions import JUNK, Disconnect, Junk, Reject
 from smtpd_filters.settings import REPLY, Settings, choice, option
+
+from .exemptions import Exempt, exempted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

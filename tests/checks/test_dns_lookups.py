@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from smtpd_filters.checks.dns_lookups import make_resolver, settle
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters._asking import make_resolver, settle
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 
 if TYPE_CHECKING:
-    from smtpd_filters.filters._asking import Policy
+    from smtpd_filters.checks.dns_lookups import Policy
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
 

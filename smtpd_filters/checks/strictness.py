@@ -8,7 +8,7 @@ The law:
 3. A check that could not be made (the DNS failed) is `--on-error`'s only where nothing else has
    decided, and not where the check is only to be logged: a trial changes nothing.
 
-Who is exempt from checks is said in `_exempt`.
+Who is exempt from checks is said in `exemptions`.
 
 A filter declares a check with `check_option`, makes a `Check` of its setting in `setup`, and
 collects in a `Findings` what the checks of one command come to.  One with a single check at a

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.cli.listing import discover
-from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters._exempt import (
+from smtpd_filters.checks.exemptions import (
     EXEMPT,
     Exempt,
     client_address,
     exempt_option,
     known_address,
 )
+from smtpd_filters.cli.listing import discover
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns

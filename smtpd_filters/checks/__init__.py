@@ -1,0 +1,1 @@
+"""What policies share: exemptions, client filters, strictness of checks, hosts, DNS look-ups."""
