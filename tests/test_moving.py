@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
+from smtpd_filters.filters.dnsbl.options import old_style
 from tests.test_manuals import flags
 
 ROOT = Path(__file__).parents[1]

@@ -54,6 +54,7 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
 
 def _named(name: str, others: Iterable[str]) -> type[Filter]:
     module = f"{BUILT_IN}.{name.replace('-', '_')}"
+    homes = (module, f"{module}.policy")  # that of a package
     if name.replace("-", "").isalnum():
         try:
             values = vars(import_module(module)).values()
@@ -63,7 +64,7 @@ def _named(name: str, others: Iterable[str]) -> type[Filter]:
         else:
             # The first: what a filter has beside it under its name are its other kinds.
             for value in values:
-                if _is_filter(value) and (value.name, value.__module__) == (name, module):
+                if _is_filter(value) and value.name == name and value.__module__ in homes:
                     return value
     from importlib.metadata import entry_points  # these take long to load
 

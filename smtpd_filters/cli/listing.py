@@ -1,7 +1,8 @@
 """``smtpd-filters list``: the filters that are there, and what they ask of smtpd.
 
-A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, or one that another
-distribution names in its entry points of the group ``smtpd_filters.filters``.
+A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, or in the module `policy`
+of a package there, or one that another distribution names in its entry points of the group
+``smtpd_filters.filters``.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def _sources() -> Iterator[tuple[str, Callable[[], list[type[Filter]]]]]:
 
 
 def _of_module(name: str) -> list[type[Filter]]:
-    """The filters that a module defines."""
+    """The filters that a module defines, or the module `policy` of a package."""
     values = vars(import_module(name)).values()
-    return [value for value in values if _is_filter(value) and value.__module__ == name]
+    homes = (name, f"{name}.policy")
+    return [value for value in values if _is_filter(value) and value.__module__ in homes]
 
 
 def _of_entry(entry: EntryPoint) -> list[type[Filter]]:

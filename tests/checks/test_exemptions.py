@@ -32,7 +32,7 @@ from smtpd_filters.settings import Settings, common_options, from_mapping, parse
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer
 from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
-from tests.filters.dnsbl_zones import addresses, domains
+from tests.filters.dnsbl.zones import addresses, domains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

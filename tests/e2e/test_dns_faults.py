@@ -10,7 +10,7 @@ import pytest
 from smtpd_filters.testing.dns import merge
 from smtpd_filters.testing.server import filter_command
 from tests.e2e.sending import GOOD, GOOD6, ZONE, attempt
-from tests.filters.dnsbl_zones import addresses, under
+from tests.filters.dnsbl.zones import addresses, under
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Start

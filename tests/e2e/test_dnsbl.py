@@ -29,7 +29,7 @@ from tests.e2e.sending import (
     local,
     logged,
 )
-from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
+from tests.filters.dnsbl.zones import UNLISTED, addresses, domains, under
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server.client import Connection

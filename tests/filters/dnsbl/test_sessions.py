@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "dnsbl"
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "dnsbl"
 SESSIONS = sorted(FIXTURES.glob("*.session"))
 CODES = re.compile(r"[45]\d\d [45]\.\d+\.\d+")
 

@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters import _dnsbl_codes as codes
 from smtpd_filters.protocol.decisions import reply
+
+from . import codes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smtpd_filters.filters._dnsbl_inquiry import Inquiry
     from smtpd_filters.lookups.dns import Resolver
+
+    from .inquiry import Inquiry
 
 #: What there are places for, as smtpd.conf(5) writes its own: %{zone}.
 PLACES = ("subject", "client", "zone", "text", "score")

@@ -4,7 +4,7 @@ The law:
 
 1. A list that calls what nobody may list listed lists everybody; one that doesn't list what
    everybody lists is dead, or doesn't answer us.  Neither is asked until that has changed.
-2. An answer that says nothing of who was asked about is no answer (`_dnsbl_codes`).
+2. An answer that says nothing of who was asked about is no answer (`codes`).
 3. A list that is silent is switched off as well, unless all of them are: then it is the name server
    or the network, and `--on-error` decides.
 
@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import asyncio
 
-from smtpd_filters.filters import _dnsbl_codes as codes
-from smtpd_filters.filters._dnsbl_codes import NAME, V4, V6
 from smtpd_filters.lookups.outcome import INVALID, Found, NotFound, Unavailable
+
+from . import codes
+from .codes import NAME, V4, V6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from smtpd_filters.filters._dnsbl_sites import Site
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.runtime.log import FilterLog
+
+    from .sites import Site
 
 #: What is listed, and what isn't, without the zone; for names the list has a say.
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}

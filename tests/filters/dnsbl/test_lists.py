@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from smtpd_filters.filters._dnsbl_codes import NAME, V4, V6
-from smtpd_filters.filters._dnsbl_lists import FRESH, PAUSE, RECHECK, SILENCES, List
-from smtpd_filters.filters._dnsbl_lists import Watch as _Watch
-from smtpd_filters.filters._dnsbl_sites import parse
+from smtpd_filters.filters.dnsbl.codes import NAME, V4, V6
+from smtpd_filters.filters.dnsbl.lists import FRESH, PAUSE, RECHECK, SILENCES, List
+from smtpd_filters.filters.dnsbl.lists import Watch as _Watch
+from smtpd_filters.filters.dnsbl.sites import parse
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import INVALID, NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import DNSServer
-from tests.filters.dnsbl_zones import (
+from tests.filters.dnsbl.zones import (
     LISTED,
     LISTED6,
     UNLISTED,

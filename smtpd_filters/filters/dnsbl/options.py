@@ -10,11 +10,12 @@ import re
 from itertools import islice
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters._dnsbl_sites import MAX_WEIGHT, Site, parse
 from smtpd_filters.settings import Kind, common_options
 from smtpd_filters.settings.declare import spellings
 from smtpd_filters.tables.source import parse as parse_source
 from smtpd_filters.tables.table import Content, Table, reload_all
+
+from .sites import MAX_WEIGHT, Site, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

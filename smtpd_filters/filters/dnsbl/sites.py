@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
 #: A weight beyond is a slip of the finger.
 MAX_WEIGHT = 1_000_000
-# Letters of a key, at the least (`_dnsbl_codes`).
+# Letters of a key, at the least (`codes`).
 _KEY_MIN = 16
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
 _OCTET = re.compile(r"(?P<one>[0-9]{1,3})|\[(?P<many>[^\[\]]*)\]", re.ASCII)

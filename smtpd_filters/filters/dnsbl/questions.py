@@ -3,7 +3,7 @@
 The law:
 
 1. A list is asked about what can be on it, and nothing else: addresses as RFC 5782 sections 2.1 and
-   2.4 write them, names that the DNS could know. One that is off isn't asked (`_dnsbl_lists`).
+   2.4 write them, names that the DNS could know. One that is off isn't asked (`lists`).
 2. No name avoids a list because of its form. Where the DNS can't have the name in the list's zone,
    because it is too long or has an impossible label, labels are removed from the left until it can.
    The list has no entry for the whole name; an entry that covers the name from above, such as
@@ -15,18 +15,20 @@ from __future__ import annotations
 
 from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters import _dnsbl_codes as codes
-from smtpd_filters.filters._dnsbl_lists import List
 from smtpd_filters.lookups.dns import names
+
+from . import codes
+from .lists import List
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import TypeAlias
 
-    from smtpd_filters.filters._dnsbl_options import Sites
-    from smtpd_filters.filters._dnsbl_sites import Site
     from smtpd_filters.session import Session
+
+    from .options import Sites
+    from .sites import Site
 
     #: A list, whom it is asked about, the name that is looked up for it, and whether the subject is
     #: known to be whom the client is, so that it may speak for the client.
@@ -139,7 +141,7 @@ class Book:
         asked: list[Asked] = []
         for each in self._lists[kind]:
             if codes.NAME not in each.off:
-                # Room for two labels is left (`_dnsbl_sites.MAX_ZONE`).
+                # Room for two labels is left (`sites.MAX_ZONE`).
                 subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
                 believed = trusted and subject == whole
                 asked.append((each, subject, f"{subject}.{each.zone}", believed))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from smtpd_filters.filters._dnsbl_score import Tally
+from .score import Tally
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smtpd_filters.filters._dnsbl_lists import List, Reading
-    from smtpd_filters.filters._dnsbl_score import Thresholds
     from smtpd_filters.lookups.outcome import Outcome
+
+    from .lists import List, Reading
+    from .score import Thresholds
 
 
 class Question:

@@ -13,15 +13,15 @@ import pytest
 
 from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters._dnsbl_options import old_style
 from smtpd_filters.filters.dnsbl import Dnsbl
+from smtpd_filters.filters.dnsbl.options import old_style
 from smtpd_filters.protocol.decisions import Proceed
 from smtpd_filters.runtime.pace import TURN, Pace
 from smtpd_filters.session import Session
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.filters import executables
-from tests.filters.dnsbl_zones import UNLISTED, addresses, domains, under
+from tests.filters.dnsbl.zones import UNLISTED, addresses, domains, under
 from tests.runtime.process import FilterProcess, sid
 
 TYPE_CHECKING = False
@@ -437,7 +437,7 @@ def test_a_forged_header_is_removed_though_no_time_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What is left of the deadline then is more than enough.
-    monkeypatch.setattr("smtpd_filters.filters.dnsbl._OF_DEADLINE", 0.01)
+    monkeypatch.setattr("smtpd_filters.filters.dnsbl.policy._OF_DEADLINE", 0.01)
     flags = ("--client", "gone.example", "--untested", "gone.example", "--junk-at", "1")
     forged = b"X-Spam-DNSBL: Listed at nobody\r\nSubject: x\r\n\r\nhi\r\n"
     with DNSServer({"*": {"drop": True}}) as dead:
@@ -1103,7 +1103,7 @@ def test_as_the_filter_before_was_started(server: DNSServer) -> None:
 
 # -- the manual page -------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parents[2] / "docs" / "man" / "filter-dnsbl.8"
+PAGE = Path(__file__).parents[3] / "docs" / "man" / "filter-dnsbl.8"
 
 
 def literal(text: str) -> str:

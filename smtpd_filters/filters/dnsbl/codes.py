@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.filters._dnsbl_sites import Pattern
+from .sites import Pattern
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

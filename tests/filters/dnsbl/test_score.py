@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters._dnsbl_score import (
+from smtpd_filters.filters.dnsbl.score import (
     DISCONNECT,
     JUNK,
     NOTHING,

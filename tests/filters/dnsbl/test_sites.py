@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters._dnsbl_options import SITES
-from smtpd_filters.filters._dnsbl_sites import MAX_WEIGHT, Pattern, Site, parse
+from smtpd_filters.filters.dnsbl.options import SITES
+from smtpd_filters.filters.dnsbl.sites import MAX_WEIGHT, Pattern, Site, parse
 from tests.tables.steps import run
 
 TYPE_CHECKING = False

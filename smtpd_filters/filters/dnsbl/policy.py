@@ -2,12 +2,12 @@
 
 The law:
 
-1. The score is the sum of the weights of all entries that match (`_dnsbl_score`); thresholds say
+1. The score is the sum of the weights of all entries that match (`score`); thresholds say
    what is done. Nobody waits for an answer that can't change that.
 2. Only what a list says of who was asked about counts: no answer outside 127.0.0.0/8, and nothing
-   that it says of who asks (`_dnsbl_codes`).
+   that it says of who asks (`codes`).
 3. Nothing is done on the word of a list that hasn't been seen to list what it must and not to list
-   what it may not, lately (`_dnsbl_lists`).
+   what it may not, lately (`lists`).
 4. A list that is silent never counts against the client: the others decide, as long as its answer
    could not have changed the outcome; otherwise `--on-error` does.
 5. Exempt clients are not asked about: by default those that are local or have authenticated. An
@@ -36,10 +36,6 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.checks.strictness import DNS_FAILURE
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._dnsbl_inquiry import Inquiry, Question
-from smtpd_filters.filters._dnsbl_options import SITES, old_style
-from smtpd_filters.filters._dnsbl_reply import Reply
-from smtpd_filters.filters._dnsbl_score import DISCONNECT, JUNK, NOTHING, Thresholds
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -54,20 +50,26 @@ from smtpd_filters.settings import (
     option,
 )
 
+from .inquiry import Inquiry, Question
+from .options import SITES, old_style
+from .reply import Reply
+from .score import DISCONNECT, JUNK, NOTHING, Thresholds
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import NoReturn, TypeAlias
 
-    from smtpd_filters.filters._dnsbl_book import Asked, Book
-    from smtpd_filters.filters._dnsbl_lists import Watch
-    from smtpd_filters.filters._dnsbl_options import Sites
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.runtime.pace import Pace
     from smtpd_filters.session import Session
+
+    from .lists import Watch
+    from .options import Sites
+    from .questions import Asked, Book
 
     Verdict: TypeAlias = Proceed | Junk | Reject | Disconnect
 
@@ -306,9 +308,10 @@ class Dnsbl(Filter):
 
     def _get_ready(self, given: dict[str, Sites]) -> None:
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
-        from smtpd_filters.filters._dnsbl_book import Book
-        from smtpd_filters.filters._dnsbl_lists import Watch
         from smtpd_filters.runtime.pace import pace
+
+        from .lists import Watch
+        from .questions import Book
 
         settings = self.settings
         # Earlier than `--deadline`, behind which a header that was taken away would be put back.
@@ -574,7 +577,3 @@ class Dnsbl(Filter):
 def main(argv: Sequence[str] | None = None) -> int:
     """The executable filter-dnsbl."""
     return run(Dnsbl, argv=old_style(sys.argv[1:] if argv is None else argv, Dnsbl))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters._dnsbl_codes import hidden, probes, redact, shown, trouble
+from smtpd_filters.filters.dnsbl.codes import hidden, probes, redact, shown, trouble
 
 ZEN = "zen.spamhaus.org"
 DQS = "k3ykk7zqabcdefghij.zen.dq.spamhaus.net"

@@ -1,0 +1,7 @@
+"""filter-dnsbl; its policy is in `policy`."""
+
+from __future__ import annotations
+
+from .policy import Dnsbl, main
+
+__all__ = ["Dnsbl", "main"]
