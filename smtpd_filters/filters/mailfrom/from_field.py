@@ -14,17 +14,19 @@ import re
 
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
-from smtpd_filters.filters._candidate import Candidate
-from smtpd_filters.filters._display_order import display_orders, is_directed
-from smtpd_filters.filters._encoded_words import decoded, is_in_order, outside
-from smtpd_filters.filters._sightings import sightings
+
+from .addresses_in_text import sightings
+from .candidate import Candidate
+from .display_order import display_orders, is_directed
+from .encoded_words import decoded, is_in_order, outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from smtpd_filters.filters._sightings import Sighting
     from smtpd_filters.message import Headers
+
+    from .addresses_in_text import Sighting
 
 #: Characters of all `From:` fields, and addresses in them, that are looked at.  An honest one has
 #: one line of at most 998 characters (RFC 5322 section 2.1.1) and an address or two.

@@ -21,7 +21,6 @@ The law:
 from __future__ import annotations
 
 import re
-import sys
 from functools import lru_cache
 
 from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
@@ -31,7 +30,6 @@ from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option
 from smtpd_filters.checks.strictness import refuse_empty
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._candidate import Candidate
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import REPLY, SWITCH, Settings, option, table
@@ -45,6 +43,8 @@ from smtpd_filters.tables import (
 from smtpd_filters.tables.domains import address_entry
 from smtpd_filters.tables.source import LINE_MAX, shown
 from smtpd_filters.tables.table import Pairs
+
+from .candidate import Candidate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Mailfrom(Filter):
         self.phases = {"mail_from", "headers"} if header else {"mail_from"}
         if header:
             # Now, and not while a message waits.
-            import smtpd_filters.filters._from_field  # noqa: F401 - for `headers` alone
+            import smtpd_filters.filters.mailfrom.from_field  # noqa: F401 - for `headers` alone
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination."
         texts = {
             ("mail", False): "550 5.7.1 Sender address not allowed from here; please authenticate",
@@ -240,7 +240,7 @@ class Mailfrom(Filter):
         """Look at what the message says who wrote it."""
         if why := self._free(session):
             return exempted(self, why)
-        from smtpd_filters.filters._from_field import values_of_from
+        from .from_field import values_of_from
 
         reason = self._judge_from(session, values_of_from(headers))
         if reason is None and headers.cut:
@@ -256,7 +256,7 @@ class Mailfrom(Filter):
         return self._exempt.reason(session)
 
     def _judge_from(self, session: Session, values: list[str]) -> str | None:
-        from smtpd_filters.filters._from_field import TooLargeError, read_from
+        from .from_field import TooLargeError, read_from
 
         try:
             author = read_from(values)
@@ -340,7 +340,3 @@ class Mailfrom(Filter):
 def main(argv: Sequence[str] | None = None) -> int:
     """The executable filter-mailfrom."""
     return run(Mailfrom, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

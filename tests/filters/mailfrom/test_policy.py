@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.mailfrom import Mailfrom, SendersTable
+from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.mailfrom.policy import SendersTable
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters._from_field import (
+from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.mailfrom.from_field import (
     ADDRESSES_MAX,
     DIRECTED_MAX,
     FROM_MAX,
@@ -20,7 +21,6 @@ from smtpd_filters.filters._from_field import (
     read_from,
     values_of_from,
 )
-from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.message import Headers
 from smtpd_filters.session import Session
 

@@ -1,0 +1,7 @@
+"""filter-mailfrom; its policy is in `policy`."""
+
+from __future__ import annotations
+
+from .policy import Mailfrom, main
+
+__all__ = ["Mailfrom", "main"]
