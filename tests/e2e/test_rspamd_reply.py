@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from smtpd_filters.filters._rspamd_edits import Options, apply
-from smtpd_filters.filters._rspamd_reply import Reply, ReplyError, offset, parse
+from smtpd_filters.filters.rspamd.edits import Options, apply
+from smtpd_filters.filters.rspamd.reply import Reply, ReplyError, offset, parse
 from smtpd_filters.message import Message
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from tests.needed import need

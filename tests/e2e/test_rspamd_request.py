@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from smtpd_filters.filters._rspamd_request import Facts, fields
+from smtpd_filters.filters.rspamd.request import Facts, fields
 from smtpd_filters.session import Session, Transaction
 from smtpd_filters.testing.rspamd import Rspamd, unavailable
 from smtpd_filters.testing.rspamd_stub import RspamdStub

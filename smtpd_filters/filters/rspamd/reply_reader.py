@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smtpd_filters.filters._rspamd_reply import MAX_JSON, Reply, ReplyError, offset, parse
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
 from smtpd_filters.message import SpoolError
 from smtpd_filters.runtime.pace import pace
+
+from .reply import MAX_JSON, Reply, ReplyError, offset, parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.filters import _rspamd_reply
-from smtpd_filters.filters._rspamd_edits import DEFAULTS
-from smtpd_filters.filters._rspamd_reply import MAX_JSON
-from smtpd_filters.filters._rspamd_request import Facts, fields
+from smtpd_filters.filters.rspamd import reply
+from smtpd_filters.filters.rspamd.edits import DEFAULTS
+from smtpd_filters.filters.rspamd.reply import MAX_JSON
+from smtpd_filters.filters.rspamd.request import Facts, fields
 from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
-from tests.filters.test_rspamd_reply import DIRTY, add, milter, remove
-from tests.filters.test_rspamd_request import session
+from tests.filters.rspamd.test_reply import DIRTY, add, milter, remove
+from tests.filters.rspamd.test_request import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_filters.testing.rspamd_stub import Request
 
-TABLE = Path(__file__).parents[2] / "docs" / "rspamd-conformance.md"
+TABLE = Path(__file__).parents[3] / "docs" / "rspamd-conformance.md"
 
 # -- the table -------------------------------------------------------------------------------
 
@@ -48,13 +48,13 @@ def test_every_row_of_the_table_has_its_tests() -> None:
         named = re.findall(r"`(?:([a-z_/0-9]+\.py)::)?(test_\w+)`", row[3])
         assert named, row
         for file, test in named:
-            source = (root / "tests" / (file or "filters/test_rspamd_reply.py")).read_text()
+            source = (root / "tests" / (file or "filters/rspamd/test_reply.py")).read_text()
             assert f"def {test}(" in source, test
 
 
 def test_every_field_is_in_the_table() -> None:
     first = " ".join(row[0] for row in _rows())
-    names = [f"milter.{name}" for name in _rspamd_reply._MILTER]
+    names = [f"milter.{name}" for name in reply._MILTER]
     names += [
         "action",
         "subject",

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters import _rspamd_reply
-from smtpd_filters.filters._rspamd_edits import ARC_SET, DEFAULTS, Options, apply
-from smtpd_filters.filters._rspamd_intake import SMALL, Intake
-from smtpd_filters.filters._rspamd_reply import (
+from smtpd_filters.filters.rspamd import reply
+from smtpd_filters.filters.rspamd.edits import ARC_SET, DEFAULTS, Options, apply
+from smtpd_filters.filters.rspamd.reply import (
     MAX_EDITS,
     MAX_JSON,
     MAX_NAME,
@@ -27,6 +26,7 @@ from smtpd_filters.filters._rspamd_reply import (
     _may_repeat,
     parse,
 )
+from smtpd_filters.filters.rspamd.reply_reader import SMALL, Intake
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
 from smtpd_filters.message import Message, SpoolError
 from smtpd_filters.protocol.decisions import Decision, Marked, Proceed, Reject
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-TABLE = Path(__file__).parents[2] / "docs" / "rspamd-conformance.md"
+TABLE = Path(__file__).parents[3] / "docs" / "rspamd-conformance.md"
 #: What smtpd gives to a filter: its own Received in front of what the client sent.
 RECEIVED = (
     b"Received: from mail.example.net\n\tby mx.example.org; Sat, 21 Nov 2026 06:00:00 +0000\n"
@@ -827,7 +827,7 @@ def test_values_are_counted_before_they_are_made(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said({})
-    monkeypatch.setattr(_rspamd_reply, "_decoders", [None, None])
+    monkeypatch.setattr(reply, "_decoders", [None, None])
     with pytest.raises(ReplyError, match=r"^more than 25000 values in the reply$"):
         said(LISTED % value)
 

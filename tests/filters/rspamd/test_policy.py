@@ -12,9 +12,9 @@ import pytest
 
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters import rspamd
-from smtpd_filters.filters._rspamd_kinds import ACTION
-from smtpd_filters.filters.rspamd import SMALL, Rspamd
+from smtpd_filters.filters.rspamd import Rspamd, policy
+from smtpd_filters.filters.rspamd.kinds import ACTION
+from smtpd_filters.filters.rspamd.policy import SMALL
 from smtpd_filters.lookups.http import zstd
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
@@ -30,7 +30,7 @@ LATER = "451 4.3.0 Temporary failure, please try again later"
 #: How the line of such a refusal ends.
 SAID = f' reply="{LATER}"'
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nbody\r\n"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 try:
     CODEC = zstd.load()
@@ -535,7 +535,7 @@ def test_a_daemon_that_is_too_slow_for_the_deadline(
     stub: RspamdStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is left of the deadline then is more than enough.
-    monkeypatch.setattr(rspamd, "SHARE", 0.01)
+    monkeypatch.setattr(policy, "SHARE", 0.01)
     stub.answer = Answer.of(CLEAN, behaviour="drop")
     with Conversation(Rspamd, "-url", stub.url, "--deadline", "30s") as smtpd:
         assert deliver(smtpd).reply == LATER

@@ -11,11 +11,11 @@ The law:
 4. Order counts. Headers are added in the order in which they stand in the reply, and a name may
    stand there twice.
 
-How it works. `parse` takes the status and the JSON; `_rspamd_intake` has read it, and puts the new
+How it works. `parse` takes the status and the JSON; `reply_reader` has read it, and puts the new
 body behind it, if there is one, into the message's spool. Values are counted before any is made.
 JSON's objects become dictionaries, which takes half as long as to read them as pairs; only where
 the milter's part may hold a name twice it is read again, as that.
-`smtpd_filters.filters._rspamd_edits` does to the message what the reply says.
+`edits` does to the message what the reply says.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters._rspamd_request import (
+from smtpd_filters.filters.rspamd.request import (
     MAX_RECIPIENTS,
     MAX_VALUE,
     Facts,

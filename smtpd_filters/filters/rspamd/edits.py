@@ -16,17 +16,19 @@ which is given the same lines, counts what it has removed over all of them.
 
 from __future__ import annotations
 
-from smtpd_filters.filters._rspamd_reply import Reply, ReplyError
 from smtpd_filters.message.folding import encoded_word
 from smtpd_filters.protocol.decisions import MARKED, PROCEED, Reject, reply
+
+from .reply import Reply, ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from smtpd_filters.filters._rspamd_reply import Addition
     from smtpd_filters.message import Field, Headers, Message
     from smtpd_filters.protocol.decisions import Marked, Proceed
+
+    from .reply import Addition
 
 #: What an action may come to.
 OUTCOMES = ("accept", "junk", "rewrite", "tempfail", "reject")

@@ -5,9 +5,10 @@ The law is that of `smtpd_filters.settings.kinds`.
 
 from __future__ import annotations
 
-from smtpd_filters.filters._rspamd_edits import OUTCOMES
 from smtpd_filters.lookups.http import Endpoint
 from smtpd_filters.settings import Kind
+
+from .edits import OUTCOMES
 
 
 class _Url(Kind[str]):

@@ -13,24 +13,17 @@ The law:
 4. Memory and work are bounded, however many messages are on their way and whatever a daemon says: a
    small message is sent at once, a large one is read as it is sent; a reply is read as it comes.
 
-What the daemon is told is in `_rspamd_request`; `_rspamd_intake` reads its reply, `_rspamd_reply`
-has what it says, and `_rspamd_edits` what that does to a message; how it is asked, and what becomes
-of daemons that fail, is in `smtpd_filters.lookups.http`.
+What the daemon is told is in `request`; `reply_reader` reads its reply, `reply` has what it says,
+and `edits` what that does to a message; how it is asked, and what becomes of daemons that fail, is
+in `smtpd_filters.lookups.http`.
 """
 
 from __future__ import annotations
-
-import sys
 
 from smtpd_filters.checks.dns_lookups import note_timeout
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
-from smtpd_filters.filters._rspamd_edits import Options as Edits
-from smtpd_filters.filters._rspamd_edits import apply
-from smtpd_filters.filters._rspamd_kinds import ACTION, URL, checked
-from smtpd_filters.filters._rspamd_reply import MAX_JSON, ReplyError
-from smtpd_filters.filters._rspamd_request import Facts, fields
 from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
@@ -50,15 +43,22 @@ from smtpd_filters.settings import (
     option,
 )
 
+from .edits import Options as Edits
+from .edits import apply
+from .kinds import ACTION, URL, checked
+from .reply import MAX_JSON, ReplyError
+from .request import Facts, fields
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
-    from smtpd_filters.filters._rspamd_intake import Intake
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.session import Session
+
+    from .reply_reader import Intake
 
 #: Where the daemon scans.
 SCAN = "/checkv2"
@@ -211,7 +211,7 @@ class Rspamd(Filter):
             urls = [checked(url) for url in settings.url]
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
-        from smtpd_filters.filters._rspamd_intake import Intake  # takes asyncio
+        from .reply_reader import Intake  # takes asyncio
 
         self._intake = Intake(self._codec)
         note_timeout(self)
@@ -340,7 +340,3 @@ def _password(path: str | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The executable filter-rspamd."""
     return run(Rspamd, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
