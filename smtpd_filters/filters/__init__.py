@@ -1,1 +1,1 @@
-"""The filters: each a policy in one file, with its settings and its executable."""
+"""The filters: each a policy in one file, or a package whose `policy` is to be read first."""

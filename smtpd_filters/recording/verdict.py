@@ -1,6 +1,6 @@
 """What a filter said at a phase, and what smtpd makes of it.
 
-Whoever plays smtpd needs it: a conversation (`smtpd_filters.testing.kit`) and a recording
+Whoever plays smtpd needs it: a conversation (`smtpd_filters.testing.conversation`) and a recording
 (`smtpd_filters.recording.replay`) differ in who the client is, not in what a verdict means.
 """
 

@@ -1,4 +1,4 @@
-"""What a filter's author needs for tests; `smtpd_filters.testing.kit` explains it."""
+"""What a filter's author needs for tests; `smtpd_filters.testing.conversation` explains it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from smtpd_filters.recording.verdict import Verdict
 
     from .client import Client, Delivery
+    from .conversation import Conversation, play
     from .dns import DNSServer
-    from .kit import Conversation, play
 
 __all__ = [
     "Client",
@@ -27,7 +27,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("Client", "Delivery"), ".client"),
-    **dict.fromkeys(("Conversation", "play"), ".kit"),
+    **dict.fromkeys(("Conversation", "play"), ".conversation"),
     **dict.fromkeys(("Replay", "Step"), "smtpd_filters.recording.replay"),
     "DNSServer": ".dns",
     "Oracle": "smtpd_filters.oracle",

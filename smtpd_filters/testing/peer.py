@@ -12,7 +12,7 @@ from smtpd_filters.recording.verdict import Tokens, Verdict, response, verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .served import Served
+    from .in_process import Served
 
 
 class Peer:

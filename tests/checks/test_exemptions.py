@@ -31,7 +31,7 @@ from smtpd_filters.session import Session
 from smtpd_filters.settings import Settings, common_options, from_mapping, parse_flags
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.filters.dnsbl.zones import addresses, domains
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.rspamd_stub import RspamdStub
+from smtpd_filters.testing.rspamd.stub import RspamdStub
 from tests.cli.learning import LEARNED, Learn
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.cli import main
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 
 if TYPE_CHECKING:
     import pytest

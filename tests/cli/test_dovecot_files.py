@@ -14,7 +14,7 @@ import pytest
 from tests.cli.learning import MAIL, ROOT, TOOL
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.rspamd_stub import RspamdStub
+    from smtpd_filters.testing.rspamd.stub import RspamdStub
 
 DOVECOT = ROOT / "packaging" / "dovecot"
 SCRIPT = DOVECOT / "rspamd-learn"

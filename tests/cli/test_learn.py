@@ -17,11 +17,11 @@ import pytest
 
 from smtpd_filters.cli import controller, learn, mailboxes, main
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.cli.learning import KNOWN, LEARNED, MAIL, ROOT, SHORT, TOOL, maildir, run
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.rspamd_stub import Request
+    from smtpd_filters.testing.rspamd.stub import Request
     from tests.cli.learning import Capture, Learn
 
 # -- one message ---------------------------------------------------------------------------------

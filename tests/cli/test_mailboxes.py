@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.cli import controller, learn, mailboxes
-from smtpd_filters.testing.rspamd_stub import Answer
+from smtpd_filters.testing.rspamd.stub import Answer
 from tests.cli.learning import MAIL, bodies, maildir
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from redis import Redis
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.rspamd import Rspamd
+    from smtpd_filters.testing.rspamd.daemon import Rspamd
 
 # A classifier for each user, so that a test has a user of its own; 200 messages are not needed.
 BAYES = "per_user = true;\nusers_enabled = true;\nmin_learns = 1;\n"

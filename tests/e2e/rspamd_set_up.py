@@ -24,7 +24,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.testing.dns import merge
-from smtpd_filters.testing.rspamd_stub import RspamdStub
+from smtpd_filters.testing.rspamd.stub import RspamdStub
 from tests.e2e.sending import GOOD, SENDER, ZONE
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.rspamd import PASSWORD, Rspamd
-from smtpd_filters.testing.rspamd import unavailable as no_rspamd
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.daemon import PASSWORD, Rspamd
+from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from smtpd_filters.testing.server import Lab
 from tests.e2e.dovecot_set_up import PASSWORD_FILE, VERSIONS, Dovecot, unavailable
 from tests.e2e.learning import BAYES, counts, mail, total

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.cli import main
-from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
 from tests.e2e.learning import BAYES, ask, counts, known, mail, total
 from tests.needed import need
 

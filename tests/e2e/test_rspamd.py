@@ -1,7 +1,7 @@
 """filter-rspamd between the real smtpd and the real rspamd, with a Redis behind it.
 
 What the daemon is told to do with which mail is in `rspamd_set_up`. Its faults are played by
-`smtpd_filters.testing.rspamd_stub`, as it has none, but for being killed.
+`smtpd_filters.testing.rspamd.stub`, as it has none, but for being killed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from urllib.request import Request, urlopen
 import dkim  # type: ignore[import-untyped]
 import pytest
 
-from smtpd_filters.testing.rspamd import Rspamd, unavailable
-from smtpd_filters.testing.rspamd_stub import CLEAN, Answer, RspamdStub
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
+from smtpd_filters.testing.rspamd.stub import CLEAN, Answer, RspamdStub
 from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.conftest import Start

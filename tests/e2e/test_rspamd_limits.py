@@ -8,7 +8,7 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.http import zstd
-from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
 from smtpd_filters.testing.server import Lab, Smtpd, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
 from smtpd_filters.testing.server.lab import HOSTNAME

@@ -16,7 +16,7 @@ import pytest
 from smtpd_filters.filters.rspamd.edits import Options, apply
 from smtpd_filters.filters.rspamd.reply import Reply, ReplyError, offset, parse
 from smtpd_filters.message import Message
-from smtpd_filters.testing.rspamd import Rspamd, unavailable
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
 from tests.needed import need
 
 if TYPE_CHECKING:

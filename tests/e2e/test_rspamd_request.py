@@ -13,8 +13,8 @@ import pytest
 
 from smtpd_filters.filters.rspamd.request import Facts, fields
 from smtpd_filters.session import Session, Transaction
-from smtpd_filters.testing.rspamd import Rspamd, unavailable
-from smtpd_filters.testing.rspamd_stub import RspamdStub
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
+from smtpd_filters.testing.rspamd.stub import RspamdStub
 from smtpd_filters.testing.server import Lab, filter_command
 from smtpd_filters.testing.server import unavailable as no_lab
 from smtpd_filters.testing.server.lab import HOSTNAME
@@ -39,7 +39,7 @@ from tests.needed import need
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_filters.testing.rspamd_stub import Request
+    from smtpd_filters.testing.rspamd.stub import Request
     from smtpd_filters.testing.server import Smtpd
 
 

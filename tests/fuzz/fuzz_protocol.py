@@ -34,7 +34,7 @@ from smtpd_filters.oracle.rules import Kind
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing.served import Served
+from smtpd_filters.testing.in_process import Served
 from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.testing import DNSServer
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.packaging.roots import SOURCE
 
 if TYPE_CHECKING:

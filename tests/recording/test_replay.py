@@ -10,7 +10,7 @@ from smtpd_filters.recording import Recording
 from smtpd_filters.recording.format import FROM_FILTER
 from smtpd_filters.recording.replay import Replay, Step
 from smtpd_filters.testing import Verdict, play
-from tests.testing.test_kit import GO, NO, Says
+from tests.testing.test_conversation import GO, NO, Says
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
 PATHS = sorted(FIXTURES.glob("*/*.session"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, Answer, Request, RspamdStub
+from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, Request, RspamdStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,7 @@ def test_an_unknown_behaviour_is_refused() -> None:
 def test_the_program(tmp_path: Path) -> None:
     reply = tmp_path / "reply.json"
     reply.write_text('{"action": "reject"}')
-    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd_stub", "--log"]
+    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd.stub", "--log"]
     with subprocess.Popen(
         [*command, "--reply", reply, "--status", "503", "--header", "X-Test: a"],
         stdin=subprocess.PIPE,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.testing import rspamd
 from smtpd_filters.testing.demo.configuration import CONF
 from smtpd_filters.testing.demo.live import serve
 from smtpd_filters.testing.demo.recorded import left_out, replay
 from smtpd_filters.testing.demo.report import show, summary, unexpected
 from smtpd_filters.testing.demo.sheet import Painter, wrap
+from smtpd_filters.testing.rspamd import daemon
 from smtpd_filters.testing.server import (
     VERSIONS,
     LabError,
@@ -40,7 +40,7 @@ def choose(wanted: str | None) -> tuple[str | None, str]:
     own = system_version()
     by_itself = sorted(versions(), key=lambda each: each != own)
     reasons = {
-        each: unavailable(each) or rspamd.unavailable()
+        each: unavailable(each) or daemon.unavailable()
         for each in ([wanted] if wanted else by_itself)
     }
     for each, reason in reasons.items():

@@ -17,7 +17,7 @@ from smtpd_filters.testing.demo.neighbours import (
     Neighbour,
     Outcome,
 )
-from smtpd_filters.testing.rspamd import Rspamd
+from smtpd_filters.testing.rspamd.daemon import Rspamd
 from smtpd_filters.testing.server import Lab, Smtpd, password, root_of
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from smtpd_filters.testing.demo.neighbours import (
     Outcome,
     Said,
 )
-from smtpd_filters.testing.served import Served
+from smtpd_filters.testing.in_process import Served
 
 if TYPE_CHECKING:
     from smtpd_filters.filter import Filter

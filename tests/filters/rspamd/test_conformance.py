@@ -15,14 +15,14 @@ from smtpd_filters.filters.rspamd import reply
 from smtpd_filters.filters.rspamd.edits import DEFAULTS
 from smtpd_filters.filters.rspamd.reply import MAX_JSON
 from smtpd_filters.filters.rspamd.request import Facts, fields
-from smtpd_filters.testing.rspamd_stub import Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.filters.rspamd.test_reply import DIRTY, add, milter, remove
 from tests.filters.rspamd.test_request import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.testing.rspamd_stub import Request
+    from smtpd_filters.testing.rspamd.stub import Request
 
 TABLE = Path(__file__).parents[3] / "docs" / "rspamd-conformance.md"
 

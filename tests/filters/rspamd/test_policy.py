@@ -18,7 +18,7 @@ from smtpd_filters.filters.rspamd.policy import SMALL
 from smtpd_filters.lookups.http import zstd
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
-from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
 from tests.loading import loaded
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from smtpd_filters.lookups.http.intake import PIECE, Intake
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.runtime.pace import TURN, Pace
-from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, Answer, RspamdStub
+from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
 from tests.loading import loaded
 
@@ -901,7 +901,7 @@ def test_a_large_reply_is_read_in_pieces_at_a_pace(
 @pytest.fixture
 def elsewhere() -> Iterator[subprocess.Popen[str]]:
     """A server in a process of its own, which has its own descriptors; `url` is the first line."""
-    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd_stub", "--log"]
+    command = [sys.executable, "-m", "smtpd_filters.testing.rspamd.stub", "--log"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -30,7 +30,8 @@ from smtpd_filters import (
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
-from smtpd_filters.testing import Client, Conversation, Verdict, kit
+from smtpd_filters.testing import Client, Conversation, Verdict
+from smtpd_filters.testing import conversation as kit
 from smtpd_filters.testing.client import TLS
 
 TYPE_CHECKING = False

@@ -61,8 +61,8 @@ from smtpd_filters.recording.replay import Replay, Step
 from smtpd_filters.recording.verdict import wire
 
 from .client import HOST, Client
+from .in_process import Served
 from .peer import Peer
-from .served import Served
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from smtpd_filters.recording import Recording
     from smtpd_filters.settings import Settings
 
-    from .served import Filters
+    from .in_process import Filters
 
 
 class Conversation(Peer):

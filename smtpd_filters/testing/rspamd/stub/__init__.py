@@ -21,12 +21,12 @@ Example::
 Run as a program, it gives one answer until SIGTERM or the end of its input, and writes
 ``ready URL`` as soon as it can be asked::
 
-    python -m smtpd_filters.testing.rspamd_stub --listen 127.0.0.1:0 --reply FILE
+    python -m smtpd_filters.testing.rspamd.stub --listen 127.0.0.1:0 --reply FILE
 """
 
 from __future__ import annotations
 
-from smtpd_filters.testing.rspamd_stub.answers import BEHAVIOURS, CLEAN, Answer, Request
-from smtpd_filters.testing.rspamd_stub.server import KEEP, RspamdStub
+from .answers import BEHAVIOURS, CLEAN, Answer, Request
+from .server import KEEP, RspamdStub
 
 __all__ = ["BEHAVIOURS", "CLEAN", "KEEP", "Answer", "Request", "RspamdStub"]

@@ -9,8 +9,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from smtpd_filters.testing.rspamd_stub.answers import CLEAN, Answer, Request
-from smtpd_filters.testing.rspamd_stub.connection import Connection
+from .answers import CLEAN, Answer, Request
+from .connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,12 +8,12 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from smtpd_filters.testing.rspamd_stub.answers import END, PARTIAL, Answer, Request
+from .answers import END, PARTIAL, Answer, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smtpd_filters.testing.rspamd_stub.server import RspamdStub
+    from .server import RspamdStub
 
 #: Octets of a header block; the daemon's own limit is the same (its http parser's).
 _HEAD_MAX = 80 << 10

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing import rspamd_stub
-from smtpd_filters.testing.rspamd_stub import BEHAVIOURS, CLEAN, KEEP, Answer, RspamdStub
+from . import BEHAVIOURS, CLEAN, KEEP, Answer, RspamdStub
+from . import __doc__ as manual
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,8 +28,8 @@ def _field(text: str) -> tuple[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Give one answer until SIGTERM or the end of standard input."""
     parser = argparse.ArgumentParser(
-        prog="python -m smtpd_filters.testing.rspamd_stub",
-        description=(rspamd_stub.__doc__ or "").partition("\n")[0],
+        prog="python -m smtpd_filters.testing.rspamd.stub",
+        description=(manual or "").partition("\n")[0],
         epilog="behaviours: " + "; ".join(f"{k}: {v}" for k, v in BEHAVIOURS.items() if k),
     )
     parser.add_argument(
