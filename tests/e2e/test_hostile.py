@@ -11,7 +11,6 @@ import pytest
 
 from smtpd_filters.filter import CONTENT
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.testing.hostile import LEAK_BLOCKING_TASK, MODES, NEEDS_LOOP, PLACES, SLOW
 from smtpd_filters.testing.server import CODE, password, script_command
 from tests.e2e.sending import (
     ALICE,
@@ -21,6 +20,7 @@ from tests.e2e.sending import (
     folders,
     local,
 )
+from tests.hostile_filter import LEAK_BLOCKING_TASK, MODES, NEEDS_LOOP, PLACES, SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ SOME = ("connect", "mail-from", "message")
 
 
 def command(mode: str, *flags: str, later: bool = False) -> str:
-    script = f"{CODE}/smtpd_filters/testing/hostile.py"
+    script = f"{CODE}/tests/hostile_filter.py"
     manner = ("--mode", mode, *(["--async"] if later else []))
     # Short where it has to pass; where it must not, it doesn't on a busy machine.
     deadline = "0.2s" if mode in {*SLOW, LEAK_BLOCKING_TASK} else "30s"

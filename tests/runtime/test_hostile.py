@@ -8,13 +8,13 @@ import pytest
 
 from smtpd_filters.filter import CONTENT
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.testing import hostile
+from tests import hostile_filter as hostile
 from tests.runtime.process import FilterProcess, sid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULE = "smtpd_filters.testing.hostile"
+MODULE = "tests.hostile_filter"
 BODY = [b"Subject: x", b"From: a@example.org", b"", b"body", b"..", b"end"]
 ARGUMENTS = {
     "helo": b"mx.example.org",

@@ -1,6 +1,6 @@
 """A filter that does its worst: for tests of what is promised whatever a policy does.
 
-    python -m smtpd_filters.testing.hostile --mode MODE --phase PHASE... [--async]
+    python -m tests.hostile_filter --mode MODE --phase PHASE... [--async]
         [--on-error proceed|tempfail] [--deadline SECONDS]
 
 It misbehaves in one manner (`MODES`) whenever it is asked at one of the phases, which are smtpd's
@@ -286,9 +286,9 @@ def _header_garbage(session: Session, subject: object) -> object:
     if not isinstance(headers, Headers):
         raise TypeError
     garbage: Any = headers
-    garbage._lines = [None, b"\n.\n", 3]  # noqa: SLF001
-    garbage._entries = None  # noqa: SLF001
-    garbage._changed = True  # noqa: SLF001
+    garbage._lines = [None, b"\n.\n", 3]
+    garbage._entries = None
+    garbage._changed = True
     return PROCEED
 
 
@@ -456,7 +456,7 @@ def hostile(mode: str, phases: Sequence[str], *, later: bool = False) -> type[Fi
         )
     if mode == LEAK_BLOCKING_TASK:
         members["gone"] = _be_gone
-    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # noqa: S101  # there are some
+    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # there are some
     return type("Hostile", (Filter,), members)
 
 
