@@ -25,7 +25,7 @@ TESTS =
 REPORT = build/tests.xml
 # The tests whose servers look at the clock, and how far it is moved.
 CLOCKS = +400d -400d
-CLOCK_TESTS = tests/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
+CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
 	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \
 	tests/e2e/test_dovecot.py tests/cli/test_learn.py
 BENCH_ARGS = --check
@@ -44,8 +44,8 @@ all: demo
 demo:
 	@packaging/debian-deps demo || true
 	@if $(MAKE) $(INSTALLED); then \
-		exec packaging/moved-clock $(BIN)/python -m smtpd_filters.testing.demo; \
-	else exec $${PYTHON:-python3} -m smtpd_filters.testing.demo --replay; fi
+		exec packaging/moved-clock $(BIN)/python -m tests.demo; \
+	else exec $${PYTHON:-python3} -m tests.demo --replay; fi
 
 # With its packages in place an end-to-end test has no excuse to be skipped. With the clock moved, pytest
 # would take the temporary folders of other runs for abandoned, and delete them.

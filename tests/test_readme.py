@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.demo.configuration import CONF
 from smtpd_filters.testing.server import Smtpd, script_command
+from tests.demo.configuration import CONF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.demo.neighbours import INBOX, JUNK, NOWHERE, REFUSED, Outcome
-from smtpd_filters.testing.demo.sheet import Entry, Painter, lines_of, table
+from tests.demo.neighbours import INBOX, JUNK, NOWHERE, REFUSED, Outcome
+from tests.demo.sheet import Entry, Painter, lines_of, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smtpd_filters.testing.demo.sheet import Cell
+    from tests.demo.sheet import Cell
 
 COLOURS = {
     "proceed": "green",

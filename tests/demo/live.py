@@ -6,9 +6,11 @@ import base64
 import json
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.demo.configuration import CONF, ZONE, commands, laboratory
-from smtpd_filters.testing.demo.log import outcome, read_log
-from smtpd_filters.testing.demo.neighbours import (
+from smtpd_filters.testing.rspamd.daemon import Rspamd
+from smtpd_filters.testing.server import Lab, Smtpd, password, root_of
+from tests.demo.configuration import CONF, ZONE, commands, laboratory
+from tests.demo.log import outcome, read_log
+from tests.demo.neighbours import (
     END_OF_DATA,
     INBOX,
     NEIGHBOURS,
@@ -17,8 +19,6 @@ from smtpd_filters.testing.demo.neighbours import (
     Neighbour,
     Outcome,
 )
-from smtpd_filters.testing.rspamd.daemon import Rspamd
-from smtpd_filters.testing.server import Lab, Smtpd, password, root_of
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server import Connection, Reply

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import smtpd_filters
-from smtpd_filters.testing.demo.neighbours import SMTP, SUBMISSION
 from smtpd_filters.testing.server import BIN, LabError, file_path
+from tests.demo.neighbours import SMTP, SUBMISSION
 
 FIXTURES = Path(smtpd_filters.__file__).resolve().parents[1] / "fixtures" / "demo"
 CONF = FIXTURES / "smtpd.conf"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_filters.testing.demo.configuration import CONF, chains
-from smtpd_filters.testing.demo.neighbours import (
+from tests.demo.configuration import CONF, chains
+from tests.demo.neighbours import (
     NOWHERE,
     REFUSED,
     Answered,

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.testing.demo import __main__ as demo
-from smtpd_filters.testing.demo.configuration import CONF, chains, commands, laboratory
-from smtpd_filters.testing.demo.live import serve
-from smtpd_filters.testing.demo.log import read_log
-from smtpd_filters.testing.demo.neighbours import (
+from smtpd_filters.testing.server import LabError
+from tests.demo import __main__ as demo
+from tests.demo.configuration import CONF, chains, commands, laboratory
+from tests.demo.live import serve
+from tests.demo.log import read_log
+from tests.demo.neighbours import (
     INBOX,
     JUNK,
     NEIGHBOURS,
@@ -23,10 +24,9 @@ from smtpd_filters.testing.demo.neighbours import (
     Outcome,
     Said,
 )
-from smtpd_filters.testing.demo.recorded import in_order, replay
-from smtpd_filters.testing.demo.report import show, summary, unexpected
-from smtpd_filters.testing.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
-from smtpd_filters.testing.server import LabError
+from tests.demo.recorded import in_order, replay
+from tests.demo.report import show, summary, unexpected
+from tests.demo.sheet import NARROW, Cell, Entry, Painter, table, wrap
 
 PLAIN = Painter(colour=False)
 COLOUR = re.compile("\033\\[[0-9]*m")

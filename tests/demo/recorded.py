@@ -12,9 +12,10 @@ from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.replay import Replay
 from smtpd_filters.recording.verdict import REFUSALS
-from smtpd_filters.testing.demo.configuration import CONF, SESSIONS, chains, commands
-from smtpd_filters.testing.demo.log import Seen, outcome, read_log
-from smtpd_filters.testing.demo.neighbours import (
+from smtpd_filters.testing.in_process import Served
+from tests.demo.configuration import CONF, SESSIONS, chains, commands
+from tests.demo.log import Seen, outcome, read_log
+from tests.demo.neighbours import (
     END_OF_DATA,
     INBOX,
     JUNK,
@@ -23,7 +24,6 @@ from smtpd_filters.testing.demo.neighbours import (
     Outcome,
     Said,
 )
-from smtpd_filters.testing.in_process import Served
 
 if TYPE_CHECKING:
     from smtpd_filters.filter import Filter

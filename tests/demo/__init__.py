@@ -1,6 +1,6 @@
 """The demonstration: good and bad neighbours send mail to a real smtpd, and a table says what came.
 
-    python -m smtpd_filters.testing.demo [--server VERSION|ROOT] [--replay] [--width COLUMNS]
+    python -m tests.demo [--server VERSION|ROOT] [--replay] [--width COLUMNS]
 
 smtpd runs in namespaces of its own with the configuration `fixtures/demo/smtpd.conf`, which is one
 for an operator, and a name server that knows `fixtures/demo/zone.json`. Only what a laboratory

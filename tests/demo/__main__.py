@@ -1,4 +1,4 @@
-"""The program: ``python -m smtpd_filters.testing.demo``."""
+"""The program: ``python -m tests.demo``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.testing.demo.configuration import CONF
-from smtpd_filters.testing.demo.live import serve
-from smtpd_filters.testing.demo.recorded import left_out, replay
-from smtpd_filters.testing.demo.report import show, summary, unexpected
-from smtpd_filters.testing.demo.sheet import Painter, wrap
 from smtpd_filters.testing.rspamd import daemon
 from smtpd_filters.testing.server import (
     VERSIONS,
@@ -26,6 +21,11 @@ from smtpd_filters.testing.server import (
     unavailable,
     versions,
 )
+from tests.demo.configuration import CONF
+from tests.demo.live import serve
+from tests.demo.recorded import left_out, replay
+from tests.demo.report import show, summary, unexpected
+from tests.demo.sheet import Painter, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def server(given: str) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m smtpd_filters.testing.demo",
+        prog="python -m tests.demo",
         description="Good and bad neighbours send mail to a real smtpd with six filters.",
     )
     parser.add_argument(
