@@ -1,1 +1,1 @@
-"""What policies ask: the DNS."""
+"""What policies ask: the DNS, and services over HTTP."""
