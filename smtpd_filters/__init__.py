@@ -1,15 +1,15 @@
 """Filters for OpenSMTPD's smtpd(8), and the framework they are written with.
 
-What an author needs is here: subclass `Filter`, declare its settings with `option`, return
-decisions from its handlers, and make ``run(YourFilter)`` the program.
+Everything that an author needs is here: subclass `Filter`, declare its settings with `option`,
+return decisions from its handlers, and make `run(YourFilter)` the program. What look-ups need is
+imported when it is first used.
 """
 
 from __future__ import annotations
 
 from . import startup  # noqa: F401  # first of all: see there
-from .errors import ConfigError
-from .filter import Filter
-from .main import run
+from .errors import ConfigError, UnavailableError
+from .filter import Filter, Registration
 from .message import Headers, Message
 from .protocol.decisions import (
     JUNK,
@@ -31,6 +31,26 @@ from .protocol.decisions import (
 from .session import Session, Transaction
 from .settings import Settings, option
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .lookups.dns import Resolver
+    from .lookups.outcome import Found, NotFound, Outcome, Unavailable
+
+#: Names that only filters with look-ups use, and where they are.
+_LAZY = {
+    "Resolver": "dns",
+    **dict.fromkeys(("Found", "NotFound", "Outcome", "Unavailable"), "outcome"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.lookups.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "JUNK",
     "MARKED",
@@ -42,17 +62,24 @@ __all__ = [
     "Disconnect",
     "Filter",
     "FinalAnswer",
+    "Found",
     "Headers",
     "Junk",
     "Marked",
     "Message",
+    "NotFound",
+    "Outcome",
     "ParameterAnswer",
     "Proceed",
+    "Registration",
     "Reject",
+    "Resolver",
     "Rewrite",
     "Session",
     "Settings",
     "Transaction",
+    "Unavailable",
+    "UnavailableError",
     "option",
     "reply",
     "run",

@@ -1,17 +1,15 @@
-"""Filters in order, in one process: who is asked, whose word counts, what becomes of failures.
+"""Filters in order, in one process: a chain of one or more is the policy of an engine.
 
-Law
----
-1. Filters are asked in order.  The first refusal ends it; junk is kept while the rest are asked;
-   a rewritten parameter is what the next one gets.
-2. A filter that raises, returns what its phase does not allow, or is not done by its deadline is
-   answered for by its own ``--on-error``, and the others are asked as if it had said so.
-3. Whatever a filter did to a message before it failed is undone, and whatever it does on a dry run.
-4. A mark goes to what it was decided of.  smtpd takes junk at ``mail-from``, where there is no
-   transaction yet, for the whole connection, and it takes only one of junk and rewrite.  So a
-   mark may be kept (`Session.mark`) and made at the next phase that can make it.
-
-A filter on its own is a chain of one.
+Invariants
+----------
+*In order*: the first refusal ends the chain; junk is kept while the rest are called; a rewritten
+parameter is what the next filter gets.
+*Failures are a filter's own*: one that fails is answered for by its own `--on-error`, and the
+others are called as if it had returned that.
+*Undone*: what a filter did to a message before it failed, or on a dry run, is undone.
+*Marks go where they belong*: smtpd takes junk at `mail-from`, where there is no transaction yet,
+for the whole connection, and it takes only one of junk and rewrite. So a mark may be kept
+(`Session.mark`) and made at the next phase that can make it.
 """
 
 from __future__ import annotations
@@ -20,32 +18,26 @@ from functools import partial
 from time import monotonic
 
 from .errors import ConfigError
-from .filter import CONTENT, Filter
+from .filter import CONTENT, Filter, legal_outcomes
 from .guard import FAILED, REFUSALS, Link
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
+from .runtime.coroutines import begin
 from .runtime.log import FilterLog, fold_traceback
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import (
-        Awaitable,
-        Callable,
-        Generator,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from .filter import Outcome
     from .message import Message
     from .protocol.vocabulary import Phase
-    from .runtime.interfaces import Ask, Later
+    from .runtime.coroutines import Pending
+    from .runtime.interfaces import Ask
     from .runtime.log import Log
     from .session import Session
 
@@ -74,7 +66,7 @@ class Chain:
         links = self._link(filters)
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
         if keeps_marks and not links.keys() & {"data", *CONTENT}:
-            # Law 4: there must be a next phase.
+            # Marks go where they belong: there must be a next phase.
             links["data"] = []
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
         #: Whom to ask at each phase.
@@ -96,26 +88,32 @@ class Chain:
         #: looked at is not accepted unseen.
         self.otherwise = {phase: _otherwise(of) for phase, of in self._links.items()}
         self.otherwise_content = _otherwise([link for link, _ in self._content])
-        self._leaving = [each for each in self.filters if "gone" in each.events]
-        #: Whom to tell when something has been reported.
+        self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
+        #: Callbacks for when a report has been applied to its session.
         self.hooks: dict[str, Callable[[Session], None]] = {
-            report: partial(self._tell, event, told)
-            for report, event in (("link-connect", "arrived"), ("link-identify", "identified"))
-            if (told := [each for each in self.filters if event in each.events])
+            event.replace("_", "-"): partial(self._notify, event, called)
+            for event in ("link_connect", "link_identify")
+            if (called := [each for each in self.filters if event in each.events])
         }
-        #: The filters that look after something beside their sessions.
+        #: The filters that maintain something beside their sessions.
         self.refreshing = [each for each in self.filters if "refresh" in each.events]
-        #: Whether any filter has something to let go of when the process ends.
-        self.closing = any("close" in each.events for each in self.filters)
-        #: Whether any handler is a coroutine: then it takes asyncio to run the chain.
-        self.later = bool(self.refreshing) or any(
-            link.later for of in links.values() for link in of
-        )
-        #: Who hears the lines themselves; what they want to be told is asked for as well.
-        self.taps = tuple(tap for each in self.filters for tap in each.taps)
+        #: What the filters have opened together.
+        self._pools = list({id(each.pool): each.pool for each in self.filters}.values())
+        #: Whether there is something to release when the process ends.
+        self.closing = any("close" in each.events for each in self.filters) or any(self._pools)
+        #: Whether any handler may wait: then the chain runs on asyncio.
+        self.waits = any(each.waits for each in self.filters)
+        if self.waits:
+            from .runtime.first_step import first_step  # imports asyncio
+
+            for link in (link for of in links.values() for link in of):
+                link.first_step = first_step
+        registrations = [each.registration for each in self.filters]
+        #: Taps on the lines themselves; the phases and reports that they need are registered too.
+        self.taps = tuple(tap for each in registrations for tap in each.taps)
         self.phases = self._wanted_phases()
         self.fields, self.reports = self._wanted_reports()
-        self.outgoing = tuple(sorted({name for each in self.filters for name in each.outgoing}))
+        self.outgoing = tuple(sorted({name for each in registrations for name in each.outgoing}))
 
     # -- put together --------------------------------------------------------------------
 
@@ -128,13 +126,14 @@ class Chain:
             _check(filter_, on_error)
             filter_.log = FilterLog(self.log, filter_.name)
             self.filters.append(filter_)
-            if not (filter_.phases or filter_.taps or filter_.passes_data):
+            registration = filter_.registration
+            if not (filter_.registered or registration.taps or registration.data):
                 if filter_.handlers:
                     filter_.log.event("nothing to do: no setting asks for anything")
                 elif not filter_.events:
                     filter_.log.event("nothing to do: it has no handler")
             for handler in filter_.handlers:
-                if handler in filter_.phases:
+                if handler in filter_.registered:
                     link = Link(filter_, handler, on_error, deadline, self.watchdog)
                     links.setdefault(handler, []).append(link)
         return links
@@ -142,7 +141,7 @@ class Chain:
     def _wanted_phases(self) -> tuple[str, ...]:
         """What smtpd is to ask about."""
         phases = tuple(phase.name for phase in self._links)
-        if self.content or any(each.passes_data for each in self.filters):
+        if self.content or any(each.registration.data for each in self.filters):
             phases += ("data-line",)
         if self.content and "commit" not in phases:
             # What is refused, and what could not be kept, is refused at commit.
@@ -154,7 +153,7 @@ class Chain:
     def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The fields that a session is to have, and what smtpd is to report for them."""
         read = {report for each in self.filters for report in each.required_reports()}
-        if any("identified" in each.events for each in self.filters):
+        if any("link_identify" in each.events for each in self.filters):
             read.add("link-identify")
         known = [report for report in FIELDS if report in read]
         fields = tuple(field for report in known for field in FIELDS[report])
@@ -165,88 +164,42 @@ class Chain:
             reports += tuple(sorted(tap.reports.difference(reports)))
         return fields, reports
 
-    # -- asked by the engine -------------------------------------------------------------
+    # -- called by the engine ------------------------------------------------------------
 
-    def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Later:
-        """Ask the filters that have a handler for the phase."""
-        links = self._links[phase]
+    def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Pending:
+        """Call the filters that have a handler for the phase."""
+        return begin(self._decide_in_order(phase, session, argument))
+
+    async def _decide_in_order(self, phase: Phase, session: Session, argument: bytes) -> Decision:
         if phase is MAIL_FROM and session.mark == phase.name:
             session.mark = ""  # of a transaction that did not come about
         arguments = (text(argument),) if phase.argument else ()
-        said: Decision = PROCEED
-        for link in links:
-            decision = link.ask(session, *arguments)
-            if decision is PROCEED:
+        result: Decision = PROCEED
+        for link in self._links[phase]:
+            asked = link.ask(session, *arguments)
+            if asked is PROCEED:
                 continue
-            if not isinstance(decision, Decision):
-                rest = links[links.index(link) :]
-                return self._decide_later(phase, session, rest, decision, arguments, said)
-            said = _both(phase, session, said, decision)
+            decision = asked if isinstance(asked, Decision) else await asked
+            result = _both(phase, session, result, decision)
             if decision.verb in REFUSALS:
                 return decision
             if type(decision) is Rewrite:
                 arguments = (_handed_on(phase, decision),)
-        return _marked(phase, session, said)
+        return _marked(phase, session, result)
 
-    async def _decide_later(  # noqa: PLR0913  # what `decide` had in hand
-        self,
-        phase: Phase,
-        session: Session,
-        links: Sequence[Link],
-        waiting: Awaitable[Decision],
-        arguments: tuple[str, ...],
-        said: Decision,
-    ) -> Decision:
-        asked: Decision | Awaitable[Decision] = waiting
-        for at, _ in enumerate(links):
-            if at:
-                asked = links[at].ask(session, *arguments)
-            decision = asked if isinstance(asked, Decision) else await asked
-            said = _both(phase, session, said, decision)
-            if decision.verb in REFUSALS:
-                return decision
-            if decision.verb == "rewrite":
-                arguments = (_handed_on(phase, decision),)
-        return _marked(phase, session, said)
+    def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
+        """Have the header block judged and edited."""
+        return begin(self._judge(session, headers, None))
 
-    def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
-        """Have the header block looked at and edited."""
-        return self._judge(session, headers, None)
+    def judge_message(self, session: Session, message: Message) -> Decision | Pending:
+        """Have the whole message judged and edited."""
+        return begin(self._judge(session, message.headers, message))
 
-    def judge_message(self, session: Session, message: Message) -> Decision | Later:
-        """Have the whole message looked at and edited."""
-        return self._judge(session, message.headers, message)
-
-    def _judge(
-        self, session: Session, headers: Headers, message: Message | None
-    ) -> Decision | Later:
+    async def _judge(self, session: Session, headers: Headers, message: Message | None) -> Decision:
         edited = headers if message is None else message
-        for at, (link, whole) in enumerate(self._content):
+        for link, whole in self._content:
             before = edited.snapshot()
-            decision = link.ask(session, message if whole else headers)
-            if not isinstance(decision, Decision):
-                links = self._content[at:]
-                return self._judge_later(session, headers, message, links, decision, before)
-            decision, over = _judged(session, link, edited, before, decision)
-            if over:
-                return decision
-        return _mark(session, headers)
-
-    async def _judge_later(  # noqa: PLR0913  # what `_judge` had in hand
-        self,
-        session: Session,
-        headers: Headers,
-        message: Message | None,
-        links: Sequence[tuple[Link, bool]],
-        waiting: Awaitable[Decision],
-        before: object,
-    ) -> Decision:
-        asked: Decision | Awaitable[Decision] = waiting
-        edited = headers if message is None else message
-        for at, (link, whole) in enumerate(links):
-            if at:
-                before = edited.snapshot()
-                asked = link.ask(session, message if whole else headers)
+            asked = link.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
             decision, over = _judged(session, link, edited, before, decision)
             if over:
@@ -259,19 +212,19 @@ class Chain:
             filter_.smtpd = smtpd
 
     def gone(self, session: Session) -> None:
-        """Tell the filters that the session is over."""
-        if self._leaving:
-            self._tell("gone", self._leaving, session)
+        """Call the filters' `link_disconnect`."""
+        if self._disconnected:
+            self._notify("link_disconnect", self._disconnected, session)
 
-    def _tell(self, event: str, filters: Sequence[Filter], session: Session) -> None:
-        """Tell filters of an event of their life, which nobody waits for."""
+    def _notify(self, event: str, filters: Sequence[Filter], session: Session) -> None:
+        """Call an event method of filters."""
         watchdog = self.watchdog
         for filter_ in filters:
             watchdog.running = monotonic()
             try:
                 getattr(filter_, event)(session)
                 watchdog.running = 0.0
-            except BaseException as error:  # noqa: BLE001  # law 2
+            except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 watchdog.running = 0.0
                 filter_.log.failure(event, event, session.id, {}, error=fold_traceback(error))
 
@@ -284,16 +237,18 @@ class Chain:
                 await filter_.refresh()
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # law 2
+        except BaseException as error:  # noqa: BLE001  # failures are a filter's own
             filter_.log.event("refresh", error=fold_traceback(error))
 
     async def close(self) -> None:
-        """Let go of what the filters hold."""
+        """Release what the filters hold."""
         for filter_ in self.filters:
             try:
                 await filter_.close()
-            except BaseException as error:  # noqa: BLE001  # law 2
+            except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 filter_.log.event("close", error=fold_traceback(error))
+        for pool in self._pools:
+            await pool.aclose()
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters from their files, a step of bounded work at a time.
@@ -328,12 +283,17 @@ def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
 
 def _check(filter_: Filter, on_error: Outcome) -> None:
     """Whether a filter can be asked as it is to be."""
-    if on_error not in filter_.outcomes():
-        legal = ", ".join(filter_.outcomes())
-        raise ConfigError(f"filter {filter_.name!r}: on-error {on_error!r} is not one of {legal}")
-    unknown = set(filter_.phases) - filter_.handlers.keys()
+    unknown = filter_.registered - filter_.handlers.keys()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no handler for {sorted(unknown)}")
+    legal = legal_outcomes(filter_.registered)
+    if on_error not in legal:
+        raise ConfigError(
+            f"filter {filter_.name!r}: on-error {on_error!r} is not one of {', '.join(legal)}"
+        )
+    unknown = filter_.events - filter_.defined_events()
+    if unknown:
+        raise TypeError(f"filter {filter_.name!r}: no method for {sorted(unknown)}")
 
 
 def _otherwise(links: Sequence[Link]) -> Decision:
@@ -405,7 +365,7 @@ def _sound(headers: Headers) -> bool:
     try:
         lines = headers.lines()
         return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
-    except BaseException:  # noqa: BLE001  # law 2
+    except BaseException:  # noqa: BLE001  # failures are a filter's own
         return False
 
 

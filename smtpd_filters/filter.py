@@ -1,19 +1,19 @@
-"""What a filter's author writes: a subclass of `Filter` with a handler per phase.
+"""The base class of filters: a subclass has a handler for each phase that it decides at.
 
-Law
----
-1. The handlers that a class defines are what is asked of smtpd: nothing is registered that
-   is not used, for every phase costs the server a round trip per command.
-2. What is wrong with a class is said when it is defined, with its name: a handler that
-   belongs to no phase, one with the wrong parameters, one that may return what its phase does
-   not allow, an outcome for failures that a phase does not have.
-3. A handler is a plain method, answered in the same turn, or a coroutine, or a plain method
-   that returns a coroutine when it has to wait (``Proceed | Junk | Awaitable[Proceed | Junk]``):
-   what is known at once then costs no task.  It comes to a decision; one that raises, returns
-   anything else or takes too long is answered for, as ``--on-error`` says.
+Invariants
+----------
+*Registered as defined*: smtpd is asked for the handlers that `setup` returns, by default all that
+the class defines, and for nothing else: every phase costs the server a round trip per command.
+*Mistakes at import*: a handler that belongs to no phase, has the wrong parameters, or is annotated
+with a decision that its phase does not allow is a TypeError with the class's name.
+*One way to wait*: a handler is written `def` if it never waits and `async def` if it may. The first
+step of a coroutine is taken in the same turn: if it finishes there, it costs no task.
+*Always a decision*: a handler that raises, returns anything else or misses its deadline is answered
+for as `--on-error` says (`guard`).
 
-The return annotation of a handler is what it may answer, and is checked against its phase
-(`protocol.vocabulary`): ``junk`` at ``commit`` is then a mistake that is found at import.
+The return annotation of a handler is checked against its phase (`protocol.vocabulary`), so that
+`junk` at `commit` is found at import. `Decision`, an alias, or the annotation of a decorator means
+whatever the phase allows.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from . import session as reported
 from .protocol.decisions import Disconnect, Junk, Marked, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
-from .settings import MAX_DEADLINE, Settings
+from .settings import MAX_DEADLINE, Pool, Settings, Shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-    from typing import ClassVar, Literal
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from typing import Any, ClassVar, Literal, TypeAlias
 
     from .message import Headers, Message
-    from .protocol.decisions import Answer, ContentAnswer, Decision, FinalAnswer, ParameterAnswer
+    from .protocol.decisions import Decision
     from .runtime.wiretap import Tap
     from .session import Session
 
     Outcome = Literal["proceed", "junk", "tempfail"]
+    #: What a handler returns, or a coroutine that returns it.
+    Result: TypeAlias = Decision | Awaitable[Decision]
 
 _KINDS: dict[str, tuple[type[Decision], ...]] = {
     **{kind.__name__: (kind,) for kind in (Proceed, Junk, Marked, Reject, Disconnect, Rewrite)},
@@ -43,16 +45,19 @@ _KINDS: dict[str, tuple[type[Decision], ...]] = {
     "ContentAnswer": (Proceed, Junk, Marked, Reject, Disconnect),
     "FinalAnswer": (Proceed, Reject, Disconnect),
 }
-#: Handlers that see a message; what they refuse is refused at ``commit``, and what they call
-#: junk is marked in the header, unless they say that they have marked it themselves.
+#: Annotations that are certainly a mistake; any other unknown one is left to the run-time check.
+_NO_DECISION = frozenset({"", "None", "NoneType", "bool", "str", "bytes", "int", "float", "object"})
+#: Handlers that see a message, with their parameter. A refusal is sent at `commit`; `JUNK` marks
+#: the header, `MARKED` says that the handler has done so.
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
-#: What a filter is told of in its life; one that does not define a method is not called for it.
-_EVENTS = frozenset({"refresh", "arrived", "identified", "gone", "close"})
+#: Events of the session and of the process; a filter that does not define the method is not called.
+_EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
 #: Public methods that are no handlers.
 _LIFE = _EVENTS | {"setup"}
-#: What a handler that may have to wait says it returns.
-_AWAITABLE = "Awaitable["
+#: Annotations of a handler that returns a coroutine without being written as one.
+_AWAITABLES = ("Awaitable[", "Awaitable", "Coroutine[", "Coroutine")
+_CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 
 #: What smtpd can have reported by the time of a phase, beyond ``link-connect``.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
@@ -65,63 +70,82 @@ _KNOWN_BY: dict[str, tuple[str, ...]] = {
 _ALL_KNOWN = tuple(reported.FIELDS)
 
 
-class Filter:
-    """A policy: asked at the phases for which it has a handler.
+class Registration:
+    """What a filter registers with its settings: returned by `Filter.setup`.
 
-    Handlers get the `Session` and what the client said, and return a decision.  Beside those
-    of the phases there are ``headers``, which may edit the header block while the body streams
-    through, and ``message``, which sees the whole message.
+    `handlers` are names of methods, by default all that the class defines. `reports` are those that
+    they read from the session (smtpd-filters(7): `link-auth`); by default all that can be there by
+    the time of the handlers' phases. `events` are the names of the event methods to call, by
+    default all that the class defines. `junk=False` says that no handler marks, and `waits=False`
+    that none waits: then the process needs no event loop. With `data` messages pass through the
+    process even if no handler looks at them. `taps` and `outgoing` (reports of the sessions in
+    which smtpd is the client) are for tracing.
     """
 
-    #: The filter's name: its executable is ``filter-NAME``.  In a chain of several an instance may
-    #: have another.
+    __slots__ = ("data", "events", "handlers", "junk", "outgoing", "reports", "taps", "waits")
+
+    def __init__(  # noqa: PLR0913  # one for each thing that can be registered
+        self,
+        handlers: Iterable[str] | None = None,
+        *,
+        reports: Iterable[str] | None = None,
+        events: Iterable[str] | None = None,
+        junk: bool = True,
+        waits: bool = True,
+        data: bool = False,
+        taps: Iterable[Tap] = (),
+        outgoing: Iterable[str] = (),
+    ) -> None:
+        self.handlers = None if handlers is None else frozenset(handlers)
+        self.reports = None if reports is None else frozenset(reports)
+        self.events = None if events is None else frozenset(events)
+        self.junk = junk
+        self.waits = waits
+        self.data = data
+        self.taps = tuple(taps)
+        self.outgoing = frozenset(outgoing)
+
+
+class Filter:
+    """A policy, with a handler for each phase at which it decides.
+
+    Handlers get the `Session` and the client's parameter, and return a decision. Beside those of
+    the phases there are `headers`, which may edit the header block while the body streams through,
+    and `message`, which sees the whole message.
+    """
+
+    #: The filter's name: its executable is `filter-NAME`. An instance in a chain may have another.
     name: str = ""
-    #: What becomes of a request when a handler fails, unless ``--on-error`` says otherwise.
+    #: The decision when a handler fails, unless `--on-error` is given.
     on_error: Outcome = "proceed"
-    #: Seconds that a handler may take, 300 at most.  That of an instance is what ``--deadline``
-    #: says, from `setup` on.
+    #: Seconds that a handler may take, 300 at most. On an instance, from `setup` on, the value of
+    #: `--deadline`.
     deadline: float = 30.0
-    #: Reports that its handlers read from the session; by default all that can be there.
-    needs: ClassVar[frozenset[str] | None] = None
+    #: Seconds between two calls of `refresh`.
+    refresh_interval: float = 3600.0
 
-    #: Reports of the sessions in which smtpd is the client; only a tap sees them.
-    outgoing: frozenset[str] = frozenset()
-    #: Whether a handler may say junk with these settings.
-    marks: bool = True
-    #: Whether messages come by even when no handler looks at them.
-    passes_data: bool = False
-    #: Who is to hear every byte that passes, for tracing; `setup` makes them.  No policy needs one.
-    taps: tuple[Tap, ...] = ()
-
-    #: The declarations of its settings.
+    #: The declarations of its settings, those that its `Shared` attributes bring included.
     Options: ClassVar[type[Settings]] = Settings
     settings: Settings
 
     #: The handlers of the class, by their names.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
-    #: What each of them may return.
+    #: The kinds of decision that each of them may return.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
-    #: Handlers that may be or return a coroutine.  `setup` empties it when none will with these
-    #: settings: then it takes no event loop to run the filter.
-    later: frozenset[str] = frozenset()
 
-    #: Whether what it decides is only logged; a filter that waits on purpose does not then.
+    #: Whether its decisions are only logged; a filter that waits on purpose does not then.
     dry_run: bool = False
-    #: Seconds between two calls of `refresh`.
-    refresh_interval: float = 3600.0
-    #: What smtpd said of itself: "admd", "smtpd-version", "smtp-session-timeout".
+    #: smtpd's configuration from its hand-shake: "admd", "smtpd-version", "smtp-session-timeout".
     smtpd: Mapping[str, str] = {}  # replaced as a whole
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = self.Options() if settings is None else settings
-        #: Its lines of the log, under its name.  That of the process from `setup` on.
+        #: Its lines of the log, under its name. That of the process from `setup` on.
         self.log = FilterLog(Log(), self.name)
-        #: The handlers in use; `setup` may take some away.
-        self.phases = set(self.handlers)
-        #: The events of its life that it wants to be told of; likewise.
-        self.events = {
-            event for event in _EVENTS if getattr(type(self), event) is not getattr(Filter, event)
-        }
+        #: What its `Shared` attributes open. That of the process from `setup` on.
+        self.pool = Pool()
+        #: What is registered. The result of `setup` from then on.
+        self.registration = Registration()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -132,108 +156,160 @@ class Filter:
             raise TypeError(f"{where}: a name is made of letters, digits and hyphens")
         _check_public(cls, where)
         _check_events(cls, where)
+        shared: dict[str, object] = {}
         for name, value in cls.__dict__.items():
             declares = isinstance(value, type) and issubclass(value, Settings)
             if declares and name != "Options":
                 raise TypeError(f"{where}: settings are declared in a class Options, not {name}")
+            if isinstance(value, Shared):
+                shared.update(value.options)
+        if shared:
+            cls.Options = _extended(cls.Options, shared)
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }
         cls.returns = {
             name: _check_handler(name, handler, where) for name, handler in cls.handlers.items()
         }
-        cls.later = frozenset(name for name, code in cls.handlers.items() if _may_wait(code))
         if not 0 < cls.deadline <= MAX_DEADLINE:
             raise TypeError(f"{where}: deadline {cls.deadline!r} is not within {MAX_DEADLINE:g} s")
         if cls.on_error not in cls.outcomes():
             raise TypeError(f"{where}: on_error {cls.on_error!r} is not one of {cls.outcomes()}")
-        unknown = (cls.needs or frozenset()) - reported.FIELDS.keys()
-        if unknown:
-            raise TypeError(f"{where}: needs {sorted(unknown)}, of {sorted(reported.FIELDS)}")
 
     @classmethod
     def outcomes(cls) -> tuple[Outcome, ...]:
-        """The outcomes for failures that every phase of this filter has."""
-        every = [HANDLERS[name].fallbacks for name in cls.handlers if name in HANDLERS]
-        outcomes: tuple[Outcome, ...] = ("proceed", "junk", "tempfail")
-        return tuple(o for o in outcomes if all(o in fallbacks for fallbacks in every))
+        """Return the choices of `--on-error`: what every handler of the class can answer."""
+        return legal_outcomes(cls.handlers)
 
     @classmethod
     def described(cls) -> str:
-        """The first line of its docstring."""
+        """Return the first line of its docstring."""
         return (cls.__doc__ or "").strip().partition("\n")[0]
 
-    def setup(self) -> None:
-        """Get ready, once the settings are known and before smtpd is told so.
+    def setup(self) -> Registration | None:
+        """Prepare, with the settings, before smtpd is told what to register.
 
-        May raise ConfigError.
+        Returns what to register; None is `Registration()`, all that the class defines. May raise
+        ConfigError.
         """
 
     async def refresh(self) -> None:
-        """Look after what is not of a session, once at the start and every `refresh_interval`.
+        """Maintain what belongs to no session, once at the start and every `refresh_interval`.
 
-        What it raises is logged, and it is called again in its time.
+        An exception is logged; the next call comes in its time.
         """
 
-    def arrived(self, session: Session) -> None:
-        """The client is known, and nobody waits yet: the time to start look-ups."""
+    def link_connect(self, session: Session) -> None:
+        """Start look-ups about a client that has connected; no request is pending yet."""
 
-    def identified(self, session: Session) -> None:
-        """The client has greeted, and smtpd has taken its greeting."""
+    def link_identify(self, session: Session) -> None:
+        """Start look-ups about a client whose greeting smtpd has accepted."""
 
-    def gone(self, session: Session) -> None:
-        """The session is over."""
+    def link_disconnect(self, session: Session) -> None:
+        """Release what is kept for a session that has ended."""
 
     async def close(self) -> None:
-        """Let go of what `setup` took; the process ends."""
+        """Release what `setup` acquired; the process ends. What is shared closes by itself."""
+
+    # -- what is registered --------------------------------------------------------------
+
+    @property
+    def registered(self) -> frozenset[str]:
+        """The names of the handlers that are registered."""
+        chosen = self.registration.handlers
+        return frozenset(self.handlers) if chosen is None else chosen
+
+    @property
+    def events(self) -> frozenset[str]:
+        """The names of the event methods that are called."""
+        chosen = self.registration.events
+        return self.defined_events() if chosen is None else chosen
+
+    def defined_events(self) -> frozenset[str]:
+        """Return the names of the event methods that the class defines."""
+        cls = type(self)
+        return frozenset(
+            each for each in _EVENTS if getattr(cls, each) is not getattr(Filter, each)
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether it needs an event loop: it has `refresh`, or a registered handler may wait."""
+        may_wait = self.registration.waits
+        return "refresh" in self.events or (
+            may_wait and any(is_coroutine(self.handlers[name]) for name in self.registered)
+        )
 
     def required_reports(self) -> frozenset[str]:
-        """The reports that its handlers in use may read."""
-        if self.needs is not None:
-            return self.needs
+        """Return the reports that the handlers that are registered may read."""
+        if self.registration.reports is not None:
+            return self.registration.reports
         known: set[str] = set()
-        for name in self.phases:
+        for name in self.registered:
             phase = HANDLERS.get(name)
             known.update(_KNOWN_BY.get(phase.name, _ALL_KNOWN) if phase else _ALL_KNOWN)
         return frozenset(known)
 
+    def open_shared(self) -> None:
+        """Open what its `Shared` attributes declare.  Raises ConfigError."""
+        for cls in type(self).__mro__:
+            for name, value in vars(cls).items():
+                if isinstance(value, Shared):
+                    getattr(self, name)
+
     if TYPE_CHECKING:
         # What a handler gets and may return, for the type checker.
 
-        def connect(self, session: Session) -> Answer | Awaitable[Answer]: ...
-        def helo(
-            self, session: Session, identity: str, /
-        ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
-        def ehlo(
-            self, session: Session, identity: str, /
-        ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
-        def starttls(self, session: Session) -> Answer | Awaitable[Answer]: ...
-        def auth(
-            self, session: Session, credentials: str, /
-        ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
-        def mail_from(
-            self, session: Session, address: str, /
-        ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
-        def rcpt_to(
-            self, session: Session, address: str, /
-        ) -> ParameterAnswer | Awaitable[ParameterAnswer]: ...
-        def data(self, session: Session) -> Answer | Awaitable[Answer]: ...
-        def headers(
-            self, session: Session, headers: Headers
-        ) -> ContentAnswer | Awaitable[ContentAnswer]: ...
-        def message(
-            self, session: Session, message: Message
-        ) -> ContentAnswer | Awaitable[ContentAnswer]: ...
-        def commit(self, session: Session) -> FinalAnswer | Awaitable[FinalAnswer]: ...
-        def rset(self, session: Session) -> FinalAnswer | Awaitable[FinalAnswer]: ...
-        def noop(self, session: Session, text: str, /) -> Answer | Awaitable[Answer]: ...
-        def quit(
-            self, session: Session
-        ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]: ...
+        def connect(self, session: Session) -> Result: ...
+        def helo(self, session: Session, identity: str, /) -> Result: ...
+        def ehlo(self, session: Session, identity: str, /) -> Result: ...
+        def starttls(self, session: Session) -> Result: ...
+        def auth(self, session: Session, credentials: str, /) -> Result: ...
+        def mail_from(self, session: Session, address: str, /) -> Result: ...
+        def rcpt_to(self, session: Session, address: str, /) -> Result: ...
+        def data(self, session: Session) -> Result: ...
+        def headers(self, session: Session, headers: Headers) -> Result: ...
+        def message(self, session: Session, message: Message) -> Result: ...
+        def commit(self, session: Session) -> Result: ...
+        def rset(self, session: Session) -> Result: ...
+        def noop(self, session: Session, text: str, /) -> Result: ...
+        def quit(self, session: Session) -> Result: ...
+
+
+def legal_outcomes(handlers: Iterable[str]) -> tuple[Outcome, ...]:
+    """Return the outcomes for failures that all of these handlers can answer with."""
+    every = [HANDLERS[name].fallbacks for name in handlers if name in HANDLERS]
+    outcomes: tuple[Outcome, ...] = ("proceed", "junk", "tempfail")
+    return tuple(o for o in outcomes if all(o in fallbacks for fallbacks in every))
+
+
+def legal_decisions(handler: str) -> frozenset[type[Decision]]:
+    """Return the kinds of decision that the phase of a handler allows."""
+    phase = HANDLERS.get(handler)
+    return _CONTENT_LEGAL if phase is None else phase.legal
+
+
+def is_coroutine(function: object) -> bool:
+    """Whether a function, or what it wraps, is written `async def`; `inspect` costs start-up."""
+    code = getattr(_unwrapped(function), "__code__", None)
+    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+
+
+def _unwrapped(function: object) -> object:
+    """Return what decorators that use `functools.wraps` were applied to."""
+    while (inner := getattr(function, "__wrapped__", None)) is not None:
+        function = inner
+    return function
+
+
+def _extended(options: type[Settings], shared: dict[str, object]) -> type[Settings]:
+    """Return the class of these options and of those that `Shared` attributes bring."""
+    names = {"__module__": options.__module__, "__qualname__": options.__qualname__}
+    return type("Options", (options,), {**names, "__doc__": options.__doc__, **shared})
 
 
 def _check_public(cls: type[Filter], where: str) -> None:
-    """Every public method of a filter is a handler: a misspelt one would never be called."""
+    """Raise TypeError for a public method that is no handler: a misspelt one is never called."""
     known = HANDLERS.keys() | CONTENT.keys() | _LIFE
     for name, value in cls.__dict__.items():
         plain = callable(value) and not isinstance(value, type)
@@ -243,62 +319,66 @@ def _check_public(cls: type[Filter], where: str) -> None:
             near = get_close_matches(name, known, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(
-                f"{where}: {name!r} is no phase's handler{hint} (helpers begin with an underscore)"
+                f"{where}: {name!r} is not the handler of a phase{hint} "
+                "(helpers begin with an underscore)"
             )
 
 
 def _check_events(cls: type[Filter], where: str) -> None:
-    """What is called must not be a coroutine that nobody awaits, nor the other way round."""
+    """Raise TypeError for an event method that is a coroutine and must not be, or the reverse."""
     for name in _LIFE & cls.__dict__.keys():
-        wanted = _is_coroutine(getattr(Filter, name))
-        if _is_coroutine(cls.__dict__[name]) is not wanted:
+        wanted = is_coroutine(getattr(Filter, name))
+        if is_coroutine(cls.__dict__[name]) is not wanted:
             raise TypeError(f"{where}: {name} is {'async def' if wanted else 'a plain method'}")
 
 
 def _check_handler(
     name: str, handler: Callable[..., object], where: str
 ) -> frozenset[type[Decision]]:
-    """The kinds of decision that a handler says it returns; TypeError if its phase has not all."""
+    """Return the kinds of decision that a handler is annotated with.
+
+    Raises TypeError for the wrong parameters and for a kind that its phase does not allow.
+    """
     phase = HANDLERS.get(name)
     argument = CONTENT[name] if phase is None else phase.argument
-    legal = _CONTENT_LEGAL if phase is None else phase.legal
-    code = getattr(handler, "__code__", None)
+    legal = legal_decisions(name)
+    plain: Any = _unwrapped(handler)
+    code = getattr(plain, "__code__", None)
     takes = ("self", "session", argument) if argument else ("self", "session")
-    if code is None or code.co_argcount != len(takes) or code.co_kwonlyargcount:
+    if code is None or (
+        not code.co_flags & _CO_VARARGS
+        and (code.co_argcount != len(takes) or code.co_kwonlyargcount)
+    ):
         raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
-    said = getattr(handler, "__annotations__", {}).get("return")
-    if "return" not in getattr(handler, "__annotations__", {}):
-        refusal = "Reject" if Reject in legal else "Disconnect"
+    annotations = getattr(plain, "__annotations__", {})
+    if "return" not in annotations:
+        if code.co_flags & _CO_VARARGS:
+            return legal  # a decorator's
         raise TypeError(
-            f'{where}: {name} has no annotation of what it returns; write "-> Proceed | {refusal}"'
+            f'{where}: {name} has no annotation of what it returns; write "-> Decision"'
         )
-    kinds = [_KINDS.get(word.rpartition(".")[2]) for word in _named(said)]
-    if not kinds or None in kinds:
-        raise TypeError(f"{where}: {name} says that it returns {said!r}, which is no decision")
+    words = [word.rpartition(".")[2] for word in _named(annotations["return"])]
+    if any(word.startswith(_AWAITABLES) for word in words):
+        raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
+    if not _NO_DECISION.isdisjoint(words):
+        shown = " | ".join(words)
+        raise TypeError(f'{where}: {name} is annotated "-> {shown}", and returns a Decision')
+    kinds = [_KINDS.get(word) for word in words]
+    if None in kinds:
+        return legal
     returns = frozenset(kind for known in kinds if known for kind in known)
     if not returns <= legal:
         wrong = ", ".join(sorted(kind.__name__ for kind in returns - legal))
-        raise TypeError(f"{where}: {name} may not answer {wrong}")
+        allowed = ", ".join(sorted(kind.__name__ for kind in legal))
+        raise TypeError(f"{where}: {name} may not return {wrong}, only {allowed}")
     return returns
 
 
-def _named(said: object) -> list[str]:
-    """The names in a return annotation, be it text or types; what is awaited counts as itself."""
-    if isinstance(said, str):
-        return [word.strip() for word in said.replace(_AWAITABLE, "").replace("]", "").split("|")]
-    parts = getattr(said, "__args__", ())
-    if parts:
+def _named(annotation: object) -> list[str]:
+    """Return the names in a return annotation, be it text or types."""
+    if isinstance(annotation, str):
+        return [word.strip() for word in annotation.split("|")]
+    parts = getattr(annotation, "__args__", ())
+    if parts and not hasattr(annotation, "__origin__"):
         return [name for part in parts for name in _named(part)]
-    return [getattr(said, "__name__", "")]
-
-
-def _may_wait(handler: Callable[..., object]) -> bool:
-    """Whether a handler is written ``async def``, or says that it may return an awaitable."""
-    said = getattr(handler, "__annotations__", {}).get("return")
-    return _is_coroutine(handler) or _AWAITABLE in str(said)
-
-
-def _is_coroutine(function: object) -> bool:
-    """Whether a function is written ``async def``; `inspect` would cost start-up."""
-    code = getattr(function, "__code__", None)
-    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE
+    return [getattr(annotation, "__name__", str(annotation))]

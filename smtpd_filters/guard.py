@@ -1,15 +1,15 @@
-"""One handler of one filter, asked so that whatever it does there is a decision.
+"""Calls one handler of one filter so that, whatever it does, there is a decision.
 
-Law
----
-1. Asking never raises, and a coroutine's outcome is a decision as well.
-2. A handler that raises, returns what its phase does not allow, or is not done by its deadline is
-   answered for as ``--on-error`` says; the log has why, once per cause and interval, and each
-   session in which it happens.
-3. What is said of a failure never repeats a credential.
-4. On a dry run what was decided is logged, and the decision is to proceed.
+Invariants
+----------
+*Always a decision*: a call never raises, and the result of a coroutine is a decision as well. A
+handler that raises, returns what its phase does not allow, or misses its deadline is answered for
+as `--on-error` says; the log has the cause once per interval, and each session in which it happens.
+*No credential*: what is logged of a failure never repeats one.
+*Dry run*: the decision is logged, and the result is to proceed.
 
-A plain handler is watched by the `Watchdog`, a coroutine by its deadline.
+A plain handler, and the first step of a coroutine, is watched by the `Watchdog`; the rest of a
+coroutine by its deadline.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from time import monotonic
 from types import CoroutineType
 
 from .errors import UnavailableError
+from .filter import legal_decisions
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, Rewrite, reply
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
-from .runtime.coroutines import CANCELLED, OVERDUE, Wait
+from .runtime.coroutines import CANCELLED, OVERDUE, Pending, Raised, Suspended, Wait, begin
 from .runtime.log import fold_traceback, outcome, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from .filter import Filter, Outcome
-    from .runtime.interfaces import Later
     from .runtime.watchdog import Watchdog
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
-#: The reason of a decision that stands in for a handler's own, which is told by it.
+#: The reason of a decision that stands in for a handler's own: how the two are told apart.
 FAILED = "handler failed"
+#: Seconds of a plain handler, or of a first step, after which the log says that it held up the
+#: rest.
+SLOW = 1.0
 #: The phase whose parameter is a credential.
 CONFIDENTIAL = "auth"
 
@@ -49,13 +52,14 @@ class Link:
         "dry",
         "fallback",
         "filter",
+        "first_step",
         "handler",
-        "later",
         "legal",
         "log",
         "may_mark",
         "phase",
         "watchdog",
+        "where",
     )
 
     def __init__(  # what it takes to ask a handler
@@ -75,37 +79,39 @@ class Link:
         self.argument = bool(phase and phase.argument)
         #: The kinds of decision that may be returned.
         self.legal = filter.returns[handler]
-        #: What is decided when the handler fails.  Of a message it is as at ``data``: the refusal
-        #: is said at ``commit``, and a mark is a field of the header by then.  A copy, to be told
-        #: from the same decision of a handler's own.
+        #: The decision when the handler fails. Of a message it is as at `data`: the refusal is sent
+        #: at `commit`, and a mark is a field of the header by then. A copy, with a reason of its
+        #: own.
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
-        #: Whether it may come to junk.
-        self.may_mark = (Junk in self.legal and filter.marks) or type(self.fallback) is Junk
+        #: Whether it may mark.
+        junk = filter.registration.junk
+        self.may_mark = (Junk in self.legal and junk) or type(self.fallback) is Junk
         #: Seconds that a coroutine may take.
         self.deadline = deadline
-        #: Whether the handler may be a coroutine.
-        self.later = handler in filter.later
+        #: Takes the first step of a coroutine; a chain that runs on asyncio sets its own.
+        self.first_step: Callable[[Coroutine[Any, Any, object]], object] = _only_step
+        #: The place of the handler in its file, for the log.
+        self.where = _place(self.handler)
         self.dry = filter.dry_run
         self.log = filter.log
         self.watchdog = watchdog
 
-    def ask(self, session: Session, *arguments: object) -> Decision | Later:
-        """Ask the filter.  Never raises; a coroutine's result is a decision as well."""
+    def ask(self, session: Session, *arguments: object) -> Decision | Pending:
+        """Call the handler.  Never raises; pending work comes to a decision as well."""
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
         try:
             result = self.handler(session, *arguments)
+            if type(result) is CoroutineType:
+                result = self.first_step(result)
             watchdog.running = 0.0
-        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+        except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
             watchdog.running = 0.0
-            if type(error) is MemoryError:
-                # What the handler's frames hold is what everything else lacks.
-                error.__traceback__ = error.__context__ = None
-            return self._raised(session, error)
-        return self._said(session, result, started)
+            return self._thrown(session, error, started)
+        return self._returned(session, result, started)
 
-    def decide(self, session: Session, argument: bytes) -> Decision | Later:
-        """Ask the filter at a phase, when it is the only one.
+    def decide(self, session: Session, argument: bytes) -> Decision | Pending:
+        """Call the handler at a phase, when it is the only one.
 
         Nearly every request comes here, so nothing is shared with `ask`: a call costs as much as
         the rest.
@@ -117,41 +123,56 @@ class Link:
                 result = self.handler(session, argument.decode("utf-8", "surrogateescape"))
             else:
                 result = self.handler(session)
+            if type(result) is CoroutineType:
+                result = self.first_step(result)
             watchdog.running = 0.0
-        except BaseException as error:  # noqa: BLE001  # law 2; SystemExit included
+        except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
             watchdog.running = 0.0
-            if type(error) is MemoryError:
-                # What the handler's frames hold is what everything else lacks.
-                error.__traceback__ = error.__context__ = None
-            return self._raised(session, error)
-        if result is PROCEED and not self.log.verbose:
+            return self._thrown(session, error, started)
+        if result is PROCEED and not self.log.verbose and monotonic() - started < SLOW:
             return PROCEED
-        return self._said(session, result, started)
+        return self._returned(session, result, started)
 
-    def _said(self, session: Session, result: object, started: float) -> Decision | Later:
-        if self.later and type(result) is CoroutineType:
-            return self._wait(session, result, started)
+    def _returned(self, session: Session, result: object, started: float) -> Decision | Pending:
+        took = monotonic() - started
+        if took > SLOW:
+            self._slow(session, took)
+        if type(result) is Suspended:
+            return begin(self._wait(session, result, started))
         return self._checked(session, result, started)
 
-    async def _wait(
-        self, session: Session, result: Coroutine[Any, Any, object], started: float
-    ) -> Decision:
-        """Wait for a coroutine, but not for longer than its deadline, whatever it does."""
-        outcome = await Wait(_contained(result), self.deadline)
-        if outcome is OVERDUE:
+    def _thrown(self, session: Session, error: BaseException, started: float) -> Decision:
+        if type(error) is MemoryError:
+            # What the handler's frames hold is what everything else lacks.
+            error.__traceback__ = error.__context__ = None
+        elif (took := monotonic() - started) > SLOW:
+            self._slow(session, took)
+        return self._raised(session, error)
+
+    def _slow(self, session: Session, took: float) -> None:
+        self.log.limited(
+            f"slow {self.phase}",
+            f"held up all sessions for {took:.1f} s",
+            session.id,
+            phase=self.phase,
+            at=self.where,
+        )
+
+    async def _wait(self, session: Session, suspended: Suspended, started: float) -> Decision:
+        """Wait for a coroutine, but not beyond its deadline, whatever it does."""
+        result = await Wait(suspended, self.deadline)
+        if result is OVERDUE:
             return self.failed(session, error=f"not done after {self.deadline:g} s")
-        if outcome is CANCELLED:
-            result.close()  # it has not even begun, and would warn
+        if result is CANCELLED:
+            suspended.work.close()
             return self.failed(session, error="was cancelled")
-        if isinstance(outcome, _Raised):
-            return self._raised(session, outcome.error)
-        return self._checked(session, outcome, started)
+        if isinstance(result, Raised):
+            return self._raised(session, result.error)
+        return self._checked(session, result, started)
 
     def _checked(self, session: Session, result: object, started: float) -> Decision:
         if type(result) not in self.legal:
-            if type(result) is CoroutineType:
-                result.close()  # it would warn that it was never awaited
-            return self.failed(session, error=f"returned {type(result).__name__}")
+            return self.failed(session, error=self._illegal(result))
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if b"\n" in decision.wire:
             return self.failed(session, error="returned a decision that was tampered with")
@@ -166,6 +187,17 @@ class Link:
             took = monotonic() - started
             self.log.verdict(session, self.phase, decision, took, dry=self.dry)
         return PROCEED if self.dry else decision
+
+    def _illegal(self, result: object) -> str:
+        """Describe what was returned in place of a decision that is allowed."""
+        name = type(result).__name__
+        if type(result) is CoroutineType:
+            result.close()  # it would warn that it was never awaited
+            return f'returned a coroutine; write "async def" at {self.where}'
+        allowed = " | ".join(sorted(kind.__name__ for kind in self.legal))
+        if type(result) in legal_decisions(self.handler.__name__):
+            return f'returned {name}, but is annotated "-> {allowed}" at {self.where}'
+        return f"returned {name}, but may return {allowed}, at {self.where}"
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
         where = fold_traceback(error, text=False)
@@ -196,20 +228,21 @@ class Link:
         return PROCEED.because(FAILED) if self.dry else fallback
 
 
-class _Raised:
-    """What a coroutine raised."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-async def _contained(work: Awaitable[object]) -> object:
-    """Await it and give back what it raises: asyncio ends its loop on SystemExit."""
+def _only_step(work: Coroutine[Any, Any, object]) -> object:
+    """Run a coroutine of a process without an event loop: it must finish without waiting."""
     try:
-        return await work
-    except BaseException as error:  # noqa: BLE001  # law 2; CancelledError may be its own
-        if type(error) is MemoryError:
-            error.__traceback__ = error.__context__ = None
-        return _Raised(error)
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    work.close()
+    raise RuntimeError("waited, but setup returned Registration(waits=False)")
+
+
+def _place(handler: Callable[..., object]) -> str:
+    """Return file and line of a handler."""
+    while (inner := getattr(handler, "__wrapped__", None)) is not None:
+        handler = inner
+    code = getattr(handler, "__code__", None)
+    if code is None:
+        return "?"
+    return f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"

@@ -6,6 +6,7 @@ import sys
 
 from .chain import Chain
 from .errors import ConfigError, not_started, user_name
+from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import common_options, die, parse_flags
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from .filter import Filter, Outcome
-    from .settings import PolicySettings
+    from .settings import PolicySettings, Pool
 
     #: A filter with its outcome for failures, and its deadline in seconds.
     Ready: TypeAlias = tuple[Filter, Outcome, float]
@@ -53,20 +54,27 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     )
 
 
-def set_up(filter_: Filter, log: Log, general: PolicySettings | None = None) -> Ready:
-    """Get a filter ready: give it the process's log and call `setup`.
+def set_up(
+    filter_: Filter, log: Log, general: PolicySettings | None = None, pool: Pool | None = None
+) -> Ready:
+    """Prepare a filter: give it the process's log and pool, call `setup`, open what it shares.
 
     Every way to run a filter sets it up here: an executable, a chain, the tools, the test kit.
-    ``general`` are the settings that every filter has; without them an instance keeps its own.
-    Raises ConfigError for whatever goes wrong, in one line.
+    `general` are the settings that every filter has; without them an instance keeps its own. `pool`
+    is that of the process; without one the filter shares nothing. Raises ConfigError for whatever
+    goes wrong, in one line.
     """
     if general is not None:
         on_error: Any = general.on_error
         filter_.on_error, filter_.deadline = on_error, general.deadline
         filter_.dry_run = general.dry_run
     filter_.log = FilterLog(log, filter_.name)
+    if pool is not None:
+        filter_.pool = pool
     try:
-        filter_.setup()
+        filter_.registration = filter_.setup() or Registration()
+        if filter_.waits:
+            filter_.open_shared()
     except ConfigError:
         raise
     except OSError as error:

@@ -13,7 +13,7 @@ in `_judge`.
 
 from __future__ import annotations
 
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.protocol.decisions import JUNK, Disconnect, Junk, Reject
 from smtpd_filters.settings import REPLY, Settings, choice, option
 
@@ -21,8 +21,6 @@ from .exemptions import Exempt, exempted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
     from smtpd_filters.tables import NetworkTable
@@ -97,45 +95,44 @@ class ClientFilter(Filter):
 
     _exempt = Exempt()
 
-    def setup(self) -> None:
-        """Choose the phase."""
+    def setup(self, *, waits: bool = False) -> Registration:
+        """Choose the phase; a filter that looks something up `waits`."""
         settings = self.settings
-        self.later = frozenset()  # a filter that looks something up says otherwise
-        self.phases = set(_AT[settings.phase])
-        self.marks = settings.action == "junk"
         self._exempt = settings.exempt.also(settings.allow)
-        if not self.phases & {"mail_from", "rcpt_to"}:
+        if settings.phase in {"connect", "helo"}:
             self._exempt.note_phase(settings.phase, self.log)
             self._exempt = self._exempt.without_users()  # law 2
         if settings.reply is not None and settings.action == "junk":
             self.log.event(REPLY_UNUSED)
+        return Registration(
+            _AT[settings.phase],
+            reports={"link-auth"} if self._exempt.users else (),
+            junk=settings.action == "junk",
+            waits=waits,
+        )
 
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated where that exempts."""
-        return frozenset({"link-auth"} if self._exempt.users else ())
-
-    def connect(self, session: Session) -> Answer | Awaitable[Answer]:
+    async def connect(self, session: Session) -> Answer:
         """Decide before smtpd greets the client."""
-        return self._decide(session)
+        return await self._decide(session)
 
-    def helo(self, session: Session, _identity: str) -> Answer | Awaitable[Answer]:
-        """Decide when the client greets; what it calls itself is no matter."""
-        return self._decide(session)
+    async def helo(self, session: Session, _identity: str) -> Answer:
+        """Decide when the client greets, whatever its greeting is."""
+        return await self._decide(session)
 
     ehlo = helo
 
-    def mail_from(self, session: Session, _address: str) -> Answer | Awaitable[Answer]:
+    async def mail_from(self, session: Session, _address: str) -> Answer:
         """Decide for each message or recipient."""
-        return self._decide(session)
+        return await self._decide(session)
 
     rcpt_to = mail_from
 
-    def _decide(self, session: Session) -> Answer | Awaitable[Answer]:
+    async def _decide(self, session: Session) -> Answer:
         """Judge a client, unless it is exempt."""
         why = self._exempt.reason(session)
-        return exempted(self, why) if why else self._judge(session)
+        return exempted(self, why) if why else await self._judge(session)
 
-    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
+    async def _judge(self, session: Session) -> Answer:
         """Decide about a client that is not exempt."""
         raise NotImplementedError
 

@@ -22,6 +22,7 @@ from smtpd_filters.settings import (
     PATH,
     SWITCH,
     TEXT,
+    Pool,
     ProcessSettings,
     Settings,
     die,
@@ -34,7 +35,7 @@ from .chain_file import ChainFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from smtpd_filters.main import Ready
 
@@ -119,7 +120,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     process = file.process(name)
     return serve_chain(
         # Modules of others are loaded when stdout has been taken out of their way.
-        lambda log: [_ready(each, log) for each in file.declared(name)],
+        lambda log: _ready(file.declared(name), log),
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
         prog=PROG,
@@ -134,9 +135,14 @@ def _place() -> str:
     raise ConfigError(f"no file: neither {' nor '.join(PLACES)}; --config names another")
 
 
-def _ready(declared: Declared, log: Log) -> Ready:
+def _ready(declared: Iterable[Declared], log: Log) -> list[Ready]:
+    pool = Pool()
+    return [_set_up(each, log, pool) for each in declared]
+
+
+def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     try:
-        return set_up(declared.make(), log, declared.policy)
+        return set_up(declared.make(), log, declared.policy, pool)
     except SystemExit:
         raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
     except ConfigError as error:
@@ -206,7 +212,7 @@ def _try(
         return
     ready[name] = None
     try:
-        ready[name] = _ready(file.filter(name, chain), Log())
+        ready[name] = _set_up(file.filter(name, chain), Log(), Pool())
     except ConfigError as error:
         yield from (error, *error.others)
 

@@ -49,6 +49,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from smtpd_filters.filter import Registration
     from smtpd_filters.session import Session
 
 # Words that pools are named with, alone or before or after digits and hyphens: how addresses are
@@ -332,9 +333,9 @@ class Dyndns(ClientFilter):
     _refused: Junk | Reject | Disconnect
     _builtin: RegexTable | None
 
-    def setup(self) -> None:
+    def setup(self, *, waits: bool = False) -> Registration:
         """Make the refusal and the tables."""
-        super().setup()
+        registration = super().setup(waits=waits)
         refuse_empty(self.settings, "extra_patterns")
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
         # This can be the result of per-host or per-recipient filtering."  X.7.25 of RFC 7372 is
@@ -345,8 +346,9 @@ class Dyndns(ClientFilter):
             "please send through your provider's mail server",
         )
         self._builtin = RegexTable.of(BUILTIN) if self.settings.patterns is None else None
+        return registration
 
-    def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
+    async def _judge(self, session: Session) -> Proceed | Junk | Reject | Disconnect:
         if session.rdns is None or session.by_socket:
             if not session.src:
                 raise UnavailableError(UNKNOWN, UNKNOWN_STATUS)

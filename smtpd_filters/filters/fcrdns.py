@@ -27,30 +27,22 @@ from smtpd_filters.checks.client_filter import (
     phase_option,
     reply_option,
 )
-from smtpd_filters.checks.dns_lookups import (
-    ask_nothing,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-)
 from smtpd_filters.checks.exemptions import allow_option, client_address, exempt_option
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
-from smtpd_filters.settings import SECONDS, SWITCH, choice, option
+from smtpd_filters.settings import SWITCH, choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Sequence
 
-    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.filter import Registration
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
 
-# RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
-# DNS server is one example of the directory server failure error."  RFC 7372's X.7.25 is not for
-# this: there the "IP address failed a reverse DNS validation check".
-_DNS_FAILURE = "4.4.3"
 NO_NAME = "no reverse name"
 
 
@@ -75,14 +67,6 @@ class Fcrdns(ClientFilter):
             "smtpd, which looks at one name, once, and can't tell a failing DNS from a failing "
             "client. Refusals are permanent only with this.",
         )
-        nameserver = nameserver_option()
-        timeout = option(
-            SECONDS(low=0.01, high=60),
-            default=2.0,
-            help="With --verify, how long to wait for a name server before the next is asked. The "
-            "second round waits twice as long, so that a client takes at most 16 s by default: two "
-            "look-ups, one behind the other.",
-        )
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         action = action_option("that fails")
@@ -93,30 +77,29 @@ class Fcrdns(ClientFilter):
         )
 
     settings: Options
+    dns = Resolver.setting(
+        timeout="With --verify, how long to wait for a name server before the next is asked. The "
+        "second round waits twice as long, so that a client takes at most 16 s by default: two "
+        "look-ups, one behind the other.",
+    )
 
-    _resolver: Resolver | None = None
     _unnamed: Junk | Reject | Disconnect
     _unconfirmed: Junk | Reject | Disconnect
 
-    def setup(self) -> None:
-        """Make the refusals, and get a resolver ready if one is needed."""
-        super().setup()
-        settings = self.settings
-        if settings.verify:
+    def setup(self, *, waits: bool = False) -> Registration:
+        """Make the refusals; only `--verify` waits."""
+        verify = self.settings.verify
+        registration = super().setup(waits=waits or verify)
+        if verify:
             # Now, not at the first client: by then an upgrade may have put another version there.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
-
-            note_timeout(self)
-            self._resolver = make_resolver(settings.nameserver, settings.timeout)
-            self.later = type(self).later
-        elif settings.nameserver:
+        elif "nameserver" in self.settings.given:
             raise ConfigError("--nameserver: nothing is looked up without --verify")
-        else:
-            ask_nothing(self)  # law 5
         self._unnamed = self._failure("Your IP address has no reverse DNS name")
         self._unconfirmed = self._failure(
             "The reverse DNS name of your IP address does not lead back to the address"
         )
+        return registration
 
     def _failure(self, text: str) -> Junk | Reject | Disconnect:
         # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", "Associated basic status
@@ -125,22 +108,21 @@ class Fcrdns(ClientFilter):
         # Postfix says so by default, too: "450 4.7.25 Client host rejected".
         return self._refusal("7.25", text, temporary=not self.settings.verify)
 
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def _judge(self, session: Session) -> Answer | Awaitable[Answer]:
+    async def _judge(self, session: Session) -> Answer:
         """Take smtpd's word (law 2), or look again."""
         address = self._suspect(session)
         if address is None:
             return PROCEED
-        if self._resolver is not None:
+        if self.settings.verify:
             # Each recipient gets the same answer, whatever happens to the cache meanwhile.
-            known: Answer | None = session.scratch.get(self)
-            return self._verify(self._resolver, session, address) if known is None else known
+            decision: Answer | None = session.scratch.get(self)
+            if decision is None:
+                decision = session.scratch[self] = await self._look_up(address)
+            return decision
         if session.fcrdns != "fail":
-            raise UnavailableError("smtpd reports a DNS failure", _DNS_FAILURE)
+            # RFC 7372's X.7.25 is not for this: there the "IP address failed a reverse DNS
+            # validation check".
+            raise UnavailableError("smtpd reports a DNS failure", DNS_FAILURE)
         if session.rdns is None:
             return self._unnamed.because(NO_NAME)
         return self._failed((session.rdns,), address)
@@ -157,14 +139,9 @@ class Fcrdns(ClientFilter):
     def _failed(self, names: tuple[str, ...], address: str) -> Junk | Reject | Disconnect:
         return self._unconfirmed.because(f"rdns {' '.join(names)} not confirmed for {address}")
 
-    async def _verify(self, resolver: Resolver, session: Session, address: str) -> Answer:
-        decision = await self._look_up(resolver, address)
-        session.scratch[self] = decision
-        return decision
-
-    async def _look_up(self, resolver: Resolver, address: str) -> Answer:
+    async def _look_up(self, address: str) -> Answer:
         if self.settings.require == "rdns":
-            return await self._look_for_a_name(resolver, address)
+            return await self._look_for_a_name(address)
         from smtpd_filters.lookups.dns.fcrdns import (  # law 5
             Confirmed,
             NoName,
@@ -172,7 +149,7 @@ class Fcrdns(ClientFilter):
             fcrdns,
         )
 
-        match await fcrdns(resolver, address):
+        match await fcrdns(self.dns, address):
             case Confirmed():
                 return PROCEED
             case NoName():
@@ -180,18 +157,16 @@ class Fcrdns(ClientFilter):
             case Unconfirmed(names):
                 return self._failed(names, address)
             case unavailable:
-                raise UnavailableError(unavailable.cause, _DNS_FAILURE)
+                raise unavailable.error()
 
-    async def _look_for_a_name(self, resolver: Resolver, address: str) -> Answer:
-        from smtpd_filters.lookups.outcome import Found, NotFound  # law 5
-
-        match await resolver.ptr(address):
+    async def _look_for_a_name(self, address: str) -> Answer:
+        match await self.dns.ptr(address):
             case Found():
                 return PROCEED
             case NotFound():
                 return self._unnamed.because(NO_NAME)
             case unavailable:
-                raise UnavailableError(unavailable.cause, _DNS_FAILURE)
+                raise unavailable.error()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,14 +17,6 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.checks.dns_lookups import (
-    ask_nothing,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-    settle,
-    timeout_option,
-)
 from smtpd_filters.checks.exemptions import (
     UNKNOWN,
     UNKNOWN_STATUS,
@@ -50,7 +42,8 @@ from smtpd_filters.checks.strictness import (
     unmapped,
 )
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
@@ -59,12 +52,11 @@ from smtpd_filters.tables import DomainTable, HostTable, IPTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Sequence
     from typing import Any, TypeAlias
 
-    from smtpd_filters.checks.dns_lookups import Policy
     from smtpd_filters.checks.hosts import Address
-    from smtpd_filters.lookups.dns import RecordType, Resolver
+    from smtpd_filters.lookups.dns import RecordType
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.session import Session
 
@@ -179,17 +171,16 @@ class Helo(Filter):
             help="When to act. Clients that authenticate are exempt from mail-from on; at helo "
             "nobody has authenticated yet.",
         )
-        nameserver = nameserver_option()
-        timeout = timeout_option("a client, with two one behind the other, 16 s")
 
     settings: Options
+    dns = Resolver.setting(takes="a client, with two one behind the other, 16 s")
 
     _checks: dict[str, Check]
     _exempt = Exempt()
-    _resolver: Resolver | None = None
+    _asks: bool
 
-    def setup(self) -> None:
-        """Make the checks, choose the phase, and get a resolver ready if one is needed."""
+    def setup(self) -> Registration:
+        """Make the checks, and choose the phase."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
@@ -204,66 +195,53 @@ class Helo(Filter):
             ):
                 if given is not None:
                     raise ConfigError(f"{flag}: of no use with --own off")
-        self.marks = marks(self._checks.values())
-        self.phases = set(_PHASES[settings.phase])
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase == "helo":
             self._exempt.note_phase(settings.phase, self.log)
-        if any(self._checks[name].on for name in ASKING):
-            note_timeout(self)
-            self._resolver = make_resolver(settings.nameserver, settings.timeout)
-        elif settings.nameserver:
+        self._asks = any(self._checks[name].on for name in ASKING)
+        if "nameserver" in settings.given and not self._asks:
             raise ConfigError("--nameserver: nothing is looked up without --unknown or --elsewhere")
-        else:
-            ask_nothing(self)  # law 4
-        if settings.phase == "helo":
-            # There the name is needed as soon as it is known.
-            self.events.discard("identified")
+        late = settings.phase != "helo"
+        reports = {"link-auth"} if self._exempt.users else set()
+        if late:
+            reports.add("link-identify")
+        return Registration(
+            _PHASES[settings.phase],
+            reports=reports,
+            # At helo the name is needed as soon as it is known.
+            events={"link_identify"} if self._asks and late else (),
+            junk=marks(self._checks.values()),
+            waits=self._asks,
+        )
 
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def identified(self, session: Session) -> None:
+    def link_identify(self, session: Session) -> None:
         """Begin to look up the name, which will be needed if the client has mail."""
         identity = session.identity or ""
-        if self._resolver is None or self._exempt.reason(session) or self._allowed(identity):
+        if self._exempt.reason(session) or self._allowed(identity):
             return
         greeting = self._greeting(session, identity)
         if greeting.name and not greeting.findings.refused:
             for rdtype in self._types(session):
-                self._resolver.start(greeting.name, rdtype)
+                self.dns.start(greeting.name, rdtype)
 
-    def required_reports(self) -> frozenset[str]:
-        """Ask for the greeting and for who has authenticated, where that is over already."""
-        reports = {"link-auth"} if self._exempt.users else set()
-        if "helo" not in self.phases:
-            reports.add("link-identify")
-        return frozenset(reports)
-
-    def helo(
-        self, session: Session, identity: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
+    async def helo(self, session: Session, identity: str) -> Proceed | Junk | Reject:
         """Decide when the client greets."""
         if why := self._exempt.reason(session) or self._allowed(identity):
             return exempted(self, why)
         greeting = self._greeting(session, identity)
         if greeting.decision is not None:
             return greeting.decision
-        if self._resolver is None or not greeting.name or greeting.findings.refused:
-            return greeting.decide()
-        return settle(self._resolver, self._policy(session, greeting))
+        if self._asks and greeting.name and not greeting.findings.refused:
+            await self._look_up(session, greeting)
+        return greeting.decide()
 
     ehlo = helo
 
-    def mail_from(
-        self, session: Session, _address: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
+    async def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject:
         """Decide for each message or recipient."""
         identity = session.identity
         if identity is not None:
-            return self.helo(session, identity)
+            return await self.helo(session, identity)
         if why := self._exempt.reason(session):
             return exempted(self, why)
         raise UnavailableError("the client's greeting is not known")
@@ -340,15 +318,18 @@ class Helo(Filter):
         other: RecordType = "A" if six else "AAAA"
         return (family, other) if self._checks["unknown"].on else (family,)
 
-    def _policy(self, session: Session, greeting: Greeting) -> Policy[Decision]:
-        """Check what the DNS says of a name."""
-        greeting.unavailable = True  # until there is a decision; one that is cut off starts anew
-        answers = yield [(greeting.name, rdtype) for rdtype in self._types(session)]
+    async def _look_up(self, session: Session, greeting: Greeting) -> None:
+        """Check a name in the DNS."""
+        greeting.unavailable = (
+            True  # until there is a decision; after a cancellation it is repeated
+        )
+        answers = await self.dns.query_all(
+            [(greeting.name, rdtype) for rdtype in self._types(session)]
+        )
         if self._checks["elsewhere"].on:
             self._check_elsewhere(session, greeting, answers[0])
         if self._checks["unknown"].on and not greeting.findings.refused:
-            yield from self._check_unknown(greeting, answers)
-        return greeting.decide()
+            await self._check_unknown(greeting, answers)
 
     def _check_elsewhere(self, session: Session, greeting: Greeting, answer: Outcome[Any]) -> None:
         """Check whether a name has the client's address."""
@@ -373,14 +354,14 @@ class Helo(Filter):
         reason = f"helo {greeting} does not lead to {address}"
         greeting.findings.failed(check, reason)
 
-    def _check_unknown(self, greeting: Greeting, answers: Sequence[Outcome[Any]]) -> Policy[None]:
+    async def _check_unknown(self, greeting: Greeting, answers: Sequence[Outcome[Any]]) -> None:
         """Check whether the DNS knows a name."""
         check = self._checks["unknown"]
         if any(isinstance(answer, Found) for answer in answers):
             return
         # RFC 8020: a name that does not exist for one type does not for any.
         if not any(isinstance(each, NotFound) and each.reason == NXDOMAIN for each in answers):
-            [mx] = yield [(greeting.name, "MX")]
+            mx = await self.dns.mx(greeting.name)
             # RFC 7505: "." is no exchanger.
             if isinstance(mx, Found) and (
                 mx.gap or any(record.exchange != "." for record in mx.records)

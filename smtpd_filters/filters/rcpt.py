@@ -18,14 +18,6 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical, literal, path
-from smtpd_filters.checks.dns_lookups import (
-    ask_nothing,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-    settle,
-    timeout_option,
-)
 from smtpd_filters.checks.exemptions import (
     Exempt,
     allow_option,
@@ -42,21 +34,19 @@ from smtpd_filters.checks.strictness import (
     refuse_useless,
 )
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.main import run
-from smtpd_filters.protocol.decisions import PROCEED, Decision, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import INTEGER, SECONDS, Settings, option, table
 from smtpd_filters.tables import AddressTable, DomainTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable, Sequence
-    from typing import Any
+    from collections.abc import Iterable, Sequence
 
     from smtpd_filters.addresses import Address
-    from smtpd_filters.checks.dns_lookups import Policy
-    from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
 
@@ -153,13 +143,11 @@ class Rcpt(Filter):
         check_users = check_users_option()
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
-        nameserver = nameserver_option()
-        timeout = timeout_option("a recipient, with two one behind the other, 16 s")
 
     settings: Options
+    dns = Resolver.setting(takes="a recipient, with two one behind the other, 16 s")
 
     _exempt = Exempt()
-    _resolver: Resolver | None = None
     _non_fqdn: Check
     _unknown_domain: Check
     _trapped: Check
@@ -168,7 +156,7 @@ class Rcpt(Filter):
     _unknown: Check
     _disconnect: Disconnect
 
-    def setup(self) -> None:
+    def setup(self) -> Registration:
         """See that the settings fit together, and make the checks."""
         settings = self.settings
         self._non_fqdn = Check(
@@ -197,19 +185,19 @@ class Rcpt(Filter):
             *(self._many, self._null, self._unknown),
         )
         self._refuse_useless(checks)
-        if self._unknown_domain.on:
-            note_timeout(self)
-            self._resolver = make_resolver(settings.nameserver, settings.timeout)
-        elif not settings.delay:
-            ask_nothing(self)  # law 5
         self._exempt = settings.exempt.also(settings.allow)
         if settings.check_users:
             self._exempt = self._exempt.check_users()
-        self.marks = marks(checks)
-        self.phases = {"rcpt_to"}
+        handlers = {"rcpt_to"}
         if self._trapped.action == "reject":
             # Recipients that were taken before the trap was sprung have the message otherwise.
-            self.phases.add("data")
+            handlers.add("data")
+        return Registration(
+            handlers,
+            reports=self._reports(),
+            junk=marks(checks),
+            waits=self._unknown_domain.on or settings.delay > 0,
+        )
 
     def _refuse_useless(self, checks: Iterable[Check]) -> None:
         """Refuse settings that don't fit together, or that nothing uses."""
@@ -230,18 +218,13 @@ class Rcpt(Filter):
             )
         if self._unknown_domain.on and settings.domains is None:
             raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
-        if settings.nameserver and not self._unknown_domain.on:
+        if "nameserver" in settings.given and not self._unknown_domain.on:
             raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
         if settings.delay and settings.unknown_recipients in {"off", "log"}:
             raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
 
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def required_reports(self) -> frozenset[str]:
-        """Ask for no more than the checks need."""
+    def _reports(self) -> set[str]:
+        """Return the reports that the checks need."""
         settings = self.settings
         counted = settings.traps is not None or settings.max_recipients is not None
         counted |= {settings.null_sender, settings.unknown_recipients} != {"off"}
@@ -250,9 +233,9 @@ class Rcpt(Filter):
             needed.add("link-greeting")
         if self._exempt.users:
             needed.add("link-auth")
-        return frozenset(needed)
+        return needed
 
-    def rcpt_to(self, session: Session, address: str) -> Answer | Awaitable[Answer]:
+    async def rcpt_to(self, session: Session, address: str) -> Answer:
         """Look at a recipient, and wait for the DNS, or because the client guesses."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
@@ -260,10 +243,16 @@ class Rcpt(Filter):
             return goodbye
         found = Findings()
         domain = self._look(session, path(address), found)
-        seconds = self._wait(session)
-        if seconds:
-            return self._late(session, domain, found, seconds)
-        return self._settled(session, domain, found)
+        asks = self._unknown_domain.on and domain and not found.refused
+        if seconds := self._wait(session):
+            from asyncio import sleep  # it is there where anything waits
+
+            if asks:
+                self.dns.start(domain, "MX")
+            await sleep(seconds)
+        if asks:
+            await self._look_up(domain, found)
+        return self._decided(session, found)
 
     def data(self, session: Session) -> Proceed | Junk | Reject:
         """Refuse the message of a client that was trapped while it named the recipients."""
@@ -353,27 +342,10 @@ class Rcpt(Filter):
 
     # -- what takes time -------------------------------------------------------------------
 
-    def _settled(
-        self, session: Session, domain: str, found: Findings
-    ) -> Answer | Coroutine[Any, Any, Answer]:
-        if self._resolver is None or not domain or found.refused:
-            return self._decided(session, found)
-        return settle(self._resolver, self._policy(session, domain, found))
-
-    async def _late(self, session: Session, domain: str, found: Findings, seconds: float) -> Answer:
-        from asyncio import sleep  # it is there where anything waits
-
-        if self._resolver is not None and domain and not found.refused:
-            self._resolver.start(domain, "MX")
-        await sleep(seconds)
-        decision = self._settled(session, domain, found)
-        return decision if isinstance(decision, Decision) else await decision
-
-    def _policy(self, session: Session, domain: str, found: Findings) -> Policy[Answer]:
-        """Look whether a domain can get mail."""
+    async def _look_up(self, domain: str, found: Findings) -> None:
+        """Check in the DNS whether a domain can receive mail."""
         check = self._unknown_domain
-        (mx,) = yield [(domain, "MX")]
-        match mx:
+        match await self.dns.mx(domain):
             case Found(exchangers, _, gap):
                 if not gap and all(each.exchange == "." for each in exchangers):
                     found.failed(check, f"domain {domain} has a null MX", _NULL_MX)
@@ -384,7 +356,7 @@ class Rcpt(Filter):
             case NotFound():
                 # RFC 5321 section 5.1: "If an empty list of MXs is returned, the address is treated
                 # as if it was associated with an implicit MX RR".
-                hosts = yield [(domain, "A"), (domain, "AAAA")]
+                hosts = await self.dns.query_all([(domain, "A"), (domain, "AAAA")])
                 unknown = [each.cause for each in hosts if isinstance(each, Unavailable)]
                 if any(isinstance(each, Found) for each in hosts):
                     pass
@@ -392,7 +364,6 @@ class Rcpt(Filter):
                     found.unavailable(check, unknown[0])
                 else:
                     found.failed(check, f"domain {domain} has neither MX nor address", _NO_MAIL)
-        return self._decided(session, found)
 
     def _wait(self, session: Session) -> float:
         """How many seconds a client waits for the answer (law 4)."""

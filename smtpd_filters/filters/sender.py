@@ -19,14 +19,6 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical, path
-from smtpd_filters.checks.dns_lookups import (
-    ask_nothing,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-    settle,
-    timeout_option,
-)
 from smtpd_filters.checks.exemptions import (
     Exempt,
     allow_option,
@@ -37,7 +29,8 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.checks.hosts import read_address, read_name, write_address
 from smtpd_filters.checks.strictness import Check, Findings, check_option, marks
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NODATA, Found, NotFound, Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
@@ -47,15 +40,12 @@ from smtpd_filters.tables.networks import parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
-    from typing import Any, TypeAlias
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
-    from smtpd_filters.checks.dns_lookups import Policy, Question
-    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.lookups.dns import RecordType
     from smtpd_filters.lookups.outcome import MX, Outcome
     from smtpd_filters.session import Session
-
-    Decision: TypeAlias = Proceed | Junk | Reject
 
 #: What a client is told, by the check.
 # RFC 3463 section 3.2, X.1.8: "The sender's system specified in the address does not exist or is
@@ -176,62 +166,49 @@ class Sender(Filter):
             default=None,
             help="Senders that are never refused: user@example.org, @example.org.",
         )
-        nameserver = nameserver_option()
-        timeout = timeout_option("a sender, with two one behind the other, 16 s")
 
     settings: Options
+    dns = Resolver.setting(takes="a sender, with two one behind the other, 16 s")
 
     _checks: dict[str, Check]
     _exempt = Exempt()
     _bad: IPTable
-    _resolver: Resolver | None = None
+    _asks: bool
 
-    def setup(self) -> None:
-        """Make the checks, and get a resolver ready if one is needed."""
+    def setup(self) -> Registration:
+        """Make the checks, and see that the settings fit together."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
-        asks = any(self._checks[name].on for name in ASKING)
-        if settings.nameserver and not asks:
+        self._asks = any(self._checks[name].on for name in ASKING)
+        if "nameserver" in settings.given and not self._asks:
             raise ConfigError("--nameserver: nothing is looked up with these checks")
         if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
             raise ConfigError(f"{flag}: of no use with --bad-mx off")
-        self.marks = marks(self._checks.values())
         self._exempt = settings.exempt.also(settings.allow)
         if settings.check_users:
             self._exempt = self._exempt.check_users()
         self._bad = settings.bad_networks or IPTable.of(BOGONS)
-        if asks:
-            note_timeout(self)
-            self._resolver = make_resolver(settings.nameserver, settings.timeout)
-        else:
-            ask_nothing(self)  # law 5
+        return Registration(
+            reports={"link-auth"} if self._exempt.users else (),
+            junk=marks(self._checks.values()),
+            waits=self._asks,
+        )
 
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated where that exempts."""
-        return frozenset({"link-auth"} if self._exempt.users else ())
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def mail_from(
-        self, session: Session, address: str
-    ) -> Proceed | Junk | Reject | Awaitable[Proceed | Junk | Reject]:
+    async def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
         """Look at the sender."""
         if not address:
             return PROCEED
         if why := self._exempt.reason(session) or self._allowed(address):
             return exempted(self, why)
         findings, domain = self._written(address)
-        if self._resolver is None or not domain or findings.refused:
-            return findings.decision()
-        return settle(self._resolver, self._policy(domain, findings))
+        if self._asks and domain and not findings.refused:
+            await self._look_up(domain, findings)
+        return findings.decision()
 
     def _allowed(self, address: str) -> str:
         """Give the entry of `--allow-senders` that covers a sender, or ""."""
@@ -255,31 +232,29 @@ class Sender(Filter):
             findings.failed(self._checks["non_fqdn"], reason)
         return findings, domain
 
-    def _policy(self, domain: str, findings: Findings) -> Policy[Decision]:
-        """Check what the DNS says of a domain."""
-        [mx] = yield [(domain, "MX")]
-        match mx:
+    async def _look_up(self, domain: str, findings: Findings) -> None:
+        """Check a domain in the DNS."""
+        match await self.dns.mx(domain):
             case Found(records, _, "") if all(record.exchange == "." for record in records):
                 # RFC 7505 section 3: the one record of a Null MX is "." with preference 0.
                 findings.failed(self._checks["null_mx"], f"sender domain {domain} has a Null MX")
             case Found(records, _, gap):
                 if self._checks["bad_mx"].on:
-                    yield from self._check_exchangers(domain, records, gap, findings)
+                    await self._check_exchangers(domain, records, gap, findings)
             case NotFound(reason) if reason == NODATA:
-                yield from self._check_domain(domain, findings)
+                await self._check_domain(domain, findings)
             case NotFound():
                 findings.failed(self._checks["unknown"], f"sender domain {domain} does not exist")
             case Unavailable(cause):
                 for name in ASKING:
                     findings.unavailable(self._checks[name], f"sender domain: {cause}")
-        return findings.decision()
 
-    def _check_domain(self, domain: str, findings: Findings) -> Policy[None]:
+    async def _check_domain(self, domain: str, findings: Findings) -> None:
         """Check a domain without an MX, which is then its own (RFC 5321 section 5.1)."""
         unknown, bad_mx = self._checks["unknown"], self._checks["bad_mx"]
         if not (unknown.on or bad_mx.on):
             return
-        answers = yield _questions([domain])
+        answers = await self.dns.query_all(_questions([domain]))
         if any(isinstance(answer, Found) for answer in answers):
             self._judge(domain, [], answers, findings)
             return
@@ -290,9 +265,9 @@ class Sender(Filter):
                 return
         findings.failed(unknown, f"sender domain {domain} has neither MX nor address")
 
-    def _check_exchangers(
+    async def _check_exchangers(
         self, domain: str, records: Sequence[MX], gap: str, findings: Findings
-    ) -> Policy[None]:
+    ) -> None:
         """Check where the exchangers of a domain are; `gap` is why there may be others."""
         if len(records) > EXCHANGERS_MAX:
             gap = f"more than {EXCHANGERS_MAX}, and none of those looked up is usable"
@@ -309,7 +284,7 @@ class Sender(Filter):
             # address, which many servers go to.
             elif (address := read_address(host)[0]) is not None:
                 known.append(write_address(address))
-        answers = (yield _questions(hosts)) if hosts else ()
+        answers = await self.dns.query_all(_questions(hosts))
         self._judge(domain, known, answers, findings, gap)
 
     def _judge(
@@ -353,8 +328,9 @@ def domain_of(address: str) -> str:
     return canonical(path(address).domain)
 
 
-def _questions(hosts: Iterable[str]) -> list[Question]:
-    return [question for host in hosts for question in ((host, "A"), (host, "AAAA"))]
+def _questions(hosts: Iterable[str]) -> list[tuple[str, RecordType]]:
+    types: tuple[RecordType, ...] = ("A", "AAAA")
+    return [(host, rdtype) for host in hosts for rdtype in types]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

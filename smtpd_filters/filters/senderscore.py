@@ -22,13 +22,6 @@ from __future__ import annotations
 import sys
 from time import monotonic, sleep
 
-from smtpd_filters.checks.dns_lookups import (
-    LOOKUP,
-    make_resolver,
-    nameserver_option,
-    note_timeout,
-    timeout_option,
-)
 from smtpd_filters.checks.exemptions import (
     SOCKET,
     UNKNOWN,
@@ -38,12 +31,13 @@ from smtpd_filters.checks.exemptions import (
     exempted,
     known_address,
 )
-from smtpd_filters.checks.strictness import DNS_FAILURE, unmapped
+from smtpd_filters.checks.strictness import unmapped
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
-from smtpd_filters.lookups.outcome import Found, NotFound
+from smtpd_filters.filter import Filter, Registration, legal_outcomes
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Disconnect, Junk, Proceed
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
     INTEGER,
     SWITCH,
@@ -57,10 +51,10 @@ from smtpd_filters.tables import NetworkTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
-    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.filter import Outcome as OnError
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
@@ -97,7 +91,8 @@ _TEST_MOST = 127
 _PHASES = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "quit")
 #: Phases that are delayed, and that are asked in test mode; of the message there is `headers`.
 _ANSWERED = (*_PHASES, "data", "commit")
-_LATE = {"commit", "quit"}
+#: Handlers at whose phase there is no junk.
+_WITHOUT_JUNK = {"commit", "quit"}
 #: Phases at which nobody has authenticated.
 _EARLY = {"connect", "helo", "ehlo", "starttls", "auth"}
 
@@ -177,37 +172,27 @@ class Senderscore(Filter):
             default="score.senderscore.com",
             help="The zone to ask: a mirror, or another one that answers in the same way.",
         )
-        nameserver = nameserver_option()
-        timeout = timeout_option()
 
     settings: Options
+    dns = Resolver.setting()
 
     _exempt = Exempt()
-    _resolver: Resolver | None = None
     _slow = 0.0  # seconds of delay for a score of 0
     _longest = 0.0
     #: The phases at which a score that could not be found out is a failure; without any, it is one
     #: where the header is written.
     _deciding: frozenset[str]
+    _asks: bool
 
-    def __new__(cls, settings: Options | None = None) -> Self:
-        """Make the kind with the phases at which there is no junk, if they are needed.
+    @classmethod
+    def outcomes(cls) -> tuple[OnError, ...]:
+        """Return the choices of `--on-error`; junk is not one where a phase without it is asked."""
+        return legal_outcomes(cls.handlers.keys() - _WITHOUT_JUNK)
 
-        They take `--on-error junk` away.
-        """
-        kind: type = cls
-        if settings is not None and (
-            settings.test_mode or settings.slow_factor > 0 or settings.block_phase in _LATE
-        ):
-            kind = _ToTheEnd
-        made: Self = object.__new__(kind)
-        return made
-
-    def setup(self) -> None:
-        """Choose the phases, and get a resolver ready if there is any."""
+    def setup(self) -> Registration:
+        """Choose the phases."""
         settings = self.settings
         self._check_scores()
-        self._check_outcome()
         self._exempt = settings.exempt
         if settings.test_mode and not self._exempt.given:
             # Test scripts connect from loopback addresses.
@@ -223,24 +208,25 @@ class Senderscore(Filter):
             asked.update(_ANSWERED)
         if settings.test_mode:
             asked.update(_ANSWERED)
-            self.passes_data = True
         if not deciding and not settings.score_header:
             deciding.add("connect")
         self._deciding = frozenset(deciding)
-        self.phases = {phase.replace("-", "_") for phase in asked}
+        handlers = {phase.replace("-", "_") for phase in asked}
         if settings.score_header:
-            self.phases.add("headers")
+            handlers.add("headers")
+        self._check_outcome(handlers)
         if asked and asked <= _EARLY and not settings.score_header:
             self._exempt.note_phase(max(asked, key=_PHASES.index), self.log)
-        self.marks = settings.junk_below > 0
         self._check_zone()
-        if self.phases and not settings.test_mode:
-            note_timeout(self)
-            self._resolver = self._make_resolver()
-
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated where that exempts."""
-        return frozenset({"link-auth"} if self._exempt.users else ())
+        self._asks = bool(handlers) and not settings.test_mode
+        return Registration(
+            handlers,
+            reports={"link-auth"} if self._exempt.users else (),
+            events={"link_connect"} if self._asks else (),
+            junk=settings.junk_below > 0,
+            waits=self._asks,
+            data=settings.test_mode,
+        )
 
     def _check_scores(self) -> None:
         """Refuse what is above all scores, and above what means all of them."""
@@ -253,10 +239,10 @@ class Senderscore(Filter):
             if below > most:
                 raise ConfigError(f"{flag}: must be at most {most}, not {below}")
 
-    def _check_outcome(self) -> None:
+    def _check_outcome(self, handlers: set[str]) -> None:
         """Refuse `--on-error junk` where a phase is asked that has no junk."""
         settings = self.settings
-        if self.on_error in self.outcomes():
+        if self.on_error in legal_outcomes(handlers):
             return
         flag = f"-blockPhase {settings.block_phase}"
         if settings.test_mode:
@@ -273,73 +259,50 @@ class Senderscore(Filter):
         except ValueError:
             raise ConfigError(f"--zone: {self.settings.zone!a} is not a domain name") from None
 
-    def _make_resolver(self) -> Resolver:
-        settings = self.settings
-        # Earlier than `--deadline`, behind which what `_head` took away would be put back.
-        deadline = min(LOOKUP * settings.timeout, _OF_DEADLINE * self.deadline)
-        return make_resolver(settings.nameserver, settings.timeout, deadline)
-
-    async def close(self) -> None:
-        """End what is being looked up."""
-        if self._resolver is not None:
-            await self._resolver.aclose()
-
-    def arrived(self, session: Session) -> None:
-        """Have the score looked up by the time it is needed."""
-        if self._resolver is None or self._exempt.reason(session):
-            return
-        if self._known(session) is None:
-            self._resolver.start(self._query(session), "A")
+    def link_connect(self, session: Session) -> None:
+        """Start to look up the score, so that it is known by the time it is needed."""
+        if not self._exempt.reason(session) and self._known(session) is None:
+            self.dns.start(self._query(session), "A")
 
     # -- phases --------------------------------------------------------------------------
 
-    def connect(
-        self, session: Session
-    ) -> Proceed | Junk | Disconnect | Awaitable[Proceed | Junk | Disconnect]:
-        return self._answer("connect", session)
+    async def connect(self, session: Session) -> Proceed | Junk | Disconnect:
+        return await self._answer("connect", session)
 
-    def helo(
-        self, session: Session, _identity: str
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("helo", session)
+    async def helo(self, session: Session, _identity: str) -> Proceed | Disconnect:
+        return await self._answer("helo", session)
 
-    def ehlo(
-        self, session: Session, _identity: str
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("ehlo", session)
+    async def ehlo(self, session: Session, _identity: str) -> Proceed | Disconnect:
+        return await self._answer("ehlo", session)
 
-    def starttls(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("starttls", session)
+    async def starttls(self, session: Session) -> Proceed | Disconnect:
+        return await self._answer("starttls", session)
 
-    def auth(
-        self, session: Session, _credentials: str
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("auth", session)
+    async def auth(self, session: Session, _credentials: str) -> Proceed | Disconnect:
+        return await self._answer("auth", session)
 
-    def mail_from(
-        self, session: Session, _address: str
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("mail-from", session)
+    async def mail_from(self, session: Session, _address: str) -> Proceed | Disconnect:
+        return await self._answer("mail-from", session)
 
-    def rcpt_to(
-        self, session: Session, _address: str
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("rcpt-to", session)
+    async def rcpt_to(self, session: Session, _address: str) -> Proceed | Disconnect:
+        return await self._answer("rcpt-to", session)
 
-    def data(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("data", session)
+    async def data(self, session: Session) -> Proceed | Disconnect:
+        return await self._answer("data", session)
 
-    def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
-        """Say the score on top of the message."""
+    async def commit(self, session: Session) -> Proceed | Disconnect:
+        return await self._answer("commit", session)
+
+    async def quit(self, session: Session) -> Proceed | Disconnect:
+        return await self._answer("quit", session)
+
+    async def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Add the score on top of the message."""
         why = self._exempt.reason(session)
         if why and not self._is_trusted(unmapped(session.address or "")):
             # What a local client sends may have been here before, on its way through a scanner.
             return exempted(self, why) if session.local else self._head(NEUTRAL, headers)
-        score = self._known(session)
-        return self._head_later(session, headers) if score is None else self._head(score, headers)
-
-    async def _head_later(self, session: Session, headers: Headers) -> Proceed:
-        return self._head(await self._look_up(session), headers)
+        return self._head(await self._score(session), headers)
 
     def _head(self, score: int | str, headers: Headers) -> Proceed:
         forged = headers.remove(HEADER)
@@ -354,22 +317,19 @@ class Senderscore(Filter):
 
     # -- decisions -----------------------------------------------------------------------
 
-    def _answer(
-        self, phase: str, session: Session, started: float = 0.0
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        """Decide, or give the coroutine that does; `started` is when it began."""
+    async def _answer(self, phase: str, session: Session) -> Proceed | Disconnect:
+        """Decide at a phase."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
-        score = self._known(session)
-        if score is None:
-            return self._answer_later(phase, session)
+        started = monotonic()
+        score = await self._score(session)
         if isinstance(score, str):
             if phase in self._deciding:
                 raise _unavailable(score)
             return PROCEED
         decision = PROCEED if score < 0 else self._decision(phase, score)
         if self._slow and 0 <= score < BEST and not self.dry_run:
-            return self._delay(decision, score, started)
+            await self._delay(score, started)
         return decision
 
     def _decision(self, phase: str, score: int) -> Proceed | Disconnect:
@@ -380,23 +340,17 @@ class Senderscore(Filter):
             return JUNK.because(f"score {score}")  # type: ignore[return-value]  # connect has it
         return PROCEED
 
-    async def _answer_later(self, phase: str, session: Session) -> Proceed | Disconnect:
-        started = monotonic()
-        await self._look_up(session)
-        answer = self._answer(phase, session, started)
-        return answer if isinstance(answer, Decision) else await answer
-
-    def _delay(
-        self, decision: Proceed | Disconnect, score: int, started: float
-    ) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        """Give a decision after the time that its client has to wait."""
+    async def _delay(self, score: int, started: float) -> None:
+        """Wait for as long as a client with a score has to."""
         seconds = self._slow * (BEST - score) / BEST
         if self.settings.test_mode:
-            sleep(min(seconds, _TEST_DELAY))
-            return decision
+            sleep(min(seconds, _TEST_DELAY))  # noqa: ASYNC251  # as the original does
+            return
+        from asyncio import sleep as pause  # it is there already where there is an event loop
+
         # What the look-up took counts, for smtpd, the client and --deadline alike.
-        spent = monotonic() - started if started else 0.0
-        return _delayed(decision, min(seconds, self._cap() - spent))
+        spent = monotonic() - started
+        await pause(max(min(seconds, self._cap() - spent), 0))
 
     def _cap(self) -> float:
         """How long an answer may take altogether, in seconds."""
@@ -409,8 +363,13 @@ class Senderscore(Filter):
 
     # -- scores --------------------------------------------------------------------------
 
+    async def _score(self, session: Session) -> int | str:
+        """Return the session's score, or why there is none."""
+        score = self._known(session)
+        return await self._look_up(session) if score is None else score
+
     def _known(self, session: Session) -> int | str | None:
-        """Give the session's score, why there is none, or None if it is to be waited for."""
+        """Return the session's score, why there is none, or None if it must be waited for."""
         score: int | str | None = session.scratch.get(self)
         if score is None:
             score = self._at_once(session)
@@ -431,9 +390,8 @@ class Senderscore(Filter):
             return _test_score(address)
         if session.local:
             return NEUTRAL
-        assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
-        outcome = self._resolver.known(self._query(session), "A")
-        return None if outcome is None else _score(outcome)
+        outcome = self.dns.known(self._query(session), "A")
+        return None if outcome is None else _read(outcome)
 
     def _is_trusted(self, address: str) -> bool:
         """Whether `--allowlist` has an address, of those that can have a score."""
@@ -442,10 +400,15 @@ class Senderscore(Filter):
 
     async def _look_up(self, session: Session) -> int | str:
         """Wait for the score, or for the reason why there is none; law 3."""
-        assert self._resolver is not None  # noqa: S101  # nobody asks otherwise
+        from asyncio import timeout  # it is there already where there is an event loop
+
         score: int | str = OVERDUE
         try:
-            score = _score(await self._resolver.query(self._query(session), "A"))
+            # Earlier than `--deadline`, behind which what `_head` took away would be put back.
+            async with timeout(_OF_DEADLINE * self.deadline):
+                score = _read(await self.dns.query(self._query(session), "A"))
+        except TimeoutError:
+            pass
         finally:
             session.scratch[self] = score
         return score
@@ -456,19 +419,7 @@ class Senderscore(Filter):
         return f"{'.'.join(numbers[::-1])}.{self.settings.zone}"
 
 
-class _ToTheEnd(Senderscore):
-    """The same, asked at the phases at which a message or a session ends, too."""
-
-    name = "senderscore"
-
-    def commit(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("commit", session)
-
-    def quit(self, session: Session) -> Proceed | Disconnect | Awaitable[Proceed | Disconnect]:
-        return self._answer("quit", session)
-
-
-def _score(outcome: Outcome[str]) -> int | str:
+def _read(outcome: Outcome[str]) -> int | str:
     """Read what the zone says: a score, NEUTRAL, or why that can't be told."""
     match outcome:
         case Found(records):
@@ -492,13 +443,6 @@ def _test_score(address: str) -> int:
     last = address.rpartition(".")[2]
     number = int(last) if last.isascii() and last.isdigit() else _TEST_UNKNOWN
     return NEUTRAL if number == _TEST_UNKNOWN else min(number, _TEST_MOST)
-
-
-async def _delayed(decision: Proceed | Disconnect, seconds: float) -> Proceed | Disconnect:
-    from asyncio import sleep as pause  # it is there already where there are coroutines
-
-    await pause(max(seconds, 0))
-    return decision
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.protocol.codec import decode
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
@@ -96,12 +96,11 @@ class Trace(Filter):
 
     settings: Options
 
-    def setup(self) -> None:
-        """Make the taps, and ask for what they need."""
+    _taps: tuple[Tap, ...] = ()
+
+    def setup(self) -> Registration:
+        """Make the taps, and register what they need."""
         settings = self.settings
-        # Its handler is for the headers alone; the rest is heard, not asked.
-        self.phases = {"headers"} if settings.detail == "headers" else set()
-        self.passes_data = settings.pass_data
         taps: list[Tap] = []
         if settings.detail != "none":
             taps.append(_Logger(settings.detail, self.log))
@@ -110,14 +109,17 @@ class Trace(Filter):
         elif settings.no_body or settings.anonymise:
             flag = "--no-body" if settings.no_body else "--anonymise"
             raise ConfigError(f"{flag} is of no use without --record")
-        self.taps = tuple(taps)
-
-    def required_reports(self) -> frozenset[str]:
-        """The reports of sessions that it is told of anyway."""
-        told = {name for tap in self.taps for name in tap.reports}
-        if told & _TRANSACTIONS:
-            told.add("tx-begin")  # without it a session has no transaction to put the others in
-        return frozenset(FIELDS.keys() & told)
+        self._taps = tuple(taps)
+        reports = {name for tap in taps for name in tap.reports}
+        if reports & _TRANSACTIONS:
+            reports.add("tx-begin")  # without it a session has no transaction to put the others in
+        return Registration(
+            # Its handler is for the headers alone; the rest passes the taps.
+            {"headers"} if settings.detail == "headers" else (),
+            reports=FIELDS.keys() & reports,
+            data=settings.pass_data,
+            taps=taps,
+        )
 
     def _recorder(self, directory: str) -> Recorder:
         settings = self.settings
@@ -141,7 +143,7 @@ class Trace(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed:
         """Log the header block, a line for each of its lines."""
-        for tap in self.taps:
+        for tap in self._taps:
             if isinstance(tap, _Logger):
                 tap.show_headers(session, headers)
         return PROCEED

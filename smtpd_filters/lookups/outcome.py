@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from smtpd_filters.errors import UnavailableError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Generic, TypeAlias, TypeVar
@@ -26,6 +28,10 @@ else:
         def __class_getitem__(cls, _parameters: object) -> type:
             return cls
 
+
+# RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
+# DNS server is one example of the directory server failure error."
+DNS_FAILURE: Final = "4.4.3"
 
 # Why a name was not found. RFC 2308 section 1 has the first two.
 NXDOMAIN: Final = "nxdomain"  # the name does not exist, for any type
@@ -88,13 +94,20 @@ class NotFound(Value):
 
 
 class Unavailable(Value):
-    """It could not be found out; `cause` is for the log and holds nothing of the name asked for."""
+    """The look-up failed; `cause` is for the log and holds nothing of the name asked for."""
 
     __match_args__ = ("cause",)
     __slots__ = __match_args__
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
+
+    def error(self) -> UnavailableError:
+        """Return the exception for a handler to raise, so that `--on-error` decides.
+
+        Its status is that of a DNS which does not answer.
+        """
+        return UnavailableError(self.cause, DNS_FAILURE)
 
 
 if TYPE_CHECKING:

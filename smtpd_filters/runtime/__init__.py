@@ -54,7 +54,7 @@ def serve(  # noqa: PLR0913  # what a process has once
     else:
         channel = Channel(ends.source, ends.sink)
     try:
-        if service.later:
+        if service.waits:
             from .asyncio_loop import run  # asyncio costs more than all the rest
         else:
             from .poll_loop import run

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Decision
 
     from .channel import Channel
+    from .coroutines import Pending
     from .engine import Engine
-    from .interfaces import Later, Refresher, Service
+    from .interfaces import Refresher, Service
     from .log import Log
     from .watchdog import Watchdog
 
@@ -260,7 +261,7 @@ class _Loop:
 
     # -- coroutines ----------------------------------------------------------------------
 
-    def spawn(self, work: Later, done: Callable[[Decision | None], None], price: int) -> Job:
+    def spawn(self, pending: Pending, done: Callable[[Decision | None], None], price: int) -> Job:
         """Run what an engine waits for; those with a price share a budget."""
 
         def decided(decision: Decision | None) -> None:
@@ -271,7 +272,7 @@ class _Loop:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
             decided(None)
 
-        job = Job(self.loop, work, decided, failed, self.pace if price else None, price)
+        job = Job(self.loop, pending, decided, failed, self.pace if price else None, price)
         self._watch()
         return job
 

@@ -1,22 +1,23 @@
-"""What policies' coroutines run in: a task of its own for each, and a time by which it is done.
+"""Runs the coroutines of policies: the first step by hand, the rest in a task with a deadline.
 
-Law
----
-1. What an engine waits for comes to a decision by its deadline, whatever a coroutine does: one that
-   is overdue is cancelled and not waited for, since it may not heed.
-2. A coroutine is not cancelled before it has begun: it would warn that it never was.
-3. However many sessions end at once, few coroutines are cancelled in one turn of the loop: each may
-   have dozens of look-ups to let go of.
-4. However many coroutines of messages can go on at once, few of them do in one turn of the loop:
-   each step may walk over a header of 16,000 lines.
+Invariants
+----------
+*Free unless it waits*: a coroutine that finishes in its first step costs no task (`first_step`).
+*Answered*: an engine gets a decision by the deadline, whatever a coroutine does: an overdue one is
+cancelled and not waited for, since it may not heed.
+*Cancelled when begun*: a task is not cancelled before its first step, except where that can't be
+helped; the coroutine in it is closed all the same.
+*Few cancelled at once*: however many sessions end together, few coroutines are cancelled in one
+turn of the loop: each may have dozens of look-ups to cancel.
+*Few steps at once*: however many coroutines of messages are ready, few of them run in one turn of
+the loop: each step may walk over a header of 16,000 lines.
 
 How it works
 ------------
-Who asks a policy is a coroutine as well, but all it ever waits for is a `Wait`.  So it needs no
-task: a `Job` drives it by hand, and goes on with it when the policy's own task has ended.
-
-`Messages` declares what the steps for a message cost.  Each step of the policy's task (`paced`)
-and each one that follows it by hand is charged to a `Pace` before it is made.
+A `Pending` is work of the framework (`guard`, `chain`) that waits for a policy. It awaits nothing
+but a `Wait`, so it needs no task: a `Job` drives it by hand, and resumes it when the policy's own
+task has ended. `Messages` declares the price of a step for a message; each step of the policy's
+task and each one that follows it by hand is charged to a `Pace` first.
 """
 
 from __future__ import annotations
@@ -29,88 +30,141 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Generator
+    from contextvars import Context
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
 
-    from .interfaces import Later
+    from .first_step import StandIn
     from .pace import Pace
 
 #: Coroutines that are cancelled in one turn of the loop.  One that waits for 50 look-ups takes half
 #: a millisecond for it.
 CANCELLED_AT_ONCE = 4
-#: What is waited for in vain: it was not done in its time; it was cancelled before it began.
+#: In place of a result: the deadline has passed; the coroutine was cancelled.
 OVERDUE = object()
 CANCELLED = object()
 
 
-class Wait:
-    """To be awaited by who is driven by a `Job`: what `work` returns, or OVERDUE, or CANCELLED.
+class Suspended:
+    """A coroutine that has taken its first step and awaits `waiting`."""
 
-    ``work`` raises nothing; it has so many ``seconds``.
+    __slots__ = ("context", "stand_in", "waiting", "work")
+
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, object],
+        waiting: object,
+        context: Context,
+        stand_in: StandIn,
+    ) -> None:
+        self.work, self.waiting = work, waiting
+        self.context, self.stand_in = context, stand_in
+
+
+class Raised:
+    """An exception of a coroutine, as a value: asyncio ends its loop on SystemExit."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Wait:
+    """Awaited by the work of a `Pending`: the result of a coroutine, or Raised, OVERDUE, CANCELLED.
+
+    The coroutine has so many `seconds` left.
     """
 
-    __slots__ = ("seconds", "work")
+    __slots__ = ("seconds", "suspended")
 
-    def __init__(self, work: Coroutine[Any, Any, object], seconds: float) -> None:
-        self.work, self.seconds = work, seconds
+    def __init__(self, suspended: Suspended, seconds: float) -> None:
+        self.suspended, self.seconds = suspended, seconds
 
     def __await__(self) -> Generator[Wait, object, object]:
         return (yield self)
 
 
-def decide_at_once(work: Later) -> Decision:
-    """Return what a coroutine comes to if all it waits for is cancelled before it begins."""
-    said: object = None
+class Pending:
+    """Work that awaits its next `Wait`; awaited itself, it goes on to its decision."""
+
+    __slots__ = ("wait", "work")
+
+    def __init__(self, work: Coroutine[Any, Any, Decision], wait: Wait) -> None:
+        self.work, self.wait = work, wait
+
+    def __await__(self) -> Generator[Wait, object, Decision]:
+        result: object = yield self.wait
+        while True:
+            try:
+                wait: Wait = self.work.send(result)
+            except StopIteration as end:
+                decision: Decision = end.value
+                return decision
+            result = yield wait
+
+
+def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
+    """Run work of the framework until it waits: its decision if it doesn't."""
+    try:
+        wait: Wait = work.send(None)
+    except StopIteration as end:
+        decision: Decision = end.value
+        return decision
+    return Pending(work, wait)
+
+
+def decide_at_once(pending: Pending) -> Decision:
+    """Return the decision of pending work when everything that it awaits is cancelled."""
+    wait = pending.wait
     while True:
+        wait.suspended.work.close()
         try:
-            wait: Wait = work.send(said)
+            wait = pending.work.send(CANCELLED)
         except StopIteration as end:
             decision: Decision = end.value
             return decision
-        wait.work.close()
-        said = CANCELLED
-
-
-async def paced(work: Coroutine[Any, Any, object], pace: Pace, price: int) -> object:
-    """Await a coroutine, each of whose steps waits until it is admitted.
-
-    ``price``: what a step costs, in units of the ``pace``.  An exception that is thrown in while a
-    step waits, as by a task that is cancelled, makes it at once.
-    """
-    return await _steps(work, pace, price)
 
 
 @coroutine
-def _steps(
-    work: Coroutine[Any, Any, object], pace: Pace, price: int
-) -> Generator[Any, Any, object]:
+def _rest(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
+    """Take the steps of a coroutine that are left: its result, or `Raised`.
+
+    With a `pace` each of them waits until it is admitted, except that an exception which is thrown
+    in meanwhile, as by a task that is cancelled, is thrown at once.
+    """
+    work, waiting = suspended.work, suspended.waiting
     step: Callable[[Any], Any] = work.send
-    said: Any = None
+    result: Any = None
     try:
         while True:
-            if not pace.take(price):
+            try:
+                step, result = work.send, (yield waiting)
+            except BaseException as error:  # noqa: BLE001  # it is the coroutine's
+                step, result = work.throw, error
+            if pace is not None and not pace.take(price):
                 try:
                     yield from pace.queue(price)
                 except BaseException as error:  # noqa: BLE001  # it is the coroutine's
-                    step, said = work.throw, error
-            try:
-                waiting = step(said)
-            except StopIteration as end:
-                return end.value
-            try:
-                step, said = work.send, (yield waiting)
-            except BaseException as error:  # noqa: BLE001  # it is the coroutine's
-                step, said = work.throw, error
+                    step, result = work.throw, error
+            waiting = step(result)
+    except StopIteration as end:
+        return end.value
+    except BaseException as error:  # noqa: BLE001  # CancelledError may be its own
+        if type(error) is MemoryError:
+            # What the coroutine's frames hold is what everything else lacks.
+            error.__traceback__ = error.__context__ = None
+        return Raised(error)
     finally:
         work.close()
 
 
 class Job:
-    """A coroutine that an engine waits for: ``done`` is told what it comes to.
+    """Drives pending work for an engine: `done` is called with its decision.
 
-    ``failed`` is told what it raises, which would be a bug of ours.  With a ``pace`` each step
-    costs ``price`` of it.
+    `failed` is called with an exception, which would be a bug of ours. With a `pace` each step
+    costs `price` of it.
     """
 
     __slots__ = ("_done", "_failed", "_loop", "_pace", "_price", "_task", "_timer", "_work")
@@ -118,53 +172,57 @@ class Job:
     def __init__(  # noqa: PLR0913  # everything meets here
         self,
         loop: asyncio.AbstractEventLoop,
-        work: Later,
+        pending: Pending,
         done: Callable[[Decision], None],
         failed: Callable[[BaseException], None],
         pace: Pace | None = None,
         price: int = 0,
     ) -> None:
-        self._loop, self._work = loop, work
+        self._loop, self._work = loop, pending.work
         self._done, self._failed = done, failed
         self._pace, self._price = pace, price
-        #: What is waited for: the policy's task, or to be admitted.
+        #: The policy's task, or the future that admits the next step.
         self._task: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._go_on(None)
+        self._wait(pending.wait)
 
     def cancel(self) -> None:
-        """Give it up: nobody waits for it."""
+        """Drop the work: its decision is of no use any more."""
         self._work.close()
-        if (task := self._let_go()) is not None:
+        if (task := self._release()) is not None:
             _cancel_soon(self._loop, task)
 
-    def _go_on(self, said: object) -> None:
-        """Tell who asks what a policy said, until it has the next one to wait for."""
+    def _go_on(self, result: object) -> None:
+        """Resume the work with the result of what it awaited, until it awaits again."""
         try:
-            wait: Wait = self._work.send(said)
+            wait: Wait = self._work.send(result)
         except StopIteration as end:
             done = self._done
-            del self._done, self._failed  # they know of this job, and would keep it
+            del self._done, self._failed  # they refer to this job, and would keep it
             done(end.value)
-        except BaseException as error:  # noqa: BLE001  # the client waits
-            # Who has made this job is to have it before it is told.
+        except BaseException as error:  # noqa: BLE001  # a request is pending
+            # The engine is to have this job before the callback.
             self._loop.call_soon(self._failed, error)
         else:
-            try:
-                self._timer = self._loop.call_later(wait.seconds, self._overdue)
-                work = wait.work
-                if self._pace is not None:
-                    work = paced(work, self._pace, self._price)
-                self._task = task = self._loop.create_task(work)
-                task.add_done_callback(self._ended)
-            except Exception as error:  # noqa: BLE001  # no memory, say; the client waits
-                self._let_go()
-                self._loop.call_soon(self._failed, error)
-                wait.work.close()
+            self._wait(wait)
+
+    def _wait(self, wait: Wait) -> None:
+        """Run the rest of the policy's coroutine in a task."""
+        suspended = wait.suspended
+        try:
+            self._timer = self._loop.call_later(wait.seconds, self._overdue)
+            rest: Any = _rest(suspended, self._pace, self._price)
+            self._task = task = self._loop.create_task(rest, context=suspended.context)
+            suspended.stand_in.replace(task)
+            task.add_done_callback(self._ended)
+        except Exception as error:  # noqa: BLE001  # no memory, say; a request is pending
+            self._release()
+            self._loop.call_soon(self._failed, error)
+            suspended.work.close()
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         if task is self._task:
-            self._let_go()
+            self._release()
             if task.cancelled():
                 self._go_on_admitted(CANCELLED)
             elif (error := task.exception()) is None:
@@ -174,11 +232,11 @@ class Job:
                 self._failed(error)
 
     def _overdue(self) -> None:
-        if (task := self._let_go()) is not None:
+        if (task := self._release()) is not None:
             self._go_on_admitted(OVERDUE, task)
 
     def _go_on_admitted(self, said: object, overdue: asyncio.Future[Any] | None = None) -> None:
-        """Go on when there is budget for it, and cancel what is ``overdue`` then."""
+        """Resume the work when there is budget for it, and cancel what is `overdue` then."""
         pace = self._pace
         if pace is not None and not pace.take(self._price):
             try:
@@ -202,8 +260,8 @@ class Job:
             self._task = None
             self._go_on(said)
 
-    def _let_go(self) -> asyncio.Future[Any] | None:
-        """Wait for the task no longer."""
+    def _release(self) -> asyncio.Future[Any] | None:
+        """Detach the task and the timer."""
         task, self._task = self._task, None
         if self._timer is not None:
             self._timer.cancel()
@@ -221,7 +279,7 @@ def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> 
     """Cancel a task in one of the next turns of its loop."""
     queue = _leaving.setdefault(loop, deque())
     if not queue:
-        loop.call_soon(_cancel_some, loop, queue, 1)  # law 2
+        loop.call_soon(_cancel_some, loop, queue, 1)  # cancelled when begun
     queue.append(task)
 
 
@@ -234,7 +292,7 @@ def _cancel_some(
     if left:
         try:
             # By then those that are in the queue now have begun.
-            loop.call_soon(_cancel_some, loop, queue, left)  # law 3
+            loop.call_soon(_cancel_some, loop, queue, left)  # few cancelled at once
         except MemoryError:
             count += left  # all of them now
     for _ in range(count):

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
-    from .interfaces import Later, Policy, Spawn, Task
+    from .coroutines import Pending
+    from .interfaces import Policy, Spawn, Task
     from .log import Log
 
 COMMIT = PHASES["commit"]
@@ -352,12 +353,12 @@ class Engine:
     def later(
         self,
         key: bytes,
-        later: Later,
+        pending: Pending,
         then: Callable[[Decision], None],
         otherwise: Decision,
         price: int = 0,
     ) -> None:
-        """Go on with what the coroutine comes to, unless the session is gone by then.
+        """Go on with the decision of pending work, unless the session has ended by then.
 
         ``otherwise``: with what, if it comes to nothing through a fault of ours.  ``price``: what
         each of its steps costs, see `Spawn`.
@@ -377,12 +378,12 @@ class Engine:
 
         self.cancel(key)
         if self._too_many():
-            then(decide_at_once(later))
+            then(decide_at_once(pending))
             return
         self._begun += SESSIONS // TASKS
         if not self._begun % SESSIONS:
             self._look_ahead()
-        task = self.spawn(later, done, price)
+        task = self.spawn(pending, done, price)
         self._tasks[key] = task
 
     def _too_many(self) -> bool:

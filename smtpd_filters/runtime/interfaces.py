@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any, Protocol
 
     from smtpd_filters.message import Headers, Message
@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.vocabulary import Phase
     from smtpd_filters.session import Session
 
+    from .coroutines import Pending
+
     class Task(Protocol):
-        """A coroutine on its way."""
+        """Pending work that is being driven."""
 
         def cancel(self) -> object:
-            """Give it up."""
+            """Drop it."""
 
-    Later = Coroutine[Any, Any, Decision]
-    Ask = Callable[[Session, bytes], Decision | Later]
-    #: Runs a coroutine; its decision is told, or None if there is none through a fault of ours.
-    #: The number is what each of its steps costs (`lookups.pace`); 0 if that is not counted.
-    Spawn = Callable[[Later, Callable[[Decision | None], None], int], Task]
+    Ask = Callable[[Session, bytes], Decision | Pending]
+    #: Drives pending work; the callback gets its decision, or None after a fault of ours. The
+    #: number is the price of each of its steps (`runtime.pace`); 0 if they are not charged.
+    Spawn = Callable[[Pending, Callable[[Decision | None], None], int], Task]
 
     class Refresher(Protocol):
         """Who looks after something beside the sessions."""
@@ -54,10 +55,10 @@ if TYPE_CHECKING:
         def configured(self, smtpd: Mapping[str, str]) -> None:
             """What smtpd said of itself, before anything is registered."""
 
-        def judge_headers(self, session: Session, headers: Headers) -> Decision | Later:
+        def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
             """Edit the header block; junk is a field in it by then."""
 
-        def judge_message(self, session: Session, message: Message) -> Decision | Later:
+        def judge_message(self, session: Session, message: Message) -> Decision | Pending:
             """Judge a whole message."""
 
         def gone(self, session: Session) -> None:
@@ -66,9 +67,9 @@ if TYPE_CHECKING:
     class Service(Policy, Protocol):
         """A policy with what a loop asks of it besides decisions."""
 
-        #: Whether it has coroutines.
-        later: bool
-        #: Whether it has anything to close.
+        #: Whether a handler may wait.
+        waits: bool
+        #: Whether it has anything to release.
         closing: bool
 
         @property

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.filter_side import FilterConnection
     from smtpd_filters.session import Session
 
-    from .interfaces import Later, Policy
+    from .coroutines import Pending
+    from .interfaces import Policy
     from .log import Log
 
     class Host(Protocol):
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         def later(
             self,
             key: bytes,
-            later: Later,
+            pending: Pending,
             then: Callable[[Decision], None],
             otherwise: Decision,
             price: int,
@@ -256,7 +257,7 @@ class Messages:
         return cost
 
     def _price(self, message: Message) -> int:
-        """What a step of a coroutine costs that judges the message, in units of `lookups.pace`.
+        """What a step of a coroutine costs that judges the message, in units of `runtime.pace`.
 
         That is about a microsecond.  A step may walk over the header, and read a part of the body.
         """

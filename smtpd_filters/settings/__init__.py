@@ -34,6 +34,7 @@ from smtpd_filters.settings.kinds import (
     choice,
     table,
 )
+from smtpd_filters.settings.shared import Pool, Shared
 
 __all__ = [
     "ENDPOINT",
@@ -52,8 +53,10 @@ __all__ = [
     "Loadable",
     "Option",
     "PolicySettings",
+    "Pool",
     "ProcessSettings",
     "Settings",
+    "Shared",
     "choice",
     "common_options",
     "die",

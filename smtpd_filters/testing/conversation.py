@@ -80,22 +80,25 @@ class Conversation(Peer):
 
     ``filters``: a class, which is given ``flags`` as in smtpd.conf or ``settings`` made in code;
     or an instance made with its settings; or several instances, for a chain.  `setup` is called
-    here.  ``protocol`` is the version spoken, ``smtpd_version`` that of the server, by default one
-    that speaks the protocol.  ``admd`` is the authserv-id.
+    here.  ``nameserver`` is the address and port that a filter's resolver asks unless its
+    ``--nameserver`` is given.  ``protocol`` is the version spoken, ``smtpd_version`` that of the
+    server, by default one that speaks the protocol.  ``admd`` is the authserv-id.
 
     Raises ConfigError as the executable would at its start.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         filters: Filters,
         *flags: str,
         settings: Settings | None = None,
+        nameserver: tuple[str, int] | None = None,
         protocol: tuple[int, int] = (0, 7),
         smtpd_version: str = "",
         admd: str = HOST,
     ) -> None:
-        super().__init__(Served(filters, flags, settings), protocol, smtpd_version)
+        served = Served(filters, flags, settings, nameserver)
+        super().__init__(served, protocol, smtpd_version)
         self.admd = admd
         self.filters: list[Filter] = self._served.chain.filters
         self._clients = 0

@@ -11,7 +11,7 @@ from smtpd_filters.runtime.coroutines import Job
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.log import Log, fold_traceback
 from smtpd_filters.runtime.pace import Pace
-from smtpd_filters.settings import common_options, parse_flags
+from smtpd_filters.settings import Pool, common_options, parse_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.recording.replay import Replay
-    from smtpd_filters.runtime.interfaces import Later
+    from smtpd_filters.runtime.coroutines import Pending
     from smtpd_filters.settings import PolicySettings, Settings
 
     #: A filter's class, or one with its settings, or several of these for a chain.
@@ -43,11 +43,18 @@ class Served:
     What `Conversation` and `play` have in common.
     """
 
-    def __init__(self, filters: Filters, flags: Sequence[str], settings: Settings | None) -> None:
+    def __init__(
+        self,
+        filters: Filters,
+        flags: Sequence[str],
+        settings: Settings | None,
+        nameserver: tuple[str, int] | None = None,
+    ) -> None:
         """Raises ConfigError as the executable would before it is ready."""
         chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
         self.log = _Captured(verbose=verbose)
-        ready = [set_up(filter_, self.log, general) for filter_, general in chosen]
+        pool = Pool() if nameserver is None else Pool(nameserver=(nameserver,))
+        ready = [set_up(filter_, self.log, general, pool) for filter_, general in chosen]
         self.chain = make_chain(ready, self.log)
         self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
         self.engine.spawn = self._spawn
@@ -65,19 +72,34 @@ class Served:
 
     def receive(self, data: bytes) -> None:
         """Hand over what smtpd wrote.  The loop runs, as it does around a filter's process."""
-        if self.chain.later:
-            self._loop.run_until_complete(self._receive(data))
-        else:
-            self.engine.receive(data)
+        self._in_loop(self.engine.receive, data)
 
-    async def _receive(self, data: bytes) -> None:
-        self.engine.receive(data)
+    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call something as the loop of a filter's process does: in the loop, and in no task.
+
+        The first steps of the handlers' coroutines are taken in it.
+        """
+        if not self.chain.waits:
+            call(*arguments)
+            return
+        returned = self._loop.create_future()
+
+        def callback() -> None:
+            try:
+                call(*arguments)
+            except BaseException as error:  # noqa: BLE001  # raised where it was called
+                returned.set_exception(error)
+            else:
+                returned.set_result(None)
+
+        self._loop.call_soon(callback)
+        self._loop.run_until_complete(returned)
 
     def output(self) -> bytes:
-        """What the filter has written."""
+        """Return what the filter has written."""
         parts = [self.engine.output()]
         while self.engine.working:
-            self.engine.work()
+            self._in_loop(self.engine.work)
             parts.append(self.engine.output())
         return b"".join(parts)
 
@@ -124,14 +146,14 @@ class Served:
         finally:
             self._loop.close()
 
-    def _spawn(self, work: Later, done: Callable[[Decision], None], price: int) -> Job:
+    def _spawn(self, pending: Pending, done: Callable[[Decision], None], price: int) -> Job:
         def decided(decision: Decision) -> None:
             done(decision)
             if not self._ended.done():
                 self._ended.set_result(None)
 
         pace = self._pace if price else None
-        return Job(self._loop, work, decided, self._ended.set_exception, pace, price)
+        return Job(self._loop, pending, decided, self._ended.set_exception, pace, price)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

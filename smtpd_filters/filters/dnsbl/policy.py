@@ -23,7 +23,6 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 
-from smtpd_filters.checks.dns_lookups import make_resolver, nameserver_option, note_timeout
 from smtpd_filters.checks.exemptions import (
     UNKNOWN_STATUS,
     Exempt,
@@ -33,9 +32,11 @@ from smtpd_filters.checks.exemptions import (
     exempted,
     known_address,
 )
-from smtpd_filters.checks.strictness import DNS_FAILURE
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.dns.setting import note_timeout
+from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -58,12 +59,12 @@ from .score import DISCONNECT, JUNK, NOTHING, Thresholds
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import NoReturn, TypeAlias
 
-    from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
+    from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.runtime.pace import Pace
     from smtpd_filters.session import Session
 
@@ -210,7 +211,6 @@ class Dnsbl(Filter):
             help="A part of the name of a list that is never to be shown. The keys of Spamhaus and "
             "Abusix are known, and any label of 16 or more letters and digits.",
         )
-        nameserver = nameserver_option("Most lists refuse public ones.")
         timeout = option(
             SECONDS(low=0.01, high=60),
             default=5.0,
@@ -220,9 +220,12 @@ class Dnsbl(Filter):
         )
 
     settings: Options
+    dns = Resolver.setting(
+        nameserver="Most lists refuse public ones.",
+        timing=lambda filter_: (filter_.longest / _SHARES, filter_.longest),
+    )
 
     _exempt: Exempt
-    _resolver: Resolver
     _book: Book
     _watch: Watch
     _pace: Callable[[], Pace]
@@ -231,8 +234,14 @@ class Dnsbl(Filter):
     _thresholds: Thresholds
     _reply: Reply
 
-    def setup(self) -> None:
-        """Make the lists, and get a resolver ready."""
+    @property
+    def longest(self) -> float:
+        """Seconds for a look-up altogether."""
+        # Earlier than `--deadline`, behind which a header that was taken away would be put back.
+        return min(self.settings.timeout, _OF_DEADLINE * self.deadline)
+
+    def setup(self) -> Registration:
+        """Make the lists."""
         self._exempt = self.settings.exempt.also(self.settings.allow)
         given: dict[str, Sites] = {
             kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
@@ -244,6 +253,7 @@ class Dnsbl(Filter):
         self._set_thresholds(given.values())
         self._set_phase(given)
         self._get_ready(given)
+        return self._registration()
 
     def _set_thresholds(self, given: Iterable[Sites]) -> None:
         settings = self.settings
@@ -260,7 +270,6 @@ class Dnsbl(Filter):
             if low >= high:
                 raise ConfigError(f"{milder} {low}: is never done with {severer} {high}")
         self._thresholds = Thresholds(junk, reject, disconnect)
-        self.marks = junk is not None
         self._shows = settings.header or settings.mark
         self._check_reach(named, given)
         if settings.reply and not (reject or disconnect):
@@ -295,16 +304,27 @@ class Dnsbl(Filter):
                 raise ConfigError(f"--{kind}: what it asks about isn't known at {self._phase} yet")
         if at <= _PHASES.index("helo"):
             self.settings.exempt.note_phase(self._phase, self.log)
-        self.phases = set(_HANDLERS[self._phase])
+
+    def _registration(self) -> Registration:
+        at = _PHASES.index(self._phase)
+        handlers = set(_HANDLERS[self._phase])
         if self._shows:
-            self.phases.add("headers")
-        # What is to be known then is asked for ahead.
-        if at > _PHASES.index("mail-from") and "sender" in self._kinds:
-            self.phases.add("mail_from")
-        if at <= _PHASES.index("helo") or "helo" not in self._kinds:
-            self.events.discard("identified")
-        if at == _PHASES.index("connect"):
-            self.events.discard("arrived")
+            handlers.add("headers")
+        # What will be needed is looked up ahead.
+        events = {"refresh", "close"}
+        reports = {"link-auth"}
+        if at > _PHASES.index("connect"):
+            events.add("link_connect")
+        if "helo" in self._kinds:
+            reports.add("link-identify")
+            if at > _PHASES.index("helo"):
+                events.add("link_identify")
+        if "sender" in self._kinds and self._phase == "rcpt-to":
+            handlers.add("mail_from")
+            reports.add("tx-begin")
+        settings = self.settings
+        junk = settings.mark or settings.junk_at is not None
+        return Registration(handlers, events=events, reports=reports, junk=junk)
 
     def _get_ready(self, given: dict[str, Sites]) -> None:
         """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
@@ -314,109 +334,82 @@ class Dnsbl(Filter):
         from .questions import Book
 
         settings = self.settings
-        # Earlier than `--deadline`, behind which a header that was taken away would be put back.
         note_timeout(self)
-        longest = min(settings.timeout, _OF_DEADLINE * self.deadline)
-        self._resolver = make_resolver(settings.nameserver, longest / _SHARES, longest)
         self._pace = pace
         self._book = Book(given, settings.key, settings.untested)
-        self._watch = Watch(self._book.asked, self._resolver, self.log)
+        self._watch = Watch(self._book.asked, self.dns, self.log)
         for sites in given.values():
             sites.renewed = self._renew
         # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
         # message instead of the 220".
         code = 554 if self._phase == "connect" else 550
-        self._reply = Reply(settings.reply, code, self._resolver)
+        self._reply = Reply(settings.reply, code, self.dns)
 
     def _renew(self) -> None:
         """Take in lists from a file that was read again."""
         self._book.renew()
         self._watch.replace(self._book.asked)
 
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated, and for what is asked about after it was said."""
-        reports = {"link-auth"}
-        if "helo" in self._kinds:
-            reports.add("link-identify")
-        if "sender" in self._kinds and self._phase in {"", "rcpt-to"}:
-            reports.add("tx-begin")
-        return frozenset(reports)
-
     async def close(self) -> None:
-        """End what is being looked up."""
+        """Stop testing the lists."""
         self._watch.close()
-        await self._resolver.aclose()
 
     async def refresh(self) -> None:
         """Test the lists."""
         await self._watch.test(remind=True)
 
-    def arrived(self, session: Session) -> None:
-        """Start to ask about the client."""
+    def link_connect(self, session: Session) -> None:
+        """Start to look the client up."""
         address = known_address(session)
         if address and not self._exempt.reason(session):
             self._start(self._book.about_client(session, address))
 
-    def identified(self, session: Session) -> None:
-        """Start to ask about its name."""
+    def link_identify(self, session: Session) -> None:
+        """Start to look its name up."""
         if not self._exempt.reason(session):
             self._start(self._book.about_name("helo", session.identity or ""))
 
     def _start(self, asked: Iterable[Asked]) -> None:
         for _, _, name, _ in asked:
-            self._resolver.start(name, "A")
+            self.dns.start(name, "A")
 
     # -- phases ----------------------------------------------------------------------------
 
-    def connect(
-        self, session: Session
-    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
+    async def connect(self, session: Session) -> Answer:
         """Decide before smtpd greets the client."""
-        return self._judge(session)
+        return await self._judge(session)
 
-    def helo(
-        self, session: Session, identity: str
-    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
+    async def helo(self, session: Session, identity: str) -> Answer:
         """Decide when the client greets."""
-        return self._judge(session, identity)
+        return await self._judge(session, identity)
 
     ehlo = helo
 
-    def mail_from(
-        self, session: Session, address: str
-    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
-        """Decide for each message, or start to ask about its sender if that is early."""
+    async def mail_from(self, session: Session, address: str) -> Answer:
+        """Decide for each message, or start to look its sender up if that is early."""
         if self._phase == "rcpt-to":
             if not self._exempt.reason(session):
                 self._start(self._book.about_sender(address))
             return PROCEED
-        return self._judge(session, sender=address)
+        return await self._judge(session, sender=address)
 
-    def rcpt_to(
-        self, session: Session, _address: str
-    ) -> Proceed | Junk | Reject | Disconnect | Awaitable[Proceed | Junk | Reject | Disconnect]:
-        """Decide for each recipient; the first one's answer holds for all of a message."""
-        return self._judge(session)
+    async def rcpt_to(self, session: Session, _address: str) -> Answer:
+        """Decide for each recipient; the first one's decision holds for all of a message."""
+        return await self._judge(session)
 
-    def headers(self, session: Session, headers: Headers) -> Proceed | Awaitable[Proceed]:
-        """Say in the message which lists have an entry."""
+    async def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Add a field for each list that has an entry."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         headers.remove(FIELD)
         known: Known | None = session.scratch.get(self)
         if known is None:
             return PROCEED
-        if known.inquiry.out:
-            return self._show_later(headers, known.inquiry)
-        return self._show(headers, known.inquiry)
-
-    async def _show_later(self, headers: Headers, inquiry: Inquiry) -> Proceed:
-        """Wait for the lists that could not change the decision; they were asked long ago."""
-        await self._pace().admit(_WAIT * len(inquiry.out))
-        await self._answers(inquiry)
-        return self._show(headers, inquiry)
-
-    def _show(self, headers: Headers, inquiry: Inquiry) -> Proceed:
+        inquiry = known.inquiry
+        if inquiry.out:
+            # The lists that could not change the decision, which were asked long ago.
+            await self._pace().admit(_WAIT * len(inquiry.out))
+            await self._answers(inquiry)
         for listing in reversed(inquiry.listings):
             headers.prepend(FIELD, f"Listed at {listing}")
         return PROCEED
@@ -443,10 +436,10 @@ class Dnsbl(Filter):
 
     # -- the decision ----------------------------------------------------------------------
 
-    def _judge(
+    async def _judge(
         self, session: Session, identity: str | None = None, sender: str | None = None
-    ) -> Verdict | Awaitable[Verdict]:
-        """Decide at once if all is known, else give the coroutine that will."""
+    ) -> Verdict:
+        """Decide about a client, at once if all is known."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         address = self._address(session)
@@ -460,7 +453,7 @@ class Dnsbl(Filter):
                 raise UnavailableError(known.cause, DNS_FAILURE)
         if self._watch.done and self._pace().take(_ASK * self._book.size):
             asked = self._book.about(session, address, *key)
-            if self._resolver.missing([name for _, _, name, _ in asked], "A"):
+            if self.dns.missing([name for _, _, name, _ in asked], "A"):
                 # Which is what is mostly so.
                 for each in asked:
                     each[0].silences = 0
@@ -470,7 +463,7 @@ class Dnsbl(Filter):
             inquiry = self._ask(asked)
             if inquiry.over and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
-        return self._wait(session, key)
+        return await self._wait(session, key)
 
     def _address(self, session: Session) -> str:
         """Give the address that lists are asked about; "" where none is needed, or there is none.
@@ -489,7 +482,7 @@ class Dnsbl(Filter):
         """Take in what is known already."""
         inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
         for question in list(inquiry.out):
-            outcome = self._resolver.known(question.name, "A")
+            outcome = self.dns.known(question.name, "A")
             if outcome is not None:
                 self._take(inquiry, question, outcome)
         return inquiry
@@ -534,7 +527,7 @@ class Dnsbl(Filter):
         import asyncio
 
         waiting: dict[asyncio.Future[Outcome[str]], Question] = {
-            asyncio.ensure_future(self._resolver.query(question.name, "A")): question
+            asyncio.ensure_future(self.dns.query(question.name, "A")): question
             for question in inquiry.out
         }
         try:

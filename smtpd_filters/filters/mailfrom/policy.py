@@ -29,7 +29,7 @@ from smtpd_filters.checks.client_filter import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.checks.strictness import refuse_empty
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.settings import REPLY, SWITCH, Settings, option, table
@@ -181,7 +181,7 @@ class Mailfrom(Filter):
     _exempt: Exempt
     _replies: dict[tuple[str, bool], Junk | Reject | Disconnect]
 
-    def setup(self) -> None:
+    def setup(self) -> Registration:
         """See that there is something to guard, and make the refusals."""
         settings = self.settings
         guarded = (settings.domains, settings.addresses, settings.patterns)
@@ -198,7 +198,6 @@ class Mailfrom(Filter):
         if settings.senders is not None and AUTHENTICATED in settings.exempt.given:
             raise ConfigError("--exempt authenticated: not with --senders, which is for users")
         self._exempt = settings.exempt.also(settings.trusted)
-        self.phases = {"mail_from", "headers"} if header else {"mail_from"}
         if header:
             # Now, and not while a message waits.
             import smtpd_filters.filters.mailfrom.from_field  # noqa: F401 - for `headers` alone
@@ -210,19 +209,19 @@ class Mailfrom(Filter):
             ("from", True): "550 5.7.1 Address in From not allowed for your user",
         }
         actions = {"mail": settings.action, "from": settings.header_action or settings.action}
-        self.marks = "junk" in actions.values()
         if settings.reply is not None and set(actions.values()) == {"junk"}:
             self.log.event(REPLY_UNUSED)
         self._replies = {
             key: decision(actions[key[0]], settings.reply or text) for key, text in texts.items()
         }
-
-    def required_reports(self) -> frozenset[str]:
-        """Ask who has authenticated, and for the name that completes an address."""
         reports = {"link-auth"}
-        if self.settings.senders is not None:
-            reports.add("link-greeting")
-        return frozenset(reports)
+        if settings.senders is not None:
+            reports.add("link-greeting")  # it has the name that completes an address
+        return Registration(
+            {"mail_from", "headers"} if header else {"mail_from"},
+            reports=reports,
+            junk="junk" in actions.values(),
+        )
 
     def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
         """Look at the envelope's sender."""

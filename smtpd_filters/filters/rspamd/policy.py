@@ -20,10 +20,10 @@ in `smtpd_filters.lookups.http`.
 
 from __future__ import annotations
 
-from smtpd_filters.checks.dns_lookups import note_timeout
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exempted
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
+from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
@@ -51,7 +51,7 @@ from .request import Facts, fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.lookups.http.zstd import Codec
@@ -237,15 +237,10 @@ class Rspamd(Filter):
         """Close the connections."""
         await self._client.close()
 
-    def message(
-        self, session: Session, message: Message
-    ) -> Proceed | Marked | Reject | Awaitable[Proceed | Marked | Reject]:
-        """Have the message scanned, unless it is one of those that aren't."""
+    async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
+        """Have the message scanned, unless its client is exempt."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
-        return self._scan(session, message)
-
-    async def _scan(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         if session.server_name:
             complete(message.headers, session.server_name)
         head = _without_mbox_line(message.headers)

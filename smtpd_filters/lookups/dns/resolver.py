@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Literal, Self
 
+    from smtpd_filters.lookups.dns.setting import ResolverSetting, Timing
     from smtpd_filters.lookups.outcome import MX, Outcome
 
     RecordType = Literal["A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"]
@@ -103,6 +104,23 @@ class Resolver:
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
         self._closed = False
+
+    @staticmethod
+    def setting(
+        *, nameserver: str = "", timeout: str = "", takes: str = "", timing: Timing | None = None
+    ) -> ResolverSetting:
+        """Declare a resolver, as an attribute of a filter: `dns = Resolver.setting()`.
+
+        The filter gets the flags `--nameserver` and `--timeout`; its attribute is a resolver that
+        all filters of the process share which are configured alike. `nameserver` is a further
+        sentence for the help of that flag; `takes` ends the help of `--timeout`: how long a
+        decision takes that needs several look-ups; `timeout` replaces that help. With `timing`, a
+        function of the filter that returns the seconds for a question in the first round and for a
+        look-up altogether, there is no `--timeout`.
+        """
+        from smtpd_filters.lookups.dns.setting import ResolverSetting  # for filters alone
+
+        return ResolverSetting(nameserver=nameserver, timeout=timeout, takes=takes, timing=timing)
 
     async def query(self, name: str, rdtype: RecordType) -> Outcome[Any]:
         """Look up the records of one type: MX as MX, TXT as bytes, the others as str.

@@ -1,0 +1,90 @@
+"""The settings of a filter that asks name servers."""
+
+from __future__ import annotations
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import ENDPOINT, LIST, SECONDS, Shared, option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.settings import Option
+
+    #: Seconds for a question in the first round, and for a look-up altogether.
+    Timing = Callable[[Any], tuple[float, float]]
+
+#: A look-up asks each server in two rounds, and waits twice as long in the second.
+ROUNDS = 2
+LOOKUP = 4
+
+
+if TYPE_CHECKING:
+    _Base = Shared[Resolver]
+else:
+    _Base = Shared
+
+
+class ResolverSetting(_Base):
+    """The flags `--nameserver` and `--timeout`, and the resolver that they describe."""
+
+    def __init__(self, *, nameserver: str, timeout: str, takes: str, timing: Timing | None) -> None:
+        """See `Resolver.setting`."""
+        self._timing = timing
+        servers: Any = option(
+            LIST(ENDPOINT(port=53, host="ADDRESS")),
+            default=(),
+            help="The address of a recursive name server to ask, instead of those in "
+            f"resolv.conf(5). {nameserver}",
+        )
+        options: dict[str, Option] = {"nameserver": servers}
+        and_takes = f", and {takes}" if takes else ""
+        if timing is None:
+            seconds: Any = option(
+                SECONDS(low=0.01, high=60),
+                default=2.0,
+                help=timeout
+                or "How long to wait for a name server before the next is asked. The second round "
+                f"waits twice as long, so that a look-up takes at most 8 s by default{and_takes}.",
+            )
+            options["timeout"] = seconds
+        self.options = options
+
+    def key(self, filter_: Any) -> tuple[object, ...]:
+        """Return the name servers and the times."""
+        return (filter_.pool.value(filter_, "nameserver"), *self._times(filter_))
+
+    def _times(self, filter_: Any) -> tuple[float, float]:
+        if self._timing is not None:
+            return self._timing(filter_)
+        timeout: float = filter_.pool.value(filter_, "timeout")
+        return timeout, LOOKUP * timeout
+
+    def open(self, filter_: Any) -> Resolver:
+        """Make the resolver."""
+        from smtpd_filters.lookups.dns import Resolver  # a filter that asks nothing needs none
+
+        timeout, deadline = self._times(filter_)
+        if self._timing is None:
+            note_timeout(filter_)
+        try:
+            return Resolver(
+                filter_.pool.value(filter_, "nameserver") or None,
+                timeout=timeout,
+                deadline=deadline,
+                attempts=ROUNDS,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"--nameserver: {error}") from None
+        except ImportError as error:
+            raise ConfigError(f"dnspython is needed to look names up: {error}") from None
+
+
+def note_timeout(filter_: Any) -> None:
+    """Log that `--timeout` was given and `--deadline` passes before it."""
+    timeout = vars(filter_.settings)["timeout"]
+    if "timeout" in filter_.settings.given and timeout > filter_.deadline:
+        given, over = SECONDS.show(timeout), SECONDS.show(filter_.deadline)
+        filter_.log.event(f"--timeout {given} is not used: --deadline {over} is over before")

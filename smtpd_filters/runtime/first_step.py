@@ -1,0 +1,87 @@
+"""Takes the first step of a coroutine by hand, so that one which never waits costs no task.
+
+Code in that step may ask for the current task (`asyncio.timeout` does, to cancel it later). It gets
+a `StandIn`, which passes everything on to the task once there is one. `asyncio` documents
+`_enter_task` and `_leave_task` for those who run coroutines in their own way ("Extending").
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+
+from .coroutines import Suspended
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+
+def first_step(work: Coroutine[Any, Any, object]) -> object:
+    """Return the result of a coroutine, or `Suspended` if it waits.  Raises what it raises.
+
+    Called where an event loop runs and no task does.
+    """
+    loop = asyncio.get_running_loop()
+    stand_in: Any = StandIn()
+    context = copy_context()
+    asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+    try:
+        waiting = context.run(work.send, None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
+    return Suspended(work, waiting, context, stand_in)
+
+
+class StandIn:
+    """The current task of a first step; everything but a request to cancel is for a real task."""
+
+    __slots__ = ("__weakref__", "_cancelled", "_task")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = 0
+
+    def replace(self, task: asyncio.Task[Any]) -> None:
+        """Pass everything on to the task that takes the steps which are left."""
+        self._task = task
+        for _ in range(self._cancelled):
+            task.cancel()
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel the task, as soon as there is one."""
+        if self._task is not None:
+            return self._task.cancel(msg)
+        self._cancelled += 1
+        return True
+
+    def cancelling(self) -> int:
+        """Return how often it was cancelled."""
+        return self._cancelled if self._task is None else self._task.cancelling()
+
+    def uncancel(self) -> int:
+        """Take one of these back."""
+        if self._task is not None:
+            return self._task.uncancel()
+        self._cancelled = max(self._cancelled - 1, 0)
+        return self._cancelled
+
+    def done(self) -> bool:
+        """Whether the coroutine has finished."""
+        return self._task is not None and self._task.done()
+
+    def cancelled(self) -> bool:
+        """Whether the coroutine has finished because it was cancelled."""
+        return self._task is not None and self._task.cancelled()
+
+    def get_name(self) -> str:
+        """Return the name of the task."""
+        return "first step" if self._task is None else self._task.get_name()
+
+    def __getattr__(self, name: str) -> Any:
+        if self._task is None:
+            raise AttributeError(f"{name}: this coroutine has not waited yet, so it has no task")
+        return getattr(self._task, name)
