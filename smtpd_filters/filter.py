@@ -77,12 +77,15 @@ class Registration:
     they read from the session (smtpd-filters(7): `link-auth`); by default all that can be there by
     the time of the handlers' phases. `events` are the names of the event methods to call, by
     default all that the class defines. `junk=False` says that no handler marks, and `waits=False`
-    that none waits: then the process needs no event loop. With `data` messages pass through the
-    process even if no handler looks at them. `taps` and `outgoing` (reports of the sessions in
-    which smtpd is the client) are for tracing.
+    that none waits: then the process needs no event loop. `opens` are the names of the `Shared`
+    attributes (`dns`) to open at the start, by default all of them if the filter waits. With `data`
+    messages pass through the process even if no handler looks at them. `taps` and `outgoing`
+    (reports of the sessions in which smtpd is the client) are for tracing.
     """
 
-    __slots__ = ("data", "events", "handlers", "junk", "outgoing", "reports", "taps", "waits")
+    __slots__ = (
+        "data", "events", "handlers", "junk", "opens", "outgoing", "reports", "taps", "waits",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  # one for each thing that can be registered
         self,
@@ -92,6 +95,7 @@ class Registration:
         events: Iterable[str] | None = None,
         junk: bool = True,
         waits: bool = True,
+        opens: Iterable[str] | None = None,
         data: bool = False,
         taps: Iterable[Tap] = (),
         outgoing: Iterable[str] = (),
@@ -101,6 +105,7 @@ class Registration:
         self.events = None if events is None else frozenset(events)
         self.junk = junk
         self.waits = waits
+        self.opens = None if opens is None else frozenset(opens)
         self.data = data
         self.taps = tuple(taps)
         self.outgoing = frozenset(outgoing)
@@ -250,12 +255,27 @@ class Filter:
             known.update(_KNOWN_BY.get(phase.name, _ALL_KNOWN) if phase else _ALL_KNOWN)
         return frozenset(known)
 
+    @property
+    def opens(self) -> frozenset[str]:
+        """The names of the `Shared` attributes that are opened at the start."""
+        chosen = self.registration.opens
+        if chosen is not None:
+            return chosen
+        return self.defined_shared() if self.waits else frozenset()
+
+    def defined_shared(self) -> frozenset[str]:
+        """Return the names of the `Shared` attributes that the class defines."""
+        every = {
+            name: value for cls in type(self).__mro__[::-1] for name, value in vars(cls).items()
+        }
+        return frozenset(name for name, value in every.items() if isinstance(value, Shared))
+
     def open_shared(self) -> None:
-        """Open what its `Shared` attributes declare.  Raises ConfigError."""
-        for cls in type(self).__mro__:
-            for name, value in vars(cls).items():
-                if isinstance(value, Shared):
-                    getattr(self, name)
+        """Open what is registered to be opened.  Raises ConfigError."""
+        if unknown := self.opens - self.defined_shared():
+            raise TypeError(f"filter {self.name!r}: nothing to open for {sorted(unknown)}")
+        for name in sorted(self.opens):
+            getattr(self, name)
 
     if TYPE_CHECKING:
         # What a handler gets and may return, for the type checker.

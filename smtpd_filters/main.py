@@ -73,8 +73,7 @@ def set_up(
         filter_.pool = pool
     try:
         filter_.registration = filter_.setup() or Registration()
-        if filter_.waits:
-            filter_.open_shared()
+        filter_.open_shared()
     except ConfigError:
         raise
     except OSError as error:

@@ -197,6 +197,7 @@ class Rcpt(Filter):
             reports=self._reports(),
             junk=marks(checks),
             waits=self._unknown_domain.on or settings.delay > 0,
+            opens={"dns"} if self._unknown_domain.on else (),
         )
 
     def _refuse_useless(self, checks: Iterable[Check]) -> None:

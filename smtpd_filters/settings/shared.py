@@ -50,6 +50,9 @@ class Shared(Generic[T]):
         """Return what two filters that share one object have in common."""
         raise NotImplementedError
 
+    def check(self, filter_: Any) -> None:
+        """Check the settings of a filter that has it opened, or gets what another has opened."""
+
     def open(self, filter_: Any) -> T:
         """Open it for a filter that has its settings.  Raises ConfigError."""
         raise NotImplementedError
@@ -85,6 +88,7 @@ class Pool:
 
     def get(self, setting: Shared[T], filter_: Any) -> T:
         """Return what a setting of a filter opens, or has opened for another filter."""
+        setting.check(filter_)
         key = type(setting), setting.key(filter_)
         opened: Any = self._opened.get(key)
         if opened is None:

@@ -62,13 +62,16 @@ class ResolverSetting(_Base):
         timeout: float = filter_.pool.value(filter_, "timeout")
         return timeout, LOOKUP * timeout
 
+    def check(self, filter_: Any) -> None:
+        """Log a `--timeout` that is not used."""
+        if self._timing is None:
+            note_timeout(filter_)
+
     def open(self, filter_: Any) -> Resolver:
         """Make the resolver."""
         from smtpd_filters.lookups.dns import Resolver  # a filter that asks nothing needs none
 
         timeout, deadline = self._times(filter_)
-        if self._timing is None:
-            note_timeout(filter_)
         try:
             return Resolver(
                 filter_.pool.value(filter_, "nameserver") or None,
