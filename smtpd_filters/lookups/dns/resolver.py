@@ -31,12 +31,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Literal, Self
+    from typing import Any, Literal, Self, TypeAlias, overload
 
     from smtpd_filters.lookups.dns.setting import ResolverSetting, Timing
     from smtpd_filters.lookups.outcome import MX, Outcome
 
-    RecordType = Literal["A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"]
+    TextType: TypeAlias = Literal["A", "AAAA", "CNAME", "NS", "PTR"]  # records are str
+    RecordType: TypeAlias = TextType | Literal["MX", "TXT"]
 
 # Each question under way holds a socket: as many as half the descriptors, at the most.
 MAX_IN_FLIGHT = 512
@@ -122,6 +123,15 @@ class Resolver:
 
         return ResolverSetting(nameserver=nameserver, timeout=timeout, takes=takes, timing=timing)
 
+    if TYPE_CHECKING:
+
+        @overload
+        async def query(self, name: str, rdtype: TextType) -> Outcome[str]: ...
+        @overload
+        async def query(self, name: str, rdtype: Literal["MX"]) -> Outcome[MX]: ...
+        @overload
+        async def query(self, name: str, rdtype: Literal["TXT"]) -> Outcome[bytes]: ...
+
     async def query(self, name: str, rdtype: RecordType) -> Outcome[Any]:
         """Look up the records of one type: MX as MX, TXT as bytes, the others as str.
 
@@ -143,8 +153,17 @@ class Resolver:
             outcomes.append(await self._wait(begun[number]))
         return outcomes
 
+    if TYPE_CHECKING:
+
+        @overload
+        def known(self, name: str, rdtype: TextType) -> Outcome[str] | None: ...
+        @overload
+        def known(self, name: str, rdtype: Literal["MX"]) -> Outcome[MX] | None: ...
+        @overload
+        def known(self, name: str, rdtype: Literal["TXT"]) -> Outcome[bytes] | None: ...
+
     def known(self, name: str, rdtype: RecordType) -> Outcome[Any] | None:
-        """Give what `query` would come to at once, or None if it would have to wait."""
+        """Return the result of `query` if it is known, or None if `query` would wait."""
         now = self._clock()
         # What is in the cache has been checked: to look there first spares the check mostly.
         known = self._cache.get((name, rdtype), now)
