@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.checks.client_filter import (
     ClientFilter,
     ClientSettings,
@@ -93,8 +94,8 @@ class Fcrdns(ClientFilter):
         if verify:
             # Now, not at the first client: by then an upgrade may have put another version there.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
-        elif "nameserver" in self.settings.given:
-            raise ConfigError("--nameserver: nothing is looked up without --verify")
+        else:
+            Fcrdns.dns.refuse_unused(self, "without --verify")
         self._unnamed = self._failure("Your IP address has no reverse DNS name")
         self._unconfirmed = self._failure(
             "The reverse DNS name of your IP address does not lead back to the address"

@@ -199,8 +199,8 @@ class Helo(Filter):
         if settings.phase == "helo":
             self._exempt.note_phase(settings.phase, self.log)
         self._asks = any(self._checks[name].on for name in ASKING)
-        if "nameserver" in settings.given and not self._asks:
-            raise ConfigError("--nameserver: nothing is looked up without --unknown or --elsewhere")
+        if not self._asks:
+            Helo.dns.refuse_unused(self, "without --unknown or --elsewhere")
         late = settings.phase != "helo"
         reports = {"link-auth"} if self._exempt.users else set()
         if late:
@@ -320,9 +320,8 @@ class Helo(Filter):
 
     async def _look_up(self, session: Session, greeting: Greeting) -> None:
         """Check a name in the DNS."""
-        greeting.unavailable = (
-            True  # until there is a decision; after a cancellation it is repeated
-        )
+        # Until there is a decision; after a cancellation the checks are repeated.
+        greeting.unavailable = True
         answers = await self.dns.query_all(
             [(greeting.name, rdtype) for rdtype in self._types(session)]
         )

@@ -219,8 +219,8 @@ class Rcpt(Filter):
             )
         if self._unknown_domain.on and settings.domains is None:
             raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
-        if "nameserver" in settings.given and not self._unknown_domain.on:
-            raise ConfigError("--nameserver: nothing is looked up without --unknown-domain")
+        if not self._unknown_domain.on:
+            Rcpt.dns.refuse_unused(self, "without --unknown-domain")
         if settings.delay and settings.unknown_recipients in {"off", "log"}:
             raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
 

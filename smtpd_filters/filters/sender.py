@@ -184,8 +184,8 @@ class Sender(Filter):
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
         self._asks = any(self._checks[name].on for name in ASKING)
-        if "nameserver" in settings.given and not self._asks:
-            raise ConfigError("--nameserver: nothing is looked up with these checks")
+        if not self._asks:
+            Sender.dns.refuse_unused(self, "with these checks")
         if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
             raise ConfigError(f"{flag}: of no use with --bad-mx off")

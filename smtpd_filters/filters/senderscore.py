@@ -36,6 +36,7 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration, legal_outcomes
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
+from smtpd_filters.lookups.dns.setting import LOOKUP
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
@@ -174,7 +175,13 @@ class Senderscore(Filter):
         )
 
     settings: Options
-    dns = Resolver.setting()
+    # Earlier than `--deadline`, behind which what `_head` took away would be put back.
+    dns = Resolver.setting(
+        timing=lambda filter_: (
+            filter_.settings.timeout,
+            min(LOOKUP * filter_.settings.timeout, _OF_DEADLINE * filter_.deadline),
+        )
+    )
 
     _exempt = Exempt()
     _slow = 0.0  # seconds of delay for a score of 0
@@ -400,15 +407,9 @@ class Senderscore(Filter):
 
     async def _look_up(self, session: Session) -> int | str:
         """Wait for the score, or for the reason why there is none; law 3."""
-        from asyncio import timeout  # it is there already where there is an event loop
-
         score: int | str = OVERDUE
         try:
-            # Earlier than `--deadline`, behind which what `_head` took away would be put back.
-            async with timeout(_OF_DEADLINE * self.deadline):
-                score = _read(await self.dns.query(self._query(session), "A"))
-        except TimeoutError:
-            pass
+            score = _read(await self.dns.query(self._query(session), "A"))
         finally:
             session.scratch[self] = score
         return score

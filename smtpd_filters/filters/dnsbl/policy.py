@@ -222,6 +222,7 @@ class Dnsbl(Filter):
     settings: Options
     dns = Resolver.setting(
         nameserver="Most lists refuse public ones.",
+        timeout=None,
         timing=lambda filter_: (filter_.longest / _SHARES, filter_.longest),
     )
 
@@ -334,7 +335,6 @@ class Dnsbl(Filter):
         from .questions import Book
 
         settings = self.settings
-        note_timeout(self)
         self._pace = pace
         self._book = Book(given, settings.key, settings.untested)
         self._watch = Watch(self._book.asked, self.dns, self.log)

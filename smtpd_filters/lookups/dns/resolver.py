@@ -108,16 +108,21 @@ class Resolver:
 
     @staticmethod
     def setting(
-        *, nameserver: str = "", timeout: str = "", takes: str = "", timing: Timing | None = None
+        *,
+        nameserver: str = "",
+        timeout: str | None = "",
+        takes: str = "",
+        timing: Timing | None = None,
     ) -> ResolverSetting:
         """Declare a resolver, as an attribute of a filter: `dns = Resolver.setting()`.
 
         The filter gets the flags `--nameserver` and `--timeout`; its attribute is a resolver that
         all filters of the process share which are configured alike. `nameserver` is a further
         sentence for the help of that flag; `takes` ends the help of `--timeout`: how long a
-        decision takes that needs several look-ups; `timeout` replaces that help. With `timing`, a
-        function of the filter that returns the seconds for a question in the first round and for a
-        look-up altogether, there is no `--timeout`.
+        decision takes that needs several look-ups; `timeout` replaces that help, and None leaves
+        that flag to the filter's own `Options`. `timing` is a function of the filter that returns
+        the seconds for a question in the first round and for a look-up altogether, by default
+        `--timeout` and four times as long.
         """
         from smtpd_filters.lookups.dns.setting import ResolverSetting  # for filters alone
 

@@ -30,7 +30,9 @@ else:
 class ResolverSetting(_Base):
     """The flags `--nameserver` and `--timeout`, and the resolver that they describe."""
 
-    def __init__(self, *, nameserver: str, timeout: str, takes: str, timing: Timing | None) -> None:
+    def __init__(
+        self, *, nameserver: str, timeout: str | None, takes: str, timing: Timing | None
+    ) -> None:
         """See `Resolver.setting`."""
         self._timing = timing
         servers: Any = option(
@@ -41,7 +43,7 @@ class ResolverSetting(_Base):
         )
         options: dict[str, Option] = {"nameserver": servers}
         and_takes = f", and {takes}" if takes else ""
-        if timing is None:
+        if timeout is not None:
             seconds: Any = option(
                 SECONDS(low=0.01, high=60),
                 default=2.0,
@@ -64,8 +66,13 @@ class ResolverSetting(_Base):
 
     def check(self, filter_: Any) -> None:
         """Log a `--timeout` that is not used."""
-        if self._timing is None:
-            note_timeout(filter_)
+        note_timeout(filter_)
+
+    @staticmethod
+    def refuse_unused(filter_: Any, because: str) -> None:
+        """Raise ConfigError if `--nameserver` is given to a filter that looks nothing up."""
+        if vars(filter_.settings)["nameserver"]:
+            raise ConfigError(f"--nameserver: nothing is looked up {because}")
 
     def open(self, filter_: Any) -> Resolver:
         """Make the resolver."""
