@@ -240,10 +240,10 @@ class Filter:
     @property
     def waits(self) -> bool:
         """Whether it needs an event loop: it has `refresh`, or a registered handler may wait."""
-        may_wait = self.registration.waits
-        return "refresh" in self.events or (
-            may_wait and any(is_coroutine(self.handlers[name]) for name in self.registered)
-        )
+        if "refresh" in self.events:
+            return True
+        called = [self.handlers[name] for name in self.handlers.keys() & self.registered]
+        return self.registration.waits and any(map(is_coroutine, called))
 
     def required_reports(self) -> frozenset[str]:
         """Return the reports that the handlers that are registered may read."""
