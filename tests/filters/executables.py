@@ -9,11 +9,13 @@ from tests.loading import loaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Iterable
+    from typing import Any, TypeVar
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.testing import Conversation, Verdict
+
+    T = TypeVar("T")
 
 HEAD = "0.7|1576146008.006099|smtp-in"
 TOKEN = "1ef1c203cc576e5d"  # noqa: S105  # a token of the protocol
@@ -91,14 +93,43 @@ def answered(number: int, decision: str) -> str:
     return f"filter-result|7641df9771b4ed0{number}|{TOKEN}|{decision}"
 
 
-def loaded_to_set_up(filter_: type[Filter], *flags: str) -> set[str]:
-    """The modules that are loaded for a filter with these flags, which never waits."""
+def loaded_to_set_up(filter_: type[Filter], *flags: str, waits: bool = False) -> set[str]:
+    """The modules that are loaded for a filter with these flags, which waits or never does."""
     return loaded(
         f"from {filter_.__module__} import {filter_.__name__} as Kind\n"
+        "from smtpd_filters.program import set_up\n"
+        "from smtpd_filters.runtime.log import Log\n"
         "from smtpd_filters.settings import common_options, parse_flags\n"
         "own, _ = parse_flags(Kind.Options, sys.argv[1:], common=common_options(), prog='x')\n"
         "filter_ = Kind(own)\n"
-        "filter_.setup()\n"
-        "assert not filter_.later\n",
+        "set_up(filter_, Log())\n"
+        f"assert filter_.waits is {waits}\n",
         *flags,
     )
+
+
+def pending_work(smtpd: Conversation) -> list[object]:
+    """Note from now on the work that a task is made for."""
+    engine = smtpd._served.engine
+    pending: list[object] = []
+    spawn = engine.spawn
+    assert spawn is not None
+
+    def note(work: Any, done: Any, price: int) -> Any:
+        pending.append(work)
+        return spawn(work, done, price)
+
+    engine.spawn = note
+    return pending
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that doesn't wait."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        work.close()
+    raise AssertionError("it waits")

@@ -17,10 +17,13 @@ from smtpd_filters.filters.dyndns import (
     embeds_address,
     is_server,
 )
+from smtpd_filters.program import set_up
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 from smtpd_filters.tables import HostTable, NetworkTable, RegexTable
 from smtpd_filters.testing import Conversation
+from tests.filters.executables import at_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ LISTS = ("residential", "mailservers")
 
 def filter_dyndns(**settings: Any) -> Dyndns:
     policy = Dyndns(Dyndns.Options(**settings))
-    policy.setup()
+    set_up(policy, Log())
     return policy
 
 
@@ -51,7 +54,7 @@ BUILT_IN = filter_dyndns()
 
 
 def looks_dynamic(name: str, address: str) -> bool:
-    return type(BUILT_IN.connect(session(name, address))) is Junk
+    return type(at_once(BUILT_IN.connect(session(name, address)))) is Junk
 
 
 def hosts(which: str, half: str) -> list[tuple[str, str]]:
@@ -229,11 +232,11 @@ def test_the_action_is_taken_in_its_phase(
 ) -> None:
     policy = filter_dyndns(action=action, phase=phase)
     handlers = {"helo": {"helo", "ehlo"}}.get(phase, {phase.replace("-", "_")})
-    assert policy.phases == handlers
-    assert policy.marks is (decision is Junk)
+    assert policy.registered == handlers
+    assert policy.registration.junk is (decision is Junk)
     for handler in handlers:
         arguments = () if handler == "connect" else ("mx.example.org",)
-        answer = getattr(policy, handler)(session(*POOL), *arguments)
+        answer = at_once(getattr(policy, handler)(session(*POOL), *arguments))
         assert type(answer) is decision
         code = "554" if phase == "connect" else "550"
         assert answer.text.startswith(f"{code} 5.7.1 ") or decision is Junk
@@ -241,7 +244,7 @@ def test_the_action_is_taken_in_its_phase(
 
 def test_the_reason_says_what_was_seen() -> None:
     def reason(name: str, address: str) -> str:
-        return BUILT_IN._judge(session(name, address)).reason
+        return at_once(BUILT_IN._judge(session(name, address))).reason
 
     family = "^p[0-9a-f]+[.]dip0?[.]t-(dialin[.]net|ipconnect[.]de)$"
     assert reason(*POOL) == f"rdns {POOL[0]} matches {family}"
@@ -254,21 +257,21 @@ def test_the_reason_says_what_was_seen() -> None:
 
 
 def test_local_clients_and_those_without_a_name_pass() -> None:
-    assert BUILT_IN.connect(session("a.dyn.example.net", None)) == PROCEED
-    assert BUILT_IN.connect(session(None, "192.0.2.1")) == PROCEED
+    assert at_once(BUILT_IN.connect(session("a.dyn.example.net", None))) == PROCEED
+    assert at_once(BUILT_IN.connect(session(None, "192.0.2.1"))) == PROCEED
 
 
 def test_authenticated_clients_pass_once_they_are_known() -> None:
     policy = filter_dyndns(phase="mail-from")
-    assert policy.mail_from(session(*POOL, username="anna"), "anna@example.org") == PROCEED
-    assert policy.rcpt_to(session(*POOL, username="anna"), "anna@example.org") == PROCEED
-    assert type(policy.mail_from(session(*POOL), "anna@example.org")) is Junk
+    assert at_once(policy.mail_from(session(*POOL, username="anna"), "anna@example.org")) == PROCEED
+    assert at_once(policy.rcpt_to(session(*POOL, username="anna"), "anna@example.org")) == PROCEED
+    assert type(at_once(policy.mail_from(session(*POOL), "anna@example.org"))) is Junk
 
 
 def test_at_connect_no_report_of_authentication_is_asked_for() -> None:
     client = Session(b"7641df9771b4ed00")
     client.apply("link-connect", (POOL[0].encode(), b"pass", POOL[1].encode() + b":25", b""))
-    assert type(BUILT_IN.connect(client)) is Junk
+    assert type(at_once(BUILT_IN.connect(client))) is Junk
     assert BUILT_IN.required_reports() == frozenset()
     assert filter_dyndns(phase="mail-from").required_reports() == {"link-auth"}
 
@@ -279,34 +282,38 @@ def test_allowed_networks_and_names_pass() -> None:
         allow_names=HostTable.of(["*.dyn.example.net", "a.dyn.bücher.example."]),
         extra_patterns=RegexTable.of([r"example\.net$"]),
     )
-    assert policy.connect(session(*POOL)) == PROCEED
-    assert policy.connect(session("A.dyn.example.net", "192.0.2.1")) == PROCEED
-    assert policy.connect(session("a.dyn.XN--Bcher-kva.example.", "192.0.2.1")) == PROCEED
-    assert type(policy.connect(session(POOL[0], "79.220.3.17"))) is Junk
-    assert type(policy.connect(session("b.example.net", "192.0.2.1"))) is Junk
+    assert at_once(policy.connect(session(*POOL))) == PROCEED
+    assert at_once(policy.connect(session("A.dyn.example.net", "192.0.2.1"))) == PROCEED
+    assert at_once(policy.connect(session("a.dyn.XN--Bcher-kva.example.", "192.0.2.1"))) == PROCEED
+    assert type(at_once(policy.connect(session(POOL[0], "79.220.3.17")))) is Junk
+    assert type(at_once(policy.connect(session("b.example.net", "192.0.2.1")))) is Junk
 
 
 def test_own_patterns_replace_those_built_in_and_count_without_exceptions() -> None:
     policy = filter_dyndns(patterns=RegexTable.of([r"\.amazonaws\.com$"]))
-    assert type(policy.connect(session("ec2-1.compute.amazonaws.com", "192.0.2.1"))) is Junk
-    assert policy.connect(session("a.dyn.example.net", "192.0.2.1")) == PROCEED
-    assert type(policy.connect(session("192-0-2-1.example.net", "192.0.2.1"))) is Junk
+    assert (
+        type(at_once(policy.connect(session("ec2-1.compute.amazonaws.com", "192.0.2.1")))) is Junk
+    )
+    assert at_once(policy.connect(session("a.dyn.example.net", "192.0.2.1"))) == PROCEED
+    assert type(at_once(policy.connect(session("192-0-2-1.example.net", "192.0.2.1")))) is Junk
 
 
 def test_extra_patterns_are_beside_those_built_in() -> None:
     policy = filter_dyndns(extra_patterns=RegexTable.of([r"^mail\.example\.net$"]))
-    assert type(policy.connect(session("mail.example.net", "192.0.2.1"))) is Junk
-    assert type(policy.connect(session("a.dyn.example.net", "192.0.2.1"))) is Junk
+    assert type(at_once(policy.connect(session("mail.example.net", "192.0.2.1")))) is Junk
+    assert type(at_once(policy.connect(session("a.dyn.example.net", "192.0.2.1")))) is Junk
 
 
 def test_embedded_addresses_can_be_left_alone() -> None:
     policy = filter_dyndns(no_embedded=True)
-    assert policy.connect(session("a-192-0-2-1.example.net", "192.0.2.1")) == PROCEED
+    assert at_once(policy.connect(session("a-192-0-2-1.example.net", "192.0.2.1"))) == PROCEED
 
 
 def test_the_reply_is_the_operators() -> None:
     policy = filter_dyndns(action="reject", reply="550 5.7.1 See https://example.org/dynamic")
-    assert policy._judge(session(*POOL)).text == "550 5.7.1 See https://example.org/dynamic"
+    assert (
+        at_once(policy._judge(session(*POOL))).text == "550 5.7.1 See https://example.org/dynamic"
+    )
 
 
 @pytest.mark.parametrize("reply", ["go away", "250 2.0.0 Welcome", "550 5.7.1 two\nlines"])
@@ -392,7 +399,7 @@ HOSTILE = (
 def test_hostile_names_are_answered_at_once(name: str, address: str) -> None:
     started = process_time()  # not what others take of the machine
     for _ in range(10):
-        assert type(BUILT_IN.connect(session(name, address))) in (Junk, Proceed)
+        assert type(at_once(BUILT_IN.connect(session(name, address)))) in (Junk, Proceed)
     # Some milliseconds at worst; what explodes would take minutes.
     assert process_time() - started < 2
 
@@ -404,7 +411,7 @@ def test_hostile_names_are_answered_at_once(name: str, address: str) -> None:
 @example(name="", address="")
 def test_no_name_and_no_address_raises(name: str, address: str) -> None:
     embeds_address(name, address)
-    BUILT_IN.connect(session(name, address))
+    at_once(BUILT_IN.connect(session(name, address)))
 
 
 @given(address=st.ip_addresses(v=4).map(str))

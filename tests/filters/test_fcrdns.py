@@ -4,6 +4,7 @@ import pytest
 
 from smtpd_filters.chain import Chain
 from smtpd_filters.filters.fcrdns import Fcrdns, main
+from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
@@ -60,8 +61,8 @@ def test_the_action_is_taken_in_its_phase(
 def test_junk_is_possible_only_where_it_is_the_action(action: str, phase: str) -> None:
     settings = Fcrdns.Options(action=action, phase=phase)
     policy = Fcrdns(settings)
-    policy.setup()
-    assert policy.marks is (action == "junk")
+    set_up(policy, Log())
+    assert policy.registration.junk is (action == "junk")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_the_recipients_of_a_session_get_one_answer() -> None:
             there.mail_from("bob@example.net")
             for name in ("anna", "bob"):
                 assert there.rcpt_to(f"{name}@example.org").refused
-                smtpd.filters[0]._resolver._cache.clear()  # type: ignore[attr-defined]
+                smtpd.filters[0].dns._cache.clear()  # type: ignore[attr-defined]
         assert len(empty.queries) == 1
 
 
@@ -383,7 +384,7 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
             there.ehlo()
             assert there.mail_from("bob@example.net").reply.startswith("451 ")
             policy = smtpd.filters[0]
-            policy._resolver._cache.clear()  # type: ignore[attr-defined]  # a second has passed
+            policy.dns._cache.clear()  # type: ignore[attr-defined]  # a second has passed
             server.zone = GOOD
             assert there.mail_from("bob@example.net").verb == "proceed"
 
@@ -471,22 +472,16 @@ def test_the_executable_verifies(server: DNSServer) -> None:
 
 def test_without_verification_nothing_is_loaded_for_it() -> None:
     loaded = loaded_to_set_up(Fcrdns)
-    assert not loaded & {
-        "asyncio",
-        "dns",
-        "socket",
-        "ipaddress",
-        "smtpd_filters.lookups.dns.resolver",
-    }
+    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns.transport"}
 
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_the_chain_runs_asyncio_only_to_verify(*, verify: bool) -> None:
     settings = Fcrdns.Options(verify=verify, nameserver=(("127.0.0.1", 9),) if verify else ())
     policy = Fcrdns(settings)
-    policy.setup()
+    set_up(policy, Log())
     assert policy.name == "fcrdns"
-    assert Chain([(policy, "proceed", 30.0)], Log()).later is verify
+    assert Chain([(policy, "proceed", 30.0)], Log()).waits is verify
 
 
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:

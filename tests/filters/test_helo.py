@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,15 +9,22 @@ from hypothesis import strategies as st
 from smtpd_filters.chain import Chain
 from smtpd_filters.checks.hosts import read_address, read_name, write_address
 from smtpd_filters.filters.helo import ASKING, REPLIES, Helo
-from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import NODATA, NotFound
+from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
-from tests.filters.executables import answered, come, complaint, loaded_to_set_up, serve
+from tests.filters.executables import (
+    answered,
+    come,
+    complaint,
+    loaded_to_set_up,
+    pending_work,
+    serve,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -384,7 +393,7 @@ def test_the_look_up_begins_with_the_greeting_and_is_not_repeated(server: DNSSer
         for _ in range(2):
             there = smtpd.connect(**STRANGER)
             there.ehlo("mail.good.example")
-            under_way = set(smtpd.filters[0]._resolver._under_way)  # type: ignore[attr-defined]
+            under_way = set(smtpd.filters[0].dns._under_way)  # type: ignore[attr-defined]
             there.mail_from("bob@example.net")
             for name in ("anna", "bob"):
                 assert there.rcpt_to(f"{name}@example.org").verb == "junk"
@@ -396,22 +405,18 @@ def test_the_look_up_begins_with_the_greeting_and_is_not_repeated(server: DNSSer
     assert sorted(server.queries) == [("mail.good.example", "A"), ("mail.good.example", "AAAA")]
 
 
-def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[str] = []
-    query_all = Resolver.query_all
-
-    async def counted(self: Resolver, questions: Any) -> Any:
-        waited.extend(name for name, _ in questions)
-        return await query_all(self, questions)
-
-    monkeypatch.setattr(Resolver, "query_all", counted)
+def test_what_is_known_takes_no_task(server: DNSServer) -> None:
+    server.queries.clear()
     flags = asking(server, "--unknown=reject", "--elsewhere=reject", "--phase=helo")
     with Conversation(Helo, *flags) as smtpd:
+        spawned = pending_work(smtpd)
         for _ in range(3):
             assert not come(smtpd, helo="mail.good.example", address="192.0.2.9", rdns=None).refused
             assert come(smtpd, helo="mail.good.example", address="192.0.2.8", rdns=None).refused
             assert come(smtpd, helo="missing.example", address="192.0.2.8", rdns=None).refused
-    assert waited == ["mail.good.example"] * 2 + ["missing.example"] * 2
+        assert len(spawned) == 2
+    asked = [name for name, _ in server.queries]
+    assert asked == ["mail.good.example"] * 2 + ["missing.example"] * 2
 
 
 def test_only_what_a_check_needs_is_asked(server: DNSServer) -> None:
@@ -499,7 +504,7 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
             there.ehlo(NAME)
             assert there.mail_from("bob@example.net").reply.startswith("451 ")
             policy = smtpd.filters[0]
-            policy._resolver._cache.clear()  # type: ignore[attr-defined]  # a second has passed
+            policy.dns._cache.clear()  # type: ignore[attr-defined]  # a second has passed
             server.zone = {NAME: {"A": "192.0.2.1"}}
             assert there.mail_from("bob@example.net").verb == "proceed"
 
@@ -582,27 +587,36 @@ def test_the_executable_answers_smtpd(server: DNSServer) -> None:
 
 def test_without_questions_nothing_is_loaded_for_them() -> None:
     loaded = loaded_to_set_up(Helo, *OFF)
-    assert not loaded & {
-        "asyncio",
-        "dns",
-        "socket",
-        "ipaddress",
-        "smtpd_filters.lookups.dns.resolver",
-    }
+    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns.transport"}
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
     actions = {name: "log" if name == check.replace("-", "_") else "off" for name in REPLIES}
     policy = Helo(Helo.Options(**actions))
-    policy.setup()
+    set_up(policy, Log())
     assert policy.name == "helo"
-    assert Chain([(policy, "proceed", 30.0)], Log()).later is (check in ASKING)
+    assert Chain([(policy, "proceed", 30.0)], Log()).waits is (check in ASKING)
 
 
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:
     with Conversation(Helo) as smtpd:
         assert come(smtpd, helo="[192.0.2.1]", **STRANGER).verb == "proceed"
+
+
+class SilentOnMX:
+    """A resolver that finds no addresses, and never answers a question for an MX."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def query_all(self, questions: list[tuple[str, str]]) -> list[NotFound]:
+        return [NotFound(NODATA, 60)] * len(questions)
+
+    async def mx(self, name: str) -> None:
+        self.asked.append(name)
+        await asyncio.sleep(0)
+        raise AssertionError("it is not resumed")
 
 
 def test_checks_that_are_cut_off_start_anew() -> None:
@@ -614,9 +628,10 @@ def test_checks_that_are_cut_off_start_anew() -> None:
         session.apply("link-connect", client)
         greeting = helo._greeting(session, "x.example")
         assert helo._greeting(session, "x.example") is greeting
-        asking = helo._policy(session, greeting)
-        next(asking)
-        assert asking.send([NotFound(NODATA, 60)] * 2) == [("x.example", "MX")]
+        helo.dns = silent = SilentOnMX()
+        asking = helo._look_up(session, greeting)
+        asking.send(None)
+        assert silent.asked == ["x.example"]
         asking.close()  # at its deadline
         anew = helo._greeting(session, "x.example")
         assert anew is not greeting

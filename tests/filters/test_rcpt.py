@@ -731,6 +731,11 @@ def test_nothing_of_asyncio_is_loaded_by_who_does_not_wait(flags: tuple[str, ...
     assert not {"asyncio", "dns", "typing", "dataclasses"} & loaded_to_set_up(Rcpt, *flags)
 
 
+def test_nothing_that_asks_the_dns_is_loaded_to_delay() -> None:
+    loaded = loaded_to_set_up(Rcpt, "--delay", "1s", waits=True)
+    assert not {"dns", "smtpd_filters.lookups.transport"} & loaded
+
+
 @given(st.text(max_size=60), st.sampled_from(["", SENDER]))
 def test_any_recipient_gets_a_decision(to: str, sender: str) -> None:
     to = "".join(char for char in to if char.isprintable())

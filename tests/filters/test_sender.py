@@ -14,11 +14,18 @@ from smtpd_filters.filters.sender import (
     Sender,
     domain_of,
 )
-from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
-from tests.filters.executables import answered, come, complaint, loaded_to_set_up, serve
+from tests.filters.executables import (
+    answered,
+    come,
+    complaint,
+    loaded_to_set_up,
+    pending_work,
+    serve,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -308,22 +315,16 @@ def test_only_what_a_check_needs_is_asked(server: DNSServer) -> None:
     assert server.queries == [("plain.example", "MX")]
 
 
-def test_what_is_known_takes_no_task(server: DNSServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[str] = []
-    query_all = Resolver.query_all
-
-    async def counted(self: Resolver, questions: Any) -> Any:
-        waited.extend(rdtype for _, rdtype in questions)
-        return await query_all(self, questions)
-
-    monkeypatch.setattr(Resolver, "query_all", counted)
+def test_what_is_known_takes_no_task(server: DNSServer) -> None:
     server.queries.clear()
     with Conversation(Sender, *asking(server)) as smtpd:
+        spawned = pending_work(smtpd)
         for _ in range(3):
             assert not come(smtpd, sender="bob@good.example", **STRANGERS[0]).refused
             assert come(smtpd, sender="bob@null.example", **STRANGERS[1]).refused
-    assert waited == ["MX", "A", "AAAA", "MX"]
-    assert len(server.queries) == 4
+        assert len(spawned) == 2
+    types = [rdtype for _, rdtype in server.queries]
+    assert (types[0], {*types[1:3]}, types[3:]) == ("MX", {"A", "AAAA"}, ["MX"])
 
 
 # -- whom it exempts -----------------------------------------------------------------------
@@ -603,22 +604,16 @@ def test_the_executable_answers_smtpd(server: DNSServer) -> None:
 
 def test_without_questions_nothing_is_loaded_for_them() -> None:
     loaded = loaded_to_set_up(Sender, *only("non-fqdn"))
-    assert not loaded & {
-        "asyncio",
-        "dns",
-        "socket",
-        "ipaddress",
-        "smtpd_filters.lookups.dns.resolver",
-    }
+    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns.transport"}
 
 
 @pytest.mark.parametrize("check", REPLIES)
 def test_the_chain_runs_asyncio_only_to_ask(check: str) -> None:
     actions = {name: "log" if name == check else "off" for name in REPLIES}
     policy = Sender(Sender.Options(**actions))
-    policy.setup()
+    set_up(policy, Log())
     assert policy.name == "sender"
-    assert Chain([(policy, "proceed", 30.0)], Log()).later is (check in ASKING)
+    assert Chain([(policy, "proceed", 30.0)], Log()).waits is (check in ASKING)
 
 
 def test_the_resolver_of_the_system_is_asked_unless_told_otherwise() -> None:

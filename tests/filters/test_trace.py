@@ -17,6 +17,7 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.cli.player import Process
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.trace import LEVELS, Trace
+from smtpd_filters.program import set_up
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import Recording, writer
@@ -123,7 +124,7 @@ def as_recording(data: bytes, smtpd: SmtpdConnection | None = None) -> Recording
 
 def registered(**values: Any) -> tuple[set[str], set[str]]:
     policy = Trace(Trace.Options(**values))
-    policy.setup()
+    set_up(policy, Log())
     chain = Chain([(policy, "proceed", 30.0)], Log())
     assert len(set(chain.phases)) == len(chain.phases)
     assert len(set(chain.reports)) == len(chain.reports)

@@ -479,13 +479,13 @@ def test_it_asks_as_soon_as_it_knows_whom_about() -> None:
         [policy] = smtpd.filters
         assert isinstance(policy, Dnsbl)
         asked: list[str] = []
-        start = policy._resolver.start
+        start = policy.dns.start
 
         def start_and_note(name: str, rdtype: Any) -> None:
             asked.append(name)
             start(name, rdtype)
 
-        policy._resolver.start = start_and_note  # type: ignore[method-assign]
+        policy.dns.start = start_and_note  # type: ignore[method-assign]
         there = smtpd.connect(address=BAD)
         assert asked == [under(ZONE, BAD)]
         there.ehlo("mail.good.example")
@@ -527,7 +527,7 @@ def test_it_waits_for_no_answer_that_cannot_change_the_outcome() -> None:
             assert come(smtpd, address=BAD).refused  # it can only add
             assert come(smtpd, address=GOOD).verb == "proceed"  # it can't make up for the others
             assert come(smtpd, address=BAD6).verb == "proceed"  # nor here: 3 - 5 + 2
-            still_asked = {name for name, _ in policy._resolver._under_way}
+            still_asked = {name for name, _ in policy.dns._under_way}
             assert still_asked >= {under(OTHER, each).lower() for each in (BAD, GOOD, BAD6)}
 
 
@@ -697,7 +697,7 @@ def forget(smtpd: Conversation) -> None:
     """Let what is cached expire."""
     [policy] = smtpd.filters
     assert isinstance(policy, Dnsbl)
-    policy._resolver._cache.clear()
+    policy.dns._cache.clear()
 
 
 def test_a_list_that_begins_to_list_everybody_is_found_out_before_it_refuses() -> None:

@@ -22,6 +22,8 @@ from smtpd_filters.filters.mailfrom.from_field import (
     values_of_from,
 )
 from smtpd_filters.message import Headers
+from smtpd_filters.program import set_up
+from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 
 TYPE_CHECKING = False
@@ -367,7 +369,7 @@ def judging(**settings: str) -> Mailfrom:
     kinds = Mailfrom.Options.options
     values = {name: kinds[name].kind.parse(value) for name, value in settings.items()}
     policy = Mailfrom(Mailfrom.Options(check_display=True, **values))
-    policy.setup()
+    set_up(policy, Log())
     return policy
 
 

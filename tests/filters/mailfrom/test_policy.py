@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.mailfrom import Mailfrom
-from smtpd_filters.filters.mailfrom.policy import SendersTable
+from smtpd_filters.filters.mailfrom import Mailfrom, SendersTable
+from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.filters.executables import answered, complaint, serve
@@ -332,7 +333,7 @@ def test_before_smtpd_has_said_its_name_an_address_is_not_completed() -> None:
         policy = Mailfrom(
             Mailfrom.Options(senders=SendersTable.load("{ bob = bob@mx.example.org }"))
         )
-        policy.setup()
+        set_up(policy, Log())
         missed = Session(b"1").expect(["username", "server_name"])
         missed.apply("link-auth", (b"pass", b"bob"))
         assert policy.mail_from(missed, "bob").reason == "sender bob is not of user bob"
@@ -580,4 +581,4 @@ def test_users_are_not_exempt_from_their_own_list() -> None:
 def test_something_must_be_guarded_in_code_as_well() -> None:
     policy = Mailfrom(Mailfrom.Options())
     with pytest.raises(ConfigError, match="nothing to guard"):
-        policy.setup()
+        set_up(policy, Log())
