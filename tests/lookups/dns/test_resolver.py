@@ -36,6 +36,8 @@ from tests.loading import loaded
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from smtpd_filters.lookups.dns import RecordType
+
 T = TypeVar("T")
 
 ZONE = merge(
@@ -109,7 +111,7 @@ def run(
 
 
 def ask(
-    servers: DNSServer | list[tuple[str, int]], name: str, rdtype: Any = "A", **options: Any
+    servers: DNSServer | list[tuple[str, int]], name: str, rdtype: RecordType = "A", **options: Any
 ) -> Outcome[Any]:
     return run(servers, lambda resolver: resolver.query(name, rdtype), **options)
 
@@ -136,7 +138,7 @@ def ask(
         ("\udcff", "A", NotFound(INVALID)),
     ],
 )
-def test_outcomes(server: DNSServer, name: str, rdtype: str, expected: Outcome[Any]) -> None:
+def test_outcomes(server: DNSServer, name: str, rdtype: RecordType, expected: Outcome[Any]) -> None:
     assert ask(server, name, rdtype) == expected
 
 
@@ -588,7 +590,7 @@ def test_sessions_that_wait_for_one_answer_go_on_in_turns(server: DNSServer) -> 
 def test_a_bug_reaches_who_asked_and_leaves_nothing(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> None:
         with pytest.raises(KeyError):
-            await resolver.query("four.example", "ANY")  # type: ignore[arg-type]
+            await resolver.query("four.example", "ANY")  # type: ignore[call-overload]
         assert not resolver._under_way
 
     run(server, test)
