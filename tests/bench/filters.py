@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.filter import Filter
+from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime import serve
@@ -31,8 +31,9 @@ class SevenPhases(Filter):
     """Proceed in seven phases, and pass the message: what the practical limit does, no more."""
 
     name = "seven-phases"
-    needs = frozenset()
-    passes_data = True
+
+    def setup(self) -> Registration:
+        return Registration(reports=(), data=True)
 
     def connect(self, _session: Session) -> Proceed:
         return PROCEED
@@ -60,7 +61,9 @@ class Decisions(SevenPhases):
     """Proceed in seven phases, and leave messages alone."""
 
     name = "decisions"
-    passes_data = False
+
+    def setup(self) -> Registration:
+        return Registration(reports=())
 
 
 class First(Filter):

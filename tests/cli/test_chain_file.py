@@ -475,8 +475,8 @@ def test_look_ups_have_a_loop(write: Callable[..., Path]) -> None:
     path = write('[filter.fcrdns]\nverify = true\n[chain.x]\nfilters = ["dyndns", "fcrdns"]\n')
     file = ChainFile.read(str(path))
     ready = [set_up(each.make(), Log(), each.policy) for each in file.declared("x")]
-    assert Chain(ready, Log()).later
-    assert not Chain(ready[:1], Log()).later
+    assert Chain(ready, Log()).waits
+    assert not Chain(ready[:1], Log()).waits
 
 
 # -- filters of the operator's own ---------------------------------------------------------
@@ -803,7 +803,8 @@ def test_what_is_well_is_said_as_smtpd_says_it(write: Callable[..., Path]) -> No
 
 
 def test_a_filter_with_a_mistake_of_its_own(write: Callable[..., Path]) -> None:
-    path = write(GREET + "\n    def setup(self):\n        self.phases = {'lunch'}\n", "greet.py")
+    lunch = "\n    def setup(self):\n        return Registration({'lunch'})\n"
+    path = write("from smtpd_filters import Registration\n" + GREET + lunch, "greet.py")
     _, lines = check(write(own(path)))
     assert "cannot be set up: TypeError: filter 'greet': no handler for ['lunch']" in lines[0]
     path = write(GREET + "\n    def setup(self):\n        1 / 0\n", "greet.py")

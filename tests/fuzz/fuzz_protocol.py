@@ -213,7 +213,7 @@ class Counted(Served):
         """What the filter has written."""
         parts = [self.engine.output()]
         while self.engine.working:
-            self.engine.work()
+            self._in_loop(self.engine.work)
             parts.append(self.engine.output())
             assert len(parts[-1]) <= BYTES, len(parts[-1])
             assert parts[-1].count(b"\n") <= LINES, parts[-1].count(b"\n")

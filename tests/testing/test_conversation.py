@@ -23,6 +23,7 @@ from smtpd_filters import (
     Message,
     ParameterAnswer,
     Proceed,
+    Registration,
     Reject,
     Rewrite,
     Session,
@@ -57,7 +58,9 @@ class Says(Filter):
         super().__init__()
         self.answers = answers
         self.seen: list[tuple[str, object]] = []
-        self.phases = set(HANDLERS)
+
+    def setup(self) -> Registration:
+        return Registration(HANDLERS)
 
     def _say(self, phase: str, seen: object = None) -> object:
         self.seen.append((phase, seen))
