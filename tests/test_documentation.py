@@ -19,7 +19,7 @@ BASES = (ROOT, ROOT / "smtpd_filters", ROOT / "tests", ROOT / "packaging")
 NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml|session))`")
 #: Files of readers' and of others, and what verbs of make will have made.
 THEIRS = {
-    *("smtpd-filters.toml", "impostor.py", "quiet.py", "tag.py", "local.d/dkim_signing.conf"),
+    *("smtpd-filters.toml", "known.py", "quiet.py", "tag.py", "local.d/dkim_signing.conf"),
     *("lang/python", "mail/py-spf"),
     *("dist/", "ports/freebsd", "ports/openbsd"),
 }

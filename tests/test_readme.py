@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,57 +25,80 @@ FILTER, TEST = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.D
 
 
 @pytest.fixture
-def impostor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The filter that README.md shows, importable."""
-    file = tmp_path / "impostor.py"
+    file = tmp_path / "known.py"
     file.write_text(FILTER, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield file
-    sys.modules.pop("impostor", None)
+    sys.modules.pop("known", None)
 
 
-@pytest.mark.usefixtures("impostor")
+@pytest.mark.usefixtures("known")
 def test_the_filter_passes_the_test_beside_it() -> None:
     shown: dict[str, object] = {}
     exec(compile(TEST, "README.md", "exec"), shown)  # noqa: S102 - it is what readers will do
-    test = shown["test_impostor"]
+    test = shown["test_known"]
     assert callable(test)
     test()
 
 
-def test_the_filter_is_a_program(impostor: Path) -> None:
+def test_the_filter_is_a_program(known: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(impostor), "--help"], capture_output=True, text=True, check=True
+        [sys.executable, str(known), "--help"], capture_output=True, text=True, check=True
     )
-    assert "Refuse strangers who greet us with our own name." in done.stdout
-    assert "--names" in done.stdout
+    assert "Refuse senders whose domain does not exist." in done.stdout
+    assert "--nameserver" in done.stdout
     done = subprocess.run(
-        [sys.executable, str(impostor), "--names", "mail.example.org"],
+        [sys.executable, str(known), "--nameserver", "127.0.0.1"],
         input="config|smtpd-version|7.8.0p1\nconfig|protocol|0.7\nconfig|ready\n",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "register|filter|smtp-in|ehlo\n" in done.stdout
+    assert "register|filter|smtp-in|mail-from\n" in done.stdout
     assert done.stdout.endswith("register|ready\n")
+
+
+def test_the_filter_is_type_checked(known: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(known)],
+        cwd=known.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.e2e
 def test_the_filter_serves_a_real_smtpd(version: str) -> None:
-    [line] = re.findall(
-        r'^ {4}filter "impostor" proc-exec "\S+/(impostor.py .*)"$', README, re.MULTILINE
-    )
+    [line] = re.findall(r'^ {4}filter "known" proc-exec "\S+/(known.py .*)"$', README, re.MULTILINE)
     command = script_command(*shlex.split(line))
-    with Smtpd(version, filters={"impostor": command}, files={"impostor.py": FILTER}) as server:
-        banner, refused, greeted = server.dialogue(
-            "192.0.2.1", ["EHLO mail.example.org", "EHLO mail.example.net"]
+    zone: dict[str, dict[str, Any]] = {
+        "example.net": {"NS": "ns.example.net"},
+        "broken.example": {"servfail": True},
+    }
+    with Smtpd(
+        version, filters={"known": command}, files={"known.py": FILTER}, zone=zone
+    ) as server:
+        *_, refused, tempfailed, accepted = server.dialogue(
+            "192.0.2.1",
+            [
+                "EHLO mail.example.net",
+                "MAIL FROM:<bob@missing.example>",
+                "MAIL FROM:<bob@broken.example>",
+                "MAIL FROM:<bob@example.net>",
+            ],
         )
-        _, local = server.dialogue("127.0.0.1", ["EHLO mail.example.org"])
+        *_, local = server.dialogue(
+            "127.0.0.1", ["EHLO mail.example.net", "MAIL FROM:<bob@missing.example>"]
+        )
     assert local.code == 250
-    assert banner.code == 220
-    assert refused == (550, ["5.7.1 That is my name"])
-    assert greeted.code == 250
+    assert refused == (550, ["5.1.8 Your domain does not exist"])
+    assert (tempfailed.code, tempfailed.lines[0][:5]) == (451, "4.4.3")
+    assert accepted.code == 250
 
 
 def test_the_filter_is_short() -> None:
