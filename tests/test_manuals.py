@@ -16,7 +16,7 @@ import pytest
 
 import smtpd_filters
 from smtpd_filters import settings
-from smtpd_filters.filter import CONTENT
+from smtpd_filters.filter import _EVENTS, CONTENT, Registration
 from smtpd_filters.protocol.vocabulary import HANDLERS
 from smtpd_filters.session import Session, Transaction
 
@@ -155,6 +155,20 @@ def test_the_page_for_authors_has_every_handler_and_what_it_may_return() -> None
     legal = {name: {kind.verb for kind in phase.legal} for name, phase in HANDLERS.items()}
     legal |= {key: {"proceed", "junk", "reject", "disconnect"} for key in CONTENT}
     assert said == legal
+
+
+def test_the_page_for_authors_has_what_a_filter_registers_and_its_events() -> None:
+    page = (ROOT / "docs" / "man" / "smtpd_filters.3").read_text("utf-8")
+    [life] = re.findall(r"(?s)^\.Ss A filter's life\n(.*?)^\.Ss", page, re.MULTILINE)
+    events = set(re.findall(r"^\.It Fn (\w+)", life, re.MULTILINE))
+    assert events == {*_EVENTS, "setup"}
+    [part] = re.findall(r"(?s)^\.Ss Registration\n(.*?)^\.Ss", page, re.MULTILINE)
+    named = {
+        word
+        for row in re.findall(r"^\.It Fa (.*)$", part, re.MULTILINE)
+        for word in row.split(" , ")
+    }
+    assert named == set(Registration.__slots__)
 
 
 @pytest.mark.parametrize("name", smtpd_filters.__all__)
