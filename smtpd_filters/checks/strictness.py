@@ -169,7 +169,7 @@ def refuse_empty(settings: Settings, *names: str) -> None:
 
 
 def marks(checks: Iterable[Check]) -> bool:
-    """Whether one of these checks may say junk; for `Filter.marks`."""
+    """Whether one of these checks may return junk; for `Registration.junk`."""
     return any(check.action == "junk" for check in checks)
 
 
