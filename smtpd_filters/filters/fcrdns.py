@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.errors import UnavailableError
 from smtpd_filters.checks.client_filter import (
     ClientFilter,
     ClientSettings,
@@ -29,7 +28,7 @@ from smtpd_filters.checks.client_filter import (
     reply_option,
 )
 from smtpd_filters.checks.exemptions import allow_option, client_address, exempt_option
-from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run

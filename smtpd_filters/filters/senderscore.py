@@ -35,8 +35,8 @@ from smtpd_filters.checks.strictness import unmapped
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration, legal_outcomes
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.lookups.dns.setting import LOOKUP
+from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (

@@ -97,7 +97,7 @@ def loaded_to_set_up(filter_: type[Filter], *flags: str, waits: bool = False) ->
     """The modules that are loaded for a filter with these flags, which waits or never does."""
     return loaded(
         f"from {filter_.__module__} import {filter_.__name__} as Kind\n"
-        "from smtpd_filters.program import set_up\n"
+        "from smtpd_filters.main import set_up\n"
         "from smtpd_filters.runtime.log import Log\n"
         "from smtpd_filters.settings import common_options, parse_flags\n"
         "own, _ = parse_flags(Kind.Options, sys.argv[1:], common=common_options(), prog='x')\n"

@@ -17,7 +17,7 @@ from smtpd_filters.filters.dyndns import (
     embeds_address,
     is_server,
 )
-from smtpd_filters.program import set_up
+from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session

@@ -472,7 +472,13 @@ def test_the_executable_verifies(server: DNSServer) -> None:
 
 def test_without_verification_nothing_is_loaded_for_it() -> None:
     loaded = loaded_to_set_up(Fcrdns)
-    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns.transport"}
+    assert not loaded & {
+        "asyncio",
+        "dns",
+        "socket",
+        "ipaddress",
+        "smtpd_filters.lookups.dns.transport",
+    }
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -733,7 +733,7 @@ def test_nothing_of_asyncio_is_loaded_by_who_does_not_wait(flags: tuple[str, ...
 
 def test_nothing_that_asks_the_dns_is_loaded_to_delay() -> None:
     loaded = loaded_to_set_up(Rcpt, "--delay", "1s", waits=True)
-    assert not {"dns", "smtpd_filters.lookups.transport"} & loaded
+    assert not {"dns", "smtpd_filters.lookups.dns.transport"} & loaded
 
 
 @given(st.text(max_size=60), st.sampled_from(["", SENDER]))

@@ -604,7 +604,13 @@ def test_the_executable_answers_smtpd(server: DNSServer) -> None:
 
 def test_without_questions_nothing_is_loaded_for_them() -> None:
     loaded = loaded_to_set_up(Sender, *only("non-fqdn"))
-    assert not loaded & {"asyncio", "dns", "socket", "ipaddress", "smtpd_filters.lookups.dns.transport"}
+    assert not loaded & {
+        "asyncio",
+        "dns",
+        "socket",
+        "ipaddress",
+        "smtpd_filters.lookups.dns.transport",
+    }
 
 
 @pytest.mark.parametrize("check", REPLIES)

@@ -17,7 +17,7 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.cli.player import Process
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.trace import LEVELS, Trace
-from smtpd_filters.program import set_up
+from smtpd_filters.main import set_up
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import Recording, writer

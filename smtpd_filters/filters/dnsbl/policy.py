@@ -35,7 +35,6 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK

@@ -21,8 +21,8 @@ from smtpd_filters.filters.mailfrom.from_field import (
     read_from,
     values_of_from,
 )
+from smtpd_filters.main import set_up
 from smtpd_filters.message import Headers
-from smtpd_filters.program import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.mailfrom import Mailfrom, SendersTable
+from smtpd_filters.filters.mailfrom.policy import Mailfrom, SendersTable
 from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime.log import Log

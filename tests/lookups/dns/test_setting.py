@@ -23,7 +23,7 @@ from smtpd_filters import (
     Session,
     Unavailable,
 )
-from smtpd_filters.program import set_up
+from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import Pool
 from smtpd_filters.testing import Conversation, DNSServer
@@ -216,8 +216,8 @@ def test_without_the_package_that_asks_the_reason_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What has been imported before this test is an attribute of its package too.
-    monkeypatch.delattr("smtpd_filters.lookups.transport", raising=False)
-    monkeypatch.setitem(sys.modules, "smtpd_filters.lookups.transport", None)
+    monkeypatch.delattr("smtpd_filters.lookups.dns.transport", raising=False)
+    monkeypatch.setitem(sys.modules, "smtpd_filters.lookups.dns.transport", None)
     with pytest.raises(ConfigError, match=r"^dnspython is needed to look names up: "):
         set_up(Asks(), Log())
 
