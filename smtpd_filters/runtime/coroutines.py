@@ -116,28 +116,43 @@ def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
 
 
 def decide_at_once(pending: Pending) -> Decision:
-    """Return the decision of pending work when everything that it awaits is cancelled."""
-    wait = pending.wait
+    """Return the decision of pending work when everything that it awaits is cancelled.
+
+    Who awaits a `Wait` closes the coroutine.
+    """
     while True:
-        wait.suspended.work.close()
         try:
-            wait = pending.work.send(CANCELLED)
+            pending.work.send(CANCELLED)
         except StopIteration as end:
             decision: Decision = end.value
             return decision
 
 
-@coroutine
-def _rest(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
+async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
     """Take the steps of a coroutine that are left: its result, or `Raised`.
 
     With a `pace` each of them waits until it is admitted, except that an exception which is thrown
-    in meanwhile, as by a task that is cancelled, is thrown at once.
+    in meanwhile, as by a task that is cancelled, is thrown at once. The first step of this is taken
+    by hand: from then on a task may be cancelled, even before it begins.
     """
+    return await _steps(suspended, pace, price)
+
+
+@coroutine
+def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
     work, waiting = suspended.work, suspended.waiting
     step: Callable[[Any], Any] = work.send
     result: Any = None
     try:
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # it is the coroutine's
+            # As in a task: what it awaits is cancelled, and only if that can't be, it itself.
+            if type(error) is GeneratorExit or not _cancelled(waiting):
+                waiting = work.throw(error)
+        if hasattr(waiting, "_asyncio_future_blocking"):
+            # As `await` has set it in the first step; the task checks and clears it.
+            waiting._asyncio_future_blocking = True
         while True:
             try:
                 step, result = work.send, (yield waiting)
@@ -160,6 +175,12 @@ def _rest(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any,
         work.close()
 
 
+def _cancelled(waiting: Any) -> bool:
+    """Cancel what a coroutine awaits, if that can be; whether it could."""
+    cancel = getattr(waiting, "cancel", None)
+    return cancel is not None and bool(cancel())
+
+
 class Job:
     """Drives pending work for an engine: `done` is called with its decision.
 
@@ -167,7 +188,17 @@ class Job:
     costs `price` of it.
     """
 
-    __slots__ = ("_done", "_failed", "_loop", "_pace", "_price", "_task", "_timer", "_work")
+    __slots__ = (
+        "_done",
+        "_failed",
+        "_loop",
+        "_made",
+        "_pace",
+        "_price",
+        "_task",
+        "_timer",
+        "_work",
+    )
 
     def __init__(  # noqa: PLR0913  # everything meets here
         self,
@@ -183,8 +214,11 @@ class Job:
         self._pace, self._price = pace, price
         #: The policy's task, or the future that admits the next step.
         self._task: asyncio.Future[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        #: The deadline, or the callback of what could not be awaited.
+        self._timer: asyncio.Handle | None = None
+        self._made = False
         self._wait(pending.wait)
+        self._made = True
 
     def cancel(self) -> None:
         """Drop the work: its decision is of no use any more."""
@@ -201,8 +235,7 @@ class Job:
             del self._done, self._failed  # they refer to this job, and would keep it
             done(end.value)
         except BaseException as error:  # noqa: BLE001  # a request is pending
-            # The engine is to have this job before the callback.
-            self._loop.call_soon(self._failed, error)
+            self._failed(error)
         else:
             self._wait(wait)
 
@@ -211,14 +244,24 @@ class Job:
         suspended = wait.suspended
         try:
             self._timer = self._loop.call_later(wait.seconds, self._overdue)
-            rest: Any = _rest(suspended, self._pace, self._price)
+            rest = _rest(suspended, self._pace, self._price)
+            rest.send(None)
             self._task = task = self._loop.create_task(rest, context=suspended.context)
             suspended.stand_in.replace(task)
             task.add_done_callback(self._ended)
         except Exception as error:  # noqa: BLE001  # no memory, say; a request is pending
             self._release()
-            self._loop.call_soon(self._failed, error)
-            suspended.work.close()
+            self._not_awaited(Raised(error))
+
+    def _not_awaited(self, raised: Raised) -> None:
+        """Resume the work with what kept its `Wait` from being awaited."""
+        try:
+            # The engine is to have this job before the callback.
+            self._timer = self._loop.call_soon(self._go_on, raised)
+        except MemoryError:
+            if not self._made:
+                raise  # it is the engine's
+            self._go_on(raised)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         if task is self._task:
@@ -238,14 +281,13 @@ class Job:
     def _go_on_admitted(self, said: object, overdue: asyncio.Future[Any] | None = None) -> None:
         """Resume the work when there is budget for it, and cancel what is `overdue` then."""
         pace = self._pace
-        if pace is not None and not pace.take(self._price):
-            try:
+        try:
+            if pace is not None and not pace.take(self._price):
                 self._task = admitted = pace.queue(self._price)
                 admitted.add_done_callback(lambda admitted: self._admitted(admitted, said, overdue))
-            except MemoryError:
-                pass  # it costs what it costs
-            else:
                 return
+        except MemoryError:
+            pass  # it costs what it costs
         self._task = None
         if overdue is not None:
             overdue.cancel()

@@ -21,18 +21,30 @@ if TYPE_CHECKING:
 def first_step(work: Coroutine[Any, Any, object]) -> object:
     """Return the result of a coroutine, or `Suspended` if it waits.  Raises what it raises.
 
-    Called where an event loop runs and no task does.
+    Called where an event loop runs; a task that runs there is the current one again afterwards.
     """
     loop = asyncio.get_running_loop()
+    outer = asyncio.current_task(loop)
     stand_in: Any = StandIn()
     context = copy_context()
-    asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+    # The watchdog may interrupt any of this: whatever has been entered is left.
     try:
+        if outer is not None:
+            asyncio._leave_task(loop, outer)  # noqa: SLF001  # as documented
+        asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
         waiting = context.run(work.send, None)
     except StopIteration as end:
         return end.value
     finally:
-        asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
+        try:
+            asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
+        except RuntimeError:  # it was not entered
+            pass
+        if outer is not None:
+            asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
+    if getattr(waiting, "_asyncio_future_blocking", False):
+        # `await` sets it and a task clears it at once; until then nobody else could await this.
+        waiting._asyncio_future_blocking = False  # noqa: SLF001
     return Suspended(work, waiting, context, stand_in)
 
 

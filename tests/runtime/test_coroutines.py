@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision
+from smtpd_filters.runtime.first_step import first_step
 from smtpd_filters.runtime.coroutines import (
     CANCELLED,
     CANCELLED_AT_ONCE,
     OVERDUE,
     Job,
+    Pending,
+    Raised,
+    Suspended,
     Wait,
     _cancel_some,
+    begin,
+    decide_at_once,
 )
 from smtpd_filters.runtime.pace import Pace
 
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 
 async def answer() -> object:
+    await asyncio.sleep(0)
     return PROCEED
 
 
@@ -31,18 +38,30 @@ async def hang() -> object:
     return PROCEED
 
 
+def suspended(work: Coroutine[Any, Any, object]) -> Suspended:
+    result = first_step(work)
+    assert isinstance(result, Suspended)
+    return result
+
+
+def pending(work: Coroutine[Any, Any, Decision]) -> Pending:
+    result = begin(work)
+    assert isinstance(result, Pending)
+    return result
+
+
 async def ask(work: Coroutine[Any, Any, object], seconds: float = 10.0) -> Decision:
-    said: Any = await Wait(work, seconds)
-    assert said is not OVERDUE
-    return said  # type: ignore[no-any-return]  # what `work` returns
+    result: Any = await Wait(suspended(work), seconds)
+    assert result is not OVERDUE
+    return result  # type: ignore[no-any-return]  # what `work` returns
 
 
 def drive(work: Coroutine[Any, Any, Decision]) -> object:
-    """What is told of it: a decision, or what it raised."""
+    """Return the result of a job: a decision, or what was raised."""
 
     async def driven() -> object:
         told: asyncio.Future[object] = loop.create_future()
-        Job(loop, work, told.set_result, told.set_result)
+        Job(loop, pending(work), told.set_result, told.set_result)
         return await told
 
     loop = asyncio.new_event_loop()
@@ -60,16 +79,102 @@ def test_what_is_overdue_is_not_waited_for() -> None:
     assert isinstance(drive(ask(hang(), 0.01)), AssertionError)
 
 
-def test_a_task_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def fail_to_make_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     make = asyncio.BaseEventLoop.create_task
 
     def fails(loop: Any, work: Any, **names: Any) -> Any:
-        if work.__name__ == "answer":
+        if work.__name__ == "_rest":
             raise MemoryError
         return make(loop, work, **names)
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_task", fails)
-    assert isinstance(drive(ask(answer())), MemoryError)
+
+
+def test_a_task_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_make_tasks(monkeypatch)
+    raised = drive(ask(answer()))
+    assert type(raised) is Raised
+    assert isinstance(raised.error, MemoryError)
+
+
+def test_a_task_that_cannot_be_made_may_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_make_tasks(monkeypatch)
+    told: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        Job(loop, pending(ask(answer())), told.append, told.append).cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert told == []
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_without_memory_for_a_callback_either(
+    monkeypatch: pytest.MonkeyPatch, *, second: bool
+) -> None:
+    """The first time it is the engine's, which has no job yet; then the work is resumed at once."""
+    told: list[object] = []
+
+    async def twice() -> Any:
+        await Wait(suspended(answer()), 10.0)
+        fail()
+        return await Wait(suspended(answer()), 10.0)
+
+    def fail() -> None:
+        fail_to_make_tasks(monkeypatch)
+        soon = asyncio.BaseEventLoop.call_soon
+
+        def fails(loop: Any, callback: Any, *arguments: Any, **names: Any) -> Any:
+            if getattr(callback, "__name__", "") == "_go_on":
+                raise MemoryError
+            return soon(loop, callback, *arguments, **names)
+
+        monkeypatch.setattr(asyncio.BaseEventLoop, "call_soon", fails)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        if second:
+            Job(loop, pending(twice()), told.append, told.append)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            [raised] = told
+            assert type(raised) is Raised
+        else:
+            fail()
+            with pytest.raises(MemoryError):
+                Job(loop, pending(ask(answer())), told.append, told.append)
+            assert told == []
+
+    asyncio.run(main())
+
+
+def test_what_is_decided_at_once_is_cancelled_however_often_it_waits() -> None:
+    async def twice() -> Decision:
+        for _ in range(2):
+            hanging = suspended(hang())
+            assert await Wait(hanging, 10.0) is CANCELLED
+            hanging.work.close()
+        return PROCEED
+
+    async def main() -> None:
+        assert decide_at_once(pending(twice())) is PROCEED
+
+    asyncio.run(main())
+
+
+def test_pending_work_may_be_awaited_by_other_work() -> None:
+    async def inner() -> Decision:
+        for _ in range(2):
+            await Wait(suspended(answer()), 10.0)
+        return PROCEED
+
+    async def outer() -> Decision:
+        return await pending(inner())
+
+    assert drive(outer()) is PROCEED
 
 
 @pytest.mark.parametrize("short_of_memory", [False, True])
@@ -89,7 +194,9 @@ def test_many_are_cancelled_some_in_each_turn(
     async def main() -> None:
         nonlocal turn
         loop = asyncio.get_running_loop()
-        jobs = [Job(loop, ask(wait()), lambda _: None, lambda _: None) for _ in range(50)]
+        jobs = [
+            Job(loop, pending(ask(wait())), lambda _: None, lambda _: None) for _ in range(50)
+        ]
         await asyncio.sleep(0)
         for job in jobs:
             job.cancel()
@@ -139,7 +246,7 @@ class Paced:
     def start(self, work: Coroutine[Any, Any, object], seconds: float = 10.0) -> Job:
         return Job(
             self.loop,
-            self._ask(work, seconds),
+            pending(self._ask(work, seconds)),
             self.told.append,
             self.told.append,
             self.pace,
@@ -147,7 +254,7 @@ class Paced:
         )
 
     async def _ask(self, work: Coroutine[Any, Any, object], seconds: float) -> Any:
-        said = await Wait(work, seconds)
+        said = await Wait(suspended(work), seconds)
         self.hands[-1] += 1
         return said
 
@@ -182,7 +289,8 @@ def test_few_coroutines_of_messages_go_on_in_one_turn() -> None:
         assert sum(paced.tasks) == 300
         assert paced.told == list(range(100))
         # What is admitted in a turn may be done in that turn or the next.
-        assert max(paced.tasks) <= 2 * STEPS
+        # Their first steps are those of the turn that has begun them (`Messages.work`).
+        assert max(paced.tasks[1:]) <= 2 * STEPS
         assert max(paced.hands) <= 2 * STEPS
 
     asyncio.run(main())
@@ -257,13 +365,14 @@ def test_none_is_cancelled_before_it_has_begun() -> None:
         raise AssertionError
 
     async def asked(name: str) -> Decision:
-        await Wait(policy(name), 10)
+        await Wait(suspended(policy(name)), 10)
         raise AssertionError
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
         for name in ("one", "two", "three"):
-            Job(loop, asked(name), begun.append, begun.append).cancel()  # type: ignore[arg-type]
+            job = Job(loop, pending(asked(name)), begun.append, begun.append)  # type: ignore[arg-type]
+            job.cancel()
         for _ in range(8):
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -282,9 +391,47 @@ def test_a_task_that_is_cancelled_by_others_is_told() -> None:
         task.cancel()
         await paced.until(1)
         paced.close()
-        assert paced.told == [CANCELLED]
+        [raised] = paced.told
+        assert type(raised) is Raised
+        assert isinstance(raised.error, asyncio.CancelledError)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, ValueError, SystemExit])
+def test_what_fails_at_its_end_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """There is no memory for its step, and its own clean-up raises."""
+
+    async def main() -> None:
+        paced = Paced()
+
+        async def work() -> object:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise error
+
+        def fails(_work: int) -> Any:
+            raise MemoryError
+
+        paced.start(work())
+        await asyncio.sleep(0)
+        [task] = asyncio.all_tasks() - {asyncio.current_task()}
+        monkeypatch.setattr(paced.pace, "take", fails)
+        task.cancel()
+        await asyncio.wait([task])
+        monkeypatch.undo()
+        await paced.until(1)
+        paced.close()
+        [told] = paced.told
+        assert told is CANCELLED if error is asyncio.CancelledError else type(told) is error
+
+    try:
+        asyncio.run(main())
+    except SystemExit:  # it ends a loop; `aio` goes on
+        assert error is SystemExit
 
 
 def test_what_a_wait_raises_is_raised_in_the_coroutine() -> None:
@@ -337,9 +484,12 @@ def test_without_memory_to_wait_it_goes_on_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_raised_after_all_is_told() -> None:
     async def work() -> object:
+        await asyncio.sleep(0)
         raise MemoryError
 
-    assert isinstance(drive(ask(work())), MemoryError)
+    raised = drive(ask(work()))
+    assert type(raised) is Raised
+    assert isinstance(raised.error, MemoryError)
 
 
 def test_what_is_overdue_is_cancelled_even_if_it_is_given_up_meanwhile() -> None:
@@ -389,7 +539,8 @@ def test_without_memory_for_its_place_it_goes_on_at_once(
         def fails(_work: int) -> Any:
             raise MemoryError
 
-        await asyncio.sleep(0)  # it has begun
+        for _ in range(2):  # it has had its steps
+            await asyncio.sleep(0)
         monkeypatch.setattr(paced.pace, "take", lambda _work: False)
         monkeypatch.setattr(paced.pace, "queue", fails)
         if late:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters import PROCEED, Filter, Headers, Message, Proceed, Reject, Rewrite, Session
+from smtpd_filters import (
+    PROCEED,
+    Filter,
+    Headers,
+    Message,
+    Proceed,
+    Registration,
+    Reject,
+    Rewrite,
+    Session,
+)
 from smtpd_filters.chain import Chain
 from smtpd_filters.message import Spool
 from smtpd_filters.oracle import Oracle
@@ -15,12 +26,14 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.runtime.coroutines import CANCELLED, Wait
 from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
+from smtpd_filters.oracle import Oracle
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_filters.protocol.events import Malformed, Register
+    from smtpd_filters.runtime.coroutines import Pending
     from tests.conftest import Logbook
 
 
@@ -41,7 +54,7 @@ class Knows(Filter):
         self.rdns.append(session.tx.sender)
         return PROCEED
 
-    def gone(self, session: Session) -> None:
+    def link_disconnect(self, session: Session) -> None:
         self.left.append(session.id)
 
 
@@ -213,59 +226,67 @@ def test_without_memory_messages_are_given_up_last(
 def test_without_memory_nobody_waits_beside_those_who_do(
     logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ended: list[str] = []
+
     class Waits(Filter):
         async def rcpt_to(self, session: Session, address: str) -> Proceed:  # noqa: ARG002
-            raise AssertionError
+            return await self._wait("rcpt-to")
 
         async def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
+            return await self._wait("headers")
+
+        async def _wait(self, phase: str) -> Proceed:
+            try:
+                await asyncio.Event().wait()
+            except GeneratorExit:
+                ended.append(phase)
+                raise SystemExit(phase) from None
             raise AssertionError
 
     class Given:
         def cancel(self) -> None:
             """Nothing was begun."""
 
-    spawned: list[Any] = []
+    spawned: list[Pending] = []
 
-    def spawn(work: Any, _then: Callable[[Any], None], _price: int) -> Given:
-        work.close()
-        spawned.append(work)
+    def spawn(pending: Pending, _then: Callable[[Any], None], _price: int) -> Given:
+        spawned.append(pending)
         return Given()
 
-    monkeypatch.setattr(Chain, "judge_headers", lambda *_: waits())
-    talk = Talk(Waits(), logbook)
-    talk.engine.spawn = spawn
-    for number in range(4):
-        talk.connect(sid(number))
+    async def main() -> None:
+        talk = Talk(Waits(), logbook)
+        talk.engine.spawn = spawn
+        for number in range(4):
+            talk.connect(sid(number))
+        request = talk.smtpd.request
+        assert talk.say(request("rcpt-to", sid(0), TOKENS["rcpt-to"], b"a@b")) == []
+        Scarce(monkeypatch)
+        talk.engine.relieve()
+        # They are answered at once, by what stands in for the policies.
+        assert talk.ask("rcpt-to", sid(1), b"a@b") == b"proceed"
+        said = talk.say(talk.smtpd.lines(sid(2), TOKENS["data-line"], [b"A: 1", b"", b"body"]))
+        assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
 
-    async def waits() -> Proceed:
-        assert await Wait(policy(), 1.0) is CANCELLED
-        return PROCEED
-
-    async def policy() -> object:
-        raise AssertionError
-
-    phase = PHASES["rcpt-to"]
-    monkeypatch.setitem(talk.engine._asks, phase, lambda *_: waits())
-    request = talk.smtpd.request
-    assert talk.say(request("rcpt-to", sid(0), TOKENS["rcpt-to"], b"a@b")) == []
-    Scarce(monkeypatch)
-    talk.engine.relieve()
-    # They are answered at once, by what stands in for the policies.
-    assert talk.ask("rcpt-to", sid(1), b"a@b") == b"proceed"
-    said = talk.say(talk.smtpd.lines(sid(2), TOKENS["data-line"], [b"A: 1", b"", b"body"]))
-    assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
+    asyncio.run(main())
     assert len(spawned) == 1
+    # What they do when they are closed is as much a handler's as the rest.
+    assert ended == ["rcpt-to", "headers"]
+    assert [line.partition(" error=")[2] for line in logbook.lines[-2:]] == ['"was cancelled"'] * 2
+    with pytest.raises(SystemExit):
+        spawned[0].wait.suspended.work.close()
 
 
 def test_a_client_under_an_id_that_never_ended_inherits_nothing(logbook: Logbook) -> None:
     class Users(Knows):
-        needs = frozenset({"link-auth"})
+        def setup(self) -> Registration:
+            return Registration(reports={"link-auth"})
 
         def mail_from(self, session: Session, address: str) -> Proceed:  # noqa: ARG002
             self.rdns.append(session.username)
             return PROCEED
 
     filter_ = Users()
+    filter_.registration = filter_.setup()
     talk = Talk(filter_, logbook)
     talk.connect(sid(1))
     talk.say(talk.smtpd.report("link-auth", sid(1), b"pass", b"anna"))
@@ -393,19 +414,15 @@ def test_a_message_that_cannot_be_sent_on_is_refused_for_now(
 def test_a_message_that_was_broken_off_is_not_part_of_the_next(
     logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def verdict(*_arguments: object) -> Proceed:
-        return PROCEED
-
     talk = Talk(Passes(), logbook)
-    monkeypatch.setattr(Chain, "judge_headers", verdict)
+    monkeypatch.setattr(Chain, "judge_headers", lambda *_: object())
     done: list[Callable[[Any], None]] = []
 
     class Given:
         def cancel(self) -> None:
             """Nothing was begun."""
 
-    def spawn(work: Any, then: Callable[[Any], None], _price: int) -> Given:
-        work.close()
+    def spawn(_pending: object, then: Callable[[Any], None], _price: int) -> Given:
         done.append(then)
         return Given()
 

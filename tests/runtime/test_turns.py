@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from smtpd_filters.runtime.jobs import Pending
     from tests.conftest import Logbook
 
 CLEAN = sid(0)
@@ -249,21 +250,17 @@ def test_memory_is_bounded_however_many_messages_there_are(
     assert (spool.used, spool.on_disk) == (0, 0)
 
 
-class Pending:
+class Verdicts:
     """Verdicts that are given by the test."""
 
     def __init__(self, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
         self.verdicts: list[Callable[[Proceed], None]] = []
         self.prices: list[int] = []
 
-        async def verdict(*_: object) -> Proceed:
-            return PROCEED
-
-        monkeypatch.setattr(Chain, "judge_headers", verdict)
+        monkeypatch.setattr(Chain, "judge_headers", lambda *_: object())
         meter.engine.spawn = self._spawn
 
-    def _spawn(self, work: Any, done: Any, price: int) -> Pending:
-        work.close()
+    def _spawn(self, _pending: object, done: Any, price: int) -> Verdicts:
         self.prices.append(price)
         self.verdicts.append(done)
         return self
@@ -281,7 +278,7 @@ def test_headers_are_judged_within_a_budget(
 ) -> None:
     spool = Spool()
     meter = Meter(Looks(), logbook, spool)
-    pending = Pending(meter, monkeypatch)
+    pending = Verdicts(meter, monkeypatch)
     sessions = [sid(number) for number in range(1, 101)]
     for session in sessions:
         meter.connect(session)
@@ -301,7 +298,7 @@ def test_a_message_does_not_wait_for_ever_to_be_judged(
     clock = count(25, 25)
     monkeypatch.setattr("smtpd_filters.runtime.messages.monotonic", lambda: next(clock))
     meter = Meter(Looks(), logbook, Spool(memory=3 << 20))
-    pending = Pending(meter, monkeypatch)
+    pending = Verdicts(meter, monkeypatch)
     header = [b"X: " + b"x" * 900] * 900
     sessions = [sid(number) for number in range(1, 6)]
     for session in sessions:
@@ -359,7 +356,7 @@ def test_what_a_step_of_a_coroutine_costs(
     kind: type[Judge], logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = Meter(kind(), logbook)
-    pending = Pending(meter, monkeypatch)
+    pending = Verdicts(meter, monkeypatch)
     monkeypatch.setattr(Chain, "judge_message", Chain.judge_headers)
     bodies = {"small": 1, "large": 200, "huge": 2000}
     heads = {"few": 1, "many": 10_000}
@@ -405,11 +402,11 @@ def test_coroutines_of_messages_go_on_one_after_the_other(logbook: Logbook) -> N
         meter = Meter(Waits(event), logbook)
         asked = 0
 
-        def spawn(work: Any, done: Any, price: int) -> Job:
+        def spawn(pending: Pending, done: Any, price: int) -> Job:
             nonlocal asked
             asked += 1
             assert price > PACE // 2
-            return Job(loop, work, done, done, pace, price)
+            return Job(loop, pending, done, done, pace, price)
 
         meter.engine.spawn = spawn
         fields = 12_000
