@@ -248,7 +248,10 @@ class Chain:
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 filter_.log.event("close", error=fold_traceback(error))
         for pool in self._pools:
-            await pool.aclose()
+            try:
+                await pool.aclose()
+            except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
+                self.log.event("smtpd-filters", "close", error=fold_traceback(error))
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters from their files, a step of bounded work at a time.
@@ -291,6 +294,9 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
         raise ConfigError(
             f"filter {filter_.name!r}: on-error {on_error!r} is not one of {', '.join(legal)}"
         )
+    unknown = filter_.required_reports() - FIELDS.keys()
+    if unknown:
+        raise TypeError(f"filter {filter_.name!r}: no report {sorted(unknown)}, of {sorted(FIELDS)}")
     unknown = filter_.events - filter_.defined_events()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no method for {sorted(unknown)}")

@@ -26,13 +26,14 @@ from .settings import MAX_DEADLINE, Pool, Settings, Shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
     from typing import Any, ClassVar, Literal, TypeAlias
 
     from .message import Headers, Message
     from .protocol.decisions import Decision
     from .runtime.wiretap import Tap
     from .session import Session
+    from .settings.declare import Option
 
     Outcome = Literal["proceed", "junk", "tempfail"]
     #: What a handler returns, or a coroutine that returns it.
@@ -56,7 +57,7 @@ _EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnec
 #: Public methods that are no handlers.
 _LIFE = _EVENTS | {"setup"}
 #: Annotations of a handler that returns a coroutine without being written as one.
-_AWAITABLES = ("Awaitable[", "Awaitable", "Coroutine[", "Coroutine")
+_AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 
 #: What smtpd can have reported by the time of a phase, beyond ``link-connect``.
@@ -161,15 +162,11 @@ class Filter:
             raise TypeError(f"{where}: a name is made of letters, digits and hyphens")
         _check_public(cls, where)
         _check_events(cls, where)
-        shared: dict[str, object] = {}
         for name, value in cls.__dict__.items():
             declares = isinstance(value, type) and issubclass(value, Settings)
             if declares and name != "Options":
                 raise TypeError(f"{where}: settings are declared in a class Options, not {name}")
-            if isinstance(value, Shared):
-                shared.update(value.options)
-        if shared:
-            cls.Options = _extended(cls.Options, shared)
+        cls.Options = _extended(cls, where)
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }
@@ -310,20 +307,50 @@ def legal_decisions(handler: str) -> frozenset[type[Decision]]:
 
 
 def is_coroutine(function: object) -> bool:
-    """Whether a function, or what it wraps, is written `async def`; `inspect` costs start-up."""
-    code = getattr(_unwrapped(function), "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+    """Whether a function, or one that it wraps, is written `async def`; `inspect` costs start-up."""
+    return any(
+        code is not None and code.co_flags & _CO_COROUTINE
+        for code in (getattr(each, "__code__", None) for each in _layers(function))
+    )
 
 
-def _unwrapped(function: object) -> object:
+def unwrapped(function: object) -> Any:
     """Return what decorators that use `functools.wraps` were applied to."""
-    while (inner := getattr(function, "__wrapped__", None)) is not None:
-        function = inner
-    return function
+    *_, innermost = _layers(function)
+    return innermost
 
 
-def _extended(options: type[Settings], shared: dict[str, object]) -> type[Settings]:
-    """Return the class of these options and of those that `Shared` attributes bring."""
+def _layers(function: object) -> Iterator[object]:
+    """A function, what it wraps, and so on."""
+    yield function
+    while (function := getattr(function, "__wrapped__", None)) is not None:
+        yield function
+
+
+def _extended(cls: type[Filter], where: str) -> type[Settings]:
+    """Return the options of a class, with those that its `Shared` attributes bring.
+
+    Raises TypeError for an option that is declared twice.
+    """
+    options = cls.Options
+    settings = [
+        (attribute, value)
+        for base in reversed(cls.__mro__)
+        for attribute, value in vars(base).items()
+        if isinstance(value, Shared)
+    ]
+    # One of a base class may have been replaced, and its options with it.
+    replaceable = {id(option) for _, each in settings for option in each.options.values()}
+    shared: dict[str, Option] = {}
+    for attribute, setting in settings:
+        if getattr(cls, attribute) is setting:
+            for name, option in setting.options.items():
+                declared = options.options.get(name)
+                if name in shared or (declared and id(declared) not in replaceable):
+                    raise TypeError(f"{where}: {attribute} has an option {name!r}, declared twice")
+                shared[name] = option
+    if all(options.options.get(name) is option for name, option in shared.items()):
+        return options
     names = {"__module__": options.__module__, "__qualname__": options.__qualname__}
     return type("Options", (options,), {**names, "__doc__": options.__doc__, **shared})
 
@@ -362,7 +389,7 @@ def _check_handler(
     phase = HANDLERS.get(name)
     argument = CONTENT[name] if phase is None else phase.argument
     legal = legal_decisions(name)
-    plain: Any = _unwrapped(handler)
+    plain = unwrapped(handler)
     code = getattr(plain, "__code__", None)
     takes = ("self", "session", argument) if argument else ("self", "session")
     if code is None or (
@@ -377,8 +404,10 @@ def _check_handler(
         raise TypeError(
             f'{where}: {name} has no annotation of what it returns; write "-> Decision"'
         )
-    words = [word.rpartition(".")[2] for word in _named(annotations["return"])]
-    if any(word.startswith(_AWAITABLES) for word in words):
+    words = [
+        word.partition("[")[0].rpartition(".")[2] for word in _named(annotations["return"])
+    ]
+    if not _AWAITABLES.isdisjoint(words):
         raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
     if not _NO_DECISION.isdisjoint(words):
         shown = " | ".join(words)

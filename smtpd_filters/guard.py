@@ -18,7 +18,7 @@ from time import monotonic
 from types import CoroutineType
 
 from .errors import UnavailableError
-from .filter import legal_decisions
+from .filter import is_coroutine, legal_decisions, unwrapped
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, Rewrite, reply
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
 from .runtime.coroutines import CANCELLED, OVERDUE, Pending, Raised, Suspended, Wait, begin
@@ -47,7 +47,9 @@ class Link:
     """One handler of one filter."""
 
     __slots__ = (
+        "allowed",
         "argument",
+        "coroutine",
         "deadline",
         "dry",
         "fallback",
@@ -77,8 +79,11 @@ class Link:
         self.phase = phase.name if phase else handler
         #: Whether the handler gets something besides the session.
         self.argument = bool(phase and phase.argument)
-        #: The kinds of decision that may be returned.
+        #: The kinds of decision that may be returned, and those that the phase allows.
         self.legal = filter.returns[handler]
+        self.allowed = legal_decisions(handler)
+        #: Whether the handler is, or wraps, one that is written `async def`.
+        self.coroutine = is_coroutine(self.handler)
         #: The decision when the handler fails. Of a message it is as at `data`: the refusal is sent
         #: at `commit`, and a mark is a field of the header by then. A copy, with a reason of its
         #: own.
@@ -102,7 +107,7 @@ class Link:
         started = watchdog.running = monotonic()
         try:
             result = self.handler(session, *arguments)
-            if type(result) is CoroutineType:
+            if type(result) is CoroutineType and self.coroutine:
                 result = self.first_step(result)
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
@@ -123,7 +128,7 @@ class Link:
                 result = self.handler(session, argument.decode("utf-8", "surrogateescape"))
             else:
                 result = self.handler(session)
-            if type(result) is CoroutineType:
+            if type(result) is CoroutineType and self.coroutine:
                 result = self.first_step(result)
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
@@ -164,11 +169,22 @@ class Link:
         if result is OVERDUE:
             return self.failed(session, error=f"not done after {self.deadline:g} s")
         if result is CANCELLED:
-            suspended.work.close()
+            self._close(suspended.work)
             return self.failed(session, error="was cancelled")
-        if isinstance(result, Raised):
+        if type(result) is Raised:
+            self._close(suspended.work)
             return self._raised(session, result.error)
         return self._checked(session, result, started)
+
+    def _close(self, work: Coroutine[Any, Any, object]) -> None:
+        """End a coroutine, unless it has ended: what it does then is a handler's as well."""
+        watchdog = self.watchdog
+        watchdog.running = monotonic()
+        try:
+            work.close()
+            watchdog.running = 0.0
+        except BaseException:  # noqa: BLE001  # a request is pending
+            watchdog.running = 0.0
 
     def _checked(self, session: Session, result: object, started: float) -> Decision:
         if type(result) not in self.legal:
@@ -193,9 +209,10 @@ class Link:
         name = type(result).__name__
         if type(result) is CoroutineType:
             result.close()  # it would warn that it was never awaited
-            return f'returned a coroutine; write "async def" at {self.where}'
+            write = "await" if self.coroutine else "async def"
+            return f'returned a coroutine; write "{write}" at {self.where}'
         allowed = " | ".join(sorted(kind.__name__ for kind in self.legal))
-        if type(result) in legal_decisions(self.handler.__name__):
+        if type(result) in self.allowed:
             return f'returned {name}, but is annotated "-> {allowed}" at {self.where}'
         return f"returned {name}, but may return {allowed}, at {self.where}"
 
@@ -240,9 +257,7 @@ def _only_step(work: Coroutine[Any, Any, object]) -> object:
 
 def _place(handler: Callable[..., object]) -> str:
     """Return file and line of a handler."""
-    while (inner := getattr(handler, "__wrapped__", None)) is not None:
-        handler = inner
-    code = getattr(handler, "__code__", None)
+    code = getattr(unwrapped(handler), "__code__", None)
     if code is None:
         return "?"
     return f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"

@@ -336,7 +336,7 @@ async def _leak_blocking_task(session: Session, subject: object) -> object:
 _gone: dict[bytes, asyncio.Event] = {}
 
 
-def _be_gone(_filter: Filter, session: Session) -> None:
+def _disconnect(_filter: Filter, session: Session) -> None:
     if event := _gone.pop(session.key, None):
         event.set()
 
@@ -401,9 +401,6 @@ PLACES = (*PHASES, *CONTENT)
 
 
 def _handler(misdeed: Misdeed, *, later: bool, argument: bool, returns: str) -> object:
-    def do(session: Session, subject: object) -> object:
-        return misdeed(session, subject)
-
     async def do_later(session: Session, subject: object) -> object:
         await asyncio.sleep(0)
         done = misdeed(session, subject)
@@ -422,12 +419,12 @@ def _handler(misdeed: Misdeed, *, later: bool, argument: bool, returns: str) -> 
     elif argument:
 
         def made(self: object, session: Session, subject: object) -> object:  # type: ignore[misc]
-            return do(session, subject)
+            return misdeed(session, subject)
 
     else:
 
         def made(self: object, session: Session) -> object:  # type: ignore[misc]
-            return do(session, None)
+            return misdeed(session, None)
 
     made.__annotations__["return"] = returns
     return made
@@ -455,8 +452,8 @@ def hostile(mode: str, phases: Sequence[str], *, later: bool = False) -> type[Fi
             returns="Proceed" if mode == "wrong-phase" else " | ".join(legal),
         )
     if mode == LEAK_BLOCKING_TASK:
-        members["gone"] = _be_gone
-    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # there are some
+        members["link_disconnect"] = _disconnect
+    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # noqa: S101  # there are some
     return type("Hostile", (Filter,), members)
 
 

@@ -27,6 +27,7 @@ from smtpd_filters import (
     Reject,
     Rewrite,
     Session,
+    Registration,
     Settings,
     option,
 )
@@ -34,14 +35,14 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.main import run
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
-from smtpd_filters.runtime.coroutines import Job
+from smtpd_filters.runtime.coroutines import Job, Pending
 from smtpd_filters.runtime.watchdog import Watchdog
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import TEXT, table
 from smtpd_filters.tables import StringTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from tests.conftest import Logbook
@@ -131,8 +132,8 @@ def session() -> Session:
     return made
 
 
-def decided(work: Coroutine[Any, Any, Decision]) -> asyncio.Future[Decision]:
-    """What a chain comes to that has to wait."""
+def decided(work: Pending) -> asyncio.Future[Decision]:
+    """Return the decision of a chain that waits."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Decision] = loop.create_future()
     Job(loop, work, future.set_result, future.set_exception)
@@ -694,7 +695,7 @@ def test_a_filter_that_has_marked_the_message_itself(logbook: Logbook) -> None:
 
 
 def test_only_a_message_can_be_marked_by_a_filter_itself() -> None:
-    with pytest.raises(TypeError, match="connect may not answer Marked"):
+    with pytest.raises(TypeError, match="connect may not return Marked"):
 
         class Marks(Filter):
             def connect(self, session: Session) -> Marked:  # type: ignore[override]  # noqa: ARG002
@@ -718,25 +719,35 @@ def test_an_outcome_that_a_filter_does_not_have(logbook: Logbook) -> None:
         Asker(logbook, Final(), final="junk")
 
 
-def test_phases_that_a_filter_does_not_have(logbook: Logbook) -> None:
+def test_handlers_that_a_filter_does_not_have(logbook: Logbook) -> None:
     filter_ = Plain("one", PROCEED)
-    filter_.phases = {"rcpt_too", "data"}
+    filter_.registration = Registration({"rcpt_too", "data"})
     with pytest.raises(TypeError, match=r"'one'.*no handler for \['rcpt_too'\]"):
+        Asker(logbook, filter_)
+
+
+def test_reports_and_events_that_there_are_not(logbook: Logbook) -> None:
+    filter_ = Plain("one", PROCEED)
+    filter_.registration = Registration(reports={"link-atuh", "link-tls"})
+    with pytest.raises(TypeError, match=r"'one': no report \['link-atuh'\], of \['link-auth'"):
+        Asker(logbook, filter_)
+    filter_.registration = Registration(events={"gone", "close"})
+    with pytest.raises(TypeError, match=r"'one': no method for \['close', 'gone'\]"):
         Asker(logbook, filter_)
 
 
 def test_handlers_taken_away_are_not_registered(logbook: Logbook) -> None:
     filter_ = Plain("one", PROCEED)
-    filter_.phases = {"data"}
+    filter_.registration = Registration({"data"})
     asker = Asker(logbook, filter_)
     assert asker.chain.phases == ("data",)
-    assert not asker.chain.later
+    assert not asker.chain.waits
 
 
 def test_what_is_asked_of_smtpd(logbook: Logbook) -> None:
     made = Asker(logbook, Plain("one", PROCEED), Later("two", PROCEED)).chain
     assert set(made.phases) == {"helo", "rcpt-to", "auth", "data"}
-    assert made.later
+    assert made.waits
     assert made.content == ""
     assert {"link-connect", "link-disconnect", "tx-begin", "tx-mail", "tx-rcpt"} <= set(
         made.reports
@@ -760,7 +771,7 @@ def test_those_who_hear_of_the_end(logbook: Logbook) -> None:
     heard: list[str] = []
 
     class Bad(Filter):
-        def gone(self, session: Session) -> None:
+        def link_disconnect(self, session: Session) -> None:
             heard.append(session.id)
             raise SystemExit(1)
 
@@ -769,7 +780,7 @@ def test_those_who_hear_of_the_end(logbook: Logbook) -> None:
             raise KeyboardInterrupt
 
     class Good(Filter):
-        def gone(self, session: Session) -> None:
+        def link_disconnect(self, session: Session) -> None:
             heard.append(session.id)
 
         async def close(self) -> None:
@@ -787,7 +798,7 @@ def test_leaving_is_watched_as_well(logbook: Logbook) -> None:
     running: list[float] = []
 
     class Slow(Filter):
-        def gone(self, session: Session) -> None:  # noqa: ARG002
+        def link_disconnect(self, session: Session) -> None:  # noqa: ARG002
             running.append(watchdog.running)
             raise ValueError
 
@@ -890,7 +901,7 @@ def test_a_filter_without_a_handler_is_said_to_do_nothing(logbook: Logbook) -> N
     class Counts(Filter):
         """Has no handler, and does something."""
 
-        def gone(self, session: Session) -> None:
+        def link_disconnect(self, session: Session) -> None:
             pass
 
     Chain([(Idle(), "proceed", 1.0), (Counts(), "proceed", 1.0)], logbook.log)
@@ -1000,9 +1011,9 @@ def test_who_never_marks_needs_no_phase_for_it(logbook: Logbook) -> None:
     class Refuses(MarksSenders):
         name = "refuses"
 
-        def setup(self) -> None:
-            self.marks = False
+        def setup(self) -> Registration:
+            return Registration(junk=False)
 
     policy = Refuses()
-    policy.setup()
+    policy.registration = policy.setup()
     assert Asker(logbook, policy).chain.phases == ("mail-from",)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import functools
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from smtpd_filters import (
     Message,
     ParameterAnswer,
     Proceed,
+    Registration,
     Reject,
     Rewrite,
     Session,
@@ -65,7 +67,7 @@ def test_a_handler_of_every_phase(name: str) -> None:
     cls = define(**{name: fitting(name)})
     assert set(cls.handlers) == {name}
     assert cls.returns == {name: frozenset({Proceed})}
-    assert cls().phases == {name}
+    assert cls().registered == {name}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_a_misspelt_handler_is_told_its_name(wrong: str, right: str) -> None:
     with pytest.raises(TypeError) as error:
         define(**{wrong: handler()})
     assert str(error.value).startswith("filter 'mine' (policies.Mine): ")
-    assert f"{wrong!r} is no phase's handler; did you mean {right!r}?" in str(error.value)
+    assert f"{wrong!r} is not the handler of a phase; did you mean {right!r}?" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["data_line", "zzzzzz"])
 def test_a_handler_of_no_phase(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"policies\.Mine.*'{name}' is no phase's handler"):
+    with pytest.raises(TypeError, match=rf"policies\.Mine.*'{name}' is not the handler of a phase"):
         define(**{name: handler()})
 
 
@@ -153,9 +155,10 @@ def test_only_what_its_phase_allows(phase: Any, kind: type[Any]) -> None:
     if kind in phase.legal:
         assert define(**{phase.handler: made}).returns[phase.handler] == {kind}
         return
+    allowed = ", ".join(sorted(each.__name__ for each in phase.legal))
     with pytest.raises(TypeError) as error:
         define(**{phase.handler: made})
-    assert str(error.value).endswith(f"{phase.handler} may not answer {kind.__name__}")
+    assert str(error.value).endswith(f"{phase.handler} may not return {kind.__name__}, only {allowed}")
 
 
 @pytest.mark.parametrize("name", authoring.CONTENT)
@@ -166,7 +169,7 @@ def test_a_message_is_not_rewritten_by_decision(name: str) -> None:
         Reject,
         Disconnect,
     }
-    with pytest.raises(TypeError, match=f"{name} may not answer Rewrite"):
+    with pytest.raises(TypeError, match=f"{name} may not return Rewrite, only"):
         define(**{name: fitting(name, "ParameterAnswer")})
 
 
@@ -189,17 +192,117 @@ def test_annotations_as_they_are_written(returns: object) -> None:
         "Proceed | Junk | Awaitable[Proceed | Junk]",
         "Proceed | Awaitable[Junk]",
         "collections.abc.Awaitable[decisions.Proceed | Junk]",
+        "Awaitable[Decision]",
+        "Awaitable",
+        "Coroutine[Any, Any, Decision]",
         Proceed | Awaitable[Proceed | Junk],
         Awaitable[Proceed | Junk],
+        Coroutine[Any, Any, Proceed],
     ],
 )
-def test_a_handler_may_say_that_it_has_to_wait(returns: object) -> None:
-    cls = define(connect=handler(returns=returns), data=handler())
-    assert cls.returns["connect"] == {Proceed, Junk}
-    assert cls.later == {"connect"}
+def test_a_handler_that_waits_is_a_coroutine(returns: object) -> None:
+    with pytest.raises(TypeError) as error:
+        define(connect=handler(returns=returns), data=handler())
+    assert str(error.value) == (
+        "filter 'mine' (policies.Mine): connect may wait; "
+        'write "async def connect" and "-> Decision"'
+    )
 
 
-@pytest.mark.parametrize("name", ["setup", "arrived", "identified", "gone"])
+async def coroutine(self: object, session: object) -> Proceed:  # noqa: ARG001
+    return PROCEED
+
+
+def wrapping(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*arguments: object) -> object:
+        return function(*arguments)
+
+    return wrapper
+
+
+def bare(function: Any) -> Any:
+    def wrapper(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    del wrapper.__annotations__["return"]
+    return wrapper
+
+
+def awaiting(function: Any) -> Any:
+    @functools.wraps(function)
+    async def wrapper(*arguments: object) -> object:
+        return function(*arguments)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("made", "waits"),
+    [
+        (handler(), False),
+        (coroutine, True),
+        (wrapping(handler()), False),
+        (wrapping(coroutine), True),
+        (wrapping(wrapping(coroutine)), True),
+        (awaiting(handler()), True),
+        # What it returns then is found at run time.
+        (bare(coroutine), False),
+    ],
+)
+def test_who_waits(made: Any, *, waits: bool) -> None:
+    assert define(connect=made)().waits is waits
+
+
+def test_what_a_decorator_wraps_is_checked() -> None:
+    assert define(connect=wrapping(handler(returns="Reject"))).returns["connect"] == {Reject}
+    with pytest.raises(TypeError, match=r"connect takes \(self, session\)"):
+        define(connect=wrapping(handler("surplus")))
+    with pytest.raises(TypeError, match="commit may not return Junk, only"):
+        define(commit=wrapping(handler(returns="Junk")))
+
+
+def test_what_a_decorator_hides_may_be_all_that_the_phase_allows() -> None:
+    assert define(commit=bare(handler())).returns["commit"] == PHASES["commit"].legal
+    assert define(headers=bare(handler("headers"))).returns["headers"] >= {Junk, Reject}
+
+
+@pytest.mark.parametrize(
+    "returns", ["Decision", "Verdict", "decisions.Decision", "Proceed | Verdict", "Literal['x']"]
+)
+def test_an_alias_means_all_that_the_phase_allows(returns: str) -> None:
+    for name in ("connect", "commit"):
+        made = define(**{name: fitting(name, returns)})
+        assert made.returns[name] == PHASES[name].legal
+
+
+def test_registration_in_place_of_all_that_the_class_defines() -> None:
+    made = define(connect=handler(), commit=coroutine)()
+    assert made.registered == {"connect", "commit"}
+    assert made.waits
+    made.registration = Registration({"connect"})
+    assert made.registered == {"connect"}
+    assert not made.waits
+    made.registration = Registration(waits=False)
+    assert made.registered == {"connect", "commit"}
+    assert not made.waits
+
+
+def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
+    async def refresh(self: object) -> None: ...
+
+    def link_disconnect(self: object, session: object) -> None: ...
+
+    made = define(connect=handler(), refresh=refresh, link_disconnect=link_disconnect)()
+    assert made.events == {"refresh", "link_disconnect"}
+    made.registration = Registration(waits=False)
+    assert made.waits
+    made.registration = Registration(events={"link_disconnect"})
+    assert made.events == {"link_disconnect"}
+    assert not made.waits
+
+
+@pytest.mark.parametrize("name", ["setup", "link_connect", "link_identify", "link_disconnect"])
 def test_an_event_that_nobody_would_await(name: str) -> None:
     async def event(self: object) -> None: ...
 
@@ -221,10 +324,10 @@ def test_a_single_class_as_annotation() -> None:
 
 @pytest.mark.parametrize(
     "returns",
-    ["str", "Proceed | None", None, int, "", "Decision", Proceed | None, "Awaitable[Decision]"],
+    ["str", "Proceed | None", None, int, "", Proceed | None, "bool | Decision", "object"],
 )
 def test_an_annotation_that_is_no_decision(returns: object) -> None:
-    with pytest.raises(TypeError, match=r"connect says that it returns .*, which is no decision"):
+    with pytest.raises(TypeError, match='connect is annotated "-> .*", and returns a Decision'):
         define(connect=handler(returns=returns))
 
 
@@ -232,7 +335,7 @@ def test_no_annotation_at_all() -> None:
     made = handler()
     del made.__annotations__["return"]
     with pytest.raises(
-        TypeError, match='connect has no annotation of what it returns; write "-> P'
+        TypeError, match='connect has no annotation of what it returns; write "-> Decision"'
     ):
         define(connect=made)
 
@@ -253,11 +356,6 @@ def test_an_outcome_that_a_phase_does_not_have(name: str) -> None:
 def test_an_outcome_that_is_none() -> None:
     with pytest.raises(TypeError, match="on_error 'reject' is not one of"):
         define(on_error="reject")
-
-
-def test_needs_that_are_no_reports() -> None:
-    with pytest.raises(TypeError, match=r"policies\.Mine\): needs \['link-atuh'\], of \["):
-        define(needs=frozenset({"link-atuh", "link-tls"}))
 
 
 @pytest.mark.parametrize("name", ["", "two words", "näme", "a/b", "a|b", "-"])
@@ -290,15 +388,16 @@ def test_it_asks_for_what_may_be_read() -> None:
     assert define(headers=handler("headers"))().required_reports() == set(FIELDS)
 
 
-def test_it_asks_for_what_it_needs() -> None:
-    needs = frozenset({"link-auth"})
-    assert define(commit=handler(), needs=needs)().required_reports() == needs
-    assert define(commit=handler(), needs=frozenset())().required_reports() == frozenset()
+@pytest.mark.parametrize("reports", [{"link-auth"}, set()])
+def test_it_asks_for_the_reports_that_it_registers(reports: set[str]) -> None:
+    made = define(commit=handler())()
+    made.registration = Registration(reports=reports)
+    assert made.required_reports() == reports
 
 
 def test_handlers_taken_away_need_no_reports() -> None:
     made = define(connect=handler(), commit=handler())()
-    made.phases = {"connect"}
+    made.registration = Registration({"connect"})
     assert made.required_reports() == set()
 
 
@@ -365,10 +464,8 @@ def test_settings_under_another_name_are_noticed() -> None:
                 return PROCEED
 
 
-@pytest.mark.parametrize(
-    ("handler", "refusal"), [("rcpt_to", "Reject"), ("commit", "Reject"), ("quit", "Disconnect")]
-)
-def test_what_to_annotate_is_said(handler: str, refusal: str) -> None:
+@pytest.mark.parametrize("handler", ["rcpt_to", "commit", "quit"])
+def test_what_to_annotate_is_in_the_error(handler: str) -> None:
     def says(self: Filter, session: Session):  # type: ignore[no-untyped-def]  # noqa: ANN202, ARG001
         return PROCEED
 
@@ -376,5 +473,5 @@ def test_what_to_annotate_is_said(handler: str, refusal: str) -> None:
         return PROCEED
 
     body = {handler: says_of if handler == "rcpt_to" else says}
-    with pytest.raises(TypeError, match=rf'{handler} has no .* write "-> Proceed \| {refusal}"$'):
+    with pytest.raises(TypeError, match=rf'{handler} has no .* write "-> Decision"$'):
         type("Bare", (Filter,), body)

@@ -17,6 +17,7 @@ from smtpd_filters import (
     Junk,
     Message,
     Proceed,
+    Registration,
     Reject,
     Rewrite,
     Session,
@@ -28,9 +29,10 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.runtime.jobs import Pending
     from tests.conftest import Logbook
 
 NO = Reject("550 5.7.1 No")
@@ -48,13 +50,13 @@ class Witness(Filter):
         await asyncio.sleep(0)
         self.seen.append("refresh")
 
-    def arrived(self, session: Session) -> None:
+    def link_connect(self, session: Session) -> None:
         # There is a loop, in which look-ups can be started.
         asyncio.get_running_loop()
-        self.seen.append(f"arrived {session.address}")
+        self.seen.append(f"link_connect {session.address}")
 
-    def identified(self, session: Session) -> None:
-        self.seen.append(f"identified {session.identity}")
+    def link_identify(self, session: Session) -> None:
+        self.seen.append(f"link_identify {session.identity}")
 
     def mail_from(self, session: Session, address: str) -> Proceed:
         self.seen.append(f"mail-from {self.smtpd['admd']}")
@@ -71,8 +73,8 @@ def test_a_life() -> None:
         smtpd.refresh()
     assert filter_.seen == [
         "refresh",
-        "arrived 192.0.2.9",
-        "identified mail.example.net",
+        "link_connect 192.0.2.9",
+        "link_identify mail.example.net",
         "mail-from mx.example.org",
         "refresh",
     ]
@@ -95,11 +97,11 @@ class Clumsy(Filter):
     async def refresh(self) -> None:
         raise RuntimeError("refresh")
 
-    def arrived(self, session: Session) -> None:
-        raise RuntimeError("arrived")
+    def link_connect(self, session: Session) -> None:
+        raise RuntimeError("link_connect")
 
-    def identified(self, session: Session) -> None:
-        raise SystemExit("identified")
+    def link_identify(self, session: Session) -> None:
+        raise SystemExit("link_identify")
 
     def helo(self, session: Session, identity: str) -> Proceed:
         return PROCEED
@@ -112,20 +114,16 @@ def test_failures_that_nobody_waits_for_are_logged_and_survived() -> None:
         assert smtpd.connect().ehlo("mail.example.net").verb == "proceed"
     assert [line.partition("error=")[2][:26] for line in smtpd.log] == [
         '"RuntimeError: refresh [ch',
-        '"RuntimeError: arrived [ch',
-        '"SystemExit: identified [c',
+        '"RuntimeError: link_connec',
+        '"SystemExit: link_identify',
     ]
 
 
 class Perhaps(Filter):
     """Knows some at once and has to wait for others."""
 
-    def mail_from(
-        self,
-        session: Session,
-        address: str,
-    ) -> Proceed | Junk | Awaitable[Proceed | Reject]:
-        return JUNK if address == "known@example.net" else self._wait(address)
+    async def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
+        return JUNK if address == "known@example.net" else await self._wait(address)
 
     async def _wait(self, address: str) -> Proceed | Reject:
         await asyncio.sleep(0)
@@ -134,7 +132,7 @@ class Perhaps(Filter):
         return NO
 
 
-def test_a_plain_handler_may_return_a_coroutine() -> None:
+def test_a_coroutine_waits_only_if_it_must() -> None:
     with Conversation(Perhaps) as smtpd:
         client = smtpd.connect()
         client.ehlo("mail.example.net")
@@ -146,7 +144,7 @@ def test_a_plain_handler_may_return_a_coroutine() -> None:
         assert "result=junk" in smtpd.log[-1]
 
 
-def test_who_did_not_say_so_may_not_return_one() -> None:
+def test_a_plain_handler_may_not_return_a_coroutine() -> None:
     class Liar(Filter):
         on_error = "tempfail"
 
@@ -158,7 +156,9 @@ def test_who_did_not_say_so_may_not_return_one() -> None:
 
     with Conversation(Liar) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
-    assert 'error="returned coroutine"' in smtpd.log[0]
+    line = Liar.connect.__code__.co_firstlineno
+    place = f"test_life.py:{line}"
+    assert rf'error="returned a coroutine; write \"async def\" at {place}"' in smtpd.log[0]
 
 
 class Busy(Filter):
@@ -243,22 +243,21 @@ def test_a_body_is_restored(kind: type[Filter], flags: tuple[str, ...], body: by
 
 
 class Choosy(Witness):
-    """Finds that it has nothing to wait for, and wants to hear of nothing."""
+    """Finds that it has nothing to wait for, and registers no event."""
 
-    def setup(self) -> None:
+    def setup(self) -> Registration:
         super().setup()
-        self.later = frozenset()
-        self.events.clear()
+        return Registration(waits=False, events=())
 
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    def rcpt_to(self, session: Session, address: str) -> Proceed | Awaitable[Proceed]:
+    async def rcpt_to(self, session: Session, address: str) -> Proceed:
         return PROCEED
 
 
 def test_what_a_filter_has_no_use_for_it_is_not_told() -> None:
-    assert Choosy.later == {"rcpt_to"}
+    assert Choosy().waits
     with Conversation(Choosy) as smtpd:
         [filter_] = smtpd.filters
         assert isinstance(filter_, Choosy)
@@ -268,7 +267,7 @@ def test_what_a_filter_has_no_use_for_it_is_not_told() -> None:
         client.rcpt_to("b@example.org")
     chain = Chain([(filter_, "proceed", 1.0)], Log())
     # Without it no event loop is needed.
-    assert not chain.later
+    assert not chain.waits
     assert not chain.closing
     assert not chain.hooks
     assert filter_.seen == ["mail-from mx.example.org"]
@@ -326,7 +325,7 @@ def test_a_fault_of_the_framework_is_answered_as_the_filters_own(
 def test_what_comes_to_nothing_through_a_fault_of_ours_is_refused_likewise(
     logbook: Logbook,
 ) -> None:
-    waiting: list[tuple[Any, Callable[[Decision | None], None]]] = []
+    waiting: list[tuple[Pending, Callable[[Decision | None], None]]] = []
 
     class Job:
         def cancel(self) -> None:
@@ -334,23 +333,26 @@ def test_what_comes_to_nothing_through_a_fault_of_ours_is_refused_likewise(
 
     class Waits(Closed):
         async def rcpt_to(self, session: Session, address: str) -> Proceed:
-            return PROCEED
+            await asyncio.sleep(0)
+            raise AssertionError
 
     chain = Chain([(Waits(), "tempfail", 1.0)], logbook.log)
     engine = Engine(chain, logbook.log)
 
-    def spawn(work: Any, done: Callable[[Decision | None], None], _price: int) -> Job:
-        waiting.append((work, done))
+    def spawn(pending: Pending, done: Callable[[Decision | None], None], _price: int) -> Job:
+        waiting.append((pending, done))
         return Job()
+
+    async def receive() -> None:
+        engine.receive(
+            b"filter|0.7|1576146008.006099|smtp-in|rcpt-to|7641df9771b4ed00|1ef1c203cc576e5d|a@b\n"
+        )
 
     engine.spawn = spawn
     engine.receive(b"config|smtpd-version|7.6\nconfig|protocol|0.7\nconfig|ready\n")
-    engine.receive(
-        b"filter|0.7|1576146008.006099|smtp-in|rcpt-to|7641df9771b4ed00|1ef1c203cc576e5d|a@b\n"
-    )
+    asyncio.run(receive())
     engine.output()
-    [(work, done)] = waiting
-    asyncio.run(work.send(None).work)
-    work.close()
+    [(pending, done)] = waiting
+    pending.work.close()
     done(None)
     assert b"|reject|451 4.3.0 " in engine.output()

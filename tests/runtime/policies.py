@@ -46,7 +46,7 @@ class Noting(Filter):
             with Path(self.settings.notes).open("a") as notes:
                 notes.write(text + "\n")
 
-    def gone(self, session: Session) -> None:
+    def link_disconnect(self, session: Session) -> None:
         self._note(f"gone {session.id}")
 
     async def close(self) -> None:
