@@ -296,7 +296,8 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
         )
     unknown = filter_.required_reports() - FIELDS.keys()
     if unknown:
-        raise TypeError(f"filter {filter_.name!r}: no report {sorted(unknown)}, of {sorted(FIELDS)}")
+        known = sorted(FIELDS)
+        raise TypeError(f"filter {filter_.name!r}: no report {sorted(unknown)}, of {known}")
     unknown = filter_.events - filter_.defined_events()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no method for {sorted(unknown)}")

@@ -307,8 +307,8 @@ def legal_decisions(handler: str) -> frozenset[type[Decision]]:
 
 
 def is_coroutine(function: object) -> bool:
-    """Whether a function, or one that it wraps, is written `async def`; `inspect` costs start-up."""
-    return any(
+    """Whether a function, or one that it wraps, is written `async def`."""
+    return any(  # `inspect` costs start-up
         code is not None and code.co_flags & _CO_COROUTINE
         for code in (getattr(each, "__code__", None) for each in _layers(function))
     )
@@ -404,9 +404,7 @@ def _check_handler(
         raise TypeError(
             f'{where}: {name} has no annotation of what it returns; write "-> Decision"'
         )
-    words = [
-        word.partition("[")[0].rpartition(".")[2] for word in _named(annotations["return"])
-    ]
+    words = [word.partition("[")[0].rpartition(".")[2] for word in _named(annotations["return"])]
     if not _AWAITABLES.isdisjoint(words):
         raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
     if not _NO_DECISION.isdisjoint(words):

@@ -24,10 +24,10 @@ from smtpd_filters import (
     Message,
     ParameterAnswer,
     Proceed,
+    Registration,
     Reject,
     Rewrite,
     Session,
-    Registration,
     Settings,
     option,
 )
@@ -698,7 +698,7 @@ def test_only_a_message_can_be_marked_by_a_filter_itself() -> None:
     with pytest.raises(TypeError, match="connect may not return Marked"):
 
         class Marks(Filter):
-            def connect(self, session: Session) -> Marked:  # type: ignore[override]  # noqa: ARG002
+            def connect(self, session: Session) -> Marked:  # noqa: ARG002
                 return MARKED
 
 

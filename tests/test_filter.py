@@ -158,7 +158,9 @@ def test_only_what_its_phase_allows(phase: Any, kind: type[Any]) -> None:
     allowed = ", ".join(sorted(each.__name__ for each in phase.legal))
     with pytest.raises(TypeError) as error:
         define(**{phase.handler: made})
-    assert str(error.value).endswith(f"{phase.handler} may not return {kind.__name__}, only {allowed}")
+    assert str(error.value).endswith(
+        f"{phase.handler} may not return {kind.__name__}, only {allowed}"
+    )
 
 
 @pytest.mark.parametrize("name", authoring.CONTENT)
@@ -276,16 +278,22 @@ def test_an_alias_means_all_that_the_phase_allows(returns: str) -> None:
         assert made.returns[name] == PHASES[name].legal
 
 
-def test_registration_in_place_of_all_that_the_class_defines() -> None:
+@pytest.mark.parametrize(
+    ("registration", "registered", "waits"),
+    [
+        (Registration(), {"connect", "commit"}, True),
+        (Registration({"connect"}), {"connect"}, False),
+        (Registration(()), set(), False),
+        (Registration(waits=False), {"connect", "commit"}, False),
+    ],
+)
+def test_registration_in_place_of_all_that_the_class_defines(
+    registration: Registration, registered: set[str], *, waits: bool
+) -> None:
     made = define(connect=handler(), commit=coroutine)()
-    assert made.registered == {"connect", "commit"}
-    assert made.waits
-    made.registration = Registration({"connect"})
-    assert made.registered == {"connect"}
-    assert not made.waits
-    made.registration = Registration(waits=False)
-    assert made.registered == {"connect", "commit"}
-    assert not made.waits
+    made.registration = registration
+    assert made.registered == registered
+    assert made.waits is waits
 
 
 def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
@@ -297,9 +305,10 @@ def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
     assert made.events == {"refresh", "link_disconnect"}
     made.registration = Registration(waits=False)
     assert made.waits
-    made.registration = Registration(events={"link_disconnect"})
+    without = Registration(events={"link_disconnect"})
+    made.registration = without
     assert made.events == {"link_disconnect"}
-    assert not made.waits
+    assert not any([made.waits])
 
 
 @pytest.mark.parametrize("name", ["setup", "link_connect", "link_identify", "link_disconnect"])
@@ -327,7 +336,7 @@ def test_a_single_class_as_annotation() -> None:
     ["str", "Proceed | None", None, int, "", Proceed | None, "bool | Decision", "object"],
 )
 def test_an_annotation_that_is_no_decision(returns: object) -> None:
-    with pytest.raises(TypeError, match='connect is annotated "-> .*", and returns a Decision'):
+    with pytest.raises(TypeError, match=r'connect is annotated "-> .*", and returns a Decision'):
         define(connect=handler(returns=returns))
 
 

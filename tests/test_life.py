@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -43,8 +43,9 @@ class Witness(Filter):
 
     refresh_interval = 1.0
 
-    def setup(self) -> None:
+    def setup(self) -> Registration | None:
         self.seen: list[str] = []
+        return None
 
     async def refresh(self) -> None:
         await asyncio.sleep(0)
@@ -250,7 +251,7 @@ class Choosy(Witness):
         return Registration(waits=False, events=())
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
     async def rcpt_to(self, session: Session, address: str) -> Proceed:
         return PROCEED

@@ -140,19 +140,15 @@ async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
 
 @coroutine
 def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
-    work, waiting = suspended.work, suspended.waiting
+    work = suspended.work
     step: Callable[[Any], Any] = work.send
     result: Any = None
     try:
         try:
             yield
         except BaseException as error:  # noqa: BLE001  # it is the coroutine's
-            # As in a task: what it awaits is cancelled, and only if that can't be, it itself.
-            if type(error) is GeneratorExit or not _cancelled(waiting):
-                waiting = work.throw(error)
-        if hasattr(waiting, "_asyncio_future_blocking"):
-            # As `await` has set it in the first step; the task checks and clears it.
-            waiting._asyncio_future_blocking = True
+            result = error
+        waiting = _awaited(suspended, result)
         while True:
             try:
                 step, result = work.send, (yield waiting)
@@ -175,10 +171,18 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
         work.close()
 
 
-def _cancelled(waiting: Any) -> bool:
-    """Cancel what a coroutine awaits, if that can be; whether it could."""
-    cancel = getattr(waiting, "cancel", None)
-    return cancel is not None and bool(cancel())
+def _awaited(suspended: Suspended, error: BaseException | None) -> object:
+    """Return what a coroutine awaits when its task begins, or is cancelled before that."""
+    waiting: Any = suspended.waiting
+    if error is not None:
+        # As in a task: what it awaits is cancelled, and only if that can't be, it itself.
+        cancel = getattr(waiting, "cancel", None)
+        if type(error) is GeneratorExit or cancel is None or not cancel():
+            return suspended.work.throw(error)
+    if hasattr(waiting, "_asyncio_future_blocking"):
+        # As `await` has set it in the first step; the task checks and clears it.
+        waiting._asyncio_future_blocking = True  # noqa: SLF001  # as documented
+    return waiting
 
 
 class Job:

@@ -194,9 +194,7 @@ def test_many_are_cancelled_some_in_each_turn(
     async def main() -> None:
         nonlocal turn
         loop = asyncio.get_running_loop()
-        jobs = [
-            Job(loop, pending(ask(wait())), lambda _: None, lambda _: None) for _ in range(50)
-        ]
+        jobs = [Job(loop, pending(ask(wait())), lambda _: None, lambda _: None) for _ in range(50)]
         await asyncio.sleep(0)
         for job in jobs:
             job.cancel()

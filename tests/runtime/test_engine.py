@@ -23,8 +23,6 @@ from smtpd_filters.message import Spool
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.runtime.coroutines import CANCELLED, Wait
 from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
 from smtpd_filters.oracle import Oracle
 from tests.runtime.process import TOKENS, sid
