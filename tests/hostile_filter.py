@@ -1,6 +1,6 @@
 """A filter that does its worst: for tests of what is promised whatever a policy does.
 
-    python -m tests.hostile_filter --mode MODE --phase PHASE... [--async]
+    python -m tests.hostile_filter --mode MODE --phase PHASE... [--async | --first-step]
         [--on-error proceed|tempfail] [--deadline SECONDS]
 
 It misbehaves in one manner (`MODES`) whenever it is asked at one of the phases, which are smtpd's
@@ -9,7 +9,8 @@ legal answer in time, and the next session is served as if nothing had happened.
 filter's ``--on-error`` where the mode says FALLBACK; where it says PROCEED the policy answers that
 and does its damage elsewhere.
 
-With ``--async`` the handlers are coroutines; some modes need that (`NEEDS_LOOP`).
+With ``--async`` the handlers are coroutines, which misbehave when they have waited, with
+``--first-step`` before that; some modes need a coroutine (`NEEDS_LOOP`).
 """
 
 # ruff: noqa: ARG001, T201, RUF006  (that is the point)
@@ -400,9 +401,10 @@ def _finaliser(session: Session, subject: object) -> object:
 PLACES = (*PHASES, *CONTENT)
 
 
-def _handler(misdeed: Misdeed, *, later: bool, argument: bool, returns: str) -> object:
+def _handler(misdeed: Misdeed, *, later: bool, first: bool, argument: bool, returns: str) -> object:
     async def do_later(session: Session, subject: object) -> object:
-        await asyncio.sleep(0)
+        if not first:
+            await asyncio.sleep(0)
         done = misdeed(session, subject)
         return await cast("Any", done) if asyncio.iscoroutinefunction(misdeed) else done
 
@@ -430,10 +432,13 @@ def _handler(misdeed: Misdeed, *, later: bool, argument: bool, returns: str) -> 
     return made
 
 
-def hostile(mode: str, phases: Sequence[str], *, later: bool = False) -> type[Filter]:
+def hostile(
+    mode: str, phases: Sequence[str], *, later: bool = False, first: bool = False
+) -> type[Filter]:
     """Make a filter that misbehaves in this manner at these phases (of `PLACES`).
 
-    Raises KeyError for a mode that there is not.
+    `later`: in a coroutine, behind its first step; `first`: in its first step. Raises KeyError for
+    a mode that there is not.
     """
     misdeed = _MISDEEDS[mode]
     members: dict[str, object] = {
@@ -447,7 +452,8 @@ def hostile(mode: str, phases: Sequence[str], *, later: bool = False) -> type[Fi
         legal = [kind.__name__ for kind in phase.legal] if phase else ["Answer"]
         members[name] = _handler(
             misdeed,
-            later=later or mode in NEEDS_LOOP,
+            later=later or first or mode in NEEDS_LOOP,
+            first=first,
             argument=bool(phase.argument if phase else True),
             returns="Proceed" if mode == "wrong-phase" else " | ".join(legal),
         )
@@ -463,9 +469,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--phase", choices=(*PLACES, "all"), nargs="+", default=["all"])
     parser.add_argument("--async", dest="later", action="store_true")
+    parser.add_argument("--first-step", dest="first", action="store_true")
     own, rest = parser.parse_known_args(argv)
     phases = PLACES if "all" in own.phase else own.phase
-    return run(hostile(own.mode, phases, later=own.later), argv=rest)
+    return run(hostile(own.mode, phases, later=own.later, first=own.first), argv=rest)
 
 
 if __name__ == "__main__":

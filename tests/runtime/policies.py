@@ -64,12 +64,14 @@ class Plain(Noting):
 
 
 class Later(Noting):
-    """Answers when it was told to go on: another session says NOOP."""
+    """Answers when another session says NOOP, in the next turn of the loop, or at once."""
 
     def setup(self) -> None:
         self._waiting: list[asyncio.Event] = []
 
     async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        if address.startswith("turn"):
+            await asyncio.sleep(0)
         if address.startswith("wait"):
             event = asyncio.Event()
             self._waiting.append(event)

@@ -105,6 +105,24 @@ def test_at_every_phase(mode: str, later: bool) -> None:  # noqa: FBT001
     assert "Traceback" not in process.last_words
 
 
+@pytest.mark.parametrize("mode", hostile.MODES)
+def test_in_a_first_step(mode: str) -> None:
+    """Which is taken by hand; where that is, makes no difference."""
+    where = ("mail-from", "headers")
+    # It is no task yet, and so is not among those that are cancelled.
+    on_error = "proceed" if mode == "cancel-all" else "tempfail"
+    with start(mode, "--first-step", "--phase", *where, later=False).hand_shake() as process:
+        said = play(process, sid(1))
+        assert said["mail-from"] == expected(mode, "mail-from", on_error)
+        assert said["commit"] == expected(mode, "commit", on_error)
+        if mode == hostile.LEAK_BLOCKING_TASK:
+            process.until_logged("OverdueError")
+        process.connect(sid(2))
+        assert ask(process, "mail-from", sid(2)) == expected(mode, "mail-from", on_error)
+        process.finish()
+    assert "Traceback" not in process.last_words
+
+
 def test_the_kit_has_every_phase() -> None:
     assert set(hostile.PLACES) == PHASES.keys() | CONTENT.keys()
 

@@ -205,7 +205,7 @@ def test_who_needs_no_waiting_is_answered_first() -> None:
     with serve("Later") as process:
         process.connect(sid(1))
         process.connect(sid(2))
-        data = process.request("rcpt-to", sid(1), b"a@example.org")
+        data = process.request("rcpt-to", sid(1), b"turn@example.org")
         values = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
         others = 2
         while len(data) < 2.5 * READ:  # the other request comes with the third read
@@ -226,11 +226,11 @@ def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
     with serve("Later") as process:
         # In one read: the task is made and given up in the same turn.
         process.send(
-            process.request("rcpt-to", sid(1), b"a@example.org")
+            process.request("rcpt-to", sid(1), b"turn@example.org")
             + process.smtpd.report("link-disconnect", sid(1))
         )
         process.connect(sid(2))
-        assert process.ask("rcpt-to", sid(2), b"a@example.org").verb == b"proceed"
+        assert process.ask("rcpt-to", sid(2), b"turn@example.org").verb == b"proceed"
         process.finish()
     assert process.last_words == ""
 
