@@ -140,7 +140,7 @@ async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
 
 @coroutine
 def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
-    work = suspended.work
+    work, stand_in = suspended.work, suspended.stand_in
     step: Callable[[Any], Any] = work.send
     result: Any = None
     try:
@@ -159,7 +159,7 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
                     yield from pace.queue(price)
                 except BaseException as error:  # noqa: BLE001  # it is the coroutine's
                     step, result = work.throw, error
-            waiting = step(result)
+            waiting = stand_in.take(step, result) if stand_in.kept else step(result)
     except StopIteration as end:
         return end.value
     except BaseException as error:  # noqa: BLE001  # CancelledError may be its own

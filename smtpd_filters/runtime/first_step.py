@@ -1,7 +1,9 @@
 """Takes the first step of a coroutine by hand, so that one which never waits costs no task.
 
 Code in that step may ask for the current task (`asyncio.timeout` does, to cancel it later). It gets
-a `StandIn`, which passes everything on to the task once there is one. `asyncio` documents
+a `StandIn`, which passes everything on to the task once there is one. If the code keeps it, it is
+the current task of all later steps, too: some libraries compare the two (anyio's cancel scopes).
+`asyncio` documents
 `_enter_task` and `_leave_task` for those who run coroutines in their own way ("Extending").
 """
 
@@ -9,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import copy_context
+from sys import getrefcount
 
 from .coroutines import Suspended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
+
+#: References to a `StandIn` that no code has kept: a local name, and an argument.
+SEEN_BY_NOBODY = 2
 
 
 def first_step(work: Coroutine[Any, Any, object]) -> object:
@@ -40,8 +46,11 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
             asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
         except RuntimeError:  # it was not entered
             pass
-        if outer is not None:
-            asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
+        finally:
+            if outer is not None:
+                asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
+    # Besides this frame and the call.
+    stand_in.kept = getrefcount(stand_in) > SEEN_BY_NOBODY
     if getattr(waiting, "_asyncio_future_blocking", False):
         # `await` sets it and a task clears it at once; until then nobody else could await this.
         waiting._asyncio_future_blocking = False  # noqa: SLF001
@@ -51,9 +60,11 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
 class StandIn:
     """The current task of a first step; everything but a request to cancel is for a real task."""
 
-    __slots__ = ("__weakref__", "_cancelled", "_task")
+    __slots__ = ("__weakref__", "_cancelled", "_task", "kept")
 
     def __init__(self) -> None:
+        #: Whether code of the first step has kept it.
+        self.kept = False
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = 0
 
@@ -62,6 +73,23 @@ class StandIn:
         self._task = task
         for _ in range(self._cancelled):
             task.cancel()
+
+    def take(self, step: Callable[[Any], object], argument: object) -> object:
+        """Take a step of its task as the current task."""
+        stand_in: Any = self
+        task: Any = self._task
+        loop = task.get_loop()
+        try:
+            asyncio._leave_task(loop, task)  # noqa: SLF001  # as documented
+            asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+            return step(argument)
+        finally:
+            try:
+                asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
+            except RuntimeError:  # it was not entered
+                pass
+            finally:
+                asyncio._enter_task(loop, task)  # noqa: SLF001  # as documented
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel the task, as soon as there is one."""

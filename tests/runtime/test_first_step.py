@@ -304,6 +304,29 @@ def test_a_coroutine_has_a_current_task() -> None:
     assert run(policy) is PROCEED
 
 
+def test_the_current_task_stays_the_same_for_code_that_keeps_it() -> None:
+    """As anyio compares them, at the beginning and the end of a cancel scope."""
+
+    async def keeps() -> object:
+        first = asyncio.current_task()
+        await asyncio.sleep(0)
+        second = asyncio.current_task()
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+        return first is second is asyncio.current_task()
+
+    async def looks() -> object:
+        assert isinstance(asyncio.current_task(), StandIn)
+        await asyncio.sleep(0)
+        return isinstance(asyncio.current_task(), asyncio.Task)
+
+    assert run(keeps) is True
+    assert run(looks) is True
+
+
 def test_a_future_that_is_finished_is_not_waited_for() -> None:
     async def policy() -> object:
         future = asyncio.get_running_loop().create_future()
