@@ -10,6 +10,7 @@ from __future__ import annotations
 from . import startup  # noqa: F401  # first of all: see there
 from .errors import ConfigError, UnavailableError
 from .filter import Filter, Registration
+from .main import run
 from .message import Headers, Message
 from .protocol.decisions import (
     JUNK,

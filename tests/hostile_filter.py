@@ -459,7 +459,7 @@ def hostile(
         )
     if mode == LEAK_BLOCKING_TASK:
         members["link_disconnect"] = _disconnect
-    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # noqa: S101  # there are some
+    assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # there are some
     return type("Hostile", (Filter,), members)
 
 

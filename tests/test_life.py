@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_filters.protocol.decisions import Decision
-    from smtpd_filters.runtime.jobs import Pending
+    from smtpd_filters.runtime.coroutines import Pending
     from tests.conftest import Logbook
 
 NO = Reject("550 5.7.1 No")

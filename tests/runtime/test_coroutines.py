@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision
-from smtpd_filters.runtime.first_step import first_step
 from smtpd_filters.runtime.coroutines import (
     CANCELLED,
     CANCELLED_AT_ONCE,
@@ -22,6 +21,7 @@ from smtpd_filters.runtime.coroutines import (
     begin,
     decide_at_once,
 )
+from smtpd_filters.runtime.first_step import first_step
 from smtpd_filters.runtime.pace import Pace
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
-from smtpd_filters.oracle import Oracle
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from smtpd_filters.runtime.jobs import Pending
+    from smtpd_filters.runtime.coroutines import Pending
     from tests.conftest import Logbook
 
 CLEAN = sid(0)

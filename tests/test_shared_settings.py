@@ -11,7 +11,7 @@ import pytest
 
 from smtpd_filters import PROCEED, ConfigError, Filter, Proceed, Registration, Session, Settings
 from smtpd_filters.lookups.dns import Resolver
-from smtpd_filters.program import make_chain, set_up
+from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.settings import TEXT, Pool, Shared, common_options, option, parse_flags
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from smtpd_filters import (
     Reject,
     Session,
 )
-from smtpd_filters import link as asked
-from smtpd_filters.link import Link
-from smtpd_filters.runtime.jobs import CANCELLED, Pending, Raised
+from smtpd_filters import guard as asked
+from smtpd_filters.guard import Link
+from smtpd_filters.runtime.coroutines import CANCELLED, Pending, Raised
 from smtpd_filters.runtime.watchdog import Watchdog
 from smtpd_filters.testing import Conversation
 
@@ -71,7 +71,7 @@ class Finds(Closed):
 
 
 def place(handler: Any) -> str:
-    return f"test_link.py:{handler.__code__.co_firstlineno}"
+    return f"test_guard.py:{handler.__code__.co_firstlineno}"
 
 
 def log_of(cls: type[Filter], result: object) -> str:
@@ -151,7 +151,7 @@ def test_a_decorated_handler(decorator: Callable[[Any], Any]) -> None:
         assert client.message().refused
     # Junk is legal at other phases, whatever the function is called.
     assert "returned Junk, but may return Disconnect | Proceed | Reject, at " in smtpd.log[-1]
-    assert "test_link.py:" in smtpd.log[-1]
+    assert "test_guard.py:" in smtpd.log[-1]
 
 
 def test_a_decorated_coroutine() -> None:
@@ -183,7 +183,7 @@ def test_a_decorator_that_hides_a_coroutine(*, other: bool) -> None:
     with Conversation(Decorated) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
     [line] = smtpd.log
-    assert r'error="returned a coroutine; write \"async def\" at test_link.py:' in line
+    assert r'error="returned a coroutine; write \"async def\" at test_guard.py:' in line
 
 
 def test_a_coroutine_that_is_not_awaited() -> None:
