@@ -28,6 +28,9 @@ FROM_SMTPD = "<"
 FROM_FILTER = ">"
 REMARK = "#"
 
+RECORDER = "recorder"
+"""The key of the head that filter-trace writes: what came back from it is not what was decided."""
+
 END = b"EOF on stdin"
 """The remark that marks the end of smtpd's output."""
 
@@ -139,6 +142,11 @@ class Recording:
     def from_filter(self) -> list[bytes]:
         """The lines that the filter wrote."""
         return [line for direction, line in self.entries if direction == FROM_FILTER]
+
+    @property
+    def by_recorder(self) -> bool:
+        """Whether it was made by filter-trace, beside the filters that decided."""
+        return RECORDER in self.meta
 
     @property
     def server_version(self) -> str | None:

@@ -20,6 +20,7 @@ REFUSALS = frozenset({"reject", "disconnect"})
 WITH_PARAMETER = frozenset({"rewrite", "report"})
 #: What smtpd calls two phases in the report ``filter-response``.
 RESPONSE_NAMES = {"connect": "connected", "starttls": "tls"}
+_BY_RESPONSE = {name.encode(): phase for phase, name in RESPONSE_NAMES.items()}
 #: The first protocol that says its version in the hand-shake.
 SAYS_PROTOCOL = (0, 7)
 #: What smtpd puts before a message that was called junk.
@@ -88,6 +89,21 @@ def response(phase: str, said: Verdict) -> tuple[bytes, bytes, bytes]:
     """The values of the report ``filter-response`` that tells of a verdict."""
     parameter = said.reply or (said.parameter if said.verb in WITH_PARAMETER else "")
     return RESPONSE_NAMES.get(phase, phase).encode(), said.verb.encode("latin-1"), wire(parameter)
+
+
+def responded(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
+    """Make the verdict that a report `filter-response` has; None if fields are missing.
+
+    The inverse of `response`. `argument` is that of the command which was judged.
+    """
+    if len(values) < 2:
+        return None
+    phase = _BY_RESPONSE.get(values[0]) or values[0].decode("latin-1")
+    verb = values[1].decode("latin-1")
+    said = text(values[2]) if len(values) > 2 else ""
+    if verb in REFUSALS:
+        return Verdict(phase, verb, reply=said)
+    return Verdict(phase, verb, parameter=said if verb in WITH_PARAMETER else text(argument))
 
 
 class Tokens(dict[str, bytes]):

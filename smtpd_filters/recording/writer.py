@@ -31,6 +31,7 @@ from .format import (
     END,
     FROM_FILTER,
     FROM_SMTPD,
+    RECORDER,
     REMARK,
     encode_entry,
     encode_meta,
@@ -292,6 +293,7 @@ class Recorder:
     def _head(self) -> bytes:
         meta = {
             "server": f"OpenSMTPD {self._server or 'unknown'}",
+            RECORDER: "filter-trace",
             "policy": "proceed / echo everything",
             "started": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.protocol.codec import decode, decode_answer
 from smtpd_filters.protocol.events import Line, Lines, Report, Request, Result
 from smtpd_filters.recording.format import FROM_FILTER, FROM_SMTPD
-from smtpd_filters.recording.verdict import Verdict, message_verdict, verdict
+from smtpd_filters.recording.verdict import Verdict, message_verdict, responded, verdict
 
 if TYPE_CHECKING:
     from smtpd_filters.protocol.versions import Dialect
@@ -25,13 +25,36 @@ class Scene:
         self.recorded: Verdict | None = None
 
     def answered(self, answer: Result) -> None:
-        """Note the verdict."""
+        """Note the verdict of the recorded filter."""
         if isinstance(self.event, Request) and self.event.phase is not None:
             self.recorded = verdict(self.event.phase.name, self.event.argument, answer)
 
+    def responded(self, report: Report) -> None:
+        """Note the verdict of the server's whole chain, if the report is on this request."""
+        if isinstance(self.event, Request) and self.event.phase is not None:
+            found = responded(report.values, self.event.argument)
+            if found is not None and found.phase == self.event.phase.name:
+                self.recorded = found
+
 
 def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
-    """The recording's events; lines that stand together are one."""
+    """The recording's events; lines that stand together are one.
+
+    The verdict on a command is that of the server's whole chain where it was reported, else that of
+    the filter that was recorded.
+    """
+    scenes = _read(recording, spoken)
+    _judge(scenes)
+    if recording.by_recorder:
+        # What the filters behind it made of a message is not in the recording.
+        for scene in scenes:
+            if isinstance(scene.event, Lines):
+                scene.recorded = None
+    return scenes
+
+
+def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
+    """The events, with the verdicts of the filter that was recorded."""
     scenes: list[Scene] = []
     requests: dict[bytes, Scene] = {}
     messages: dict[bytes, _Told] = {}
@@ -56,6 +79,19 @@ def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
         for session in [session for session, told in messages.items() if told.settled()]:
             del messages[session]
     return scenes
+
+
+def _judge(scenes: list[Scene]) -> None:
+    """Give requests the verdicts that the reports `filter-response` behind them have."""
+    requests: dict[bytes, Scene] = {}
+    for scene in scenes:
+        event = scene.event
+        if isinstance(event, Request):
+            requests[event.session] = scene
+        elif isinstance(event, Report) and event.name == "filter-response":
+            judged = requests.pop(event.session, None)
+            if judged is not None:
+                judged.responded(event)
 
 
 def _joined(scenes: list[Scene], event: Lines) -> Scene | None:

@@ -48,8 +48,8 @@ class Step:
 
     @property
     def differs(self) -> bool:
-        """Whether the filter decided otherwise than recorded."""
-        return bool(self.phase) and self.verdict != self.recorded
+        """Whether the filter decided otherwise than recorded; not where there is no record."""
+        return bool(self.phase) and self.recorded is not None and self.verdict != self.recorded
 
 
 #: Where a session sticks when this phase is refused.
