@@ -1,0 +1,236 @@
+"""The words of smtpd.conf(5), read as yylex() of smtpd's parse.y does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: parse.y, keywords[]: what is no name unless it stands in quotes.
+_KEYWORDS = """
+    action admd alias any auth auth-optional backup bounce bypass ca cert chain chroot
+    ciphers commit compression connect data data-line dhe disconnect domain ehlo
+    encryption expand-only fcrdns filter for forward-only from group helo helo-src host
+    hostname hostnames include inet4 inet6 junk key limit listen lmtp local mail-from
+    maildir mask-src masquerade match max-deferred max-message-size mbox mda mta mx
+    no-dsn no-verify noop on phase pki port proc proc-exec protocols proxy-v2 queue quit
+    rcpt-to rdns received-auth recipient regex reject relay report rewrite rset
+    scheduler senders smtp smtp-in smtp-out smtps socket src srs sub-addr-delim table
+    tag tagged tls tls-require ttl user userbase verify virtual warn-interval wrapper
+"""
+KEYWORDS = frozenset(_KEYWORDS.split())
+#: Includes within includes; smtpd's own limit is its number of descriptors.
+DEEPEST = 40
+_NO_STRING = frozenset("(){}<>!=#,")
+# What a token is.
+WORD, STRING, NUMBER, MARK = "word", "string", "number", "mark"
+
+
+class Place(NamedTuple):
+    """Where something stands."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Token(NamedTuple):
+    """A keyword (WORD), a name or text (STRING), a NUMBER, or a MARK such as a brace."""
+
+    kind: str
+    text: str
+    place: Place
+
+
+class StatementError(Exception):
+    """An invalid statement; it is skipped."""
+
+    def __init__(self, place: Place, text: str) -> None:
+        super().__init__(text)
+        self.place = place
+
+
+class _File:
+    """A file that is being read, with what has been put back."""
+
+    __slots__ = ("back", "data", "line", "name", "position")
+
+    def __init__(self, name: str) -> None:
+        try:
+            with open(name, "rb") as file:  # noqa: PTH123
+                data = file.read()
+        except OSError as error:
+            raise ConfigError(f"{name}: {os_reason(error)}") from None
+        self.name = name
+        self.data = data.decode("utf-8", "surrogateescape")
+        # parse.y makes a line end where the last line has none.
+        self.data += "\n"
+        self.position = 0
+        self.line = 1
+        self.back: list[str] = []
+
+    def next(self) -> str:
+        """The next character; "" at the end."""
+        if self.back:
+            return self.back.pop()
+        if self.position == len(self.data):
+            return ""
+        self.position += 1
+        return self.data[self.position - 1]
+
+
+#: Stand around the value of a macro that is put back: no macro is expanded in it.
+_BEGIN, _END = "\0begin", "\0end"
+
+
+class Lexer:
+    """yylex() of parse.y."""
+
+    def __init__(self, path: str, macros: Mapping[str, str]) -> None:
+        self.files = [_File(path)]
+        #: Those of the command line are not set by the file.
+        self.fixed = dict(macros)
+        self.macros = dict(macros)
+        self._expanding = False
+
+    @property
+    def file(self) -> _File:
+        """The file that is read at present."""
+        return self.files[-1]
+
+    def place(self) -> Place:
+        """The present line."""
+        return Place(self.file.name, self.file.line)
+
+    def include(self, name: str) -> None:
+        """Read this file next."""
+        if len(self.files) >= DEEPEST:
+            raise ConfigError(f"{name}: includes itself")
+        self.files.append(_File(name))
+
+    def _raw(self) -> str:
+        while True:
+            char = self.file.next()
+            if char == _BEGIN:
+                self._expanding = True
+            elif char == _END:
+                self._expanding = False
+            else:
+                return char
+
+    def _char(self) -> str:
+        """lgetc(0): a backslash before a line end joins two lines, before another it is dropped."""
+        while (char := self._raw()) == "\\":
+            char = self._raw()
+            if char != "\n":
+                break
+            self.file.line += 1
+        while not char and len(self.files) > 1:
+            self.files.pop()
+            char = self._raw()
+        return char
+
+    def _put_back(self, char: str) -> None:
+        if char:
+            self.file.back.append(char)
+
+    def skip_line(self) -> None:
+        """findeol(): go on behind the next line end."""
+        while (char := self._char()) not in ("", "\n"):
+            pass
+        if char:
+            self.file.line += 1
+
+    def _begin(self) -> tuple[str, Place]:
+        """The first character of the next token: behind blanks, comments and macros."""
+        while True:
+            while (char := self._char()) in (" ", "\t"):
+                pass
+            place = self.place()
+            if char == "#":
+                while (char := self._char()) not in ("", "\n"):
+                    pass
+            if char != "$" or self._expanding:
+                return char, place
+            self._expand(place)
+
+    def token(self) -> Token | None:
+        """The next token, line ends among the marks; None at the end of all files."""
+        char, place = self._begin()
+        if char in ("'", '"'):
+            return Token(STRING, self._quoted(char, place), place)
+        if (char == "-" or _is_digit(char)) and (number := self._number(char)):
+            return Token(NUMBER, number, place)
+        if char in {":", "_"} or _is_alnum(char):
+            text = char
+            while (char := self._char()) and _is_of_string(char):
+                text += char
+            self._put_back(char)
+            return Token(WORD if text in KEYWORDS else STRING, text, place)
+        if char == "\n":
+            self.file.line += 1
+        return Token(MARK, char, place) if char else None
+
+    def _expand(self, place: Place) -> None:
+        name = ""
+        while _is_alnum(char := self._char()) or char == "_":
+            name += char
+        self._put_back(char)
+        value = self.macros.get(name)
+        if value is None:
+            raise StatementError(
+                place, f"macro {quote(name)} not defined{suggest(name, self.macros)}"
+            )
+        self.file.back += (_END, *reversed(value), _BEGIN)
+
+    def _quoted(self, mark: str, place: Place) -> str:
+        text: list[str] = []
+        while char := self._raw():
+            if char == mark:
+                return "".join(text)
+            if char == "\\":
+                following = self._raw()
+                if following == "\n":
+                    self.file.line += 1
+                elif following in (mark, " ", "\t"):
+                    text.append(following)
+                else:
+                    text.append(char)
+                    self._put_back(following)
+            elif char == "\n":
+                self.file.line += 1
+            else:
+                text.append(char)
+        raise StatementError(place, f"the string that begins here has no closing {mark}")
+
+    def _number(self, char: str) -> str:
+        """The digits of a number; "" if it is none, and all but the first are put back."""
+        text = char
+        while _is_digit(char := self._char()):
+            text += char
+        self._put_back(char)
+        if text != "-" and (not char or char.isspace() or char in "),/}="):
+            return text
+        for each in reversed(text[1:]):
+            self._put_back(each)
+        return ""
+
+
+def _is_alnum(char: str) -> bool:
+    return char.isascii() and char.isalnum()
+
+
+def _is_digit(char: str) -> bool:
+    return char.isascii() and char.isdigit()
+
+
+def _is_of_string(char: str) -> bool:
+    return char.isascii() and char.isprintable() and char != " " and char not in _NO_STRING

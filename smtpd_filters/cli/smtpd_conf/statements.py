@@ -1,0 +1,403 @@
+"""The statements of smtpd.conf(5) that declare filters and name them."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import NamedTuple
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import quote
+
+from .lexer import MARK, NUMBER, STRING, WORD, Lexer, Place, StatementError, Token
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_CODE = re.compile(r"[45][0-9]{2} .")
+#: What a statement begins with, and a word that isn't one of these sets a macro.
+_STATEMENTS = (
+    *("action", "admd", "bounce", "ca", "filter", "include", "listen", "match", "mda", "mta"),
+    *("pki", "proc", "queue", "scheduler", "smtp", "srs", "table"),
+)
+
+
+class Problem(NamedTuple):
+    """What is wrong, or will surprise its operator (`warning`)."""
+
+    place: Place
+    text: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place}: {'warning: ' if self.warning else ''}{self.text}"
+
+
+class Program(NamedTuple):
+    """A command that smtpd starts: that of a `filter ... proc-exec`, or of a `proc`."""
+
+    place: Place
+    statement: str  # "filter" or "proc"
+    name: str
+    command: str
+    user: str = ""
+    group: str = ""
+    chroot: str = ""
+
+
+class Configuration:
+    """What a file says of filters."""
+
+    def __init__(self) -> None:
+        self.programs: list[Program] = []
+        self.problems: list[Problem] = []
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems on which smtpd ends."""
+        return [problem for problem in self.problems if not problem.warning]
+
+
+def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:
+    """Read a file; `macros` are those of smtpd's `-D`.  ConfigError if it can't be read."""
+    return _Parser(path, macros or {}).parse()
+
+
+class _Filter(NamedTuple):
+    """A name that `filter` declares, with the names of filters and procs that it stands for."""
+
+    place: Place
+    kind: str
+    members: tuple[str, ...] = ()
+
+
+class _Parser:
+    """The statements of a file."""
+
+    def __init__(self, path: str, macros: Mapping[str, str]) -> None:
+        self._lexer = Lexer(path, macros)
+        self._made = Configuration()
+        self._filters: dict[str, _Filter] = {}
+        self._procs: dict[str, Place] = {}
+        self._used: set[str] = set()
+        self._has_socket = False
+        self._start = self._lexer.place()
+
+    def parse(self) -> Configuration:
+        """Read all of it."""
+        while True:
+            try:
+                tokens = self._statement()
+                if tokens is None:
+                    break
+                if tokens:
+                    self._take(tokens)
+            except StatementError as error:
+                self._made.problems.append(Problem(error.place, str(error)))
+        self._warn()
+        return self._made
+
+    def _statement(self) -> list[Token] | None:
+        """The tokens up to the line end outside of braces; None at the end."""
+        tokens: list[Token] = []
+        depth = 0
+        while True:
+            try:
+                token = self._lexer.token()
+            except StatementError:
+                self._lexer.skip_line()
+                raise
+            if token is None:
+                if depth > 0:
+                    raise StatementError(tokens[0].place, "syntax error: no closing brace")
+                return tokens or None
+            if token.kind == MARK:
+                if token.text == "\n":
+                    if depth <= 0:
+                        return tokens
+                    continue
+                depth += {"{": 1, "}": -1}.get(token.text, 0)
+            tokens.append(token)
+
+    def _take(self, tokens: list[Token]) -> None:
+        first = tokens[0]
+        if first.kind == STRING:
+            self._set_macro(tokens)
+            return
+        statements = {
+            "include": self._include,
+            "filter": self._filter,
+            "proc": self._proc,
+            "listen": self._listen,
+            "action": self._action,
+        }
+        if first.kind != WORD or first.text not in _STATEMENTS:
+            raise StatementError(
+                first.place, f"syntax error: {quote(first.text)} begins no statement"
+            )
+        if first.text in statements:
+            statements[first.text](_Words(tokens))
+
+    def _set_macro(self, tokens: list[Token]) -> None:
+        words = _Words(tokens)
+        name = tokens[0].text
+        if [token[:2] for token in tokens[1:2]] != [(MARK, "=")]:
+            near = suggest(name, _STATEMENTS)
+            raise words.wrong(f"{quote(name)} begins no statement{near}")
+        words.expect(MARK, "=")
+        value = words.string()
+        words.end()
+        if any(char.isspace() for char in name):
+            raise StatementError(
+                tokens[0].place, f"the name of the macro {quote(name)} has a blank"
+            )
+        if name not in self._lexer.fixed:
+            self._lexer.macros[name] = value
+
+    def _include(self, words: _Words) -> None:
+        name = words.string()
+        words.end()
+        try:
+            self._lexer.include(name)
+        except ConfigError as error:
+            raise StatementError(words.place, f"include: {error}") from None
+
+    def _proc(self, words: _Words) -> None:
+        name = words.string()
+        if name in self._procs:
+            raise StatementError(words.place, f"proc {quote(name)} is declared twice")
+        self._add(words, "proc", name)
+        self._procs[name] = words.place
+
+    def _add(self, words: _Words, statement: str, name: str) -> None:
+        """Read a command and its options."""
+        command = words.string()
+        options: dict[str, str] = {}
+        while (word := words.next_word()) is not None:
+            if word not in ("user", "group", "chroot"):
+                raise words.wrong(f"{quote(word)}; expected user, group or chroot")
+            if word in options:
+                raise words.wrong(f"{word} is given twice")
+            options[word] = words.string()
+        words.end()
+        self._made.programs.append(Program(words.place, statement, name, command, **options))
+
+    def _filter(self, words: _Words) -> None:
+        name = words.string()
+        if name in self._filters:
+            raise StatementError(words.place, f"filter {quote(name)} is declared twice")
+        kind = words.next_word()
+        members: tuple[str, ...] = ()
+        if kind == "proc-exec":
+            self._add(words, "filter", name)
+        elif kind == "proc":
+            members = (words.string(),)
+            words.end()
+            self._known(members[0], self._procs, "proc", words.place)
+        elif kind == "chain":
+            members = tuple(words.names())
+            words.end()
+            self._check_chain(name, members, words.place)
+        elif kind == "phase":
+            self._builtin(name, words)
+        else:
+            raise words.wrong("expected proc-exec, proc, phase or chain behind the filter's name")
+        self._filters[name] = _Filter(words.place, kind, members)
+
+    def _known(
+        self, name: str, known: Mapping[str, object], what: str, place: Place, why: str = ""
+    ) -> None:
+        if name not in known:
+            raise StatementError(
+                place, f"{why}no {what} {quote(name)} is declared above{suggest(name, known)}"
+            )
+
+    def _check_chain(self, name: str, members: Sequence[str], place: Place) -> None:
+        of = f"chain {quote(name)}: " if name else ""
+        if not members:
+            raise StatementError(place, f"{of}no filter in it")
+        for at, member in enumerate(members):
+            self._known(member, self._filters, "filter", place, of)
+            declared = self._filters[member]
+            if declared.kind == "chain":
+                raise StatementError(place, f"{of}{quote(member)} is a chain itself")
+            if member in members[:at]:
+                raise StatementError(place, f"{of}{quote(member)} is there twice")
+
+    def _builtin(self, name: str, words: _Words) -> None:
+        """A filter of smtpd's own: what will surprise its operator."""
+        rest = list(words.rest())
+        if not rest:
+            raise words.wrong("expected a phase")
+        if rest[0][:2] == (WORD, "auth"):
+            self._made.problems.append(
+                Problem(
+                    words.place,
+                    f"filter {quote(name)}: smtpd runs `phase auth` when a client connects, before "
+                    "anybody can have authenticated; use `phase mail-from`",
+                    warning=True,
+                )
+            )
+        for one, two in pairwise(rest):
+            refuses = one.kind == WORD and one.text in ("reject", "disconnect")
+            if refuses and two.kind == STRING and not _CODE.match(two.text):
+                self._made.problems.append(
+                    Problem(
+                        words.place,
+                        f"filter {quote(name)}: {one.text} {quote(two.text)}: without a code from "
+                        '400 to 599 and a text clients get "421 Internal server error"',
+                        warning=True,
+                    )
+                )
+
+    def _listen(self, words: _Words) -> None:
+        rest = list(words.rest())
+        self._has_socket |= any(token[:2] == (WORD, "socket") for token in rest[1:2])
+        self._use(rest)
+
+    def _action(self, words: _Words) -> None:
+        self._use(list(words.rest()))
+
+    def _use(self, tokens: list[Token]) -> None:
+        """Note the filters of a listener or an action."""
+        seen = False
+        for at, token in enumerate(tokens):
+            if token[:2] != (WORD, "filter"):
+                continue
+            if seen:
+                raise StatementError(token.place, "filter is given twice")
+            seen = True
+            words = _Words(tokens[at:])
+            following = tokens[at + 1] if at + 1 < len(tokens) else None
+            if following is not None and following[:2] == (MARK, "{"):
+                names = words.names()
+                self._check_chain("", names, token.place)
+            else:
+                names = [words.string()]
+                self._known(names[0], self._filters, "filter", token.place)
+            self._used.update(names)
+
+    def _warn(self) -> None:
+        """Find what is declared and not used."""
+        used = set(self._used)
+        for name in self._used:
+            used.update(self._filters[name].members if self._filters[name].kind == "chain" else ())
+        procs = {
+            member
+            for name in used
+            if (declared := self._filters[name]).kind == "proc"
+            for member in declared.members
+        }
+        for what, known, wanted in (
+            ("filter", {name: each.place for name, each in self._filters.items()}, used),
+            ("proc", self._procs, procs),
+        ):
+            self._made.problems += [
+                Problem(
+                    place,
+                    f"{what} {quote(name)} is not used: "
+                    + (
+                        "no listener or action names it"
+                        if what == "filter"
+                        else "no filter names it"
+                    ),
+                    warning=True,
+                )
+                for name, place in known.items()
+                if name not in wanted
+            ]
+        if self._used and not self._has_socket:
+            self._made.problems.append(
+                Problem(
+                    self._start,
+                    "no `listen on socket filter ...`: mail that programs of this machine send "
+                    "through the socket passes no filter",
+                    warning=True,
+                )
+            )
+        self._made.problems.sort(key=lambda problem: not problem.warning)
+
+
+class _Words:
+    """The tokens of a statement, read one after the other."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self._first = tokens[0]
+        self._tokens = iter(tokens[1:])
+        self._last = tokens[0]
+
+    @property
+    def place(self) -> Place:
+        """Where the statement begins."""
+        return self._first.place
+
+    def wrong(self, text: str) -> StatementError:
+        """Make the error for the token that was read last."""
+        return StatementError(self._last.place, f"syntax error: {text}")
+
+    def rest(self) -> Iterator[Token]:
+        """Give the tokens that are left."""
+        yield from self._tokens
+
+    def _next(self) -> Token | None:
+        token = next(self._tokens, None)
+        if token is not None:
+            self._last = token
+        return token
+
+    def string(self) -> str:
+        """Read a string."""
+        token = self._next()
+        if token is None:
+            raise self.wrong(f"the statement ends behind {self._shown(self._last)}")
+        if token.kind != STRING:
+            hint = "; put it in quotes" if token.kind in (WORD, NUMBER) or token.text == "/" else ""
+            raise self.wrong(f"expected a string, not {self._shown(token)}{hint}")
+        return token.text
+
+    def next_word(self) -> str | None:
+        """Read a keyword; None at the end."""
+        token = self._next()
+        if token is None:
+            return None
+        if token.kind != WORD:
+            raise self.wrong(f"unexpected {self._shown(token)}")
+        return token.text
+
+    def expect(self, kind: str, text: str) -> None:
+        """Read this token."""
+        token = self._next()
+        if token is None or token[:2] != (kind, text):
+            raise self.wrong(f"expected {text}")
+
+    def names(self) -> list[str]:
+        """Read names in braces, between which there may be commas."""
+        self.expect(MARK, "{")
+        names: list[str] = []
+        separated = True
+        while True:
+            token = self._next()
+            if token is None:
+                raise self.wrong("no closing brace")
+            if token[:2] == (MARK, "}") and not (names and separated):
+                return names
+            if token[:2] == (MARK, ",") and not separated:
+                separated = True
+                continue
+            if token.kind != STRING:
+                hint = "; put it in quotes" if token.kind in (WORD, NUMBER) else ""
+                raise self.wrong(f"expected a name, not {self._shown(token)}{hint}")
+            names.append(token.text)
+            separated = False
+
+    def end(self) -> None:
+        """Be at the end."""
+        token = self._next()
+        if token is not None:
+            raise self.wrong(f"unexpected {self._shown(token)}")
+
+    @staticmethod
+    def _shown(token: Token) -> str:
+        return quote(token.text)

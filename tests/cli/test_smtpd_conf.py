@@ -1,0 +1,213 @@
+"""What is read of smtpd.conf(5); tests/e2e/test_check.py has the real smtpd read the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.cli.smtpd_conf import Configuration, read
+from smtpd_filters.cli.smtpd_conf.lexer import DEEPEST
+from smtpd_filters.errors import ConfigError
+from tests.cli.configurations import ACCEPTED, REFUSED, RULES, Case, used
+
+ROOT = Path(__file__).parents[2]
+SOCKET = "listen on socket filter f\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "smtpd.conf"
+
+
+def parse(path: Path, text: str, **macros: str) -> Configuration:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return read(str(path), macros)
+
+
+def warnings(path: Path, text: str) -> list[str]:
+    found = parse(path, text)
+    assert found.errors == []
+    return [str(problem).removeprefix(f"{path}:") for problem in found.problems]
+
+
+@pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.name)
+def test_what_smtpd_accepts(case: Case, path: Path) -> None:
+    found = parse(path, case.text + RULES)
+    assert found.errors == []
+    assert {program.name: program.command for program in found.programs} == case.commands
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_what_smtpd_refuses(case: Case, path: Path) -> None:
+    errors = [str(problem) for problem in parse(path, case.text + RULES).errors]
+    assert [error for error in errors if case.error in error], errors
+    assert all(error.startswith(f"{path}:") for error in errors)
+
+
+def test_the_options_of_a_program(path: Path) -> None:
+    options = 'user alice group "mail" chroot "/var/empty"'
+    found = parse(path, f'proc p "x" {options}\nfilter f proc-exec "y" chroot "/x"\n')
+    one, two = found.programs
+    assert (one.statement, one.name, one.place.line) == ("proc", "p", 1)
+    assert (one.user, one.group, one.chroot) == ("alice", "mail", "/var/empty")
+    assert (two.statement, two.user, two.group, two.chroot) == ("filter", "", "", "/x")
+
+
+def test_lines_are_counted_as_smtpd_does(path: Path) -> None:
+    text = '# \\\n\nm = "a \\\n b"\nt = "x\ny"\nfilter \\\n a proc-exec "x"\n\nfilter b proc-exec y'
+    found = parse(path, text)
+    assert [program.place.line for program in found.programs] == [7, 10]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("filter a proc-exec $x\nfilter b proc-exec x\n", 1),
+        ('\n\nfilter a proc-exec "x" "y"\n', 3),
+        ("\nfilter a \\\n proc-exec 12\n", 3),
+    ],
+)
+def test_an_error_has_its_line(text: str, line: int, path: Path) -> None:
+    [error] = parse(path, text).errors
+    assert error.place == (str(path), line)
+
+
+# -- includes and macros ---------------------------------------------------------------------
+
+
+def test_an_included_file_shares_macros_and_filters(path: Path) -> None:
+    inner = path.with_name("inner.conf")
+    inner.write_text('c = "filter-x"\n\nfilter f proc-exec $c')
+    found = parse(
+        path, f'include "{inner}"\nfilter g proc-exec $c\nlisten on lo filter {{ f, g }}\n'
+    )
+    assert found.errors == []
+    first, second = found.programs
+    assert first.place == (str(inner), 3)
+    assert second.place == (str(path), 2)
+    inner.write_text("\nfilter f proc-exec\n")
+    [error, *_] = parse(path, f'include "{inner}"\n').errors
+    assert error.place == (str(inner), 2)
+
+
+def test_a_file_that_includes_itself(path: Path) -> None:
+    [error] = parse(path, f'include "{path}"\n').errors
+    assert str(error) == f"{path}:1: include: {path}: includes itself"
+    assert DEEPEST < 100
+
+
+def test_a_macro_of_the_command_line_counts_before_that_of_the_file(path: Path) -> None:
+    text = 'c = "theirs"\nfilter f proc-exec $c\n'
+    [program] = parse(path, text, c="ours").programs
+    assert program.command == "ours"
+    [program] = parse(path, text, d="ours").programs
+    assert program.command == "theirs"
+
+
+def test_a_macro_with_a_blank_in_its_name(path: Path) -> None:
+    [error] = parse(path, '"a b" = "c"\n').errors
+    assert error.text == 'the name of the macro "a b" has a blank'
+
+
+def test_a_file_that_cannot_be_read(path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(str(path))
+    assert str(raised.value) == f"{path}: No such file or directory"
+
+
+# -- warnings --------------------------------------------------------------------------------
+
+
+def test_what_is_not_used(path: Path) -> None:
+    text = (
+        'proc p "x"\nproc q "y"\nfilter a proc p\nfilter b proc-exec "z"\nfilter c proc-exec "z"\n'
+        "filter d chain { c }\nfilter e chain { a, b }\nlisten on socket filter e\n"
+    )
+    assert warnings(path, text) == [
+        '5: warning: filter "c" is not used: no listener or action names it',
+        '6: warning: filter "d" is not used: no listener or action names it',
+        '2: warning: proc "q" is not used: no filter names it',
+    ]
+
+
+def test_a_socket_without_filters(path: Path) -> None:
+    [warning] = warnings(path, used("filter f proc-exec x"))
+    assert warning.startswith("1: warning: no `listen on socket filter ...`: mail that programs")
+    assert warnings(path, used("filter f proc-exec x") + "listen on socket\n") == []
+    # Where nothing is filtered nothing is missing.
+    assert warnings(path, "listen on 127.0.0.1\n") == []
+
+
+@pytest.mark.parametrize(
+    ("builtin", "warning"),
+    [
+        ('auth match !auth disconnect "550 no"', "smtpd runs `phase auth` when a client connects"),
+        ('connect match rdns reject "go away"', 'reject "go away": without a code from 400 to 599'),
+        ('connect match rdns disconnect "250 x"', 'disconnect "250 x": without a code'),
+        ('connect match rdns disconnect "550"', 'disconnect "550": without a code'),
+    ],
+)
+def test_builtin_filters_that_surprise(builtin: str, warning: str, path: Path) -> None:
+    [found] = warnings(path, f"filter f phase {builtin}\n{SOCKET}")
+    assert found.startswith('1: warning: filter "f": ')
+    assert warning in found
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/examples/smtpd.conf", "fixtures/demo/smtpd.conf"]
+)
+def test_the_examples_are_fine(name: str, path: Path) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    if name.endswith(".md"):
+        text = text.partition("\n```\n")[2].partition("\n```\n")[0] + "\n"
+    assert warnings(path, text) == []
+    assert parse(path, text).programs
+
+
+# -- whatever it is given --------------------------------------------------------------------
+
+PIECES = [
+    "filter",
+    "proc",
+    "proc-exec",
+    "chain",
+    "phase",
+    "listen",
+    "on",
+    "include",
+    "x",
+    "f",
+    "12",
+]
+PIECES += [
+    '"',
+    "'",
+    "\\",
+    "\n",
+    " ",
+    "{",
+    "}",
+    ",",
+    "$",
+    "$x",
+    "=",
+    "#",
+    "-",
+    "\t",
+    '"a"',
+    "\0",
+    "é",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join))
+def test_it_reads_whatever_it_is_given(text: str) -> None:
+    with NamedTemporaryFile() as file:
+        file.write(text.encode())
+        file.flush()
+        found = read(file.name, {"x": '"y'})
+    assert all(problem.place.line >= 1 for problem in found.problems)
