@@ -116,13 +116,12 @@ def flags() -> dict[str, set[str]]:
         }
         for name, *classes in MANUALS.programs()
     }
-    tool = {
+    known["smtpd-filters"] = {
         flag
-        for _, parser in MANUALS.verbs()
-        for each in parser._actions
-        for flag in each.option_strings
+        for verb in MANUALS.verbs()
+        for option in verb.options.options.values()
+        for flag in option.spellings()
     }
-    known["smtpd-filters"] = tool
     # The arguments of the older filter of that name, which are read before the flags.
     known["filter-dnsbl"] |= {"-mv", "-w", "-d"}
     return {name: found | {"--help", "--version", "--"} for name, found in known.items()}

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import subprocess
+import textwrap
 from importlib import metadata
 from shutil import which
 from typing import TYPE_CHECKING, Any
@@ -32,15 +33,17 @@ from smtpd_filters.settings import (
     common_options,
     die,
     from_mapping,
+    operand,
     option,
+    parse_command,
     parse_flags,
     policy_options,
     table,
 )
 from smtpd_filters.settings.manual import (
+    command_text,
     describe,
     help_text,
-    mdoc_list,
     mdoc_options,
     mdoc_synopsis,
 )
@@ -812,10 +815,109 @@ def test_an_option_that_fills_a_line_may_be_broken_in_the_synopsis() -> None:
     assert mdoc_synopsis(Choosy) == f".Oo\n.Fl \\-which Cm {' | '.join(words)}\n.Oc\n"
 
 
-def test_mdoc_of_options_declared_elsewhere() -> None:
-    assert mdoc_list([(("-v", "--verbose"), "", False, "Say more.")]) == (
-        ".Bl -tag -width Ds\n.It Fl v , Fl \\-verbose\nSay more.\n.El\n"
+class Command(Settings):
+    """A command that is typed."""
+
+    kind = operand(choice("ham", "spam"), required=True, help="What they are.")
+    files = operand(LIST(PATH), default=(), metavar="FILE", help="Where they are.")
+    jobs = option(INTEGER(low=1), default=4, help="How many at a time.", flags=("-j",))
+    loud = option(SWITCH, default=False, help="Say more.")
+
+
+def command(*words: str) -> Command:
+    return parse_command(Command, words, prog="x", shown=lambda: "help\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["spam", "--jobs", "2", "a", "--loud", "-", "b"],
+        ["--loud", "-j=2", "spam", "a", "-", "b"],
+        ["--jobs", "9", "spam", "a", "-", "-j", "2", "b", "--loud"],  # the last one counts
+    ],
+)
+def test_operands_stand_anywhere_between_flags(words: list[str]) -> None:
+    read = command(*words)
+    assert read == Command(kind="spam", files=("a", "-", "b"), jobs=2, loud=True)
+    assert read.given == {"kind", "files", "jobs", "loud"}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "ham|spam is required"),
+        (["eggs"], 'ham|spam: invalid choice "eggs" (choose from ham, spam)'),
+        (["ham", "--jbos", "2"], 'unknown flag --jbos, did you mean "--jobs"?'),
+        (["ham", ""], 'FILE: expected a path, as a string, not ""'),
+        (["--jobs", "0", "ham"], '--jobs: must be at least 1, not "0"'),
+    ],
+)
+def test_wrong_words_of_a_command(words: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        command(*words)
+    assert str(raised.value) == f"x: {line}"
+
+
+def test_more_operands_than_there_are() -> None:
+    class One(Settings):
+        name = operand(TEXT, default="", help="Name.")
+
+    with pytest.raises(ConfigError, match=r'^x: unexpected argument "b"$'):
+        parse_command(One, ["a", "b"], prog="x", shown=str)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("--help", "help"), ("-h", "help"), ("--version", "x (smtpd-filters")]
+)
+def test_a_command_has_help(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("ham", word)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_an_operand_is_no_flag_and_no_key() -> None:
+    assert Command.options["files"].spellings() == ()
+    with pytest.raises(ConfigError, match="unknown key"):
+        from_mapping(Command, {"files": ["a"]}, "f")
+
+
+def test_the_help_of_a_command() -> None:
+    shown = command_text(
+        Command, prog="x y", description="Do it.", behind="FILE ...", ending="End."
     )
+    assert shown == textwrap.dedent(
+        """\
+        usage: x y [option ...] ham|spam [FILE ...] [-- FILE ...]
+
+        Do it.
+
+        Operands:
+          ham|spam
+                What they are.
+          FILE
+                Where they are.
+
+        Options:
+          -j, --jobs N
+                How many at a time. Default: 4.
+          --loud
+                Say more.
+          --help
+                Print this text and exit.
+          --version
+                Print the version and exit.
+
+        End.
+        """
+    )
+
+
+def test_mdoc_of_operands() -> None:
+    assert mdoc_synopsis(Command) == (
+        ".Op Fl \\-jobs Ar \\&N\n.Op Fl \\-loud\n.Cm \\&ham | spam\n.Op Ar FILE ...\n"
+    )
+    assert "FILE" not in mdoc_options(Command)
 
 
 def mandoc(*options: str, page: Path) -> subprocess.CompletedProcess[str]:

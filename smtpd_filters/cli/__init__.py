@@ -1,42 +1,56 @@
-"""The operator's tool, ``smtpd-filters``: a module for each of its verbs.
+"""The operator's tool, `smtpd-filters`: a module for each of its verbs.
 
-Exit statuses: 0 when all is well, 1 when `replay` has found a difference or `list` a filter that
-can't be loaded, 2 for a wrong flag or file, 3 when a replayed filter would have ended or hung
-smtpd. Those of `learn` are of sysexits(3).
+Exit statuses: 0 when all is well, 1 when `check` has found something wrong, `replay` a difference
+or `list` a filter that can't be loaded, 2 for a wrong flag or file, 3 when a replayed filter would
+have ended or hung smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
+
+How it works. A verb's module declares its flags and operands as settings and names them in its
+`VERB` (`verb`). Only the module of the verb in question is loaded: `learn` has to start quickly.
+Its manual page and its completion in shells are made from the same declarations.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings import die
+from smtpd_filters.settings import die, package
+from smtpd_filters.settings.declare import RESERVED, suggest
+from smtpd_filters.settings.kinds import printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Sequence
 
+    from .verb import Verb
+
 PROG = "smtpd-filters"
+#: The verbs, with the modules that declare them.
+VERBS = {
+    "check": "check",
+    "help": "overview",
+    "learn": "learn",
+    "list": "listing",
+    "record": "record",
+    "replay": "replay",
+    "run": "run",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # What follows `--` is another program's.
-    cut = words.index("--") if "--" in words else len(words)
-    words, command = words[:cut], words[cut + 1 :]
-    if sys.stdout is None:  # closed; whoever wants no output gets none
+    if sys.stdout is None:  # closed: no output is wanted
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     try:
-        options = _parse(words)
-        status = _run(options, command)
+        status = _main(words)
         sys.stdout.flush()
     except ConfigError as error:
         die(error, PROG)
     except BrokenPipeError:
-        # Whoever read the output has seen enough.
+        # The reader has seen enough.
         write_nowhere()
         return 0
     except OSError as error:
@@ -47,36 +61,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _main(words: list[str]) -> int:
+    first, *rest = words or [""]
+    if first == "--version":
+        sys.stdout.write(f"{package()}\n")
+        return 0
+    if first in ("-h", "-help", "--help"):
+        first = "help"
+    if first.startswith("-"):
+        flag = first.partition("=")[0]
+        raise ConfigError(f"unknown flag {printable(flag)}{suggest(flag, RESERVED)}")
+    if not first:
+        raise ConfigError(f"VERB is required: {', '.join(VERBS)} (see {PROG} help)")
+    if first not in VERBS:
+        near = suggest(first, VERBS) or f" (there is {', '.join(VERBS)})"
+        raise ConfigError(f"unknown verb {quote(first)}{near}")
+    verb = load(first)
+    try:
+        return verb.run(rest)
+    except ConfigError as error:
+        die(error, verb.prog, verb.usage)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
+def load(name: str) -> Verb:
+    """Load the module of a verb."""
+    verb: Verb = import_module(f".{VERBS[name]}", __package__).VERB
+    return verb
+
+
 def write_nowhere() -> None:
     """Give up stdout: what is still flushed at exit must not fail once more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _run(options: Namespace, command: list[str]) -> int:
-    if options.verb == "learn":
-        from . import learn  # each verb for itself
-
-        return learn.run(options, command)
-    if command and options.verb != "replay":
-        raise ConfigError(f"{options.verb} takes no command behind --")
-    if options.verb == "list":
-        from . import listing
-
-        return listing.run(as_json=options.json)
-    if options.verb == "record":
-        from . import record
-
-        return record.run(options)
-    from . import replay
-
-    return replay.run(options, command)
-
-
-def _parse(words: list[str]) -> Namespace:
-    from . import parser  # filter-chain is of this package, and does without argparse
-
-    try:
-        return parser.parse(words)
-    except SystemExit:
-        sys.stdout.flush()  # --help and --version
-        raise

@@ -48,8 +48,6 @@ PLACES = (
     "/usr/local/etc/mail/smtpd-filters.toml",
     "/etc/smtpd-filters.toml",
 )
-#: What smtpd's unprivileged user is called: on the BSDs, on Debian, elsewhere.
-USERS = ("_smtpd", "opensmtpd", "smtpd")
 #: Exit statuses of `--check`, as of smtpd -n.
 FINE, FAULTY = 0, 1
 
@@ -223,19 +221,13 @@ def _become(name: str) -> None:
         if name:
             raise ConfigError("--user: only root may become another")
         return
-    import pwd  # only for this
+    from .accounts import UnknownError, filters_user  # only for this
 
-    for each in [name] if name else USERS:
-        try:
-            user = pwd.getpwnam(each)
-        except KeyError:
-            continue
-        os.setgroups([user.pw_gid])
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-        return
-    if name:
-        raise ConfigError(f"--user: no user {printable(name)}")
+    try:
+        filters_user(name).enter()
+    except UnknownError as error:
+        if name:
+            raise ConfigError(f"--user: {error}") from None
 
 
 if __name__ == "__main__":

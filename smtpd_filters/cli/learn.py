@@ -1,4 +1,4 @@
-"""``smtpd-filters learn``: messages given to rspamd's controller to learn from, as spam or as ham.
+"""`smtpd-filters learn`: messages given to rspamd's controller to learn from, as spam or as ham.
 
 The law:
 1. The exit status is one of sysexits(3), as sendmail's: who runs this for one message knows whether
@@ -21,18 +21,28 @@ import stat
 import sys
 import threading
 
-from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings import SECONDS
+from smtpd_filters.settings import (
+    INTEGER,
+    LIST,
+    PATH,
+    SECONDS,
+    SWITCH,
+    TEXT,
+    Settings,
+    choice,
+    operand,
+    option,
+)
 from smtpd_filters.settings.kinds import printable
 
 from . import mailboxes, write_nowhere
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
 from .progress import PROGRESS, Progress
+from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterator
     from typing import BinaryIO, TextIO
 
@@ -45,6 +55,38 @@ PATIENCE = 3
 #: The most jobs; the controller itself has one process.
 MAX_JOBS = 64
 _BAR = 30
+
+
+class Options(Settings):
+    """Which messages, what they are, and where the controller is."""
+
+    kind = operand(choice("ham", "spam"), required=True, help="What the messages are.")
+    files = operand(
+        LIST(PATH),
+        default=(),
+        metavar="FILE",
+        help="A message, an mbox, a maildir or a directory of messages; without any a message is "
+        "read from the standard input.",
+    )
+    url = option(
+        TEXT,
+        default="http://localhost:11334",
+        flags=("-url",),
+        help="The controller: http://HOST:PORT, https or the path of a socket.",
+    )
+    password_file = option(
+        PATH, default=None, help="A file whose first line is the controller's password."
+    )
+    user = option(
+        TEXT,
+        default="",
+        help="The user whose mail it is, where each has a classifier of their own.",
+    )
+    timeout = option(SECONDS(low=0.001), default=60.0, help="How long to wait for the controller.")
+    jobs = option(INTEGER(low=1, high=MAX_JOBS), default=4, help="How many messages at a time.")
+    mbox = option(
+        SWITCH, default=False, help="What comes from the standard input is an mbox, not a message."
+    )
 
 
 class Tally:
@@ -99,31 +141,28 @@ class Tally:
         return f"{text}; {self.stopped}\n" if self.stopped else f"{text}\n"
 
 
-def run(options: Namespace, more: list[str]) -> int:
+def run(options: Options, more: list[str]) -> int:
     """Have messages learned; returns an exit status of sysexits(3)."""
     names = [*options.files, *more]
     try:
-        jobs = _jobs(options.jobs)
-        controller = Controller(
-            options.url,
-            options.kind,
-            password=_password(options.password_file),
-            user=options.user,
-            timeout=_seconds(options.timeout),
-        )
-    except ConfigError as error:
-        sys.stderr.write(f"smtpd-filters: {printable(str(error))}\n")
-        return USAGE
+        password = _password(options.password_file)
     except OSError as error:
-        sys.stderr.write(f"smtpd-filters: --password-file: {error.filename}: {error.strerror}\n")
+        _complain_of(f"--password-file: {error.filename}: {error.strerror}")
         return CONFIG
+    controller = Controller(
+        options.url,
+        options.kind,
+        password=password,
+        user=options.user,
+        timeout=options.timeout,
+    )
     if not names:
         return _learn_stdin(controller, mbox=options.mbox)
     wanted = sys.stderr.isatty()
     tally = Tally(mailboxes.count(names) if wanted else None)
     progress = _Progress(tally, wanted=wanted)
     try:
-        _learn_all(controller, mailboxes.messages(names), jobs, tally, progress)
+        _learn_all(controller, mailboxes.messages(names), options.jobs, tally, progress)
     except KeyboardInterrupt:
         tally.stopped = "interrupted"
         raise
@@ -140,19 +179,6 @@ def _say(text: str) -> None:
         sys.stdout.flush()
     except OSError:
         write_nowhere()
-
-
-def _jobs(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_JOBS):
-        raise ConfigError(f"--jobs: expected a number from 1 to {MAX_JOBS}, not {text[:20]!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return SECONDS(low=0.001).parse(text)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from None
 
 
 def _password(name: str | None) -> str:
@@ -251,7 +277,11 @@ def _run_all(threads: list[threading.Thread], progress: _Progress) -> None:
 def _complain(tally: Tally) -> None:
     complaints, tally.complaints = tally.complaints, []
     for complaint in complaints:
-        sys.stderr.write(f"smtpd-filters: {printable(complaint)}\n")
+        _complain_of(complaint)
+
+
+def _complain_of(complaint: str) -> None:
+    sys.stderr.write(f"smtpd-filters: {printable(complaint)}\n")
 
 
 class _Progress(Progress):
@@ -277,3 +307,18 @@ def bar(done: int, total: int | None) -> str:
     done = min(done, total)
     full = _BAR * done // total
     return f"[{'#' * full}{'.' * (_BAR - full)}] {done}/{total} {100 * done // total}%"
+
+
+VERB = Verb(
+    "learn",
+    run,
+    options=Options,
+    description="Give messages to rspamd's controller to learn from. They are learned as spam or "
+    "as ham.",
+    ending="Exit status, of sysexits(3): 0 when all is learned, was learned before, or is skipped "
+    "by rspamd as too short or no news; 75 when another try may help; 65 for a message that can't "
+    "be learned, 66 for a file that can't be read, 77 for a wrong password, 64 for a wrong option, "
+    "78 for a password file that can't be read.",
+    behind="FILE ...",
+    usage=USAGE,
+)

@@ -1,4 +1,4 @@
-"""``smtpd-filters list``: the filters that are there, and what they ask of smtpd.
+"""`smtpd-filters list`: the installed filters, and what they ask of smtpd.
 
 A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, or in the module `policy`
 of a package there, or one that another distribution names in its entry points of the group
@@ -22,6 +22,9 @@ from smtpd_filters.filter import Filter
 from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.settings import SWITCH, Settings, option
+
+from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +36,12 @@ GROUP = "smtpd_filters.filters"
 _ORDER = {name: at for at, name in enumerate([*PHASES, *REPORTS])}
 #: Messages come by after `data` and before `commit`.
 _ORDER["data-line"] = _ORDER["data"]
+
+
+class Options(Settings):
+    """How it is shown."""
+
+    json = option(SWITCH, default=False, help="Print JSON.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +57,11 @@ class Listed:
     remark: str = ""
 
 
-def run(*, as_json: bool) -> int:
+def run(options: Options, _rest: list[str]) -> int:
     """Print the list."""
     found, broken = discover()
     listed = [describe(cls) for cls in found]
-    if as_json:
+    if options.json:
         json.dump([asdict(each) for each in listed], sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
@@ -143,3 +152,13 @@ def _show(listed: Listed) -> str:
     if listed.remark:
         lines.append(f"    ({listed.remark})")
     return "\n".join(lines) + "\n"
+
+
+VERB = Verb(
+    "list",
+    run,
+    options=Options,
+    description="List the filters and what they ask of smtpd. Each phase is a round trip for "
+    "each command that reaches it, each report a line. Flags are left at their defaults.",
+    ending="Exit status: 0, or 1 when a filter can't be loaded.",
+)

@@ -1,33 +1,51 @@
-"""``smtpd-filters record``: filter-trace, of which only the recording is wanted."""
+"""`smtpd-filters record`: filter-trace, used for its recordings alone."""
 
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.trace import Trace
 from smtpd_filters.main import start
-from smtpd_filters.settings import die
+from smtpd_filters.settings import PATH, Settings, die, operand, option
 
-from . import PROG
+from .verb import Verb
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from argparse import Namespace
+_TRACE = Trace.Options.options
 
 
-def run(options: Namespace) -> int:
+class Options(Settings):
+    """Where it records, and what; as in filter-trace."""
+
+    directory = operand(
+        PATH,
+        required=True,
+        metavar="DIR",
+        help="The directory for the files, with its whole path; it is made if it is missing.",
+    )
+    no_body = _TRACE["no_body"]
+    anonymise = _TRACE["anonymise"]
+    max_size = _TRACE["max_size"]
+    max_files = _TRACE["max_files"]
+    detail = option(_TRACE["detail"].kind, default="none", help=_TRACE["detail"].help)
+
+
+def run(options: Options, _rest: list[str]) -> int:
     """Be that filter until the input ends."""
-    argv = [f"--record={options.directory}", f"--detail={options.detail}"]
-    if options.max_size is not None:
-        argv.append(f"--max-size={options.max_size}")
-    if options.max_files is not None:
-        argv.append(f"--max-files={options.max_files}")
-    if options.no_body:
-        argv.append("--no-body")
-    if options.anonymise:
-        argv.append("--anonymise")
-    prog = f"{PROG} record"
+    words = [f"--record={options.directory}"]
+    for name, declared in Options.options.items():
+        if not declared.positional:
+            words.append(f"{declared.shown}={declared.kind.show(vars(options)[name])}")
     try:
-        return start(Trace, argv, prog)
+        return start(Trace, words, VERB.prog)
     except ConfigError as error:
         # The directory is named without a flag.
-        die(str(error).replace("--record: ", "", 1), prog)
+        die(str(error).replace("--record: ", "", 1), VERB.prog)
+
+
+VERB = Verb(
+    "record",
+    run,
+    options=Options,
+    description="Be a filter that changes nothing and writes sessions to files, which replay. "
+    'In smtpd.conf: filter recorder proc-exec "smtpd-filters record /var/spool/sessions". '
+    "Credentials are never written.",
+)

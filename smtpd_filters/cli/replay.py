@@ -1,7 +1,8 @@
-"""``smtpd-filters replay``: recordings played to a filter, its verdicts beside those recorded.
+"""`smtpd-filters replay`: recordings played to a filter, its verdicts beside those recorded.
 
-`smtpd_filters.recording.replay` says what is played and what becomes of a session that goes another
-way than recorded; `player` moves the bytes.  Each recording is played to a process of its own.
+`smtpd_filters.recording.replay` says what is played, and how a session goes on that takes another
+way than recorded; `player` moves the bytes.  Each recording is played to a process of its own, and
+with `--old` and `--new` to two of them, whose verdicts are compared.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import unified_diff
+from itertools import zip_longest
 from pathlib import Path
 
 from smtpd_filters.errors import ConfigError
@@ -19,15 +21,25 @@ from smtpd_filters.protocol.versions import OLDEST, version
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.redaction import mask_credentials
 from smtpd_filters.recording.replay import Replay
-from smtpd_filters.settings import SECONDS
+from smtpd_filters.settings import (
+    LIST,
+    PATH,
+    SECONDS,
+    SWITCH,
+    TEXT,
+    Settings,
+    choice,
+    operand,
+    option,
+)
 from smtpd_filters.settings.kinds import printable
 
 from .player import FatalError, Process, find
 from .progress import Progress
+from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterator, Sequence
     from typing import Any
 
@@ -39,21 +51,107 @@ SAME, DIFFERS, FATAL = 0, 1, 3
 WIDTH, SHOWN = 44, 20
 
 
+class Options(Settings):
+    """What is played, to which filters, and what is shown of it."""
+
+    files = operand(
+        LIST(PATH),
+        required=True,
+        metavar="FILE",
+        help="A recording, or a directory with recordings (*.session) below it.",
+    )
+    old = option(
+        TEXT,
+        default="",
+        help="Compare two filters: the one as it was, and the one of --new or behind --. Each is a "
+        "command as in proc-exec, or the file of a chain (NAME.toml). Only what differs is shown.",
+    )
+    new = option(TEXT, default="", help="The filter to be played to, as for --old.")
+    chain = option(
+        TEXT,
+        default="",
+        help="The chain of the files of --old and --new; only needed if they have several.",
+    )
+    diff = option(SWITCH, default=False, help="Show only what differs.")
+    json = option(SWITCH, default=False, help="Print JSON.")
+    protocol = option(
+        choice("0.5", "0.6", "0.7"),
+        default=None,
+        help="Speak this version of the protocol in place of the recorded one.",
+    )
+    timeout = option(SECONDS(low=0.001), default=30.0, help="How long to wait for an answer.")
+    log = option(SWITCH, default=False, help="Show what the filter logs.")
+
+
 @dataclass(slots=True)
 class Played:
-    """What came of one recording."""
+    """What became of one recording with one filter."""
 
-    file: str
     replay: Replay
     #: How smtpd would have ended, or hung; empty when it would not.
     fatal: str = ""
     #: What else smtpd would not have liked.
     complaints: list[str] = field(default_factory=list)
 
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A step at which there was something to decide, with the two verdicts that are compared."""
+
+    step: Step
+    before: Verdict | None
+    now: Verdict | None
+    #: Whether the two differ; where the recording has no verdict there is nothing to compare.
+    differs: bool
+    #: Which filter the step was not reached with: "" for neither, or the name of its column.
+    unreached: str = ""
+
+
+@dataclass(slots=True)
+class Compared:
+    """One recording: its verdicts beside those of a filter, or those of two filters."""
+
+    file: str
+    columns: tuple[str, str]
+    rows: list[Row]
+    fatal: str
+    complaints: list[str]
+
+    @classmethod
+    def with_recorded(cls, file: str, played: Played) -> Compared:
+        """Compare a filter with what was recorded."""
+        rows = [
+            Row(
+                step,
+                step.recorded,
+                step.verdict,
+                step.differs,
+                "" if step.verdict else "now",
+            )
+            for step in played.replay.outcomes
+        ]
+        return cls(file, ("recorded", "now"), rows, played.fatal, played.complaints)
+
+    @classmethod
+    def of_two(cls, file: str, old: Played, new: Played) -> Compared:
+        """Compare two filters with each other."""
+        rows = []
+        # They have the same steps, unless one ended early.
+        for one, two in zip_longest(old.replay.outcomes, new.replay.outcomes):
+            before = one.verdict if one else None
+            now = two.verdict if two else None
+            unreached = "" if before and now else "new" if before else "old"
+            rows.append(Row(one or two, before, now, before != now, unreached))
+        fatal = [f"{name}: {each.fatal}" for name, each in _named(old, new) if each.fatal]
+        complaints = [
+            f"{name}: {said}" for name, each in _named(old, new) for said in each.complaints
+        ]
+        return cls(file, ("old", "new"), rows, "; ".join(fatal), complaints)
+
     @property
-    def changed(self) -> list[Step]:
-        """The steps at which the filter decided otherwise than recorded."""
-        return [step for step in self.replay.outcomes if differs(step)]
+    def changed(self) -> list[Row]:
+        """The rows that differ."""
+        return [row for row in self.rows if row.differs]
 
     @property
     def status(self) -> int:
@@ -63,39 +161,62 @@ class Played:
         return DIFFERS if self.changed or self.complaints else SAME
 
 
-def differs(step: Step) -> bool:
-    """Whether a verdict is another one; where none was recorded there is nothing to compare."""
-    return step.recorded is not None and step.differs
+def _named(old: Played, new: Played) -> tuple[tuple[str, Played], tuple[str, Played]]:
+    return ("old", old), ("new", new)
 
 
-def run(options: Namespace, command: list[str]) -> int:
-    """Play the recordings and print what came of it."""
-    if not command:
-        raise ConfigError("replay: no command; it stands behind -- at the end")
-    if len(command) == 1:
-        command = shlex.split(command[0])  # as in proc-exec "filter-x --flag"
-    try:
-        timeout = SECONDS(low=0.001).parse(options.timeout)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from None
-    command = find(command)
+def run(options: Options, command: list[str]) -> int:
+    """Play the recordings and print how the verdicts compare."""
+    commands = _commands(options, command)
     files = list(_files(options.files))
     progress = _Progress(len(files), wanted=sys.stderr.isatty() and not options.log)
-    played: list[Played] = []
+    compared: list[Compared] = []
+    only_changed = options.diff or len(commands) > 1
     for file in files:
         progress.begin(file)
-        one = play(file, command, timeout, options.protocol, progress, show_log=options.log)
-        played.append(one)
+        played = [play(file, each, options, progress) for each in commands]
+        one = (
+            Compared.with_recorded(file, *played)
+            if len(played) == 1
+            else Compared.of_two(file, *played)
+        )
+        compared.append(one)
         if not options.json:
             progress.clear()
-            sys.stdout.write(_show(one, only_changed=options.diff))
+            sys.stdout.write(_show(one, only_changed=only_changed))
     progress.clear()
     if options.json:
-        json.dump(_as_json(played, only_changed=options.diff), sys.stdout, indent=2)
+        json.dump(_as_json(compared, only_changed=only_changed), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        sys.stdout.write(_summary(played))
-    return max((one.status for one in played), default=SAME)
+        sys.stdout.write(_summary(compared))
+    return max((one.status for one in compared), default=SAME)
+
+
+def _commands(options: Options, command: list[str]) -> list[list[str]]:
+    """The filters to be played to: one, or the old one and the new one."""
+    if options.new and command:
+        raise ConfigError("--new and a command behind -- exclude each other")
+    if not (options.new or command):
+        raise ConfigError("no command; it stands behind -- at the end, or is given by --new")
+    if len(command) == 1:
+        command = shlex.split(command[0])  # as in proc-exec "filter-x --flag"
+    new = find(command) if command else _command("--new", options.new, options.chain)
+    return [_command("--old", options.old, options.chain), new] if options.old else [new]
+
+
+def _command(flag: str, given: str, chain: str) -> list[str]:
+    """The command of `--old` or `--new`."""
+    try:
+        if given.endswith(".toml") and Path(given).exists():
+            words = ["filter-chain", "--config", str(Path(given).absolute())]
+            return find([*words, "--chain", chain] if chain else words)
+        words = shlex.split(given)
+        if not words:
+            raise ConfigError("empty command")  # noqa: TRY301  # the flag is added below
+        return find(words)
+    except (ConfigError, ValueError) as error:  # ValueError: a quote that isn't closed
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def _files(names: Sequence[str]) -> Iterator[str]:
@@ -109,15 +230,7 @@ def _files(names: Sequence[str]) -> Iterator[str]:
         yield from below
 
 
-def play(  # noqa: PLR0913  # what it takes to play
-    file: str,
-    command: Sequence[str],
-    timeout: float,
-    protocol: str | None,
-    progress: _Progress,
-    *,
-    show_log: bool,
-) -> Played:
+def play(file: str, command: Sequence[str], options: Options, progress: _Progress) -> Played:
     """Play one recording; ConfigError when it can't be read or the command can't be started."""
     recording = Recording.read(file)
     if not recording.sessions():
@@ -125,18 +238,18 @@ def play(  # noqa: PLR0913  # what it takes to play
     spoken = version(recording.protocol or "")
     if spoken is not None and spoken < OLDEST:
         raise ConfigError(f"{file}: protocol {recording.protocol} is too old to be replayed")
-    replay = Replay(recording, protocol=version(protocol) if protocol else None)
-    played = Played(file, replay)
-    process = Process(command, timeout, show_log=show_log)
+    protocol = version(options.protocol) if options.protocol else None
+    played = Played(Replay(recording, protocol=protocol))
+    process = Process(command, options.timeout, show_log=options.log)
     try:
-        process.play(replay, progress.tick)
+        process.play(played.replay, progress.tick)
     except FatalError as error:
         played.fatal = str(error)
     finally:
         process.close()
-    # What ended the play is no further complaint, nor is what did not get its answer because of it.
+    # The fatal complaint is given once; requests that it left without an answer are no complaints.
     if not played.fatal:
-        played.complaints = [str(complaint) for complaint in replay.oracle.complaints]
+        played.complaints = [str(complaint) for complaint in played.replay.oracle.complaints]
     return played
 
 
@@ -164,33 +277,65 @@ class _Progress(Progress):
 # -- what is shown -----------------------------------------------------------------------
 
 
-def _show(played: Played, *, only_changed: bool) -> str:
-    steps = played.changed if only_changed else played.replay.outcomes
-    if only_changed and not (steps or played.fatal or played.complaints):
+def _show(compared: Compared, *, only_changed: bool) -> str:
+    rows = compared.changed if only_changed else compared.rows
+    if only_changed and not (rows or compared.fatal or compared.complaints):
         return ""
-    lines = [played.file]
-    rows = [("session", "phase", "client", "recorded", "now")]
-    rows += [
-        (
-            step.session.decode("latin-1"),
-            step.phase,
-            _said(step),
-            _cell(step.recorded),
-            _cell(step.verdict, reached=not played.fatal),
-        )
-        for step in steps
+    folded = _folded([] if compared.fatal else rows)
+    table: list[tuple[Row | None, tuple[str, ...]]] = [
+        (None, ("session", "phase", "client", *compared.columns))
     ]
-    widths = [min(max(map(len, column)), WIDTH) for column in zip(*rows, strict=True)]
-    for step, row in zip([None, *steps], rows, strict=True):
-        cells = [_fit(cell, width) for cell, width in zip(row, widths, strict=True)]
-        mark = "*" if step is not None and differs(step) else " "
-        lines.append(f" {mark} {'  '.join(cells)}".rstrip())
-        if only_changed and step is not None:
-            lines += [f"       {line}" for line in _changed_lines(step)]
-    lines += [f" ! {printable(complaint)}" for complaint in played.complaints]
-    if played.fatal:
-        lines.append(f" ! {printable(played.fatal)}")
+    table += [(row, _cells(row)) for row in rows if id(row) not in folded]
+    widths = [
+        min(max(map(len, column)), WIDTH)
+        for column in zip(*(cells for _, cells in table), strict=True)
+    ]
+    shown = {id(row): cells for row, cells in table}
+    lines = [compared.file, _line(" ", table[0][1], widths)]
+    for row in rows:
+        if id(row) in shown:
+            lines.append(_line("*" if row.differs else " ", shown[id(row)], widths))
+            if only_changed:
+                lines += [f"       {line}" for line in _changed_lines(row)]
+        elif count := folded[id(row)]:
+            by = f" with the {row.unreached} one" if row.unreached != "now" else ""
+            lines.append(f"   {_session(row)}  ({_number(count, 'step')} not reached{by})")
+    lines += [f" ! {printable(complaint)}" for complaint in compared.complaints]
+    if compared.fatal:
+        lines.append(f" ! {printable(compared.fatal)}")
     return "\n".join(lines) + "\n\n"
+
+
+def _folded(rows: Sequence[Row]) -> dict[int, int]:
+    """Count the steps that a session did not reach in a row.
+
+    By the row's id: the first of them has the count, the others have 0.
+    """
+    counts: dict[int, int] = {}
+    first: dict[tuple[bytes, str], int] = {}
+    for row in rows:
+        session = row.step.session
+        if not row.unreached:
+            for key in [key for key in first if key[0] == session]:
+                del first[key]
+            continue
+        head = first.setdefault((session, row.unreached), id(row))
+        counts[id(row)] = 0
+        counts[head] += 1
+    return counts
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return _session(row), row.step.phase, _said(row.step), _cell(row.before), _cell(row.now)
+
+
+def _line(mark: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    shown = [_fit(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    return f" {mark} {'  '.join(shown)}".rstrip()
+
+
+def _session(row: Row) -> str:
+    return row.step.session.decode("latin-1")
 
 
 def _fit(cell: str, width: int) -> str:
@@ -204,9 +349,9 @@ def _said(step: Step) -> str:
     return printable(argument.decode("utf-8", "surrogateescape"))
 
 
-def _cell(verdict: Verdict | None, *, reached: bool = True) -> str:
+def _cell(verdict: Verdict | None) -> str:
     if verdict is None:
-        return "(not reached)" if reached else "-"
+        return "-"
     if verdict.lines is not None:
         shown = f"{verdict.verb}, {_number(len(verdict.lines), 'line')}"
     else:
@@ -217,13 +362,13 @@ def _cell(verdict: Verdict | None, *, reached: bool = True) -> str:
     return shown if verdict.asked else f"({shown})"
 
 
-def _changed_lines(step: Step) -> list[str]:
-    """How the message as it comes back now differs from the one recorded."""
-    if step.recorded is None or step.verdict is None or step.recorded.lines is None:
+def _changed_lines(row: Row) -> list[str]:
+    """How the message as it comes back now differs from the one before."""
+    if row.before is None or row.now is None or row.before.lines is None:
         return []
     before, now = (
         [printable(line.decode("utf-8", "surrogateescape")) for line in verdict.lines or ()]
-        for verdict in (step.recorded, step.verdict)
+        for verdict in (row.before, row.now)
     )
     found = list(unified_diff(before, now, lineterm="", n=0))[2:]
     found = [line[:120] for line in found if not line.startswith("@@")]
@@ -231,15 +376,18 @@ def _changed_lines(step: Step) -> list[str]:
     return found[:SHOWN] + ([f"... {more} more lines"] if more > 0 else [])
 
 
-def _summary(played: Sequence[Played]) -> str:
+def _summary(compared: Sequence[Compared]) -> str:
     count: Counter[str] = Counter()
-    for one in played:
-        count["decisions"] += len(one.replay.outcomes)
-        count["differ"] += len(one.changed)
+    for one in compared:
+        count["decisions"] += len(one.rows)
+        count["differ"] += sum(not row.unreached for row in one.changed)
+        count["unreached"] += sum(bool(row.unreached) for row in one.changed if not one.fatal)
         count["complaints"] += len(one.complaints)
         count["fatal"] += bool(one.fatal)
-    text = f"{_number(len(played), 'recording')}, {_number(count['decisions'], 'decision')}"
+    text = f"{_number(len(compared), 'recording')}, {_number(count['decisions'], 'decision')}"
     text += f", {count['differ'] or 'none'} differ{'s' if count['differ'] == 1 else ''}"
+    if count["unreached"]:
+        text += f", {count['unreached']} not reached"
     if count["complaints"]:
         text += f", {_number(count['complaints'], 'complaint')}"
     if count["fatal"]:
@@ -251,9 +399,9 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _as_json(played: Sequence[Played], *, only_changed: bool) -> dict[str, Any]:
+def _as_json(compared: Sequence[Compared], *, only_changed: bool) -> dict[str, Any]:
     return {
-        "same": not any(one.status for one in played),
+        "same": not any(one.status for one in compared),
         "recordings": [
             {
                 "file": one.file,
@@ -262,17 +410,17 @@ def _as_json(played: Sequence[Played], *, only_changed: bool) -> dict[str, Any]:
                 "complaints": one.complaints,
                 "decisions": [
                     {
-                        "session": step.session.decode("latin-1"),
-                        "phase": step.phase,
-                        "argument": _said(step),
-                        "recorded": _verdict(step.recorded),
-                        "now": _verdict(step.verdict),
-                        "differs": differs(step),
+                        "session": _session(row),
+                        "phase": row.step.phase,
+                        "argument": _said(row.step),
+                        one.columns[0]: _verdict(row.before),
+                        one.columns[1]: _verdict(row.now),
+                        "differs": row.differs,
                     }
-                    for step in (one.changed if only_changed else one.replay.outcomes)
+                    for row in (one.changed if only_changed else one.rows)
                 ],
             }
-            for one in played
+            for one in compared
         ],
     }
 
@@ -288,3 +436,15 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
     elif verdict.verb == "rewrite":
         said["parameter"] = _cell(verdict).partition(" ")[2]
     return said
+
+
+VERB = Verb(
+    "replay",
+    run,
+    options=Options,
+    description="Play recordings to a filter and compare its verdicts with those recorded. It is "
+    "played to as smtpd would, and every answer is held against the rules on which smtpd ends.",
+    ending="Exit status: 0 when nothing differs, 1 when something does, 2 for a wrong flag or "
+    "file, 3 when the filter would have ended or hung smtpd.",
+    behind="COMMAND ...",
+)

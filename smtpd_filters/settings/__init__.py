@@ -6,7 +6,7 @@ when it starts.
 
 from __future__ import annotations
 
-from smtpd_filters.settings.declare import Option, Settings, from_mapping, option
+from smtpd_filters.settings.declare import Option, Settings, from_mapping, operand, option
 from smtpd_filters.settings.flags import (
     MAX_DEADLINE,
     CommonSettings,
@@ -15,6 +15,7 @@ from smtpd_filters.settings.flags import (
     common_options,
     die,
     package,
+    parse_command,
     parse_flags,
     policy_options,
 )
@@ -61,8 +62,10 @@ __all__ = [
     "common_options",
     "die",
     "from_mapping",
+    "operand",
     "option",
     "package",
+    "parse_command",
     "parse_flags",
     "policy_options",
     "table",

@@ -34,6 +34,9 @@ class Option:
 
     __slots__ = ("default", "flags", "help", "key", "kind", "name", "required", "secret")
 
+    #: Whether it is an operand: read from a word of its own, without a flag.
+    positional = False
+
     def __init__(  # noqa: PLR0913 (one for each thing that can be declared)
         self,
         kind: Kind[Any],
@@ -51,6 +54,16 @@ class Option:
         self.flags = flags
         self.required = required
         self.secret = secret
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help; empty if the flag takes none."""
+        return self.kind.metavar
+
+    @property
+    def shown(self) -> str:
+        """How errors name it: its flag."""
+        return self.flags[-1]
 
     def spellings(self) -> tuple[str, ...]:
         """Every flag that is taken: a Go-style one also with two dashes, as Go itself does."""
@@ -81,7 +94,7 @@ class Option:
         if not self.name:
             self.name = name
             self.key = name.rstrip("_").replace("_", "-")
-            self.flags = (*self.flags, f"--{self.key}")
+            self.flags += () if self.positional else (f"--{self.key}",)
         for flag in self.flags:
             body = flag[2:] if flag.startswith("--") else flag[1:]
             if (
@@ -101,6 +114,32 @@ class Option:
         except (ValueError, ConfigError) as error:
             shown = "***" if self.secret else repr(value)
             raise TypeError(f"{where} {shown}: {self.reason(error)}") from None
+
+
+class Operand(Option):
+    """What `operand()` declares."""
+
+    __slots__ = ("_metavar",)
+
+    positional = True
+
+    def __init__(
+        self, kind: Kind[Any], *, default: Any, help: str, required: bool, metavar: str
+    ) -> None:
+        super().__init__(
+            kind, default=default, help=help, flags=(), required=required, secret=False
+        )
+        self._metavar = metavar
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help."""
+        return self._metavar or self.kind.metavar
+
+    @property
+    def shown(self) -> str:
+        """How errors name it."""
+        return self.metavar
 
 
 if TYPE_CHECKING:
@@ -152,6 +191,31 @@ def option(  # noqa: PLR0913 (one for each thing that can be declared)
     is raised as a TypeError when its class is defined.
     """
     return Option(kind, default=default, help=help, flags=flags, required=required, secret=secret)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def operand(kind: Kind[T], *, required: Literal[True], help: str, metavar: str = ...) -> T: ...
+    @overload
+    def operand(kind: Kind[T], *, default: T, help: str, metavar: str = ...) -> T: ...
+
+
+def operand(
+    kind: Kind[Any],
+    *,
+    default: Any = _MISSING,
+    required: bool = False,
+    help: str = "",
+    metavar: str = "",
+) -> Any:
+    """Declare an operand of a command: a word of its command line that belongs to no flag.
+
+    As `option`, but without flags and TOML keys. Operands are read in the order of declaration;
+    one of a kind that repeats takes all that are left, and must be the last. `metavar` stands for
+    it in help; by default it is that of the kind.
+    """
+    return Operand(kind, default=default, help=help, required=required, metavar=metavar)
 
 
 class Settings:

@@ -2,11 +2,12 @@
 
 1. `--flag VALUE`, `--flag=VALUE`, `-goFlag VALUE` and `-goFlag=VALUE` mean the same. A switch
    takes no word after it; `--switch=false` turns it off.
-2. Only whole flags are known: no abbreviations, no clusters of letters. There are no arguments
-   beside flags.
+2. Only whole flags are known: no abbreviations, no clusters of letters. Words beside flags are
+   errors, except for the operands of a command.
 3. The word after a flag is its value even if it begins with a dash, unless it is a flag itself;
    after "=" anything is.
-4. An option that is no list has one value: given twice with different values it is an error.
+4. An option that is no list has one value: given twice with different values it is an error. In a
+   command that is typed the last one counts, as with other tools.
 5. What is wrong is a ConfigError of one line that opens with the program's name and the flag.
 
 argparse isn't used: it takes `-junk` for `-junkBelow` whatever `allow_abbrev` says (cpython's
@@ -31,7 +32,7 @@ from smtpd_filters.settings.kinds import SECONDS, SWITCH, choice, printable, quo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn, TypeVar
 
     from smtpd_filters.settings.declare import Option
@@ -136,7 +137,7 @@ def parse_flags(
     try:
         values, asked = _read(argv, known)
         for declared in [] if asked else absent(own, values) + absent(common, values):
-            raise ConfigError(f"{declared.flags[-1]} is required")  # noqa: TRY301 (prog is added below)
+            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301 (prog is added below)
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
     if asked:
@@ -151,9 +152,35 @@ def parse_flags(
     return build(own, values), build(common, values)
 
 
-def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, Any], str]:
+def parse_command(own: type[S], argv: Sequence[str], *, prog: str, shown: Callable[[], str]) -> S:
+    """Read the flags and operands of a command that is typed; `shown` makes the text of `--help`.
+
+    As `parse_flags`, but of a flag that is given twice the last value counts.
+    """
+    operands = [declared for declared in own.options.values() if declared.positional]
+    known = spellings([own.options], own.__qualname__)
+    try:
+        values, asked = _read(argv, known, operands, last_counts=True)
+        for declared in [] if asked else absent(own, values):
+            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301 (prog is added below)
+    except ConfigError as error:
+        raise ConfigError(f"{prog}: {error}") from None
+    if asked:
+        sys.stdout.write(f"{prog} ({package()})\n" if asked == "--version" else shown())
+        raise SystemExit(0)
+    return build(own, values)
+
+
+def _read(
+    argv: Sequence[str],
+    known: Mapping[str, Option],
+    operands: Sequence[Option] = (),
+    *,
+    last_counts: bool = False,
+) -> tuple[dict[str, Any], str]:
     """Give values by the names of their options, and the first `RESERVED` flag or ""."""
     values: dict[str, Any] = {}
+    free = list(operands)
     given: dict[str, str] = {}
     words = iter(argv)
     before = ""  # the flag whose value has just been read
@@ -165,7 +192,10 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
         if declared is None:
             if word in _HELP:
                 return values, "--help"
-            raise _unknown(word, flag, known, before)
+            if not (free and _take(free, word, values)):
+                raise _unknown(word, flag, known, before)
+            before = ""
+            continue
         before = ""
         if not equals:
             text = _following(words, flag, known)
@@ -178,11 +208,27 @@ def _read(argv: Sequence[str], known: Mapping[str, Option]) -> tuple[dict[str, A
         if declared.kind.repeats:
             values[name] = values[name] + value if name in values else value
             continue
-        if given.setdefault(name, text) != text:
+        if given.setdefault(name, text) != text and not last_counts:
             both = "" if declared.secret else f", {quote(given[name])} and {quote(text)}"
             raise ConfigError(f"{flag}: given twice with different values{both}; it takes one")
         values[name] = value
     return values, ""
+
+
+def _take(free: list[Option], word: str, values: dict[str, Any]) -> bool:
+    """Read the next operand; False if the word looks like a flag, ConfigError if it is invalid."""
+    operand = free[0]
+    if word.startswith("-") and word != "-":
+        return False
+    try:
+        value = operand.kind.parse(word)
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{operand.shown}: {operand.reason(error)}") from None
+    if operand.kind.repeats:
+        values[operand.name] = values.get(operand.name, ()) + value
+    else:
+        values[free.pop(0).name] = value
+    return True
 
 
 def _following(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
@@ -214,11 +260,11 @@ def package() -> str:
         return "smtpd-filters, not installed"
 
 
-def die(error: ConfigError | str, prog: str) -> NoReturn:
-    """Write the error to stderr as one line that opens with the program's name, and exit with 2."""
+def die(error: ConfigError | str, prog: str, status: int = 2) -> NoReturn:
+    """Write the error to stderr as one line that opens with the program's name, and exit."""
     line = printable(str(error))
     if not line.startswith(f"{prog}: "):
         line = f"{prog}: {line}"
     if sys.stderr is not None:  # closed
         sys.stderr.write(f"{line}\n")
-    raise SystemExit(2)
+    raise SystemExit(status)

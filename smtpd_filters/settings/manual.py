@@ -25,7 +25,7 @@ _UNBROKEN = 72  # what groff's mdoc sets as an .Op it doesn't break
 class OptionHelp(NamedTuple):
     """What a reader must know of one option."""
 
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # empty for an operand
     metavar: str  # empty for a switch
     literal: bool  # the metavar is a choice of words, not a placeholder
     default: str  # as it would be given; empty if there is nothing to say
@@ -44,8 +44,8 @@ def _describe(declared: Option) -> OptionHelp:
     text = " ".join(declared.help.split())
     return OptionHelp(
         flags=declared.flags,
-        metavar=declared.kind.metavar,
-        literal=declared.kind.literal,
+        metavar=declared.metavar,
+        literal=declared.kind.literal and declared.metavar == declared.kind.metavar,
         default=_default(declared),
         required=declared.required,
         repeats=declared.kind.repeats,
@@ -59,16 +59,16 @@ def _default(declared: Option) -> str:
     if declared.required or declared.secret or value is None or value is False or value in ("", ()):
         return ""
     words = declared.kind.words(value)
-    several = " ".join(f"{declared.flags[-1]} {word}" for word in words)
+    several = " ".join(f"{declared.shown} {word}" for word in words)
     text = printable(several if len(words) > 1 else declared.kind.show(value))
     return text if len(text) <= _DEFAULT_MAX else f"{text[: _DEFAULT_MAX - 3]}..."
 
 
 def _remarks(described: OptionHelp) -> list[str]:
     remarks = []
-    if described.required:
+    if described.required and described.flags:
         remarks.append("Required.")
-    if described.repeats:
+    if described.repeats and described.flags:
         remarks.append("May be given several times.")
     if not described.metavar and described.default:
         remarks.append(f"Turned off by {described.flags[-1]}=false.")
@@ -103,12 +103,39 @@ def help_text(
     return "\n\n".join(parts) + "\n"
 
 
+def command_text(
+    own: type[Settings], *, prog: str, description: str, behind: str = "", ending: str = ""
+) -> str:
+    """Make the text of `--help` of a command that is typed.
+
+    `behind` is what may follow "--", and `ending` a last paragraph.
+    """
+    described = describe(own)
+    operands = [each for each in described if not each.flags]
+    options = [each for each in described if each.flags]
+    words = [prog, "[option ...]", *map(_operand, operands)]
+    words += [f"{d.flags[-1]} {d.metavar}" for d in options if d.required]
+    usage = " ".join([*words, f"[-- {behind}]"] if behind else words)
+    parts = [f"usage: {usage}", textwrap.fill(" ".join(description.split()), _WIDTH)]
+    if operands:
+        parts.append("Operands:\n" + "\n".join(map(_help_entry, operands)))
+    parts.append("Options:\n" + "\n".join(map(_help_entry, [*options, *_RESERVED])))
+    if ending:
+        parts.append(textwrap.fill(" ".join(ending.split()), _WIDTH))
+    return "\n\n".join(parts) + "\n"
+
+
+def _operand(described: OptionHelp) -> str:
+    shown = f"{described.metavar} ..." if described.repeats else described.metavar
+    return shown if described.required else f"[{shown}]"
+
+
 def _help_entry(described: OptionHelp) -> str:
     remarks = _remarks(described)
     if described.default:
         remarks.append(f"Default: {described.default}.")
-    signature = f"  {', '.join(described.flags)} {described.metavar}".rstrip()
-    return f"{signature}\n{_indented([described.help, *remarks], 8)}"
+    signature = f"{', '.join(described.flags)} {described.metavar}".strip()
+    return f"  {signature}\n{_indented([described.help, *remarks], 8)}"
 
 
 def _indented(sentences: list[str], columns: int) -> str:
@@ -128,26 +155,22 @@ def mdoc_options(cls: type[Settings]) -> str:
     Every flag is an `Fl`, a placeholder an `Ar`, words to choose from a `Cm`; what is typed has
     `\-` for a dash, so that it can be copied from any rendering.
     """
-    return _mdoc_list(describe(cls))
-
-
-def mdoc_list(options: Iterable[tuple[tuple[str, ...], str, bool, str]]) -> str:
-    """Render options that were declared elsewhere, likewise.
-
-    Each is its flags, its metavar, whether that is a choice of words, and its help.
-    """
-    return _mdoc_list(
-        OptionHelp(flags, metavar, literal, "", required=False, repeats=False, help=text, key="")
-        for flags, metavar, literal, text in options
-    )
+    return _mdoc_list(each for each in describe(cls) if each.flags)
 
 
 def mdoc_synopsis(*classes: type[Settings]) -> str:
-    """Render the flags of some classes for a synopsis, those that are required first."""
+    """Render the flags of some classes for a synopsis, those that are required first.
+
+    Operands come last, in their order.
+    """
     described = [each for cls in classes for each in describe(cls)]
-    described.sort(key=lambda each: not each.required)
+    described.sort(key=lambda each: (not each.flags, bool(each.flags) and not each.required))
     lines = []
     for each in described:
+        if not each.flags:
+            words = f"{_mdoc_value(each)} ..." if each.repeats else _mdoc_value(each)
+            lines.append(f".{words}" if each.required else f".Op {words}")
+            continue
         flag = _mdoc_flag(each.flags[-1], each)
         if each.required:
             lines.append(f".{flag}")
@@ -173,11 +196,13 @@ def _mdoc_list(options: Iterable[OptionHelp]) -> str:
 
 def _mdoc_flag(flag: str, described: OptionHelp) -> str:
     name = "Fl " + flag[1:].replace("-", "\\-")
-    if not described.metavar:
-        return name
+    return f"{name} {_mdoc_value(described)}" if described.metavar else name
+
+
+def _mdoc_value(described: OptionHelp) -> str:
     if described.literal:
-        return f"{name} Cm {' | '.join(map(_mdoc_word, described.metavar.split('|')))}"
-    return f"{name} Ar {_mdoc_word(described.metavar)}"
+        return f"Cm {' | '.join(map(_mdoc_word, described.metavar.split('|')))}"
+    return f"Ar {_mdoc_word(described.metavar)}"
 
 
 def _mdoc_word(text: str) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.cli import listing, main, player
+from smtpd_filters.cli import VERBS, listing, main, overview, player
 from smtpd_filters.filter import Filter
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.recording import Recording
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
@@ -44,24 +45,56 @@ def fails(capsys: Capture, *words: str) -> str:
 # -- in general --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [[], ["list"], ["record"], ["replay"]], ids=str)
-def test_there_is_help(verb: list[str], capsys: Capture) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([*verb, "--help"])
+        main([verb, "--help"])
     assert ended.value.code == 0
-    assert "usage: smtpd-filters" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: smtpd-filters {verb} [option ...]")
+    assert main(["help", verb]) == 0
+    assert capsys.readouterr().out == shown
+    assert max(map(len, shown.splitlines())) < 80
+
+
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"]])
+def test_the_verbs_are_shown(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert shown == overview.overview()
+    for verb in VERBS:
+        assert f"\n  {verb} " in shown
+    assert "\n  list    List the filters and what they ask of smtpd\n" in shown
+
+
+@pytest.mark.parametrize("name", ["fcrdns", "filter-fcrdns", "chain"])
+def test_a_filter_has_help(name: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", name])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: filter-{name.removeprefix('filter-')} ")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "VERB"),
-        (["plya"], "plya"),
-        (["--verison"], 'unknown option --verison, did you mean "--version"?'),
-        (["--verison", "list"], 'unknown option --verison, did you mean "--version"?'),
-        (["list", "--jsn"], 'list: unknown option --jsn, did you mean "--json"?'),
+        ([], "VERB is required: check, help, learn, list, record, replay, run"),
+        (["xyzzy"], 'unknown verb "xyzzy" (there is check, help, learn, '),
+        (["reply"], 'unknown verb "reply", did you mean "replay"?'),
+        (["--verison"], 'unknown flag --verison, did you mean "--version"?'),
+        (["--verison", "list"], 'unknown flag --verison, did you mean "--version"?'),
+        (["help", "chek"], 'help: no verb and no filter "chek", did you mean "check"?'),
+        (["help", "fcrdn"], 'help: no verb and no filter "fcrdn", did you mean "fcrdns"?'),
+        (["help", "xyzzy"], 'help: no verb and no filter "xyzzy"'),
+        (["help", "/no/such.py"], "help: /no/such.py: No such file"),
+        (["run"], "run: NAME is required"),
+        (["run", "fcrdn"], 'run: no filter "fcrdn", did you mean "fcrdns"?'),
+        (["run", "chian"], 'run: no filter "chian", did you mean "chain"?'),
+        (["run", "--verbose"], "run: unknown flag --verbose"),
+        (["run", "dyndns", "--actoin"], "filter-dyndns: unknown flag --actoin"),
+        (["list", "--jsn"], 'list: unknown flag --jsn, did you mean "--json"?'),
         (["list", "x"], 'list: unexpected argument "x"'),
-        (["list", "--", "x"], "list takes no command"),
+        (["list", "--", "x"], "list: takes no command"),
         (["record"], "DIR"),
         (["replay"], "FILE"),
         (["replay", "/etc/passwd", "--", "true"], "/etc/passwd:1: not a recording"),
@@ -80,7 +113,7 @@ def test_there_is_help(verb: list[str], capsys: Capture) -> None:
 )
 def test_what_is_wrong_is_one_line(words: list[str], said: str, capsys: Capture) -> None:
     line = fails(capsys, *words)
-    assert line.startswith("smtpd-filters")
+    assert line.startswith(("smtpd-filters", "filter-dyndns"))
     assert said in line
 
 
@@ -140,19 +173,58 @@ def test_output_that_can_not_be_written_is_an_error(words: list[str]) -> None:
 
 
 def test_the_version_is_told(capsys: Capture) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
-    assert ended.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("smtpd-filters")
 
 
 def test_an_interrupt_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def interrupted(*, as_json: bool) -> int:
-        raise KeyboardInterrupt(as_json)
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "run", interrupted)
+    monkeypatch.setattr(listing.VERB, "_run", interrupted)
     assert main(["list"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+# -- run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["dyndns", "--phase", "helo"], "dyndns"),
+        (["filter-trace", "--detail=none"], "trace"),
+        (["dnsbl", "-w", "-d", "list.example"], "dnsbl"),  # in the manner of the older filter
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_filter_is_run_as_its_executable(words: list[str], own: str) -> None:
+    handshake = SmtpdConnection().configure()
+
+    def registered(*command: str) -> bytes:
+        done = subprocess.run(
+            command, input=handshake, capture_output=True, check=True, cwd=ROOT, timeout=60
+        )
+        assert done.stdout.endswith(b"register|ready\n")
+        return done.stdout + done.stderr
+
+    module = f"smtpd_filters.filters.{own}"
+    expected = registered(sys.executable, "-m", module, *words[1:])
+    assert registered(*TOOL, "run", *words) == expected
+
+
+def test_a_chain_is_run(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "chain", "-n", "-f", str(tmp_path / "none.toml"), "--chian"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("filter-chain: unknown flag --chian")
+
+
+def test_a_filter_of_others_is_run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
+    with pytest.raises(SystemExit):
+        main(["run", "others:Needy", "--help"])
+    assert capsys.readouterr().out.startswith("usage: filter-needy --secret TEXT")
 
 
 # -- list --------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +139,10 @@ def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
 def test_what_was_not_reached_is_said(capsys: Capture) -> None:
     command = own("dyndns", *LOCALHOST, "--action=disconnect")
     assert main(["replay", str(PLAIN), "--", *command]) == 1
-    assert capsys.readouterr().out.count("(not reached)") == 7
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 6
+    assert "  (7 steps not reached)\n" in out
+    assert out.splitlines()[-1] == "1 recording, 8 decisions, 1 differs, 7 not reached"
 
 
 def test_a_changed_message_is_shown(script: Any, capsys: Capture) -> None:
@@ -208,7 +213,13 @@ def test_directories_are_searched(capsys: Capture, tmp_path: Path) -> None:
 def test_where_nothing_was_answered_nothing_is_compared(capsys: Capture, tmp_path: Path) -> None:
     lines = PLAIN.read_bytes().splitlines(keepends=True)
     cut = tmp_path / "cut.session"
-    cut.write_bytes(b"".join(line for line in lines if not line.startswith(b"> filter")))
+    cut.write_bytes(
+        b"".join(
+            line
+            for line in lines
+            if not line.startswith(b"> filter") and b"|filter-response|" not in line
+        )
+    )
     status, result = replayed(capsys, "replay", str(cut), "--", *own("trace", "--detail=all"))
     assert status == 0
     assert {each["recorded"] is None for each in result["recordings"][0]["decisions"]} == {True}
@@ -232,6 +243,173 @@ def test_protocols_are_converted(
     assert auth.endswith(b"|pass|user" if protocol == "0.7" else b"|user|pass")
     (mail,) = [row for row in rows if b"|tx-mail|" in row]
     assert mail.endswith(b"|s@lab.test|ok" if protocol == "0.5" else b"|ok|s@lab.test")
+
+
+# -- against what the live filters decided ---------------------------------------------------
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    """A recording of filter-trace in front of a filter that marks at connect."""
+    head, _, rest = PLAIN.read_bytes().partition(b"# policy: ")
+    recorded = head + b"# recorder: filter-trace\n# policy: " + rest
+    was, now = b"|connected|proceed\n", b"|connected|junk\n"
+    assert recorded.count(was) == 1
+    path = tmp_path / "live.session"
+    path.write_bytes(recorded.replace(was, now))
+    return path
+
+
+@pytest.mark.parametrize(("action", "changed"), [("junk", 0), ("disconnect", 1)])
+def test_the_unchanged_live_filters_show_no_difference(
+    action: str, changed: int, live: Path, capsys: Capture
+) -> None:
+    command = own("dyndns", *LOCALHOST, f"--action={action}")
+    status, result = replayed(capsys, "replay", str(live), "--", *command)
+    assert status == changed
+    connect = result["recordings"][0]["decisions"][0]
+    assert connect["recorded"]["verb"] == "junk"
+    assert connect["now"]["verb"] == action
+    status, _ = replayed(capsys, "replay", str(live), "--", *own("dyndns"))
+    assert status == 1
+
+
+def test_what_the_live_filters_made_of_a_message_is_not_known(
+    script: Any, live: Path, capsys: Capture
+) -> None:
+    """The recorder sees a message before they do."""
+    command = script(
+        """
+        if argument == "hello":
+            say(f"filter-dataline|{session}|{token}|changed")
+        elif phase == "connect":
+            say(f"filter-result|{session}|{token}|junk")
+        else:
+            proceed()
+        """
+    )
+    status, result = replayed(capsys, "replay", str(live), "--", *command)
+    assert status == 0
+    (message,) = [
+        each for each in result["recordings"][0]["decisions"] if each["phase"] == "data-line"
+    ]
+    assert message["recorded"] is None
+    assert message["now"]["verb"] == "changed"
+
+
+def test_a_report_on_another_command_is_no_verdict(tmp_path: Path, capsys: Capture) -> None:
+    odd = tmp_path / "odd.session"
+    content = PLAIN.read_bytes().replace(b"|connected|proceed\n", b"|tls|reject|550 no\n")
+    odd.write_bytes(content.replace(b"|ehlo|proceed\n", b"|ehlo\n"))
+    assert main(["replay", str(odd), "--", *TRACE]) == 0
+    assert "none differ" in capsys.readouterr().out
+
+
+# -- two filters ---------------------------------------------------------------------------
+
+REFUSES = shlex.join(own("dyndns", *LOCALHOST, "--action=disconnect"))
+PASSES = shlex.join(own("dyndns"))
+
+
+def test_two_filters_are_compared(capsys: Capture) -> None:
+    assert main(["replay", "--old", PASSES, "--new", REFUSES, str(PLAIN)]) == 1
+    first, head, connect, rest, _, last = capsys.readouterr().out.splitlines()
+    assert first == str(PLAIN)
+    assert head.split() == ["session", "phase", "client", "old", "new"]
+    assert re.fullmatch(
+        r" \* \w+  connect  localhost\|127\.0\.0\.1  proceed +disconnect .*", connect
+    )
+    assert rest.endswith("  (7 steps not reached with the new one)")
+    assert last == "1 recording, 8 decisions, 1 differs, 7 not reached"
+    assert main(["replay", "--old", REFUSES, str(PLAIN), "--", *own("dyndns")]) == 1
+    assert "(7 steps not reached with the old one)" in capsys.readouterr().out
+
+
+def test_two_filters_that_decide_alike(capsys: Capture) -> None:
+    assert main(["replay", "--old", REFUSES, "--new", REFUSES, str(PLAIN), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recordings"][0]["decisions"] == []
+    assert main(["replay", "--old", REFUSES, "--new", REFUSES, str(PLAIN)]) == 0
+    assert capsys.readouterr().out == "1 recording, 8 decisions, none differ\n"
+
+
+def test_two_filters_as_json(capsys: Capture) -> None:
+    assert main(["replay", "--old", PASSES, "--new", REFUSES, str(PLAIN), "--json"]) == 1
+    first = json.loads(capsys.readouterr().out)["recordings"][0]["decisions"][0]
+    assert (first["old"]["verb"], first["new"]["verb"]) == ("proceed", "disconnect")
+    assert first["differs"] is True
+
+
+def test_two_messages_are_compared(script: Any, capsys: Capture) -> None:
+    command = script(
+        """
+        if argument == "hello":
+            say(f"filter-dataline|{session}|{token}|good bye")
+        else:
+            proceed()
+        """
+    )
+    words = ["--old", PASSES, "--new", shlex.join(command)]
+    assert main(["replay", *words, str(PLAIN)]) == 1
+    assert "       -hello\n       +good bye\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_one_of_two_that_smtpd_would_not_survive(which: str, script: Any, capsys: Capture) -> None:
+    dies = shlex.join(script("if phase == 'rcpt-to':\n    os._exit(7)\nproceed()"))
+    words = {"old": PASSES, "new": PASSES, which: dies}
+    assert main(["replay", "--old", words["old"], "--new", words["new"], str(PLAIN)]) == 3
+    out = capsys.readouterr().out
+    assert f" ! {which}: exited with status 7, which ends smtpd" in out
+    assert "not reached" not in out
+
+
+def test_two_chain_files_are_compared(tmp_path: Path, capsys: Capture) -> None:
+    chains = '[chain.a]\nfilters = ["trace"]\n[chain.b]\nfilters = ["dyndns"]\n'
+    settings = '[filter.dyndns]\nextra-patterns = "^localhost$"\nexempt = ["authenticated"]\n'
+    for name, action in (("old", "junk"), ("new", "reject")):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(f'{chains}{settings}action = "{action}"\n')
+    words = ["--old", str(tmp_path / "old.toml"), "--new", str(tmp_path / "new.toml")]
+    assert main(["replay", *words, "--chain", "b", str(PLAIN)]) == 1
+    assert re.search(r"connect .*  junk +disconnect 554", capsys.readouterr().out)
+    assert main(["replay", *words, "--chain", "a", str(PLAIN)]) == 0
+    capsys.readouterr()
+    # The error of filter-chain, for the file has two.
+    assert main(["replay", *words, str(PLAIN)]) == 3
+    assert "--chain is required, there are several" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--old", "filter-dyndns"], "no command; it stands behind -- at the end, or is given by "),
+        (["--new", "x", "--", "y"], "--new and a command behind -- exclude each other"),
+        (["--old", "no-such-filter", "--new", "true"], "--old: no-such-filter: no such program"),
+        (["--new", "no-such-filter"], "--new: no-such-filter: no such program"),
+        (["--new", "filter 'x"], "--new: No closing quotation"),
+        (["--new", " "], "--new: empty command"),
+        (["--new", "/no/such.toml"], "--new: /no/such.toml: no such program"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_commands(words: list[str], line: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", str(PLAIN), *words])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"smtpd-filters replay: {line}")
+
+
+def test_steps_that_interleaved_sessions_did_not_reach(tmp_path: Path, capsys: Capture) -> None:
+    """A line for each session, however they stand."""
+    lines = PLAIN.read_bytes().splitlines(keepends=True)
+    [session] = Recording.read(PLAIN).sessions()
+    start = next(at for at, line in enumerate(lines) if session.encode() in line)
+    second = [line.replace(session.encode(), b"0" * 16) for line in lines[start:]]
+    pairs = zip(lines[start:], second, strict=True)
+    path = tmp_path / "two.session"
+    path.write_bytes(b"".join([*lines[:start], *(line for pair in pairs for line in pair)]))
+    assert main(["replay", "--diff", str(path), "--", REFUSES]) == 1
+    assert capsys.readouterr().out.count("  (7 steps not reached)\n") == 2
 
 
 # -- filters that smtpd would not survive ------------------------------------------------

@@ -1,0 +1,206 @@
+"""`smtpd-filters check`: the filters of smtpd.conf and smtpd-filters.toml, before a restart.
+
+Invariants
+----------
+AS-SMTPD: a filter is tried as smtpd starts it (`starter`), a chain file as `filter-chain -n` does.
+ENDS: what is tried has a time limit, and is ended behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import LIST, PATH, SECONDS, TEXT, Settings, option
+from smtpd_filters.settings.kinds import printable, quote
+
+from . import chain, smtpd_conf
+from .accounts import UnknownError, filters_user
+from .starter import try_program
+from .verb import Verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .smtpd_conf import Program
+    from .starter import Result
+
+FINE, FAULTY = 0, 1
+#: Where smtpd.conf is: on OpenBSD, FreeBSD, Debian, elsewhere.
+PLACES = (
+    "/etc/mail/smtpd.conf",
+    "/usr/local/etc/mail/smtpd.conf",
+    "/etc/smtpd.conf",
+    "/etc/smtpd/smtpd.conf",
+    "/etc/opensmtpd/smtpd.conf",
+)
+
+
+class Options(Settings):
+    """Which files, and as which user."""
+
+    config = option(
+        PATH,
+        default=None,
+        flags=("-f",),
+        help="The file of smtpd.conf(5); by default smtpd.conf in /etc/mail, /usr/local/etc/mail, "
+        "/etc, /etc/smtpd or /etc/opensmtpd, the first that there is.",
+    )
+    chains = option(
+        PATH,
+        default=None,
+        help="Check this file of smtpd-filters.toml(5), all chains of it, and no smtpd.conf. By "
+        "default the one where filter-chain looks for it is checked, if there is one.",
+    )
+    chain = option(TEXT, default="", help="With --chains, the only chain to be checked.")
+    macro = option(
+        LIST(TEXT),
+        default=(),
+        flags=("-D",),
+        help="NAME=VALUE: a macro of smtpd.conf, as for smtpd's -D.",
+    )
+    user = option(
+        TEXT,
+        default="",
+        help="If root runs it: the user that smtpd runs filters as, where no line names another. "
+        "By default it is smtpd's own (_smtpd, opensmtpd or smtpd).",
+    )
+    timeout = option(
+        SECONDS(low=0.001), default=30.0, help="How long a filter may take to get ready."
+    )
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Check the files and print what was found, a line each.  The exit status."""
+    _check_user(options.user)
+    if options.chain and options.chains is None:
+        raise ConfigError("--chain is of no use without --chains")
+    if options.chains is not None:
+        if options.config is not None:
+            raise ConfigError("--chains and --config exclude each other: check one file at a time")
+        return _chain_file(options, options.chains)
+    config = options.config or _first(PLACES)
+    chains = None if options.config else _first(chain.PLACES)
+    if config is None and chains is None:
+        raise ConfigError(f"no smtpd.conf in {', '.join(PLACES)}; --config names another")
+    statuses = []
+    if config is not None:
+        statuses.append(_configuration(options, config))
+    if chains is not None:
+        statuses.append(_chain_file(options, chains))
+    return max(statuses)
+
+
+def _check_user(name: str) -> None:
+    if name and os.geteuid():
+        raise ConfigError("--user: only root may become another")
+    if name:
+        try:
+            filters_user(name)
+        except UnknownError as error:
+            raise ConfigError(f"--user: {error}") from None
+
+
+def _first(places: tuple[str, ...]) -> str | None:
+    return next((path for path in places if os.path.lexists(path)), None)
+
+
+# -- smtpd.conf ------------------------------------------------------------------------------
+
+
+def _configuration(options: Options, path: str) -> int:
+    read = smtpd_conf.read(path, _macros(options.macro))
+    for problem in read.problems:
+        _print(str(problem))
+    wrong = len(read.errors)
+    for program in read.programs:
+        _flush()
+        result = try_program(program, options.user, options.timeout)
+        wrong += bool(result.error)
+        _show(program, result)
+    if read.errors:
+        _print(f"{path}: smtpd -n -f {path} checks the rest of the file")
+    if os.geteuid():
+        _print(f"{path}: only root can try filters as smtpd's user, whose rights may differ")
+    count = len(read.programs)
+    errors = f"{wrong or 'no'} error{'' if wrong == 1 else 's'}"
+    _print(f"{path}: {count or 'no'} filter{'' if count == 1 else 's'}, {errors}")
+    return FAULTY if wrong else FINE
+
+
+def _macros(given: tuple[str, ...]) -> dict[str, str]:
+    """As cmdline_symset() of parse.y: the last "=" parts name and value."""
+    macros = {}
+    for each in given:
+        name, equals, value = each.rpartition("=")
+        if not equals:
+            raise ConfigError(f"--macro: expected NAME=VALUE, not {quote(each)}")
+        macros[name] = value
+    return macros
+
+
+def _show(program: Program, result: Result) -> None:
+    where = f"{program.place}: {program.statement} {quote(program.name)}"
+    as_user = f" (as {result.user})" if result.user else ""
+    if result.error:
+        _print(f"{where}: {result.error}{as_user}")
+    elif result.untried:
+        _print(f"{where}: not checked: {result.untried}{as_user}")
+    else:
+        _print(f"{where}: ok{as_user}")
+    for line in result.logged:
+        _print(f"{where}: it logs: {line}")
+
+
+# -- smtpd-filters.toml ----------------------------------------------------------------------
+
+
+def _chain_file(options: Options, path: str) -> int:
+    """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user."""
+    words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # as it is given, not resolved
+    words += [f"--chain={options.chain}"] if options.chain else []
+    words += [f"--user={options.user}"] if options.user else []
+    # Where this process has its modules from, and from nowhere else: it may be root's.
+    modules = f"import sys; sys.path = {sys.path!r}"
+    program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
+    command = [sys.executable, "-I", "-c", program]
+    _flush()
+    try:
+        done = subprocess.run(  # noqa: S603  # our own program
+            [*command, "--check", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=options.timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        _print(f"{path}: not checked within {options.timeout:g} s")
+        return FAULTY
+    for line in done.stderr.splitlines():
+        _print(line.removeprefix(f"{chain.PROG}: "))
+    return FAULTY if done.returncode else FINE
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{printable(line)}\n")
+
+
+def _flush() -> None:
+    """Show what there is: what is tried next may take a while."""
+    sys.stdout.flush()
+
+
+VERB = Verb(
+    "check",
+    run,
+    options=Options,
+    description="Check the filters of smtpd.conf(5) and smtpd-filters.toml(5). Each filter of this "
+    "package is started as smtpd would start it, as the same user; of others is checked that they "
+    "can be run. smtpd -n starts no filters: run both before smtpd is restarted.",
+    ending="Exit status: 0 when nothing is wrong, 1 when something is, 2 for a wrong flag or an "
+    "unreadable file. Warnings don't count.",
+)

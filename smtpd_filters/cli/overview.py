@@ -1,0 +1,67 @@
+"""`smtpd-filters help`: the verbs, or the help of one of them, or that of a filter."""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import TEXT, Settings, operand
+from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.kinds import quote
+
+from . import PROG, VERBS, load
+from .verb import Verb
+
+
+class Options(Settings):
+    """What to show the help of."""
+
+    topic = operand(
+        TEXT,
+        default="",
+        metavar="NAME",
+        help="A verb, or a filter with or without `filter-` before its name.",
+    )
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Print it."""
+    topic = options.topic
+    if not topic:
+        sys.stdout.write(overview())
+    elif topic in VERBS:
+        sys.stdout.write(load(topic).help())
+    else:
+        from .run import find
+
+        try:
+            main = find(topic)
+        except ConfigError as error:
+            # A name that is neither.
+            if "/" in topic or ":" in topic:
+                raise
+            near = suggest(topic, VERBS) or str(error).partition(quote(topic))[2]
+            raise ConfigError(f"no verb and no filter {quote(topic)}{near}") from None
+        return main(["--help"])
+    return 0
+
+
+def overview() -> str:
+    """The help of the tool itself."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name.ljust(width)}  {load(name).summary}" for name in VERBS)
+    return (
+        f"usage: {PROG} VERB [option ...] [operand ...]\n\n"
+        "Look after the filters of OpenSMTPD's smtpd(8).\n\n"
+        f"Verbs:\n{verbs}\n\n"
+        f"Options:\n  --version\n        Print the version and exit.\n\n"
+        f"`{PROG} help VERB` shows the options of a verb, `{PROG} help NAME` those of a filter.\n"
+    )
+
+
+VERB = Verb(
+    "help",
+    run,
+    options=Options,
+    description="Show the help of a verb or of a filter. Without an operand, the verbs.",
+)

@@ -1,0 +1,63 @@
+"""`smtpd-filters run`: a filter started by its name, as its executable would be."""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters import main as executable
+from smtpd_filters.settings import TEXT, Settings, operand
+
+from . import PROG
+from .verb import Verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: The executable that is no filter of its own.
+CHAIN = "chain"
+
+
+class Options(Settings):
+    """Which filter."""
+
+    name = operand(
+        TEXT,
+        required=True,
+        metavar="NAME",
+        help="The filter's name, as `fcrdns` for filter-fcrdns; all that follows it are flags of "
+        f"the filter. `{PROG} list` shows the names, beside which there is `{CHAIN}`.",
+    )
+
+
+def run(options: Options, words: list[str]) -> int:
+    """Be that filter; the exit status is the filter's."""
+    return find(options.name)(words)
+
+
+def find(name: str) -> Callable[[Sequence[str]], int]:
+    """Give the main function of a filter; ConfigError if there is no filter of that name."""
+    name = name.removeprefix("filter-")
+    if name == CHAIN:
+        from .chain import main
+
+        return main
+    from .chain_use import find as find_class
+
+    cls = find_class(name, [CHAIN])
+    # That of a package is beside its policy, as [project.scripts] names it.
+    of_module = getattr(sys.modules[cls.__module__.removesuffix(".policy")], "main", None)
+    if cls.name == name and callable(of_module):
+        return of_module  # type: ignore[no-any-return]
+    return lambda words: executable.run(cls, words)
+
+
+VERB = Verb(
+    "run",
+    run,
+    options=Options,
+    description="Start a filter by its name, as smtpd starts its executable. On a terminal it "
+    "reads its flags and files, says that they are right or what is wrong with them, and ends.",
+    ending="The exit status is that of the filter.",
+    hands_over=True,
+)

@@ -1,0 +1,245 @@
+"""A command of smtpd.conf(5), started as smtpd starts it, to see whether it gets ready.
+
+As by smtpd, the command is run by the shell, from the libexec directory unless it has a whole path,
+as the user, with the group and in the root directory of its line, with one socket as its stdin and
+stdout.  It gets the hand-shake, and its input ends when it has registered all that it wants.
+
+Only root can become another user; others try with their own rights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+from smtpd_filters.errors import user_name
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.settings.kinds import printable
+
+from .accounts import UnknownError, filters_user
+from .player import LIBEXEC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    from .accounts import Account
+    from .smtpd_conf import Program
+
+SHELL = "/bin/sh"
+#: What a server has in its environment.
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+#: Seconds for a filter to end behind the end of its input.
+LAST_WORDS = 5.0
+#: Bytes of a program in which our package's name is looked for, and of a log that are read.
+_HEAD = 1 << 16
+#: Interpreters that a command may name in front of a filter's file.
+_INTERPRETERS = re.compile(r"env|python[0-9.]*")
+#: The one line with which our programs end at the start.
+_OURS = re.compile(r"(filter-[\w.-]+|smtpd-filters[\w -]*): ")
+#: What the shell doesn't take for part of a plain word.
+_PLAIN = re.compile(r"""[^\s'"\\$`;&|<>()*?\[\]#~]+(?=\s|$)""")
+
+
+#: Run by the interpreter as root: enters a root directory, becomes a user, and runs the shell.
+_IN_ROOT = """\
+import os, sys
+root, uid, gid, *command = sys.argv[1:]
+os.chroot(root)
+os.chdir("/")
+os.setgroups([int(gid)])
+os.setgid(int(gid))
+os.setuid(int(uid))
+os.execv(command[0], command)
+"""
+
+
+class _Child:
+    """How a child process of another user, perhaps in another root directory, is started."""
+
+    def __init__(self, account: Account | None, root: str) -> None:
+        self._prefix: list[str] = []
+        self._how: dict[str, Any] = {"env": ENVIRONMENT, "cwd": "/"}
+        self._root = root
+        if account is None:
+            return
+        if root:
+            name = [root, str(account.uid), str(account.gid)]
+            self._prefix = [sys.executable, "-I", "-c", _IN_ROOT, *name]
+        else:
+            gid = account.gid
+            self._how |= {"user": account.uid, "group": gid, "extra_groups": [gid]}
+
+    def start(self, *command: str, **how: Any) -> subprocess.Popen[bytes]:
+        """Start a command; `how` is for Popen."""
+        return subprocess.Popen([*self._prefix, *command], **self._how, **how)  # noqa: S603  # as smtpd does
+
+    def unusable(self, path: str) -> str:
+        """Why that user can't run a file (or the shell in its root), or ""."""
+        if not Path(f"{self._root}{SHELL}").exists():
+            return f"chroot {self._root}: no {SHELL} in it, which runs the command"
+        if not path:
+            return ""
+        if not Path(f"{self._root}{path}").exists():
+            return f"{path}: No such file or directory"
+        test = self.start(SHELL, "-c", 'test -f "$1" && test -x "$1"', SHELL, path)
+        return f"{path}: not a file that can be executed" if test.wait() else ""
+
+
+class Result(NamedTuple):
+    """What became of a command."""
+
+    #: Why smtpd would end, or "".
+    error: str = ""
+    #: Why it was not started, or "".
+    untried: str = ""
+    #: The user that it was tried as.
+    user: str = ""
+    #: What a filter that got ready has logged.
+    logged: tuple[str, ...] = ()
+
+
+def try_program(program: Program, user: str, timeout: float) -> Result:
+    """Start a program if it is a filter of this package; else look whether it can be run."""
+    if program.chroot and os.geteuid():
+        return Result(untried="only root can try it in its chroot")
+    try:
+        account = _account(program, user)
+    except UnknownError as unknown:
+        return Result(f"{unknown}: smtpd doesn't start")
+    text = command_line(program.command)
+    path = _program(text)
+    child = _Child(account, program.chroot)
+    error = child.unusable(path)
+    untried = ""
+    if not error:
+        if not path:
+            untried = "only the shell knows which program it is"
+        elif not _is_ours(text, path, program.chroot):
+            untried = f"not a filter of this package; {path} can be run"
+    result = Result(error, untried) if error or untried else _start(text, child, timeout)
+    return result._replace(user=account.name if account else user_name())
+
+
+def _account(program: Program, user: str) -> Account | None:
+    """The user to become; None to stay. Raises UnknownError."""
+    as_root = os.geteuid() == 0
+    if not (as_root or program.user or program.group):
+        return None
+    account = filters_user(program.user or user, program.group)
+    return account if as_root else None
+
+
+def command_line(command: str) -> str:
+    """Give the command with its program's directory, as smtpd hands it to the shell."""
+    if command.startswith("/"):
+        return command
+    known = [directory for directory in LIBEXEC if Path(directory).is_dir()]
+    return f"{(known or LIBEXEC)[0]}/{command}"
+
+
+def _program(text: str) -> str:
+    """The program's file; "" if the shell has to make it out."""
+    if found := _PLAIN.match(text):
+        return found[0]
+    if any(char in text for char in "$`"):
+        return ""
+    try:
+        return shlex.split(text)[0]
+    except ValueError:
+        return ""
+
+
+def _is_ours(text: str, path: str, root: str) -> bool:
+    """Whether a command runs a program that uses this package."""
+    if not path:
+        return False
+    files = [path]
+    if _INTERPRETERS.fullmatch(Path(path).name):
+        with contextlib.suppress(ValueError):
+            files = [word for word in shlex.split(text)[1:] if not word.startswith("-")]
+    return any(_uses_us(f"{root}{file}") for file in files)
+
+
+def _uses_us(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return b"smtpd_filters" in head and b"\0" not in head
+
+
+def _start(text: str, child: _Child, timeout: float) -> Result:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, tempfile.TemporaryFile() as log:
+        with theirs:
+            process = child.start(
+                *(SHELL, "-c", f"exec {text}"),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            error = _shake_hands(ours, timeout)
+            # The end of its input ends a filter; one that failed ends by itself.
+            ours.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LAST_WORDS)
+        finally:
+            _end(process)
+        lines = _lines(log)
+    if error == _CLOSED:
+        said = [line for line in lines if _OURS.match(line)] or lines
+        status = process.returncode
+        error = said[-1] if said else f"ends with status {status} before it is ready"
+    return Result(error, logged=() if error else tuple(lines))
+
+
+_CLOSED = "closed"
+
+
+def _shake_hands(connection: socket.socket, timeout: float) -> str:
+    """Be smtpd until the filter is ready; why it isn't, or ""."""
+    smtpd = SmtpdConnection()
+    deadline = monotonic() + timeout
+    try:
+        connection.settimeout(timeout)
+        connection.sendall(smtpd.configure())
+        while not smtpd.ready:
+            connection.settimeout(max(deadline - monotonic(), 0.001))
+            data = connection.recv(1 << 16)
+            if not data:
+                return _CLOSED
+            for _ in smtpd.receive(data):
+                pass  # it is read as it is iterated over
+    except TimeoutError:
+        return f"not ready within {timeout:g} s"
+    except OSError:
+        return _CLOSED
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of a process, with its children."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _lines(log: BinaryIO) -> list[str]:
+    """What was written to stderr, printable, without empty lines."""
+    log.seek(0)
+    text = log.read(_HEAD).decode("utf-8", "replace")
+    return [printable(line.rstrip()) for line in text.splitlines() if line.strip()]

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from smtpd_filters.cli import chain, check, main, starter
+from smtpd_filters.errors import user_name
+from tests.cli.configurations import used
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Capture = pytest.CaptureFixture[str]
+
+ROOT = os.geteuid() == 0
+ME = user_name()
+#: smtpd's own user may not enter the directories of tests.
+AS_ME = ("--user", ME) if ROOT else ()
+needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
+DYNDNS = "from smtpd_filters.filters.dyndns import main\nraise SystemExit(main())\n"
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., str]:
+    """Make an executable in Python; its path."""
+
+    def make(text: str, name: str = "filter-own", mode: int = 0o755) -> str:
+        path = tmp_path / name
+        path.write_text(f"#!{sys.executable}\n{dedent(text)}")
+        path.chmod(mode)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def checked(tmp_path: Path, capsys: Capture) -> Callable[..., tuple[int, list[str]]]:
+    """Check a file of this text: the status, and the lines without the file's name."""
+
+    def run(text: str, *flags: str) -> tuple[int, list[str]]:
+        path = tmp_path / "smtpd.conf"
+        path.write_text(text)
+        status = main(["check", "--config", str(path), *AS_ME, *flags])
+        out, err = capsys.readouterr()
+        assert err == ""
+        lines = out.splitlines()
+        assert all(line.startswith(f"{path}:") for line in lines)
+        said = [line.removeprefix(f"{path}:") for line in lines]
+        return status, [line for line in said if "warning: no `listen on socket" not in line]
+
+    return run
+
+
+def about(checked: Callable[..., tuple[int, list[str]]], command: str, *flags: str) -> str:
+    """The one line on a filter with this command."""
+    options = f' user "{ME}"' if "user" not in command else ""
+    quoted = command.replace('"', '\\"')
+    status, [line, *rest] = checked(used(f'filter f proc-exec "{quoted}"{options}'), *flags)
+    summary = [each for each in rest if each.startswith(" 1 filter, ")]
+    assert summary == [f" 1 filter, {'1 error' if status else 'no errors'}"]
+    prefix = '1: filter "f": '
+    assert line.startswith(prefix)
+    return f"{status} {line.removeprefix(prefix)}"
+
+
+# -- filters of ours -------------------------------------------------------------------------
+
+
+def test_a_filter_that_gets_ready(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    assert about(checked, program(DYNDNS)) == f"0 ok (as {ME})"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--actoin junk", 'filter-dyndns: unknown flag --actoin, did you mean "--action"?'),
+        ("--allow file:/no/such", "filter-dyndns: --allow: /no/such: No such file or directory"),
+        ("--reply '550 x y'", ""),
+    ],
+)
+def test_what_a_filter_says_is_wrong(
+    flags: str,
+    reason: str,
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+) -> None:
+    """The shell reads the quotes."""
+    expected = f"1 {reason} (as {ME})" if reason else f"0 ok (as {ME})"
+    assert about(checked, f"{program(DYNDNS)} {flags}") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import smtpd_filters\nraise SystemExit(7)", "ends with status 7 before it is ready"),
+        ("import smtpd_filters.nowhere", "ModuleNotFoundError: No module named 'smtpd_filters.no"),
+        (
+            "import sys\nsys.exit('filter-x: --y: wrong\\nmore of smtpd_filters')",
+            "filter-x: --y: wrong",
+        ),
+        ("import smtpd_filters, time\ntime.sleep(60)", "not ready within 0.5 s"),
+        (
+            # Its children end with it.
+            "import smtpd_filters, subprocess\nsubprocess.run(['sleep', '60'])",
+            "not ready within 0.5 s",
+        ),
+        (
+            "import smtpd_filters, os\nos.close(0), os.close(1)\nos.read(os.pipe()[0], 1)",
+            "ends with status -9 before it is ready",
+        ),
+    ],
+)
+def test_a_filter_that_does_not_get_ready(
+    text: str,
+    reason: str,
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
+    flags = ("--timeout", "500ms") if "not ready" in reason else ()
+    assert about(checked, program(text), *flags).startswith(f"1 {reason}")
+
+
+def test_what_a_filter_logs_at_the_start(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path = program(DYNDNS.replace("dyndns", "senderscore"))
+    status, [first, second, *_] = checked(used(f'filter f proc-exec "{path}"'))
+    assert status == 0
+    assert first == f'1: filter "f": ok (as {ME})'
+    assert second.startswith('1: filter "f": it logs: senderscore nothing to do')
+
+
+def test_a_filter_that_outlives_its_input_is_ended(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
+    text = "import smtpd_filters, time\nprint('register|ready', flush=True)\ntime.sleep(60)\n"
+    assert about(checked, program(text)) == f"0 ok (as {ME})"
+
+
+def test_it_gets_what_smtpd_gives_it(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    text = """
+    import os, stat, sys, smtpd_filters
+    line = ""
+    while line != "config|ready":
+        line = sys.stdin.readline().strip()
+    one, two = os.fstat(0), os.fstat(1)
+    print(sys.argv[1:], os.getcwd(), sorted(os.environ), file=sys.stderr)
+    print(stat.S_ISSOCK(one.st_mode), os.path.samestat(one, two), file=sys.stderr)
+    print(os.getsid(0) == os.getpid(), os.getgroups() == [os.getgid()], file=sys.stderr)
+    print("register|ready", flush=True)
+    """
+    command = f"{program(text)} \\\"a b\\\" 'c' $HOME; exit"
+    status, lines = checked(used(f'filter f proc-exec "{command}"'))
+    assert status == 0
+    logged = [line.partition("it logs: ")[2] for line in lines if "it logs: " in line]
+    seen = {"['a b', 'c'] / ['LC_CTYPE', 'PATH', 'PWD']", "['a b', 'c'] / ['PATH', 'PWD']"}
+    assert logged[0] in seen | {each.replace(", 'PWD'", "") for each in seen}
+    assert logged[1] == "True True"
+    assert logged[2].split()[0] == "True"
+    if ROOT:
+        assert logged[2] == "True True"
+
+
+@pytest.mark.parametrize(
+    "before", ["{python} {path}", "/usr/bin/env {path}", "/usr/bin/env -i {path}"]
+)
+def test_an_interpreter_in_front_of_a_filter(
+    before: str,
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+) -> None:
+    command = before.format(python=sys.executable, path=program(DYNDNS))
+    assert about(checked, f"{command} --actoin junk").startswith("1 filter-dyndns: unknown flag")
+
+
+def test_a_command_without_a_path_is_in_libexec(
+    tmp_path: Path,
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(starter, "LIBEXEC", ("/no/such", str(tmp_path), "/usr"))
+    program(DYNDNS, "filter-mine")
+    assert about(checked, "filter-mine") == f"0 ok (as {ME})"
+    missing = f"{tmp_path}/filter-yours: No such file or directory"
+    assert about(checked, "filter-yours -v") == f"1 {missing} (as {ME})"
+    monkeypatch.setattr(starter, "LIBEXEC", ("/no/such", "/nor/this"))
+    assert about(checked, "filter-mine").startswith("1 /no/such/filter-mine: No such file")
+
+
+def test_a_proc_is_checked(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    text = used(f'proc p "{program(DYNDNS)}"\nfilter f proc p\n')
+    assert checked(text)[1][0] == f'1: proc "p": ok (as {ME})'
+
+
+# -- programs of others, and what smtpd does not find ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("/bin/sh -c true", "0 not checked: not a filter of this package; /bin/sh can be run"),
+        ("/no/such -x", "1 /no/such: No such file or directory"),
+        ("/etc/passwd", "1 /etc/passwd: not a file that can be executed"),
+        ("/etc", "1 /etc: not a file that can be executed"),
+        ("/$X/filter-x", "0 not checked: only the shell knows which program it is"),
+        ("/'bin/sh", "0 not checked: only the shell knows which program it is"),
+        ("/'bin'/sh", "0 not checked: not a filter of this package; /bin/sh can be run"),
+    ],
+)
+def test_programs_of_others(
+    command: str, line: str, checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    assert about(checked, command) == f"{line} (as {ME})"
+
+
+def test_a_filter_that_is_not_executable(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path = program(DYNDNS, mode=0o644)
+    assert about(checked, path) == f"1 {path}: not a file that can be executed (as {ME})"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("user nonesuch", "no user nonesuch: smtpd doesn't start"),
+        (f"user {ME} group nonesuch", "no group nonesuch: smtpd doesn't start"),
+    ],
+)
+def test_users_and_groups_that_do_not_exist(
+    options: str, line: str, checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    status, lines = checked(used(f'filter f proc-exec "/bin/sh" {options}'))
+    assert (status, lines[0]) == (1, f'1: filter "f": {line}')
+
+
+@needs_root
+def test_a_program_in_another_root(
+    tmp_path: Path, program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    command = f'filter f proc-exec "{program(DYNDNS)}" chroot'
+    assert checked(used(f'{command} "/"'))[1][0] == f'1: filter "f": ok (as {ME})'
+    status, [line, *_] = checked(used(f'{command} "{tmp_path}"'))
+    assert status == 1
+    assert f"chroot {tmp_path}: no /bin/sh in it, which runs the command" in line
+
+
+@needs_root
+def test_a_program_of_another_user(checked: Callable[..., tuple[int, list[str]]]) -> None:
+    text = used(
+        "filter f proc-exec /bin/sh user nobody group daemon".replace("/bin/sh", '"/bin/sh"')
+    )
+    assert checked(text)[1][0].endswith("/bin/sh can be run (as nobody)")
+
+
+def test_who_is_not_root_tries_as_himself(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.cli.test_check.AS_ME", ())
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 12345)
+    text = used(
+        f'filter f proc-exec "{program(DYNDNS)}" user {ME}\nfilter g proc-exec x chroot "/"'
+    )
+    status, lines = checked(text)
+    assert status == 0
+    assert lines[1] == f'1: filter "f": ok (as {user_name()})'
+    assert lines[2] == '2: filter "g": not checked: only root can try it in its chroot'
+    assert lines[3] == " only root can try filters as smtpd's user, whose rights may differ"
+
+
+# -- the file --------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_the_file(checked: Callable[..., tuple[int, list[str]]]) -> None:
+    status, lines = checked("filter f proc-exec\nlisten on lo filter g\n")
+    assert status == 1
+    assert lines[0].startswith("1: syntax error: the statement ends behind ")
+    assert lines[1] == '2: no filter "g" is declared above'
+    assert lines[2].endswith(" checks the rest of the file")
+    assert lines[-1] == " no filters, 2 errors"
+
+
+def test_a_warning_is_no_error(checked: Callable[..., tuple[int, list[str]]]) -> None:
+    status, lines = checked('filter f proc-exec "/bin/sh"\n')
+    assert status == 0
+    assert lines[0] == '1: warning: filter "f" is not used: no listener or action names it'
+
+
+def test_macros_of_the_command_line(checked: Callable[..., tuple[int, list[str]]]) -> None:
+    text = used('c = "/no/such"\nfilter f proc-exec $c')
+    assert checked(text)[0] == 1
+    status, lines = checked(text, "-D", 'c="/bin/sh"', "--macro", "d=e")
+    assert status == 0
+    assert "/bin/sh can be run" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--config", "/no/such.conf"], "/no/such.conf: No such file or directory"),
+        (["--chain", "x"], "--chain is of no use without --chains"),
+        (["--chains", "x", "--config", "y"], "--chains and --config exclude each other"),
+        (["-f", "/dev/null", "-D", "x"], '--macro: expected NAME=VALUE, not "x"'),
+        (["--timeout", "0"], "--timeout: must be at least 1ms"),
+        pytest.param(["--user", "nonesuch"], "--user: no user nonesuch", marks=needs_root),
+    ],
+)
+def test_wrong_flags(flags: list[str], line: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *flags])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"smtpd-filters check: {line}")
+    assert err.count("\n") == 1
+
+
+def test_only_root_may_become_another(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(SystemExit):
+        main(["check", "--user", "nobody"])
+    assert "--user: only root may become another" in capsys.readouterr().err
+
+
+# -- files of filter-chain -------------------------------------------------------------------
+
+GOOD = '[chain.x]\nfilters = ["dyndns"]\n[chain.y]\nfilters = ["dyndns"]\n'
+BAD = '[filter.dyndns]\nacton = "junk"\n[filter.fcrdns]\nphase = "x"\n' + GOOD
+
+
+@pytest.fixture
+def chains(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "smtpd-filters.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_chain_file(chains: Callable[[str], str], capsys: Capture) -> None:
+    path = chains(GOOD)
+    assert main(["check", "--chains", path, *AS_ME]) == 0
+    assert capsys.readouterr() == (f"configuration OK: {path} (dyndns), as {ME}\n", "")
+    assert main(["check", "--chains", path, "--chain", "z", *AS_ME]) == 1
+    assert capsys.readouterr().out == f"{path}: no [chain.z] (there is x, y)\n"
+
+
+def test_all_that_is_wrong_with_a_chain_file(chains: Callable[[str], str], capsys: Capture) -> None:
+    path = chains(BAD)
+    assert main(["check", "--chains", path, *AS_ME]) == 1
+    one, two = capsys.readouterr().out.splitlines()
+    assert one == f'{path}: [filter.dyndns]: unknown key "acton", did you mean "action"?'
+    assert two.startswith(f'{path}: [filter.fcrdns]: phase: invalid choice "x"')
+
+
+def test_a_chain_file_with_a_relative_path(
+    chains: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    path = chains(GOOD)
+    monkeypatch.chdir(Path(path).parent)
+    assert main(["check", "--chains", Path(path).name, *AS_ME]) == 0
+    assert path in capsys.readouterr().out
+
+
+def test_a_chain_file_that_takes_too_long(
+    tmp_path: Path, chains: Callable[[str], str], capsys: Capture
+) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ntime.sleep(60)\n")
+    path = chains(f'[filter.slow]\nuse = "{slow}"\n[chain.x]\nfilters = ["slow"]\n')
+    assert main(["check", "--chains", path, "--timeout", "1s", *AS_ME]) == 1
+    assert capsys.readouterr().out == f"{path}: not checked within 1 s\n"
+
+
+def test_both_files_where_they_usually_are(
+    tmp_path: Path,
+    chains: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    configuration = tmp_path / "smtpd.conf"
+    nowhere = str(tmp_path / "nowhere")
+    monkeypatch.setattr(check, "PLACES", (nowhere, str(configuration)))
+    monkeypatch.setattr(chain, "PLACES", (nowhere, str(tmp_path / "smtpd-filters.toml")))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *AS_ME])
+    assert ended.value.code == 2
+    said = f"no smtpd.conf in {nowhere}, {configuration}; --config names another"
+    assert capsys.readouterr().err == f"smtpd-filters check: {said}\n"
+    configuration.write_text("listen on lo\n")
+    assert main(["check", *AS_ME]) == 0
+    path = chains(BAD)
+    assert main(["check", *AS_ME]) == 1
+    out = capsys.readouterr().out
+    assert f"{configuration}: no filters, no errors\n" in out
+    assert f"{path}: [filter.dyndns]: unknown key" in out
+    # The chain file alone, and the other alone.
+    configuration.unlink()
+    chains(GOOD)
+    assert main(["check", *AS_ME]) == 0
+    configuration.write_text("listen on lo\n")
+    chains(BAD)
+    assert main(["check", "-f", str(configuration), *AS_ME]) == 0
