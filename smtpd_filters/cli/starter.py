@@ -54,13 +54,13 @@ _PLAIN = re.compile(r"""[^\s'"\\$`;&|<>()*?\[\]#~]+(?=\s|$)""")
 #: Run by the interpreter as root: enters a root directory, becomes a user, and runs the shell.
 _IN_ROOT = """\
 import os, sys
-root, uid, gid, *command = sys.argv[1:]
+root, uid, gid, shell, *words = sys.argv[1:]
 os.chroot(root)
 os.chdir("/")
 os.setgroups([int(gid)])
 os.setgid(int(gid))
 os.setuid(int(uid))
-os.execv(command[0], command)
+os.execv(shell, words)
 """
 
 
@@ -74,15 +74,17 @@ class _Child:
         if account is None:
             return
         if root:
-            name = [root, str(account.uid), str(account.gid)]
-            self._prefix = [sys.executable, "-I", "-c", _IN_ROOT, *name]
+            self._prefix = [sys.executable, "-I", "-c", _IN_ROOT]
+            self._prefix += [root, str(account.uid), str(account.gid), SHELL]
         else:
             gid = account.gid
             self._how |= {"user": account.uid, "group": gid, "extra_groups": [gid]}
 
-    def start(self, *command: str, **how: Any) -> subprocess.Popen[bytes]:
-        """Start a command; `how` is for Popen."""
-        return subprocess.Popen([*self._prefix, *command], **self._how, **how)  # noqa: S603  # as smtpd does
+    def start(self, *words: str, **how: Any) -> subprocess.Popen[bytes]:
+        """Start the shell as system(3) does; `how` is for Popen."""
+        if not self._prefix:
+            how["executable"] = SHELL
+        return subprocess.Popen([*self._prefix, "sh", "-c", *words], **self._how, **how)  # noqa: S603  # as smtpd does
 
     def unusable(self, path: str) -> str:
         """Why that user can't run a file (or the shell in its root), or ""."""
@@ -92,7 +94,7 @@ class _Child:
             return ""
         if not Path(f"{self._root}{path}").exists():
             return f"{path}: No such file or directory"
-        test = self.start(SHELL, "-c", 'test -f "$1" && test -x "$1"', SHELL, path)
+        test = self.start('test -f "$1" && test -x "$1"', "sh", path)
         return f"{path}: not a file that can be executed" if test.wait() else ""
 
 
@@ -185,7 +187,7 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
     with ours, tempfile.TemporaryFile() as log:
         with theirs:
             process = child.start(
-                *(SHELL, "-c", f"exec {text}"),
+                f"exec {text}",
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=log,
