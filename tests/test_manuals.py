@@ -105,6 +105,15 @@ def test_each_executable_has_a_page_with_all_its_options(name: str) -> None:
         assert f'.\\" begin synopsis {name}\n' in text
 
 
+@pytest.mark.parametrize("verb", list(MANUALS.verbs()), ids=lambda verb: str(verb.name))
+def test_the_page_of_the_tool_has_all_its_verbs(verb: Any) -> None:
+    text = (ROOT / "docs" / "man" / "smtpd-filters.8").read_text("utf-8")
+    assert f"\n.Ss {verb.prog}\n" in text
+    assert f'.\\" begin synopsis {verb.prog}\n' in text
+    if any(option.flags for option in verb.options.options.values()):
+        assert f'.\\" begin options {verb.prog}\n' in text
+
+
 def flags() -> dict[str, set[str]]:
     """The flags of each program, those of a tool with verbs together."""
     known = {

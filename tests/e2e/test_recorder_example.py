@@ -49,7 +49,7 @@ def test_with_it_sessions_are_recorded(version: str) -> None:
 def test_the_manual_shows_what_replay_prints(version: str, tmp_path: Path) -> None:
     manual = (Path(__file__).parents[2] / "docs" / "man" / "smtpd-filters.8").read_text("utf-8")
     [(command, shown)] = re.findall(
-        r"^# smtpd-filters (replay .*?)\n(.*?)^\.Ed$", manual, re.MULTILINE | re.DOTALL
+        r"^# smtpd-filters (replay --diff .*?)\n(.*?)^\.Ed$", manual, re.MULTILINE | re.DOTALL
     )
     [(session, name, address)] = re.findall(r"(\w{16})  connect  ([\w.-]+)\|([\d.]+) ", shown)
     filters = {"recorder": f"{BIN}/{COMMAND}", "dyndns": filter_command("dyndns")}
@@ -61,7 +61,8 @@ def test_the_manual_shows_what_replay_prints(version: str, tmp_path: Path) -> No
         (tmp_path / "a.session").write_bytes(file.read_bytes())
     tool = Path(sys.executable).parent / "smtpd-filters"
     words = shlex.split(command)
-    words[-1] = str(tool.with_name(words[-1]))
+    at = words.index("--") + 1
+    words[at] = str(tool.with_name(words[at]))
     done = subprocess.run(
         [str(tool), *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
