@@ -33,6 +33,12 @@ HERE = Path(__file__).resolve().parent
 PREFIX = "/usr/local"
 FILTERS = f"{PREFIX}/libexec/opensmtpd"  # where FreeBSD's smtpd looks
 STATE = "/var/db/smtpd-filters"
+#: Where shells look for what they complete, below the prefix.
+COMPLETIONS = {
+    "bash": "share/bash-completion/completions",
+    "fish": "share/fish/vendor_completions.d",
+    "zsh": "share/zsh/site-functions",
+}
 USER = "_smtpd"
 #: Nothing is older than this; it is also the default of hatchling.
 EPOCH = 1580601600
@@ -141,7 +147,7 @@ def examples(source: Path) -> dict[str, Path]:
 
 
 def documents(source: Path, package: str) -> dict[str, File]:
-    """Manual pages, what there is to read, the examples, the licence."""
+    """Manual pages, what there is to read, the examples, what shells complete, the licence."""
     files = {
         f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz": File(
             gzip.compress(page.read_bytes(), mtime=0)
@@ -153,6 +159,9 @@ def documents(source: Path, package: str) -> dict[str, File]:
     for name, example in examples(source).items():
         mode = EXECUTABLE if example.stat().st_mode & 0o100 else PLAIN
         files[f"{PREFIX}/share/examples/smtpd-filters/{name}"] = File(example.read_bytes(), mode)
+    for path in (source / "packaging/completions").glob("*/*"):
+        directory = COMPLETIONS[path.parent.name]
+        files[f"{PREFIX}/{directory}/{path.name}"] = File(path.read_bytes())
     licence = (source / "LICENSE").read_bytes()
     files[f"{PREFIX}/share/licenses/{package}/LICENSE"] = File(licence)
     return files

@@ -19,6 +19,11 @@ from pathlib import Path, PurePosixPath
 HERE = Path(__file__).resolve().parent
 #: As in make_pkg.
 EPOCH = 1580601600
+COMPLETIONS = {
+    "bash": "share/bash-completion/completions",
+    "fish": "share/fish/vendor_completions.d",
+    "zsh": "share/zsh/site-functions",
+}
 #: OpenBSD's packages of single filters; where a file of ours has the same name, the two conflict.
 SINGLES = ("admdscrub", "dkimsign", "dnsbl", "rspamd", "senderscore", "spamassassin", "spfgreylist")
 
@@ -76,6 +81,14 @@ def _examples(source: Path) -> list[str]:
     return sorted(names)
 
 
+def _completions(source: Path, shell: str) -> list[str]:
+    """The file that a shell completes by, and its directories."""
+    [file] = (source / "packaging/completions" / shell).iterdir()
+    path = PurePosixPath(COMPLETIONS[shell]) / file.name
+    above = [f"{each}/" for each in path.parents if len(each.parts) > 1]
+    return [*reversed(above), str(path)]
+
+
 def packing_list(wheel: Path, source: Path) -> str:
     """OpenBSD's pkg/PLIST."""
     with zipfile.ZipFile(wheel) as archive:
@@ -94,10 +107,12 @@ def packing_list(wheel: Path, source: Path) -> str:
     pages = sorted((source / "docs/man").glob("*.[1-9]"), key=lambda page: (page.suffix, page))
     lines += [f"@man man/man{page.suffix[1:]}/{page.name}" for page in pages]
     read = sorted(["README.md", *(page.name for page in (source / "docs").glob("*.md"))])
+    lines += _completions(source, "bash")
     lines += ["share/doc/pkg-readmes/${PKGSTEM}", "share/doc/smtpd-filters/"]
     lines += [f"share/doc/smtpd-filters/{name}" for name in read]
     lines += ["share/examples/smtpd-filters/"]
     lines += [f"share/examples/smtpd-filters/{name}" for name in _examples(source)]
+    lines += [*_completions(source, "fish"), *_completions(source, "zsh")]
     lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
     return "\n".join(lines) + "\n"
 

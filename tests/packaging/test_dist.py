@@ -100,7 +100,7 @@ def test_the_sdist_holds_what_building_needs_and_nothing_else(dist: Dist, tmp_pa
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     unpack(dist.sdist, tmp_path)
     top = {"pyproject.toml", "PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"}
-    below = ("smtpd_filters/", "docs/", "packaging/dovecot/")
+    below = ("smtpd_filters/", "docs/", "packaging/completions/", "packaging/dovecot/")
     rest = {name for name in names if not name.startswith(below)}
     assert rest - top == {"packaging/launchers.py"}
     assert {name for name in names if "__pycache__" in name} == set()
@@ -253,6 +253,12 @@ def test_it_holds_the_executables_the_manuals_and_the_modules(pkg: Path, dist: D
         assert f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz" in names
     for page in (dist.source / "README.md", *(dist.source / "docs").glob("*.md")):
         assert f"{PREFIX}/share/doc/smtpd-filters/{page.name}" in names
+    shells = tuple(f"{PREFIX}/share/{shell}/" for shell in ("bash-completion", "fish", "zsh"))
+    assert {name for name in names if name.startswith(shells)} == {
+        f"{PREFIX}/share/bash-completion/completions/smtpd-filters",
+        f"{PREFIX}/share/fish/vendor_completions.d/smtpd-filters.fish",
+        f"{PREFIX}/share/zsh/site-functions/_smtpd-filters",
+    }
     with zipfile.ZipFile(dist.wheel) as archive:
         for name in archive.namelist():
             assert f"{PREFIX}/lib/python{own_version()}/site-packages/{name}" in names
