@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smtpd_filters.testing.server import LabError, Smtpd, file_path, filter_command
+from smtpd_filters.testing.server import LabError, Smtpd, file_path
 from smtpd_filters.testing.server.layout import BIN
 
 ROOT = Path(__file__).parents[2]
@@ -93,10 +93,10 @@ def test_tls_with_a_certificate(version: str) -> None:
 
 def test_a_command_is_tried_by_hand(version: str) -> None:
     [tried] = re.findall(
-        r"^    (runuser -u \w+ -- )/usr/libexec/opensmtpd/(?=filter-)", PAGE, re.MULTILINE
+        r"^    (runuser -u \w+ -- )smtpd-filters run fcrdns (?=--allow)", PAGE, re.MULTILINE
     )
     with Smtpd(version, files={"friends": "192.0.2.1\n"}) as server:
-        command = filter_command("fcrdns", "--allow", f"file:{file_path('friends')}")
+        command = f"{BIN}/smtpd-filters run fcrdns --allow file:{file_path('friends')}"
         # script(1) has a terminal.
         shown = server.lab.run("script", "-qec", f"{tried}{command}", "/dev/null")
         [said] = re.findall("`(flags and files are right.*?)`", PAGE)
