@@ -69,7 +69,8 @@ class _Child:
 
     def __init__(self, account: Account | None, root: str) -> None:
         self._prefix: list[str] = []
-        self._how: dict[str, Any] = {"env": ENVIRONMENT, "cwd": "/"}
+        # In a session of its own it has no terminal of root's.
+        self._how: dict[str, Any] = {"env": ENVIRONMENT, "cwd": "/", "start_new_session": True}
         self._root = root
         if account is None:
             return
@@ -94,7 +95,8 @@ class _Child:
             return ""
         if not Path(f"{self._root}{path}").exists():
             return f"{path}: No such file or directory"
-        test = self.start('test -f "$1" && test -x "$1"', "sh", path)
+        words = ('test -f "$1" && test -x "$1"', "sh", path)
+        test = self.start(*words, stdin=subprocess.DEVNULL)
         return f"{path}: not a file that can be executed" if test.wait() else ""
 
 
@@ -191,7 +193,6 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=log,
-                start_new_session=True,
             )
         try:
             error = _shake_hands(ours, timeout)
