@@ -1,12 +1,12 @@
 """filter-chain: several filters in one process, as a file declares them.
 
-The law:
-
-1. What is wrong in the file is said before smtpd is told `register|ready`, as it is by a filter of
-   its own.
-2. `--check` says of the whole file what would keep smtpd from starting, as the user that smtpd runs
-   filters as, and exits as `smtpd -n` does.
-3. The process needs of the interpreter and of libraries what its filters need.
+Invariants
+----------
+BEFORE-READY: an error in the file ends the process before `register|ready`, as with an executable
+of one filter.
+CHECK: `--check` reports every error of the file that would keep smtpd from starting, as the user
+that smtpd runs filters as, and has the exit status of `smtpd -n`.
+LEAN: only the modules that the chain's filters need are loaded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .chain_file import Declared
 
 PROG = "filter-chain"
-#: Where the file is: beside smtpd.conf, as it is on OpenBSD, on FreeBSD and on Debian.
+#: Where the file is by default: beside smtpd.conf on OpenBSD, FreeBSD and Debian.
 PLACES = (
     "/etc/mail/smtpd-filters.toml",
     "/usr/local/etc/mail/smtpd-filters.toml",
@@ -84,7 +84,7 @@ class Options(Settings):
 
 
 class Common(Settings):
-    """The flags that filter-chain has in common with every filter."""
+    """The flags of every filter that apply to the whole process."""
 
     verbose = option(
         SWITCH,
@@ -117,7 +117,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     name = file.chain(own.chain)
     process = file.process(name)
     return serve_chain(
-        # Modules of others are loaded when stdout has been taken out of their way.
+        # Modules of the operator's own are loaded when nothing they print can get to smtpd.
         lambda log: _ready(file.declared(name), log),
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
@@ -126,9 +126,9 @@ def _serve(own: Options, *, verbose: bool) -> int:
 
 
 def _place() -> str:
-    """Where the file is when nobody says; ConfigError if it is nowhere."""
+    """Find the file without --config; ConfigError if there is none."""
     for path in PLACES:
-        if os.path.lexists(path):  # a link that leads nowhere is said
+        if os.path.lexists(path):  # a dangling link is an error of its own
             return path
     raise ConfigError(f"no file: neither {' nor '.join(PLACES)}; --config names another")
 
@@ -144,7 +144,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     except SystemExit:
         raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
     except ConfigError as error:
-        # A filter speaks of its flags; here they are keys.
+        # A filter names its flags; in the file they are keys.
         said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
         raise ConfigError(f"{declared.where}: {said}") from None
 
@@ -153,7 +153,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
 
 
 def check(own: Options) -> int:
-    """Say all that is wrong with the file, a line each, or that nothing is.  The exit status."""
+    """Report each error of the file in a line, or that there is none.  Returns the exit status."""
     _become(own.user)
     faults = 0
     checked: list[str] = []
@@ -174,7 +174,7 @@ def check(own: Options) -> int:
 
 
 def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
-    """Find all that is wrong; `checked` gets the file, and the names of its filters."""
+    """Find every error; the file and the names of its filters are added to `checked`."""
     try:
         file = ChainFile.read(own.config or _place())
         chains = [file.chain(own.chain)] if own.chain else file.chains
@@ -216,7 +216,7 @@ def _try(
 
 
 def _become(name: str) -> None:
-    """Be the user that smtpd runs filters as, if we may: what it can't read would fail there."""
+    """As root, become the user that smtpd runs filters as, with its access to files."""
     if os.geteuid():
         if name:
             raise ConfigError("--user: only root may become another")

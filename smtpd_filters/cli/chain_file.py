@@ -1,13 +1,13 @@
 """smtpd-filters.toml(5): filters with their settings, and the chains that they form.
 
-The law:
-
-1. What is wrong is a ConfigError of one line that names the file, the table and the key, with the
-   nearest known name for one that isn't known; of what isn't TOML, the line and the column.
-2. The file decides what code runs. It is read only if nobody can have written it but root and the
-   user that reads it; the same holds for a file with a filter of the operator's own. smtpd asks as
-   much of what it keeps secret.
-3. Only what a chain needs is loaded: the modules and the tables of its own filters.
+Invariants
+----------
+ONE-LINE: an error is a ConfigError of one line that names the file, the table and the key, and the
+nearest known name for an unknown one; for invalid TOML, the line and the column.
+TRUSTED: the file decides which code runs. It is read only if nobody but root and the user that
+reads it can have written it; the same holds for a file with a filter of the operator's own. smtpd
+demands as much of its files with secrets.
+LEAN: only the modules and the tables of a chain's own filters are loaded.
 
 A filter is declared by a table `[filter.NAME]`, whose keys are its flags without their dashes; one
 that a chain names needs no table if its defaults will do. `use` says which filter it is, where NAME
@@ -74,9 +74,9 @@ class Declared:
     def __init__(
         self, name: str, table: Table | None, where: str, others: Iterable[str] = ()
     ) -> None:
-        """Understand its table, for which its module and its tables are loaded.
+        """Parse its table, for which its module and its tables are loaded.
 
-        `others` are the names that may be meant by one that isn't known.  Raises ConfigError.
+        `others` are further names to suggest for an unknown one.  Raises ConfigError.
         """
         self.name = name
         alone = table is None
@@ -109,7 +109,7 @@ class Declared:
         except ConfigError as error:
             wrong.append(error)
         try:
-            # What is unknown has been said.
+            # Unknown keys have been reported.
             known = {key: value for key, value in keys.items() if key in _keys_of(policy)}
             self.policy = from_mapping(policy, known, where)
         except ConfigError as error:
@@ -125,7 +125,7 @@ class Declared:
 
 
 class ChainFile:
-    """A file that has been read: its tables are known to be tables, and no more yet."""
+    """A file that has been read. Of its tables only the types have been checked."""
 
     def __init__(self, path: str, content: str) -> None:
         """Raises ConfigError if the content isn't TOML, or isn't a file of this kind."""
@@ -153,7 +153,7 @@ class ChainFile:
 
     @classmethod
     def read(cls, path: str) -> ChainFile:
-        """Read a file; ConfigError if that fails, or it isn't safe to (law 2)."""
+        """Read a file; ConfigError if that fails, or others could have written it (TRUSTED)."""
         try:
             return cls(path, read_safely(path).removeprefix(MARK).decode())
         except UnicodeDecodeError as error:
@@ -166,7 +166,7 @@ class ChainFile:
         return list(self._chains)
 
     def chain(self, name: str) -> str:
-        """Give the name of the chain that is meant: "" is the only one there is."""
+        """Give the full name of a chain: "" stands for the only one."""
         if not name:
             if len(self._chains) > 1:
                 known = ", ".join(map(printable, self._chains))
@@ -197,7 +197,7 @@ class ChainFile:
         return from_mapping(ChainSettings, {**self._top, **table}, where)
 
     def declared(self, name: str) -> list[Declared]:
-        """Understand the filters of a chain, in order."""
+        """Parse the filters of a chain, in order."""
         return [self.filter(each, name) for each in self.process(name).filters]
 
     @property
@@ -206,7 +206,7 @@ class ChainFile:
         return list(self._filters)
 
     def filter(self, name: str, chain: str) -> Declared:
-        """Understand a filter, which `chain` names if it has no table."""
+        """Parse a filter; without a table of its own it is named by `chain`."""
         table = self._filters.get(name)
         if table is None:
             where = f"{self.path}: [chain.{printable(chain)}]: filters"
@@ -231,7 +231,7 @@ class ChainFile:
 
 
 def _placed(path: str, content: str, said: str) -> str:
-    """Put the place that tomllib names, "(at line 3, column 5)", where compilers put it."""
+    """Move the place that tomllib appends, "(at line 3, column 5)", to the front."""
     reason, _, place = said.rpartition(" (at ")
     if place == "end of document)":
         return f"{path}:{content.count(chr(10)) + 1}: {reason}"
@@ -243,7 +243,7 @@ def _placed(path: str, content: str, said: str) -> str:
 
 
 def _explained(reason: str, row: str, column: int) -> str:
-    """Say what is wrong with a row: the reason, unless it is that quotes are missing.
+    """Explain the error in a row: tomllib's reason, unless quotes are missing.
 
     The value is not repeated, for it may be a secret.
     """
@@ -275,7 +275,7 @@ def _process_keys() -> list[str]:
 
 
 def _refuse_misplaced(keys: Table, own: type[Settings], where: str) -> None:
-    """Say where the keys belong that a process has once."""
+    """Refuse keys of the process in a filter's table."""
     known = {declared.key for declared in own.options.values()}
     for key in _process_keys():
         if key in keys and key not in known:

@@ -1,12 +1,12 @@
-"""Which filter a configuration file means, and what of the operator's own code may run.
+"""Find the filter that a configuration file names; load code of the operator's own.
 
-The law:
-
-1. A name is one of this package's filters, or one that another distribution has in its entry points
-   of the group ``smtpd_filters.filters``.
-2. Code is run, and a file that decides which is believed, only if nobody can have written it but
-   root and the user that reads it.  smtpd asks the same of the files with its secrets.
-3. What a file holds is read once: what runs is what was looked at.
+Invariants
+----------
+NAMES: a name is one of this package's filters, or one that another distribution has in its entry
+points of the group `smtpd_filters.filters`.
+TRUSTED: a file is executed, or decides what is executed, only if nobody but root and the user that
+reads it can have written it.  smtpd demands the same of its files with secrets.
+ONCE: a file is read once; the content that was checked is what runs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _named(name: str, others: Iterable[str]) -> type[Filter]:
             if error.name != module:
                 raise  # one that it needs
         else:
-            # The first: what a filter has beside it under its name are its other kinds.
+            # The first one; further ones of the same name are its variants.
             for value in values:
                 if _is_filter(value) and value.name == name and value.__module__ in homes:
                     return value
@@ -89,7 +89,7 @@ def _of_file(used: str) -> type[Filter]:
     module.__file__ = path
     code = compile(read_safely(path), path, "exec")
     sys.modules[path] = module  # where what it defines is looked for, as by dataclasses
-    exec(code, vars(module))  # noqa: S102  # law 2
+    exec(code, vars(module))  # noqa: S102  # TRUSTED
     return _class_of(module, name)
 
 
@@ -121,7 +121,7 @@ def _is_filter(value: object) -> TypeGuard[type[Filter]]:
 def read_safely(path: str) -> bytes:
     """Read a file that decides what code runs.
 
-    ConfigError if that fails, or others could have written it (law 2).
+    ConfigError if that fails, or others could have written it (TRUSTED).
     """
     try:
         # To open a FIFO without a writer would wait for one.

@@ -75,7 +75,7 @@ def run(options: Options, _rest: list[str]) -> int:
     """Check the files and print what was found, a line each.  The exit status."""
     _check_user(options.user)
     if options.chain and options.chains is None:
-        raise ConfigError("--chain is of no use without --chains")
+        raise ConfigError("--chain requires --chains")
     if options.chains is not None:
         if options.config is not None:
             raise ConfigError("--chains and --config exclude each other: check one file at a time")

@@ -1,12 +1,13 @@
-"""Rspamd's controller, as far as it learns: a message goes there, and it says what it made of it.
+"""A client of Rspamd's controller that has messages learned.
 
-The law:
-1. What it has not said that it has learned, or need not learn, is `Refused`, with the exit status
-   of sysexits(3) that this calls for.
-2. No HTTP library: to load one takes longer than all else that learning a message takes. HTTP is
-   spoken in its simplest form, which is all that the controller knows: a connection for a request,
-   which it closes, whatever is said of keeping it.
-3. Each wait has its limit, and so has what is read.
+Invariants
+----------
+CONFIRMED: a message counts as learned only if the controller confirms it, or that there is nothing
+to learn; otherwise `Refused` is raised with an exit status of sysexits(3).
+NO-LIBRARY: no HTTP library is loaded, which would take longer than learning a message. Requests are
+the simplest of HTTP, which is all that the controller supports: it closes each connection after a
+reply, whatever the request asks for.
+BOUNDED: each wait and each reply has a limit.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ _URL = re.compile(
 )
 # The status may have one digit: see `NO_REDIS`.
 _HEAD = re.compile(rb"HTTP/1\.[0-9] ([0-9]{1,3})\b ?([^\0\r\n]*)[^\0]*?\r?\n\r?\n")
-#: What is said beside the words of a controller that has lost its Redis. Those are misleading: that
-#: of 3.4 says 404 and "already learned" when the socket of its Redis is missing, and status 1 when
-#: nobody listens where it is.
+#: Added to the reply of a controller that has lost its Redis, which misleads: version 3.4 replies
+#: 404 and "already learned" if the socket of its Redis is missing, and status 1 if nothing listens
+#: where it should.
 NO_REDIS = "rspamd probably can't reach its Redis: see its log"
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
 
@@ -59,10 +60,10 @@ class Unreachable(Refused):
 
 
 class Controller:
-    """Rspamd's controller: where it is, and what it is told with each message."""
+    """Rspamd's controller: its address, and the fields of each request."""
 
     def __init__(self, url: str, kind: str, *, password: str, user: str, timeout: float) -> None:
-        """Take it; ConfigError for a url that is none, and for what no header can hold."""
+        """Raises ConfigError for an invalid URL, and for a value that no header can hold."""
         self._timeout = timeout
         self._url = url
         self._path = url.removeprefix("unix:") if url.startswith(("/", "unix:/")) else ""
@@ -78,7 +79,7 @@ class Controller:
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode("utf-8", "surrogateescape")
 
     def learn(self, mail: Mail) -> str:
-        """Have a message learned; returns what has come of it.  Raises Refused, OSError or Gone."""
+        """Have a message learned.  Returns the result; raises Refused, OSError or Gone."""
         file, size = mail.open()
         with file:
             if not size:
@@ -144,7 +145,7 @@ class Controller:
 
 
 def _endpoint(url: str) -> tuple[str, str, int, str]:
-    """The authority of a url, its host and its port, and what its paths begin with."""
+    """The authority of a URL, its host, its port, and the prefix of its paths."""
     wrong = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
     if not url.isprintable() or " " in url:
         raise ConfigError(wrong)
@@ -156,7 +157,7 @@ def _endpoint(url: str) -> tuple[str, str, int, str]:
     port = int(found["port"] or (443 if found["tls"] else PORT))
     host = found["host"].strip("[]")
     try:
-        # As the resolver is going to: RFC 1035, 2.3.4, a label has 1 to 63 octets.
+        # As the resolver is going to: RFC 1035 section 2.3.4, a label has 1 to 63 octets.
         host.encode("idna")
     except UnicodeError:
         raise ConfigError(wrong) from None
@@ -182,11 +183,11 @@ def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
         if found is None and (not piece or len(data) >= _REPLY):
             if not data:
                 raise EOFError
-            raise Refused("the reply is no HTTP")
+            raise Refused("invalid HTTP response")
     status = int(found[1])
     said = data[found.end() :]
     length = _LENGTH.search(found[0])
-    # RFC 9110, 15.3.5: a 204 has no content, whatever length the controller gives.
+    # RFC 9110 section 15.3.5: a 204 has no content, whatever length the controller gives.
     size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
     while len(said) < size and (piece := receive()):
         said += piece

@@ -1,16 +1,17 @@
 """`smtpd-filters learn`: messages given to rspamd's controller to learn from, as spam or as ham.
 
-The law:
-1. The exit status is one of sysexits(3), as sendmail's: who runs this for one message knows whether
-   to try again.
-2. What the daemon has learned before is learned; a message that it has nothing to learn from is
-   none of the caller's business. All else that isn't learned is an error.
-3. It starts quickly: Dovecot runs it for each message that somebody moves, and waits.
-4. It ends: each wait has its limit, a daemon that isn't there isn't asked a thousand times, and an
-   interrupt waits for nothing.
+Invariants
+----------
+STATUS: the exit status is one of sysexits(3), as sendmail's, so that a caller knows whether to try
+again.
+LEARNED: a message that the daemon has learned before counts as learned, and one that it has nothing
+to learn from as skipped. Every other message that isn't learned is an error.
+QUICK: it starts quickly, since Dovecot runs it for each message that a user moves, and waits.
+BOUNDED: each wait has a time limit, a daemon that doesn't reply isn't asked for every message, and
+an interrupt takes effect at once.
 
 How it works. As many threads as `--jobs` allows take messages from one iterator (`mailboxes`), give
-them to the daemon (`controller`) and count in one `Tally` what becomes of them.
+them to the daemon (`controller`) and count the results in one `Tally`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
 
 # sysexits(3); those of a message are in `controller`.
 OK, USAGE, NOINPUT, CONFIG = 0, 64, 66, 78
-#: Of several, the one that says most of what to do now.
+#: Of several, the one that counts: the most urgent first.
 _ORDER = (NOPERM, TEMPFAIL, NOINPUT, DATAERR)
-#: How many messages in a row may find no daemon.
+#: How many messages in a row may have no reply before it gives up.
 PATIENCE = 3
 #: The most jobs; the controller itself has one process.
 MAX_JOBS = 64
@@ -90,13 +91,13 @@ class Options(Settings):
 
 
 class Tally:
-    """What has become of the messages, counted by all threads."""
+    """The results of the messages, counted by all threads."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
         self.counts = dict.fromkeys(("learned", "known", "skipped", "failed"), 0)
         self.statuses: set[int] = set()
-        #: Why nothing more is to be tried, if nothing is.
+        #: Why it has stopped early, or "".
         self.stopped = ""
         self.complaints: list[str] = []
         self._last_cause = ""
@@ -105,7 +106,7 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """How many messages have been dealt with."""
+        """How many messages have a result."""
         return sum(self.counts.values())
 
     @property
@@ -122,7 +123,7 @@ class Tally:
     def fail(self, name: str, cause: str, status: int, *, unreachable: bool = False) -> None:
         """Count a message that wasn't learned.
 
-        The daemon's cause is told once for messages in a row.
+        The daemon's cause is shown once for messages in a row.
         """
         with self._lock:
             self.counts["failed"] += 1
@@ -135,14 +136,14 @@ class Tally:
                 self.stopped = "given up"
 
     def summary(self) -> str:
-        """One line that says all."""
+        """The counts, in one line."""
         learned, known, skipped, failed = self.counts.values()
         text = f"{learned} learned, {known} known already, {skipped} skipped, {failed} not learned"
         return f"{text}; {self.stopped}\n" if self.stopped else f"{text}\n"
 
 
 def run(options: Options, more: list[str]) -> int:
-    """Have messages learned; returns an exit status of sysexits(3)."""
+    """Have messages learned.  Returns an exit status of sysexits(3)."""
     names = [*options.files, *more]
     try:
         password = _password(options.password_file)
@@ -173,7 +174,7 @@ def run(options: Options, more: list[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """Write to stdout; that nobody reads it changes nothing of what has been learned."""
+    """Write to stdout; a failure doesn't change the exit status."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -253,7 +254,7 @@ def _learn_all(
             failures.append(error)
             tally.stopped = "given up"
 
-    # An interrupt ends the program whatever they wait for; the controller forgets half a request.
+    # An interrupt ends the program at once; the controller drops an incomplete request.
     threads = [threading.Thread(target=work, name=f"learn-{n}", daemon=True) for n in range(jobs)]
     try:
         _run_all(threads, progress)
@@ -285,14 +286,14 @@ def _complain_of(complaint: str) -> None:
 
 
 class _Progress(Progress):
-    """How far it has come; complaints go above it."""
+    """The bar, with complaints above it."""
 
     def __init__(self, tally: Tally, *, wanted: bool) -> None:
         super().__init__(wanted=wanted)
         self._tally = tally
 
     def tick(self) -> None:
-        """Show how far it has come, if it is time to."""
+        """Update the bar if that is due."""
         if self._tally.complaints:
             self.clear()
             _complain(self._tally)
@@ -301,7 +302,7 @@ class _Progress(Progress):
 
 
 def bar(done: int, total: int | None) -> str:
-    """How far it has come."""
+    """The progress as a bar."""
     if not total:
         return f"{done} messages"
     done = min(done, total)

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 GROUP = "smtpd_filters.filters"
 _ORDER = {name: at for at, name in enumerate([*PHASES, *REPORTS])}
-#: Messages come by after `data` and before `commit`.
+#: The lines of a message come between `data` and `commit`.
 _ORDER["data-line"] = _ORDER["data"]
 
 
 class Options(Settings):
-    """How it is shown."""
+    """The form of the list."""
 
     json = option(SWITCH, default=False, help="Print JSON.")
 
@@ -124,7 +124,7 @@ def _described(cls: type[Filter], log: Log) -> Listed:
     try:
         ready = set_up(cls(cls.Options()), log)
     except (ConfigError, TypeError) as error:
-        # A required setting: all it could ask for is shown.
+        # A required setting is missing: show every phase and report that it may register.
         ready = cls(cls.Options.__new__(cls.Options)), cls.on_error, cls.deadline
         remark = f"all that it may register: {error}"
     chain = make_chain([ready], log)

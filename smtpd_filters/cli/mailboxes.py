@@ -1,15 +1,16 @@
 """Messages in files: one each, mbox files, maildirs, directories.
 
-The law:
-1. A message is read when its turn comes, and large ones aren't held in memory: there may be a
-   hundred thousand of them.
-2. What can't be read is told apart from what isn't there any more: other programs move mail about
-   meanwhile, and a maildir's file has another name as soon as its message has been seen.
-3. A message is what stands in the file.  Of an mbox the separators are not part of it, and what the
-   separators made necessary is undone (mboxrd: one ``>`` of ``>From ``, ``>>From `` and so on).
-4. A line separates when nothing but a separator looks like it: it has the date that RFC 4155,
-   appendix A, wants, or nothing at all, and stands at the beginning or behind an empty line.
-   What comes from a pipe is one message, whatever it begins with, unless it is said to be an mbox.
+Invariants
+----------
+LAZY: a message is read when it is due, and large ones aren't held in memory: there may be a hundred
+thousand of them.
+GONE: a message that has disappeared is no error, unlike one that can't be read: other programs move
+mail meanwhile, and a maildir's file is renamed when its message has been seen.
+VERBATIM: a message is the content of its file.  In an mbox separators are no part of it, and their
+quoting is undone (mboxrd: one `>` of `>From `, `>>From ` and so on).
+SEPARATOR: a line separates if it has the date of RFC 4155 appendix A, or nothing, behind `From `,
+and is the first one or follows an empty line.  A pipe has one message, whatever it begins with,
+unless `--mbox` is given.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-#: What is held of a message that comes from a pipe; the rest goes to a file.
+#: Bytes of a message from a pipe that are held in memory; beyond, it is kept in a file.
 MEMORY_LIMIT = 1 << 20
 _CHUNK = 1 << 16
 # Besides what RFC 4155 has: no address, no seconds, a zone in front of the year (as others write
@@ -39,16 +40,16 @@ _EMPTY = (b"\n", b"\r\n")
 
 
 class Gone(Exception):  # noqa: N818  # it is no error
-    """The message isn't there any more."""
+    """The message has disappeared."""
 
 
 class Mail:
-    """A message that can be read, once: where it is, or what it is."""
+    """A message that can be read once: its path or its content."""
 
     __slots__ = ("_path", "_what", "name")
 
     def __init__(self, name: str, *, path: str = "", what: bytes | BinaryIO = b"") -> None:
-        #: What it is called in a message to the user.
+        #: How errors name it.
         self.name = name
         self._path = path
         self._what = what
@@ -99,7 +100,7 @@ def messages(names: list[str]) -> Iterator[Mail | OSError]:
 
 
 def piped(file: BinaryIO, *, mbox: bool = False) -> Iterator[Mail]:
-    """What comes from a pipe: a message, or the messages of an mbox."""
+    """The message, or the messages of an mbox, that come from a pipe."""
     if mbox:
         yield from split("stdin", file)
         return
@@ -121,7 +122,7 @@ def piped(file: BinaryIO, *, mbox: bool = False) -> Iterator[Mail]:
 def is_mbox(name: str) -> bool:
     """Whether a file begins as an mbox does; OSError if it can't be read."""
     if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116
-        # What was read of a pipe would be lost, and to open one may take for ever.
+        # Opening a pipe may block, and what is read from it here would be lost.
         raise OSError(errno.EINVAL, "Not a regular file, nor a directory", name)
     with open(name, "rb") as file:  # noqa: PTH123
         return _SEPARATOR.match(file.readline(_CHUNK)) is not None
@@ -134,7 +135,7 @@ def split(name: str, file: BinaryIO) -> Iterator[Mail]:
     number = 1
     growing = _Growing()
     try:
-        # Of a line that is longer only the first piece may be what it looks like.
+        # Of a long line only the first piece may be a separator.
         starts = True
         empty = b""
         while piece := file.readline(_CHUNK):
@@ -159,7 +160,7 @@ def split(name: str, file: BinaryIO) -> Iterator[Mail]:
 
 
 class _Growing:
-    """A message that comes in pieces: held in memory, and in a file as soon as it is large."""
+    """A message that is read in pieces: held in memory, or in a file once it is large."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -167,12 +168,12 @@ class _Growing:
         self._file: BinaryIO | None = None
 
     def close(self) -> None:
-        """Give up what has not been taken."""
+        """Drop an unfinished message."""
         if self._file is not None:
             self._file.close()
 
     def add(self, piece: bytes) -> None:
-        """Put a piece behind the others."""
+        """Append a piece."""
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size >= MEMORY_LIMIT:
@@ -183,7 +184,7 @@ class _Growing:
             self._write(self._file)
 
     def taken(self) -> bytes | BinaryIO:
-        """All of it; the next one begins."""
+        """Give the whole message, and begin the next one."""
         file, self._file = self._file, None
         if file is not None:
             self._write(file)
@@ -199,8 +200,8 @@ class _Growing:
 
 
 def _entries(name: str) -> Iterator[str]:
-    """The files of a maildir, or of another directory; not those of directories below."""
-    # What is moved from new to cur meanwhile is seen.
+    """The files of a maildir, or of another directory without its subdirectories."""
+    # In this order a file that is moved from new to cur meanwhile is found.
     below = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
     for directory in below if all(map(os.path.isdir, below)) else [name]:
         with os.scandir(directory) as entries:
@@ -210,7 +211,7 @@ def _entries(name: str) -> Iterator[str]:
 
 
 def _opened(path: str) -> BinaryIO:
-    """Open a file; of a maildir also one that has got other flags, or has been seen."""
+    """Open a file; in a maildir, also after it was renamed for its flags."""
     try:
         return open(path, "rb")  # noqa: PTH123  # pathlib costs start-up
     except FileNotFoundError:

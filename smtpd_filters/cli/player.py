@@ -1,7 +1,7 @@
 """A filter's process, with smtpd's end of its socket.
 
-As from smtpd, the process gets one stream socket as its stdin and stdout.  What it writes to stderr
-is kept, and the end of it shown when it fails.
+As from smtpd, the process gets one stream socket as its stdin and stdout.  Its stderr is kept, and
+the last line is shown when it fails.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class FatalError(Exception):
 
 
 def find(command: Sequence[str]) -> list[str]:
-    """The command with its program found as smtpd, or a shell, would.
+    """Give the command with the path of its program, found as smtpd or a shell finds it.
 
-    ConfigError when there is none.
+    ConfigError if there is none.
     """
     name = command[0]
     beside = str(Path(sys.argv[0]).parent)
@@ -60,7 +60,7 @@ def find(command: Sequence[str]) -> list[str]:
 
 
 class Process:
-    """A filter that is being played to.  To be closed."""
+    """A running filter; `close` ends it."""
 
     def __init__(self, command: Sequence[str], timeout: float, *, show_log: bool = False) -> None:
         """Start it; ConfigError when it cannot be."""
@@ -144,7 +144,7 @@ class Process:
             raise FatalError(self._ended())
 
     def _finish(self, replay: Replay) -> None:
-        """Close its input, as an smtpd does that ends; what it still says is heard."""
+        """Close its input, as smtpd does when it ends, and read the rest of its output."""
         self._socket.shutdown(socket.SHUT_WR)
         self._poll.modify(self._socket, select.POLLIN)
         deadline = monotonic() + self._timeout

@@ -1,16 +1,16 @@
-"""A line on the terminal that says how far a verb has come."""
+"""A line on the terminal that shows the progress of a verb."""
 
 from __future__ import annotations
 
 import sys
 from time import monotonic
 
-#: Seconds between two signs of life.
+#: Seconds between two updates.
 PROGRESS = 0.2
 
 
 class Progress:
-    """A line on stderr, written over again and again; nothing where it is not `wanted`."""
+    """A line on stderr that is overwritten; nothing unless it is `wanted`."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
@@ -18,18 +18,18 @@ class Progress:
         self._next = monotonic() + PROGRESS
 
     def due(self) -> bool:
-        """Whether it is time to show something."""
+        """Whether the next update is due."""
         return self._wanted and monotonic() >= self._next
 
     def show(self, where: str) -> None:
-        """Say how far it has come, in one line."""
+        """Show the progress, in one line."""
         self._next = monotonic() + PROGRESS
         self._shown = True
         sys.stderr.write(f"\r\033[K{where}")
         sys.stderr.flush()
 
     def clear(self) -> None:
-        """Make room for something else."""
+        """Remove the line."""
         if self._shown:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()

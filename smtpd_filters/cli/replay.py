@@ -198,7 +198,7 @@ def _commands(options: Options, command: list[str]) -> list[list[str]]:
     if options.new and command:
         raise ConfigError("--new and a command behind -- exclude each other")
     if not (options.new or command):
-        raise ConfigError("no command; it stands behind -- at the end, or is given by --new")
+        raise ConfigError("no command: put it behind -- at the end, or give --new")
     if len(command) == 1:
         command = shlex.split(command[0])  # as in proc-exec "filter-x --flag"
     new = find(command) if command else _command("--new", options.new, options.chain)

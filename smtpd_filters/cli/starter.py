@@ -47,7 +47,7 @@ _HEAD = 1 << 16
 _INTERPRETERS = re.compile(r"env|python[0-9.]*")
 #: The one line with which our programs end at the start.
 _OURS = re.compile(r"(filter-[\w.-]+|smtpd-filters[\w -]*): ")
-#: What the shell doesn't take for part of a plain word.
+#: A first word without characters that are special to the shell.
 _PLAIN = re.compile(r"""[^\s'"\\$`;&|<>()*?\[\]#~]+(?=\s|$)""")
 
 

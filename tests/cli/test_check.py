@@ -317,7 +317,7 @@ def test_macros_of_the_command_line(checked: Callable[..., tuple[int, list[str]]
     ("flags", "line"),
     [
         (["--config", "/no/such.conf"], "/no/such.conf: No such file or directory"),
-        (["--chain", "x"], "--chain is of no use without --chains"),
+        (["--chain", "x"], "--chain requires --chains"),
         (["--chains", "x", "--config", "y"], "--chains and --config exclude each other"),
         (["-f", "/dev/null", "-D", "x"], '--macro: expected NAME=VALUE, not "x"'),
         (["--timeout", "0"], "--timeout: must be at least 1ms"),

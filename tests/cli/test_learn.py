@@ -72,7 +72,7 @@ def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
         (Answer(b"\x1b[2J\xff\n", 500), 75, "status 500: \\x1b[2J"),
         (Answer(b"", behaviour="close"), 75, "http://[::]:0: closed without a reply"),
         (Answer(b"", behaviour="reset"), 75, "http://[::]:0: Connection reset"),
-        (Answer(b"", behaviour="garbage"), 75, "the reply is no HTTP"),
+        (Answer(b"", behaviour="garbage"), 75, "invalid HTTP response"),
         (Answer(LEARNED.body, behaviour="cut"), 75, "no rspamd: "),
         (Answer(b"x", behaviour="endless"), 75, "no rspamd: 1\\r\\nx"),
     ],

@@ -382,7 +382,7 @@ def test_two_chain_files_are_compared(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--old", "filter-dyndns"], "no command; it stands behind -- at the end, or is given by "),
+        (["--old", "filter-dyndns"], "no command: put it behind -- at the end, or give --new"),
         (["--new", "x", "--", "y"], "--new and a command behind -- exclude each other"),
         (["--old", "no-such-filter", "--new", "true"], "--old: no-such-filter: no such program"),
         (["--new", "no-such-filter"], "--new: no-such-filter: no such program"),

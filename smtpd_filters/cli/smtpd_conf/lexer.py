@@ -212,7 +212,7 @@ class Lexer:
         raise StatementError(place, f"the string that begins here has no closing {mark}")
 
     def _number(self, char: str) -> str:
-        """The digits of a number; "" if it is none, and all but the first are put back."""
+        """The digits of a number; else "", and all but the first character are put back."""
         text = char
         while _is_digit(char := self._char()):
             text += char
