@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 MAIL_FROM = PHASES["mail-from"]
-#: The mark that smtpd itself makes for junk, and that ``maildir junk`` files by.
+#: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
 MARK = ("X-Spam", "Yes")
 
 
@@ -55,10 +55,10 @@ class Chain:
         log: Log,
         watchdog: Watchdog | None = None,
     ) -> None:
-        """``filters``: each with its outcome for failures and its deadline in seconds.
+        """Take filters that are set up, each with its outcome for failures and its deadline.
 
-        They are set up already.  Raises ConfigError when two have one name, or one has an outcome
-        that its phases do not; TypeError when `setup` chose phases that it has no handlers for.
+        Deadlines are in seconds. Raises ConfigError for two filters of one name, and for an outcome
+        that a filter's phases do not have; TypeError for a registration that its class can't serve.
         """
         self.log = log
         self.watchdog = watchdog or Watchdog()
@@ -69,14 +69,14 @@ class Chain:
             # Marks go where they belong: there must be a next phase.
             links["data"] = []
         self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
-        #: Whom to ask at each phase.
+        #: What to call at each phase.
         self.ask: dict[Phase, Ask] = {
             phase: partial(self._decide, phase)
             if keeps_marks or len(self.filters) > 1
             else of[0].decide
             for phase, of in self._links.items()
         }
-        # Asked in the order of the chain, whichever of the two a filter has.
+        # Called in the order of the chain, whichever of the two handlers a filter has.
         self._content = [
             (link, link in links.get("message", []))
             for filter_ in self.filters
@@ -84,8 +84,8 @@ class Chain:
             if link.filter == filter_.name
         ]
         self.content = "message" if "message" in links else "headers" if self._content else ""
-        #: What is answered when our own code fails: as when a filter does, and mail that was to be
-        #: looked at is not accepted unseen.
+        #: The decision when our own code fails: as when a filter fails, so that mail which should
+        #: have been checked is not accepted unchecked.
         self.otherwise = {phase: _otherwise(of) for phase, of in self._links.items()}
         self.otherwise_content = _otherwise([link for link, _ in self._content])
         self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
@@ -115,10 +115,10 @@ class Chain:
         self.fields, self.reports = self._wanted_reports()
         self.outgoing = tuple(sorted({name for each in registrations for name in each.outgoing}))
 
-    # -- put together --------------------------------------------------------------------
+    # -- registration --------------------------------------------------------------------
 
     def _link(self, filters: Iterable[tuple[Filter, Outcome, float]]) -> dict[str, list[Link]]:
-        """Take the filters in: the handlers of all, by their names."""
+        """Add the filters; return the links of all, by the names of their handlers."""
         links: dict[str, list[Link]] = {}
         for filter_, on_error, deadline in filters:
             if any(other.name == filter_.name for other in self.filters):
@@ -139,19 +139,19 @@ class Chain:
         return links
 
     def _wanted_phases(self) -> tuple[str, ...]:
-        """What smtpd is to ask about."""
+        """Return the phases to register."""
         phases = tuple(phase.name for phase in self._links)
         if self.content or any(each.registration.data for each in self.filters):
             phases += ("data-line",)
         if self.content and "commit" not in phases:
-            # What is refused, and what could not be kept, is refused at commit.
+            # A refused message, and one that could not be stored, is refused at commit.
             phases += ("commit",)
         for tap in self.taps:
             phases += tuple(sorted(tap.phases.difference(phases)))
         return phases
 
     def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The fields that a session is to have, and what smtpd is to report for them."""
+        """Return the fields that a session needs, and the reports that fill them."""
         read = {report for each in self.filters for report in each.required_reports()}
         if any("link_identify" in each.events for each in self.filters):
             read.add("link-identify")
@@ -207,7 +207,7 @@ class Chain:
         return _mark(session, headers)
 
     def configured(self, smtpd: Mapping[str, str]) -> None:
-        """Tell the filters what smtpd said of itself."""
+        """Pass smtpd's configuration to the filters."""
         for filter_ in self.filters:
             filter_.smtpd = smtpd
 
@@ -229,7 +229,7 @@ class Chain:
                 filter_.log.failure(event, event, session.id, {}, error=fold_traceback(error))
 
     async def refresh(self, filter_: Filter) -> None:
-        """Let a filter look after what is not of a session; never raises."""
+        """Call a filter's `refresh`; never raises."""
         import asyncio  # it is there already where there are coroutines
 
         try:
@@ -261,31 +261,33 @@ class Chain:
         for filter_ in self.filters:
             for name, value in vars(filter_.settings).items():
                 if getattr(value, "is_file", False):
-                    said = yield from _reloaded(value)
-                    self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **said)
+                    result = yield from _reloaded(value)
+                    self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **result)
 
 
 def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
-    """Reload one table; the result is what to log."""
+    """Reload one table; return what to log."""
     try:
         changed = yield from value.reload()
-        said = {"result": "ok" if changed else "unchanged"}
+        result = {"result": "ok" if changed else "unchanged"}
     except ConfigError as error:
-        said = {"error": str(error), "result": "kept"}
+        result = {"error": str(error), "result": "kept"}
     except MemoryError:
-        said = {"error": "out of memory", "result": "kept"}
+        result = {"error": "out of memory", "result": "kept"}
     except Exception as error:  # noqa: BLE001  # nothing is fatal any more
-        said = {"error": fold_traceback(error), "result": "kept"}
+        result = {"error": fold_traceback(error), "result": "kept"}
     try:
-        # An author's own kind of table may say neither.
+        # An author's own kind of table may have neither.
         files = getattr(value, "files", ())
-        return {**said, "file": " ".join(files), "entries": str(value.entries)} if files else said
+        if files:
+            result = {**result, "file": " ".join(files), "entries": str(value.entries)}
     except MemoryError:
-        return said
+        pass
+    return result
 
 
 def _check(filter_: Filter, on_error: Outcome) -> None:
-    """Whether a filter can be asked as it is to be."""
+    """Raise TypeError or ConfigError for a registration or an outcome that a filter can't have."""
     unknown = filter_.registered - filter_.handlers.keys()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no handler for {sorted(unknown)}")
@@ -304,45 +306,45 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
 
 
 def _otherwise(links: Sequence[Link]) -> Decision:
-    """What becomes of a request if none of these filters could be asked: the strictest counts."""
+    """Return the strictest fallback of these handlers, for when our own code fails."""
     for link in links:
         if link.fallback.verb in REFUSALS and not link.dry:
             return link.fallback
     return PROCEED
 
 
-def _both(phase: Phase, session: Session, said: Decision, decision: Decision) -> Decision:
-    """What is due when one filter said this and the next that."""
+def _both(phase: Phase, session: Session, former: Decision, decision: Decision) -> Decision:
+    """Combine the decisions of two filters."""
     if type(decision) is Proceed:
-        return said
-    if {type(decision), type(said)} == {Junk, Rewrite}:
+        return former
+    if {type(decision), type(former)} == {Junk, Rewrite}:
         session.mark = phase.name
-        return said if type(said) is Rewrite else decision
+        return former if type(former) is Rewrite else decision
     return decision
 
 
-def _marked(phase: Phase, session: Session, said: Decision) -> Decision:
-    """Keep a mark that cannot be made here, or make one that was kept."""
-    if phase is MAIL_FROM and type(said) is Junk:
+def _marked(phase: Phase, session: Session, decision: Decision) -> Decision:
+    """Keep a mark that can't be made at this phase, or make one that was kept."""
+    if phase is MAIL_FROM and type(decision) is Junk:
         session.mark = phase.name
-        return PROCEED.because(said.reason)
+        return PROCEED.because(decision.reason)
     if session.mark and session.mark != phase.name and Junk in phase.legal:
-        if type(said) is Proceed:
-            said = JUNK
-        if type(said) is Junk:
+        if type(decision) is Proceed:
+            decision = JUNK
+        if type(decision) is Junk:
             session.mark = ""
-    return said
+    return decision
 
 
 def _may_keep_a_mark(handler: str, links: Sequence[Link]) -> bool:
-    """Whether what these filters say can be a mark that must be made later."""
+    """Whether a mark of these handlers may have to be made at a later phase."""
     marking = any(link.may_mark for link in links)
     rewriting = any(Rewrite in link.legal for link in links)
     return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(links) > 1))
 
 
 def _handed_on(phase: Phase, decision: Decision) -> str:
-    """The parameter in the form in which smtpd would have given it to the next filter."""
+    """Return a rewritten parameter as smtpd would have given it to the next filter."""
     text = decision.text
     if phase.argument == "address" and text.startswith("<"):
         return text[1:].partition(">")[0]
@@ -352,23 +354,23 @@ def _handed_on(phase: Phase, decision: Decision) -> str:
 def _judged(
     session: Session, link: Link, edited: Headers | Message, before: Any, decision: Decision
 ) -> tuple[Decision, bool]:
-    """Take note of what a filter said of a message, and whether that was the last word."""
+    """Apply a filter's decision on a message; return it, and whether the chain ends there."""
     headers = edited if isinstance(edited, Headers) else edited.headers
     if decision.reason is not FAILED and not _sound(headers):
-        decision = link.failed(session, error="left a header that is none")
+        decision = link.failed(session, error="left an invalid header block")
     if decision.reason is FAILED or link.dry:
         edited.restore(before)
     if type(decision) is Junk:
         session.mark = link.phase
     elif decision.verb in REFUSALS:
-        # The mark that others made goes with the message.
+        # The mark of other filters is of no use for a refused message.
         session.mark = ""
         return decision, True
     return decision, False
 
 
 def _sound(headers: Headers) -> bool:
-    """Whether a header block is made of lines, whatever a filter did to it."""
+    """Whether a header block still consists of lines after a filter has edited it."""
     try:
         lines = headers.lines()
         return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
@@ -377,7 +379,7 @@ def _sound(headers: Headers) -> bool:
 
 
 def _mark(session: Session, headers: Headers) -> Decision:
-    """Make the mark that is due, in the header."""
+    """Add the mark that was kept to the header."""
     if session.mark:
         session.mark = ""
         if headers.get(MARK[0]) != MARK[1]:

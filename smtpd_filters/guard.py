@@ -64,7 +64,7 @@ class Link:
         "where",
     )
 
-    def __init__(  # what it takes to ask a handler
+    def __init__(
         self,
         filter: Filter,  # noqa: A002  # the field's word
         handler: str,
@@ -75,9 +75,9 @@ class Link:
         phase = HANDLERS.get(handler)
         self.filter = filter.name
         self.handler: Callable[..., object] = getattr(filter, handler)
-        #: The phase's name, or that of a handler of messages.
+        #: The name of the phase, or of a content handler.
         self.phase = phase.name if phase else handler
-        #: Whether the handler gets something besides the session.
+        #: Whether the handler has a parameter besides the session.
         self.argument = bool(phase and phase.argument)
         #: The kinds of decision that may be returned, and those that the phase allows.
         self.legal = filter.returns[handler]
@@ -148,7 +148,7 @@ class Link:
 
     def _thrown(self, session: Session, error: BaseException, started: float) -> Decision:
         if type(error) is MemoryError:
-            # What the handler's frames hold is what everything else lacks.
+            # The handler's frames hold the memory that everything else lacks.
             error.__traceback__ = error.__context__ = None
         elif (took := monotonic() - started) > SLOW:
             self._slow(session, took)
@@ -177,7 +177,7 @@ class Link:
         return self._checked(session, result, started)
 
     def _close(self, work: Coroutine[Any, Any, object]) -> None:
-        """End a coroutine, unless it has ended: what it does then is a handler's as well."""
+        """Close a coroutine, watched like a handler; one that has finished stays as it is."""
         watchdog = self.watchdog
         watchdog.running = monotonic()
         try:
@@ -220,7 +220,7 @@ class Link:
         where = fold_traceback(error, text=False)
         status = getattr(error, "status", "") if isinstance(error, UnavailableError) else ""
         if self.phase == CONFIDENTIAL:
-            # The text of an error may repeat what the client said.
+            # The text of an error may repeat the client's credential.
             return self.failed(session, where, status, error=where)
         if status:
             cause = show(error)
@@ -228,9 +228,10 @@ class Link:
         return self.failed(session, where, error=fold_traceback(error))
 
     def failed(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
-        """Log why, and answer for the filter; ``status`` takes the place of the general one.
+        """Log a failure, and return the decision of `--on-error`.
 
-        ``kind`` tells causes apart that are logged once per interval.
+        `status` replaces the fallback's enhanced status code. Failures of one `kind` are logged in
+        full once per interval.
         """
         fallback = self.fallback
         if status and fallback.verb in REFUSALS:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     #: A filter with its outcome for failures, and its deadline in seconds.
     Ready: TypeAlias = tuple[Filter, Outcome, float]
 
-#: Seconds that a plain handler may hold the process up, even when its deadline is longer.
+#: Seconds for which a plain handler may block the process, even if its deadline is longer.
 MAX_TURN = 5.0
 
 
 def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
-    """Read the flags, set the filter up, and serve until the input ends.  The exit status.
+    """Read the flags, set the filter up, and serve until the input ends; return the exit status.
 
-    What is wrong with a flag or a file is one line on stderr and exit status 2, before smtpd is
-    told ``register|ready``; from then on only the end of the input, or SIGTERM, ends it.
+    A mistake in a flag or a file is one line on stderr and exit status 2, before `register|ready`.
+    From then on only the end of the input, or SIGTERM, ends the process.
     """
     prog = f"filter-{cls.name}"
     try:
@@ -40,7 +40,7 @@ def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
 
 
 def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
-    """As `run`, under the name ``prog``; what is wrong is a ConfigError."""
+    """Do what `run` does, under the name `prog`; raise ConfigError for a mistake."""
     common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
     own, general = parse_flags(
         cls.Options, argv, common=common, prog=prog, description=cls.described()
@@ -84,7 +84,7 @@ def set_up(
 
 
 def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
-    """Make a chain of filters that are set up; ConfigError for whatever is wrong with one."""
+    """Return a chain of filters that are set up; raise ConfigError for any mistake in one."""
     deadlines = [deadline for _, _, deadline in ready]
     try:
         return Chain(ready, log, Watchdog(min(MAX_TURN, *deadlines)))
@@ -95,23 +95,23 @@ def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
 
 
 def bug(error: Exception) -> ConfigError:
-    """A mistake in a filter's code, said in one line like anything else."""
+    """Return a ConfigError, one line, for a bug in a filter's code."""
     return ConfigError(f"cannot be set up: {fold_traceback(error)}")
 
 
 def serve_chain(
     ready: Callable[[Log], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool, prog: str
 ) -> int:
-    """Set filters up, with `ready`, which is given the log, and serve.  The exit status.
+    """Set filters up by calling `ready` with the log, and serve; return the exit status.
 
-    What is wrong with them is a ConfigError.  On a terminal nobody speaks smtpd's protocol: there
-    it ends when they are set up, and ``prog`` says on stderr that nothing is wrong.
+    Raises ConfigError for a mistake in their settings. On a terminal, where nothing speaks smtpd's
+    protocol, it returns when they are set up, and writes to stderr that flags and files are right.
     """
     try:
         from .runtime import serve  # --help needs no loop
         from .runtime.channel import Ends, ignore_hangup
 
-        # From here on the filters' own code runs, and what it prints must not get to smtpd.
+        # From here on the filters' own code runs, and its output must not reach smtpd.
         ends = Ends()
     except OSError as error:
         raise not_started(error) from None

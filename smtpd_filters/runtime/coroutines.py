@@ -4,9 +4,9 @@ Invariants
 ----------
 *Free unless it waits*: a coroutine that finishes in its first step costs no task (`first_step`).
 *Answered*: an engine gets a decision by the deadline, whatever a coroutine does: an overdue one is
-cancelled and not waited for, since it may not heed.
-*Cancelled when begun*: a task is not cancelled before its first step, except where that can't be
-helped; the coroutine in it is closed all the same.
+cancelled and not waited for, since it may ignore that.
+*Cancelled when begun*: a task is not cancelled before its first step, except by others; the
+coroutine in it is closed all the same.
 *Few cancelled at once*: however many sessions end together, few coroutines are cancelled in one
 turn of the loop: each may have dozens of look-ups to cancel.
 *Few steps at once*: however many coroutines of messages are ready, few of them run in one turn of
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import deque
 from types import coroutine
-from weakref import WeakKeyDictionary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
     from typing import Any
+    from weakref import WeakKeyDictionary
 
     from smtpd_filters.protocol.decisions import Decision
 
@@ -118,7 +118,7 @@ def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
 def decide_at_once(pending: Pending) -> Decision:
     """Return the decision of pending work when everything that it awaits is cancelled.
 
-    Who awaits a `Wait` closes the coroutine.
+    The work itself closes the coroutine of a `Wait`.
     """
     while True:
         try:
@@ -164,7 +164,7 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
         return end.value
     except BaseException as error:  # noqa: BLE001  # CancelledError may be its own
         if type(error) is MemoryError:
-            # What the coroutine's frames hold is what everything else lacks.
+            # The coroutine's frames hold the memory that everything else lacks.
             error.__traceback__ = error.__context__ = None
         return Raised(error)
     finally:
@@ -274,7 +274,7 @@ class Job:
                 self._go_on_admitted(CANCELLED)
             elif (error := task.exception()) is None:
                 self._go_on_admitted(task.result())
-            else:  # no memory for its first step, say; the client waits
+            else:  # no memory for its first step, say; a request is pending
                 self._work.close()
                 self._failed(error)
 
@@ -282,29 +282,31 @@ class Job:
         if (task := self._release()) is not None:
             self._go_on_admitted(OVERDUE, task)
 
-    def _go_on_admitted(self, said: object, overdue: asyncio.Future[Any] | None = None) -> None:
+    def _go_on_admitted(self, result: object, overdue: asyncio.Future[Any] | None = None) -> None:
         """Resume the work when there is budget for it, and cancel what is `overdue` then."""
         pace = self._pace
         try:
             if pace is not None and not pace.take(self._price):
                 self._task = admitted = pace.queue(self._price)
-                admitted.add_done_callback(lambda admitted: self._admitted(admitted, said, overdue))
+                admitted.add_done_callback(
+                    lambda admitted: self._admitted(admitted, result, overdue)
+                )
                 return
         except MemoryError:
             pass  # it costs what it costs
         self._task = None
         if overdue is not None:
             overdue.cancel()
-        self._go_on(said)
+        self._go_on(result)
 
     def _admitted(
-        self, admitted: asyncio.Future[None], said: object, overdue: asyncio.Future[Any] | None
+        self, admitted: asyncio.Future[None], result: object, overdue: asyncio.Future[Any] | None
     ) -> None:
         if overdue is not None:
             overdue.cancel()
-        if admitted is self._task:  # it has not been given up
+        if admitted is self._task:  # the work has not been dropped
             self._task = None
-            self._go_on(said)
+            self._go_on(result)
 
     def _release(self) -> asyncio.Future[Any] | None:
         """Detach the task and the timer."""
@@ -315,14 +317,18 @@ class Job:
         return task
 
 
-#: The tasks of a loop that are to be cancelled.
-_leaving: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[Any]]] = (
-    WeakKeyDictionary()
-)
+#: The tasks of each loop that will be cancelled; made at the first, since `weakref` costs every
+#: filter's start half a millisecond.
+_leaving: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[Any]]] | None = None
 
 
 def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
     """Cancel a task in one of the next turns of its loop."""
+    global _leaving  # noqa: PLW0603  # one for the process
+    if _leaving is None:
+        from weakref import WeakKeyDictionary  # asyncio has loaded it
+
+        _leaving = WeakKeyDictionary()
     queue = _leaving.setdefault(loop, deque())
     if not queue:
         loop.call_soon(_cancel_some, loop, queue, 1)  # cancelled when begun

@@ -3,8 +3,8 @@
 Code in that step may ask for the current task (`asyncio.timeout` does, to cancel it later). It gets
 a `StandIn`, which passes everything on to the task once there is one. If the code keeps it, it is
 the current task of all later steps, too: some libraries compare the two (anyio's cancel scopes).
-`asyncio` documents
-`_enter_task` and `_leave_task` for those who run coroutines in their own way ("Extending").
+The documentation of asyncio ("Extending") offers `_enter_task` and `_leave_task` to code that runs
+coroutines in its own way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: References to a `StandIn` that no code has kept: a local name, and an argument.
-SEEN_BY_NOBODY = 2
+UNSHARED = 2
 
 
 def first_step(work: Coroutine[Any, Any, object]) -> object:
@@ -49,10 +49,9 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
         finally:
             if outer is not None:
                 asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
-    # Besides this frame and the call.
-    stand_in.kept = getrefcount(stand_in) > SEEN_BY_NOBODY
+    stand_in.kept = getrefcount(stand_in) > UNSHARED
     if getattr(waiting, "_asyncio_future_blocking", False):
-        # `await` sets it and a task clears it at once; until then nobody else could await this.
+        # `await` sets it, and a task clears it at once: set, it keeps others from awaiting this.
         waiting._asyncio_future_blocking = False  # noqa: SLF001
     return Suspended(work, waiting, context, stand_in)
 
