@@ -5,6 +5,7 @@
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make bench    this project against the filters in use, as ratios
+#   make hops     the functions that a request and a body pass through; HOPS_ARGS=--calls: which
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
 #   make dist     the wheel and the sdist, in dist/
 #   make deb      the Debian package, built with Debian's own tools, in dist/
@@ -29,6 +30,7 @@ CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rs
 	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \
 	tests/e2e/test_dovecot.py tests/cli/test_learn.py
 BENCH_ARGS = --check
+HOPS_ARGS =
 FUZZ_SECONDS = 600
 
 INSTALLED = $(VENV)/.installed
@@ -76,6 +78,9 @@ bench: $(INSTALLED)
 	@packaging/debian-deps bench || true
 	@$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 
+hops: $(INSTALLED)
+	@$(BIN)/python -m tests.bench.hops $(HOPS_ARGS)
+
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS)
 
@@ -108,4 +113,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test clock check bench fuzz dist deb pkg clean
+.PHONY: all demo test clock check bench hops fuzz dist deb pkg clean
