@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .anomalies import Listener, Remarks
+    from .decisions import Decision
 
 _MARK = b"|smtp-in|data-line|"
 #: Session and token with a bar behind each, as smtpd writes them.
@@ -80,8 +81,9 @@ class Transit:
         refuse_long_lines: bool,
     ) -> None:
         self.refuse_long_lines = refuse_long_lines
-        #: The sessions whose message is to be refused, and how.
-        self.refused: dict[bytes, Reject] = {}
+        #: The answer to ``commit`` for each session whose message is refused, whatever the cause:
+        #: its lines, the listener's verdict, lack of memory or storage.
+        self.refused: dict[bytes, Decision] = {}
         #: The sessions whose dot is in what is to be written.
         self.ended: set[bytes] = set()
         #: The messages by session.
@@ -329,7 +331,7 @@ class Transit:
         self._out.append(stream.prefix + b".\n")
         self.ended.add(session)
         if not stream.whole:
-            self.refused[session] = LOST
+            self.refused.setdefault(session, LOST)
             self._remarks.mail("refused: lines lost for want of memory", session, b"")
         if stream.broken:
             done = "refused" if self.refuse_long_lines else "broken"

@@ -28,10 +28,10 @@ from itertools import chain
 from .anomalies import Remarks
 from .codec import decode
 from .data_lines import TOO_LONG, Transit
-from .decisions import PROCEED, Decision, Disconnect, Proceed, Reject, Rewrite
+from .decisions import PROCEED, Decision, Disconnect, Reject, Rewrite
 from .events import Config, Lines, Malformed, Report, Request
 from .versions import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
-from .vocabulary import PHASES_ON_WIRE
+from .vocabulary import PHASES, PHASES_ON_WIRE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 MAX_INPUT = 4 << 20
 #: Tokens that are remembered as valid; there are as many as phases.
 MAX_TOKENS = 64
+COMMIT = PHASES["commit"]
 _DATA_LINE = b"data-line"
 _ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
 
@@ -160,10 +161,6 @@ class FilterConnection:
                 return PROCEED
             if phase.argument == "address":
                 return decision.in_brackets()
-        if phase.name == "commit" and session in self._transit.refused:
-            refusal = self._transit.refused.pop(session)
-            if type(decision) is Proceed:
-                return refusal
         return decision
 
     def send_lines(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
@@ -173,6 +170,10 @@ class FilterConnection:
     def pass_through(self, session: bytes) -> None:
         """From here on the lines of the session's message go back as they come."""
         self._transit.pass_through(session)
+
+    def refuse(self, session: bytes, decision: Decision) -> None:
+        """Refuse the session's message: ``commit`` is answered so, and the listener isn't asked."""
+        self._transit.refused[session] = decision
 
     def spoil(self, session: bytes) -> None:
         """Have the session's message refused, since lines of it are lost.  Takes no memory."""
@@ -193,7 +194,7 @@ class FilterConnection:
             self._transit.pass_through(session)
 
     def busy(self, session: bytes) -> bool:
-        """Whether smtpd waits for something of the session, or is to be told that it is refused."""
+        """Whether smtpd waits for something of the session, or its message is refused."""
         transit = self._transit
         return session in self._open or session in transit.streams or session in transit.refused
 
@@ -360,12 +361,17 @@ class FilterConnection:
             return True
         phase = PHASES_ON_WIRE.get(name)
         transit = self._transit
-        if phase is None or session in self._open or session in transit.streams:
+        if (
+            phase is None
+            or session in self._open
+            or session in transit.streams
+            or (phase is COMMIT and session in transit.refused)
+        ):
             return False
         if transit.ended and session in transit.ended:
             self._ordered.add(session)
         decision = self._listener.asked(phase, session, argument)
-        if decision is PROCEED and not (transit.refused or self._ordered):
+        if decision is PROCEED and not self._ordered:
             self.answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
         elif decision is None:
             self._open[session] = phase, token
@@ -452,6 +458,11 @@ class FilterConnection:
         self._confirm(session, token)
         if session in self._transit.ended:
             self._ordered.add(session)
+        refused = self._transit.refused
+        if phase is COMMIT and session in refused:
+            self._result(session, token, self._sayable(phase, session, refused[session]).wire)
+            del refused[session]
+            return
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:
             self._open[session] = phase, token

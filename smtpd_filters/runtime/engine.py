@@ -29,7 +29,6 @@ from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import CUT
-from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 
 from .coroutines import decide_at_once
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from .interfaces import Policy, Spawn, Task
     from .log import Log
 
-COMMIT = PHASES["commit"]
 #: Sessions at a time.  A server that runs out of descriptors has fewer; more of them are sessions
 #: whose end was not reported.
 MAX_SESSIONS = 1 << 15
@@ -281,8 +279,6 @@ class Engine:
         """Have the policy decide; None when it will later."""
         try:
             session = self.sessions.get(key) or self._find(key)
-            if phase is COMMIT and (refusal := self.messages.refusal(key)):
-                return refusal
             if self._held and key in self._held and self.messages.drop(key):
                 # Nothing is asked within a message: what is held of it belongs to none any more.
                 self.cancel(key)
@@ -332,9 +328,9 @@ class Engine:
 
         Nor one whose message is to be refused when it is asked about: it would be accepted.
         """
-        busy, refused = self.connection.busy, self.messages.refusals
+        busy = self.connection.busy
         some = islice(self.sessions, SEARCHED * count)
-        idle = (key for key in some if key not in refused and not busy(key))
+        idle = (key for key in some if not busy(key))
         for key in list(islice(idle, count)):
             self._log.limited(
                 "sessions",

@@ -128,8 +128,6 @@ class Messages:
         self._waiting: deque[_Intake] = deque()
         #: What the headers that are being judged take, in bytes.
         self._judging = 0
-        #: What ``commit`` is to be told, of messages that are refused.
-        self.refusals: dict[bytes, Decision] = {}
 
     @property
     def pending(self) -> bool:
@@ -141,7 +139,6 @@ class Messages:
         intake = self.intakes.get(key)
         try:
             if intake is None:
-                self.refusals.pop(key, None)
                 intake = self.intakes[key] = _Intake(key, Message(self.spool))
                 if self.spool.full:
                     raise SpoolError("too many messages at a time")  # noqa: TRY301  # as any other
@@ -192,14 +189,8 @@ class Messages:
         for key in list(self.intakes):
             self._refuse(key, "out of memory")
 
-    def refusal(self, key: bytes) -> Decision | None:
-        """What the session's ``commit`` is to be told, once."""
-        return self.refusals.pop(key, None) if self.refusals else None
-
     def drop(self, key: bytes) -> bool:
         """End the transaction; whether a message of it was on its way."""
-        if self.refusals:
-            self.refusals.pop(key, None)
         if not self.intakes or key not in self.intakes:
             return False
         self._end(self.intakes.pop(key), DROPPED)
@@ -221,7 +212,7 @@ class Messages:
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
             pass
         self.drop(key)
-        self.refusals[key] = LATER
+        self._connection.refuse(key, LATER)
         return False
 
     # -- judged --------------------------------------------------------------------------
@@ -294,7 +285,7 @@ class Messages:
     def _release(self, intake: _Intake, verdict: Decision) -> None:
         """The verdict is there: have the message sent back."""
         if type(verdict) is not Proceed:
-            self.refusals[intake.session] = verdict
+            self._connection.refuse(intake.session, verdict)
         intake.message.release()
         self._settle(intake, SENDING)
         self.queue.append(intake)
@@ -358,7 +349,7 @@ class Messages:
         )
         self._host.cancel(key)
         # What raises MemoryError is done again, until the message is forgotten.
-        self.refusals[key] = NO_STORAGE
+        self._connection.refuse(key, NO_STORAGE)
         if intake.ended:
             self._connection.send_lines(key, [], end=True)
         else:

@@ -675,13 +675,35 @@ def test_a_message_with_a_long_line_is_refused_when_that_is_wanted() -> None:
     assert refusal.startswith(result(b"reject|554 5.6.0 "))
     script.say(CUTTING.lines(A, L, [b"x"]))
     assert script.say(commit) == [result(b"proceed")]
-    script.decision = Disconnect("421 Go")
-    script.say(long)
-    assert script.say(commit) == [result(b"disconnect|421 Go")]
-    # What the transaction's end has wiped out is not refused.
-    script.decision = PROCEED
+    # The end of the transaction drops a refusal.
     script.say(long + CUTTING.report("tx-reset", A, b"0000000a"))
     assert script.say(commit) == [result(b"proceed")]
+
+
+@pytest.mark.parametrize("before", [request("helo"), b""], ids=["known token", "new token"])
+def test_a_refused_message_is_not_asked_about(before: bytes) -> None:
+    script = Script(handshake=SHAKE)
+    script.then = lambda session: script.connection.send_lines(session, [], end=True)
+    script.say(before + lines(end=True))
+    script.connection.refuse(A, Disconnect("421 Go"))
+    assert script.connection.busy(A)
+    script.asked_for.clear()
+    assert script.say(request("commit")) == [result(b"disconnect|421 Go")]
+    assert not script.connection.busy(A)
+    assert script.asked_for == []
+    # Once, and not of the next message.
+    assert script.say(request("commit")) == [result(b"proceed")]
+    script.say(lines(end=True))
+    script.connection.refuse(A, Reject("550 No"))
+    script.say(lines(end=True))
+    assert script.say(request("commit")) == [result(b"proceed")]
+
+
+def test_a_refusal_that_commit_does_not_take_is_replaced() -> None:
+    script = Script()
+    script.connection.refuse(A, JUNK)
+    assert script.say(request("commit")) == [result(b"proceed")]
+    assert script.remarks() == ["bug: Junk at commit"]
 
 
 def test_remarks_show_what_they_are_about() -> None:
