@@ -712,7 +712,7 @@ def test_remarks_show_what_they_are_about() -> None:
     (remark,) = script.connection.remarks.take()
     assert repr(remark).startswith("<odd: unknown word b'' b'nonsensenonsense")
     assert len(remark.detail) == 200
-    assert not script.connection.remarks
+    assert script.connection.remarks.kept == []
 
 
 def test_every_phase_is_asked_by_its_name() -> None:

@@ -21,12 +21,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.protocol.events import Report
+    from smtpd_filters.protocol.remark import Listener
     from smtpd_filters.protocol.vocabulary import Phase
 
 HANDSHAKE = SmtpdConnection().configure()
 TOKEN = b"00000000000000a0"
 LINE_TOKEN = b"00000000000000a1"
 A, B = b"7641df9700000001", b"7641df9700000002"
+
+
+class Thorough(FilterConnection):
+    """A connection without the short ways, as far as `ways` leaves them out."""
+
+    def __init__(self, listener: Listener, *, pass_all: bool, ways: frozenset[str]) -> None:
+        super().__init__(listener, pass_all=pass_all)
+        self.ways = ways
+        if "known" in ways:
+            # No message has a key, so that each of its lines is handled alone.
+            self._transit._learn = lambda *_: None  # type: ignore[method-assign]
+
+    def receive(self, data: bytes) -> None:
+        if "receive" not in self.ways:
+            super().receive(data)
+            return
+        rows = data.split(b"\n")
+        rest = rows.pop()
+        self._receive_some(data, rows, rest)
+
+    def _ask(self, row: bytes) -> bool:
+        return "ask" not in self.ways and super()._ask(row)
 
 
 class Deterministic:
@@ -36,9 +59,11 @@ class Deterministic:
     from the first line on, "drop" all but the end.
     """
 
-    def __init__(self, messages: str, *, pass_all: bool = False) -> None:
+    def __init__(
+        self, messages: str, *, pass_all: bool = False, without: frozenset[str] = frozenset()
+    ) -> None:
         self.messages = messages
-        self.connection = FilterConnection(self, pass_all=pass_all)
+        self.connection = Thorough(self, pass_all=pass_all, ways=without)
         self.calls: dict[bytes, list[object]] = {}
         self.lines: dict[bytes, list[bytes]] = {}
         self.late: list[bytes] = []
@@ -160,6 +185,30 @@ def test_cutting_the_input_changes_nothing(messages: str, stream: bytes, cuts: l
         for at in range(len(stream)):
             bytewise.receive(stream[at : at + 1])
         assert (bytewise.written(), bytewise.calls, bytewise.remarked()) == expected
+
+
+@pytest.mark.parametrize("messages", ["echo", "hold", "pass", "drop", "all"])
+@given(
+    stream=st.one_of(traffic(), mutated(), st.sampled_from(RECORDED)),
+    without=st.frozensets(st.sampled_from(("ask", "known", "receive")), min_size=1),
+    size=st.sampled_from((50, 1000, 1 << 16)),
+)
+@settings(max_examples=120, deadline=None)
+def test_the_short_ways_have_the_result_of_the_long_ones(
+    messages: str, stream: bytes, without: frozenset[str], size: int
+) -> None:
+    listeners = [
+        Deterministic(messages, pass_all=messages == "all", without=left_out)
+        for left_out in (frozenset[str](), without)
+    ]
+    for listener in listeners:
+        listener.receive(HANDSHAKE)
+        for at in range(0, len(stream), size):
+            listener.receive(stream[at : at + size])
+    short, long = listeners
+    assert short.written() == long.written()
+    assert short.calls == long.calls
+    assert short.remarked() == long.remarked()
 
 
 @pytest.mark.parametrize("messages", ["echo", "hold", "pass", "drop", "all"])

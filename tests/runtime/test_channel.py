@@ -177,6 +177,47 @@ def test_no_line_is_broken_however_it_is_taken(
     assert len(rows) == len(expected[b"A"] + expected[b"L"])
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 40), st.integers(0, 60)),
+        max_size=12,
+    )
+)
+def test_answers_written_directly_are_written_as_those_that_are_kept(
+    steps: list[tuple[int, int, int, int]],
+) -> None:
+    room = 0
+    written: dict[int, bytes] = {}
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise BlockingIOError
+        taken = data[:room]
+        room -= len(taken)
+        written[fd] = written.get(fd, b"") + bytes(taken)
+        return len(taken)
+
+    channels = [Channel(*os.pipe()) for _ in range(2)]
+    channels[1].direct = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", write)
+        patch.setattr(os, "writev", lambda fd, pieces: write(fd, b"".join(pieces)))
+        for answers, lines, size, taken in [*steps, (0, 0, 0, 1 << 20)]:
+            for channel in channels:
+                room = taken
+                channel.write(
+                    [b"a" * size + b"\n" for _ in range(answers)],
+                    [b"l" * size + b"\n" for _ in range(lines)],
+                )
+            one, other = channels
+            assert one.size == other.size
+            assert written.get(one.sink) == written.get(other.sink)
+    for channel in channels:
+        assert not channel.size
+        channel.close()
+
+
 def test_what_is_read_is_not_lost_for_want_of_memory(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

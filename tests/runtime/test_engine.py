@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from smtpd_filters import (
     PROCEED,
@@ -24,6 +26,7 @@ from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
+from tests.protocol.test_properties import A, B, traffic
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:
@@ -62,6 +65,13 @@ class Passes(Knows):
         return PROCEED
 
 
+class Holds(Knows):
+    """Looks at whole messages."""
+
+    def message(self, session: Session, message: Message) -> Proceed | Reject:  # noqa: ARG002
+        return Reject("550 5.7.1 No") if message.size % 2 else PROCEED
+
+
 class Talk:
     """An engine, and smtpd."""
 
@@ -93,6 +103,41 @@ class Talk:
         (answer,) = self.say(self.smtpd.request(phase, session, TOKENS[phase], argument))
         assert isinstance(answer, Result)
         return answer.verb
+
+
+@pytest.mark.parametrize("kind", [Knows, Passes, Holds])
+@given(stream=traffic(), size=st.sampled_from((20, 200, 1 << 16)))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_scarce_memory_changes_no_answer(
+    kind: type[Knows],
+    stream: bytes,
+    size: int,
+    logbook: Logbook,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It is set aside again with each read, and megabytes take their time.
+    monkeypatch.setattr("smtpd_filters.runtime.engine.RESERVE", 1)
+    chains = [Chain([(kind(), "proceed", 1.0)], logbook.log) for _ in range(2)]
+    plenty, scarce = (Engine(chain, logbook.log) for chain in chains)
+    said: dict[Engine, list[bytes]] = {plenty: [], scarce: []}
+    for at in range(0, len(stream), size):
+        # What is read is taken in piece by piece.
+        scarce.scarce = True
+        for engine, got in said.items():
+            engine.receive(stream[at : at + size])
+            while engine.working:
+                engine.work()
+            assert not engine.stalled
+            got.extend(engine.output().splitlines())
+    assert sorted(said[plenty]) == sorted(said[scarce])
+    for session in (A, B):
+        lines = [
+            [line for line in got if line.startswith(b"filter-dataline|" + session)]
+            for got in said.values()
+        ]
+        assert lines[0] == lines[1]
 
 
 def test_facts_are_kept_however_long_a_session_is_silent(logbook: Logbook) -> None:

@@ -423,7 +423,7 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
                 pass
             before = engine.turns
             # However much is read, and however many coroutines are done.
-            filter_loop._decided()
+            filter_loop._turn_soon()
             loop.call_soon(loop.stop)
             loop.run_forever()
             assert engine.turns == before + 1
