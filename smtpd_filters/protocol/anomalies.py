@@ -44,24 +44,22 @@ class Remarks:
     """The remarks of a conversation, until somebody takes them."""
 
     def __init__(self) -> None:
-        self._kept: list[Remark] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._kept)
+        #: Those since `take` was last called.
+        self.kept: list[Remark] = []
 
     def take(self) -> list[Remark]:
         """The remarks since this was last called."""
-        kept, self._kept = self._kept, []
+        kept, self.kept = self.kept, []
         return kept
 
     def odd(self, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
         """Something that smtpd should not have said."""
-        self._kept.append(Remark("odd", kind, session, detail[:SHOWN]))
+        self.kept.append(Remark("odd", kind, session, detail[:SHOWN]))
 
     def bug(self, kind: str, session: bytes) -> None:
         """Something that this project should not have wanted to say."""
-        self._kept.append(Remark("bug", kind, session))
+        self.kept.append(Remark("bug", kind, session))
 
     def mail(self, kind: str, session: bytes, detail: bytes) -> None:
         """Something that was done to a message."""
-        self._kept.append(Remark("mail", kind, session, detail))
+        self.kept.append(Remark("mail", kind, session, detail))

@@ -252,7 +252,12 @@ class FilterConnection:
         # A line within one read cannot be too long for a server that does not cut.
         size = len(data) + (len(rows[0]) if rows else 0)
         transit.may_be_long = transit.cuts or size > transit.limit
-        known = bool(rows and transit.known) and not cut and self._all_known(rows, data)
+        known = False
+        if rows and transit.known and not cut:
+            try:
+                known = transit.all_known(rows, data)
+            except MemoryError:  # then they are handled one by one
+                pass
         every = iter(rows)
         if rest and not dropping:
             dropping = self._begin_line(partial, rest)
@@ -269,13 +274,6 @@ class FilterConnection:
                 self._take_apart()
             except MemoryError:
                 pass
-
-    def _all_known(self, rows: list[bytes], data: bytes) -> bool:
-        """Whether the lines can be handled together; if there is no memory to tell, they can't."""
-        try:
-            return self._transit.all_known(rows, data)
-        except MemoryError:
-            return False
 
     def _begin_line(self, partial: bytearray, rest: bytes) -> bool:
         """Keep the beginning of a line; whether what comes up to its end is dropped."""

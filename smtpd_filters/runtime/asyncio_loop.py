@@ -248,10 +248,13 @@ class _Loop:
             if self.engine.scarce:
                 self._stop_short()
             else:
-                self._decided()
+                self._turn_soon()
 
     def _turn_soon(self) -> None:
-        """Have a turn in the next round of the loop: one, however many ask for it."""
+        """Have a turn in the next round of the loop.
+
+        It is one turn, however many coroutines end in this round: a write costs as much as they.
+        """
         if self.next_turn is None:
             self.next_turn = self.loop.call_soon(self._due)
 
@@ -266,7 +269,7 @@ class _Loop:
 
         def decided(decision: Decision | None) -> None:
             done(decision)
-            self._decided()
+            self._turn_soon()
 
         def failed(error: BaseException) -> None:
             self.log.limited("task", "smtpd-filters", "bug", error=fold_traceback(error))
@@ -294,11 +297,6 @@ class _Loop:
             self._heartbeat()
         if not self.watchdog.armed:
             self.watchdog.arm()
-
-    def _decided(self) -> None:
-        """There is something to be written."""
-        # Once for all that are done in this round of the loop; a write costs as much as they.
-        self._turn_soon()
 
     def _heartbeat(self) -> None:
         self.beat = monotonic()

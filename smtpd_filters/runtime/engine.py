@@ -140,7 +140,7 @@ class Engine:
                 if self.unread or self.connection.stalled:
                     self._take_in(short=self.unread != b"" or connection.failing)
             self.stalled = connection.stalled or self.unread != b""
-            if connection.remarks:
+            if connection.remarks.kept:
                 self._log_remarks()
         except MemoryError:
             self.scarce = True
@@ -176,7 +176,7 @@ class Engine:
         Raises MemoryError; then it is to be called again.
         """
         self.messages.work()
-        if self.connection.remarks:
+        if self.connection.remarks.kept:
             self._log_remarks()
         if self.scarce:
             self._recover()
@@ -369,7 +369,7 @@ class Engine:
                     then(otherwise if decision is None else decision)
                 except Exception as error:  # noqa: BLE001  # promise 1
                     self.failed(key, error)
-                if self.connection.remarks:
+                if self.connection.remarks.kept:
                     self._log_remarks()
 
         self.cancel(key)
