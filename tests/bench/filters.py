@@ -66,6 +66,15 @@ class Decisions(SevenPhases):
         return Registration(reports=())
 
 
+class SevenLater(SevenPhases):
+    """The same on asyncio: a handler that is never asked may wait."""
+
+    name = "seven-later"
+
+    async def noop(self, _session: Session, _text: str, /) -> Proceed:
+        return PROCEED
+
+
 class First(Filter):
     """Proceed where a policy of senders and recipients is asked."""
 
@@ -110,6 +119,11 @@ def add_header() -> int:
 def seven_phases() -> int:
     """Run `SevenPhases`."""
     return run(SevenPhases)
+
+
+def seven_later() -> int:
+    """Run `SevenLater`."""
+    return run(SevenLater)
 
 
 def decisions() -> int:

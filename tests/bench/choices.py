@@ -1,0 +1,237 @@
+"""What the choices cost that docs/decisions speaks of, measured again.
+
+    python -m tests.bench.choices [PART]...
+
+Parts are start, loops, regex, dns and log; all by default. Times are of the processor where
+they are short, medians of several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.lookups.outcome import Found
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.tables.automaton import MEMORY, Automaton
+from smtpd_filters.tables.ere import parse
+from smtpd_filters.testing.dns import DNSServer
+from tests.bench.player import ROOT, Player
+from tests.bench.workloads import message, sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROUNDS = 25
+POLL = "import tests.bench.filters, smtpd_filters.runtime.engine, smtpd_filters.runtime.loop"
+OWN = """
+rows = open("/proc/self/smaps_rollup").read().splitlines()
+print(sum(int(row.split()[1]) for row in rows if row.startswith("Private_")))
+"""
+DATACLASSES = """
+from dataclasses import dataclass as _dataclass
+for _number in range(20):
+    @_dataclass(frozen=True, slots=True)
+    class _Row:
+        one: int
+        two: str
+        three: bytes = b""
+"""
+ORDINARY = "import dataclasses, enum, typing, pathlib"
+STARTS = {
+    "bare interpreter": "",
+    "a plain filter (poll)": POLL,
+    "  with dataclasses, enum, typing, pathlib": f"{POLL}\n{ORDINARY}",
+    "  and 20 data classes": f"{POLL}\n{ORDINARY}\n{DATACLASSES}",
+    "  with logging": f"{POLL}\nimport logging",
+    "a filter with coroutines (asyncio)": f"{POLL}\nimport smtpd_filters.runtime.aio",
+    "  with these four": f"{POLL}\nimport smtpd_filters.runtime.aio\n{ORDINARY}",
+    "  with our resolver": f"{POLL}\nimport smtpd_filters.runtime.aio\n"
+    "from smtpd_filters.lookups.dns import Resolver\nResolver([('127.0.0.1', 53)])",
+    "  with dns.asyncresolver": f"{POLL}\nimport smtpd_filters.runtime.aio\n"
+    "from dns.asyncresolver import Resolver\nResolver(configure=False)",
+}
+#: Patterns that are plain, cubic and exponential for an engine that backtracks, what is matched,
+#: and the longest that `re` is given.
+PATTERNS: dict[str, tuple[Callable[[int], str], int]] = {
+    "dyn(amic)?[.-]": (lambda size: "host" * (size // 4), 1020),
+    ".*[0-9].*[0-9].*x": (lambda size: "1" * size, 255),
+    "([0-9]+[.-]?)+dyn": (lambda size: "1" * size, 24),
+    "(a+)+$": (lambda size: "a" * (size - 1) + "b", 24),
+}
+
+
+def spent(what: Callable[[], object], least: float = 0.02) -> float:
+    """Seconds of the processor for one call."""
+    found = []
+    for _ in range(3):
+        count, start = 0, time.process_time()
+        while True:
+            what()
+            count += 1
+            took = time.process_time() - start
+            if took > least:
+                break
+        found.append(took / count)
+    return statistics.median(found)
+
+
+def start() -> None:
+    """What it costs to load modules: time of the processor, and memory of its own."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in STARTS}
+    for _ in range(ROUNDS):
+        for name, code in STARTS.items():
+            before = os.times()
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+            after = os.times()
+            took = sum(after[2:4]) - sum(before[2:4])
+            done = subprocess.run(
+                [sys.executable, "-c", code + OWN], check=True, cwd=ROOT, stdout=subprocess.PIPE
+            )
+            found[name].append((took * 1e3, int(done.stdout)))
+    for name, figures in found.items():
+        times, sizes = zip(*figures, strict=True)
+        print(
+            f"{name:<44}{statistics.median(times):>8.1f} ms"
+            f"{statistics.median(sizes) / 1024:>8.2f} MiB"
+        )
+
+
+def loops() -> None:
+    """The same filter on both loops."""
+    code = "from tests.bench.filters import {0}; {0}()"
+    text = message(12)
+    found: dict[str, list[tuple[float, float, float]]] = {"poll": [], "asyncio": []}
+    for _ in range(7):
+        for name, filter_ in (("poll", "seven_phases"), ("asyncio", "seven_later")):
+            with Player([sys.executable, "-c", code.format(filter_)]) as player:
+                size = player.memory()[0] / (1 << 20)
+                cost = sessions(player, 3_000, 50, text).cost
+                found[name].append((player.ready * 1e3, size, cost))
+    for name, figures in found.items():
+        ready, size, cost = (statistics.median(column) for column in zip(*figures, strict=True))
+        print(f"{name:<10}{ready:>7.1f} ms{size:>7.2f} MiB{cost:>8.1f} us a session")
+
+
+def regex() -> None:
+    """Our automaton beside `re`: one match of a key of that many bytes."""
+    try:
+        import re2  # type: ignore[import-not-found]
+    except ImportError:
+        re2 = None
+    for pattern, (key, longest) in PATTERNS.items():
+        ours = Automaton()
+        ours.add(parse(pattern.encode()))
+        ours.finish(MEMORY)
+        engines: dict[str, Callable[[bytes], object]] = {
+            "ours": ours.match,
+            "re": re.compile(pattern.encode()).search,
+        }
+        if re2:
+            engines["re2"] = re2.compile(pattern.encode()).search
+        for size in (20, 24, 64, 255, 1020):
+            text = key(size).encode()
+            columns = [
+                f"{name}{spent(partial(match, text)) * 1e6:>12.1f} us"
+                for name, match in engines.items()
+                if name != "re" or size <= longest
+            ]
+            print(f"{pattern:<20}{size:>5} bytes  {'  '.join(columns)}")
+
+
+def dns() -> None:
+    """Look-ups of names never asked before, from a name server on loopback."""
+    from dns.asyncresolver import Resolver as Other
+
+    count = 2_000
+    zone = {f"n{number}.example": {"A": ["192.0.2.1"]} for number in range(2 * count)}
+
+    async def ours(server: DNSServer) -> float:
+        async with Resolver([(server.address, server.port)]) as resolver:
+            begin = time.thread_time()
+            for at in range(0, count, 20):
+                names = [f"n{at + each}.example" for each in range(20)]
+                outcomes = await asyncio.gather(*(resolver.query(name, "A") for name in names))
+                assert all(isinstance(each, Found) for each in outcomes)
+            return time.thread_time() - begin
+
+    async def theirs(server: DNSServer) -> float:
+        resolver = Other(configure=False)
+        resolver.nameservers, resolver.port = [server.address], server.port
+        begin = time.thread_time()
+        for at in range(count, 2 * count, 20):
+            names = [f"n{at + each}.example" for each in range(20)]
+            await asyncio.gather(*(resolver.resolve(name, "A") for name in names))
+        return time.thread_time() - begin
+
+    with DNSServer(zone) as server:
+        found = [
+            (asyncio.run(ours(server)) / count, asyncio.run(theirs(server)) / count)
+            for _ in range(5)
+        ]
+    mine, other = (statistics.median(column) * 1e6 for column in zip(*found, strict=True))
+    print(f"a look-up: ours {mine:.0f} us, dns.asyncresolver {other:.0f} us of the processor")
+
+
+def log() -> None:
+    """A line of the log beside one of `logging`, and what becomes of both when nobody reads."""
+    with open(os.devnull, "w") as null:  # noqa: PTH123  # a descriptor
+        ours = Log(fd=null.fileno())
+        handler = logging.StreamHandler(null)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        theirs = logging.getLogger("bench")
+        theirs.addHandler(handler)
+        theirs.propagate = False
+        line = spent(lambda: ours.event("dyndns", "connect", "7641df9700000001", result="junk"))
+        other = spent(
+            lambda: theirs.warning("%s %s connect result=%s", "7641df9700000001", "dyndns", "junk")
+        )
+    print(f"a line: ours {line * 1e6:.1f} us, logging {other * 1e6:.1f} us")
+    source, sink = os.pipe()
+    full = Log(fd=sink)
+    begin = time.perf_counter()
+    for _ in range(5_000):
+        full.event("dyndns", "connect", "7641df9700000001", result="junk")
+    took = time.perf_counter() - begin
+    print(f"5,000 lines that nobody reads: ours {took:.2f} s, {full.dropped} of them dropped")
+    code = (
+        "import logging, sys\nlogging.basicConfig()\n"
+        "for _ in range(5000): logging.warning('%s', 'x' * 60)"
+    )
+    stuck = subprocess.Popen([sys.executable, "-c", code], stderr=sink)
+    try:
+        stuck.wait(5)
+        print("logging: ended")
+    except subprocess.TimeoutExpired:
+        print("logging: blocked until it was ended, 5 s later")
+        stuck.kill()
+        stuck.wait()
+    os.close(source)
+    os.close(sink)
+
+
+PARTS = {"start": start, "loops": loops, "regex": regex, "dns": dns, "log": log}
+
+
+def main() -> int:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    for part in parser.parse_args().parts or PARTS:
+        print(f"-- {part}")
+        PARTS[part]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
