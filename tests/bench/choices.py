@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import logging
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROUNDS = 25
-POLL = "import tests.bench.filters, smtpd_filters.runtime.engine, smtpd_filters.runtime.loop"
+POLL = "import tests.bench.filters, smtpd_filters.runtime.engine, smtpd_filters.runtime.poll_loop"
 OWN = """
 rows = open("/proc/self/smaps_rollup").read().splitlines()
 print(sum(int(row.split()[1]) for row in rows if row.startswith("Private_")))
@@ -54,11 +56,11 @@ STARTS = {
     "  with dataclasses, enum, typing, pathlib": f"{POLL}\n{ORDINARY}",
     "  and 20 data classes": f"{POLL}\n{ORDINARY}\n{DATACLASSES}",
     "  with logging": f"{POLL}\nimport logging",
-    "a filter with coroutines (asyncio)": f"{POLL}\nimport smtpd_filters.runtime.aio",
-    "  with these four": f"{POLL}\nimport smtpd_filters.runtime.aio\n{ORDINARY}",
-    "  with our resolver": f"{POLL}\nimport smtpd_filters.runtime.aio\n"
+    "a filter with coroutines (asyncio)": f"{POLL}\nimport smtpd_filters.runtime.asyncio_loop",
+    "  with these four": f"{POLL}\nimport smtpd_filters.runtime.asyncio_loop\n{ORDINARY}",
+    "  with our resolver": f"{POLL}\nimport smtpd_filters.runtime.asyncio_loop\n"
     "from smtpd_filters.lookups.dns import Resolver\nResolver([('127.0.0.1', 53)])",
-    "  with dns.asyncresolver": f"{POLL}\nimport smtpd_filters.runtime.aio\n"
+    "  with dns.asyncresolver": f"{POLL}\nimport smtpd_filters.runtime.asyncio_loop\n"
     "from dns.asyncresolver import Resolver\nResolver(configure=False)",
 }
 #: Patterns that are plain, cubic and exponential for an engine that backtracks, what is matched,
@@ -91,10 +93,10 @@ def start() -> None:
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in STARTS}
     for _ in range(ROUNDS):
         for name, code in STARTS.items():
-            before = os.times()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-            after = os.times()
-            took = sum(after[2:4]) - sum(before[2:4])
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             done = subprocess.run(
                 [sys.executable, "-c", code + OWN], check=True, cwd=ROOT, stdout=subprocess.PIPE
             )
@@ -227,7 +229,11 @@ def main() -> int:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
-    for part in parser.parse_args().parts or PARTS:
+    parts = parser.parse_args().parts or PARTS
+    # As pip does when it installs a package; a start would otherwise compile all of it.
+    for folder in ("smtpd_filters", "tests/bench"):
+        compileall.compile_dir(ROOT / folder, quiet=1)
+    for part in parts:
         print(f"-- {part}")
         PARTS[part]()
     return 0

@@ -19,9 +19,9 @@ from tests.protocol.test_long_lines import unbroken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from smtpd_filters.protocol.anomalies import Listener
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.protocol.events import Report
-    from smtpd_filters.protocol.remark import Listener
     from smtpd_filters.protocol.vocabulary import Phase
 
 HANDSHAKE = SmtpdConnection().configure()

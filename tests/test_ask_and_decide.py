@@ -20,7 +20,7 @@ from smtpd_filters import (
     Session,
 )
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.link import Link
+from smtpd_filters.guard import Link
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.watchdog import Watchdog
 
@@ -95,6 +95,6 @@ def test_decide_and_ask_have_one_result(
             decision = link.ask(session, *(["argument"] if link.argument else []))
         assert link.watchdog.running == 0.0
         # Where an error was raised is told by its innermost frame, whichever way led there.
-        lines = [re.sub(r"link\.py:\d+:(ask|decide)", "link.py", line) for line in log.lines]
+        lines = [re.sub(r"guard\.py:\d+:(ask|decide)", "guard.py", line) for line in log.lines]
         results.append((decision, lines))
     assert results[0] == results[1]
