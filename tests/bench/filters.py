@@ -12,7 +12,7 @@ from smtpd_filters.runtime.watchdog import Watchdog
 
 TYPE_CHECKING = False  # the import of typing would count as ours
 if TYPE_CHECKING:
-    from smtpd_filters.message import Headers
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Proceed
     from smtpd_filters.session import Session
 
@@ -75,6 +75,24 @@ class SevenLater(SevenPhases):
         return PROCEED
 
 
+class Whole(Filter):
+    """Look at whole messages."""
+
+    name = "whole"
+
+    def message(self, _session: Session, _message: Message) -> Proceed:
+        return PROCEED
+
+
+class Waiting(Filter):
+    """Decide in a coroutine that has nothing to wait for."""
+
+    name = "waiting"
+
+    async def mail_from(self, _session: Session, _address: str, /) -> Proceed:
+        return PROCEED
+
+
 class First(Filter):
     """Proceed where a policy of senders and recipients is asked."""
 
@@ -124,6 +142,16 @@ def seven_phases() -> int:
 def seven_later() -> int:
     """Run `SevenLater`."""
     return run(SevenLater)
+
+
+def whole() -> int:
+    """Run `Whole`."""
+    return run(Whole)
+
+
+def waiting() -> int:
+    """Run `Waiting`."""
+    return run(Waiting)
 
 
 def decisions() -> int:

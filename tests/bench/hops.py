@@ -20,13 +20,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.filter import Filter
-from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.runtime import serve
 from smtpd_filters.runtime.channel import Ends
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.watchdog import Watchdog
-from tests.bench.filters import AddHeader, First, Second, SevenPhases
+from tests.bench.filters import AddHeader, First, Second, SevenPhases, Waiting, Whole
 from tests.bench.player import CONFIG, ROOT
 from tests.bench.workloads import TOKEN, data_lines, message, stamp
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from smtpd_filters.message import Message
-    from smtpd_filters.protocol.decisions import Proceed
-    from smtpd_filters.session import Session
+    from smtpd_filters.filter import Filter
 
 PACKAGE = f"{ROOT / 'smtpd_filters'}{os.sep}"
 BENCH = f"{ROOT / 'tests' / 'bench'}{os.sep}"
@@ -49,24 +45,6 @@ IDLE = 0.05
 #: The calls in which a loop waits, and where they are made.
 WAITS = frozenset({"poll", "control"})
 LOOPS = ("loop.py", "selectors.py")
-
-
-class Whole(Filter):
-    """Look at whole messages."""
-
-    name = "whole"
-
-    def message(self, _session: Session, _message: Message) -> Proceed:
-        return PROCEED
-
-
-class Waiting(Filter):
-    """Decide in a coroutine that has nothing to wait for."""
-
-    name = "waiting"
-
-    async def mail_from(self, _session: Session, _address: str, /) -> Proceed:
-        return PROCEED
 
 
 @dataclass
