@@ -168,24 +168,37 @@ class Chain:
 
     def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Pending:
         """Call the filters that have a handler for the phase."""
-        return begin(self._decide_in_order(phase, session, argument))
-
-    async def _decide_in_order(self, phase: Phase, session: Session, argument: bytes) -> Decision:
         if phase is MAIL_FROM and session.mark == phase.name:
             session.mark = ""  # of a transaction that did not come about
         arguments = (text(argument),) if phase.argument else ()
+        links = iter(self._links[phase])
+        for link in links:
+            decision = link.ask(session, *arguments)
+            if decision is not PROCEED:
+                return begin(self._combine(phase, session, arguments, decision, links))
+        return _marked(phase, session, PROCEED) if session.mark else PROCEED
+
+    async def _combine(
+        self,
+        phase: Phase,
+        session: Session,
+        arguments: tuple[str, ...],
+        asked: Decision | Pending,
+        rest: Iterator[Link],
+    ) -> Decision:
+        """Combine a decision that is not simply to proceed with those of the filters after it."""
         result: Decision = PROCEED
-        for link in self._links[phase]:
-            asked = link.ask(session, *arguments)
-            if asked is PROCEED:
-                continue
+        while True:
             decision = asked if isinstance(asked, Decision) else await asked
             result = _both(phase, session, result, decision)
             if decision.verb in REFUSALS:
                 return decision
             if type(decision) is Rewrite:
                 arguments = (_handed_on(phase, decision),)
-        return _marked(phase, session, result)
+            link = next(rest, None)
+            if link is None:
+                return _marked(phase, session, result)
+            asked = link.ask(session, *arguments)
 
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
         """Have the header block judged and edited."""

@@ -113,6 +113,8 @@ class Link:
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
             watchdog.running = 0.0
             return self._thrown(session, error, started)
+        if result is PROCEED and not self.log.verbose and monotonic() - started < SLOW:
+            return PROCEED
         return self._returned(session, result, started)
 
     def decide(self, session: Session, argument: bytes) -> Decision | Pending:
