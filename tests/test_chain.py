@@ -35,7 +35,8 @@ from smtpd_filters.chain import Chain
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.main import run
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
-from smtpd_filters.runtime.coroutines import Job, Pending
+from smtpd_filters.runtime.coroutines import Pending
+from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.watchdog import Watchdog
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import TEXT, table

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.message import Headers, complete, completion
-from smtpd_filters.message.completion import MAX_STEPS, MAX_VALUE, completed
+from smtpd_filters.message import Headers, completion
+from smtpd_filters.message.completion import MAX_STEPS, MAX_VALUE, complete, completed
 from smtpd_filters.oracle.completion import completed as by_smtpd
 
 HOST = "mx.example.org"

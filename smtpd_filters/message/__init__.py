@@ -2,12 +2,12 @@
 
 `Headers` edits a header block and keeps every byte it isn't told to change; `Message` holds a
 whole message, its body spooled. What goes into a field is made safe and folded in `folding`; what
-smtpd does to From, To and Cc behind the filters is done beforehand by `completion`.
+smtpd does to From, To and Cc behind the filters, `completion` does beforehand; it is imported from
+there by the filters that need it.
 """
 
 from __future__ import annotations
 
-from smtpd_filters.message.completion import complete
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.message.folding import encoded_word
 from smtpd_filters.message.headers import Field, Headers
@@ -21,7 +21,6 @@ __all__ = [
     "Message",
     "Spool",
     "SpoolError",
-    "complete",
     "encoded_word",
     "stuff",
     "unstuff",

@@ -14,7 +14,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
-from .coroutines import Job
+from .jobs import Job
 from .log import fold_traceback
 from .pace import Pace
 from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send

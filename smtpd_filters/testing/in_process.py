@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.filter import Filter
 from smtpd_filters.main import make_chain, set_up
-from smtpd_filters.runtime.coroutines import Job
 from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
 from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.settings import Pool, common_options, parse_flags

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision
-from smtpd_filters.runtime.coroutines import CANCELLED, Job, Pending, Raised, Suspended, Wait, begin
+from smtpd_filters.runtime.coroutines import CANCELLED, Pending, Raised, Suspended, Wait, begin
 from smtpd_filters.runtime.first_step import StandIn, first_step
+from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.watchdog import OverdueError
 
 if TYPE_CHECKING:

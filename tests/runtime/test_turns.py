@@ -22,8 +22,8 @@ from smtpd_filters.message import Spool
 from smtpd_filters.message.spool import STORE_COST
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.channel import READ
-from smtpd_filters.runtime.coroutines import Job
 from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.pace import TURN as PACE
 from smtpd_filters.runtime.pace import Pace
 from tests.runtime.process import TOKENS, sid

@@ -27,7 +27,7 @@ from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
-from smtpd_filters.message import complete
+from smtpd_filters.message.completion import complete
 from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,

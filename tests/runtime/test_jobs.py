@@ -1,4 +1,4 @@
-"""What drives the coroutines of policies: whatever fails, who waits is told."""
+"""Coroutines of policies are driven to a decision, whatever fails."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import pytest
 from smtpd_filters.protocol.decisions import PROCEED, Decision
 from smtpd_filters.runtime.coroutines import (
     CANCELLED,
-    CANCELLED_AT_ONCE,
     OVERDUE,
-    Job,
     Pending,
     Raised,
     Suspended,
     Wait,
-    _cancel_some,
     begin,
     decide_at_once,
 )
 from smtpd_filters.runtime.first_step import first_step
+from smtpd_filters.runtime.jobs import CANCELLED_AT_ONCE, Job, _cancel_some
 from smtpd_filters.runtime.pace import Pace
 
 if TYPE_CHECKING:
