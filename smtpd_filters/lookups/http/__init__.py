@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .client import BadReplyError, Client, Endpoint, NotKeptError, Request, Response
+from .client import Client
+from .messages import BadReplyError, Endpoint, NotKeptError, Request, Response
 
 __all__ = ["BadReplyError", "Client", "Endpoint", "NotKeptError", "Request", "Response"]

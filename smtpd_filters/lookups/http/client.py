@@ -32,46 +32,21 @@ from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import Failure, Plan
 
 from .breaker import Breaker
-from .connection import (
-    CLOSED,
-    BadReplyError,
-    Endpoint,
-    Exchange,
-    Host,
-    NotKeptError,
-    Request,
-    Response,
-    Trouble,
-)
+from .messages import CLOSED, Endpoint, Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Generic, TypeVar
+    from typing import TypeVar
 
-    from smtpd_filters.lookups.retry import Ask
+    from .messages import Request, Response
 
     T = TypeVar("T")
-else:
-    T = None
-    Generic = {None: object}
-
-__all__ = [
-    "CLOSED",
-    "BadReplyError",
-    "Client",
-    "Endpoint",
-    "NotKeptError",
-    "Request",
-    "Response",
-]
 
 #: Requests under way at one server, each of which takes a connection; more have to wait.
 CONNECTIONS = 64
 #: How often each server is asked.
 ROUNDS = 2
-#: What any server that is well answers in some way; rspamd says "pong".
-PING = Request("/ping", (), None)
 
 
 class Client:
@@ -96,11 +71,14 @@ class Client:
             endpoints = [Endpoint(url) for url in urls]
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        import asyncio
-
+        try:
+            from . import attempts  # noqa: F401  # not at the first request
+            from .connection import Host
+        except ImportError as error:
+            label = endpoints[0].label
+            raise ConfigError(f"aiohttp is needed to ask {label}: {error}") from None
         from smtpd_filters.lookups.sockets import Shortage
 
-        self.asyncio = asyncio
         #: Requests that wait because this machine is short of descriptors.
         self.shortage = Shortage()
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
@@ -119,6 +97,8 @@ class Client:
         invalid reply; then the next server is asked. NotKeptError ends it: there is no place here
         for a reply.
         """
+        from .attempts import Attempts  # which `__init__` has loaded
+
         if self._closed:
             return Unavailable(CLOSED)
         now = self._clock()
@@ -129,12 +109,12 @@ class Client:
             timeout=self.timeout,
             deadline=now + self._deadline,
         )
-        course = _Course(self, request, read, now + self._deadline)
+        attempts = Attempts(self, request, read, now + self._deadline)
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 return step
-            said = await course.ask(step)
+            said = await attempts.ask(step)
             if not isinstance(said, Trouble):
                 plan.answered()
                 request.trouble = plan.cause("")
@@ -147,8 +127,10 @@ class Client:
 
     async def _freed(self, until: float) -> None:
         """Wait for a connection to be free, or a descriptor, but not beyond a point in time."""
+        import asyncio
+
         try:
-            async with self.asyncio.timeout(max(self.left(until), 0)):
+            async with asyncio.timeout(max(self.left(until), 0)):
                 await self.shortage.freed()
         except TimeoutError:
             pass
@@ -167,121 +149,3 @@ class Client:
         """Whether a server failed, and there is another one that didn't."""
         states = [self._breaker.is_open(each) for each in range(len(self.hosts))]
         return states[server] and not all(states)
-
-
-class _Course(Generic[T]):
-    """One request on its course past the servers, until a point in time."""
-
-    __slots__ = (
-        "_asked", "_client", "_exchange", "_over", "_passed", "_read", "_request", "_until",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        client: Client,
-        request: Request,
-        read: Callable[[Response], Awaitable[T]],
-        until: float,
-    ) -> None:
-        self._client = client
-        self._request = request
-        self._read = read
-        self._until = until
-        #: Servers that are not asked again, and what they did; and those that were not asked.
-        self._over: dict[int, str] = {}
-        self._passed: set[int] = set()
-        #: Servers that it was sent to; to each once more if there is no reply at all: law 4.
-        self._asked: set[int] = set()
-        #: What is under way.
-        self._exchange: Exchange
-
-    async def ask(self, step: Ask) -> T | Trouble:
-        """Ask one server, if it is to be asked."""
-        server = step.server
-        if server in self._over:
-            return Trouble(Failure.LOCAL, self._over[server])
-        client = self._client
-        if step.pause:
-            await client.asyncio.sleep(step.pause)
-        host = client.hosts[server]
-        waited = host.turns.locked()
-        if waited:
-            try:
-                async with client.asyncio.timeout(step.timeout):
-                    await host.turns.acquire()
-            except TimeoutError:
-                return Trouble(Failure.LOCAL, "too many requests under way")
-            if server not in self._passed and client.may_pass(server):
-                # It was found dead by those whose turn it was.
-                host.turns.release()
-                self._passed.add(server)
-                return Trouble(Failure.LOCAL, "passed over")
-        else:
-            await host.turns.acquire()
-        left = client.left(self._until)
-        try:
-            said = await self._try(server, min(client.timeout, left))
-        finally:
-            host.turns.release()
-        if not isinstance(said, Trouble) or said.failure is not Failure.SHORT:
-            client.shortage.closed()
-        if isinstance(said, Trouble) and said.failure is Failure.SILENT:
-            if waited and left < client.timeout:
-                return Trouble(Failure.LOCAL, said.cause)  # law 5
-            self._over[server] = said.cause
-        return said
-
-    async def _try(self, server: int, seconds: float) -> T | Trouble:
-        """Ask a server, for so long."""
-        host = self._client.hosts[server]
-        try:
-            async with self._client.asyncio.timeout(seconds):
-                return await self._answer(server)
-        except TimeoutError:
-            return Trouble(Failure.SILENT, "timeout")
-        except BadReplyError as error:
-            return Trouble(Failure.BROKEN, str(error))
-        except NotKeptError as error:
-            return Trouble(Failure.LOCAL, str(error), final=True)
-        except Exception as error:  # noqa: BLE001  # law 1
-            exchange = self._exchange
-            if exchange.source_failed:
-                return Trouble(Failure.LOCAL, exchange.source_failed, final=True)
-            return host.trouble(error, replied=exchange.replied)
-
-    async def _answer(self, server: int) -> T:
-        """What a server's reply comes to, if need be that to the second try: law 4."""
-        host = self._client.hosts[server]
-        is_new = server not in self._asked
-        self._asked.add(server)
-        try:
-            return await self._exchanged(host)
-        except host.broken as error:
-            if not is_new or not self._is_unanswered(host, error):
-                raise
-        try:
-            return await self._exchanged(host)
-        except host.broken as error:
-            if not self._is_unanswered(host, error) or not await _is_well(host):
-                raise
-        # How the system called it depends on who was faster.
-        raise BadReplyError("closed the connection, but answers a ping")
-
-    async def _exchanged(self, host: Host) -> T:
-        self._exchange = Exchange(host, self._request)
-        return await self._exchange.run(self._read)
-
-    def _is_unanswered(self, host: Host, error: Exception) -> bool:
-        """Whether the server was reached, and the request got no reply at all."""
-        exchange = self._exchange
-        reached = not isinstance(error, host.unconnected)
-        return reached and not exchange.replied and not exchange.source_failed
-
-
-async def _is_well(host: Host) -> bool:
-    """Whether a server answers at all."""
-    try:
-        await Exchange(host, PING).run(Response.read)
-    except Exception:  # noqa: BLE001  # whatever it is
-        return False
-    return True

@@ -1,310 +1,127 @@
-"""One request to one HTTP server, over a connection that aiohttp makes, keeps and reads from.
+"""One request to one HTTP server, over a connection of aiohttp's `ClientSession`.
 
-1. A body is sent no faster than it is taken, and never held as a whole if it is made as it goes.
-2. A reply is read up to its limit, and at the pace of all look-ups (`pace`, `intake`): a server
-   that sends much, or in tiny chunks, takes no time from others.  The wait for that counts against
-   the time of the server.
-3. A connection is used again only after a whole exchange; any other is cut off at once. So is one
-   over which something came that nobody asked for: it would be taken for the next reply.  What
-   comes after the next request was sent can't be told from its reply: HTTP/1.1 has no mark for it.
-4. What a request says is sent as it is, but no field of it has a second line.
-5. A reply that comes before all of the request is sent is the reply: a server need not read on.
+Invariants
+----------
+*Streamed*: a body is sent no faster than the server takes it, and never held as a whole if it is
+read as it is sent.
+*Limited*: a reply is read up to its limit, and at the pace of all look-ups (`pace`, `intake`): a
+server that sends much, or in tiny chunks, takes no time from others.  Waiting for that counts
+against the server's timeout.
+*Whole*: a connection is used again only after a whole exchange over which nothing else came
+(`intake`); any other is aborted at once.  Bytes that arrive after the next request was sent can't
+be told from its reply: HTTP/1.1 has no mark for it.
+*Verbatim*: header fields are sent as they are; one of more than one line is never sent.
+*Early*: a reply that comes before all of the request is sent is the reply: a server need not read
+on.
 
-How it works. aiohttp's pool gives the connection (`BaseConnector.connect`), which `intake` makes,
-and its parser reads what comes over it. Its `ClientSession`, which would add headers, cookies,
-redirections and as much time again as all this takes, has no part in it. So these two are the
-places that know what of aiohttp lies below that; they were tried with 3.8.4, 3.11.16 and 3.14.5.
-
-The module is cheap to import; making a `Host` imports aiohttp.
+`docs/decisions/http.md` says why it is built this way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from _socket import gaierror
+from typing import TYPE_CHECKING
 
-from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.outcome import Value
+import aiohttp
+from yarl import URL
+
 from smtpd_filters.lookups.retry import Failure
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-    from typing import Any, TypeVar
+from .intake import UNLIMITED, TCPConnector, UnixConnector, current
+from .messages import CLOSED, BadReplyError, Response, Trouble
 
-    import aiohttp
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import TypeVar
+
+    from .intake import Intake
+    from .messages import Endpoint, Request
 
     T = TypeVar("T")
-
-    #: A body: at once, or a function that gives it in chunks, anew for each try.
-    Body = bytes | Callable[[], Iterator[bytes]]
 
 #: Seconds for which a connection without a request is kept; nginx's keepalive_timeout is the same.
 KEPT_ALIVE = 75.0
 #: Seconds for a connection to come about: a lost SYN is sent again after 1 and after 3 (RFC 6298).
 CONNECT = 5.0
-#: Bytes of a reply.
-REPLY_LIMIT = 1 << 20
-CLOSED = "the client is closed"
-OVERSIZED = "oversized reply"
-#: Bytes that are read at a time.  asyncio's own 256 KiB come from mmap(2) and go back to it for
-#: each reply, which takes longer than to read it.
-_READ = 32 << 10
-# RFC 9110, 15.2: other responses follow these.
-_INTERIM = frozenset({100, 102, 103})
-#: How many of these may come.
-MAX_INTERIM = 8
-#: The price of a piece of content (`pace`), and how many of its bytes are one unit more.
-_PIECE, _PER_UNIT = 50, 100
 # This machine's own lack, not the server's fault: of descriptors, which others give back, or else.
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LOCAL = frozenset({errno.EADDRNOTAVAIL})
-
-
-class BadReplyError(Exception):
-    """What a server said is no reply to the question; the text says why."""
-
-
-class NotKeptError(Exception):
-    """A reply can't be kept here, which no other server can help; the text says why."""
-
-
-class Response:
-    """What a server said: the status, header fields (names without case), and the content.
-
-    The content is read once, with `read` or `pieces`; a coding of it is not undone.
-    """
-
-    __slots__ = ("_content", "_limit", "_taken", "headers", "status")
-
-    def __init__(self, status: int, headers: Mapping[str, str], content: Any, limit: int) -> None:
-        self.status = status
-        self.headers = headers
-        self._content = content
-        self._limit = limit
-        self._taken = False
-
-    @property
-    def size(self) -> int | None:
-        """The bytes of the content, if the server says so beforehand."""
-        # What is no number aiohttp has refused.
-        length = self.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it has been read."""
-        return self._taken and bool(self._content.at_eof())
-
-    async def read(self) -> bytes:
-        """The content as a whole.  Raises BadReplyError beyond the request's limit."""
-        parts = [part async for part in self.pieces()]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The content in pieces as they come, each at its turn, with the work of taking it in.
-
-        Raises BadReplyError beyond the request's limit.
-        """
-        from smtpd_filters.runtime.pace import pace  # asyncio is loaded by now
-
-        self._taken = True
-        size = self.size
-        if size is not None and size > self._limit:
-            raise BadReplyError(OVERSIZED)
-        admit = pace().admit
-        taken = 0
-        while part := await self._content.readany():
-            taken += len(part)
-            if taken > self._limit:
-                raise BadReplyError(OVERSIZED)
-            await admit(_PIECE + len(part) // _PER_UNIT)
-            yield part
-
-    def __repr__(self) -> str:
-        return f"<response {self.status}>"
-
-
-class Request:
-    """What is asked: a POST of `body` to `path`; a GET if there is no body.
-
-    `size` is the body's in bytes if that is known beforehand; without it the body is sent in HTTP's
-    chunks. `limit` is how many bytes a reply may have. When there is a good one, `trouble` says of
-    the servers that were asked before why theirs was none.
-    """
-
-    __slots__ = ("body", "headers", "limit", "path", "size", "trouble")
-
-    def __init__(
-        self,
-        path: str,
-        headers: Iterable[tuple[str, str]],
-        body: Body | None,
-        *,
-        size: int | None = None,
-        limit: int = REPLY_LIMIT,
-    ) -> None:
-        self.path = path
-        self.headers = tuple(headers)
-        self.body = body
-        self.size = size
-        self.limit = limit
-        self.trouble = ""
-
-
-class Trouble(Value):
-    """Why a try came to nothing; `final` if no further one can do better."""
-
-    __match_args__ = ("failure", "cause", "final")
-    __slots__ = __match_args__
-
-    def __init__(self, failure: Failure, cause: str, *, final: bool = False) -> None:
-        self.failure = failure
-        self.cause = cause
-        self.final = final
-
-
-class Endpoint:
-    """Where a server is: `url` is ``http://HOST[:PORT][/PATH]`` or the path of a unix socket.
-
-    `label` is how it is called in logs. Raises ValueError if it is neither.
-    """
-
-    __slots__ = ("base", "host", "label", "path", "socket")
-
-    def __init__(self, url: str) -> None:
-        self.socket = self.path = ""
-        path = url.removeprefix("unix:")
-        if path.startswith("/"):
-            if "\0" in path or len(os.fsencode(path)) > 107:
-                # unix(7): sun_path is 108 bytes with the final null.
-                raise ValueError(f"no path of a socket: {url!r}")
-            self.socket = self.label = path
-            self.host = "localhost"
-            self.base = "http://localhost"
-            return
-        from urllib.parse import urlsplit  # setup's business, when aiohttp is loaded anyway
-
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ValueError(f"neither http://HOST:PORT nor the path of a socket: {url!r}")
-        odd = any(c.isspace() or not c.isprintable() for c in url) or not url.isascii()
-        if odd or parts.query or parts.fragment or set("@,") & set(parts.netloc):
-            raise ValueError(f"not the address of a server: {url!r}")
-        self.host = parts.netloc
-        self.path = parts.path.rstrip("/")
-        self.base = f"{parts.scheme}://{self.host}"
-        self.label = self.base + self.path
+#: A connection that did not come about, and one that broke, of which the first is a case.
+UNCONNECTED = aiohttp.ClientConnectorError
+BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 class Host:
     """A server and the connections to it, which are made when they are first needed."""
 
     def __init__(self, endpoint: Endpoint, connections: int) -> None:
-        import asyncio
-
-        try:
-            import aiohttp
-            from aiohttp.client_reqrep import ClientRequest
-            from aiohttp.http import HttpProcessingError, StreamWriter
-
-            from .intake import Intake
-        except ImportError as error:
-            raise ConfigError(f"aiohttp is needed to ask {endpoint.label}: {error}") from None
         self.endpoint = endpoint
         self.turns = asyncio.Semaphore(connections)
-        self.aiohttp = aiohttp
-        self.writer = StreamWriter
-        self._request = ClientRequest
-        self._intake = Intake
-        self._no_http = HttpProcessingError
-        self._connector: aiohttp.BaseConnector | None = None
-        self._place: Any = None
-        self._times = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
+        self._session: aiohttp.ClientSession | None = None
         self._closed = False
-        #: The loop that the connections are of, once there is one.
-        self.loop: Any = None
-        #: A connection that broke, and one that did not come about, which is a case of the first.
-        self.broken = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
-        self.unconnected = aiohttp.ClientConnectorError
-        self._heads: dict[str, str] = {}
+        self._urls: dict[str, URL] = {}
 
-    async def connect(self) -> Any:
-        """A connection of aiohttp's, kept or new."""
-        connector = self._connector
-        if connector is None:
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session, which is of the running loop."""
+        if self._session is None:
             if self._closed:
                 raise BadReplyError(CLOSED)
-            connector = self._connector = self._connections()
-        return await connector.connect(self._place, [], self._times)
+            self._session = self._new_session()
+        return self._session
 
-    def _connections(self) -> Any:
-        """The pool; to be called where the loop runs.  What bounds it is `turns`."""
-        from asyncio import get_running_loop
-        from functools import partial
-
-        from yarl import URL  # aiohttp's
-
-        aiohttp: Any = self.aiohttp
-        self.loop = get_running_loop()
-        # What says where to connect to is a request to aiohttp. Nothing else of it is used.
-        self._place = self._request("POST", URL(self.endpoint.base), loop=self.loop)
+    def _new_session(self) -> aiohttp.ClientSession:
         path = self.endpoint.socket
-        kind, where = (aiohttp.UnixConnector, (path,)) if path else (aiohttp.TCPConnector, ())
-        connector: Any = kind(*where, limit=0, keepalive_timeout=KEPT_ALIVE)
-        vars(connector)["_factory"] = partial(self._intake, self.loop)  # what makes a connection
-        return connector
+        # `turns` is what bounds the number of connections.
+        connector: aiohttp.BaseConnector = (
+            UnixConnector(path, limit=0, keepalive_timeout=KEPT_ALIVE)
+            if path
+            else TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=UNLIMITED,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
 
-    def head(self, method: str, path: str) -> str:
-        """The first lines of a request, the same for each of a path."""
-        key = method + path
-        head = self._heads.get(key)
-        if head is None:
-            where = f"{self.endpoint.path}{path} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
-            head = self._heads[key] = f"{method} {where}"
-        return head
+    def url(self, path: str) -> URL:
+        """Return where a request is sent."""
+        url = self._urls.get(path)
+        if url is None:
+            url = URL(f"{self.endpoint.base}{self.endpoint.path}{path}", encoded=True)
+            self._urls[path] = url
+        return url
 
     async def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        connector, self._connector = self._connector, None
-        if connector is not None:
-            await connector.close()
-
-    def trouble(self, error: Exception, *, replied: bool) -> Trouble:
-        """Say what an exception of aiohttp's or the system's means."""
-        aiohttp = self.aiohttp
-        unreachable = Failure.UNREACHABLE
-        if isinstance(error, aiohttp.ClientConnectorError):
-            # One of a certificate has something else in its place.
-            return _unconnected(getattr(error, "certificate_error", None) or error.os_error)
-        if isinstance(error, aiohttp.ClientPayloadError) or (replied and self._is_lost(error)):
-            return Trouble(unreachable, "reply cut short")
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            return Trouble(unreachable, "closed the connection")
-        if isinstance(error, OSError):  # some of aiohttp's are
-            return Trouble(unreachable, _reason(error, "connection lost"))
-        if isinstance(error, self._no_http):
-            return Trouble(Failure.BROKEN, "a reply that is no HTTP")
-        return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
-
-    def _is_lost(self, error: Exception) -> bool:
-        """Whether the connection is, rather than our own code wrong."""
-        return isinstance(error, (*self.broken, OSError, self._no_http))
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
 
 class Exchange:
     """One request and its reply over one connection."""
 
-    __slots__ = ("_host", "_request", "replied", "source_failed")
+    __slots__ = ("_host", "_request", "intake", "refused", "replied", "sent", "source_failed")
 
     def __init__(self, host: Host, request: Request) -> None:
         self._host = host
         self._request = request
+        #: The connection, once there is one; it is this exchange's while that is its `exchange`.
+        self.intake: Intake | None = None
+        #: Whether all of the request has been handed to aiohttp.
+        self.sent = True
         #: Whether a reply has begun.
         self.replied = False
+        #: Why the reply is not read on.
+        self.refused = ""
         #: Why the body could not be read.
         self.source_failed = ""
 
@@ -314,110 +131,119 @@ class Exchange:
         Raises BadReplyError, and whatever aiohttp and `read` raise.
         """
         host, request = self._host, self._request
-        connection = await host.connect()
-        while connection.protocol.kept and not connection.protocol.fresh:
-            connection.close()  # such as a 408 (RFC 9110, 15.5.9) to who has said nothing for long
-            connection = await host.connect()
-        response: Response | None = None
-        sending: asyncio.Task[None] | None = None
+        session, fields, body = host.session, self._fields(), request.body
+        data: bytes | _Chunks | None
+        if body is None or isinstance(body, bytes):
+            data = body
+        else:
+            data = _Chunks(self, body(), request.size)
+            if request.size is not None:
+                fields.append(("Content-Length", str(request.size)))
+        current.set(self)
+        response: aiohttp.ClientResponse | None = None
         try:
-            protocol = connection.protocol
-            protocol.kept = False
-            protocol.transport.max_size = _READ
-            protocol.set_response_params(
-                read_until_eof=True, auto_decompress=False, read_bufsize=_READ
+            response = await session.request(
+                "GET" if body is None else "POST",
+                host.url(request.path),
+                data=data,
+                headers=fields,
+                allow_redirects=False,
             )
-            body = request.body
-            if body is None:
-                protocol.transport.write(self._head(None))
-            elif isinstance(body, bytes):
-                protocol.transport.write(self._head(len(body)) + body)
-            else:
-                sending = host.loop.create_task(self._send(protocol, body))
-            response = await self._begun(protocol)
-            return await read(response)
-        finally:
-            complete = response is not None and response.complete
-            if complete and protocol.idle and (sending is None or sending.done()):
-                protocol.kept = True
-                connection.release()
-            else:
-                if sending is not None:
-                    sending.cancel()
-                    # aiohttp tells whoever waits to go on that the connection broke: nobody does.
-                    if waiter := getattr(protocol, "_drain_waiter", None):
-                        waiter.cancel()
-                # What is left of this exchange would be taken for the next one. And what a server
-                # that hangs has not read would keep the socket open for ever.
-                if connection.transport is not None:
-                    connection.transport.abort()
-                connection.close()
-
-    async def _begun(self, protocol: Any) -> Response:
-        """Wait for the header of the reply."""
-        for _ in range(MAX_INTERIM + 1):
-            said, content = await protocol.read()
-            if said.code not in _INTERIM:
-                break
-        else:
-            raise BadReplyError(f"more than {MAX_INTERIM} interim responses")
-        self.replied = True
-        response = Response(said.code, said.headers, content, self._request.limit)
-        if response.size is not None and "Transfer-Encoding" not in said.headers:
-            protocol.plain = 0 if content.at_eof() else response.size - content.total_bytes
-        return response
-
-    def _head(self, size: int | None) -> bytes:
-        request = self._request
-        fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers])
-        if not fields.count("\r") == fields.count("\n") == len(request.headers):
-            raise BadReplyError("not asked: a header field of more than one line")
-        if request.body is None:
-            head = f"{self._host.head('GET', request.path)}{fields}\r\n"
-        else:
-            how = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
-            head = f"{self._host.head('POST', request.path)}{fields}{how}\r\n\r\n"
-        return head.encode("utf-8", "surrogateescape")
-
-    async def _send(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
-        """Send a body while the reply is waited for, which may come before its end."""
-        try:
-            await self._stream(protocol, body)
-        except self._host.broken:
-            pass  # who reads finds the same, behind what was said before
-        except Exception as error:  # noqa: BLE001  # it is raised where the reply is waited for
-            protocol.set_exception(error)
-
-    async def _stream(self, protocol: Any, body: Callable[[], Iterator[bytes]]) -> None:
-        """Send a body no faster than it is taken."""
-        size = self._request.size
-        chunked = size is None
-        writer = self._host.writer(protocol, self._host.loop)
-        self._write(protocol, self._head(size))
-        sent = 0
-        for chunk in self._read(body):
-            await writer.drain()
-            self._write(protocol, b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
-            sent += len(chunk)
-        if chunked:
-            self._write(protocol, b"0\r\n\r\n")
-        elif sent != size:
-            self.source_failed = f"{sent} bytes in place of {size}"
-            raise BadReplyError(self.source_failed)
-
-    @staticmethod
-    def _write(protocol: Any, data: bytes) -> None:
-        transport = protocol.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError(errno.ECONNRESET, "")
-        transport.write(data)
-
-    def _read(self, body: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
-        try:
-            yield from body()
-        except Exception as error:
-            self.source_failed = str(error) or type(error).__name__
+            self.replied = True
+            said = Response(response, self, request.limit)
+            self._expect(said, response.content.total_bytes)
+            return await read(said)
+        except Exception:
+            if self.refused:
+                raise BadReplyError(self.refused) from None
             raise
+        finally:
+            self._leave(response)
+
+    def _expect(self, response: Response, parsed: int) -> None:
+        """Have the rest of a content of known length parsed as such."""
+        intake, size = self.intake, response.size
+        if intake is not None and intake.exchange is self and size is not None:
+            intake.expect(0 if "Transfer-Encoding" in response.headers else max(size - parsed, 0))
+
+    def taken(self) -> None:
+        """Have the connection read on: everything that was parsed has been read."""
+        intake = self.intake
+        if intake is not None and intake.exchange is self:
+            intake.taken()
+
+    def _leave(self, response: aiohttp.ClientResponse | None) -> None:
+        """Cut off the connection, unless aiohttp keeps it for another request.
+
+        A server that hangs may never read what a close would wait for.
+        """
+        intake = self.intake
+        if intake is not None and (intake.exchange is self or intake.closing):
+            intake.abort()
+            if response is not None:
+                response.close()
+
+    def _fields(self) -> list[tuple[str, str]]:
+        fields = list(self._request.headers)
+        text = "".join([part for field in fields for part in field])
+        if "\r" in text or "\n" in text:
+            raise BadReplyError("not asked: a header field of more than one line")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise BadReplyError("not asked: a header field that is not UTF-8") from None
+        return fields
+
+
+class _Chunks:
+    """A body, read as it is sent; an asynchronous iterator, as aiohttp wants it."""
+
+    __slots__ = ("_chunks", "_exchange", "_sent", "_size")
+
+    def __init__(self, exchange: Exchange, chunks: Iterator[bytes], size: int | None) -> None:
+        exchange.sent = False
+        self._exchange = exchange
+        self._chunks = chunks
+        self._size = size
+        self._sent = 0
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = next(self._chunks, None)
+        except Exception as error:
+            self._exchange.source_failed = str(error) or type(error).__name__
+            raise
+        size, sent = self._size, self._sent + len(chunk or b"")
+        if size is not None and (sent > size or (chunk is None and sent < size)):
+            self._exchange.source_failed = f"{sent} bytes in place of {size}"
+            raise BadReplyError(self._exchange.source_failed)
+        if chunk is None:
+            self._exchange.sent = True
+            raise StopAsyncIteration
+        self._sent = sent
+        return chunk
+
+
+def trouble(error: Exception, *, replied: bool) -> Trouble:
+    """Return what an exception of aiohttp's or the system's means."""
+    unreachable = Failure.UNREACHABLE
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # One of a certificate has something else in its place.
+        return _unconnected(getattr(error, "certificate_error", None) or error.os_error)
+    lost = isinstance(error, (OSError, aiohttp.ClientError))  # and not our own code wrong
+    if isinstance(error, aiohttp.ClientPayloadError) or (replied and lost):
+        return Trouble(unreachable, "reply cut short")
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return Trouble(unreachable, "closed the connection")
+    if isinstance(error, OSError):  # some of aiohttp's are
+        return Trouble(unreachable, _reason(error, "connection lost"))
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Trouble(Failure.BROKEN, "invalid HTTP response")
+    return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
 
 
 def _unconnected(why: Exception) -> Trouble:

@@ -1,152 +1,280 @@
-"""What comes over a connection of aiohttp's, on its way to aiohttp's parser.
+"""What a server sends, between asyncio's transport and aiohttp's protocol.
 
-1. What costs the parser much (header lines, responses, chunks of a byte) comes to it in pieces, at
-   the pace of all look-ups (`pace`), however many connections are readable at once and however
-   much the transport reads, which for TLS is 256 KiB.  Content of a known length costs little and
-   comes at once.
-2. Nothing is lost or comes in another order. A connection from which something waits is not read;
-   its end comes after what waits.
-3. A connection that was used before is `fresh` if nothing came over it since, not even what the
-   system has and nobody has read yet.
+aiohttp's connectors are subclassed by their documented method `connect`, and each connection gets
+an `Intake` in front of aiohttp's protocol (`asyncio.BaseTransport.set_protocol`).  The `Intake`
+calls nothing of that protocol but what `asyncio.Protocol` defines.
+
+Invariants
+----------
+*Fresh*: a kept connection is used again only if nothing came over it since the last byte of the
+last reply: not in the same read, not later, and not in the system's buffer.  Any byte that no
+request is pending for closes the connection.
+*Paced*: what costs the parser much (header lines, responses, chunks of a byte) reaches it in
+pieces, at the pace of all look-ups (`pace`), however many connections are readable at once.
+*Bounded*: a connection is not read while more than `HIGH` bytes of its reply wait for their reader,
+and closed if the reply's header, with all interim responses, is longer than `HEAD`.
+*In order*: nothing is lost or reordered; the end of a connection follows what came before it.
 
 Importing it imports aiohttp.
 """
 
 from __future__ import annotations
 
+import asyncio
 import select
+from contextvars import ContextVar
 
-from aiohttp.client_proto import ResponseHandler
+import aiohttp
 
 from smtpd_filters.runtime.pace import pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
-#: Bytes of a piece.
-PIECE = 1 << 10
+    from .connection import Exchange
+
+#: Bytes that are read at a time: a record of TLS (RFC 8446 section 5.1).  asyncio's own 256 KiB
+#: come from mmap(2) and go back to it for each reply, which takes longer than to read it.
+READ = 16 << 10
+#: Bytes of a header; what aiohttp's own limits (128 fields of 8 KiB) leave open are the responses.
+HEAD = 64 << 10
+#: Bytes that may wait for their reader.
+HIGH = 64 << 10
+#: aiohttp's own such limit, above all that an `Intake` lets through: one of the two must decide.
+UNLIMITED = 1 << 30
+#: The smallest piece in bytes; and units of work beyond which one is divided.
+PIECE, _DEAR = 1 << 10, 600
 #: Units of work for a line, and bytes for one unit more. A response of 18 bytes, two lines, takes
 #: 15 microseconds, a chunk of 6 bytes, two lines, takes 1.6.
-_LINE, _PER_UNIT = 6, 64
+_LINE, _PER_UNIT, _PLAIN_PER_UNIT = 6, 64, 1024
+OVERSIZED_HEAD = "oversized response header"
+
+#: The exchange of the running task, for `connect`.
+current: ContextVar[Exchange] = ContextVar("current")
 
 
-class Intake(ResponseHandler):
-    """One connection. `plain` is how many bytes come next that are content of a known length."""
+class Intake(asyncio.BufferedProtocol):
+    """One connection; `exchange` is the pending one, None while the connection is kept."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.plain = 0
-        #: Whether it is kept after a whole exchange, for the next one.
-        self.kept = False
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+        self.transport = transport
+        self.exchange: Exchange | None = None
+        self._protocol = protocol
+        self._buffer = memoryview(bytearray(READ))
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pace = pace()
-        self._left = bytearray()
-        #: Bytes for which a place in the queue is held.
+        #: What has been read and not been parsed; and whether more of it may be in the transport.
+        self._left = b""
+        self._full = False
+        #: Bytes for which a place in the queue of `pace` is held.
         self._queued = 0
-        self._parsing = False
-        self._end: tuple[BaseException | None] | None = None
+        #: Bytes parsed that the exchange hasn't read yet.
+        self._unread = 0
+        #: Bytes that come next and are content of a known length, which cost the parser little.
+        self._plain = 0
+        self._paused = False
+        self._end: tuple[Exception | None] | None = None
+        self._lost = False
+
+    # -- exchanges -----------------------------------------------------------------------------
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing waits to be parsed."""
-        return not self._left
+    def closing(self) -> bool:
+        """Whether the connection is closed, or is being closed."""
+        return self._lost or self.transport.is_closing()
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing has come since the last reply, nor the end."""
-        transport = self.transport
-        if self.should_close or self._left or transport is None or transport.is_closing():
-            return False
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not poll.poll(0)
+        """Whether nothing came since the last reply, nor the end."""
+        return not (self.closing or self._left or self._poll.poll(0))
 
-    def data_received(self, data: bytes) -> None:
-        """Take in what was read; aiohttp calls it with nothing to go on with what it held back."""
-        if not data:
-            super().data_received(data)
-            return
-        if self.kept:
-            self.force_close()  # the parser keeps part of a line to itself
-        self._left += data
-        if not self._queued:
-            self._go_on()
+    def begin(self, exchange: Exchange, connection: Connection) -> None:
+        """Take the reply to a request that is about to be sent."""
+        self.exchange = exchange
+        self._unread = self._plain = 0
+        exchange.intake = self
+        connection.add_callback(self._released)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Take in the end, after what came before."""
-        self._end = (exc,)
-        if not self._queued:
-            self._go_on()
-
-    def close(self) -> None:
-        """Close the connection: nobody wants what waits, and its end has not to wait for that."""
-        super().close()
-        self._give_up()
+    def _released(self) -> None:
+        """End the exchange: aiohttp has the whole reply, or gives up; then it may keep this."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is None or not exchange.sent or self.transport.get_write_buffer_size():
+            # The rest of the request would be taken for a part of the next one.
+            self.abort()
+        if self._end is not None:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def abort(self) -> None:
-        """Cut off the connection: the same."""
-        super().abort()
-        self._give_up()
+        """Close the connection at once."""
+        if not self._lost:
+            self.transport.abort()
 
-    def _give_up(self) -> None:
-        if self._end is not None and not self._queued:
+    def expect(self, size: int) -> None:
+        """Take the next so many bytes as content of a known length."""
+        self._plain = size
+
+    def taken(self) -> None:
+        """The exchange has read everything that was parsed."""
+        self._unread = 0
+        if self._queued:
+            self._pause()  # aiohttp may have resumed it
+        elif self._paused:
+            self._resume()
+
+    # -- asyncio's calls -----------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio has none to give
+        """Return where to read to."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self.exchange is None:
+            self.abort()
+            return
+        self._full = nbytes == READ
+        self._left += bytes(self._buffer[:nbytes])
+        if not self._queued:
             self._go_on()
 
-    def resume_reading(self, *args: bool, **named: bool) -> None:
-        """Read on; aiohttp calls it for each chunk that is taken, whether it held back or not."""
-        if self._reading_paused:
-            super().resume_reading(*args, **named)
-            if self._queued:
-                self._pause_transport()
-            elif not self._parsing:  # a response has ended in the midst of a piece
-                self._go_on()
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on, after what came before."""
+        self._lost = True
+        self._end = (exc,)
+        if not self._queued or self.exchange is None:
+            self._go_on()
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.resume_writing()
+
+    # -- parsing -------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
         """Parse what has come, or as much of it as this turn has room for."""
-        left = self._left
-        while left and self._is_read():
-            if self._reading_paused:
-                return  # until aiohttp's reader has taken what it has
-            size = min(len(left), self.plain or PIECE)
-            lines = 0 if self.plain else left.count(b"\n", 0, size)
-            work = 0 if self.plain else 1 + _LINE * lines + size // _PER_UNIT
-            if work and not self._pace.take(work):
+        while self._left and self.exchange is not None:
+            size, work = self._piece()
+            if not self._pace.take(work):
                 self._queued = size
                 self._pace.queue(work).add_done_callback(self._admitted)
-                self._pause_transport()
+                self._pause()
                 return
             self._parse(size)
-        left.clear()
+        if self._left or (self._full and self.exchange is None):
+            # Something follows the reply, or may do so.
+            self._left = b""
+            self.abort()
         if self._end is not None:
             (exc,), self._end = self._end, None
-            super().connection_lost(exc)
-        elif self.transport is not None and not self._is_held():
-            self.transport.resume_reading()
+            self._protocol.connection_lost(exc)
+        elif self._unread > HIGH:
+            self._pause()
+        elif self._paused:
+            self._resume()
+
+    def _piece(self) -> tuple[int, int]:
+        """Return the size of the next piece, and its work."""
+        left = self._left
+        size = len(left)
+        if self._plain:
+            size = min(size, self._plain)
+            return size, 1 + size // _PLAIN_PER_UNIT
+        while True:
+            work = 1 + _LINE * left.count(b"\n", 0, size) + size // _PER_UNIT
+            if work <= _DEAR or size <= PIECE:
+                return size, work
+            size = max(size >> 1, PIECE)
 
     def _admitted(self, _: asyncio.Future[None]) -> None:
         size, self._queued = self._queued, 0
-        if self._is_read():
+        if self.exchange is not None:
             self._parse(size)
         self._go_on()
 
     def _parse(self, size: int) -> None:
-        piece = bytes(self._left[:size])
-        del self._left[:size]
-        self.plain = max(self.plain - size, 0)
-        self._parsing = True
-        try:
-            super().data_received(piece)
-        finally:
-            self._parsing = False
+        """Have aiohttp parse a piece, the last byte of what came on its own.
 
-    def _is_read(self) -> bool:
-        """Whether somebody still wants what comes."""
-        return self.transport is not None and self.exception() is None
+        So the reply has ended before it if anything follows the reply.
+        """
+        left, parse = self._left, self._protocol.data_received
+        self._unread += size
+        if self._plain:
+            self._plain = max(self._plain - size, 0)
+        if size < len(left):
+            self._left = left[size:]
+            parse(left[:size])
+        else:
+            self._left = left[-1:]
+            if size > 1:
+                parse(left[:-1])
+            if self.exchange is not None:
+                self._left = b""
+                parse(left[-1:])
+        exchange = self.exchange
+        if exchange is not None and not exchange.replied and self._unread > HEAD:
+            exchange.refused = OVERSIZED_HEAD
+            self._left = b""
+            self.abort()
 
-    def _is_held(self) -> bool:
-        """Whether aiohttp itself does not want to read on now."""
-        return self._reading_paused or getattr(self, "_buffer_paused", False)
-
-    def _pause_transport(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
+    def _pause(self) -> None:
+        self._paused = True
+        if not self._lost:
             self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        self._paused = False
+        if not self._lost:
+            self.transport.resume_reading()
+
+
+class _Watching(aiohttp.BaseConnector):
+    """A connector whose connections each have an `Intake`, and are fresh."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's name
+    ) -> Connection:
+        """Return a connection, kept or new."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if _begin(connection):
+                return connection
+            # Such as a 408 (RFC 9110 section 15.5.9) to a client that has been idle for long.
+            connection.close()
+
+
+class TCPConnector(_Watching, aiohttp.TCPConnector):
+    """Connects to a host."""
+
+
+class UnixConnector(_Watching, aiohttp.UnixConnector):
+    """Connects to a socket's path."""
+
+
+def _begin(connection: Connection) -> bool:
+    """Begin the current exchange over a connection; whether that may be."""
+    transport = connection.transport
+    if transport is None:
+        return True  # a new one that is closed already, which aiohttp finds out
+    intake = transport.get_protocol()
+    if not isinstance(intake, Intake):
+        assert isinstance(intake, asyncio.Protocol)  # noqa: S101  # aiohttp's
+        intake = Intake(transport, intake)
+        transport.set_protocol(intake)
+    elif not intake.fresh:
+        return False
+    intake.begin(current.get(), connection)
+    return True
