@@ -49,6 +49,7 @@ PIECE, _DEAR = 1 << 10, 600
 #: Units of work for a line, and bytes for one unit more. A response of 18 bytes, two lines, takes
 #: 15 microseconds, a chunk of 6 bytes, two lines, takes 1.6.
 _LINE, _PER_UNIT, _PLAIN_PER_UNIT = 6, 64, 1024
+_LENGTH = b"\r\ncontent-length:"
 OVERSIZED_HEAD = "oversized response header"
 
 #: The exchange of the running task, for `connect`.
@@ -75,6 +76,8 @@ class Intake(asyncio.BufferedProtocol):
         self._unread = 0
         #: Bytes that come next and are content of a known length, which cost the parser little.
         self._plain = 0
+        #: Whether any of the reply has been parsed; and whether the last byte read waits for that.
+        self._parsed = self._holds = False
         self._paused = False
         self._end: tuple[Exception | None] | None = None
         self._lost = False
@@ -95,6 +98,7 @@ class Intake(asyncio.BufferedProtocol):
         """Take the reply to a request that is about to be sent."""
         self.exchange = exchange
         self._unread = self._plain = 0
+        self._parsed = False
         exchange.intake = self
         connection.add_callback(self._released)
 
@@ -137,6 +141,7 @@ class Intake(asyncio.BufferedProtocol):
             return
         self._full = nbytes == READ
         self._left += bytes(self._buffer[:nbytes])
+        self._holds = False
         if not self._queued:
             self._go_on()
 
@@ -148,7 +153,7 @@ class Intake(asyncio.BufferedProtocol):
         """Pass it on, after what came before."""
         self._lost = True
         self._end = (exc,)
-        if not self._queued or self.exchange is None:
+        if self.exchange is None or not (self._queued or self._holds):
             self._go_on()
 
     def pause_writing(self) -> None:
@@ -163,7 +168,9 @@ class Intake(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Parse what has come, or as much of it as this turn has room for."""
-        while self._left and self.exchange is not None:
+        while self._left and self.exchange is not None and not self.exchange.refused:
+            if self._holds:
+                return
             size, work = self._piece()
             if not self._pace.take(work):
                 self._queued = size
@@ -200,31 +207,48 @@ class Intake(asyncio.BufferedProtocol):
         size, self._queued = self._queued, 0
         if self.exchange is not None:
             self._parse(size)
-        self._go_on()
+        if not self._holds:
+            self._go_on()
 
     def _parse(self, size: int) -> None:
-        """Have aiohttp parse a piece, the last byte of what came on its own.
+        """Have aiohttp parse a piece, but for the last byte of what came.
 
-        So the reply has ended before it if anything follows the reply.
+        That byte is parsed in the next turn.  aiohttp has released the connection by then if the
+        reply ended before it; otherwise nothing can follow the reply.
         """
-        left, parse = self._left, self._protocol.data_received
+        left = self._left
+        if size < len(left):
+            self._feed(left[:size])
+            self._left = left[size:]
+        elif not self._parsed and _is_one_reply(left):
+            self._feed(left)
+            self._left = b""
+        else:
+            if size > 1:
+                self._feed(left[:-1])
+            self._left = left[-1:]
+            self._holds = True
+            asyncio.get_running_loop().call_soon(self._finish)
+
+    def _finish(self) -> None:
+        """Have the last byte parsed."""
+        exchange = self.exchange
+        if self._holds and exchange is not None and not exchange.refused:
+            last, self._left = self._left, b""
+            self._feed(last)
+        self._holds = False
+        self._go_on()
+
+    def _feed(self, piece: bytes) -> None:
+        size = len(piece)
+        self._parsed = True
         self._unread += size
         if self._plain:
             self._plain = max(self._plain - size, 0)
-        if size < len(left):
-            self._left = left[size:]
-            parse(left[:size])
-        else:
-            self._left = left[-1:]
-            if size > 1:
-                parse(left[:-1])
-            if self.exchange is not None:
-                self._left = b""
-                parse(left[-1:])
+        self._protocol.data_received(piece)
         exchange = self.exchange
         if exchange is not None and not exchange.replied and self._unread > HEAD:
             exchange.refused = OVERSIZED_HEAD
-            self._left = b""
             self.abort()
 
     def _pause(self) -> None:
@@ -262,6 +286,24 @@ class TCPConnector(_Watching, aiohttp.TCPConnector):
 
 class UnixConnector(_Watching, aiohttp.UnixConnector):
     """Connects to a socket's path."""
+
+
+def _is_one_reply(data: bytes) -> bool:
+    """Whether this is certainly one whole reply and nothing else, as almost all are.
+
+    RFC 9112 section 6.3: a final response that has a Content-Length, and no Transfer-Encoding, is
+    that long.  Whatever has another form is left to aiohttp's parser.
+    """
+    end = data.find(b"\r\n\r\n") + 4
+    head = data[:end].lower()
+    lines = head.count(b"\r\n")
+    if not head.startswith(b"http/1.1 200 ") or b"transfer-encoding" in head:
+        return False
+    if head.count(_LENGTH) != 1 or head.count(b"\r") != lines or head.count(b"\n") != lines:
+        return False
+    at = head.find(_LENGTH) + len(_LENGTH)
+    length = head[at : head.find(b"\r", at)].strip(b" \t")
+    return length.isdigit() and len(length) < 10 and end + int(length) == len(data)
 
 
 def _begin(connection: Connection) -> bool:

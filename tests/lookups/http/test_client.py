@@ -293,6 +293,7 @@ def test_a_restart_between_two_requests_goes_unnoticed(stub: RspamdStub) -> None
 
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%d%d"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
 
 if TYPE_CHECKING:
@@ -430,6 +431,27 @@ def test_nothing_that_came_since_is_a_reply_to_the_next_request(unasked: bytes, 
         return said
 
     assert by_hand(serve, work) == [b"10", b"20", b"30"]
+
+
+@pytest.mark.parametrize("unasked", [REPLY % (0, 0), b"\r\n", b"H", b"HTTP/1.1 100 C\r\n\r\n"])
+@pytest.mark.parametrize(
+    "reply", [REPLY, CHUNKED + b"2\r\n%d%d\r\n0\r\n\r\n"], ids=["length", "chunked"]
+)
+def test_nothing_in_the_same_read_is_a_reply_to_the_next_request(
+    reply: bytes, unasked: bytes
+) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        number = connections
+        for count in range(9):
+            await reader.readuntil(b"body")
+            writer.write(reply % (number, count) + unasked)
+
+    said = by_hand(serve, requests_for_body(3))
+    assert [each.body for each in said] == [b"10", b"20", b"30"]
 
 
 def test_a_server_that_speaks_first_is_none() -> None:
@@ -822,9 +844,6 @@ def test_connections_are_kept_over_tls(tls: ssl.SSLContext) -> None:
 
     said = by_hand(serve, requests_for_body(9), scheme="https", tls=tls)
     assert [each.body for each in said] == [b"01"] * 9
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
