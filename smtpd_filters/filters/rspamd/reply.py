@@ -223,7 +223,8 @@ def _has_too_many_values(data: bytes) -> bool:
 
     What stands in strings, which may be the sender's text, is not counted.
     """
-    if _count(data) <= MAX_VALUES:
+    # Each value that is counted has a byte of its own.
+    if len(data) <= MAX_VALUES or _count(data) <= MAX_VALUES:
         return False
     # The first quote of a string is no escaped one; a value has at most a name beside it.
     quotes = data.count(b'"') - data.count(b'\\"')
@@ -295,12 +296,15 @@ def _take_symbols(reply: Reply, value: object) -> None:
     if not isinstance(value, dict):
         return
     _bound("symbols", len(value), MAX_SYMBOLS)
+    symbols = reply.symbols
     for name, symbol in value.items():
         if len(name) > MAX_NAME:
             raise ReplyError(f"symbols: a name of more than {MAX_NAME} characters")
-        score = _number(symbol.get("score")) if isinstance(symbol, dict) else None
+        score = symbol.get("score") if isinstance(symbol, dict) else None
+        if type(score) is not float or score - score != 0:
+            score = _number(score)
         if score is not None:
-            reply.symbols.append((name, score))
+            symbols.append((name, score))
 
 
 def _take_signatures(reply: Reply, value: object) -> None:
