@@ -313,6 +313,8 @@ def _begin(connection: Connection) -> bool:
         return True  # a new one that is closed already, which aiohttp finds out
     intake = transport.get_protocol()
     if not isinstance(intake, Intake):
+        if transport.get_extra_info("socket").fileno() < 0:
+            return True  # the same; over TLS aiohttp is called later
         assert isinstance(intake, asyncio.Protocol)  # noqa: S101  # aiohttp's
         intake = Intake(transport, intake)
         transport.set_protocol(intake)
