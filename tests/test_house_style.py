@@ -1,0 +1,556 @@
+"""The forms of docstrings, comments, imports and prose that this project keeps.
+
+`python tests/test_house_style.py PATH...` prints what departs from the forms in these files, listed
+in NOT_YET or not; `--shrink` strikes from NOT_YET the files that keep every form by now.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+PLACES = ("smtpd_filters", "tests", "packaging", ".ci")
+#: This file quotes what is out.
+APART = {"tests/test_house_style.py"}
+#: Files that have not been brought to these forms. It only shrinks.
+NOT_YET = {
+    ".ci/complete.py",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/decisions/display-order.md",
+    "docs/decisions/dns-responses.md",
+    "docs/man/filter-chain.8",
+    "docs/man/filter-dnsbl.8",
+    "docs/man/filter-dyndns.8",
+    "docs/man/filter-fcrdns.8",
+    "docs/man/filter-helo.8",
+    "docs/man/filter-mailfrom.8",
+    "docs/man/filter-rcpt.8",
+    "docs/man/filter-rspamd.8",
+    "docs/man/filter-sender.8",
+    "docs/man/filter-senderscore.8",
+    "docs/man/smtpd-filters.8",
+    "docs/man/smtpd_filters.3",
+    "docs/migrating.md",
+    "docs/rspamd-conformance.md",
+    "docs/security.md",
+    "docs/troubleshooting.md",
+    "docs/writing-a-filter.md",
+    "fixtures/README.md",
+    "fixtures/dyndns/README.md",
+    "fixtures/helo/README.md",
+    "fixtures/mailfrom/README.md",
+    "fixtures/rcpt/README.md",
+    "fixtures/sender/README.md",
+    "fixtures/senderscore/README.md",
+    "smtpd_filters/__init__.py",
+    "smtpd_filters/addresses/__init__.py",
+    "smtpd_filters/addresses/domains.py",
+    "smtpd_filters/addresses/mailbox.py",
+    "smtpd_filters/chain.py",
+    "smtpd_filters/checks/__init__.py",
+    "smtpd_filters/checks/client_filter.py",
+    "smtpd_filters/checks/dns_lookups.py",
+    "smtpd_filters/checks/exemptions.py",
+    "smtpd_filters/checks/strictness.py",
+    "smtpd_filters/cli/__init__.py",
+    "smtpd_filters/cli/chain.py",
+    "smtpd_filters/cli/chain_file.py",
+    "smtpd_filters/cli/chain_use.py",
+    "smtpd_filters/cli/controller.py",
+    "smtpd_filters/cli/learn.py",
+    "smtpd_filters/cli/listing.py",
+    "smtpd_filters/cli/mailboxes.py",
+    "smtpd_filters/cli/parser.py",
+    "smtpd_filters/cli/player.py",
+    "smtpd_filters/cli/record.py",
+    "smtpd_filters/cli/replay.py",
+    "smtpd_filters/errors.py",
+    "smtpd_filters/filter.py",
+    "smtpd_filters/filters/dnsbl/__init__.py",
+    "smtpd_filters/filters/dnsbl/__main__.py",
+    "smtpd_filters/filters/dnsbl/codes.py",
+    "smtpd_filters/filters/dnsbl/inquiry.py",
+    "smtpd_filters/filters/dnsbl/lists.py",
+    "smtpd_filters/filters/dnsbl/options.py",
+    "smtpd_filters/filters/dnsbl/policy.py",
+    "smtpd_filters/filters/dnsbl/questions.py",
+    "smtpd_filters/filters/dnsbl/reply.py",
+    "smtpd_filters/filters/dnsbl/score.py",
+    "smtpd_filters/filters/dnsbl/sites.py",
+    "smtpd_filters/filters/dyndns.py",
+    "smtpd_filters/filters/fcrdns.py",
+    "smtpd_filters/filters/helo.py",
+    "smtpd_filters/filters/mailfrom/__init__.py",
+    "smtpd_filters/filters/mailfrom/__main__.py",
+    "smtpd_filters/filters/mailfrom/addresses_in_text.py",
+    "smtpd_filters/filters/mailfrom/display_order.py",
+    "smtpd_filters/filters/mailfrom/from_field.py",
+    "smtpd_filters/filters/mailfrom/policy.py",
+    "smtpd_filters/filters/rcpt.py",
+    "smtpd_filters/filters/rspamd/__init__.py",
+    "smtpd_filters/filters/rspamd/__main__.py",
+    "smtpd_filters/filters/rspamd/edits.py",
+    "smtpd_filters/filters/rspamd/kinds.py",
+    "smtpd_filters/filters/rspamd/policy.py",
+    "smtpd_filters/filters/rspamd/reply.py",
+    "smtpd_filters/filters/rspamd/reply_reader.py",
+    "smtpd_filters/filters/rspamd/request.py",
+    "smtpd_filters/filters/sender.py",
+    "smtpd_filters/filters/senderscore.py",
+    "smtpd_filters/filters/trace.py",
+    "smtpd_filters/guard.py",
+    "smtpd_filters/lookups/__init__.py",
+    "smtpd_filters/lookups/cache.py",
+    "smtpd_filters/lookups/dns/names.py",
+    "smtpd_filters/lookups/dns/resolver.py",
+    "smtpd_filters/lookups/dns/response.py",
+    "smtpd_filters/lookups/http/breaker.py",
+    "smtpd_filters/lookups/http/client.py",
+    "smtpd_filters/lookups/http/connection.py",
+    "smtpd_filters/lookups/http/intake.py",
+    "smtpd_filters/lookups/outcome.py",
+    "smtpd_filters/lookups/retry.py",
+    "smtpd_filters/lookups/sockets.py",
+    "smtpd_filters/main.py",
+    "smtpd_filters/message/__init__.py",
+    "smtpd_filters/message/completion.py",
+    "smtpd_filters/message/dots.py",
+    "smtpd_filters/message/folding.py",
+    "smtpd_filters/message/headers.py",
+    "smtpd_filters/message/message.py",
+    "smtpd_filters/message/spool.py",
+    "smtpd_filters/oracle/__init__.py",
+    "smtpd_filters/oracle/completion.py",
+    "smtpd_filters/oracle/decision.py",
+    "smtpd_filters/oracle/message.py",
+    "smtpd_filters/oracle/rules.py",
+    "smtpd_filters/oracle/state.py",
+    "smtpd_filters/protocol/anomalies.py",
+    "smtpd_filters/protocol/codec.py",
+    "smtpd_filters/protocol/data_lines.py",
+    "smtpd_filters/protocol/decisions.py",
+    "smtpd_filters/protocol/events.py",
+    "smtpd_filters/protocol/filter_side.py",
+    "smtpd_filters/protocol/long_lines.py",
+    "smtpd_filters/protocol/smtpd_side.py",
+    "smtpd_filters/protocol/versions.py",
+    "smtpd_filters/protocol/vis.py",
+    "smtpd_filters/protocol/vocabulary.py",
+    "smtpd_filters/recording/anonymiser.py",
+    "smtpd_filters/recording/disk_thread.py",
+    "smtpd_filters/recording/format.py",
+    "smtpd_filters/recording/redaction.py",
+    "smtpd_filters/recording/replay/__init__.py",
+    "smtpd_filters/recording/replay/replay.py",
+    "smtpd_filters/recording/replay/scenes.py",
+    "smtpd_filters/recording/replay/session.py",
+    "smtpd_filters/recording/verdict.py",
+    "smtpd_filters/recording/writer.py",
+    "smtpd_filters/runtime/__init__.py",
+    "smtpd_filters/runtime/asyncio_loop.py",
+    "smtpd_filters/runtime/channel.py",
+    "smtpd_filters/runtime/coroutines.py",
+    "smtpd_filters/runtime/engine.py",
+    "smtpd_filters/runtime/interfaces.py",
+    "smtpd_filters/runtime/log.py",
+    "smtpd_filters/runtime/messages.py",
+    "smtpd_filters/runtime/pace.py",
+    "smtpd_filters/runtime/poll_loop.py",
+    "smtpd_filters/runtime/watchdog.py",
+    "smtpd_filters/runtime/wiretap.py",
+    "smtpd_filters/session.py",
+    "smtpd_filters/settings/__init__.py",
+    "smtpd_filters/settings/declare.py",
+    "smtpd_filters/settings/flags.py",
+    "smtpd_filters/settings/kinds.py",
+    "smtpd_filters/settings/manual.py",
+    "smtpd_filters/tables/__init__.py",
+    "smtpd_filters/tables/automaton.py",
+    "smtpd_filters/tables/domains.py",
+    "smtpd_filters/tables/networks.py",
+    "smtpd_filters/tables/patterns.py",
+    "smtpd_filters/tables/source.py",
+    "smtpd_filters/tables/table.py",
+    "smtpd_filters/testing/__init__.py",
+    "smtpd_filters/testing/client.py",
+    "smtpd_filters/testing/conversation.py",
+    "smtpd_filters/testing/dns/__init__.py",
+    "smtpd_filters/testing/dns/__main__.py",
+    "smtpd_filters/testing/dns/authority.py",
+    "smtpd_filters/testing/dns/server.py",
+    "smtpd_filters/testing/dns/zone.py",
+    "smtpd_filters/testing/in_process.py",
+    "smtpd_filters/testing/peer.py",
+    "smtpd_filters/testing/rspamd/daemon.py",
+    "smtpd_filters/testing/rspamd/stub/__init__.py",
+    "smtpd_filters/testing/rspamd/stub/answers.py",
+    "smtpd_filters/testing/rspamd/stub/server.py",
+    "smtpd_filters/testing/server/__init__.py",
+    "smtpd_filters/testing/server/client.py",
+    "smtpd_filters/testing/server/configuration.py",
+    "smtpd_filters/testing/server/credentials.py",
+    "smtpd_filters/testing/server/holder.py",
+    "smtpd_filters/testing/server/lab.py",
+    "smtpd_filters/testing/server/layout.py",
+    "smtpd_filters/testing/server/output.py",
+    "smtpd_filters/testing/server/programs.py",
+    "smtpd_filters/testing/server/releases.py",
+    "smtpd_filters/testing/server/smtpd.py",
+    "tests/bench/lookups.py",
+    "tests/bench/player.py",
+    "tests/bench/real.py",
+    "tests/bench/run.py",
+    "tests/bench/stalls.py",
+    "tests/bench/test_lookups.py",
+    "tests/bench/workloads.py",
+    "tests/checks/test_dns_lookups.py",
+    "tests/checks/test_exemptions.py",
+    "tests/cli/learning.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_dovecot_files.py",
+    "tests/cli/test_mailboxes.py",
+    "tests/cli/test_replay.py",
+    "tests/demo/__main__.py",
+    "tests/demo/configuration.py",
+    "tests/demo/log.py",
+    "tests/demo/neighbours.py",
+    "tests/e2e/conftest.py",
+    "tests/e2e/dovecot_set_up.py",
+    "tests/e2e/learning.py",
+    "tests/e2e/policies.py",
+    "tests/e2e/rspamd_set_up.py",
+    "tests/e2e/sending.py",
+    "tests/e2e/test_completion.py",
+    "tests/e2e/test_dns_faults.py",
+    "tests/e2e/test_dnsbl.py",
+    "tests/e2e/test_dovecot.py",
+    "tests/e2e/test_examples.py",
+    "tests/e2e/test_filters.py",
+    "tests/e2e/test_harness.py",
+    "tests/e2e/test_hostile.py",
+    "tests/e2e/test_record.py",
+    "tests/e2e/test_rspamd.py",
+    "tests/e2e/test_rspamd_reply.py",
+    "tests/e2e/test_rspamd_request.py",
+    "tests/e2e/test_senderscore.py",
+    "tests/e2e/test_servers.py",
+    "tests/e2e/test_troubleshooting.py",
+    "tests/filters/dnsbl/test_codes.py",
+    "tests/filters/dnsbl/test_lists.py",
+    "tests/filters/dnsbl/test_policy.py",
+    "tests/filters/executables.py",
+    "tests/filters/mailfrom/test_policy.py",
+    "tests/filters/mailfrom/test_readers.py",
+    "tests/filters/rspamd/test_conformance.py",
+    "tests/filters/rspamd/test_policy.py",
+    "tests/filters/rspamd/test_reply.py",
+    "tests/filters/test_helo.py",
+    "tests/filters/test_rcpt.py",
+    "tests/filters/test_sender.py",
+    "tests/filters/test_senderscore.py",
+    "tests/filters/test_trace.py",
+    "tests/fuzz/__main__.py",
+    "tests/fuzz/fuzz_protocol.py",
+    "tests/hostile_filter.py",
+    "tests/loading.py",
+    "tests/lookups/dns/dnspython_reading.py",
+    "tests/lookups/dns/test_message.py",
+    "tests/lookups/dns/test_resolver.py",
+    "tests/lookups/http/test_client.py",
+    "tests/lookups/http/test_zstd.py",
+    "tests/needed.py",
+    "tests/packaging/conftest.py",
+    "tests/packaging/roots.py",
+    "tests/packaging/start.py",
+    "tests/packaging/test_upgrade.py",
+    "tests/protocol/hostile.py",
+    "tests/protocol/test_codec.py",
+    "tests/protocol/test_filter_side.py",
+    "tests/protocol/test_long_lines.py",
+    "tests/protocol/test_properties.py",
+    "tests/protocol/test_recordings.py",
+    "tests/protocol/test_smtpd_side.py",
+    "tests/runtime/no_memory_channel.py",
+    "tests/runtime/no_memory_reload.py",
+    "tests/runtime/policies.py",
+    "tests/runtime/process.py",
+    "tests/runtime/test_channel.py",
+    "tests/runtime/test_coroutines.py",
+    "tests/runtime/test_engine.py",
+    "tests/runtime/test_hostile.py",
+    "tests/runtime/test_pace.py",
+    "tests/runtime/test_start_up.py",
+    "tests/runtime/test_watchdog.py",
+    "tests/tables/test_domains.py",
+    "tests/tables/test_ere.py",
+    "tests/tables/test_networks.py",
+    "tests/tables/test_patterns.py",
+    "tests/tables/test_source.py",
+    "tests/test_chain.py",
+    "tests/test_completion.py",
+    "tests/test_documentation.py",
+    "tests/test_filter.py",
+    "tests/test_life.py",
+    "tests/test_readme.py",
+    "tests/test_reference.py",
+    "tests/test_session.py",
+    "tests/test_settings.py",
+    "tests/test_start.py",
+    "tests/testing/test_conversation.py",
+}
+#: Between two words of a phrase: a blank, or a line break within a comment, a docstring or mdoc(7).
+GAP = r"[ \t]*(?:[ \t]|\n[ \t]*(?:#:?[ \t]+)?)[ \t]*"
+
+#: Phrases that are out, and what to write in their place.
+PHRASES = {
+    "who waits": "pending",
+    "(?:that|which) (?:is|are) none": "invalid",
+    "(?:that|which) (?:is|are) no(?! longer| more)": "invalid, not",
+    "let(?:s|ting)? go": "release, drop",
+    "(?:comes?|came) to": "is, results in, reaches",
+    "(?:is|are|was|were|be|been) told": "receives, gets, is notified",
+    "hears?": "receives, gets",
+    "tells? who": "notify, resume",
+    "nobody's": "an active verb with its agent",
+    "anew": "again, reload",
+    "spare[sd]": "exempt, avoid",
+    "said yes": "accepted, answered",
+    "who(?:m|so)?ever": "the client, the caller, the filter...",
+    "taken for": "treated as",
+    "(?:what|whatever) (?:is|was) due": "the reply, the decision",
+    "done without": "optional, missing",
+    "guilty?": "at fault",
+}
+#: A module's first sentence names what the module is, with a noun: no clause stands in its place.
+CLAUSE = re.compile(r"(?:What|Who|Whom|Whose|Which|Where|When|Whether|How|Whatever)\b")
+#: A rule of a linter that is off, up to its reason.
+OFF = re.compile(
+    r"# *(?:noqa(?:: *[A-Z]+\d+(?:, *[A-Z]+\d+)*)?|type: *ignore(?:\[[^]]*\])?"
+    r"|pragma: no \w+|fmt: \w+|nosec)"
+)
+
+
+class Finding(NamedTuple):
+    """A departure from a form: `file:line: rule: text`."""
+
+    path: str
+    line: int
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        """As compilers write it."""
+        return f"{self.path}:{self.line}: {self.rule}: {self.text}"
+
+
+def words(phrase: str) -> re.Pattern[str]:
+    """Match a phrase across a line break, at the beginning of a sentence and within."""
+    first, rest = phrase[0], phrase[1:].replace(" ", GAP)
+    either = f"[{first.upper()}{first}]" if first.isalpha() else first
+    return re.compile(rf"\b{either}{rest}\b")
+
+
+def section(text: str) -> re.Pattern[str]:
+    return re.compile(text.replace(" ", GAP))
+
+
+OUT = [(words(phrase), instead) for phrase, instead in PHRASES.items()]
+LAW = re.compile(r"\b[Ll]aws?\b")
+#: Every way to cite a section but "RFC 5321 section 4.5.3".
+CITED = [
+    section(r"RFC \d+,(?: (?:section )?[\dA-Z]+\.[\d.]*\d| (?:section )?\d+\b| appendix)"),
+    section(r"RFC \d+ (?:\d+\.[\d.]*\d|§|[Ss]ec\.|Section)"),
+    section(r"[Ss]ections? [\d.]+ of RFC"),
+    re.compile(r"\bRFC[-_]?\d+"),
+]
+
+
+def searched(path: str, text: str) -> Iterator[Finding]:
+    """Look for what is out in any kind of text."""
+
+    def found(rule: str, match: re.Match[str], hint: str) -> Finding:
+        line = text.count("\n", 0, match.start()) + 1
+        return Finding(path, line, rule, f'"{re.sub(GAP, " ", match[0])}"; write {hint}')
+
+    for pattern, instead in OUT:
+        for match in pattern.finditer(text):
+            yield found("phrase", match, instead)
+    for pattern in CITED:
+        for match in pattern.finditer(text):
+            yield found("RFC", match, '"RFC 5321 section 4.5.3"')
+    for match in LAW.finditer(text):
+        yield found("law", match, "Invariants, and cite one by its name")
+
+
+def header(path: str, docstring: str) -> Iterator[Finding]:
+    """A module's docstring opens with one sentence on what the module is."""
+    first, *_ = docstring.split("\n\n")
+    if not first.endswith("."):
+        yield Finding(path, 1, "header", f'"{first}" is no sentence of its own')
+    if re.search(r"[.;!?]\s", re.sub(r"`[^`]*`", "", first)):
+        yield Finding(path, 1, "header", f'"{first}" is more than one sentence')
+    if CLAUSE.match(first):
+        yield Finding(path, 1, "header", f'"{first}" opens with a clause; open with a noun')
+    for number, line in enumerate(docstring.splitlines(), 1):
+        if re.match(r"\s*\d+\.\s", line):
+            yield Finding(
+                path, number, "law", f'"{line.strip()}"; name an invariant, don\'t number it'
+            )
+
+
+def imports(path: str, tree: ast.Module) -> Iterator[Finding]:
+    """Relative inside a package, absolute across packages."""
+    package = path.rpartition("/")[0].replace("/", ".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and path.startswith("smtpd_filters/"):
+            module = node.module or ""
+            if node.level > 1:
+                yield Finding(path, node.lineno, "import", "from another package; make it absolute")
+            elif not node.level and f"{module}.".startswith(f"{package}."):
+                yield Finding(
+                    path, node.lineno, "import", f"{module} is this package's; make it relative"
+                )
+
+
+def comments(path: str, source: str) -> Iterator[Finding]:
+    """A rule of a linter is off for a reason, which stands in a comment of its own behind it."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if "``" in token.string:
+                yield Finding(path, token.start[0], "backticks", token.string)
+            *_, rest = OFF.split(token.string)
+            if OFF.search(token.string) and rest and not re.match(r"  # \S", rest):
+                yield Finding(path, token.start[0], "reason", f'{token.string}; write "  # reason"')
+
+
+def docstrings(path: str, tree: ast.Module) -> Iterator[Finding]:
+    """Single backticks, as in the field's other prose."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False) or ""
+            begins = node.body[0].lineno if node.body else 1
+            for number, line in enumerate(text.splitlines()):
+                if "``" in line:
+                    yield Finding(path, begins + number, "backticks", line.strip())
+
+
+def findings(path: str, text: str) -> list[Finding]:
+    found = [*searched(path, text)]
+    if path.endswith(".py"):
+        tree = ast.parse(text)
+        if docstring := ast.get_docstring(tree):
+            found += header(path, docstring)
+        found += [*imports(path, tree), *comments(path, text), *docstrings(path, tree)]
+    return sorted(found, key=lambda finding: finding.line)
+
+
+def pages() -> dict[str, str]:
+    """All that is looked at, by path: code, documentation and manual pages."""
+    code = [path for place in PLACES for path in (ROOT / place).rglob("*.py")]
+    prose = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.[1-9]")]
+    prose += [*(ROOT / "packaging").rglob("*.md"), *(ROOT / "fixtures").rglob("*.md")]
+    paths = {path.relative_to(ROOT).as_posix(): path for path in sorted([*code, *prose])}
+    return {name: path.read_text("utf-8") for name, path in paths.items() if name not in APART}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "rules"),
+    [
+        ("a.py", '"""What is asked."""\n', ["header"]),
+        ("a.py", '"""A resolver; one for all."""\n', ["header"]),
+        ("a.py", '"""A resolver.  It asks."""\n', ["header"]),
+        ("a.py", '"""A resolver"""\n', ["header"]),
+        ("a.py", '"""A resolver for `a. b` by RFC 1035 section 4.2.\n\nIt asks."""\n', []),
+        ("a.py", '"""A resolver.\n\n1. It asks."""\n', ["law"]),
+        ("a.py", "# by law 2\n", ["law"]),
+        ("a.md", "RFC 5321, 4.5.3.2.6 has it", ["RFC"]),
+        ("a.md", "(RFC 3463, 3.4)", ["RFC"]),
+        ("a.py", "# RFC 1112, section\n# 4 has it\n", ["RFC"]),
+        ("a.md", "section 4.2 of RFC 5321", ["RFC"]),
+        ("a.md", "RFC5321", ["RFC"]),
+        ("a.md", "RFC 5321 (which has it), RFC 5321 section 4.2, 3", []),
+        ("a.8", "each client that\nis none of ours", ["phrase"]),
+        ("a.py", "# that\n    # is none\n", ["phrase"]),
+        ("a.py", "#: that\n#: is none\n", ["phrase"]),
+        ("a.py", "that = is_none = let_go", []),
+        ("a.md", "Whoever asks comes to nobody's aid", ["phrase"] * 3),
+        ("smtpd_filters/runtime/a.py", "from smtpd_filters.runtime.log import Log\n", ["import"]),
+        ("smtpd_filters/runtime/a.py", "from ..message import Spool\n", ["import"]),
+        ("smtpd_filters/runtime/a.py", "from .log import Log\nfrom smtpd_filters import x\n", []),
+        ("smtpd_filters/runtime/a.py", "from smtpd_filters.runtimes.log import Log\n", []),
+        ("smtpd_filters/a.py", "from smtpd_filters.message import Spool\n", ["import"]),
+        ("tests/a.py", "from tests.b import c\n", []),
+        ("a.py", 'def f():\n    """Take ``a``."""\n', ["backticks"]),
+        ("a.py", "x = 1  # ``y``\n", ["backticks"]),
+        ("a.py", 'x = "``"\n', []),
+        ("a.py", "x = y  # noqa: S101 - reason\n", ["reason"]),
+        ("a.py", "x = y  # noqa: S101 (reason)\n", ["reason"]),
+        ("a.py", "x = y  # pragma: no cover - reason\n", ["reason"]),
+        ("a.py", "x = y  # type: ignore[misc] # reason\n", ["reason"]),
+        ("a.py", "x = y  # type: ignore[misc]  # noqa: S101, S102  # reason - more\n", []),
+        ("a.py", "x = y  # noqa: S101\n", []),
+    ],
+)
+def test_forms(path: str, text: str, rules: list[str]) -> None:
+    assert [finding.rule for finding in findings(path, text)] == rules
+
+
+def test_each_file_keeps_the_forms() -> None:
+    files = pages()
+    assert len(files) > 100
+    found = [
+        str(it)
+        for path, text in files.items()
+        if path not in NOT_YET
+        for it in findings(path, text)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_not_yet_only_shrinks() -> None:
+    files = pages()
+    done = sorted(path for path in NOT_YET if not findings(path, files.get(path, "")))
+    assert not done, f"python tests/test_house_style.py --shrink strikes {', '.join(done)}"
+
+
+def shrink() -> None:
+    """Strike from NOT_YET, in this file, what keeps the forms or isn't there."""
+    files = pages()
+    here = Path(__file__)
+    lines = here.read_text("utf-8").splitlines(keepends=True)
+    listed = [re.fullmatch(r' {4}"([^"]+)",\n', line) for line in lines]
+    last = lines.index("}\n", lines.index("NOT_YET = {\n"))
+    kept = [
+        line
+        for number, (line, match) in enumerate(zip(lines, listed, strict=True))
+        if not (match and number < last and match[1] in NOT_YET)
+        or findings(match[1], files.get(match[1], ""))
+    ]
+    here.write_text("".join(kept), "utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """Print what is to be changed in files; the exit status tells whether anything is."""
+    if arguments == ["--shrink"]:
+        shrink()
+        return 0
+    found = [it for path in arguments for it in findings(path, (ROOT / path).read_text("utf-8"))]
+    sys.stdout.writelines(f"{it}\n" for it in found)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
