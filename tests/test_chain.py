@@ -928,6 +928,8 @@ def test_every_outcome_is_legal_where_it_can_be_chosen() -> None:
     for handler, phase in HANDLERS.items():
         for outcome, decision in phase.fallbacks.items():
             assert type(decision) in phase.legal, (handler, outcome)
+    assert all(phase.fallbacks for phase in HANDLERS.values())
+    assert HANDLERS
 
 
 # -- the main function --------------------------------------------------------------------

@@ -497,6 +497,7 @@ def test_replacing_and_removing_leave_all_other_lines_and_their_order(
 ) -> None:
     headers = Headers.parse(lines)
     model = entries(lines)
+    assert headers.lines() == [text for _, entry in model for text in entry]
     for name, nth, value in edits:
         found = [at for at, (other, _) in enumerate(model) if other == name.lower()]
         if nth:

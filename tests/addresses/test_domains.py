@@ -7,7 +7,7 @@ import socket
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from smtpd_filters.addresses import canonical, folded, in_unicode, literal, readings
@@ -208,17 +208,17 @@ def test_a_form_is_its_own_form(text: str) -> None:
 @given(ANY)
 def test_case_makes_no_difference(text: str) -> None:
     plain = text.replace("İ", "").replace("ẞ", "").replace("ß", "").replace("ς", "")
-    if plain.upper().lower() == plain:
-        assert canonical(plain.upper()) == canonical(plain)
+    assume(plain.upper().lower() == plain)
+    assert canonical(plain.upper()) == canonical(plain)
 
 
 @given(st.text("abcxn-\u00fc\u4e2d\u0434.", max_size=80))
 def test_what_is_converted_can_be_a_domain(text: str) -> None:
     form = canonical(text)
-    if form.isascii() and not text.isascii():
+    assume(form.isascii())
+    if not text.isascii():
         assert all(len(label) <= LABEL_MAX for label in form.split(".") if "xn--" in label[:4])
-    if len(form) <= NAME_MAX and form.isascii():
-        assert canonical(in_unicode(form)) in readings(form)
+    assert len(form) > NAME_MAX or canonical(in_unicode(form)) in readings(form)
 
 
 def test_ascii_needs_no_tables_of_unicode() -> None:

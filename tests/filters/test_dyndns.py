@@ -435,6 +435,7 @@ def test_every_ipv6_address_is_found_in_its_nibbles(address: Any) -> None:
 
 
 def test_the_patterns_are_extended_regular_expressions_of_smtpd() -> None:
+    assert BUILTIN
     for pattern in BUILTIN:
         assert pattern == pattern.lower()
         assert not {"\\", "(?", "*?", "+?"} & {pattern[i : i + 2] for i in range(len(pattern))}

@@ -187,6 +187,7 @@ def test_a_directory_that_cannot_be_written_to_is_said_at_start(
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recording_passes_unchanged(path: Path) -> None:
     replay, _ = play(Recording.read(path), "--detail", "all")
+    assert replay.outcomes
     for step in replay.outcomes:
         assert step.verdict is not None or step.recorded is None or path.stem.startswith("rep")
         if step.verdict is None:
@@ -932,5 +933,6 @@ def test_a_tap_that_fails_is_told_no_more(capfd: Capture) -> None:
 
 def test_the_manual_says_what_each_level_is() -> None:
     manual = (ROOT / "docs" / "man" / "filter-trace.8").read_text()
+    assert LEVELS
     for level in LEVELS:
         assert f"\n.It Cm {level}\n" in manual

@@ -19,10 +19,12 @@ def test_values_are_equal_by_what_they_hold() -> None:
     [(Found((1,), 2), "1 2"), (NotFound(NODATA, 3), "nodata 3"), (Unavailable("why"), "why")],
 )
 def test_they_match(outcome: Found[int] | NotFound | Unavailable, expected: str) -> None:
+    found = "no match"
     match outcome:
         case Found((one,), ttl):
-            assert f"{one} {ttl}" == expected
+            found = f"{one} {ttl}"
         case NotFound(reason, ttl):
-            assert f"{reason} {ttl}" == expected
+            found = f"{reason} {ttl}"
         case Unavailable(cause):
-            assert cause == expected
+            found = cause
+    assert found == expected

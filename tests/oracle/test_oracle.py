@@ -448,9 +448,13 @@ CLEAN = [
 @pytest.mark.parametrize("path", CLEAN[::5], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_answer_of_a_good_session_made_worse(path: Path) -> None:
     entries = Recording.read(path).entries
-    for place, (direction, line) in enumerate(entries):
-        if direction != ">" or not line.startswith(b"filter-"):
-            continue
+    answers = [
+        (place, line)
+        for place, (direction, line) in enumerate(entries)
+        if direction == ">" and line.startswith(b"filter-")
+    ]
+    assert answers
+    for place, line in answers:
         before, after = entries[:place], entries[place + 1 :]
         kind, session, token, rest = line.split(b"|", 3)
         swapped = b"|".join([kind, token, session, rest])

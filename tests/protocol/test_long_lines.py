@@ -63,6 +63,7 @@ def test_a_body_line_is_broken_by_a_line_end_and_a_space(line: bytes) -> None:
 def test_no_piece_of_a_header_looks_like_the_end_of_the_header(line: bytes) -> None:
     line = b"Subject: " + line
     pieces = break_line(line, header=True)
+    assert pieces
     # A run of white space longer than a line cannot be told from its own.
     if b" " * 900 not in line.replace(b"\t", b" "):
         assert all(piece.strip(b" \t") for piece in pieces)

@@ -63,6 +63,8 @@ def test_there_are_recordings() -> None:
 def test_each_line_is_read_and_written_again(path: Path) -> None:
     recording = Recording.read(path)
     spoken = spoken_in(recording)
+    assert recording.to_filter()
+    assert recording.from_filter()
     for line in recording.to_filter():
         event = codec.decode(line, spoken)
         assert written(event, line, spoken) == line + b"\n"
@@ -78,6 +80,7 @@ def test_each_line_is_read_and_written_again(path: Path) -> None:
 def test_each_line_survives_another_version(path: Path, through: tuple[int, int]) -> None:
     recording = Recording.read(path)
     spoken, other = spoken_in(recording), dialect(through)
+    assert recording.to_filter()
     for line in recording.to_filter():
         event = codec.decode(line, spoken)
         converted = written(event, line, other)

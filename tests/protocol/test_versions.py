@@ -47,6 +47,7 @@ def test_no_text_is_too_odd_for_a_version(text: str) -> None:
 
 
 def test_each_version_has_its_dialect() -> None:
+    assert DIALECTS
     for spoken, found in DIALECTS.items():
         assert dialect(spoken) is found
         assert found.version == spoken

@@ -142,6 +142,8 @@ def test_the_oracle_knows_the_same_reports() -> None:
 
 
 def test_names_are_found_in_both_directions() -> None:
+    assert PHASES
+    assert REPORTS
     for name, phase in PHASES.items():
         assert PHASES_ON_WIRE[name.encode()] is HANDLERS[name.replace("-", "_")] is phase
         assert repr(phase) == f"<phase {name}>"

@@ -134,6 +134,7 @@ def test_same_as_ipaddress(
     nets = [(address, bits) for address, bits in nets if not mapped(address)]
     networks = [ipaddress.ip_network(f"{address}/{bits}", strict=False) for address, bits in nets]
     table = NetworkTable.of([f"{address}/{bits}" for address, bits in nets])
+    assert len(table) == len(set(networks))
     keys = [key for key in extra if not mapped(key)]
     for network in networks:  # keys near a network, not only anywhere
         span = network.num_addresses

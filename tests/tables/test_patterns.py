@@ -197,6 +197,6 @@ alike = st.lists(
 @given(st.lists(alike, min_size=1, max_size=6), st.lists(st.text("abc", max_size=8), max_size=4))
 def test_same_as_re(entries: list[str], keys: list[str]) -> None:
     table = RegexTable.of(entries)
-    for key in keys:
+    for key in ("", *keys):
         expected = next((e for e in entries if re.search(e, key)), None)
         assert table.match(key) == expected

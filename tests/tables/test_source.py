@@ -315,6 +315,7 @@ def test_hostile_files(
 ) -> None:
     """Any file loads, or is refused with its name and a line; a refused one changes nothing."""
     path = tmp_path_factory.getbasetemp() / "hostile"
+    assert KINDS
     for kind in [*KINDS, MappingTable]:
         path.write_bytes(b"#")
         table = kind(str(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
@@ -133,8 +133,8 @@ def test_an_answer_matches_if_each_octet_does(
 def test_what_is_no_address_matches_nothing(
     pattern: tuple[tuple[str, set[int]], ...], text: str
 ) -> None:
-    if text.count(".") != 3:
-        assert not Pattern(_text(pattern)).match(text)
+    assume(text.count(".") != 3)
+    assert not Pattern(_text(pattern)).match(text)
 
 
 @given(st.text())

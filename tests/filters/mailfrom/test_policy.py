@@ -200,6 +200,7 @@ def test_the_reply_is_the_operators() -> None:
     ],
 )  # fmt: skip
 def test_own_addresses(flags: tuple[str, ...], own: list[str], foreign: list[str]) -> None:
+    assert own or foreign
     with Conversation(Mailfrom, *flags) as smtpd:
         client = greeted(smtpd)
         for address in own:
