@@ -18,7 +18,6 @@ from .jobs import Job
 from .log import fold_traceback
 from .pace import Pace
 from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
-from .watchdog import TICK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -304,7 +303,7 @@ class _Loop:
             # A policy may have tasks of its own, which hold up the process just as well.
             self.beating = bool(asyncio.all_tasks(self.loop))
             if self.beating:
-                self.loop.call_later(TICK, self._heartbeat)
+                self.loop.call_later(self.watchdog.tick, self._heartbeat)
         except MemoryError:  # the next coroutine begins it again
             self.beating = False
 
@@ -313,7 +312,7 @@ class _Loop:
         task = asyncio.current_task(self.loop)
         if not self.beating or task is None or task is self.draining:
             return 0.0
-        return monotonic() - self.beat - TICK
+        return monotonic() - self.beat - self.watchdog.tick
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

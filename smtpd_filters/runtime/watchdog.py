@@ -33,14 +33,23 @@ class OverdueError(BaseException):
 
 
 class Watchdog:
-    """Watches the policy that runs now.  ``limit``: seconds that one may hold the process up.
+    """Interrupts the handler that runs now once it has run for more than `limit` seconds.
+
+    `tick` is the interval between two looks in seconds, `clock` a monotonic clock.
 
     Around a policy's code the caller sets `running` to the time at which it started, and to
     0.0 when it is back.
     """
 
-    def __init__(self, limit: float = 5.0) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        limit: float = 5.0,
+        *,
+        tick: float = TICK,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.limit, self.tick = limit, tick
+        self._clock = clock
         self.running = 0.0
         self.armed = False
         #: For how long a coroutine that runs now has held the process up; set by its loop.
@@ -58,7 +67,7 @@ class Watchdog:
         """Start looking; to be called when `armed` is false and a policy is about to run."""
         self.armed = True
         self._idle = 0
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        signal.setitimer(signal.ITIMER_REAL, self.tick, self.tick)
 
     def disarm(self) -> None:
         """Stop looking."""
@@ -68,7 +77,7 @@ class Watchdog:
     def _look(self, _signal: int, _frame: FrameType | None) -> None:
         started = self.running
         if started:
-            if monotonic() - started > self.limit:
+            if self._clock() - started > self.limit:
                 raise OverdueError(f"took longer than {self.limit:g} s")
         elif self.blocked() > self.limit:
             raise OverdueError(f"held the process up for longer than {self.limit:g} s")

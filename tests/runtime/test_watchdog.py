@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.runtime import watchdog as watching
 from smtpd_filters.runtime.watchdog import IDLE, OverdueError, Watchdog
 
 if TYPE_CHECKING:
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
-    monkeypatch.setattr(watching, "TICK", 0.01)
+def watchdog() -> Iterator[Watchdog]:
     before = signal.getsignal(signal.SIGALRM)
-    made = Watchdog(0.02)
+    made = Watchdog(0.02, tick=0.01)
     made.install()
     yield made
     made.disarm()
@@ -100,6 +98,32 @@ def test_it_interrupts_again_until_the_policy_gives_up(watchdog: Watchdog) -> No
 
 def test_an_exception_handler_of_a_policy_does_not_catch_it() -> None:
     assert not issubclass(OverdueError, Exception)
+
+
+#: By how much a time differs from the limit, and whether that is too long.
+BOUNDARY = [(-0.001, False), (0.0, False), (0.001, True)]
+
+
+@pytest.mark.parametrize(("beyond", "overdue"), BOUNDARY)
+def test_a_handler_at_the_limit(beyond: float, *, overdue: bool) -> None:
+    watchdog = Watchdog(5.0, clock=lambda: 1005.0 + beyond)
+    watchdog.running = 1000.0
+    assert interrupted(watchdog) is overdue
+
+
+@pytest.mark.parametrize(("beyond", "overdue"), BOUNDARY)
+def test_a_coroutine_at_the_limit(beyond: float, *, overdue: bool) -> None:
+    watchdog = Watchdog(5.0)
+    watchdog.blocked = lambda: 5.0 + beyond
+    assert interrupted(watchdog) is overdue
+
+
+def interrupted(watchdog: Watchdog) -> bool:
+    try:
+        watchdog._look(signal.SIGALRM, None)
+    except OverdueError:
+        return True
+    return False
 
 
 def test_who_is_in_time_is_left_alone(watchdog: Watchdog) -> None:
