@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -236,7 +237,9 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a directory")
     options = parser.parse_args()
 
-    port = variables((HERE / "freebsd/Makefile").read_text())
+    project = tomllib.loads((options.source / "pyproject.toml").read_text())["project"]
+    makefile = (HERE / "freebsd/Makefile").read_text()
+    port = variables(makefile.replace("@VERSION@", project["version"]))
     package = f"{port['PORTNAME']}-{port['DISTVERSION']}"
     if not options.wheel.name.startswith(f"{package.replace('smtpd-', 'smtpd_')}-"):
         sys.exit(f"make_pkg: the port is of {package}, the wheel is {options.wheel.name}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Complete the ports for FreeBSD and OpenBSD: add what only a finished sdist and wheel can tell.
+"""The ports for FreeBSD and OpenBSD, completed from a finished sdist and wheel.
 
-That is distinfo, and OpenBSD's packing list; the rest is copied from freebsd/ and openbsd/.
+Adds the version, distinfo, and OpenBSD's packing list; freebsd/ and openbsd/ have the rest.
 """
 
 from __future__ import annotations
@@ -126,10 +126,14 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a directory")
     options = parser.parse_args()
 
+    project = tomllib.loads((options.source / "pyproject.toml").read_text())["project"]
+    version = project["version"]
     for system in ("freebsd", "openbsd"):
         port = options.output / system
         shutil.rmtree(port, ignore_errors=True)
         shutil.copytree(HERE / system, port)
+        makefile = (port / "Makefile").read_text()
+        (port / "Makefile").write_text(makefile.replace("@VERSION@", version))
         print(port)
     (options.output / "freebsd/distinfo").write_text(freebsd_distinfo(options.sdist))
     (options.output / "openbsd/distinfo").write_text(openbsd_distinfo(options.sdist))
