@@ -4,6 +4,8 @@
 #   make test     every test, and the branch coverage that the core modules owe; TESTS=PATHS: some
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
+#   make api-check      what breaks code that was written for the last release's interface
+#   make release-check  version, dates and interface of a release agree
 #   make bench    this project against the filters in use, as ratios
 #   make hops     the functions that a request and a body pass through; HOPS_ARGS=--calls: which
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
@@ -74,6 +76,12 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+api-check: $(INSTALLED)
+	$(BIN)/python packaging/api_check.py
+
+release-check: $(INSTALLED)
+	$(BIN)/python packaging/release_check.py
+
 bench: $(INSTALLED)
 	@packaging/debian-deps bench || true
 	@$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
@@ -113,4 +121,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test clock check bench hops fuzz dist deb pkg clean
+.PHONY: all demo test clock check api-check release-check bench hops fuzz dist deb pkg clean

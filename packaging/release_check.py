@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Check that the version and the date of a release are the same everywhere.
+
+`pyproject.toml` has the version and the first section of `CHANGELOG.md` the date.  Both are
+compared with `debian/changelog`, the manual pages, the ports, the installed package, and the
+interface in `packaging/api.txt`.  Each mismatch is one line, and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+from datetime import date, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+NAME = "smtpd-filters"
+#: Where a port has the version: `make_ports.py` and `make_pkg.py` put it in.
+PORTS = {"freebsd": "DISTVERSION", "openbsd": "MODPY_DISTV"}
+
+
+def project_version(root: Path) -> str:
+    """Return the version: its one place."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    return str(project["version"])
+
+
+def versions(root: Path) -> Iterator[str]:
+    """Yield what has another version than `pyproject.toml`."""
+    version = project_version(root)
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        yield f"pyproject.toml: version {version}: expected three numbers"
+    top = re.search(r"(?m)^## (\S+?),? .*$", (root / "CHANGELOG.md").read_text("utf-8"))
+    if not top or top[1] != version:
+        yield f"CHANGELOG.md: first section {top[1] if top else 'missing'}: expected {version}"
+    top = re.match(r"\S+ \((\S+)-\S+\)", debian(root))
+    if not top or top[1] != version:
+        yield f"debian/changelog: version {top[1] if top else 'missing'}: expected {version}"
+    for system, name in PORTS.items():
+        makefile = (root / "packaging" / system / "Makefile").read_text("utf-8")
+        found = re.findall(rf"(?m)^{name}\s*=\s*(.*)$", makefile)
+        if found != ["@VERSION@"]:
+            yield f"{system}/Makefile: {name} {' '.join(found)}: expected @VERSION@"
+
+
+def dates(root: Path) -> Iterator[str]:
+    """Yield what has another date than the first section of `CHANGELOG.md`."""
+    top = re.search(r"(?m)^## \S+ (.*)$", (root / "CHANGELOG.md").read_text("utf-8"))
+    try:
+        day = date.fromisoformat(top[1] if top else "")
+    except ValueError:
+        yield f"CHANGELOG.md: date {top[1] if top else 'missing'}: expected YEAR-MONTH-DAY"
+        return
+    found = re.search(r"(?m)^ -- .*  (.*)$", debian(root))
+    stamp = datetime.strptime(found[1], "%a, %d %b %Y %H:%M:%S %z").date() if found else None
+    if stamp != day:
+        yield f"debian/changelog: date {stamp}: expected {day}"
+    wanted = f"$Mdocdate: {day:%B} {day.day} {day.year} $"
+    for page in sorted((root / "docs" / "man").glob("*.[1-9]")):
+        written = page.read_text("utf-8").partition("\n")[0].removeprefix(".Dd ")
+        if written != wanted:
+            yield f"docs/man/{page.name}: date {written}: expected {wanted}"
+
+
+def debian(root: Path) -> str:
+    """Return Debian's changelog."""
+    return (root / "packaging" / "debian" / "changelog").read_text("utf-8")
+
+
+def installed(root: Path) -> Iterator[str]:
+    """Yield what `--version` would say of another version."""
+    version = project_version(root)
+    try:
+        found = metadata.version(NAME)
+    except metadata.PackageNotFoundError:
+        found = "none"
+    if found != version:
+        yield f"installed package: version {found}: expected {version} (pip install -e .)"
+
+
+def interface(root: Path) -> Iterator[str]:
+    """Yield whether `packaging/api.txt` is to be written."""
+    command = [sys.executable, str(HERE / "api_check.py"), "--root", str(root)]
+    checked = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  # our own
+    yield from (f"interface: {line}" for line in checked.stdout.splitlines() if checked.returncode)
+    made = subprocess.run([*command, "--print"], check=True, capture_output=True, text=True)  # noqa: S603  # our own
+    if made.stdout != (root / "packaging" / "api.txt").read_text("utf-8"):
+        yield "packaging/api.txt: not this interface: run packaging/api_check.py --write"
+
+
+def main() -> int:
+    """Print each mismatch; the exit status tells whether there is one."""
+    parser = argparse.ArgumentParser(description="Check that a release can be made.")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="the sources")
+    root = parser.parse_args().root
+    found = [line for check in (versions, dates, installed, interface) for line in check(root)]
+    sys.stdout.writelines(f"{line}\n" for line in found)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
