@@ -28,11 +28,20 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import Filter
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+def sessions(name: str) -> list[Path]:
+    """The recordings and the scripts of a filter."""
+    return sorted(
+        path for path in (FIXTURES / name).iterdir() if path.suffix in {".session", ".script"}
+    )
+
+
 FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Helo, Mailfrom, Rcpt, Sender, Senderscore)
 SESSIONS = [
     pytest.param(cls, path, id=f"{cls.name}-{path.stem}")
     for cls in FILTERS
-    for path in sorted((FIXTURES / cls.name).glob("*.session"))
+    for path in sessions(cls.name)
 ]
 FILES = {
     "domains": "example.org\n",
@@ -62,16 +71,14 @@ def test_the_verdict_is_the_one_announced(
 
 @pytest.mark.parametrize("cls", FILTERS)
 def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
-    expected = {
-        Recording.read(path).meta["expect"] for path in (FIXTURES / cls.name).glob("*.session")
-    }
+    expected = {Recording.read(path).meta["expect"] for path in sessions(cls.name)}
     assert "nothing" in expected
     assert len(expected) > 2
 
 
 @pytest.mark.parametrize("name", ["fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore"])
 def test_the_readme_lists_the_sessions(name: str) -> None:
-    files = {path.stem for path in (FIXTURES / name).glob("*.session")}
+    files = {path.stem for path in sessions(name)}
     readme = (FIXTURES / name / "README.md").read_text()
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme, re.MULTILINE)) == files
 

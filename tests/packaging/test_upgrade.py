@@ -67,7 +67,8 @@ def package(tmp_path: Path) -> Path:
 def events(name: str) -> Iterator[bytes]:
     """What smtpd said in all recorded sessions of this filter, or of some filter."""
     folder = FIXTURES / name
-    sessions = sorted((folder if folder.exists() else FIXTURES / "mailfrom").glob("*.session"))
+    folder = folder if folder.exists() else FIXTURES / "mailfrom"
+    sessions = sorted([*folder.glob("*.session"), *folder.glob("*.script")])
     assert sessions
     for path in sessions:
         for line in path.read_bytes().splitlines(keepends=True):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "dnsbl"
-SESSIONS = sorted(FIXTURES.glob("*.session"))
+SESSIONS = sorted(FIXTURES.glob("*.script"))
 CODES = re.compile(r"[45]\d\d [45]\.\d+\.\d+")
 
 
