@@ -1,4 +1,4 @@
-"""Each recorded session of a filter gets the verdict that its head announces.
+"""Each recorded or scripted session of a filter gets the verdict that its head announces.
 
 `flags` are the filter's, where ZONE is a name server with the folder's `zone.json`; `expect` is
 what it does other than proceed: phase, verb and codes.
@@ -81,6 +81,16 @@ def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in sessions(name)}
     readme = (FIXTURES / name / "README.md").read_text()
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme, re.MULTILINE)) == files
+
+
+@pytest.mark.parametrize("suffix", [".session", ".script"])
+def test_a_recording_is_of_a_server_and_a_script_of_none(suffix: str) -> None:
+    servers = {Recording.read(path).meta["server"] for path in FIXTURES.rglob(f"*{suffix}")}
+    assert servers
+    real = {server for server in servers if re.fullmatch(r"OpenSMTPD \d\.\d\.\dp\d", server)}
+    assert servers - real == (
+        set() if suffix == ".session" else {"none, the test kit in the manner of OpenSMTPD 7.8.0p1"}
+    )
 
 
 @pytest.mark.parametrize("cls", [Fcrdns, Helo, Mailfrom, Sender, Senderscore])

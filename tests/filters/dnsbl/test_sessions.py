@@ -1,4 +1,4 @@
-"""Each recorded session of filter-dnsbl gets the verdict that its head announces."""
+"""Each scripted session of filter-dnsbl gets the verdict that its head announces."""
 
 from __future__ import annotations
 
