@@ -4,6 +4,7 @@
 #   make test     every test, and the branch coverage that the core modules owe; TESTS=PATHS: some
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
+#   make reference    write docs/reference.md from the docstrings
 #   make api-check      what breaks code that was written for the last release's interface
 #   make release-check  version, dates and interface of a release agree
 #   make bench    this project against the filters in use, as ratios
@@ -76,6 +77,9 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+reference: $(INSTALLED)
+	$(BIN)/python packaging/update_reference.py
+
 api-check: $(INSTALLED)
 	$(BIN)/python packaging/api_check.py
 
@@ -121,4 +125,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test clock check api-check release-check bench hops fuzz dist deb pkg clean
+.PHONY: all demo test clock check reference api-check release-check bench hops fuzz dist deb pkg clean

@@ -87,8 +87,9 @@ class Session:
     #: The host name with which smtpd greeted the client: that of the listener, or of its
     #: `hostnames` table. smtpd completes addresses without a domain with it. None before.
     server_name: str | None
-    #: HELO or EHLO, and the name that the client gave itself; None before.
+    #: HELO or EHLO; None before the greeting.
     method: str | None
+    #: The name in the client's greeting; None before it.
     identity: str | None
     #: Protocol and cipher, such as ``TLSv1.3:TLS_AES_256_GCM_SHA384:256``; None without TLS.
     tls: str | None
@@ -103,6 +104,7 @@ class Session:
     scratch: dict[object, Any]
 
     def __init__(self, session: bytes) -> None:
+        #: The session's id as smtpd writes it.
         self.key = session
         self._connect = _UNCONNECTED
         #: The phase that decided on junk where no mark could be made yet; "" when there is none.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("smtpd_filters", "tests", "packaging", ".ci")
-#: This file quotes what is out.
-APART = {"tests/test_house_style.py"}
+#: This file quotes what is out; the reference is made from docstrings, which are looked at.
+APART = {"tests/test_house_style.py", "docs/reference.md"}
 #: Files that have not been brought to these forms. It only shrinks.
 NOT_YET = {
     ".ci/complete.py",

@@ -14,8 +14,8 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 class Address:
     """A mail address: its local part without quotes, its domain as it is written.
 
-    `domain` is empty where there is none: smtpd completes such an address with the name of the
-    server. Letter case is left to the tables, which don't regard it.
+    `local` is the local part. `domain` is empty where there is none: smtpd completes such an
+    address with the name of the server. Letter case is left to the tables, which don't regard it.
     """
 
     __slots__ = ("domain", "local")

@@ -64,10 +64,12 @@ class Value:
 class Found(Value, Generic[T_co]):
     """There are records; never an empty set.
 
-    `ttl` is how long they were good for when the answer came, in seconds. `gap` is "" if these are
-    all records. Otherwise it is the cause, for the log, that others are missing: the answer was too
-    large to be read whole, or one of the look-ups that it was put together from was unavailable.
-    That a record is absent says nothing then: treat it as `Unavailable(gap)`.
+    `records` are text: addresses, or names in lower case without the final dot; of MX they are
+    `MX`, of TXT bytes. `ttl` is how long they were good for when the answer came, in seconds.
+    `gap` is "" if these are all records. Otherwise it is the cause, for the log, that others are
+    missing: the answer was too large to be read whole, or one of the look-ups that it was put
+    together from was unavailable. That a record is absent says nothing then: treat it as
+    `Unavailable(gap)`.
     """
 
     __match_args__ = ("records", "ttl", "gap")
@@ -119,7 +121,11 @@ else:
 
 
 class MX(Value):
-    """A mail exchanger (RFC 1035 section 3.3.9); the exchange "." is a Null MX (RFC 7505)."""
+    """A mail exchanger (RFC 1035 section 3.3.9).
+
+    `preference` is its rank, the lowest first. `exchange` is its host name, in lower case and
+    without the final dot; "." is a Null MX (RFC 7505).
+    """
 
     __match_args__ = ("preference", "exchange")
     __slots__ = __match_args__

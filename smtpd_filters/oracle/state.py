@@ -58,7 +58,9 @@ class Oracle:
     """
 
     def __init__(self, server: str | None = None) -> None:
+        #: What smtpd would not accept, in order.
         self.complaints: list[Complaint] = []
+        #: Lines in smtpd's direction that no smtpd writes.
         self.oddities: list[bytes] = []
         self._server = numbers(server) if server is not None else None
         self._server_given = server is not None

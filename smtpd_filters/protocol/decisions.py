@@ -60,6 +60,7 @@ class Decision:
 
     __slots__ = ("reason", "text", "wire")
     __match_args__ = ("text",)
+    #: The decision as smtpd calls it: proceed, junk, reject, disconnect, rewrite.
     verb: ClassVar[str]
 
     #: What is sent behind session and token.
@@ -198,13 +199,18 @@ class Rewrite(Decision):
         return copy
 
 
+#: Go on, without a reason: the one instance that is needed.
 PROCEED = Proceed()
+#: Go on and mark the message, without a reason.
 JUNK = Junk()
+#: Go on: the handler has marked the message by an edit of it.
 MARKED = Marked()
 
-#: What most phases may be answered; what those with a parameter may; what may be said of a message;
-#: what has the last word.
+#: The decisions of `connect`, `starttls`, `data` and `noop`.
 Answer = Proceed | Junk | Reject | Disconnect
+#: The decisions of `helo`, `ehlo`, `auth`, `mail_from` and `rcpt_to`, which have a parameter.
 ParameterAnswer = Proceed | Junk | Reject | Disconnect | Rewrite
+#: The decisions of `headers` and `message`.
 ContentAnswer = Proceed | Junk | Marked | Reject | Disconnect
+#: The decisions of `commit` and `rset`.
 FinalAnswer = Proceed | Reject | Disconnect

@@ -35,6 +35,7 @@ class Verdict:
     unchanged or changed.
     """
 
+    #: The phase of the request, or "data-line" for a message.
     phase: str
     verb: str
     #: The reply that refuses the command; empty when it is not refused.

@@ -228,6 +228,7 @@ class Settings:
 
     __slots__ = ("__dict__", "given")
 
+    #: The declarations by the names of their attributes.
     options: ClassVar[dict[str, Option]] = {}
     given: frozenset[str]
 

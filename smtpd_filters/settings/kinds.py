@@ -408,15 +408,25 @@ class _Table(Kind[L]):
             raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004 (law 2)
 
 
+#: Any text.
 TEXT = _Text()
+#: An SMTP reply with its codes, "550 5.7.1 Text"; an error if the two codes disagree.
 REPLY = _Reply()
-PATH = _Path()  # not opened, nor looked for
+#: A path, which is neither opened nor looked for.
+PATH = _Path()
+#: Off unless the flag is given: a bool.
 SWITCH = _Switch()
+#: A whole number; `INTEGER(low=0, high=100)` bounds it, both ends included.
 INTEGER = _Integer()
+#: A number as a float; `NUMBER(low=0.0, high=1.0)` bounds it, both ends included.
 NUMBER = _Number()
+#: A time such as 1.5s, 500ms, 5m, 1h or 1d, in seconds, as a float.
 SECONDS = _Seconds()
+#: A size such as 512, 10k, 20M or 1G, in bytes.
 SIZE = _Size()
+#: A host and a port, HOST:PORT, as a pair; `ENDPOINT(port=53)` has a default for the port.
 ENDPOINT = _Endpoint()
+#: `LIST(kind)`: values of a kind, each by a flag of its own; a tuple.
 LIST = _List
 
 

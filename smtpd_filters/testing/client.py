@@ -74,6 +74,7 @@ class Client:
         self._host = host
         #: The session's id: what to look for in `Conversation.log`.
         self.id = session.decode()
+        #: Whether the connection is closed.
         self.closed = False
         #: The verdict on the connection itself.
         self.greeting = Verdict("connect", "proceed", asked=False)

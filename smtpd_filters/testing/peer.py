@@ -29,6 +29,7 @@ class Peer:
         self.protocol = self._smtpd.dialect.version
         #: What the filter registered.
         self.phases = self._smtpd.phases
+        #: The reports for which the filter has registered.
         self.reports = self._smtpd.reports
         self._tokens = Tokens()
         self._messages = 0

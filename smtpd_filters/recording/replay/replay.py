@@ -35,8 +35,11 @@ class Replay:
         #: A server that speaks another protocol is another server.
         self._converted = spoken.version != self._recorded.version
         said = "" if self._converted else recording.server_version or ""
+        #: The server's end of the conversation.
         self.smtpd = SmtpdConnection(spoken.version, said)
+        #: The recording that is played.
         self.recording = recording
+        #: The judge of what the filter writes.
         self.oracle = Oracle()
         #: The steps at which there was something to decide, in order.
         self.outcomes: list[Step] = []

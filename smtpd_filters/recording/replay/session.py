@@ -36,10 +36,13 @@ class Step:
     for the end of a message.  ``data`` is empty where there is nothing to write.
     """
 
+    #: The session's id.
     session: bytes
     phase: str = ""
+    #: The parameter of the request.
     argument: bytes = b""
     data: bytes = b""
+    #: The verdict in the recording; None where it has none.
     recorded: Verdict | None = None
     #: None until there is an answer, and for good where it did not come to the question.
     verdict: Verdict | None = None
