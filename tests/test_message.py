@@ -676,8 +676,7 @@ def test_a_large_file_is_closed_by_a_thread(
 ) -> None:
     begun: list[tuple[object, tuple[int]]] = []
     monkeypatch.setattr("_thread.start_new_thread", lambda *call: begun.append(call))
-    monkeypatch.setattr("smtpd_filters.message.spool._LARGE", 1 << 16)
-    spool = Spool(memory=TINY, directories=(str(tmp_path),))
+    spool = Spool(memory=TINY, directories=(str(tmp_path),), large=1 << 16)
     kept(spool, [b"x" * 200_000]).discard()
     [(function, arguments)] = begun
     assert function is os.close

@@ -42,7 +42,7 @@ ROWS = 2000
 #: The unit in which space in the file is taken and given back.
 _BLOCK = 1 << 16
 #: A file larger than this is closed by a thread: to free gigabytes takes the kernel a while.
-_LARGE = 64 << 20
+LARGE = 64 << 20
 
 
 class SpoolError(Exception):
@@ -54,7 +54,8 @@ class Spool:
 
     ``memory``: bytes of memory for all messages; ``message``: for one of them; ``header``: bytes of
     a header block beyond which the rest of it counts as body.  ``directories``: where the file may
-    be, the first that can be written to is taken; by default `directories`.
+    be, the first that can be written to is taken; by default `directories`.  `large`: bytes of the
+    file beyond which a thread closes it.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Spool:
         message: int = MESSAGE,
         header: int = HEADER,
         directories: tuple[str, ...] = (),
+        large: int = LARGE,
     ) -> None:
         self.memory = memory
+        self._large = large
         self.message = message
         self.header = header
         self._directories = directories
@@ -101,7 +104,7 @@ class Spool:
             fd, size = self._fd, self._end * _BLOCK
             self._fd, self._end = -1, 0
             self._free = []
-            _close(fd, size)
+            _close(fd, in_thread=size > self._large)
 
     def write(self, block: int, at: int, data: memoryview) -> int:
         """Write at a place within a block; how much was written.  Raises OSError."""
@@ -307,8 +310,8 @@ def _unnamed_file(places: tuple[str, ...]) -> int:
     raise failure
 
 
-def _close(fd: int, size: int) -> None:
-    if size > _LARGE:
+def _close(fd: int, *, in_thread: bool) -> None:
+    if in_thread:
         from _thread import start_new_thread  # built in; `threading` would have to be loaded
 
         try:

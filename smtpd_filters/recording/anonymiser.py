@@ -65,13 +65,17 @@ _CONFIG = frozenset({b"smtpd-version", b"protocol", b"smtp-session-timeout", b"s
 #: The fields of reports that hold smtpd's own words and numbers.
 _KEPT = frozenset({"fcrdns", "method", "tls", "result", "msgid", "evpid", "size", "kind", "phase"})
 #: Words for which pseudonyms are remembered.
-_REMEMBERED = 10_000
+REMEMBERED = 10_000
 
 
 class Disguise:
-    """Pseudonyms for one process.  ``key``: from which they are made; by default a random one."""
+    """Pseudonyms for one process, made from `key`; by default a random one.
 
-    def __init__(self, key: bytes | None = None) -> None:
+    At most `remembered` of them are kept, so that none is made twice.
+    """
+
+    def __init__(self, key: bytes | None = None, *, remembered: int = REMEMBERED) -> None:
+        self._remembered = remembered
         self._key = os.urandom(32) if key is None else key
         self._words: dict[bytes, bytes] = {}
 
@@ -186,7 +190,7 @@ class Disguise:
             return word
         made = self._words.get(lower)
         if made is None:
-            if len(self._words) >= _REMEMBERED:
+            if len(self._words) >= self._remembered:
                 self._words.clear()
             made = self._words[lower] = self._pseudonym(lower)
         return made

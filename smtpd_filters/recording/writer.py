@@ -91,8 +91,10 @@ class _Client:
 class Recorder:
     """A tap that writes what passes to files in ``directory``.
 
-    ``body``: with the bodies of messages.  ``disguise``: with pseudonyms.  ``log``: the
-    filter's.
+    `body`: with the bodies of messages.  `disguise`: with pseudonyms.  `log`: the filter's.
+    `max_size` is that of a file in bytes, `max_files` how many are kept.  The other limits are
+    those of this module: files that are open and sessions at a time, bytes that wait for the
+    disk, and the seconds that it has at the end.
     """
 
     reports = frozenset(REPORTS)
@@ -107,12 +109,18 @@ class Recorder:
         disguise: Disguise | None = None,
         max_size: int = 16 << 20,
         max_files: int = 10,
+        max_open: int = MAX_OPEN,
+        max_sessions: int = MAX_SESSIONS,
+        max_pending: int = MAX_PENDING,
+        closing: float = CLOSING / 2,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ConfigError when nothing can be written there."""
         self._directory, self._log, self._clock = directory, log, clock
         self._body, self._disguise = body, disguise
         self._max_size, self._max_files = max_size, max_files
+        self._max_open, self._max_sessions = max_open, max_sessions
+        self._max_pending, self._closing = max_pending, closing
         self._in, self._out = Rows(), Rows()
         self._handshake: list[bytes] = []
         self._server = ""
@@ -183,7 +191,7 @@ class Recorder:
         while self._open:
             self._open[-1].buffer.append(encode_entry(REMARK, END))
             self._close(self._open[-1])
-        if not self._disk.finish(CLOSING / 2):
+        if not self._disk.finish(self._closing):
             self._failed(self._directory, "the disk does not keep up")
         self._notice()
 
@@ -247,7 +255,7 @@ class Recorder:
 
     def _begin(self, session: bytes) -> _Client:
         self._forget(session)
-        if len(self._clients) >= MAX_SESSIONS:
+        if len(self._clients) >= self._max_sessions:
             while self._open:
                 self._cut(self._open[0], b"cut off: too many sessions that do not end")
             self._clients.clear()
@@ -273,13 +281,13 @@ class Recorder:
             return None
         if full is not None and not full.sessions:
             self._close(full)
-        if len(self._open) >= MAX_OPEN:
+        if len(self._open) >= self._max_open:
             self._cut(self._open[0], b"cut off: too many files are open")
         self._written += 1
         stamp = strftime("%Y%m%dT%H%M%SZ", gmtime())
         name = f"{stamp}-{os.getpid()}-{self._written:06}.session"
         path = os.path.join(self._directory, name)  # noqa: PTH118  # pathlib costs start-up
-        if self._disk.pending > MAX_PENDING:
+        if self._disk.pending > self._max_pending:
             self._failed(path, "the disk does not keep up")
             return None
         file = File(path)
@@ -320,7 +328,7 @@ class Recorder:
 
     def _flush(self) -> None:
         """Give the disk what there is for it, as long as it takes it."""
-        if self._disk.pending > MAX_PENDING:
+        if self._disk.pending > self._max_pending:
             for file in list(self._open):
                 file.buffer.clear()
                 self._cut(file, b"cut off: the disk does not keep up")

@@ -40,8 +40,6 @@ _ANYWHERE = _WITHIN | _START | _END | _EMPTY
 COST_MAX = 300
 TOTAL_MAX = 8000
 _BASE_COST = 4
-# Remembered sets of all automata of a table: about 1 KB each, with its steps.
-MEMORY = 2048
 
 
 class _Part:

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 # Positions in one automaton: the integers stay short, and few automata are run.
 _GROUP_SIZE = 1024
+# Remembered sets of all automata of a table: about 1 KB each, with its steps.
+MEMORY = 2048
 # What a byte of a pattern, or a position, costs when it is added (see `source.STEP`).
 _WORK = 100
 
 
 class _Patterns(Content):
     __slots__ = ("_cost", "_entries", "_groups")
+
+    memory = MEMORY
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -44,10 +48,8 @@ class _Patterns(Content):
         return _WORK * (len(pattern) + node.size)
 
     def finish(self) -> Iterator[None]:
-        from smtpd_filters.tables.automaton import MEMORY
-
         for _, automaton in self._groups:
-            automaton.finish(max(1, MEMORY // len(self._groups)))
+            automaton.finish(max(1, self.memory // len(self._groups)))
             yield
 
     def find(self, key: str) -> str | None:

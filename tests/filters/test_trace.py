@@ -20,7 +20,7 @@ from smtpd_filters.filters.trace import LEVELS, Trace
 from smtpd_filters.main import set_up
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-from smtpd_filters.recording import Recording, writer
+from smtpd_filters.recording import Recording
 from smtpd_filters.recording.anonymiser import _VOCABULARY, Disguise
 from smtpd_filters.recording.disk_thread import File
 from smtpd_filters.recording.format import FROM_SMTPD
@@ -497,10 +497,9 @@ def test_a_file_has_a_bound_whatever_a_session_sends(tmp_path: Path) -> None:
     assert Recording.read(path).entries[-1][1] == b"cut off: the file is full"
 
 
-def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_OPEN", 3)
+def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
     smtpd = SmtpdConnection()
-    heard = recorder(tmp_path, max_size=500, max_files=100)
+    heard = recorder(tmp_path, max_size=500, max_files=100, max_open=3)
     for at in range(10):
         said = session(smtpd, b"%016x" % at, lines=[b"x: %s" % (b"y" * 500)]).splitlines(
             keepends=True
@@ -511,12 +510,9 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(recordings(tmp_path)) == 10
 
 
-def test_sessions_that_never_end_are_not_remembered_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "MAX_SESSIONS", 3)
+def test_sessions_that_never_end_are_not_remembered_for_ever(tmp_path: Path) -> None:
     smtpd = SmtpdConnection()
-    heard = recorder(tmp_path)
+    heard = recorder(tmp_path, max_sessions=3)
     for at in range(10):
         heard.received(smtpd.request("noop", b"%016x" % at, TOKEN))
         assert len(heard._clients) <= 3
@@ -661,8 +657,7 @@ def test_a_disk_that_hangs_holds_nobody_up(
     now = [0.0]
     disk = _Hanging()
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(writer, "MAX_PENDING", 5000)
-    heard = recorder(tmp_path, clock=lambda: now[0])
+    heard = recorder(tmp_path, max_pending=5000, clock=lambda: now[0])
     heard.received(smtpd.report("link-connect", B, b"x", b"pass", b"192.0.2.1:1", b"192.0.2.2:2"))
     for _ in range(20):
         heard.received(smtpd.lines(B, TOKEN, [b"y" * 1000], end=False))
@@ -692,8 +687,7 @@ def test_at_the_end_a_disk_that_hangs_is_not_waited_for(
 ) -> None:
     disk = _Hanging()
     monkeypatch.setattr(os, "write", disk)
-    monkeypatch.setattr(writer, "CLOSING", 0.02)
-    heard = recorder(tmp_path)
+    heard = recorder(tmp_path, closing=0.01)
     heard.received(session(SmtpdConnection(), lines=[b"x: y"]))
     heard.close()
     assert 'error="the disk does not keep up"' in capfd.readouterr().err
@@ -874,9 +868,8 @@ def test_addresses_get_addresses() -> None:
     assert disguise._endpoint(b"nonsense") == disguise.text(b"nonsense")
 
 
-def test_pseudonyms_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.recording.anonymiser._REMEMBERED", 10)
-    disguise = Disguise(b"key")
+def test_pseudonyms_are_remembered_within_bounds() -> None:
+    disguise = Disguise(b"key", remembered=10)
     first = disguise.text(b"bob")
     for at in range(100):
         disguise.text(b"word%d" % at)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import RegexTable, automaton
+from smtpd_filters.tables.patterns import _Patterns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,10 +170,14 @@ def held(table: RegexTable) -> int:
     return len(seen)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automaton, "MEMORY", 10)
-    small = RegexTable.of(["a[ab]{5}c", "b[ab]{4}$"])
-    monkeypatch.undo()
+def test_memory_is_bounded() -> None:
+    class Forgetful(_Patterns):
+        memory = 10
+
+    class Small(RegexTable):
+        contents = Forgetful
+
+    small = Small.of(["a[ab]{5}c", "b[ab]{4}$"])
     large = RegexTable.of(["a[ab]{5}c", "b[ab]{4}$"])
     for number in range(512):
         key = f"{number:09b}c".translate({48: "a", 49: "b"})[number % 3 :]
