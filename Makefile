@@ -2,6 +2,7 @@
 #
 #   make demo     a real smtpd, good and bad neighbours, and what became of their mail
 #   make test     every test, and the branch coverage that the core modules owe; TESTS=PATHS: some
+#   make unit     the tests that need no server, with a part of their examples, in a minute
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make reference    write docs/reference.md from the docstrings
@@ -27,6 +28,7 @@ WORKERS = 4
 PYTEST_ARGS =
 TESTS =
 REPORT = build/tests.xml
+UNIT_REPORT = build/unit.xml
 # The tests whose servers look at the clock, and how far it is moved.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
@@ -63,6 +65,11 @@ test: $(INSTALLED)
 		--no-loadscope-reorder --junit-xml=$(REPORT) "$$@" $(PYTEST_ARGS) $(TESTS)
 	@[ -n "$(TESTS)" ] || { echo "Branch coverage of the core:"; exec \
 		$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100; }
+
+# All that the others aren't: `make test` selects nothing.
+unit: $(INSTALLED)
+	@mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
+		--dist worksteal -m "not e2e and not packaging" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
 
 clock: $(INSTALLED)
 	@packaging/debian-deps clock
@@ -125,4 +132,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test clock check reference api-check release-check bench hops fuzz dist deb pkg clean
+.PHONY: all demo test unit clock check reference api-check release-check bench hops fuzz dist deb pkg clean

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing.server import add_server, unavailable, versions
+from tests.effort import part
 from tests.needed import need
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 # On a busy machine nothing is said by how long it takes to draw an example, or to try it. Where CI
 # is set, as by .ci/run, Hypothesis draws the same ones each time: news are for who looks for them.
 settings.register_profile(
-    "smtpd-filters", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "smtpd-filters",
+    max_examples=part(100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("smtpd-filters")
 
@@ -36,6 +40,7 @@ _LAST_BREATH = 30.0
 
 
 #: What takes longest is begun first, lest one process be left with it when all others are done.
+#: These folders are markers as well: `make unit` leaves them out.
 _LONGEST_FIRST = ("packaging", "e2e")
 
 
@@ -61,11 +66,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for the fixture `version` on each: a fixture can't wait for the options."""
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "version" in metafunc.fixturenames and not any("version" in names for names in own):
+        definition = metafunc.definition
+        folder = definition.path.relative_to(Path(__file__).parent).parts[0]
+        if folder not in _LONGEST_FIRST and not definition.get_closest_marker("e2e"):
+            raise pytest.UsageError(f"{definition.nodeid}: runs a real smtpd: mark it e2e")
         metafunc.parametrize("version", versions(), indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(here).parts[0]
+        if folder in _LONGEST_FIRST:
+            item.add_marker(folder)
 
     def rank(item: pytest.Item) -> int:
         folder = item.path.relative_to(here).parts[0]

@@ -7,7 +7,6 @@ reason; with SMTPD_FILTERS_E2E=required in the environment that is a failure.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pytest
@@ -22,7 +21,6 @@ from smtpd_filters.testing.server import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-HERE = Path(__file__).parent
 SERVERS = pytest.StashKey[list[Smtpd]]()
 
 
@@ -81,12 +79,6 @@ class _Spy:
 
     def head(self, server: Smtpd) -> str:
         return self._lines(server)[0]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.hookimpl(wrapper=True)

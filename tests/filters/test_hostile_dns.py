@@ -20,6 +20,7 @@ from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.filters.sender import Sender
 from smtpd_filters.filters.senderscore import Senderscore
 from smtpd_filters.testing import Conversation, DNSServer
+from tests.effort import part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +273,7 @@ def test_whatever_the_dns_says_smtpd_is_answered(
     @given(FLAGS[filter_], general, ZONES, choices)
     @settings(
         deadline=None,
-        max_examples=12,
+        max_examples=part(12),
         # Time-outs are real: what is found isn't made smaller by trying for minutes.
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow],

@@ -13,6 +13,7 @@ from smtpd_filters.oracle import Oracle
 from smtpd_filters.oracle.rules import RULES
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
+from tests.effort import part
 from tests.fuzz import fuzz_protocol
 from tests.protocol.hostile import (
     ALWAYS,
@@ -89,7 +90,7 @@ class Served(RuleBasedStateMachine):
 
 
 Served.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=part(60),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -99,7 +100,7 @@ TestServed = Served.TestCase
 
 @given(st.binary(max_size=600))
 @example(bytes.fromhex("000000") + bytes(range(256)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300), deadline=None)
 def test_a_legal_smtpd_survives_any_listener(data: bytes) -> None:
     play(data)
 
@@ -127,7 +128,7 @@ def mutated() -> st.SearchStrategy[bytes]:
     seed=st.binary(max_size=200),
     size=st.sampled_from((1, 7, 100, 1000, 1 << 20)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 def test_no_bytes_and_no_listener_break_smtpd(
     stream: bytes, seed: bytes, size: int, *, pass_all: bool
 ) -> None:
@@ -153,7 +154,7 @@ def test_the_damage_that_is_always_ruled_out_has_rules() -> None:
 @given(
     stream=st.one_of(mutated(), st.binary(max_size=300)), seed=st.binary(min_size=16, max_size=16)
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=part(100), deadline=None)
 def test_no_bytes_and_no_policy_break_smtpd(stream: bytes, seed: bytes) -> None:
     fuzz_protocol.raw(seed + stream)
 

@@ -14,6 +14,7 @@ from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
+from tests.effort import part
 from tests.protocol.test_hostile import RECORDED, mutated
 from tests.protocol.test_long_lines import unbroken
 
@@ -171,7 +172,7 @@ def traffic(draw: st.DrawFn) -> bytes:
     stream=st.one_of(traffic(), mutated(), st.sampled_from(RECORDED), st.binary(max_size=200)),
     cuts=st.lists(st.integers(0, 1 << 14), max_size=12),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=part(120), deadline=None)
 def test_cutting_the_input_changes_nothing(messages: str, stream: bytes, cuts: list[int]) -> None:
     stream = HANDSHAKE + stream
     whole, parts, bytewise = (Deterministic(messages, pass_all=messages == "all") for _ in range(3))
@@ -213,7 +214,7 @@ def test_the_short_ways_have_the_result_of_the_long_ones(
 
 @pytest.mark.parametrize("messages", ["echo", "hold", "pass", "drop", "all"])
 @given(stream=traffic())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=part(100), deadline=None)
 def test_every_request_gets_one_answer(messages: str, stream: bytes) -> None:
     listener = Deterministic(messages, pass_all=messages == "all")
     oracle = Oracle()
@@ -275,7 +276,7 @@ def sent_back(lines: list[bytes], messages: str, server: str, size: int) -> list
     size=st.sampled_from((1000, 1 << 16, 1 << 20)),
 )
 @example(lines=[b""], server="7.8.0", size=1 << 20)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=part(80), deadline=None)
 def test_a_message_passes_byte_for_byte(
     messages: str, lines: list[bytes], server: str, size: int
 ) -> None:

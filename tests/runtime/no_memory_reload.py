@@ -23,6 +23,7 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.poll_loop import add_chore, do_chore
 from smtpd_filters.settings import table
 from smtpd_filters.tables import AddressTable, DomainTable, NetworkTable, RegexTable
+from tests.effort import SHARE, part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,7 @@ def main(width: int) -> None:
         filter_ = Listed(Listed.Options(**made))
         chain = Chain([(filter_, "proceed", 5.0)], log)
         letters = cycle("ba")
-        while quiet < ENOUGH:
+        while quiet < part(ENOUGH):
             letter = next(letters)
             write(folder, letter)
             failing(chain, log, start, start + width)
@@ -95,8 +96,8 @@ def main(width: int) -> None:
                 pass
             if any(found(filter_, each) != letter * COUNT for each in KINDS):
                 print(f"allocation {start}: not reloaded the next time")
-            start += 1
-    print(f"{start} tried")
+            start += SHARE
+    print(f"{start // SHARE} tried")
 
 
 def failing(chain: Chain, log: Log, start: int, stop: int) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.runtime import pace as pacing
 from smtpd_filters.runtime.pace import TURN, Pace
+from tests.effort import part
 
 
 class Turns:
@@ -28,7 +29,7 @@ class Turns:
 
 
 @given(st.lists(st.lists(st.integers(1, 15), max_size=30), max_size=8))
-@settings(max_examples=30)
+@settings(max_examples=part(30))
 def test_no_turn_has_more_work_than_it_may(bursts: list[list[int]]) -> None:
     turn = 10
 

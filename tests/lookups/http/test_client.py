@@ -35,6 +35,7 @@ from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.runtime.pace import TURN, Pace, pace
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
+from tests.effort import part
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -1060,7 +1061,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=part(60))
 @given(st.lists(PIECES | st.binary(max_size=20), max_size=8))
 def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
     async def to_the_end() -> Any:
