@@ -87,6 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def pytest_collection_finish() -> None:
+    """Keep the collected tests, which are thousands, out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def _descriptors() -> dict[str, str]:
     found = {}
     for number in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are wanted, not paths

@@ -11,6 +11,7 @@ import io
 import re
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -446,6 +447,7 @@ def docstrings(path: str, tree: ast.Module) -> Iterator[Finding]:
                     yield Finding(path, begins + number, "backticks", line.strip())
 
 
+@cache
 def findings(path: str, text: str) -> list[Finding]:
     found = [*searched(path, text)]
     if path.endswith(".py"):
