@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,3 +48,38 @@ def test_what_needs_a_server_has_a_marker(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_part_is_at_least_one() -> None:
     assert part(1) == 1
     assert part(8 * effort.SHARE) == 8
+
+
+CASE = '<testcase classname="{}" name="test_it">{}</testcase>'
+
+
+def complete(tmp_path: Path, *arguments: str, cases: str) -> list[str]:
+    """Return what .ci/complete.py says of a run."""
+    report = tmp_path / "report.xml"
+    report.write_text(f"<testsuite>{cases}</testsuite>")
+    program = str(ROOT / ".ci" / "complete.py")
+    command = [sys.executable, program, *arguments, str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == bool(done.stderr)
+    return done.stderr.splitlines()
+
+
+def test_a_complete_run(tmp_path: Path) -> None:
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    many = CASE.format("tests.test_unit", "") * 10_000
+    assert complete(tmp_path, "--unit", own, cases=many) == []
+    assert complete(tmp_path, cases=CASE.format("tests.e2e.test_helo", "")) == []
+
+
+def test_runs_that_are_not_complete(tmp_path: Path) -> None:
+    many = CASE.format("tests.test_unit", "") * 10_000
+    skipped = CASE.format("tests.test_unit", '<skipped message="no mandoc"/>')
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert complete(tmp_path, "--unit", own, cases=many + skipped) == [
+        "incomplete: skipped: tests.test_unit::test_it: no mandoc"
+    ]
+    assert complete(tmp_path, "--unit", "3.1", cases=many) == [
+        f"incomplete: ran on Python {own}, not 3.1"
+    ]
+    assert complete(tmp_path, "--unit", own, cases="") == ["incomplete: only 0 tests ran"]
+    assert complete(tmp_path, cases=many) == ["incomplete: no end-to-end test ran"]
