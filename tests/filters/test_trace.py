@@ -29,6 +29,7 @@ from smtpd_filters.recording.replay import Replay
 from smtpd_filters.recording.writer import Recorder, Rows
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.wiretap import TappedChannel
+from tests.effort import SHARE, part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,7 +185,9 @@ def test_a_directory_that_cannot_be_written_to_is_said_at_start(
 # -- what is passed on -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", FIXTURES[::SHARE], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_every_recording_passes_unchanged(path: Path) -> None:
     replay, _ = play(Recording.read(path), "--detail", "all")
     assert replay.outcomes
@@ -203,9 +206,9 @@ def test_every_recording_passes_unchanged(path: Path) -> None:
 @pytest.mark.parametrize("flags", [("--pass-data",), ("--detail", "headers")], ids=str)
 def test_a_large_message_passes_unchanged(flags: tuple[str, ...]) -> None:
     smtpd = everything(SmtpdConnection())
-    body = [b"..%06d|report|" % at + bytes(range(0x80, 0xFF)) for at in range(140_000)]
+    body = [b"..%06d|report|" % at + bytes(range(0x80, 0xFF)) for at in range(part(140_000))]
     lines = [b"Subject: large", b"", *body]
-    assert sum(map(len, lines)) > 20_000_000
+    assert sum(map(len, lines)) > part(20_000_000)
     replay, log = play(as_recording(session(smtpd, lines=lines)), *flags)
     (message,) = [step for step in replay.outcomes if step.phase == "data-line"]
     assert message.verdict is not None

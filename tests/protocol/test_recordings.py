@@ -25,6 +25,7 @@ from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.format import FROM_SMTPD
 from smtpd_filters.recording.replay import Replay
+from tests.effort import SHARE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
 PATHS = sorted(FIXTURES.glob("*/*.session"))
-every = pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+every = pytest.mark.parametrize(
+    "path", PATHS[::SHARE], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 
 
 def spoken_in(recording: Recording) -> Dialect:

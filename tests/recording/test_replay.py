@@ -10,12 +10,15 @@ from smtpd_filters.recording import Recording
 from smtpd_filters.recording.format import FROM_FILTER
 from smtpd_filters.recording.replay import Replay, Step
 from smtpd_filters.testing import Verdict, play
+from tests.effort import SHARE
 from tests.testing.test_conversation import GO, NO, Says
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
 PATHS = sorted(FIXTURES.glob("*/*.session"))
 PLAIN = FIXTURES / "7.8.0p1" / "ehlo-message.session"
-every = pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+every = pytest.mark.parametrize(
+    "path", PATHS[::SHARE], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 
 EVERYTHING = b"".join(
     [b"register|report|smtp-in|%s\n" % name.encode() for name in REPORTS]
