@@ -20,6 +20,7 @@ FRAMEWORK = {
         *("close", "discard", "drain", "drained", "feed", "header_cost", "header_seen", "release"),
         *("restore", "revert", "snapshot", "stored"),
     },
+    "Resolver": {"aclose"},
     "Table": {"contents", "files", "reload"},
 }
 

@@ -1,7 +1,7 @@
 """A test that asserts only within loops and branches asserts that it enters one.
 
 An assertion counts if it is reached on every run: outside of loops and branches, in a loop over a
-display that isn't empty, or in each of the branches.
+display that isn't empty, in each of the branches, or in a function within, which the test calls.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def _asserts(node: ast.stmt, names: Names, anywhere: bool) -> bool:  # noqa: FBT
             return (anywhere or filled(over, names)) and within(body)
         case ast.While(test=test, body=body):
             return (anywhere or filled(test, names)) and within(body)
+        case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body):
+            return within(body)
         case ast.If(body=body, orelse=orelse):
             return within(body, orelse)
         case ast.Match(cases=cases):
@@ -118,6 +120,7 @@ def idle(source: str) -> list[tuple[int, str]]:
     "body",
     [
         "for x in f(): assert x",
+        "def f():\n  for x in f(): assert x",
         "for x in (): assert x",
         "for x in [*y]: assert x",
         "xs = xs\n for x in xs: assert x",
@@ -158,6 +161,7 @@ def test_assertions_that_may_be_passed_by(body: str) -> None:
         "with raises(E): f()",
         "with pytest.raises(E): f()",
         "with f(): assert x",
+        "async def main(): assert x\n try: run(main())\n except E: assert y",
         "try: f()\n finally: assert x",
         "try: f()\n except E: assert x\n else: assert y",
     ],
