@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.tables.automaton import MEMORY, Automaton
+from smtpd_filters.tables.automaton import Automaton
 from smtpd_filters.tables.ere import parse
+from smtpd_filters.tables.patterns import MEMORY
 from smtpd_filters.testing.dns import DNSServer
 from tests.bench.player import ROOT, Player
 from tests.bench.workloads import message, sessions
