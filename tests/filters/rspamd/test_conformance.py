@@ -133,6 +133,7 @@ def other(
     return said, b"".join(got[:-1])
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 @pytest.mark.parametrize(
     ("body", "said", "head"),
@@ -250,6 +251,7 @@ def test_the_other_filter(body: Any, said: str, head: str) -> None:
     assert (answer, message) == (said, expected)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 def test_the_other_filter_does_not_look_at_the_status() -> None:
     answer, message = other(Answer(b'{"action":"no action"}', status=500))
@@ -258,18 +260,21 @@ def test_the_other_filter_does_not_look_at_the_status() -> None:
     assert answer == f"reject|{BAD}"
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 @pytest.mark.parametrize("behaviour", ["close", "reset", "cut", "garbage"])
 def test_the_other_filter_without_a_whole_reply(behaviour: str) -> None:
     assert other(Answer.of({}, behaviour=behaviour)) == (f"reject|{BAD}", ITS_MAIL)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 def test_the_other_filter_asks_for_no_new_body() -> None:
     answer = Answer.of({"action": "no action"}, b"new body\n")
     assert other(answer) == ("proceed", ITS_MAIL)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 @pytest.mark.parametrize(
     ("old", "new", "facts"),
@@ -324,6 +329,7 @@ def test_the_other_filters_request(old: str, new: str, facts: dict[str, list[str
     assert said == {name.lower(): values for name, values in expected.items()}
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not os.access(OTHER, os.X_OK), reason=f"no {OTHER}")
 @pytest.mark.parametrize(
     ("old", "new"),
