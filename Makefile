@@ -69,7 +69,7 @@ test: $(INSTALLED)
 # All that the others aren't: `make test` selects nothing.
 unit: $(INSTALLED)
 	@mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
-		--dist worksteal -m "not e2e and not packaging" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
+		--dist worksteal -m "not e2e and not packaging and not allocations" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
 
 clock: $(INSTALLED)
 	@packaging/debian-deps clock

@@ -1,4 +1,4 @@
-"""What waits for a policy: its coroutine, after the first step, and the work that awaits it.
+"""Coroutines of policies after their first step, and the work that awaits them.
 
 Every filter's process loads this; what drives it on asyncio is in `first_step` and `jobs`.
 

@@ -25,6 +25,7 @@ def _bound(process: FilterProcess, spare: int) -> None:
     resource.prlimit(process.child.pid, resource.RLIMIT_AS, limits)
 
 
+@pytest.mark.allocations
 @pytest.mark.parametrize(
     "program",
     [
