@@ -19,7 +19,7 @@ from time import monotonic
 
 from .errors import ConfigError
 from .filter import CONTENT, Filter, legal_outcomes
-from .guard import FAILED, REFUSALS, Link
+from .guard import FAILED, REFUSALS, Guard
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
@@ -63,31 +63,31 @@ class Chain:
         self.log = log
         self.watchdog = watchdog or Watchdog()
         self.filters: list[Filter] = []
-        links = self._link(filters)
-        keeps_marks = any(_may_keep_a_mark(name, of) for name, of in links.items())
-        if keeps_marks and not links.keys() & {"data", *CONTENT}:
+        guards = self._add(filters)
+        keeps_marks = any(_may_keep_a_mark(name, of) for name, of in guards.items())
+        if keeps_marks and not guards.keys() & {"data", *CONTENT}:
             # Marks go where they belong: there must be a next phase.
-            links["data"] = []
-        self._links = {HANDLERS[name]: of for name, of in links.items() if name in HANDLERS}
+            guards["data"] = []
+        self._guards = {HANDLERS[name]: of for name, of in guards.items() if name in HANDLERS}
         #: What to call at each phase.
         self.ask: dict[Phase, Ask] = {
             phase: partial(self._decide, phase)
             if keeps_marks or len(self.filters) > 1
             else of[0].decide
-            for phase, of in self._links.items()
+            for phase, of in self._guards.items()
         }
         # Called in the order of the chain, whichever of the two handlers a filter has.
         self._content = [
-            (link, link in links.get("message", []))
+            (guard, guard in guards.get("message", []))
             for filter_ in self.filters
-            for link in links.get("headers", []) + links.get("message", [])
-            if link.filter == filter_.name
+            for guard in guards.get("headers", []) + guards.get("message", [])
+            if guard.filter == filter_.name
         ]
-        self.content = "message" if "message" in links else "headers" if self._content else ""
+        self.content = "message" if "message" in guards else "headers" if self._content else ""
         #: The decision when our own code fails: as when a filter fails, so that mail which should
         #: have been checked is not accepted unchecked.
-        self.otherwise = {phase: _otherwise(of) for phase, of in self._links.items()}
-        self.otherwise_content = _otherwise([link for link, _ in self._content])
+        self.otherwise = {phase: _otherwise(of) for phase, of in self._guards.items()}
+        self.otherwise_content = _otherwise([guard for guard, _ in self._content])
         self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
         #: Callbacks for when a report has been applied to its session.
         self.hooks: dict[str, Callable[[Session], None]] = {
@@ -106,8 +106,8 @@ class Chain:
         if self.waits:
             from .runtime.first_step import first_step  # imports asyncio
 
-            for link in (link for of in links.values() for link in of):
-                link.first_step = first_step
+            for guard in (guard for of in guards.values() for guard in of):
+                guard.first_step = first_step
         registrations = [each.registration for each in self.filters]
         #: Taps on the lines themselves; the phases and reports that they need are registered too.
         self.taps = tuple(tap for each in registrations for tap in each.taps)
@@ -117,9 +117,9 @@ class Chain:
 
     # -- registration --------------------------------------------------------------------
 
-    def _link(self, filters: Iterable[tuple[Filter, Outcome, float]]) -> dict[str, list[Link]]:
-        """Add the filters; return the links of all, by the names of their handlers."""
-        links: dict[str, list[Link]] = {}
+    def _add(self, filters: Iterable[tuple[Filter, Outcome, float]]) -> dict[str, list[Guard]]:
+        """Add the filters; return the guards of all, by the names of their handlers."""
+        guards: dict[str, list[Guard]] = {}
         for filter_, on_error, deadline in filters:
             if any(other.name == filter_.name for other in self.filters):
                 raise ConfigError(f"two filters of the name {filter_.name!r} in one chain")
@@ -134,13 +134,13 @@ class Chain:
                     filter_.log.event("nothing to do: it has no handler")
             for handler in filter_.handlers:
                 if handler in filter_.registered:
-                    link = Link(filter_, handler, on_error, deadline, self.watchdog)
-                    links.setdefault(handler, []).append(link)
-        return links
+                    guard = Guard(filter_, handler, on_error, deadline, self.watchdog)
+                    guards.setdefault(handler, []).append(guard)
+        return guards
 
     def _wanted_phases(self) -> tuple[str, ...]:
         """Return the phases to register."""
-        phases = tuple(phase.name for phase in self._links)
+        phases = tuple(phase.name for phase in self._guards)
         if self.content or any(each.registration.data for each in self.filters):
             phases += ("data-line",)
         if self.content and "commit" not in phases:
@@ -171,11 +171,11 @@ class Chain:
         if phase is MAIL_FROM and session.mark == phase.name:
             session.mark = ""  # of a transaction that did not come about
         arguments = (text(argument),) if phase.argument else ()
-        links = iter(self._links[phase])
-        for link in links:
-            decision = link.ask(session, *arguments)
+        guards = iter(self._guards[phase])
+        for guard in guards:
+            decision = guard.ask(session, *arguments)
             if decision is not PROCEED:
-                return begin(self._combine(phase, session, arguments, decision, links))
+                return begin(self._combine(phase, session, arguments, decision, guards))
         return _marked(phase, session, PROCEED) if session.mark else PROCEED
 
     async def _combine(
@@ -184,7 +184,7 @@ class Chain:
         session: Session,
         arguments: tuple[str, ...],
         asked: Decision | Pending,
-        rest: Iterator[Link],
+        rest: Iterator[Guard],
     ) -> Decision:
         """Combine a decision that is not simply to proceed with those of the filters after it."""
         result: Decision = PROCEED
@@ -195,10 +195,10 @@ class Chain:
                 return decision
             if type(decision) is Rewrite:
                 arguments = (_handed_on(phase, decision),)
-            link = next(rest, None)
-            if link is None:
+            guard = next(rest, None)
+            if guard is None:
                 return _marked(phase, session, result)
-            asked = link.ask(session, *arguments)
+            asked = guard.ask(session, *arguments)
 
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
         """Have the header block judged and edited."""
@@ -210,11 +210,11 @@ class Chain:
 
     async def _judge(self, session: Session, headers: Headers, message: Message | None) -> Decision:
         edited = headers if message is None else message
-        for link, whole in self._content:
+        for guard, whole in self._content:
             before = edited.snapshot()
-            asked = link.ask(session, message if whole else headers)
+            asked = guard.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
-            decision, over = _judged(session, link, edited, before, decision)
+            decision, over = _judged(session, guard, edited, before, decision)
             if over:
                 return decision
         return _mark(session, headers)
@@ -318,11 +318,11 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
         raise TypeError(f"filter {filter_.name!r}: no method for {sorted(unknown)}")
 
 
-def _otherwise(links: Sequence[Link]) -> Decision:
+def _otherwise(guards: Sequence[Guard]) -> Decision:
     """Return the strictest fallback of these handlers, for when our own code fails."""
-    for link in links:
-        if link.fallback.verb in REFUSALS and not link.dry:
-            return link.fallback
+    for guard in guards:
+        if guard.fallback.verb in REFUSALS and not guard.dry:
+            return guard.fallback
     return PROCEED
 
 
@@ -349,11 +349,11 @@ def _marked(phase: Phase, session: Session, decision: Decision) -> Decision:
     return decision
 
 
-def _may_keep_a_mark(handler: str, links: Sequence[Link]) -> bool:
+def _may_keep_a_mark(handler: str, guards: Sequence[Guard]) -> bool:
     """Whether a mark of these handlers may have to be made at a later phase."""
-    marking = any(link.may_mark for link in links)
-    rewriting = any(Rewrite in link.legal for link in links)
-    return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(links) > 1))
+    marking = any(guard.may_mark for guard in guards)
+    rewriting = any(Rewrite in guard.legal for guard in guards)
+    return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(guards) > 1))
 
 
 def _handed_on(phase: Phase, decision: Decision) -> str:
@@ -365,16 +365,16 @@ def _handed_on(phase: Phase, decision: Decision) -> str:
 
 
 def _judged(
-    session: Session, link: Link, edited: Headers | Message, before: Any, decision: Decision
+    session: Session, guard: Guard, edited: Headers | Message, before: Any, decision: Decision
 ) -> tuple[Decision, bool]:
     """Apply a filter's decision on a message; return it, and whether the chain ends there."""
     headers = edited if isinstance(edited, Headers) else edited.headers
     if decision.reason is not FAILED and not _sound(headers):
-        decision = link.failed(session, error="left an invalid header block")
-    if decision.reason is FAILED or link.dry:
+        decision = guard.failed(session, error="left an invalid header block")
+    if decision.reason is FAILED or guard.dry:
         edited.restore(before)
     if type(decision) is Junk:
-        session.mark = link.phase
+        session.mark = guard.phase
     elif decision.verb in REFUSALS:
         # The mark of other filters is of no use for a refused message.
         session.mark = ""

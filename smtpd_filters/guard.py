@@ -43,7 +43,7 @@ SLOW = 1.0
 CONFIDENTIAL = "auth"
 
 
-class Link:
+class Guard:
     """One handler of one filter."""
 
     __slots__ = (

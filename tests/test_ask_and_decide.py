@@ -20,7 +20,7 @@ from smtpd_filters import (
     Session,
 )
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.guard import Link
+from smtpd_filters.guard import Guard
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.watchdog import Watchdog
 
@@ -87,13 +87,13 @@ def test_decide_and_ask_have_one_result(
     for way in ("ask", "decide"):
         log = Kept(verbose=bool(verbose))
         filter_.log = FilterLog(log, filter_.name)
-        link = Link(filter_, handler, on_error, 5.0, Watchdog())
+        guard = Guard(filter_, handler, on_error, 5.0, Watchdog())
         session = Session(b"7641df9700000001")
         if way == "decide":
-            decision = link.decide(session, b"argument")
+            decision = guard.decide(session, b"argument")
         else:
-            decision = link.ask(session, *(["argument"] if link.argument else []))
-        assert link.watchdog.running == 0.0
+            decision = guard.ask(session, *(["argument"] if guard.argument else []))
+        assert guard.watchdog.running == 0.0
         # Where an error was raised is told by its innermost frame, whichever way led there.
         lines = [re.sub(r"guard\.py:\d+:(ask|decide)", "guard.py", line) for line in log.lines]
         results.append((decision, lines))

@@ -24,7 +24,7 @@ from smtpd_filters import (
     Session,
 )
 from smtpd_filters import guard as asked
-from smtpd_filters.guard import Link
+from smtpd_filters.guard import Guard
 from smtpd_filters.runtime.coroutines import CANCELLED, Pending, Raised
 from smtpd_filters.runtime.watchdog import Watchdog
 from smtpd_filters.testing import Conversation
@@ -330,13 +330,13 @@ class Ends(Closed):
 def test_what_is_closed_is_watched_and_may_raise(result: object, session: Session) -> None:
     filter_ = Ends()
     filter_.watched, filter_.watchdog = [], Watchdog()
-    link = Link(filter_, "connect", "tempfail", 5.0, filter_.watchdog)
+    guard = Guard(filter_, "connect", "tempfail", 5.0, filter_.watchdog)
 
     async def main() -> object:
         from smtpd_filters.runtime.first_step import first_step
 
-        link.first_step = first_step
-        pending = link.ask(session)
+        guard.first_step = first_step
+        pending = guard.ask(session)
         assert isinstance(pending, Pending)
         with pytest.raises(StopIteration) as end:
             pending.work.send(result)
