@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from smtpd_filters.addresses.domains import canonical, folded, in_unicode, literal, readings
-from smtpd_filters.addresses.mailbox import Address, path, unquoted
+from .domains import canonical, folded, in_unicode, literal, readings
+from .mailbox import Address, path, unquoted
 
 __all__ = [
     "Address",

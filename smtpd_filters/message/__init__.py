@@ -8,11 +8,11 @@ there by the filters that need it.
 
 from __future__ import annotations
 
-from smtpd_filters.message.dots import stuff, unstuff
-from smtpd_filters.message.folding import encoded_word
-from smtpd_filters.message.headers import Field, Headers
-from smtpd_filters.message.message import Body, Message
-from smtpd_filters.message.spool import Spool, SpoolError
+from .dots import stuff, unstuff
+from .folding import encoded_word
+from .headers import Field, Headers
+from .message import Body, Message
+from .spool import Spool, SpoolError
 
 __all__ = [
     "Body",

@@ -28,7 +28,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.message.headers import Headers
+    from .headers import Headers
 
 #: Bytes of a field's value with a line feed at its end, beyond which smtpd refuses the message.
 MAX_VALUE = 65535

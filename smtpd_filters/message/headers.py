@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.message.folding import field_lines
+from .folding import field_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

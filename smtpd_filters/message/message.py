@@ -26,10 +26,11 @@ from __future__ import annotations
 import io
 from itertools import accumulate, chain, takewhile
 
-from smtpd_filters.message.dots import stuff, stuff_block, unstuff, unstuff_block
-from smtpd_filters.message.headers import Headers
-from smtpd_filters.message.spool import CHUNK, LINE_COST, Spool, Store
 from smtpd_filters.protocol.long_lines import break_line
+
+from .dots import stuff, stuff_block, unstuff, unstuff_block
+from .headers import Headers
+from .spool import CHUNK, LINE_COST, Spool, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-    from smtpd_filters.message.headers import Snapshot
+    from .headers import Snapshot
 
 _WHITE = (b" ", b"\t")
 #: Bytes of a line of a new body without a line end, beyond which it is broken.

@@ -77,11 +77,11 @@ Strings
 
 from __future__ import annotations
 
-from smtpd_filters.tables.domains import AddressTable, DomainTable, HostTable
-from smtpd_filters.tables.networks import IPTable, NetworkTable
-from smtpd_filters.tables.patterns import RegexTable
-from smtpd_filters.tables.source import parse
-from smtpd_filters.tables.table import MappingTable, StringTable, Table
+from .domains import AddressTable, DomainTable, HostTable
+from .networks import IPTable, NetworkTable
+from .patterns import RegexTable
+from .source import parse
+from .table import MappingTable, StringTable, Table
 
 __all__ = [
     "AddressTable",

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from smtpd_filters.tables.ere import Anchor, Bytes, Choice, Sequence
+from .ere import Anchor, Bytes, Choice, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.tables.ere import Node, Repeat
+    from .ere import Node, Repeat
 
 # The places of an empty match in a key, as bits: within, at the start, at the end, and an empty
 # key, which is start and end at once.

@@ -16,9 +16,10 @@ import re
 
 from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded, literal
 from smtpd_filters.addresses.mailbox import Address, unquoted
-from smtpd_filters.tables.index import Index
-from smtpd_filters.tables.source import BLANKS
-from smtpd_filters.tables.table import Content, Table, short
+
+from .index import Index
+from .source import BLANKS
+from .table import Content, Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

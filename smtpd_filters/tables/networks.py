@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from operator import itemgetter
 
-from smtpd_filters.tables.index import Index
-from smtpd_filters.tables.table import Content, Table, lower, short
+from .index import Index
+from .table import Content, Table, lower, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

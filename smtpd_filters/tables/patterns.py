@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from smtpd_filters.tables.source import KEY_MAX
-from smtpd_filters.tables.table import Content, Table, short
+from .source import KEY_MAX
+from .table import Content, Table, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_filters.tables.automaton import Automaton
+    from .automaton import Automaton
 
 # Positions in one automaton: the integers stay short, and few automata are run.
 _GROUP_SIZE = 1024
@@ -33,8 +33,8 @@ class _Patterns(Content):
 
     def add(self, text: str) -> int:
         # Here, not above: filters that have no regular expressions start without.
-        from smtpd_filters.tables.automaton import TOTAL_MAX, Automaton
-        from smtpd_filters.tables.ere import parse
+        from .automaton import TOTAL_MAX, Automaton
+        from .ere import parse
 
         pattern = _lower(short(text)).removeprefix("(?i)")
         node = parse(pattern.encode("utf-8", "surrogateescape"))

@@ -147,7 +147,7 @@ class _Inline(Source):
             value, _ = next(words, ("", False))
             try:
                 if (key == "=" and not quoted) or sign != ("=", False) or not value:
-                    raise ValueError("expected key = value")  # noqa: TRY301 - has its place here
+                    raise ValueError("expected key = value")  # noqa: TRY301  # has its place here
                 add(_checked(key), _checked(value))
             except ValueError as error:
                 raise _wrong(self._place(number), key, error) from None
@@ -284,7 +284,7 @@ class _File(Source):
         number = 1
         for at, piece in enumerate(self._pieces()):
             if not at:
-                piece = piece.removeprefix(MARK)  # noqa: PLW2901 - as if it weren't there
+                piece = piece.removeprefix(MARK)  # noqa: PLW2901  # as if it weren't there
             lines, newline, tail = (rest + piece).rpartition(b"\n")
             if newline:
                 number += lines.count(b"\n") + 1

@@ -18,15 +18,16 @@ The law:
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.tables.index import Index
-from smtpd_filters.tables.source import KEY_MAX, Given, parse
+
+from .index import Index
+from .source import KEY_MAX, Given, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
     from typing import ClassVar, Self
 
-    from smtpd_filters.tables.source import Source
+    from .source import Source
 
 _UPPER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
@@ -97,7 +98,7 @@ class Table:
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
         """Make a table of entries that a program brings along; `source` is what to call it."""
         table = cls.__new__(cls)
-        table._begin(Given(entries, source))  # noqa: SLF001 - an instance of its own class
+        table._begin(Given(entries, source))  # noqa: SLF001  # an instance of its own class
         return table
 
     def _begin(self, source: Source) -> None:

@@ -95,7 +95,7 @@ class DNSServer(Authority):
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as exc:  # noqa: BLE001 - handed to the thread that entered the context
+        except BaseException as exc:  # noqa: BLE001  # handed to the thread that entered the context
             self._failures.append(exc)
         finally:
             self._bound.set()
@@ -186,7 +186,7 @@ def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
         else:
             # A burst of questions must not be lost in the kernel: that would be a flaky test.
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            udp.setblocking(False)  # noqa: FBT003 - the socket module takes no keyword
+            udp.setblocking(False)  # noqa: FBT003  # the socket module takes no keyword
             tcp.setblocking(False)  # noqa: FBT003
             return udp, tcp
     raise AssertionError  # pragma: no cover - the last attempt raises

@@ -139,6 +139,6 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
                 for text in texts(value):
                     _rdata(dns.rdatatype.from_text(key), text)
             else:
-                raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301 - named below
+                raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301  # named below
         except (dns.exception.DNSException, ValueError, TypeError) as exc:
             raise ValueError(f"{name} {key}: {str(exc) or type(exc).__name__}") from exc

@@ -62,7 +62,7 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 # What the controller wants in a header "Password".
-PASSWORD = "the controller's secret"  # noqa: S105 - of a daemon that lives for a test
+PASSWORD = "the controller's secret"  # noqa: S105  # of a daemon that lives for a test
 
 # Modules that ask other hosts or load maps from them.
 OFFLINE = (
@@ -137,7 +137,7 @@ class Rspamd:
     Raises LabError with the log if the daemon doesn't start.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         lab: Lab | None = None,
         *,
@@ -331,7 +331,7 @@ class Rspamd:
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a program as the daemon's user, its output in a pipe."""
         entry = pwd.getpwnam(USER)
-        return subprocess.Popen(  # noqa: S603 - the arguments are this module's
+        return subprocess.Popen(  # noqa: S603  # the arguments are this module's
             [
                 *("nsenter", f"--target={self._inside.pid}", "--net", "--pid"),
                 *(f"--setuid={entry.pw_uid}", f"--setgid={entry.pw_gid}", "--", *arguments),

@@ -8,7 +8,7 @@ iproute2 and openssl; `unavailable(version)` says what is missing.
 A server takes well under a tenth of a second to start, so each test may have its own::
 
     from smtpd_filters.testing.dns import host
-    from smtpd_filters.testing.server import Smtpd, filter_command
+    from . import Smtpd, filter_command
 
     with Smtpd(
         "7.6",
@@ -50,11 +50,11 @@ processes; `lab.run` and `lab.spawn` run commands beside them (a Redis, say). Se
 one network and zone when they are given the same `lab`.
 """
 
-from smtpd_filters.testing.server.client import Client, Connection, Reply
-from smtpd_filters.testing.server.configuration import DOMAIN, LISTENERS, MATCHES
-from smtpd_filters.testing.server.credentials import password
-from smtpd_filters.testing.server.lab import Lab, LabError, Process
-from smtpd_filters.testing.server.layout import (
+from .client import Client, Connection, Reply
+from .configuration import DOMAIN, LISTENERS, MATCHES
+from .credentials import password
+from .lab import Lab, LabError, Process
+from .layout import (
     BIN,
     CODE,
     file_path,
@@ -62,14 +62,14 @@ from smtpd_filters.testing.server.layout import (
     scratch_path,
     script_command,
 )
-from smtpd_filters.testing.server.releases import (
+from .releases import (
     VERSIONS,
     add_server,
     root_of,
     system_version,
     versions,
 )
-from smtpd_filters.testing.server.smtpd import Delivered, Smtpd, unavailable
+from .smtpd import Delivered, Smtpd, unavailable
 
 __all__ = [
     "BIN",

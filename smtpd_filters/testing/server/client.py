@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from smtpd_filters.testing.server.lab import Lab
+    from .lab import Lab
 
 SMTP_PORT = 25
 # What a client calls itself when the test doesn't care.
@@ -36,7 +36,7 @@ class Client(smtplib.SMTP):
     connection, SMTPResponseException's kinds for refused commands.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         lab: Lab,
         tls: ssl.SSLContext,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.server.credentials import hashes
-from smtpd_filters.testing.server.layout import FIRST_UID, MAIL, PROBE
+from .credentials import hashes
+from .layout import FIRST_UID, MAIL, PROBE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ match from local for local action "deliver"
 """
 
 
-def configuration(  # noqa: PLR0913 - keyword-only: the parts of the file
+def configuration(  # noqa: PLR0913  # keyword-only: the parts of the file
     version: str,
     *,
     users: Sequence[str],

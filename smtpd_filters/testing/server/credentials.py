@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 
-from smtpd_filters.testing.server.lab import HOSTNAME
+from .lab import HOSTNAME
 
 
 def password(user: str) -> str:
@@ -32,8 +32,8 @@ def certificate() -> tuple[str, str]:
 
 
 def _openssl(*arguments: str, words: str = "") -> str:
-    done = subprocess.run(  # noqa: S603 - the arguments are this module's
-        ["openssl", *arguments],  # noqa: S607 - wherever the system has it
+    done = subprocess.run(  # noqa: S603  # the arguments are this module's
+        ["openssl", *arguments],  # noqa: S607  # wherever the system has it
         input=words,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG = 1
 
 # What smtpd writes to, and what must not be seen of this side's (its sockets, a running smtpd's).
-FRESH = {"/run": "755", "/srv": "755", "/tmp": "1777", "/var/spool": "755"}  # noqa: S108 - mount points
+FRESH = {"/run": "755", "/srv": "755", "/tmp": "1777", "/var/spool": "755"}  # noqa: S108  # mount points
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,7 +77,7 @@ def network(plan: Plan) -> None:
     lines = ["link set lo up"]
     lines += [f"route add local {text} dev lo" for text in plan["networks"]]
     outcome = subprocess.run(
-        ["ip", "-force", "-batch", "-"],  # noqa: S607 - /sbin or /usr/sbin, as the system has it
+        ["ip", "-force", "-batch", "-"],  # noqa: S607  # /sbin or /usr/sbin, as the system has it
         input="\n".join(lines),
         text=True,
         stdout=subprocess.DEVNULL,
@@ -85,7 +85,7 @@ def network(plan: Plan) -> None:
         check=False,
     )
     # A kernel without IPv6 lacks its networks and nothing else; without lo nothing works.
-    with open("/sys/class/net/lo/flags", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
+    with open("/sys/class/net/lo/flags", encoding="ascii") as file:  # noqa: PTH123  # pathlib is slow to import
         if not int(file.read(), 16) & 1:
             raise OSError(f"lo is not up: {outcome.stderr}")
 
@@ -100,7 +100,7 @@ def furnish(plan: Plan) -> None:
     if root != "/":
         bind(root, root)
         mount("/dev", f"{root}/dev", None, MS_BIND | MS_REC)
-        mount("/dev/shm", f"{root}/dev/shm", None, MS_BIND)  # noqa: S108 - a mount point
+        mount("/dev/shm", f"{root}/dev/shm", None, MS_BIND)  # noqa: S108  # a mount point
     mount("proc", f"{root}/proc".replace("//", "/"), "proc")
     os.chdir(root)
     if root != "/":
@@ -131,7 +131,7 @@ def expose(descriptor: int, path: str) -> None:
             os.makedirs(path)  # noqa: PTH103
             break
     if not os.path.isdir(path):  # noqa: PTH112
-        os.makedirs(path)  # noqa: PTH103 - below a fresh file system
+        os.makedirs(path)  # noqa: PTH103  # below a fresh file system
     bind(f"/proc/self/fd/{descriptor}", path)
     os.close(descriptor)
 
@@ -183,7 +183,7 @@ def main() -> int:
         call("unshare", flags)
         call("sethostname", plan["hostname"], ctypes.c_size_t(len(plan["hostname"])))
     except OSError as exc:
-        print(json.dumps({"error": str(exc)}), flush=True)  # noqa: T201 - the answer
+        print(json.dumps({"error": str(exc)}), flush=True)  # noqa: T201  # the answer
         return 1
     failure, report = os.pipe()
     pid = os.fork()

@@ -24,13 +24,14 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
-from smtpd_filters.testing.server import clock
+from . import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from smtpd_filters.testing.dns import DNSServer
-    from smtpd_filters.testing.server.holder import Plan
+
+    from .holder import Plan
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Lab:
     Raises LabError when the system does not let us.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         zone: Mapping[str, Mapping[str, Any]] | None = None,
         *,
@@ -121,7 +122,7 @@ class Lab:
         if self._beside is not None:
             self._plan["net"] = self._beside.pid
         with contextlib.ExitStack() as stack:
-            holder = subprocess.Popen(  # noqa: S603 - our own interpreter, our own file
+            holder = subprocess.Popen(  # noqa: S603  # our own interpreter, our own file
                 [sys.executable, "-I", "-S", str(HOLDER), json.dumps(self._plan)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -164,7 +165,7 @@ class Lab:
             try:
                 _enter_network(self.pid)
                 outcome.append(function())
-            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+            except BaseException as exc:  # noqa: BLE001  # raised again in the caller's thread
                 failure.append(exc)
 
         # A thread of its own: a pooled one would stay behind in the namespace.
@@ -237,13 +238,13 @@ class Lab:
     def run(
         self,
         *arguments: str,
-        input: bytes = b"",  # noqa: A002 - as subprocess.run calls it
+        input: bytes = b"",  # noqa: A002  # as subprocess.run calls it
         user: tuple[int, int] | None = None,
         timeout: float = 120,
         check: bool = True,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command inside to its end; raises CalledProcessError if it fails."""
-        return subprocess.run(  # noqa: S603 - running commands is what a lab is for
+        return subprocess.run(  # noqa: S603  # running commands is what a lab is for
             self.command(arguments, user=user),
             input=input,
             capture_output=True,
@@ -256,7 +257,7 @@ class Lab:
         """Start a command inside; keywords as for Popen. It ends with the lab at the latest."""
         keywords.setdefault("env", environment())
         keywords.setdefault("stdin", subprocess.DEVNULL)
-        process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - as in run
+        process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603  # as in run
             self.command(arguments), **keywords
         )
         self._spawned.append(process)
@@ -266,13 +267,13 @@ class Lab:
         """Return what runs inside, the holder itself left out, with this side's numbers."""
         if not self.pid:
             return []
-        mine = os.readlink(f"/proc/{self.pid}/ns/pid")  # noqa: PTH115 - no path: "pid:[1]"
+        mine = os.readlink(f"/proc/{self.pid}/ns/pid")  # noqa: PTH115  # no path: "pid:[1]"
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == self.pid:
                 continue
             with contextlib.suppress(OSError):  # it has ended, or is a zombie
-                if os.readlink(entry / "ns/pid") == mine:  # noqa: PTH115 - no path: "pid:[1]"
+                if os.readlink(entry / "ns/pid") == mine:  # noqa: PTH115  # no path: "pid:[1]"
                     line = (entry / "cmdline").read_bytes().rstrip(b"\0")
                     found.append(Process(int(entry.name), os.fsdecode(line).split("\0")))
         return sorted(found)

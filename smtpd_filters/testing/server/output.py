@@ -34,7 +34,7 @@ class Output:
 
     def follow(self, file: IO[bytes] | None, name: str) -> None:
         """Read this file to its end, in a thread of that name; again after `close`."""
-        assert file is not None  # noqa: S101 - the starter has made it a pipe
+        assert file is not None  # noqa: S101  # the starter has made it a pipe
         self._start(file, file, name)
 
     def sink(self, name: str) -> socket.socket:

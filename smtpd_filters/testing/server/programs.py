@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import smtpd_filters
-from smtpd_filters.testing.server.layout import CODE, LIBRARIES, PYCACHE
-from smtpd_filters.testing.server.releases import SYSTEM
+
+from .layout import CODE, LIBRARIES, PYCACHE
+from .releases import SYSTEM
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing.server.lab import Lab
+    from .lab import Lab
 
 PACKAGE = Path(smtpd_filters.__file__).resolve().parent
 # By the server's file system: the package's bytecode, packed.

@@ -79,8 +79,8 @@ def add_server(given: str) -> str:
 def _installed(root: Path) -> str:
     """Return the first two numbers of the version of a root's smtpd."""
     try:
-        shown = subprocess.run(  # noqa: S603 - the caller has named the root
-            ["chroot", root, "/usr/sbin/smtpd", "-h"],  # noqa: S607 - /sbin or /usr/sbin
+        shown = subprocess.run(  # noqa: S603  # the caller has named the root
+            ["chroot", root, "/usr/sbin/smtpd", "-h"],  # noqa: S607  # /sbin or /usr/sbin
             capture_output=True,
             text=True,
             check=False,

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
-from smtpd_filters.testing.server.client import HELO, SMTP_PORT, Client, Connection, Reply
-from smtpd_filters.testing.server.configuration import DOMAIN, LISTENERS, MATCHES, configuration
-from smtpd_filters.testing.server.credentials import certificate
-from smtpd_filters.testing.server.lab import Lab, LabError, Process, children, wait_ended
-from smtpd_filters.testing.server.layout import (
+from .client import HELO, SMTP_PORT, Client, Connection, Reply
+from .configuration import DOMAIN, LISTENERS, MATCHES, configuration
+from .credentials import certificate
+from .lab import Lab, LabError, Process, children, wait_ended
+from .layout import (
     BIN,
     CONF,
     FILES,
@@ -34,9 +34,9 @@ from smtpd_filters.testing.server.layout import (
     file_path,
     scratch_path,
 )
-from smtpd_filters.testing.server.output import Output
-from smtpd_filters.testing.server.programs import Programs
-from smtpd_filters.testing.server.releases import (
+from .output import Output
+from .programs import Programs
+from .releases import (
     SYSTEM,
     VERSIONS,
     root_of,
@@ -122,7 +122,7 @@ class Smtpd:
     ended by itself (a filter died), unless `expect_end()` has been called.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         version: str | None = None,
         *,

@@ -150,7 +150,7 @@ class RspamdStub:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as exc:  # noqa: BLE001 - handed to the thread that started it
+        except BaseException as exc:  # noqa: BLE001  # handed to the thread that started it
             self._failures.append(exc)
         finally:
             self._bound.set()
