@@ -1,23 +1,23 @@
-"""Many regular expressions as one automaton, without backtracking.
+"""An automaton that matches many regular expressions at once, without backtracking.
 
-The law:
+Invariants
+----------
+*Linear*: a key is read once, byte by byte; each byte takes at most as many integer operations as
+`add` returned for the patterns, whatever the key.
+*Bounded*: that number is known when a table is loaded, and limited (`COST_MAX`, `TOTAL_MAX`).
 
-1. A key is read once, a byte at a time; a byte costs at most `cost` operations on integers,
-   whatever the key and whatever the patterns. No key can make a match explode.
-2. What it costs is known when the table is loaded, and bounded there (`COST_MAX`, `TOTAL_MAX`).
+How it works. Write out the repeats of a pattern and number the places where it consumes a byte:
+its positions (Glushkov's construction). A set of positions is an integer with one bit each.
+Reading a byte replaces the active positions by those that may follow them and accept the byte:
+`follow(active) & accepting[byte]`. Nearly all of `follow` is "the next position" (one shift) and
+"the same again" (one mask). The rest are rules "if any of these is active, those become active",
+one for each junction of the pattern rather than for each pair of positions.
 
-How it works. Write out the repeats of a pattern and number the places where it takes a byte: its
-positions (Glushkov's construction). A set of positions is an integer with a bit for each. Reading
-a byte takes every position that is active to those that may follow, and keeps what accepts the
-byte: `follow(active) & accepting[byte]`. Nearly all of `follow` is "the next position" (one
-shift) and "the same again" (one mask); what is left are rules "if any of these is active, those
-become active", one for each joint of the pattern, not one for each pair of positions.
+Reached sets and the steps between them are cached, so that after a few keys most bytes cost one
+look-up in a dict. The cache is bounded: when it is full, it is emptied.
 
-Reached sets are remembered with the steps between them, so that after a few keys most bytes cost
-one look-up in a dict. The memory for that is bounded, too: when it is full, it starts anew.
-
-Anchors take no byte; they decide in which of four places something may match nothing, hence what
-can come first at the start of the key, and what can come last at its end.
+Anchors consume no byte. They restrict where in the key a part may match the empty string, and so
+which positions can be first at the start of the key and last at its end.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .ere import Node, Repeat
 
-# The places of an empty match in a key, as bits: within, at the start, at the end, and an empty
-# key, which is start and end at once.
+# The places of an empty match, as bits: inside a key, at its start, at its end, and in an empty
+# key, which is both.
 _WITHIN, _START, _END, _EMPTY = 1, 2, 4, 8
 _ANYWHERE = _WITHIN | _START | _END | _EMPTY
 
-# Operations a byte, of one pattern and of a table. One was measured at 0.1 µs: 255 bytes that
-# nothing is remembered of cost one pattern at most 8 ms and a table 0.2 s.
+# Operations a byte, of one pattern and of a table. One takes 0.1 µs (measured): 255 bytes for
+# which nothing is cached cost one pattern at most 8 ms and a table 0.2 s.
 COST_MAX = 300
 TOTAL_MAX = 8000
 _BASE_COST = 4
 
 
 class _Part:
-    """A piece of a pattern, by the positions that it can begin and end with.
+    """A part of a pattern, described by the positions that it can begin and end with.
 
-    `first` and `last` hold within a key, `first_at_start` and `last_at_end` where anchors hold;
-    `null` has the places where the piece may match nothing.
+    `first` and `last` apply inside a key, `first_at_start` and `last_at_end` where anchors match;
+    `null` are the places where the part can match the empty string.
     """
 
     __slots__ = ("first", "first_at_start", "last", "last_at_end", "null")
@@ -57,7 +57,7 @@ class _Part:
 
 
 class _State(dict[int, "_State"]):
-    """A reached set: the step for each byte, filled in as it is asked for."""
+    """A reached set: a dict of the next state for each byte, filled on demand."""
 
     __slots__ = ("automaton", "ends", "follows", "hits")
 
@@ -74,7 +74,7 @@ class _State(dict[int, "_State"]):
 
 
 class Automaton:
-    """Patterns that are matched together. `add` them, then `finish`, then `match`."""
+    """Patterns that are matched together: call `add` for each, then `finish`, then `match`."""
 
     __slots__ = (
         "_begin", "_bounds", "_loops", "_memory", "_next", "_null", "_rules", "_sets", "_start",
@@ -84,9 +84,9 @@ class Automaton:
     def __init__(self) -> None:
         self.size = 0
         self.first = self.last = self.last_at_end = 0
-        self._begin = 0  # first, where the key begins
-        self._next = 0  # positions that are followed by the one after them
-        self._loops = 0  # positions that are followed by themselves
+        self._begin = 0  # `first` at the start of the key
+        self._next = 0  # positions that the next position may follow
+        self._loops = 0  # positions that may follow themselves
         self._rules: list[tuple[int, int]] = []
         self._sets: dict[int, int] = {}
         self._bounds: list[int] = []
@@ -96,9 +96,9 @@ class Automaton:
         self.accepting: list[int] = []
 
     def add(self, node: Node) -> int:
-        """Add a pattern and say what it costs: operations a byte.
+        """Add a pattern and return its cost in operations a byte.
 
-        Raises ValueError if that is more than `COST_MAX`.
+        Raises ValueError if the cost exceeds `COST_MAX`.
         """
         before = len(self._rules) - (0 if self._bounds else _BASE_COST)
         self._bounds.append(self.size)
@@ -113,7 +113,7 @@ class Automaton:
         return cost
 
     def finish(self, memory: int) -> None:
-        """Make ready to match, remembering at most that many sets."""
+        """Prepare for `match`, with a cache of at most `memory` sets."""
         self._memory = memory
         self.accepting = [0] * 256
         for members, positions in self._sets.items():
@@ -124,7 +124,7 @@ class Automaton:
         self._start.follows = self._begin
 
     def match(self, key: bytes) -> int | None:
-        """Find the first pattern that matches somewhere in the key: its number, or None."""
+        """Return the number of the first pattern that matches in the key, or None."""
         places = _START | _END if key else _EMPTY
         found = next((i for i, null in enumerate(self._null) if null & places), None)
         hits = 0
@@ -139,7 +139,7 @@ class Automaton:
         return lowest if found is None else min(lowest, found)
 
     def follow(self, reached: int) -> int:
-        """Give the positions that can come behind those reached."""
+        """Return the positions that can follow those reached."""
         follows = (reached & self._next) << 1 | reached & self._loops
         for sources, targets in self._rules:
             if reached & sources:
@@ -147,7 +147,7 @@ class Automaton:
         return follows
 
     def state(self, reached: int) -> _State:
-        """Give the state of a reached set, remembered or new."""
+        """Return the state of a reached set, cached or new."""
         state = self._states.get(reached)
         if state is None:
             if len(self._states) >= self._memory:
@@ -156,12 +156,12 @@ class Automaton:
         return state
 
     def release(self) -> None:
-        """Free what is remembered; nothing is matched any more."""
+        """Empty the cache; `match` must not be called afterwards."""
         if self._memory:
             self._forget()
 
     def _forget(self) -> None:
-        # The steps make circles of states: without them, nothing waits for the garbage collector.
+        # The steps are reference cycles: broken here, they need no garbage collection.
         for state in self._states.values():
             state.clear()
         self._states.clear()
@@ -204,7 +204,7 @@ class Automaton:
         whole = copies.pop()
         if high is None:
             self._rule(whole.last, whole.first)
-        # x{2,4} is xx(x(x)?)?: in this order each copy leads to the next one only.
+        # x{2,4} is xx(x(x)?)?: built from the end, each copy leads only to the next one.
         for number in range(len(copies), 0, -1):
             if number >= low:
                 whole.null = _ANYWHERE
@@ -224,7 +224,7 @@ class Automaton:
 
     def _rule(self, sources: int, targets: int) -> None:
         if not sources or not targets:
-            return  # an anchor on one side: nothing leads across it
+            return  # an anchor on one side has no positions
         if not sources & (sources - 1) and targets in (sources, sources << 1):
             if targets == sources:
                 self._loops |= sources

@@ -1,13 +1,13 @@
-"""Domains and mail addresses, matched as smtpd's `hostname_match` and `mailaddr_match` do.
+"""Tables of domains and mail addresses, matched like smtpd's `hostname_match`, `mailaddr_match`.
 
-The star of smtpd is not a shell's: it runs up to the first character that equals the one behind
-it and never tries a later one. `*.example.org` therefore covers `a.example.org`, but not
-`a.b.example.org`, and not `example.org`. This makes every pattern linear to match, and a pattern
-that starts with its only star a hash look-up: what is left of the key from that first character
-on is compared whole.
+smtpd's star differs from the shell's: it matches up to the first character that equals the one
+after the star, and never tries a later one. `*.example.org` therefore covers `a.example.org`, but
+neither `a.b.example.org` nor `example.org`. So every pattern is matched in linear time, and a
+pattern with a single star at its beginning takes one hash look-up: the rest of the key from that
+character on is compared as a whole.
 
 Entries and keys are compared in the canonical form of `smtpd_filters.addresses`. An entry that no
-key could equal in that form is refused: a list that protects nothing would look like one that does.
+key can equal in that form is invalid: the list would appear to protect more than it does.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import ClassVar
 
-# RFC 1035 section 2.3.4, with the underscore that names in the DNS may have. RFC 3696 section 2:
+# RFC 1035 section 2.3.4, with the underscore, which DNS names may contain. RFC 3696 section 2:
 # "top-level domain names not be all-numeric".
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*(?![0-9]+\Z)[a-z0-9_-]{1,63}")
-_NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # but for smtpd's star
-# RFC 5321 section 4.1.2 and RFC 6531 section 3.3: what no local part has without quotes.
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # smtpd's star is allowed
+# RFC 5321 section 4.1.2 and RFC 6531 section 3.3: allowed only in a quoted local part.
 _NOT_IN_USERS = re.compile(r"""[\x00-\x20"(),:;<>@\[\\\]\x7f]""")
-# What a character beyond ASCII costs, in the unit of `source.STEP`: a name of them takes some ms.
+# Units of work (see `source.STEP`) per character of a name beyond ASCII: a name takes some ms.
 _WORK = 100
-# Entries that are freed in a step.
+# Entries freed in one step.
 _FREED = 4096
 _QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
 
 
 class _Names(Content):
-    """Canonical domains, perhaps with stars, each behind a prefix that stands for a user."""
+    """Canonical domains, with or without stars, each after a prefix that identifies the user."""
 
     __slots__ = ("_exact", "_odd", "_tails", "_turns")
 
     def __init__(self, size: int) -> None:
         self._exact = Index(size)
-        # What stands behind a star at the front, and the characters that those begin with.
+        # For entries with a star only at the front: the rest, and the first characters of those.
         self._tails = Index(size)
         self._turns: dict[str, None] = {}
-        # Everything else, cut at its stars: these are tried one by one.
+        # All other entries, split at their stars; they are tried one by one.
         self._odd: dict[tuple[str, ...], dict[str, str]] = {}
 
     def put(self, prefix: str, domain: str, text: str) -> None:
-        """Add an entry, unless there is one."""
+        """Add an entry unless there is one for that prefix and domain."""
         if "*" not in domain:
             key = prefix + domain
-            # The same object takes less memory.
+            # Sharing one object saves memory.
             self._exact.add(key, key if key == text else text)
             return
         tail = domain.lstrip("*")
@@ -65,24 +65,24 @@ class _Names(Content):
             self._tails.add(prefix + tail, text)
             return
         first, *others = domain.split("*")
-        # A run of stars is one star.
+        # Consecutive stars equal one star.
         parts = (first, *(part for part in others[:-1] if part), others[-1])
         self._odd.setdefault(parts, {}).setdefault(prefix, text)
 
     def covering(self, name: str, prefixes: tuple[str, ...]) -> str | None:
-        """Find the entry that covers a canonical name: one written out first.
+        """Return the entry that covers a canonical name, preferably one without stars.
 
-        Of the prefixes, the first counts most.
+        Earlier prefixes take precedence.
         """
         for prefix in prefixes:
             if (entry := self._exact.get(prefix + name)) is not None:
                 return entry
-        # No star covers an empty name.
+        # A star doesn't cover an empty name.
         return self._by_star(name, prefixes) if name else None
 
     def _by_star(self, name: str, prefixes: tuple[str, ...]) -> str | None:
         for turn in self._turns:
-            # An empty turn is a lone star: it runs to the end.
+            # An empty turn is a lone star, which matches to the end.
             at = name.find(turn) if turn else len(name)
             for prefix in prefixes if at >= 0 else ():
                 if (entry := self._tails.get(prefix + name[at:])) is not None:
@@ -109,7 +109,7 @@ class _Names(Content):
 
 class _Domains(_Names):
     __slots__ = ()
-    # Whether a key may be an address literal.
+    # Whether an entry may be an address literal.
     _literals: ClassVar[bool] = True
 
     def add(self, text: str) -> int:
@@ -127,11 +127,11 @@ class _Hosts(_Domains):
 
 
 class DomainTable(Table):
-    """A list of mail domains, with stars: `example.org`, `*.example.org`, `[192.0.2.1]`.
+    """A list of mail domains: `example.org`, `*.example.org`, `[192.0.2.1]`.
 
-    `@example.org`, as smtpd writes a domain in a list of addresses, is `example.org`.
+    `@example.org`, the form of a domain in smtpd's lists of addresses, equals `example.org`.
 
-    `match` prefers a name that is written out to one with stars.
+    `match` prefers an entry without stars.
     """
 
     __slots__ = ()
@@ -140,20 +140,20 @@ class DomainTable(Table):
 
 
 class HostTable(DomainTable):
-    """A list of host names, as clients have them in the DNS or in HELO; no address literals."""
+    """A list of host names, as in the DNS or in HELO; without address literals."""
 
     __slots__ = ()
     contents = _Hosts
 
 
 class _Addresses(_Names):
-    """Behind a prefix of the user and a NUL, which no entry has."""
+    """Domains with the user and a NUL, which no entry contains, as their prefix."""
 
     __slots__ = ("_anywhere",)
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        # Entries without a domain, by their users.
+        # Entries without a domain, by user.
         self._anywhere = Index(size)
 
     def add(self, text: str) -> int:
@@ -168,7 +168,7 @@ class _Addresses(_Names):
         return self.of(Address.parse(key))
 
     def of(self, address: Address) -> str | None:
-        """Find the entry that covers an address."""
+        """Return the entry that covers an address, or None."""
         user = folded(address.local)
         # "+" is smtpd's default of `smtp sub-addr-delim`.
         asked = (user, user.partition("+")[0], "")
@@ -191,17 +191,18 @@ class _Addresses(_Names):
 class AddressTable(Table):
     """A list of mail addresses: `user@domain`, `user` or `user@`, `@domain`, `@` or `*`.
 
-    As in smtpd: the domain may hold stars as in a table of domains; an entry without a tag
-    covers the address with any tag (`user@` covers `user+tag@example.org`), one with a tag covers
-    that tag only; `@` covers everything, and so does a lone `*` (which smtpd takes for a user of
-    that name). The part before the last `@` is the user; it compares without case and quotes. The
+    As in smtpd: the domain may contain stars as in a table of domains; an entry without a tag
+    covers the address with any tag (`user@` covers `user+tag@example.org`), an entry with a tag
+    covers that tag only; `@` covers everything, and so does a lone `*` (in smtpd a user of that
+    name). The part before the last `@` is the user; comparison ignores its case and quotes. The
     null sender is covered by `@` and `*` only.
 
-    Other than in smtpd, a user with a dot needs its `@`, as in `jane.doe@`: `example.org` alone
-    is more often a domain that lacks one.
+    Unlike in smtpd, a user with a dot needs its `@`, as in `jane.doe@`: `example.org` alone is more
+    often a domain without its `@`.
 
-    `match` prefers the more exact entry: first the domain written out, then with stars, then
-    entries without a domain; and for each the user with the tag, without, and no user at all.
+    `match` prefers the most specific entry: first domains without stars, then those with stars,
+    then entries without a domain; within each, the user with the tag, the user without it, and
+    entries without a user.
     """
 
     __slots__ = ()
@@ -209,14 +210,14 @@ class AddressTable(Table):
     contents = _Addresses
 
     def find(self, address: Address) -> str | None:
-        """Find an entry that covers an address that is parsed already."""
+        """Return the entry that covers a parsed address, or None."""
         return self._content.of(address)
 
 
 def address_entry(text: str) -> tuple[str, str]:
-    """Understand an entry of a table of addresses: user and domain, "" for any.
+    """Parse an entry of a table of addresses; return user and domain, "" for any.
 
-    Raises ValueError for one that covers no address.
+    Raises ValueError if it covers no address.
     """
     short(text)
     if quoted := _QUOTED_USER.match(text):
@@ -245,10 +246,9 @@ def _user(user: str, *, alone: bool) -> str:
 
 
 def domain_entry(text: str, *, literals: bool = True) -> str:
-    """Give the canonical form of a domain that is to be looked for, perhaps with stars.
+    """Return the canonical form of a table's entry for a domain, with or without stars.
 
-    Raises ValueError for one that no domain can equal; an address literal is one only with
-    `literals`.
+    Raises ValueError if no domain can equal it. Address literals are valid only with `literals`.
     """
     name = canonical(short(text))
     if _NAME.fullmatch(name) and len(name) <= NAME_MAX:
@@ -270,7 +270,7 @@ def domain_entry(text: str, *, literals: bool = True) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError for what can't be a domain, stars aside (RFC 1035 section 2.3.4)."""
+    """Raise ValueError for an invalid domain name, stars aside (RFC 1035 section 2.3.4)."""
     if not name.isascii():
         raise ValueError("a label is too long, or has bytes that aren't UTF-8")
     if wrong := _NOT_IN_NAMES.search(name):
@@ -301,7 +301,7 @@ def _covers(parts: tuple[str, ...], name: str) -> bool:
     at = len(parts[0])
     for part in parts[1:]:
         if at == len(name):
-            return False  # smtpd stops at the end of the name, even before a last star
+            return False  # smtpd stops at the end of the name, even before a final star
         if not part:
             return True
         at = name.find(part[0], at)

@@ -1,9 +1,9 @@
-"""POSIX extended regular expressions, parsed.
+"""A parser for POSIX extended regular expressions.
 
-IEEE Std 1003.1, "Regular Expressions", section 9.4, in the C locale: patterns and keys are bytes.
-What the standard leaves undefined (and OpenBSD's and glibc's regcomp(3) read differently) is
-refused with a word on what to write: a pattern that means something else than its author thinks
-is worse than one that fails at start.
+It implements IEEE Std 1003.1, "Regular Expressions", section 9.4, in the C locale: patterns and
+keys are bytes. What the standard leaves undefined, and OpenBSD's and glibc's regcomp(3) interpret
+differently, is an error that suggests what to write: an error at start is better than a pattern
+with another meaning than intended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANY = (1 << 256) - 1
 
 
 def _span(first: int, last: int) -> int:
-    """Bytes are kept as a set in an integer: bit n is byte n."""
+    """Return a set of bytes as an integer, in which bit n stands for byte n."""
     return (1 << last + 1) - (1 << first)
 
 
@@ -40,7 +40,7 @@ _CLASSES = {
     b"print": _GRAPHIC | 1 << ord(" "),
     b"punct": _GRAPHIC & ~(_LETTERS | _DIGITS | _span(ord("A"), ord("Z"))),
     b"space": _span(ord("\t"), ord("\r")) | 1 << ord(" "),
-    # Keys are lower-cased before they are matched; REG_ICASE, too, makes this any letter.
+    # Any letter, as with REG_ICASE: keys are in lower case when they are matched.
     b"upper": _LETTERS,
     b"xdigit": _DIGITS | _span(ord("a"), ord("f")),
 }
@@ -52,7 +52,7 @@ _HINTS = {
 
 
 class Bytes:
-    """One byte out of a set."""
+    """One byte of a set."""
 
     __slots__ = ("members", "size")
     __match_args__ = ("members",)
@@ -64,7 +64,7 @@ class Bytes:
 
 
 class Anchor:
-    """`^` or `$`: nothing, at the start or at the end of the key."""
+    """`^` or `$`: the empty string at the start or end of the key."""
 
     __slots__ = ("at_end", "size")
     __match_args__ = ("at_end",)
@@ -76,7 +76,7 @@ class Anchor:
 
 
 class Sequence:
-    """One after the other."""
+    """Parts that follow one another."""
 
     __slots__ = ("parts", "size")
     __match_args__ = ("parts",)
@@ -88,7 +88,7 @@ class Sequence:
 
 
 class Choice:
-    """One of several."""
+    """Alternatives."""
 
     __slots__ = ("parts", "size")
     __match_args__ = ("parts",)
@@ -100,7 +100,7 @@ class Choice:
 
 
 class Repeat:
-    """`low` to `high` times; `high` is None if there is no limit."""
+    """A part repeated `low` to `high` times; `high` is None if there is no limit."""
 
     __slots__ = ("body", "high", "low", "size")
     size: int
@@ -117,9 +117,9 @@ if TYPE_CHECKING:
 
 
 def parse(pattern: bytes) -> Node:
-    """Parse a pattern. Upper-case letters in it match nothing: lower-case it first.
+    """Parse a pattern, which must be in lower case: upper-case letters would never match.
 
-    Raises ValueError for what is wrong, undefined, or larger than `POSITIONS_MAX`.
+    Raises ValueError if it is invalid, undefined in POSIX, or larger than `POSITIONS_MAX`.
     """
     parser = _Parser(pattern)
     node = parser.choice(0)

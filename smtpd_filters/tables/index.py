@@ -1,8 +1,8 @@
-"""A dict in parts, for tables of any size.
+"""A dict split into parts, so that no operation on a large table takes long.
 
-A dict that grows copies all of its entries at once: with three million of them that takes 0.2 s,
-and to free it takes 40 ms. No session may wait that long, so a table keeps its entries in many
-small dicts, as many as the size of its source calls for.
+A growing dict copies all of its entries at once: with three million entries that takes 0.2 s, and
+freeing them takes 40 ms. Sessions can't be held up that long, so a table keeps its entries in
+many small dicts; their number follows from the size of the source.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PART = 1 << 16
 
 
 class Index:
-    """Entries by their keys, texts or numbers; `size` is that of the source in bytes.
+    """Entries by key, a text or a number; `size` is the source's size in bytes.
 
-    The entries are texts, which the garbage collector doesn't look at.
+    The entries are strings, which the garbage collector doesn't visit.
     """
 
     __slots__ = ("_count", "_parts")
@@ -29,19 +29,19 @@ class Index:
         self._parts: list[dict[str | int, str]] = [{} for _ in range(self._count)]
 
     def get(self, key: str | int) -> str | None:
-        """Find the entry of a key."""
+        """Return the entry of a key, or None."""
         return self._parts[hash(key) % self._count].get(key)
 
     def add(self, key: str | int, entry: str) -> None:
-        """Add an entry, unless the key has one."""
+        """Add an entry unless the key has one."""
         self._parts[hash(key) % self._count].setdefault(key, entry)
 
     def put(self, key: str | int, entry: str) -> None:
-        """Add an entry in place of the one that the key may have."""
+        """Add an entry, replacing the key's previous one."""
         self._parts[hash(key) % self._count][key] = entry
 
     def release(self) -> Iterator[None]:
-        """Free the entries, a part in each step; nothing can be looked up any more."""
+        """Free the entries, one part per step; look-ups aren't possible afterwards."""
         while self._parts:
             self._parts.pop()
             yield

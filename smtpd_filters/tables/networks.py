@@ -1,7 +1,7 @@
-"""Networks: an address is looked up once per prefix length that occurs in the table.
+"""Tables of IP addresses and networks, with one look-up per prefix length in the table.
 
-An address is an integer, with its family decided by how it is written; parsing is done here
-because `ipaddress` and `socket` cost a filter several milliseconds of its start.
+An address is an integer; its notation decides its family. The parser is written here because
+importing `ipaddress` or `socket` costs several milliseconds at start.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _V6_GROUPS, _GROUP_DIGITS = 8, 4
 
 class _Networks(Content):
     __slots__ = ("_found", "_local", "_nets", "_size")
-    # Whether a key may be `local`.
+    # Whether an entry may be `local`.
     _has_local: ClassVar[bool] = True
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._local: str | None = None
         self._found: dict[tuple[int, int], Index] = {}
-        # For each family: how many bits to drop, and the networks that are left; longest prefix
-        # first.
+        # For each family, the longest prefix first: how many bits of an address to drop, and the
+        # networks of that prefix length.
         self._nets: dict[int, list[tuple[int, Index]]] = {_V4: [], _V6: []}
 
     def add(self, text: str) -> int:
@@ -81,14 +81,14 @@ class _Addresses(_Networks):
 
 
 class NetworkTable(Table):
-    """A list of addresses and networks, IPv4 and IPv6, and the word `local`.
+    """A list of IPv4 and IPv6 addresses and networks, and the word `local`.
 
-    As in smtpd: `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`, with `[...]` or `ipv6:` around or
-    before an address if one likes; bits behind the prefix are ignored (`192.0.2.7/24` is
-    `192.0.2.0/24`); trailing zero octets may be left out if there is a prefix (`10/8`); `local`
-    is a client on smtpd's socket; `0.0.0.0/0` covers no IPv6 address and `::/0` no IPv4 address.
+    As in smtpd: `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`; an address may be in brackets or
+    have `ipv6:` before it; bits after the prefix are ignored (`192.0.2.7/24` is `192.0.2.0/24`);
+    trailing zero octets may be omitted before a prefix length (`10/8`); `local` is a client on
+    smtpd's socket; `0.0.0.0/0` covers no IPv6 address and `::/0` no IPv4 address.
 
-    Other than in smtpd: an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is the IPv4 address, in
+    Unlike in smtpd, an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) equals the IPv4 address, in
     keys and in entries, and the zone of a key (`fe80::1%em0`) is ignored.
 
     `match` returns the entry with the longest prefix.
@@ -100,25 +100,25 @@ class NetworkTable(Table):
 
 
 class IPTable(NetworkTable):
-    """A list of addresses and networks for addresses that aren't a client's; without `local`."""
+    """A list of addresses and networks without `local`, for addresses other than the client's."""
 
     __slots__ = ()
     contents = _Addresses
 
 
 def parse_address(text: str) -> tuple[int, int]:
-    """Understand an address as smtpd writes it: its width in bits (32 or 128) and its value.
+    """Parse an address in smtpd's notation; return its width in bits (32 or 128) and its value.
 
-    Brackets and `ipv6:` may be there or not, a zone is ignored, and an IPv4-mapped address is
-    the IPv4 address. Raises ValueError for anything else than an address.
+    Brackets and `ipv6:` are optional, a zone is ignored, and an IPv4-mapped address becomes the
+    IPv4 address. Raises ValueError if the text isn't an address.
     """
     return _address(text.strip("[]").partition("%")[0] if "%" in text else text)
 
 
 def _network(text: str) -> tuple[int, int, int]:
-    """Family, network (with whatever stands behind the prefix) and prefix length of an entry."""
+    """Return family, network (bits after the prefix included) and prefix length of an entry."""
     if text[0] == "[" and text[-1] == "]":
-        text = text[1:-1]  # smtpd takes [2001:db8::/32], too
+        text = text[1:-1]  # smtpd also accepts [2001:db8::/32]
     place, slash, digits = text.partition("/")
     if not slash:
         family, address = _address(place)
@@ -140,7 +140,7 @@ def _network(text: str) -> tuple[int, int, int]:
 
 
 def _address(text: str) -> tuple[int, int]:
-    """Family and value of an address, with or without brackets and `ipv6:`."""
+    """Return family and value of an address, with or without brackets and `ipv6:`."""
     if text[:1] == "[" and text[-1:] == "]":
         text = text[1:-1]
     if text[:5].lower() == "ipv6:":
@@ -169,7 +169,7 @@ def _ipv4(text: str) -> int:
 
 
 def _ipv6(text: str) -> int:
-    """RFC 4291 section 2.2: eight groups, one run of zeros as `::`, the end as IPv4."""
+    """Parse the notation of RFC 4291 section 2.2: `::` and an IPv4 ending are allowed."""
     head, gap, tail = text.partition("::")
     before, after = _groups(head, last=not gap), _groups(tail, last=True)
     missing = _V6_GROUPS - len(before) - len(after)

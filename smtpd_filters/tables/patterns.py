@@ -1,4 +1,4 @@
-"""Tables of regular expressions; how they are matched is in `ere` and `automaton`."""
+"""Tables of regular expressions; `ere` parses them, `automaton` matches them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     from .automaton import Automaton
 
-# Positions in one automaton: the integers stay short, and few automata are run.
+# Positions in one automaton: a compromise between short integers and few automata.
 _GROUP_SIZE = 1024
-# Remembered sets of all automata of a table: about 1 KB each, with its steps.
+# Cached sets of all automata of a table: about 1 KB each, with its steps.
 MEMORY = 2048
-# What a byte of a pattern, or a position, costs when it is added (see `source.STEP`).
+# Units of work (see `source.STEP`) for adding a byte of a pattern, or a position.
 _WORK = 100
 
 
@@ -27,12 +27,12 @@ class _Patterns(Content):
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self._entries: list[str] = []
-        # Automata, each with the number of its first entry.
+        # The automata, each with the number of its first entry.
         self._groups: list[tuple[int, Automaton]] = []
         self._cost = 0
 
     def add(self, text: str) -> int:
-        # Here, not above: filters that have no regular expressions start without.
+        # Imported here: filters without regular expressions don't load these modules.
         from .automaton import TOTAL_MAX, Automaton
         from .ere import parse
 
@@ -57,7 +57,7 @@ class _Patterns(Content):
             return None
         try:
             text = _lower(key).encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # a surrogate that stands for no byte
+        except UnicodeEncodeError:  # a surrogate that isn't an escaped byte
             return None
         if len(text) <= KEY_MAX:
             for number, automaton in self._groups:
@@ -76,14 +76,14 @@ class _Patterns(Content):
 
 
 class RegexTable(Table):
-    """A list of POSIX extended regular expressions; an entry covers a key it matches anywhere in.
+    """A list of POSIX extended regular expressions; an entry covers every key that it matches in.
 
-    As in smtpd: entries and keys are lower-cased first, so that case makes no difference (a
-    leading `(?i)` is allowed and changes nothing); a dot is any byte; a key of more than 1,023
-    bytes is covered by nothing. Other than in smtpd, letters beyond ASCII have no case either, and
-    composed and decomposed ones are the same (NFC).
+    As in smtpd: entries and keys are converted to lower case first, so matching ignores case (a
+    leading `(?i)` is allowed and has no effect); a dot matches any byte; no entry covers a key of
+    more than 1,023 bytes. Unlike in smtpd, matching also ignores the case of letters beyond ASCII,
+    and their composed and decomposed forms are equal (NFC).
 
-    `match` returns the first entry of the table that matches.
+    `match` returns the first matching entry of the table.
     """
 
     __slots__ = ()
@@ -92,9 +92,9 @@ class RegexTable(Table):
 
 
 def _lower(text: str) -> str:
-    """Lower-case any letters, and compose them."""
+    """Convert all letters to lower case and compose them."""
     if text.isascii():
         return text.lower()
-    from unicodedata import normalize  # only for this
+    from unicodedata import normalize  # rarely needed
 
     return normalize("NFC", text).lower()

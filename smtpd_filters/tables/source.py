@@ -1,16 +1,17 @@
-"""Where a table's entries come from: an inline list, a file, or a single entry.
+"""The sources of a table's entries: an inline list, a file, or a single entry.
 
-The law:
+A source yields texts with their places; a table turns them into entries. Errors in either are
+reported as `PATH:LINE: reason` or `inline table: entry N: reason`.
 
-1. Reading is separate from meaning: a source yields texts with their places, a table makes
-   entries of them, and whatever is wrong is reported as `PATH:LINE: reason` or
-   `inline table: entry N: reason`.
-2. A source is read whole or not at all, so that a table can be replaced in one assignment.
-3. Nothing that a path may name can hang a filter: only regular files are read.
-4. A file without an entry and without a comment is not taken for a table: it was truncated, or
-   is about to be written.
-5. Reading is cut in steps, by an iterator of None: between two of them at most `STEP` of work is
-   done, and one line more; a line has at most `LINE_MAX` characters.
+Invariants
+----------
+*All or nothing*: a source is read completely or raises ConfigError, so that a table can be replaced
+in one assignment.
+*Regular files only*: no path can make a filter hang.
+*No accidental emptiness*: a file without an entry or a comment is an error, since it may have been
+truncated, or not been written yet.
+*Small steps*: reading yields None after at most `STEP` of work and one line more; a line has at
+most `LINE_MAX` characters.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-# smtpd keeps a key, in a table or looked up, in a buffer of 1,024 bytes with its final NUL.
+# smtpd's buffers for keys, in tables and in look-ups, have 1,024 bytes including the final NUL.
 KEY_MAX = 1023
 BLANKS = " \t\n\v\f\r"  # isspace(3) in the C locale
 
-# What smtpd, its database and its table packages call their back-ends: only `file:` is read here,
-# and a table of one odd entry is not what `db:/etc/mail/x.db` means.
+# The back-ends of smtpd, its database and its table packages, of which only `file:` is supported:
+# without this list, `db:/etc/mail/x.db` would be a table of one odd entry.
 _FOREIGN = frozenset({
     "db", "getpwnam", "ldap", "mysql", "passwd", "postgres", "proc", "proc-exec", "redis",
     "socketmap", "sqlite",
@@ -37,34 +38,34 @@ _FOREIGN = frozenset({
 _SHOWN = 80
 _SPLIT = " (put quotes around the braces, or the shell splits what is in them)"
 
-#: The work of a step: 65,536 units, of which an entry of plain text takes one a byte. About 1,000
-#: lines, which take a few ms.
+#: Units of work in a step. Plain text takes one unit per byte, so this is about 1,000 lines, or a
+#: few ms.
 STEP = 1 << 16
-#: What a line takes beside its bytes.
+#: Units of work per line, in addition to its bytes.
 LINE = 50
-#: Characters of a line, which is parsed in one step: a user with a thousand addresses has room.
+#: Characters of a line, which is parsed in one step: enough for a user with a thousand addresses.
 LINE_MAX = 1 << 15
 _PIECE = 1 << 16
-#: U+FEFF, which editors put in front: a byte order mark.
+#: The byte order mark, U+FEFF, which some editors write at the start of a file.
 MARK = b"\xef\xbb\xbf"
 _UTF8_MAX = 4  # bytes of a character
-# Bytes that are hashed for a unit of work.
+# Bytes hashed per unit of work.
 _HASHED = 16
 _EMPTY = "no entries; if it is meant to be empty, say so in a comment, such as # empty"
 
 
 class Source:
-    """A table as it was asked for; `spec` is that text.
+    """The source of a table; `spec` is its specification, which is here its only entry.
 
-    `texts()` and `pairs()` read it anew, for a list and for a mapping, and hand each entry to the
-    function they are given, in steps. What that returns is added to the work of the step. A
-    ValueError from there becomes a ConfigError that names the place.
+    `texts()` and `pairs()` read it, for a list and for a mapping, and pass each entry to a
+    callback, in steps. The callback returns the work it took, which counts towards the step. A
+    ValueError that it raises becomes a ConfigError that names the place.
     """
 
     __slots__ = ("spec",)
-    #: Whether there is a file, which may change.
+    #: Whether the source is a file, and so may change.
     is_file = False
-    #: Its path.
+    #: The path of the file.
     path = ""
 
     def __init__(self, spec: str) -> None:
@@ -72,18 +73,18 @@ class Source:
 
     @property
     def size(self) -> int:
-        """How many bytes there are to be read; 0 if they are few, or it isn't known."""
+        """The approximate number of bytes to read; 0 if it is small or unknown."""
         return 0
 
     def texts(self, add: Callable[[str], int]) -> Iterator[None]:
         """Read a list, in steps.
 
-        Raises ConfigError for a source that can't be read, or an entry that `add` refuses.
+        Raises ConfigError if the source can't be read or `add` rejects an entry.
         """
         return self._each(lambda text: add(_checked(text)))
 
     def pairs(self, add: Callable[[str, str], int]) -> Iterator[None]:
-        """Read a mapping, in steps; raises ConfigError as `texts` does."""
+        """Read a mapping, in steps. Raises ConfigError as `texts` does."""
         return self._each(lambda text: add(*_pair(_checked(text))))
 
     def _each(self, add: Callable[[str], int]) -> Iterator[None]:
@@ -100,26 +101,26 @@ class Source:
                 yield
 
     def changed(self) -> Generator[None, None, bool]:
-        """Look, in steps, whether the entries differ from what was loaded last.
+        """Check, in steps, whether the entries differ from those loaded last.
 
-        Raises ConfigError for a file that can't be read.
+        Raises ConfigError if the file can't be read.
         """
         yield from ()
         return False
 
     def loaded(self) -> None:
-        """Take note that what was read last is what the table has now."""
+        """Record that the table now has what was read last."""
 
     def _entries(self) -> Iterator[tuple[int, int, str | None]]:
-        """Give each line: its number, its length, and its entry or None."""
+        """Yield each line: its number, its length, and its entry or None."""
         yield 1, 0, self.spec
 
-    def _place(self, number: int) -> str:  # noqa: ARG002  # there is one
+    def _place(self, number: int) -> str:  # noqa: ARG002  # there is only one
         return ""
 
 
 class Given(Source):
-    """Entries that a program brings along, such as built-in patterns."""
+    """Entries that are part of a program, such as built-in patterns."""
 
     __slots__ = ("_given",)
 
@@ -147,7 +148,7 @@ class _Inline(Source):
             value, _ = next(words, ("", False))
             try:
                 if (key == "=" and not quoted) or sign != ("=", False) or not value:
-                    raise ValueError("expected key = value")  # noqa: TRY301  # has its place here
+                    raise ValueError("expected key = value")  # noqa: TRY301  # the handler adds the place
                 add(_checked(key), _checked(value))
             except ValueError as error:
                 raise _wrong(self._place(number), key, error) from None
@@ -161,9 +162,9 @@ class _Inline(Source):
         return f"inline table: entry {number}"
 
     def _words(self, breaks: str = "") -> Iterator[tuple[str, bool]]:
-        """Split as smtpd.conf(5) does: at commas, line breaks and blanks, outside quotes.
+        """Split as smtpd.conf(5) does: at commas, line breaks and blanks outside quotes.
 
-        Gives each word, and whether it was quoted. Other than in smtpd.conf, a bare word may hold
+        Yields each word, and whether it was quoted. Unlike in smtpd.conf, a bare word may contain
         commas inside braces, so that `a{1,3}` needs no quotes.
         """
         text, at = self.spec[1:-1], 0
@@ -183,9 +184,9 @@ class _Inline(Source):
 
 
 def _quoted(text: str, at: int) -> tuple[str, int]:
-    """Take a quoted word, and where it ends.
+    """Return a quoted word, and where it ends.
 
-    A backslash stays as it is, except before the quote itself, as in smtpd.conf.
+    A backslash is an ordinary character except before the quote itself, as in smtpd.conf.
     """
     quote, word, begin = text[at], "", at
     at += 1
@@ -198,7 +199,7 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
 
 
 def _bare(text: str, at: int, breaks: str) -> tuple[str, int]:
-    """Take a word without quotes, and where it ends."""
+    """Return a word without quotes, and where it ends."""
     begin, depth = at, 0
     while at < len(text):
         char = text[at]
@@ -213,12 +214,12 @@ def _bare(text: str, at: int, breaks: str) -> tuple[str, int]:
 
 
 class _File(Source):
-    """A file with an entry on each line.
+    """A file with one entry per line.
 
-    It is reloaded only if its content has changed. That is decided by a digest of the content: the
-    time stamps of a file say nothing of an edit within their resolution, and change without one.
-    A reload therefore reads a changed file twice, and both must be the same: one that is being
-    written meanwhile is not believed.
+    It is reloaded only if its content has changed, which a digest of the content decides: time
+    stamps miss an edit within their resolution, and change without an edit. A reload therefore
+    reads a changed file twice; if the two readings differ, the file is being written and the reload
+    fails.
     """
 
     __slots__ = ("_expected", "_loaded", "_read", "path")
@@ -227,7 +228,7 @@ class _File(Source):
     def __init__(self, spec: str, path: str) -> None:
         super().__init__(spec)
         self.path = path
-        # Digests: of the content that the table has, that was read last, and that is to be read.
+        # Digests of the content that the table has, that was read last, and that is expected.
         self._loaded: int | None = None
         self._read: int | None = None
         self._expected: int | None = None
@@ -237,7 +238,7 @@ class _File(Source):
         try:
             return os.stat(self.path).st_size  # noqa: PTH116  # pathlib costs start-up
         except (OSError, ValueError):
-            return 0  # to read it says why
+            return 0  # reading it will report the error
 
     def changed(self) -> Generator[None, None, bool]:
         left, self._expected = STEP, None
@@ -279,12 +280,12 @@ class _File(Source):
         return ConfigError(f"{self._place(number)}: a line longer than {LINE_MAX} characters")
 
     def _lines(self) -> Iterator[str]:
-        """Give the text in pieces that end where a line ends."""
+        """Yield the text in pieces of whole lines."""
         rest = b""
         number = 1
         for at, piece in enumerate(self._pieces()):
             if not at:
-                piece = piece.removeprefix(MARK)  # noqa: PLW2901  # as if it weren't there
+                piece = piece.removeprefix(MARK)  # noqa: PLW2901  # the mark is ignored
             lines, newline, tail = (rest + piece).rpartition(b"\n")
             if newline:
                 number += lines.count(b"\n") + 1
@@ -296,16 +297,16 @@ class _File(Source):
             yield rest.decode("utf-8", "surrogateescape")
 
     def _pieces(self) -> Iterator[bytes]:
-        """Read the file in pieces; ConfigError if that fails, or it changes meanwhile."""
+        """Read the file in pieces. Raises ConfigError if that fails or the file changes."""
         digest = size = 0
         try:
-            # Buffered, so that every piece but the last is full, and the digest always the same.
+            # Buffered, so that every piece but the last is full and the digest is reproducible.
             with open(self.path, "rb", opener=_open) as file:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
                     raise ConfigError(f"{self.path}: not a regular file")
                 while piece := file.read(_PIECE):
-                    # Keyed in each process, of 64 bits, and there without an import.
+                    # 64 bits, keyed per process, and available without an import.
                     digest = hash((digest, piece))
                     size += len(piece)
                     yield piece
@@ -322,16 +323,16 @@ class _File(Source):
 
 
 def _open(path: str, flags: int) -> int:
-    # To open a FIFO without a writer would wait for one.
+    # Opening a FIFO would otherwise block until there is a writer.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _uncommented(line: str) -> str:
-    """A line without its comment and the blanks around it.
+    """Return a line without its comment and the blanks around it.
 
-    table(5): "Comments can be put anywhere in the file using a hash mark". smtpd itself takes
-    them at the start of a line only; in the middle they follow a blank here, since an address
-    or a pattern may hold a hash mark.
+    table(5): "Comments can be put anywhere in the file using a hash mark". smtpd itself accepts
+    them only at the start of a line. Here they may also follow a blank; within a word a hash mark
+    is an ordinary character, since an address or a pattern may contain one.
     """
     line = line.strip(BLANKS)
     if "#" not in line:
@@ -353,7 +354,7 @@ def _wrong(place: str, text: str, error: ValueError) -> ConfigError:
 
 
 def shown(text: str) -> str:
-    """Make any text fit for a line of a log; a backslash, as patterns have them, stays one."""
+    """Return a text quoted for a log line; backslashes, frequent in patterns, aren't doubled."""
     text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
     quote = '"' if "'" in text else "'"
     return quote + "\\".join(ascii(part)[1:-1] for part in text.split("\\")) + quote
@@ -372,7 +373,7 @@ def _checked(text: str) -> str:
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """Part a line as smtpd does: at a blank or a colon, or behind `[...]`."""
+    """Split a line as smtpd does: at a blank or a colon, or after `[...]`."""
     if line[0] == "[":
         end = line.find("]") + 1
     else:
@@ -384,11 +385,11 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def parse(spec: str) -> Source:
-    """Understand how a table is given; nothing is read yet.
+    """Return the source that a specification names, without reading it.
 
     `{ a, b }` and `{ k = v }` are inline tables, `file:PATH` and an absolute path are files, and
     anything else is a table of that single entry. Raises ConfigError for an inline table without
-    its closing brace, an empty text, and the back-ends of smtpd that aren't supported.
+    its closing brace, an empty text, and unsupported back-ends of smtpd.
     """
     text = spec.strip(BLANKS)
     if not text:

@@ -1,18 +1,18 @@
-"""What all tables have in common, and the two that compare whole keys.
+"""The base class of all tables, and the tables that compare whole keys.
 
-The law:
-
-1. A table is loaded when it is made, and again by `reload()`, whole or not at all: the new
-   content is complete before it takes the place of the old one, in one assignment.
-2. A look-up never raises, whatever the key: keys come from clients.
-3. ASCII letters compare without case: smtpd lower-cases the entries of a table and the keys it
-   looks up. Values keep their case.
-4. The cost of a look-up doesn't grow with the number of entries. There are two exceptions: of
-   regular expressions it is bounded (see `automaton`), and names with a star elsewhere than at
-   their beginning are tried one by one.
-5. A reload is cut in steps of bounded work, however large the table is: reading, building, and
-   freeing what was replaced, or what could not be completed. Sessions are served between them.
-   At most the old and the new content of one table exist at a time.
+Invariants
+----------
+*All or nothing*: a table is loaded when it is created, and again by `reload()`. The new content is
+complete before one assignment replaces the old one.
+*Total look-ups*: a look-up never raises, whatever the key; keys come from clients.
+*Case*: comparison ignores the case of ASCII letters, since smtpd converts the entries of a table
+and the keys of a look-up to lower case. Values keep their case.
+*Constant cost*: the cost of a look-up doesn't grow with the number of entries, with two exceptions:
+that of regular expressions is bounded (see `automaton`), and names with a star anywhere but at the
+beginning are tried one by one.
+*Small steps*: a reload is split into steps of bounded work, whatever the size of the table:
+reading, building, and freeing the content that was replaced or couldn't be completed. Sessions are
+served between the steps. At most the old and the new content of one table exist at a time.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _UPPER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def lower(text: str) -> str:
-    """Lower-case the ASCII letters only, as tolower(3) does in the C locale."""
+    """Convert ASCII letters, and no others, to lower case, as tolower(3) in the C locale."""
     return text.lower() if text.isascii() else text.translate(_UPPER)
 
 
 class Content:
-    """The entries of a table: added one by one, then only looked up, released in the end.
+    """The entries of a table: added one by one, then looked up, finally released.
 
-    `size` is about how many bytes the entries take in their source.
+    `size` is the approximate size of the entries in their source, in bytes.
     """
 
     __slots__ = ()
@@ -49,26 +49,26 @@ class Content:
         pass
 
     def fill(self, source: Source) -> Iterator[None]:
-        """Add all entries of the source, in steps; ConfigError for what is wrong there."""
+        """Add all entries of the source, in steps. Raises ConfigError for an invalid one."""
         return source.texts(self.add)
 
     def add(self, text: str) -> int:
-        """Add an entry of a list; ValueError says why it can't be one.
+        """Add an entry of a list. Raises ValueError with the reason if it is invalid.
 
-        Returns the work that it took beyond that of any line, in the unit of `source.STEP`.
+        Returns the work beyond that of reading a line, in the unit of `source.STEP`.
         """
         raise NotImplementedError
 
     def finish(self) -> Iterator[None]:
-        """Make ready for look-ups, in steps, when all entries have been added."""
+        """Prepare for look-ups, in steps, after all entries have been added."""
         yield from ()
 
     def find(self, key: str) -> str | None:
-        """Find the entry that covers the key."""
+        """Return the entry that covers the key, or None."""
         raise NotImplementedError
 
     def release(self) -> Iterator[None]:
-        """Free the entries, in steps; nothing is looked up any more."""
+        """Free the entries, in steps; look-ups aren't possible afterwards."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -76,14 +76,14 @@ class Content:
 
 
 class Table:
-    """A list of entries that keys are matched against. Made from a text as `parse` takes it.
+    """A list of entries that keys are matched against, created from a text as for `parse`.
 
-    Raises ConfigError if it can't be loaded.
+    Raises ConfigError if the table can't be loaded.
     """
 
     __slots__ = ("_content", "_from")
     _content: Content
-    #: What it is made of.
+    #: The class of the content.
     contents: ClassVar[type[Content]]
 
     def __init__(self, spec: str) -> None:
@@ -91,30 +91,30 @@ class Table:
 
     @classmethod
     def load(cls, spec: str) -> Self:
-        """Make a table, as calling the class does."""
+        """Create a table, as calling the class does."""
         return cls(spec)
 
     @classmethod
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
-        """Make a table of entries that a program brings along; `source` is what to call it."""
+        """Create a table from a program's own entries; `source` is its name in errors."""
         table = cls.__new__(cls)
         table._begin(Given(entries, source))  # noqa: SLF001  # an instance of its own class
         return table
 
     def _begin(self, source: Source) -> None:
         self._from = source
-        self._content = self.contents(0)  # is replaced, and released in no time
+        self._content = self.contents(0)  # replaced and released by `_load`
         for _ in self._load():
             pass
 
     @property
     def source(self) -> str:
-        """How the table was given: `file:/etc/mail/ours`, `{ a, b }`, `built-in`."""
+        """The specification of the table: `file:/etc/mail/ours`, `{ a, b }`, `built-in`."""
         return self._from.spec
 
     @property
     def is_file(self) -> bool:
-        """Whether there is anything to reload."""
+        """Whether the table is in a file, and so can be reloaded."""
         return self._from.is_file
 
     @property
@@ -124,16 +124,16 @@ class Table:
 
     @property
     def entries(self) -> int:
-        """How many entries there are."""
+        """The number of entries."""
         return len(self)
 
     def reload(self) -> Generator[None, None, bool]:
-        """Read the file again, a step of bounded work for each `next`.
+        """Read the file again, with a step of bounded work for each `next`.
 
-        Look-ups meet the old entries or the new ones, never some of both. The result of the
-        generator says whether the entries were replaced: an unchanged file is not parsed, and a
-        table that isn't in a file has nothing to reload. Raises ConfigError and keeps the entries
-        if the file can't be read, has an invalid line, or changes while it is read.
+        Look-ups use either all old or all new entries. The generator returns whether the entries
+        were replaced: an unchanged file is not parsed, and a table that isn't in a file has nothing
+        to reload. Raises ConfigError and keeps the entries if the file can't be read, has an
+        invalid line, or changes while it is read.
         """
         changed = yield from self._from.changed()
         if changed:
@@ -153,14 +153,14 @@ class Table:
         yield from old.release()
 
     def match(self, key: str) -> str | None:
-        """Find an entry that covers the key: the entry as it was written, or None."""
+        """Return the entry that covers the key, as it is written in the table, or None."""
         return self._content.find(key)
 
     def __len__(self) -> int:
         return len(self._content)
 
     def __bool__(self) -> bool:
-        # `if table:` would otherwise ask whether it has entries, and read as "is it set?".
+        # `if table:` reads as "is it set?"; with `__len__` alone it would mean "has it entries?".
         return True
 
     def __contains__(self, key: str) -> bool:
@@ -171,10 +171,10 @@ class Table:
 
 
 def reload_all(tables: Iterable[Table]) -> Generator[None, None, bool]:
-    """Reload tables one after the other; the result says whether any was replaced.
+    """Reload tables one after the other; return whether any was replaced.
 
-    Raises ConfigError with the reasons of those that keep their entries, after all others have been
-    reloaded.
+    A table that can't be reloaded keeps its entries; after all tables have been tried, the reasons
+    are raised as one ConfigError.
     """
     changed = False
     reasons: list[str] = []
@@ -209,19 +209,19 @@ class _Strings(Content):
 
 
 class StringTable(Table):
-    """A list of keys that are compared whole."""
+    """A list of keys that are compared as a whole."""
 
     __slots__ = ()
     contents = _Strings
 
 
 class Pairs(Content):
-    """Keys with a value each; `add_pair` does what `add` does for a list."""
+    """Keys, each with a value; `add_pair` takes the place of `add`."""
 
     __slots__ = ("_entries",)
 
     def __init__(self, size: int) -> None:
-        # The entry is the key as it was written, a NUL, and the value.
+        # The entry is the key as it is written, a NUL, and the value.
         self._entries = Index(size)
 
     def fill(self, source: Source) -> Iterator[None]:
@@ -229,17 +229,17 @@ class Pairs(Content):
         return source.pairs(self.add_pair)
 
     def add_pair(self, key: str, value: str) -> int:
-        """Add a key with its value, as `add` does with an entry."""
+        """Add a key with its value, as `add` adds an entry."""
         self._entries.put(lower(short(key)), f"{key}\0{value}")
         return 0
 
     def find(self, key: str) -> str | None:
-        """Find the key as it was written."""
+        """Return the key as it is written in the table, or None."""
         found = self._entries.get(lower(key))
         return found and found.partition("\0")[0]
 
     def value(self, key: str) -> str | None:
-        """Find the value that belongs to the key."""
+        """Return the value of the key, or None."""
         found = self._entries.get(lower(key))
         return found and found.partition("\0")[2]
 
@@ -252,19 +252,19 @@ class Pairs(Content):
 
 
 class MappingTable(Table):
-    """Keys with a value each. If a key occurs twice, the last one counts, as in smtpd."""
+    """Keys, each with a value. If a key occurs twice, the last one counts, as in smtpd."""
 
     __slots__ = ()
     _content: Pairs
     contents = Pairs
 
     def get(self, key: str) -> str | None:
-        """Find the value that belongs to the key."""
+        """Return the value of the key, or None."""
         return self._content.value(key)
 
 
 def short(text: str) -> str:
-    """Refuse what smtpd would drop without a word."""
+    """Return the text. Raises ValueError if it is longer than smtpd's keys can be."""
     if len(text) > KEY_MAX or len(text.encode("utf-8", "surrogateescape")) > KEY_MAX:
         raise ValueError(f"longer than {KEY_MAX} bytes")
     return text
