@@ -239,9 +239,9 @@ def _user(user: str, *, alone: bool) -> str:
         raise ValueError(f"{_quote(wrong[0])} can't be in an address (user@example.org)")
     if alone and "." in folded(user):
         domain = user if user.isascii() and len(user) <= LABEL_MAX else "example.org"
-        raise ValueError(f'did you mean "@{domain}"? (a user with a dot has an "@" behind it)')
+        raise ValueError(f'did you mean "@{domain}"? (a user with a dot needs an "@" after it)')
     if user.strip("*") and "*" in user:
-        raise ValueError("a star covers no user names (quote a name that has one)")
+        raise ValueError("a star can't be part of a user name (quote a name that has one)")
     return folded(user.strip("*"))
 
 
@@ -254,11 +254,11 @@ def domain_entry(text: str, *, literals: bool = True) -> str:
     if _NAME.fullmatch(name) and len(name) <= NAME_MAX:
         return name
     if not text:
-        raise ValueError("no name")
+        raise ValueError("empty name")
     if any(char in BLANKS for char in text):
         raise ValueError("white space in a name")
     if any("*" in label and not label.isascii() for label in folded(text).split(".")):
-        raise ValueError("a star beside letters beyond ASCII covers nothing")
+        raise ValueError("a label can't have both a star and letters beyond ASCII")
     if name[:1] == "[":
         if not literals:
             raise ValueError("expected a name, not an address")
@@ -279,7 +279,9 @@ def _check_name(name: str) -> None:
         expected = "expected example.org or *.example.org"
         raise ValueError(f"{_quote(wrong[0])} can't be in a domain ({expected})")
     if name[:1] == ".":
-        raise ValueError(f"a domain can't begin with a dot (*{name} covers one label more)")
+        raise ValueError(
+            f"a domain can't begin with a dot (*{name} covers names with one label more)"
+        )
     if len(name.replace("*", "")) > NAME_MAX:
         raise ValueError(f"longer than {NAME_MAX} characters")
     labels = name.split(".")
@@ -288,7 +290,7 @@ def _check_name(name: str) -> None:
     if any(len(label.replace("*", "")) > LABEL_MAX for label in labels):
         raise ValueError(f"a label longer than {LABEL_MAX} characters")
     if labels[-1].isdigit():
-        raise ValueError("an address, not a domain (as a domain it is in brackets, [192.0.2.1])")
+        raise ValueError("an address, not a domain (an address literal has brackets, [192.0.2.1])")
 
 
 def _quote(char: str) -> str:

@@ -151,7 +151,7 @@ class _Parser:
 
     def choice(self, depth: int) -> Node:
         if depth > _DEPTH_MAX:
-            self.fail(f"more than {_DEPTH_MAX} groups within each other")
+            self.fail(f"more than {_DEPTH_MAX} levels of nested groups")
         parts = [self.sequence(depth)]
         while self.take(b"|"):
             parts.append(self.sequence(depth))
@@ -190,7 +190,7 @@ class _Parser:
     def escaped(self) -> int:
         char = self.peek()
         if not char:
-            self.fail("nothing behind \\")
+            self.fail("nothing after \\")
         if char.isalnum() or char in b"<>`'":
             hint = f", write {_HINTS[char]}" if char in _HINTS else ""
             self.fail(f"\\{chr(char[0])} is not defined in POSIX{hint}")
@@ -247,9 +247,9 @@ class _Parser:
                 self.at += 1
                 last = self.member()
                 if last < first:
-                    self.fail("a range that runs backwards")
+                    self.fail("a range whose end is before its start")
                 if self.peek() == b"-" and self.text[self.at + 1 : self.at + 2] != b"]":
-                    self.fail("a range that begins with the end of a range")
+                    self.fail("a range can't start at the end of another")
             members |= _span(first, last)
         self.at += 1
         return _ANY & ~members if inverted else members

@@ -39,7 +39,7 @@ class _Networks(Content):
     def add(self, text: str) -> int:
         if lower(text) == _LOCAL:
             if not self._has_local:
-                raise ValueError("a client on the socket has no address to be looked for")
+                raise ValueError("expected an address or network")
             self._local = self._local or text
             return 0
         family, network, prefix = _network(short(text))

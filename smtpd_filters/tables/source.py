@@ -51,7 +51,7 @@ MARK = b"\xef\xbb\xbf"
 _UTF8_MAX = 4  # bytes of a character
 # Bytes hashed per unit of work.
 _HASHED = 16
-_EMPTY = "no entries; if it is meant to be empty, say so in a comment, such as # empty"
+_EMPTY = "no entries; if the file is empty on purpose, add a comment, such as # empty"
 
 
 class Source:
@@ -349,7 +349,7 @@ def _wrong(place: str, text: str, error: ValueError) -> ConfigError:
         reason = "not UTF-8"
     if place:
         return ConfigError(f"{place}: {reason} in {shown(text)}")
-    several = "; several entries stand in braces and quotes: '{ a, b }'" if "," in text else ""
+    several = "; write several entries in braces and quotes: '{ a, b }'" if "," in text else ""
     return ConfigError(f"{reason} in {shown(text)}{several}")
 
 
@@ -393,7 +393,7 @@ def parse(spec: str) -> Source:
     """
     text = spec.strip(BLANKS)
     if not text:
-        raise ConfigError("a table can't be given as an empty text")
+        raise ConfigError("an empty text is not a table")
     if text[0] == "{":
         if text[-1] != "}":
             split = "" if set(text) & set(BLANKS) else _SPLIT
@@ -406,11 +406,11 @@ def parse(spec: str) -> Source:
         and text[-1] == ">"
         and text[1:-1].replace("-", "").replace("_", "").isalnum()
     ):
-        raise ConfigError(f"{shown(text)}: tables of smtpd.conf are not known here; give file:PATH")
+        raise ConfigError(f"{shown(text)}: tables of smtpd.conf can't be used here; use file:PATH")
     scheme, colon, path = text.partition(":")
     if colon and scheme == "file":
         if not path:
-            raise ConfigError('a table given as "file:" needs a path')
+            raise ConfigError("file: needs a path")
         return _File(text, path)
     if colon and scheme in _FOREIGN:
         raise ConfigError(f'{shown(text)}: tables of type "{scheme}" are not supported')

@@ -358,7 +358,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_entry(file: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", " \t\n\n\r\n"])
 def test_an_empty_file_is_refused_unless_a_comment_says_so(file: Path, text: str) -> None:
-    reason = f"^{file}: no entries; if it is meant to be empty, say so in a comment, such as # em"
+    reason = f"^{file}: no entries; if the file is empty on purpose, add a comment, such as # em"
     file.write_text(text)
     with pytest.raises(ConfigError, match=reason):
         StringTable(f"file:{file}")
