@@ -19,7 +19,7 @@ from smtpd_filters.addresses.mailbox import Address, unquoted
 
 from .index import Index
 from .source import BLANKS
-from .table import Content, Table, short
+from .table import Content, Table, checked_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ _QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
 class _Names(Content):
     """Canonical domains, with or without stars, each after a prefix that identifies the user."""
 
-    __slots__ = ("_exact", "_odd", "_tails", "_turns")
+    __slots__ = ("_exact", "_stops", "_tails", "_with_inner_stars")
 
     def __init__(self, size: int) -> None:
         self._exact = Index(size)
         # For entries with a star only at the front: the rest, and the first characters of those.
         self._tails = Index(size)
-        self._turns: dict[str, None] = {}
+        self._stops: dict[str, None] = {}
         # All other entries, split at their stars; they are tried one by one.
-        self._odd: dict[tuple[str, ...], dict[str, str]] = {}
+        self._with_inner_stars: dict[tuple[str, ...], dict[str, str]] = {}
 
     def put(self, prefix: str, domain: str, text: str) -> None:
         """Add an entry unless there is one for that prefix and domain."""
@@ -61,13 +61,13 @@ class _Names(Content):
             return
         tail = domain.lstrip("*")
         if domain[0] == "*" and "*" not in tail:
-            self._turns[tail[:1]] = None
+            self._stops[tail[:1]] = None
             self._tails.add(prefix + tail, text)
             return
         first, *others = domain.split("*")
         # Consecutive stars equal one star.
         parts = (first, *(part for part in others[:-1] if part), others[-1])
-        self._odd.setdefault(parts, {}).setdefault(prefix, text)
+        self._with_inner_stars.setdefault(parts, {}).setdefault(prefix, text)
 
     def covering(self, name: str, prefixes: tuple[str, ...]) -> str | None:
         """Return the entry that covers a canonical name, preferably one without stars.
@@ -81,13 +81,13 @@ class _Names(Content):
         return self._by_star(name, prefixes) if name else None
 
     def _by_star(self, name: str, prefixes: tuple[str, ...]) -> str | None:
-        for turn in self._turns:
-            # An empty turn is a lone star, which matches to the end.
-            at = name.find(turn) if turn else len(name)
+        for stop in self._stops:
+            # An empty stop is a lone star, which matches to the end.
+            at = name.find(stop) if stop else len(name)
             for prefix in prefixes if at >= 0 else ():
                 if (entry := self._tails.get(prefix + name[at:])) is not None:
                     return entry
-        for parts, entries in self._odd.items():
+        for parts, entries in self._with_inner_stars.items():
             if _covers(parts, name):
                 for prefix in prefixes:
                     if (entry := entries.get(prefix)) is not None:
@@ -97,14 +97,14 @@ class _Names(Content):
     def release(self) -> Iterator[None]:
         yield from self._exact.release()
         yield from self._tails.release()
-        odd = self._odd
-        while odd:
-            for _ in range(min(len(odd), _FREED)):
-                odd.popitem()
+        inner = self._with_inner_stars
+        while inner:
+            for _ in range(min(len(inner), _FREED)):
+                inner.popitem()
             yield
 
     def __len__(self) -> int:
-        return len(self._exact) + len(self._tails) + sum(map(len, self._odd.values()))
+        return len(self._exact) + len(self._tails) + sum(map(len, self._with_inner_stars.values()))
 
 
 class _Domains(_Names):
@@ -171,11 +171,11 @@ class _Addresses(_Names):
         """Return the entry that covers an address, or None."""
         user = folded(address.local)
         # "+" is smtpd's default of `smtp sub-addr-delim`.
-        asked = (user, user.partition("+")[0], "")
-        prefixes = tuple(f"{name}\0" for name in asked)
+        users = (user, user.partition("+")[0], "")
+        prefixes = tuple(f"{name}\0" for name in users)
         if (entry := self.covering(canonical(address.domain), prefixes)) is not None:
             return entry
-        for name in asked:
+        for name in users:
             if (entry := self._anywhere.get(name)) is not None:
                 return entry
         return None
@@ -219,7 +219,7 @@ def address_entry(text: str) -> tuple[str, str]:
 
     Raises ValueError if it covers no address.
     """
-    short(text)
+    checked_key(text)
     if quoted := _QUOTED_USER.match(text):
         user, domain = folded(unquoted(quoted[1])), text[quoted.end() :]
     else:
@@ -250,7 +250,7 @@ def domain_entry(text: str, *, literals: bool = True) -> str:
 
     Raises ValueError if no domain can equal it. Address literals are valid only with `literals`.
     """
-    name = canonical(short(text))
+    name = canonical(checked_key(text))
     if _NAME.fullmatch(name) and len(name) <= NAME_MAX:
         return name
     if not text:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from .index import Index
-from .table import Content, Table, lower, short
+from .table import Content, Table, checked_key, lower
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Networks(Content):
                 raise ValueError("expected an address or network")
             self._local = self._local or text
             return 0
-        family, network, prefix = _network(short(text))
+        family, network, prefix = _network(checked_key(text))
         drop = family - prefix
         index = self._found.get((family, drop))
         if index is None:

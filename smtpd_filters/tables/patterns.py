@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .source import KEY_MAX
-from .table import Content, Table, short
+from .table import Content, Table, checked_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _Patterns(Content):
         from .automaton import TOTAL_MAX, Automaton
         from .ere import parse
 
-        pattern = _lower(short(text)).removeprefix("(?i)")
+        pattern = _lower(checked_key(text)).removeprefix("(?i)")
         node = parse(pattern.encode("utf-8", "surrogateescape"))
         if not self._groups or self._groups[-1][1].size + node.size > _GROUP_SIZE:
             self._groups.append((len(self._entries), Automaton()))

@@ -95,7 +95,7 @@ class Source:
                 try:
                     left -= add(text)
                 except ValueError as error:
-                    raise _wrong(self._place(number), text, error) from None
+                    raise _invalid(self._place(number), text, error) from None
             if left <= 0:
                 left = STEP
                 yield
@@ -119,17 +119,17 @@ class Source:
         return ""
 
 
-class Given(Source):
+class BuiltIn(Source):
     """Entries that are part of a program, such as built-in patterns."""
 
-    __slots__ = ("_given",)
+    __slots__ = ("_texts",)
 
     def __init__(self, entries: Sequence[str], spec: str) -> None:
         super().__init__(spec)
-        self._given = entries
+        self._texts = entries
 
     def _entries(self) -> Iterator[tuple[int, int, str | None]]:
-        for number, text in enumerate(self._given, 1):
+        for number, text in enumerate(self._texts, 1):
             yield number, 0, text
 
     def _place(self, number: int) -> str:
@@ -151,7 +151,7 @@ class _Inline(Source):
                     raise ValueError("expected key = value")  # noqa: TRY301  # the handler adds the place
                 add(_checked(key), _checked(value))
             except ValueError as error:
-                raise _wrong(self._place(number), key, error) from None
+                raise _invalid(self._place(number), key, error) from None
         yield from ()
 
     def _entries(self) -> Iterator[tuple[int, int, str | None]]:
@@ -264,7 +264,7 @@ class _File(Source):
                 text = _uncommented(line)
                 if text:
                     if not text.isprintable() and _has_controls(text):
-                        raise _wrong(self._place(number), text, ValueError("control character"))
+                        raise _invalid(self._place(number), text, ValueError("control character"))
                     entries = True
                     yield number, len(line), text
                 else:
@@ -343,7 +343,7 @@ def _uncommented(line: str) -> str:
     return line if at < 0 else line[:at].rstrip(BLANKS)
 
 
-def _wrong(place: str, text: str, error: ValueError) -> ConfigError:
+def _invalid(place: str, text: str, error: ValueError) -> ConfigError:
     reason: object = error
     if any("\udc80" <= char <= "\udcff" for char in text):
         reason = "not UTF-8"

@@ -20,7 +20,7 @@ from __future__ import annotations
 from smtpd_filters.errors import ConfigError
 
 from .index import Index
-from .source import KEY_MAX, Given, parse
+from .source import KEY_MAX, BuiltIn, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Table:
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
         """Create a table from a program's own entries; `source` is its name in errors."""
         table = cls.__new__(cls)
-        table._begin(Given(entries, source))  # noqa: SLF001  # an instance of its own class
+        table._begin(BuiltIn(entries, source))  # noqa: SLF001  # an instance of its own class
         return table
 
     def _begin(self, source: Source) -> None:
@@ -195,7 +195,7 @@ class _Strings(Content):
         self._entries = Index(size)
 
     def add(self, text: str) -> int:
-        self._entries.add(lower(short(text)), text)
+        self._entries.add(lower(checked_key(text)), text)
         return 0
 
     def find(self, key: str) -> str | None:
@@ -230,7 +230,7 @@ class Pairs(Content):
 
     def add_pair(self, key: str, value: str) -> int:
         """Add a key with its value, as `add` adds an entry."""
-        self._entries.put(lower(short(key)), f"{key}\0{value}")
+        self._entries.put(lower(checked_key(key)), f"{key}\0{value}")
         return 0
 
     def find(self, key: str) -> str | None:
@@ -263,7 +263,7 @@ class MappingTable(Table):
         return self._content.value(key)
 
 
-def short(text: str) -> str:
+def checked_key(text: str) -> str:
     """Return the text. Raises ValueError if it is longer than smtpd's keys can be."""
     if len(text) > KEY_MAX or len(text.encode("utf-8", "surrogateescape")) > KEY_MAX:
         raise ValueError(f"longer than {KEY_MAX} bytes")

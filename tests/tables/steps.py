@@ -1,4 +1,4 @@
-"""Work that is done in steps, done at once."""
+"""Helpers that run work which is split into steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def run(steps: Iterator[None]) -> object:
-    """Do all steps; the result of a generator."""
+    """Run all steps; return the result of the generator."""
     while True:
         try:
             next(steps)
@@ -19,8 +19,8 @@ def run(steps: Iterator[None]) -> object:
             return end.value
 
 
-def refused(action: Callable[[], object]) -> str | None:
-    """What is said when an action is refused, if it is."""
+def rejection(action: Callable[[], object]) -> str | None:
+    """Return the error text of an action, or None if it succeeds."""
     try:
         action()
     except ConfigError as error:

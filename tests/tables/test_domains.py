@@ -1,4 +1,4 @@
-"""Domains and mail addresses: what smtpd 6.8.0p2 was seen to do, and a plain statement of it."""
+"""Tables of domains and addresses, compared with smtpd 6.8.0p2 and a plain restatement."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ OBSERVED_ADDRESSES = [
 
 
 @pytest.mark.parametrize(("entry", "key", "covered"), OBSERVED_DOMAINS)
-def test_domains_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+def test_domains_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001  # a table of cases
     assert DomainTable.of([entry]).match(key) == (entry if covered else None)
 
 
 @pytest.mark.parametrize(("entry", "key", "covered"), OBSERVED_ADDRESSES)
-def test_addresses_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+def test_addresses_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001  # a table of cases
     assert AddressTable.of([entry]).match(key) == (entry if covered else None)
 
 
@@ -104,7 +104,7 @@ def test_addresses_as_smtpd(entry: str, key: str, covered: bool) -> None:  # noq
         ("a*b", "axx", False),
     ],
 )
-def test_domains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+def test_domains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001  # a table of cases
     assert DomainTable.of([entry]).match(key) == (entry if covered else None)
 
 
@@ -137,7 +137,7 @@ def test_domains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 -
         ("a@example.org", "b@example.org", False),
     ],
 )
-def test_addresses(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001 - a table of cases
+def test_addresses(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001  # a table of cases
     assert AddressTable.of([entry]).match(key) == (entry if covered else None)
 
 
@@ -196,13 +196,13 @@ DOMAINS = "expected example.org or *.example.org"
         ("x" * 1024, "longer than 1023 bytes"),
     ],
 )
-def test_a_domain_that_nothing_could_equal_is_refused(entry: str, reason: str) -> None:
+def test_a_domain_that_can_never_match_is_rejected(entry: str, reason: str) -> None:
     for table in (DomainTable, HostTable):
         with pytest.raises(ConfigError) as caught:
             table.of(["example.org", entry], "/etc/mail/domains")
-        said = str(caught.value)
-        assert said.startswith(f"/etc/mail/domains table: entry 2: {reason}") or (
-            table is HostTable and "expected a name, not an address" in said
+        error = str(caught.value)
+        assert error.startswith(f"/etc/mail/domains table: entry 2: {reason}") or (
+            table is HostTable and "expected a name, not an address" in error
         )
     with pytest.raises(ConfigError):
         AddressTable.of([f"user@{entry}"])
@@ -236,14 +236,14 @@ def test_a_table_of_hosts_has_no_address_literals() -> None:
         ("user\x7f@example.org", "'\\x7f' can't be in an address"),
     ],
 )
-def test_an_address_that_nothing_could_equal_is_refused(entry: str, reason: str) -> None:
+def test_an_address_that_can_never_match_is_rejected(entry: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AddressTable.of([entry], "/etc/mail/ours")
     assert str(caught.value).startswith(f"/etc/mail/ours table: entry 1: {reason}")
 
 
 def smtpd_covers(name: str, pattern: str) -> bool:
-    """The rule in words: a star goes to the first character that equals the one behind it."""
+    """The rule: a star matches up to the first character that equals the one after it."""
     name, pattern = name.lower(), pattern.lower()
     while name and pattern:
         if pattern[0] == "*":
@@ -317,8 +317,8 @@ def test_addresses_same_as_a_scan(entries: list[str], user: str, domain: str) ->
 def test_large_tables_are_indexed() -> None:
     table = DomainTable.of([f"*.n{n}.example" for n in range(50_000)])
     assert table.match("a.n49999.example") == "*.n49999.example"
-    assert len(table._content._turns) == 1
-    assert not table._content._odd
+    assert len(table._content._stops) == 1
+    assert not table._content._with_inner_stars
 
 
 def test_entries_for_a_user_with_stars() -> None:

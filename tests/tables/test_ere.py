@@ -1,4 +1,4 @@
-"""What is a pattern, against the system's own regcomp(3)."""
+"""Patterns, compared with the system's regcomp(3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ glibc_only = pytest.mark.skipif(sys.platform != "linux", reason="the flags are g
 
 
 def regcomp_matches(pattern: str, key: str) -> bool | None:
-    """Ask libc as smtpd does: both lower-cased. None if it refuses the pattern."""
+    """Match with libc as smtpd does, both in lower case. None if the pattern is invalid."""
     libc = ctypes.CDLL(None)
     compiled = ctypes.create_string_buffer(1024)
     encoded = pattern.lower().encode()
@@ -119,7 +119,7 @@ def regcomp_matches(pattern: str, key: str) -> bool | None:
         ("(c($|a)){2}", "cac", True),
     ],
 )
-def test_matches(pattern: str, key: str, expected: bool) -> None:  # noqa: FBT001 - a table of cases
+def test_matches(pattern: str, key: str, expected: bool) -> None:  # noqa: FBT001  # a table of cases
     assert RegexTable.of([pattern]).match(key) == (pattern if expected else None)
 
 
@@ -235,7 +235,7 @@ def test_same_as_regcomp(pattern: str, key: str) -> None:
 @glibc_only
 @given(st.text("ab.-[]()|*+?{}^$\\1,:=", max_size=12), keys)
 def test_nothing_means_something_else(pattern: str, key: str) -> None:
-    """What is accepted here is accepted by regcomp and means the same; the rest is refused."""
+    """A pattern accepted here has the same meaning for regcomp; every other one is rejected."""
     assume(not is_misread(pattern))
     try:
         table = RegexTable.of([pattern])

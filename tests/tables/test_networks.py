@@ -1,4 +1,4 @@
-"""Network tables, against the standard library's idea of addresses."""
+"""Network tables, compared with the standard library."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_refused(entry: str) -> None:
     if len(entry) <= 1023:
         for parse in ipaddress.ip_network, ipaddress.ip_interface:
             if "/255" not in entry and "%" not in entry and "ffff" not in entry:
-                with pytest.raises(ValueError):  # noqa: PT011 - the library words it
+                with pytest.raises(ValueError):  # noqa: PT011  # the library words it
                     parse(entry)
     with pytest.raises(ConfigError, match=r"^built-in table: entry 1: "):
         NetworkTable.of([entry])
@@ -192,7 +192,7 @@ def test_import_is_light() -> None:
     assert loaded(code).isdisjoint(heavy.split())
 
 
-def test_addresses_that_are_no_clients_are_never_local() -> None:
+def test_ip_tables_reject_local() -> None:
     assert IPTable("{ 10/8, ::1 }").match("10.1.2.3") == "10/8"
     with pytest.raises(ConfigError, match="expected an address or network"):
         IPTable("{ 10/8, LOCAL }")

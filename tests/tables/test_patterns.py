@@ -51,11 +51,11 @@ HOSTILE = [
 
 
 def operations(table: RegexTable) -> int:
-    """Count the rules that are looked at for keys that nothing is remembered of."""
+    """Count the rules that are evaluated for keys without cached states."""
     count = 0
 
     class Counted(list[tuple[int, int]]):
-        def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204 - the list's own type
+        def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204  # the list's own type
             nonlocal count
             for rule in super().__iter__():
                 count += 1
@@ -75,7 +75,7 @@ def operations(table: RegexTable) -> int:
 
 @pytest.mark.parametrize("pattern", EXPLOSIVE)
 def test_work_is_bounded(pattern: str) -> None:
-    """The bound that is promised: at most `COST_MAX` operations a byte, whatever the key."""
+    """The documented bound: at most `COST_MAX` operations a byte, whatever the key."""
     table = RegexTable.of([pattern])
     assert operations(table) <= 256 * automaton.COST_MAX
 
@@ -123,7 +123,7 @@ def test_key_length() -> None:
     assert table.match("é" * 512 + "a") is None
 
 
-def test_key_that_is_no_bytes() -> None:
+def test_key_that_is_not_encodable() -> None:
     assert RegexTable.of(["."]).match("\ud800") is None
 
 
@@ -159,7 +159,7 @@ def test_pattern_larger_than_a_group() -> None:
 
 
 def held(table: RegexTable) -> int:
-    """Count the states that can be reached, and so take memory."""
+    """Count the reachable states, which take memory."""
     waiting = [group._start for _, group in table._content._groups]
     seen: set[int] = set()
     while waiting:

@@ -1,4 +1,4 @@
-"""Tables are reloaded in steps: whole or not at all, whatever happens to the file meanwhile."""
+"""Reloads in steps: all or nothing, whatever happens to the file meanwhile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from smtpd_filters.tables import (
 )
 from smtpd_filters.tables.index import PART, Index
 from smtpd_filters.tables.table import Content, reload_all
-from tests.tables.steps import refused, run
+from tests.tables.steps import rejection, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_steps")
 @each_kind
-def test_lookups_meet_the_old_entries_or_the_new(
+def test_lookups_use_all_old_or_all_new_entries(
     file: Path, kind: type[Table], entry: str, key: str, wrong: str
 ) -> None:
     del wrong
@@ -90,7 +90,7 @@ def test_lookups_meet_the_old_entries_or_the_new(
 def test_a_failure_in_any_step_keeps_the_entries(
     file: Path, monkeypatch: pytest.MonkeyPatch, given_kind: Kind
 ) -> None:
-    """Memory that is missing, and any other fault, at every point of a reload."""
+    """A MemoryError, or any other fault, at every point of a reload."""
     kind, entry, key, _ = given_kind
     file.write_text(lines(entry, range(1, 4)))
     table = kind(f"file:{file}")
@@ -157,7 +157,7 @@ def test_a_reload_equals_a_fresh_load(
 
 
 def counted(table: Table, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is added to a table from here on."""
+    """Collect what is added to a table from here on."""
     added: list[str] = []
     real = table.contents.add
 
@@ -191,7 +191,7 @@ def touched(file: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [rewritten, replaced, linked, touched])
-def test_what_has_not_changed_is_not_parsed(
+def test_an_unchanged_file_is_not_parsed(
     file: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None]
 ) -> None:
     file.write_text("one\n")
@@ -250,10 +250,10 @@ def test_a_file_that_is_written_while_it_is_read(file: Path) -> None:
         before = file.stat()
         file.write_text("first\n" + other)
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-        said = refused(partial(run, steps))
-        assert said in {None, f"{file}: changed while it was read"}
-        assert len(table) == (40_000 if said else 40_001)
-        assert said or ("n7" in table) is ("x7" not in table)
+        error = rejection(partial(run, steps))
+        assert error in {None, f"{file}: changed while it was read"}
+        assert len(table) == (40_000 if error else 40_001)
+        assert error or ("n7" in table) is ("x7" not in table)
         # What was changed behind the reading is noticed the next time.
         run(table.reload())
         assert len(table) == 40_001
@@ -337,14 +337,14 @@ def test_a_file_that_goes_bad_at_any_step(
         for _ in range(step):
             next(steps, None)
         act(file)
-        said = refused(partial(run, steps))
-        assert said is None or re.search(reason, said)
-        assert len(table) == (10 if said is None else 2)
-        assert ("old1" in table) is (said is not None)
-        assert ("new9" in table) is (said is None)
+        error = rejection(partial(run, steps))
+        assert error is None or re.search(reason, error)
+        assert len(table) == (10 if error is None else 2)
+        assert ("old1" in table) is (error is not None)
+        assert ("new9" in table) is (error is None)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_entry(file: Path) -> None:
+def test_a_byte_order_mark_is_ignored(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf^one$\n^two$\n")
     table = RegexTable(str(file))
     assert "one" in table
@@ -357,7 +357,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_entry(file: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", " \t\n\n\r\n"])
-def test_an_empty_file_is_refused_unless_a_comment_says_so(file: Path, text: str) -> None:
+def test_an_empty_file_without_a_comment_is_rejected(file: Path, text: str) -> None:
     reason = f"^{file}: no entries; if the file is empty on purpose, add a comment, such as # em"
     file.write_text(text)
     with pytest.raises(ConfigError, match=reason):
@@ -374,7 +374,7 @@ def test_an_empty_file_is_refused_unless_a_comment_says_so(file: Path, text: str
 
 
 @pytest.mark.parametrize("kind", [RegexTable, StringTable])
-def test_control_characters_are_no_entries(file: Path, kind: type[Table]) -> None:
+def test_control_characters_are_invalid(file: Path, kind: type[Table]) -> None:
     file.write_bytes(b"one\n\tt\xe9\t \nELF\x01\n")
     with pytest.raises(ConfigError, match=rf"^{file}:3: control character in 'ELF\\x01'$"):
         kind(str(file))
@@ -403,7 +403,7 @@ def test_a_pattern_is_shown_as_it_was_written(file: Path) -> None:
     assert str(caught.value) == reason
 
 
-def test_who_may_not_read_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permission_error_names_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert os_reason(denied) == "Permission denied for user root"
@@ -415,7 +415,7 @@ def test_who_may_not_read_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- several -----------------------------------------------------------------------------------
 
 
-def test_one_that_fails_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+def test_a_failed_reload_does_not_stop_the_others(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a", "b", "c")]
     for each in files:
         each.write_text("one\n")

@@ -1,4 +1,4 @@
-"""How tables are given: inline, in files, as one entry; and what is said of bad ones."""
+"""Table specifications: inline, files, single entries; and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from smtpd_filters.tables import (
     parse,
 )
 from smtpd_filters.tables.table import Content
-from tests.tables.steps import refused, run
+from tests.tables.steps import rejection, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +141,7 @@ def test_file_list(tmp_path: Path) -> None:
     assert entries(str(path)) == expected
 
 
-def test_bytes_that_are_not_utf_8_are_said_to_be(tmp_path: Path) -> None:
+def test_invalid_utf_8_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "list"
     path.write_bytes(b"example.org\nb\xfccher.example\n")
     with pytest.raises(ConfigError) as failure:
@@ -150,13 +150,13 @@ def test_bytes_that_are_not_utf_8_are_said_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["<domains>", " <own-domains> ", "<own_1>"])
-def test_a_table_of_smtpd_conf_is_not_known(spec: str) -> None:
+def test_a_table_of_smtpd_conf_is_rejected(spec: str) -> None:
     with pytest.raises(ConfigError, match=r"tables of smtpd[.]conf can't be used here; use file:"):
         StringTable(spec)
 
 
 @pytest.mark.parametrize("spec", ["<>", "<a@example.org>", "<a b>", "<a"])
-def test_what_only_looks_like_one_is_an_entry(spec: str) -> None:
+def test_a_similar_text_is_an_entry(spec: str) -> None:
     assert spec in StringTable(spec)
 
 
@@ -250,7 +250,7 @@ def test_empty_table_is_true() -> None:
     assert table
 
 
-def test_given_entries() -> None:
+def test_built_in_entries() -> None:
     assert StringTable.of(["a, b"]).match("a, b") == "a, b"
     assert StringTable.of(["a"]).source == "built-in"
     with pytest.raises(ConfigError, match=r"^suffixes table: entry 2: empty entry"):
@@ -313,7 +313,7 @@ def test_reload_of_an_inline_table() -> None:
 def test_hostile_files(
     tmp_path_factory: pytest.TempPathFactory, first: list[bytes], second: list[bytes]
 ) -> None:
-    """Any file loads, or is refused with its name and a line; a refused one changes nothing."""
+    """Any file loads, or is rejected with its name and a line and changes nothing."""
     path = tmp_path_factory.getbasetemp() / "hostile"
     assert KINDS
     for kind in [*KINDS, MappingTable]:
@@ -322,7 +322,7 @@ def test_hostile_files(
         for lines in first, second:
             path.write_bytes(b"\n".join(lines))
             before = len(table), [table.match(line.decode("latin-1")) for line in lines]
-            refusal = refused(partial(run, table.reload()))
+            refusal = rejection(partial(run, table.reload()))
             if refusal is not None:
                 assert refusal.startswith(f"{path}:")
                 assert "\n" not in refusal
@@ -335,7 +335,7 @@ def test_hostile_specs(spec: str) -> None:
     if spec.lstrip().startswith(("/", "file:")):
         return
     for kind in [*KINDS, MappingTable]:
-        assert "\n" not in (refused(partial(kind, spec)) or "")
+        assert "\n" not in (rejection(partial(kind, spec)) or "")
 
 
 @given(st.lists(st.text(st.characters(codec="ascii", exclude_characters='\0"\\'), min_size=1)))
