@@ -1,4 +1,4 @@
-"""Errors that an operator sees."""
+"""The exceptions of this package whose texts are for operators."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ if TYPE_CHECKING:
 
 
 class ConfigError(Exception):
-    """A flag, a file or a line in a file is wrong.
+    """An invalid flag, file or line of a file.
 
-    The text is the one clear line that is written to stderr before the filter
-    exits with status 2; it names the flag, or the file and the line.  `others` are
-    further ones of the same table of a file, for who checks all of it.
+    The text is a single line that names the flag, or the file and the line; the filter writes it
+    to stderr and exits with status 2. `others` are further errors in the same table of a file, for
+    a command that reports all of them.
     """
 
     others: tuple[ConfigError, ...] = ()
 
 
 def first_of(errors: Sequence[ConfigError]) -> ConfigError:
-    """Give the first of some errors, with the rest as its `others`."""
+    """Return the first of several errors, with the rest as its `others`."""
     every = [each for error in errors for each in (error, *error.others)]
     every[0].others = tuple(every[1:])
     return every[0]
 
 
 class UnavailableError(Exception):
-    """What a policy must know could not be found out: raised by a handler, in place of a decision.
+    """Raise from a handler when a dependency is unavailable; `--on-error` decides.
 
-    The request is answered as ``--on-error`` says, and the text is logged as the cause, without
-    a traceback. `status` is the enhanced status code (RFC 3463) of that answer where it is a
-    refusal; "4.4.3" is that of a DNS which does not answer.
+    The text is logged as the cause, without a traceback. `status` is the enhanced status code
+    (RFC 3463) of the reply if the request is refused; "4.4.3" is the code for a DNS failure.
     """
 
     def __init__(self, cause: str, status: str = "4.3.0") -> None:
@@ -42,12 +41,12 @@ class UnavailableError(Exception):
 
 
 def not_started(error: OSError | ImportError) -> ConfigError:
-    """Say why a process that lacks descriptors, or a module, can't serve."""
+    """Return the error of a process that can't start for lack of a descriptor or a module."""
     return ConfigError(f"cannot start: {os_reason(error) if isinstance(error, OSError) else error}")
 
 
 def os_reason(error: OSError) -> str:
-    """Say why a file can't be used; if a permission is missing, also which user lacks it."""
+    """Return the reason why a file can't be used; for a missing permission, with the user."""
     text = error.strerror or str(error)
     if error.errno not in {errno.EACCES, errno.EPERM}:
         return text
@@ -55,8 +54,8 @@ def os_reason(error: OSError) -> str:
 
 
 def user_name() -> str:
-    """The name of the user that this process is, or its number where it has none."""
-    from pwd import getpwuid  # only a mistake pays for it
+    """Return the name of the process's effective user, or its number if it has no name."""
+    from pwd import getpwuid  # needed only for an error
 
     number = os.geteuid()
     try:

@@ -1,20 +1,18 @@
-"""What is known of a client and its transaction: built from reports, read by policies.
+"""The state of a session and its transaction, built from smtpd's reports and read by policies.
+
+The fields are those of smtpd-filters(7). Addresses, names and texts are the client's bytes decoded
+as UTF-8, with surrogate escapes for invalid ones.
 
 Invariants
 ----------
-Reports first
-    Reports build state, requests decide.  A policy reads a `Session` and never handles a report.
-Whole reports
-    A report is applied as a whole or not at all; none raises.
-Unknown is not nothing
-    A field whose report nobody asked smtpd for raises `NotReportedError`, for a check that silently
-    sees nothing is worse than one that fails.  And a client of which smtpd has not reported where
-    it is, is a stranger: only what smtpd has reported makes it `local`.
-Rewritten
-    What smtpd was told to rewrite shows rewritten, though its own reports show the old address.
-
-The fields are smtpd-filters(7)'s.  Addresses, names and texts are the client's bytes as UTF-8,
-with surrogate escapes for what is not.
+*Reports first*: reports build state, requests decide. A policy reads a `Session` and never handles
+a report.
+*Whole reports*: a report is applied as a whole or not at all, and applying it never raises.
+*Unknown is not empty*: a field whose report is not registered raises `NotReportedError`; a failing
+check is better than one that silently sees nothing. Likewise a client whose address smtpd has not
+reported is not `local`.
+*Rewritten*: a parameter that a filter rewrote has its new value, though smtpd's own reports have
+the old one.
 """
 
 from __future__ import annotations
@@ -28,38 +26,38 @@ if TYPE_CHECKING:
 
 
 def text(value: bytes) -> str:
-    """A field of the wire as text."""
+    """Decode a field of the protocol."""
     return value.decode("utf-8", "surrogateescape")
 
 
-#: What is known of a session whose ``link-connect`` was not seen.
+#: The fields of `link-connect` for a session whose report was missed.
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
-#: What the address of a client on this machine begins with, as smtpd writes it.
+#: The beginnings of the addresses of clients on this machine, in smtpd's notation.
 _LOCAL = (b"unix:", b"127.", b"[::1]:", b"[::ffff:127.")
 _V4_OCTETS, _OCTET_MAX = 4, 255
-#: Phases whose marks go with the transaction.
+#: Phases whose junk marks end with the transaction.
 _OF_TRANSACTIONS = frozenset({"mail-from", "rcpt-to", "data", "headers", "message"})
 
 
 class NotReportedError(LookupError):
-    """A policy reads a field whose report its filter did not ask for."""
+    """A policy reads a field whose report its filter has not registered."""
 
 
 class Transaction:
-    """One message within a session, from ``tx-begin`` to its commit or rollback."""
+    """One message within a session, from `tx-begin` to its commit or rollback."""
 
     __slots__ = ("msgid", "recipients", "rejected", "scratch", "sender")
 
     def __init__(self, msgid: str) -> None:
         #: The message's id in the queue: eight hexadecimal digits.
         self.msgid = msgid
-        #: The envelope sender that smtpd took: "" for the null sender, None before.
+        #: The envelope sender that smtpd accepted: "" for the null sender, None before MAIL.
         self.sender: str | None = None
-        #: The recipients that smtpd took.
+        #: The recipients that smtpd accepted.
         self.recipients: list[str] = []
-        #: How many recipients were refused, for now or for good, by smtpd or by a filter.
+        #: The number of recipients refused by smtpd or a filter, temporarily or permanently.
         self.rejected = 0
-        #: What filters keep for the length of the transaction, by filter.
+        #: Data that filters keep until the transaction ends, by filter.
         self.scratch: dict[object, Any] = {}
 
     def __repr__(self) -> str:
@@ -67,7 +65,7 @@ class Transaction:
 
 
 class Session:
-    """One client connection, from ``link-connect`` to ``link-disconnect``."""
+    """One client connection, from `link-connect` to `link-disconnect`."""
 
     __slots__ = (
         "_connect",
@@ -84,42 +82,42 @@ class Session:
         "username",
     )
 
-    #: The host name with which smtpd greeted the client: that of the listener, or of its
-    #: `hostnames` table. smtpd completes addresses without a domain with it. None before.
+    #: The host name in smtpd's greeting: that of the listener, or of its `hostnames` table. smtpd
+    #: completes addresses without a domain with it. None before the greeting.
     server_name: str | None
     #: HELO or EHLO; None before the greeting.
     method: str | None
     #: The name in the client's greeting; None before it.
     identity: str | None
-    #: Protocol and cipher, such as ``TLSv1.3:TLS_AES_256_GCM_SHA384:256``; None without TLS.
+    #: Protocol and cipher, such as `TLSv1.3:TLS_AES_256_GCM_SHA384:256`; None without TLS.
     tls: str | None
-    #: The user, once it has authenticated; None before and after a failure.
+    #: The authenticated user; None before authentication and after a failure.
     username: str | None
-    #: The transaction; None outside of one.
+    #: The current transaction, or None.
     tx: Transaction | None
-    #: How many recipients, of all transactions, were refused for good: by smtpd, to which they are
-    #: unknown or no addresses, or by a filter.
+    #: The number of recipients, in all transactions, that were refused permanently: by smtpd,
+    #: because they are unknown or invalid, or by a filter.
     refused_recipients: int
-    #: What filters keep for the length of the session, by filter.
+    #: Data that filters keep until the session ends, by filter.
     scratch: dict[object, Any]
 
     def __init__(self, session: bytes) -> None:
         #: The session's id as smtpd writes it.
         self.key = session
         self._connect = _UNCONNECTED
-        #: The phase that decided on junk where no mark could be made yet; "" when there is none.
+        #: The phase whose junk decision is still to be turned into a mark; "" if there is none.
         self.mark = ""
-        #: What smtpd was told to take for a phase's parameter, until it reports that it has.
+        #: Rewritten parameters by phase, until smtpd's report of the command.
         self.rewrites: dict[str, str] | None = None
 
     def expect(self, fields: Iterable[str]) -> Session:
-        """Make these fields readable: their reports will come."""
+        """Make these fields readable: their reports are registered."""
         for field in fields:
             setattr(self, field, _AT_FIRST.get(field))
         return self
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for a slot that is still empty.
+        # Called only for a slot without a value.
         if name == "scratch":
             self.scratch = {}
             return self.scratch
@@ -130,42 +128,42 @@ class Session:
 
     @property
     def id(self) -> str:
-        """The session's name in smtpd's log, 16 hexadecimal digits to grep for."""
+        """The session id in smtpd's log: 16 hexadecimal digits."""
         return self.key.decode("latin-1")
 
     @property
     def rdns(self) -> str | None:
-        """The client's reverse name; None when it has none."""
-        # smtpd writes "<unknown>"; the manual page says it would be empty.
+        """The client's reverse name, or None."""
+        # smtpd writes "<unknown>", though its manual page documents an empty field.
         rdns = self._connect[0]
         return text(rdns) if rdns not in (b"<unknown>", b"") else None
 
     @property
     def fcrdns(self) -> str:
-        """Whether that name leads back: "pass", "fail", or "error" when the DNS failed."""
+        """Whether the reverse name resolves to the client: "pass", "fail" or "error" (DNS)."""
         return text(self._connect[1])
 
     @property
     def src(self) -> str:
-        """Where the client is: ``192.0.2.1:33174``, ``[2001:db8::1]:25`` or ``unix:PATH``."""
+        """The client's endpoint: `192.0.2.1:33174`, `[2001:db8::1]:25` or `unix:PATH`."""
         return text(self._connect[2])
 
     @property
     def dest(self) -> str:
-        """Where it came to, likewise."""
+        """The server's endpoint, in the same form."""
         return text(self._connect[3])
 
     @property
     def by_socket(self) -> bool:
-        """Whether the client came by smtpd's own socket, as ``sendmail`` does."""
+        """Whether the client uses smtpd's own socket, as `sendmail` does."""
         return self._connect[2].startswith(b"unix:")
 
     @property
     def local(self) -> bool:
-        """Whether the client is on this machine: by smtpd's socket, or from a loopback address.
+        """Whether the client is on this machine: on smtpd's socket, or at a loopback address.
 
-        RFC 1122 section 3.2.1.3 (g) and RFC 4291 section 2.5.3.  A client of which smtpd has
-        reported nothing is not local.
+        RFC 1122 section 3.2.1.3 (g) and RFC 4291 section 2.5.3. A client whose address smtpd has
+        not reported is not local.
         """
         src = self._connect[2]
         return src.startswith(_LOCAL) and _is_local(src)
@@ -174,7 +172,7 @@ class Session:
     def address(self) -> str | None:
         """The client's IP address without port and brackets.
 
-        None for a client on smtpd's socket, and for one of which smtpd has reported nothing.
+        None for a client on smtpd's socket, and for one whose address smtpd has not reported.
         """
         src = self.src
         if not src or self.by_socket:
@@ -185,9 +183,9 @@ class Session:
         return f"<session {self.id} {self.rdns or '<unknown>'} {self.src}>"
 
     def rewritten(self, phase: str, parameter: str) -> None:
-        """Keep what smtpd was told to take for the client's parameter.
+        """Keep the parameter that a filter put in place of the client's.
 
-        Only the address is kept of ``<address> PARAMETERS``.
+        Of `<address> PARAMETERS` only the address is kept.
         """
         if parameter.startswith("<"):
             parameter = parameter[1:].partition(">")[0]
@@ -196,7 +194,7 @@ class Session:
         self.rewrites[phase] = parameter
 
     def apply(self, name: str, values: tuple[bytes, ...]) -> None:
-        """Take in what smtpd reports: the report's name, and its fields as 0.7 orders them."""
+        """Apply a report: its name, and its fields in the order of protocol 0.7."""
         if name == "link-connect":
             self._connect = values
             return
@@ -204,7 +202,7 @@ class Session:
         if action is not None:
             action(self, *values)
 
-    # -- one for each report; their parameters are its fields ----------------------------
+    # -- one method for each report, with its fields as parameters -----------------------
 
     def _link_greeting(self, hostname: bytes) -> None:
         self.server_name = text(hostname)
@@ -213,12 +211,12 @@ class Session:
         self.method, self.identity = text(method), text(identity)
 
     def _link_tls(self, tls: bytes) -> None:
-        # RFC 3207, 4.2: after STARTTLS the client's former greeting counts no more; smtpd
-        # reports the new one.
+        # RFC 3207 section 4.2: STARTTLS invalidates the client's previous EHLO; smtpd reports the
+        # new one.
         self.tls = text(tls)
 
     def _link_auth(self, result: bytes, username: bytes) -> None:
-        # smtpd writes the name in the form of vis(3), 6.8 as well as 7.8.
+        # smtpd encodes the name with vis(3), in 6.8 as well as in 7.8.
         self.username = text(unvis(username)) if result == b"pass" else None
 
     def _tx_begin(self, msgid: bytes) -> None:
@@ -241,7 +239,7 @@ class Session:
                 self._count_refused_recipient()
 
     def _tx_reset(self, _msgid: bytes) -> None:
-        # It ends every transaction, behind its commit as behind its rollback.
+        # It ends every transaction, after its commit or its rollback.
         self.tx = None
         self.rewrites = None
         if self.mark in _OF_TRANSACTIONS:
@@ -250,14 +248,14 @@ class Session:
     def _count_refused_recipient(self) -> None:
         try:
             self.refused_recipients += 1
-        except NotReportedError:  # a tap asked for this report alone
+        except NotReportedError:  # only a tap registered this report
             pass
 
     def _transaction(self, msgid: bytes) -> Transaction:
-        """The open transaction; one of its own if its beginning was not reported."""
+        """Return the open transaction, or a new one if its beginning was not reported."""
         try:
             tx = self.tx
-        except NotReportedError:  # a tap asked for this report alone
+        except NotReportedError:  # only a tap registered this report
             tx = None
         if tx is None:
             tx = self.tx = Transaction(text(msgid))
@@ -265,7 +263,7 @@ class Session:
 
 
 def _is_local(src: bytes) -> bool:
-    """Whether a source that begins as a local one is one to its end."""
+    """Whether a source that starts like a local one is completely valid as one."""
     if src.startswith((b"unix:", b"[::1]:")):
         return True
     octets = src.rpartition(b":")[0].strip(b"[]").removeprefix(b"::ffff:").split(b".")
@@ -285,7 +283,7 @@ _ACTIONS: dict[str, Callable[..., None]] = {
     "tx-reset": Session._tx_reset,  # noqa: SLF001
 }
 
-#: The fields that a report gives, beyond those of ``link-connect``, which is always asked for.
+#: The fields that each report provides; `link-connect`, with its fields, is always registered.
 FIELDS: dict[str, tuple[str, ...]] = {
     "link-greeting": ("server_name",),
     "link-identify": ("method", "identity"),
@@ -293,9 +291,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-auth": ("username",),
     "tx-begin": ("tx", "refused_recipients"),
 }
-#: What a field holds before its report has come, where that is not None.
+#: Initial values of fields, where they aren't None.
 _AT_FIRST: dict[str, Any] = {"refused_recipients": 0}
-#: What comes with a field's report when that is asked for: the transaction is several reports.
+#: Reports that are registered together with another: a transaction is described by several.
 TOGETHER: dict[str, tuple[str, ...]] = {
     "tx-begin": ("tx-mail", "tx-rcpt", "tx-reset"),
 }

@@ -1,10 +1,10 @@
-"""The first statement of a filter's process: a SIGHUP that comes early does not end it.
+"""Protection against an early SIGHUP, in effect from the first statement of a filter's process.
 
-An operator who reloads tables right after a restart hits filters that are still being loaded, and
-smtpd ends with the first of them.  So the signal is ignored from here on; the event loop takes it
-over when the tables have been read.  It is ignored only in processes that smtpd has started, which
-are those whose stdin and stdout are one socket: this module is loaded with the package, and a
-program that merely uses the package keeps its signals.
+If an operator reloads tables right after a restart, the signal reaches filters that are still being
+loaded; the first that it ends takes smtpd with it. This module therefore ignores the signal until
+the event loop handles it, after the tables have been read. It does so only in processes that smtpd
+has started, whose stdin and stdout are the same socket: the module is loaded with the package, and
+other programs that use the package keep their signal handling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 
 
 def started_by_smtpd() -> bool:
-    """Whether stdin and stdout are one socket, as smtpd makes them."""
+    """Whether stdin and stdout are the same socket, as in a process started by smtpd."""
     try:
         source, sink = os.fstat(0), os.fstat(1)
     except OSError:

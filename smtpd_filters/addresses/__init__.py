@@ -1,4 +1,4 @@
-"""Mail addresses and their domains in one form, however they are written."""
+"""Parsing of mail addresses, and the canonical form of their domains."""
 
 from __future__ import annotations
 

@@ -1,29 +1,29 @@
-"""One form for each domain, so that two spellings of it compare equal.
+"""The canonical form of domains and address literals, in which all spellings of one compare equal.
 
-The canonical form is the one of the DNS: lower case, no final dot, and for a label beyond ASCII
-its A-label (RFC 5890 section 2.3.2.1). Letters are mapped first, as UTS #46 does: NFKC, case
-folding, every full stop is a dot, what can't be seen is left out. ``BÜCHER.example``, the same
-with a combining diaeresis or in full-width letters, and ``XN--BCHER-KVA.Example.`` are all
-``xn--bcher-kva.example``.
+It is the form used in the DNS: lower case, no final dot, and the A-label (RFC 5890
+section 2.3.2.1) of each label beyond ASCII. Letters are mapped as in UTS #46: NFKC, case folding,
+every kind of full stop to a dot, invisible characters removed. `BÜCHER.example`, the same with a
+combining diaeresis or in full-width letters, and `XN--BCHER-KVA.Example.` are all
+`xn--bcher-kva.example`.
 
-**Address literals** (RFC 5321 section 4.1.3) are compared by the address that they stand for: smtpd
-takes ``[IPv6:2001:db8::1]`` and ``[192.0.2.1]`` with the tag and without it, however zeros are
-written. An IPv4-mapped IPv6 address is the IPv4 address.
+Address literals (RFC 5321 section 4.1.3) compare by their address: smtpd accepts
+`[IPv6:2001:db8::1]` and `[192.0.2.1]` with and without the tag, and any spelling of zeros. An
+IPv4-mapped IPv6 address becomes the IPv4 address.
 
-**IDNA 2003 and IDNA 2008.** They differ in four letters: `ß`, the final sigma, and the two
-joiners. IDNA 2003 wrote `ss` and a plain sigma and left the joiners out; IDNA 2008 keeps them, and
-registries sell ``xn--fa-hia.de`` (faß.de) and ``fass.de`` to different people. The canonical form
-is that of IDNA 2008, which browsers and registries use today. Old mail programs still send mail
-for ``faß.de`` to ``fass.de``, so `readings` gives both. A check that guards a domain looks at all
-readings of what a client says, one that grants something at the canonical form alone.
+IDNA 2003 and IDNA 2008 differ in four letters: `ß`, the final sigma, and the two joiners. IDNA
+2003 replaced the first two by `ss` and a plain sigma and removed the joiners; IDNA 2008 keeps all
+four, so `xn--fa-hia.de` (faß.de) and `fass.de` may have different owners. The canonical form is
+that of IDNA 2008, which browsers and registries use today. Old mail programs still send mail for
+`faß.de` to `fass.de`, so `readings` returns both. A check that protects a domain uses all readings
+of the client's text; a check that grants something uses the canonical form alone.
 
-**Total**: nothing here raises, whatever the text; what can't be a domain stays as it is, but for
-letter case and final dots.
-
-**Bounded**: the time grows with the length of the text. Normalisation and Punycode are quadratic,
-so no more than `_FOLD_MAX` characters are normalised, and only labels that can fit are encoded.
-
-**Cheap**: ASCII without ``xn--`` needs no import.
+Invariants
+----------
+*Total*: nothing here raises, whatever the text. Only letter case and final dots change in a text
+that can't be a domain.
+*Bounded*: normalisation and Punycode take quadratic time, so at most `_FOLD_MAX` characters are
+normalised, and only labels that can fit are encoded. Everything else takes linear time.
+*Cheap*: ASCII without `xn--` needs no import.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# RFC 1035 section 2.3.4: 63 octets a label, 255 a name, which is 253 characters of text.
+# RFC 1035 section 2.3.4: 63 octets a label, 255 octets a name, or 253 characters of text.
 LABEL_MAX = 63
 NAME_MAX = 253
-# RFC 5890 section 2.3.2.1: what an A-label begins with.
+# RFC 5890 section 2.3.2.1: the prefix of A-labels.
 PREFIX = "xn--"
 
-# A domain of 253 ASCII characters has less than that in Unicode, even decomposed (NFD needs up to
-# four characters for one).
+# Enough for any domain of 253 ASCII characters in Unicode, even decomposed (NFD has up to four
+# characters for one).
 _FOLD_MAX = 1024
-# Unicode's Default_Ignorable_Code_Point without the joiners, and the annotation marks: nothing of
-# them is seen. Compiled when it is used, which takes longer than for the others.
+# The characters that aren't displayed: Unicode's Default_Ignorable_Code_Point without the joiners,
+# and the annotation marks. Compiled on first use, since compiling it takes long.
 _INVISIBLE = (
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
-# RFC 3490 section 3.1: U+3002 and U+FF61 are dots as well as U+FF0E, which NFKC maps.
+# RFC 3490 section 3.1: U+3002 and U+FF61 are dots, and so is U+FF0E, which NFKC maps.
 _DOTS = {0x3002: ".", 0xFF61: "."}
 _KEPT = frozenset("ßẞς")
 _KEPT_LETTER = "([ßẞς])"
 _BY_IDNA_2003 = {ord("ß"): "ss", ord("ς"): "\u03c3", 0x200C: None, 0x200D: None}
-# A byte that is not UTF-8 is a surrogate escape: the letter that ISO 8859-1 has there.
+# From the surrogate escape of a byte that isn't UTF-8 to its character in ISO 8859-1.
 _BYTES = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _LITERAL_MAX = 64
 _REMEMBERED = 128
 
 
 def canonical(domain: str) -> str:
-    """Give the one form of a domain or address literal."""
+    """Return the canonical form of a domain or address literal."""
     if domain.isascii():
         name = domain.lower().rstrip(".")
-        # An IPv4 address has one spelling.
+        # An IPv4 literal has only one spelling.
         return (literal(name) or name) if name[:1] == "[" and ":" in name else name
     if len(domain) > _FOLD_MAX:
         return folded(domain).rstrip(".")
@@ -70,11 +70,11 @@ def canonical(domain: str) -> str:
 
 
 def readings(domain: str) -> tuple[str, ...]:
-    """Give the canonical forms of all domains that some program takes this text for.
+    """Return the canonical forms of all domains that some program may interpret this text as.
 
-    The first is `canonical(domain)`. There are more only beyond ASCII: the name by IDNA 2003, the
-    name with bytes that are not UTF-8 read as ISO 8859-1, and what an A-label decodes to that no
-    registry would sell, such as one with capitals in it.
+    The first is `canonical(domain)`. Further ones exist only beyond ASCII: the name by IDNA 2003,
+    the name with invalid UTF-8 decoded as ISO 8859-1, and the name with A-labels decoded that no
+    registry accepts, such as one with capital letters.
     """
     first = canonical(domain)
     if (domain.isascii() and PREFIX not in first) or len(domain) > _FOLD_MAX:
@@ -83,15 +83,14 @@ def readings(domain: str) -> tuple[str, ...]:
 
 
 def literal(domain: str) -> str:
-    """Return the canonical form of an address literal, and "" for anything else.
+    """Return the canonical form of an address literal, or "" if the text isn't one.
 
-    It is what smtpd takes for one: an IPv4 or IPv6 address in brackets, either behind `IPv6:` or
-    not.
+    The syntax is smtpd's: an IPv4 or IPv6 address in brackets, with or without `IPv6:` before it.
     """
     name = domain.lower()
     if name[:1] != "[" or name[-1:] != "]" or len(name) > _LITERAL_MAX or "%" in name:
         return ""
-    from ipaddress import IPv4Address, IPv6Address  # only for this
+    from ipaddress import IPv4Address, IPv6Address  # rarely needed
 
     inner = name[1:-1].removeprefix("ipv6:")
     try:
@@ -105,7 +104,7 @@ def literal(domain: str) -> str:
 
 
 def in_unicode(domain: str) -> str:
-    """Give a domain with its A-labels decoded, as programs show it; others as they are."""
+    """Return a domain with its A-labels decoded, for display; any other text unchanged."""
     name = domain.lower()
     if PREFIX not in name or not name.isascii() or len(name) > NAME_MAX:
         return domain
@@ -113,21 +112,21 @@ def in_unicode(domain: str) -> str:
 
 
 def folded(text: str) -> str:
-    """Give a text in the letters that it is compared in: NFKC, no letter case, nothing invisible.
+    """Return a text as it is compared: NFKC, case-folded, without invisible characters.
 
-    ASCII is in lower case. `ß`, `ς` and the joiners stay, as in UTS #46. Applied twice, it changes
-    nothing more.
+    ASCII becomes lower case. `ß`, `ς` and the joiners stay, as in UTS #46. The function is
+    idempotent.
     """
     if text.isascii():
         return text.lower()
     if len(text) > _FOLD_MAX:
         return text.translate(_DOTS).lower()
-    from unicodedata import normalize  # only for this
+    from unicodedata import normalize  # rarely needed
 
-    # Twice, since folding may leave what normalisation changes, and the other way round.
+    # Twice, since folding may undo normalisation, and normalisation folding.
     for _ in range(2):
         parts = (
-            # `str.casefold` maps these letters as IDNA 2003 does.
+            # `str.casefold` would map these letters as in IDNA 2003.
             {"ẞ": "ß"}.get(part, part)
             if part in _KEPT
             else re.sub(_INVISIBLE, "", normalize("NFKC", part)).translate(_DOTS).casefold()
@@ -138,11 +137,11 @@ def folded(text: str) -> str:
 
 
 def invisible(text: str) -> str:
-    """Give a text without the characters that can't be seen, joiners aside."""
+    """Return a text without invisible characters, joiners aside."""
     return text if text.isascii() else re.sub(_INVISIBLE, "", text)
 
 
-# To convert a name takes up to some milliseconds, and a message may have it in many places.
+# Converting a name can take milliseconds, and a message may contain the same name many times.
 @lru_cache(maxsize=_REMEMBERED)
 def _converted(domain: str) -> str:
     name = folded(domain).rstrip(".")
@@ -175,11 +174,11 @@ def _by_idna_2003(domain: str) -> str:
 
 
 def _encoded(label: str) -> str:
-    """The A-label of a label in canonical letters; unchanged if it has none."""
+    """Return the A-label of a folded label, or the label itself if it has none."""
     if len(label) > LABEL_MAX - len(PREFIX):
         return label
     try:
-        label.encode()  # a byte that is not UTF-8 is no letter
+        label.encode()  # raises for an escaped byte, which punycode would encode
         encoded = PREFIX + label.encode("punycode").decode("ascii")
     except UnicodeError:
         return label
@@ -187,7 +186,7 @@ def _encoded(label: str) -> str:
 
 
 def _decoded(label: str) -> str:
-    """What an A-label stands for, valid or not; unchanged if it can't be decoded."""
+    """Return an A-label decoded, valid or not, or unchanged if it can't be decoded."""
     if not label.startswith(PREFIX) or len(label) > LABEL_MAX:
         return label
     try:

@@ -1,6 +1,6 @@
-"""Addresses of envelopes: what is meant by one, however the client spells it.
+"""A parser for the addresses of envelopes, in any spelling.
 
-Nothing here raises: the texts are the client's.
+Nothing here raises: the texts come from the client.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Address:
-    """A mail address: its local part without quotes, its domain as it is written.
+    """A mail address: its local part without quotes, and its domain as it is written.
 
-    `local` is the local part. `domain` is empty where there is none: smtpd completes such an
-    address with the name of the server. Letter case is left to the tables, which don't regard it.
+    `local` is the local part. `domain` is empty if there is none: smtpd completes such an address
+    with the server's name. Letter case is kept; tables ignore it.
     """
 
     __slots__ = ("domain", "local")
@@ -26,7 +26,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Take ``user@domain`` apart; a local part in quotes may hold an ``@``."""
+        """Parse `user@domain`; a quoted local part may contain an `@`."""
         if (quoted := _QUOTED.match(text)) and (text + "@")[quoted.end()] == "@":
             domain = text[quoted.end() + 1 :]
             if "@" not in domain:
@@ -35,13 +35,13 @@ class Address:
         return cls(unquoted(local), domain) if at else cls(unquoted(text), "")
 
     def completed(self, server_name: str | None) -> Address:
-        """Give the address as smtpd takes it: with the server's name where it has no domain."""
+        """Return the address as smtpd uses it: with the server's name if it has no domain."""
         if self.domain or not self.local or not server_name:
             return self
         return Address(self.local, server_name)
 
     def __bool__(self) -> bool:
-        """Whether it is any: not the null sender."""
+        """Whether this is not the null sender."""
         return bool(self.local or self.domain)
 
     def __str__(self) -> str:
@@ -51,27 +51,27 @@ class Address:
 
 
 def path(text: str) -> Address:
-    """Understand an envelope's address as smtpd does.
+    """Parse an address of the envelope as smtpd does.
 
-    The client's spelling is gone: a source route, quotes that aren't needed, final dots.
+    Removes a source route, unnecessary quotes and final dots.
     """
     text = text.strip(" \t")
     if text.startswith("<") and text.endswith(">"):
         text = text[1:-1]
     # RFC 5321 section 4.1.2: Path = "<" [ A-d-l ":" ] Mailbox ">"; appendix C: servers "SHOULD
-    # ignore the source route". A literal may hold colons, but a route has no literal.
+    # ignore the source route". An address literal may contain colons, but a route has none.
     if text.startswith("@") and ":" in text:
         text = text.partition(":")[2]
     address = Address.parse(text)
     if not text.startswith('"'):
-        # smtpd drops what stands before a colon, "@" or not.
+        # smtpd drops everything before a colon, with or without an "@" in it.
         address.local = address.local.rpartition(":")[2]
     address.domain = address.domain.rstrip(".")
     return address
 
 
 def unquoted(local: str) -> str:
-    """Give a local part without quotes and the backslashes in them."""
+    """Return a local part without its quotes and the backslashes in them."""
     # RFC 5321 section 4.1.2: "the quoted form ... MUST be treated as equivalent".
     if len(local) > 1 and local[0] == local[-1] == '"':
         return unescaped(local[1:-1])
@@ -79,5 +79,5 @@ def unquoted(local: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Give a text with its quoted pairs (RFC 5322 section 3.2.1) resolved."""
+    """Return a text with its quoted pairs (RFC 5322 section 3.2.1) resolved."""
     return _ESCAPED.sub(r"\1", text) if "\\" in text else text

@@ -1,4 +1,4 @@
-"""Domains in one form: what is the same domain, and what isn't."""
+"""The canonical form of domains, and all readings of one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_address_literals(written: str, form: str) -> None:
 
 
 def as_smtpd(text: str) -> bytes | None:
-    """What smtpd's `valid_domainpart` takes a literal for, in 16 bytes; None for none."""
+    """Return the address that smtpd's `valid_domainpart` reads, in 16 bytes; None if invalid."""
     inner = re.sub(r"(?i)\A\[(?:ipv6:)?", "", text)
     if not text.startswith("[") or "]" not in inner or inner.index("]") != len(inner) - 1:
         return None
@@ -149,12 +149,12 @@ def test_an_address_literal_is_what_smtpd_takes_for_one(parts: tuple[str, str, s
         ("faß.example", ["xn--fa-hia.example", "fass.example"]),
         ("βόλος.example", ["xn--nxasmm1c.example", "xn--nxasmq6b.example"]),
         ("a\u200db.example", ["xn--ab-m1t.example", "ab.example"]),
-        # an A-label is one domain, and "fass" another
+        # an A-label is a different domain than "fass"
         ("xn--fa-hia.example", ["xn--fa-hia.example"]),
         ("fass.example", ["fass.example"]),
         # a byte that isn't UTF-8
         ("b\udcfccher.example", ["b\udcfccher.example", BOOKS]),
-        # what no registry sells, and a careless program shows as something else
+        # labels that no registry accepts, and a careless program displays as something else
         ("xn--example-.org", ["xn--example-.org", "example.org"]),
         ("xn--BCHER-2pa.example", ["xn--bcher-2pa.example", BOOKS]),  # BÜCHER
         ("xn--exampleorg-7f99c", ["xn--exampleorg-7f99c", "example.org"]),  # a full-width dot
@@ -180,13 +180,13 @@ def test_letters_are_those_of_uts_46() -> None:
     compared = 0
     for point in (*range(0x80, 0x3400), *range(0xA640, 0xAC00), *range(0xF900, 0x10000)):
         label = f"a{chr(point)}a"
-        # What this Python's Unicode doesn't have yet, and `ẞ`, which older versions of UTS #46 have
-        # as in IDNA 2003.
+        # Skip characters unknown to this Python's Unicode, and `ẞ`, which older versions of UTS #46
+        # map as IDNA 2003 does.
         if unicodedata.category(chr(point)) == "Cn" or chr(point) == "ẞ":
             continue
         try:
             expected = idna.encode(label, uts46=True).decode()
-        except UnicodeError:  # no letter of domains
+        except UnicodeError:  # not allowed in domains
             continue
         compared += 1
         assert canonical(label) == expected, hex(point)

@@ -1,4 +1,4 @@
-"""Addresses of envelopes."""
+"""Parsing of envelope addresses."""
 
 from __future__ import annotations
 
