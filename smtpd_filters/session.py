@@ -123,7 +123,9 @@ class Session:
             return self.scratch
         for report, fields in FIELDS.items():
             if name in fields:
-                raise NotReportedError(f"session.{name} needs the report {report!r} in `needs`")
+                raise NotReportedError(
+                    f"session.{name} needs the report {report!r}: add it to the Registration"
+                )
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     @property
