@@ -1,9 +1,9 @@
-"""The message: its header block, its fields, its body; pure.
+"""Mail messages: header blocks that can be edited, and spooled bodies.
 
-`Headers` edits a header block and keeps every byte it isn't told to change; `Message` holds a
-whole message, its body spooled. What goes into a field is made safe and folded in `folding`; what
-smtpd does to From, To and Cc behind the filters, `completion` does beforehand; it is imported from
-there by the filters that need it.
+`Headers` edits a header block and preserves every byte outside the edits; `Message` holds a whole
+message, with its body spooled. `folding` makes the values of new fields safe and folds them;
+`completion` completes From, To and Cc as smtpd does after the filters; filters that
+need it import it from there.
 """
 
 from __future__ import annotations

@@ -1,25 +1,24 @@
-r"""The fields that smtpd(8) completes behind its filters: From, To and Cc.
+r"""Completion of addresses in From, To and Cc, as smtpd(8) does it after its filters.
 
-An address without a domain gets the name of the listener that the client came to.  smtpd does so
-with every message, after the last filter has seen it, so a signature that a filter has made of
-these fields would be invalid when the message is delivered.  Whoever signs completes them first, by
-the same rule: then smtpd finds nothing to do.
+smtpd appends the listener's name to an address without a domain. It does so for every message,
+after the last filter, so that a filter's signature of these fields would be invalid when the
+message is delivered. A filter that signs completes the fields first, by the same rule, and smtpd
+changes nothing more.
 
 Invariants
 ----------
-*As smtpd does it*: where smtpd changes nothing, no byte is changed; where it does, the result is
-the same.  Few cases are left to it: a field on which its versions disagree (6.8 takes no escaped
-quote within quotes for one, 7.6 does), one that it changes again each time, one that would become
-too long for it, and one that takes more work than `MAX_STEPS`.
-*Linear*: an element is looked through once.
+*Same as smtpd*: where smtpd changes nothing, no byte is changed; where it does, the result is the
+same. A few cases are left to smtpd: a field on which its versions disagree (7.6 recognises an
+escaped quote inside quotes, 6.8 doesn't), one that it changes again each time, one that would
+become too long for it, and one that takes more work than `MAX_STEPS`.
+*Linear*: an element is scanned once.
 
-How it works.  The value of a field is a list whose elements end in commas, but not in those within
-quotes or comments.  The lines of a folded field are one text, each with a line feed behind it; so
-the last element has one at its end.  An element is left alone that has an `@`, a `:` (of a group)
-or an end of a quote, comment or angle bracket missing.  Otherwise `@` and the name go behind what
-stands in the last pair of brackets, or else behind the last character that is neither white space
-nor of a comment.  A backslash only counts outside of quotes and comments, and only in front of
-``( ) "`` and itself.
+How it works. The value of a field is a list whose elements end at commas outside quotes and
+comments. The lines of a folded field are one text, each followed by a line feed, so the last
+element ends with one. An element is unchanged if it has an `@`, a `:` (of a group), or an
+unterminated quote, comment or angle bracket. Otherwise `@` and the name are inserted at the end of
+the last pair of brackets, or else after the last character that is neither white space nor part of
+a comment. A backslash counts only outside quotes and comments, and only before `( ) "` and itself.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .headers import Headers
 
-#: Bytes of a field's value with a line feed at its end, beyond which smtpd refuses the message.
+#: Bytes of a field's value with its final line feed, beyond which smtpd refuses the message.
 MAX_VALUE = 65535
-#: Special characters that are looked at in one header block, at about half a microsecond each.  A
-#: field of the largest size with an address in quotes and brackets in each 25 bytes has 3,000.
+#: Special characters processed in one header block, at about half a microsecond each. A field of
+#: the largest size with an address in quotes and brackets every 25 bytes has 3,000.
 MAX_STEPS = 20_000
 
 _NAMES = (b"from", b"to", b"cc")
 _WHITE = b" \t\n\v\f\r"
-#: A quoted string on whose end all versions agree.
+#: A quoted string whose end is the same to all versions.
 _QUOTED = rb'"(?:[^"\\]++|\\[^"])*+"'
 _STRING = re.compile(_QUOTED, re.DOTALL)
-#: An element with a domain, which is nearly any.
+#: An element with a domain, as nearly all are.
 _COMPLETE = re.compile(
     rb'(?:[^"\\(),@]++|%b)*+@(?:[^"\\(),@]++|@|%b)*+(?:,|\Z)' % (_QUOTED, _QUOTED), re.DOTALL
 )
@@ -50,7 +49,7 @@ _PARENTHESIS = re.compile(rb"[()]")
 
 
 def complete(headers: Headers, host: str) -> bool:
-    """Complete the fields of a header block with the name of the listener; whether any was."""
+    """Complete the fields of a header block; return whether any changed."""
     lines = completed(headers.lines(), host)
     if lines is None:
         return False
@@ -59,7 +58,7 @@ def complete(headers: Headers, host: str) -> bool:
 
 
 def completed(lines: list[bytes], host: str) -> list[bytes] | None:
-    """The lines of a header block with the fields completed; None if there is nothing to do."""
+    """Return the lines of a header block with the fields completed, or None if none changes."""
     name = host.encode("utf-8", "surrogateescape")
     budget = _Budget()
     result: list[bytes] | None = None
@@ -84,7 +83,7 @@ def _is_completed(line: bytes) -> bool:
 
 
 class _Budget:
-    """The steps that are left."""
+    """The number of steps left."""
 
     __slots__ = ("steps",)
 
@@ -92,13 +91,13 @@ class _Budget:
         self.steps = MAX_STEPS
 
     def spend(self) -> bool:
-        """Take a step; whether there was one left."""
+        """Use a step; return whether one was left."""
         self.steps -= 1
         return self.steps >= 0
 
 
 def _value(value: bytes, host: bytes, budget: _Budget) -> bytes | None:
-    """A value with its elements completed; None if there is nothing to do, or it can't be done."""
+    """Return a value with its elements completed, or None if it must stay as it is."""
     if len(value) > MAX_VALUE:
         return None
     pieces: list[bytes] = []
@@ -123,7 +122,7 @@ def _value(value: bytes, host: bytes, budget: _Budget) -> bytes | None:
 
 
 class _Element:
-    """One element of a list: where it ends, and where a domain goes, if it lacks one."""
+    """One element of a list: where it ends, and where to insert a domain if it lacks one."""
 
     __slots__ = (
         "_at",
@@ -142,18 +141,18 @@ class _Element:
         self._value = value
         self._budget = budget
         self._start = self._at = start
-        #: The last character that is neither white space nor of a comment; whether an angle bracket
-        #: is open, and the last that was closed.
+        #: The last character that is neither white space nor part of a comment; whether an angle
+        #: bracket is open; the last one that was closed.
         self._last = -1
         self._open = False
         self._close = -1
-        #: Whether it was read to its end, which is a comma or the end of the value.
+        #: Whether it was scanned to its end: a comma or the end of the value.
         self.ended = True
         self.end = len(value)
         self.place = self._where() if self._scan() else None
 
     def _scan(self) -> bool:
-        """Read to the end; whether an address without a domain may be in it."""
+        """Scan to the end; return whether the element may be an address without a domain."""
         value = self._value
         has_domain = False
         backslash = -1
@@ -168,7 +167,7 @@ class _Element:
                 if not self._skip(special, at):
                     return False
             elif special == b"\\":
-                # The next character has no meaning, if it is one of those that may lose it.
+                # It escapes the next character, if that is one of `_ESCAPED`.
                 backslash = at + 1
                 self._note(at + 1 + (value[at + 1 : at + 2] in _ESCAPED))
             else:
@@ -190,14 +189,14 @@ class _Element:
             self._close = at
 
     def _note(self, end: int) -> None:
-        """What stands up to there is none of a comment."""
+        """Record that the text up to `end` is not part of a comment."""
         text = self._value[self._at : end].rstrip(_WHITE + b")")
         if text:
             self._last = self._at + len(text) - 1
         self._at = end
 
     def _skip(self, special: bytes, at: int) -> bool:
-        """Go behind what a quote or a parenthesis begins; whether it ends."""
+        """Skip a quoted string or a comment; return whether it is terminated."""
         if special == b'"':
             if string := _STRING.match(self._value, at):
                 self._note(string.end())
@@ -222,12 +221,12 @@ class _Element:
             return None if inside.endswith(b"<") else self._start + len(inside)
         if self._last >= 0:
             return self._last + 1
-        # With nothing but a comment smtpd puts the domain into that, again each time.
+        # If there is only a comment, smtpd inserts the domain into it, again each time.
         return self._start + 1 if self._value.startswith(b")", self._start) else None
 
 
 _ENCLOSING = frozenset({b"(", b'"'})
-#: An address has one already, and a group needs none.
+#: In an element that needs no domain: it has one, or is a group.
 _NO_ADDRESS = frozenset({b"@", b":"})
-#: What loses its meaning behind a backslash.
+#: The characters that a backslash escapes.
 _ESCAPED = frozenset({b"(", b")", b'"', b"\\"})

@@ -1,15 +1,14 @@
-"""Dot-stuffing, both ways (RFC 5321 section 4.5.2).
+"""Dot-stuffing and its inverse (RFC 5321 section 4.5.2).
 
-The law:
-1. A line that begins with a dot goes onto the wire with one dot more, and loses its first dot
-   when it comes off it; every other line is the same on both sides.
-2. The lone dot that ends the data is no line of the message and is never passed here.
+A line that begins with a dot is sent with one more dot and loses its first dot on receipt; other
+lines are unchanged. The lone dot that ends the data isn't a line of the message, and callers never
+pass it here.
 
-`unstuff` is the inverse of `stuff`. The reverse doesn't hold: a client may send ".x" unescaped,
-which means "x", so whoever must give back the very bytes that came keeps the wire form.
+`unstuff` is the inverse of `stuff`, but not the other way round: a client may send ".x" unescaped,
+which means "x". Code that must return the received bytes therefore keeps the wire form.
 
-Lines with a leading dot are rare, so both first ask, in one pass without a Python frame per line,
-whether there is any.
+Lines with a leading dot are rare, so both functions first check, in one pass without a Python frame
+per line, whether there is any.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _first_byte = itemgetter(slice(0, 1))
 
 
 def stuff(lines: Iterable[bytes]) -> list[bytes]:
-    """The lines as they go onto the wire: a leading dot is doubled."""
+    """Return the lines in wire form, with leading dots doubled."""
     lines = list(lines)
     if b"." not in map(_first_byte, lines):
         return lines
@@ -33,7 +32,7 @@ def stuff(lines: Iterable[bytes]) -> list[bytes]:
 
 
 def unstuff(lines: Iterable[bytes]) -> list[bytes]:
-    """The lines as they were before `stuff`: a leading dot is taken away."""
+    """Return the lines without the leading dots that `stuff` adds."""
     lines = list(lines)
     if b"." not in map(_first_byte, lines):
         return lines
@@ -41,12 +40,12 @@ def unstuff(lines: Iterable[bytes]) -> list[bytes]:
 
 
 def stuff_block(block: bytes) -> bytes:
-    """Stuff whole lines that stand in one block, separated by line feeds."""
+    """Stuff a block of whole lines, separated by line feeds."""
     if block.startswith(b"."):
         block = b"." + block
     return block.replace(b"\n.", b"\n..")
 
 
 def unstuff_block(block: bytes) -> bytes:
-    """Undo `stuff_block`."""
+    """Reverse `stuff_block`."""
     return block.removeprefix(b".").replace(b"\n.", b"\n")

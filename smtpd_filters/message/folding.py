@@ -1,18 +1,21 @@
-r"""How a name and a value become the lines of one header field.
+r"""Encoding of a name and a value as the lines of one header field.
 
-The law:
-1. Any value gives exactly one field: no line of it but the first can be taken for the start of a
-   field, and none is empty or only white space, which would end the block for some reader.
-2. No control character but TAB gets through. Where one stood, a space stands.
-3. A fold goes in front of white space and takes none away, so that unfolding gives the value back
-   (RFC 5322 section 2.2.3); only a run of white space that no line could hold shrinks to one.
-   Tokens are not broken, unless one is too long for any line: then each piece but the last fills
-   a line, cut between UTF-8 characters, and unfolding shows a space at each cut.
-4. A value never raises: it comes from outside. A name does: it is the author's.
+`field_lines` does it. A value with line breaks before white space is already folded, perhaps by
+a program that has signed it: its lines are kept, up to the 998 bytes that a line may have. Any
+other value is folded here at 78 columns.
 
-How it works. `field_lines` is the one door. A value that brings line breaks followed by white
-space is folded already, by somebody who may have signed it so: its lines are kept as they are up
-to the 998 bytes a line may have. Any other value is folded here at 78 columns.
+Invariants
+----------
+*One field*: every value results in exactly one field. None of its lines but the first can be parsed
+as the start of a field, and none is empty or only white space, which some parsers take for the end
+of the block.
+*No control characters* but TAB: each is replaced by a space.
+*Reversible folds*: a fold is inserted before white space and removes none, so that unfolding
+returns the value (RFC 5322 section 2.2.3); only a run of white space too long for a line shrinks to
+one character. A token is broken only if it is too long for any line: then each piece but the last
+fills a line, cut between UTF-8 characters, and unfolding has a space at each cut.
+*Safe values*: a value never raises, since it comes from outside. An invalid name raises, since it
+is the author's.
 """
 
 from __future__ import annotations
@@ -28,29 +31,29 @@ if TYPE_CHECKING:
 MAX_LINE = 998
 FOLD_AT = 78
 
-# RFC 5322 section 2.2: printable US-ASCII except colon.
+# RFC 5322 section 2.2: printable US-ASCII except the colon.
 _NAME = re.compile(r"[!-9;-~]+")
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
-# C0, DEL, and the C1 controls as UTF-8 writes them (U+0085 is a line end to many programs). 0xC2
-# only ever leads a character in UTF-8, so nothing else is hit.
+# C0, DEL, and the C1 controls in UTF-8 (U+0085 is a line end to many programs). In UTF-8, 0xC2 is
+# always the first byte of a character, so nothing else matches.
 _CONTROL = re.compile(rb"\r\n|[\x00-\x08\n-\x1f\x7f]|\xc2[\x80-\x9f]")
 _WORD = re.compile(rb"[ \t]+[^ \t]+")
 
-# RFC 2047 section 2: an encoded-word is at most 75 characters and its line at most 76, of which
-# "Subject: =?utf-8?B?" and "?=" take 21; 39 bytes are 52 in base64.
+# RFC 2047 section 2: an encoded-word has at most 75 characters and its line at most 76, of which
+# "Subject: =?utf-8?B?" and "?=" take 21; 39 bytes are 52 characters in base64.
 _ENCODED_BYTES = 39
 
 
 def field_lines(name: str, value: str | bytes) -> list[bytes]:
-    """The raw lines of a field, folded and safe.
+    """Return the raw lines of a field, folded and made safe.
 
-    Raises ValueError for a name that RFC 5322 does not allow; never for a value.
+    Raises ValueError for a name that RFC 5322 doesn't allow; never for a value.
     """
     if not _NAME.fullmatch(name) or len(name) >= MAX_LINE:
         raise ValueError(f"not a header field name: {name[:80]!r}")
     head = name.encode("ascii") + b":"
     first, *rest = _safe_lines(_to_bytes(value))
-    # No trailing space behind a bare name: in transit it may get lost, and a signature with it.
+    # No trailing space after a bare name: losing it in transit would break a signature.
     line = head + b" " + first if first else head
     if not rest:
         return [line] if len(line) <= FOLD_AT else list(_fold(line, len(head), FOLD_AT))
@@ -61,11 +64,11 @@ def field_lines(name: str, value: str | bytes) -> list[bytes]:
 
 
 def encoded_word(text: str) -> str:
-    """A text for a field that people read (RFC 2047), such as a new Subject.
+    """Return a text encoded for a field of human-readable text, such as Subject (RFC 2047).
 
-    ASCII is returned as it is, unless it looks encoded; anything else as encoded-words of UTF-8 in
-    base64, separated by spaces. Control characters become spaces first: a line break would come
-    out again in whatever decodes the words.
+    ASCII is returned unchanged unless it looks encoded; any other text becomes encoded-words of
+    UTF-8 in base64, separated by spaces. Control characters become spaces first: decoding the words
+    would otherwise restore a line break.
     """
     text = re.sub("[\x00-\x1f\x7f-\x9f]+", " ", text)
     if text.isascii() and "=?" not in text:
@@ -91,15 +94,15 @@ def _to_bytes(value: str | bytes) -> bytes:
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        # Lone surrogates that stand for no byte.
+        # Lone surrogates that aren't escaped bytes.
         value = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", value)
         return value.encode("utf-8", "surrogateescape")
 
 
 def _safe_lines(value: bytes) -> list[bytes]:
-    """The value's own folds as lines, each behind the first beginning with white space.
+    """Split a value at its own folds; each line after the first begins with white space.
 
-    The first may be empty, the others hold more than white space.
+    The first line may be empty, the others contain more than white space.
     """
     if not _CONTROL.search(value):
         return [value.strip(b" \t")]
@@ -113,22 +116,22 @@ def _safe_lines(value: bytes) -> list[bytes]:
 
 
 def _fold(line: bytes, head: int, width: int) -> Iterator[bytes]:
-    """Break a line in front of white space, so that each piece has at most `width` bytes.
+    """Break a line before white space, into pieces of at most `width` bytes.
 
-    The first `head` bytes (a field's name and colon) are kept together. A token too long for the
-    width gets a line of its own; one too long for any line is broken.
+    The first `head` bytes (a field's name and colon) stay together. A token longer than the width
+    gets a line of its own; one too long for any line is broken.
     """
     if len(line) <= width:
         yield line
         return
     piece = line[:head]
-    # White space at the end would be searched through again from each of its characters.
+    # Trailing white space would be searched again from each of its characters.
     for match in _WORD.finditer(line.rstrip(b" \t"), head):
         word = match[0]
         if len(word) > width:
-            # It may be the white space that is long: one character of it is enough to fold at.
+            # If its white space makes it long, one character of that is enough for the fold.
             word = word[:1] + word.lstrip(b" \t")
-        # A token that is too long anyway may as well follow the name.
+        # A token that is too long in any case may follow the name.
         room = MAX_LINE if len(word) > width and len(piece) == head else width
         if len(piece) + len(word) <= room:
             piece += word
@@ -144,7 +147,7 @@ def _fold(line: bytes, head: int, width: int) -> Iterator[bytes]:
 
 
 def _character_start(line: bytes, cut: int) -> int:
-    """Move a cut back to where a UTF-8 character starts, if there is one near."""
+    """Move a cut back to the start of a UTF-8 character, if there is one near."""
     for at in range(cut, cut - 4, -1):
         if line[at] & 0xC0 != 0x80:  # RFC 3629: 10xxxxxx continues a character
             return at

@@ -1,20 +1,17 @@
-"""The header block: found fields, and edits that touch nothing else.
+"""The header block of a message: look-up of fields, and edits that preserve everything else.
 
 Invariants
 ----------
-Untouched lines
-    What isn't edited keeps its bytes and its place, whatever it is.  Lines that are no field (a
-    "From " line, text where a header should be, a continuation of nothing) are kept as opaque
-    entries: never found, never counted, never lost.
-Whole fields
-    An edit touches whole fields.  A new field never takes over the continuation lines of another.
-Counting
-    Names match case-insensitively.  Counting is over fields, from the top, and starts at 1 for the
-    nth of a name (as in smfi_chgheader) and at 0 for a place in the block (as in smfi_insheader).
-Linear time
-    A block may have 16,000 fields.  Finding fields by name, adding them at the top or the bottom
-    and removing all of a name walks over its lines in C and creates no object for each of them;
-    what has to part the block into fields does so once.
+*Untouched lines*: everything outside an edit keeps its bytes and its place. Lines that aren't
+fields (a "From " line, text in place of a header, a continuation line without a field) are kept as
+opaque entries, which are never found and never counted.
+*Whole fields*: an edit affects whole fields. A new field never takes over the continuation lines
+of another.
+*Counting*: names match case-insensitively. Fields are counted from the top, starting at 1 for the
+nth of a name (as in smfi_chgheader) and at 0 for a place in the block (as in smfi_insheader).
+*Linear time*: a block may have 16,000 fields. Finding fields by name, adding them at the top or
+bottom, and removing all of a name scans the lines in C and creates no object for each. Other
+operations split the block into fields once.
 """
 
 from __future__ import annotations
@@ -31,34 +28,34 @@ if TYPE_CHECKING:
     #: The lines or the entries of a block, and whether it was changed.
     Snapshot: TypeAlias = tuple[list[bytes], list["Field"] | None, bool]
 
-# RFC 5322 section 2.2, and 4.5 for the white space that old software puts before the colon.
-# Possessive, since a line without a colon can't match after backtracking either.
+# RFC 5322 section 2.2, and section 4.5 for white space before the colon. Possessive, since
+# backtracking can't make a line without a colon match.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:")
 _NAME = re.compile(rb"[!-9;-~]++")
 _WHITE = (b" ", b"\t")
-# What stands behind the name of a field that is removed: the rest of its lines.
+# The lines of a field after its name.
 _REST = rb"[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+"
-#: How often all fields of a name are removed by a walk over the block, before it is parted.
+#: How often the fields of a name are removed by a scan of the block before it is split instead.
 _WALKS = 8
 
 
 class Field:
-    """One field as it stands in the block.  It never changes."""
+    """One field of a header block; immutable."""
 
     __match_args__ = ("name", "value")
     __slots__ = ("_key", "_lines", "_name_end", "_value_at")
 
     def __init__(self, lines: bytes | list[bytes]) -> None:
-        #: A line on its own is kept without a list: a block may have 16,000 fields.
+        #: A single line is kept without a list: a block may have 16,000 fields.
         self._lines = lines
         self._key: str | None = None
-        #: Where in the first line the name ends (0: it is no field) and the value begins.  Looked
-        #: for when it is needed first: most fields are never looked at.
+        #: Where in the first line the name ends (0: not a field) and the value begins. Found on
+        #: first use: most fields are never read.
         self._name_end = -1
         self._value_at = 0
 
     def _continue(self, line: bytes) -> None:
-        """Take a further line, while the block is parted."""
+        """Add a continuation line while the block is being split."""
         if isinstance(self._lines, bytes):
             self._lines = [self._lines]
         self._lines.append(line)
@@ -69,7 +66,7 @@ class Field:
         return lines if isinstance(lines, bytes) else lines[0]
 
     def _parsed(self) -> int:
-        """Where the name ends; 0 if it is no field."""
+        """Return where the name ends, or 0 if this isn't a field."""
         end = self._name_end
         if end < 0:
             match = _FIELD.match(self._first)
@@ -79,7 +76,7 @@ class Field:
 
     @property
     def name(self) -> str:
-        """The name as it is written; "" for lines that are no field."""
+        """The name as it is written; "" for lines that aren't a field."""
         end = self._parsed()
         return self._first[:end].decode("ascii") if end else ""
 
@@ -99,9 +96,9 @@ class Field:
 
     @property
     def value(self) -> str:
-        """The value, unfolded, without surrounding white space, decoded but for encoded-words.
+        """The value, unfolded and without surrounding white space; encoded-words aren't decoded.
 
-        What isn't UTF-8 is kept as surrogate escapes.
+        Bytes that aren't UTF-8 become surrogate escapes.
         """
         self._parsed()
         return _value(self.lines, self._value_at)
@@ -113,24 +110,23 @@ class Field:
 class Headers:
     """A header block that can be searched and edited.
 
-    Values that go in are folded and made safe (see `smtpd_filters.message.folding`); whatever
-    adds or replaces a field raises ValueError for an invalid name.
+    New values are folded and made safe (see `smtpd_filters.message.folding`); methods that add or
+    replace a field raise ValueError for an invalid name.
 
-    `cut` is true if the block was longer than is looked at, so that fields may stand beyond its
-    end: a check that relies on a field being absent, or on having seen all of a name, has to look
-    at it.
+    `cut` is true if the block exceeded the limit, so that there may be fields beyond its end. A
+    check that requires a field to be absent, or all fields of a name, has to check `cut`.
     """
 
     __slots__ = ("_changed", "_entries", "_gone", "_index", "_lines", "_text", "_walks", "cut")
 
     def __init__(self, lines: Iterable[bytes] = (), *, cut: bool = False) -> None:
-        #: The block as lines, until something has to part it into entries; and these lines in lower
-        #: case, as one text to be searched, each behind a line feed.
+        #: The block as lines, until it has to be split into entries; and the same lines in lower
+        #: case, each after a line feed, as one text to search.
         self._lines = list(lines)
         self._text = b""
         self._entries: list[Field] | None = None
-        #: Of the entries: which have been removed, and the others by their names in lower case;
-        #: None where one has been added since.
+        #: The removed entries; and the other entries by name in lower case, or None for a name to
+        #: which an entry has been added since.
         self._gone: set[Field] = set()
         self._index: dict[str, list[Field] | None] = {}
         self._changed = False
@@ -139,7 +135,7 @@ class Headers:
 
     @classmethod
     def parse(cls, lines: Iterable[bytes]) -> Headers:
-        """Take raw lines without line ends and dot-stuffing, up to the empty line; never raises."""
+        """Parse raw lines without line ends and dot-stuffing up to the empty line. Never raises."""
         return cls(lines)
 
     @property
@@ -148,7 +144,7 @@ class Headers:
         return self._changed
 
     def snapshot(self) -> Snapshot:
-        """What `restore` takes to undo the edits made from here on."""
+        """Return a snapshot for `restore`, which undoes later edits."""
         if self._entries is None:
             return list(self._lines), None, self._changed
         return [], list(self._settled()), self._changed
@@ -161,13 +157,13 @@ class Headers:
         self._set_entries(None if entries is None else list(entries))
 
     def lines(self) -> list[bytes]:
-        """The raw lines of the block as it is now."""
+        """Return the raw lines of the block as it is now."""
         if self._entries is None:
             return list(self._lines)
         return _lines_of(self._settled())
 
     def replace_lines(self, lines: Iterable[bytes]) -> None:
-        """Put other raw lines in the place of all; they must be those of one block."""
+        """Replace all raw lines; the new ones must form one block."""
         self._lines = list(lines)
         self._text = b""
         self._set_entries(None)
@@ -190,21 +186,21 @@ class Headers:
         def get(self, name: str, default: str) -> str: ...
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of the first field of that name (see `Field.value`)."""
+        """Return the value of the first field of that name (see `Field.value`)."""
         for value in self._values(name):
             return value
         return default
 
     def get_all(self, name: str) -> list[str]:
-        """The values of all fields of that name, from the top."""
+        """Return the values of all fields of that name, from the top."""
         return list(self._values(name))
 
     def fields(self, name: str) -> list[Field]:
-        """All fields of that name, from the top."""
+        """Return all fields of that name, from the top."""
         return list(self._find(name))
 
     def names(self) -> list[str]:
-        """The name of each field, as it is written, from the top."""
+        """Return the name of each field, as it is written, from the top."""
         return [field.name for field in self]
 
     def prepend(self, name: str, value: str | bytes) -> None:
@@ -212,12 +208,12 @@ class Headers:
         new = field_lines(name, value)
         self._changed = True
         if self._entries is not None:
-            # Opaque lines that begin with white space are one entry, and only at the top.
+            # Opaque lines that begin with white space can only be the first entry.
             entries = self._settled()
             at = 1 if entries and entries[0]._first.startswith(_WHITE) else 0  # noqa: SLF001
             self._insert(at, Field(new), name)
             return
-        # Continuation lines that continue nothing would continue the new field.
+        # Continuation lines without a field would become part of the new one.
         at = 0
         while at < len(self._lines) and self._lines[at].startswith(_WHITE):
             at += 1
@@ -237,19 +233,19 @@ class Headers:
     def insert(self, index: int, name: str, value: str | bytes) -> None:
         """Add a field before the one that has `index` fields above it.
 
-        Past the last, it goes to the bottom; a negative index counts from the end, as for
-        `list.insert`. Of several fields inserted at one index the last stands highest: insert them
-        in reverse to keep their order.
+        Beyond the last field, it is added at the bottom; a negative index counts from the end, as
+        in `list.insert`. Of several fields inserted at the same index the last is highest: insert
+        them in reverse to keep their order.
         """
         new = Field(field_lines(name, value))
         self._insert(_place(self._parsed(), index), new, name)
         self._changed = True
 
     def replace(self, name: str, value: str | bytes, nth: int = 1, *, add: bool = False) -> bool:
-        """Put a new field where the nth field of that name stands; from the end if negative.
+        """Replace the nth field of that name, from the end if negative; return whether it exists.
 
-        True if there was one. If not, nothing happens, or with `add` the field goes to the
-        bottom. Raises ValueError if `nth` is 0.
+        If it doesn't, nothing happens, or with `add` the field is added at the bottom. Raises
+        ValueError if `nth` is 0.
         """
         if not nth:
             raise ValueError("fields of a name are counted from 1, or from -1 upwards")
@@ -270,8 +266,8 @@ class Headers:
     def remove(self, name: str, nth: int | Iterable[int] = 0) -> int:
         """Remove the nth field of that name, from the end if negative; 0 means all of them.
 
-        Several numbers are all counted over the fields as they are before the call. Returns how
-        many fields were removed.
+        Several numbers all refer to the fields before the call. Returns the number of fields
+        removed.
         """
         if nth == 0 and self._entries is None and self._walks < _WALKS:
             return self._remove_all(name)
@@ -303,7 +299,7 @@ class Headers:
             yield _value(lines[at:end], colon)
 
     def _places(self, name: str) -> list[tuple[int, int]]:
-        """The lines that begin fields of that name, and where their values begin."""
+        """Return the first line of each field of that name, and where its value begins."""
         key = self._key(name)
         if not key:
             return []
@@ -321,7 +317,7 @@ class Headers:
         return found
 
     def _remove_all(self, name: str) -> int:
-        """Remove all fields of that name without parting the block."""
+        """Remove all fields of that name without splitting the block."""
         key = self._key(name)
         if not key or key not in self._searchable():
             return 0
@@ -335,7 +331,7 @@ class Headers:
         return count
 
     def _key(self, name: str) -> bytes:
-        """What the fields of that name begin with in `_searchable`; empty if there can be none."""
+        """Return the beginning of that name's fields in `_searchable`; empty if it is invalid."""
         try:
             key = name.lower().encode("ascii")
         except UnicodeEncodeError:
@@ -343,13 +339,13 @@ class Headers:
         return b"\n" + key if _NAME.fullmatch(key) else b""
 
     def _searchable(self) -> bytes:
-        """The lines in lower case, as one text, each behind a line feed."""
+        """Return the lines in lower case as one text, each after a line feed."""
         if not self._text:
             self._text = b"\n".join([b"", *self._lines]).lower()
         return self._text
 
     def _find(self, name: str) -> list[Field]:
-        """The fields of that name; the block is parted only if there are any."""
+        """Return the fields of that name; the block is split only if there are any."""
         key = name.lower()
         if not key or (self._entries is None and not self._places(name)):
             return []
@@ -368,7 +364,7 @@ class Headers:
             entries: list[Field] = []
             for line in self._lines:
                 if entries and line.startswith(_WHITE):
-                    entries[-1]._continue(line)  # noqa: SLF001  # of one module
+                    entries[-1]._continue(line)  # noqa: SLF001  # same module
                 else:
                     entries.append(Field(line))
             self._set_entries(entries)
@@ -382,9 +378,9 @@ class Headers:
         self._index = {}
 
     def _settled(self) -> list[Field]:
-        """The entries without those that were removed: many removals cost one walk."""
+        """Return the entries without removed ones, so that many removals cost one scan."""
         entries = self._entries
-        assert entries is not None  # noqa: S101  # asked for where there are any
+        assert entries is not None  # noqa: S101  # the callers have split the block
         if self._gone:
             gone = self._gone
             self._entries = entries = [entry for entry in entries if entry not in gone]
@@ -402,13 +398,13 @@ def _by_name(entries: list[Field]) -> dict[str, list[Field] | None]:
     for entry in entries:
         if key := entry.key:
             index.setdefault(key, []).append(entry)
-    return index  # type: ignore[return-value]  # whose values may become None
+    return index  # type: ignore[return-value]  # its values may become None
 
 
 def _lines_of(entries: list[Field]) -> list[bytes]:
     found: list[bytes] = []
     for entry in entries:
-        lines = entry._lines  # noqa: SLF001  # of one module
+        lines = entry._lines  # noqa: SLF001  # same module
         if isinstance(lines, bytes):
             found.append(lines)
         else:
@@ -417,15 +413,15 @@ def _lines_of(entries: list[Field]) -> list[bytes]:
 
 
 def _value(lines: Iterable[bytes], colon: int) -> str:
-    # RFC 5322 section 2.2.3: unfolding takes away the line breaks and nothing else.
+    # RFC 5322 section 2.2.3: unfolding removes the line breaks and nothing else.
     value = b"".join(lines)[colon:].strip(b" \t")
     return value.decode("utf-8", "surrogateescape")
 
 
 def _place(entries: list[Field], index: int) -> int:
-    """Return where the field stands that has `index` fields above it, counted as in a list.
+    """Return the position of the field that has `index` fields above it, counted as in a list.
 
-    Walked from the end that is near: a header block may be long, and fields added many.
+    The search starts at the nearer end: a block may be long, and many fields may be added.
     """
     if index < 0:
         for at in range(len(entries) - 1, -1, -1):

@@ -1,24 +1,20 @@
-"""A message while a filter judges it: collected, read, edited, sent back.
+"""A message on its way through a filter: collected, read, edited, and sent back.
+
+The store holds the wire form, dot-stuffed, header and body together, so that an unedited message is
+sent back from it unchanged.
 
 Invariants
 ----------
-Byte for byte
-    What goes back is what came, unless it was edited: the header as `headers` was, the body as
-    `replace_body` was told.
-Bounded
-    Lines are kept in a `Spool`, those of an edited header block as well.  The header block is held
-    as lines only from the time at which it is asked for to the time at which it is released, and
-    nothing is read back in larger pieces than a chunk.
-One header block
-    The block ends before the first empty line, or at `Spool.header`: what lies beyond is body, and
-    `Headers.cut` is true.  It is cut in front of a field, so that what a filter appends does not
-    take over the continuation lines of the field before it.
-Never half a message
-    When the file system fails, whatever touches the message raises `SpoolError`, and it can only be
-    discarded.
-
-The store holds the wire form, dot-stuffed, header and body in one, so that an unedited message is
-sent back from it as it is.
+*Byte for byte*: the message is sent back as received, except for edits of `headers` and the
+argument of `replace_body`.
+*Bounded*: lines are kept in a `Spool`, including those of an edited header block. The header block
+is held as lines only from the first access to `headers` until `release`, and the store is never
+read in larger pieces than a chunk.
+*One header block*: the block ends before the first empty line, or at `Spool.header`; then the rest
+is body, and `Headers.cut` is true. It is cut before a field, so that a field that a filter appends
+doesn't take over continuation lines.
+*Never half a message*: after a failure of the file system every use of the message raises
+`SpoolError`, and it can only be discarded.
 """
 
 from __future__ import annotations
@@ -42,25 +38,25 @@ if TYPE_CHECKING:
     from .headers import Snapshot
 
 _WHITE = (b" ", b"\t")
-#: Bytes of a line of a new body without a line end, beyond which it is broken.
+#: Bytes of a line of a new body beyond which it is broken.
 _LONGEST = 1 << 16
 
 
 class Body:
-    """A body that is to replace another one, written piece by piece; see `Message.new_body`."""
+    """A replacement body, written piece by piece; see `Message.new_body`."""
 
     __slots__ = ("_pieces", "_size", "store")
 
     def __init__(self, spool: Spool) -> None:
         self.store = Store(spool)
-        #: The beginning of a line.
+        #: The beginning of an incomplete line.
         self._pieces: list[bytes] = []
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Take the next piece, cut anywhere; lines end in LF or CRLF and are not dot-stuffed.
+        """Write a piece, split anywhere; lines end in LF or CRLF and are not dot-stuffed.
 
-        Raises SpoolError when it can't be kept.
+        Raises SpoolError if it can't be stored.
         """
         cut = data.rfind(b"\n") + 1
         if not cut:
@@ -72,14 +68,14 @@ class Body:
         self._begin(data[cut:])
 
     def close(self) -> None:
-        """End the last line, if it has no line end.  Raises SpoolError."""
+        """End the last line if it has no line end. Raises SpoolError."""
         if self._size:
             last, self._pieces, self._size = b"".join(self._pieces), [], 0
             self.store.append_block(stuff_block(last + b"\n"))
         self.store.check()
 
     def discard(self) -> None:
-        """Give it up."""
+        """Discard what was written."""
         self._pieces = []
         self.store.discard("the new body was given up")
 
@@ -89,18 +85,18 @@ class Body:
         self._pieces.append(data)
         self._size += len(data)
         if self._size > _LONGEST:
-            # smtpd takes no such line: it would be broken on its way back, all of it at once.
+            # smtpd doesn't accept such a line; broken only when sent, it would be one large piece.
             *lines, last = break_line(b"".join(self._pieces), header=False)
             self._pieces, self._size = [last], len(last)
             self.store.append_block(stuff_block(b"\n".join([*lines, b""])))
 
 
 class Message:
-    """A message: its header block, to be edited, and its body, to be read or replaced.
+    """A message with a header block that can be edited, and a body that can be read or replaced.
 
-    The runtime creates it, feeds it, closes it at the end of data and discards it when the
-    transaction is over; a policy has it in between.  Whatever touches the body raises `SpoolError`
-    when the file system fails, and ValueError before `close`.
+    The runtime creates it, feeds it, closes it at the end of data and discards it after the
+    transaction; a policy uses it in between. Methods that access the body raise `SpoolError` if the
+    file system fails, and ValueError before `close`.
     """
 
     __slots__ = (
@@ -125,28 +121,28 @@ class Message:
     def __init__(self, spool: Spool | None = None) -> None:
         self._spool = spool = spool or Spool()
         self._store = Store(spool)
-        #: The header block: how many lines and bytes of the store it is, so far.
+        #: The lines and bytes of the store that belong to the header block so far.
         self._head_lines = self._head_size = 0
-        #: Its end has been seen, or its limit has been passed.
+        #: Whether its end has been seen; whether it exceeded the limit.
         self._header_seen = self._too_long = False
         self._headers: Headers | None = None
-        #: Where the body is, and from which byte on; whether an empty line stands before it.
+        #: The store of the body, and its offset there; whether an empty line precedes the body.
         self._body, self._body_at, self._blank = self._store, 0, False
-        #: Bodies that were replaced, as long as that may be undone.
+        #: Replaced bodies, while the replacement can be undone.
         self._former: list[tuple[Store, int, bool]] = []
         self._closed = False
-        #: The header as it is sent, if it is not the store's, and how many bytes of it have been.
+        #: The header to send, if it isn't the store's, and the number of its bytes already sent.
         self._head: Store | None = None
         self._head_at = 0
-        #: What has been sent of the body: bytes, and lines of a store that is still small.
+        #: How much of the body has been sent: bytes, or lines of a store that is still small.
         self._at = self._row = 0
 
-    # -- coming in -----------------------------------------------------------------------
+    # -- receiving -----------------------------------------------------------------------
 
     def feed(self, lines: list[bytes]) -> None:
-        """Take the next lines as they are on the wire, without the lone dot that ends them.
+        """Add lines in wire form, without the lone dot that ends the data.
 
-        Raises SpoolError when they can't be kept.
+        Raises SpoolError if they can't be stored.
         """
         if self._closed:
             raise ValueError("the message is complete")
@@ -169,7 +165,7 @@ class Message:
             self._blank = False
 
     def close(self) -> None:
-        """Nothing more is to come.  Raises SpoolError if something could not be kept."""
+        """Mark the message as complete. Raises SpoolError if a line could not be stored."""
         self._header_seen = self._closed = True
         self._store.check()
 
@@ -180,16 +176,16 @@ class Message:
 
     @property
     def header_cost(self) -> int:
-        """What the header block takes in memory as lines, in bytes."""
+        """The memory that the header block uses as lines, in bytes."""
         return self._head_size + LINE_COST * self._head_lines
 
     @property
     def stored(self) -> int:
-        """The bytes of the message as it came, so far, dot-stuffed."""
+        """The bytes received so far, dot-stuffed."""
         return self._store.size
 
     def discard(self) -> None:
-        """Free what the message takes, whatever state it is in.  It can't be used any more."""
+        """Release the message's resources, in any state; it can't be used afterwards."""
         self._header_seen = self._closed = True
         self._headers = Headers()
         self._drop_head()
@@ -197,10 +193,10 @@ class Message:
         self._body.discard()
         self._store.discard()
 
-    # -- judged --------------------------------------------------------------------------
+    # -- reading and editing -------------------------------------------------------------
 
     def snapshot(self) -> tuple[Snapshot, int]:
-        """What `restore` takes to undo the edits made from here on."""
+        """Return a snapshot for `restore`, which undoes later edits."""
         return self.headers.snapshot(), len(self._former)
 
     def restore(self, before: tuple[Snapshot, int]) -> None:
@@ -220,9 +216,9 @@ class Message:
 
     @property
     def headers(self) -> Headers:
-        """The header block; edits go out with the message.
+        """The header block; edits are sent with the message.
 
-        Raises ValueError before its end has been seen.
+        Raises ValueError before the end of the block has been seen.
         """
         if self._headers is None:
             if not self._header_seen:
@@ -244,7 +240,7 @@ class Message:
         return Headers(unstuff(lines), cut=self._too_long)
 
     def _cut(self, lines: list[bytes]) -> None:
-        """Take what is beyond the limit out of a header block."""
+        """Remove the lines of a header block that are beyond the limit."""
         each = 1 + LINE_COST
         sizes = accumulate(map(len, lines))
         costs = (size + each * count for count, size in enumerate(sizes, 1))
@@ -260,16 +256,16 @@ class Message:
     def size(self) -> int:
         """The bytes of the message as it is now, each line end counted as one.
 
-        The body is read through for it: a stuffed dot is not part of the message.
+        This reads the whole body, since stuffed dots don't count.
         """
         return sum(map(len, self.iter_bytes()))
 
     def body(self, chunk_bytes: int = CHUNK, *, crlf: bool = False) -> Iterator[bytes]:
-        """The body as it was before dot-stuffing, in chunks of whole lines that end in LF.
+        """Yield the body without dot-stuffing, in chunks of whole lines that end in LF.
 
-        A chunk is longer than `chunk_bytes` only if it is one line.  With `crlf` lines end in CRLF,
-        as in RFC 5322.  Of a message without an empty line the body is empty, unless its header
-        block was cut (`Headers.cut`): then it is what lies beyond.
+        A chunk is longer than `chunk_bytes` only if it is a single line. With `crlf` lines end in
+        CRLF, as in RFC 5322. A message without an empty line has an empty body, unless its header
+        block was cut (`Headers.cut`): then the rest of the block is the body.
         """
         self._ready()
         blocks = map(unstuff_block, _blocks(self._body, self._body_at, chunk_bytes))
@@ -278,9 +274,9 @@ class Message:
     def iter_bytes(
         self, chunk_bytes: int = CHUNK, *, crlf: bool = False, head: list[bytes] | None = None
     ) -> Iterator[bytes]:
-        """The whole message: the header block as it is now, the empty line, the body.
+        """Yield the whole message: the header block as it is now, the empty line, the body.
 
-        Not dot-stuffed; otherwise as `body`. `head` are lines in the place of the header block.
+        The form is that of `body`, not dot-stuffed. `head` replaces the lines of the header block.
         """
         self._ready()
         body = self.body(chunk_bytes, crlf=crlf)
@@ -292,22 +288,22 @@ class Message:
         return chain(heads, body)
 
     def open(self, *, crlf: bool = False) -> BinaryIO:
-        """The whole message, as `iter_bytes` gives it, as a file to read from (not to seek in)."""
+        """Return the whole message, as from `iter_bytes`, as a readable file without `seek`."""
         return io.BufferedReader(_Reader(self.iter_bytes(crlf=crlf)))
 
     def new_body(self) -> Body:
-        """A body to be written, then put behind the header block by `replace_body`.
+        """Return an empty body to write to, and then to pass to `replace_body`.
 
-        For one that comes from elsewhere and may be large: write it as it comes.
+        It is meant for a body that arrives in pieces and may be large.
         """
         return Body(self._spool)
 
     def replace_body(self, data: bytes | Iterable[bytes] | Body) -> None:
-        """Put another body behind the header block.
+        """Replace the body.
 
-        `data` is not dot-stuffed; its lines end in LF or CRLF, and it may come in chunks cut
-        anywhere, made from `body()` if need be.  A line of more than 64 KiB is broken.  When it
-        fails the old body stays.  Raises SpoolError, and what `data` raises.
+        `data` is not dot-stuffed; its lines end in LF or CRLF, and it may be chunks split anywhere,
+        including ones derived from `body()`. A line of more than 64 KiB is broken. On failure the
+        old body stays. Raises SpoolError, and any exception of `data`.
         """
         self._ready()
         new = data if isinstance(data, Body) else self.new_body()
@@ -322,13 +318,13 @@ class Message:
         self._former.append((self._body, self._body_at, self._blank))
         self._body, self._body_at, self._blank = new.store, 0, True
 
-    # -- going back ----------------------------------------------------------------------
+    # -- sending back --------------------------------------------------------------------
 
     def release(self) -> None:
-        """Judging is over: from now on `drain` gives the message as it goes back.
+        """End reading and editing; from now on `drain` returns the message to send back.
 
-        What was edited can't be undone any more.  Lines may still be fed, unless it was closed.
-        Raises SpoolError.
+        Edits can't be undone any more. More lines may be fed unless the message was closed. Raises
+        SpoolError.
         """
         store = self._store
         store.check()
@@ -357,9 +353,9 @@ class Message:
         return _split(self._store.read(0, self._head_size))
 
     def drain(self) -> list[bytes]:
-        """The next lines that go back, dot-stuffed, of bounded size and number.
+        """Return the next lines to send back, dot-stuffed, bounded in size and number.
 
-        There are none when everything that was fed has been drained.  Raises SpoolError.
+        The result is empty if everything that was fed has been drained. Raises SpoolError.
         """
         if self._head is not None:
             return self._drain_head(self._head)
@@ -373,7 +369,7 @@ class Message:
         return rows
 
     def _drain_head(self, head: Store) -> list[bytes]:
-        """The next lines of the header; with those of a small body, if both are small."""
+        """Return the next lines of the header, followed by the body if both are small."""
         rows = head.lines
         if rows is None:
             rows, self._head_at = head.rows(self._head_at)
@@ -396,13 +392,13 @@ class Message:
         return self._at >= self._body.size if small is None else self._row >= len(small)
 
     def _drop_head(self) -> None:
-        """Free the header that has been sent."""
+        """Release the header that has been sent."""
         if self._head is not None:
             self._head.discard()
             self._head = None
 
     def _forget(self) -> None:
-        """Free the bodies that were replaced; the first is in the store of the message itself."""
+        """Release the replaced bodies; the first is in the store of the message itself."""
         for store, _, _ in self._former:
             store.discard("the body was replaced")
         self._former = []
@@ -416,7 +412,7 @@ class Message:
 
 
 class _Reader(io.RawIOBase):
-    """A file made of chunks, none of them empty."""
+    """A readable file made of non-empty chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -459,12 +455,12 @@ def _batches(lines: list[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Bytes in pieces that are copied at little cost."""
+    """Yield data in pieces that are cheap to copy."""
     for at in range(0, len(data), CHUNK):
         yield data[at : at + CHUNK]
 
 
 def _split(block: bytes) -> list[bytes]:
     lines = block.split(b"\n")
-    lines.pop()  # behind the last line feed
+    lines.pop()  # after the last line feed
     return lines

@@ -1,18 +1,16 @@
-"""Lines of messages: in memory within one budget for the process, in one file beyond it.
+"""A spool for the lines of messages: in memory up to a budget for the process, then in a file.
+
+A store begins as a list of lines, since most messages are small and are sent back unchanged. A
+larger one is packed into a block of bytes, and moved to the file when the budget requires it.
 
 Invariants
 ----------
-Bounded
-    All stores of a spool together hold at most `Spool.memory` bytes in memory, and each of them at
-    most `Spool.message`, but for the lines appended last.  A line counts with what Python needs
-    for it, not with its bytes alone: a megabyte of empty lines takes fifty.
-One descriptor
-    However many messages are on disk, they are in one unnamed file, in blocks.
-Whole or not at all
-    After a failure (a full disk) a store only raises `SpoolError` and can only be discarded.
-
-A store begins as a list of lines, for most messages are small and are sent back as they came. A
-larger one is packed into a block of bytes, and moves to the file when the budget asks for it.
+*Bounded*: all stores of a spool together hold at most `Spool.memory` bytes in memory, and each of
+them at most `Spool.message`, except for the lines appended last. A line counts with the memory that
+Python needs for it, not with its bytes alone: a megabyte of empty lines takes fifty.
+*One descriptor*: all messages on disk are in one unnamed file, in blocks.
+*All or nothing*: after a failure (such as a full disk) a store only raises `SpoolError` and can
+only be discarded.
 """
 
 from __future__ import annotations
@@ -20,42 +18,41 @@ from __future__ import annotations
 import io
 import os
 
-#: Bytes that all messages of a process may take in memory.
+#: Bytes that all messages of a process may use in memory.
 MEMORY = 32 << 20
-#: Bytes that one message may take in memory. Most mail is smaller, and fifty messages that are not
-#: take 12 MiB at once. A file costs little more: what is read back soon has not left the page
-#: cache.
+#: Bytes that one message may use in memory. Most mail is smaller; fifty larger messages use 12 MiB
+#: at once. The file costs little more: what is read back soon is still in the page cache.
 MESSAGE = 1 << 18
-#: Bytes of a header block.  Exim's header_maxsize has this default.
+#: Bytes of a header block; the default of Exim's header_maxsize.
 HEADER = 1 << 20
-#: Bytes that a line counts beyond its own: about what Python takes for an object in a list.
+#: Bytes charged for a line in addition to its own: about the size of a Python object in a list.
 LINE_COST = 64
-#: Bytes that a message counts beyond its lines, wherever these are.
+#: Bytes charged for a message in addition to its lines, wherever these are.
 STORE_COST = 1 << 11
-#: Bytes that a store may take as a list of lines.
+#: Bytes that a store may use as a list of lines.
 SMALL = 1 << 14
-#: Bytes, and lines, that are read back at a time. Reads of 32 to 256 KiB take equally long for each
-#: byte; the lines are bounded because each of them costs as much as 50 bytes do.
+#: Bytes, and lines, read back at a time. Reads of 32 to 256 KiB take the same time per byte; lines
+#: are bounded because each costs as much as 50 bytes.
 CHUNK = 1 << 16
 ROWS = 2000
 
-#: The unit in which space in the file is taken and given back.
+#: The unit in which space in the file is allocated and released.
 _BLOCK = 1 << 16
-#: A file larger than this is closed by a thread: to free gigabytes takes the kernel a while.
+#: A file larger than this is closed by a thread: freeing gigabytes takes the kernel a while.
 LARGE = 64 << 20
 
 
 class SpoolError(Exception):
-    """The message could not be kept, or not be read back; the text says why."""
+    """A message can't be stored or read back; the text is the reason."""
 
 
 class Spool:
     """The memory and the file that all messages of a process share.
 
-    ``memory``: bytes of memory for all messages; ``message``: for one of them; ``header``: bytes of
-    a header block beyond which the rest of it counts as body.  ``directories``: where the file may
-    be, the first that can be written to is taken; by default `directories`.  `large`: bytes of the
-    file beyond which a thread closes it.
+    `memory` is the number of bytes in memory for all messages, `message` for a single one; `header`
+    the bytes of a header block beyond which the rest of it counts as body. The file is created in
+    the first of `directories` that is writable; the default is that of the function `directories`.
+    A thread closes a file of more than `large` bytes.
     """
 
     def __init__(
@@ -74,22 +71,22 @@ class Spool:
         #: Bytes held in memory by all stores.
         self.used = 0
         self._fd = -1
-        #: Blocks of the file: how many were ever taken, which of them are free again.
+        #: The blocks of the file: the number ever allocated, and those that are free again.
         self._end = 0
         self._free: list[int] = []
 
     @property
     def full(self) -> bool:
-        """Whether no further message can be taken, not even on disk."""
+        """Whether no further message can be stored, not even on disk."""
         return self.used > self.memory + self.memory // 2
 
     @property
     def on_disk(self) -> int:
-        """Bytes of the file in use."""
+        """The bytes of the file that are in use."""
         return (self._end - len(self._free)) * _BLOCK
 
     def allocate(self) -> int:
-        """Take a block of the file.  Raises OSError when there is no place for one."""
+        """Allocate a block of the file. Raises OSError if there is no space."""
         if self._fd < 0:
             self._fd = _unnamed_file(self._directories or directories())
         if self._free:
@@ -98,7 +95,7 @@ class Spool:
         return self._end - 1
 
     def release(self, blocks: list[int]) -> None:
-        """Give blocks back.  With the last one the file goes."""
+        """Release blocks, and with the last one the file."""
         self._free += blocks
         if len(self._free) == self._end and self._fd >= 0:
             fd, size = self._fd, self._end * _BLOCK
@@ -107,18 +104,18 @@ class Spool:
             _close(fd, in_thread=size > self._large)
 
     def write(self, block: int, at: int, data: memoryview) -> int:
-        """Write at a place within a block; how much was written.  Raises OSError."""
+        """Write at an offset in a block; return the number of bytes written. Raises OSError."""
         return os.pwrite(self._fd, data, block * _BLOCK + at)
 
     def read(self, block: int, at: int, size: int) -> bytes:
-        """Read from a place within a block.  Raises OSError."""
+        """Read from an offset in a block. Raises OSError."""
         return os.pread(self._fd, size, block * _BLOCK + at)
 
 
 class Store:
-    """The lines of one message in the order in which they came, read back from any place.
+    """The lines of one message in their order of arrival, which can be read from any offset.
 
-    Places are counted in bytes, each line with a line feed behind it (which no line contains).
+    Offsets are in bytes, with a line feed after each line (which no line contains).
     """
 
     __slots__ = ("_blocks", "_cost", "_failure", "_lines", "_memory", "_spool", "size")
@@ -129,7 +126,7 @@ class Store:
         self._lines: list[bytes] | None = []
         self._memory: io.BytesIO | None = None
         self._blocks: list[int] = []
-        #: What it counts in the spool's `used`.
+        #: Its share of the spool's `used`.
         self._cost = 0
         self._charge(STORE_COST)
         self._failure = ""
@@ -137,11 +134,11 @@ class Store:
 
     @property
     def lines(self) -> list[bytes] | None:
-        """All lines, as they were appended, as long as the store is small."""
+        """All lines as they were appended, while the store is small; otherwise None."""
         return self._lines
 
     def append(self, lines: list[bytes], size: int) -> None:
-        """Keep lines; ``size`` is their bytes with a line feed for each.  Raises SpoolError."""
+        """Store lines; `size` is their bytes with a line feed for each. Raises SpoolError."""
         kept = self._lines
         if kept is None:
             self.append_block(b"\n".join([*lines, b""]))
@@ -153,7 +150,7 @@ class Store:
             self._pack()
 
     def append_block(self, block: bytes) -> None:
-        """Keep whole lines, each with its line feed.  Raises SpoolError."""
+        """Store whole lines, each with its line feed. Raises SpoolError."""
         self.check()
         if self._lines is not None:
             self._pack()
@@ -167,12 +164,12 @@ class Store:
             self._write(block)
 
     def check(self) -> None:
-        """Raise SpoolError if something has failed, or the store was discarded."""
+        """Raise SpoolError if the store has failed or was discarded."""
         if self._failure:
             raise SpoolError(self._failure)
 
     def read(self, at: int, size: int) -> bytes:
-        """At most so many bytes from a place on; empty at the end.  Raises SpoolError."""
+        """Return at most `size` bytes from an offset; empty at the end. Raises SpoolError."""
         self.check()
         if self._lines is not None:
             self._pack()
@@ -192,9 +189,9 @@ class Store:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def rows(self, at: int) -> tuple[list[bytes], int]:
-        """Lines from a place on, at most `ROWS` and about `CHUNK` bytes; and the place behind them.
+        """Return the lines from an offset, at most `ROWS` and about `CHUNK` bytes, and their end.
 
-        There are none at the end.  Raises SpoolError.
+        At the end of the store there are no lines. Raises SpoolError.
         """
         block = self.block(at, CHUNK)
         lines = block.split(b"\n", ROWS)
@@ -202,9 +199,9 @@ class Store:
         return lines, at + len(block) - rest
 
     def block(self, at: int, size: int) -> bytes:
-        """Whole lines from a place on, at most so many bytes unless the first line is longer.
+        """Return whole lines from an offset, at most `size` bytes unless the first is longer.
 
-        Empty at the end.  Raises SpoolError.
+        The result is empty at the end of the store. Raises SpoolError.
         """
         block = self.read(at, size)
         cut = block.rfind(b"\n") + 1
@@ -219,7 +216,7 @@ class Store:
         return block if cut == len(block) else block[:cut]
 
     def discard(self, reason: str = "the message was discarded") -> None:
-        """Give back what it takes.  From then on it raises SpoolError with this reason."""
+        """Release memory and blocks; afterwards every use raises SpoolError with this reason."""
         self._failure = self._failure or reason
         self._lines = self._memory = None
         self._charge(-self._cost)
@@ -234,7 +231,7 @@ class Store:
         self._spool.used += cost
 
     def _pack(self) -> None:
-        """Go on as a block of bytes."""
+        """Turn the list of lines into a block of bytes."""
         lines = self._lines or []
         block = b"\n".join([*lines, b""]) if lines else b""
         self._memory, self._lines = io.BytesIO(block), None
@@ -245,7 +242,7 @@ class Store:
         spool = self._spool
         if self.size <= spool.message and spool.used <= spool.memory:
             return
-        assert self._memory is not None  # noqa: S101  # it is packed
+        assert self._memory is not None  # noqa: S101  # the caller has packed it
         block, self._memory, self.size = self._memory.getvalue(), None, 0
         self._charge(STORE_COST - self._cost)
         self._write(block)
@@ -282,19 +279,19 @@ class Store:
 
 
 def directories() -> tuple[str, ...]:
-    """Where the file of a spool may be: $TMPDIR if set, else /var/tmp and /tmp.
+    """Return the directories for a spool's file: $TMPDIR if set, else /var/tmp and /tmp.
 
-    /var/tmp comes first because /tmp is memory on many systems (hier(7), file-hierarchy(7)).
+    /var/tmp is first because /tmp is in memory on many systems (hier(7), file-hierarchy(7)).
     """
     chosen = os.environ.get("TMPDIR")
     return (chosen,) if chosen else ("/var/tmp", "/tmp")  # noqa: S108  # the file has no name
 
 
 def _unnamed_file(places: tuple[str, ...]) -> int:
-    """Make a file that goes with its descriptor.
+    """Create an unnamed file, which is deleted when its descriptor is closed.
 
-    The standard library's `tempfile` does the same, but takes longer to load than a filter to
-    start, and would have to be found at a time when an upgrade may have replaced it.
+    The standard library's `tempfile` does the same, but takes longer to import than a filter takes
+    to start, and a late import may find a library that an upgrade has replaced.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     failure = OSError(2, "No such file or directory")
@@ -316,7 +313,7 @@ def _close(fd: int, *, in_thread: bool) -> None:
 
         try:
             start_new_thread(os.close, (fd,))
-        except RuntimeError:  # no thread can be started
+        except RuntimeError:  # can't start a thread
             pass
         else:
             return
