@@ -144,11 +144,11 @@ def test_a_value_in_a_field(given_value: str | bytes, expected: list[bytes] | by
 def test_a_name_that_is_none(bad: str) -> None:
     headers = Headers.parse(BLOCK)
     for edit in (headers.prepend, headers.append):
-        with pytest.raises(ValueError, match="not a header field name"):
+        with pytest.raises(ValueError, match="invalid header field name"):
             edit(bad, "x")
-    with pytest.raises(ValueError, match="not a header field name"):
+    with pytest.raises(ValueError, match="invalid header field name"):
         headers.insert(0, bad, "x")
-    with pytest.raises(ValueError, match="not a header field name"):
+    with pytest.raises(ValueError, match="invalid header field name"):
         headers.replace(bad, "x", add=True)
     assert headers.lines() == BLOCK
     assert not headers.changed
@@ -985,7 +985,7 @@ def test_a_body_that_is_written_as_it_comes() -> None:
         given_up = held.new_body()
         given_up.write(b"x\n")
         given_up.discard()
-        with pytest.raises(SpoolError, match="given up"):
+        with pytest.raises(SpoolError, match="new body was discarded"):
             held.replace_body(given_up)
         assert wire(held) == MAIL
     assert spool.used == 0
@@ -1160,7 +1160,7 @@ def test_a_spool_that_can_not_be_read_back(monkeypatch: pytest.MonkeyPatch) -> N
     spool = Spool(memory=TINY)
     with message(MAIL, spool=spool) as held:
         monkeypatch.setattr(os, "pread", lambda *_: b"")
-        with pytest.raises(SpoolError, match="ends too early"):
+        with pytest.raises(SpoolError, match="unexpected end of file"):
             wire(held)
     with message(MAIL, spool=spool) as held:
 

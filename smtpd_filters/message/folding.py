@@ -50,7 +50,7 @@ def field_lines(name: str, value: str | bytes) -> list[bytes]:
     Raises ValueError for a name that RFC 5322 doesn't allow; never for a value.
     """
     if not _NAME.fullmatch(name) or len(name) >= MAX_LINE:
-        raise ValueError(f"not a header field name: {name[:80]!r}")
+        raise ValueError(f"invalid header field name: {name[:80]!r}")
     head = name.encode("ascii") + b":"
     first, *rest = _safe_lines(_to_bytes(value))
     # No trailing space after a bare name: losing it in transit would break a signature.

@@ -248,7 +248,7 @@ class Headers:
         ValueError if `nth` is 0.
         """
         if not nth:
-            raise ValueError("fields of a name are counted from 1, or from -1 upwards")
+            raise ValueError("nth must not be 0: fields are counted from 1, or from -1 upwards")
         new = field_lines(name, value)
         found = self._find(name)
         if abs(nth) <= len(found):

@@ -77,7 +77,7 @@ class Body:
     def discard(self) -> None:
         """Discard what was written."""
         self._pieces = []
-        self.store.discard("the new body was given up")
+        self.store.discard("the new body was discarded")
 
     def _begin(self, data: bytes) -> None:
         if not data:
@@ -204,13 +204,13 @@ class Message:
         headers, replaced = before
         self.headers.restore(headers)
         while len(self._former) > replaced:
-            self._body.discard("the new body was given up")
+            self._body.discard("the new body was discarded")
             self._body, self._body_at, self._blank = self._former.pop()
 
     def revert(self) -> None:
         """Undo every edit."""
         while self._former:
-            self._body.discard("the new body was given up")
+            self._body.discard("the new body was discarded")
             self._body, self._body_at, self._blank = self._former.pop()
         self._headers = None
 

@@ -269,7 +269,7 @@ class Store:
         except OSError as error:
             raise self._failed(error) from error
         if not piece:
-            raise self._failed(EOFError("it ends too early"))
+            raise self._failed(EOFError("unexpected end of file"))
         return piece
 
     def _failed(self, error: Exception) -> SpoolError:
