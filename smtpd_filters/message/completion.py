@@ -149,7 +149,7 @@ class _Element:
         #: Whether it was scanned to its end: a comma or the end of the value.
         self.ended = True
         self.end = len(value)
-        self.place = self._where() if self._scan() else None
+        self.place = self._find_place() if self._scan() else None
 
     def _scan(self) -> bool:
         """Scan to the end; return whether the element may be an address without a domain."""
@@ -169,12 +169,12 @@ class _Element:
             elif special == b"\\":
                 # It escapes the next character, if that is one of `_ESCAPED`.
                 backslash = at + 1
-                self._note(at + 1 + (value[at + 1 : at + 2] in _ESCAPED))
+                self._take_text(at + 1 + (value[at + 1 : at + 2] in _ESCAPED))
             else:
-                self._note(at + 1)
+                self._take_text(at + 1)
                 has_domain = has_domain or special in _NO_ADDRESS
                 self._angle(special, at)
-        self._note(self.end)
+        self._take_text(self.end)
         return not (has_domain or self._open or backslash == self.end)
 
     def _spend(self) -> bool:
@@ -188,7 +188,7 @@ class _Element:
             self._open = False
             self._close = at
 
-    def _note(self, end: int) -> None:
+    def _take_text(self, end: int) -> None:
         """Record that the text up to `end` is not part of a comment."""
         text = self._value[self._at : end].rstrip(_WHITE + b")")
         if text:
@@ -199,11 +199,11 @@ class _Element:
         """Skip a quoted string or a comment; return whether it is terminated."""
         if special == b'"':
             if string := _STRING.match(self._value, at):
-                self._note(string.end())
+                self._take_text(string.end())
                 return True
             self.ended = b'"' not in self._value[at + 1 :]
             return False
-        self._note(at)
+        self._take_text(at)
         depth = 1
         at += 1
         while depth:
@@ -215,7 +215,7 @@ class _Element:
         self._at = at
         return True
 
-    def _where(self) -> int | None:
+    def _find_place(self) -> int | None:
         if self._close >= 0:
             inside = self._value[self._start : self._close].rstrip(_WHITE)
             return None if inside.endswith(b"<") else self._start + len(inside)

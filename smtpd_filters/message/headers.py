@@ -117,7 +117,7 @@ class Headers:
     check that requires a field to be absent, or all fields of a name, has to check `cut`.
     """
 
-    __slots__ = ("_changed", "_entries", "_gone", "_index", "_lines", "_text", "_walks", "cut")
+    __slots__ = ("_changed", "_entries", "_index", "_lines", "_removed", "_text", "_walks", "cut")
 
     def __init__(self, lines: Iterable[bytes] = (), *, cut: bool = False) -> None:
         #: The block as lines, until it has to be split into entries; and the same lines in lower
@@ -127,7 +127,7 @@ class Headers:
         self._entries: list[Field] | None = None
         #: The removed entries; and the other entries by name in lower case, or None for a name to
         #: which an entry has been added since.
-        self._gone: set[Field] = set()
+        self._removed: set[Field] = set()
         self._index: dict[str, list[Field] | None] = {}
         self._changed = False
         self._walks = 0
@@ -147,7 +147,7 @@ class Headers:
         """Return a snapshot for `restore`, which undoes later edits."""
         if self._entries is None:
             return list(self._lines), None, self._changed
-        return [], list(self._settled()), self._changed
+        return [], list(self._current()), self._changed
 
     def restore(self, before: Snapshot) -> None:
         """Restore a snapshot."""
@@ -160,7 +160,7 @@ class Headers:
         """Return the raw lines of the block as it is now."""
         if self._entries is None:
             return list(self._lines)
-        return _lines_of(self._settled())
+        return _lines_of(self._current())
 
     def replace_lines(self, lines: Iterable[bytes]) -> None:
         """Replace all raw lines; the new ones must form one block."""
@@ -209,7 +209,7 @@ class Headers:
         self._changed = True
         if self._entries is not None:
             # Opaque lines that begin with white space can only be the first entry.
-            entries = self._settled()
+            entries = self._current()
             at = 1 if entries and entries[0]._first.startswith(_WHITE) else 0  # noqa: SLF001
             self._insert(at, Field(new), name)
             return
@@ -225,7 +225,7 @@ class Headers:
         new = field_lines(name, value)
         self._changed = True
         if self._entries is not None:
-            self._insert(len(self._settled()), Field(new), name)
+            self._insert(len(self._current()), Field(new), name)
         else:
             self._lines += new
             self._text = b""
@@ -252,7 +252,7 @@ class Headers:
         new = field_lines(name, value)
         found = self._find(name)
         if abs(nth) <= len(found):
-            entries = self._settled()
+            entries = self._current()
             old = found[nth - 1 if nth > 0 else nth]
             at = entries.index(old)
             entries[at] = Field(new)
@@ -279,7 +279,7 @@ class Headers:
             elif abs(number) <= len(found):
                 chosen.add(found[number - 1 if number > 0 else number])
         if chosen:
-            self._gone |= chosen
+            self._removed |= chosen
             self._index[name.lower()] = [field for field in found if field not in chosen]
             self._changed = True
         return len(chosen)
@@ -370,25 +370,25 @@ class Headers:
             self._set_entries(entries)
             self._lines = []
             self._text = b""
-        return self._settled()
+        return self._current()
 
     def _set_entries(self, entries: list[Field] | None) -> None:
         self._entries = entries
-        self._gone = set()
+        self._removed = set()
         self._index = {}
 
-    def _settled(self) -> list[Field]:
+    def _current(self) -> list[Field]:
         """Return the entries without removed ones, so that many removals cost one scan."""
         entries = self._entries
         assert entries is not None  # noqa: S101  # the callers have split the block
-        if self._gone:
-            gone = self._gone
-            self._entries = entries = [entry for entry in entries if entry not in gone]
-            self._gone = set()
+        if self._removed:
+            removed = self._removed
+            self._entries = entries = [entry for entry in entries if entry not in removed]
+            self._removed = set()
         return entries
 
     def _insert(self, at: int, new: Field, name: str) -> None:
-        self._settled().insert(at, new)
+        self._current().insert(at, new)
         if self._index:
             self._index[name.lower()] = None
 

@@ -105,13 +105,13 @@ class Message:
         "_body",
         "_body_at",
         "_closed",
-        "_former",
         "_head",
         "_head_at",
         "_head_lines",
         "_head_size",
         "_header_seen",
         "_headers",
+        "_replaced",
         "_row",
         "_spool",
         "_store",
@@ -129,7 +129,7 @@ class Message:
         #: The store of the body, and its offset there; whether an empty line precedes the body.
         self._body, self._body_at, self._blank = self._store, 0, False
         #: Replaced bodies, while the replacement can be undone.
-        self._former: list[tuple[Store, int, bool]] = []
+        self._replaced: list[tuple[Store, int, bool]] = []
         self._closed = False
         #: The header to send, if it isn't the store's, and the number of its bytes already sent.
         self._head: Store | None = None
@@ -148,10 +148,10 @@ class Message:
             raise ValueError("the message is complete")
         size = sum(map(len, lines)) + len(lines)
         if not self._header_seen:
-            self._mind_header(lines, size)
+            self._track_header(lines, size)
         self._store.append(lines, size)
 
-    def _mind_header(self, lines: list[bytes], size: int) -> None:
+    def _track_header(self, lines: list[bytes], size: int) -> None:
         if b"" in lines:
             end = lines.index(b"")
             size = sum(map(len, lines[:end])) + end
@@ -189,7 +189,7 @@ class Message:
         self._header_seen = self._closed = True
         self._headers = Headers()
         self._drop_head()
-        self._forget()
+        self._release_replaced()
         self._body.discard()
         self._store.discard()
 
@@ -197,21 +197,21 @@ class Message:
 
     def snapshot(self) -> tuple[Snapshot, int]:
         """Return a snapshot for `restore`, which undoes later edits."""
-        return self.headers.snapshot(), len(self._former)
+        return self.headers.snapshot(), len(self._replaced)
 
     def restore(self, before: tuple[Snapshot, int]) -> None:
         """Restore a snapshot."""
-        headers, replaced = before
+        headers, count = before
         self.headers.restore(headers)
-        while len(self._former) > replaced:
+        while len(self._replaced) > count:
             self._body.discard("the new body was discarded")
-            self._body, self._body_at, self._blank = self._former.pop()
+            self._body, self._body_at, self._blank = self._replaced.pop()
 
     def revert(self) -> None:
         """Undo every edit."""
-        while self._former:
+        while self._replaced:
             self._body.discard("the new body was discarded")
-            self._body, self._body_at, self._blank = self._former.pop()
+            self._body, self._body_at, self._blank = self._replaced.pop()
         self._headers = None
 
     @property
@@ -315,7 +315,7 @@ class Message:
         except BaseException:
             new.discard()
             raise
-        self._former.append((self._body, self._body_at, self._blank))
+        self._replaced.append((self._body, self._body_at, self._blank))
         self._body, self._body_at, self._blank = new.store, 0, True
 
     # -- sending back --------------------------------------------------------------------
@@ -344,7 +344,7 @@ class Message:
             self._at = self._body_at
             self._row = self._head_lines + self._blank
         if replaced:
-            self._forget()
+            self._release_replaced()
 
     def _raw_header(self) -> list[bytes]:
         lines = self._store.lines
@@ -397,11 +397,11 @@ class Message:
             self._head.discard()
             self._head = None
 
-    def _forget(self) -> None:
+    def _release_replaced(self) -> None:
         """Release the replaced bodies; the first is in the store of the message itself."""
-        for store, _, _ in self._former:
+        for store, _, _ in self._replaced:
             store.discard("the body was replaced")
-        self._former = []
+        self._replaced = []
 
     def _ready(self) -> None:
         if not self._closed:

@@ -159,7 +159,7 @@ class Store:
             self._memory.write(block)
             self.size += len(block)
             self._charge(len(block))
-            self._move_if_due()
+            self._move_if_over_budget()
         else:
             self._write(block)
 
@@ -236,9 +236,9 @@ class Store:
         block = b"\n".join([*lines, b""]) if lines else b""
         self._memory, self._lines = io.BytesIO(block), None
         self._charge(STORE_COST + len(block) - self._cost)
-        self._move_if_due()
+        self._move_if_over_budget()
 
-    def _move_if_due(self) -> None:
+    def _move_if_over_budget(self) -> None:
         spool = self._spool
         if self.size <= spool.message and spool.used <= spool.memory:
             return
