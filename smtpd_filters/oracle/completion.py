@@ -1,7 +1,7 @@
-"""What smtpd does to From, To and Cc behind its filters, one character after the other.
+"""smtpd's completion of From, To and Cc, restated character by character.
 
-Its rule is stated a second time here, and slowly: `smtpd_filters.message.completion` is held
-against this, and this against real servers.
+It is slow and independent of `smtpd_filters.message.completion`: tests compare that with this
+module, and this module with real servers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ _SPACES = b" \t\n\v\f\r"
 
 
 def completed(lines: list[bytes], host: bytes, *, old: bool = False) -> list[bytes]:
-    """The lines of a header block as smtpd delivers them; `host` is the listener's name.
+    """Return the lines of a header block as smtpd delivers them; `host` is the listener's name.
 
-    ``old``: as 6.8 does it, to which a backslash within quotes means nothing.
+    `old` selects the rule of 6.8, in which a backslash inside quotes has no effect.
     """
     result: list[bytes] = []
     at = 0
@@ -32,7 +32,7 @@ def completed(lines: list[bytes], host: bytes, *, old: bool = False) -> list[byt
 
 
 class _State:
-    """Within a quote, a comment, behind a backslash."""
+    """The lexical state: inside a quote, inside a comment, after a backslash."""
 
     def __init__(self, *, escapes_in_quotes: bool = False) -> None:
         self._escapes_in_quotes = escapes_in_quotes
@@ -69,7 +69,7 @@ def _list(value: bytes, host: bytes, *, old: bool) -> bytes:
 
 
 class _Element:
-    """One element of a list, looked through."""
+    """One element of a list, scanned."""
 
     def __init__(self, text: bytes) -> None:
         self._state = _State()
@@ -107,7 +107,7 @@ def _element(text: bytes, host: bytes) -> bytes:
         while text[at : at + 1] in _SPACES:
             at -= 1
     before = text[at : at + 1]
-    # Nothing to complete is in the brackets, or anywhere.
+    # There is no address to complete, in the brackets or in the element.
     if before == b"<" if element.has_bracket else before in _SPACES:
         return text
     return text[: at + 1] + b"@" + host + text[at + 1 :]

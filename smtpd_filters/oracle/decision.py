@@ -1,4 +1,4 @@
-"""What is wrong with a decision: its form, its phase, its text."""
+"""The checks of a decision: its form, its phase, its text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _REPORT_SINCE: Final = (7, 0)
 _REPLY_LIMIT: Final = 5_000
 
 _REPLY: Final = re.compile(rb"[45][0-9][0-9] [^\0]")
-# RFC 5321, 4.2: a reply's text is HT and printable ASCII; smtpd lets 8-bit pass.
+# RFC 5321 section 4.2: a reply's text is HT and printable ASCII; smtpd also passes 8-bit bytes.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def is_one(verb: bytes, parameter: bytes | None) -> bool:
-    """Whether this is a decision at all; ``parameter`` None is none."""
+    """Whether this is a decision; `parameter` is None if the line has no parameter."""
     if parameter is None:
         return verb in {b"proceed", b"junk"}
     return verb in WITH_PARAMETER
@@ -26,7 +26,7 @@ def is_one(verb: bytes, parameter: bytes | None) -> bool:
 def faults(
     phase: bytes, verb: bytes, parameter: bytes, server: tuple[int, int] | None
 ) -> list[str]:
-    """The rules that a decision breaks at this phase, before a server of this version if known."""
+    """Return the rules that a decision breaks at this phase, for a server's version if known."""
     found = []
     if unfit := _unfit(phase, verb, parameter, server):
         found.append(unfit)

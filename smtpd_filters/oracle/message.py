@@ -1,4 +1,4 @@
-"""A message in transit: what smtpd hands over, what comes back, and what is wrong with that."""
+"""The checks of a message in transit, from what smtpd sends and what the filter returns."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from enum import Enum
 from typing import Final
 
-# RFC 5322, 2.2 (and 4.5 for the blank before the colon).
+# RFC 5322 section 2.2 (and section 4.5 for the blank before the colon).
 _FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:")
 
 
 class _Head(Enum):
-    """How far a header block has come."""
+    """The state of a header block."""
 
     EMPTY = 0
     OPEN = 1
@@ -29,7 +29,7 @@ class _Head(Enum):
 
 
 class Message:
-    """One message in transit: what came in, what went out."""
+    """One message in transit, in both directions."""
 
     __slots__ = (
         "cr",
@@ -50,14 +50,14 @@ class Message:
         self.cut_short = False
         self.head_in = _Head.EMPTY
         self.head_out = _Head.EMPTY
-        # Whether CR, NUL, or an unescaped dot (of a client that doesn't escape) came in: what only
-        # passes through is no damage of the filter's.
+        # Whether smtpd sent a CR, a NUL, or an unescaped dot (of a client that doesn't escape): a
+        # filter that passes them on doesn't cause the damage.
         self.cr = False
         self.nul = False
         self.dots = False
 
     def receive(self, line: bytes) -> str | None:
-        """Take a line from smtpd; the rule that it shows to be broken."""
+        """Process a line from smtpd; return the rule that it shows to be broken, or None."""
         if line == b".":
             self.smtpd_ended = True
             return None
@@ -75,7 +75,7 @@ class Message:
         return None
 
     def send(self, line: bytes) -> str | None:
-        """Take a line from the filter; the rule that it breaks."""
+        """Process a line from the filter; return the rule that it breaks, or None."""
         if line == b".":
             self.filter_ended = True
             return None

@@ -1,9 +1,10 @@
-"""smtpd's rules for a filter, as tables: what breaks them, and what smtpd does about it.
+"""smtpd's rules for filters, as tables, with its reaction to a violation.
 
-1. RULES is the whole of what the oracle complains of. Each rule was observed on OpenSMTPD 6.8.0p2
-   and 7.8.0p1, or read in smtpd's source (`lka_filter.c`, `lka_proc.c`).
-2. UNFIT and NEEDS say which decision is taken for something else at which phase.
-3. Nothing of `smtpd_filters.protocol` is used here: the two are held against each other.
+`RULES` lists every complaint of the oracle. Each rule was observed on OpenSMTPD 6.8.0p2 and
+7.8.0p1, or read in smtpd's source (`lka_filter.c`, `lka_proc.c`). `UNFIT` and `NEEDS` list the
+decisions that smtpd misinterprets, by phase.
+
+Nothing of `smtpd_filters.protocol` is used here, so that the two can be checked against each other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 
 
 class Kind(Enum):
-    """What a complaint means to the server's operator, the worst first."""
+    """The consequence of a violation for the mail server, the worst first."""
 
     ENDS_SERVER = "smtpd exits: no mail at all until it is started again"
     HANGS_SERVER = "every session waits for good"
@@ -27,7 +28,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One condition, by its name, and what smtpd does about it."""
+    """One rule: its name, the kind of consequence, and smtpd's reaction."""
 
     name: str
     kind: Kind
@@ -48,12 +49,12 @@ _TABLE: Final = (
     # Registration
     Rule("register-unknown", _DEADLY, "an unknown event, or a filter on smtp-out, ends smtpd"),
     Rule("register-not-ready", Kind.HANGS_SERVER, "smtpd waits for register|ready of each filter"),
-    # Whose answer it is
+    # The session and the token
     Rule("id-not-hex", _DEADLY, "a token or session that isn't hexadecimal ends smtpd"),
     Rule("session-unknown", Kind.HANGS_SESSION, "ignored; the true session hangs"),
     Rule("token-unknown", _DEADLY, "an answer with an unknown token ends smtpd"),
     Rule("token-unchecked", _MISLEADING, "accepted with a wrong token, as it isn't checked here"),
-    # When it comes
+    # The time
     Rule("answer-unasked", _DEADLY, "answers twice, with whatever: ends smtpd"),
     Rule("result-in-data-line", _DEADLY, "filter-result while in data-line ends smtpd"),
     Rule("dataline-outside", _DEADLY, "filter-dataline outside data-line ends smtpd"),
@@ -76,7 +77,7 @@ _TABLE: Final = (
     Rule("report-before-7", _DEADLY, "a server that doesn't know report ends: Invalid directive"),
     Rule("report-as-parameter", _MISLEADING, "the report's text becomes the command's parameter"),
     Rule("report-as-response", _MISLEADING, "shows up as filter-response, not filter-report"),
-    # Its text
+    # The text
     Rule("reply-no-code", _MISLEADING, "not 4xx or 5xx and a text: the client gets 421"),
     Rule("reply-too-long", _DEADLY, "5,000 characters pass, 20,000 end smtpd"),
     Rule("text-control", _MISLEADING, "NUL cuts a text, CR goes raw to the client and the log"),
@@ -102,7 +103,7 @@ REPORTS: Final = frozenset(
     b" filter-report filter-response timeout *".split()
 )
 
-# (decision, phase) that smtpd takes for something else, whatever the parameter.
+# (decision, phase) pairs that smtpd misinterprets, whatever the parameter.
 UNFIT: Final = {
     (b"junk", b"commit"): "junk-at-commit",
     (b"junk", b"rset"): "junk-without-effect",
@@ -119,7 +120,7 @@ UNFIT: Final = {
     (b"report", b"mail-from"): "report-as-parameter",
     (b"report", b"rcpt-to"): "report-as-parameter",
 }
-# (decision, phase) that is unfit unless its parameter matches.
+# (decision, phase) pairs that smtpd misinterprets unless the parameter matches.
 NEEDS: Final = {
     # 421 closes the connection by itself.
     (b"reject", b"connect"): (re.compile(rb"421 "), "reject-at-connect"),

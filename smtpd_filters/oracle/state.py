@@ -1,4 +1,4 @@
-"""The state that smtpd keeps of a filter: what is open in each session, and what may close it."""
+"""The oracle and its state: the open request or message of each session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN: Final = 120
 class Complaint:
     """One rule that the filter broke.
 
-    line: what broke it, cut to 120 bytes; never what a client said in `auth`.
+    `line` is the line that broke it, cut to 120 bytes, without credentials of `auth`.
     """
 
     rule: str
@@ -35,26 +35,25 @@ class Complaint:
 
 
 class _Session:
-    """One client's connection: what smtpd waits for in it."""
+    """One client's connection, with the answer that smtpd waits for."""
 
     __slots__ = ("lost", "message", "phase", "required", "token")
 
     def __init__(self, *, lost: bool = False) -> None:
         self.lost = lost
         self.message: Message | None = None
-        # The open request, None when there is none, and whether an answer is due.
+        # The phase of the open request or None, its token, and whether it requires an answer.
         self.phase: bytes | None = None
         self.token = b""
         self.required = False
 
 
 class Oracle:
-    """Watches one filter and one smtpd.
+    """A checker of one filter's conversation with one smtpd.
 
-    server: the version of smtpd ("7.8.0p1"); without it, what smtpd says of itself counts.
-    complaints: what the filter did wrong, in order.
-    oddities: what no smtpd would write (truncated lines); a test that means to play a true smtpd
-    wants none.
+    `server` is smtpd's version ("7.8.0p1"), by default the one in its configuration line.
+    `complaints` are the violations of the filter, in order. `oddities` are lines, cut to 120 bytes,
+    that no smtpd writes; a test that plays a real smtpd should have none.
     """
 
     def __init__(self, server: str | None = None) -> None:
@@ -74,7 +73,7 @@ class Oracle:
         self._version = b""
 
     def from_smtpd(self, data: bytes) -> None:
-        """Bytes that smtpd wrote to the filter."""
+        """Process bytes that smtpd wrote to the filter."""
         for line in self._from_smtpd.feed(data):
             if line.startswith(b"filter|"):
                 self._request(line)
@@ -86,7 +85,7 @@ class Oracle:
                 self._odd(line)
 
     def from_filter(self, data: bytes) -> None:
-        """Bytes that the filter wrote to smtpd."""
+        """Process bytes that the filter wrote to smtpd."""
         for line in self._from_filter.feed(data):
             if len(line) >= LINE_LIMIT:
                 self._complain("line-too-long", line)
@@ -102,7 +101,7 @@ class Oracle:
                 self._complain("line-unknown", line)
 
     def finish(self) -> None:
-        """Both ends are closed and the filter has written all it had: complain of what is due."""
+        """Complain about missing answers, after both ends are closed and all output was fed."""
         if rest := bytes(self._from_filter.rest):
             long = len(rest) >= LINE_LIMIT
             self._complain("line-too-long" if long else "line-unfinished", rest)
@@ -119,10 +118,10 @@ class Oracle:
                 self._complain("never-ended", b"data-line|%s" % name)
 
     def verify(self, *, odd: bool = False) -> None:
-        """AssertionError that lists the complaints, if there are any.
+        """Raise AssertionError with the complaints, if there are any.
 
-        Oddities are listed as well, unless the test means to write what no smtpd would (`odd`):
-        what the filter says in a session that is lost for them is not checked.
+        Oddities count as well, since they leave a session unchecked; `odd` is for tests that
+        write such lines on purpose.
         """
         found = [str(complaint) for complaint in self.complaints]
         if not odd:
@@ -130,7 +129,7 @@ class Oracle:
         if found:
             raise AssertionError("\n".join(found))
 
-    # What smtpd says
+    # Lines from smtpd
 
     def _odd(self, line: bytes) -> None:
         self.oddities.append(line[:_SHOWN])
@@ -162,8 +161,8 @@ class Oracle:
         elif event in {b"tx-commit", b"tx-rollback", b"tx-reset"}:
             session = self._sessions.get(name)
             if session and session.message:
-                # Nothing more is due; a filter that has not ended the message yet may go on until
-                # it learns that the client is gone.
+                # No answer is required any more; a filter that has not ended the message yet may
+                # continue until it is told about the disconnect.
                 if session.message.filter_ended:
                     session.message = None
                 session.lost = session.lost or session.message is not None
@@ -210,7 +209,7 @@ class Oracle:
         elif broken := message.receive(content):
             self._complain(broken, content)
 
-    # What the filter says
+    # Lines from the filter
 
     def _complain(self, name: str, line: bytes) -> None:
         rule = RULES[name]
@@ -228,7 +227,7 @@ class Oracle:
                 self._complain("register-unknown", line)
 
     def _find(self, name: bytes, token: bytes, line: bytes) -> _Session | None:
-        """The session that is answered; None when smtpd would not look further."""
+        """Return the session of an answer, or None if smtpd would process it no further."""
         session = self._sessions.get(name)
         if session is not None and not session.lost:
             return session
@@ -319,9 +318,9 @@ class Oracle:
 
 
 def judge(entries: Iterable[tuple[str, bytes]], server: str | None = None) -> list[Complaint]:
-    """The complaints that a whole conversation deserves.
+    """Return the complaints about a whole conversation.
 
-    entries: as in a Recording: ("<" or ">", line without LF); anything else is passed over.
+    `entries` are those of a `Recording`: ("<" or ">", line without LF); others are ignored.
     """
     oracle = Oracle(server)
     for direction, line in entries:
