@@ -1,6 +1,6 @@
-"""docs/protocol.md holds the protocol's tables, made from the code's.
+"""The tables in docs/protocol.md, which are generated from the code.
 
-``python tests/test_reference.py`` writes them anew.
+`python tests/test_reference.py` updates them.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from typing import Final
 class Kind(Enum):
     """The consequence of a violation for the mail server, the worst first."""
 
-    ENDS_SERVER = "smtpd exits: no mail at all until it is started again"
-    HANGS_SERVER = "every session waits for good"
-    HANGS_SESSION = "that client waits for good"
-    WRECKS_SESSION = "that session goes on in a state it cannot leave"
-    DAMAGES_MAIL = "the message is not what was meant"
-    MISLEADS = "smtpd does something else than the filter asked for"
+    ENDS_SERVER = "smtpd exits: no mail until it is restarted"
+    HANGS_SERVER = "every session hangs for good"
+    HANGS_SESSION = "one session hangs for good"
+    WRECKS_SESSION = "one session is stuck in a wrong state"
+    DAMAGES_MAIL = "the message is damaged"
+    MISLEADS = "smtpd does something other than the filter intended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Rule:
 _DEADLY = Kind.ENDS_SERVER
 _MISLEADING = Kind.MISLEADS
 _DAMAGING = Kind.DAMAGES_MAIL
+_HANGING = Kind.HANGS_SESSION
 
 _TABLE: Final = (
     # Lines
@@ -45,48 +46,54 @@ _TABLE: Final = (
     Rule("line-unknown", _DEADLY, "an unknown or an empty line, or one ending in CR, ends smtpd"),
     Rule("line-report", _DEADLY, "a report|... line ends smtpd (7.8 can't parse its own format)"),
     Rule("line-incomplete", _DEADLY, "an answer without session, token or decision ends smtpd"),
-    Rule("line-unfinished", Kind.HANGS_SESSION, "a last line without a line end is never read"),
+    Rule("line-unfinished", _HANGING, "a last line without a line end is never read"),
     # Registration
     Rule("register-unknown", _DEADLY, "an unknown event, or a filter on smtp-out, ends smtpd"),
     Rule("register-not-ready", Kind.HANGS_SERVER, "smtpd waits for register|ready of each filter"),
     # The session and the token
     Rule("id-not-hex", _DEADLY, "a token or session that isn't hexadecimal ends smtpd"),
-    Rule("session-unknown", Kind.HANGS_SESSION, "ignored; the true session hangs"),
+    Rule("session-unknown", _HANGING, "a wrong session is ignored; the real one hangs"),
     Rule("token-unknown", _DEADLY, "an answer with an unknown token ends smtpd"),
-    Rule("token-unchecked", _MISLEADING, "accepted with a wrong token, as it isn't checked here"),
+    Rule("token-unchecked", _MISLEADING, "a wrong token is accepted: it isn't checked here"),
     # The time
-    Rule("answer-unasked", _DEADLY, "answers twice, with whatever: ends smtpd"),
+    Rule("answer-unasked", _DEADLY, "a second answer to a request ends smtpd"),
     Rule("result-in-data-line", _DEADLY, "filter-result while in data-line ends smtpd"),
     Rule("dataline-outside", _DEADLY, "filter-dataline outside data-line ends smtpd"),
     Rule("dataline-at-commit", _DEADLY, "a data-line that arrives during commit ends smtpd"),
     Rule("dataline-after-dot", _DAMAGING, "a data-line after the final dot is ignored"),
-    Rule("never-answered", Kind.HANGS_SESSION, "never answers: that session hangs"),
-    Rule("never-ended", Kind.HANGS_SESSION, "the final dot never comes back: that session hangs"),
+    Rule("never-answered", _HANGING, "a request without an answer hangs its session"),
+    Rule("never-ended", _HANGING, "a message without its final dot hangs its session"),
     # The decision
-    Rule("decision-malformed", _DEADLY, "not proceed, junk, or a decision with its parameter"),
+    Rule("decision-malformed", _DEADLY, "a malformed or unknown decision ends smtpd"),
     Rule("junk-at-commit", _DEADLY, "junk at commit ends smtpd"),
-    Rule("junk-without-effect", _MISLEADING, "at rset and quit junk has no effect"),
-    Rule("reject-at-connect", _MISLEADING, "leaves the connection open without a banner"),
-    Rule("reject-at-quit", _MISLEADING, "keeps the session open"),
-    Rule("rewrite-at-connect", _MISLEADING, "at connect rewrite is a proceed"),
-    Rule("rewrite-at-commit", Kind.WRECKS_SESSION, "500, and the session stays stuck in DATA"),
-    Rule("rewrite-refused", _MISLEADING, "a command that takes no argument: the client gets 50x"),
-    Rule("rewrite-no-brackets", _MISLEADING, "without angle brackets the client gets 553 or 501"),
-    Rule("rewrite-no-name", _MISLEADING, "at helo and ehlo a bare name is needed"),
-    Rule("rewrite-no-mechanism", _MISLEADING, "at auth PLAIN or LOGIN is needed"),
-    Rule("report-before-7", _DEADLY, "a server that doesn't know report ends: Invalid directive"),
-    Rule("report-as-parameter", _MISLEADING, "the report's text becomes the command's parameter"),
-    Rule("report-as-response", _MISLEADING, "shows up as filter-response, not filter-report"),
+    Rule("junk-without-effect", _MISLEADING, "junk has no effect at rset and quit"),
+    Rule("reject-at-connect", _MISLEADING, "reject at connect leaves a session without a banner"),
+    Rule("reject-at-quit", _MISLEADING, "reject at quit keeps the session open"),
+    Rule("rewrite-at-connect", _MISLEADING, "rewrite at connect is a proceed"),
+    Rule(
+        "rewrite-at-commit",
+        Kind.WRECKS_SESSION,
+        "rewrite at commit leaves the session stuck in DATA",
+    ),
+    Rule("rewrite-refused", _MISLEADING, "rewrite of a command without argument becomes 50x"),
+    Rule(
+        "rewrite-no-brackets", _MISLEADING, "an address without angle brackets becomes 553 or 501"
+    ),
+    Rule("rewrite-no-name", _MISLEADING, "rewrite at helo and ehlo requires a bare name"),
+    Rule("rewrite-no-mechanism", _MISLEADING, "rewrite at auth requires PLAIN or LOGIN"),
+    Rule("report-before-7", _DEADLY, "report ends a server without support: Invalid directive"),
+    Rule("report-as-parameter", _MISLEADING, "the text of report becomes the command's parameter"),
+    Rule("report-as-response", _MISLEADING, "report appears as filter-response, not filter-report"),
     # The text
-    Rule("reply-no-code", _MISLEADING, "not 4xx or 5xx and a text: the client gets 421"),
-    Rule("reply-too-long", _DEADLY, "5,000 characters pass, 20,000 end smtpd"),
-    Rule("text-control", _MISLEADING, "NUL cuts a text, CR goes raw to the client and the log"),
+    Rule("reply-no-code", _MISLEADING, "a reply without a 4xx or 5xx code and a text becomes 421"),
+    Rule("reply-too-long", _DEADLY, "a reply of 20,000 characters ends smtpd (5,000 pass)"),
+    Rule("text-control", _MISLEADING, "NUL truncates a text; CR is sent to the client and the log"),
     # The message
-    Rule("mail-cut", _DAMAGING, "a server before 7.4 cuts a data-line after 1,997 bytes"),
-    Rule("mail-nul", _DAMAGING, "NUL cuts a data-line"),
-    Rule("mail-cr", _DAMAGING, "a CR that nobody sent is delivered"),
+    Rule("mail-cut", _DAMAGING, "a server before 7.4 truncates a data-line after 1,997 bytes"),
+    Rule("mail-nul", _DAMAGING, "NUL truncates a data-line"),
+    Rule("mail-cr", _DAMAGING, "a CR that the client didn't send is delivered"),
     Rule("mail-dot-lost", _DAMAGING, "an unescaped leading dot loses the dot"),
-    Rule("mail-cut-short", _DAMAGING, "lines that come after the filter's final dot are lost"),
+    Rule("mail-cut-short", _DAMAGING, "lines after the filter's final dot are lost"),
     Rule("mail-head-broken", _DAMAGING, "a broken header block gives the client a 550"),
 )
 
