@@ -47,8 +47,8 @@ class _State:
             self.quote = not self.quote
         if character == b")" and not self.escape and not self.quote and self.comment:
             self.comment -= 1
-        means = not self.comment and (self._escapes_in_quotes or not self.quote)
-        self.escape = character == b"\\" and not self.escape and means
+        escapes = not self.comment and (self._escapes_in_quotes or not self.quote)
+        self.escape = character == b"\\" and not self.escape and escapes
 
     @property
     def plain(self) -> bool:
@@ -79,11 +79,11 @@ class _Element:
             character = text[at : at + 1]
             self._state.step(character)
             if self._state.plain:
-                self._mind(character, at)
+                self._process(character, at)
             if not self._state.comment and character != b")" and character not in _SPACES:
                 self.last = at
 
-    def _mind(self, character: bytes, at: int) -> None:
+    def _process(self, character: bytes, at: int) -> None:
         if character == b"<" and not self._is_open:
             self._is_open = self.has_bracket = True
         elif character == b">" and self._is_open:

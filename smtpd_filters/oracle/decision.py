@@ -16,7 +16,7 @@ _REPLY: Final = re.compile(rb"[45][0-9][0-9] [^\0]")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def is_one(verb: bytes, parameter: bytes | None) -> bool:
+def is_decision(verb: bytes, parameter: bytes | None) -> bool:
     """Whether this is a decision; `parameter` is None if the line has no parameter."""
     if parameter is None:
         return verb in {b"proceed", b"junk"}

@@ -62,8 +62,8 @@ class Message:
             self.smtpd_ended = True
             return None
         if self.filter_ended:
-            said, self.cut_short = self.cut_short, True
-            return None if said else "mail-cut-short"
+            reported, self.cut_short = self.cut_short, True
+            return None if reported else "mail-cut-short"
         if self.head_in is not _Head.OVER:
             self.head_in = self.head_in.after(line)
         if b"\r" in line:

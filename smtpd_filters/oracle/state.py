@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .decision import faults, is_one
+from .decision import faults, is_decision
 from .lines import HEX, LINE_LIMIT, WELL_FORMED, Lines, numbers
 from .message import Message
 from .rules import PHASES, REPORTS, RULES, Kind
@@ -66,7 +66,7 @@ class Oracle:
         self._from_smtpd = Lines()
         self._from_filter = Lines()
         self._sessions: dict[bytes, _Session] = {}
-        self._gone: set[bytes] = set()
+        self._closed: set[bytes] = set()
         self._asked_to_register = False
         self._ready = False
         self._token_first = False
@@ -152,12 +152,12 @@ class Oracle:
             return
         event, name = fields[4], fields[5]
         if event == b"link-connect":
-            known = name in self._sessions or name in self._gone
+            known = name in self._sessions or name in self._closed
             self._sessions[name] = _Session(lost=known)
-            self._gone.discard(name)
+            self._closed.discard(name)
         elif event == b"link-disconnect":
             self._sessions.pop(name, None)
-            self._gone.add(name)
+            self._closed.add(name)
         elif event in {b"tx-commit", b"tx-rollback", b"tx-reset"}:
             session = self._sessions.get(name)
             if session and session.message:
@@ -181,8 +181,8 @@ class Oracle:
             return
         session = self._sessions.get(name)
         if session is None:
-            session = self._sessions[name] = _Session(lost=name in self._gone)
-            self._gone.discard(name)
+            session = self._sessions[name] = _Session(lost=name in self._closed)
+            self._closed.discard(name)
         required = WELL_FORMED.match(line) is not None
         if phase == b"data-line":
             if required:
@@ -236,7 +236,7 @@ class Oracle:
             return None
         if session is None:
             session = self._sessions.get(b"%016x" % int(name, 16))
-        if session is None and name not in self._gone:
+        if session is None and name not in self._closed:
             self._complain("session-unknown", line)
         return None if session is None or session.lost else session
 
@@ -284,13 +284,13 @@ class Oracle:
         session = self._find(name, token, line)
         shown = line
         if session is None or session.phase is None:
-            self._unasked(session, token, line)
+            self._unexpected(session, token, line)
         else:
             if session.phase == b"auth":
                 shown = b"|".join([*fields[:3], b"..."])
             if token != session.token:
                 self._wrong_token(token, verb, shown)
-        if not is_one(verb, parameter):
+        if not is_decision(verb, parameter):
             self._complain("decision-malformed", shown)
         elif session is not None and session.phase is not None:
             for rule in faults(session.phase, verb, parameter or b"", self._server):
@@ -298,7 +298,7 @@ class Oracle:
         if session is not None:
             session.phase = None
 
-    def _unasked(self, session: _Session | None, token: bytes, line: bytes) -> None:
+    def _unexpected(self, session: _Session | None, token: bytes, line: bytes) -> None:
         if session is None:
             return
         if not HEX.fullmatch(token):

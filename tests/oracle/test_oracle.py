@@ -58,7 +58,7 @@ DESERVED_BY_SERVER = {
 
 
 def play(*conversation: bytes, server: str | None = None) -> Oracle:
-    """An oracle that saw these lines ("<" or ">" and the line), up to the end."""
+    """Return an oracle that was fed these lines ("<" or ">" and the line), and finished."""
     oracle = Oracle(server)
     for entry in conversation:
         (oracle.from_smtpd if entry[:1] == b"<" else oracle.from_filter)(entry[1:] + b"\n")
@@ -73,19 +73,19 @@ def names(complaints: list[Complaint]) -> list[str]:
 @pytest.mark.parametrize(
     "path", FIXTURES[::SHARE], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_recorded_sessions_deserve_what_their_policy_deserves(path: Path) -> None:
+def test_recorded_sessions_have_the_complaints_of_their_policy(path: Path) -> None:
     recording = Recording.read(path)
     server = path.parent.name
     deserved = DESERVED_BY_SERVER[server].get(path.stem, DESERVED.get(path.stem, []))
     assert names(judge(recording.entries)) == deserved
     assert names(judge(recording.entries, recording.server_version)) == deserved
-    # And nothing a true smtpd writes is odd.
+    # A real smtpd's lines are never odd.
     sides = {"<": b"<", ">": b">"}
     lines = [sides[direction] + line for direction, line in recording.entries if direction != "#"]
     assert play(*lines).oddities == []
 
 
-def test_the_deserved_are_all_recorded() -> None:
+def test_every_expected_complaint_has_a_recording() -> None:
     for server, deserved in DESERVED_BY_SERVER.items():
         recorded = {path.stem for path in FIXTURES if path.parent.name == server}
         assert not (deserved.keys() | DESERVED.keys()) - recorded
@@ -184,7 +184,7 @@ BREACHES: list[tuple[str, list[bytes]]] = [
     ("decision-malformed", [ASK, answer("helo", "rewrite")]),
     ("decision-malformed", [ASK, answer("helo", "")]),
     ("decision-malformed", [ASK, answer("helo", "tempfail|451 later")]),
-    # The form counts for a client that has gone, too: whether it has is a race.
+    # The form is checked after a disconnect as well: an answer may race with that.
     ("decision-malformed", [ASK, report("link-disconnect"), answer("helo", "reject")]),
     ("junk-at-commit", [request("commit"), answer("commit", "junk")]),
     ("junk-without-effect", [request("rset"), answer("rset", "junk")]),
@@ -255,7 +255,7 @@ BREACHES: list[tuple[str, list[bytes]]] = [
 )
 def test_each_rule_by_example(rule: str, conversation: list[bytes]) -> None:
     complaints = play(*conversation).complaints
-    # A wrong answer leaves its session without the right one; everything else stands alone.
+    # A wrong answer leaves its session without the right one; other rules stand alone.
     others = {"never-answered", "never-ended", "answer-unasked"} - {rule}
     assert [name for name in names(complaints) if name not in others] == [rule]
     assert complaints[0].kind is RULES[complaints[0].rule].kind
@@ -276,7 +276,7 @@ def test_every_kind_is_used_and_every_rule_named_in_the_tables_exists() -> None:
 
 
 @pytest.mark.parametrize("kind", ["never-answered", "never-ended"])
-def test_the_true_session_hangs_when_another_is_answered(kind: str) -> None:
+def test_the_real_session_hangs_when_another_is_answered(kind: str) -> None:
     if kind == "never-answered":
         complaints = play(ASK, answer("helo", session="b2")).complaints
     else:
@@ -297,7 +297,7 @@ def test_a_last_line_without_an_end() -> None:
     assert names(oracle.complaints) == ["line-unfinished"]
 
 
-def test_a_long_last_line_without_an_end_hangs_the_server_already() -> None:
+def test_a_long_last_line_without_an_end_hangs_the_server() -> None:
     oracle = Oracle()
     oracle.from_filter(b"x" * 65_536)
     oracle.finish()
@@ -331,12 +331,12 @@ ALL_FINE: list[list[bytes]] = [
     [request("noop", "x"), answer("noop", "rewrite|x")],
     # Two sessions share the tokens, not the requests.
     [ASK, request("helo", "b", session="b2"), answer("helo", session="b2"), PROCEED],
-    # A client that has gone may still be answered, or not.
+    # An answer after a disconnect is optional.
     [report("link-connect"), ASK, report("link-disconnect"), PROCEED],
     [report("link-connect"), ASK, report("link-disconnect"), line_out("x")],
     [report("link-connect"), ASK, report("link-disconnect")],
     [report("link-connect"), *HEAD, line_in("."), report("link-disconnect")],
-    # It went in DATA: rollback and reset, no dot; nothing is due, and what still comes is ignored.
+    # Disconnected in DATA: rollback and reset, no dot; later answers are optional and ignored.
     [*HEAD, line_in("a"), report("tx-rollback", "|1"), line_out("a")],
     [*HEAD, line_in("a")],
     # The same for one whose link-disconnect isn't registered; and a later session.
@@ -347,7 +347,7 @@ ALL_FINE: list[list[bytes]] = [
         request("helo", "b", session="b2"),
         answer("helo", session="b2"),
     ],
-    # Only reports of others' transactions.
+    # Only reports of other sessions' transactions.
     [report("tx-reset", "|1"), report("tx-commit", "|1|2", session="b2")],
     # Two messages in one connection, with nothing but data-lines registered.
     [*HEAD, *echo("."), *HEAD, *echo(".")],
@@ -363,13 +363,13 @@ ALL_FINE: list[list[bytes]] = [
     # A message that is held until its dot, shortened, emptied.
     [line_in("A: b"), line_in(""), line_in("c"), line_in("."), line_out("A: b"), line_out(".")],
     [line_in("A: b"), line_in("."), line_out(".")],
-    # What the client sent odd may go on as odd.
+    # Unusual bytes of the client may be passed on.
     [*HEAD, *echo("\ra\r", "a\0b", "..b", ".c", "|d|", "\xff", ".")],
     [*echo("Received: x", "this is no header", ".x", "", "."), request("commit"), answer("commit")],
     [*HEAD, *echo("x" * 65_485, ".")],
     [b"<config|smtpd-version|7.4.0", *HEAD, *echo("x" * 1_998, ".")],
     [b"<config|smtpd-version|6.8.0p2", *HEAD, *echo("x" * 1_997, ".")],
-    # Stuck in DATA after a rewrite at commit (which is complained of elsewhere): data-lines again.
+    # Stuck in DATA after a rewrite at commit (which has its own rule): more data-lines.
     [*HEAD, *echo("."), request("commit"), answer("commit"), *echo("MAIL FROM:<a@b>")],
     # Upper case is the same number.
     [request("helo", session="ab"), answer("helo", session="AB")],
@@ -405,18 +405,18 @@ ODD: list[list[bytes]] = [
     [ASK, request("quit"), PROCEED, PROCEED],
     [*HEAD, request("commit"), line_out("a"), answer("commit")],
     [*HEAD, ASK, PROCEED],
-    # Data-lines without their content, with another token, behind the dot, during a request.
+    # Data-lines without content, with another token, after the dot, during a request.
     [b"<filter|0.7|1.5|smtp-in|data-line|" + S + b"|" + T, line_out("a")],
     [*HEAD, b"<filter|0.7|1.5|smtp-in|data-line|" + S + b"|" + T + b"|x", line_out("a")],
     [*HEAD, line_in("."), line_in("a"), line_out("a")],
     [ASK, line_in("a"), line_out("a"), PROCEED, PROCEED],
-    # A session that comes back from the dead.
+    # A session that is used again after its disconnect.
     [report("link-disconnect"), ASK, PROCEED, PROCEED],
 ]
 
 
 @pytest.mark.parametrize("conversation", ODD)
-def test_what_smtpd_would_not_write_is_odd(conversation: list[bytes]) -> None:
+def test_lines_that_smtpd_never_writes_are_odd(conversation: list[bytes]) -> None:
     oracle = play(*conversation)
     oracle.verify(odd=True)
     with pytest.raises(AssertionError, match="no smtpd writes: b'"):
@@ -427,17 +427,17 @@ def test_a_session_that_connects_twice_is_lost() -> None:
     play(report("link-connect"), report("link-connect"), ASK).verify(odd=True)
 
 
-def test_in_a_lost_session_the_form_still_counts() -> None:
+def test_the_form_is_checked_in_a_lost_session() -> None:
     lost = [ASK, request("quit")]
     complaints = play(*lost, answer("helo", "reject"), b">filter-result|x|y|proceed").complaints
     assert names(complaints) == ["decision-malformed", "id-not-hex"]
 
 
-def test_a_wrong_answer_is_an_answer() -> None:
+def test_a_wrong_answer_closes_the_request() -> None:
     assert names(play(ASK, answer("helo", "Proceed")).complaints) == ["decision-malformed"]
 
 
-def test_the_given_version_wins() -> None:
+def test_the_parameter_overrides_the_reported_version() -> None:
     long = [b"<config|smtpd-version|7.8.0-portable", *HEAD, *echo("x" * 5_000, ".")]
     assert names(play(*long).complaints) == []
     assert names(play(*long, server="OpenSMTPD 6.8.0p2").complaints) == ["mail-cut"]
@@ -449,7 +449,7 @@ CLEAN = [
 
 
 @pytest.mark.parametrize("path", CLEAN[::5], ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_each_answer_of_a_good_session_made_worse(path: Path) -> None:
+def test_each_answer_of_a_good_session_corrupted(path: Path) -> None:
     entries = Recording.read(path).entries
     answers = [
         (place, line)
@@ -475,7 +475,7 @@ def test_each_answer_of_a_good_session_made_worse(path: Path) -> None:
             assert twice == ["answer-unasked"]
 
 
-def test_a_version_that_says_nothing_is_a_new_one() -> None:
+def test_an_unknown_version_counts_as_new() -> None:
     assert names(play(*HEAD, *echo("x" * 5_000, "."), server="unknown").complaints) == []
 
 
@@ -494,7 +494,7 @@ def test_credentials_are_not_repeated() -> None:
     assert b"c2VjcmV0" not in b"".join(shown)
 
 
-def test_lines_are_shown_in_part() -> None:
+def test_long_lines_are_shown_truncated() -> None:
     (complaint,) = play(b">" + b"x" * 100_000).complaints
     assert len(complaint.line) == 120
 
@@ -504,7 +504,7 @@ def test_verify_lists_all() -> None:
         play(ASK, b">x").verify()
 
 
-def test_judge_passes_over_remarks() -> None:
+def test_judge_ignores_remarks() -> None:
     assert judge([("#", b"EOF on stdin"), (">", b"register|ready")]) == []
 
 
@@ -571,7 +571,7 @@ def run(chunks: list[tuple[str, bytes]]) -> tuple[list[Complaint], list[bytes]]:
 
 
 @given(TRAFFIC, st.integers(1, 7))
-def test_no_bytes_raise_and_chunks_change_nothing(
+def test_no_bytes_raise_and_chunks_have_no_effect(
     traffic: list[tuple[str, bytes, bytes]], size: int
 ) -> None:
     whole = [(side, line + end) for side, line, end in traffic]
