@@ -1,4 +1,4 @@
-"""Sessions on file: the format, a writer, an anonymiser, redaction of credentials, replay."""
+"""Recordings of sessions: file format, writer, anonymiser, redaction of credentials, and replay."""
 
 from __future__ import annotations
 

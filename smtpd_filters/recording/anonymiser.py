@@ -1,15 +1,15 @@
-"""Names, addresses and words of a recording, replaced by pseudonyms.
+"""Pseudonyms for the names, addresses and words of a recording.
 
-Law
----
-1. A disguise is an allow-list: what is not known to be the protocol's own is replaced.
-2. The same word gets the same pseudonym, everywhere and as long as the process runs; with its key
-   gone, nobody can tell the word from it.
+`Disguise.text` replaces each word of a text, regardless of letter case, and keeps everything
+between words. So `mail.example.org` stays below `example.org`, and the envelope's sender equals the
+header's. IPv4 addresses become addresses in 240.0.0.0/4, which is reserved (RFC 1112 section 4),
+IPv6 addresses become addresses in 2001:db8::/32 (RFC 3849); loopback addresses and dates are kept.
 
-`Disguise.text` replaces each word of a text, letter case aside, and leaves what is between words.
-So ``mail.example.org`` stays below ``example.org``, and the sender of the envelope is that of the
-header.  IPv4 addresses become addresses of 240.0.0.0/4, which nobody has (RFC 1112, section 4),
-IPv6 addresses some of 2001:db8::/32 (RFC 3849); those of the loopback stay, as do dates.
+Invariants
+----------
+*Allow-list*: every word that isn't known to belong to the protocol is replaced.
+*Consistent and irreversible*: a word has the same pseudonym everywhere for the life of the process;
+without the process's key the word can't be derived from it.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ _TOKEN = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
-# RFC 5321, 4.2: a reply's code; RFC 2034: its enhanced code.
+# RFC 5321 section 4.2: a reply's code; RFC 2034: its enhanced code.
 _REPLY = re.compile(rb"([2-5][0-9]{2}(?:[ -]|$)(?:[245]\.[0-9]{1,3}\.[0-9]{1,3}(?: |$))?)")
 _PLAIN_FIELD = re.compile(rb"[0-9A-Za-z_.:-]{0,100}")
 
-#: The settings of smtpd's that say nothing of its owner.
+#: The settings of smtpd that don't identify the server.
 _CONFIG = frozenset({b"smtpd-version", b"protocol", b"smtp-session-timeout", b"subsystem"})
-#: The fields of reports that hold smtpd's own words and numbers.
+#: The fields of reports that contain smtpd's own words and numbers.
 _KEPT = frozenset({"fcrdns", "method", "tls", "result", "msgid", "evpid", "size", "kind", "phase"})
-#: Words for which pseudonyms are remembered.
+#: Words whose pseudonyms are cached.
 REMEMBERED = 10_000
 
 
 class Disguise:
-    """Pseudonyms for one process, made from `key`; by default a random one.
+    """The pseudonyms of one process, derived from `key`, which is random by default.
 
-    At most `remembered` of them are kept, so that none is made twice.
+    At most `remembered` of them are cached.
     """
 
     def __init__(self, key: bytes | None = None, *, remembered: int = REMEMBERED) -> None:
@@ -80,11 +80,14 @@ class Disguise:
         self._words: dict[bytes, bytes] = {}
 
     def text(self, text: bytes) -> bytes:
-        """A text of any kind with its words replaced."""
+        """Return a text with its words replaced."""
         return _TOKEN.sub(self._token, text)
 
     def line(self, row: bytes) -> bytes | None:
-        """A line of smtpd's or of the filter's, masked already; None for what has no known form."""
+        """Return a line with its words replaced, or None if its form is unknown.
+
+        Credentials must have been masked before.
+        """
         word = row.partition(b"|")[0]
         if word == b"report":
             return self._report(row)
@@ -124,7 +127,7 @@ class Disguise:
         form = _dialect(fields[1]).reports.get(fields[4])
         if form is None:
             return None
-        # As `codec.fit`: too many bars are in the wide field.
+        # As in `codec.fit`: additional bars belong to the wide field.
         values, count = fields[6:], len(form.fields)
         if len(values) > count > 0:
             end = len(values) - (count - 1 - form.wide)
@@ -152,7 +155,7 @@ class Disguise:
         return kept + self.text(reply[len(kept) :])
 
     def _endpoint(self, endpoint: bytes) -> bytes:
-        """An address with its port, which stays; or ``unix:`` and a path."""
+        """Replace an address and keep its port; or replace the path after `unix:`."""
         if endpoint.startswith(b"unix:"):
             return b"unix:" + self.text(endpoint[5:])
         address, colon, port = endpoint.rpartition(b":")
@@ -169,7 +172,7 @@ class Disguise:
         return self._ip(token) or _WORD.sub(lambda word: self._word(word[0]), token)
 
     def _ip(self, token: bytes) -> bytes | None:
-        """The pseudonym of an IP address; None when it is none."""
+        """Return the pseudonym of an IP address, or None if the token isn't one."""
         try:
             address = ip_address(token.decode("ascii"))
         except ValueError:
@@ -196,7 +199,7 @@ class Disguise:
         return made
 
     def _pseudonym(self, word: bytes) -> bytes:
-        """Eight letters and digits; for a number one of as many digits."""
+        """Return eight letters and digits; for a number, one with as many digits."""
         if word.isdigit():
             number = int.from_bytes(self._hash(word, 32), "big")
             return b"%0*d" % (min(len(word), 60), number % 10 ** min(len(word), 60))

@@ -1,13 +1,12 @@
-"""Files that are written by a thread: who has something written never waits for the disk.
+"""A thread that writes files, so that its callers never wait for the disk.
 
-Law
----
-1. A call here returns at once.  What is done to files is done in the order in which it was asked
-   for.
-2. A write is whole: one that fails takes back what it has written, and is the last to its file.
-3. A failure is kept for whoever asks next (`Disk.failures`).  So is that no thread can be started;
-   this is tried again for the next file.
-4. The thread takes no signal: those are for the thread that runs the filters.
+Invariants
+----------
+*Non-blocking*: every call returns at once. Operations are executed in the order of the calls.
+*Whole writes*: a write that fails is undone, and is the last one to its file.
+*Failures are kept* until the next call of `Disk.failures`, including the failure to start a thread,
+which is tried again for the next file.
+*No signals*: the thread blocks all signals; the thread that runs the filters handles them.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
-    #: A file, what is done to it, and how many bytes it is about.
+    #: A file, an operation on it, and the number of bytes that the operation writes.
     Job: TypeAlias = "tuple[File, Callable[[], None], int]"
 
 
 class File:
-    """A file to be written.  `open`, `write` and `close` are for the thread of a `Disk`."""
+    """A file to write. `open`, `write` and `close` are called by the thread of a `Disk`."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        #: Who is recorded in it; what is to be written; how many bytes were given to the disk.
+        #: The sessions recorded in it; the output that is still buffered; bytes passed to the disk.
         self.sessions: set[bytes] = set()
         self.buffer: list[bytes] = []
         self.size = 0
-        #: Whether something has failed: then nothing more is written.
+        #: Whether an operation has failed: then nothing more is written.
         self.failed = False
         self._fd = -1
         self._written = 0
 
     def open(self) -> None:
-        """Create it, for the owner alone: OSError."""
+        """Create the file, accessible to its owner only. Raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
         self._fd = os.open(self.path, flags, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Write all of it, or nothing: OSError."""
+        """Write all of the data or none. Raises OSError."""
         done = 0
         try:
             while done < len(data):
@@ -58,7 +57,7 @@ class File:
         self._written += done
 
     def close(self) -> None:
-        """Close it, if it was opened; one in which nothing is written goes."""
+        """Close the file if it is open, and delete it if nothing was written."""
         if self._fd < 0:
             return
         os.close(self._fd)
@@ -67,36 +66,36 @@ class File:
 
 
 class Disk:
-    """A thread that does to files what it is told, one thing behind the other."""
+    """A thread that executes operations on files, one after the other."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._failures: deque[tuple[File, Exception]] = deque()
-        # Each is counted by one thread.
+        # Each is written by one thread only.
         self._given = self._taken = 0
 
     @property
     def pending(self) -> int:
-        """Bytes that are still to be written."""
+        """The number of bytes that are still to be written."""
         return self._given - self._taken
 
     def do(self, file: File, job: Callable[[], None], size: int = 0) -> None:
-        """Have it done to the file, of which it is about `size` bytes.
+        """Queue an operation that writes `size` bytes to the file.
 
-        Unless the file has failed by then; one that has failed is still closed.
+        It is skipped if the file has failed by then; a failed file is still closed.
         """
         if self._thread is None and (file.failed or not self._start(file)):
-            return  # there is nothing to be closed
+            return  # there is nothing to close
         self._jobs.put((file, job, size))
         self._given += size
 
     def _start(self, file: File) -> bool:
-        """Start the thread, for a file that fails otherwise; whether that was possible."""
+        """Start the thread; if that is impossible, mark the file as failed and return False."""
         thread = Thread(target=self._run, name="disk", daemon=True)
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as error:  # a limit of the user's or the system's
+        except (RuntimeError, MemoryError) as error:  # a limit of the user or the system
             file.failed = True
             self._failures.append((file, error))
             return False
@@ -104,12 +103,12 @@ class Disk:
         return True
 
     def failures(self) -> Iterator[tuple[File, Exception]]:
-        """What has failed since the last call, each file at most once."""
+        """Yield the failures since the last call, at most one for each file."""
         while self._failures:
             yield self._failures.popleft()
 
     def finish(self, seconds: float) -> bool:
-        """End the thread when all is done; whether that was within so many seconds."""
+        """End the thread after its last operation; return whether it ended within `seconds`."""
         if self._thread is None:
             return True
         self._jobs.put(None)
@@ -123,7 +122,7 @@ class Disk:
             try:
                 if not file.failed or job == file.close:
                     job()
-            except Exception as error:  # noqa: BLE001  # no failure reaches the mail
+            except Exception as error:  # noqa: BLE001  # a failure must not affect mail
                 if not file.failed:
                     file.failed = True
                     self._failures.append((file, error))

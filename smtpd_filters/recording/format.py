@@ -1,16 +1,20 @@
-"""Recorded filter traffic: the format that `record` writes and `replay` reads.
+"""The file format of recorded filter traffic, which `record` writes and `replay` reads.
 
-1. A recording is bytes, in lines that end with LF. Bodies hold 8-bit bytes, so no line is ever
-   decoded as a whole.
-2. `# key: value` lines at the top describe it: which server, what the client did, what policy the
-   filter had. The first line that is something else ends this head.
-3. `< ` begins a line that smtpd wrote to the filter, `> ` one that the filter wrote, in the order
-   in which they passed. What follows is the line, byte for byte, without its LF.
-4. `# ` after the head is a remark at that place; `# EOF on stdin` marks the server's end.
-5. Reading and writing are inverse: to_bytes() gives back exactly what read() was given, and a line
-   that could not be given back is refused with its number.
+A recording consists of lines that end with LF. Bodies contain 8-bit bytes, so lines are bytes and
+never decoded as a whole.
 
-Nothing here understands more of the protocol than is needed to tell versions and sessions.
+- `# key: value` lines at the top are the head: the server, the actions of the client, the policy of
+  the filter. The first line of another form ends it.
+- `< ` begins a line that smtpd wrote to the filter, `> ` a line that the filter wrote, in the order
+  in which they passed. The rest is the line, byte for byte, without its LF.
+- `# ` after the head begins a remark; `# EOF on stdin` marks the end of smtpd's output.
+
+This module parses only as much of the protocol as it needs for versions and session ids.
+
+Invariants
+----------
+*Reversible*: `to_bytes()` returns exactly the bytes that `read()` parsed; a line for which this
+can't hold is rejected with its number.
 """
 
 from __future__ import annotations
@@ -29,24 +33,24 @@ FROM_FILTER = ">"
 REMARK = "#"
 
 RECORDER = "recorder"
-"""The key of the head that filter-trace writes: what came back from it is not what was decided."""
+"""The key in the head of filter-trace's recordings, whose own answers are not the decisions."""
 
 END = b"EOF on stdin"
-"""The remark that marks the end of smtpd's output."""
+"""The remark at the end of smtpd's output."""
 
 _MARKS = {b"< ": FROM_SMTPD, b"> ": FROM_FILTER, b"# ": REMARK}
 _META = re.compile(rb"# ([A-Za-z][A-Za-z0-9_-]*): (.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
-# Sessions stand before tokens since 0.5 (protocol 0.5 and later: `session|token`).
+# The order is `session|token` since protocol 0.5, and `token|session` before.
 _SESSION_FIRST = (0, 5)
 
 
 def encode_entry(direction: str, line: bytes) -> bytes:
-    r"""One line of a recording, with its LF.
+    r"""Return a line of a recording, with its LF.
 
-    ValueError when `line` holds a LF (it would be read back as something else) or `direction` is
-    not one of FROM_SMTPD, FROM_FILTER, REMARK.
+    Raises ValueError if `line` contains a LF, which would be read back as two lines, or `direction`
+    is not one of FROM_SMTPD, FROM_FILTER, REMARK.
     """
     if direction not in {FROM_SMTPD, FROM_FILTER, REMARK}:
         raise ValueError(f"no such direction: {direction!r}")
@@ -56,7 +60,7 @@ def encode_entry(direction: str, line: bytes) -> bytes:
 
 
 def encode_meta(meta: Mapping[str, str]) -> bytes:
-    """The head of a recording. ValueError for a key or value that would not be read back."""
+    """Return the head of a recording. Raises ValueError for an invalid key or value."""
     head = bytearray()
     for key, value in meta.items():
         if not _KEY.fullmatch(key):
@@ -68,10 +72,10 @@ def encode_meta(meta: Mapping[str, str]) -> bytes:
 
 
 class Recording:
-    """One recorded conversation between smtpd and a filter.
+    """A recorded conversation between smtpd and a filter.
 
-    meta: the head, in its order ("server", "client", "policy", ...).
-    entries: (direction, line without LF), remarks included, in the order in which they passed.
+    `meta` is the head, in its order ("server", "client", "policy", ...). `entries` are pairs of
+    direction and line without LF, remarks included, in the order in which they passed.
     """
 
     __slots__ = ("entries", "meta")
@@ -86,14 +90,14 @@ class Recording:
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | bytes, name: str = "recording") -> Recording:
-        """Read a file, or the bytes of one (`name` stands for the file in errors then).
+        """Read a file, or the bytes of one; then `name` identifies it in errors.
 
-        ConfigError when the file cannot be read, or names the line that is not of the format.
+        Raises ConfigError if the file can't be read, or with the number of an invalid line.
         """
         if not isinstance(source, bytes):
             name = os.fspath(source)
             try:
-                with open(name, "rb") as file:  # noqa: PTH123 (pathlib costs start-up time)
+                with open(name, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
                     source = file.read()
             except OSError as error:
                 raise ConfigError(f"{name}: {os_reason(error)}") from error
@@ -120,46 +124,46 @@ class Recording:
         return recording
 
     def to_bytes(self) -> bytes:
-        """The file's content. ValueError for an entry or a key that would not be read back."""
+        """Return the content of the file. Raises ValueError for an invalid entry or key."""
         if self.entries and not self._ends_head(*self.entries[0]):
             raise ValueError("a remark of the form 'key: value' directly behind the head")
         lines = [encode_entry(direction, line) for direction, line in self.entries]
         return encode_meta(self.meta) + b"".join(lines)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a file. ConfigError when it cannot be written; ValueError as to_bytes()."""
+        """Write a file. Raises ConfigError if that fails, and ValueError as `to_bytes` does."""
         content = self.to_bytes()
         try:
-            with open(path, "wb") as file:  # noqa: PTH123 (pathlib costs start-up time)
+            with open(path, "wb") as file:  # noqa: PTH123  # pathlib costs start-up
                 file.write(content)
         except OSError as error:
             raise ConfigError(f"{os.fspath(path)}: {os_reason(error)}") from error
 
     def to_filter(self) -> list[bytes]:
-        """The lines that smtpd wrote."""
+        """Return the lines that smtpd wrote."""
         return [line for direction, line in self.entries if direction == FROM_SMTPD]
 
     def from_filter(self) -> list[bytes]:
-        """The lines that the filter wrote."""
+        """Return the lines that the filter wrote."""
         return [line for direction, line in self.entries if direction == FROM_FILTER]
 
     @property
     def by_recorder(self) -> bool:
-        """Whether it was made by filter-trace, beside the filters that decided."""
+        """Whether filter-trace wrote it, beside the filters that decided."""
         return RECORDER in self.meta
 
     @property
     def server_version(self) -> str | None:
-        """The server's version as recorded: "7.8.0p1" by the head, else by smtpd's own line."""
+        """The server's version, such as "7.8.0p1": from the head, else from smtpd's own line."""
         if server := self.meta.get("server"):
             return server.rpartition(" ")[2]
         return self._config(b"smtpd-version")
 
     @property
     def protocol(self) -> str | None:
-        """The protocol's version, "0.7": by smtpd's configuration line, else by its first event.
+        """The protocol version, such as "0.7": from smtpd's configuration, else its first event.
 
-        6.8 and older say it in the events only.
+        6.8 and older send it in events only.
         """
         if version := self._config(b"protocol"):
             return version
@@ -169,7 +173,7 @@ class Recording:
         return None
 
     def sessions(self) -> list[str]:
-        """The session ids that smtpd spoke of, in the order of their first appearance."""
+        """Return the session ids in smtpd's lines, in order of first appearance."""
         found: dict[bytes, None] = {}
         for line in self.to_filter():
             fields = line.split(b"|", 7)

@@ -1,22 +1,22 @@
-"""Credentials, masked wherever smtpd hands them out.
+"""Masking of credentials in the lines of the protocol.
 
-They come in the request ``auth``, in what the client said, and in what another filter answered.  Of
-what a client said only commands that are known are shown: a client whose AUTH was refused sends
-user and password all the same, and smtpd then takes each for a command that it does not know.
+smtpd passes them to filters in the request `auth`, in reports of client commands, and in reports of
+other filters' answers. Of the client's commands only known ones are shown: a client whose AUTH was
+refused may still send user and password, which smtpd then reports as unknown commands.
 """
 
 from __future__ import annotations
 
-#: What smtpd itself writes in place of a credential.
+#: The text that smtpd itself writes in place of a credential.
 MASK = b"********"
-_MECHANISMS = frozenset({b"PLAIN", b"LOGIN"})  # those that smtpd has
+_MECHANISMS = frozenset({b"PLAIN", b"LOGIN"})  # those that smtpd supports
 _COMMANDS = frozenset(
     b"EHLO HELO MAIL RCPT DATA RSET NOOP QUIT STARTTLS HELP VRFY EXPN WIZ ETRN BDAT".split()
 )
 
 
 def mask_command(command: bytes) -> bytes:
-    """What a client said, for ``protocol-client``, with nothing in it that may be a credential."""
+    """Return a client's command (`protocol-client`) without anything that may be a credential."""
     words = command.split(None, 2)
     if not words or words[0].upper() in _COMMANDS or command == b".":
         return command
@@ -26,7 +26,7 @@ def mask_command(command: bytes) -> bytes:
 
 
 def mask_credentials(argument: bytes) -> bytes:
-    """The parameter of the phase ``auth``: only the mechanism is left of it."""
+    """Return the parameter of the phase `auth` reduced to its mechanism."""
     mechanism, space, _ = argument.partition(b" ")
     if mechanism.upper() not in _MECHANISMS:
         return MASK if argument else b""
@@ -34,7 +34,7 @@ def mask_credentials(argument: bytes) -> bytes:
 
 
 def mask(row: bytes) -> bytes:
-    """A line of smtpd's or of a filter's without credentials."""
+    """Return a line of smtpd or a filter without credentials."""
     if row.startswith(b"report|"):
         fields = row.split(b"|", 6)
         if len(fields) == 7 and fields[4] == b"protocol-client":

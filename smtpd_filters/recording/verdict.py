@@ -1,7 +1,7 @@
-"""What a filter said at a phase, and what smtpd makes of it.
+"""A filter's verdict at a phase, and its meaning to smtpd.
 
-Whoever plays smtpd needs it: a conversation (`smtpd_filters.testing.conversation`) and a recording
-(`smtpd_filters.recording.replay`) differ in who the client is, not in what a verdict means.
+Code that plays smtpd uses it: `smtpd_filters.testing.conversation` with a scripted client, and
+`smtpd_filters.recording.replay` with a recorded one.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from smtpd_filters.session import text
 if TYPE_CHECKING:
     from smtpd_filters.protocol.events import Result
 
-#: The decisions whose text is a reply that refuses the command.
+#: The decisions whose parameter is a reply that refuses the command.
 REFUSALS = frozenset({"reject", "disconnect"})
-#: A filter's ``report`` puts its text in the place of the command's parameter.
+#: The decisions whose parameter replaces the command's; `report` does so, too.
 WITH_PARAMETER = frozenset({"rewrite", "report"})
-#: What smtpd calls two phases in the report ``filter-response``.
+#: The names of two phases in the report `filter-response`.
 RESPONSE_NAMES = {"connect": "connected", "starttls": "tls"}
 _BY_RESPONSE = {name.encode(): phase for phase, name in RESPONSE_NAMES.items()}
-#: The first protocol that says its version in the hand-shake.
+#: The first protocol version that is sent in the hand-shake.
 SAYS_PROTOCOL = (0, 7)
-#: What smtpd puts before a message that was called junk.
+#: The field that smtpd adds at the top of a message with a junk decision.
 MARK = b"X-Spam: Yes"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a filter said at a phase, and what became of the command.
+    """A filter's verdict at a phase, and its effect on the command.
 
-    ``verb`` is proceed, junk, reject, disconnect or rewrite; of a message ("data-line") it is
+    `verb` is proceed, junk, reject, disconnect or rewrite; for a message ("data-line") it is
     unchanged or changed.
     """
 
     #: The phase of the request, or "data-line" for a message.
     phase: str
     verb: str
-    #: The reply that refuses the command; empty when it is not refused.
+    #: The reply that refuses the command; empty if it isn't refused.
     reply: str = ""
-    #: What smtpd goes on with: the client's parameter, or the one it was rewritten to.
+    #: The parameter that smtpd continues with: the client's, or the rewritten one.
     parameter: str = ""
-    #: The lines of a message as they came back, dot-stuffed.
+    #: The lines of a message as the filter returned them, dot-stuffed.
     lines: tuple[bytes, ...] | None = field(default=None, repr=False)
-    #: Whether the filter was asked; one that does not register a phase proceeds.
+    #: Whether the filter has registered the phase; if not, the verdict is proceed.
     asked: bool = field(default=True, compare=False)
 
     @property
     def refused(self) -> bool:
-        """Whether the client was told no."""
+        """Whether the command was refused."""
         return bool(self.reply)
 
     @property
     def closes(self) -> bool:
-        """Whether smtpd closes the connection; it does so by itself behind a 421."""
+        """Whether smtpd closes the connection, which it also does after a 421."""
         return self.verb == "disconnect" or self.reply.startswith("421")
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def verdict(phase: str, argument: bytes, result: Result | None) -> Verdict:
-    """Make a verdict of an answer; None for a phase that was not asked."""
+    """Return the verdict of an answer; `result` is None for a phase that isn't registered."""
     before = text(argument)
     if result is None:
         return Verdict(phase, "proceed", parameter=before, asked=False)
@@ -76,26 +76,26 @@ def verdict(phase: str, argument: bytes, result: Result | None) -> Verdict:
 
 
 def message_verdict(sent: list[bytes], returned: list[bytes], *, asked: bool = True) -> Verdict:
-    """Make the verdict on a message of these lines."""
+    """Return the verdict on a message, from the lines sent and returned."""
     verb = "unchanged" if sent == returned else "changed"
     return Verdict("data-line", verb, lines=tuple(returned), asked=asked)
 
 
 def failure(said: Verdict) -> bytes:
-    """The result in a ``tx-`` report of a command that was refused so."""
+    """Return the result field of a `tx-` report for a refused command."""
     return b"tempfail" if said.reply.startswith("4") else b"permfail"
 
 
 def response(phase: str, said: Verdict) -> tuple[bytes, bytes, bytes]:
-    """The values of the report ``filter-response`` that tells of a verdict."""
+    """Return the values of the report `filter-response` for a verdict."""
     parameter = said.reply or (said.parameter if said.verb in WITH_PARAMETER else "")
     return RESPONSE_NAMES.get(phase, phase).encode(), said.verb.encode("latin-1"), wire(parameter)
 
 
 def responded(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
-    """Make the verdict that a report `filter-response` has; None if fields are missing.
+    """Return the verdict of a report `filter-response`, or None if fields are missing.
 
-    The inverse of `response`. `argument` is that of the command which was judged.
+    The inverse of `response`. `argument` is that of the command.
     """
     if len(values) < 2:
         return None
@@ -108,7 +108,7 @@ def responded(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
 
 
 class Tokens(dict[str, bytes]):
-    """The token of each phase, made when it is first asked for; it is the same for all sessions."""
+    """The token of each phase, created on first use and the same for all sessions."""
 
     def __missing__(self, phase: str) -> bytes:
         token = self[phase] = b"%016x" % (0x70C3 << 48 | len(self) + 1)
@@ -116,5 +116,5 @@ class Tokens(dict[str, bytes]):
 
 
 def wire(said: str) -> bytes:
-    """A text as smtpd writes it; the inverse of `smtpd_filters.session.text`."""
+    """Encode a text as in the protocol; the inverse of `smtpd_filters.session.text`."""
     return said.encode("utf-8", "surrogateescape")

@@ -1,16 +1,15 @@
-"""Sessions written to files, as `smtpd_filters.recording` has it.
+"""A recorder that writes sessions to files in the format of `smtpd_filters.recording.format`.
 
-Law
----
-1. A file is whole in itself: it begins with the hand-shake, and a session is in one file from its
-   beginning to its end.  So it replays.
-2. Sessions stand in a file as they passed, interleaved.
-3. When a file has reached ``max_size`` the sessions that begin from then on go to the next one.
-   At twice that size what is still open in it is cut off.
-4. Of the files of this form in the directory the newest ``max_files`` are kept.
-5. What can't be written is not recorded.  No failure reaches the mail, nor does a disk that hangs:
-   a thread of its own writes (`disk_thread`), and gets no more than it takes.  Both are logged.
-6. No credential is ever written (`redaction`).
+Invariants
+----------
+*Self-contained files*: a file begins with the hand-shake and contains each of its sessions from
+beginning to end, so that it can be replayed. Sessions are interleaved as they passed.
+*Bounded*: sessions that begin after a file has reached `max_size` go to the next file; at twice
+that size the sessions still open in it are cut off. The newest `max_files` files of this form in
+the directory are kept.
+*Mail first*: a failure to write, or a disk that hangs, pauses the recording and never delays mail.
+A thread writes (`disk_thread`), with a bounded queue. Failures are logged.
+*No credentials* are ever written (`redaction`).
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
 
     from .anonymiser import Disguise
 
-#: Bytes of a line that are kept; smtpd's longest has 65,616.
+#: Bytes kept of a line; smtpd's longest has 65,616.
 MAX_LINE = 4 << 20
-#: Files that are open at a time: beyond, the oldest is closed and its sessions are cut off.
+#: Files open at a time: beyond that the oldest is closed and its sessions are cut off.
 MAX_OPEN = 8
-#: Sessions at a time; one whose end is never reported would be remembered for ever.
+#: Sessions at a time, since a session whose end is never reported would be kept forever.
 MAX_SESSIONS = 50_000
-#: Bytes that wait for the disk; beyond, the recording pauses.
+#: Bytes queued for the disk; beyond that the recording pauses.
 MAX_PENDING = 16 << 20
 #: Seconds without recording after a failure.
 PAUSE = 60.0
@@ -61,7 +60,7 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 
 
 class Rows:
-    """Bytes in, whole lines out."""
+    """A splitter of bytes into whole lines."""
 
     __slots__ = ("_partial",)
 
@@ -69,7 +68,7 @@ class Rows:
         self._partial = b""
 
     def whole(self, data: bytes) -> bytes:
-        """What has come in up to the last line end."""
+        """Add data; return everything up to the last line end."""
         if self._partial:
             data = self._partial + data
         cut = data.rfind(b"\n") + 1
@@ -78,29 +77,29 @@ class Rows:
 
 
 class _Client:
-    """A session that is being recorded; ``file`` is None once it was cut off."""
+    """A session that is being recorded; `file` is None after it was cut off."""
 
     __slots__ = ("body_in", "body_out", "file")
 
     def __init__(self, file: File | None) -> None:
         self.file = file
-        #: What smtpd writes, and what is written back, is the body by now.
+        #: Whether the lines of the message from smtpd, and from the filter, are in the body.
         self.body_in = self.body_out = False
 
 
 class Recorder:
-    """A tap that writes what passes to files in ``directory``.
+    """A tap that writes all traffic to files in `directory`.
 
-    `body`: with the bodies of messages.  `disguise`: with pseudonyms.  `log`: the filter's.
-    `max_size` is that of a file in bytes, `max_files` how many are kept.  The other limits are
-    those of this module: files that are open and sessions at a time, bytes that wait for the
-    disk, and the seconds that it has at the end.
+    With `body`, bodies of messages are included; with `disguise`, names are pseudonyms. Failures
+    are written to `log`, the filter's. `max_size` is the size of a file in bytes, `max_files` the
+    number of files kept. The other limits are those of this module: open files and sessions at a
+    time, bytes queued for the disk, and the seconds to wait for it at the end.
     """
 
     reports = frozenset(REPORTS)
     phases = frozenset({*PHASES, DATA_LINE})
 
-    def __init__(  # noqa: PLR0913  # one for each thing that can be said
+    def __init__(  # noqa: PLR0913  # one for each setting
         self,
         directory: str,
         log: FilterLog,
@@ -115,7 +114,7 @@ class Recorder:
         closing: float = CLOSING / 2,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Raises ConfigError when nothing can be written there."""
+        """Raise ConfigError if the directory can't be written to."""
         self._directory, self._log, self._clock = directory, log, clock
         self._body, self._disguise = body, disguise
         self._max_size, self._max_files = max_size, max_files
@@ -125,12 +124,12 @@ class Recorder:
         self._handshake: list[bytes] = []
         self._server = ""
         self._ready = False
-        #: What was read together with the hand-shake, as from a pipe; smtpd itself waits.
+        #: Lines read together with the hand-shake, as from a pipe; smtpd itself waits.
         self._early: list[bytes] = []
         self._clients: dict[bytes, _Client] = {}
-        #: Sessions that ended in what was read last: their answers may still come.
+        #: Sessions whose end was in the last input: their answers may still follow.
         self._ended: list[bytes] = []
-        #: The newest last; sessions that begin go there.
+        #: The open files, the newest last; new sessions go to that.
         self._open: list[File] = []
         self._written = 0
         self._paused_until = 0.0
@@ -149,13 +148,13 @@ class Recorder:
             raise ConfigError(self._refused(PermissionError(EACCES, "not writable")))
 
     def _refused(self, error: OSError) -> str:
-        """Say what is wrong with the directory, and how to make it."""
-        from shlex import quote  # only a mistake pays for it
+        """Return the error of an unusable directory, and how to create it."""
+        from shlex import quote  # needed only for an error
 
         how = f"install -d -o {user_name()} -m 700 {quote(self._directory)}"
         return f"--record: {self._directory}: {os_reason(error)}; make it as root: {how}"
 
-    # -- what is heard -------------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------
 
     def received(self, data: bytes) -> None:
         """Record what smtpd wrote."""
@@ -187,7 +186,7 @@ class Recorder:
         self._flush()
 
     def close(self) -> None:
-        """End all files; what a disk that hangs has not taken by then is not waited for."""
+        """Close all files, waiting at most `closing` seconds for the disk."""
         while self._open:
             self._open[-1].buffer.append(encode_entry(REMARK, END))
             self._close(self._open[-1])
@@ -276,7 +275,7 @@ class Recorder:
             self._close(client.file)
 
     def _next(self, full: File | None) -> File | None:
-        """Open another file; None when that fails."""
+        """Open another file; return None if that fails."""
         if self._clock() < self._paused_until:
             return None
         if full is not None and not full.sessions:
@@ -312,10 +311,10 @@ class Recorder:
         return encode_meta(meta)
 
     def _prune(self, now: str, kept: frozenset[str]) -> None:
-        """Make room for one more: delete the oldest, by the time in their names.
+        """Make room for one more file: delete the oldest, by the time in their names.
 
-        Those of `kept` stay.  A file from later than `now` was named by a clock that was ahead, and
-        is deleted before.
+        Those in `kept` stay. A file with a time after `now` was named by a clock that was ahead,
+        and is deleted first.
         """
         names = sorted(
             filter(_OURS.fullmatch, os.listdir(self._directory)),  # noqa: PTH208
@@ -327,7 +326,7 @@ class Recorder:
             os.unlink(path)  # noqa: PTH108
 
     def _flush(self) -> None:
-        """Give the disk what there is for it, as long as it takes it."""
+        """Pass the buffered output to the disk, unless too much is queued."""
         if self._disk.pending > self._max_pending:
             for file in list(self._open):
                 file.buffer.clear()
@@ -346,7 +345,7 @@ class Recorder:
             self._disk.do(file, lambda: file.write(data), len(data))
 
     def _cut(self, file: File, why: bytes) -> None:
-        """End a file in which sessions are still open; of those nothing more is recorded."""
+        """Close a file with sessions still open; nothing more of them is recorded."""
         file.buffer.append(encode_entry(REMARK, why))
         self._close(file)
 
@@ -362,7 +361,7 @@ class Recorder:
         self._disk.do(file, file.close)
 
     def _notice(self) -> None:
-        """See what the disk has failed at."""
+        """Process the failures of the disk."""
         for file, error in self._disk.failures():
             self._failed(file.path, getattr(error, "strerror", None) or show(error))
             if file in self._open:
@@ -378,7 +377,7 @@ def _token_first(spoken: bytes) -> bool:
 
 
 def _is_header(line: bytes, *, in_body: bool) -> tuple[bool, bool]:
-    """Whether a line of a message is kept without its body; whether the body follows."""
+    """Return whether a line is kept when bodies are left out, and whether the body follows."""
     if line == b".":
         return True, False
     if in_body:

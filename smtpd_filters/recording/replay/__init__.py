@@ -1,17 +1,18 @@
-"""A recording turned into what smtpd would send to another filter.
+"""A player that turns a recording into smtpd's side of a conversation with another filter.
 
-It is pure: who plays it moves the bytes, to a process or to an engine.
+It does no I/O: the caller moves the bytes, to a process or to an engine. `scenes` splits the
+recording into events, `session` adapts a session to the filter's decisions, `replay` plays it.
 
-Law
----
-1. A filter gets what it registered, its own tokens, and the protocol version that it is to speak;
-   sessions, time stamps and texts are the recording's.
-2. What the filter decides counts.  A session that it disconnects is over, a transaction that it
-   refuses does not go on, and smtpd's reports say so.
-3. Where it lets through what was refused when it was recorded, nobody can know how it would have
-   gone on: what follows is played as recorded.
-4. A verdict stands beside the one recorded.  A phase that a filter does not ask for is one at which
-   it proceeds.
+Invariants
+----------
+*Real registration*: a filter gets the events it registered, its own tokens, and the chosen protocol
+version; sessions, time stamps and texts are the recording's.
+*Decisions count*: a session that the filter disconnects ends, a transaction that it refuses doesn't
+continue, and smtpd's reports reflect this.
+*As recorded otherwise*: if the filter accepts what was refused in the recording, the continuation
+is unknown, and the rest is played as recorded.
+*Comparable*: each verdict has the recorded one beside it. At a phase that the filter doesn't
+register its verdict is proceed.
 
 Use::
 
@@ -25,11 +26,9 @@ Use::
             replay.receive(read())
     replay.finish()
 
-Afterwards `Replay.outcomes` are the steps at which there was something to decide, each with its
-``recorded`` and ``verdict``, and `Replay.oracle` has seen all of it.  To play without waiting for
-each answer is allowed, but then law 2 comes too late.
-
-Inside: `scenes` takes the recording apart, `session` says how a session goes now, `replay` plays.
+Afterwards `Replay.outcomes` has the steps with a decision, each with its `recorded` and its
+`verdict`, and `Replay.oracle` has checked all of the conversation. It is possible not to wait for
+each answer, but then decisions take effect too late (*Decisions count*).
 """
 
 from .replay import Replay

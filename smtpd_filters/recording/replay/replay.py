@@ -1,4 +1,4 @@
-"""The replay itself: scene after scene, each as it goes now."""
+"""The player of a recording: scene by scene, adapted to the filter's decisions."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class Replay:
-    """One recording, played to one filter.
+    """A recording that is played to one filter.
 
-    ``protocol``: the version to be spoken, by default the recorded one.
+    `protocol` is the protocol version to use, by default the recorded one.
     """
 
     def __init__(self, recording: Recording, *, protocol: tuple[int, int] | None = None) -> None:
         self._recorded = dialect(version(recording.protocol or "") or NEWEST)
         spoken = dialect(protocol or self._recorded.version)
-        #: A server that speaks another protocol is another server.
+        #: With another protocol version, the recorded server's version no longer applies.
         self._converted = spoken.version != self._recorded.version
         said = "" if self._converted else recording.server_version or ""
         #: The server's end of the conversation.
@@ -41,18 +41,18 @@ class Replay:
         self.recording = recording
         #: The judge of what the filter writes.
         self.oracle = Oracle()
-        #: The steps at which there was something to decide, in order.
+        #: The steps with a decision, in order.
         self.outcomes: list[Step] = []
         self._courses: dict[bytes, Course] = {}
         self._tokens = Tokens()
 
     @property
     def ready(self) -> bool:
-        """Whether the filter has registered all that it wants."""
+        """Whether the filter has finished its registration."""
         return self.smtpd.ready
 
     def handshake(self) -> bytes:
-        """The configuration lines as recorded, in the terms of the version that is spoken."""
+        """Return the recorded configuration lines, converted to the protocol version in use."""
         said: list[Config] = []
         for line in self.recording.to_filter():
             event = decode(line, self._recorded)
@@ -70,14 +70,14 @@ class Replay:
         return data
 
     def receive(self, data: bytes) -> None:
-        """Take what the filter wrote."""
+        """Process output of the filter."""
         self.oracle.from_filter(data)
         for answer in self.smtpd.receive(data):
             if isinstance(answer, (Result, Line)) and answer.session in self._courses:
                 self._courses[answer.session].take(answer)
 
     def steps(self) -> Iterator[Step]:
-        """What smtpd sends, in order.  The answer to a step is waited for before the next."""
+        """Yield smtpd's output step by step; the caller waits for the answer to each."""
         for scene in scenes_of(self.recording, self._recorded):
             course = self._courses.setdefault(scene.event.session, Course(scene.event.session))
             for step in self._play(scene, course):
@@ -86,10 +86,10 @@ class Replay:
                 yield step
 
     def finish(self) -> None:
-        """The filter has closed its end: have the oracle say what is missing."""
+        """Let the oracle check for missing answers, after the filter has closed its end."""
         self.oracle.finish()
 
-    # -- a scene as it goes now ----------------------------------------------------------
+    # -- one scene -----------------------------------------------------------------------
 
     def _play(self, scene: Scene, course: Course) -> Iterator[Step]:
         event = scene.event
@@ -100,7 +100,7 @@ class Replay:
         elif isinstance(event, Lines):
             yield from self._lines(event, scene, course)
         elif event.phase is not None:
-            # Servers before 0.7 do not ask about a NOOP with an argument.
+            # Servers before protocol 0.7 send no request for a NOOP with an argument.
             if event.argument and event.phase.name == "noop" and self._speaks_before_0_7:
                 return
             yield from self._request(event, event.phase.name, scene, course)

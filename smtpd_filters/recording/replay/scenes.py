@@ -1,4 +1,4 @@
-"""A recording taken apart: what smtpd said, each with what became of it."""
+"""The scenes of a recording: smtpd's events, each with the recorded verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Scene:
-    """An event of the recording, with the time at which it was and what it came to."""
+    """An event of the recording, with its time and the recorded verdict."""
 
     __slots__ = ("event", "recorded", "time")
 
@@ -25,12 +25,12 @@ class Scene:
         self.recorded: Verdict | None = None
 
     def answered(self, answer: Result) -> None:
-        """Note the verdict of the recorded filter."""
+        """Store the verdict of the recorded filter."""
         if isinstance(self.event, Request) and self.event.phase is not None:
             self.recorded = verdict(self.event.phase.name, self.event.argument, answer)
 
     def responded(self, report: Report) -> None:
-        """Note the verdict of the server's whole chain, if the report is on this request."""
+        """Store the verdict of the server's whole chain, if the report is on this request."""
         if isinstance(self.event, Request) and self.event.phase is not None:
             found = responded(report.values, self.event.argument)
             if found is not None and found.phase == self.event.phase.name:
@@ -38,15 +38,15 @@ class Scene:
 
 
 def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
-    """The recording's events; lines that stand together are one.
+    """Return the events of a recording; consecutive lines of a message are one event.
 
-    The verdict on a command is that of the server's whole chain where it was reported, else that of
-    the filter that was recorded.
+    The verdict on a command is that of the server's whole chain if it was reported, else that of
+    the recorded filter.
     """
     scenes = _read(recording, spoken)
     _judge(scenes)
     if recording.by_recorder:
-        # What the filters behind it made of a message is not in the recording.
+        # The recording doesn't have what the filters after the recorder did to a message.
         for scene in scenes:
             if isinstance(scene.event, Lines):
                 scene.recorded = None
@@ -54,7 +54,7 @@ def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
 
 
 def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
-    """The events, with the verdicts of the filter that was recorded."""
+    """Return the events with the verdicts of the recorded filter."""
     scenes: list[Scene] = []
     requests: dict[bytes, Scene] = {}
     messages: dict[bytes, _Told] = {}
@@ -82,7 +82,7 @@ def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
 
 
 def _judge(scenes: list[Scene]) -> None:
-    """Give requests the verdicts that the reports `filter-response` behind them have."""
+    """Set the verdicts of requests from the following reports `filter-response`."""
     requests: dict[bytes, Scene] = {}
     for scene in scenes:
         event = scene.event
@@ -95,7 +95,7 @@ def _judge(scenes: list[Scene]) -> None:
 
 
 def _joined(scenes: list[Scene], event: Lines) -> Scene | None:
-    """Take off the last scene, with these lines added, if it is of the same message."""
+    """Remove and return the last scene, with these lines added, if it is of the same message."""
     last = scenes[-1].event if scenes else None
     if isinstance(last, Lines) and last.session == event.session and not last.end:
         last.lines += event.lines
@@ -105,7 +105,7 @@ def _joined(scenes: list[Scene], event: Lines) -> Scene | None:
 
 
 class _Told:
-    """A message of the recording: what smtpd sent and what came back."""
+    """A message of the recording: the lines that smtpd sent and those that were returned."""
 
     __slots__ = ("ended", "returned", "scene", "sent")
 
@@ -116,20 +116,20 @@ class _Told:
         self.ended = False
 
     def hear(self, event: Lines, scene: Scene) -> None:
-        """Take what smtpd wrote."""
+        """Add lines that smtpd wrote."""
         self.sent += event.lines
         if event.end:
             self.scene = scene
 
     def take(self, line: bytes) -> None:
-        """Take what the filter wrote."""
+        """Add a line that the filter wrote."""
         if line == b".":
             self.ended = True
         elif not self.ended:
             self.returned.append(line)
 
     def settled(self) -> bool:
-        """Note the verdict, once both sides have come to their end."""
+        """Store the recorded verdict if both sides are complete; return whether they are."""
         if self.ended and self.scene is not None:
             self.scene.recorded = message_verdict(self.sent, self.returned)
             return True

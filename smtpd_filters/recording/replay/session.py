@@ -1,7 +1,7 @@
-"""A session of a recording, as it goes now that another filter decides.
+"""A recorded session, adapted to the decisions of another filter.
 
-smtpd's side of the matter: what a client comes to behind a refusal, and which reports smtpd makes
-of it in the place of those recorded.
+It models smtpd: which phases a session reaches after a refusal, and which reports smtpd sends in
+place of the recorded ones.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """What is to be written next, and whether an answer to it is needed.
+    """The next output of smtpd, and whether it requires an answer.
 
-    ``phase`` is empty where there is nothing to decide, else that of the request, or "data-line"
-    for the end of a message.  ``data`` is empty where there is nothing to write.
+    `phase` is that of a request, "data-line" for the end of a message, and empty if there is
+    nothing to decide. `data` is empty if there is nothing to write.
     """
 
     #: The session's id.
@@ -44,68 +44,69 @@ class Step:
     data: bytes = b""
     #: The verdict in the recording; None where it has none.
     recorded: Verdict | None = None
-    #: None until there is an answer, and for good where it did not come to the question.
+    #: None until the filter has answered; it stays None if the phase isn't reached.
     verdict: Verdict | None = None
-    #: Whether the filter's answer is waited for.
+    #: Whether the filter's answer is pending.
     waiting: bool = False
 
     @property
     def differs(self) -> bool:
-        """Whether the filter decided otherwise than recorded; not where there is no record."""
+        """Whether the filter's verdict differs from the recorded one; False if there is none."""
         return bool(self.phase) and self.recorded is not None and self.verdict != self.recorded
 
 
-#: Where a session sticks when this phase is refused.
+#: Where a session is stuck after a refusal at this phase.
 _STICKS_AT = {"helo": "greeting", "ehlo": "greeting", "mail-from": "mail-from", "data": "data"}
-#: The phases that smtpd does not come to while a session is stuck: what goes before was refused.
+#: The phases that smtpd doesn't reach while a session is stuck.
 _STUCK: dict[str, frozenset[str]] = {
     "": frozenset(),
     "greeting": frozenset({"auth", "mail-from", "rcpt-to", "data", "data-line", "commit"}),
     "mail-from": frozenset({"rcpt-to", "data", "data-line", "commit"}),
     "data": frozenset({"data-line", "commit"}),
 }
-#: The phases that bring a stuck session on.
+#: The phases that free a stuck session.
 _FRESH = {
     "helo": ("greeting",),
     "ehlo": ("greeting",),
     "mail-from": ("mail-from", "data"),
     "data": ("data",),
 }
-#: The phases whose refusal keeps smtpd from making a report.
+#: The phases whose refusal suppresses a report.
 _REFUSED_BY = {
     "link-identify": ("helo", "ehlo"),
     "link-tls": ("starttls",),
     "link-auth": ("auth",),
 }
-#: A greeting takes the place of the other one.
+#: A greeting replaces the other one.
 _REPLACES = {"helo": ("ehlo",), "ehlo": ("helo",)}
 
 
 class Course:
-    """A session of the recording, as it goes now."""
+    """The state of a recorded session during the replay."""
 
     def __init__(self, session: bytes) -> None:
         self.session = session
-        #: The connection is closed.
+        #: Whether the connection is closed.
         self.gone = False
-        #: Where it sticks, a key of `_STUCK`: "" while nothing is in the way.
+        #: Where the session is stuck, a key of `_STUCK`: "" if it isn't.
         self.stuck = ""
-        #: The transaction's message id; empty outside of one.
+        #: The transaction's message id; empty outside a transaction.
         self.msgid = b""
-        #: The verdicts that reports still to come depend on, by phase.
+        #: The verdicts that later reports depend on, by phase.
         self.last: dict[str, Verdict] = {}
-        #: How many of the transaction's recipients were accepted.
+        #: The number of accepted recipients of the transaction.
         self.recipients = 0
-        #: Who calls it junk: ("now" or "then", whether only the transaction and not the session).
+        #: Junk decisions: "now" (this filter) or "then" (recorded), and whether they apply to the
+        #: transaction only.
         self.junk: set[tuple[str, bool]] = set()
-        #: The step whose answer comes next.
+        #: The step whose answer is next.
         self.step = Step(session)
-        #: The lines of the message so far, as smtpd sent them and as they came back.
+        #: The lines of the message so far, as smtpd sent them and as the filter returned them.
         self.sent: list[bytes] = []
         self.returned: list[bytes] = []
 
     def take(self, answer: Result | Line) -> None:
-        """Take what the filter said."""
+        """Process an answer of the filter."""
         step = self.step
         if isinstance(answer, Result):
             if step.waiting and step.phase != "data-line":
@@ -118,18 +119,18 @@ class Course:
             step.waiting = False
 
     def reaches(self, phase: str) -> bool:
-        """Whether it comes to this phase at all."""
+        """Whether the session reaches this phase."""
         if self.gone:
             return False
         if self.stuck in _FRESH.get(phase, ()):
             self.stuck = ""
         if phase == "data" and "rcpt-to" in self.last and not self.recipients:
-            self.stuck = "data"  # no recipient was taken
+            self.stuck = "data"  # no recipient was accepted
             return False
         return phase not in _STUCK[self.stuck]
 
     def heed(self, step: Step) -> bool:
-        """Note what was decided; whether smtpd closes the connection, unlike when recorded."""
+        """Apply a verdict; return whether smtpd closes the connection, unlike in the recording."""
         said = step.verdict
         if said is None:
             return False
@@ -150,7 +151,7 @@ class Course:
         return False
 
     def marked(self, lines: list[bytes]) -> list[bytes]:
-        """Lines of a message with or without smtpd's mark, as it was decided now."""
+        """Return lines of a message with or without smtpd's junk mark, as decided now."""
         lines = list(lines)
         if not self.sent:
             whose = {when for when, _ in self.junk}
@@ -163,7 +164,7 @@ class Course:
         return lines
 
     def adapt(self, report: Report) -> list[NamedValues]:
-        """The reports that smtpd makes now, in place of a recorded one."""
+        """Return the reports that smtpd sends now in place of a recorded one."""
         name, values = report.name, report.values
         if name.startswith("tx-"):
             return self._adapt_transaction(name, values)
@@ -204,7 +205,7 @@ class Course:
         return [rolled_back] if self.stuck == "data" else [("tx-commit", values)]
 
     def _reset(self) -> None:
-        """The transaction is over."""
+        """End the transaction."""
         self.msgid, self.recipients, self.stuck = b"", 0, ""
         self.sent, self.returned = [], []
         self.junk = {(when, within) for when, within in self.junk if not within}
@@ -218,7 +219,7 @@ class Course:
         return [("filter-response", values)]
 
     def goodbye(self, phase: str, argument: bytes) -> list[NamedValues]:
-        """The reports with which smtpd closes a connection because of what was decided."""
+        """Return the reports with which smtpd closes a connection after a decision."""
         self.gone = True
         reports: list[NamedValues] = []
         if self.msgid:
