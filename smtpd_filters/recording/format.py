@@ -53,9 +53,9 @@ def encode_entry(direction: str, line: bytes) -> bytes:
     is not one of FROM_SMTPD, FROM_FILTER, REMARK.
     """
     if direction not in {FROM_SMTPD, FROM_FILTER, REMARK}:
-        raise ValueError(f"no such direction: {direction!r}")
+        raise ValueError(f"invalid direction: {direction!r}")
     if b"\n" in line:
-        raise ValueError("a recorded line holds a line break")
+        raise ValueError("a recorded line contains a line break")
     return b"%s %s\n" % (direction.encode(), line)
 
 
@@ -64,9 +64,9 @@ def encode_meta(meta: Mapping[str, str]) -> bytes:
     head = bytearray()
     for key, value in meta.items():
         if not _KEY.fullmatch(key):
-            raise ValueError(f"not a key of a recording's head: {key!r}")
+            raise ValueError(f"invalid key of a recording's head: {key!r}")
         if "\n" in value:
-            raise ValueError(f"the value of {key!r} holds a line break")
+            raise ValueError(f"the value of {key!r} contains a line break")
         head += b"# %s: %s\n" % (key.encode(), value.encode("utf-8", "surrogateescape"))
     return bytes(head)
 
@@ -115,8 +115,8 @@ class Recording:
             direction = _MARKS.get(line[:2])
             if direction is None:
                 raise ConfigError(
-                    f"{name}:{number}: not a recording: a line that begins with none of "
-                    "'# ', '< ', '> '"
+                    f"{name}:{number}: not a recording: expected a line that begins with '# ', '< ' "
+                    "or '> '"
                 )
             recording.entries.append((direction, line[2:]))
         if cut_off:
@@ -126,7 +126,7 @@ class Recording:
     def to_bytes(self) -> bytes:
         """Return the content of the file. Raises ValueError for an invalid entry or key."""
         if self.entries and not self._ends_head(*self.entries[0]):
-            raise ValueError("a remark of the form 'key: value' directly behind the head")
+            raise ValueError("a remark of the form 'key: value' directly after the head")
         lines = [encode_entry(direction, line) for direction, line in self.entries]
         return encode_meta(self.meta) + b"".join(lines)
 

@@ -246,7 +246,7 @@ class Recorder:
         if self._disguise is not None:
             disguised = self._disguise.line(row)
             if disguised is None:
-                direction, disguised = REMARK, b"a line of no known form was left out"
+                direction, disguised = REMARK, b"a line of unknown form was omitted"
             row = disguised
         file.buffer.append(encode_entry(direction, row))
 
