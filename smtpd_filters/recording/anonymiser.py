@@ -132,11 +132,11 @@ class Disguise:
         if len(values) > count > 0:
             end = len(values) - (count - 1 - form.wide)
             values[form.wide : end] = [b"|".join(values[form.wide : end])]
-        said = [
+        values = [
             self._field(form.name, name, value)
             for name, value in zip(form.fields, values, strict=False)
         ]
-        return b"|".join(fields[:6] + said)
+        return b"|".join(fields[:6] + values)
 
     def _field(self, report: str, name: str, value: bytes) -> bytes:
         if name in _KEPT and _PLAIN_FIELD.fullmatch(value):

@@ -73,12 +73,12 @@ class Disk:
         self._thread: Thread | None = None
         self._failures: deque[tuple[File, Exception]] = deque()
         # Each is written by one thread only.
-        self._given = self._taken = 0
+        self._queued = self._finished = 0
 
     @property
     def pending(self) -> int:
         """The number of bytes that are still to be written."""
-        return self._given - self._taken
+        return self._queued - self._finished
 
     def do(self, file: File, job: Callable[[], None], size: int = 0) -> None:
         """Queue an operation that writes `size` bytes to the file.
@@ -88,7 +88,7 @@ class Disk:
         if self._thread is None and (file.failed or not self._start(file)):
             return  # there is nothing to close
         self._jobs.put((file, job, size))
-        self._given += size
+        self._queued += size
 
     def _start(self, file: File) -> bool:
         """Start the thread; if that is impossible, mark the file as failed and return False."""
@@ -117,8 +117,8 @@ class Disk:
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while (asked := self._jobs.get()) is not None:
-            file, job, size = asked
+        while (item := self._jobs.get()) is not None:
+            file, job, size = item
             try:
                 if not file.failed or job == file.close:
                     job()
@@ -126,4 +126,4 @@ class Disk:
                 if not file.failed:
                     file.failed = True
                     self._failures.append((file, error))
-            self._taken += size
+            self._finished += size

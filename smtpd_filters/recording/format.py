@@ -115,8 +115,8 @@ class Recording:
             direction = _MARKS.get(line[:2])
             if direction is None:
                 raise ConfigError(
-                    f"{name}:{number}: not a recording: expected a line that begins with '# ', '< ' "
-                    "or '> '"
+                    f"{name}:{number}: not a recording: expected a line that begins with "
+                    "'# ', '< ' or '> '"
                 )
             recording.entries.append((direction, line[2:]))
         if cut_off:

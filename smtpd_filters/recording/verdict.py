@@ -22,7 +22,7 @@ WITH_PARAMETER = frozenset({"rewrite", "report"})
 RESPONSE_NAMES = {"connect": "connected", "starttls": "tls"}
 _BY_RESPONSE = {name.encode(): phase for phase, name in RESPONSE_NAMES.items()}
 #: The first protocol version that is sent in the hand-shake.
-SAYS_PROTOCOL = (0, 7)
+PROTOCOL_IN_HANDSHAKE = (0, 7)
 #: The field that smtpd adds at the top of a message with a junk decision.
 MARK = b"X-Spam: Yes"
 
@@ -69,10 +69,10 @@ def verdict(phase: str, argument: bytes, result: Result | None) -> Verdict:
     if result is None:
         return Verdict(phase, "proceed", parameter=before, asked=False)
     verb = result.verb.decode("latin-1")
-    said = text(result.argument or b"")
+    parameter = text(result.argument or b"")
     if verb in REFUSALS:
-        return Verdict(phase, verb, reply=said)
-    return Verdict(phase, verb, parameter=said if verb in WITH_PARAMETER else before)
+        return Verdict(phase, verb, reply=parameter)
+    return Verdict(phase, verb, parameter=parameter if verb in WITH_PARAMETER else before)
 
 
 def message_verdict(sent: list[bytes], returned: list[bytes], *, asked: bool = True) -> Verdict:
@@ -81,18 +81,22 @@ def message_verdict(sent: list[bytes], returned: list[bytes], *, asked: bool = T
     return Verdict("data-line", verb, lines=tuple(returned), asked=asked)
 
 
-def failure(said: Verdict) -> bytes:
+def failure(refusal: Verdict) -> bytes:
     """Return the result field of a `tx-` report for a refused command."""
-    return b"tempfail" if said.reply.startswith("4") else b"permfail"
+    return b"tempfail" if refusal.reply.startswith("4") else b"permfail"
 
 
-def response(phase: str, said: Verdict) -> tuple[bytes, bytes, bytes]:
+def response(phase: str, decided: Verdict) -> tuple[bytes, bytes, bytes]:
     """Return the values of the report `filter-response` for a verdict."""
-    parameter = said.reply or (said.parameter if said.verb in WITH_PARAMETER else "")
-    return RESPONSE_NAMES.get(phase, phase).encode(), said.verb.encode("latin-1"), wire(parameter)
+    parameter = decided.reply or (decided.parameter if decided.verb in WITH_PARAMETER else "")
+    return (
+        RESPONSE_NAMES.get(phase, phase).encode(),
+        decided.verb.encode("latin-1"),
+        wire(parameter),
+    )
 
 
-def responded(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
+def reported_verdict(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
     """Return the verdict of a report `filter-response`, or None if fields are missing.
 
     The inverse of `response`. `argument` is that of the command.
@@ -101,10 +105,10 @@ def responded(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:
         return None
     phase = _BY_RESPONSE.get(values[0]) or values[0].decode("latin-1")
     verb = values[1].decode("latin-1")
-    said = text(values[2]) if len(values) > 2 else ""
+    parameter = text(values[2]) if len(values) > 2 else ""
     if verb in REFUSALS:
-        return Verdict(phase, verb, reply=said)
-    return Verdict(phase, verb, parameter=said if verb in WITH_PARAMETER else text(argument))
+        return Verdict(phase, verb, reply=parameter)
+    return Verdict(phase, verb, parameter=parameter if verb in WITH_PARAMETER else text(argument))
 
 
 class Tokens(dict[str, bytes]):
@@ -115,6 +119,6 @@ class Tokens(dict[str, bytes]):
         return token
 
 
-def wire(said: str) -> bytes:
+def wire(value: str) -> bytes:
     """Encode a text as in the protocol; the inverse of `smtpd_filters.session.text`."""
-    return said.encode("utf-8", "surrogateescape")
+    return value.encode("utf-8", "surrogateescape")

@@ -143,11 +143,11 @@ class Recorder:
         except OSError as error:
             if isinstance(error, FileExistsError):
                 raise ConfigError(f"--record: {self._directory}: not a directory") from None
-            raise ConfigError(self._refused(error)) from None
+            raise ConfigError(self._unusable(error)) from None
         if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise ConfigError(self._refused(PermissionError(EACCES, "not writable")))
+            raise ConfigError(self._unusable(PermissionError(EACCES, "not writable")))
 
-    def _refused(self, error: OSError) -> str:
+    def _unusable(self, error: OSError) -> str:
         """Return the error of an unusable directory, and how to create it."""
         from shlex import quote  # needed only for an error
 
@@ -158,15 +158,15 @@ class Recorder:
 
     def received(self, data: bytes) -> None:
         """Record what smtpd wrote."""
-        self._notice()
+        self._check_failures()
         for session in self._ended:
             self._forget(session)
         self._ended.clear()
         for row in self._in.whole(data).split(b"\n")[:-1]:
             if row.startswith(b"config|"):
-                self._configured(row)
+                self._record_config(row)
             elif self._ready:
-                self._said(row)
+                self._record_input(row)
             else:
                 self._early.append(row)
         self._flush()
@@ -175,14 +175,14 @@ class Recorder:
         """Record what the filter writes."""
         for row in self._out.whole(data).split(b"\n")[:-1]:
             if row.startswith(b"register|"):
-                self._keep(FROM_FILTER, row)
+                self._record_handshake(FROM_FILTER, row)
                 if row == b"register|ready" and not self._ready:
                     self._ready = True
                     for early in self._early:
-                        self._said(early)
+                        self._record_input(early)
                     self._early.clear()
             else:
-                self._answered(row)
+                self._record_output(row)
         self._flush()
 
     def close(self) -> None:
@@ -192,20 +192,20 @@ class Recorder:
             self._close(self._open[-1])
         if not self._disk.finish(self._closing):
             self._failed(self._directory, "the disk does not keep up")
-        self._notice()
+        self._check_failures()
 
-    def _configured(self, row: bytes) -> None:
+    def _record_config(self, row: bytes) -> None:
         if row.startswith(b"config|smtpd-version|"):
             self._server = row.split(b"|", 2)[2].decode("utf-8", "replace")
-        self._keep(FROM_SMTPD, row)
+        self._record_handshake(FROM_SMTPD, row)
 
-    def _keep(self, direction: str, row: bytes) -> None:
+    def _record_handshake(self, direction: str, row: bytes) -> None:
         if not self._ready:
             disguised = self._disguise.line(row) if self._disguise else row
             if disguised is not None:
                 self._handshake.append(encode_entry(direction, disguised))
 
-    def _said(self, row: bytes) -> None:
+    def _record_input(self, row: bytes) -> None:
         fields = row.split(b"|", 7)
         if len(fields) < 6:
             return
@@ -231,7 +231,7 @@ class Recorder:
             row = mask(row)
         self._write(client.file, FROM_SMTPD, row)
 
-    def _answered(self, row: bytes) -> None:
+    def _record_output(self, row: bytes) -> None:
         fields = row.split(b"|", 3)
         client = self._clients.get(fields[1]) or self._clients.get(fields[2])
         if client is None or client.file is None:
@@ -360,7 +360,7 @@ class Recorder:
         self._open.remove(file)
         self._disk.do(file, file.close)
 
-    def _notice(self) -> None:
+    def _check_failures(self) -> None:
         """Process the failures of the disk."""
         for file, error in self._disk.failures():
             self._failed(file.path, getattr(error, "strerror", None) or show(error))

@@ -10,7 +10,7 @@ from smtpd_filters.message import Headers
 from smtpd_filters.message.dots import stuff, unstuff
 from smtpd_filters.oracle.completion import completed
 from smtpd_filters.protocol.vis import vis
-from smtpd_filters.recording.verdict import MARK, SAYS_PROTOCOL, Verdict, failure, wire
+from smtpd_filters.recording.verdict import MARK, PROTOCOL_IN_HANDSHAKE, Verdict, failure, wire
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -235,7 +235,7 @@ class Client:
     def noop(self, text: str = "") -> Verdict:
         """Say NOOP.  Servers before 7.0 do not ask about one with an argument."""
         self._command(f"NOOP {text}".rstrip())
-        if text and self._smtpd.protocol < SAYS_PROTOCOL:
+        if text and self._smtpd.protocol < PROTOCOL_IN_HANDSHAKE:
             return Verdict("noop", "proceed", parameter=text, asked=False)
         return self._ask("noop", wire(text))
 

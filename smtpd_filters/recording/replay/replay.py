@@ -9,7 +9,7 @@ from smtpd_filters.protocol.codec import decode, encode_config
 from smtpd_filters.protocol.events import Config, Line, Lines, Report, Request, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
-from smtpd_filters.recording.verdict import SAYS_PROTOCOL, Tokens, message_verdict, verdict
+from smtpd_filters.recording.verdict import PROTOCOL_IN_HANDSHAKE, Tokens, message_verdict, verdict
 
 from .scenes import scenes_of
 from .session import Course, Step
@@ -34,12 +34,12 @@ class Replay:
         spoken = dialect(protocol or self._recorded.version)
         #: With another protocol version, the recorded server's version no longer applies.
         self._converted = spoken.version != self._recorded.version
-        said = "" if self._converted else recording.server_version or ""
-        #: The server's end of the conversation.
-        self.smtpd = SmtpdConnection(spoken.version, said)
+        release = "" if self._converted else recording.server_version or ""
+        #: smtpd's side of the conversation.
+        self.smtpd = SmtpdConnection(spoken.version, release)
         #: The recording that is played.
         self.recording = recording
-        #: The judge of what the filter writes.
+        #: The checker of what the filter writes.
         self.oracle = Oracle()
         #: The steps with a decision, in order.
         self.outcomes: list[Step] = []
@@ -53,19 +53,19 @@ class Replay:
 
     def handshake(self) -> bytes:
         """Return the recorded configuration lines, converted to the protocol version in use."""
-        said: list[Config] = []
+        configuration: list[Config] = []
         for line in self.recording.to_filter():
             event = decode(line, self._recorded)
             if not isinstance(event, Config) or event.key in {"protocol", "ready"}:
                 continue
             if event.key == "smtpd-version":
                 kept = event.value if not self._converted else self.smtpd.smtpd_version
-                said.append(Config("smtpd-version", kept))
-                if self.smtpd.dialect.version >= SAYS_PROTOCOL:
-                    said.append(Config("protocol", self.smtpd.dialect.name))
+                configuration.append(Config("smtpd-version", kept))
+                if self.smtpd.dialect.version >= PROTOCOL_IN_HANDSHAKE:
+                    configuration.append(Config("protocol", self.smtpd.dialect.name))
             else:
-                said.append(event)
-        data = b"".join(map(encode_config, [*said, Config("ready")]))
+                configuration.append(event)
+        data = b"".join(map(encode_config, [*configuration, Config("ready")]))
         self.oracle.from_smtpd(data)
         return data
 
@@ -107,7 +107,7 @@ class Replay:
 
     @property
     def _speaks_before_0_7(self) -> bool:
-        return self.smtpd.dialect.version < SAYS_PROTOCOL
+        return self.smtpd.dialect.version < PROTOCOL_IN_HANDSHAKE
 
     def _report(self, course: Course, report: NamedValues, time: bytes) -> Iterator[Step]:
         name, values = report
@@ -128,8 +128,8 @@ class Replay:
             yield step
         else:
             step.verdict = verdict(phase, event.argument, None)
-        if course.heed(step):
-            for report in course.goodbye(phase, event.argument):
+        if course.apply_verdict(step):
+            for report in course.closing_reports(phase, event.argument):
                 yield from self._report(course, report, event.time)
 
     def _lines(self, event: Lines, scene: Scene, course: Course) -> Iterator[Step]:

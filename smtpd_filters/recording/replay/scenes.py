@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.protocol.codec import decode, decode_answer
 from smtpd_filters.protocol.events import Line, Lines, Report, Request, Result
 from smtpd_filters.recording.format import FROM_FILTER, FROM_SMTPD
-from smtpd_filters.recording.verdict import Verdict, message_verdict, responded, verdict
+from smtpd_filters.recording.verdict import Verdict, message_verdict, reported_verdict, verdict
 
 if TYPE_CHECKING:
     from smtpd_filters.protocol.versions import Dialect
@@ -24,15 +24,15 @@ class Scene:
         self.time = time
         self.recorded: Verdict | None = None
 
-    def answered(self, answer: Result) -> None:
+    def record_answer(self, answer: Result) -> None:
         """Store the verdict of the recorded filter."""
         if isinstance(self.event, Request) and self.event.phase is not None:
             self.recorded = verdict(self.event.phase.name, self.event.argument, answer)
 
-    def responded(self, report: Report) -> None:
+    def record_response(self, report: Report) -> None:
         """Store the verdict of the server's whole chain, if the report is on this request."""
         if isinstance(self.event, Request) and self.event.phase is not None:
-            found = responded(report.values, self.event.argument)
+            found = reported_verdict(report.values, self.event.argument)
             if found is not None and found.phase == self.event.phase.name:
                 self.recorded = found
 
@@ -44,7 +44,7 @@ def scenes_of(recording: Recording, spoken: Dialect) -> list[Scene]:
     the recorded filter.
     """
     scenes = _read(recording, spoken)
-    _judge(scenes)
+    _add_responses(scenes)
     if recording.by_recorder:
         # The recording doesn't have what the filters after the recorder did to a message.
         for scene in scenes:
@@ -57,7 +57,7 @@ def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
     """Return the events with the verdicts of the recorded filter."""
     scenes: list[Scene] = []
     requests: dict[bytes, Scene] = {}
-    messages: dict[bytes, _Told] = {}
+    messages: dict[bytes, _RecordedMessage] = {}
     for direction, line in recording.entries:
         if direction == FROM_SMTPD:
             event = decode(line, spoken)
@@ -66,22 +66,24 @@ def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
             scene = Scene(event, line.split(b"|", 3)[2])
             if isinstance(event, Lines):
                 scene = _joined(scenes, event) or scene
-                messages.setdefault(event.session, _Told()).hear(event, scene)
+                messages.setdefault(event.session, _RecordedMessage()).add_lines(event, scene)
             elif isinstance(event, Request):
                 requests[event.session] = scene
             scenes.append(scene)
         elif direction == FROM_FILTER:
             answer = decode_answer(line, spoken)
             if isinstance(answer, Result) and answer.session in requests:
-                requests.pop(answer.session).answered(answer)
+                requests.pop(answer.session).record_answer(answer)
             elif isinstance(answer, Line) and answer.session in messages:
                 messages[answer.session].take(answer.line)
-        for session in [session for session, told in messages.items() if told.settled()]:
+        for session in [
+            session for session, message in messages.items() if message.store_verdict()
+        ]:
             del messages[session]
     return scenes
 
 
-def _judge(scenes: list[Scene]) -> None:
+def _add_responses(scenes: list[Scene]) -> None:
     """Set the verdicts of requests from the following reports `filter-response`."""
     requests: dict[bytes, Scene] = {}
     for scene in scenes:
@@ -89,9 +91,9 @@ def _judge(scenes: list[Scene]) -> None:
         if isinstance(event, Request):
             requests[event.session] = scene
         elif isinstance(event, Report) and event.name == "filter-response":
-            judged = requests.pop(event.session, None)
-            if judged is not None:
-                judged.responded(event)
+            request = requests.pop(event.session, None)
+            if request is not None:
+                request.record_response(event)
 
 
 def _joined(scenes: list[Scene], event: Lines) -> Scene | None:
@@ -104,7 +106,7 @@ def _joined(scenes: list[Scene], event: Lines) -> Scene | None:
     return None
 
 
-class _Told:
+class _RecordedMessage:
     """A message of the recording: the lines that smtpd sent and those that were returned."""
 
     __slots__ = ("ended", "returned", "scene", "sent")
@@ -115,7 +117,7 @@ class _Told:
         self.scene: Scene | None = None
         self.ended = False
 
-    def hear(self, event: Lines, scene: Scene) -> None:
+    def add_lines(self, event: Lines, scene: Scene) -> None:
         """Add lines that smtpd wrote."""
         self.sent += event.lines
         if event.end:
@@ -128,7 +130,7 @@ class _Told:
         elif not self.ended:
             self.returned.append(line)
 
-    def settled(self) -> bool:
+    def store_verdict(self) -> bool:
         """Store the recorded verdict if both sides are complete; return whether they are."""
         if self.ended and self.scene is not None:
             self.scene.recorded = message_verdict(self.sent, self.returned)

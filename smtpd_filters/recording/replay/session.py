@@ -56,7 +56,7 @@ class Step:
 
 
 #: Where a session is stuck after a refusal at this phase.
-_STICKS_AT = {"helo": "greeting", "ehlo": "greeting", "mail-from": "mail-from", "data": "data"}
+_STUCK_AFTER = {"helo": "greeting", "ehlo": "greeting", "mail-from": "mail-from", "data": "data"}
 #: The phases that smtpd doesn't reach while a session is stuck.
 _STUCK: dict[str, frozenset[str]] = {
     "": frozenset(),
@@ -65,7 +65,7 @@ _STUCK: dict[str, frozenset[str]] = {
     "data": frozenset({"data-line", "commit"}),
 }
 #: The phases that free a stuck session.
-_FRESH = {
+_FREES = {
     "helo": ("greeting",),
     "ehlo": ("greeting",),
     "mail-from": ("mail-from", "data"),
@@ -122,32 +122,32 @@ class Course:
         """Whether the session reaches this phase."""
         if self.gone:
             return False
-        if self.stuck in _FRESH.get(phase, ()):
+        if self.stuck in _FREES.get(phase, ()):
             self.stuck = ""
         if phase == "data" and "rcpt-to" in self.last and not self.recipients:
             self.stuck = "data"  # no recipient was accepted
             return False
         return phase not in _STUCK[self.stuck]
 
-    def heed(self, step: Step) -> bool:
+    def apply_verdict(self, step: Step) -> bool:
         """Apply a verdict; return whether smtpd closes the connection, unlike in the recording."""
-        said = step.verdict
-        if said is None:
+        decided = step.verdict
+        if decided is None:
             return False
         in_transaction = bool(self.msgid)
-        for when, one in (("now", said), ("then", step.recorded)):
+        for when, one in (("now", decided), ("then", step.recorded)):
             if one is not None and one.verb == "junk":
                 self.junk.add((when, in_transaction))
         phase = step.phase
         for former in _REPLACES.get(phase, ()):
             self.last.pop(former, None)
-        self.last[phase] = said
-        if not said.refused:
+        self.last[phase] = decided
+        if not decided.refused:
             self.recipients += phase == "rcpt-to"
             return False
-        if said.closes:
+        if decided.closes:
             return step.recorded is None or not step.recorded.closes
-        self.stuck = _STICKS_AT.get(phase, self.stuck)
+        self.stuck = _STUCK_AFTER.get(phase, self.stuck)
         return False
 
     def marked(self, lines: list[bytes]) -> list[bytes]:
@@ -213,12 +213,12 @@ class Course:
             self.last.pop(phase, None)
 
     def _response(self, values: tuple[bytes, ...]) -> list[NamedValues]:
-        for phase, said in self.last.items():
+        for phase, last in self.last.items():
             if RESPONSE_NAMES.get(phase, phase).encode() == values[0]:
-                return [("filter-response", response(phase, said))] if said.asked else []
+                return [("filter-response", response(phase, last))] if last.asked else []
         return [("filter-response", values)]
 
-    def goodbye(self, phase: str, argument: bytes) -> list[NamedValues]:
+    def closing_reports(self, phase: str, argument: bytes) -> list[NamedValues]:
         """Return the reports with which smtpd closes a connection after a decision."""
         self.gone = True
         reports: list[NamedValues] = []
