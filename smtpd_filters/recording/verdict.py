@@ -89,11 +89,8 @@ def failure(refusal: Verdict) -> bytes:
 def response(phase: str, decided: Verdict) -> tuple[bytes, bytes, bytes]:
     """Return the values of the report `filter-response` for a verdict."""
     parameter = decided.reply or (decided.parameter if decided.verb in WITH_PARAMETER else "")
-    return (
-        RESPONSE_NAMES.get(phase, phase).encode(),
-        decided.verb.encode("latin-1"),
-        wire(parameter),
-    )
+    name = RESPONSE_NAMES.get(phase, phase).encode()
+    return name, decided.verb.encode("latin-1"), wire(parameter)
 
 
 def reported_verdict(values: tuple[bytes, ...], argument: bytes) -> Verdict | None:

@@ -38,7 +38,7 @@ SMALL = (
 )
 
 
-def test_there_are_fixtures_of_both_servers() -> None:
+def test_fixtures_of_both_servers_exist() -> None:
     assert {path.parent.name for path in FIXTURES} == {"6.8.0p2", "7.8.0p1"}
     assert len(FIXTURES) > 100
 
@@ -109,12 +109,12 @@ def test_protocol_by_first_event() -> None:
     ("version", "session"),
     [("0.4", "bb"), ("0.5", "aa"), ("0.7", "aa"), ("1.0", "aa"), ("x", "aa"), ("0.x", "aa")],
 )
-def test_sessions_stand_behind_tokens_before_0_5(version: str, session: str) -> None:
+def test_tokens_precede_sessions_before_0_5(version: str, session: str) -> None:
     line = f"< filter|{version}|1|smtp-in|helo|aa|bb|name\n"
     assert Recording.read(line.encode()).sessions() == [session]
 
 
-def test_a_line_without_a_session_is_no_session() -> None:
+def test_a_line_without_a_session_is_ignored() -> None:
     assert Recording.read(b"< filter|0.7|1|smtp-in|helo|aa\n< report|0.7|1\n").sessions() == []
 
 
@@ -126,7 +126,7 @@ def test_a_repeated_key_is_a_remark() -> None:
     assert recording.to_bytes() == content
 
 
-def test_bytes_of_no_encoding_survive_in_the_head() -> None:
+def test_invalid_utf_8_survives_in_the_head() -> None:
     content = b"# client: \xff\xfe caf\xc3\xa9\r\n"
     assert Recording.read(content).to_bytes() == content
 
@@ -167,12 +167,12 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         Recording(entries=[(REMARK, b"a: b")]),
     ],
 )
-def test_what_would_not_be_read_back_is_not_written(recording: Recording) -> None:
+def test_an_irreversible_entry_is_not_written(recording: Recording) -> None:
     with pytest.raises(ValueError, match=r"line break|direction|key"):
         recording.to_bytes()
 
 
-def test_pieces_make_the_whole() -> None:
+def test_encoded_pieces_equal_the_file() -> None:
     recording = Recording.read(SMALL)
     pieces = [encode_meta(recording.meta)]
     pieces += [encode_entry(direction, line) for direction, line in recording.entries]
@@ -198,7 +198,7 @@ def test_write_and_read_are_inverse(meta: dict[str, str], entries: list[tuple[st
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"# ", b"< ", b"> ", b"# a: ", b""]), LINES)))
-def test_whatever_reads_round_trips(parts: list[tuple[bytes, bytes]]) -> None:
+def test_everything_readable_round_trips(parts: list[tuple[bytes, bytes]]) -> None:
     content = b"".join(mark + line + b"\n" for mark, line in parts)
     try:
         recording = Recording.read(content)

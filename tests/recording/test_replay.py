@@ -30,7 +30,7 @@ Answers = dict[str, list[bytes]]
 
 
 def through(replay: Replay, answers: Answers, registered: bytes = EVERYTHING) -> list[Step]:
-    """The steps, played to a filter that says this, and gives back messages."""
+    """Play the steps to a filter with these answers that returns messages unchanged."""
     replay.handshake()
     replay.receive(registered)
     assert replay.ready
@@ -53,7 +53,7 @@ def through(replay: Replay, answers: Answers, registered: bytes = EVERYTHING) ->
 
 
 def sent(steps: list[Step]) -> list[bytes]:
-    """What smtpd wrote, in lines, without tokens."""
+    """Return the lines that smtpd wrote, without tokens."""
     rows = b"".join(step.data for step in steps).split(b"\n")[:-1]
     return list(map(anonymous, rows))
 
@@ -67,7 +67,7 @@ def anonymous(row: bytes) -> bytes:
 
 
 def recorded_answers(recording: Recording) -> Answers:
-    """What the filter of the recording said, by phase.  Only for one session at a time."""
+    """Return the recorded answers by phase, for recordings of one session at a time."""
     answers: Answers = defaultdict(list)
     phase = ""
     for direction, line in recording.entries:
@@ -98,7 +98,7 @@ def test_the_same_answers_bring_the_same_events(path: Path) -> None:
 
 
 def reported(steps: list[Step], *prefixes: bytes) -> list[bytes]:
-    """The reports with these beginnings: name and values."""
+    """Return name and values of the reports with these beginnings."""
     found = []
     for row in sent(steps):
         fields = row.split(b"|", 6)
@@ -142,7 +142,7 @@ REJECT, DISCONNECT = b"reject|" + NO.text.encode(), b"disconnect|" + GO.text.enc
         ("quit", [], ["tx-begin", "tx-mail", "tx-envelope", "tx-rcpt", "tx-data", "tx-commit"]),
     ],
 )
-def test_what_is_refused_now_does_not_go_on(
+def test_a_refusal_ends_the_transaction(
     phase: str, unreached: list[str], expected: list[str]
 ) -> None:
     replay = Replay(Recording.read(PLAIN))
@@ -164,7 +164,7 @@ def test_what_is_refused_now_does_not_go_on(
 
 
 @pytest.mark.parametrize("phase", PLAIN_PHASES)
-def test_who_is_disconnected_now_does_not_come_back(phase: str) -> None:
+def test_a_disconnect_ends_the_session(phase: str) -> None:
     if phase == "data-line":
         return
     replay = Replay(Recording.read(PLAIN))
@@ -188,13 +188,13 @@ def test_who_is_disconnected_now_does_not_come_back(phase: str) -> None:
     ("name", "phase", "report"),
     [("starttls", "starttls", b"link-tls"), ("auth-login-ok", "auth", b"link-auth")],
 )
-def test_what_a_refusal_prevents_is_not_reported(name: str, phase: str, report: bytes) -> None:
+def test_a_refusal_suppresses_later_reports(name: str, phase: str, report: bytes) -> None:
     recording = Recording.read(PLAIN.with_name(f"{name}.session"))
     assert reported(through(Replay(recording), {}), report)
     assert reported(through(Replay(recording), {phase: [REJECT]}), report) == []
 
 
-def test_a_recipient_that_is_left_is_enough() -> None:
+def test_one_remaining_recipient_is_enough() -> None:
     recording = Recording.read(PLAIN.with_name("rcpts-some-rejected.session"))
     replay = Replay(recording)
     steps = through(replay, {"rcpt-to": [REJECT]})
@@ -204,7 +204,7 @@ def test_a_recipient_that_is_left_is_enough() -> None:
     replay.oracle.verify()
 
 
-def test_a_second_transaction_is_not_touched_by_the_refusal_of_the_first() -> None:
+def test_a_refusal_does_not_affect_the_next_transaction() -> None:
     recording = Recording.read(PLAIN.with_name("multi-transaction.session"))
     for phase in ("mail-from", "rcpt-to", "data", "commit"):
         replay = Replay(recording)
@@ -214,7 +214,7 @@ def test_a_second_transaction_is_not_touched_by_the_refusal_of_the_first() -> No
         replay.oracle.verify()
 
 
-def test_junk_is_marked_as_it_is_decided_now() -> None:
+def test_the_junk_mark_follows_the_new_decision() -> None:
     def first_line(name: str, answers: Answers) -> bytes:
         steps = through(Replay(Recording.read(PLAIN.with_name(f"{name}.session"))), answers)
         (row,) = [row for row in sent(steps) if b"|data-line|" in row][:1]
@@ -227,7 +227,7 @@ def test_junk_is_marked_as_it_is_decided_now() -> None:
     assert first_line("junk-at-ehlo", {}).startswith(b"Received: ")
 
 
-def test_a_name_is_rewritten_as_it_is_decided_now() -> None:
+def test_the_name_follows_the_new_rewrite() -> None:
     steps = through(Replay(Recording.read(PLAIN)), {"ehlo": [b"rewrite|new.example"]})
     assert reported(steps, b"link-identify") == [b"link-identify|EHLO|new.example"]
     assert reported(steps, b"filter-response")[1] == b"filter-response|ehlo|rewrite|new.example"
@@ -261,7 +261,7 @@ def test_tokens_are_the_filters_own_and_the_same_for_each_phase() -> None:
 @pytest.mark.parametrize(
     ("protocol", "server"), [((0, 5), b"6.6.4"), ((0, 6), b"6.8.0p2"), ((0, 7), b"7.8.0-portable")]
 )
-def test_a_recording_is_spoken_in_another_version(protocol: tuple[int, int], server: bytes) -> None:
+def test_a_recording_is_played_in_another_version(protocol: tuple[int, int], server: bytes) -> None:
     recording = Recording.read(PLAIN.with_name("auth-login-ok.session"))
     replay = Replay(recording, protocol=protocol)
     shake = replay.handshake()
@@ -273,7 +273,7 @@ def test_a_recording_is_spoken_in_another_version(protocol: tuple[int, int], ser
     assert reported(steps, b"link-auth") == [b"link-auth|" + auth]
 
 
-def test_verdicts_stand_beside_those_recorded() -> None:
+def test_steps_have_the_new_and_the_recorded_verdict() -> None:
     steps = play(PLAIN.with_name("reject-at-mail-from.session"), Says(rcpt_to=NO), protocol=(0, 6))
     (mail,) = (step for step in steps if step.phase == "mail-from")
     assert mail.differs
@@ -283,7 +283,7 @@ def test_verdicts_stand_beside_those_recorded() -> None:
     assert str(mail.verdict) == "proceed"
 
 
-def test_a_recording_may_be_of_anything() -> None:
+def test_any_recording_can_be_played() -> None:
     odd = [
         (">", b"filter-result|1|2|proceed"),
         (">", b"filter-dataline|1|2|x"),

@@ -76,10 +76,8 @@ def _read(recording: Recording, spoken: Dialect) -> list[Scene]:
                 requests.pop(answer.session).record_answer(answer)
             elif isinstance(answer, Line) and answer.session in messages:
                 messages[answer.session].take(answer.line)
-        for session in [
-            session for session, message in messages.items() if message.store_verdict()
-        ]:
-            del messages[session]
+        for key in [key for key, message in messages.items() if message.store_verdict()]:
+            del messages[key]
     return scenes
 
 
