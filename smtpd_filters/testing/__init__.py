@@ -1,4 +1,4 @@
-"""What a filter's author needs for tests; `smtpd_filters.testing.conversation` explains it."""
+"""The test kit for authors of filters; its guide is `smtpd_filters.testing.conversation`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    # Only when asked for: a test without look-ups needs neither dnspython nor a server's modules.
+    # Imported on first use: a test without look-ups needs neither dnspython nor a server's modules.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # at the first name
+    from importlib import import_module  # on first use
 
     return getattr(import_module(_HOME[name], __name__), name)

@@ -1,4 +1,4 @@
-"""An SMTP client, and what smtpd does with what it says and with a filter's answers to it."""
+"""An SMTP client, with smtpd's reactions to its commands and to the filter's answers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from .peer import Peer
 
 TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384:256"
-#: The host that the client talks to.
+#: The name of the server.
 HOST = "mx.example.org"
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Verdict):
-    """What became of a message: the verdict at ``commit``, and the message as it came back.
+    """The result of sending a message: the verdict at `commit`, and the message as returned.
 
-    `Verdict.phase` is "data" when the client was refused there already.
+    `Verdict.phase` is "data" if the client was already refused there.
     """
 
-    #: The message as it was sent, without dot-stuffing, with smtpd's own fields at the top.
+    #: The message as sent, without dot-stuffing, with smtpd's own fields at the top.
     sent: tuple[bytes, ...] = field(default=(), repr=False)
-    #: The message as it came back, without dot-stuffing and line ends.
+    #: The message as the filter returned it, without dot-stuffing and line ends.
     content: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
@@ -40,7 +40,7 @@ class Delivery(Verdict):
 
     @property
     def unchanged(self) -> bool:
-        """Whether every byte came back as it was sent."""
+        """Whether the filter returned every byte unchanged."""
         return self.sent == self.content
 
     @property
@@ -51,7 +51,7 @@ class Delivery(Verdict):
 
     @property
     def body(self) -> bytes:
-        """The body as it is delivered, each line ended by a line feed."""
+        """The body as it is delivered, each line with a line feed."""
         return b"".join([line + b"\n" for line in self.content[self._end_of_headers + 1 :]])
 
     @property
@@ -60,19 +60,19 @@ class Delivery(Verdict):
 
     @property
     def bytes(self) -> bytes:
-        """The message as it is delivered, each line ended by a line feed."""
+        """The message as it is delivered, each line with a line feed."""
         return b"".join([line + b"\n" for line in self.delivered])
 
 
 class Client:
-    """An SMTP client, as smtpd takes it.  Made by `Conversation.connect`."""
+    """An SMTP client, with smtpd's view of its session. Created by `Conversation.connect`."""
 
     def __init__(self, smtpd: Peer, session: bytes, rdns: str, host: str) -> None:
         self._smtpd = smtpd
         self._session = session
         self._rdns = rdns
         self._host = host
-        #: The session's id: what to look for in `Conversation.log`.
+        #: The session's id, as in `Conversation.log`.
         self.id = session.decode()
         #: Whether the connection is closed.
         self.closed = False
@@ -81,12 +81,12 @@ class Client:
         self._identity = ""
         self._msgid = b""
         self._recipients: list[str] = []
-        #: The client is within DATA; the lines that it has sent so far.
+        #: The lines sent so far within DATA; None outside.
         self._sent: list[bytes] | None = None
         self._session_junk = self._message_junk = False
 
     def begin(self, tls: str) -> None:
-        """Ask about the connection and greet the client."""
+        """Request a verdict on the connection and greet the client."""
         self.greeting = self._ask("connect", wire(f"{self._rdns}|{self._host}"))
         if self.greeting.refused:
             return
@@ -96,11 +96,11 @@ class Client:
         self._report("link-greeting", HOST.encode())
 
     def helo(self, name: str = "mail.example.com") -> Verdict:
-        """Say HELO."""
+        """Send HELO."""
         return self._greet("HELO", name)
 
     def ehlo(self, name: str = "mail.example.com") -> Verdict:
-        """Say EHLO."""
+        """Send EHLO."""
         return self._greet("EHLO", name)
 
     def _greet(self, method: str, name: str) -> Verdict:
@@ -113,7 +113,7 @@ class Client:
         return said
 
     def tls(self, cipher: str = TLS) -> Verdict:
-        """Say STARTTLS.  The client must greet again behind it."""
+        """Send STARTTLS; the client must greet again afterwards."""
         self._need(bool(self._identity), "Command not allowed at this point")
         self._command("STARTTLS")
         said = self._ask("starttls", b"")
@@ -125,7 +125,7 @@ class Client:
     def auth(
         self, user: str, password: str = "", *, ok: bool = True, mechanism: str = "PLAIN"
     ) -> Verdict:
-        """Authenticate; ``ok`` says whether smtpd finds the password right."""
+        """Authenticate; `ok` is whether smtpd accepts the password."""
         self._need(bool(self._identity), "Command not allowed at this point")
         self._command(f"AUTH {mechanism} ********")
         credentials = base64.b64encode(b"\0%b\0%b" % (wire(user), wire(password)))
@@ -137,7 +137,7 @@ class Client:
         return said if ok else _refused(said, "535 Authentication failed")
 
     def mail_from(self, address: str = "") -> Verdict:
-        """Say MAIL FROM, without the angle brackets; "" is the null sender."""
+        """Send MAIL FROM; the address is without angle brackets, "" is the null sender."""
         self._need(bool(self._identity), "Command not allowed at this point")
         self._need(not self._msgid, "Already in transaction")
         self._command(f"MAIL FROM:<{address}>")
@@ -145,12 +145,12 @@ class Client:
         if not said.refused:
             self._msgid = self._smtpd.message_id()
             self._report("tx-begin", self._msgid)
-            # The old address, even when it was rewritten: that is what smtpd does.
+            # smtpd reports the old address even if it was rewritten.
             self._report("tx-mail", self._msgid, b"ok", wire(address))
         return said
 
     def rcpt_to(self, address: str, *, accepted: bool = True) -> Verdict:
-        """Say RCPT TO; ``accepted`` says whether smtpd itself takes the recipient."""
+        """Send RCPT TO; `accepted` is whether smtpd itself accepts the recipient."""
         self._need(bool(self._msgid), "Command not allowed at this point")
         self._command(f"RCPT TO:<{address}>")
         msgid = self._msgid
@@ -167,7 +167,7 @@ class Client:
         return said
 
     def data(self) -> Verdict:
-        """Say DATA."""
+        """Send DATA."""
         self._need(bool(self._recipients), "No recipient specified")
         self._command("DATA")
         said = self._ask("data", b"")
@@ -181,7 +181,7 @@ class Client:
         return said
 
     def write(self, content: bytes) -> None:
-        """Send whole lines of the message, not dot-stuffed; their ends may be CRLF or LF."""
+        """Send whole lines of the message, not dot-stuffed; they end in CRLF or LF."""
         self._need(self._sent is not None, "Command not allowed at this point")
         lines = content.replace(b"\r\n", b"\n").split(b"\n")
         if lines[-1] == b"":
@@ -189,9 +189,9 @@ class Client:
         self._write(lines)
 
     def message(self, content: bytes = b"Subject: test\r\n\r\nbody\r\n") -> Delivery:
-        """Send the message, or the rest of it, and the final dot; what came back.
+        """Send the message, or the rest of it, and the final dot; return the result.
 
-        Says DATA first, if that was not done yet.
+        DATA is sent first, if it was not.
         """
         if self._sent is None:
             said = self.data()
@@ -224,7 +224,7 @@ class Client:
         )
 
     def rset(self) -> Verdict:
-        """Say RSET."""
+        """Send RSET."""
         self._need(bool(self._identity), "Command not allowed at this point")
         self._command("RSET")
         said = self._ask("rset", b"")
@@ -233,14 +233,14 @@ class Client:
         return said
 
     def noop(self, text: str = "") -> Verdict:
-        """Say NOOP.  Servers before 7.0 do not ask about one with an argument."""
+        """Send NOOP. Servers before 7.0 send no request for one with an argument."""
         self._command(f"NOOP {text}".rstrip())
         if text and self._smtpd.protocol < PROTOCOL_IN_HANDSHAKE:
             return Verdict("noop", "proceed", parameter=text, asked=False)
         return self._ask("noop", wire(text))
 
     def quit(self) -> Verdict:
-        """Say QUIT."""
+        """Send QUIT."""
         self._command("QUIT")
         said = self._ask("quit", b"")
         if not said.refused:
@@ -248,17 +248,17 @@ class Client:
         return said
 
     def disconnect(self) -> None:
-        """Go away without a word, wherever the client stands."""
+        """Close the connection without QUIT, at any point."""
         self._need(not self.closed, "the connection is closed")
         self._close()
 
     def timeout(self) -> None:
-        """Say nothing until smtpd hangs up."""
+        """Send nothing until smtpd closes the connection."""
         self._need(not self.closed, "the connection is closed")
         self._report("timeout")
         self._close()
 
-    # -- as smtpd goes on ----------------------------------------------------------------
+    # -- smtpd's part --------------------------------------------------------------------
 
     def _need(self, allowed: bool, why: str) -> None:  # noqa: FBT001  # it reads like an assertion
         if self.closed or not allowed:
@@ -275,7 +275,7 @@ class Client:
     def _ask(self, phase: str, argument: bytes) -> Verdict:
         said = self._smtpd.ask(phase, self._session, argument)
         if said.verb == "junk":
-            # Before a transaction it marks the session.
+            # Before a transaction, junk marks the session.
             if self._msgid:
                 self._message_junk = True
             else:
@@ -289,7 +289,7 @@ class Client:
         return said
 
     def _own_fields(self) -> list[bytes]:
-        """What smtpd puts at the top of a message."""
+        """Return the fields that smtpd adds at the top of a message."""
         lines = [
             f"Received: from {self._identity} ({self._rdns} [{self._host.strip('[]')}])",
             f"\tby {HOST} (OpenSMTPD) with ESMTP id {self._msgid.decode()}",
@@ -300,7 +300,7 @@ class Client:
         return mark + [wire(line) for line in lines]
 
     def _write(self, lines: list[bytes]) -> None:
-        assert self._sent is not None  # noqa: S101  # the callers have seen to it
+        assert self._sent is not None  # noqa: S101  # the callers have checked
         self._sent += lines
         self._smtpd.write_lines(self._session, stuff(lines))
 
@@ -324,5 +324,5 @@ class Client:
 
 
 def _refused(said: Verdict, reply: str) -> Verdict:
-    """The same decision of the filter, but smtpd itself refuses."""
+    """Return a verdict with the filter's decision and smtpd's own refusal."""
     return Verdict(said.phase, said.verb, reply, said.parameter, asked=said.asked)

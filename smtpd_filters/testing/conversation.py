@@ -1,11 +1,10 @@
-r"""A filter under test: a conversation with an smtpd that is not there.
+r"""A simulated smtpd for testing a filter.
 
-`Conversation` is smtpd's side, within the process and without descriptors.  It asks the filter
-only what it registered for, reports what happens in the order in which smtpd reports it, and does
-with an answer what smtpd does: behind a refused ``MAIL`` there is no transaction, a rewritten
-sender is reported by its old address, junk comes with an ``X-Spam`` field, and so on.  Every byte
-passes the oracle (`smtpd_filters.oracle`): a test fails when a real smtpd would exit, hang
-or do something else than the filter meant.
+`Conversation` is smtpd's side, in the test's process and without descriptors. It sends the filter
+only what it registered, in smtpd's order, and reacts to an answer as smtpd does: after a refused
+`MAIL` there is no transaction, a rewritten sender is reported with its old address, junk adds an
+`X-Spam` field, and so on. The oracle (`smtpd_filters.oracle`) checks every byte: a test fails if a
+real smtpd would exit, hang or do something other than the filter intended.
 
 >>> from smtpd_filters import PROCEED, Filter, Proceed, Reject, Session, Settings, option
 >>> from smtpd_filters.settings import TEXT
@@ -40,17 +39,17 @@ b'.\n'
 'proceed'
 '7641df9700000001 postmaster mail-from result=reject reason="from postmaster@example.org"'
 
-Each step of a client gives a `Verdict`: ``verb`` is what the filter decided, ``reply`` the line
-with which the client was refused, ``parameter`` what smtpd goes on with, ``asked`` whether the
-filter asked for the phase at all.  A message gives a `Delivery` as well: the lines that came back.
-A step that smtpd would not take at that point is a `RuntimeError`: the test is wrong, or the client
-was refused before.
+Each step of a client returns a `Verdict`: `verb` is the filter's decision, `reply` the line that
+refuses the client, `parameter` the one that smtpd continues with, `asked` whether the filter has
+registered the phase. A message returns a `Delivery`, which also has the lines that the filter
+returned. A step that smtpd would not accept at that point raises `RuntimeError`: the test is wrong,
+or the client was refused before.
 
-Coroutines run on an event loop of the conversation's own, until they have answered; time is the
-real one, so let a filter that is to miss its deadline have a short one (``"--deadline", "0.01"``).
-A plain handler that does not return is not interrupted here, as it would be in a process.
+Coroutines run on the conversation's own event loop until they have answered. Time is real, so a
+test of a missed deadline should set a short one (`"--deadline", "0.01"`). A plain handler that
+doesn't return is not interrupted here, as it would be in a process.
 
-`play` plays a recording to a filter, and `DNSServer` answers what the filter looks up.
+`play` plays a recording to a filter, and `DNSServer` answers the filter's look-ups.
 """
 
 from __future__ import annotations
@@ -76,15 +75,15 @@ if TYPE_CHECKING:
 
 
 class Conversation(Peer):
-    """A filter, or a chain of them, and the smtpd that it serves.
+    """A filter or a chain of filters, and the simulated smtpd that uses it.
 
-    ``filters``: a class, which is given ``flags`` as in smtpd.conf or ``settings`` made in code;
-    or an instance made with its settings; or several instances, for a chain.  `setup` is called
-    here.  ``nameserver`` is the address and port that a filter's resolver asks unless its
-    ``--nameserver`` is given.  ``protocol`` is the version spoken, ``smtpd_version`` that of the
-    server, by default one that speaks the protocol.  ``admd`` is the authserv-id.
+    `filters` is a class, with `flags` as in smtpd.conf or with `settings` created in code; or an
+    instance with its settings; or several instances, for a chain. `setup` is called here.
+    `nameserver` is the address and port that a filter's resolver uses unless `--nameserver` is
+    given. `protocol` is the protocol version, `smtpd_version` the server's, by default one that
+    uses the protocol. `admd` is the authserv-id.
 
-    Raises ConfigError as the executable would at its start.
+    Raises ConfigError as the executable does at its start.
     """
 
     def __init__(  # noqa: PLR0913  # given by name
@@ -122,23 +121,23 @@ class Conversation(Peer):
                 self.verify()
 
     def verify(self) -> None:
-        """AssertionError that lists what smtpd would not have survived or done otherwise.
+        """Raise AssertionError if a real smtpd would have exited, hung or misbehaved.
 
-        Called at the end of the ``with`` block.
+        The `with` block calls it at its end.
         """
         self.oracle.finish()
         self.oracle.verify()
 
     def reload(self) -> None:
-        """Have the filter reload its tables from their files, as SIGHUP does."""
+        """Reload the filter's tables from their files, as SIGHUP does."""
         for _ in self._served.chain.reload():
             pass
 
     def refresh(self) -> None:
-        """Have the filter do what it does at the start and every `Filter.refresh_interval`."""
+        """Run `Filter.refresh`, as at the start and at every `Filter.refresh_interval`."""
         self._served.refresh()
 
-    def connect(  # noqa: PLR0913  # all that can be said of a client
+    def connect(  # noqa: PLR0913  # the properties of a client
         self,
         rdns: str | None = "mail.example.com",
         address: str = "192.0.2.1",
@@ -150,12 +149,12 @@ class Conversation(Peer):
         tls: str = "",
         reported: bool = True,
     ) -> Client:
-        """Let a client come; `Client.greeting` is the verdict on its connection.
+        """Connect a client; `Client.greeting` is the verdict on its connection.
 
-        ``rdns`` None is a client without a reverse name (then ``fcrdns`` is fail, unless it is
-        error).  ``local`` is one at smtpd's own socket.  ``tls`` is the cipher of a connection that
-        is encrypted from its start, such as `smtpd_filters.testing.client.TLS`.  ``reported`` False
-        is one whose ``link-connect`` never comes: the filter knows nothing of it.
+        With `rdns=None` the client has no reverse name (then `fcrdns` is fail, unless it is error).
+        With `local` it uses smtpd's own socket. `tls` is the cipher of a connection that is
+        encrypted from its start, such as `smtpd_filters.testing.client.TLS`. With `reported=False`
+        the filter gets no `link-connect`.
         """
         self._clients += 1
         session = b"%016x" % (0x7641DF97 << 32 | self._clients)
@@ -181,13 +180,13 @@ def play(
     settings: Settings | None = None,
     protocol: tuple[int, int] | None = None,
 ) -> list[Step]:
-    """Play a recording to a filter; its verdicts, each beside the one recorded.
+    """Play a recording to a filter; return the steps with their new and recorded verdicts.
 
-    The filter is given as to `Conversation`; ``protocol`` is the version to be spoken, by default
-    the recorded one.  A step's ``verdict`` is None where it did not come to the question any more.
-    Raises AssertionError when smtpd would not have survived it.
+    The filter is given as for `Conversation`; `protocol` is the protocol version, by default the
+    recorded one. A step's `verdict` is None if the session no longer reached it. Raises
+    AssertionError if a real smtpd would have exited, hung or misbehaved.
     """
-    from smtpd_filters.recording import Recording  # the name is the parameter's
+    from smtpd_filters.recording import Recording  # here, since a parameter has this name
 
     if not isinstance(recording, Recording):
         recording = Recording.read(recording)

@@ -1,4 +1,4 @@
-"""Filters behind an engine, with neither smtpd nor descriptors: bytes in, bytes out."""
+"""Filters in an engine without smtpd and descriptors: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class _Captured(Log):
 
 
 class Served:
-    """Filters behind an engine: bytes in, bytes out, coroutines run until they are done.
+    """Filters in an engine, with a loop that runs their coroutines to completion.
 
-    What `Conversation` and `play` have in common.
+    `Conversation` and `play` are based on it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Served:
         settings: Settings | None,
         nameserver: tuple[str, int] | None = None,
     ) -> None:
-        """Raises ConfigError as the executable would before it is ready."""
+        """Raise ConfigError as the executable does before it is ready."""
         chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
         self.log = _Captured(verbose=verbose)
         pool = Pool() if nameserver is None else Pool(nameserver=(nameserver,))
@@ -61,23 +61,23 @@ class Served:
         self._pace = Pace()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._unhandled)
-        #: Done when a coroutine has come to its end.
+        #: Done when a coroutine has ended.
         self._ended = self._loop.create_future()
         self.refresh()
 
     def refresh(self) -> None:
-        """Have the filters look after what is not of a session, until they have."""
+        """Run the filters' `refresh` to completion."""
         for filter_ in self.chain.refreshing:
             self._loop.run_until_complete(self.chain.refresh(filter_))
 
     def receive(self, data: bytes) -> None:
-        """Hand over what smtpd wrote.  The loop runs, as it does around a filter's process."""
+        """Process bytes from smtpd, in the running loop as in a filter's process."""
         self._in_loop(self.engine.receive, data)
 
     def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call something as the loop of a filter's process does: in the loop, and in no task.
+        """Call a function as a filter's process does: in the loop, but not in a task.
 
-        The first steps of the handlers' coroutines are taken in it.
+        The first steps of the handlers' coroutines run in this call.
         """
         if not self.chain.waits:
             call(*arguments)
@@ -87,7 +87,7 @@ class Served:
         def callback() -> None:
             try:
                 call(*arguments)
-            except BaseException as error:  # noqa: BLE001  # raised where it was called
+            except BaseException as error:  # noqa: BLE001  # raised in the caller
                 returned.set_exception(error)
             else:
                 returned.set_result(None)
@@ -104,7 +104,7 @@ class Served:
         return b"".join(parts)
 
     def run(self) -> bool:
-        """Run coroutines until one of them has come to its end; whether there are any."""
+        """Run coroutines until one of them ends; return whether there are any."""
         if not self.engine.busy:
             return False
         self._loop.run_until_complete(self._ended)
@@ -114,7 +114,7 @@ class Served:
     def play(self, replay: Replay) -> None:
         """Play a recording to the end, and close.
 
-        Raises AssertionError when smtpd would not have survived it, or waits for good.
+        Raises AssertionError if smtpd would exit, hang or misbehave.
         """
         try:
             self.receive(replay.handshake())
@@ -132,11 +132,11 @@ class Served:
         replay.oracle.verify()
 
     def close(self) -> None:
-        """End as at the end of input, and leave nothing behind."""
+        """End as at the end of input, and cancel everything that is left."""
         self.engine.abandon()
         try:
             self._loop.run_until_complete(self.chain.close())
-            self._loop.run_until_complete(asyncio.sleep(0))  # what is cancelled now, was begun
+            self._loop.run_until_complete(asyncio.sleep(0))  # a task must start to be cancelled
             while left := asyncio.all_tasks(self._loop):
                 for task in left:
                     task.cancel()
@@ -164,9 +164,9 @@ class Served:
 def _configured(
     filters: Filters, flags: Sequence[str], settings: Settings | None
 ) -> tuple[list[tuple[Filter, PolicySettings | None]], bool, bool]:
-    """Make the filters as their executables do; whether to be verbose, and to refuse long lines.
+    """Return the filters with their settings, whether to be verbose, and to refuse long lines.
 
-    An instance has its settings; those of a class are read from its flags.
+    An instance has its settings; those of a class are parsed from its flags.
     """
     if not isinstance(filters, type):
         if flags or settings is not None:

@@ -1,4 +1,4 @@
-"""smtpd's end of the line to a filter: what it asks and reports, and what comes back."""
+"""smtpd's side of a conversation with a filter: requests, reports, and the answers to them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Peer:
-    """One conversation with filters, as far as it is the same whoever the clients are.
+    """smtpd's side of one conversation, independent of its clients.
 
-    ``protocol`` is the version spoken, ``smtpd_version`` that of the server, "" for one that speaks
-    the protocol.  Every byte passes the `oracle`.
+    `protocol` is the protocol version, `smtpd_version` the server's, "" for one that uses the
+    protocol. The `oracle` checks every byte.
     """
 
     def __init__(self, served: Served, protocol: tuple[int, int], smtpd_version: str) -> None:
@@ -27,25 +27,25 @@ class Peer:
         self._smtpd = SmtpdConnection(protocol, smtpd_version)
         self.oracle = Oracle()
         self.protocol = self._smtpd.dialect.version
-        #: What the filter registered.
+        #: The phases and reports that the filter registered.
         self.phases = self._smtpd.phases
         #: The reports for which the filter has registered.
         self.reports = self._smtpd.reports
         self._tokens = Tokens()
         self._messages = 0
         self._clock = 0
-        #: What has come of each session: its answer, lines of its message, and whether these ended.
+        #: For each session its answer, the lines of its message, and whether these have ended.
         self._results: dict[bytes, Result] = {}
         self._lines: dict[bytes, list[bytes]] = {}
         self._ended: set[bytes] = set()
 
     def report(self, name: str, session: bytes, *values: bytes) -> None:
-        """Report what happened, if the filter asked to be told."""
+        """Send a report, if the filter has registered it."""
         if name in self.reports:
             self._send(self._smtpd.report(name, session, *values, time=self._time()))
 
     def ask(self, phase: str, session: bytes, argument: bytes) -> Verdict:
-        """Ask the filter, if it wants to be; the answer is waited for."""
+        """Send a request, if the filter has registered the phase; wait for the verdict."""
         if phase not in self.phases:
             return verdict(phase, argument, None)
         token = self._tokens[phase]
@@ -65,7 +65,7 @@ class Peer:
             self._lines.setdefault(session, []).extend(lines)
 
     def end_lines(self, session: bytes) -> list[bytes]:
-        """Send the dot; the lines that came back."""
+        """Send the final dot; return the lines that the filter returned."""
         if "data-line" in self.phases:
             token = self._tokens["data-line"]
             self._send(self._smtpd.lines(session, token, [], end=True, time=self._time()))
@@ -74,11 +74,11 @@ class Peer:
         return self._lines.pop(session, [])
 
     def forget_lines(self, session: bytes) -> None:
-        """The message has come to nothing."""
+        """Drop the lines of a message that was aborted."""
         self._lines.pop(session, None)
 
     def message_id(self) -> bytes:
-        """A new message id."""
+        """Return a new message id."""
         self._messages += 1
         return b"%08x" % (0x1F2E3D00 + self._messages)
 
