@@ -1,4 +1,4 @@
-"""The name server as a program: serves a zone kept in a JSON file; see the package."""
+"""The name server as a program, which serves a zone from a JSON file; see the package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a question is answered: by what the zone holds, and as the name's behaviours will have it.
+"""The answers of the name server, from the zone's records and the behaviours of a name.
 
-No sockets and no clock: wire format in, wire format out, each answer with its delay.
+It has no sockets and no clock: wire format in, wire format out, each answer with its delay.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .zone import Zone, domain_name, key_of, rrset_of, texts
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# RFC 6891 section 6.2.5: a requestor without EDNS takes 512 bytes (RFC 1035 section 4.2.1).
+# RFC 6891 section 6.2.5: a requestor without EDNS accepts 512 bytes (RFC 1035 section 4.2.1).
 PLAIN_UDP_SIZE = 512
-# More CNAMEs than any resolver follows (BIND: 16, unbound: 11), so that chains can be too long.
+# More CNAMEs than any resolver follows (BIND: 16, unbound: 11), to allow chains that are too long.
 CNAME_BOUND = 32
 UNASKED = "unasked.invalid"
-#: Seconds that records hold whose name has no `ttl` of its own.
+#: TTL in seconds of the records of a name without its own `ttl`.
 TTL = 300
 
 
 class Authority:
-    """A zone that answers questions and keeps what it was asked.
+    """A zone that answers questions and records them.
 
-    `negative_ttl` is in seconds; with None, negative answers come without the SOA that says how
-    long they hold (RFC 2308 section 5).
+    `negative_ttl` is in seconds; with None, negative answers have no SOA, and so no TTL (RFC 2308
+    section 5).
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Authority:
         *,
         negative_ttl: int | None = 60,
     ) -> None:
-        """Raises ValueError naming what can't be served."""
+        """Raise ValueError with the name and type of an invalid entry."""
         self._zone = Zone(zone or {})
         self.negative_ttl = negative_ttl
         self._queries: list[tuple[str, str]] = []
-        #: How each question came, "udp" or "tcp", in order.
+        #: The transport of each question, "udp" or "tcp", in order.
         self.transports: list[str] = []
-        # Apart from `queries`, which a test may clear: a name that flaps goes on in its turn.
+        # Separate from `queries`, which a test may clear: `flap` continues to alternate.
         self._asked: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -63,19 +63,19 @@ class Authority:
 
     @property
     def queries(self) -> list[tuple[str, str]]:
-        """The (name, type) of each question that has been asked by now, in order."""
+        """The (name, type) of each question so far, in order."""
         self.catch_up()
         return self._queries
 
     def catch_up(self) -> None:
-        """Take in what has been asked; for who does that in the background."""
+        """Process pending questions; for subclasses that receive them in the background."""
 
     def asked(self, name: str, rdtype: str) -> int:
-        """Return how often this was asked."""
+        """Return the number of these questions."""
         return self.queries.count((key_of(name), rdtype))
 
     def answers(self, wire: bytes, *, tcp: bool) -> list[tuple[float, bytes]]:
-        """Return what to send, each with its delay in seconds; b"" closes the connection."""
+        """Return the answers, each with its delay in seconds; b"" closes the connection."""
         try:
             query = dns.message.from_wire(wire)
             question = query.question[0]
@@ -157,7 +157,7 @@ class Authority:
             response.answer.append(rrset_of(owner, dns.rdatatype.CNAME, aliases, ttl))
             owner = key_of(aliases[0])
         else:
-            return  # a loop: nothing more to say
+            return  # a loop of CNAMEs
         if self.negative_ttl is not None:
             # RFC 2308 section 3: the SOA's TTL is the minimum of its MINIMUM and its own TTL.
             soa = f"ns.invalid. hostmaster.invalid. 1 3600 600 86400 {self.negative_ttl}"
@@ -174,7 +174,7 @@ def _forged(query: dns.message.Message) -> bytes:
 
 
 def _encode(response: dns.message.Message, udp_query: dns.message.Message | None) -> bytes:
-    """Return the wire format, cut to what the asker takes (with TC) where it came over UDP."""
+    """Return the wire format, truncated for UDP (with TC) to the size that the query allows."""
     if udp_query is None:
         return response.to_wire(max_size=65535)
     size = udp_query.payload if udp_query.edns >= 0 else 0

@@ -1,4 +1,4 @@
-"""The name server: an authority on UDP and TCP sockets of loopback, in a thread of its own."""
+"""The name server: an authority with UDP and TCP sockets on loopback, in its own thread."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 
 class DNSServer(Authority):
-    """The server, in a thread of its own while the context is entered.
+    """A context manager that runs the server in a thread.
 
     `listen` is a list of (address, port); port 0 is a free one, the same for UDP and TCP.
     `negative_ttl` is in seconds, or None; see `Authority`.
 
-    Raises ValueError for a zone that can't be served, and OSError on entering where it can't
-    listen.
+    Raises ValueError for an invalid zone, and OSError on entry if it can't listen.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class DNSServer(Authority):
     ) -> None:
         super().__init__(zone, negative_ttl=negative_ttl)
         self._listen = list(listen)
-        #: The (address, port) pairs listened on, in the order of `listen`.
+        #: The (address, port) pairs of its sockets, in the order of `listen`.
         self.endpoints: list[tuple[str, int]] = []
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,12 +45,12 @@ class DNSServer(Authority):
 
     @property
     def address(self) -> str:
-        """The first address listened on."""
+        """The first address."""
         return self.endpoints[0][0]
 
     @property
     def port(self) -> int:
-        """The port of the first address listened on."""
+        """The port of the first address."""
         return self.endpoints[0][1]
 
     def __enter__(self) -> Self:
@@ -74,9 +73,9 @@ class DNSServer(Authority):
             self._thread = None
 
     def catch_up(self) -> None:
-        """Wait until what came over UDP is read, and who connected is let in.
+        """Wait until pending datagrams are read and pending connections accepted.
 
-        The thread may lag behind who asked.
+        The thread may lag behind the clients.
         """
         if self._loop is None or self._thread in {None, threading.current_thread()}:
             return
@@ -95,7 +94,7 @@ class DNSServer(Authority):
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as exc:  # noqa: BLE001  # handed to the thread that entered the context
+        except BaseException as exc:  # noqa: BLE001  # raised in the thread of the context
             self._failures.append(exc)
         finally:
             self._bound.set()
@@ -117,13 +116,13 @@ class DNSServer(Authority):
                 stack.callback(server.close)
             self._bound.set()
             await self._stop.wait()
-        # What is still owed (delays, dropped TCP connections) is given up.
+        # Cancel pending answers: delays and dropped TCP connections.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def datagram(self, wire: bytes, send: Callable[[bytes], None]) -> None:
-        """Answer one UDP question, at once or later."""
+        """Answer a UDP question, at once or with its delay."""
         for delay, answer in self.answers(wire, tcp=False):
             if delay:
                 asyncio.get_running_loop().call_later(delay, send, answer)
@@ -144,7 +143,7 @@ class DNSServer(Authority):
                     writer.write(len(answer).to_bytes(2, "big") + answer)
                     await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client went, or the server stops: nothing is owed any more
+            pass  # the client disconnected, or the server stops
         finally:
             self._tasks.discard(task)
             writer.close()
@@ -169,7 +168,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
     """Return a UDP and a listening TCP socket bound to one address and one port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # A port that is free for UDP may be taken for TCP; another one is likely to be free for both.
+    # A port that is free for UDP may be in use for TCP; another one is likely to be free for both.
     for attempts_left in reversed(range(20)):
         udp = socket.socket(family, socket.SOCK_DGRAM)
         tcp = socket.socket(family, socket.SOCK_STREAM)
@@ -184,9 +183,9 @@ def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
             if port or not attempts_left:
                 raise
         else:
-            # A burst of questions must not be lost in the kernel: that would be a flaky test.
+            # A burst of questions lost in the kernel would make a test flaky.
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            udp.setblocking(False)  # noqa: FBT003  # the socket module takes no keyword
+            udp.setblocking(False)  # noqa: FBT003  # the parameter is positional-only
             tcp.setblocking(False)  # noqa: FBT003
             return udp, tcp
     raise AssertionError  # pragma: no cover - the last attempt raises

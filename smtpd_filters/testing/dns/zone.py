@@ -1,7 +1,8 @@
-"""What a zone may hold: names, records and behaviours, checked when they are given.
+"""Zones of the name server: names, records and behaviours, checked when they are set.
 
-Names are kept in lower case and without the last dot; a record's text is as in a zone file (RFC
-1035 section 5), but a TXT record may be given unquoted. The package says what the behaviours do.
+Names are kept in lower case and without the final dot. The text of a record is as in a zone file
+(RFC 1035 section 5), but that of a TXT record may be unquoted. The package describes the
+behaviours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SWITCHES = frozenset(
 
 
 def host(name: str, *addresses: str) -> dict[str, Entry]:
-    """Return the records of a host whose reverse and forward names agree: A or AAAA, and PTR."""
+    """Return the records of a host with matching forward and reverse names: A or AAAA, and PTR."""
     zone: dict[str, Entry] = {}
     for text in addresses:
         address = ipaddress.ip_address(text)
@@ -40,7 +41,7 @@ def host(name: str, *addresses: str) -> dict[str, Entry]:
 
 
 def merge(*zones: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
-    """Return one zone of several: records of one name and type are put together."""
+    """Return the union of zones: records of the same name and type are combined."""
     merged: dict[str, Entry] = {}
     for zone in zones:
         for name, entry in zone.items():
@@ -54,7 +55,7 @@ def merge(*zones: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
 
 
 class Zone(dict[str, Entry]):
-    """A zone: names, in lower case and without the last dot, to entries that have been checked."""
+    """A dict of checked entries by name, in lower case and without the final dot."""
 
     def __init__(self, zone: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__()
@@ -67,15 +68,15 @@ class Zone(dict[str, Entry]):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(key_of(name))
 
-    def update(  # type: ignore[override]  # a zone takes a zone, none of dict.update's other forms
+    def update(  # type: ignore[override]  # only a zone, none of dict.update's other forms
         self, zone: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Add the names of `zone`, replacing those that are there."""
+        """Add the names of `zone`, replacing existing ones."""
         for name, entry in zone.items():
             self[name] = entry
 
     def find(self, name: str) -> Entry | None:
-        """Return the entry of `name`, else that of the closest wildcard above it, else None."""
+        """Return the entry of `name`, or of the closest wildcard above it, or None."""
         if name in self:
             return self[name]
         rest = name
@@ -87,24 +88,24 @@ class Zone(dict[str, Entry]):
 
 
 def key_of(name: str) -> str:
-    """Return a name as a zone keeps it."""
+    """Return a name in the form of a zone's keys."""
     return name.lower().rstrip(".")
 
 
 def domain_name(name: str) -> dns.name.Name:
-    """Return a name as dnspython takes it; "" is the root. Raises DNSException."""
+    """Return a name as dnspython's object; "" is the root. Raises DNSException."""
     return dns.name.from_text(name or ".", origin=dns.name.root)
 
 
 def texts(value: str | list[str] | tuple[str, ...]) -> list[str]:
-    """Return the texts of an entry's value, which may be a single one."""
+    """Return the texts of an entry's value, which may be a single text."""
     return [value] if isinstance(value, str) else list(value)
 
 
 def rrset_of(
     owner: str, rdtype: dns.rdatatype.RdataType, records: list[str], ttl: int
 ) -> dns.rrset.RRset:
-    """Return records, each as its text, as dnspython takes them; `ttl` is in seconds."""
+    """Return the texts of records as dnspython's RRset; `ttl` is in seconds."""
     rrset = dns.rrset.RRset(domain_name(owner), dns.rdataclass.IN, rdtype)
     for text in records:
         rrset.add(_rdata(rdtype, text), ttl)
@@ -113,7 +114,7 @@ def rrset_of(
 
 def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
     if rdtype == dns.rdatatype.TXT and not text.startswith('"'):
-        # RFC 1035 section 3.3.14: strings of at most 255 bytes; the text is quoted for its author.
+        # RFC 1035 section 3.3.14: strings of at most 255 bytes, which are quoted here.
         octets = text.encode("utf-8", "surrogateescape")
         chunks = [octets[at : at + 255] for at in range(0, len(octets), 255)] or [b""]
         text = " ".join('"' + "".join(f"\\{byte:03d}" for byte in chunk) + '"' for chunk in chunks)
@@ -123,7 +124,7 @@ def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
 
 
 def _check(name: str, entry: Mapping[str, Any]) -> None:
-    """Raise ValueError if the entry could not be served."""
+    """Raise ValueError if the entry is invalid."""
     try:
         domain_name(name)
     except dns.exception.DNSException as exc:
@@ -139,6 +140,6 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
                 for text in texts(value):
                     _rdata(dns.rdatatype.from_text(key), text)
             else:
-                raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301  # named below
+                raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301  # see below
         except (dns.exception.DNSException, ValueError, TypeError) as exc:
             raise ValueError(f"{name} {key}: {str(exc) or type(exc).__name__}") from exc

@@ -1,1 +1,1 @@
-"""Rspamd for tests: a `stub` with the answers that are set, and the real `daemon`."""
+"""Rspamd for tests: a `stub` with preset answers, and the real `daemon`."""

@@ -1,14 +1,13 @@
-"""An Rspamd on loopback that answers what it is told to: for tests, measurements, demonstrations.
+"""An Rspamd stub on loopback with preset answers, for tests, benchmarks and demonstrations.
 
-It is a real HTTP server, over TCP or a unix socket, that scans nothing. The law:
+It is a real HTTP server, over TCP or a unix socket, that scans nothing. Every POST gets the current
+`Answer`, whatever the path; `GET /ping` gets `pong`, as from the daemon. An answer can be a
+function of the `Request`, and can fail in many ways (`BEHAVIOURS`). Otherwise it follows HTTP:
+connections are kept alive, bodies may be chunked, requests may be pipelined.
 
-1. Every POST gets the `Answer` that is set, whatever it asks for; ``GET /ping`` gets ``pong``, as
-   of the daemon. An answer can be a function of the `Request`.
-2. An answer says how it fails as well: see `BEHAVIOURS`. What it does not say is as HTTP has it:
-   connections are kept alive, bodies may be chunked, several requests may come at once.
-3. `requests` is what was asked, in order, as it came: names, values and bodies byte for byte.
-4. It never becomes what is measured: a request costs tens of microseconds, and with ``keep=0``
-   bodies are counted and not held.
+`requests` are the requests in order: names, values and bodies byte for byte. A request costs tens
+of microseconds, so that the stub doesn't dominate a benchmark; with `keep=0` bodies are counted but
+not kept.
 
 Example::
 
@@ -18,8 +17,8 @@ Example::
         rspamd.answer = Answer(b"{}", status=500)
         rspamd.answer = Answer.of({"action": "no action"}, delay=0.5)
 
-Run as a program, it gives one answer until SIGTERM or the end of its input, and writes
-``ready URL`` as soon as it can be asked::
+Run as a program, it returns one answer until SIGTERM or the end of its input, and writes
+`ready URL` as soon as it listens::
 
     python -m smtpd_filters.testing.rspamd.stub --listen 127.0.0.1:0 --reply FILE
 """

@@ -1,4 +1,4 @@
-"""The program: one answer for everybody."""
+"""The stub as a program, with one answer for every request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _field(text: str) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Give one answer until SIGTERM or the end of standard input."""
+    """Serve one answer until SIGTERM or the end of standard input."""
     parser = argparse.ArgumentParser(
         prog="python -m smtpd_filters.testing.rspamd.stub",
         description=(manual or "").partition("\n")[0],

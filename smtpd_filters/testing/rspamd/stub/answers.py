@@ -1,4 +1,4 @@
-"""What the stub was asked, and what it is to say."""
+"""The requests to the stub, and its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: How an answer fails, by name.
+#: The ways in which an answer fails.
 BEHAVIOURS: dict[str, str] = {
     "": "it doesn't",
     "drop": "nothing is ever sent; the connection stays open",
@@ -27,7 +27,7 @@ BEHAVIOURS: dict[str, str] = {
     "stale": "the whole reply; the connection is closed when its next request comes",
 }
 PARTIAL = frozenset({"drop", "cut", "reset-half", "stall", "trickle", "endless"})
-#: What a clean message comes to.
+#: The reply for a clean message.
 CLEAN: dict[str, Any] = {
     "is_skipped": False,
     "score": 0.0,
@@ -44,38 +44,38 @@ END = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked."""
+    """A request to the stub."""
 
     method: str
     path: str
-    #: Names and values as they came, in order; bytes that aren't ASCII as Latin-1.
+    #: Names and values as received, in order, decoded as Latin-1.
     headers: tuple[tuple[str, str], ...]
     body: bytes = field(repr=False)
-    #: Octets of the body, which `body` has only if it is kept.
+    #: Octets of the body; `body` is empty if bodies aren't kept.
     size: int
-    #: Which connection it came over, counted from 1.
+    #: The number of its connection, counted from 1.
     connection: int
     #: The whole header block.
     head: bytes = field(repr=False)
 
     def get(self, name: str) -> str | None:
-        """The value of the first field of that name."""
+        """Return the value of the first field of that name, or None."""
         return next(iter(self.get_all(name)), None)
 
     def get_all(self, name: str) -> list[str]:
-        """The values of all fields of that name."""
+        """Return the values of all fields of that name."""
         return [value for known, value in self.headers if known.lower() == name.lower()]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is said to a request, and how."""
+    """An answer to a request, and how it is sent."""
 
     body: bytes = b""
     status: int = 200
-    #: Further header fields, such as ``("Message-Offset", "120")``.
+    #: Further header fields, such as `("Message-Offset", "120")`.
     headers: tuple[tuple[str, str], ...] = ()
-    #: Seconds before it is said.
+    #: Seconds before it is sent.
     delay: float = 0.0
     #: One of `BEHAVIOURS`.
     behaviour: str = ""
@@ -89,7 +89,7 @@ class Answer:
 
     @classmethod
     def of(cls, reply: Mapping[str, Any], new_body: bytes | None = None, **how: Any) -> Answer:
-        """A reply as JSON, with the message's new body behind it if there is one."""
+        """Return a reply as JSON, followed by the message's new body if there is one."""
         text = json.dumps(reply).encode()
         if new_body is None:
             return cls(text, **how)
@@ -97,7 +97,7 @@ class Answer:
         return cls(text + new_body, headers=headers, **how)
 
     def wire(self) -> bytes:
-        """The whole response."""
+        """Return the whole response."""
         try:
             reason = HTTPStatus(self.status).phrase
         except ValueError:

@@ -1,4 +1,4 @@
-"""One connection of a client: its requests are read, and answered as they should be or not."""
+"""One connection to the stub: parsing of requests, and their answers or failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .server import RspamdStub
 
-#: Octets of a header block; the daemon's own limit is the same (its http parser's).
+#: Octets of a header block, as in the daemon's HTTP parser.
 _HEAD_MAX = 80 << 10
 _ENDLESS = b"x" * (64 << 10)
 
@@ -27,21 +27,21 @@ class Connection(asyncio.Protocol):
         self._stub = stub
         self._transport: asyncio.Transport | None = None
         self._number = 0
-        # What was read of the request that is coming in, and of those behind it.
+        # Input of the current request and of those after it.
         self._buffer = bytearray()
         self._head = b""
         self._request: Request | None = None
-        self._left = 0  # octets of the body that are still to come; -1 while it is chunked
+        self._left = 0  # octets of the body still to be read; -1 while it is chunked
         self._body: list[bytes] = []
         self._size = 0
         self._stale = False
         self._answering = False
         self._timer: asyncio.TimerHandle | None = None
 
-    # -- asyncio's -------------------------------------------------------------------------
+    # -- callbacks of asyncio --------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has come."""
+        """Register the connection with the stub."""
         self._transport = cast("asyncio.Transport", transport)
         self._stub.protocols.add(self)
         self._stub.connections += 1
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         self._number = self._stub.connections
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """It has gone."""
+        """Cancel the pending answer and unregister."""
         if self._timer is not None:
             self._timer.cancel()
         self._done()
@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        """It has sent something."""
+        """Process input."""
         if self._stale:
             self._close()
             return
@@ -74,10 +74,10 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
-    # -- a request -------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Take in as much as there is; a request behind one that waits is left alone."""
+        """Process the buffered input, up to a request whose answer is pending."""
         while not self._answering and self._transport is not None:
             if self._request is None and not self._read_head():
                 return
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         if request.get("Expect"):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if method != "GET" and not callable(self._stub.answer):
-            # A function is asked once, when there is the whole request.
+            # A function is called once, with the whole request.
             answer, wire = self._stub.said(request)
             if answer.behaviour == "early":
                 self._stub.asked += 1
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _read_body(self) -> bool:
-        """Take in the body; whether it is complete."""
+        """Read the body; return whether it is complete."""
         while self._left < 0:
             end = self._buffer.find(b"\r\n")
             if end < 0:
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         if self._stub.keep and part:
             self._body.append(part)
 
-    # -- its answer ------------------------------------------------------------------------
+    # -- answers ---------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> None:
         if request.method == "GET":
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _fail_within(self, answer: Answer, wire: bytes) -> None:
-        """Send less than the whole reply, or more; the connection takes no further request."""
+        """Send less than the whole reply, or more; no further request is answered."""
         behaviour = answer.behaviour
         if behaviour == "trickle":
             self._trickle(wire, answer.delay)
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
             if behaviour == "cut":
                 self._close()
             elif behaviour == "reset-half":
-                # Later: an RST makes the kernel throw away what has not been read yet.
+                # Delayed, since an RST makes the peer's kernel discard unread input.
                 self._later(0.02, self.reset)
 
     def _trickle(self, wire: bytes, delay: float) -> None:

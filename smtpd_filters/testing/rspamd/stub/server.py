@@ -1,4 +1,4 @@
-"""The server, which listens, and remembers what it was asked."""
+"""The stub's server, which listens and records requests."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: Requests that are kept; older ones go.
+#: The number of requests kept; older ones are dropped.
 KEEP = 1000
 
 
 class RspamdStub:
-    """The server, in a thread of its own, for as long as its ``with`` block.
+    """A context manager that runs the stub in a thread.
 
-    ``answer`` can be assigned anew at any time. ``listen`` is ``HOST:PORT`` (0: any free port) or
-    the path of a unix socket. ``keep`` requests are remembered; with 0 not even a body is read
-    into memory, and only `asked` counts.
+    `answer` can be replaced at any time. `listen` is `HOST:PORT` (0: any free port) or the path of
+    a unix socket. The last `keep` requests are kept; with 0 not even their bodies are, and only
+    `asked` is counted.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class RspamdStub:
         self.answer = answer
         self.requests: deque[Request] = deque(maxlen=keep)
         self.keep = keep
-        #: How many requests there were, pings not counted.
+        #: The number of requests, without pings.
         self.asked = 0
-        #: How many connections there were, and how many there are.
+        #: The number of connections ever made, and of those still open.
         self.connections = self.connected = 0
-        #: The highest number of requests that waited for their answers at one time.
+        #: The highest number of pending requests, and their current number.
         self.most_at_once = self.waiting = 0
         self._listen = listen
         self._thread: threading.Thread | None = None
@@ -55,16 +55,16 @@ class RspamdStub:
 
     @property
     def url(self) -> str:
-        """What a filter is given: ``http://127.0.0.1:PORT``, or the path of the socket."""
+        """The URL for a filter: `http://127.0.0.1:PORT`, or the path of the socket."""
         return self._listen if self._listen.startswith("/") else f"http://{self._listen}"
 
     @property
     def port(self) -> int:
-        """The port, of a server that listens on one."""
+        """The TCP port."""
         return int(self._listen.rpartition(":")[2])
 
     def start(self) -> None:
-        """Listen; again on the same port, after `stop`. Raises OSError if that can't be."""
+        """Listen; after `stop` on the same port again. Raises OSError."""
         self._bound.clear()
         self._failures.clear()
         self._unlink()
@@ -76,7 +76,7 @@ class RspamdStub:
             raise failure
 
     def stop(self) -> None:
-        """Break all connections and listen no more: who comes now is refused."""
+        """Reset all connections and stop listening: new connections are refused."""
         if self._loop is not None and self._stop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -88,7 +88,7 @@ class RspamdStub:
             Path(self._listen).unlink(missing_ok=True)
 
     def break_connections(self) -> None:
-        """Reset every connection that there is, and go on listening."""
+        """Reset all connections, but keep listening."""
         if self._loop is not None:
             done = threading.Event()
 
@@ -115,9 +115,9 @@ class RspamdStub:
         self._give_up_port()
 
     def _keep_port(self) -> None:
-        """Have the port until the end: while the server is stopped, nobody else listens there.
+        """Reserve the port, so that no other process can listen there while the stub is stopped.
 
-        Two sockets may be bound to a port if both say so; what one of them hears is its own.
+        Two sockets may be bound to one port if both set SO_REUSEADDR and only one listens.
         """
         host, _, port = self._listen.rpartition(":")
         kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -136,7 +136,7 @@ class RspamdStub:
             self._kept = None
 
     def said(self, request: Request) -> tuple[Answer, bytes]:
-        """The answer to a request, and its wire form, which is made once of each."""
+        """Return the answer to a request and its wire form, which is cached."""
         answer = self.answer
         if self._made is not None and self._made[0] is answer:
             return self._made[1], self._made[2]
@@ -150,7 +150,7 @@ class RspamdStub:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as exc:  # noqa: BLE001  # handed to the thread that started it
+        except BaseException as exc:  # noqa: BLE001  # raised in the thread that started it
             self._failures.append(exc)
         finally:
             self._bound.set()
@@ -171,11 +171,12 @@ class RspamdStub:
                 backlog=1024,
                 reuse_address=True,
             )
-            # Where `start` was called by itself.
+            # For a `start` outside the context manager.
             self._listen = f"{host}:{server.sockets[0].getsockname()[1]}"
         self._bound.set()
         await self._stop.wait()
-        # Who has just been let in is no protocol yet; asyncio forgets it once the server is closed.
+        # A connection being accepted has no protocol yet, and asyncio loses it when the server
+        # closes; wait for those.
         for sock in server.sockets:
             loop.remove_reader(sock.fileno())
         if being_let_in := asyncio.all_tasks() - {asyncio.current_task()}:
