@@ -415,7 +415,7 @@ def test_a_filter_of_the_project_is_named_as_its_executable() -> None:
 
 def test_the_documented_example_runs(version: str) -> None:
     documentation = harness.__doc__ or ""
-    example = documentation.partition("::\n\n")[2].partition("\n\nWhat a server has")[0]
+    example = documentation.partition("::\n\n")[2].partition("\n\nBy default a server has")[0]
     assert '"7.6"' in example
     exec(textwrap.dedent(example).replace('"7.6"', repr(version)), {})  # noqa: S102 - ours
 

@@ -1,27 +1,28 @@
-"""A real rspamd for tests: Debian's daemon with a configuration of its own, and a Redis beside it.
+"""A real rspamd for tests: Debian's daemon with its own configuration, and a Redis.
 
     with Lab(ZONE) as lab, Rspamd(lab) as daemon:
         command = filter_command("rspamd", "-url", daemon.url)
         with Smtpd("7.6", lab=lab, filters={"rspamd": command}) as server:
             ...
 
-With a lab the daemon listens on the loopback of its network, where smtpd's filters are, and asks
-its name server. Without one it listens on this side's 127.0.0.1 and asks a name server of its own,
-which answers from `zone`: that is for clients in the test's process. In both cases:
+With a lab, the daemon listens on the loopback of the lab's network, where smtpd's filters are, and
+uses the lab's name server. Without one it listens on this process's 127.0.0.1 and uses its own name
+server with `zone`, for clients in the test's process. In both cases:
 
-- The daemon, its workers and Redis end with the context, or with this process however it dies:
-  they run in a PID namespace of their own.
-- Nothing of this system's `/etc/rspamd/local.d` and `override.d` is read. `local` and `override`
-  are the files of the two folders (`{"greylist.conf": "timeout = 1h;"}`), `lua` is the
-  `rspamd.local.lua`, `files` are others (keys, maps), found by the daemon as `file_path(name)`.
-- Nothing is asked of other hosts: the modules that need some are off (`OFFLINE`), unless `override`
-  says something of them.
+- The daemon, its workers and Redis end with the context or with this process, however it ends: they
+  run in their own PID namespace.
+- The system's `/etc/rspamd/local.d` and `override.d` are not read. `local` and `override` are the
+  files of the two folders (`{"greylist.conf": "timeout = 1h;"}`), `lua` is the `rspamd.local.lua`,
+  `files` are others (keys, maps), which the daemon finds as `file_path(name)`.
+- No other host is contacted: the modules that would are disabled (`OFFLINE`), unless `override`
+  configures them.
 
-A start takes less than a second, because the list of public suffixes, which rspamd compiles for
-seven, is a short one, and because hyperscan isn't used. Still, one daemon for a module of tests is
-enough: give it all the settings they need and choose between them by Settings-ID.
+It starts in less than a second, because the list of public suffixes, which rspamd compiles for
+seven seconds, is a short one, and hyperscan isn't used. Still, one daemon for a module of tests is
+enough: give it all the settings and select them by Settings-ID.
 
-It takes Linux, root and the packages rspamd and redis-server; `unavailable()` says what is missing.
+It requires Linux, root and the packages rspamd and redis-server; `unavailable()` returns what is
+missing.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ USER = "_rspamd"
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
-# What the controller wants in a header "Password".
+# The value of the header "Password" for the controller.
 PASSWORD = "the controller's secret"  # noqa: S105  # of a daemon that lives for a test
 
-# Modules that ask other hosts or load maps from them.
+# Modules that contact other hosts or load maps from them.
 OFFLINE = (
     *("asn", "fuzzy_check", "mid", "mime_types", "multimap", "neural", "phishing", "rbl"),
     *("reputation", "whitelist"),
@@ -107,7 +108,7 @@ dns { nameserver = "%(nameserver)s:1"; timeout = 1s; retransmits = 2; }
 
 @functools.cache
 def unavailable() -> str | None:
-    """Return in one line why rspamd can't be run here, None if it can."""
+    """Return in one line why rspamd can't run here, or None if it can."""
     if sys.platform != "linux":
         return "rspamd is run in Linux namespaces"
     if os.geteuid() != 0:
@@ -123,10 +124,10 @@ def unavailable() -> str | None:
 
 
 class Rspamd:
-    """A daemon of its own; a context manager. See the module for what it offers.
+    """A context manager that runs a daemon; the module describes it.
 
-    lab       the lab in whose network it listens; without one it listens in this process's
-    zone      without a lab: what its name server answers
+    lab       the lab in whose network it listens; by default this process's network
+    zone      without a lab: the zone of its name server
     local     name in local.d -> content: merged with the defaults
     override  name in override.d -> content: replaces them
     lua       rspamd.local.lua
@@ -168,23 +169,23 @@ class Rspamd:
         self.directory = Path()
         self.password = PASSWORD
 
-    # -- where it is -------------------------------------------------------------------------------
+    # -- addresses and files -----------------------------------------------------------------------
 
     @property
     def url(self) -> str:
-        """The normal worker, without a path and a last slash."""
+        """The URL of the normal worker, without a path and a final slash."""
         return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def controller_url(self) -> str:
-        """The controller, which wants `password`."""
+        """The URL of the controller, which requires `password`."""
         return f"http://{LOOPBACK}:{self._controller_port}"
 
     @property
     def socket(self) -> Path:
-        """The normal worker's socket; below `directory`, which the server doesn't see by itself.
+        """The normal worker's socket, below `directory`, which isn't visible in a lab.
 
-        `Smtpd(binds={"/srv/rspamd": daemon.socket.parent})` shows it.
+        `Smtpd(binds={"/srv/rspamd": daemon.socket.parent})` makes it visible.
         """
         return self.directory / "sockets/normal"
 
@@ -200,11 +201,11 @@ class Rspamd:
 
     @property
     def dns(self) -> DNSServer:
-        """The name server that the daemon asks."""
+        """The name server that the daemon uses."""
         return self._network.dns
 
     def file_path(self, name: str) -> str:
-        """Return where the daemon finds one of `files`; also in `local`: `$LOCAL_CONFDIR/files`."""
+        """Return the daemon's path of one of `files`; in `local` also `$LOCAL_CONFDIR/files`."""
         return str(self.directory / "files" / name)
 
     # -- life --------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class Rspamd:
                 stack.enter_context(self._network)
             self.directory = Path(tempfile.mkdtemp(prefix="rspamd-"))
             stack.callback(shutil.rmtree, self.directory)
-            # Its namespaces but those of files: the daemon, the test and a socket's users see one.
+            # Its namespaces except that of files: all processes use the same sockets and files.
             self._inside = stack.enter_context(Lab(beside=self._network))
             stack.callback(self._end)
             self._port, self._controller_port = self._keep_port(stack), self._keep_port(stack)
@@ -239,16 +240,16 @@ class Rspamd:
         self.close()
 
     def close(self) -> None:
-        """End the daemon and all that belongs to it; returns when they have ended."""
+        """End the daemon and its other processes, and wait for their end."""
         self.stop()
         self._closing.close()
 
     def alive(self) -> bool:
-        """Say whether the daemon runs."""
+        """Return whether the daemon is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, after `stop` or `kill`, where it was; returns when it answers."""
+        """Start it, after `stop` or `kill` at the same addresses; wait until it answers."""
         if self.alive():
             raise LabError("the daemon runs already")
         since = len(self.log)
@@ -262,23 +263,23 @@ class Rspamd:
             self.wait_for(f"starting {worker} process", START_TIMEOUT, since=since)
         for port in (self._port, self._controller_port):
             self._ping(port)
-        # Each worker begins by connecting to its name server, which is a thread of this process.
+        # Each worker first connects to its name server, which is a thread of this process.
         self._network.dns.catch_up()
 
     def stop(self) -> None:
-        """End the daemon as its operator would; Redis stays."""
+        """End the daemon as an operator does; Redis keeps running."""
         if self.alive():
             _signal(cast("subprocess.Popen[bytes]", self._process), signal.SIGTERM)
         self._ended()
 
     def kill(self) -> None:
-        """Kill the daemon and its workers, whatever they are doing; Redis stays."""
+        """Kill the daemon and its workers; Redis keeps running."""
         mine = [
             found
             for found in self.processes()
             if not any("redis-server" in word for word in found.arguments[:1])
         ]
-        # The main process would start a worker anew.
+        # The main process first: it would restart its workers.
         for process in sorted(mine, key=lambda found: "main process" not in found.arguments[0]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -286,16 +287,16 @@ class Rspamd:
         self._ended()
 
     def restart(self) -> None:
-        """Stop it, if it runs, and start it again with the same addresses."""
+        """Stop it, if it is running, and start it again at the same addresses."""
         self.stop()
         self.start()
 
     def processes(self) -> list[Process]:
-        """Return what runs: the daemon's processes and Redis."""
+        """Return the processes of the daemon and Redis."""
         return self._inside.processes()
 
     def _ended(self) -> None:
-        """Wait for the end of a daemon that has been told to end, and take its last words."""
+        """Wait for the end of a terminated daemon and of its output."""
         if self._process is None:
             return
         try:
@@ -307,7 +308,7 @@ class Rspamd:
         self._process = None
 
     def _end(self) -> None:
-        """End what is left, for whoever leaves without `close`."""
+        """Kill what is left if the context is left without `close`."""
         for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -316,9 +317,9 @@ class Rspamd:
     # -- the log -----------------------------------------------------------------------------------
 
     def wait_for(self, pattern: str, timeout: float = 60, *, since: int = 0) -> re.Match[str]:
-        """Wait for a line of the log in which the regular expression is found; return the match.
+        """Wait for a line of the log in which the regular expression matches; return the match.
 
-        Lines before number `since` (take `len(daemon.log)`) don't count. Raises LabError.
+        Lines before number `since` (such as `len(daemon.log)`) are ignored. Raises LabError.
         """
         found = self._output.find(pattern, timeout, since)
         if found is None:
@@ -344,9 +345,9 @@ class Rspamd:
         )
 
     def _keep_port(self, stack: contextlib.ExitStack) -> int:
-        """Have a port for as long as this lives; nobody else gets it when the daemon is stopped.
+        """Reserve a port until the end, so that it stays free while the daemon is stopped.
 
-        Several sockets may be bound to one port if all say so, and one listens, as the daemon does.
+        Several sockets may be bound to one port if all set SO_REUSEADDR and only one listens.
         """
         kept = stack.enter_context(self._network.new_socket())
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -397,7 +398,7 @@ class Rspamd:
         stack.callback(output.close)
         stack.callback(process.wait)
         stack.callback(_signal, process, signal.SIGKILL)
-        # Redis 7.0 and 8.0 say it in different words.
+        # Redis 7.0 and 8.0 use different words.
         if output.find("[Rr]eady to accept connections", START_TIMEOUT) is None:
             raise LabError("Redis did not start\n" + "\n".join(output.lines))
 
@@ -411,14 +412,14 @@ class Rspamd:
 
 
 def _signal(nsenter: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to what nsenter runs: it does not hand them on."""
+    """Send a signal to the child of nsenter, which doesn't forward signals."""
     for pid in children(nsenter.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 class _Here(Lab):
-    """This process's own network, with a name server on a free port, in the place of a lab's."""
+    """This process's own network, with a name server on a free port, in place of a lab."""
 
     def __init__(self, zone: Mapping[str, Mapping[str, Any]] | None) -> None:
         super().__init__(zone)

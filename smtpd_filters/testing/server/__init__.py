@@ -1,14 +1,14 @@
-r"""Real servers for tests: smtpd in namespaces of its own, real clients, mail read back.
+r"""Real servers for tests: smtpd in its own namespaces, real clients, and mail that is read back.
 
-Two versions, each with its protocol: "6.8" is Debian 12's 6.8.0p2, "7.6" is Debian 13's 7.6.0p1.
-On either release one is the system's own, and the other is in a root that `tests/e2e/setup-roots`
-makes once and keeps; `add_server` adds others. It takes Linux, root and the packages opensmtpd,
-iproute2 and openssl; `unavailable(version)` says what is missing.
+There are two versions with different protocols: "6.8" is Debian 12's 6.8.0p2, "7.6" is Debian 13's
+7.6.0p1. On either release one is the system's own, and the other is in a root that
+`tests/e2e/setup-roots` creates once; `add_server` adds others. Servers require Linux, root and the
+packages opensmtpd, iproute2 and openssl; `unavailable(version)` returns what is missing.
 
-A server takes well under a tenth of a second to start, so each test may have its own::
+A server starts in well under a tenth of a second, so each test may have its own::
 
     from smtpd_filters.testing.dns import host
-    from . import Smtpd, filter_command
+    from smtpd_filters.testing.server import Smtpd, filter_command
 
     with Smtpd(
         "7.6",
@@ -21,33 +21,33 @@ A server takes well under a tenth of a second to start, so each test may have it
         assert mail.folder == "Junk"
         assert mail.message["Subject"] == "hello"
 
-What a server has, unless told otherwise:
+By default a server has:
 
 - the users alice and bob, with maildirs, addresses at local.example and passwords (`password`);
-  what is marked as junk goes to the folder "Junk";
-- listeners on port 25 of 127.0.0.1 and ::1 and on the socket, with STARTTLS and optional AUTH, all
-  of them with all filters in order (`declarations`, `listeners`, `matches` for another smtpd.conf);
-- the clock of this process, also where datefudge(1) has moved it;
-- a name server that answers from `zone` and nothing else, in the test's own process: `lab.dns.zone`
-  may be changed while it runs, `lab.dns.queries` is what it was asked.
+  mail marked as junk is delivered to the folder "Junk";
+- listeners on port 25 of 127.0.0.1 and ::1 and on the socket, with STARTTLS and optional AUTH, each
+  with all filters in order (`declarations`, `listeners`, `matches` for another smtpd.conf);
+- the clock of this process, including an offset by datefudge(1);
+- a name server in the test's process that answers only from `zone`: `lab.dns.zone` may be changed
+  at any time, `lab.dns.queries` are its questions.
 
-Clients come from any address of 127.0.0.0/8, the documentation networks (`lab.NETWORKS`), or ::1:
-`client()` is an smtplib.SMTP, `connection()` and `dialogue()` say anything, `submit()` is sendmail
+Clients may use any address of 127.0.0.0/8, the documentation networks (`lab.NETWORKS`), or ::1:
+`client()` is an smtplib.SMTP, `connection()` and `dialogue()` send anything, `submit()` is sendmail
 on the socket. All of them can be used from threads.
 
-- `maildir(user)` waits until all that was accepted is delivered, so an empty list means "nothing".
-- `log` is what smtpd and its filters have logged; `wait_for(regex)` waits for a line of it.
-- Leaving the context fails if smtpd has died meanwhile; `expect_end()` says that it is to die. An
-  exception that passes through gets the log as a note.
-- After `terminate()`, `leftovers` lists what did not end by itself.
+- `maildir(user)` waits until all accepted mail is delivered, so an empty list means "nothing".
+- `log` has the lines that smtpd and its filters have logged; `wait_for(regex)` waits for a line.
+- Leaving the context fails if smtpd has exited, unless `expect_end()` was called. An exception that
+  leaves the context gets the log as a note.
+- After `terminate()`, `leftovers` lists the processes that did not end by themselves.
 
-Commands of filters: `filter_command("dyndns", ...)` is one of this project, `script_command(...)` a
-Python script, inside the checkout (`CODE`) or given as one of `files`; anything else is a shell
-command line. Filters run as smtpd's unprivileged user and see the checkout read-only at `CODE`;
-`file_path(name)` is where they read `files`, `scratch_path(name)` where they may write and
-`server.scratch(name)` what they wrote. `signal_filter`, `find` and `lab.processes()` reach them as
-processes; `lab.run` and `lab.spawn` run commands beside them (a Redis, say). Several servers share
-one network and zone when they are given the same `lab`.
+The command of a filter is `filter_command("dyndns", ...)` for one of this project,
+`script_command(...)` for a Python script in the checkout (`CODE`) or in `files`, or any other shell
+command line. Filters run as smtpd's unprivileged user, with the checkout read-only at `CODE`.
+`file_path(name)` is their path of one of `files`, `scratch_path(name)` a path that they may write
+to, and `server.scratch(name)` what they wrote there. `signal_filter`, `find` and `lab.processes()`
+access their processes; `lab.run` and `lab.spawn` run other commands beside them, such as Redis.
+Servers with the same `lab` share one network and zone.
 """
 
 from .client import Client, Connection, Reply

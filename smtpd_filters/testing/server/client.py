@@ -1,4 +1,4 @@
-"""SMTP clients inside a lab: smtplib's, and one that says whatever it is told."""
+"""SMTP clients inside a lab: smtplib's, and a raw connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .lab import Lab
 
 SMTP_PORT = 25
-# What a client calls itself when the test doesn't care.
+# The default HELO name of a client.
 HELO = "client.example"
 
 
@@ -30,10 +30,10 @@ class Reply(NamedTuple):
 
 
 class Client(smtplib.SMTP):
-    """smtplib's client, connecting inside the lab, whose STARTTLS suits the lab's server.
+    """smtplib's client, connecting inside the lab, with a TLS context for the lab's server.
 
-    Raises what smtplib raises: SMTPConnectError with code and text when the server refuses the
-    connection, SMTPResponseException's kinds for refused commands.
+    Raises smtplib's exceptions: SMTPConnectError with code and text if the server refuses the
+    connection, subclasses of SMTPResponseException for refused commands.
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only, each with a default
@@ -57,14 +57,14 @@ class Client(smtplib.SMTP):
         return self._lab.connect(port, source=self._from, to=self._to, timeout=timeout)
 
     def starttls(self, *arguments: Any, **keywords: Any) -> tuple[int, bytes]:
-        """As smtplib's, with a context for the lab's server unless one is given."""
+        """Start TLS as smtplib does, by default with a context for the lab's server."""
         if not arguments:
             keywords.setdefault("context", self._tls)
         return super().starttls(*arguments, **keywords)
 
 
 class Connection:
-    """A connection on which every byte is the test's own; the banner is read by the first reply."""
+    """A raw connection: the test sends every byte, and the first `reply` reads the banner."""
 
     def __init__(self, connection: socket.socket, tls: ssl.SSLContext) -> None:
         self.socket = connection
@@ -78,7 +78,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close without a QUIT."""
+        """Close without QUIT."""
         self._lines.close()
         self.socket.close()
 
@@ -87,12 +87,12 @@ class Connection:
         self.socket.sendall(data)
 
     def reply(self) -> Reply | None:
-        """Return the next reply, None when the server has closed; raises TimeoutError."""
+        """Return the next reply, or None if the server has closed. Raises TimeoutError."""
         lines = []
         while True:
             try:
                 line = self._lines.readline()
-            except (BrokenPipeError, ConnectionResetError):  # TLS may write where it reads
+            except (BrokenPipeError, ConnectionResetError):  # with TLS, reading may write
                 return None
             if not line.endswith(b"\n"):
                 return None
@@ -102,7 +102,7 @@ class Connection:
                 return Reply(int(text[:3]), lines)
 
     def command(self, line: str | bytes) -> Reply | None:
-        """Send a line, its end added, and return the reply."""
+        """Send a line with its line end, and return the reply."""
         encoded = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
         try:
             self.send(encoded + b"\r\n")
@@ -111,7 +111,7 @@ class Connection:
         return self.reply()
 
     def starttls(self) -> Reply | None:
-        """Say STARTTLS, and shake hands if the server agrees."""
+        """Send STARTTLS, and start TLS if the server accepts it."""
         reply = self.command("STARTTLS")
         if reply is not None and reply.code == 220:  # RFC 3207 section 4
             self._lines.close()
@@ -120,10 +120,10 @@ class Connection:
         return reply
 
     def dialogue(self, lines: Iterable[str | bytes]) -> list[Reply]:
-        """Read the banner, say the lines, return the replies; stop early if the server closes.
+        """Read the banner, send the lines, return the replies; stop if the server closes.
 
-        A str is a command: its line end is added and its reply awaited. Bytes are sent as they are
-        and have no reply (the content of a message).
+        A str is a command: its line end is added and its reply read. Bytes are sent unchanged and
+        have no reply (the content of a message).
         """
         replies = []
         reply = self.reply()

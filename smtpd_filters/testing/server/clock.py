@@ -1,8 +1,8 @@
-"""The clock of what a lab runs: this process's, also where datefudge(1) has moved it.
+"""The clock of processes in a lab: this process's, including an offset by datefudge(1).
 
-datefudge moves a program's clock by variables of its environment; what runs in a lab has an
-environment of its own. (faketime(1) can't do it: its library hangs programs that bring jemalloc,
-as Rspamd and Redis do, and ends those that run as another user, as filters do.)
+datefudge sets the offset in the environment, and processes in a lab have their own environment.
+(faketime(1) isn't suitable: its library hangs programs with jemalloc, such as Rspamd and Redis, and
+ends programs that run as another user, such as filters.)
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ LIBRARY = "/usr/$LIB/datefudge/datefudge.so"  # of the file system that it is lo
 
 
 def variables() -> dict[str, str]:
-    """Return the variables that move a program's clock as ours is moved; none if ours isn't."""
+    """Return the environment variables for this process's clock offset, if it has one."""
     moved = {name: value for name, value in os.environ.items() if name.startswith("DATEFUDGE")}
     return {**moved, "LD_PRELOAD": LIBRARY} if moved else {}

@@ -33,7 +33,7 @@ def configuration(  # noqa: PLR0913  # keyword-only: the parts of the file
     matches: str,
     probe_port: int,
 ) -> str:
-    """Return the text; the arguments are those of `Smtpd`, and the port that is probed."""
+    """Return the text; the arguments are those of `Smtpd`, and the port of the probe."""
     # userinfo of table(5): uid, gid, home
     userinfo = {
         user: f"{FIRST_UID + number}:{FIRST_UID + number}:{MAIL}/{user}"
@@ -65,7 +65,7 @@ def configuration(  # noqa: PLR0913  # keyword-only: the parts of the file
 def _security(version: str) -> list[str]:
     lines = ['pki lab cert "/srv/lab/certificate.pem"', 'pki lab key "/srv/lab/key.pem"']
     if version == "6.8":
-        # It wants a key but can't use it under OpenSSL 3; ciphers without one work.
+        # 6.8 requires a key but can't use it with OpenSSL 3; ciphers without one work.
         lines.append('smtp ciphers "aNULL:@SECLEVEL=0"')
     return lines
 

@@ -1,4 +1,4 @@
-"""What a server and its users keep to themselves: passwords, a certificate and its key."""
+"""The secrets of a server and its users: passwords, a certificate and its key."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The process that holds a lab's namespaces open; started by `lab`, never imported.
 
-It makes the namespaces and the mounts that its one argument describes (JSON, see `Plan`), writes
-one JSON line to stdout, `{"pid": N}` or `{"error": "..."}`, and waits for the end of its input.
+It creates the namespaces and mounts that its only argument describes (JSON, see `Plan`), writes one
+JSON line to stdout, `{"pid": N}` or `{"error": "..."}`, and waits for the end of its input.
 
-Two processes: the outer one makes the namespaces, the inner one is process 1 of the new PID
-namespace. When the starter closes our input or dies, the inner one ends; then the kernel kills
-everything in the namespace and drops network and mounts, and only after that the outer one can end.
-So whoever has waited for the outer one knows that nothing is left.
+There are two processes: the outer one creates the namespaces, the inner one is process 1 of the new
+PID namespace. When the lab's process closes the input or dies, the inner one ends; the kernel then
+kills everything in the namespace and removes network and mounts, and only then the outer one ends.
+After waiting for the outer one, nothing is left.
 
-It runs with `python -I -S` and imports little: each server that is started waits for it.
+It runs with `python -I -S` and imports little, since every start of a server waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import TypedDict
 
     class Plan(TypedDict):
-        """What is to be made. Paths are strings; those of the server's side are absolute."""
+        """The namespaces and mounts to create. Paths inside are absolute."""
 
         root: str  # the server's file system: "/" or the folder of another system's root
         net: int | None  # a process whose network is joined instead of making one
@@ -42,14 +42,14 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x20
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG = 1
 
-# What smtpd writes to, and what must not be seen of this side's (its sockets, a running smtpd's).
+# Folders that smtpd writes to, or whose content must be hidden (such as sockets of another smtpd).
 FRESH = {"/run": "755", "/srv": "755", "/tmp": "1777", "/var/spool": "755"}  # noqa: S108  # mount points
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call a C function; raise OSError naming it and its arguments if it fails."""
+    """Call a C function. Raises OSError with its name and arguments if it fails."""
     converted = [
         os.fsencode(argument) if isinstance(argument, str) else argument for argument in arguments
     ]
@@ -61,19 +61,19 @@ def call(name: str, *arguments: object) -> None:
 def mount(
     source: str, target: str, kind: str | None = None, flags: int = 0, data: str = ""
 ) -> None:
-    """Mount; raises OSError."""
+    """Mount a file system. Raises OSError."""
     call("mount", source, target, kind, ctypes.c_ulong(flags), data)
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Bind a file or folder over another, without what is mounted below it."""
+    """Bind a file or folder over another, without the mounts below it."""
     mount(source, target, None, MS_BIND)
     if not writable:
         mount(source, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
 def network(plan: Plan) -> None:
-    """Bring up the loopback interface and give it the networks."""
+    """Bring up the loopback interface and add the networks to it."""
     lines = ["link set lo up"]
     lines += [f"route add local {text} dev lo" for text in plan["networks"]]
     outcome = subprocess.run(
@@ -84,16 +84,16 @@ def network(plan: Plan) -> None:
         stderr=subprocess.PIPE,
         check=False,
     )
-    # A kernel without IPv6 lacks its networks and nothing else; without lo nothing works.
+    # Without IPv6 in the kernel only its networks fail; without lo nothing works.
     with open("/sys/class/net/lo/flags", encoding="ascii") as file:  # noqa: PTH123  # pathlib is slow to import
         if not int(file.read(), 16) & 1:
             raise OSError(f"lo is not up: {outcome.stderr}")
 
 
 def furnish(plan: Plan) -> None:
-    """Make the file system that the server sees, and enter it."""
+    """Create the file system of the lab, and enter it."""
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    # Opened first: what is to be bound may lie where a fresh file system will hide it.
+    # Opened first, since a fresh file system may hide the source of a bind.
     sources = [(os.open(source, os.O_PATH), target) for source, target in plan["binds"]]
     exposed = [(os.open(path, os.O_PATH), path) for path in plan["exposed"]]
     root = plan["root"]
@@ -122,7 +122,7 @@ def furnish(plan: Plan) -> None:
 
 
 def expose(descriptor: int, path: str) -> None:
-    """Make the folder readable for everybody at its own path, whatever the modes above it are."""
+    """Make a folder readable for everybody at its own path, whatever the modes above it are."""
     parts = path.strip("/").split("/")
     for depth in range(1, len(parts)):
         above = "/" + "/".join(parts[:depth])
@@ -137,7 +137,7 @@ def expose(descriptor: int, path: str) -> None:
 
 
 def cover(path: str, content: str) -> None:
-    """Put a file with this content over the one at path."""
+    """Bind a file with this content over the one at `path`."""
     optional, path = path.startswith("?"), path.removeprefix("?")
     target = os.path.realpath(path)
     if not os.path.exists(target):  # noqa: PTH110
@@ -153,9 +153,9 @@ def cover(path: str, content: str) -> None:
 
 
 def inner(plan: Plan, report: int) -> None:
-    """Be process 1: furnish, say so, and stay until the input ends."""
+    """Run as process 1: set up, report the result, and wait for the end of the input."""
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Orphans are ours to reap; ignoring the signal lets the kernel do it.
+    # Process 1 reaps orphans; with the signal ignored, the kernel does it.
     try:
         if plan["net"] is None:
             network(plan)
@@ -170,7 +170,7 @@ def inner(plan: Plan, report: int) -> None:
 
 
 def main() -> int:
-    """Make the namespaces, start process 1, report, wait for its end."""
+    """Create the namespaces, start process 1, report the result, and wait for its end."""
     plan: Plan = json.loads(sys.argv[1])
     try:
         flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID

@@ -1,12 +1,13 @@
-"""Namespaces of one's own: a network with nothing but loopback and a DNS zone, and fresh mounts.
+"""A lab: namespaces with a network of loopback and a DNS zone only, and with fresh mounts.
 
-The law:
+The test process stays outside. It creates sockets inside (a socket stays in the namespace in which
+it was created), reads and writes files through `/proc`, and runs commands inside.
 
-1. Nothing gets out: no packet, no file outside the folders that are listed as writable, no process.
-2. Everything goes with the lab: closing it ends its processes and returns when they have ended.
-   So does the death of the process that made it, however it dies.
-3. The test process stays outside. It makes sockets inside (a socket stays in the namespace in which
-   it was made), reads and writes files through `/proc`, and runs commands inside.
+Invariants
+----------
+*Isolation*: no packet, no process, and no write outside the writable folders leaves the lab.
+*No leftovers*: closing the lab ends its processes and waits for their end. If the process that
+created the lab dies, in whatever way, they end as well.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 IPV6_FREEBIND = 78  # linux/in6.h
 HOLDER = Path(__file__).with_name("holder.py")
 HOSTNAME = "mx.local.example"
-# RFC 5737 and RFC 3849: the networks of documentation. All their addresses are the lab's own, so
-# that a client can come from any of them, as from any of 127.0.0.0/8.
+# The documentation networks of RFC 5737 and RFC 3849. All their addresses are local to the lab, so
+# that a client can use any of them, like any of 127.0.0.0/8.
 NETWORKS = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
-TCP_LISTEN = "0A"  # include/net/tcp_states.h, as /proc/net/tcp writes it
+TCP_LISTEN = "0A"  # include/net/tcp_states.h, in the form of /proc/net/tcp
 HOLDER_TIMEOUT = 30.0  # seconds; it takes milliseconds
-ROOM = 2  # connections that may wait when another one is made
+ROOM = 2  # pending connections allowed when another one is made
 DNS_PORT = 53
-# Programs beside the server may look for it; that these addresses have a name is the test's to say.
+# Programs in the lab may look it up. Reverse names of these addresses are left to the test.
 LOCALHOST = {"localhost": {"A": "127.0.0.1", "AAAA": "::1"}}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
@@ -55,26 +56,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(Exception):
-    """The lab, or what was to run in it, did not come up; str() says why."""
+    """The lab, or a program in it, did not start; the text is the reason."""
 
 
 class Process(NamedTuple):
-    """A process inside, as this side sees it."""
+    """A process inside, with its pid outside."""
 
     pid: int
     arguments: list[str]
 
 
 class Lab:
-    """Namespaces in which servers run and from which clients connect; a context manager.
+    """A context manager for the namespaces in which servers run and from which clients connect.
 
-    `zone` is what the name server on 127.0.0.1 and ::1 answers (see `smtpd_filters.testing.dns`);
-    it may be changed at any time, through `dns.zone`. `root` is the file system: this system's, or
-    the folder of another's. `binds` maps folders of this side to where they are seen, read-only,
-    inside; `exposed` are folders that everybody inside must be able to read where they are.
-    `beside` is a lab whose network (and DNS) is shared instead of making one.
+    `zone` is the zone of the name server on 127.0.0.1 and ::1 (see `smtpd_filters.testing.dns`); it
+    may be changed at any time through `dns.zone`. `root` is the root of the file system. `binds`
+    maps paths inside to folders outside, read-only; `exposed` are folders that are made readable
+    for everybody inside, at the same path. `beside` is a lab whose network and DNS are shared.
 
-    Raises LabError when the system does not let us.
+    Raises LabError if the system doesn't permit it.
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only, each with a default
@@ -93,7 +93,7 @@ class Lab:
         listen = [("127.0.0.1", DNS_PORT)]
         if Path("/proc/net/if_inet6").exists():
             listen.append(("::1", DNS_PORT))
-        # Who only asks what a lab would be, as a replayed demonstration, needs no dnspython.
+        # Imported here: a replayed demonstration creates no lab and needs no dnspython.
         from smtpd_filters.testing.dns import DNSServer, merge
 
         served = merge(LOCALHOST, zone or {})
@@ -104,7 +104,7 @@ class Lab:
             "hostname": HOSTNAME,
             "etc": {
                 "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-                # Nothing but the zone decides what a name or an address means.
+                # Only the zone resolves names and addresses.
                 "?/etc/hosts": "",
                 "?/etc/mailname": f"{HOSTNAME}\n",
             },
@@ -145,18 +145,18 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End every process inside and wait until they have ended."""
+        """End every process inside and wait for their end."""
         self._closing.close()
         self.pid = 0
 
     def path(self, inside: str) -> Path:
-        """Return where this side finds a file of the lab's. Absolute symbolic links mislead it."""
+        """Return the path outside of a file inside. Absolute symbolic links aren't supported."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call a function in a thread that is in the lab's network; return or raise what it does.
+        """Call a function in a thread in the lab's network; return or raise its result.
 
-        Threads that it starts are in that network too, and so is every socket made there, for good.
+        Threads and sockets that it creates stay in that network.
         """
         outcome: list[T] = []
         failure: list[BaseException] = []
@@ -168,7 +168,7 @@ class Lab:
             except BaseException as exc:  # noqa: BLE001  # raised again in the caller's thread
                 failure.append(exc)
 
-        # A thread of its own: a pooled one would stay behind in the namespace.
+        # A new thread, since a pooled one would stay in the namespace.
         thread = threading.Thread(target=run, name="lab-call")
         thread.start()
         thread.join()
@@ -179,19 +179,19 @@ class Lab:
     def new_socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
     ) -> socket.socket:
-        """Return a new socket of the lab's network."""
+        """Return a new socket in the lab's network."""
         return self.call(lambda: socket.socket(family, kind))
 
     def connect(
         self, port: int, *, source: str = "127.0.0.1", to: str | None = None, timeout: float = 60
     ) -> socket.socket:
-        """Return a TCP connection inside; by default to the loopback address of source's family."""
+        """Return a TCP connection inside, by default to the loopback address of that family."""
         sixth = ":" in source
         connection = self.new_socket(socket.AF_INET6 if sixth else socket.AF_INET)
         try:
             connection.settimeout(timeout)
             if sixth:
-                # Unlike IPv4's, an address that is ours by a route only may not be bound otherwise.
+                # Needed to bind an IPv6 address that is local only by a route, unlike for IPv4.
                 connection.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
             connection.bind((source, 0))
             with self._connecting:
@@ -203,23 +203,23 @@ class Lab:
         return connection
 
     def _wait_for_room(self, port: int, timeout: float) -> None:
-        """Wait until the listeners on this port have accepted what is pending.
+        """Wait until the listeners on this port have accepted pending connections.
 
-        smtpd listens with a backlog of 5. Beyond that the kernel drops what makes a connection, and
-        tries again after seconds: a crowd of clients would test the kernel's patience, not smtpd.
+        smtpd listens with a backlog of 5. Beyond that the kernel drops SYNs and retries after
+        seconds, so that many clients would measure the kernel's retries and not smtpd.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self._pending(port) > ROOM:
             select.select([], [], [], 0.001)
 
     def _pending(self, port: int) -> int:
-        """Return how many connections wait to be accepted on this port."""
+        """Return the number of connections pending on this port."""
         most = 0
         for table in ("tcp", "tcp6"):
             with contextlib.suppress(FileNotFoundError):
                 lines = Path(f"/proc/{self.pid}/net/{table}").read_text("ascii").splitlines()[1:]
-                # proc(5): sl local remote st tx_queue:rx_queue ...; of a listener, rx_queue is the
-                # number of connections it has not accepted.
+                # proc(5): sl local remote st tx_queue:rx_queue ...; a listener's rx_queue is the
+                # number of pending connections.
                 for _, local, _, state, queues, *_ in map(str.split, lines):
                     if state == TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
                         most = max(most, int(queues.partition(":")[2], 16))
@@ -228,7 +228,7 @@ class Lab:
     def command(
         self, arguments: Sequence[str], *, user: tuple[int, int] | None = None
     ) -> list[str]:
-        """Return the command line that runs another one inside, as root or as (uid, gid)."""
+        """Return the command line that runs a command inside, as root or as (uid, gid)."""
         nsenter = ["nsenter", f"--target={self.pid}"]
         nsenter += ["--mount", "--net", "--pid", "--uts", "--root", "--wd"]
         if user is not None:
@@ -238,12 +238,12 @@ class Lab:
     def run(
         self,
         *arguments: str,
-        input: bytes = b"",  # noqa: A002  # as subprocess.run calls it
+        input: bytes = b"",  # noqa: A002  # the name in subprocess.run
         user: tuple[int, int] | None = None,
         timeout: float = 120,
         check: bool = True,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command inside to its end; raises CalledProcessError if it fails."""
+        """Run a command inside to its end. Raises CalledProcessError if it fails."""
         return subprocess.run(  # noqa: S603  # running commands is what a lab is for
             self.command(arguments, user=user),
             input=input,
@@ -254,7 +254,7 @@ class Lab:
         )
 
     def spawn(self, *arguments: str, **keywords: Any) -> subprocess.Popen[bytes]:
-        """Start a command inside; keywords as for Popen. It ends with the lab at the latest."""
+        """Start a command inside, with keywords of Popen; it ends with the lab at the latest."""
         keywords.setdefault("env", environment())
         keywords.setdefault("stdin", subprocess.DEVNULL)
         process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603  # as in run
@@ -264,7 +264,7 @@ class Lab:
         return process
 
     def processes(self) -> list[Process]:
-        """Return what runs inside, the holder itself left out, with this side's numbers."""
+        """Return the processes inside except the holder, with their pids outside."""
         if not self.pid:
             return []
         mine = os.readlink(f"/proc/{self.pid}/ns/pid")  # noqa: PTH115  # no path: "pid:[1]"
@@ -272,14 +272,14 @@ class Lab:
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == self.pid:
                 continue
-            with contextlib.suppress(OSError):  # it has ended, or is a zombie
+            with contextlib.suppress(OSError):  # ended, or a zombie
                 if os.readlink(entry / "ns/pid") == mine:  # noqa: PTH115  # no path: "pid:[1]"
                     line = (entry / "cmdline").read_bytes().rstrip(b"\0")
                     found.append(Process(int(entry.name), os.fsdecode(line).split("\0")))
         return sorted(found)
 
     def _reap(self) -> None:
-        """Take leave of what spawn started; it has been killed with the PID namespace."""
+        """Wait for the spawned processes, which were killed with the PID namespace."""
         for process in self._spawned:
             process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -287,11 +287,11 @@ class Lab:
                     pipe.close()
 
     def family(self, process: subprocess.Popen[bytes]) -> list[Process]:
-        """Return what belongs to a spawned process: all inside that belongs to no other one.
+        """Return the processes that belong to a spawned one, including orphans.
 
-        So orphans count too.
+        These are all processes inside that belong to no other spawned one.
         """
-        # In this order: what is started meanwhile is another one's or not listed at all.
+        # In this order, a process started in between is in `others` or not listed at all.
         inside = self.processes()
         others = set()
         for other in self._spawned:
@@ -301,12 +301,12 @@ class Lab:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of what runs inside; its clock is this process's."""
+    """Return the environment of processes inside, with this process's clock."""
     return {**ENVIRONMENT, **clock.variables()}
 
 
 def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:
-    """Wait until these have ended; return those that have not, after `timeout` seconds."""
+    """Wait for processes to end; return those still running after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     running = []
     for process in processes:
@@ -323,7 +323,7 @@ def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:
 
 
 def _enter_network(pid: int) -> None:
-    """Take the calling thread into the network of a process."""
+    """Move the calling thread into the network of a process."""
     with Path(f"/proc/{pid}/ns/net").open("rb") as namespace:
         if _libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
@@ -335,14 +335,14 @@ def _end(holder: subprocess.Popen[bytes]) -> None:
     try:
         holder.wait(HOLDER_TIMEOUT)
     except subprocess.TimeoutExpired:
-        # Somebody else has our end of its input: a process forked off and never executed.
+        # Another process has inherited the pipe of its input: forked, but never executed.
         holder.kill()
         holder.wait()
     cast("IO[bytes]", holder.stdout).close()
 
 
 def descendants(pid: int) -> set[int]:
-    """Return the numbers of a process's children and of theirs."""
+    """Return the pids of a process's descendants."""
     found: set[int] = set()
     new = children(pid)
     while new:
@@ -352,12 +352,12 @@ def descendants(pid: int) -> set[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the numbers of a process's children."""
+    """Return the pids of a process's children."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # proc(5), stat: pid (comm) state ppid; comm may hold anything, also a ).
+                # proc(5), stat: pid (comm) state ppid; comm may contain anything, even a ).
                 _, _, rest = (entry / "stat").read_text("utf-8", "replace").rpartition(")")
                 if int(rest.split()[1]) == pid:
                     found.append(int(entry.name))

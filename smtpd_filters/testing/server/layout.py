@@ -1,10 +1,10 @@
-"""Where a server and its filters find things, and how filters are named there."""
+"""The paths inside a lab, and the command lines of filters there."""
 
 from __future__ import annotations
 
 import shlex
 
-# Where things are, as the server sees it.
+# Paths inside the lab.
 CODE = "/srv/smtpd-filters"  # the folder that holds the package: a checkout
 LIBRARIES = "/srv/site-packages"
 BIN = "/srv/lab/bin"
@@ -15,10 +15,10 @@ MAIL = "/srv/mail"
 CONF = "/srv/lab/smtpd.conf"
 QUEUE = "/var/spool/smtpd/queue"
 
-# Behind a listener without filters: when it greets, the filters have said that they are ready too.
+# The address of a listener without filters: when it greets, the filters are ready as well.
 PROBE = "127.0.0.254"
-# Who asks there comes from elsewhere: from the same address the kernel may give it the very port
-# that smtpd is going to listen on, and then it is connected to itself.
+# The client's address. From PROBE itself, the kernel could assign it the very port on which smtpd
+# is going to listen, and connect it to itself.
 PROBER = "127.0.0.253"
 FIRST_UID = 2000
 
@@ -34,7 +34,7 @@ def script_command(script: str, *arguments: str) -> str:
 
 
 def file_path(name: str) -> str:
-    """Return where the server and its filters see one of `files`."""
+    """Return the path of one of `files` inside the lab."""
     return name if name.startswith("/") else f"{FILES}/{name}"
 
 

@@ -1,4 +1,4 @@
-"""What a process writes, line by line, while it writes it."""
+"""The output of a process, line by line while it runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: More than a process writes at once to its log.
+#: Bytes read at once: more than a process writes to its log at once.
 PIECE = 1 << 16
-#: struct ucred of unix(7): the pid comes first.
+#: struct ucred of unix(7), of which the pid is the first field.
 CREDENTIALS = 12
 PID = 4
 
 
 class Output:
-    """The lines that a process has written so far; others may wait for one.
+    """The lines that a process has written so far, which other threads may wait for.
 
-    `lines` has them as text, without their ends; bytes that are no UTF-8 are surrogates. `ended`
-    says that no more will come. Both change under `news`, a condition, which is told of each line.
+    `lines` are texts without line ends, with surrogate escapes for invalid UTF-8. `ended` is
+    whether the output has ended. Both change while the condition `news` is held; it is notified of
+    each line.
     """
 
     def __init__(self) -> None:
@@ -33,16 +34,16 @@ class Output:
         self._file: IO[bytes] | socket.socket | None = None
 
     def follow(self, file: IO[bytes] | None, name: str) -> None:
-        """Read this file to its end, in a thread of that name; again after `close`."""
-        assert file is not None  # noqa: S101  # the starter has made it a pipe
+        """Read a file to its end in a thread of that name; may be repeated after `close`."""
+        assert file is not None  # noqa: S101  # Popen was given PIPE
         self._start(file, file, name)
 
     def sink(self, name: str) -> socket.socket:
-        """Return what several processes may write to at one time; close it once they have it.
+        """Return a socket for the output of several processes; close it once they have it.
 
-        smtpd's processes write to one log, and a C library may write a long line in pieces (glibc
-        from 2.37 on: of 128 bytes).  In a pipe the pieces of two lines get mixed; here each comes
-        with who wrote it, and lines are put together again.
+        smtpd's processes write to one log, and the C library may write a long line in pieces (glibc
+        since 2.37: of 128 bytes). In a pipe the pieces of two lines would be mixed; here each piece
+        has the pid of its writer, and lines are reassembled.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -56,7 +57,7 @@ class Output:
         self._reader.start()
 
     def close(self) -> None:
-        """Wait for the end of what the process writes, and close the file."""
+        """Wait for the end of the output, and close the file."""
         reader, self._reader = self._reader, None
         file, self._file = self._file, None
         if reader is not None:
@@ -65,9 +66,9 @@ class Output:
             file.close()
 
     def find(self, pattern: str, timeout: float, since: int = 0) -> re.Match[str] | None:
-        """Wait for a line in which the regular expression is found; None if there is none in time.
+        """Wait for a line in which the regular expression matches; return the match or None.
 
-        Lines before number `since` don't count.
+        The timeout is in seconds. Lines before number `since` are ignored.
         """
         expression = re.compile(pattern)
         looked = since
@@ -94,7 +95,7 @@ class Output:
 
 
 def _put_together(source: socket.socket) -> Iterator[bytes]:
-    """Give the lines that come in pieces from several processes, as each is whole."""
+    """Yield whole lines from the pieces that several processes write."""
     begun: dict[bytes, bytes] = {}
     while True:
         piece, ancillary, _, _ = source.recvmsg(PIECE, socket.CMSG_SPACE(CREDENTIALS))

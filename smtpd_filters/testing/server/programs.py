@@ -1,4 +1,4 @@
-"""The package's programs inside a lab: which interpreter runs them, and where from."""
+"""The package's programs inside a lab: their interpreter, launchers and bytecode."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from .lab import Lab
 
 PACKAGE = Path(smtpd_filters.__file__).resolve().parent
-# By the server's file system: the package's bytecode, packed.
+# The package's bytecode as a tar archive, by the server's file system.
 _compiled: dict[Path, bytes] = {}
 
 
 class Programs:
-    """How programs of this package and scripts that import it run on a server's side.
+    """The programs of this package inside a lab, and scripts that import it.
 
-    `root` is the server's file system. `binds` and `exposed` are what the lab has to show for it.
+    `root` is the server's file system. `binds` and `exposed` are for the lab.
     """
 
     def __init__(self, root: Path) -> None:
@@ -33,7 +33,7 @@ class Programs:
         self.exposed: list[Path] = []
         self._import_path = [CODE]
         if root == SYSTEM:
-            # The interpreter that runs this, and what is installed for it.
+            # This interpreter, and the packages installed for it.
             self._python = os.path.realpath(sys.executable)
             self.binds[LIBRARIES] = Path(sysconfig.get_path("purelib"))
             self._import_path.append(LIBRARIES)
@@ -43,7 +43,7 @@ class Programs:
             self._python = "/usr/bin/python3"
 
     def launchers(self) -> dict[str, str]:
-        """Return the text of each program, by its name; `python` runs scripts."""
+        """Return the text of each program by name; `python` runs scripts."""
         head = (
             f"#!{self._python} -I\n"
             "import sys\n"
@@ -70,15 +70,15 @@ class Programs:
         return launchers
 
     def bytecode(self, lab: Lab) -> bytes:
-        """Return the package compiled for the server's Python, packed; made once per process.
+        """Return the package compiled for the server's Python as a tar archive, which is cached.
 
-        The checkout is read-only inside and the filters run unprivileged, so without this each of
-        them would compile the package anew at each start.
+        The checkout is read-only inside and filters run unprivileged; without this, each of them
+        would compile the package at each start.
         """
         if self._root not in _compiled:
             options = ["-X", f"pycache_prefix={PYCACHE}", "-m", "compileall", "-q"]
             options += ["-x", "/testing/"]
-            # What doesn't compile is for its filter to complain about.
+            # A file that doesn't compile is reported by its filter.
             lab.run(self._python, *options, f"{CODE}/smtpd_filters", check=False)
             packed = lab.run("tar", "-cf", "-", "-C", PYCACHE, ".")
             _compiled[self._root] = packed.stdout

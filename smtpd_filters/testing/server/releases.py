@@ -1,9 +1,9 @@
-"""Which servers can be run, by version, and the file system in which each is installed.
+"""The available versions of smtpd, and the file system in which each is installed.
 
-A version is at home in a release of Debian. On that release it is the system's own, with the
-filters run by the Python that runs the tests; elsewhere it runs in a root of the release, which
-`tests/e2e/setup-roots` makes, with that root's Python. So both versions run on either release.
-Others join them by `add_server`.
+Each version belongs to a release of Debian. On that release it is the system's own, and the Python
+that runs the tests also runs the filters; elsewhere it runs in a root of the release, created by
+`tests/e2e/setup-roots`, with that root's Python. So both versions run on either release.
+`add_server` adds others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 
 SYSTEM = Path("/")
-# Each version of smtpd, and the release whose package it is. One protocol each: 0.6 and 0.7.
+# The release of each version of smtpd. Their protocols are 0.6 and 0.7.
 RELEASES = {"6.8": "bookworm", "7.6": "trixie"}
 VERSIONS = tuple(RELEASES)
 # The number of the recipe in tests/e2e/setup-roots.
@@ -25,14 +25,14 @@ _added: dict[str, Path] = {}
 
 
 def versions() -> tuple[str, ...]:
-    """Return VERSIONS and those that have been added."""
+    """Return VERSIONS and the added ones."""
     return tuple(dict.fromkeys((*VERSIONS, *_added)))
 
 
 def root_of(version: str) -> Path:
-    """Return the folder of the file system in which this version of smtpd is installed.
+    """Return the root of the file system in which this version of smtpd is installed.
 
-    Raises ValueError if it is not one of `versions()`.
+    Raises ValueError if it isn't one of `versions()`.
     """
     if version in _added:
         return _added[version]
@@ -42,7 +42,7 @@ def root_of(version: str) -> Path:
 
 
 def release_root(release: str) -> Path:
-    """Return the root of a release of Debian: the system's own if it is that one."""
+    """Return the root of a release of Debian, which is "/" for the system's own."""
     if release == system_release():
         return SYSTEM
     cache = os.environ.get("XDG_CACHE_HOME") or "/var/cache"
@@ -50,13 +50,13 @@ def release_root(release: str) -> Path:
 
 
 def system_version() -> str | None:
-    """Return the version of smtpd that is the system's own, None if there is no such version."""
+    """Return the system's own version of smtpd, or None."""
     return next((version for version in versions() if root_of(version) == SYSTEM), None)
 
 
 @functools.cache
 def system_release() -> str:
-    """Return the code name of the system's release; empty if it has none. os-release(5)."""
+    """Return the code name of the system's release (os-release(5)), or ""."""
     try:
         return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     except OSError:
@@ -64,10 +64,10 @@ def system_release() -> str:
 
 
 def add_server(given: str) -> str:
-    """Add the server of `ROOT` or `ROOT=VERSION`, or put it in another's place; return its version.
+    """Add or replace the server of `ROOT` or `ROOT=VERSION`; return its version.
 
-    ROOT is a file system like those of setup-roots. Raises ValueError, saying why, for one in which
-    no smtpd tells its version.
+    ROOT is a file system like those of setup-roots. Raises ValueError with the reason if the
+    version can't be determined.
     """
     folder, _, version = given.partition("=")
     root = Path(folder).resolve()
@@ -80,7 +80,7 @@ def _installed(root: Path) -> str:
     """Return the first two numbers of the version of a root's smtpd."""
     try:
         shown = subprocess.run(  # noqa: S603  # the caller has named the root
-            ["chroot", root, "/usr/sbin/smtpd", "-h"],  # noqa: S607  # /sbin or /usr/sbin
+            ["chroot", root, "/usr/sbin/smtpd", "-h"],  # noqa: S607  # in /sbin or /usr/sbin
             capture_output=True,
             text=True,
             check=False,

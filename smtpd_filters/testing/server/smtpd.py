@@ -1,4 +1,4 @@
-"""A real smtpd in a lab: its configuration, its life, its log, and the mail it delivers."""
+"""A real smtpd in a lab: its configuration, process, log, clients and delivered mail."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from email.message import EmailMessage
 
-# In seconds: all are for what takes milliseconds, on a machine that has much else to do.
+# In seconds. Everything takes milliseconds, but the machine may be busy.
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 DELIVERY_TIMEOUT = 60.0
 A_MINUTE = 60.0
-# What smtpd writes at the top of what it accepts, with the message's id.
+# The field that smtpd adds at the top of an accepted message, with the message's id.
 RECEIVED = re.compile(rb"^Received: .*\n\s+by .* with E?SMTPS?A? id ([0-9a-f]{8})\b", re.MULTILINE)
 
 
@@ -70,9 +70,9 @@ class Delivered(NamedTuple):
 
 @functools.cache
 def unavailable(version: str | None = None) -> str | None:
-    """Return in one line why this version can't be run here, None if it can.
+    """Return in one line why this version can't run here, or None if it can.
 
-    Without a version: why there can't be a lab.
+    Without a version, the reason is that of a lab.
     """
     if sys.platform != "linux":
         return "end-to-end tests need Linux namespaces"
@@ -91,7 +91,7 @@ def unavailable(version: str | None = None) -> str | None:
 
 
 def _unsuitable(lab: Lab, version: str | None) -> str | None:
-    """Return in one line what is wrong with the file system of a lab, None if nothing is."""
+    """Return in one line why the file system of a lab is unsuitable, or None if it is suitable."""
     if version is not None:
         shown = lab.run("/usr/sbin/smtpd", "-h", check=False)
         if f"OpenSMTPD {version}".encode() not in shown.stdout + shown.stderr:
@@ -103,17 +103,17 @@ def _unsuitable(lab: Lab, version: str | None) -> str | None:
 
 
 class Smtpd:
-    """A server in a lab of its own; a context manager. See the package for what it offers.
+    """A context manager that runs a server in its own lab; the package describes it.
 
     version       one of `versions()`; by default the system's own
-    filters       name in smtpd.conf -> command line; all of them are the chain "all", in order
-    zone          what DNS says, see `smtpd_filters.testing.dns`
+    filters       name in smtpd.conf -> command line; all of them form the chain "all", in order
+    zone          the DNS zone, see `smtpd_filters.testing.dns`
     users         each has a maildir, the addresses USER@DOMAIN, and `password(user)`
-    domains       the domains for which mail is taken
+    domains       the domains for which mail is accepted
     files         name -> content; readable for filters as `file_path(name)`
-    binds         path inside -> folder of this side, read-only
-    declarations  put into smtpd.conf before the listeners
-    listeners     replace LISTENERS; the macros $tls and $filter hold what the default ones have
+    binds         path inside -> folder outside, read-only
+    declarations  inserted into smtpd.conf before the listeners
+    listeners     replace LISTENERS; the macros $tls and $filter have the values of the default ones
     matches       replace MATCHES
     arguments     further arguments of smtpd, such as "-v" or "-T", "filters"
     lab           a lab whose network and zone are shared with others
@@ -173,7 +173,7 @@ class Smtpd:
             raise LabError(reason)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.lab)
-            # smtpd asks for the prober's name before it greets; whatever the zone does to others.
+            # smtpd looks up the prober's name before it greets; it must not depend on the zone.
             from smtpd_filters.testing.dns import host
 
             self.lab.dns.zone.update(host("probe.invalid", PROBER))
@@ -194,11 +194,11 @@ class Smtpd:
             raise self._failure("smtpd has ended by itself")
 
     def alive(self) -> bool:
-        """Say whether smtpd runs."""
+        """Return whether smtpd is running."""
         return self._process is not None and self._process.poll() is None
 
     def expect_end(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Wait until smtpd ends by itself, and don't call that a failure."""
+        """Wait until smtpd ends by itself, which then isn't a failure."""
         try:
             cast("subprocess.Popen[bytes]", self._process).wait(timeout)
         except subprocess.TimeoutExpired:
@@ -206,9 +206,9 @@ class Smtpd:
         self._end_expected = True
 
     def terminate(self, timeout: float = STOP_TIMEOUT) -> None:
-        """End smtpd as its operator would, and wait for it and its filters, `timeout` seconds each.
+        """End smtpd as an operator does; wait for it and its filters, `timeout` seconds each.
 
-        The files stay until the lab is closed. What hasn't ended by itself is in `leftovers`.
+        Files stay until the lab is closed. Processes that didn't end are in `leftovers`.
         """
         self._end_expected = True
         if self._process is None or self._terminated:
@@ -223,13 +223,13 @@ class Smtpd:
         self.leftovers = wait_ended(family, timeout)
 
     def close(self) -> None:
-        """Terminate, and give up the lab and all that is in it."""
+        """Terminate the server, and close the lab."""
         self.terminate()
         self._end()
         self.lab.close()
 
     def _end(self) -> None:
-        """End what is left and take its last words; the lab is closed by whoever entered it."""
+        """Kill what is left and read the rest of the log; the lab stays open."""
         for process in self.lab.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -271,9 +271,9 @@ class Smtpd:
     # -- the log -----------------------------------------------------------------------------------
 
     def wait_for(self, pattern: str, timeout: float = 60, *, since: int = 0) -> re.Match[str]:
-        """Wait for a line of the log in which the regular expression is found; return the match.
+        """Wait for a line of the log in which the regular expression matches; return the match.
 
-        Lines before number `since` (take `len(server.log)`) don't count. Raises LabError.
+        Lines before number `since` (such as `len(server.log)`) are ignored. Raises LabError.
         """
         found = self._output.find(pattern, timeout, since)
         if found is None:
@@ -284,11 +284,11 @@ class Smtpd:
 
     @functools.cached_property
     def tls(self) -> ssl.SSLContext:
-        """What a client needs to speak TLS with this server."""
+        """The TLS context for clients of this server."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         if self.version == "6.8":
-            # The ciphers without a certificate, see `_security`.
+            # The ciphers without a certificate, see `configuration._security`.
             context.verify_mode = ssl.CERT_NONE
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.set_ciphers("aNULL:@SECLEVEL=0")
@@ -305,7 +305,7 @@ class Smtpd:
         helo: str = HELO,
         timeout: float = 60,
     ) -> Client:
-        """Return a connected smtplib.SMTP that comes from this address (see `lab.NETWORKS` too)."""
+        """Return a connected smtplib.SMTP with this source address (see `lab.NETWORKS`)."""
         return Client(
             self.lab, self.tls, source=source, port=port, to=to, helo=helo, timeout=timeout
         )
@@ -317,7 +317,7 @@ class Smtpd:
         return Connection(self.lab.connect(port, source=source, timeout=timeout), self.tls)
 
     def dialogue(self, source: str, lines: Iterable[str | bytes]) -> list[Reply]:
-        """Say these lines from this address; see `Connection.dialogue`."""
+        """Send lines from this address; see `Connection.dialogue`."""
         with self.connection(source) as connection:
             return connection.dialogue(lines)
 
@@ -336,7 +336,7 @@ class Smtpd:
     # -- mail --------------------------------------------------------------------------------------
 
     def settle(self, timeout: float = DELIVERY_TIMEOUT) -> None:
-        """Wait until the queue is empty: all that was accepted has been delivered."""
+        """Wait until the queue is empty, with all accepted mail delivered."""
         queue = self.lab.path(QUEUE)
         deadline = time.monotonic() + timeout
         with self._output.news:
@@ -346,13 +346,13 @@ class Smtpd:
                 if time.monotonic() > deadline:
                     names = ", ".join(path.name for path in waiting)
                     raise self._failure(f"still in the queue after {timeout:g} s: {names}")
-                # A delivery is logged just before the queue forgets it.
+                # A delivery is logged just before it leaves the queue.
                 self._output.news.wait(0.005)
 
     def maildir(self, user: str, *, settle: bool = True) -> list[Delivered]:
-        """Return what has been delivered to a user, in the order in which it was accepted.
+        """Return the mail delivered to a user, in the order in which it was accepted.
 
-        By default all that was accepted is delivered first.
+        By default this first waits until all accepted mail is delivered.
         """
         if settle:
             self.settle()
@@ -360,11 +360,11 @@ class Smtpd:
         found = []
         for folder, below in (("", base), ("Junk", base / ".Junk")):
             found += [Delivered(folder, path.read_bytes()) for path in below.glob("new/*")]
-        # Several may have been delivered at one time, in whatever order.
+        # The order of simultaneous deliveries is arbitrary.
         return sorted(found, key=self._accepted)
 
     def _accepted(self, mail: Delivered) -> int:
-        """Return which line of the log says that a message was accepted."""
+        """Return the number of the log line that reports the message as accepted."""
         written_in = RECEIVED.search(mail.content)
         if written_in is None:
             raise self._failure(f"a message without its id: {mail.content[:1000]!r}")
@@ -375,11 +375,11 @@ class Smtpd:
     # -- files and processes -----------------------------------------------------------------------
 
     def path(self, inside: str) -> Path:
-        """Return where the test finds a file of the server's side."""
+        """Return the path outside of a file inside."""
         return self.lab.path(inside)
 
     def write(self, name: str, content: str | bytes) -> str:
-        """Write or replace one of `files`; return where the server and its filters see it."""
+        """Write or replace one of `files`; return its path inside."""
         inside = file_path(name)
         encoded = content.encode() if isinstance(content, str) else content
         new = self.path(f"{inside}.new")
@@ -390,11 +390,11 @@ class Smtpd:
         return inside
 
     def scratch(self, name: str) -> bytes:
-        """Return what a filter has written to `scratch_path(name)`."""
+        """Return the content that a filter has written to `scratch_path(name)`."""
         return self.path(scratch_path(name)).read_bytes()
 
     def find(self, text: str) -> list[Process]:
-        """Return the processes inside whose command line holds this text: filters, say."""
+        """Return the processes inside, such as filters, whose command line contains this text."""
         return [process for process in self.lab.processes() if text in " ".join(process.arguments)]
 
     def signal_filter(self, name: str, number: int) -> None:
