@@ -262,8 +262,8 @@ class Client:
 
     def _need(self, allowed: bool, why: str) -> None:  # noqa: FBT001  # it reads like an assertion
         if self.closed or not allowed:
-            state = "the connection is closed" if self.closed else f"smtpd says 503 {why}"
-            raise RuntimeError(f"no such step at this point: {state}")
+            state = "the connection is closed" if self.closed else f"smtpd replies 503 {why}"
+            raise RuntimeError(f"not possible at this point: {state}")
 
     def _command(self, text: str) -> None:
         self._need(self._sent is None, "within DATA")

@@ -170,7 +170,7 @@ def _configured(
     """
     if not isinstance(filters, type):
         if flags or settings is not None:
-            raise TypeError("flags and settings are for a class; an instance has its own")
+            raise TypeError("flags and settings require a class; an instance has its own settings")
         instances = [filters] if isinstance(filters, Filter) else list(filters)
         return [(each, None) for each in instances], False, False
     common = common_options(filters.outcomes(), filters.on_error, filters.deadline)

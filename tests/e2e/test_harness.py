@@ -425,7 +425,7 @@ def test_a_filter_of_the_project_runs_from_the_checkout(start: Start) -> None:
     server.signal_filter("dyndns", signal.SIGHUP)
     send(server)
     assert server.alive()
-    with pytest.raises(LabError, match="no filter-trace runs"):
+    with pytest.raises(LabError, match="filter-trace is not running"):
         server.signal_filter("trace", signal.SIGHUP)
 
 

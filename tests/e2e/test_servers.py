@@ -96,9 +96,9 @@ def test_without_root_the_reason_is_said(
 ) -> None:
     on("bookworm")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert unavailable() == "it takes root"
-    assert unavailable("6.8") == "it takes root"
-    with pytest.raises(LabError, match="takes root"), Smtpd("6.8"):
+    assert unavailable() == "root is required"
+    assert unavailable("6.8") == "root is required"
+    with pytest.raises(LabError, match="root is required"), Smtpd("6.8"):
         pass
 
 

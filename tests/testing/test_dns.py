@@ -281,7 +281,7 @@ def test_zone_can_be_changed_while_running() -> None:
         ({"a.example": {"dorp": True}}, "a.example dorp: neither a record type nor a behaviour"),
         ({"a.example": {"drop": ["XYZZY"]}}, "a.example drop: "),
         ({"a.example": {"delay": "soon"}}, "a.example delay: "),
-        ({"a..example": {"A": "192.0.2.1"}}, "'a..example' is no domain name: "),
+        ({"a..example": {"A": "192.0.2.1"}}, "'a..example' is not a domain name: "),
     ],
 )
 def test_a_zone_that_cannot_be_served_is_refused(zone: dict[str, Any], culprit: str) -> None:

@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ADDRESS:PORT",
         type=_endpoint,
         action="append",
-        help="where to listen, UDP and TCP; [::1]:53 for IPv6; may be repeated"
+        help="address for UDP and TCP; [::1]:53 for IPv6; may be repeated"
         " (default: 127.0.0.1 and a free port)",
     )
     parser.add_argument("--zone", metavar="FILE.json", type=Path, required=True, help="the zone")
-    parser.add_argument("--log", action="store_true", help="print each question when it all ends")
+    parser.add_argument("--log", action="store_true", help="print all questions at the end")
     settings = parser.parse_args(arguments)
     try:
         server = DNSServer(

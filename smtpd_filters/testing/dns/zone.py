@@ -128,7 +128,7 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
     try:
         domain_name(name)
     except dns.exception.DNSException as exc:
-        raise ValueError(f"{name!r} is no domain name: {exc}") from exc
+        raise ValueError(f"{name!r} is not a domain name: {exc}") from exc
     for key, value in entry.items():
         try:
             if key in NUMBERS:

@@ -110,9 +110,9 @@ dns { nameserver = "%(nameserver)s:1"; timeout = 1s; retransmits = 2; }
 def unavailable() -> str | None:
     """Return in one line why rspamd can't run here, or None if it can."""
     if sys.platform != "linux":
-        return "rspamd is run in Linux namespaces"
+        return "rspamd requires Linux namespaces"
     if os.geteuid() != 0:
-        return "it takes root"
+        return "root is required"
     for program, package in (("rspamd", "rspamd"), ("redis-server", "redis-server")):
         if shutil.which(program, path=PATH) is None:
             return f"no {program} (install the {package} package)"
@@ -151,7 +151,7 @@ class Rspamd:
         redis: bool = True,
     ) -> None:
         if lab is not None and zone is not None:
-            raise ValueError("a daemon in a lab asks the lab's name server")
+            raise ValueError("a daemon in a lab uses the lab's name server")
         self._network: Lab = _Here(zone) if lab is None else lab
         self._owns_network = lab is None
         self._local = dict(local or {})
@@ -251,7 +251,7 @@ class Rspamd:
     def start(self) -> None:
         """Start it, after `stop` or `kill` at the same addresses; wait until it answers."""
         if self.alive():
-            raise LabError("the daemon runs already")
+            raise LabError("the daemon is already running")
         since = len(self.log)
         variables = {"DBDIR": "db", "RUNDIR": "db", "LOGDIR": "db", "LOCAL_CONFDIR": "etc"}
         self._process = self._spawn(

@@ -90,5 +90,5 @@ def _installed(root: Path) -> str:
     said = shown.stdout + shown.stderr
     found = re.search(r"OpenSMTPD (\d+\.\d+)", said)
     if not found:
-        raise ValueError(f"{root}: no smtpd that tells its version: {said.strip()}")
+        raise ValueError(f"{root}: can't determine smtpd's version: {said.strip()}")
     return found[1]

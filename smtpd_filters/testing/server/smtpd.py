@@ -75,9 +75,9 @@ def unavailable(version: str | None = None) -> str | None:
     Without a version, the reason is that of a lab.
     """
     if sys.platform != "linux":
-        return "end-to-end tests need Linux namespaces"
+        return "end-to-end tests require Linux namespaces"
     if os.geteuid() != 0:
-        return "it takes root"
+        return "root is required"
     root = SYSTEM if version is None else root_of(version)
     if version is not None and not (root / "usr/sbin/smtpd").exists():
         own = version == system_version()
@@ -98,7 +98,7 @@ def _unsuitable(lab: Lab, version: str | None) -> str | None:
             return f"the smtpd of {root_of(version)} is not {version}"
     now = float(lab.run("date", "+%s").stdout)
     if abs(now - time.time()) > A_MINUTE:
-        return "the clock is moved here and not there (by datefudge? is it installed there?)"
+        return "the clock is moved outside but not inside (is datefudge installed inside?)"
     return None
 
 
@@ -202,7 +202,7 @@ class Smtpd:
         try:
             cast("subprocess.Popen[bytes]", self._process).wait(timeout)
         except subprocess.TimeoutExpired:
-            raise self._failure(f"smtpd still runs after {timeout:g} s") from None
+            raise self._failure(f"smtpd is still running after {timeout:g} s") from None
         self._end_expected = True
 
     def terminate(self, timeout: float = STOP_TIMEOUT) -> None:
@@ -367,7 +367,7 @@ class Smtpd:
         """Return the number of the log line that reports the message as accepted."""
         written_in = RECEIVED.search(mail.content)
         if written_in is None:
-            raise self._failure(f"a message without its id: {mail.content[:1000]!r}")
+            raise self._failure(f"a message without an id: {mail.content[:1000]!r}")
         accepted = re.compile(rf" smtp message .*\bmsgid={written_in[1].decode()}\b")
         self.wait_for(accepted.pattern)
         return next(at for at, line in enumerate(self.log) if accepted.search(line))
@@ -401,7 +401,7 @@ class Smtpd:
         """Send a signal to each process of a filter, named as in `filter_command`."""
         processes = self.find(f"filter-{name}")
         if not processes:
-            raise self._failure(f"no filter-{name} runs")
+            raise self._failure(f"filter-{name} is not running")
         for process in processes:
             os.kill(process.pid, number)
 

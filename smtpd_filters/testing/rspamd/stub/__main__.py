@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--listen", metavar="HOST:PORT|PATH", default="127.0.0.1:0", help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--reply", metavar="FILE", type=Path, help="the body of the reply (default: a clean one)"
+        "--reply",
+        metavar="FILE",
+        type=Path,
+        help="the reply (default: that of a clean message)",
     )
     parser.add_argument("--status", metavar="N", type=int, default=200)
     parser.add_argument(
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--behaviour", choices=[*filter(None, BEHAVIOURS)], default="")
     parser.add_argument("--chunked", action="store_true", help="send the reply in chunks")
     parser.add_argument(
-        "--log", action="store_true", help="write what was asked, without bodies, at the end"
+        "--log", action="store_true", help="print the requests, without bodies, at the end"
     )
     settings = parser.parse_args(arguments)
     try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: The ways in which an answer fails.
 BEHAVIOURS: dict[str, str] = {
     "": "it doesn't",
-    "drop": "nothing is ever sent; the connection stays open",
+    "drop": "nothing is sent; the connection stays open",
     "close": "the connection is closed without an answer",
     "reset": "the connection is reset without an answer",
     "cut": "half of the reply, then the connection is closed",
@@ -21,7 +21,7 @@ BEHAVIOURS: dict[str, str] = {
     "stall": "half of the reply, then nothing more; the connection stays open",
     "trickle": "byte after byte, `delay` seconds apart",
     "endless": "a reply that never ends",
-    "garbage": "bytes that are no HTTP",
+    "garbage": "bytes that are not HTTP",
     "early": "the whole reply as soon as the request begins (not of a function), then a close",
     "close-after": "the whole reply as if to be kept alive, then the connection is closed",
     "stale": "the whole reply; the connection is closed when its next request comes",
