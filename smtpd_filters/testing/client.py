@@ -104,85 +104,85 @@ class Client:
         return self._greet("EHLO", name)
 
     def _greet(self, method: str, name: str) -> Verdict:
-        self._need(not self._identity, "Already identified")
+        self._require(not self._identity, "Already identified")
         self._command(f"{method} {name}")
-        said = self._ask(method.lower(), wire(name))
-        if not said.refused:
-            self._identity = said.parameter
-            self._report("link-identify", method.encode(), wire(said.parameter))
-        return said
+        verdict = self._ask(method.lower(), wire(name))
+        if not verdict.refused:
+            self._identity = verdict.parameter
+            self._report("link-identify", method.encode(), wire(verdict.parameter))
+        return verdict
 
     def tls(self, cipher: str = TLS) -> Verdict:
         """Send STARTTLS; the client must greet again afterwards."""
-        self._need(bool(self._identity), "Command not allowed at this point")
+        self._require(bool(self._identity), "Command not allowed at this point")
         self._command("STARTTLS")
-        said = self._ask("starttls", b"")
-        if not said.refused:
+        verdict = self._ask("starttls", b"")
+        if not verdict.refused:
             self._report("link-tls", wire(cipher))
             self._identity = ""
-        return said
+        return verdict
 
     def auth(
         self, user: str, password: str = "", *, ok: bool = True, mechanism: str = "PLAIN"
     ) -> Verdict:
         """Authenticate; `ok` is whether smtpd accepts the password."""
-        self._need(bool(self._identity), "Command not allowed at this point")
+        self._require(bool(self._identity), "Command not allowed at this point")
         self._command(f"AUTH {mechanism} ********")
         credentials = base64.b64encode(b"\0%b\0%b" % (wire(user), wire(password)))
         initial = b" " + credentials if mechanism == "PLAIN" else b""
-        said = self._ask("auth", mechanism.encode() + initial)
-        if said.refused:
-            return said
+        verdict = self._ask("auth", mechanism.encode() + initial)
+        if verdict.refused:
+            return verdict
         self._report("link-auth", b"pass" if ok else b"fail", vis(wire(user)))
-        return said if ok else _refused(said, "535 Authentication failed")
+        return verdict if ok else _refused(verdict, "535 Authentication failed")
 
     def mail_from(self, address: str = "") -> Verdict:
         """Send MAIL FROM; the address is without angle brackets, "" is the null sender."""
-        self._need(bool(self._identity), "Command not allowed at this point")
-        self._need(not self._msgid, "Already in transaction")
+        self._require(bool(self._identity), "Command not allowed at this point")
+        self._require(not self._msgid, "Already in transaction")
         self._command(f"MAIL FROM:<{address}>")
-        said = self._ask("mail-from", wire(address))
-        if not said.refused:
+        verdict = self._ask("mail-from", wire(address))
+        if not verdict.refused:
             self._msgid = self._smtpd.message_id()
             self._report("tx-begin", self._msgid)
             # smtpd reports the old address even if it was rewritten.
             self._report("tx-mail", self._msgid, b"ok", wire(address))
-        return said
+        return verdict
 
     def rcpt_to(self, address: str, *, accepted: bool = True) -> Verdict:
         """Send RCPT TO; `accepted` is whether smtpd itself accepts the recipient."""
-        self._need(bool(self._msgid), "Command not allowed at this point")
+        self._require(bool(self._msgid), "Command not allowed at this point")
         self._command(f"RCPT TO:<{address}>")
         msgid = self._msgid
-        said = self._ask("rcpt-to", wire(address))
-        if not said.refused and not accepted:
-            said = _refused(said, f"550 Invalid recipient: <{address}>")
-        if said.refused:
+        verdict = self._ask("rcpt-to", wire(address))
+        if not verdict.refused and not accepted:
+            verdict = _refused(verdict, f"550 Invalid recipient: <{address}>")
+        if verdict.refused:
             if not self.closed:
-                self._report("tx-rcpt", msgid, failure(said), wire(address))
-            return said
-        self._recipients.append(said.parameter)
+                self._report("tx-rcpt", msgid, failure(verdict), wire(address))
+            return verdict
+        self._recipients.append(verdict.parameter)
         self._report("tx-envelope", msgid, msgid + b"%08x" % len(self._recipients))
         self._report("tx-rcpt", msgid, b"ok", wire(address))
-        return said
+        return verdict
 
     def data(self) -> Verdict:
         """Send DATA."""
-        self._need(bool(self._recipients), "No recipient specified")
+        self._require(bool(self._recipients), "No recipient specified")
         self._command("DATA")
-        said = self._ask("data", b"")
-        if said.refused:
+        verdict = self._ask("data", b"")
+        if verdict.refused:
             if not self.closed:
-                self._report("tx-data", self._msgid, failure(said))
-            return said
+                self._report("tx-data", self._msgid, failure(verdict))
+            return verdict
         self._report("tx-data", self._msgid, b"ok")
         self._sent = []
         self._write(self._own_fields())
-        return said
+        return verdict
 
     def write(self, content: bytes) -> None:
         """Send whole lines of the message, not dot-stuffed; they end in CRLF or LF."""
-        self._need(self._sent is not None, "Command not allowed at this point")
+        self._require(self._sent is not None, "Command not allowed at this point")
         lines = content.replace(b"\r\n", b"\n").split(b"\n")
         if lines[-1] == b"":
             del lines[-1]
@@ -194,20 +194,20 @@ class Client:
         DATA is sent first, if it was not.
         """
         if self._sent is None:
-            said = self.data()
-            if said.refused:
-                return Delivery("data", said.verb, said.reply)
+            verdict = self.data()
+            if verdict.refused:
+                return Delivery("data", verdict.verb, verdict.reply)
         self.write(content)
         sent, self._sent = self._sent or [], None
         returned = self._smtpd.end_lines(self._session)
         self._command(".")
         msgid = self._msgid
         self._sent = []
-        said = self._ask("commit", b"")
+        verdict = self._ask("commit", b"")
         self._sent = None
         if not self.closed:
-            if said.refused:
-                self._report("tx-data", msgid, failure(said))
+            if verdict.refused:
+                self._report("tx-data", msgid, failure(verdict))
                 self._roll_back()
             else:
                 size = b"%d" % sum(len(line) + 1 for line in returned)
@@ -215,9 +215,9 @@ class Client:
                 self._reset()
         return Delivery(
             "commit",
-            said.verb,
-            said.reply,
-            asked=said.asked,
+            verdict.verb,
+            verdict.reply,
+            asked=verdict.asked,
             lines=tuple(returned),
             sent=tuple(sent),
             content=tuple(unstuff(returned)),
@@ -225,12 +225,12 @@ class Client:
 
     def rset(self) -> Verdict:
         """Send RSET."""
-        self._need(bool(self._identity), "Command not allowed at this point")
+        self._require(bool(self._identity), "Command not allowed at this point")
         self._command("RSET")
-        said = self._ask("rset", b"")
-        if not said.refused:
+        verdict = self._ask("rset", b"")
+        if not verdict.refused:
             self._roll_back()
-        return said
+        return verdict
 
     def noop(self, text: str = "") -> Verdict:
         """Send NOOP. Servers before 7.0 send no request for one with an argument."""
@@ -242,51 +242,51 @@ class Client:
     def quit(self) -> Verdict:
         """Send QUIT."""
         self._command("QUIT")
-        said = self._ask("quit", b"")
-        if not said.refused:
+        verdict = self._ask("quit", b"")
+        if not verdict.refused:
             self._close()
-        return said
+        return verdict
 
     def disconnect(self) -> None:
         """Close the connection without QUIT, at any point."""
-        self._need(not self.closed, "the connection is closed")
+        self._require(not self.closed, "the connection is closed")
         self._close()
 
     def timeout(self) -> None:
         """Send nothing until smtpd closes the connection."""
-        self._need(not self.closed, "the connection is closed")
+        self._require(not self.closed, "the connection is closed")
         self._report("timeout")
         self._close()
 
     # -- smtpd's part --------------------------------------------------------------------
 
-    def _need(self, allowed: bool, why: str) -> None:  # noqa: FBT001  # it reads like an assertion
+    def _require(self, allowed: bool, why: str) -> None:  # noqa: FBT001  # it reads like an assertion
         if self.closed or not allowed:
             state = "the connection is closed" if self.closed else f"smtpd replies 503 {why}"
             raise RuntimeError(f"not possible at this point: {state}")
 
     def _command(self, text: str) -> None:
-        self._need(self._sent is None, "within DATA")
+        self._require(self._sent is None, "within DATA")
         self._report("protocol-client", wire(text))
 
     def _report(self, name: str, *values: bytes) -> None:
         self._smtpd.report(name, self._session, *values)
 
     def _ask(self, phase: str, argument: bytes) -> Verdict:
-        said = self._smtpd.ask(phase, self._session, argument)
-        if said.verb == "junk":
+        verdict = self._smtpd.ask(phase, self._session, argument)
+        if verdict.verb == "junk":
             # Before a transaction, junk marks the session.
             if self._msgid:
                 self._message_junk = True
             else:
                 self._session_junk = True
-        if said.closes:
+        if verdict.closes:
             if self._msgid and phase == "rcpt-to":
-                self._report("tx-rcpt", self._msgid, failure(said), argument)
+                self._report("tx-rcpt", self._msgid, failure(verdict), argument)
             elif self._msgid and phase in {"data", "commit"}:
-                self._report("tx-data", self._msgid, failure(said))
+                self._report("tx-data", self._msgid, failure(verdict))
             self._close()
-        return said
+        return verdict
 
     def _own_fields(self) -> list[bytes]:
         """Return the fields that smtpd adds at the top of a message."""
@@ -318,11 +318,11 @@ class Client:
     def _close(self) -> None:
         self._roll_back()
         self._report("link-disconnect")
-        self._smtpd.forget_lines(self._session)
+        self._smtpd.drop_lines(self._session)
         self._sent = None
         self.closed = True
 
 
-def _refused(said: Verdict, reply: str) -> Verdict:
+def _refused(verdict: Verdict, reply: str) -> Verdict:
     """Return a verdict with the filter's decision and smtpd's own refusal."""
-    return Verdict(said.phase, said.verb, reply, said.parameter, asked=said.asked)
+    return Verdict(verdict.phase, verdict.verb, reply, verdict.parameter, asked=verdict.asked)

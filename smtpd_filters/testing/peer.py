@@ -51,9 +51,9 @@ class Peer:
         token = self._tokens[phase]
         self._send(self._smtpd.request(phase, session, token, argument, self._time()))
         self._wait(lambda: session in self._results, phase)
-        said = verdict(phase, argument, self._results.pop(session))
-        self.report("filter-response", session, *response(phase, said))
-        return said
+        decided = verdict(phase, argument, self._results.pop(session))
+        self.report("filter-response", session, *response(phase, decided))
+        return decided
 
     def write_lines(self, session: bytes, lines: list[bytes]) -> None:
         """Send lines of a message, dot-stuffed."""
@@ -73,7 +73,7 @@ class Peer:
             self._ended.discard(session)
         return self._lines.pop(session, [])
 
-    def forget_lines(self, session: bytes) -> None:
+    def drop_lines(self, session: bytes) -> None:
         """Drop the lines of a message that was aborted."""
         self._lines.pop(session, None)
 

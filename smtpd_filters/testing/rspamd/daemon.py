@@ -152,7 +152,7 @@ class Rspamd:
     ) -> None:
         if lab is not None and zone is not None:
             raise ValueError("a daemon in a lab uses the lab's name server")
-        self._network: Lab = _Here(zone) if lab is None else lab
+        self._network: Lab = _LocalNetwork(zone) if lab is None else lab
         self._owns_network = lab is None
         self._local = dict(local or {})
         self._override = {f"{name}.conf": "enabled = false;" for name in OFFLINE}
@@ -221,8 +221,8 @@ class Rspamd:
             # Its namespaces except that of files: all processes use the same sockets and files.
             self._inside = stack.enter_context(Lab(beside=self._network))
             stack.callback(self._end)
-            self._port, self._controller_port = self._keep_port(stack), self._keep_port(stack)
-            self._furnish()
+            self._port, self._controller_port = self._reserve_port(stack), self._reserve_port(stack)
+            self._set_up()
             if self._with_redis:
                 self._start_redis(stack)
             self.start()
@@ -270,7 +270,7 @@ class Rspamd:
         """End the daemon as an operator does; Redis keeps running."""
         if self.alive():
             _signal(cast("subprocess.Popen[bytes]", self._process), signal.SIGTERM)
-        self._ended()
+        self._wait_ended()
 
     def kill(self) -> None:
         """Kill the daemon and its workers; Redis keeps running."""
@@ -284,7 +284,7 @@ class Rspamd:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         wait_ended(mine, STOP_TIMEOUT)
-        self._ended()
+        self._wait_ended()
 
     def restart(self) -> None:
         """Stop it, if it is running, and start it again at the same addresses."""
@@ -295,7 +295,7 @@ class Rspamd:
         """Return the processes of the daemon and Redis."""
         return self._inside.processes()
 
-    def _ended(self) -> None:
+    def _wait_ended(self) -> None:
         """Wait for the end of a terminated daemon and of its output."""
         if self._process is None:
             return
@@ -312,7 +312,7 @@ class Rspamd:
         for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        self._ended()
+        self._wait_ended()
 
     # -- the log -----------------------------------------------------------------------------------
 
@@ -344,7 +344,7 @@ class Rspamd:
             env=environment(),
         )
 
-    def _keep_port(self, stack: contextlib.ExitStack) -> int:
+    def _reserve_port(self, stack: contextlib.ExitStack) -> int:
         """Reserve a port until the end, so that it stays free while the daemon is stopped.
 
         Several sockets may be bound to one port if all set SO_REUSEADDR and only one listens.
@@ -355,7 +355,7 @@ class Rspamd:
         port: int = kept.getsockname()[1]
         return port
 
-    def _furnish(self) -> None:
+    def _set_up(self) -> None:
         address, port = self._network.dns.address, self._network.dns.port
         values = {
             "address": LOOPBACK,
@@ -418,7 +418,7 @@ def _signal(nsenter: subprocess.Popen[bytes], number: int) -> None:
             os.kill(pid, number)
 
 
-class _Here(Lab):
+class _LocalNetwork(Lab):
     """This process's own network, with a name server on a free port, in place of a lab."""
 
     def __init__(self, zone: Mapping[str, Mapping[str, Any]] | None) -> None:

@@ -90,7 +90,7 @@ def network(plan: Plan) -> None:
             raise OSError(f"lo is not up: {outcome.stderr}")
 
 
-def furnish(plan: Plan) -> None:
+def set_up(plan: Plan) -> None:
     """Create the file system of the lab, and enter it."""
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     # Opened first, since a fresh file system may hide the source of a bind.
@@ -159,7 +159,7 @@ def inner(plan: Plan, report: int) -> None:
     try:
         if plan["net"] is None:
             network(plan)
-        furnish(plan)
+        set_up(plan)
     except OSError as exc:
         os.write(report, str(exc).encode())
         return

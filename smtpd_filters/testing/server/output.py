@@ -47,7 +47,7 @@ class Output:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._start(ours, _put_together(ours), name)
+        self._start(ours, _reassemble(ours), name)
         return theirs
 
     def _start(self, file: IO[bytes] | socket.socket, lines: Iterable[bytes], name: str) -> None:
@@ -94,16 +94,16 @@ class Output:
             self.news.notify_all()
 
 
-def _put_together(source: socket.socket) -> Iterator[bytes]:
+def _reassemble(source: socket.socket) -> Iterator[bytes]:
     """Yield whole lines from the pieces that several processes write."""
-    begun: dict[bytes, bytes] = {}
+    partial: dict[bytes, bytes] = {}
     while True:
         piece, ancillary, _, _ = source.recvmsg(PIECE, socket.CMSG_SPACE(CREDENTIALS))
         if not piece and not ancillary:
             break
         writer = ancillary[0][2][:PID]
-        *lines, rest = (begun.pop(writer, b"") + piece).split(b"\n")
+        *lines, rest = (partial.pop(writer, b"") + piece).split(b"\n")
         yield from lines
         if rest:
-            begun[writer] = rest
-    yield from begun.values()
+            partial[writer] = rest
+    yield from partial.values()

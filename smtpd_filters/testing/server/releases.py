@@ -87,8 +87,8 @@ def _installed(root: Path) -> str:
         )
     except OSError as exc:
         raise ValueError(f"{root}: {exc}") from None
-    said = shown.stdout + shown.stderr
-    found = re.search(r"OpenSMTPD (\d+\.\d+)", said)
+    output = shown.stdout + shown.stderr
+    found = re.search(r"OpenSMTPD (\d+\.\d+)", output)
     if not found:
-        raise ValueError(f"{root}: can't determine smtpd's version: {said.strip()}")
+        raise ValueError(f"{root}: can't determine smtpd's version: {output.strip()}")
     return found[1]

@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._buffer += data
-        self._go_on()
+        self._process()
 
     def reset(self) -> None:
         """End the connection with an RST rather than a FIN."""
@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
 
     # -- requests --------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
+    def _process(self) -> None:
         """Process the buffered input, up to a request whose answer is pending."""
         while not self._answering and self._transport is not None:
             if self._request is None and not self._read_head():
@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if method != "GET" and not callable(self._stub.answer):
             # A function is called once, with the whole request.
-            answer, wire = self._stub.said(request)
+            answer, wire = self._stub.answer_to(request)
             if answer.behaviour == "early":
                 self._stub.asked += 1
                 self._write(wire)
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
             size = int(self._buffer[:end].partition(b";")[0], 16)
             if len(self._buffer) < end + size + 4:
                 return False
-            self._keep(bytes(self._buffer[end + 2 : end + 2 + size]))
+            self._add_to_body(bytes(self._buffer[end + 2 : end + 2 + size]))
             del self._buffer[: end + size + 4]
             if not size:
                 return True
@@ -137,10 +137,10 @@ class Connection(asyncio.Protocol):
             part = bytes(self._buffer[: self._left])
             del self._buffer[: self._left]
             self._left -= len(part)
-            self._keep(part)
+            self._add_to_body(part)
         return not self._left
 
-    def _keep(self, part: bytes) -> None:
+    def _add_to_body(self, part: bytes) -> None:
         self._size += len(part)
         if self._stub.keep and part:
             self._body.append(part)
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         stub.asked += 1
         if stub.keep:
             stub.requests.append(request)
-        answer, wire = stub.said(request)
+        answer, wire = stub.answer_to(request)
         if not (answer.delay or answer.behaviour):
             self._write(wire)
             return
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
             self._close()
         self._stale = answer.behaviour == "stale"
         self._done()
-        self._go_on()
+        self._process()
 
     def _fail_within(self, answer: Answer, wire: bytes) -> None:
         """Send less than the whole reply, or more; no further request is answered."""
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
             self._later(delay, lambda: self._trickle(wire[1:], delay))
         else:
             self._done()
-            self._go_on()
+            self._process()
 
     def _endless(self) -> None:
         if self._transport is None:

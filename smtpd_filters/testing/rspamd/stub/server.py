@@ -51,7 +51,7 @@ class RspamdStub:
         self._failures: list[BaseException] = []
         self.protocols: set[Connection] = set()
         self._made: tuple[object, Answer, bytes] | None = None
-        self._kept: socket.socket | None = None
+        self._reserved: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -102,40 +102,40 @@ class RspamdStub:
 
     def __enter__(self) -> Self:
         if not self._listen.startswith("/"):
-            self._keep_port()
+            self._reserve_port()
         try:
             self.start()
         except BaseException:
-            self._give_up_port()
+            self._release_port()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._give_up_port()
+        self._release_port()
 
-    def _keep_port(self) -> None:
+    def _reserve_port(self) -> None:
         """Reserve the port, so that no other process can listen there while the stub is stopped.
 
         Two sockets may be bound to one port if both set SO_REUSEADDR and only one listens.
         """
         host, _, port = self._listen.rpartition(":")
-        kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            kept.bind((host.strip("[]"), int(port)))
+            reserved.bind((host.strip("[]"), int(port)))
         except OSError:
-            kept.close()
+            reserved.close()
             raise
-        self._kept = kept
-        self._listen = f"{host}:{kept.getsockname()[1]}"
+        self._reserved = reserved
+        self._listen = f"{host}:{reserved.getsockname()[1]}"
 
-    def _give_up_port(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+    def _release_port(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
-    def said(self, request: Request) -> tuple[Answer, bytes]:
+    def answer_to(self, request: Request) -> tuple[Answer, bytes]:
         """Return the answer to a request and its wire form, which is cached."""
         answer = self.answer
         if self._made is not None and self._made[0] is answer:
@@ -179,8 +179,8 @@ class RspamdStub:
         # closes; wait for those.
         for sock in server.sockets:
             loop.remove_reader(sock.fileno())
-        if being_let_in := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(being_let_in)
+        if being_accepted := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(being_accepted)
         server.close()
         for protocol in list(self.protocols):
             protocol.reset()
