@@ -1,4 +1,4 @@
-"""The DNS server of the test kit, asked with dnspython's own client."""
+"""The DNS server of the test kit, queried with dnspython's own client."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def records(message: dns.message.Message) -> list[str]:
     ]
 
 
-def test_what_has_been_sent_has_been_asked(server: DNSServer) -> None:
+def test_queries_include_everything_sent(server: DNSServer) -> None:
     query = dns.message.make_query("drop.example", "A").to_wire()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         for number in range(1, 200):
@@ -145,7 +145,7 @@ def test_answers(server: DNSServer, how: Any, name: str, rdtype: str, expected: 
         ("refused.example", "A", dns.rcode.REFUSED),
     ],
 )
-def test_says_what_is_not_there(
+def test_negative_answers(
     server: DNSServer, name: str, rdtype: str, rcode: dns.rcode.Rcode
 ) -> None:
     answer = ask(server, name, rdtype)
@@ -165,7 +165,7 @@ def test_ttl(server: DNSServer) -> None:
     assert ask(server, "many.example", "A").answer[0].ttl == 300
 
 
-def test_drop_is_silence_for_the_types_named(server: DNSServer) -> None:
+def test_drop_applies_to_the_listed_types(server: DNSServer) -> None:
     assert len(records(ask(server, "half.example", "A"))) == 1
     for how in (dns.query.udp, dns.query.tcp):
         with pytest.raises(dns.exception.Timeout):
@@ -191,7 +191,7 @@ def test_truncate(server: DNSServer) -> None:
         ask(server, "cut-dead.example", "A", how=dns.query.tcp)
 
 
-def test_an_answer_too_long_for_the_asker_is_truncated(server: DNSServer) -> None:
+def test_an_answer_too_long_for_the_client_is_truncated(server: DNSServer) -> None:
     def query(payload: int | None) -> dns.message.Message:
         asked = dns.message.make_query("many.example", "A")
         if payload is not None:
@@ -203,7 +203,7 @@ def test_an_answer_too_long_for_the_asker_is_truncated(server: DNSServer) -> Non
     assert len(records(query(1232))) == 60
 
 
-def test_lies(server: DNSServer) -> None:
+def test_wrong_answers(server: DNSServer) -> None:
     with pytest.raises(dns.query.BadResponse):
         ask(server, "id.example", "A")
     with pytest.raises(dns.query.BadResponse):
@@ -211,7 +211,7 @@ def test_lies(server: DNSServer) -> None:
     assert records(ask(server, "owner.example", "A")) == ["unasked.invalid A 192.0.2.5"]
 
 
-def test_spoof_comes_before_the_truth(server: DNSServer) -> None:
+def test_spoof_precedes_the_real_answer(server: DNSServer) -> None:
     query = dns.message.make_query("spoof.example", "A")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(10)
@@ -284,12 +284,12 @@ def test_zone_can_be_changed_while_running() -> None:
         ({"a..example": {"A": "192.0.2.1"}}, "'a..example' is not a domain name: "),
     ],
 )
-def test_a_zone_that_cannot_be_served_is_refused(zone: dict[str, Any], culprit: str) -> None:
+def test_an_invalid_zone_is_rejected(zone: dict[str, Any], culprit: str) -> None:
     with pytest.raises(ValueError, match=culprit.replace(".", r"\.")):
         DNSServer(zone)
 
 
-def test_merge_puts_records_together() -> None:
+def test_merge_combines_records() -> None:
     zone = merge(host("a.example", "192.0.2.1"), host("b.example", "192.0.2.1"))
     assert zone["1.2.0.192.in-addr.arpa"] == {"PTR": ["a.example", "b.example"]}
 
@@ -302,7 +302,7 @@ def test_ipv6_and_several_addresses() -> None:
             assert dns.query.udp(query, address, port=port, timeout=10).answer
 
 
-def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(server: DNSServer) -> None:
+def test_a_port_in_use_is_an_error_and_leaves_no_thread(server: DNSServer) -> None:
     other = DNSServer({}, listen=[(server.address, server.port)])
     before = threading.active_count()
     with pytest.raises(OSError, match="in use"), other:
@@ -310,7 +310,7 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(server: DNSServer
     assert threading.active_count() == before
 
 
-def test_no_thread_is_left_with_answers_owed() -> None:
+def test_pending_answers_leave_no_thread() -> None:
     before = threading.active_count()
     server = DNSServer({"*": {"A": "192.0.2.1", "delay": 60}})
     with server, socket.create_connection((server.address, server.port)) as tcp:
@@ -354,7 +354,7 @@ def test_program(zone_file: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": {"A": "x"}}', '{"a": {"b": 1}}'])
-def test_program_refuses_a_bad_zone(
+def test_program_rejects_an_invalid_zone(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "zone.json"

@@ -16,7 +16,7 @@ os.write(1, b"pieces\\nand \\xff the rest")
 """
 
 
-def test_lines_of_several_processes_do_not_mix() -> None:
+def test_lines_of_several_processes_are_not_mixed() -> None:
     output = Output()
     with (
         output.sink("log") as sink,
@@ -37,7 +37,7 @@ def test_lines_of_several_processes_do_not_mix() -> None:
     assert output.ended
 
 
-def test_a_line_is_waited_for() -> None:
+def test_find_waits_for_a_line() -> None:
     output = Output()
     with output.sink("log") as sink:
         os.write(sink.fileno(), b"one\ntwo\n")
@@ -49,7 +49,7 @@ def test_a_line_is_waited_for() -> None:
     assert output.find("three", 60) is None
 
 
-def test_nothing_but_whole_lines() -> None:
+def test_lines_are_whole() -> None:
     output = Output()
     output.sink("log").close()
     output.close()

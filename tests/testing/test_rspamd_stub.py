@@ -42,11 +42,11 @@ def client(stub: RspamdStub) -> Iterator[HTTPConnection]:
 
 def post(client: HTTPConnection, body: bytes = b"body", **headers: str) -> tuple[int, bytes]:
     client.request("POST", "/checkv2", body, headers)
-    said = client.getresponse()
-    return said.status, said.read()
+    response = client.getresponse()
+    return response.status, response.read()
 
 
-def test_it_says_what_it_is_told_and_keeps_what_it_was_asked(
+def test_it_sends_the_answer_and_keeps_the_request(
     stub: RspamdStub, client: HTTPConnection
 ) -> None:
     status, body = post(client, b"line\n", IP="192.0.2.1")
@@ -65,12 +65,12 @@ def test_an_answer_can_depend_on_the_request(stub: RspamdStub, client: HTTPConne
     assert post(client, b"abc") == (200, b"cba")
 
 
-def test_a_new_body_stands_behind_the_json(stub: RspamdStub, client: HTTPConnection) -> None:
+def test_a_new_body_follows_the_json(stub: RspamdStub, client: HTTPConnection) -> None:
     stub.answer = Answer.of({"action": "no action"}, b"new\n")
     client.request("POST", "/checkv2", b"old\n")
-    said = client.getresponse()
-    offset = int(said.headers["Message-Offset"])
-    body = said.read()
+    response = client.getresponse()
+    offset = int(response.headers["Message-Offset"])
+    body = response.read()
     assert (json.loads(body[:offset]), body[offset:]) == ({"action": "no action"}, b"new\n")
 
 
@@ -84,7 +84,7 @@ def test_bodies_in_chunks_and_pings(stub: RspamdStub, client: HTTPConnection) ->
 
 
 @pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS.keys() - {"endless"}))
-def test_it_fails_as_it_is_told(stub: RspamdStub, client: HTTPConnection, behaviour: str) -> None:
+def test_each_behaviour(stub: RspamdStub, client: HTTPConnection, behaviour: str) -> None:
     stub.answer = Answer(b"{}", behaviour=behaviour)
     if behaviour not in FAILURES:
         assert post(client) == (200, b"{}")
@@ -100,7 +100,7 @@ def test_a_reply_that_never_ends(stub: RspamdStub, client: HTTPConnection) -> No
     assert len(client.getresponse().read(10 << 20)) == 10 << 20
 
 
-def test_who_comes_when_it_has_stopped_is_refused(stub: RspamdStub) -> None:
+def test_a_stopped_stub_refuses_connections(stub: RspamdStub) -> None:
     url = stub.url
     stub.stop()
     client = HTTPConnection("127.0.0.1", stub.port)
@@ -113,14 +113,14 @@ def test_who_comes_when_it_has_stopped_is_refused(stub: RspamdStub) -> None:
     client.close()
 
 
-def test_nobody_gets_its_port_while_it_has_stopped(stub: RspamdStub) -> None:
+def test_a_stopped_stub_keeps_its_port(stub: RspamdStub) -> None:
     stub.stop()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", stub.port))
     stub.start()
 
 
-def test_nothing_is_kept_that_need_not_be() -> None:
+def test_bodies_are_not_kept_without_keep() -> None:
     with RspamdStub(keep=0) as stub:
         client = HTTPConnection("127.0.0.1", stub.port)
         assert post(client)[0] == 200
@@ -128,7 +128,7 @@ def test_nothing_is_kept_that_need_not_be() -> None:
         assert (list(stub.requests), stub.asked) == ([], 1)
 
 
-def test_an_unknown_behaviour_is_refused() -> None:
+def test_an_unknown_behaviour_is_rejected() -> None:
     with pytest.raises(ValueError, match="is not one of"):
         Answer(behaviour="explode")
 
@@ -149,9 +149,9 @@ def test_the_program(tmp_path: Path) -> None:
         port = int(stub.stdout.readline().removeprefix("ready http://127.0.0.1:"))
         client = HTTPConnection("127.0.0.1", port)
         client.request("POST", "/checkv2", b"body", {"IP": "192.0.2.1"})
-        said = client.getresponse()
-        assert (said.status, said.headers["X-Test"]) == (503, "a")
-        assert said.read() == b'{"action": "reject"}'
+        response = client.getresponse()
+        assert (response.status, response.headers["X-Test"]) == (503, "a")
+        assert response.read() == b'{"action": "reject"}'
         client.close()
         _, log = stub.communicate()
     assert stub.returncode == 0
