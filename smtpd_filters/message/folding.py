@@ -9,7 +9,7 @@ Invariants
 *One field*: every value results in exactly one field. None of its lines but the first can be parsed
 as the start of a field, and none is empty or only white space, which some parsers take for the end
 of the block.
-*No control characters* but TAB: each is replaced by a space.
+*No control characters*: each of them except TAB is replaced by a space.
 *Reversible folds*: a fold is inserted before white space and removes none, so that unfolding
 returns the value (RFC 5322 section 2.2.3); only a run of white space too long for a line shrinks to
 one character. A token is broken only if it is too long for any line: then each piece but the last

@@ -4,8 +4,8 @@ Invariants
 ----------
 *Non-blocking*: every call returns at once. Operations are executed in the order of the calls.
 *Whole writes*: a write that fails is undone, and is the last one to its file.
-*Failures are kept* until the next call of `Disk.failures`, including the failure to start a thread,
-which is tried again for the next file.
+*Failures are kept*: each is stored until the next call of `Disk.failures`, including the failure to
+start a thread, which is tried again for the next file.
 *No signals*: the thread blocks all signals; the thread that runs the filters handles them.
 """
 

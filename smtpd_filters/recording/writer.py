@@ -9,7 +9,7 @@ that size the sessions still open in it are cut off. The newest `max_files` file
 the directory are kept.
 *Mail first*: a failure to write, or a disk that hangs, pauses the recording and never delays mail.
 A thread writes (`disk_thread`), with a bounded queue. Failures are logged.
-*No credentials* are ever written (`redaction`).
+*No credentials*: they are masked before anything is written (`redaction`).
 """
 
 from __future__ import annotations
