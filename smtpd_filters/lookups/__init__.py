@@ -1,1 +1,1 @@
-"""What policies ask: the DNS, and services over HTTP."""
+"""Clients for the services that policies ask: the DNS, and services over HTTP."""

@@ -1,11 +1,13 @@
-"""How long an outcome is kept, and the store that keeps it: no I/O and no clock.
+"""The cache of outcomes and the lifetimes of its entries, without I/O or a clock.
 
-1. A positive answer is kept for its TTL, between a floor and a ceiling.
-2. A negative one is kept for its TTL (RFC 2308 section 5), between the floor and a ceiling of its
-   own; one that didn't say for how long, for the floor.
-3. An unavailable one is kept for the moment that a broken server is left alone, no longer.
-4. The store is bounded: in entries, in memory, the least recently used going first, and in the size
-   of one.
+A positive answer is cached for its TTL, between a floor and a ceiling; a negative one for its TTL
+(RFC 2308 section 5), between the floor and a ceiling of its own, or for the floor if it has no TTL;
+a failure only for the back-off before the servers are queried again.
+
+Invariants
+----------
+*Bounded*: the cache is bounded in entries and in memory, and so is each entry. The least recently
+used entries are evicted first.
 """
 
 from __future__ import annotations
@@ -27,36 +29,36 @@ else:
 
     T = None
 
-# Strangers choose what their names' records hold: 64 KiB of TXT is no reason to keep 64 KiB. All
-# addresses that fit in a datagram are 5 KB.
+# Strangers choose the records of their names: do not cache 64 KiB of TXT for each. All addresses
+# that fit in a datagram take 5 KB.
 MAX_ENTRY = 8192
-# Of all entries together, in bytes: twice what 8,192 answers of lists take.
+# Of all entries together, in bytes: twice the size of 8,192 answers of DNS lists.
 MAX_MEMORY = 8 << 20
 
-# Bytes that CPython takes: for an entry, its key and an outcome, without the records; and for each
-# record without its characters, text or bytes, and an exchanger.
+# Bytes that CPython allocates: for an entry with its key and outcome, without the records; for a
+# record (text or bytes) without its characters; and for an exchanger without its name.
 _ENTRY, _TEXT, _EXCHANGER = 350, 56, 160
 
 
 class Lifetimes:
-    """For how many seconds outcomes are kept."""
+    """The lifetimes of outcomes in the cache, in seconds."""
 
     __slots__ = ("backoff", "ceiling", "floor", "negative_ceiling")
 
     def __init__(
         self,
         *,
-        # A message asks for one name several times over; a TTL of 0 would repeat each query.  Nor
-        # are negative answers without a SOA asked for again at once: that they "SHOULD NOT be
-        # cached" (RFC 2308 section 5) is to keep them from going round between servers that ask
-        # each other, and nobody asks us.  unbound, too, keeps them for 5 s.
+        # The filters look a name up several times per message; a TTL of 0 would repeat each query.
+        # Negative answers without a SOA are cached too. They "SHOULD NOT be cached" (RFC 2308
+        # section 5) because servers that query each other would keep them alive, which a stub
+        # resolver cannot do. unbound caches them for 5 s as well.
         floor: float = 5,
-        # A day: what BIND (max-cache-ttl is a week) and unbound (cache-max-ttl) cut to at the most.
+        # A day, the default of unbound's cache-max-ttl (that of BIND's max-cache-ttl is a week).
         ceiling: float = 86400,
         # RFC 2308 section 5: "Values of one to three hours have been found to work well". A new
         # listing or a repaired zone should be seen sooner: unbound's cache-max-negative-ttl.
         negative_ceiling: float = 3600,
-        # RFC 2308 section 7.1 allows five minutes for failures; mail is better asked for again.
+        # RFC 2308 section 7.1 allows five minutes for failures; for mail, retry sooner.
         backoff: float = 1,
     ) -> None:
         self.floor = floor
@@ -65,7 +67,7 @@ class Lifetimes:
         self.backoff = backoff
 
     def of(self, outcome: Outcome[Any]) -> float:
-        """Return for how many seconds this outcome is kept; 0 is not at all."""
+        """Return the lifetime of this outcome in seconds; 0 if it must not be cached."""
         match outcome:
             case Found(ttl=ttl):
                 if size_of(outcome) > MAX_ENTRY:
@@ -78,9 +80,9 @@ class Lifetimes:
 
 
 class Cache(Generic[T]):
-    """Values until a point in time, at most `size` of them; 0 keeps nothing.
+    """A cache of at most `size` values with expiry times; a `size` of 0 caches nothing.
 
-    `memory` bounds what they take together, in the unit in which `put` is told.
+    `memory` bounds their total size, in the unit of `put`'s argument `memory`.
     """
 
     __slots__ = ("_entries", "_left", "_size")
@@ -94,7 +96,7 @@ class Cache(Generic[T]):
         return len(self._entries)
 
     def get(self, key: Hashable, now: float) -> T | None:
-        """Return the value if it is there and still good."""
+        """Return the value, or None if it is missing or expired."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -107,7 +109,7 @@ class Cache(Generic[T]):
         return value
 
     def holds(self, keys: Iterable[Hashable], kind: type, now: float) -> bool:
-        """Whether the values of all these are there, are still good and are of this class."""
+        """Return whether all these keys have unexpired values of class `kind`."""
         entries = self._entries
         for key in keys:
             entry = entries.get(key)
@@ -117,7 +119,7 @@ class Cache(Generic[T]):
         return True
 
     def put(self, key: Hashable, value: T, until: float, memory: int = _ENTRY) -> None:
-        """Keep the value, which takes so much memory; the least recently used ones make room."""
+        """Cache a value of size `memory` until `until`; evict the least recently used for it."""
         entries = self._entries
         if (before := entries.pop(key, None)) is not None:
             self._left += before[2]
@@ -128,13 +130,13 @@ class Cache(Generic[T]):
             self._left += released
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._left += sum(memory for _, _, memory in self._entries.values())
         self._entries.clear()
 
 
 def size_of(outcome: Outcome[Any]) -> int:
-    """Return about how many bytes an entry with this outcome takes."""
+    """Return the approximate size of an entry with this outcome, in bytes."""
     records = outcome.records if isinstance(outcome, Found) else ()
     return _ENTRY + sum(
         _EXCHANGER + len(record.exchange) if isinstance(record, MX) else _TEXT + len(record)

@@ -1,10 +1,12 @@
-"""What a look-up comes to: found, not found, or unavailable.
+"""The outcomes of a look-up: found, not found, or unavailable.
 
-1. The three are a closed union, `Outcome`: a policy that forgets the third is told so by the type
-   checker (`match` with `assert_never`).
-2. `NotFound` is a statement of the DNS. Whatever is not known (time-outs, SERVFAIL, lies, a broken
-   network) is `Unavailable`, never `NotFound`: mail is refused for the first and not the second.
-3. Outcomes are shared between everyone who asked, so nobody changes one.
+Invariants
+----------
+*Closed*: an `Outcome` is one of the three, so that the type checker reports a policy that forgets
+`Unavailable` (`match` with `assert_never`).
+*Not found is known*: `NotFound` means that the DNS has stated it. A timeout, SERVFAIL, a forged
+answer or a network failure is `Unavailable`: policies refuse mail for the former only.
+*Immutable*: an outcome is shared by all its callers and never modified.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ DNS_FAILURE: Final = "4.4.3"
 # Why a name was not found. RFC 2308 section 1 has the first two.
 NXDOMAIN: Final = "nxdomain"  # the name does not exist, for any type
 NODATA: Final = "nodata"  # the name exists, without records of this type
-INVALID: Final = "invalid"  # no such name can exist: it was never asked for
+INVALID: Final = "invalid"  # not a valid name: no query was sent
 
 
 class Value:
-    """A record that is equal to another by its fields, in the order of `__match_args__`."""
+    """A base of records that compare equal if their fields, `__match_args__`, do."""
 
     __slots__ = ()
     __match_args__: tuple[str, ...] = ()
@@ -62,14 +64,13 @@ class Value:
 
 
 class Found(Value, Generic[T_co]):
-    """There are records; never an empty set.
+    """The records of a name, at least one.
 
     `records` are text: addresses, or names in lower case without the final dot; of MX they are
-    `MX`, of TXT bytes. `ttl` is how long they were good for when the answer came, in seconds.
-    `gap` is "" if these are all records. Otherwise it is the cause, for the log, that others are
-    missing: the answer was too large to be read whole, or one of the look-ups that it was put
-    together from was unavailable. That a record is absent says nothing then: treat it as
-    `Unavailable(gap)`.
+    `MX`, of TXT bytes. `ttl` is their TTL at the time of the answer, in seconds. `gap` is "" if
+    these are all records. Otherwise it is the reason, for the log, why some are missing: the answer
+    was too large to be read whole, or one of the look-ups that were combined was unavailable. The
+    absence of a record then proves nothing: treat it as `Unavailable(gap)`.
     """
 
     __match_args__ = ("records", "ttl", "gap")
@@ -82,9 +83,9 @@ class Found(Value, Generic[T_co]):
 
 
 class NotFound(Value):
-    """There are none: `reason` is one of NXDOMAIN, NODATA and INVALID; `ttl` in seconds.
+    """The DNS has no such record: `reason` is NXDOMAIN, NODATA or INVALID; `ttl` is in seconds.
 
-    A `ttl` of 0 is that of an answer that didn't say for how long it holds (it had no SOA).
+    `ttl` is 0 if the answer had no SOA record to take it from.
     """
 
     __match_args__ = ("reason", "ttl")
@@ -96,7 +97,7 @@ class NotFound(Value):
 
 
 class Unavailable(Value):
-    """The look-up failed; `cause` is for the log and holds nothing of the name asked for."""
+    """A failed look-up; `cause` is for the log and does not contain the name."""
 
     __match_args__ = ("cause",)
     __slots__ = __match_args__
@@ -107,7 +108,7 @@ class Unavailable(Value):
     def error(self) -> UnavailableError:
         """Return the exception for a handler to raise, so that `--on-error` decides.
 
-        Its status is that of a DNS which does not answer.
+        Its status is `DNS_FAILURE`.
         """
         return UnavailableError(self.cause, DNS_FAILURE)
 
@@ -117,7 +118,7 @@ if TYPE_CHECKING:
 else:
 
     class Outcome(Generic):
-        """Any of the three, for annotations that are evaluated; no value is one of these."""
+        """A stand-in for the union in annotations that are evaluated; it has no instances."""
 
 
 class MX(Value):

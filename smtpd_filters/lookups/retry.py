@@ -1,18 +1,22 @@
-"""Which name server is asked next, how, and for how long: rules without I/O.
+"""The retry rules of a DNS look-up, without I/O: the next name server, transport and timeout.
 
-1. Servers are asked in the order they are given, those that were found silent last.
-2. A server that didn't answer is asked again in the next round; one that answered with a failure
-   isn't, in this look-up: it has said what it has to say.
-3. What UDP can't bring (a truncated answer, one among many forged) is asked for again over TCP,
-   from the same server.
-4. Each round waits twice as long as the one before (the C library does the same: res_send(3)'s
-   RES_TIMEOUT shifted by the try). Before a round there is a pause if the last one was over at
-   once, so that a server that is being restarted is not hammered.
-5. Nothing is asked, and nothing waited for, beyond the deadline.
-6. Where this machine is short of something (descriptors, say), the same question is due again as
-   soon as it may have it: that says nothing of the server, and uses up no attempt.
+Servers are queried in the operator's order, those that have been silent lately last. A server that
+timed out is queried again in the next round. One that answered with a failure is not queried again
+in this look-up, since its answer would be the same.
 
-Time comes in from outside, in seconds of any steady clock.
+Each round has twice the timeout of the one before (as in the C library: res_send(3) shifts
+RES_TIMEOUT by the try). If a round failed without a timeout, a pause precedes the next, to spare a
+server that is being restarted.
+
+Invariants
+----------
+*Deadline*: no query is sent, and none is pending, beyond the deadline.
+*TCP on truncation*: an answer that UDP cannot deliver (truncated, or hidden among forged ones) is
+requested from the same server over TCP.
+*Shortage is local*: if this machine lacks a resource (a descriptor, say), the same query is
+repeated once it may be available. It does not count against the server or as an attempt.
+
+Times are passed in, in seconds of any steady clock.
 """
 
 from __future__ import annotations
@@ -25,26 +29,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A server that was silent this often in a row goes to the back for so many seconds.
+# After this many timeouts in a row, a server is queried last for `SET_BACK` seconds.
 SILENCES = 3
 SET_BACK = 30.0
-# The pause before the second round; each further one is twice as long (dnspython's: 0.1 s).
+# The pause before the second round in seconds, as in dnspython; it doubles with each round.
 PAUSE = 0.1
 
 
 class Failure(enum.Enum):
-    """Why a question to one server brought no answer."""
+    """The ways in which a query to one server fails."""
 
-    SILENT = "timeout"  # nothing, in the time given
-    UNREACHABLE = "unreachable"  # the network said so, or the connection broke
-    BROKEN = "broken"  # an answer that is none: SERVFAIL, REFUSED, malformed, a loop
-    USE_TCP = "use TCP"  # UDP can't bring the answer, TCP may
-    LOCAL = "local"  # this machine does not let us ask: a rule of its firewall
-    SHORT = "short"  # this machine could not ask for the moment: out of descriptors
+    SILENT = "timeout"  # no answer within the timeout
+    UNREACHABLE = "unreachable"  # an ICMP error, or the connection was refused or lost
+    BROKEN = "broken"  # an unusable answer: SERVFAIL, REFUSED, malformed, a CNAME loop
+    USE_TCP = "use TCP"  # UDP cannot deliver the answer; TCP may
+    LOCAL = "local"  # this machine forbids the query: a firewall rule
+    SHORT = "short"  # this machine lacks a resource for now: out of descriptors
 
 
 class Ask(Value):
-    """Ask this server (an index), over TCP or UDP, after a pause, and wait so many seconds."""
+    """The next query: the server (an index), TCP or UDP, `pause` before it, `timeout`; seconds."""
 
     __match_args__ = ("server", "tcp", "pause", "timeout")
     __slots__ = __match_args__
@@ -57,7 +61,7 @@ class Ask(Value):
 
 
 class Servers:
-    """The name servers by their labels, and which of them have been silent lately."""
+    """The name servers by their labels, with their recent timeouts."""
 
     __slots__ = ("_back_until", "_silences", "labels")
 
@@ -67,25 +71,25 @@ class Servers:
         self._back_until = [0.0] * len(self.labels)
 
     def order(self, now: float) -> list[int]:
-        """Return the servers in the order in which they should be asked."""
-        # sorted() is stable: among equals the operator's order holds.
+        """Return the servers (indexes) in the order in which to query them."""
+        # sorted() is stable: it keeps the operator's order among equals.
         return sorted(range(len(self.labels)), key=lambda server: self._is_back(server, now))
 
     def _is_back(self, server: int, now: float) -> bool:
         return self._silences[server] >= SILENCES and now < self._back_until[server]
 
     def answered(self, server: int) -> None:
-        """Note that the server is alive, whatever it said."""
+        """Record an answer of the server, of whatever content."""
         self._silences[server] = 0
 
     def silent(self, server: int, now: float) -> None:
-        """Note that the server did not answer."""
+        """Record a timeout of the server."""
         self._silences[server] += 1
         self._back_until[server] = now + SET_BACK
 
 
 class Plan:
-    """One look-up: asks of `next` what to do, and is told by `failed` what came of it."""
+    """The state of one look-up: `next` returns the next step, `failed` records its failure."""
 
     __slots__ = (
         "_attempts", "_causes", "_deadline", "_pause", "_queue", "_round", "_servers",
@@ -95,9 +99,9 @@ class Plan:
     def __init__(
         self, servers: Servers, now: float, *, attempts: int, timeout: float, deadline: float
     ) -> None:
-        """Plan for at most `attempts` rounds over `servers`, until `deadline` (a point in time).
+        """Plan at most `attempts` rounds over `servers`, until `deadline` (a point in time).
 
-        `timeout` is what one question of the first round may take, in seconds.
+        `timeout` is that of a query in the first round, in seconds.
         """
         self._standing = servers
         self._servers = servers.order(now)
@@ -111,7 +115,7 @@ class Plan:
         self._causes: dict[int, str] = {}
 
     def next(self, now: float) -> Ask | Unavailable:
-        """Return what to do next; Unavailable when there is nothing left to try."""
+        """Return the next query, or Unavailable if there is nothing left to try."""
         if not self._queue and not self._next_round():
             return Unavailable(self.cause())
         left = self._deadline - now - self._pause
@@ -128,10 +132,7 @@ class Plan:
         return True
 
     def failed(self, failure: Failure, cause: str, now: float) -> None:
-        """Take note of how the question that `next` gave came out.
-
-        `cause` says it for the log. An answer needs no note: the look-up is over.
-        """
+        """Record the failure of the query that `next` returned; `cause` is for the log."""
         server = self._queue[0]
         self._pause = 0.0
         if failure is Failure.SHORT:
@@ -153,12 +154,12 @@ class Plan:
             self._pause = PAUSE * 2**self._round
 
     def answered(self) -> None:
-        """Take note that the server asked last has answered."""
+        """Record that the last server queried has answered."""
         self._standing.answered(self._queue[0])
 
     def cause(self, otherwise: str = "no name server left to ask") -> str:
-        """Return what went wrong, server by server, in the operator's order."""
-        # That in which they were asked changes, and a cause is logged once.
+        """Return the failure of each server, in the operator's order."""
+        # Not in the order of the queries, which varies: a cause is logged once.
         causes = sorted(self._causes.items())
         shown = [f"{self._standing.labels[server]} {why}" for server, why in causes]
         return ", ".join(shown) or otherwise

@@ -1,8 +1,8 @@
-"""How many sockets look-ups hold: a limit, and less while the system gives less.
+"""The limit on the sockets of look-ups, and the queue for descriptors when they run out.
 
-A question, or an HTTP request, that gets no descriptor because others have them all waits for one
-to be closed, until its deadline.  Descriptors belong to the whole process, and whatever else holds
-them doesn't report back; so one of those that wait also tries again every `PAUSE` seconds.
+A DNS query or HTTP request that cannot get a descriptor waits until another socket is closed, or
+its deadline has passed. The rest of the process uses descriptors too and does not report when it
+closes one; so the first in the queue also tries again every `PAUSE` seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ PER_STREAM = 8
 
 
 class Shortage:
-    """Those that wait because this machine is short of descriptors, first come, first served."""
+    """A FIFO queue for descriptors, used while this machine has none left."""
 
     def __init__(self) -> None:
         self._short: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def freed(self) -> None:
-        """Wait, without a place, until it is worth while to try to get a descriptor again."""
+        """Wait until a descriptor may be available; call it without holding a place."""
         loop = asyncio.get_running_loop()
         again = loop.create_future()
         self._short.append(again)
@@ -32,7 +32,7 @@ class Shortage:
         await again
 
     def closed(self) -> None:
-        """Let the next one try: a socket was closed."""
+        """Resume the first in the queue, since a socket was closed."""
         while self._short:
             again = self._short.popleft()
             if not again.done():  # cancelled
@@ -47,7 +47,7 @@ class Shortage:
 
 
 class Sockets(Shortage):
-    """Places for `limit` sockets, and for one connection in `PER_STREAM` of these."""
+    """Semaphores for `limit` datagram sockets, and for one connection per `PER_STREAM` of them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -55,5 +55,5 @@ class Sockets(Shortage):
         self._streams = asyncio.Semaphore(max(1, limit // PER_STREAM))
 
     def place(self, *, tcp: bool) -> asyncio.Semaphore:
-        """Return the context in which a socket may be held, first come, first served."""
+        """Return the semaphore to hold while a socket is open; it is granted in FIFO order."""
         return self._streams if tcp else self._datagrams

@@ -1,4 +1,4 @@
-"""The DNS: a resolver with its cache, messages, transport, names, forward-confirmed names."""
+"""The DNS client: a caching resolver, and forward-confirmed reverse DNS on top of it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["RecordType", "Resolver"]
 
 
 def __getattr__(name: str) -> object:
-    # Only when asked for: `names` and `fcrdns` are imported without the resolver.
+    # Lazy, so that `names` and `fcrdns` can be imported without the resolver.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import resolver  # at the first name
+    from . import resolver  # at first use
 
     return getattr(resolver, name)

@@ -1,14 +1,13 @@
-"""Forward-confirmed reverse DNS: whether a name of an address has that address.
+"""Forward-confirmed reverse DNS: check that a PTR name of an address resolves to that address.
 
 Invariants
 ----------
-*One is enough*: an address is confirmed if any of its names has it.
-*Statements only*: the result is Unconfirmed only if the DNS has stated for every name of the
-address that it leads elsewhere. If a look-up failed, if not all names were looked up (`MAX_NAMES`),
-or if a name has more addresses than were read, the result is Unavailable: mail is not refused for
-what nobody has looked at.
-*One family*: only the type that can confirm is asked for, A for an IPv4 client, AAAA for an IPv6
-one.
+*One is enough*: an address is confirmed if any of its names resolves to it.
+*Complete evidence*: the result is Unconfirmed only if every name of the address was looked up and
+resolves elsewhere. If a look-up failed, if there are too many names (`MAX_NAMES`), or if the
+addresses of a name were not all read, the result is Unavailable, so that no mail is refused on
+partial evidence.
+*One family*: only the type that can confirm is queried, A for an IPv4 client, AAAA for an IPv6 one.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
     from . import RecordType, Resolver
 
-# RFC 7208 section 4.6.4 bounds what the owner of an address can make us ask in the same way: "If
-# this limit is exceeded, all records other than the first 10 MUST be ignored."
+# RFC 7208 section 4.6.4 bounds the queries that the owner of an address can cause in the same way:
+# "If this limit is exceeded, all records other than the first 10 MUST be ignored."
 MAX_NAMES = 10
 
 
 class Confirmed(Value):
-    """These of the address's names have the address."""
+    """The names of the address that resolve to it."""
 
     __match_args__ = ("names",)
     __slots__ = __match_args__
@@ -39,7 +38,7 @@ class Confirmed(Value):
 
 
 class Unconfirmed(Value):
-    """The address has these names, and none of them has the address."""
+    """The names of the address, none of which resolves to it."""
 
     __match_args__ = ("names",)
     __slots__ = __match_args__
@@ -49,7 +48,7 @@ class Unconfirmed(Value):
 
 
 class NoName(Value):
-    """The address has no name."""
+    """The result for an address without a PTR record."""
 
     __slots__ = ()
 
@@ -58,10 +57,10 @@ FCrDNS: TypeAlias = Confirmed | Unconfirmed | NoName | Unavailable
 
 
 async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
-    """Find out whether an IP address has a name that has the address.
+    """Return the forward-confirmed reverse DNS of an IP address.
 
-    Of more than `MAX_NAMES` names so many are looked up that are drawn at random: for a client that
-    comes again they are others.
+    If it has more than `MAX_NAMES` names, that many are drawn at random and looked up: a client
+    that reconnects gets others.
     """
     try:
         own = names.canonical(address)
@@ -92,7 +91,7 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
 
 
 def _drawn(pointers: Found[str]) -> tuple[tuple[str, ...], str]:
-    """Return the names to look up, and why these are not all ("" if they are)."""
+    """Return the names to look up, and the reason why some are missing ("" if none are)."""
     if len(pointers.records) <= MAX_NAMES:
         return pointers.records, pointers.gap
     import random

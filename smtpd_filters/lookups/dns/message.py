@@ -1,18 +1,18 @@
-"""Questions as bytes, and what a response to one says.
+"""DNS queries in wire format, and the interpretation of their responses.
 
 Invariants
 ----------
-*Strays*: only a response to the question is read (same ID, same question).  Anything else is a
-`Stray`, and the caller goes on listening: a forgery from off the path must not end a look-up.
-*Asked for*: only records that answer the question are taken, following CNAMEs inside the response
-up to a bound.  A server whose answer holds only other records is broken.
-*Partial*: `response` reads a bounded part of a large answer.  If that part has records of the type,
-`Found.gap` says that there are more; if it has none, the result is a `Trouble`, never NotFound.
-*No exceptions*: nothing that a server sends raises.
+*Strays*: only a response to the question is parsed (same ID, same question). Anything else is a
+`Stray`, and the caller keeps listening: a forgery from off the path must not end a look-up.
+*Relevant records*: only records that answer the question are used, following a bounded number of
+CNAMEs within the response. A server whose answer has only other records is broken.
+*Partial*: `response` reads a bounded part of a large answer. If that part has records of the type,
+`Found.gap` is set; if it has none, the result is a `Trouble`, never NotFound.
+*No exceptions*: no response raises an exception.
 
-dnspython has the numbers and their names.  Strangers choose the names that are asked for and the
-records that come back, and it takes 6 ms for a question with a name of 126 labels, and up to 500 ms
-for a response (docs/decisions/dns-responses.md).
+dnspython supplies only the numbers and names of types and codes. Strangers choose the names that
+are looked up and the records in the response, and dnspython takes 6 ms for a question with a name
+of 126 labels, and up to 500 ms for a response (docs/decisions/dns-responses.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from .response import Labels, Record
 
-# What fits through everywhere without fragments, which can be forged (DNS flag day 2020).
+# The largest datagram that passes everywhere without fragments, which can be forged (DNS flag day
+# 2020).
 UDP_PAYLOAD = 1232
 # Unbound follows 11 CNAMEs, BIND 16.
 MAX_ALIASES = 16
@@ -47,18 +48,18 @@ PARTIAL = "answer too large to be read whole"
 _HEADER = 12
 _QR, _OPCODE, _TC, _RD = 0x80, 0x78, 0x02, 0x01
 _RA = 0x80
-# What stands behind the ID of a question, and behind its name and type.
+# The header of a query after its ID.
 _ASK = pack(">2B4H", _RD, 0, 1, 0, 0, 1)
-# RFC 6891 section 6.1.2: an OPT record with the size of datagrams that we take.
+# RFC 6891 section 6.1.2: an OPT record with the size of the datagrams that we accept.
 _OPT = b"\0" + pack(">2HIH", dns.rdatatype.OPT, UDP_PAYLOAD, 0, 0)
-# The bytes of a host name's labels, in lower case, and how any byte is written in text (RFC 1035
-# section 5.1): \X for a character with a meaning of its own, \DDD for what is not printable.
+# The bytes in the labels of a host name, in lower case, and the text form of every byte (RFC 1035
+# section 5.1): \X for a special character, \DDD for an unprintable one.
 _PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789-_"
 _ESCAPED = tuple(
     ("\\" if chr(byte) in '"().;\\@$' else "") + chr(byte) if 0x20 < byte < 0x7F else f"\\{byte:03}"
     for byte in range(256)
 )
-# With these a server need not repeat a question that it could not, or would not, read.
+# With these codes a server need not repeat the question, which it did not parse.
 _UNREAD = frozenset({dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED})
 
 
@@ -80,7 +81,7 @@ def _exchanger(response: Response, record: Record) -> MX:
     return MX(preference, _text(response.name(record, 2)))
 
 
-#: How a record of each type that can be asked for is read.
+#: The parser of each record type that can be queried.
 _READERS: dict[str, Callable[[Response, Record], object]] = {
     "A": _address,
     "AAAA": _address6,
@@ -88,14 +89,14 @@ _READERS: dict[str, Callable[[Response, Record], object]] = {
     "MX": _exchanger,
     "NS": _target,
     "PTR": _target,
-    # RFC 7208 section 3.3 and RFC 6376 section 3.6.2.2: the strings of one record are put together
-    # without anything between them.
+    # RFC 7208 section 3.3 and RFC 6376 section 3.6.2.2: the strings of one record are concatenated
+    # without a separator.
     "TXT": Response.text,
 }
 
 
 class Trouble(Value):
-    """A response that is not an answer: the kind of failure, and the cause for the log."""
+    """An unusable response: the kind of failure, and the cause for the log."""
 
     __match_args__ = ("failure", "cause")
     __slots__ = __match_args__
@@ -106,7 +107,7 @@ class Trouble(Value):
 
 
 class Stray(Value):
-    """Bytes that are not a response to the question, and why."""
+    """A message that is not a response to the question, with the cause for the log."""
 
     __match_args__ = ("cause",)
     __slots__ = __match_args__
@@ -116,12 +117,12 @@ class Stray(Value):
 
 
 class Question:
-    """One question to one server, with an ID of its own; `wire` is what is sent.
+    """A question to one server, with its own ID; `wire` is the query in wire format.
 
-    `name` is one that `names.domain` has returned. `work` is what reading responses to the question
-    has taken, in the units of `response`.
+    `name` comes from `names.domain`. `work` is the work of parsing responses so far, in the units
+    of `response`.
 
-    Raises KeyError for a record type that is not supported.
+    Raises KeyError for an unsupported record type.
     """
 
     __slots__ = ("_name", "_rdtype", "_read", "wire", "work")
@@ -136,7 +137,7 @@ class Question:
         self.work = 0
 
     def read(self, data: bytes, *, tcp: bool) -> Found[Any] | NotFound | Trouble | Stray:
-        """Return what these bytes from a server say."""
+        """Return the result of a message from the server."""
         if len(data) < _HEADER or data[:2] != self.wire[:2] or not data[2] & _QR:
             return Stray("answer that does not match")
         try:
@@ -144,7 +145,7 @@ class Question:
             if data[2] & _OPCODE or not self._is_repeated(response):
                 return Stray("answer that does not match")
             if data[2] & _TC:
-                # It may be cut off anywhere behind the question (RFC 2181 section 9).
+                # It may be cut off anywhere after the question (RFC 2181 section 9).
                 failure = Failure.BROKEN if tcp else Failure.USE_TCP
                 return Trouble(failure, "truncated answer")
             try:
@@ -156,7 +157,7 @@ class Question:
             return Stray("malformed answer")
 
     def _is_repeated(self, response: Response) -> bool:
-        """Whether the response is one to this question."""
+        """Return whether the response repeats this question."""
         if response.question is None:
             return response.rcode in _UNREAD
         return response.question == (self._name, self._rdtype, IN)
@@ -171,7 +172,7 @@ class Question:
             if records := response.records(owner, self._rdtype):
                 return self._found(response, records, ttl)
             aliases = response.records(owner, CNAME)
-            # A name has one (RFC 2181 section 10.1); of more, the last holds.
+            # A name has one CNAME (RFC 2181 section 10.1); of several, use the last.
             targets = response.contents(aliases[-1:], Response.name)
             if not targets:
                 break
@@ -192,7 +193,7 @@ class Question:
         return Found(shown, ttl, "" if response.complete else PARTIAL)
 
     def _missing(self, response: Response, owner: Labels, ttl: float) -> NotFound | Trouble:
-        """Return why there is no record; `owner` is the name that the last alias leads to."""
+        """Return the reason why there is no record; `owner` is the target of the last CNAME."""
         if not response.complete:
             return Trouble(Failure.BROKEN, PARTIAL)
         if response.has_answers and owner == self._name:
@@ -200,7 +201,7 @@ class Question:
         reason = NXDOMAIN if response.rcode == dns.rcode.NXDOMAIN else NODATA
         for zone, soa in response.soas:
             if zone == owner[len(owner) - len(zone) :]:
-                # RFC 2308 section 5: the TTL of a negative answer is the minimum of these.
+                # RFC 2308 section 5: the TTL of a negative answer is the minimum of these two.
                 return NotFound(reason, min(ttl, soa.ttl, response.minimum(soa)))
         if reason == NODATA and not response.data[3] & _RA and response.refers:
             # RFC 2308 section 2.2: with NS and without SOA records it is a referral, not NODATA.
@@ -216,5 +217,5 @@ def _text(name: Labels) -> str:
 
 
 def _order(record: object) -> tuple[int, object]:
-    """Servers rotate their records; one order for all makes outcomes comparable."""
+    """Return the sort key of a record: servers rotate records, and outcomes must be comparable."""
     return (record.preference, record.exchange) if isinstance(record, MX) else (0, record)

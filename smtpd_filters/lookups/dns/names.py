@@ -1,8 +1,12 @@
-"""Names and addresses on their way into a query.
+"""Validation and conversion of names and addresses for DNS queries.
 
-1. A name from the network is checked before it is asked for; what fails was never in the DNS.
-2. Checking raises nothing but ValueError, whatever the text holds.
-3. Name servers are given as addresses: finding a name server by name would need a name server.
+Invariants
+----------
+*Checked first*: a name from the network is validated before it is looked up; an invalid name cannot
+exist in the DNS.
+*ValueError only*: for no text do these functions raise anything else.
+
+Name servers are given by address, since resolving their names would need a name server.
 """
 
 from __future__ import annotations
@@ -10,22 +14,22 @@ from __future__ import annotations
 import re
 
 # RFC 1035 section 2.3.4: labels of at most 63 octets, names of at most 255 in wire format, which
-# is 253 characters of text. Letters, digits and hyphens are a host name's (RFC 1123 section 2.1).
-# The underscore is let through: `_dmarc` and the like need it, and rDNS in the wild has it. Whether
-# a host may be called so is a policy's question, not the resolver's.
+# is 253 characters of text. A host name has letters, digits and hyphens (RFC 1123 section 2.1). The
+# underscore is accepted as well: names like `_dmarc` need it, and rDNS in the wild has it. Policies
+# decide whether a host name may have one.
 MAX_NAME = 253
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
 _NAME = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*", re.ASCII)
 
-# resolv.conf(5): MAXNS name servers are used; without any, the one on the local machine.
+# resolv.conf(5): MAXNS name servers are used; if there are none, the one on the local machine.
 MAX_NAMESERVERS = 3
 DNS_PORT = 53
 
 
 def domain(text: str) -> str:
-    """Return the name as it is asked for: lower case, without the final dot.
+    """Return the canonical form of a name, in lower case without the final dot.
 
-    Raises ValueError if there can be no such name.
+    Raises ValueError if the name is invalid.
     """
     name = text.lower().removesuffix(".")
     if not text.isascii() or len(name) > MAX_NAME or not _NAME.fullmatch(name):
@@ -34,13 +38,13 @@ def domain(text: str) -> str:
 
 
 def ending(name: str, room: int = MAX_NAME) -> str:
-    """Return the longest end of a canonical name, in whole labels, that the DNS can have.
+    """Return the longest valid suffix of a canonical name, in whole labels.
 
-    It has at most `room` characters; "" if not even the last label can be in the DNS.
+    It has at most `room` characters, and is "" if the last label is invalid.
     """
     labels = name[-room - 1 :].split(".")
     if len(name) > room:
-        del labels[0]  # part of a label, or one character too many
+        del labels[0]  # part of a label, or a label that exceeds `room` by one
     begin = len(labels)
     while begin and _LABEL.fullmatch(labels[begin - 1]):
         begin -= 1
@@ -48,9 +52,9 @@ def ending(name: str, room: int = MAX_NAME) -> str:
 
 
 def canonical(address: str) -> str:
-    """Return an IP address in its one canonical form; an IPv4-mapped one as IPv4.
+    """Return the canonical form of an IP address; that of an IPv4-mapped one is IPv4.
 
-    A zone index (`%em0`) is dropped. Raises ValueError if it is no IP address.
+    A zone index (`%em0`) is dropped. Raises ValueError for an invalid address.
     """
     import ipaddress
 
@@ -63,10 +67,10 @@ def canonical(address: str) -> str:
 
 
 def reverse(address: str, *, zone: str | None = None) -> str:
-    """Return the name under which an address is looked up: RFC 1035 section 3.5, RFC 3596.
+    """Return the name of an address in `in-addr.arpa` or `ip6.arpa`, or in `zone` if given.
 
-    With `zone`, the name in that zone instead of `in-addr.arpa` or `ip6.arpa` (RFC 5782).
-    Raises ValueError if it is no IP address.
+    RFC 1035 section 3.5, RFC 3596 section 2.5, RFC 5782 section 2.1. Raises ValueError for an
+    invalid address.
     """
     import ipaddress
 
@@ -77,9 +81,9 @@ def reverse(address: str, *, zone: str | None = None) -> str:
 
 
 def nameserver(text: str) -> tuple[str, int]:
-    """Return address and port of `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+    """Return the address and port in `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
 
-    Raises ValueError with the reason.
+    Raises ValueError with the reason if it is invalid.
     """
     import ipaddress
 
@@ -99,10 +103,10 @@ def nameserver(text: str) -> tuple[str, int]:
 
 
 def resolv_conf(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
-    """Return the name servers of resolv.conf(5); like the C library's, it never fails."""
+    """Return the name servers of resolv.conf(5); like the C library, never fail."""
     servers = []
     try:
-        with open(path, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - pathlib is slow to import
+        with open(path, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # pathlib is slow to import
             for line in lines:
                 match line.split():
                     case ["nameserver", address, *_]:

@@ -1,19 +1,22 @@
-"""One resolver for all filters of a process.
+"""The caching stub resolver that the filters of a process share.
 
-1. A look-up has one of three outcomes (`outcome`), within its deadline, and raises nothing.
-2. What is known is answered from memory, without a task (`known`); what is being asked is asked
-   once, whoever waits for it, and one that stops waiting doesn't stop the others. What will be
-   needed can be asked for ahead (`start`).
-3. Nothing blocks the event loop: questions and answers are worked on at a `pace`. The number of
-   questions under way is bounded, and to wait for a turn counts against the deadline.
-4. When a resolver has been closed, nothing of it is left running.
+Invariants
+----------
+*Values*: a look-up returns one of three outcomes (`outcome`) within its deadline and raises no
+exception.
+*Once*: a cached outcome is returned without a task (`known`). Concurrent look-ups of the same name
+and type share one task, and cancelling one caller does not affect the others.
+*Never blocks*: queries and responses are processed at a `pace`. The number of queries in flight is
+bounded, and the wait for a place counts against the deadline.
+*Clean close*: nothing is left running after `aclose`.
 
-Who does what: `names` checks what is asked for, `cache` knows what is known and for how long,
-`retry` decides which server is asked next, `sockets` how many are asked at once, `transport` asks
-one server one question, `message` makes bytes of a question and sense of an answer, `response`
-reads those within bounds. Here is the loop around them.
+The parts: `names` validates names, `cache` keeps outcomes, `retry` chooses the next server,
+`sockets` bounds the queries in flight, `transport` sends one query to one server, `message` encodes
+queries and interprets responses, and `response` parses them within bounds. This module is the loop
+around them.
 
-The module is cheap to import; making a Resolver imports dnspython, so that the first mail doesn't.
+The module is cheap to import. Making a Resolver imports dnspython, at start rather than at the
+first mail.
 """
 
 from __future__ import annotations
@@ -39,33 +42,33 @@ if TYPE_CHECKING:
     TextType: TypeAlias = Literal["A", "AAAA", "CNAME", "NS", "PTR"]  # records are str
     RecordType: TypeAlias = TextType | Literal["MX", "TXT"]
 
-# Each question under way holds a socket: as many as half the descriptors, at the most.
+# Each query in flight holds a socket; half the descriptors at most (`_descriptors`).
 MAX_IN_FLIGHT = 512
-# Look-ups begun ahead may be as many again as can be under way; beyond, they wait to be needed.
+# Look-ups are started ahead of need while fewer than this many times `in_flight` are pending.
 AHEAD = 2
 # An entry takes about half a KiB (an address of a list): 4 MiB; `cache` bounds larger ones.
 CACHE_SIZE = 8192
-# The price of what a caller does with an outcome (`pace`): a decision, say.
+# The price (`pace`) of a caller's work on an outcome: a decision, say.
 RESUME = 100
 CLOSED = "the resolver is closed"
 
 
 class Resolver:
-    """Asks name servers.
+    """A stub resolver for recursive name servers.
 
-    `nameservers` are (address, port); None takes them from resolv.conf(5). Times are in seconds:
-    `timeout` for one question in the first round (each of the `attempts` rounds over the servers
-    doubles it), `deadline` for a look-up altogether. `clock` is any steady clock.
+    `nameservers` are pairs of address and port; None takes them from resolv.conf(5). Times are in
+    seconds: `timeout` is for one query in the first round (each of the `attempts` rounds over the
+    servers doubles it), `deadline` for a whole look-up. `clock` is any steady clock.
 
-    Raises ConfigError if a name server is not given as an address.
+    Raises ConfigError if the address of a name server is invalid.
     """
 
-    def __init__(  # noqa: PLR0913 - settings, given by name
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         nameservers: Iterable[tuple[str, int]] | None = None,
         *,
-        # The C library waits 5 s, twice (resolv.conf(5)); smtpd's clients wait five minutes for a
-        # reply (RFC 5321 section 4.5.3.2), but each of them holds a session meanwhile.
+        # The C library waits twice 5 s (resolv.conf(5)). SMTP clients wait five minutes for a reply
+        # (RFC 5321 section 4.5.3.2), but each holds a session meanwhile.
         timeout: float = 2,
         deadline: float = 8,
         attempts: int = 2,
@@ -116,15 +119,16 @@ class Resolver:
     ) -> ResolverSetting:
         """Declare a resolver, as an attribute of a filter: `dns = Resolver.setting()`.
 
-        The filter gets the flags `--nameserver` and `--timeout`; its attribute is a resolver that
-        all filters of the process share which are configured alike. `nameserver` is a further
-        sentence for the help of that flag; `takes` ends the help of `--timeout`: how long a
-        decision takes that needs several look-ups; `timeout` replaces that help, and None leaves
-        that flag to the filter's own `Options`. `timing` is a function of the filter that returns
-        the seconds for a question in the first round and for a look-up altogether, by default
-        `--timeout` and four times as long.
+        This declares the flags `--nameserver` and `--timeout`. The attribute is a resolver that
+        filters of the process share if they are configured alike.
+
+        `nameserver` is one more sentence for the help of `--nameserver`. `timeout` replaces the
+        help of `--timeout`, or with None leaves that flag to the filter's own `Options`; `takes`
+        ends the help with the time of a decision that needs several look-ups. `timing` is a
+        function of the filter that returns the timeout of a query in the first round and the
+        deadline of a look-up, in seconds; by default they are `--timeout` and four times that.
         """
-        from smtpd_filters.lookups.dns.setting import ResolverSetting  # for filters alone
+        from smtpd_filters.lookups.dns.setting import ResolverSetting  # used by filters only
 
         return ResolverSetting(nameserver=nameserver, timeout=timeout, takes=takes, timing=timing)
 
@@ -140,15 +144,15 @@ class Resolver:
     async def query(self, name: str, rdtype: RecordType) -> Outcome[Any]:
         """Look up the records of one type: MX as MX, TXT as bytes, the others as str.
 
-        Names come in lower case without the final dot, addresses in their canonical form. A name
-        that can't exist is NotFound(INVALID) without being asked for.
+        Names in records are in lower case without the final dot, addresses in canonical form. An
+        invalid `name` is NotFound(INVALID) without a query.
         """
         return await self._wait(self._begin(name, rdtype))
 
     async def query_all(self, questions: Sequence[tuple[str, RecordType]]) -> list[Outcome[Any]]:
-        """Return the outcome of each of these look-ups, in their order; see `query`.
+        """Look up several names concurrently, and return the outcomes in the same order.
 
-        They are begun at once, as far as there is room for them, and take no tasks but their own.
+        See `query`. The look-ups start together, as far as there is room, without further tasks.
         """
         begun: list[Outcome[Any] | asyncio.Task[Outcome[Any]]] = []
         outcomes: list[Outcome[Any]] = []
@@ -168,9 +172,9 @@ class Resolver:
         def known(self, name: str, rdtype: Literal["TXT"]) -> Outcome[bytes] | None: ...
 
     def known(self, name: str, rdtype: RecordType) -> Outcome[Any] | None:
-        """Return the result of `query` if it is known, or None if `query` would wait."""
+        """Return the outcome of `query` if it is available at once, or None if it is not."""
         now = self._clock()
-        # What is in the cache has been checked: to look there first spares the check mostly.
+        # Names in the cache are valid: looking there first mostly avoids the validation.
         known = self._cache.get((name, rdtype), now)
         if known is None:
             try:
@@ -184,23 +188,23 @@ class Resolver:
         return known
 
     def missing(self, names: Iterable[str], rdtype: RecordType) -> bool:
-        """Whether all of these are known not to be found; they are spelt as outcomes have them."""
+        """Return whether the cache has NotFound for all these names, given in canonical form."""
         keys = [(name, rdtype) for name in names]
         return self._cache.holds(keys, NotFound, self._clock())
 
     def start(self, name: str, rdtype: RecordType) -> None:
-        """Begin a look-up that will be needed, unless it is known or under way; nobody waits.
+        """Start a look-up ahead of need, unless it is cached or pending.
 
-        Nothing happens when there is too much under way. Called in the event loop's thread.
+        Do nothing if too many are pending. Call it in the event loop's thread.
         """
         if self._has_room:
             self._begin(name, rdtype)
 
     async def addresses(self, name: str) -> Outcome[str]:
-        """Look up IPv4 and IPv6 addresses of a name together.
+        """Look up the IPv4 and IPv6 addresses of a name together.
 
-        Found if there are any; if one of the two look-ups was unavailable or incomplete, `gap`
-        says why.
+        The outcome is Found if there are any; `gap` is set if one of the two look-ups was
+        unavailable or incomplete.
         """
         four, six = await self.query_all([(name, "A"), (name, "AAAA")])
         match four, six:
@@ -215,16 +219,16 @@ class Resolver:
             case (Found() as found, NotFound()) | (NotFound(), Found() as found):
                 return found
             case (NotFound(reason) as one, _) | (_, NotFound(reason) as one) if reason != NODATA:
-                # RFC 8020: what doesn't exist for one type doesn't for any.
+                # RFC 8020 section 2: a name that doesn't exist for one type doesn't for any.
                 return one
             case (Unavailable() as one, _) | (_, Unavailable() as one):
                 return one
             case NotFound(), NotFound():
                 return NotFound(NODATA, min(four.ttl, six.ttl))
-        raise AssertionError  # pragma: no cover - the cases above are all there are
+        raise AssertionError  # pragma: no cover  # the cases above are exhaustive
 
     async def ptr(self, address: str) -> Outcome[str]:
-        """Look up the names of an IP address, in lower case; NotFound(INVALID) if it is none."""
+        """Look up the names of an IP address; an invalid address is NotFound(INVALID)."""
         try:
             name = names.reverse(address)
         except ValueError:
@@ -236,11 +240,11 @@ class Resolver:
         return await self.query(name, "MX")
 
     async def txt(self, name: str) -> Outcome[bytes]:
-        """Look up texts; the strings of one record are put together."""
+        """Look up texts; the strings of one record are concatenated."""
         return await self.query(name, "TXT")
 
     async def aclose(self) -> None:
-        """Stop: those who wait are told Unavailable, and nothing is left running."""
+        """Cancel all look-ups; their callers get Unavailable."""
         self._closed = True
         self._cache.clear()
         tasks = list(self._under_way.values())
@@ -256,7 +260,7 @@ class Resolver:
 
     @property
     def _has_room(self) -> bool:
-        """Whether look-ups may be begun that nobody waits for yet."""
+        """Whether look-ups may be started ahead of need."""
         return len(self._under_way) < self._ahead
 
     def _begin(self, name: str, rdtype: RecordType) -> Outcome[Any] | asyncio.Task[Outcome[Any]]:
@@ -276,7 +280,7 @@ class Resolver:
             if begun.cancelled() and this is not None and not this.cancelling():
                 return Unavailable(CLOSED)
             raise
-        # One answer may be what hundreds of sessions wait for.
+        # Hundreds of sessions may wait for the same answer.
         await self._pace().admit(RESUME)
         return outcome
 
@@ -289,7 +293,7 @@ class Resolver:
     def _ended(self, key: tuple[str, str], task: asyncio.Task[Outcome[Any]]) -> None:
         del self._under_way[key]
         if not task.cancelled():
-            # Those who wait get it; if nobody does any more, asyncio need not complain.
+            # Mark the exception as retrieved, or asyncio would log it if no caller is left.
             task.exception()
 
     async def _look_up(self, name: str, rdtype: str) -> Outcome[Any]:
@@ -314,7 +318,7 @@ class Resolver:
         return outcome
 
     async def _follow(self, plan: Plan, name: str, rdtype: str) -> Outcome[Any]:
-        """Do what the plan says until there is an answer or nothing left to do."""
+        """Follow the plan until there is an answer or nothing left to try."""
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
@@ -339,7 +343,7 @@ class Resolver:
 
 
 def _descriptors() -> int:
-    """Return how many questions may be under way without starving smtpd's own descriptors."""
+    """Return how many queries may be in flight; this leaves half the descriptors to the process."""
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

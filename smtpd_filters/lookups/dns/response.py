@@ -1,19 +1,18 @@
-"""A DNS response, read within bounds (RFC 1035 section 4): header, question and records.
+"""A parser of DNS responses with bounded work (RFC 1035 section 4): header, question and records.
 
-The content of a response belongs to strangers, and its size hardly bounds what reading it costs: a
-name can be a chain of thousands of pointers, a TXT record 65,000 empty strings.  So each record,
-label, pointer and string read is a unit of work, and no response gets more than `MAX_WORK` of them.
+Strangers choose the content of a response, and its size hardly bounds the cost of parsing it: a
+name can be a chain of thousands of pointers, a TXT record 65,000 empty strings. So each record,
+label, pointer and string counts as a unit of work, and a response gets at most `MAX_WORK` of them.
 
 Invariants
 ----------
-*Bounded*: `work` never exceeds `MAX_WORK`; what lies beyond it, or beyond `MAX_RECORDS`, is not
-read.
+*Bounded*: `work` never exceeds `MAX_WORK`, and no section is read beyond its maximum of records.
 *Incomplete is known*: `complete` is False if a record of the answer section was not read.
-*Malformed*: bytes that are not a message raise MalformedError, and nothing else is raised.
+*Malformed*: a malformed message raises MalformedError; no other exception is raised.
 
-Only records of class IN and of the types that the caller names are kept, each as its place in the
-message; their content is parsed on demand.  docs/decisions/dns-responses.md says why dnspython does
-not read responses.
+Only records of class IN and of the requested types are kept, each as an offset into the message;
+their content is parsed on demand. docs/decisions/dns-responses.md explains why dnspython does not
+parse responses.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
     #: The labels of a domain name in lower case, without the root's empty one.
     Labels: TypeAlias = tuple[bytes, ...]
 
-# More than fits in a datagram: 1,232 bytes (`wire.UDP_PAYLOAD`) hold 75 records of 16 bytes, the
-# smallest that an address record takes.  So only answers over TCP have more.
+# More than a datagram holds: 1,232 bytes (`message.UDP_PAYLOAD`) hold 75 address records of the
+# minimum size, 16 bytes. So only answers over TCP exceed it.
 MAX_RECORDS = 128
-# Of the authority and additional sections together; an answer of the root servers has 40: 13 names
+# Of the authority and additional sections together. An answer of the root servers has 40: 13 names
 # with two addresses each, and OPT.
 MAX_OTHER_RECORDS = 64
-# What 128 records with names of a dozen labels take.  A unit takes 0.3 to 2 microseconds.
+# Enough for 128 records with names of a dozen labels. A unit takes 0.3 to 2 microseconds.
 MAX_WORK = 2000
 # RFC 1035 section 2.3.4: a name has at most 255 octets, the root's length octet included.
 MAX_NAME = 255
@@ -53,15 +52,15 @@ _LABEL, _POINTER = 0x00, 0xC0
 
 
 class MalformedError(ValueError):
-    """These bytes are not a DNS message."""
+    """A malformed DNS message."""
 
 
 class _SpentError(Exception):
-    """To read on would take more than MAX_WORK."""
+    """The work for a response has reached MAX_WORK."""
 
 
 class Record:
-    """A record: its TTL in seconds, and the place and size of its content in the message."""
+    """A record: its TTL in seconds, and the offset and size of its content in the message."""
 
     __slots__ = ("at", "size", "ttl")
 
@@ -73,7 +72,7 @@ class Record:
 
 
 class Response:
-    """A response of which header and question are read; `read_records` reads the rest.
+    """A response; the constructor parses header and question, `read_records` the rest.
 
     `question` is (labels, type, class), or None if the response repeats no question.
 
@@ -99,7 +98,7 @@ class Response:
         self.soas: list[tuple[Labels, Record]] = []
         self.question: tuple[Labels, int, int] | None = None
         self._sets: dict[tuple[Labels, int], list[Record]] = {}
-        #: The names that pointers have led to, by their place.
+        #: The names that were targets of pointers, by offset.
         self._names: dict[int, Labels] = {}
         self._at = _HEADER
         try:
@@ -116,9 +115,9 @@ class Response:
             raise MalformedError from None
 
     def read_records(self, rdtype: int) -> None:
-        """Read the sections; keep records of type `rdtype`, aliases and what negative answers need.
+        """Read the sections; keep records of type `rdtype`, CNAME and SOA.
 
-        `rcode` gets its upper bits (RFC 6891 section 6.1.3).  Raises MalformedError.
+        `rcode` gets its upper bits (RFC 6891 section 6.1.3). Raises MalformedError.
         """
         answers, authority, additional = self._counts
         try:
@@ -143,14 +142,14 @@ class Response:
         return self._sets.get((owner, rdtype), [])
 
     def contents(self, records: list[Record], read: Callable[[Response, Record], T]) -> list[T]:
-        """Return what `read` makes of each record, as far as MAX_WORK goes (`complete`).
+        """Return each record's content, parsed by `read`, until MAX_WORK is reached (`complete`).
 
-        `read` calls `name` or `text`, or slices `data`.  Raises MalformedError.
+        `read` calls `name` or `text`, or slices `data`. Raises MalformedError.
         """
         values: list[T] = []
         try:
             for record in records:
-                values.append(read(self, record))  # noqa: PERF401 # what was read before counts
+                values.append(read(self, record))  # noqa: PERF401  # keep the values before an exception
         except _SpentError:
             self.complete = False
         except (IndexError, error):
@@ -158,7 +157,7 @@ class Response:
         return values
 
     def name(self, record: Record, skip: int = 0) -> Labels:
-        """Read the domain name that ends a record's content, behind `skip` bytes of it."""
+        """Read the domain name in a record's content, after `skip` bytes of it."""
         self._at = record.at + skip
         name = self._name()
         if self._at != record.at + record.size:
@@ -166,7 +165,7 @@ class Response:
         return name
 
     def text(self, record: Record) -> bytes:
-        """Read the strings that are a record's content, and join them."""
+        """Read the strings of a record's content, and join them."""
         data = self.data
         at, end = record.at, record.at + record.size
         strings = []
@@ -180,7 +179,7 @@ class Response:
         return b"".join(strings)
 
     def content(self, record: Record, size: int) -> bytes:
-        """Return a record's content, which must be of this size."""
+        """Return a record's content; raise MalformedError if its size is not `size`."""
         if record.size != size:
             raise MalformedError
         return self.data[record.at : record.at + size]
@@ -218,7 +217,7 @@ class Response:
                 self.rcode |= ttl >> 24 << 4
 
     def _record(self) -> tuple[Labels, int, int, int, int, int]:
-        """Read a record up to its content: owner, type, class, TTL, place and size of that."""
+        """Read a record: owner, type, class, TTL, and the offset and size of its content."""
         self._spend()
         owner = self._name()
         rdtype, rdclass, ttl, size = _RECORD.unpack_from(self.data, self._at)
@@ -231,12 +230,13 @@ class Response:
     # -- names ---------------------------------------------------------------------------------
 
     def _name(self) -> Labels:
-        """Read the name at `_at`, and go to its end."""
+        """Read the name at `_at`, and set `_at` to its end."""
         data = self.data
         at = start = self._at
         labels: list[bytes] = []
         rest: Labels = ()
-        #: Where the name ends in its place, and where its first pointer leads, behind which label.
+        # The offset of the name's end in place, the target of its first pointer, and the number of
+        # labels before that pointer.
         end = first = behind = 0
         while length := data[at]:
             self._spend()
@@ -245,7 +245,7 @@ class Response:
                 at += 1 + length
                 labels.append(data[at - length : at].lower())
             elif kind == _POINTER:
-                # RFC 1035 section 4.1.4: it leads to a *prior* occurrence, so there are no loops.
+                # RFC 1035 section 4.1.4: "a prior occurance of the same name", so no loops.
                 target = (length & ~_POINTER) << 8 | data[at + 1]
                 if target >= start:
                     raise MalformedError

@@ -1,4 +1,4 @@
-"""The settings of a filter that asks name servers."""
+"""The setting that declares a filter's resolver and its flags."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.settings import Option
 
-    #: Seconds for a question in the first round, and for a look-up altogether.
+    #: The timeout of a query in the first round, and the deadline of a look-up, in seconds.
     Timing = Callable[[Any], tuple[float, float]]
 
-#: A look-up asks each server in two rounds, and waits twice as long in the second.
+#: A look-up has two rounds over the servers; the second has twice the timeout.
 ROUNDS = 2
 LOOKUP = 4
 
@@ -28,7 +28,7 @@ else:
 
 
 class ResolverSetting(_Base):
-    """The flags `--nameserver` and `--timeout`, and the resolver that they describe."""
+    """The flags `--nameserver` and `--timeout`, and the resolver that they configure."""
 
     def __init__(
         self, *, nameserver: str, timeout: str | None, takes: str, timing: Timing | None
@@ -55,7 +55,7 @@ class ResolverSetting(_Base):
         self.options = options
 
     def key(self, filter_: Any) -> tuple[object, ...]:
-        """Return the name servers and the times."""
+        """Return the key by which filters share a resolver: name servers, timeout, deadline."""
         return (filter_.pool.value(filter_, "nameserver"), *self._times(filter_))
 
     def _times(self, filter_: Any) -> tuple[float, float]:
@@ -75,8 +75,8 @@ class ResolverSetting(_Base):
             raise ConfigError(f"--nameserver: nothing is looked up {because}")
 
     def open(self, filter_: Any) -> Resolver:
-        """Make the resolver."""
-        from smtpd_filters.lookups.dns import Resolver  # a filter that asks nothing needs none
+        """Create the resolver."""
+        from smtpd_filters.lookups.dns import Resolver  # only for filters with look-ups
 
         timeout, deadline = self._times(filter_)
         try:
@@ -93,7 +93,7 @@ class ResolverSetting(_Base):
 
 
 def note_timeout(filter_: Any) -> None:
-    """Log that `--timeout` was given and `--deadline` passes before it."""
+    """Log that a given `--timeout` has no effect because it exceeds `--deadline`."""
     timeout = vars(filter_.settings)["timeout"]
     if "timeout" in filter_.settings.given and timeout > filter_.deadline:
         given, over = SECONDS.show(timeout), SECONDS.show(filter_.deadline)

@@ -1,21 +1,19 @@
-"""One question to one server, over UDP or TCP, on the running event loop.
+"""The transport of DNS: sends one query to one server over UDP or TCP and awaits the response.
 
 Invariants
 ----------
-*Own port*: a question has a socket of its own, so a port that the kernel draws at random (RFC 5452
-section 4.5). It is connected: the kernel drops what other addresses send, and reports at once that
-nobody listens.
-*Patience*: what doesn't answer the question is ignored until the time is up (RFC 5452 section 9.1),
-up to a bound.
-*Pace*: no response is read before `pace` admits the work. The wait for that is not the server's: it
-counts against the deadline of a look-up, not against the server's time-out.
-*Values*: every failure is a value; nothing is raised but cancellation, and no socket outlives the
-call.
+*Own port*: each query has its own socket, and so a random port (RFC 5452 section 4.5). The socket
+is connected: the kernel drops datagrams from other addresses, and reports a closed port at once.
+*Patience*: messages that don't answer the question are ignored until the timeout (RFC 5452 section
+9.1), up to a bound.
+*Pace*: no response is parsed before `pace` admits the work. That wait counts against the deadline
+of the look-up, not against the server's timeout.
+*Values*: every failure is returned; only cancellation is raised. No socket outlives the call.
 
-These are plain sockets on the loop rather than dnspython's `asyncquery`. That of 2.3, which Debian
-12 has, waits for ever when its time is up between two datagrams (it takes a time-out of 0 for
-none), and loses datagrams that arrive in one burst, so that a forgery displaces the answer. And all
-versions leave the UDP socket unconnected.
+This uses plain sockets on the loop rather than dnspython's `asyncquery`. Version 2.3, in Debian 12,
+hangs if its timeout expires between two datagrams (it treats a timeout of 0 as no timeout), and
+loses datagrams that arrive in one burst, so that a forgery displaces the answer. All versions leave
+the UDP socket unconnected.
 """
 
 from __future__ import annotations
@@ -35,35 +33,34 @@ from .response import MAX_WORK
 if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Found, NotFound
 
-# What this machine is short of for the moment.
+# Errors of a resource that this machine lacks for the moment.
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# So many strays are an attack, which would otherwise keep the loop busy; TCP is harder to forge.
-# (PowerDNS Recursor's spoof-nearmiss-max was 20.)
+# This many strays are an attack, which would otherwise keep the loop busy; TCP is harder to forge.
+# PowerDNS Recursor's spoof-nearmiss-max was 20.
 MAX_STRAYS = 20
-# 64 KiB are 123 segments of 536 bytes, what a host sends at least (RFC 9293 section 3.7.1).
+# 64 KiB are 123 segments of 536 bytes, the default segment size (RFC 9293 section 3.7.1).
 MAX_PIECES = 256
 
-#: The price of making and sending a question, and of receiving a response beyond reading it
-#: (`pace`).
+#: The prices (`pace`) of encoding and sending a query, and of receiving a response without parsing.
 SEND, RECEIVE = 150, 150
 
 
 class _PiecesError(Exception):
-    """A response over TCP came in more than MAX_PIECES."""
+    """A response over TCP arrived in more than MAX_PIECES."""
 
 
 class Endpoint:
-    """Where a name server is; `label` is how it is called in logs.
+    """The address of a name server; `label` names it in logs.
 
-    Raises ValueError if `address` isn't one.
+    Raises ValueError if `address` is not an IP address.
     """
 
     __slots__ = ("_family", "_sockaddr", "label")
 
     def __init__(self, address: str, port: int) -> None:
         try:
-            # Numeric only: this never asks anybody. It understands zone indices (fe80::1%em0).
+            # Numeric only: no look-up. Zone indices are understood (fe80::1%em0).
             (info, *_) = socket.getaddrinfo(
                 address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
             )
@@ -76,7 +73,7 @@ class Endpoint:
     async def ask(
         self, question: Question, *, tcp: bool, seconds: float
     ) -> Found[Any] | NotFound | Trouble:
-        """Ask, and return what the server says within `seconds`, or what went wrong."""
+        """Send the query, and return the server's answer within `seconds`, or the failure."""
         ask = self._ask_tcp if tcp else self._ask_udp
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
         try:
@@ -87,7 +84,7 @@ class Endpoint:
         except _PiecesError:
             return Trouble(Failure.BROKEN, "answer in too many pieces")
         except TimeoutError:
-            # A subclass of OSError, and also what connect(2) says with ETIMEDOUT.
+            # Before OSError, its base class. ETIMEDOUT of connect(2) is a TimeoutError, too.
             return Trouble(Failure.SILENT, "timeout")
         except OSError as exc:
             return Trouble(_failure(exc), os.strerror(exc.errno or 0).lower())
@@ -96,20 +93,20 @@ class Endpoint:
         self, sock: socket.socket, question: Question, until: float
     ) -> Found[Any] | NotFound | Trouble:
         loop = asyncio.get_running_loop()
-        sock.connect(self._sockaddr)  # for UDP this only notes the address
+        sock.connect(self._sockaddr)  # for UDP this only sets the peer
         sock.send(question.wire)
         cause = "timeout"
         for _ in range(MAX_STRAYS):
             try:
                 async with asyncio.timeout_at(until):
-                    # One byte more than may come: what is longer is cut, and malformed.
+                    # One byte above the maximum: a longer datagram is cut, and so malformed.
                     data = await loop.sock_recv(sock, UDP_PAYLOAD + 1)
             except TimeoutError:
                 return Trouble(Failure.SILENT, cause)
             reading = await _read(question, data, tcp=False)
             if not isinstance(reading, Stray):
                 return reading
-            cause = reading.cause  # worth more in a log than "timeout"
+            cause = reading.cause  # more specific than "timeout"
         return Trouble(Failure.USE_TCP, "many forged answers")
 
     async def _ask_tcp(
@@ -121,7 +118,7 @@ class Endpoint:
             await loop.sock_sendall(sock, len(question.wire).to_bytes(2, "big") + question.wire)
             data = await _receive(sock)
         reading = await _read(question, data, tcp=True)
-        # Nobody else can have sent this: it is the server that is wrong.
+        # Over TCP it can't be a forgery: the server is broken.
         if isinstance(reading, Stray):
             return Trouble(Failure.BROKEN, reading.cause)
         return reading
@@ -130,7 +127,7 @@ class Endpoint:
 def _failure(exc: OSError) -> Failure:
     if exc.errno in _SHORT:
         return Failure.SHORT
-    # A rule of this machine's firewall is not the server's fault.
+    # EPERM comes from a firewall rule of this machine; the server is not at fault.
     return Failure.LOCAL if exc.errno == errno.EPERM else Failure.UNREACHABLE
 
 
@@ -142,9 +139,9 @@ async def _read(
 
 
 async def _receive(sock: socket.socket) -> bytes:
-    """Return the message that a stream begins with (RFC 1035 section 4.2.2).
+    """Read a message from a stream (RFC 1035 section 4.2.2).
 
-    Raises EOFError if the stream ends before, and _PiecesError.
+    Raises EOFError if the stream ends early, and _PiecesError.
     """
     size = bytearray(2)
     pieces = await _fill(sock, size, MAX_PIECES)
@@ -154,7 +151,7 @@ async def _receive(sock: socket.socket) -> bytes:
 
 
 async def _fill(sock: socket.socket, buffer: bytearray, pieces: int) -> int:
-    """Fill a buffer from a stream in at most so many pieces; return how many are left."""
+    """Fill a buffer from a stream in at most `pieces` pieces; return the rest of that number."""
     loop = asyncio.get_running_loop()
     left = memoryview(buffer)
     while left:
