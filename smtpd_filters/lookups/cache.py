@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from smtpd_filters.lookups.outcome import MX, Found, NotFound, Unavailable
+from .outcome import MX, Found, NotFound, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from typing import Any, Generic, TypeVar
 
-    from smtpd_filters.lookups.outcome import Outcome
+    from .outcome import Outcome
 
     T = TypeVar("T")
 else:
-    from smtpd_filters.lookups.outcome import Generic
+    from .outcome import Generic
 
     T = None
 

@@ -72,7 +72,7 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
             return pointers
         case NotFound():
             return NoName()
-    candidates, cause = _drawn(pointers)
+    candidates, cause = _draw(pointers)
     rdtype: RecordType = "AAAA" if ":" in own else "A"
     forwards = await resolver.query_all([(name, rdtype) for name in candidates])
     confirmed = tuple(
@@ -90,7 +90,7 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
     return Unavailable(cause) if cause else Unconfirmed(candidates)
 
 
-def _drawn(pointers: Found[str]) -> tuple[tuple[str, ...], str]:
+def _draw(pointers: Found[str]) -> tuple[tuple[str, ...], str]:
     """Return the names to look up, and the reason why some are missing ("" if none are)."""
     if len(pointers.records) <= MAX_NAMES:
         return pointers.records, pointers.gap

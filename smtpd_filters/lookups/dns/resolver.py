@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Literal, Self, TypeAlias, overload
 
-    from smtpd_filters.lookups.dns.setting import ResolverSetting, Timing
     from smtpd_filters.lookups.outcome import MX, Outcome
+
+    from .setting import ResolverSetting, Timing
 
     TextType: TypeAlias = Literal["A", "AAAA", "CNAME", "NS", "PTR"]  # records are str
     RecordType: TypeAlias = TextType | Literal["MX", "TXT"]
@@ -128,7 +129,7 @@ class Resolver:
         function of the filter that returns the timeout of a query in the first round and the
         deadline of a look-up, in seconds; by default they are `--timeout` and four times that.
         """
-        from smtpd_filters.lookups.dns.setting import ResolverSetting  # used by filters only
+        from .setting import ResolverSetting  # used by filters only
 
         return ResolverSetting(nameserver=nameserver, timeout=timeout, takes=takes, timing=timing)
 
@@ -328,15 +329,15 @@ class Resolver:
             async with self._sockets.place(tcp=step.tcp):
                 await self._pace().admit(self._price)
                 # A new question each time, with a new ID (RFC 5452 section 9.2).
-                said = await self._endpoints[step.server].ask(
+                reading = await self._endpoints[step.server].ask(
                     self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout
                 )
-            if not isinstance(said, self._trouble):
+            if not isinstance(reading, self._trouble):
                 self._sockets.closed()
                 plan.answered()
-                return said
-            plan.failed(said.failure, said.cause, self._clock())
-            if said.failure is Failure.SHORT:
+                return reading
+            plan.failed(reading.failure, reading.cause, self._clock())
+            if reading.failure is Failure.SHORT:
                 await self._sockets.freed()
             else:
                 self._sockets.closed()

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.settings import Option
+
+    from . import Resolver
 
     #: The timeout of a query in the first round, and the deadline of a look-up, in seconds.
     Timing = Callable[[Any], tuple[float, float]]
@@ -76,7 +77,7 @@ class ResolverSetting(_Base):
 
     def open(self, filter_: Any) -> Resolver:
         """Create the resolver."""
-        from smtpd_filters.lookups.dns import Resolver  # only for filters with look-ups
+        from . import Resolver  # only for filters with look-ups
 
         timeout, deadline = self._times(filter_)
         try:
