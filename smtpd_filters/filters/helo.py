@@ -173,7 +173,7 @@ class Helo(Filter):
         )
 
     settings: Options
-    dns = Resolver.setting(takes="a client, with two one behind the other, 16 s")
+    dns = Resolver.setting(takes="a client that needs two in a row takes 16 s")
 
     _checks: dict[str, Check]
     _exempt = Exempt()

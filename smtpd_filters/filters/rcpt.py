@@ -145,7 +145,7 @@ class Rcpt(Filter):
         allow = allow_option()
 
     settings: Options
-    dns = Resolver.setting(takes="a recipient, with two one behind the other, 16 s")
+    dns = Resolver.setting(takes="a recipient that needs two in a row takes 16 s")
 
     _exempt = Exempt()
     _non_fqdn: Check

@@ -168,7 +168,7 @@ class Sender(Filter):
         )
 
     settings: Options
-    dns = Resolver.setting(takes="a sender, with two one behind the other, 16 s")
+    dns = Resolver.setting(takes="a sender that needs two in a row takes 16 s")
 
     _checks: dict[str, Check]
     _exempt = Exempt()

@@ -98,7 +98,7 @@ def nameserver(text: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError(f"{address!r} is not an IP address") from None
     if not 0 < port < 1 << 16:
-        raise ValueError(f"no port {port}")
+        raise ValueError(f"invalid port {port}: expected 1 to 65535")
     return address, port
 
 

@@ -39,7 +39,7 @@ class ResolverSetting(_Base):
         servers: Any = option(
             LIST(ENDPOINT(port=53, host="ADDRESS")),
             default=(),
-            help="The address of a recursive name server to ask, instead of those in "
+            help="The address of a recursive name server to use instead of those in "
             f"resolv.conf(5). {nameserver}",
         )
         options: dict[str, Option] = {"nameserver": servers}
@@ -49,8 +49,8 @@ class ResolverSetting(_Base):
                 SECONDS(low=0.01, high=60),
                 default=2.0,
                 help=timeout
-                or "How long to wait for a name server before the next is asked. The second round "
-                f"waits twice as long, so that a look-up takes at most 8 s by default{and_takes}.",
+                or "How long to wait for a name server before trying the next. The second round "
+                f"waits twice as long, so a look-up takes at most 8 s by default{and_takes}.",
             )
             options["timeout"] = seconds
         self.options = options
@@ -90,7 +90,7 @@ class ResolverSetting(_Base):
         except ConfigError as error:
             raise ConfigError(f"--nameserver: {error}") from None
         except ImportError as error:
-            raise ConfigError(f"dnspython is needed to look names up: {error}") from None
+            raise ConfigError(f"DNS look-ups require dnspython: {error}") from None
 
 
 def note_timeout(filter_: Any) -> None:
@@ -98,4 +98,4 @@ def note_timeout(filter_: Any) -> None:
     timeout = vars(filter_.settings)["timeout"]
     if "timeout" in filter_.settings.given and timeout > filter_.deadline:
         given, over = SECONDS.show(timeout), SECONDS.show(filter_.deadline)
-        filter_.log.event(f"--timeout {given} is not used: --deadline {over} is over before")
+        filter_.log.event(f"--timeout {given} has no effect: --deadline {over} is shorter")

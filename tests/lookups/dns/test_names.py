@@ -102,8 +102,8 @@ def test_nameserver(text: str, expected: tuple[str, int]) -> None:
         ("dns.example", "'dns.example' is not an IP address"),
         ("dns.example:53", "'dns.example' is not an IP address"),
         ("", "'' is not an IP address"),
-        ("127.0.0.1:0", "no port 0"),
-        ("127.0.0.1:65536", "no port 65536"),
+        ("127.0.0.1:0", "invalid port 0: expected 1 to 65535"),
+        ("127.0.0.1:65536", "invalid port 65536: expected 1 to 65535"),
         ("127.0.0.1:x", "'127.0.0.1:x' is not an IP address"),
     ],
 )
