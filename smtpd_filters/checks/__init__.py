@@ -1,1 +1,1 @@
-"""What policies share: exemptions, client filters, strictness of checks, hosts, DNS look-ups."""
+"""Building blocks of policies: exemptions, client filters, strictness of checks, host names."""

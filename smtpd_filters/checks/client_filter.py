@@ -1,14 +1,17 @@
-"""What filters of clients have in common: when they act, whom they exempt, what they do.
+"""The base class of filters that judge the client alone: its phase, exemptions and refusals.
 
-The law:
+Invariants
+----------
+*Client only*: the decision depends on the client alone, and is made at the phase that `--phase`
+names.
+*Users from mail-from on*: exempt clients (`exemptions`) pass, but at connect and helo no client has
+authenticated yet.
+*Temporary when in doubt*: a permanent code is for established facts; a refusal for a possibly
+temporary failure has a temporary code.
+*Replies checked at start*: a reply that smtpd would not accept is an error at start, whether it is
+used or not.
 
-1. A filter of clients judges by the client alone, at the phase that `--phase` names.
-2. Who is exempt (`exemptions`) passes. At connect and helo nobody has authenticated yet.
-3. What is known is refused for good; what may be a mistake of the moment, with temporary codes.
-4. A reply that smtpd would not take is an error at the start, whether it is used or not.
-
-A filter's own file declares its flags, by the functions here or by `option`, and has its policy,
-in `_judge`.
+A subclass declares its flags, by the functions here or by `option`, and implements `_judge`.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
     from smtpd_filters.tables import NetworkTable
 
-#: What the log says at the start of a filter that has a reply and refuses nobody.
+#: The log text at the start of a filter with `--reply` and `--action junk`.
 REPLY_UNUSED = "--reply is not used: with --action junk nobody is refused"
-#: What `--action` may be.
+#: The values of `--action`.
 ACTIONS = choice("junk", "reject", "disconnect")
 _PHASES = choice("connect", "helo", "mail-from", "rcpt-to")
 _AT = {
@@ -39,7 +42,7 @@ _AT = {
 
 
 def action_option(whom: str) -> str:
-    """Declare `--action`; `whom` it is taken against."""
+    """Declare `--action`; `whom` completes "a client ..."."""
     return option(
         ACTIONS,
         default="junk",
@@ -59,7 +62,7 @@ def phase_option() -> str:
 
 
 def reply_option(default: str) -> str | None:
-    """Declare `--reply`; `default` tells what a client is told otherwise."""
+    """Declare `--reply`; `default` describes the default reply."""
     return option(
         REPLY,
         default=None,
@@ -68,7 +71,7 @@ def reply_option(default: str) -> str | None:
 
 
 def decision(action: str, text: str) -> Junk | Reject | Disconnect:
-    """Make what an action of `ACTIONS` is; ``text`` is a reply (ValueError)."""
+    """Return the decision of an action in `ACTIONS`; raise ValueError if `text` is no reply."""
     refusals: dict[str, Reject | Disconnect] = {
         "reject": Reject(text),
         "disconnect": Disconnect(text),
@@ -77,7 +80,7 @@ def decision(action: str, text: str) -> Junk | Reject | Disconnect:
 
 
 class ClientSettings(Settings):
-    """Settings of a filter of clients, which declares at least these."""
+    """The settings that every client filter declares at least."""
 
     if TYPE_CHECKING:
         exempt: Exempt
@@ -88,7 +91,7 @@ class ClientSettings(Settings):
 
 
 class ClientFilter(Filter):
-    """A filter that judges by the client alone, in `_judge`."""
+    """A filter that judges the client alone, in `_judge`."""
 
     Options = ClientSettings
     settings: ClientSettings
@@ -96,12 +99,12 @@ class ClientFilter(Filter):
     _exempt = Exempt()
 
     def setup(self, *, waits: bool = False) -> Registration:
-        """Choose the phase; a filter that looks something up `waits`."""
+        """Return the registration for `--phase`; a filter with look-ups passes `waits`."""
         settings = self.settings
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase in {"connect", "helo"}:
             self._exempt.note_phase(settings.phase, self.log)
-            self._exempt = self._exempt.without_users()  # law 2
+            self._exempt = self._exempt.without_users()  # *Users from mail-from on*
         if settings.reply is not None and settings.action == "junk":
             self.log.event(REPLY_UNUSED)
         return Registration(
@@ -112,34 +115,34 @@ class ClientFilter(Filter):
         )
 
     async def connect(self, session: Session) -> Answer:
-        """Decide before smtpd greets the client."""
+        """Judge the client before smtpd greets it."""
         return await self._decide(session)
 
     async def helo(self, session: Session, _identity: str) -> Answer:
-        """Decide when the client greets, whatever its greeting is."""
+        """Judge the client at its greeting, whatever that is."""
         return await self._decide(session)
 
     ehlo = helo
 
     async def mail_from(self, session: Session, _address: str) -> Answer:
-        """Decide for each message or recipient."""
+        """Judge the client at each message or recipient."""
         return await self._decide(session)
 
     rcpt_to = mail_from
 
     async def _decide(self, session: Session) -> Answer:
-        """Judge a client, unless it is exempt."""
+        """Judge the client unless it is exempt."""
         why = self._exempt.reason(session)
         return exempted(self, why) if why else await self._judge(session)
 
     async def _judge(self, session: Session) -> Answer:
-        """Decide about a client that is not exempt."""
+        """Return the decision on a client that is not exempt."""
         raise NotImplementedError
 
     def _refusal(
         self, detail: str, text: str, *, temporary: bool = False
     ) -> Junk | Reject | Disconnect:
-        """Make what is done with a client: `detail` is the enhanced code without its class."""
+        """Return the decision of `--action`; `detail` is the enhanced code without its class."""
         settings = self.settings
         code = self._temporary_code() if temporary else self._permanent_code()
         return decision(settings.action, settings.reply or f"{code} {code // 100}.{detail} {text}")
@@ -150,8 +153,8 @@ class ClientFilter(Filter):
         return 554 if self.settings.phase == "connect" else 550
 
     def _temporary_code(self) -> int:
-        # RFC 5321 section 4.2.3: 421 is "Service not available, closing transmission channel",
-        # and section 3.8 knows no other that a server closes with.  450 is for what is
-        # "temporarily blocked for policy reasons".
+        # RFC 5321 section 4.2.3: 421 is "Service not available, closing transmission channel", by
+        # section 3.8 the only code to close a connection with. 450 is for a mailbox "temporarily
+        # blocked for policy reasons".
         closes = self.settings.phase == "connect" or self.settings.action == "disconnect"
         return 421 if closes else 450

@@ -1,15 +1,12 @@
-"""Which clients a filter exempts from its checks: `--exempt`, and how filters apply it.
+"""The clients that filters exempt from their checks: the flag `--exempt` and its application.
 
 Invariants
 ----------
-unknown-is-not-local
-    A client is local because smtpd's `link-connect` says so: it came by smtpd's socket or from a
-    loopback address (`Session.local`).  A client of which nothing was reported is a stranger.
-one-meaning
-    Every filter that exempts anybody asks `Exempt.reason`.
-no-guess
-    A check that can't do without the client's address takes it from `client_address`, which raises
-    UnavailableError if smtpd has not reported one: then `--on-error` decides.
+*Unknown is not local*: a client is local only if smtpd's `link-connect` reported it on smtpd's
+socket or at a loopback address (`Session.local`). A client without a report is a stranger.
+*One meaning*: every filter with exemptions uses `Exempt.reason`.
+*No guess*: a check that needs the client's address takes it from `client_address`, which raises
+UnavailableError if smtpd has not reported one, so that `--on-error` decides.
 """
 
 from __future__ import annotations
@@ -32,16 +29,16 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
 
 LOCAL, SOCKET, AUTHENTICATED = WORDS = ("local", "socket", "authenticated")
-#: Why a check that needs the client's address can't be made.
+#: The cause logged for a check that needs the client's address and doesn't have it.
 UNKNOWN = "the client's address is not known"
 # RFC 3463 section 3.4, X.3.0: "Other or undefined mail system status".
 UNKNOWN_STATUS = "4.3.0"
 
 
 class Exempt:
-    """The clients that a filter exempts: those that words of `WORDS` name, and those in tables.
+    """The clients that a filter exempts, by words of `WORDS` and by tables of addresses.
 
-    `given` are the words that the operator gave, `default` those that hold if there are none.
+    `given` are the operator's words; `default` are those in effect if there are none.
     """
 
     __slots__ = ("_default", "_local", "_socket", "_users", "given", "tables")
@@ -62,15 +59,12 @@ class Exempt:
 
     @property
     def words(self) -> frozenset[str]:
-        """The words that hold: tables add to the default, words replace it."""
+        """The words in effect: tables add to the default, words replace it."""
         return self.given or self._default
 
     @property
     def users(self) -> bool:
-        """Whether clients that have authenticated are exempt.
-
-        The filter then has to need the report `link-auth`.
-        """
+        """Whether authenticated clients are exempt; then the filter needs report `link-auth`."""
         return self._users
 
     def __add__(self, other: Exempt) -> Exempt:
@@ -88,19 +82,20 @@ class Exempt:
         return f"<exempt: {EXEMPT.show(self)}>"
 
     def also(self, *tables: NetworkTable | None) -> Exempt:
-        """Make a copy that exempts the addresses of these tables as well."""
+        """Return a copy that exempts the addresses of these tables as well."""
         more = [each for each in tables if each is not None]
         return Exempt(self.given, (*self.tables, *more), self._default) if more else self
 
     def without_users(self) -> Exempt:
-        """Make a copy that does not exempt clients for having authenticated."""
+        """Return a copy that does not exempt authenticated clients as such."""
         words = self.words - {AUTHENTICATED}
         return Exempt(words & self.given, self.tables, words)
 
     def note_phase(self, phase: str, log: FilterLog) -> None:
-        """Log that ``--exempt authenticated`` was given for a `phase` before authentication.
+        """Log that `--exempt authenticated` has no effect at a `phase` before authentication.
 
-        It is no error, for it may be meant to exempt nobody; nor is the default, written out.
+        It isn't an error, since it is the way to exempt no client at all. The default, written out,
+        isn't logged.
         """
         if AUTHENTICATED in self.given and self.given != self._default:
             log.event(
@@ -109,13 +104,13 @@ class Exempt:
             )
 
     def check_users(self) -> Exempt:
-        """Make a copy as `--check-users` has it; ConfigError if `--exempt` says the contrary."""
+        """Return the copy for `--check-users`; raise ConfigError if `--exempt` contradicts it."""
         if AUTHENTICATED in self.given:
             raise ConfigError("--check-users contradicts --exempt authenticated")
         return self.without_users()
 
     def reason(self, session: Session) -> str:
-        """Say why a client is exempt: a word, or the entry of a table; "" if it is not."""
+        """Return why a client is exempt: a word, or the entry of a table; "" if it is not."""
         if session.local:
             if self._local:
                 return LOCAL
@@ -135,7 +130,7 @@ class Exempt:
 
     @property
     def is_file(self) -> bool:
-        """Whether there is anything to reload."""
+        """Whether any table is reloadable."""
         return any(each.is_file for each in self.tables)
 
     @property
@@ -145,7 +140,7 @@ class Exempt:
 
     @property
     def entries(self) -> int:
-        """How many entries these have."""
+        """The number of entries in the files."""
         return sum(len(each) for each in self.tables if each.is_file)
 
     def reload(self) -> Generator[None, None, bool]:
@@ -170,7 +165,7 @@ class _ExemptKind(Kind[Exempt]):
             each = " ".join(f"--exempt {word}" for word in words)
             raise ValueError(f"each word needs its own flag: {each}")
         if text.isalpha():
-            # Neither an address nor a file: a misspelt word.
+            # Neither an address nor a path: a misspelt word.
             raise ValueError(f"expected {self.metavar}, not {text[:60]!r}")
         return Exempt((), (NetworkTable.load(text),), self.default)
 
@@ -196,21 +191,21 @@ class _ExemptKind(Kind[Exempt]):
 
     def check(self, value: Exempt) -> None:
         if not isinstance(value, Exempt):
-            raise ValueError("expected an Exempt")  # noqa: TRY004  # law 2 of kinds
+            raise ValueError("expected an Exempt")  # noqa: TRY004  # as every kind does
 
 
 def _several(text: str) -> list[str]:
-    """Give the words of `WORDS` that a text consists of, if there are several."""
+    """Return the words if a text consists of several words of `WORDS`, else an empty list."""
     words = text.replace(",", " ").split()
     return words if len(words) > 1 and set(words) <= set(WORDS) else []
 
 
-#: A kind without a default.
+#: The kind of `--exempt` without a default.
 EXEMPT = _ExemptKind()
 
 
 def exempt_option(*default: str, what: str = "Clients that are not checked") -> Exempt:
-    """Declare `--exempt`; `default` are words, `what` says who is exempt from what."""
+    """Declare `--exempt`; `default` are words, `what` begins its help."""
     kind = _ExemptKind(default)
     return option(
         kind,
@@ -240,15 +235,12 @@ def check_users_option() -> bool:
 
 
 def exempted(filter_: Filter, why: str) -> Proceed:
-    """Decide about a client that is exempt; `why` is what `Exempt.reason` says.
-
-    Such a decision is logged with `--verbose` only.
-    """
+    """Return the decision on an exempt client, with `why` as its reason if `--verbose` logs it."""
     return PROCEED.because(f"exempt: {why}") if filter_.log.verbose else PROCEED
 
 
 def known_address(session: Session) -> str | None:
-    """Give the client's IP address; None if smtpd has reported no valid one."""
+    """Return the client's IP address; None if smtpd has reported no valid one."""
     address = session.address
     if address:
         try:
@@ -259,9 +251,9 @@ def known_address(session: Session) -> str | None:
 
 
 def client_address(session: Session) -> str | None:
-    """Give the client's IP address; None for a client on smtpd's socket, which has none.
+    """Return the client's IP address; None for a client on smtpd's socket, which has none.
 
-    Raises UnavailableError if smtpd has not reported it.
+    Raises UnavailableError if smtpd has not reported one.
     """
     address = known_address(session)
     if address is None and not session.by_socket:

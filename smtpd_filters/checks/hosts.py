@@ -1,6 +1,6 @@
-"""Names and addresses that strangers give for hosts: what is one, and what it stands for.
+"""Parsers of the host names and addresses that clients and the DNS supply.
 
-Addresses are pairs of width in bits (32 or 128) and value, as `parse_address` gives them; an
+Addresses are pairs of width in bits (32 or 128) and value, as `parse_address` returns them; an
 IPv4-mapped IPv6 address is the IPv4 address.
 """
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 V6 = 128
 _LOOPBACK = 127
 # RFC 5321 section 4.1.2: sub-domain = Let-dig [Ldh-str], and section 4.5.3.1.2, at most 255 octets;
-# RFC 1035 section 2.3.4, 63 a label.  The underscore is let through as in Postfix: machines named
-# so greet every day.  RFC 3696 section 2: "There is an additional rule that essentially requires
-# that top-level domain names not be all-numeric."
+# RFC 1035 section 2.3.4, 63 a label. The underscore is accepted as in Postfix, since it is common
+# in greetings. RFC 3696 section 2: "There is an additional rule that essentially requires that
+# top-level domain names not be all-numeric."
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}", re.ASCII)
 _NAME_MAX = 253
 
 
 def read_name(text: str) -> str:
-    """Give a host name in lower case, without the last dot; "" for what is none."""
+    """Return a host name in lower case without the final dot; "" if it is invalid."""
     name = text.lower().removesuffix(".")
     if text.isascii() and len(name) <= _NAME_MAX and _NAME.fullmatch(name):
         return name
@@ -36,9 +36,9 @@ def read_name(text: str) -> str:
 
 
 def read_address(text: str) -> tuple[Address | None, bool]:
-    """Give the address that a text is, if any, and whether it is a literal as it should be.
+    """Return the address in a text, if any, and whether it is a well-formed address literal.
 
-    RFC 5321 section 4.1.3: `[192.0.2.1]` and `[IPv6:2001:db8::1]`.
+    RFC 5321 section 4.1.3 has `[192.0.2.1]` and `[IPv6:2001:db8::1]`.
     """
     bracketed = text[:1] == "[" and text[-1:] == "]"
     inner = text[1:-1] if bracketed else text
@@ -54,7 +54,7 @@ def read_address(text: str) -> tuple[Address | None, bool]:
 
 
 def address_of(text: str | None) -> Address | None:
-    """Give the address that smtpd or the DNS says; None for none."""
+    """Return the address that smtpd or the DNS has supplied; None if it is invalid."""
     try:
         return parse_address(text or "")
     except ValueError:
@@ -62,13 +62,16 @@ def address_of(text: str | None) -> Address | None:
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether it is of the machine itself: 127.0.0.0/8 (RFC 1122), ::1 (RFC 4291)."""
+    """Return whether an address is a loopback address.
+
+    RFC 1122 section 3.2.1.3 has 127.0.0.0/8, RFC 4291 section 2.5.3 has ::1.
+    """
     width, value = address
     return value == 1 if width == V6 else value >> 24 == _LOOPBACK
 
 
 def write_address(address: Address) -> str:
-    """Write an address as a table takes it."""
+    """Return the address in the form of a table's key."""
     width, value = address
     if width == V6:
         return ":".join(f"{value >> shift & 0xFFFF:x}" for shift in range(112, -1, -16))

@@ -1,18 +1,18 @@
-"""What filters of several checks have in common: how strict each check is.
+"""The checks of a filter, each with its own strictness, and the decision they combine to.
 
-The law:
+A check is `off`, or its failure is logged (`log`), marked (`junk`) or refused (`reject`).
 
-1. A check is `off`, or what it finds is logged (`log`), marked (`junk`) or refused (`reject`).
-2. What is known decides.  The strictest of the checks that failed gives the decision, and the log
-   has the reasons of all.
-3. A check that could not be made (the DNS failed) is `--on-error`'s only where nothing else has
-   decided, and not where the check is only to be logged: a trial changes nothing.
-
-Who is exempt from checks is said in `exemptions`.
+Invariants
+----------
+*Strictest wins*: the strictest of the failed checks determines the decision; the log has the
+reasons of all.
+*Facts before errors*: `--on-error` decides on an unavailable check (the DNS failed) only if no
+failed check marks or refuses.
+*Log is a trial*: a check set to `log` never changes a decision, not even if it is unavailable.
 
 A filter declares a check with `check_option`, makes a `Check` of its setting in `setup`, and
-collects in a `Findings` what the checks of one command come to.  One with a single check at a
-command returns `Check.failed` as it is.
+collects the results of the checks of one command in a `Findings`. A filter with a single check at a
+command returns the result of `Check.failed`. Exemptions are in `exemptions`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from smtpd_filters.settings import Settings
     from smtpd_filters.tables import Table
 
-    #: What a check may come to.
+    #: The result of a check.
     Outcome: TypeAlias = Proceed | Junk | Reject
 
-#: What the setting of a check may be, in the order of their strictness.
+#: The values of a check's setting, in order of strictness.
 STRICTNESS = ("off", "log", "junk", "reject")
 CHECK = choice(*STRICTNESS)
 # RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
@@ -43,16 +43,18 @@ _RANK: dict[type, int] = {Proceed: 0, Junk: 1, Reject: 2}
 
 
 def check_option(default: str, help: str) -> str:  # noqa: A002  # as `option` calls it
-    """Declare a check: `help` says what it finds, as "What to do with a name that ..."."""
+    """Declare a check, with a `help` like "What to do with a name that ..."."""
     return option(CHECK, default=default, help=help)
 
 
 class Check:
-    """A check as it is set.
+    """A check and its setting.
 
-    `action` is one of `STRICTNESS`, `reply` what a client is told that it refuses: a line with
-    code, enhanced code (RFC 3463) and text, as `Reject` takes it (ValueError if it doesn't; see
-    `smtpd_filters.protocol.decisions.reply` for text from outside).
+    `action` is one of `STRICTNESS`. `reply` is the SMTP reply of a refusal: one line with code,
+    enhanced code (RFC 3463) and text. `smtpd_filters.protocol.decisions.reply` makes one from
+    untrusted text.
+
+    Raises ValueError if `Reject` does not accept the reply.
     """
 
     __slots__ = ("_failure", "action")
@@ -61,21 +63,21 @@ class Check:
         if action not in STRICTNESS:
             raise ValueError(f"a check is one of {', '.join(STRICTNESS)}, not {action!r}")
         self.action = action
-        refusal = Reject(reply)  # seen to be a reply whether it is used or not
+        refusal = Reject(reply)  # validates the reply, whether it is used or not
         decisions: dict[str, Outcome] = {"junk": JUNK, "reject": refusal}
         self._failure = decisions.get(action, PROCEED)
 
     @property
     def on(self) -> bool:
-        """Whether it is to be made at all."""
+        """Whether the check is enabled."""
         return self.action != "off"
 
     def failed(self, reason: str, reply: str = "") -> Outcome:
-        """Make a decision of a failure.
+        """Return the decision for a failure of the check.
 
-        `reason` is for the log: what was found, with the name or address it is about.  `reply`
-        takes the place of the check's own where one text doesn't do for all.  A check that is off
-        comes to nothing (`PROCEED`).
+        `reason` is for the log: what was found, with the name or address it is about. `reply`
+        replaces the check's own where one text doesn't suit all failures. The decision of a check
+        that is off is `PROCEED`.
         """
         if self.action == "off":
             return PROCEED
@@ -84,10 +86,10 @@ class Check:
         return self._failure.because(reason)
 
     def unavailable(self, cause: str, status: str = DNS_FAILURE) -> Proceed:
-        """Say that it could not be made, with the cause for the log.
+        """Raise UnavailableError for a check that could not be made, so that `--on-error` decides.
 
-        Raises UnavailableError, which `--on-error` answers, with the enhanced code `status` where
-        that is a refusal.  A check that is off or only logged proceeds (law 3).
+        `cause` is for the log, `status` the enhanced code if `--on-error` refuses. A check that is
+        off or only logged proceeds (*Log is a trial*).
         """
         if self.action == "off":
             return PROCEED
@@ -100,7 +102,7 @@ class Check:
 
 
 class Findings:
-    """What the checks of one command come to, as they are made."""
+    """The combined results of the checks of one command."""
 
     __slots__ = ("_decision", "_reasons", "_unavailable")
 
@@ -111,15 +113,15 @@ class Findings:
 
     @property
     def refused(self) -> bool:
-        """Whether the command is refused: no further check can change that."""
+        """Whether the command is refused, which no further check can change."""
         return type(self._decision) is Reject
 
     def failed(self, check: Check, reason: str, reply: str = "") -> None:
-        """Take in that a check failed; arguments as for `Check.failed`."""
+        """Add the failure of a check; the arguments are those of `Check.failed`."""
         self._add(check.failed(reason, reply))
 
     def unavailable(self, check: Check, cause: str, status: str = DNS_FAILURE) -> None:
-        """Take in that a check could not be made; arguments as for `Check.unavailable`."""
+        """Add an unavailable check; the arguments are those of `Check.unavailable`."""
         try:
             self._add(check.unavailable(cause, status))
         except UnavailableError as error:
@@ -132,9 +134,9 @@ class Findings:
             self._decision = found
 
     def decision(self) -> Outcome:
-        """Give the strictest decision, because of all reasons.
+        """Return the strictest decision, with the reasons of all.
 
-        Raises the first UnavailableError where nothing is marked or refused (law 3).
+        Raises the first UnavailableError if nothing is marked or refused (*Facts before errors*).
         """
         if self._unavailable is not None:
             if type(self._decision) is Proceed:
@@ -147,9 +149,9 @@ class Findings:
 
 
 def refuse_useless(settings: Settings, check: str, needed: str) -> None:
-    """Refuse a check that was asked for and has nothing to go by: the option `needed` isn't set.
+    """Raise ConfigError if the option `check` was enabled but the option `needed` isn't set.
 
-    Both are names of options.  Raises ConfigError: who has written it believes that it protects.
+    Such a check would never fail, though the operator relies on it.
     """
     asked = check in settings.given and getattr(settings, check) != "off"
     if asked and getattr(settings, needed) is None:
@@ -158,9 +160,9 @@ def refuse_useless(settings: Settings, check: str, needed: str) -> None:
 
 
 def refuse_empty(settings: Settings, *names: str) -> None:
-    """Refuse inline tables without an entry, which protect nothing; `names` are of options.
+    """Raise ConfigError if an inline table of the options `names` has no entries.
 
-    A file may be empty for now, and says so (`tables.source`).
+    A file may be empty for now, which is logged (`tables.source`).
     """
     for name in names:
         given: Table | None = getattr(settings, name)
@@ -169,12 +171,12 @@ def refuse_empty(settings: Settings, *names: str) -> None:
 
 
 def marks(checks: Iterable[Check]) -> bool:
-    """Whether one of these checks may return junk; for `Registration.junk`."""
+    """Return whether one of these checks may mark as junk, for `Registration.junk`."""
     return any(check.action == "junk" for check in checks)
 
 
 def unmapped(address: str) -> str:
-    """Give the IPv4 address of a client that came by IPv4 to an IPv6 socket; others as they are.
+    """Return the IPv4 address in an IPv4-mapped IPv6 address; any other address unchanged.
 
     RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
     """
