@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from smtpd_filters.tables import Table
 
     #: The result of a check.
-    Outcome: TypeAlias = Proceed | Junk | Reject
+    Result: TypeAlias = Proceed | Junk | Reject
 
 #: The values of a check's setting, in order of strictness.
 STRICTNESS = ("off", "log", "junk", "reject")
@@ -64,7 +64,7 @@ class Check:
             raise ValueError(f"a check is one of {', '.join(STRICTNESS)}, not {action!r}")
         self.action = action
         refusal = Reject(reply)  # validates the reply, whether it is used or not
-        decisions: dict[str, Outcome] = {"junk": JUNK, "reject": refusal}
+        decisions: dict[str, Result] = {"junk": JUNK, "reject": refusal}
         self._failure = decisions.get(action, PROCEED)
 
     @property
@@ -72,7 +72,7 @@ class Check:
         """Whether the check is enabled."""
         return self.action != "off"
 
-    def failed(self, reason: str, reply: str = "") -> Outcome:
+    def failed(self, reason: str, reply: str = "") -> Result:
         """Return the decision for a failure of the check.
 
         `reason` is for the log: what was found, with the name or address it is about. `reply`
@@ -107,7 +107,7 @@ class Findings:
     __slots__ = ("_decision", "_reasons", "_unavailable")
 
     def __init__(self) -> None:
-        self._decision: Outcome = PROCEED
+        self._decision: Result = PROCEED
         self._reasons: list[str] = []
         self._unavailable: UnavailableError | None = None
 
@@ -127,13 +127,13 @@ class Findings:
         except UnavailableError as error:
             self._unavailable = self._unavailable or error
 
-    def _add(self, found: Outcome) -> None:
+    def _add(self, found: Result) -> None:
         if found.reason and found.reason not in self._reasons:
             self._reasons.append(found.reason)
         if _RANK[type(found)] > _RANK[type(self._decision)]:
             self._decision = found
 
-    def decision(self) -> Outcome:
+    def decision(self) -> Result:
         """Return the strictest decision, with the reasons of all.
 
         Raises the first UnavailableError if nothing is marked or refused (*Facts before errors*).
@@ -148,7 +148,7 @@ class Findings:
         return self._decision.because("; ".join(self._reasons))
 
 
-def refuse_useless(settings: Settings, check: str, needed: str) -> None:
+def require_option(settings: Settings, check: str, needed: str) -> None:
     """Raise ConfigError if the option `check` was enabled but the option `needed` isn't set.
 
     Such a check would never fail, though the operator relies on it.
@@ -159,7 +159,7 @@ def refuse_useless(settings: Settings, check: str, needed: str) -> None:
         raise ConfigError(f"--{flags[check].key} requires --{flags[needed].key}")
 
 
-def refuse_empty(settings: Settings, *names: str) -> None:
+def require_entries(settings: Settings, *names: str) -> None:
     """Raise ConfigError if an inline table of the options `names` has no entries.
 
     A file may be empty for now, which is logged (`tables.source`).

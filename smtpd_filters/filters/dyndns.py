@@ -37,7 +37,7 @@ from smtpd_filters.checks.exemptions import (
     exempt_option,
     exempted,
 )
-from smtpd_filters.checks.strictness import refuse_empty
+from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -336,7 +336,7 @@ class Dyndns(ClientFilter):
     def setup(self, *, waits: bool = False) -> Registration:
         """Make the refusal and the tables."""
         registration = super().setup(waits=waits)
-        refuse_empty(self.settings, "extra_patterns")
+        require_entries(self.settings, "extra_patterns")
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
         # This can be the result of per-host or per-recipient filtering."  X.7.25 of RFC 7372 is
         # for a reverse name that fails to be confirmed.

@@ -38,7 +38,7 @@ from smtpd_filters.checks.strictness import (
     Findings,
     check_option,
     marks,
-    refuse_empty,
+    require_entries,
     unmapped,
 )
 from smtpd_filters.errors import ConfigError, UnavailableError
@@ -187,7 +187,7 @@ class Helo(Filter):
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
-        refuse_empty(settings, "own_names", "own_addresses")
+        require_entries(settings, "own_names", "own_addresses")
         if settings.own == "off":
             for flag, given in (
                 ("--own-names", settings.own_names),

@@ -30,8 +30,8 @@ from smtpd_filters.checks.strictness import (
     Findings,
     check_option,
     marks,
-    refuse_empty,
-    refuse_useless,
+    require_entries,
+    require_option,
 )
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
@@ -205,9 +205,9 @@ class Rcpt(Filter):
         settings = self.settings
         if not any(check.on for check in checks):
             raise ConfigError("nothing to check: every check is off")
-        refuse_useless(settings, "trapped", "traps")
-        refuse_useless(settings, "many_recipients", "max_recipients")
-        refuse_empty(settings, "traps")
+        require_option(settings, "trapped", "traps")
+        require_option(settings, "many_recipients", "max_recipients")
+        require_entries(settings, "traps")
         if settings.traps is not None and settings.trapped == "off":
             raise ConfigError("--traps: of no use with --trapped off")
         if settings.max_recipients is not None and settings.many_recipients == "off":

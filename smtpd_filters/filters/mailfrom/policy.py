@@ -27,7 +27,7 @@ from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
 from smtpd_filters.addresses.domains import NAME_MAX
 from smtpd_filters.checks.client_filter import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option, exempted
-from smtpd_filters.checks.strictness import refuse_empty
+from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
@@ -189,7 +189,7 @@ class Mailfrom(Filter):
             raise ConfigError(
                 "nothing to guard: --domains, --addresses, --patterns or --senders is required"
             )
-        refuse_empty(settings, "domains", "addresses", "patterns")
+        require_entries(settings, "domains", "addresses", "patterns")
         if settings.subdomains and settings.domains is None:
             raise ConfigError("--subdomains: of what? --domains is required")
         header = settings.check_header or settings.check_display
