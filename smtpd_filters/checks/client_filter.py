@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smtpd_filters.tables import NetworkTable
 
 #: The log text at the start of a filter with `--reply` and `--action junk`.
-REPLY_UNUSED = "--reply is not used: with --action junk nobody is refused"
+REPLY_UNUSED = "--reply has no effect with --action junk"
 #: The values of `--action`.
 ACTIONS = choice("junk", "reject", "disconnect")
 _PHASES = choice("connect", "helo", "mail-from", "rcpt-to")
@@ -47,7 +47,7 @@ def action_option(whom: str) -> str:
         ACTIONS,
         default="junk",
         help=f"What to do with a client {whom}. At connect, reject disconnects as well, since "
-        "smtpd would go on otherwise.",
+        "smtpd would keep the connection open otherwise.",
     )
 
 
@@ -56,8 +56,8 @@ def phase_option() -> str:
     return option(
         _PHASES,
         default="connect",
-        help="When to do it. Clients that authenticate are exempt from mail-from on; before that "
-        "nobody has authenticated yet.",
+        help="The phase at which to do it. Authenticated clients are exempt from mail-from on; at "
+        "earlier phases no client has authenticated yet.",
     )
 
 
@@ -66,7 +66,7 @@ def reply_option(default: str) -> str | None:
     return option(
         REPLY,
         default=None,
-        help=f"The reply of a refusal, with its codes; by default {default}.",
+        help=f"The SMTP reply of a refusal, with its codes; by default {default}.",
     )
 
 

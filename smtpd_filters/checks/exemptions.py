@@ -99,8 +99,8 @@ class Exempt:
         """
         if AUTHENTICATED in self.given and self.given != self._default:
             log.event(
-                f"--exempt authenticated is not used: nobody has authenticated at {phase}, the "
-                "first phase for it is mail-from"
+                f"--exempt authenticated has no effect at {phase}: no client has authenticated "
+                "before mail-from"
             )
 
     def check_users(self) -> Exempt:
@@ -204,15 +204,15 @@ def _several(text: str) -> list[str]:
 EXEMPT = _ExemptKind()
 
 
-def exempt_option(*default: str, what: str = "Clients that are not checked") -> Exempt:
+def exempt_option(*default: str, what: str = "Clients that are exempt") -> Exempt:
     """Declare `--exempt`; `default` are words, `what` begins its help."""
     kind = _ExemptKind(default)
     return option(
         kind,
         default=Exempt((), (), default),
         help=f"{what}: those on this machine (local), those on smtpd's socket alone (socket), "
-        "those that have authenticated, and those whose address is in TABLE. Tables add to the "
-        "default; if a word is given, only the words given count.",
+        "authenticated ones (authenticated), and those whose address is in TABLE. Tables add to "
+        "the default; words replace it.",
     )
 
 
@@ -230,7 +230,7 @@ def check_users_option() -> bool:
     return option(
         SWITCH,
         default=False,
-        help="Check clients that have authenticated, too: --exempt without authenticated.",
+        help="Check authenticated clients as well: --exempt without authenticated.",
     )
 
 

@@ -483,8 +483,8 @@ def test_a_word_that_can_exempt_nobody_is_said_at_the_start(setup: Setup) -> Non
         phase = setup.case.phase
     early = phase in phases
     said = (
-        f"{name} --exempt authenticated is not used: nobody has authenticated at {phase}, the "
-        "first phase for it is mail-from"
+        f"{name} --exempt authenticated has no effect at {phase}: no client has authenticated "
+        "before mail-from"
     )
     with setup.talk("--exempt=authenticated") as smtpd:
         assert [line for line in smtpd.log if "--exempt" in line] == ([said] if early else [])

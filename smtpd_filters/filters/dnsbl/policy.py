@@ -273,7 +273,7 @@ class Dnsbl(Filter):
         self._shows = settings.header or settings.mark
         self._check_reach(named, given)
         if settings.reply and not (reject or disconnect):
-            self.log.event("--reply is not used: no score refuses anybody")
+            self.log.event("--reply has no effect: no score refuses")
 
     def _check_reach(self, named: Sequence[tuple[str, int]], given: Iterable[Sites]) -> None:
         """Say which of the thresholds, in rising order, no client can reach.

@@ -1012,7 +1012,7 @@ def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
         ),
         (
             "--client a.example --junk-at 1 --reply '550 5.7.1 no'",
-            ["--reply is not used: no score refuses anybody"],
+            ["--reply has no effect: no score refuses"],
         ),
         ("--client a.example --reply '550 5.7.1 no'", []),
     ],
