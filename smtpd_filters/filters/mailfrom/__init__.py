@@ -1,4 +1,4 @@
-"""filter-mailfrom; its policy is in `policy`."""
+"""The package of filter-mailfrom; its policy is in `policy`."""
 
 from __future__ import annotations
 

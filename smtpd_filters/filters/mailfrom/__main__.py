@@ -1,4 +1,4 @@
-"""The program: ``python -m smtpd_filters.filters.mailfrom``."""
+"""The entry point of `python -m smtpd_filters.filters.mailfrom`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""What looks like a mail address in a text, as a reader would find it.
+"""A finder of everything in a text that a reader would take for a mail address.
 
-There is one wherever an ``@`` has letters or digits at its right. Where the domain ends is for the
-domain to say: behind its last letter or digit (RFC 5321 section 4.1.2, RFC 5892), so that a mark
-which is glued to it doesn't hide it. Marks before the local part may belong to it (``_jane``) or
-not (``'boss``); both readings are given.
+There is an address wherever an `@` has letters or digits to its right. The domain ends after its
+last letter or digit (RFC 5321 section 4.1.2, RFC 5892), so that punctuation attached to it doesn't
+hide it. Punctuation before the local part may belong to it (`_jane`) or not (`'boss`); both
+readings are returned.
 
-**Total**: nothing here raises, whatever the text. **Linear**: reading takes time in proportion to
-the text.
+Invariants
+----------
+*Total*: no text raises an exception.
+*Linear*: the time is proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 
 # RFC 5321 section 4.5.3.1.1 has 64; twice that for quotes and backslashes.
 _LOCAL_MAX = 128
-# White space within a domain: so many of the names that end there are looked at.
+# The maximum of names considered that end at white space within a domain.
 _GAPS_MAX = 8
 
-# A quoted string, or a quoted pair: a quote in it opens nothing.
+# A quoted string; or a quoted pair, in which a quote doesn't begin a string.
 _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _IN_ATOM = r"""[^\s\x00-\x20\x7f."\\()<>,;:@\[\]]"""
 _LAST_AT = re.compile("@(?!@)")
-# What is at the right of an `@`: a literal; or atoms, perhaps behind marks, with white space around
+# To the right of an `@`: a literal; or atoms, perhaps after punctuation, with white space around
 # the dots as in obs-domain (RFC 5322 section 4.4).
 _AFTER = re.compile(
     rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]*+:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
@@ -37,37 +39,37 @@ _AFTER = re.compile(
 )
 _GAP = re.compile(r"\s+\.\s*|\.\s+")
 _SPACE = re.compile(r"\s+")
-# At the left, read towards the beginning of the text: atoms, perhaps behind marks.
+# To the left of an `@`, in reverse: atoms, perhaps after punctuation.
 _BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
-# The letters and digits of a local part, and what is between them.
+# A local part from its first to its last letter or digit.
 _WITHOUT_MARKS = re.compile(r"[\W_]*+(.*[^\W_])[\W_]*+", re.DOTALL)
-# A mark beyond ASCII: RFC 6532 has it in local parts, no reader takes it for a part of one.
+# Punctuation beyond ASCII: allowed in local parts by RFC 6532, but no reader takes it for a part.
 _UP_TO_LAST_MARK = re.compile(r".*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff]", re.DOTALL)
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)*+(?<!-)")
 _PLAIN_DOMAIN = re.compile(r"[^A-Za-z0-9_]*+([A-Za-z0-9_.-]*+)")
 _BETWEEN_LETTERS = dict.fromkeys(map(ord, "-_."))
-# RFC 5892 appendix A: characters within U-labels that are no letters.
+# RFC 5892 appendix A: characters within U-labels that are not letters.
 _JOINING = "\u00b7\u0375\u05f3\u05f4\u200c\u200d\u30fb"
 _IN_LABELS = frozenset(f"-_.{_JOINING}")
 _JOINED = re.compile(f"[_{_JOINING}]")
-# Parts of letters, letters newer than this Python, and bytes that aren't UTF-8 and may be letters.
+# Parts of letters, letters newer than this Python, and non-UTF-8 bytes, which may be letters.
 _LETTERS = frozenset({"Mn", "Mc", "Co", "Cn", "Cs"})
 
-# NFKC makes these of them. It is done to domains, which are short, and not to whole texts.
+# A part of NFKC. NFKC itself is applied to domains, which are short, rather than to whole texts.
 _LIKE_AT_OR_DOT = {
     **dict.fromkeys((0xFF20, 0xFE6B), "@"),
     **dict.fromkeys((0xFF0E, 0x3002, 0xFF61, 0xFE52, 0x2024), "."),
 }
-# ISO 2022: what switches between sets of letters, and isn't shown.
+# ISO 2022: the sequences that switch character sets, which are not displayed.
 _SHIFTS = re.compile(r"\x1b[\x20-\x2f]*+[\x30-\x7e]")
 
 
 class Sighting:
     """An address in a text.
 
-    `local_parts` are the ways to read its local part, the text's own first. `domain` is the domain
-    up to the first white space, `whole` with what follows behind white space and a dot; `domains`
-    are these and what else a reader could take for it.
+    `local_parts` are the readings of its local part, the literal one first. `domain` is the domain
+    up to the first white space; `whole` goes on if a dot joins the parts. `domains` are these two
+    and all other readings of the domain.
     """
 
     __slots__ = ("domain", "domains", "local_parts", "whole")
@@ -82,8 +84,8 @@ class Sighting:
 def sightings(text: str, *, quoting: bool) -> Iterator[Sighting]:
     """Find everything in a text that looks like an address.
 
-    With `quoting` the text is one in the syntax of RFC 5322, where an ``@`` in quotes is none and
-    a local part may be quoted. Otherwise it is what a reader sees.
+    With `quoting` the text has the syntax of RFC 5322, where a quoted `@` doesn't count and a local
+    part may be quoted. Otherwise it is displayed text.
     """
     text = _as_seen(text)
     if "@" not in text:
@@ -121,7 +123,7 @@ def _as_seen(text: str) -> str:
 
 
 def _local_parts(before: str) -> tuple[str, ...]:
-    """The ways to read what stands before an `@`."""
+    """Return the readings of the text before an `@`."""
     match = _BEFORE.match(before[::-1])
     written = match[1][::-1] if match else ""
     if written.isalnum():
@@ -134,7 +136,7 @@ def _local_parts(before: str) -> tuple[str, ...]:
 
 
 def _domains(written: str) -> tuple[str, ...]:
-    """The ways to read the domain that begins a text, as `Sighting` has them; empty for none."""
+    """Return the readings of the domain that begins a text, as `Sighting` takes them, if any."""
     if _HOST.fullmatch(written):
         return written, written
     closed = _SPACE.sub("", written)
@@ -151,13 +153,13 @@ def _domains(written: str) -> tuple[str, ...]:
 
 
 def _cut(text: str) -> str:
-    """The domain in a text without marks around it."""
+    """Return the domain in a text without the punctuation around it."""
     if text.isascii():
         match = _PLAIN_DOMAIN.match(text)
         return match[1].rstrip("-_.") if match else ""
     if text.translate(_BETWEEN_LETTERS).isalnum():
         return text.strip("-_.")
-    from unicodedata import category  # only for this
+    from unicodedata import category  # rarely needed
 
     begin = None
     for at, char in enumerate(text):

@@ -1,10 +1,10 @@
-"""Addresses that are to be judged."""
+"""The addresses that the policy judges."""
 
 from __future__ import annotations
 
 
 class Candidate:
-    """An address as it may be read: ways to read its local part, and a domain, "" for none."""
+    """A reading of an address: readings of its local part, and a domain ("" if it has none)."""
 
     __slots__ = ("domain", "local_parts")
 
@@ -13,7 +13,7 @@ class Candidate:
         self.domain = domain
 
     def completed(self, server_name: str | None) -> Candidate:
-        """Give it as smtpd takes it: with the server's name where it has no domain."""
+        """Return the address as smtpd completes it: with the server's name if it has no domain."""
         return self if self.domain else Candidate(self.local_parts, server_name or "")
 
     def __eq__(self, other: object) -> bool:

@@ -1,17 +1,16 @@
-"""The order in which a program shows a text that holds directional characters.
+"""The order in which programs display a text with directional characters.
 
-A text may say that a part of it runs from right to left: ``<RLO>gro.elpmaxe@ssob`` is shown as
-``boss@example.org``. `display_orders` gives such a text as it is shown, by the Unicode
-Bidirectional Algorithm (UAX #9); docs/decisions/display-order.md says why.
+A text may declare that a part of it runs from right to left: `<RLO>gro.elpmaxe@ssob` is displayed
+as `boss@example.org`. `display_orders` returns such a text in display order, by the Unicode
+Bidirectional Algorithm (UAX #9); docs/decisions/display-order.md explains why.
 
-**Invariants**
+The algorithm is simplified: numbers (`EN` and `AN`) are one class, their terminators and bracket
+pairs have none, and characters are not mirrored.
 
-Total: nothing here raises, whatever the text.
-
-Bounded: the time grows with the length of the text. Embeddings nest up to the algorithm's limit.
-
-Simplified: numbers (`EN` and `AN`) are one class, their terminators and bracket pairs have none,
-and characters are not mirrored.
+Invariants
+----------
+*Total*: no text raises an exception.
+*Bounded*: the time grows with the length of the text. Embeddings nest up to the algorithm's limit.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
 # UAX #9 section 3.3.2, BD2.
 _DEPTH_MAX = 125
-# Pieces between embeddings in which the direction of an isolate is looked for.
+# The number of pieces between embeddings in which to look for the direction of an isolate.
 _LOOK_AHEAD = 16
-# What can change the order of letters: the marks ALM and RLM, embeddings, overrides, isolates.
+# The characters that can reorder letters: the marks ALM and RLM, embeddings, overrides, isolates.
 _DIRECTED = re.compile("[\u061c\u200f\u202a\u202b\u202d\u202e\u2066-\u2068]")
 _EXPLICIT = re.compile("([\u202a-\u202e\u2066-\u2069])")
-# Bidi_Class B: what ends a paragraph, and with it all embeddings.
+# Bidi_Class B: the characters that end a paragraph, and with it all embeddings.
 _SEPARATOR = re.compile("([\n\r\x1c-\x1e\x85\u2029])")
-# What stands around a name or an address, which programs show apart from the rest of the field.
+# The delimiters of a name or an address, which programs display apart from the rest of the field.
 _AROUND = re.compile(r'(["<>(),;:]+)')
 _POP, _FIRST_STRONG, _POP_ISOLATE = "\u202c", "\u2068", "\u2069"
 # Direction, and whether it is an override; of isolates, the direction.
@@ -47,20 +46,20 @@ _CLASSES = {
     **dict.fromkeys(("NSM", "BN"), _ATTACHED),
     "L": _LEFT,
 }
-# Bidi_Class ES and CS, of which one between two numbers belongs to them.
+# Bidi_Class ES and CS: one such character between two numbers belongs to them.
 _BETWEEN_NUMBERS = frozenset("+-,./:")
 
 
 def is_directed(text: str) -> bool:
-    """Whether a text has characters that may change the order in which its letters are shown."""
+    """Return whether a text has characters that may reorder its letters."""
     return not text.isascii() and _DIRECTED.search(text) is not None
 
 
 def display_orders(text: str) -> tuple[str, ...]:
-    """Return the orders in which a text may be shown that differ from its own.
+    """Return the display orders of a text that differ from its own.
 
-    Programs show it as a whole or in parts, such as a name, in a paragraph that runs from left to
-    right or from right to left. Embeddings are removed; marks and isolates stay.
+    Programs display it as a whole or in parts, such as a name, in a paragraph that runs from left
+    to right or from right to left. Embeddings are removed; marks and isolates stay.
     """
     pieces = _AROUND.split(text)
     found: dict[str, None] = {}
@@ -119,9 +118,9 @@ class _Embeddings:
     def __init__(self, base: int) -> None:
         self.runs: list[_Run] = []
         self.sequences: list[list[int]] = []
-        # The sequence that grows; None where another one begins.
+        # The current sequence; None at the beginning of another one.
         self._to: list[int] | None = None
-        # Level, override, and for an isolate the sequence that goes on behind it.
+        # Level, override, and for an isolate the sequence to resume after it.
         self._stack: list[tuple[int, str, list[int] | None]] = [(base, "", None)]
         self._isolates = self._over_isolates = self._over_embeddings = 0
 
@@ -152,7 +151,7 @@ class _Embeddings:
         self.runs.append(_Run(level, kind, piece))
 
     def _next_level(self, direction: int) -> int:
-        """The next level of a direction; 0 if embeddings are too deep (X2 to X5c)."""
+        """Return the next level of a direction; 0 if embeddings are too deep (X2 to X5c)."""
         level = self._stack[-1][0]
         level += 1 + (level + 1 + direction) % 2
         too_deep = level > _DEPTH_MAX or self._over_isolates or self._over_embeddings
@@ -194,7 +193,7 @@ class _Embeddings:
 
 
 def _first_strong(pieces: Sequence[str]) -> int:
-    """The direction of an isolate by its first strong character: UAX #9 section 3.3.1, P2."""
+    """Return the direction of an isolate's first strong character: UAX #9 section 3.3.1, P2."""
     depth = 0
     for piece in pieces:
         if piece in _OPENING:
@@ -211,8 +210,8 @@ def _first_strong(pieces: Sequence[str]) -> int:
 
 
 def _classified(text: str) -> Iterator[tuple[str, str]]:
-    """Part a text into runs of one class."""
-    from unicodedata import bidirectional  # only for this
+    """Split a text into runs of one class."""
+    from unicodedata import bidirectional  # rarely needed
 
     last = _NEUTRAL
     for name, characters in groupby(text, bidirectional):
@@ -222,11 +221,11 @@ def _classified(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _resolve(runs: Sequence[_Run], sequence: Sequence[int], base: int) -> None:
-    """Give numbers and neutral characters a direction: UAX #9 sections 3.3.4 and 3.3.5."""
+    """Assign a direction to numbers and neutral characters: UAX #9 sections 3.3.4 and 3.3.5."""
     members = [runs[at] for at in sequence]
     level = members[0].level
     before = runs[sequence[0] - 1].level if sequence[0] else base
-    # Behind an isolate that is never closed comes the paragraph's end (X10).
+    # After an isolate that is never closed comes the paragraph's end (X10).
     is_last = sequence[-1] + 1 == len(runs) or members[-1].text in _OPENING
     after = base if is_last else runs[sequence[-1] + 1].level
     first, last = _direction(max(level, before)), _direction(max(level, after))
@@ -258,9 +257,9 @@ def _direction(level: int) -> str:
 
 
 def _reordered(runs: Sequence[_Run], base: int) -> str:
-    """Put runs in the order in which they are shown: UAX #9 section 3.4, L2.
+    """Return the runs in display order: UAX #9 section 3.4, L2.
 
-    What is at a level or above it is a node; it runs to the right at even levels.
+    The runs at a level or above it form a node, which runs to the right at even levels.
     """
     stack: list[tuple[int, list[str]]] = [(base, [])]
 

@@ -1,9 +1,13 @@
-"""Encoded words (RFC 2047), as lenient mail programs decode them.
+"""A decoder of encoded words (RFC 2047) that covers all readings by lenient mail programs.
 
-A text can have several readings: a program that doesn't know a character set takes the bytes for
-ASCII or UTF-8, or guesses the order of bytes. Whatever some program could show is in one of them.
+A text can have several readings: a program that doesn't know a character set assumes ASCII or
+UTF-8, or guesses the byte order.
 
-**Total**: nothing here raises. **Linear**: reading takes time in proportion to the text.
+Invariants
+----------
+*Complete*: all that some program may display is in one of the readings.
+*Total*: no text raises an exception.
+*Linear*: the time is proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -15,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Literal
 
-# RFC 2047 section 2. Programs take longer ones than its 75 characters, and white space within.
+# RFC 2047 section 2. Programs accept longer words than its 75 characters, and white space within.
 _HEAD = re.compile(r"=\?([!->@-~]{0,60})\?([bBqQ])\?")
 _PADDING = re.compile(rb"=[=\s]*+")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
-# RFC 2047 section 5 (3) has letters, digits and "!*+-/=_" only; programs take all but these, which
-# mean something in an address, and what may stand beside a word.
+# RFC 2047 section 5 (3) allows letters, digits and "!*+-/=_" only; programs accept everything but
+# these, which are special in an address. The second set may precede or follow a word.
 _NOT_IN_NAMES = re.compile(r"[\x00-\x20\x7f()<>@,;:\\\"\[\]?]")
 _APART = frozenset(' \t\r\n()<>,;:"')
 
-#: What the character sets that mail programs know are called in Python, where bytes of ASCII may
-#: mean something else, or letters beyond ASCII are no UTF-8. A stranger's name for a character set
-#: goes no further than this table: Python would import a module for it.
+#: Python's codecs for the character sets of mail programs in which ASCII bytes may have another
+#: meaning, or letters beyond ASCII are not UTF-8. A stranger's name for a character set is looked
+#: up in this table only, since Python would import a module for it.
 _CODECS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("utf7", "unicode11utf7", "xunicode20utf7"), ("utf-7",)),
-    # RFC 2781 section 4.3: big-endian unless marked; the WHATWG's programs have it the other way.
+    # RFC 2781 section 4.3: big-endian unless marked; little-endian in the WHATWG's programs.
     **dict.fromkeys(
         ("utf16", "ucs2", "iso10646ucs2", "unicode", "csunicode"), ("utf-16-be", "utf-16-le")
     ),
@@ -73,9 +77,9 @@ _WIDE = ("utf16", "utf32", "ucs", "iso10646", "unicode", "csunicode")
 
 
 def decoded(text: str) -> tuple[str, ...]:
-    """Give the readings of a text: as its character sets have it, and as ASCII or UTF-8.
+    """Return the readings of a text: in its character sets, and as ASCII or UTF-8.
 
-    What isn't UTF-8 is kept as surrogate escapes. There are readings with blanks around the encoded
+    Bytes that aren't UTF-8 become surrogate escapes. Some readings have blanks around the encoded
     words, since some programs end an address there. A text without encoded words has one reading,
     itself.
     """
@@ -88,16 +92,17 @@ def decoded(text: str) -> tuple[str, ...]:
 
 
 def outside(text: str) -> str:
-    """Give a text with a blank in place of its encoded words."""
+    """Return a text with a blank in place of its encoded words."""
     if "=?" not in text:
         return text
     return " ".join(each for each in _pieces(text, strict=False) if isinstance(each, str))
 
 
 def is_in_order(text: str) -> bool:
-    """Whether all programs will find the same encoded words in a name (RFC 2047 section 5 (3)).
+    """Return whether all programs find the same encoded words in a name.
 
-    Each stands apart from other words, and holds nothing that means something in an address.
+    By RFC 2047 section 5 (3), each is separate from other words, and has no character that is
+    special in an address.
     """
     if "=?" not in text:
         return True
@@ -123,15 +128,15 @@ def _readings(pieces: list[str | _Word]) -> Iterator[str]:
 
 
 def _may_differ(text: str) -> bool:
-    """Whether there is a question mark in an encoded word, at which strict programs end it."""
+    """Return whether an encoded word contains a question mark, where strict programs end it."""
     return any(text.find("?", head.end()) < end - 2 for _, head, end in _words(text, strict=False))
 
 
 class _Word:
-    """Adjacent encoded words of one character set: their bytes may belong together.
+    """Adjacent encoded words of one character set, whose bytes may belong together.
 
-    Behind padding within base64 some programs go on, and others stop: `whole` is what the former
-    decode of each word, `begun` what the latter do.
+    At padding within base64 some programs continue, and others stop: `whole` is what the former
+    decode of each word, `begun` what the latter decode.
     """
 
     __slots__ = ("begun", "charset", "codecs", "whole")
@@ -149,7 +154,7 @@ class _Word:
         except UnicodeEncodeError:  # a surrogate that stands for no byte
             body = text.encode("utf-8", "replace")
         if encoding in "qQ":
-            from binascii import a2b_qp  # only for this
+            from binascii import a2b_qp  # rarely needed
 
             parts = [a2b_qp(body, header=True)]
         else:
@@ -159,11 +164,11 @@ class _Word:
 
     @property
     def is_padded(self) -> bool:
-        """Whether programs disagree about where it ends."""
+        """Whether programs disagree about the end of a word."""
         return self.whole != self.begun
 
     def read(self, number: int, data: Literal["whole", "begun"], between: str) -> str:
-        """Decode the bytes by the codec of this number, or the last; -1 is ASCII or UTF-8."""
+        """Decode the bytes with the codec of this index, or the last; -1 is ASCII or UTF-8."""
         words: list[bytes] = getattr(self, data)
         if not between:
             words = [b"".join(words)]
@@ -171,16 +176,16 @@ class _Word:
             codec = self.codecs[min(number, len(self.codecs) - 1)]
             read = [each.decode(codec, "replace").removeprefix("\ufeff") for each in words]
         else:
-            if self.charset.startswith(_WIDE):  # there are zeros between the letters
+            if self.charset.startswith(_WIDE):  # with zeros between the letters
                 words = [each.replace(b"\0", b"") for each in words]
             read = [each.decode("utf-8", "surrogateescape") for each in words]
         return between.join(read)
 
 
 def _words(text: str, *, strict: bool) -> Iterator[tuple[int, re.Match[str], int]]:
-    """Find encoded words: where each begins, its head, and where it ends.
+    """Find encoded words; yield the start, head and end of each.
 
-    By RFC 2047 there is no question mark in one; many programs look for "?=" only.
+    By RFC 2047 section 2 they contain no question mark; many programs look for "?=" only.
     """
     at = 0
     while (at := text.find("=?", at)) >= 0:
@@ -188,19 +193,19 @@ def _words(text: str, *, strict: bool) -> Iterator[tuple[int, re.Match[str], int
         if head := _HEAD.match(text, begin):
             end = text.find("?" if strict else "?=", head.end())
             if end < 0:
-                return  # nor does any other end
+                return  # no further word ends either
             if text.startswith("?=", end):
                 at = end + 2
                 yield begin, head, at
 
 
 def _pieces(text: str, *, strict: bool) -> Iterator[str | _Word]:
-    """Part a text into words that are encoded, and what is between them."""
+    """Split a text into encoded words and the text between them."""
     behind = 0
     last: _Word | None = None
     for begin, head, end in _words(text, strict=strict):
         charset = _NOT_ALPHANUMERIC.sub("", head[1].lower().partition("*")[0])  # RFC 2231 section 5
-        # RFC 2047 section 6.2: white space between two of them is no part of the text.
+        # RFC 2047 section 6.2: white space between two of them is not part of the text.
         between = text[behind:begin]
         if last is None or last.charset != charset or between.strip():
             if last is not None:
@@ -216,8 +221,8 @@ def _pieces(text: str, *, strict: bool) -> Iterator[str | _Word]:
 
 
 def _from_base64(text: bytes) -> bytes:
-    """Decode what is base64 in a text, padded or not."""
-    from binascii import a2b_base64  # only for this
+    """Decode the base64 in a text, padded or not."""
+    from binascii import a2b_base64  # rarely needed
 
     letters = _NOT_BASE64.sub(b"", text)
     whole = len(letters) - (len(letters) % 4 == 1)

@@ -1,11 +1,11 @@
-"""The `From:` field, as any reader could understand it.
+"""A parser of the `From:` field that covers all readings by lenient programs.
 
-**Complete**: an address that a lenient reader could take for the author's is found, whatever the
-syntax: in several fields, lists, groups, comments, quotes, encoded words.
-
-**Total**: what is too large to be read is refused, and nothing else: no field raises.
-
-**Linear**: reading takes time in proportion to the field's length.
+Invariants
+----------
+*Complete*: every address that a lenient program could take for the author's is found, whatever the
+syntax: several fields, lists, groups, comments, quotes, encoded words.
+*Total*: a field that is too large raises TooLargeError; no field raises anything else.
+*Linear*: the time is proportional to the field's length.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
     from .addresses_in_text import Sighting
 
-#: Characters of all `From:` fields, and addresses in them, that are looked at.  An honest one has
+#: The maximum of characters in all `From:` fields, and of addresses in them. An honest field has
 #: one line of at most 998 characters (RFC 5322 section 2.1.1) and an address or two.
 FROM_MAX = 1 << 15
 ADDRESSES_MAX = 256
-#: Ways to read them: an encoded word may double their number.
+#: The maximum of readings of these: an encoded word may double their number.
 READINGS_MAX = 4 * ADDRESSES_MAX
-#: Encoded words. One of the 75 characters that RFC 2047 allows has room for a short name.
+#: The maximum of encoded words. One of 75 characters, the limit of RFC 2047, holds a short name.
 WORDS_MAX = 256
-#: Characters of different internationalised domains: four of the longest. To convert one takes
-#: some milliseconds.
+#: The maximum of characters in distinct internationalised domains: four of the longest. Converting
+#: one takes some milliseconds.
 INTERNATIONAL_MAX = 1024
-#: Characters of texts with directional marks, in all readings. To find the order in which one is
-#: shown takes about a microsecond a character.
+#: The maximum of characters in texts with directional marks, in all readings. Finding the display
+#: order takes about a microsecond a character.
 DIRECTED_MAX = 2048
 
-# RFC 5322 section 3.2: a quoted string, a quoted pair, a literal, words, and single specials.  A
-# quote or bracket that isn't closed is a character like any other.
+# RFC 5322 section 3.2: a quoted string, a quoted pair, a literal, words, and single specials. An
+# unclosed quote or bracket is an ordinary character.
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|\[[^\[\]\\"]*+\]|[^"\\()<>,;:\[]++|.', re.DOTALL)
 _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _QUOTE_OR_PAIR = re.compile(r'\\(.)|"', re.DOTALL)
@@ -55,25 +55,24 @@ _AT = re.compile("@|\uff20|\ufe6b|=\\?")
 # Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
 # an `@` (a), literals (l).
 _FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*+")
-# Some programs show nothing for these, others end an address there. Those in the second set are
-# white space for some.
+# Some programs don't display these, others end an address there. Some treat those in the second set
+# as white space.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 _CONTROLS_AND_SPACES = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]+")
 _BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
 
 
 class TooLargeError(ValueError):
-    """A field has more in it than is looked at."""
+    """The fields exceed one of the limits of this module."""
 
 
 class Author:
-    """What the `From:` fields of a message say.
+    """The addresses in the `From:` fields of a message, each attribute an ordered set.
 
-    `addresses` are those that they give, or that a lenient reader could take for given. `possible`
-    are further ways to read these, and names with an ``@`` that has no dot at its right
-    (``Bob @ Work``): no program sends mail there. So are addresses that only a reader sees, in the
-    order in which directional marks have a text shown. `shown` are addresses in display names and
-    comments, which some programs show instead. Each is a set in order.
+    `addresses` are the authors, including those that only a lenient program would find. `possible`
+    are further readings of these, names with an `@` that has no dot to its right (`Bob @ Work`),
+    where no program sends mail, and addresses that exist only in display order. `shown` are
+    addresses in display names and comments, which some programs display instead.
     """
 
     __slots__ = (
@@ -98,7 +97,7 @@ class Author:
         self._international: dict[str, int] = {}
 
     def count(self, sighting: Sighting, *, shown: bool) -> None:
-        """Count what was found; raises TooLargeError for more than is looked at."""
+        """Count an address; raise TooLargeError if a limit is exceeded."""
         self._looked_at += 1
         found = self._seen if shown else self._given
         found.add((sighting.local_parts[0], sighting.whole))
@@ -114,7 +113,7 @@ class Author:
                     )
 
     def count_directed(self, text: str) -> None:
-        """Count a text whose order is to be found; raises TooLargeError beyond `DIRECTED_MAX`."""
+        """Count a text to be put in display order; raise TooLargeError beyond `DIRECTED_MAX`."""
         self._directed += len(text)
         if self._directed > DIRECTED_MAX:
             raise TooLargeError(
@@ -123,10 +122,10 @@ class Author:
 
 
 def values_of_from(headers: Headers) -> list[str]:
-    """Give the values of all `From:` fields of a message.
+    """Return the values of all `From:` fields of a message.
 
-    Also of those that begin behind a bare CR: for some programs it ends a line, though RFC 5322
-    section 2.3 forbids it.
+    They include fields that begin after a bare CR: it ends a line for some programs, though RFC
+    5322 section 2.3 forbids it.
     """
     values = headers.get_all("From")
     lines = headers.lines()
@@ -137,7 +136,7 @@ def values_of_from(headers: Headers) -> list[str]:
 
 
 def read_from(values: Sequence[str]) -> Author:
-    """Read the values of all `From:` fields of a message, whatever is in them.
+    """Parse the values of all `From:` fields of a message.
 
     Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` fields or addresses,
     `WORDS_MAX` encoded words, and `INTERNATIONAL_MAX` characters of internationalised domains.
@@ -166,7 +165,7 @@ class _Field:
         self._shown: dict[Candidate, None] = {}
 
     def read(self, value: str) -> None:
-        """Read the field's value into the author."""
+        """Parse the field's value into the author."""
         author = self._author
         tokens = _TOKENS.findall(value)
         comments = _comments(tokens)
@@ -178,18 +177,18 @@ class _Field:
                 self._bare = self._bare or _without_domain(plain)
                 self._add(plain)
         if comments:
-            # Programs that leave comments out may join what is around them.
+            # Programs that drop comments may join the text around them.
             rest = "".join(each for at, each in enumerate(tokens) if at not in comments)
             for sighting, _ in self._sightings(rest):
                 author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
         self._add_shown(value)
         if self._shown and _is_malformed(value, tokens, comments):
-            # Programs that lose their way in it take for the address what others show as a name.
+            # Programs confused by it use as the address what others display as a name.
             author.possible.update(self._shown)
         if not self._given:
-            # What the field shows is all that a reader has to go by. smtpd completes what has no
-            # domain with its own name; beside an address it is a comma in a name more often than
-            # not: Doe, Jane <jane@example.org>
+            # Without an address, judge what the field displays. smtpd completes an address without
+            # a domain; beside another address it is mostly part of a name with a comma: Doe, Jane
+            # <jane@example.org>
             self._given.update(self._shown)
             if self._bare:
                 self._given[Candidate((self._bare,), "")] = None
@@ -199,22 +198,22 @@ class _Field:
     def _add(self, text: str) -> None:
         """Add the addresses in a text where one is expected.
 
-        RFC 2047 section 5: an encoded word "MUST NOT appear in any portion of an 'addr-spec'".
-        There are programs that decode it there.
+        RFC 2047 section 5: an encoded word "MUST NOT appear in any portion of an 'addr-spec'", but
+        some programs decode it there.
         """
         for sighting, is_plain in self._sightings(text):
             self._give(sighting, sighting.whole if is_plain else "")
 
     def _add_address(self, angle: str) -> None:
-        """Add what is in angle brackets."""
+        """Add the addresses in angle brackets."""
         if name := _without_domain(angle.replace(">", " ")):
             self._given[Candidate((name,), "")] = None
         self._add(angle)
 
     def _add_name(self, text: str) -> None:
-        """Add the addresses in a name outside of quotes.
+        """Add the addresses in a name outside quotes.
 
-        That is against the syntax, and there are programs that take them for the author's.
+        The syntax forbids them, but some programs take them for the author's.
         """
         for sighting, is_plain in self._sightings(outside(text)):
             domain = sighting.domain
@@ -224,7 +223,7 @@ class _Field:
                 self._give(sighting, "")
 
     def _give(self, sighting: Sighting, domain: str) -> None:
-        """Add an address; `domain` is the one that is meant, if any is."""
+        """Add an address; `domain` is its most likely reading, "" if none is."""
         if domain:
             self._given[Candidate(sighting.local_parts, domain)] = None
         for other in sighting.domains:
@@ -232,7 +231,7 @@ class _Field:
                 self._author.possible[Candidate(sighting.local_parts, other)] = None
 
     def _add_shown(self, value: str) -> None:
-        """Add what a reader sees: the field as it is, and without quotes and backslashes."""
+        """Add what programs display: the field itself, also without quotes and backslashes."""
         texts = [value]
         if '"' in value or "\\" in value:
             texts.append(_QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value))
@@ -243,9 +242,9 @@ class _Field:
                         self._shown[Candidate(sighting.local_parts, domain)] = None
 
     def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[tuple[Sighting, bool]]:
-        """Find addresses in all readings of a text, and whether each is one in plain sight.
+        """Find addresses in all readings of a text, and whether each is in the text itself.
 
-        Those that are not are in the text only as some programs show it. Raises TooLargeError.
+        The others exist only in the text as some programs display it. Raises TooLargeError.
         """
         if not _AT.search(text):
             return
@@ -267,7 +266,7 @@ class _Field:
                     yield sighting, False
 
     def _as_shown(self, views: Iterable[str]) -> dict[str, None]:
-        """Return the texts that some programs show instead of these; raises TooLargeError."""
+        """Return the texts that some programs display for these; raise TooLargeError."""
         found: dict[str, None] = {}
         for view in views:
             joined = _CONTROLS_AND_SPACES.sub("", view)
@@ -279,10 +278,10 @@ class _Field:
 
 
 def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:
-    """Part a field into mailboxes, and these into what is in angle brackets and what isn't.
+    """Split a field into mailboxes, and these into the text outside and inside angle brackets.
 
-    Gives the text outside, the text inside, and whether that outside is by right a name: that of
-    an address or of a group. A comment is a blank.
+    Yield both, and whether the text outside is the name of an address or a group. A comment becomes
+    a blank.
     """
     ends = [at for at, each in enumerate(tokens) if each == ">" and at not in comments]
     closed = ends[-1] if ends else -1
@@ -293,7 +292,7 @@ def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tup
         if at in comments:
             (angle if inside else plain).append(" ")
         elif inside:
-            # The bracket stays: what is in two pairs of them is no one address.
+            # Keep the bracket: two pairs of them don't make one address.
             inside = piece != ">"
             angle.append(piece)
         elif piece == "<" and at < closed:
@@ -308,7 +307,7 @@ def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tup
 
 
 def _comments(tokens: Sequence[str]) -> set[int]:
-    """Which tokens are in comments or begin or end one; a comment that never ends is none."""
+    """Return the indexes of tokens in comments, delimiters included; ignore unclosed comments."""
     opened: list[int] = []
     pairs: dict[int, int] = {}
     for at, piece in enumerate(tokens):
@@ -326,13 +325,13 @@ def _comments(tokens: Sequence[str]) -> set[int]:
 
 
 def _is_malformed(value: str, tokens: Sequence[str], comments: Collection[int]) -> bool:
-    """Whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
+    """Return whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
     shape = "".join(_shape(each) for at, each in enumerate(tokens) if at not in comments)
     return not _FORM.fullmatch(shape + ",") or not is_in_order(value)
 
 
 def _shape(token: str) -> str:
-    """What a token is: a word, one with an `@`, a literal, or a special character."""
+    """Return the class of a token: a word, one with an `@`, a literal, or a special character."""
     if token in ("<", ">", ",", ";", ":"):
         return token
     if token[0] == '"' and len(token) > 1:
@@ -345,7 +344,7 @@ def _shape(token: str) -> str:
 
 
 def _without_domain(text: str) -> str:
-    """The local part that a text is as a whole; "" if it is none, or has an `@` outside quotes."""
+    """Return the local part if a text is nothing else; "" if it has an `@` outside quotes."""
     text = text.strip()
     if "@" in text and "@" in _QUOTED_OR_PAIR.sub("", text):
         return ""

@@ -1,21 +1,20 @@
-"""filter-mailfrom: refuse senders that use our addresses and aren't ours.
+"""filter-mailfrom: the policy that refuses clients that spoof our own addresses.
 
-The law:
-
-1. An own address (`--domains`, `--addresses`, `--patterns`) may be used by exempt clients, which
-   by default are those on this machine and those that have authenticated; by nobody else.
-2. With `--senders`, a user that has authenticated may use the addresses listed for it, own or not,
-   and no others: as with smtpd's `senders`.  It is that user wherever it comes from.
-3. The null sender belongs to nobody and is never a spoof. (What a message says of itself is looked
-   at all the same.)
-4. An address is judged as smtpd will take it: without a source route and quotes, without regard to
-   case, and completed with the server's own name where it has no domain.  A domain is own if any
-   program takes it for an own one; a user may use a domain only in its canonical form.
-5. A `From:` field is judged by all addresses that any reader could make of it: of several fields,
-   of several mailboxes, of syntax that is none.  What is too large to be judged is a spoof, and so
-   is a header of which a part is not read.
-6. A name is no claim to a foreign address.  In one that is not in quotes, an ``@`` that has no dot
-   at its right is a word: no program sends mail there.
+Invariants
+----------
+*Own addresses*: an own address (`--domains`, `--addresses`, `--patterns`) may be used by exempt
+clients only, by default those on this machine and authenticated ones.
+*Users by list*: with `--senders`, an authenticated user may use the addresses listed for it, own or
+not, and no others, as with smtpd's `senders`, wherever it connects from.
+*Null sender*: the null sender is never a spoof; the header is judged all the same.
+*Judged as accepted*: an address is judged as smtpd will use it: without a source route and quotes,
+case-insensitively, and completed with the server's name if it has no domain. A domain is own if any
+program takes it for an own one; a user may use a domain only in its canonical form.
+*All readings*: a `From:` field is judged by all readings of it: several fields, several mailboxes,
+invalid syntax. A field that is too large, or may lie in a part of the header that isn't read, is a
+spoof.
+*Names are words*: a name is not a claim to a foreign address. In a name outside quotes, an `@`
+without a dot to its right is a word, where no program sends mail.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ if TYPE_CHECKING:
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
-# Addresses with blanks and commas between them; in quotes a local part may have both.
+# Addresses separated by blanks and commas; a quoted local part may have both.
 _ADDRESSES = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|[^\s,"]|")++', re.DOTALL)
 
 
-# What a byte of them costs beyond that of any entry (see `source.STEP`).
+# The work for a byte of them, beyond that for any entry (see `source.STEP`).
 _WORK = 4
-# Bytes that are copied for a unit of work.
+# The number of bytes copied in a unit of work.
 _COPIED = 16
 
 
@@ -75,15 +74,15 @@ class _Senders(Pairs):
         known = self.value(key)
         whole = value if known is None else f"{known}, {value}"
         if len(whole) > LINE_MAX:
-            # A user's addresses are made a table in one step.
+            # The table of a user's addresses is made in one step.
             raise ValueError(f"one user has more than {LINE_MAX} characters of addresses")
         return super().add_pair(key, whole) + _WORK * len(value) + len(whole) // _COPIED
 
 
 class SendersTable(MappingTable):
-    """Users with the addresses that each may use, as smtpd's `senders`: `user a@b, @c`.
+    """The addresses that each user may use, like smtpd's `senders`: `user a@b, @c`.
 
-    A user with several lines may use the addresses of all; smtpd takes the last line only.
+    A user with several lines may use the addresses of all; smtpd uses the last line only.
     """
 
     __slots__ = ()
@@ -99,17 +98,17 @@ def _split(addresses: str) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _owned(addresses: str) -> AddressTable:
-    """The addresses of one user."""
+    """Return the table of one user's addresses."""
     return AddressTable.of(_split(addresses))
 
 
 class Mailfrom(Filter):
-    """Refuse senders that use our addresses without being ours."""
+    """Refuse clients that use our addresses without permission."""
 
     name = "mailfrom"
 
     class Options(Settings):
-        """Which addresses are ours, who may use them, what to do otherwise."""
+        """The own addresses, the clients and users that may use them, and the action."""
 
         domains = option(
             table(DomainTable),
@@ -182,7 +181,7 @@ class Mailfrom(Filter):
     _replies: dict[tuple[str, bool], Junk | Reject | Disconnect]
 
     def setup(self) -> Registration:
-        """See that there is something to guard, and make the refusals."""
+        """Check that there is something to guard, and prepare the refusals."""
         settings = self.settings
         guarded = (settings.domains, settings.addresses, settings.patterns)
         if all(each is None for each in (*guarded, settings.senders)):
@@ -199,8 +198,8 @@ class Mailfrom(Filter):
             raise ConfigError("--exempt authenticated: not with --senders, which is for users")
         self._exempt = settings.exempt.also(settings.trusted)
         if header:
-            # Now, and not while a message waits.
-            import smtpd_filters.filters.mailfrom.from_field  # noqa: F401 - for `headers` alone
+            # At start rather than while a message waits.
+            import smtpd_filters.filters.mailfrom.from_field  # noqa: F401  # used in `headers` only
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination."
         texts = {
             ("mail", False): "550 5.7.1 Sender address not allowed from here; please authenticate",
@@ -216,7 +215,7 @@ class Mailfrom(Filter):
         }
         reports = {"link-auth"}
         if settings.senders is not None:
-            reports.add("link-greeting")  # it has the name that completes an address
+            reports.add("link-greeting")  # has the server's name, which completes an address
         return Registration(
             {"mail_from", "headers"} if header else {"mail_from"},
             reports=reports,
@@ -224,7 +223,7 @@ class Mailfrom(Filter):
         )
 
     def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
-        """Look at the envelope's sender."""
+        """Judge the envelope sender."""
         sender = path(address)
         if not sender:
             return PROCEED
@@ -236,7 +235,7 @@ class Mailfrom(Filter):
         return self._replies["mail", bool(session.username)].because(f"sender {reason}")
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Junk | Reject | Disconnect:
-        """Look at what the message says who wrote it."""
+        """Judge the authors in the header."""
         if why := self._free(session):
             return exempted(self, why)
         from .from_field import values_of_from
@@ -249,9 +248,9 @@ class Mailfrom(Filter):
         return self._replies["from", bool(session.username)].because(f"from {reason}")
 
     def _free(self, session: Session) -> str:
-        """Say why a client may use any address; "" if it may not."""
+        """Return why a client may use any address; "" if it may not."""
         if session.username and self.settings.senders is not None:
-            return ""  # law 2
+            return ""  # *Users by list*
         return self._exempt.reason(session)
 
     def _judge_from(self, session: Session, values: list[str]) -> str | None:
@@ -274,7 +273,7 @@ class Mailfrom(Filter):
         return None
 
     def _judge(self, session: Session, candidate: Candidate) -> str | None:
-        """Say why a client may not use an address, or None."""
+        """Return why a client may not use an address, or None."""
         senders = self.settings.senders
         if not session.username or senders is None:
             return self._judge_own(session, candidate)
@@ -288,7 +287,10 @@ class Mailfrom(Filter):
         return f"{candidate} is not of user {session.username}"
 
     def _judge_own(self, session: Session, candidate: Candidate) -> str | None:
-        """Judge what is no claim to a foreign address: a name, another way to read an address."""
+        """Return why a client may not use a name or another reading of an address, or None.
+
+        Neither is a claim to a foreign address.
+        """
         own = self._is_own(candidate)
         if not own:
             return None
@@ -297,7 +299,7 @@ class Mailfrom(Filter):
         return f"{candidate} is own: {own}"
 
     def _is_own(self, candidate: Candidate) -> str | None:
-        """Give what makes an address our own, or None."""
+        """Return the entry or the reason that makes an address own, or None."""
         settings = self.settings
         if not candidate.domain:
             # smtpd completes it with the name of the server.
@@ -324,10 +326,10 @@ class Mailfrom(Filter):
         return None
 
     def _own_domain(self, domain: str) -> str | None:
-        """Give the entry that covers a canonical domain, or with `--subdomains` one above it."""
+        """Return the entry that covers a canonical domain, or with `--subdomains` one above it."""
         domains = self.settings.domains
-        assert domains is not None  # noqa: S101  # asked only if there are
-        # A longer one is no domain, but what is above it may be.
+        assert domains is not None  # noqa: S101  # checked by the caller
+        # A longer name is not a domain, but its parents may be.
         domain = domain[-NAME_MAX:]
         entry = domains.match(domain)
         while entry is None and self.settings.subdomains and "." in domain:
@@ -337,5 +339,5 @@ class Mailfrom(Filter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-mailfrom."""
+    """Run the executable filter-mailfrom."""
     return run(Mailfrom, argv=argv)
