@@ -1,4 +1,4 @@
-"""filter-dnsbl; its policy is in `policy`."""
+"""The package of filter-dnsbl; its policy is in `policy`."""
 
 from __future__ import annotations
 

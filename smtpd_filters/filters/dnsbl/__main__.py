@@ -1,4 +1,4 @@
-"""The program: ``python -m smtpd_filters.filters.dnsbl``."""
+"""The entry point of `python -m smtpd_filters.filters.dnsbl`."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What answers of known lists mean that are no listings, and what of a zone's name is a key.
+"""Return codes of known lists that are not listings, and the redaction of keys in zone names.
 
-The law:
+A code that isn't named here is a listing.
 
-1. Only an answer in 127.0.0.0/8 can be a listing (RFC 5782 section 2.1).
-2. What a list says of who asks (a public name server, too many questions, no registration) says
-   nothing of who was asked about.  It comes with what an operator can do about it.
-3. A key that is part of a zone's name is neither in what `shown` gives, nor in what `redact` does.
-
-Where a code isn't named here, it is a listing.
+Invariants
+----------
+*Loopback only*: only an answer in 127.0.0.0/8 can be a listing (RFC 5782 section 2.1).
+*Refusals are not listings*: an answer about the querier (a public name server, too many queries, no
+registration) says nothing about the subject. It comes with advice for the operator.
+*Keys stay secret*: `shown` and `redact` return no key that is part of a zone's name.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: What a list is asked about; each has test entries of its own (RFC 5782 section 5).
+#: The kinds of subjects of a list; each has its own test entries (RFC 5782 section 5).
 V4, V6, NAME = "IPv4", "IPv6", "names"
 
 _OWN_RESOLVER = "ask through a name server of your own (--nameserver), not a public one"
 _REGISTER = "register for its Data Query Service and use the zone with your key"
 _ODD = ";".join(str(octet) for octet in range(1, 256, 2))
 
-#: (end of the zone's name, which answers, what to do; "" where the answer can be passed over).
-#: The first that fits holds.
+#: Suffix of the zone's name, pattern of answers, and advice ("" if the answer can be ignored). The
+#: first match applies.
 _CODES = tuple(
     (suffix, Pattern(answers), advice)
     for suffixes, answers, advice in (
@@ -48,15 +48,15 @@ _CODES = tuple(
             "127.255.255.255",
             f"too many queries: {_REGISTER}",
         ),
-        # Of its lists of names, asked about an address; ZRD's third octet is 2.
+        # A query for an address in its lists of names; ZRD's third octet is 2.
         (("spamhaus.org", "spamhaus.net"), "127.0.[1;2].255", ""),
         (
             ("senderscore.com",),
             "127.255.255.[0..255]",
             f"it wants you to register at my.validity.com; {_OWN_RESOLVER}",
         ),
-        # It has also been seen to call everybody highly trusted (127.0.10.3), for those who go on
-        # asking too much.
+        # It has also been seen to return 127.0.10.3 ("highly trusted") for every address, once
+        # queries continue above the limit.
         (
             ("dnswl.org",),
             "127.0.0.255",
@@ -73,7 +73,7 @@ _CODES = tuple(
             f"127.0.[0..255].[{_ODD}]",
             f"it refuses this name server: {_OWN_RESOLVER}, or arrange for access to its data",
         ),
-        # By agreement of several lists, after Spamhaus.
+        # A convention of several lists, after Spamhaus.
         (
             ("",),
             "127.255.255.[0..255]",
@@ -82,8 +82,8 @@ _CODES = tuple(
     )
     for suffix in suffixes
 )
-# RFC 5782 section 5: 127.0.0.1 must not be listed, and as an answer few lists use it. It is what
-# some say to those whom they refuse, and what a name server says that blocks the list's domain.
+# RFC 5782 section 5: 127.0.0.1 must not be listed, and few lists use it as a code. Some return it
+# to refused queriers, and so do name servers that block the list's domain.
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_ADVICE = (
     f"the list refuses this name server, or the name server blocks the list: {_OWN_RESOLVER}"
@@ -92,13 +92,13 @@ _OUTSIDE_ADVICE = (
     "the list is gone and its domain is somebody else's, or the name server invents answers"
 )
 
-#: Zones with a key in front of the list's own label: how many labels are public.
+#: Zones with a key before the list's own label, and their number of public labels.
 _KEYED = (("dq.spamhaus.net", 4), ("mail.abusix.zone", 4))
-#: Elsewhere a label is taken for a key if it is long and made of letters and digits.
+#: In other zones, a long label of letters and digits is treated as a key.
 _KEY = re.compile(r"(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{16,63}", re.ASCII)
 _REDACTED = "***"
 
-#: Entries for testing that lists of names have beside or instead of that of RFC 5782 section 5.
+#: Test entries of lists of names beside or instead of that of RFC 5782 section 5.
 _TESTS = (
     ("spamhaus.org", "dbltest.com"),
     ("spamhaus.net", "dbltest.com"),
@@ -108,10 +108,10 @@ _TESTS = (
 
 
 def trouble(zone: str, address: str, *, wanted: bool = False) -> str | None:
-    """Say why an answer is no listing, and what to do; "" if it can be passed over; None if it is.
+    """Return why an answer is not a listing, with advice; "" to ignore it; None for a listing.
 
-    `wanted` is whether the operator's own filter names the answer. That counts for 127.0.0.1
-    alone, where no known list is concerned.
+    `wanted` is whether the operator's own filter names the answer, which makes 127.0.0.1 a listing
+    unless a known list is concerned.
     """
     if not address.startswith("127."):
         return f"answers {address}, outside 127.0.0.0/8: {_OUTSIDE_ADVICE}"
@@ -124,9 +124,9 @@ def trouble(zone: str, address: str, *, wanted: bool = False) -> str | None:
 
 
 def shown(zone: str, keys: tuple[str, ...] = ()) -> str:
-    """Give the name of a zone without its keys: those that can be told, and `keys`.
+    """Return the name of a zone without its keys: recognised ones, and `keys`.
 
-    `keys` are labels or parts of them (`labels_of`).
+    `keys` are labels or parts of labels (`labels_of`).
     """
     labels = zone.split(".")
     for suffix, public in _KEYED:
@@ -141,26 +141,26 @@ def shown(zone: str, keys: tuple[str, ...] = ()) -> str:
 
 
 def labels_of(keys: Iterable[str]) -> tuple[str, ...]:
-    """Give the labels that keys are made of, as they are in the names of zones."""
+    """Return the labels of keys, in the form in which zone names have them."""
     return tuple(label for key in keys for label in key.lower().split(".") if label)
 
 
 def hidden(zone: str, keys: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Give the labels that `shown` leaves out, and `keys`, the longest first."""
+    """Return the labels that `shown` omits, and `keys`, the longest first."""
     public = shown(zone, keys).split(".")
     labels = [label for label in zone.split(".") if label not in public]
     return tuple(sorted({*labels, *keys}, key=len, reverse=True))
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """Take secrets out of a text that comes from a list."""
+    """Return a text from a list without secrets."""
     for secret in secrets:
         text = re.sub(re.escape(secret), _REDACTED, text, flags=re.IGNORECASE)
     return text
 
 
 def probes(zone: str) -> tuple[str, ...]:
-    """Give the names of which a list of names has at least one, for testing: RFC 5782 section 5."""
+    """Return the test entries of a list of names, which has one at least: RFC 5782 section 5."""
     return ("test", *(name for suffix, name in _TESTS if _ends(zone, suffix)))
 
 

@@ -1,4 +1,4 @@
-"""All that is asked for one decision, and what comes of it; without input and output."""
+"""The queries for one decision and their combined results, without I/O."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class Question:
-    """What a list is asked: `name` is what is looked up, `subject` whom it is about."""
+    """A query to one list: `name` is looked up, `subject` is the address or name it is about."""
 
     __slots__ = ("list", "low", "name", "subject", "trusted")
 
-    def __init__(self, to: List, subject: str, name: str, trusted: bool) -> None:  # noqa: FBT001 - as `Asked` has it
+    def __init__(self, to: List, subject: str, name: str, trusted: bool) -> None:  # noqa: FBT001  # in the order of `Asked`
         self.list = to
         self.subject = subject
         self.name = name
-        #: Whether it is known to be whom the client is, so that it may speak for the client.
+        #: Whether the subject is verified to be the client's, so that it may count in its favour.
         self.trusted = trusted
-        #: The least that the answer can add.
+        #: The minimum that the answer can add.
         self.low = to.low if trusted else 0
 
 
 class Listing:
-    """An answer that counts: shown as ``zen.example (192.0.2.1, 127.0.0.4, +3)``."""
+    """A counted answer, in text form `zen.example (192.0.2.1, 127.0.0.4, +3)`."""
 
     __slots__ = ("question", "reading")
 
@@ -45,7 +45,7 @@ class Listing:
 
 
 class Inquiry:
-    """All that is asked for one decision, and what has come of it."""
+    """The queries for one decision, and the results so far."""
 
     __slots__ = ("_found", "out", "tally", "troubles")
 
@@ -58,7 +58,7 @@ class Inquiry:
             self.tally.expect(question.low, question.list.high)
 
     def take(self, question: Question, outcome: Outcome[str]) -> Reading:
-        """Take in an answer."""
+        """Add the answer to a query, and return its reading."""
         self.out.remove(question)
         reading = question.list.read(outcome, trusted=question.trusted)
         if reading.trouble:
@@ -71,20 +71,20 @@ class Inquiry:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether no further answer matters."""
         return not self.out or self.tally.decided
 
     @property
     def listings(self) -> list[Listing]:
-        """The answers that count, in the order in which they were asked for."""
+        """The counted answers, in the order of the queries."""
         return [listing for listing in self._found.values() if listing]
 
     @property
     def gravest(self) -> Listing:
-        """The listing with the greatest weight; there is one where somebody is refused."""
+        """The listing with the greatest weight; it exists if the client is refused."""
         return max(self.listings, key=lambda listing: listing.reading.points)
 
     @property
     def reason(self) -> str:
-        """What the lists said, for the log."""
+        """The score and the listings, for the log."""
         return f"score {self.tally.score}: listed at {', '.join(map(str, self.listings))}"

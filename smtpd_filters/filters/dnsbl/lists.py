@@ -1,15 +1,15 @@
-"""Lists as they are asked: what an answer adds to the score, and whether a list is fit to be asked.
+"""The lists and their tests: the points of an answer, and whether a list may be queried.
 
-The law:
+Invariants
+----------
+*Tested*: a list that lists the entry that must not be listed lists every address; one that lacks
+the entry that must be listed is dead, or refuses us. Neither is queried until a test succeeds.
+*Answers about the subject*: an answer that is not about the subject (`codes`) counts as none.
+*Silent lists are off*: a list that times out is switched off as well, unless all lists do: then the
+name server or the network fails, and `--on-error` decides.
 
-1. A list that calls what nobody may list listed lists everybody; one that doesn't list what
-   everybody lists is dead, or doesn't answer us.  Neither is asked until that has changed.
-2. An answer that says nothing of who was asked about is no answer (`codes`).
-3. A list that is silent is switched off as well, unless all of them are: then it is the name server
-   or the network, and `--on-error` decides.
-
-RFC 5782 section 5 has the entries for testing: 127.0.0.2 is always listed and 127.0.0.1 never; in
-IPv6 they are ::FFFF:7F00:2 and ::FFFF:7F00:1, among names TEST and INVALID.
+RFC 5782 section 5 has the test entries: 127.0.0.2 is always listed and 127.0.0.1 never. In IPv6
+they are ::FFFF:7F00:2 and ::FFFF:7F00:1, in lists of names TEST and INVALID.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
     from .sites import Site
 
-#: What is listed, and what isn't, without the zone; for names the list has a say.
+#: The test entries that are listed and that aren't, without the zone. `codes.probes` has those of
+#: names that are listed.
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
 _UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "invalid"}
 
-#: Why a list is off that has only just been given.
+#: The cause for which a new list is off.
 UNTESTED = "it hasn't been tested yet"
 _DEAD = "it is dead, refuses this name server, or has no such entry (then see --untested)"
 _REBINDING = (
@@ -44,23 +45,23 @@ _REBINDING = (
     "protection); exempt the list there"
 )
 
-#: Why a list has said nothing about a name that the resolver could not ask for.
+#: The trouble of a query with an invalid name.
 _NOT_ASKED = "not asked: the name can't be in the DNS"
 
-#: Seconds after which a list that is off is tested again, when nobody asks for it.
+#: Seconds after which a list that is off is tested again, even without a need.
 RECHECK = 300.0
-#: Seconds for which a test is good enough to refuse somebody.
+#: Seconds for which a test is recent enough to refuse a client.
 FRESH = 300.0
-#: Seconds between two tests because of odd answers.
+#: The minimum of seconds between two tests because of odd answers.
 PAUSE = 60.0
-#: A list that was silent so often in a row is tested again.
+#: The number of timeouts in a row after which a list is tested again.
 SILENCES = 10
 
 
 class Reading:
-    """What an answer comes to: the points, the answers that gave them, or why it is none.
+    """The result of an answer: the points, the matching addresses, or the trouble with it.
 
-    `odd` is whether it raises doubts about the list.
+    `odd` is whether the answer raises doubts about the list.
     """
 
     __slots__ = ("answers", "odd", "points", "trouble")
@@ -83,40 +84,40 @@ _NOT_LISTED = Reading()
 
 
 class List:
-    """A zone, and all entries that the operator has for it."""
+    """A zone with all entries that the operator has configured for it."""
 
     __slots__ = ("high", "low", "off", "secrets", "shown", "silences", "sites", "tested", "zone")
 
     def __init__(self, zone: str, sites: Sequence[Site], keys: tuple[str, ...] = ()) -> None:
         self.zone = zone
         self.sites = sites
-        #: What it can add at the least and at the most.
+        #: The minimum and maximum of points that it can add.
         self.low = sum(site.weight for site in sites if site.weight < 0)
         self.high = sum(site.weight for site in sites if site.weight > 0)
-        #: The name without its keys, and these.
+        #: The name without its keys, and the keys.
         self.shown = codes.shown(zone, keys)
         self.secrets = codes.hidden(zone, keys)
-        #: Whether it has entries for testing.
+        #: Whether it has test entries.
         self.tested = True
-        #: How often in a row it has not answered.
+        #: The number of timeouts in a row.
         self.silences = 0
-        #: Why it is not to be asked about V4, V6 or NAME.
+        #: The causes for which it is off, by V4, V6 or NAME.
         self.off: dict[str, str] = {}
 
     def inherit(self, other: List) -> None:
-        """Take over what is known of another one of the same zone."""
+        """Take over the state of another list of the same zone."""
         self.silences = other.silences
         self.off = other.off
 
     def switch(self, about: str, cause: str) -> bool:
-        """Switch it off because of `cause`, or on if that is ""; whether this is worth a line."""
+        """Switch it off because of `cause`, or on if that is ""; return whether to log this."""
         before = self.off.pop(about, "")
         if cause:
             self.off[about] = cause
         return bool(before) != bool(cause) or before == UNTESTED
 
     def read(self, outcome: Outcome[str], *, trusted: bool = True) -> Reading:
-        """Make of an answer what it adds; nothing negative unless its subject is `trusted`."""
+        """Return the reading of an answer; negative weights count for a `trusted` subject only."""
         if isinstance(outcome, Unavailable):
             self.silences += 1
             return Reading(trouble=outcome.cause, odd=self.silences >= SILENCES)
@@ -139,7 +140,7 @@ class List:
         return Reading(points, tuple(answer for answer in answers if answer in matched))
 
     def _sort(self, records: Iterable[str]) -> tuple[list[str], str, str]:
-        """Tell listings from answers outside 127.0.0.0/8, and from refusals to answer."""
+        """Return the listings, the trouble with answers outside 127.0.0.0/8, and with refusals."""
         answers, outside, refused = [], "", ""
         for address in records:
             wanted = any(site.pattern and site.match(address) for site in self.sites)
@@ -153,16 +154,16 @@ class List:
         return answers, outside, refused
 
     async def test(self, about: str, resolver: Resolver) -> tuple[str, bool]:
-        """Look up its entries for testing: why it is not fit to be asked ("" if it is).
+        """Look up the test entries; return why the list must not be queried, or "".
 
-        The second value is whether that is for want of an answer.
+        The second value is whether the cause is a timeout or another failed look-up.
         """
         listed = [_LISTED[about]] if about in _LISTED else codes.probes(self.zone)
         names = [f"{name}.{self.zone}" for name in (_UNLISTED[about], *listed)]
         outcomes = await resolver.query_all([(name, "A") for name in names])
         if all(isinstance(each, NotFound) for each in outcomes):
             texts = await resolver.query_all([(name, "TXT") for name in names])
-            # One for everything is no entry.
+            # A text for every name is not an entry.
             if not isinstance(texts[0], Found) and any(isinstance(each, Found) for each in texts):
                 return f"doesn't list {_shown(about, listed[0])}, {_REBINDING}", False
         return self._judge(about, outcomes[0], outcomes[1:], listed[0])
@@ -187,7 +188,7 @@ class List:
 
 
 def _shown(about: str, name: str) -> str:
-    """Return the entry for testing as RFC 5782 writes it; `name` is that of a list of names."""
+    """Return the test entry as RFC 5782 writes it; `name` is that of a list of names."""
     return {V4: "127.0.0.2", V6: "::FFFF:7F00:2"}.get(about, name.upper())
 
 
@@ -196,9 +197,9 @@ def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:
 
 
 class Watch:
-    """Tests lists, switches them off and on, and says so in the log.
+    """The tests of the lists, which switch them off and on and log it.
 
-    `asked` is which list is asked about what, `log` the filter's.
+    `asked` are the lists with the kinds of their subjects, `log` is the filter's.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class Watch:
         self.done = not self._asked
 
     def replace(self, asked: Iterable[tuple[List, str]]) -> None:
-        """Test these from now on. Those that are new are off until they have been."""
+        """Test these from now on; new ones are off until they have been tested."""
         before = {(each.zone, about) for each, about in self._asked}
         self._asked = _testable(asked)
         new = [(each, about) for each, about in self._asked if (each.zone, about) not in before]
@@ -226,23 +227,23 @@ class Watch:
 
     @property
     def fresh(self) -> bool:
-        """Whether the last test is recent enough to refuse somebody."""
+        """Whether the last test is recent enough to refuse a client."""
         return not self._asked or asyncio.get_running_loop().time() - self._last < FRESH
 
     async def test(self, *, remind: bool = False) -> None:
-        """Test all lists, or wait for the test that is under way.
+        """Test all lists, or wait for the test in progress.
 
-        With `remind`, those that are still off are logged again.
+        With `remind`, lists that are still off are logged again.
         """
         await asyncio.shield(self._start(remind=remind))
 
     def suspect(self) -> None:
-        """An answer was odd: test again, unless that was done just now."""
+        """Test again because of an odd answer, unless the last test is only `PAUSE` seconds old."""
         if asyncio.get_running_loop().time() - self._tried >= PAUSE:
             self._start()
 
     def close(self) -> None:
-        """Test no more."""
+        """Stop testing."""
         if self._again is not None:
             self._again.cancel()
         if self._running is not None:
@@ -257,7 +258,7 @@ class Watch:
     async def _test(self, *, remind: bool) -> None:
         self._loop = asyncio.get_running_loop()
         asked: list[tuple[List, str]] = []
-        while asked is not self._asked:  # they may be replaced meanwhile
+        while asked is not self._asked:  # `replace` may be called meanwhile
             asked = self._asked
             off = await self._test_these(asked, remind=remind)
         self.done = True
@@ -266,14 +267,14 @@ class Watch:
         self._again = self._loop.call_later(RECHECK, self.suspect) if off else None
 
     async def _test_these(self, asked: Sequence[tuple[List, str]], *, remind: bool) -> bool:
-        """Whether any of them is off, or should be."""
+        """Test these lists; return whether any is off, or should be."""
         found = await asyncio.gather(*(each.test(about, self._resolver) for each, about in asked))
         speechless = all(silent for _, silent in found)
         said: set[tuple[str, str]] = set()
         for (each, about), (why, silent) in zip(asked, found, strict=True):
             cause = "" if silent and speechless else why
             changed = each.switch(about, cause)
-            # That a list has nothing about IPv6 is said once.
+            # Log once only that a list has no IPv6 addresses.
             worth_it = changed or (cause and remind and about != V6)
             if worth_it and (each.zone, about) not in said:
                 said.add((each.zone, about))

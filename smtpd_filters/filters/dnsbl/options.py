@@ -1,7 +1,7 @@
-"""How lists are given: as settings, and as the arguments of the filter-dnsbl that came before.
+"""The settings for lists, and the arguments of the earlier filter-dnsbl.
 
-That one is called ``filter-dnsbl [-m] [-v] [[-w] [-d] LIST] ...`` (`-w` a list of those to let in,
-`-d` a list of names).  What smtpd.conf says for it means the same here.
+That filter is called `filter-dnsbl [-m] [-v] [[-w] [-d] LIST] ...` (`-w` is an allow list, `-d` a
+list of names). Its command lines in smtpd.conf keep their meaning.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 # postconf(5), postscreen_dnsbl_sites: "separated by comma or whitespace".
 _BETWEEN = re.compile(r"[,\s]+")
-# Behind a reason: what follows is the entry.
+# The separator between a reason and the entry after it.
 _END = "\v"
-# What a byte of a list costs beyond that of any entry (see `source.STEP`).
+# The work for a byte of a list, beyond that for any entry (see `source.STEP`).
 _WORK = 10
-# Lists that are freed in a step.
+# The number of lists that are freed in a step.
 _FREED = 1024
 _QUOTED = re.compile(r"""(['"]).*\1""")
 
@@ -55,7 +55,7 @@ class _Listed(Content):
 
 
 class _SitesTable(Table):
-    """Lists that one flag gives. A ConfigError doesn't show the text, which may hold a key."""
+    """The lists of one flag. Its errors don't quote the text, which may contain a key."""
 
     __slots__ = ()
     _content: _Listed
@@ -81,17 +81,17 @@ class _SitesTable(Table):
 
 
 class Sites:
-    """Lists with their filters and weights: one, some in braces, or a file with a line each.
+    """Lists with their filters and weights: one, several in braces, or a file with one per line.
 
-    They are reloaded as tables are. Raises ConfigError if they can't be read; what is wrong is said
-    without the text, which may hold a key.
+    They are reloaded like tables. Raises ConfigError if they are invalid; it doesn't quote the
+    text, which may contain a key.
     """
 
     __slots__ = ("_tables", "renewed")
 
     def __init__(self, *tables: _SitesTable) -> None:
         self._tables = tables
-        #: Is called when they have been read again.
+        #: A callback for a reload that has changed them.
         self.renewed: Callable[[], None] | None = None
 
     def __add__(self, other: Sites) -> Sites:
@@ -103,7 +103,7 @@ class Sites:
 
     @property
     def is_file(self) -> bool:
-        """Whether there is anything to reload."""
+        """Whether any of them is in a file, and so reloadable."""
         return any(table.is_file for table in self._tables)
 
     @property
@@ -113,7 +113,7 @@ class Sites:
 
     @property
     def entries(self) -> int:
-        """How many lists these name."""
+        """The number of lists in the files."""
         return sum(len(table.sites) for table in self._tables if table.is_file)
 
     def reload(self) -> Generator[None, None, bool]:
@@ -130,7 +130,7 @@ class Sites:
 
 
 class _Sites(Kind[Sites]):
-    """What lists are asked, as `Sites` reads them."""
+    """The kind of settings that are `Sites`."""
 
     metavar = "LIST"
     noun = 'lists: zone[=filter][*weight], "{ a, b }" or "file:PATH"'
@@ -147,20 +147,20 @@ class _Sites(Kind[Sites]):
         found = Sites()
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
-                raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
+                raise ValueError(f"expected {self.noun}")  # noqa: TRY004  # as every kind does
             found += self.parse(text)
         return found
 
     def check(self, value: Sites) -> None:
         if not isinstance(value, Sites):
-            raise ValueError(f"expected {self.noun}")  # noqa: TRY004 - as kinds do
+            raise ValueError(f"expected {self.noun}")  # noqa: TRY004  # as every kind does
 
 
 SITES = _Sites()
 
 
 def old_style(argv: Iterable[str], cls: type[Filter]) -> list[str]:
-    """Put flags in the place of lists that are given as arguments."""
+    """Replace lists that are arguments by flags."""
     return list(_translated(argv, cls))
 
 

@@ -1,21 +1,20 @@
-"""filter-dnsbl: ask DNS lists about clients, and act on the sum of what they say.
+"""filter-dnsbl: the policy that scores clients by DNS lists.
 
-The law:
+The score is the sum of the weights of all matching entries (`score`); thresholds map it to an
+action. Queries are sent as soon as their subject is known, all at once; cached answers need no
+task. The formats and the test entries are those of RFC 5782.
 
-1. The score is the sum of the weights of all entries that match (`score`); thresholds say
-   what is done. Nobody waits for an answer that can't change that.
-2. Only what a list says of who was asked about counts: no answer outside 127.0.0.0/8, and nothing
-   that it says of who asks (`codes`).
-3. Nothing is done on the word of a list that hasn't been seen to list what it must and not to list
-   what it may not, lately (`lists`).
-4. A list that is silent never counts against the client: the others decide, as long as its answer
-   could not have changed the outcome; otherwise `--on-error` does.
-5. Exempt clients are not asked about: by default those that are local or have authenticated. An
-   allow list is believed about a reverse name only if that leads back to the client.
-6. A key in the name of a list is in no reply, header or line of the log.
-
-Questions are asked as soon as their subject is known, all at once; what is in the cache is answered
-from there without a task. The formats and the test entries are those of RFC 5782.
+Invariants
+----------
+*Answers about the subject*: only answers about the subject count: none outside 127.0.0.0/8, and
+none about the querier (`codes`).
+*Tested lists only*: no client is marked or refused unless the lists have recently been tested: each
+has its listed test entry and not the other (`lists`).
+*Silence never counts*: a list that times out never counts against the client. The others decide, as
+long as its answer could not have changed the decision; otherwise `--on-error` does.
+*Exempt clients*: no list is queried about exempt clients, by default local and authenticated ones.
+*Verified names*: an allow list counts for a reverse name only if that resolves to the client.
+*Keys stay secret*: no reply, header or log line contains a key in the name of a list.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ if TYPE_CHECKING:
 
     Verdict: TypeAlias = Proceed | Junk | Reject | Disconnect
 
-#: The header field, and the name of the first version's.
+#: The header field, named as in the earlier filter-dnsbl.
 FIELD = "X-Spam-DNSBL"
 _HANDLERS = {
     "connect": {"connect"},
@@ -84,21 +83,21 @@ _HANDLERS = {
 _PHASES = tuple(_HANDLERS)
 #: The first phase at which the subject of a kind of list is known.
 _KNOWN_AT = {"client": "connect", "rdns": "connect", "helo": "helo", "sender": "mail-from"}
-# A look-up of one server asks in two rounds, and waits twice as long in the second.
+# A look-up with one server has two rounds, and the second has twice the timeout.
 _SHARES = 3
-# What it takes to ask a list whose answer is mostly known, and to wait for one: units of `pace`.
+# The prices (`pace`) of a query whose answer is mostly cached, and of awaiting an answer.
 _ASK = 5
 _WAIT = 60
-# Of `--deadline`.
+# A share of `--deadline`.
 _OF_DEADLINE = 0.9
-#: Seconds for which a client that nothing could be found out about isn't asked about again.
+#: The seconds for which the look-ups for a client are not repeated after a failure.
 _SPARE = 30.0
 
 
 class Known:
-    """What was asked in a session about whom, and decided, or why nothing could be.
+    """The state of a session: the subjects, the queries, and the decision or the cause of failure.
 
-    `until` is when (by the loop's clock) that is to be tried again.
+    After a failure, `until` is the time (by the loop's clock) of the next try.
     """
 
     __slots__ = ("cause", "decision", "inquiry", "key", "until")
@@ -125,7 +124,7 @@ class Dnsbl(Filter):
     name = "dnsbl"
 
     class Options(Settings):
-        """Which lists are asked about what, and what is done about the sum of their answers."""
+        """The lists by subject, the thresholds of the score, and the reply."""
 
         client = option(
             SITES,
@@ -230,18 +229,18 @@ class Dnsbl(Filter):
     _watch: Watch
     _pace: Callable[[], Pace]
     _kinds: frozenset[str] = frozenset(_KNOWN_AT)
-    _phase: str = ""  # until it is set up
+    _phase: str = ""  # before `setup`
     _thresholds: Thresholds
     _reply: Reply
 
     @property
     def longest(self) -> float:
-        """Seconds for a look-up altogether."""
-        # Earlier than `--deadline`, behind which a header that was taken away would be put back.
+        """The deadline of a look-up in seconds."""
+        # Before `--deadline`, when the removal of a header field would be undone.
         return min(self.settings.timeout, _OF_DEADLINE * self.deadline)
 
     def setup(self) -> Registration:
-        """Make the lists."""
+        """Prepare the lists, the thresholds and the reply."""
         self._exempt = self.settings.exempt.also(self.settings.allow)
         given: dict[str, Sites] = {
             kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
@@ -276,10 +275,10 @@ class Dnsbl(Filter):
             self.log.event("--reply has no effect: no score refuses")
 
     def _check_reach(self, named: Sequence[tuple[str, int]], given: Iterable[Sites]) -> None:
-        """Say which of the thresholds, in rising order, no client can reach.
+        """Log which of the thresholds, in rising order, no client can reach.
 
-        That is a ConfigError if nothing can ever be done, unless the field is: to ask for that
-        alone, one names a score beyond reach.
+        Raises ConfigError if no threshold can ever be reached, unless the filter adds the header
+        field: a score beyond reach is the way to request only that.
         """
         lists = list(given)
         most = sum(max(site.weight, 0) for sites in lists for site in sites)
@@ -289,7 +288,7 @@ class Dnsbl(Filter):
         said = f"{beyond[0]}: is never reached, the weights of the lists make {most} at the most"
         asked = {"junk_at", "reject_at", "disconnect_at"} & self.settings.given
         if len(beyond) < len(named) or not asked or any(sites.is_file for sites in lists):
-            # More may come with the files; to let some in is all that some lists are for.
+            # Files may add lists, and some lists serve only to exempt clients.
             self.log.event(said)
         else:
             raise ConfigError(said)
@@ -310,7 +309,7 @@ class Dnsbl(Filter):
         handlers = set(_HANDLERS[self._phase])
         if self._shows:
             handlers.add("headers")
-        # What will be needed is looked up ahead.
+        # Look-ups start ahead of the phase.
         events = {"refresh", "close"}
         reports = {"link-auth"}
         if at > _PHASES.index("connect"):
@@ -327,7 +326,7 @@ class Dnsbl(Filter):
         return Registration(handlers, events=events, reports=reports, junk=junk)
 
     def _get_ready(self, given: dict[str, Sites]) -> None:
-        """Get ready to look up; who only wants to know the flags doesn't wait for these imports."""
+        """Prepare the look-ups; these imports are not needed for --help."""
         from smtpd_filters.runtime.pace import pace
 
         from .lists import Watch
@@ -345,7 +344,7 @@ class Dnsbl(Filter):
         self._reply = Reply(settings.reply, code, self.dns)
 
     def _renew(self) -> None:
-        """Take in lists from a file that was read again."""
+        """Use the lists of a reloaded file."""
         self._book.renew()
         self._watch.replace(self._book.asked)
 
@@ -358,13 +357,13 @@ class Dnsbl(Filter):
         await self._watch.test(remind=True)
 
     def link_connect(self, session: Session) -> None:
-        """Start to look the client up."""
+        """Start the look-ups of the client's address and reverse name."""
         address = known_address(session)
         if address and not self._exempt.reason(session):
             self._start(self._book.about_client(session, address))
 
     def link_identify(self, session: Session) -> None:
-        """Start to look its name up."""
+        """Start the look-ups of the client's HELO name."""
         if not self._exempt.reason(session):
             self._start(self._book.about_name("helo", session.identity or ""))
 
@@ -375,17 +374,17 @@ class Dnsbl(Filter):
     # -- phases ----------------------------------------------------------------------------
 
     async def connect(self, session: Session) -> Answer:
-        """Decide before smtpd greets the client."""
+        """Judge the client before smtpd greets it."""
         return await self._judge(session)
 
     async def helo(self, session: Session, identity: str) -> Answer:
-        """Decide when the client greets."""
+        """Judge the client at its greeting."""
         return await self._judge(session, identity)
 
     ehlo = helo
 
     async def mail_from(self, session: Session, address: str) -> Answer:
-        """Decide for each message, or start to look its sender up if that is early."""
+        """Judge each message, or start the look-ups of its sender if the phase is later."""
         if self._phase == "rcpt-to":
             if not self._exempt.reason(session):
                 self._start(self._book.about_sender(address))
@@ -393,11 +392,11 @@ class Dnsbl(Filter):
         return await self._judge(session, sender=address)
 
     async def rcpt_to(self, session: Session, _address: str) -> Answer:
-        """Decide for each recipient; the first one's decision holds for all of a message."""
+        """Judge at each recipient; the decision on the first applies to the whole message."""
         return await self._judge(session)
 
     async def headers(self, session: Session, headers: Headers) -> Proceed:
-        """Add a field for each list that has an entry."""
+        """Add a field for each list with an entry."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         headers.remove(FIELD)
@@ -406,7 +405,7 @@ class Dnsbl(Filter):
             return PROCEED
         inquiry = known.inquiry
         if inquiry.out:
-            # The lists that could not change the decision, which were asked long ago.
+            # The lists that could not change the decision, which were queried long ago.
             await self._pace().admit(_WAIT * len(inquiry.out))
             await self._answers(inquiry)
         for listing in reversed(inquiry.listings):
@@ -416,10 +415,10 @@ class Dnsbl(Filter):
     def _subjects(
         self, session: Session, identity: str | None, sender: str | None
     ) -> tuple[str, str]:
-        """Give the HELO name and the sender that lists are asked about; "" for what they are not.
+        """Return the HELO name and the sender to query lists about; "" if no list needs it.
 
-        The arguments are what the client says at this phase; None for what it has said before.
-        Raises UnavailableError for what smtpd has not reported.
+        The arguments are those of this phase; None for what smtpd has reported earlier. Raises
+        UnavailableError if it has not.
         """
         if "helo" not in self._kinds:
             identity = ""
@@ -438,12 +437,12 @@ class Dnsbl(Filter):
     async def _judge(
         self, session: Session, identity: str | None = None, sender: str | None = None
     ) -> Verdict:
-        """Decide about a client, at once if all is known."""
+        """Return the decision on a client, at once if all answers are cached."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         address = self._address(session)
         key = self._subjects(session, identity, sender)
-        # At connect nothing was decided before.
+        # At connect there is no earlier decision.
         known: Known | None = None if self._phase == "connect" else session.scratch.get(self)
         if known is not None and known.key == key:
             if not known.cause:
@@ -453,7 +452,7 @@ class Dnsbl(Filter):
         if self._watch.done and self._pace().take(_ASK * self._book.size):
             asked = self._book.about(session, address, *key)
             if self.dns.missing([name for _, _, name, _ in asked], "A"):
-                # Which is what is mostly so.
+                # The most frequent case.
                 for each in asked:
                     each[0].silences = 0
                 if known is not None:
@@ -465,7 +464,7 @@ class Dnsbl(Filter):
         return await self._wait(session, key)
 
     def _address(self, session: Session) -> str:
-        """Give the address that lists are asked about; "" where none is needed, or there is none.
+        """Return the address to query lists about; "" if none is needed or known.
 
         Raises UnavailableError if it is needed and smtpd has not reported it.
         """
@@ -478,7 +477,7 @@ class Dnsbl(Filter):
         return asyncio.get_running_loop().time()
 
     def _ask(self, asked: Iterable[Asked]) -> Inquiry:
-        """Take in what is known already."""
+        """Return an inquiry with the cached answers."""
         inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
         for question in list(inquiry.out):
             outcome = self.dns.known(question.name, "A")
@@ -491,7 +490,7 @@ class Dnsbl(Filter):
             self._watch.suspect()
 
     def _is_ready(self, inquiry: Inquiry) -> bool:
-        """Whether what will be done can be done without asking for more."""
+        """Return whether the decision needs no further look-up."""
         level = inquiry.tally.level
         if level == NOTHING:
             return True
@@ -504,7 +503,7 @@ class Dnsbl(Filter):
             await self._watch.test()
         inquiry = await self._hear(session, key)
         if inquiry.tally.level != NOTHING and not self._watch.fresh:
-            # Law 3.  A list that is off behind this is not asked the second time.
+            # *Tested lists only*. A list that this switches off is not queried again.
             await self._watch.test()
             inquiry = await self._hear(session, key)
             if inquiry.tally.level != NOTHING and not self._watch.fresh:
@@ -514,7 +513,7 @@ class Dnsbl(Filter):
         return self._decide(session, key, inquiry)
 
     async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
-        """Ask, and wait until no answer that is still out can change what will be done."""
+        """Query the lists, and wait until no pending answer can change the level."""
         await self._pace().admit(_WAIT * self._book.size)
         inquiry = self._ask(self._book.about(session, self._address(session), *key))
         if not inquiry.over:
@@ -522,7 +521,7 @@ class Dnsbl(Filter):
         return inquiry
 
     async def _answers(self, inquiry: Inquiry, *, early: bool = False) -> None:
-        """Wait for the answers that are out, with `early` only for those that matter."""
+        """Wait for the pending answers, with `early` only for those that matter."""
         import asyncio
 
         waiting: dict[asyncio.Future[Outcome[str]], Question] = {
@@ -535,16 +534,16 @@ class Dnsbl(Filter):
                 for answered in done:
                     self._take(inquiry, waiting.pop(answered), answered.result())
         finally:
-            # The look-ups themselves go on, for the cache.
+            # The look-ups themselves continue, for the cache.
             for future in waiting:
                 future.cancel()
 
     def _decide(self, session: Session, key: tuple[str, str], inquiry: Inquiry) -> Verdict:
-        """Make the decision, and keep it for the rest of the message or session."""
+        """Return the decision, and keep it for the rest of the message or session."""
         if not inquiry.tally.certain:
             self._give_up(session, key, inquiry, "; ".join(inquiry.troubles))
         decision = self._done(session, inquiry)
-        # One that proceeds gives its reason once.
+        # The reason of one that proceeds is logged once.
         kept = PROCEED if type(decision) is Proceed else decision
         session.scratch[self] = Known(key, inquiry, kept)
         return decision
@@ -552,7 +551,7 @@ class Dnsbl(Filter):
     def _give_up(
         self, session: Session, key: tuple[str, str], inquiry: Inquiry, cause: str
     ) -> NoReturn:
-        """Leave it to `--on-error`, and don't make the next recipient wait for the same."""
+        """Raise UnavailableError, and keep it so that the next recipient doesn't wait for it."""
         session.scratch[self] = Known(key, inquiry, cause=cause, until=self._now() + _SPARE)
         raise UnavailableError(cause, DNS_FAILURE)
 
@@ -567,5 +566,5 @@ class Dnsbl(Filter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-dnsbl."""
+    """Run the executable filter-dnsbl."""
     return run(Dnsbl, argv=old_style(sys.argv[1:] if argv is None else argv, Dnsbl))

@@ -1,14 +1,15 @@
-"""Which lists are asked about what: about a client's address, its names, a sender's domain.
+"""The queries to lists about a client's address, its names, and a sender's domain.
 
-The law:
-
-1. A list is asked about what can be on it, and nothing else: addresses as RFC 5782 sections 2.1 and
-   2.4 write them, names that the DNS could know. One that is off isn't asked (`lists`).
-2. No name avoids a list because of its form. Where the DNS can't have the name in the list's zone,
-   because it is too long or has an impossible label, labels are removed from the left until it can.
-   The list has no entry for the whole name; an entry that covers the name from above, such as
-   `*.spam.example`, covers what is left. Such a name never counts in a client's favour.
-3. When the files that name lists are read again, what is known of a list that stays is kept.
+Invariants
+----------
+*Possible entries only*: a list is queried only for entries that it may have: addresses in the form
+of RFC 5782 sections 2.1 and 2.4, names that are valid in the DNS. A list that is off isn't queried
+(`lists`).
+*No evasion by form*: no name avoids a list because of its form. If it is not valid in the list's
+zone, because it is too long or has an invalid label, labels are removed from the left until it is.
+The list can have no entry for the whole name, and an entry for a parent, such as `*.spam.example`,
+covers the rest. Such a name never counts in the client's favour.
+*State survives*: when the files with lists are reloaded, the state of remaining lists is kept.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ if TYPE_CHECKING:
     from .options import Sites
     from .sites import Site
 
-    #: A list, whom it is asked about, the name that is looked up for it, and whether the subject is
-    #: known to be whom the client is, so that it may speak for the client.
+    #: A list, the subject, the name to look up, and whether the subject is verified to be the
+    #: client's, so that it may count in its favour.
     Asked: TypeAlias = tuple[List, str, str, bool]
 
-#: The kinds of lists, by what they are asked about.
+#: The kinds of lists, by their subjects.
 CLIENT, RDNS, HELO, SENDER = KINDS = ("client", "rdns", "helo", "sender")
 
 
 class Book:
-    """The lists that are asked, by kind."""
+    """The configured lists, by kind."""
 
     def __init__(
         self, given: Mapping[str, Sites], keys: Iterable[str] = (), untested: Iterable[str] = ()
     ) -> None:
-        """Raises ConfigError if one of `keys` or of those `untested` is in nothing that is given.
+        """Take the lists `given` by kind, and the zones of `untested` ones.
 
-        `given` are lists by kind, `untested` the zones of those that have no test.
+        Raises ConfigError if a member of `keys` or `untested` fits none of the lists.
         """
         self._given = given
         self._keys = codes.labels_of(keys)
@@ -56,7 +57,7 @@ class Book:
         self._check()
 
     def _made(self) -> dict[str, list[List]]:
-        """Make the lists; those that are there already pass on what is known (law 3)."""
+        """Make the lists; existing ones pass on their state (*State survives*)."""
         there = {(kind, each.zone): each for kind in KINDS for each in self._lists[kind]}
         made: dict[str, list[List]] = {kind: [] for kind in KINDS}
         for kind, given in self._given.items():
@@ -72,10 +73,10 @@ class Book:
         return made
 
     def _check(self) -> None:
-        # At the start only: what goes from the files later is no slip.
+        # At start only: a list removed from a file later is not a mistake.
         every = [each for lists in self._lists.values() for each in lists]
         if not all(any(key in each.zone for each in every) for key in self._keys):
-            # It would be shown.
+            # A misspelt key would be shown.
             raise ConfigError("--key: one of them is in the name of no list")
         for zone in self._untested:
             if not any(zone in {each.zone, each.shown} for each in every):
@@ -83,7 +84,7 @@ class Book:
 
     @property
     def asked(self) -> list[tuple[List, str]]:
-        """Which list is asked about what."""
+        """The lists, each with the kinds of its subjects."""
         return [
             (each, about)
             for kind, lists in self._lists.items()
@@ -93,19 +94,19 @@ class Book:
 
     @property
     def size(self) -> int:
-        """How many lists there are."""
+        """The number of lists."""
         return sum(map(len, self._lists.values()))
 
     def renew(self) -> None:
-        """Take in what has been read again."""
+        """Make the lists from the reloaded settings."""
         self._lists = self._made()
 
-    # -- what is asked -------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     def about(self, session: Session, address: str, identity: str, sender: str) -> list[Asked]:
-        """All that is asked for a decision about a client that is at this `address`.
+        """Return the queries for a decision on a client with this `address`.
 
-        `identity` and `sender` are given as far as they are known.
+        `identity` and `sender` are "" if unknown.
         """
         asked = self.about_client(session, address)
         if identity:
@@ -115,7 +116,7 @@ class Book:
         return asked
 
     def about_client(self, session: Session, address: str) -> list[Asked]:
-        """What is asked about the client's address and reverse name; nothing without an address."""
+        """Return the queries about the client's address and reverse name, if it has an address."""
         asked: list[Asked] = []
         if not address:
             return asked
@@ -131,7 +132,7 @@ class Book:
         return asked
 
     def about_name(self, kind: str, name: str, *, trusted: bool = True) -> list[Asked]:
-        """What is asked about a name; nothing about what is none."""
+        """Return the queries about a name; none if it is invalid."""
         if not self._lists[kind]:
             return []
         whole = canonical(name)
@@ -141,19 +142,19 @@ class Book:
         asked: list[Asked] = []
         for each in self._lists[kind]:
             if codes.NAME not in each.off:
-                # Room for two labels is left (`sites.MAX_ZONE`).
+                # `sites.MAX_ZONE` leaves room for two labels.
                 subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
                 believed = trusted and subject == whole
                 asked.append((each, subject, f"{subject}.{each.zone}", believed))
         return asked
 
     def about_sender(self, address: str) -> list[Asked]:
-        """What is asked about the domain of a sender's address."""
+        """Return the queries about the domain of a sender's address."""
         return self.about_name(SENDER, path(address).domain)
 
 
 def _reversed(address: str) -> tuple[str, str, str]:
-    """Give what lists are asked about, an address as they have it with its dot, and as it is."""
+    """Return an address's kind, its reversed form with a final dot, and its canonical form."""
     if ":" in address:
         address = names.canonical(address)
     if ":" in address:
@@ -162,7 +163,7 @@ def _reversed(address: str) -> tuple[str, str, str]:
 
 
 def _known_to_dns(name: str) -> str:
-    """Return the longest end of a canonical name that a list can have; "" for an address."""
+    """Return the longest suffix of a canonical name that a list can have; "" for an address."""
     name = names.ending(name)
     last = name.rpartition(".")
     # RFC 3696 section 2: a top-level domain isn't all numeric.

@@ -1,11 +1,11 @@
-"""What a client is told: a text with places for what is known only then.
+"""The SMTP reply for a listed client, made from a template with placeholders.
 
-The law:
-
-1. A template is checked at the start: what it makes is a reply, whatever is put in.
-2. Nothing that is put in is looked at for places again, and all of it is made safe.
-3. What the list itself says of whom it lists, its TXT record, is asked for when somebody is told,
-   and waited for so long; keys are taken out of it.
+Invariants
+----------
+*Checked at start*: a template is validated at start: whatever the values, it makes a valid reply.
+*Values are data*: values are not searched for placeholders, and are all made safe.
+*Text on demand*: the list's own text, its TXT record, is looked up for refusals only, within a time
+limit. Keys are redacted.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from .inquiry import Inquiry
 
-#: What there are places for, as smtpd.conf(5) writes its own: %{zone}.
+#: The placeholders, written like those of smtpd.conf(5): %{zone}.
 PLACES = ("subject", "client", "zone", "text", "score")
 _OURS = "%{subject} is listed by %{zone}"
-#: Seconds for which a refusal waits for what the list says.
+#: The seconds for which a refusal waits for the list's text.
 _TEXT_TIME = 2.0
 _PLACE = re.compile(r"%\{([^}]*)\}")
 _REPLY = re.compile(r"([45][0-9][0-9]) (?:([45]\.[0-9]{1,3}\.[0-9]{1,3}) )?(.*)", re.DOTALL)
 
 
 class Template:
-    """A reply with places."""
+    """A reply with placeholders."""
 
     __slots__ = ("_code", "_enhanced", "_text", "wants_text")
 
     def __init__(self, text: str) -> None:
-        """Raise ConfigError for a text that makes no reply."""
+        """Parse a template; raise ConfigError if it makes no valid reply."""
         found = _REPLY.fullmatch(text)
         if not found or not found[3].strip():
             raise ConfigError(
@@ -54,22 +54,22 @@ class Template:
         self._code, self._enhanced, self._text = int(found[1]), found[2] or "", found[3]
         if self._enhanced and self._enhanced[0] != found[1][0]:
             raise ConfigError("--reply: the code and the enhanced code begin with one digit")
-        #: Whether the list's own text has a place in it.
+        #: Whether the template contains the list's text.
         self.wants_text = "%{text}" in text
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """Put values in; what isn't given is left out."""
+        """Return the reply with these values; missing ones are empty."""
         text = _PLACE.sub(lambda place: values.get(place[1], ""), self._text)
         return reply(self._code, self._enhanced, text)
 
 
 class Reply:
-    """What somebody is told who is refused."""
+    """The SMTP reply for a listed client."""
 
     def __init__(self, given: str, code: int, resolver: Resolver) -> None:
-        """`given` is the operator's template, `code` that of the reply if there is none.
+        """Take the operator's template, if any, or the default one with `code`.
 
-        Raises ConfigError for a template that makes no reply.
+        Raises ConfigError if it makes no valid reply.
         """
         # X.7.1 is "Delivery not authorized, message refused".
         ours = f"{code} 5.7.1 {_OURS}"
@@ -78,12 +78,12 @@ class Reply:
         self._resolver = resolver
 
     def is_known(self, inquiry: Inquiry) -> bool:
-        """Whether nothing need be looked up for it."""
+        """Return whether the reply needs no look-up."""
         return self._text(inquiry) is not None
 
     async def look_up(self, inquiry: Inquiry) -> None:
-        """Look up what the list says, if that takes no longer than it may."""
-        import asyncio  # it is there already where there is a resolver
+        """Look up the list's text, for `_TEXT_TIME` seconds at most."""
+        import asyncio  # already loaded by the resolver
 
         try:
             async with asyncio.timeout(_TEXT_TIME):
@@ -92,7 +92,7 @@ class Reply:
             pass
 
     def of(self, inquiry: Inquiry, client: str) -> str:
-        """The reply; `client` is the client's address."""
+        """Return the reply; `client` is the client's address."""
         text = self._text(inquiry)
         listing = inquiry.gravest
         template = self._template if text else self._bare
@@ -107,8 +107,8 @@ class Reply:
         )
 
     def _text(self, inquiry: Inquiry) -> str | None:
-        """What the list says of whom it lists; None if that isn't known yet."""
-        from smtpd_filters.lookups.outcome import Found  # not for --help
+        """Return the list's text about the subject; None if it has to be looked up."""
+        from smtpd_filters.lookups.outcome import Found  # not needed for --help
 
         if not self._template.wants_text:
             return ""

@@ -1,23 +1,24 @@
-"""The sum of what lists say, and when it can be told what will come of it.
+"""The score of a client, and its bounds while answers are pending.
 
-The law:
+A score is the sum of the weights of all matching entries, negative ones included. A pending answer
+can add at least `low` and at most `high`, the sums of its list's negative and positive weights. So
+the bounds of the final score are known.
 
-1. A score is the sum of the weights of all entries that match, negative ones included.
-2. What an answer that isn't there could add is known: at least `low`, at most `high`, which are the
-   sums of a list's negative and of its positive weights.  So it is known between what the score
-   will end, and a decision waits for an answer only while that can change it.
-3. An answer that will never come leaves that gap.  What is certain even so is done; what isn't, but
-   could have been, is nobody's guess (`certain`).
+Invariants
+----------
+*No needless wait*: a decision waits for an answer only while that can change it (`decided`).
+*No guess*: an answer that never arrives leaves the bounds apart. A level that is certain all the
+same applies; otherwise the score decides nothing (`certain`).
 """
 
 from __future__ import annotations
 
-#: What is done, in the order of severity.
+#: The levels of action, in order of severity.
 NOTHING, JUNK, REJECT, DISCONNECT = range(4)
 
 
 class Thresholds:
-    """From which score on something is done; None where it never is."""
+    """The minimum score of each level; None for a level that is not used."""
 
     __slots__ = ("_steps",)
 
@@ -28,7 +29,7 @@ class Thresholds:
         self._steps = tuple((level, score) for level, score in steps if score is not None)
 
     def level(self, score: int) -> int:
-        """Tell what is due at a score: the severest that it reaches."""
+        """Return the most severe level that a score reaches."""
         for level, least in self._steps:
             if score >= least:
                 return level
@@ -36,7 +37,7 @@ class Thresholds:
 
 
 class Tally:
-    """A score on its way: what it is so far, and between what it will end."""
+    """A score so far, and the bounds of the final score."""
 
     __slots__ = ("_thresholds", "high", "low", "score")
 
@@ -45,27 +46,27 @@ class Tally:
         self.score = self.low = self.high = 0
 
     def expect(self, low: int, high: int) -> None:
-        """Take note of a list that will be asked, and what it can add at the least and the most."""
+        """Add a pending answer, with the minimum and maximum of its points."""
         self.low += low
         self.high += high
 
     def settle(self, low: int, high: int, points: int) -> None:
-        """Take in what a list that was expected has added."""
+        """Replace the bounds of a pending answer by its points."""
         self.score += points
         self.low += points - low
         self.high += points - high
 
     @property
     def level(self) -> int:
-        """What is due for certain."""
+        """The level that is certain to be reached."""
         return self._thresholds.level(self.low)
 
     @property
     def decided(self) -> bool:
-        """Whether no answer that is still out can change what is due."""
+        """Whether no pending answer can change the level."""
         return self._thresholds.level(self.high) == self.level
 
     @property
     def certain(self) -> bool:
-        """Whether something can be done when no more answers come."""
+        """Whether the level can be applied if no more answers arrive."""
         return self.level > NOTHING or self.decided

@@ -1,16 +1,15 @@
-"""Lists as postscreen(8) writes them: `zone=127.0.0.[2..11;14]*3`.
+"""Entries for lists in the syntax of postscreen(8): `zone=127.0.0.[2..11;14]*3`.
 
-The law:
+A site is a zone, a filter of its answers after "=" (by default all count), and a weight after "*"
+(by default 1; negative for allow lists). An entry counts once, however many answers match; several
+entries for one zone each count. In a filter each of the four octets is a number, or numbers and
+ranges in brackets separated by ";": postconf(5), postscreen_dnsbl_sites.
 
-1. A site is a zone, which of its answers count (all, unless a filter follows "="), and its weight
-   behind "*" (1, unless given; negative for lists of those to let in). One entry counts once,
-   however many answers match; several entries for one zone count each.
-2. `parse(str(site)) == site`.
-3. What can't be read is a ValueError with the reason, which never repeats a zone that may hold a
-   key. Nor does the `repr` of a site.
-
-In a filter each of the four octets is a number, or numbers and ranges in brackets with ";" between
-them: postconf(5), postscreen_dnsbl_sites.
+Invariants
+----------
+*Round trip*: `parse(str(site)) == site`.
+*Keys stay secret*: neither the ValueError for an invalid entry nor the `repr` of a site contains a
+zone that may have a key.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Characters of a zone. Every name with two labels of 63 (RFC 1035 section 2.3.4) fits in front of
-#: it, and so does an IPv6 address, which takes 64. Zones in use, keys included, have at most 70.
+#: The maximum length of a zone. It leaves room for a name with two labels of 63 (RFC 1035 section
+#: 2.3.4), and for an IPv6 address, which takes 64. Zones in use, with keys, have at most 70.
 MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
-#: A weight beyond is a slip of the finger.
+#: A weight beyond this is a typing error.
 MAX_WEIGHT = 1_000_000
-# Letters of a key, at the least (`codes`).
+# The minimum length of a key (`codes`).
 _KEY_MIN = 16
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
 _OCTET = re.compile(r"(?P<one>[0-9]{1,3})|\[(?P<many>[^\[\]]*)\]", re.ASCII)
@@ -37,17 +36,17 @@ _OCTETS, _OCTET_MAX = 4, 255
 
 
 class Pattern:
-    """Which addresses a filter lets count."""
+    """The answers that a filter selects."""
 
     __slots__ = ("_octets", "text")
 
     def __init__(self, text: str) -> None:
-        """Raise ValueError with the reason for a text that is no filter."""
+        """Parse a filter; raise ValueError with the reason if it is invalid."""
         self.text = text
         self._octets = tuple(_octets(text))
 
     def match(self, address: str) -> bool:
-        """Whether this IPv4 address, in its canonical form, is covered."""
+        """Return whether the filter selects this IPv4 address, in its canonical form."""
         parts = address.split(".")
         return len(parts) == _OCTETS and all(
             part in octet for part, octet in zip(parts, self._octets, strict=True)
@@ -64,7 +63,7 @@ class Pattern:
 
 
 class Site:
-    """One entry: the zone, which answers count (None: all that are listings), its weight."""
+    """An entry: the zone, the filter of its answers (None selects all listings), its weight."""
 
     __slots__ = ("pattern", "weight", "zone")
 
@@ -74,7 +73,7 @@ class Site:
         self.weight = weight
 
     def match(self, address: str) -> bool:
-        """Whether an answer that is a listing counts here."""
+        """Return whether a listing counts for this entry."""
         return self.pattern is None or self.pattern.match(address)
 
     def __str__(self) -> str:
@@ -89,20 +88,20 @@ class Site:
         return hash(str(self))
 
     def __repr__(self) -> str:
-        return f"<site, weight {self.weight}>"  # law 3
+        return f"<site, weight {self.weight}>"  # *Keys stay secret*
 
 
 def parse(text: str) -> Site:
-    """Read one site; ValueError says what is wrong with it."""
+    """Parse an entry; raise ValueError with the reason if it is invalid."""
     rest, star, factor = text.partition("*")
     name, equals, answers = rest.partition("=")
     try:
         zone = domain(name)
     except ValueError:
         zone = ""
-    # Flags that are lost among lists, and slips such as a missing end, are no zones.
+    # Misplaced flags, and mistakes such as a missing end, are not zones.
     if "." not in zone or zone.startswith("-") or ".-" in zone:
-        # Law 3: what may be a key is longer, or has digits.
+        # *Keys stay secret*: keys are longer, or have digits.
         shown = f": {name}" if name.isascii() and name.isalpha() and len(name) < _KEY_MIN else ""
         raise ValueError(f"the name of the list is not a domain name{shown}")
     if len(zone) > MAX_ZONE:
