@@ -187,7 +187,7 @@ _SMALL = 9  # 1.0.1 is in many a name; no network is meant
 
 
 def is_server(name: str) -> bool:
-    """Whether a name in lower case says by itself that it is a server's or a business line's."""
+    """Return whether a name in lower case says by itself that it is a server's or a business line's."""
     labels = name.split(".")
     # The domain says whose the host is, not what it is: host-10-1-2-3.mail.example
     own = labels[:-_DOMAIN] or labels[:1]
@@ -361,7 +361,7 @@ class Dyndns(ClientFilter):
         return self._refused.because(reason) if reason else PROCEED
 
     def _looks_dynamic(self, name: str, address: str) -> str | None:
-        """Say why a client's name, in lower case, looks dynamic; None if it does not."""
+        """Return why a client's name, in lower case, looks dynamic; None if it does not."""
         settings = self.settings
         for own in (settings.extra_patterns, settings.patterns):
             if own is not None and (pattern := own.match(name)):
@@ -378,7 +378,7 @@ class Dyndns(ClientFilter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-dyndns."""
+    """Run the executable filter-dyndns."""
     return run(Dyndns, argv=argv)
 
 

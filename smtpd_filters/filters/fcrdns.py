@@ -128,7 +128,7 @@ class Fcrdns(ClientFilter):
         return self._failed((session.rdns,), address)
 
     def _suspect(self, session: Session) -> str | None:
-        """Give the address of a client which smtpd's report doesn't clear, else None."""
+        """Return the address of a client which smtpd's report doesn't clear, else None."""
         address = client_address(session)
         if self.settings.require == "rdns":
             passes = session.rdns is not None
@@ -170,7 +170,7 @@ class Fcrdns(ClientFilter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-fcrdns."""
+    """Run the executable filter-fcrdns."""
     return run(Fcrdns, argv=argv)
 
 

@@ -249,7 +249,7 @@ class Helo(Filter):
     rcpt_to = mail_from
 
     def _allowed(self, identity: str) -> str:
-        """Give the entry of `--allow-names` that covers what a client calls itself, or ""."""
+        """Return the entry of `--allow-names` that covers what a client calls itself, or ""."""
         names = self.settings.allow_names
         return (names is not None and names.match(identity)) or ""
 
@@ -374,12 +374,12 @@ class Helo(Filter):
 
 
 def is_confirmed(session: Session, name: str) -> bool:
-    """Whether smtpd has found that a name, in lower case, is the client's: both ways."""
+    """Return whether smtpd has found that a name, in lower case, is the client's: both ways."""
     return session.fcrdns == "pass" and canonical(session.rdns or "") == name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-helo."""
+    """Run the executable filter-helo."""
     return run(Helo, argv=argv)
 
 

@@ -335,7 +335,7 @@ class Rcpt(Filter):
             found.failed(self._trapped, f"recipient {address} is a spam trap: {trap}")
 
     def _decided(self, session: Session, found: Findings) -> Proceed | Junk | Reject:
-        """Give the decision, and remember what will be reported of it."""
+        """Return the decision, and remember what will be reported of it."""
         decision = found.decision()
         if type(decision) is Reject and decision.text[0] == "5" and not self.dry_run:
             _note(self, session).refused += 1
@@ -415,7 +415,7 @@ def wait(guessed: int, limit: int, first: float, most: float) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-rcpt."""
+    """Run the executable filter-rcpt."""
     return run(Rcpt, argv=argv)
 
 

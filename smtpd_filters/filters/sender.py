@@ -211,7 +211,7 @@ class Sender(Filter):
         return findings.decision()
 
     def _allowed(self, address: str) -> str:
-        """Give the entry of `--allow-senders` that covers a sender, or ""."""
+        """Return the entry of `--allow-senders` that covers a sender, or ""."""
         senders = self.settings.allow_senders
         return (senders is not None and senders.find(path(address))) or ""
 
@@ -324,7 +324,7 @@ class Sender(Filter):
 
 
 def domain_of(address: str) -> str:
-    """Give the domain of an envelope's address in its canonical form; "" without one."""
+    """Return the domain of an envelope's address in its canonical form; "" without one."""
     return canonical(path(address).domain)
 
 
@@ -334,7 +334,7 @@ def _questions(hosts: Iterable[str]) -> list[tuple[str, RecordType]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-sender."""
+    """Run the executable filter-sender."""
     return run(Sender, argv=argv)
 
 

@@ -401,7 +401,7 @@ class Senderscore(Filter):
         return None if outcome is None else _read(outcome)
 
     def _is_trusted(self, address: str) -> bool:
-        """Whether `--allowlist` has an address, of those that can have a score."""
+        """Return whether `--allowlist` has an address, of those that can have a score."""
         allowlist = self.settings.allowlist
         return allowlist is not None and ":" not in address and address in allowlist
 
@@ -447,7 +447,7 @@ def _test_score(address: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-senderscore."""
+    """Run the executable filter-senderscore."""
     return run(Senderscore, argv=argv)
 
 

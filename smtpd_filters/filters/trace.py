@@ -214,7 +214,7 @@ def _text(value: bytes) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-trace."""
+    """Run the executable filter-trace."""
     return run(Trace, argv=argv)
 
 

@@ -257,8 +257,8 @@ def test_a_list_that_flaps(start: Start) -> None:
 @pytest.mark.parametrize(
     ("zone", "cause"),
     [
-        ({f"*.{BL}": {"A": "127.0.0.2"}}, "lists 127.0.0.1, which nobody may list"),
-        ({}, "doesn't list 127.0.0.2, its entry for testing"),
+        ({f"*.{BL}": {"A": "127.0.0.2"}}, "lists 127.0.0.1, which must not be listed"),
+        ({}, "doesn't list 127.0.0.2, its test entry"),
         ({f"*.{BL}": {"A": "203.0.113.66"}}, "answers 203.0.113.66, outside 127.0.0.0/8"),
         ({f"*.{BL}": {"A": "127.255.255.254"}}, "answers 127.255.255.254: it refuses"),
         ({f"*.{BL}": {"drop": True}}, "127.0.0.1:53 timeout"),

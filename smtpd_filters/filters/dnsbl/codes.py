@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: The kinds of subjects of a list; each has its own test entries (RFC 5782 section 5).
 V4, V6, NAME = "IPv4", "IPv6", "names"
 
-_OWN_RESOLVER = "ask through a name server of your own (--nameserver), not a public one"
+_OWN_RESOLVER = "use a name server of your own (--nameserver), not a public one"
 _REGISTER = "register for its Data Query Service and use the zone with your key"
 _ODD = ";".join(str(octet) for octet in range(1, 256, 2))
 
@@ -53,7 +53,7 @@ _CODES = tuple(
         (
             ("senderscore.com",),
             "127.255.255.[0..255]",
-            f"it wants you to register at my.validity.com; {_OWN_RESOLVER}",
+            f"it requires registration at my.validity.com; {_OWN_RESOLVER}",
         ),
         # It has also been seen to return 127.0.10.3 ("highly trusted") for every address, once
         # queries continue above the limit.
@@ -89,7 +89,7 @@ _LOOPBACK_ADVICE = (
     f"the list refuses this name server, or the name server blocks the list: {_OWN_RESOLVER}"
 )
 _OUTSIDE_ADVICE = (
-    "the list is gone and its domain is somebody else's, or the name server invents answers"
+    "the list is gone and its domain has a new owner, or the name server makes up answers"
 )
 
 #: Zones with a key before the list's own label, and their number of public labels.

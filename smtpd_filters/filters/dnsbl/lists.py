@@ -46,7 +46,7 @@ _REBINDING = (
 )
 
 #: The trouble of a query with an invalid name.
-_NOT_ASKED = "not asked: the name can't be in the DNS"
+_NOT_ASKED = "not queried: the name is not valid in the DNS"
 
 #: Seconds after which a list that is off is tested again, even without a need.
 RECHECK = 300.0
@@ -176,7 +176,7 @@ class List:
             return refused, False
         if isinstance(unlisted, Found) and self._sort(unlisted.records)[0]:
             what = "127.0.0.1" if about != NAME else "INVALID"
-            return f"lists {what}, which nobody may list: it lists everybody", False
+            return f"lists {what}, which must not be listed: it lists everything", False
         if any(isinstance(each, Found) and self._sort(each.records)[0] for each in listed):
             return (unlisted.cause, True) if isinstance(unlisted, Unavailable) else ("", False)
         if outside:
@@ -184,7 +184,7 @@ class List:
         for each in listed:
             if isinstance(each, Unavailable):
                 return each.cause, True
-        return f"doesn't list {_shown(about, name)}, its entry for testing: {_DEAD}", False
+        return f"doesn't list {_shown(about, name)}, its test entry: {_DEAD}", False
 
 
 def _shown(about: str, name: str) -> str:

@@ -129,85 +129,85 @@ class Dnsbl(Filter):
         client = option(
             SITES,
             default=None,
-            help="A list to ask about the client's address, IPv4 and IPv6: its zone, which answers "
-            'count behind "=" (all, if left out) and its weight behind "*" (1, if left out; '
-            "negative to let clients in), as in zen.example=127.0.0.[2..11;14]*3. Several in "
-            "braces, or from a file: a line each.",
+            help="A list to query for the client's address, IPv4 and IPv6: its zone, the answers "
+            'that count after "=" (by default all) and its weight after "*" (by default 1; '
+            "negative for an allow list), as in zen.example=127.0.0.[2..11;14]*3. Several in "
+            "braces, or from a file with one per line.",
         )
         rdns = option(
             SITES,
             default=None,
-            help="A list of names to ask about the client's reverse name. A negative weight counts "
-            "only if the name leads back to the client.",
+            help="A list of names to query for the client's reverse name. A negative weight counts "
+            "only if the name resolves to the client.",
         )
         helo = option(
             SITES,
             default=None,
-            help="A list of names to ask about the name that the client gives in HELO or EHLO.",
+            help="A list of names to query for the client's name in HELO or EHLO.",
         )
         sender = option(
             SITES,
             default=None,
-            help="A list of names to ask about the domain of the sender's address.",
+            help="A list of names to query for the domain of the sender's address.",
         )
         junk_at = option(
             INTEGER(low=1),
             default=None,
-            help="The score from which on messages are marked as junk.",
+            help="The score from which messages are marked as junk.",
         )
         reject_at = option(
             INTEGER(low=1),
             default=None,
-            help="The score from which on clients are refused. At connect that disconnects them "
-            "as well, since smtpd would go on otherwise.",
+            help="The score from which clients are refused. At connect that disconnects them as "
+            "well, since smtpd would keep the connection open otherwise.",
         )
         disconnect_at = option(
             INTEGER(low=1),
             default=None,
-            help="The score from which on clients are refused and disconnected; 1 if no score is "
-            "given for anything.",
+            help="The score from which clients are refused and disconnected; 1 if no score is "
+            "given at all.",
         )
         mark = option(
             SWITCH,
             default=False,
             flags=("-m",),
-            help="Mark, and refuse nobody: the same as --junk-at 1 --header.",
+            help="Mark as junk, and refuse no client: the same as --junk-at 1 --header.",
         )
         phase = option(
             choice(*_PHASES),
             default=None,
-            help="When to decide; by default as soon as everything that is asked about is known. "
-            "Clients that authenticate are exempt from mail-from on; before that nobody has "
-            "authenticated yet.",
+            help="The phase at which to decide; by default the first at which everything to look "
+            "up is known. Authenticated clients are exempt from mail-from on; at earlier phases "
+            "no client has authenticated yet.",
         )
-        exempt = exempt_option("local", "authenticated", what="Clients that no list is asked about")
+        exempt = exempt_option("local", "authenticated", what="Clients that are not looked up")
         allow = allow_option()
         reply = option(
             TEXT,
             default="",
-            help="The reply of a refusal, with its codes and with places: %{subject} is the "
-            "address or name that is listed, %{client} the client's address, %{zone} the list, "
-            '%{text} what the list says about it, %{score} the sum. By default "550 5.7.1 '
+            help="The SMTP reply of a refusal, with its codes and placeholders: %{subject} is the "
+            "listed address or name, %{client} the client's address, %{zone} the list, %{text} "
+            'the list\'s text about the subject, %{score} the score. By default "550 5.7.1 '
             '%{subject} is listed by %{zone}; %{text}" (554 at connect).',
         )
         header = option(
             SWITCH,
             default=False,
-            help=f"Add a field {FIELD} to messages for each list that has an entry, and remove "
-            "such fields that come with them.",
+            help=f"Add a field {FIELD} to messages for each list with an entry, and remove such "
+            "fields from incoming messages.",
         )
         untested = option(
             LIST(TEXT),
             default=(),
-            help="The zone of a list without entries for testing (RFC 5782 section 5), which is "
-            "asked without a test.",
+            help="The zone of a list without test entries (RFC 5782 section 5), which is queried "
+            "without a test.",
         )
         key = option(
             LIST(TEXT),
             default=(),
             secret=True,
-            help="A part of the name of a list that is never to be shown. The keys of Spamhaus and "
-            "Abusix are known, and any label of 16 or more letters and digits.",
+            help="A part of a list's name that must never be shown. The keys of Spamhaus and "
+            "Abusix are recognised, and so is any label of 16 or more letters and digits.",
         )
         timeout = option(
             SECONDS(low=0.01, high=60),
@@ -246,9 +246,9 @@ class Dnsbl(Filter):
             kind: sites for kind in _KNOWN_AT if (sites := getattr(self.settings, kind)) is not None
         }
         if not any(any(sites) for sites in given.values()):
-            raise ConfigError("no list is given: --client, --rdns, --helo or --sender is needed")
+            raise ConfigError("no list given: --client, --rdns, --helo or --sender is required")
         if not all(key.strip(".") for key in self.settings.key):
-            raise ConfigError("--key: expected a part of the name of a list, not nothing")
+            raise ConfigError("--key: expected a part of a list's name, not an empty text")
         self._set_thresholds(given.values())
         self._set_phase(given)
         self._get_ready(given)
@@ -259,7 +259,9 @@ class Dnsbl(Filter):
         junk, reject, disconnect = settings.junk_at, settings.reject_at, settings.disconnect_at
         if settings.mark:
             if junk or reject or disconnect:
-                raise ConfigError("-m: not with --junk-at, --reject-at or --disconnect-at")
+                raise ConfigError(
+                    "-m: cannot be combined with --junk-at, --reject-at or --disconnect-at"
+                )
             junk = 1
         elif not (junk or reject or disconnect):
             disconnect = 1
@@ -267,7 +269,7 @@ class Dnsbl(Filter):
         named = [(flag, score) for flag, score in steps if score]
         for (milder, low), (severer, high) in pairwise(named):
             if low >= high:
-                raise ConfigError(f"{milder} {low}: is never done with {severer} {high}")
+                raise ConfigError(f"{milder} {low}: must be below {severer} {high}")
         self._thresholds = Thresholds(junk, reject, disconnect)
         self._shows = settings.header or settings.mark
         self._check_reach(named, given)
@@ -285,7 +287,7 @@ class Dnsbl(Filter):
         beyond = [f"{flag} {score}" for flag, score in named if score > most]
         if not beyond or self._shows:
             return
-        said = f"{beyond[0]}: is never reached, the weights of the lists make {most} at the most"
+        said = f"{beyond[0]}: cannot be reached, the weights of the lists add up to {most} at most"
         asked = {"junk_at", "reject_at", "disconnect_at"} & self.settings.given
         if len(beyond) < len(named) or not asked or any(sites.is_file for sites in lists):
             # Files may add lists, and some lists serve only to exempt clients.
@@ -300,7 +302,9 @@ class Dnsbl(Filter):
         at = _PHASES.index(self._phase)
         for kind in kinds:
             if _PHASES.index(_KNOWN_AT[kind]) > at:
-                raise ConfigError(f"--{kind}: what it asks about isn't known at {self._phase} yet")
+                raise ConfigError(
+                    f"--{kind} requires --phase {_KNOWN_AT[kind]} or later, not {self._phase}"
+                )
         if at <= _PHASES.index("helo"):
             self.settings.exempt.note_phase(self._phase, self.log)
 

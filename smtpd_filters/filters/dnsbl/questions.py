@@ -77,10 +77,11 @@ class Book:
         every = [each for lists in self._lists.values() for each in lists]
         if not all(any(key in each.zone for each in every) for key in self._keys):
             # A misspelt key would be shown.
-            raise ConfigError("--key: one of them is in the name of no list")
+            raise ConfigError("--key: one of the keys is in no list's name")
         for zone in self._untested:
             if not any(zone in {each.zone, each.shown} for each in every):
-                raise ConfigError(f"--untested: {codes.shown(zone, self._keys)} is no list's zone")
+                shown = codes.shown(zone, self._keys)
+                raise ConfigError(f"--untested: {shown} is not the zone of a configured list")
 
     @property
     def asked(self) -> list[tuple[List, str]]:

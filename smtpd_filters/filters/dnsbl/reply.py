@@ -50,10 +50,10 @@ class Template:
         for place in _PLACE.findall(text):
             if place not in PLACES:
                 known = ", ".join(f"%{{{name}}}" for name in PLACES)
-                raise ConfigError(f"--reply: there is no %{{{place}}}, only {known}")
+                raise ConfigError(f"--reply: unknown placeholder %{{{place}}}: expected {known}")
         self._code, self._enhanced, self._text = int(found[1]), found[2] or "", found[3]
         if self._enhanced and self._enhanced[0] != found[1][0]:
-            raise ConfigError("--reply: the code and the enhanced code begin with one digit")
+            raise ConfigError("--reply: the code and the enhanced code must begin with one digit")
         #: Whether the template contains the list's text.
         self.wants_text = "%{text}" in text
 

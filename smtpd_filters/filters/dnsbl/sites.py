@@ -109,7 +109,7 @@ def parse(text: str) -> Site:
     weight = 1
     if star:
         if not _WEIGHT.fullmatch(factor) or abs(int(factor)) > MAX_WEIGHT:
-            raise ValueError(f'expected a weight behind "*", such as 3 or -2, not {factor[:20]!r}')
+            raise ValueError(f'expected a weight after "*", such as 3 or -2, not {factor[:20]!r}')
         weight = int(factor)
     return Site(zone, Pattern(answers) if equals else None, weight)
 
@@ -131,7 +131,7 @@ def _octets(text: str) -> Iterator[frozenset[str]]:
             rest = rest[1:]
     if count < _OCTETS or rest:
         raise ValueError(
-            f'expected four octets such as 127.0.0.[2..11;14] behind "=", not {text[:40]!r}'
+            f'expected four octets such as 127.0.0.[2..11;14] after "=", not {text[:40]!r}'
         )
 
 

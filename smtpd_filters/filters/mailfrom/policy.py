@@ -119,17 +119,18 @@ class Mailfrom(Filter):
         subdomains = option(
             SWITCH,
             default=False,
-            help="Take everything below an own domain for own as well.",
+            help="Treat everything below an own domain as own as well.",
         )
         addresses = option(
             table(AddressTable),
             default=None,
-            help="Own addresses in domains that aren't: user@example.org, @example.org.",
+            help="Own addresses in domains that are not in --domains: user@example.org, "
+            "@example.org.",
         )
         patterns = option(
             table(RegexTable),
             default=None,
-            help="Regular expressions; an address that one matches, in lower case, is own.",
+            help="Regular expressions; an address is own if one matches it in lower case.",
         )
         exempt = exempt_option("local", "authenticated", what="Clients that may use own addresses")
         trusted = option(
@@ -142,20 +143,20 @@ class Mailfrom(Filter):
             table(SendersTable),
             default=None,
             help="Users and the addresses that each may use, as for smtpd's senders: a user name, "
-            "then addresses with commas between them; @example.org is every address there. Users "
-            "not listed may use none. An address without a domain is completed with the server's "
-            "name, as smtpd does.",
+            "then addresses separated by commas; @example.org is every address there. Users not "
+            "listed may use none. An address without a domain is completed with the server's name, "
+            "as by smtpd.",
         )
         check_header = option(
             SWITCH,
             default=False,
-            help="Look at the From field, too. The message then passes through the filter.",
+            help="Check the From field as well. The message then passes through the filter.",
         )
         check_display = option(
             SWITCH,
             default=False,
-            help="Look for own addresses in the display names and comments of the From field, too, "
-            'as in "boss@example.org" <x@example.net>. Implies --check-header.',
+            help="Check the display names and comments of the From field for own addresses as "
+            'well, as in "boss@example.org" <x@example.net>. Implies --check-header.',
         )
         action = option(
             ACTIONS,
@@ -165,14 +166,14 @@ class Mailfrom(Filter):
         header_action = option(
             ACTIONS,
             default=None,
-            help="What to do with a spoofed From field; by default the same. A refusal is given "
-            "when the message is complete.",
+            help="What to do with a spoofed From field; by default the same. A refusal follows "
+            "the end of the message.",
         )
         reply = option(
             REPLY,
             default=None,
-            help="The reply of a refusal, with its codes; by default 550 5.7.1 and a text that "
-            "says what is wrong.",
+            help="The SMTP reply of a refusal, with its codes; by default 550 5.7.1 and a text "
+            "that states the reason.",
         )
 
     settings: Options
@@ -190,12 +191,12 @@ class Mailfrom(Filter):
             )
         require_entries(settings, "domains", "addresses", "patterns")
         if settings.subdomains and settings.domains is None:
-            raise ConfigError("--subdomains: of what? --domains is required")
+            raise ConfigError("--subdomains requires --domains")
         header = settings.check_header or settings.check_display
         if settings.header_action is not None and not header:
-            raise ConfigError("--header-action: needs --check-header")
+            raise ConfigError("--header-action requires --check-header")
         if settings.senders is not None and AUTHENTICATED in settings.exempt.given:
-            raise ConfigError("--exempt authenticated: not with --senders, which is for users")
+            raise ConfigError("--exempt authenticated: cannot be combined with --senders")
         self._exempt = settings.exempt.also(settings.trusted)
         if header:
             # At start rather than while a message waits.

@@ -126,7 +126,7 @@ def test_what_could_not_be_asked_is_not_read_as_not_listed() -> None:
     each.silences = 3
     reading = each.read(NotFound(INVALID))
     assert (reading.points, reading.answers, reading.odd) == (0, (), False)
-    assert reading.trouble == "not asked: the name can't be in the DNS"
+    assert reading.trouble == "not queried: the name is not valid in the DNS"
     assert each.silences == 3
 
 
@@ -161,13 +161,13 @@ REBINDING = (
     "doesn't list {}, which has a text (TXT): the name server removes answers in 127.0.0.0/8 "
     "(rebinding protection); exempt the list there"
 )
-WORLD = "lists 127.0.0.1, which nobody may list: it lists everybody"
+WORLD = "lists 127.0.0.1, which must not be listed: it lists everything"
 STATES: list[tuple[str, dict[str, Any], str, tuple[str, bool]]] = [
     (V4, {LISTED: "127.0.0.2"}, ZONE, ("", False)),
     (V4, {LISTED: "127.0.0.10"}, ZONE, ("", False)),
     (V4, {LISTED: "127.0.0.2", UNLISTED: "127.0.0.2"}, ZONE, (WORLD, False)),
     (V4, {UNLISTED: "127.0.0.2"}, ZONE, (WORLD, False)),
-    (V4, {}, ZONE, ("doesn't list 127.0.0.2, its entry for testing", False)),
+    (V4, {}, ZONE, ("doesn't list 127.0.0.2, its test entry", False)),
     (V4, {LISTED: "203.0.113.66", UNLISTED: "203.0.113.66"}, ZONE, ("answers 203.0.113.66", False)),
     (V4, {LISTED: "127.255.255.254"}, KEYED, ("answers 127.255.255.254: it refuses pub", False)),
     (V4, {LISTED: "127.255.255.254", UNLISTED: "127.255.255.254"}, ZONE, ("answers 127.", False)),
@@ -185,7 +185,7 @@ STATES: list[tuple[str, dict[str, Any], str, tuple[str, bool]]] = [
     (NAME, {"test": "127.0.0.2"}, ZONE, ("", False)),
     (NAME, {"dbltest.com": "127.0.1.2"}, "dbl.spamhaus.org", ("", False)),
     (NAME, {"dbltest.com": "127.0.1.2", "test": {"drop": True}}, "dbl.spamhaus.org", ("", False)),
-    (NAME, {}, ZONE, ("doesn't list TEST, its entry for testing", False)),
+    (NAME, {}, ZONE, ("doesn't list TEST, its test entry", False)),
     (NAME, {"test": "127.0.0.2", "invalid": "127.0.0.2"}, ZONE, ("lists INVALID, which", False)),
     (NAME, {"test": "127.0.0.1"}, "multi.surbl.org", ("answers 127.0.0.1: it refuses", False)),
 ]

@@ -688,7 +688,7 @@ def test_a_list_that_lists_everybody_refuses_nobody() -> None:
             assert come(smtpd, address=GOOD).refused
         log = smtpd.log
     assert (
-        len([line for line in log if "switched=off" in line and "it lists everybody" in line]) == 2
+        len([line for line in log if "switched=off" in line and "it lists everything" in line]) == 2
     )
     assert len([line for line in log if "switched=on" in line]) == 2
 
@@ -955,35 +955,35 @@ def test_a_key_is_not_shown_with_what_is_wrong(lists: str, reason: str) -> None:
 def test_a_key_of_no_list_is_a_slip() -> None:
     with pytest.raises(ConfigError) as raised:
         Conversation(Dnsbl, "--client", f"{KEY}.lists.example", "--key", f"{KEY}z")
-    assert str(raised.value) == "--key: one of them is in the name of no list"
+    assert str(raised.value) == "--key: one of the keys is in no list's name"
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ("", "no list is given"),
+        ("", "no list given"),
         ("--client bl.example*x", "--client: expected a weight"),
         ("--client zen", "--client: the name of the list is not a domain name: zen"),
         ("--client 'a.example, zen'", "the name of the list is not a domain name: zen"),
         ("--client file:/nowhere", "--client: /nowhere: No such file"),
         ("--client bl.example --junk-at 0", "--junk-at: must be at least 1"),
-        ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: is never done"),
-        ("--client bl.example --reject-at 3 --disconnect-at 3", "--reject-at 3: is never done"),
-        ("--client bl.example -m --reject-at 3", "-m: not with"),
+        ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: must be below"),
+        ("--client bl.example --reject-at 3 --disconnect-at 3", "--reject-at 3: must be below"),
+        ("--client bl.example -m --reject-at 3", "-m: cannot be combined with"),
         (
             "--client a.example*2 --rdns 'b.example, c.example*-9' --reject-at 5",
-            "--reject-at 5: is never reached, the weights of the lists make 3 at the most",
+            "--reject-at 5: cannot be reached, the weights of the lists add up to 3 at most",
         ),
-        ("--client a.example --junk-at 2 --reject-at 3", "--junk-at 2: is never reached"),
-        ("--helo bl.example --phase connect", "--helo: what it asks about isn't known at connect"),
-        ("--sender bl.example --phase helo", "--sender: what it asks about isn't known at helo"),
+        ("--client a.example --junk-at 2 --reject-at 3", "--junk-at 2: cannot be reached"),
+        ("--helo bl.example --phase connect", "--helo requires --phase helo or later"),
+        ("--sender bl.example --phase helo", "--sender requires --phase mail-from or later"),
         ("--client bl.example --reply '250 fine'", "--reply: expected a code"),
-        ("--client bl.example --reply '550 %{what}'", "--reply: there is no %{what}"),
+        ("--client bl.example --reply '550 %{what}'", "--reply: unknown placeholder %{what}"),
         ("--client bl.example --reply '550 4.7.1 no'", "--reply: the code and the enhanced code"),
         ("--client bl.example --nameserver ns.example", "--nameserver: name server: "),
         ("--client bl.example --phase data", "--phase: invalid choice"),
-        ("--client bl.example --key ''", "--key: expected a part of the name of a list"),
-        ("--client bl.example --untested b1.example", "--untested: b1.example is no list's zone"),
+        ("--client bl.example --key ''", "--key: expected a part of a list's name"),
+        ("--client bl.example --untested b1.example", "--untested: b1.example is not the zone of"),
     ],
 )
 def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
@@ -1000,15 +1000,15 @@ def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
         ("--client a.example*3 --junk-at 2 --reject-at 3", []),
         (
             "--client a.example --junk-at 1 --reject-at 9",
-            ["--reject-at 9: is never reached, the weights of the lists make 1 at the most"],
+            ["--reject-at 9: cannot be reached, the weights of the lists add up to 1 at most"],
         ),
         (
             "-w a.example",
-            ["--disconnect-at 1: is never reached, the weights of the lists make 0 at the most"],
+            ["--disconnect-at 1: cannot be reached, the weights of the lists add up to 0 at most"],
         ),
         (
             "--client FILE --reject-at 2",
-            ["--reject-at 2: is never reached, the weights of the lists make 1 at the most"],
+            ["--reject-at 2: cannot be reached, the weights of the lists add up to 1 at most"],
         ),
         (
             "--client a.example --junk-at 1 --reply '550 5.7.1 no'",
@@ -1058,7 +1058,7 @@ def test_what_it_may_register_is_known_before_its_settings() -> None:
     listed = describe(Dnsbl)
     assert {"connect", "helo", "ehlo", "mail-from", "rcpt-to", "data-line"} <= set(listed.phases)
     assert {"link-auth", "link-identify", "tx-mail"} <= set(listed.reports)
-    assert "no list is given" in listed.remark
+    assert "no list given" in listed.remark
 
 
 def test_settings_in_toml() -> None:

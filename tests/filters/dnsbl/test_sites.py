@@ -203,5 +203,5 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_the_reason_says_which_of_several_it_is() -> None:
-    with pytest.raises(ConfigError, match=r'^inline table: entry 2: expected a weight behind "\*"'):
+    with pytest.raises(ConfigError, match=r'^inline table: entry 2: expected a weight after "\*"'):
         SITES.parse("{ a.example, b.example*x }")
