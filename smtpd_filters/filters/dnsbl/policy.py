@@ -187,8 +187,8 @@ class Dnsbl(Filter):
             default="",
             help="The SMTP reply of a refusal, with its codes and placeholders: %{subject} is the "
             "listed address or name, %{client} the client's address, %{zone} the list, %{text} "
-            'the list\'s text about the subject, %{score} the score. By default "550 5.7.1 '
-            '%{subject} is listed by %{zone}; %{text}" (554 at connect).',
+            "the list's own text, %{score} the score. By default "
+            '"550 5.7.1 %{subject} is listed by %{zone}; %{text}" (554 at connect).',
         )
         header = option(
             SWITCH,
