@@ -53,7 +53,7 @@ _CODES = tuple(
         (
             ("senderscore.com",),
             "127.255.255.[0..255]",
-            f"it requires registration at my.validity.com; {_OWN_RESOLVER}",
+            f"register at my.validity.com; {_OWN_RESOLVER}",
         ),
         # It has also been seen to return 127.0.10.3 ("highly trusted") for every address, once
         # queries continue above the limit.

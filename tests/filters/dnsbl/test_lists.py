@@ -175,8 +175,8 @@ STATES: list[tuple[str, dict[str, Any], str, tuple[str, bool]]] = [
     (V6, {LISTED6: TEXT}, ZONE, (REBINDING.format("::FFFF:7F00:2"), False)),
     (NAME, {"dbltest.com": TEXT}, "dbl.spamhaus.org", (REBINDING.format("TEST"), False)),
     # A zone with one text for everything is no list.
-    (V4, {LISTED: TEXT, UNLISTED: TEXT}, ZONE, ("doesn't list 127.0.0.2, its entry", False)),
-    (V4, {LISTED: {"servfail": ["TXT"]}}, ZONE, ("doesn't list 127.0.0.2, its entry", False)),
+    (V4, {LISTED: TEXT, UNLISTED: TEXT}, ZONE, ("doesn't list 127.0.0.2, its test entry", False)),
+    (V4, {LISTED: {"servfail": ["TXT"]}}, ZONE, ("doesn't list 127.0.0.2, its test entry", False)),
     (V4, {LISTED: {"drop": True}}, ZONE, ("127.0.0.1:", True)),
     (V4, {LISTED: "127.0.0.2", UNLISTED: {"servfail": True}}, ZONE, ("127.0.0.1:", True)),
     (V6, {LISTED6: "127.0.0.2"}, ZONE, ("", False)),
