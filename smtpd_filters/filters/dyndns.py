@@ -1,20 +1,20 @@
-"""filter-dyndns: refuse clients whose reverse name looks dynamically assigned.
+"""filter-dyndns: the policy that refuses clients whose reverse name looks dynamically assigned.
 
-The law:
+A name looks dynamic if a built-in pattern matches (`FAMILIES`: the pool names of certain providers;
+`GENERIC`: the words in pool names all over the world), or if it embeds the client's own address
+(`embeds_address`), as generated names do.
 
-1. Only the reverse name and the address are looked at: no DNS, no list on the net.
-2. What the operator says (`--exempt`, `--allow-names`, `--patterns`, `--extra-patterns`) counts
-   before what is built in, and without exceptions.
-3. A server's name is no pool's: names that call themselves `static`, `mail`, `mx` and so on
-   (`SERVER`) are spared by everything built in.
-4. Every test is linear in the name's length, whatever the client wrote there.
+The patterns are POSIX extended regular expressions, as everywhere in smtpd, and match lower-case
+names. tests/filters/test_dyndns.py measures their accuracy, which filter-dyndns(8) states.
 
-A name looks dynamic if a built-in pattern matches (`FAMILIES`: how certain providers name their
-pools; `GENERIC`: the words that pools are named with all over the world), or if it embeds the
-client's own address (`embeds_address`), as names do that a provider generates.
-
-The patterns are POSIX extended regular expressions, as everywhere in smtpd; names are lower-cased
-first. How well they do is measured in tests/filters/test_dyndns.py and printed in its manual.
+Invariants
+----------
+*No look-ups*: the decision depends on the reverse name and the address alone.
+*Operator first*: `--exempt`, `--allow-names`, `--patterns` and `--extra-patterns` take precedence
+over everything built in, without exceptions.
+*Servers are not pools*: names with `static`, `mail`, `mx` and so on (`SERVER`) are exempt from
+everything built in.
+*Linear*: every test is linear in the length of the name, whatever the name.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import Registration
     from smtpd_filters.session import Session
 
-# Words that pools are named with, alone or before or after digits and hyphens: how addresses are
-# given out (dyn, dhcp, ppp), by what line (adsl, cable, ftth), to how many (pool).  They count
-# only with two labels behind them, so that a firm may call itself cable.example or dsl.example.
+# Words in pool names, alone or before or after digits and hyphens: the way of assigning addresses
+# (dyn, dhcp, ppp), the kind of line (adsl, cable, ftth), the pool itself. They count only before
+# two more labels, so that a company's domain may be cable.example or dsl.example.
 _STRONG_TEXT = (
     "dyn dynamic dynamicip dynip dhcp ppp pppoe pppoa dial dialup dialin dialip dip pool pools "
     "dsl adsl sdsl vdsl xdsl dsla dslb dsll adslplus catv cable cm cpe modemcable modem isdn "
     "hsdpa hspa umts gprs lte wimax ftth fttb fttx gpon hfc broadband residential homeuser"
 )
-# Words that a server may have in its name as well: they count only together with a number.
+# Words that server names may contain as well: they count only with a number.
 _WEAK_TEXT = (
     "abo access bb broad bredband client clients clienti cust customer customers dclient fiber "
     "fibre home host hosts ip lan lns mobile nas node res retail speedy subscriber subscribers "
@@ -72,15 +72,15 @@ _EITHER_STRONG, _EITHER_WEAK = "|".join(_STRONG), "|".join(_WEAK)
 
 GENERIC = (
     f"(^|[^a-z])({_EITHER_STRONG})([^a-z.][^.]*)?[.][^.]+[.][^.]",
-    # A number in the first label and the word behind it: 10-1-2-3.cust.example.net
+    # A number in the first label and the word after it: 10-1-2-3.cust.example.net
     f"^[^.]*[0-9][^.]*[.].*[^a-z]({_EITHER_WEAK})[0-9]*[.][^.]+[.][^.]",
     # The word with a number of two digits or more: cust928, client-190, user.31
     f"(^|[^a-z])({_EITHER_WEAK})[._-]?[0-9][0-9][^.]*[.][^.]+[.][^.]",
 )
 
-# How providers name their pools, where the words above don't say so.  Each comment gives the
-# provider and a name of that form, as seen in the Received fields of public mailing lists and in
-# published logs and lists; fixtures/dyndns/README.md says more.
+# The pool names of providers that the words above don't match. Each comment has the provider and
+# such a name, as seen in the Received fields of public mailing lists and in published logs and
+# lists; see fixtures/dyndns/README.md.
 FAMILIES = (
     # Germany: Deutsche Telekom, the address in hex (pD9EB1B2E.dip0.t-ipconnect.de, in IPv6
     # p2003...); Versatel (i5E8600A1.versanet.de)
@@ -129,9 +129,8 @@ FAMILIES = (
 
 BUILTIN = FAMILIES + GENERIC
 
-# Mail servers: what they are called all over the world.  Servers that are hosted: a provider's own
-# name for one has its address in it as often as a pool's has.  Lines for business, whose address
-# stays: their owners run mail servers on them.
+# Words in the names of mail servers all over the world; of hosted servers, whose generated names
+# often embed the address; and of business lines, which have fixed addresses and mail servers.
 _SERVER = (
     "mail mails mailer mailout mailgw mailrelay mailhost mx mxout smtp smtps smtpout smtprelay "
     "esmtp relay relays mta mout mproxy out outbound outgoing postfix exim exchange mailserver "
@@ -140,12 +139,12 @@ _SERVER = (
     "server servers srv vps vds vm vmi dedicated dedi colo compute cloud hosted hosting "
     "biz business corp dia rrcs wsip"
 )
-#: Words that argue against a pool.
+#: The words in names of servers and business lines.
 SERVER = frozenset(_SERVER.split())
-# Servers too, but only as the first label: elsewhere `mo` is Missouri and `ns` Nova Scotia.
+# Server names too, but only in the first label: elsewhere `mo` is Missouri and `ns` Nova Scotia.
 _FIRST = frozenset({"mo", "ns", "dns", "www"})
-# Hosting companies whose generated names don't say so.  Each name is the customer's to change;
-# that this customer didn't is no reason to take it for a pool.
+# Hosting companies whose generated names have none of these words. Customers can change their name;
+# a generated one doesn't make the address part of a pool.
 _HOSTING = (
     ".16clouds.com",
     ".amazonaws.com",
@@ -177,19 +176,19 @@ _NUMBERS = re.compile("[0-9]+")
 _HEX_WORDS = re.compile("[0-9a-f]+")
 
 _NAME_MAX = 255  # RFC 1035 section 2.3.4: "names 255 octets or less"
-_DOMAIN = 2  # labels that are a domain's own: example.org
+_DOMAIN = 2  # labels in a domain: example.org
 _V4 = 32
 _OCTET_DIGITS = 3  # of 255
 _GROUP_DIGITS = 4  # of ffff
-# Digits run together: with seven or less it could be a date or a customer's number.
+# The minimum of digits without separators; seven or less could be a date or a customer's number.
 _RUN_MIN = 8
-_SMALL = 9  # 1.0.1 is in many a name; no network is meant
+_SMALL = 9  # many names contain 1.0.1 without meaning a network
 
 
 def is_server(name: str) -> bool:
-    """Return whether a name in lower case says by itself that it is a server's or a business line's."""
+    """Return whether a name, in lower case, is that of a server or a business line."""
     labels = name.split(".")
-    # The domain says whose the host is, not what it is: host-10-1-2-3.mail.example
+    # The domain names the owner, not the kind of host: host-10-1-2-3.mail.example
     own = labels[:-_DOMAIN] or labels[:1]
     return (
         not SERVER.isdisjoint(_NOT_LETTER.split(".".join(own)))
@@ -201,18 +200,18 @@ def is_server(name: str) -> bool:
 
 
 def embeds_address(name: str, address: str) -> str | None:
-    """Tell in which form a reverse name has the client's own address in it.
+    """Return the form in which a reverse name embeds the client's address.
 
-    `address` is an IPv4 or IPv6 address as text.  The answer is one of
+    `address` is an IPv4 or IPv6 address as text. The result is one of
 
     - "decimal": 10-1-2-3, 10.1.2.3, 010001002003, 10123
     - "reversed": 3.2.1.10, 003002001010
     - "shuffled": the four octets in another order, as in 3.red-10-1-2
     - "hex": 0a010203, also reversed, also with the last octet in decimal
-    - "partial": three octets of it, or the last two beside a word that pools are named with
+    - "partial": three octets of it, or the last two together with a word of pool names
     - "ipv6": the address, its network or its interface in hex digits, with or without hyphens
 
-    or None.  Never raises: what is no address is embedded in nothing.
+    or None, also for an invalid address.
     """
     try:
         family, value = _address(address.partition("%")[0])
@@ -241,7 +240,7 @@ def _embeds_ipv4(name: str, octets: tuple[int, ...]) -> str | None:
 
 
 def _run_together(name: str, runs: list[str], octets: tuple[int, ...]) -> str | None:
-    """Octets with nothing between them, in decimal or hex."""
+    """Return the form of octets without separators, in decimal or hex, if any."""
     long = [run for run in runs if len(run) >= _RUN_MIN]
     for form, order in (("decimal", octets), ("reversed", octets[::-1])) if long else ():
         padded = "".join([f"{octet:03}" for octet in order]).lstrip("0")
@@ -275,7 +274,7 @@ def _partly(name: str, numbers: list[int], octets: tuple[int, ...]) -> str | Non
 def _embeds_ipv6(name: str, address: int) -> bool:
     digits = f"{address:032x}"
     network, interface = digits[:16], digits[16:]
-    # An interface of ::25 was chosen by somebody, a long one made by SLAAC (RFC 4862).
+    # An interface of ::25 was configured by hand, a long one generated by SLAAC (RFC 4862).
     made = interface > "00000000ffffffff"
     squeezed = name.replace("-", "").replace(".", "")
     if digits[::-1] in squeezed or network in squeezed or (made and interface in squeezed):
@@ -297,7 +296,7 @@ class Dyndns(ClientFilter):
     name = "dyndns"
 
     class Options(ClientSettings):
-        """What to look for, whom to exempt, what to do and when."""
+        """The patterns, the exemptions, the action and the phase."""
 
         patterns = option(
             table(RegexTable),
@@ -334,12 +333,12 @@ class Dyndns(ClientFilter):
     _builtin: RegexTable | None
 
     def setup(self, *, waits: bool = False) -> Registration:
-        """Make the refusal and the tables."""
+        """Prepare the refusal and the tables."""
         registration = super().setup(waits=waits)
         require_entries(self.settings, "extra_patterns")
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
-        # This can be the result of per-host or per-recipient filtering."  X.7.25 of RFC 7372 is
-        # for a reverse name that fails to be confirmed.
+        # This can be the result of per-host or per-recipient filtering." X.7.25 of RFC 7372 is for
+        # a reverse name that isn't confirmed.
         self._refused = self._refusal(
             "7.1",
             "Your reverse DNS name looks dynamically assigned; "
@@ -352,7 +351,7 @@ class Dyndns(ClientFilter):
         if session.rdns is None or session.by_socket:
             if not session.src:
                 raise UnavailableError(UNKNOWN, UNKNOWN_STATUS)
-            return PROCEED  # a client without a name is filter-fcrdns's business
+            return PROCEED  # clients without a name are left to filter-fcrdns
         name = canonical(session.rdns)
         names = self.settings.allow_names
         if names is not None and (entry := names.match(name)):
@@ -361,7 +360,7 @@ class Dyndns(ClientFilter):
         return self._refused.because(reason) if reason else PROCEED
 
     def _looks_dynamic(self, name: str, address: str) -> str | None:
-        """Return why a client's name, in lower case, looks dynamic; None if it does not."""
+        """Return why a client's name, in lower case, looks dynamic; None if it doesn't."""
         settings = self.settings
         for own in (settings.extra_patterns, settings.patterns):
             if own is not None and (pattern := own.match(name)):

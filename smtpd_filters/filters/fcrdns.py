@@ -1,19 +1,16 @@
-"""filter-fcrdns: refuse clients without a reverse name, or whose reverse name isn't theirs.
+"""filter-fcrdns: the policy that refuses clients without forward-confirmed reverse DNS.
 
-The law:
+An address is confirmed if one of its names (PTR) resolves to it (A or AAAA): "iprev" in RFC 8601
+section 3. smtpd looks at one name of an address, once, and its confirmations are accepted.
+`--verify` looks up all names of the other clients.
 
-1. What could not be found out is a temporary failure, which `--on-error` decides: only a statement
-   of the DNS (no such name, or a name that leads elsewhere) is a reason for a permanent refusal.
-2. smtpd can't tell the one from the other. To its resolver every failure is an answer, and it
-   reports `fail` for a name server that is dead as for a name that isn't there. So on its word
-   alone the default reply of a refusal is a temporary one.
-3. What smtpd has confirmed is confirmed. `--verify` looks again at the others, knows what failed
-   and what was stated, and finds names that smtpd doesn't: it looks at one of an address's, once.
-4. Local and authenticated clients are exempt, unless `--exempt` says otherwise.
-5. Without `--verify` nothing is looked up: no event loop, no DNS library is loaded.
-
-An address is confirmed if one of its names (PTR) has the address (A or AAAA): "iprev" in RFC 8601
-section 3.
+Invariants
+----------
+*Facts only*: a permanent refusal needs a statement of the DNS (no such name, or a name that
+resolves elsewhere). If a look-up fails, `--on-error` decides.
+*smtpd can't tell*: smtpd reports `fail` for a dead name server as for a missing name. So without
+`--verify` the default reply of a refusal is temporary.
+*No look-ups without `--verify`*: no event loop and no DNS library are loaded without it.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ class Fcrdns(ClientFilter):
     name = "fcrdns"
 
     class Options(ClientSettings):
-        """What is required, who says so, whom to exempt, what to do and when."""
+        """The requirement, its verification, the exemptions, the action and the phase."""
 
         require = option(
             choice("rdns", "fcrdns"),
@@ -87,11 +84,11 @@ class Fcrdns(ClientFilter):
     _unconfirmed: Junk | Reject | Disconnect
 
     def setup(self, *, waits: bool = False) -> Registration:
-        """Make the refusals; only `--verify` waits."""
+        """Prepare the refusals; only `--verify` waits."""
         verify = self.settings.verify
         registration = super().setup(waits=waits or verify)
         if verify:
-            # Now, not at the first client: by then an upgrade may have put another version there.
+            # At start rather than at the first client, when an upgrade may have replaced the file.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
         else:
             Fcrdns.dns.refuse_unused(self, "without --verify")
@@ -103,24 +100,24 @@ class Fcrdns(ClientFilter):
 
     def _failure(self, text: str) -> Junk | Reject | Disconnect:
         # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", "Associated basic status
-        # code: 550".  That is for what --verify has found out.  But the class stands by itself (RFC
-        # 3463 section 2): 4.7.25 is such a failure that may be over when the client comes again.
-        # Postfix says so by default, too: "450 4.7.25 Client host rejected".
+        # code: 550", which suits results of --verify. But the class is independent (RFC 3463
+        # section 2): 4.7.25 is the same failure, which may be over when the client retries.
+        # Postfix, too, replies "450 4.7.25 Client host rejected" by default.
         return self._refusal("7.25", text, temporary=not self.settings.verify)
 
     async def _judge(self, session: Session) -> Answer:
-        """Take smtpd's word (law 2), or look again."""
+        """Judge by smtpd's report (*smtpd can't tell*), or look the client up."""
         address = self._suspect(session)
         if address is None:
             return PROCEED
         if self.settings.verify:
-            # Each recipient gets the same answer, whatever happens to the cache meanwhile.
+            # Each recipient gets the same decision, even if the cache changes meanwhile.
             decision: Answer | None = session.scratch.get(self)
             if decision is None:
                 decision = session.scratch[self] = await self._look_up(address)
             return decision
         if session.fcrdns != "fail":
-            # RFC 7372's X.7.25 is not for this: there the "IP address failed a reverse DNS
+            # RFC 7372's X.7.25 doesn't apply: there the "IP address failed a reverse DNS
             # validation check".
             raise UnavailableError("smtpd reports a DNS failure", DNS_FAILURE)
         if session.rdns is None:
@@ -128,7 +125,7 @@ class Fcrdns(ClientFilter):
         return self._failed((session.rdns,), address)
 
     def _suspect(self, session: Session) -> str | None:
-        """Return the address of a client which smtpd's report doesn't clear, else None."""
+        """Return the client's address unless smtpd's report confirms it, else None."""
         address = client_address(session)
         if self.settings.require == "rdns":
             passes = session.rdns is not None
@@ -142,7 +139,7 @@ class Fcrdns(ClientFilter):
     async def _look_up(self, address: str) -> Answer:
         if self.settings.require == "rdns":
             return await self._look_for_a_name(address)
-        from smtpd_filters.lookups.dns.fcrdns import (  # law 5
+        from smtpd_filters.lookups.dns.fcrdns import (  # *No look-ups without `--verify`*
             Confirmed,
             NoName,
             Unconfirmed,

@@ -1,15 +1,15 @@
-"""filter-helo: look at what a client calls itself when it greets.
+"""filter-helo: the policy that checks the HELO or EHLO name of clients.
 
-The law:
+Each check is off, logs, marks or refuses (`strictness`). If a look-up fails, `--on-error` decides.
+Mail programs greet with arbitrary names, and no client has authenticated at its greeting: so by
+default the filter acts at `mail-from`, where authenticated clients are exempt.
 
-1. Each check is `off`, logs, marks or refuses.  What is wrong as it is written is found without a
-   look-up; what the DNS says is asked only of a name that could be there, and not of one for which
-   smtpd has already confirmed the client.
-2. What could not be found out is a temporary failure, which `--on-error` decides.
-3. Local and authenticated clients are exempt, unless `--exempt` says otherwise, and so are the
-   names in `--allow-names`.  Nobody has authenticated when he greets, and mail programs call
-   themselves anything: so the filter acts at `mail-from` unless told otherwise.
-4. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
+Invariants
+----------
+*Syntax first*: a malformed greeting fails without a look-up. Only names that are valid in the DNS
+are looked up, and not those that smtpd has already confirmed for the client.
+*No needless event loop*: if the checks that use the DNS are off, neither the event loop nor the DNS
+library is loaded.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ if TYPE_CHECKING:
 
     Decision: TypeAlias = Proceed | Junk | Reject
 
-#: What a client is told, by the check.
+#: The SMTP reply of each check.
 # RFC 5321 section 4.2.3 has 501, "Syntax error in parameters or arguments", and section 4.3.2 has
-# 504 and 550 for a refused EHLO.  RFC 3463: X.5.2, "Syntax error", and X.7.1, "Delivery not
-# authorized, message refused".  These are Postfix's codes, too, but for a name that is not in the
-# DNS, which it refuses with 450 by default, not knowing a failure from a statement.
+# 504 and 550 for a refused EHLO. RFC 3463 has X.5.2, "Syntax error", and X.7.1, "Delivery not
+# authorized, message refused". Postfix uses the same codes, except 450 by default for a name that
+# is not in the DNS, since it doesn't distinguish failures from negative answers.
 REPLIES = {
     "invalid": "501 5.5.2 Your HELO name is neither a host name nor an address literal",
     "non_fqdn": "504 5.5.2 Your HELO name is not a fully qualified host name",
@@ -75,7 +75,7 @@ REPLIES = {
     "unknown": "550 5.7.1 Your HELO name does not exist in the DNS",
     "elsewhere": "550 5.7.1 Your HELO name does not lead to the address you come from",
 }
-#: The checks that ask the DNS.
+#: The checks that use the DNS.
 ASKING = ("unknown", "elsewhere")
 
 _PHASES = {
@@ -83,14 +83,14 @@ _PHASES = {
     "mail-from": {"mail_from"},
     "rcpt-to": {"rcpt_to"},
 }
-# RFC 2606 section 2 and RFC 6761 section 6.3: this machine, whoever says it.
+# RFC 2606 section 2 and RFC 6761 section 6.3: every machine's own name.
 _LOCALHOST = frozenset({"localhost", "localhost.localdomain"})
 
 
 class Greeting:
-    """What a client calls itself, and what the checks of it come to.
+    """The HELO name of a client, and the results of its checks.
 
-    `name` is what the DNS could know of it, "" for nothing; `decision` is None until there is one.
+    `name` is the name to look up, "" if there is none; `decision` is None until it is made.
     """
 
     __slots__ = ("decision", "findings", "identity", "name", "unavailable")
@@ -100,11 +100,11 @@ class Greeting:
         self.name = ""
         self.findings = Findings()
         self.decision: Decision | None = None
-        #: Whether a decision could not be made, and is to be tried again.
+        #: Whether the decision failed, and is to be tried again.
         self.unavailable = False
 
     def decide(self) -> Decision:
-        """Decide, and keep it.  What is only logged is logged once."""
+        """Return the decision, and keep it; the reasons of one that proceeds are logged once."""
         self.unavailable = True
         decision = self.findings.decision()
         self.unavailable = False
@@ -121,7 +121,7 @@ class Helo(Filter):
     name = "helo"
 
     class Options(Settings):
-        """The checks, what is ours, whom to exempt, and when to act."""
+        """The checks, the own names and addresses, the exemptions and the phase."""
 
         invalid = check_option(
             "reject",
@@ -180,7 +180,7 @@ class Helo(Filter):
     _asks: bool
 
     def setup(self) -> Registration:
-        """Make the checks, and choose the phase."""
+        """Prepare the checks, and return the registration for `--phase`."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
@@ -208,14 +208,14 @@ class Helo(Filter):
         return Registration(
             _PHASES[settings.phase],
             reports=reports,
-            # At helo the name is needed as soon as it is known.
+            # At helo the decision follows at once.
             events={"link_identify"} if self._asks and late else (),
             junk=marks(self._checks.values()),
             waits=self._asks,
         )
 
     def link_identify(self, session: Session) -> None:
-        """Begin to look up the name, which will be needed if the client has mail."""
+        """Start to look up the name ahead of the client's mail."""
         identity = session.identity or ""
         if self._exempt.reason(session) or self._allowed(identity):
             return
@@ -225,7 +225,7 @@ class Helo(Filter):
                 self.dns.start(greeting.name, rdtype)
 
     async def helo(self, session: Session, identity: str) -> Proceed | Junk | Reject:
-        """Decide when the client greets."""
+        """Judge the client at its greeting."""
         if why := self._exempt.reason(session) or self._allowed(identity):
             return exempted(self, why)
         greeting = self._greeting(session, identity)
@@ -238,7 +238,7 @@ class Helo(Filter):
     ehlo = helo
 
     async def mail_from(self, session: Session, _address: str) -> Proceed | Junk | Reject:
-        """Decide for each message or recipient."""
+        """Judge the client at each message or recipient."""
         identity = session.identity
         if identity is not None:
             return await self.helo(session, identity)
@@ -249,12 +249,12 @@ class Helo(Filter):
     rcpt_to = mail_from
 
     def _allowed(self, identity: str) -> str:
-        """Return the entry of `--allow-names` that covers what a client calls itself, or ""."""
+        """Return the entry of `--allow-names` that covers a HELO name, or ""."""
         names = self.settings.allow_names
         return (names is not None and names.match(identity)) or ""
 
     def _greeting(self, session: Session, identity: str) -> Greeting:
-        """The greeting, checked as it is written: once for all messages and recipients."""
+        """Return the greeting, its syntax checked once for all messages and recipients."""
         greeting: Greeting | None = session.scratch.get(self)
         if greeting is None or greeting.identity != identity or greeting.unavailable:
             greeting = session.scratch[self] = Greeting(identity)
@@ -282,7 +282,7 @@ class Helo(Filter):
             findings.failed(self._checks["invalid"], reason)
         if self._is_own_address(session, address) and not self._is_from_us(session):
             findings.failed(self._checks["own"], f"helo {greeting} is an address of ours")
-        # HELO has no Unicode and no two final dots, but a name of ours is one in that form, too.
+        # Unicode and two final dots are invalid in HELO, but an own name in that form is still one.
         name = read_name(canonical(greeting.identity))
         if name and self._is_own_name(name) and not self._is_from_us(session):
             findings.failed(self._checks["own"], f"helo {greeting} is a name of ours")
@@ -312,7 +312,7 @@ class Helo(Filter):
         return addresses is not None and addresses.match(write_address(address)) is not None
 
     def _types(self, session: Session) -> tuple[RecordType, ...]:
-        """The records that can be needed: the client's family first, the other for --unknown."""
+        """Return the record types to look up: the client's family, then the other for --unknown."""
         six = ":" in unmapped(session.address or "")
         family: RecordType = "AAAA" if six else "A"
         other: RecordType = "A" if six else "AAAA"
@@ -320,7 +320,7 @@ class Helo(Filter):
 
     async def _look_up(self, session: Session, greeting: Greeting) -> None:
         """Check a name in the DNS."""
-        # Until there is a decision; after a cancellation the checks are repeated.
+        # Until a decision is made: a cancelled look-up is repeated.
         greeting.unavailable = True
         answers = await self.dns.query_all(
             [(greeting.name, rdtype) for rdtype in self._types(session)]
@@ -331,7 +331,7 @@ class Helo(Filter):
             await self._check_unknown(greeting, answers)
 
     def _check_elsewhere(self, session: Session, greeting: Greeting, answer: Outcome[Any]) -> None:
-        """Check whether a name has the client's address."""
+        """Check whether a name resolves to the client's address."""
         check = self._checks["elsewhere"]
         if session.by_socket:
             return
@@ -354,14 +354,14 @@ class Helo(Filter):
         greeting.findings.failed(check, reason)
 
     async def _check_unknown(self, greeting: Greeting, answers: Sequence[Outcome[Any]]) -> None:
-        """Check whether the DNS knows a name."""
+        """Check whether a name exists in the DNS."""
         check = self._checks["unknown"]
         if any(isinstance(answer, Found) for answer in answers):
             return
-        # RFC 8020: a name that does not exist for one type does not for any.
+        # RFC 8020 section 2: a name that doesn't exist for one type doesn't for any.
         if not any(isinstance(each, NotFound) and each.reason == NXDOMAIN for each in answers):
             mx = await self.dns.mx(greeting.name)
-            # RFC 7505: "." is no exchanger.
+            # RFC 7505 section 3: "." is not an exchanger.
             if isinstance(mx, Found) and (
                 mx.gap or any(record.exchange != "." for record in mx.records)
             ):
@@ -374,7 +374,7 @@ class Helo(Filter):
 
 
 def is_confirmed(session: Session, name: str) -> bool:
-    """Return whether smtpd has found that a name, in lower case, is the client's: both ways."""
+    """Return whether smtpd has confirmed a name, in lower case, as the client's reverse name."""
     return session.fcrdns == "pass" and canonical(session.rdns or "") == name
 
 

@@ -1,16 +1,19 @@
-"""filter-rcpt: look at recipients, and at who guesses them.
+"""filter-rcpt: the policy that checks recipients, and stops clients that guess recipients.
 
-The law:
+smtpd replies to unknown recipients itself. The filter counts them from its reports, delays further
+recipients of the client, and disconnects a client with too many. If a look-up fails, `--on-error`
+decides.
 
-1. smtpd has the last word on who is known here: it replies to unknown recipients as it always
-   does. They are counted from what it reports, and only who has guessed too many is told to go.
-2. What this filter has refused itself is no guess.
-3. A client that writes to a spam trap is a spammer for as long as it stays connected; a bounce to
-   one is the work of whoever forged its sender.
-4. Waiting is for guessers only, holds up nobody else, and ends in time: before `--deadline`, and
-   before smtpd loses patience. On a dry run nobody waits.
-5. What the DNS could not say is no verdict, but `--on-error`'s. Without `--unknown-domain` and
-   `--delay` there is no event loop, and no DNS library is loaded.
+Invariants
+----------
+*Counted from reports*: a recipient counts as guessed if smtpd has reported its permanent refusal.
+*Own refusals don't count*: a recipient that this filter has refused is not a guess.
+*Traps last*: a client that writes to a spam trap is a spammer until it disconnects. A bounce
+doesn't spring a trap, since a spammer may have forged the trap's address as the sender.
+*Bounded delay*: only clients that guess are delayed, without delaying others, and less than
+`--deadline` and smtpd's session timeout. A dry run delays no client.
+*No needless event loop*: without `--unknown-domain` and `--delay`, neither the event loop nor the
+DNS library is loaded.
 """
 
 from __future__ import annotations
@@ -50,17 +53,17 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.session import Session
 
-# Postfix disconnects after 20 errors (smtpd_hard_error_limit), and waits from 10 on
+# Postfix disconnects after 20 errors (smtpd_hard_error_limit), and delays replies from 10 on
 # (smtpd_soft_error_limit).
 MAX_UNKNOWN = 20
-#: How much of `--deadline`, and of smtpd's time-out, a wait may take at the most.
+#: The maximum share of `--deadline`, and of smtpd's session timeout, for a delay.
 PATIENCE = 0.75
-#: smtpd's own `smtp-session-timeout`, in seconds, where it doesn't say.
+#: smtpd's default `smtp-session-timeout` in seconds, if it doesn't report it.
 SESSION_TIMEOUT = 300.0
 
 _GUESSED = "421 4.7.0 Too many unknown recipients, closing the connection"
 _NO_MAIL = "550 5.1.2 The recipient's domain has no mail exchanger and no address"
-#: A wait is doubled so often at the most: 2 to the power of it is a number that floats hold.
+#: The maximum of doublings of a delay; the result is in the range of floats.
 _DOUBLINGS = 64
 # RFC 7505 section 6: "X.1.10", "Recipient address has null MX", "Associated basic status code:
 # 556".
@@ -68,12 +71,12 @@ _NULL_MX = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
 
 
 class Rcpt(Filter):
-    """Refuse recipients that can't be meant, and clients that guess recipients."""
+    """Refuse impossible recipients, and clients that guess recipients."""
 
     name = "rcpt"
 
     class Options(Settings):
-        """The checks, what they need to know, and whom to exempt."""
+        """The checks, their tables and limits, and the exemptions."""
 
         domains = option(
             table(DomainTable),
@@ -157,7 +160,7 @@ class Rcpt(Filter):
     _disconnect: Disconnect
 
     def setup(self) -> Registration:
-        """See that the settings fit together, and make the checks."""
+        """Prepare the checks, and check that the settings are consistent."""
         settings = self.settings
         self._non_fqdn = Check(
             settings.non_fqdn, "504 5.5.2 The recipient's address is not fully qualified"
@@ -190,7 +193,7 @@ class Rcpt(Filter):
             self._exempt = self._exempt.check_users()
         handlers = {"rcpt_to"}
         if self._trapped.action == "reject":
-            # Recipients that were taken before the trap was sprung have the message otherwise.
+            # Otherwise recipients accepted before the trap would get the message.
             handlers.add("data")
         return Registration(
             handlers,
@@ -201,7 +204,7 @@ class Rcpt(Filter):
         )
 
     def _refuse_useless(self, checks: Iterable[Check]) -> None:
-        """Refuse settings that don't fit together, or that nothing uses."""
+        """Raise ConfigError for settings that are inconsistent or have no effect."""
         settings = self.settings
         if not any(check.on for check in checks):
             raise ConfigError("nothing to check: every check is off")
@@ -237,7 +240,7 @@ class Rcpt(Filter):
         return needed
 
     async def rcpt_to(self, session: Session, address: str) -> Answer:
-        """Look at a recipient, and wait for the DNS, or because the client guesses."""
+        """Judge a recipient, after a delay if the client guesses."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         if (goodbye := self._goodbye(session)) is not None:
@@ -246,7 +249,7 @@ class Rcpt(Filter):
         domain = self._look(session, path(address), found)
         asks = self._unknown_domain.on and domain and not found.refused
         if seconds := self._wait(session):
-            from asyncio import sleep  # it is there where anything waits
+            from asyncio import sleep  # already loaded if the filter waits
 
             if asks:
                 self.dns.start(domain, "MX")
@@ -256,7 +259,7 @@ class Rcpt(Filter):
         return self._decided(session, found)
 
     def data(self, session: Session) -> Proceed | Junk | Reject:
-        """Refuse the message of a client that was trapped while it named the recipients."""
+        """Refuse a message with a spam trap among its recipients."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         trap = _note(self, session).trap
@@ -267,7 +270,7 @@ class Rcpt(Filter):
     # -- the client ------------------------------------------------------------------------
 
     def _goodbye(self, session: Session) -> Disconnect | None:
-        """Close the connection of a client that has guessed too often."""
+        """Return the decision for a client with too many guesses, else None."""
         if self._unknown.action != "reject":
             return None
         guessed = self._guessed(session)
@@ -276,31 +279,31 @@ class Rcpt(Filter):
         return self._disconnect.because(f"{guessed} unknown recipients")
 
     def _look_at_client(self, session: Session, found: Findings) -> None:
-        """Make the checks that are about a client, whatever recipient it names."""
+        """Make the checks of the client, independent of the recipient."""
         note = _note(self, session)
-        if note.trap and self._trapped.action != "log":  # that was said when it happened
+        if note.trap and self._trapped.action != "log":  # logged when it was sprung
             found.failed(self._trapped, f"has written to the spam trap {note.trap}")
         if self._unknown.action in {"log", "junk"}:
             guessed = self._guessed(session)
             if guessed >= self.settings.max_unknown and not note.guesser:
-                # Once is enough for a log; a mark is made of every message.
+                # Log it once, but mark every message.
                 note.guesser = self._unknown.action == "log"
                 found.failed(self._unknown, f"{guessed} unknown recipients")
 
     def _guessed(self, session: Session) -> int:
-        """How many recipients were refused for good, but not by us (laws 1 and 2)."""
+        """Return the number of guesses (*Counted from reports*, *Own refusals don't count*)."""
         refused = session.refused_recipients
         return refused - _note(self, session).refused if refused else 0
 
     # -- the recipient ---------------------------------------------------------------------
 
     def _look(self, session: Session, address: Address, found: Findings) -> str:
-        """Make the checks that need no look-up; give the domain to be looked up, or ""."""
+        """Make the checks without look-ups; return the domain to look up, or ""."""
         self._look_at_client(session, found)
         domain = canonical(address.domain)
         ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
         is_literal = bool(literal(domain))
-        # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is to be understood.
+        # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is valid.
         is_name = "." in domain and domain[0] != "["
         if not (is_name or ours or is_literal) and (
             domain or address.local.lower() != "postmaster"
@@ -312,11 +315,11 @@ class Rcpt(Filter):
         return domain if domain and not (ours or is_literal) else ""
 
     def _look_at_message(self, session: Session, found: Findings) -> None:
-        """Look at how many recipients it has already."""
+        """Check the number of the message's recipients."""
         if not (self._many.on or self._null.on) or session.tx is None:
             return
         count = len(session.tx.recipients)
-        # Once is enough for a log; otherwise each further recipient is one too many.
+        # Log it once; otherwise each further recipient is one too many.
         limit = self.settings.max_recipients
         if limit is not None and _is_due(count - limit, self._many):
             found.failed(self._many, f"{count} recipients already")
@@ -329,19 +332,19 @@ class Rcpt(Filter):
             return
         address = address.completed(session.server_name)
         trap = traps.find(address)
-        # Law 3.
+        # *Traps last*
         if trap is not None and not (session.tx is not None and session.tx.sender == ""):
             _note(self, session).trap = str(address)
             found.failed(self._trapped, f"recipient {address} is a spam trap: {trap}")
 
     def _decided(self, session: Session, found: Findings) -> Proceed | Junk | Reject:
-        """Return the decision, and remember what will be reported of it."""
+        """Return the decision, and count it if smtpd will report it as a permanent refusal."""
         decision = found.decision()
         if type(decision) is Reject and decision.text[0] == "5" and not self.dry_run:
             _note(self, session).refused += 1
         return decision
 
-    # -- what takes time -------------------------------------------------------------------
+    # -- look-ups and delays ---------------------------------------------------------------
 
     async def _look_up(self, domain: str, found: Findings) -> None:
         """Check in the DNS whether a domain can receive mail."""
@@ -367,7 +370,7 @@ class Rcpt(Filter):
                     found.failed(check, f"domain {domain} has neither MX nor address", _NO_MAIL)
 
     def _wait(self, session: Session) -> float:
-        """How many seconds a client waits for the answer (law 4)."""
+        """Return the client's delay in seconds (*Bounded delay*)."""
         settings = self.settings
         if not settings.delay or self.dry_run:
             return 0.0
@@ -378,16 +381,16 @@ class Rcpt(Filter):
 
 
 class _Note:
-    """What is remembered of a session."""
+    """The filter's state of a session."""
 
     __slots__ = ("guesser", "refused", "trap")
 
     def __init__(self) -> None:
-        #: The trap that it has written to.
+        #: The spam trap that the client has written to.
         self.trap = ""
-        #: How many recipients this filter has refused for good.
+        #: The number of recipients that this filter has refused permanently.
         self.refused = 0
-        #: It was logged that it guesses.
+        #: Whether it has been logged that the client guesses.
         self.guesser = False
 
 
@@ -403,10 +406,9 @@ def _is_due(beyond: int, check: Check) -> bool:
 
 
 def wait(guessed: int, limit: int, first: float, most: float) -> float:
-    """How many seconds a client waits that has guessed so often.
+    """Return the delay of a client with this number of guesses, in seconds.
 
-    From half of the `limit` on it waits, `first` seconds, then twice as long with each further
-    guess, and never longer than `most`.
+    From half of the `limit` it is `first`, then doubles with each further guess, up to `most`.
     """
     beyond = guessed - max(limit // 2, 1)
     if beyond < 0:

@@ -1,17 +1,16 @@
-"""filter-sender: refuse envelope senders to whom nothing could be returned.
+"""filter-sender: the policy that refuses envelope senders to which no mail can be returned.
 
-The law:
+Each check is off, logs, marks or refuses (`strictness`). A domain's exchangers are those that SMTP
+uses (RFC 5321 section 5.1): its MX, or the domain itself if it has none.
 
-1. Each check is `off`, logs, marks or refuses.
-2. A domain that the DNS says cannot take mail is refused for good; what could not be found out, or
-   was not looked at because there is too much of it, is a temporary failure, which `--on-error`
-   decides, by default with 451.
-3. The null sender passes: it is how failures are reported (RFC 5321 section 6.1), and must be
-   taken (RFC 1123 section 5.2.9).  Local and authenticated clients are exempt, unless `--exempt`
-   or `--check-users` says otherwise, and so are the senders in `--allow-senders`.
-4. A domain's exchangers are those that SMTP would go to (RFC 5321 section 5.1): its MX, or itself
-   where it has none.
-5. With the checks that ask the DNS off, nothing is looked up: no event loop, no DNS library.
+Invariants
+----------
+*Facts only*: a permanent refusal needs a statement of the DNS. If a look-up fails, or the records
+exceed a limit, `--on-error` decides, by default with 451.
+*Null sender passes*: failures are reported with it (RFC 5321 section 6.1), and it must be accepted
+(RFC 1123 section 5.2.9).
+*No needless event loop*: if the checks that use the DNS are off, neither the event loop nor the DNS
+library is loaded.
 """
 
 from __future__ import annotations
@@ -47,22 +46,22 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import MX, Outcome
     from smtpd_filters.session import Session
 
-#: What a client is told, by the check.
+#: The SMTP reply of each check.
 # RFC 3463 section 3.2, X.1.8: "The sender's system specified in the address does not exist or is
-# incapable of accepting return mail."  RFC 7505 section 6: X.7.27, "Sender address has null MX",
+# incapable of accepting return mail." RFC 7505 section 6: X.7.27, "Sender address has null MX",
 # "Associated basic status code: 550", for a receiver that refuses it, "e.g., because it could not
-# return a DSN".  504 5.5.2 is what Postfix says of an address that is not fully qualified.
+# return a DSN". 504 5.5.2 is Postfix's reply to an address that is not fully qualified.
 REPLIES = {
     "non_fqdn": "504 5.5.2 Your sender address is not fully qualified",
     "unknown": "550 5.1.8 Your sender domain does not exist or cannot receive mail",
     "null_mx": "550 5.7.27 Your sender domain says that it receives no mail (null MX)",
     "bad_mx": "550 5.1.8 Your sender domain has no mail exchanger on the public Internet",
 }
-#: The checks that ask the DNS.
+#: The checks that use the DNS.
 ASKING = ("unknown", "null_mx", "bad_mx")
 
-# Where no exchanger of a stranger can be: of the IANA's registries of special-purpose addresses
-# (RFC 6890) those that are not globally reachable, and multicast.
+# The networks in which no exchanger of a stranger can be: those in the IANA's registries of
+# special-purpose addresses (RFC 6890) that are not globally reachable, and multicast.
 _BOGONS4 = (
     "0.0.0.0/8",  # RFC 791: this network
     "10.0.0.0/8",  # RFC 1918: private
@@ -98,9 +97,9 @@ _BOGONS6 = (
 
 
 def _carried(network: str) -> tuple[str, str]:
-    """The IPv6 networks whose addresses lead to those of an IPv4 one.
+    """Return the IPv6 networks that map to an IPv4 network.
 
-    6to4 (RFC 3056), and what a resolver with DNS64 (RFC 6147) says of a host that has no other.
+    They are those of 6to4 (RFC 3056) and DNS64 (RFC 6147).
     """
     place, _, prefix = network.partition("/")
     _, value = parse_address(place)
@@ -108,12 +107,12 @@ def _carried(network: str) -> tuple[str, str]:
     return f"2002:{groups}::/{16 + int(prefix)}", f"64:ff9b::{groups}/{96 + int(prefix)}"
 
 
-#: All of these, and the ways to lead to them.
+#: All these networks, and the IPv6 networks that map to them.
 BOGONS = (*_BOGONS4, *_BOGONS6, *(each for network in _BOGONS4 for each in _carried(network)))
-#: Exchangers of a domain that are looked at, the most preferred first.  RFC 7208 section 4.6.4 has
-#: the same bound for the addresses of "mx".
+#: The maximum of exchangers of a domain that are looked up, the most preferred first. RFC 7208
+#: section 4.6.4 has the same bound for the addresses of "mx".
 EXCHANGERS_MAX = 10
-#: Addresses of these that are looked at.
+#: The maximum of their addresses that are checked.
 ADDRESSES_MAX = 100
 # RFC 6761 section 6.3: "localhost." and names below it are loopback, whatever the DNS says.
 _LOCALHOST = "localhost"
@@ -126,7 +125,7 @@ class Sender(Filter):
     on_error = "tempfail"
 
     class Options(Settings):
-        """The checks, and whom to exempt."""
+        """The checks and the exemptions."""
 
         non_fqdn = check_option(
             "reject",
@@ -176,7 +175,7 @@ class Sender(Filter):
     _asks: bool
 
     def setup(self) -> Registration:
-        """Make the checks, and see that the settings fit together."""
+        """Prepare the checks, and check that the settings are consistent."""
         settings = self.settings
         self._checks = {
             name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
@@ -200,7 +199,7 @@ class Sender(Filter):
         )
 
     async def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
-        """Look at the sender."""
+        """Judge the sender."""
         if not address:
             return PROCEED
         if why := self._exempt.reason(session) or self._allowed(address):
@@ -216,7 +215,7 @@ class Sender(Filter):
         return (senders is not None and senders.find(path(address))) or ""
 
     def _written(self, address: str) -> tuple[Findings, str]:
-        """Check a sender as it is written; and its domain, or "" where the DNS has no part."""
+        """Check a sender's syntax; return the findings, and the domain to look up or ""."""
         findings = Findings()
         domain = domain_of(address)
         if domain[:1] == "[":
@@ -250,7 +249,7 @@ class Sender(Filter):
                     findings.unavailable(self._checks[name], f"sender domain: {cause}")
 
     async def _check_domain(self, domain: str, findings: Findings) -> None:
-        """Check a domain without an MX, which is then its own (RFC 5321 section 5.1)."""
+        """Check a domain without MX, which is its own exchanger (RFC 5321 section 5.1)."""
         unknown, bad_mx = self._checks["unknown"], self._checks["bad_mx"]
         if not (unknown.on or bad_mx.on):
             return
@@ -268,7 +267,7 @@ class Sender(Filter):
     async def _check_exchangers(
         self, domain: str, records: Sequence[MX], gap: str, findings: Findings
     ) -> None:
-        """Check where the exchangers of a domain are; `gap` is why there may be others."""
+        """Check the addresses of a domain's exchangers; `gap` is why there may be others."""
         if len(records) > EXCHANGERS_MAX:
             gap = f"more than {EXCHANGERS_MAX}, and none of those looked up is usable"
         hosts: list[str] = []
@@ -280,8 +279,8 @@ class Sender(Filter):
             elif read_name(host):
                 if host not in hosts:
                     hosts.append(host)
-            # RFC 5321 section 5.1: the data of an MX "MUST contain a domain name".  Some hold an
-            # address, which many servers go to.
+            # RFC 5321 section 5.1: the data of an MX "MUST contain a domain name". Some contain an
+            # address, which many servers accept.
             elif (address := read_address(host)[0]) is not None:
                 known.append(write_address(address))
         answers = await self.dns.query_all(_questions(hosts))
@@ -295,7 +294,7 @@ class Sender(Filter):
         findings: Findings,
         gap: str = "",
     ) -> None:
-        """Judge by the addresses of a domain's exchangers; `gap` is why there may be others."""
+        """Judge the addresses of a domain's exchangers; `gap` is why there may be others."""
         check = self._checks["bad_mx"]
         found = [*addresses]
         causes = []

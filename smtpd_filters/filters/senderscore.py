@@ -1,20 +1,21 @@
-"""filter-senderscore: refuse, mark or slow down clients by their Sender Score.
+"""filter-senderscore: the policy that refuses, marks or delays clients by their Sender Score.
 
-The law:
+The score of a client, from 0 to 100, is the last octet of the zone's answer in 127.0.4.0/24. A
+client that is not in the zone is neutral, and passes. So do IPv6 clients, since the zone has none,
+and exempt ones, by default local clients, without a look-up.
 
-1. A score is what the zone says in 127.0.4.0/24, from 0 to 100. A client that the zone doesn't have
-   is neutral: nothing happens to it. Neutral without a look-up are IPv6 clients, of which the zone
-   knows nothing, and exempt ones, by default those that are local.
-2. Everything else that a name server does (time-outs, SERVFAIL, any other address, and above all
-   127.255.255.0/24, "you are not registered") is no score and no neutrality: `--on-error` decides.
-3. A session has one score. What came of the look-up that it waited for holds to its end, so that a
-   broken name server is waited for once.
-4. Who is slowed down holds up nobody else, and is answered before smtpd, the client or `--deadline`
-   would give up.
-5. smtpd is asked to ask at those phases alone that the flags have a use for.
+Flags, reply and header field are those of poolp.org's filter of the same name. So is `-testMode`,
+which does no look-ups: test scripts rely on it.
 
-Flags, reply and header are those of poolp.org's filter of the same name, and so is `-testMode`,
-which asks no name server: there are test scripts that rely on it.
+Invariants
+----------
+*No score is no verdict*: after any other result (a timeout, SERVFAIL, any other address, above all
+127.255.255.0/24, "not registered") the client has no score and isn't neutral: `--on-error` decides.
+*One score*: a session has one score. The result of its look-up is kept until its end, so that it
+waits for a broken name server once only.
+*Bounded delay*: a delayed client delays no other, and gets its reply before smtpd, the client or
+`--deadline` time out.
+*Needed phases only*: only the phases that the flags need are registered.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ HEADER = "X-SenderScore"
 REFUSAL = Disconnect("550 your IP reputation is too low for this MX")
 
 BEST = 100
-TRUSTED = BEST  # what the allow list is worth, as in the original
-#: In the place of a score: the zone has none.
+TRUSTED = BEST  # the score of the allow list, as in the original
+#: In place of a score: the zone has none.
 NEUTRAL = -1
 
-# What Sender Score's answers are, and where it says that it doesn't answer.
+# The answers of Sender Score, and the prefix of its refusals.
 _SCORES = {f"127.0.4.{score}": score for score in range(BEST + 1)}
 _BLOCKED = "127.255.255."
 UNREGISTERED = (
@@ -77,29 +78,29 @@ UNREGISTERED = (
 )
 OVERDUE = "the look-up was given up"
 
-# RFC 5321 section 4.5.3.2: the least that a client has to wait for a reply is "DATA Initiation: 2
-# Minutes". smtpd says in its hand-shake how long it waits for a client; before, that was 5 minutes.
+# RFC 5321 section 4.5.3.2: the shortest of a client's timeouts is "DATA Initiation: 2 Minutes".
+# smtpd reports its own in the handshake; before it did, that was 5 minutes.
 _CLIENT_TIMEOUT = 120
 _SMTPD_TIMEOUT = 300
-# The part of the shorter of these, and of --deadline, that a delay may take.
+# The share of the shorter one, and of --deadline, that a delay may take.
 _OF_TIMEOUT = 0.5
 _OF_DEADLINE = 0.9
-# In test mode the process itself sleeps, and would be interrupted after 5 s.
+# Seconds. In test mode the process itself sleeps, and would be interrupted after 5 s.
 _TEST_DELAY = 4.0
 _TEST_UNKNOWN = 255
 _TEST_MOST = 127
 
 _PHASES = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "quit")
-#: Phases that are delayed, and that are asked in test mode; of the message there is `headers`.
+#: Phases that are delayed, and registered in test mode; `headers` covers the message.
 _ANSWERED = (*_PHASES, "data", "commit")
-#: Handlers at whose phase there is no junk.
+#: Handlers of phases at which junk is not allowed.
 _WITHOUT_JUNK = {"commit", "quit"}
-#: Phases at which nobody has authenticated.
+#: Phases at which no client has authenticated yet.
 _EARLY = {"connect", "helo", "ehlo", "starttls", "auth"}
 
 
 class _AllowList(NetworkTable):
-    """Networks; what is no inline table is the path of a file, as the original takes it."""
+    """A table of networks; any value but an inline table is a path, as in the original."""
 
     __slots__ = ()
 
@@ -110,12 +111,12 @@ class _AllowList(NetworkTable):
 
 
 class Senderscore(Filter):
-    """Refuse, mark or slow down clients by their Sender Score."""
+    """Refuse, mark or delay clients by their Sender Score."""
 
     name = "senderscore"
 
     class Options(Settings):
-        """What is done below which score, and who is asked for it."""
+        """The thresholds of the score, the actions, and the zone."""
 
         block_below = option(
             INTEGER(low=-1),
@@ -186,18 +187,18 @@ class Senderscore(Filter):
     _exempt = Exempt()
     _slow = 0.0  # seconds of delay for a score of 0
     _longest = 0.0
-    #: The phases at which a score that could not be found out is a failure; without any, it is one
-    #: where the header is written.
+    #: The phases at which an unavailable score is a failure; if there is none, it is a failure
+    #: where the header field is written.
     _deciding: frozenset[str]
     _asks: bool
 
     @classmethod
     def outcomes(cls) -> tuple[OnError, ...]:
-        """Return the choices of `--on-error`; junk is not one where a phase without it is asked."""
+        """Return the choices of `--on-error`, by the phases of all handlers that allow junk."""
         return legal_outcomes(cls.handlers.keys() - _WITHOUT_JUNK)
 
     def setup(self) -> Registration:
-        """Choose the phases."""
+        """Return the registration for the phases that the flags need."""
         settings = self.settings
         self._check_scores()
         self._exempt = settings.exempt
@@ -236,7 +237,7 @@ class Senderscore(Filter):
         )
 
     def _check_scores(self) -> None:
-        """Refuse what is above all scores, and above what means all of them."""
+        """Raise ConfigError for a threshold above the maximum."""
         settings = self.settings
         most = _TEST_MOST if settings.test_mode else BEST + 1
         for flag, below in (
@@ -247,7 +248,7 @@ class Senderscore(Filter):
                 raise ConfigError(f"{flag}: must be at most {most}, not {below}")
 
     def _check_outcome(self, handlers: set[str]) -> None:
-        """Refuse `--on-error junk` where a phase is asked that has no junk."""
+        """Raise ConfigError for `--on-error junk` if a registered phase doesn't allow it."""
         settings = self.settings
         if self.on_error in legal_outcomes(handlers):
             return
@@ -267,7 +268,7 @@ class Senderscore(Filter):
             raise ConfigError(f"--zone: {self.settings.zone!a} is not a domain name") from None
 
     def link_connect(self, session: Session) -> None:
-        """Start to look up the score, so that it is known by the time it is needed."""
+        """Start to look up the score ahead of need."""
         if not self._exempt.reason(session) and self._known(session) is None:
             self.dns.start(self._query(session), "A")
 
@@ -304,10 +305,10 @@ class Senderscore(Filter):
         return await self._answer("quit", session)
 
     async def headers(self, session: Session, headers: Headers) -> Proceed:
-        """Add the score on top of the message."""
+        """Add the score at the top of the message."""
         why = self._exempt.reason(session)
         if why and not self._is_trusted(unmapped(session.address or "")):
-            # What a local client sends may have been here before, on its way through a scanner.
+            # Mail of a local client may have passed here before, on its way through a scanner.
             return exempted(self, why) if session.local else self._head(NEUTRAL, headers)
         return self._head(await self._score(session), headers)
 
@@ -315,7 +316,7 @@ class Senderscore(Filter):
         forged = headers.remove(HEADER)
         if isinstance(score, str):
             if forged:
-                return PROCEED.because(score)  # to raise it would bring them back
+                return PROCEED.because(score)  # raising would undo the removal
             if not self._deciding:
                 raise _unavailable(score)
         elif score >= 0:
@@ -325,7 +326,7 @@ class Senderscore(Filter):
     # -- decisions -----------------------------------------------------------------------
 
     async def _answer(self, phase: str, session: Session) -> Proceed | Disconnect:
-        """Decide at a phase."""
+        """Judge the client at a phase, and delay the answer by its score."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         started = monotonic()
@@ -348,19 +349,19 @@ class Senderscore(Filter):
         return PROCEED
 
     async def _delay(self, score: int, started: float) -> None:
-        """Wait for as long as a client with a score has to."""
+        """Wait for the delay of a client with this score."""
         seconds = self._slow * (BEST - score) / BEST
         if self.settings.test_mode:
             sleep(min(seconds, _TEST_DELAY))  # noqa: ASYNC251  # as the original does
             return
-        from asyncio import sleep as pause  # it is there already where there is an event loop
+        from asyncio import sleep as pause  # already loaded by the event loop
 
-        # What the look-up took counts, for smtpd, the client and --deadline alike.
+        # The time of the look-up counts, for smtpd, the client and --deadline alike.
         spent = monotonic() - started
         await pause(max(min(seconds, self._cap() - spent), 0))
 
     def _cap(self) -> float:
-        """How long an answer may take altogether, in seconds."""
+        """Return the maximum time for an answer, in seconds."""
         if not self._longest:
             said = self.smtpd.get("smtp-session-timeout", "")
             smtpd = int(said[:9]) if said.isascii() and said.isdigit() else _SMTPD_TIMEOUT
@@ -371,12 +372,12 @@ class Senderscore(Filter):
     # -- scores --------------------------------------------------------------------------
 
     async def _score(self, session: Session) -> int | str:
-        """Return the session's score, or why there is none."""
+        """Return the session's score, or the cause why it has none."""
         score = self._known(session)
         return await self._look_up(session) if score is None else score
 
     def _known(self, session: Session) -> int | str | None:
-        """Return the session's score, why there is none, or None if it must be waited for."""
+        """Return the session's score, or the cause why it has none; None if it needs a look-up."""
         score: int | str | None = session.scratch.get(self)
         if score is None:
             score = self._at_once(session)
@@ -401,12 +402,12 @@ class Senderscore(Filter):
         return None if outcome is None else _read(outcome)
 
     def _is_trusted(self, address: str) -> bool:
-        """Return whether `--allowlist` has an address, of those that can have a score."""
+        """Return whether `--allowlist` has an address; only IPv4 addresses can have a score."""
         allowlist = self.settings.allowlist
         return allowlist is not None and ":" not in address and address in allowlist
 
     async def _look_up(self, session: Session) -> int | str:
-        """Wait for the score, or for the reason why there is none; law 3."""
+        """Look up the score, or the cause why there is none, and keep it (*One score*)."""
         score: int | str = OVERDUE
         try:
             score = _read(await self.dns.query(self._query(session), "A"))
@@ -421,7 +422,7 @@ class Senderscore(Filter):
 
 
 def _read(outcome: Outcome[str]) -> int | str:
-    """Read what the zone says: a score, NEUTRAL, or why that can't be told."""
+    """Return the zone's score, NEUTRAL, or the cause why there is none."""
     match outcome:
         case Found(records):
             score = _SCORES.get(records[0]) if len(records) == 1 else None

@@ -1,16 +1,16 @@
-"""filter-trace: shows and records what passes between smtpd and its filters.
+"""filter-trace: the filter that logs and records the traffic between smtpd and its filters.
 
-The law:
+It is a wiretap rather than a policy (`smtpd_filters.runtime.wiretap`): it reads the protocol lines,
+since most reports have no effect on a policy's session. `smtpd_filters.recording.writer` writes the
+recordings.
 
-1. It changes nothing and refuses nothing: it proceeds wherever it is asked.
-2. Only what the chosen level needs is asked of smtpd. Reports cost next to nothing; from `all` on,
-   and while recording, each phase is a round trip, and each message comes by.
-3. Never a credential, neither in the log nor in a recording.
-4. A message that nobody looks at passes without a look at its lines.
-
-It is no policy but a tap (`smtpd_filters.runtime.wiretap`): it reads the lines themselves, for most
-reports tell of nothing that a policy's session would show.  `smtpd_filters.recording.writer` writes
-the recordings.
+Invariants
+----------
+*Passive*: it changes and refuses nothing, and proceeds at every phase.
+*Registered as needed*: only what the level needs is registered. Reports cost next to nothing; at
+level `all`, and while recording, each phase is a round trip, and each message passes through.
+*No credentials*: neither the log nor a recording contains a credential.
+*Bodies skipped*: the lines of messages are parsed only if they are logged.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ LEVELS: dict[str, frozenset[str]] = {
 
 
 class Trace(Filter):
-    """Pass everything, and log or record what passes."""
+    """Log or record all traffic, and change nothing."""
 
     name = "trace"
 
     class Options(Settings):
-        """What is logged, and what is recorded where."""
+        """The level of the log, and the recordings."""
 
         detail = option(
             choice("none", "sessions", "commands", "headers", "all"),
@@ -99,7 +99,7 @@ class Trace(Filter):
     _taps: tuple[Tap, ...] = ()
 
     def setup(self) -> Registration:
-        """Make the taps, and register what they need."""
+        """Make the wiretaps, and register what they need."""
         settings = self.settings
         taps: list[Tap] = []
         if settings.detail != "none":
@@ -112,9 +112,9 @@ class Trace(Filter):
         self._taps = tuple(taps)
         reports = {name for tap in taps for name in tap.reports}
         if reports & _TRANSACTIONS:
-            reports.add("tx-begin")  # without it a session has no transaction to put the others in
+            reports.add("tx-begin")  # creates the session's transaction
         return Registration(
-            # Its handler is for the headers alone; the rest passes the taps.
+            # The only handler is for headers; the taps get the rest.
             {"headers"} if settings.detail == "headers" else (),
             reports=FIELDS.keys() & reports,
             data=settings.pass_data,
@@ -124,11 +124,11 @@ class Trace(Filter):
     def _recorder(self, directory: str) -> Recorder:
         settings = self.settings
         if not directory.startswith("/"):
-            # Where smtpd was started from is nobody's choice.
+            # smtpd's working directory is arbitrary.
             raise ConfigError(f"--record: expected an absolute path, not {quote(directory)}")
         disguise = None
         if settings.anonymise:
-            # The start pays for what it uses.
+            # Imported only if needed.
             from smtpd_filters.recording.anonymiser import Disguise
 
             disguise = Disguise()
@@ -142,7 +142,7 @@ class Trace(Filter):
         )
 
     def headers(self, session: Session, headers: Headers) -> Proceed:
-        """Log the header block, a line for each of its lines."""
+        """Log each line of the header block."""
         for tap in self._taps:
             if isinstance(tap, _Logger):
                 tap.show_headers(session, headers)
@@ -150,7 +150,7 @@ class Trace(Filter):
 
 
 class _Logger:
-    """A tap that writes what it hears to the log."""
+    """A wiretap that logs traffic."""
 
     def __init__(self, detail: str, log: FilterLog) -> None:
         self.reports = LEVELS[detail]
@@ -162,19 +162,19 @@ class _Logger:
         self._dialect = dialect(NEWEST)
 
     def received(self, data: bytes) -> None:
-        """Log what smtpd wrote."""
+        """Log data from smtpd."""
         rows = self._rows.whole(data)
-        # Law 4: a chunk of body lines is not taken apart, unless a body speaks of reports.
+        # *Bodies skipped*: a chunk of body lines is not split unless it contains "report|".
         if self._everything or b"report|" in rows:
             for row in rows.split(b"\n"):
                 if row.startswith(b"report|") or (self._everything and row.startswith(b"filter|")):
                     self._show(row)
 
     def sent(self, data: bytes) -> None:
-        """Nothing: the answers are all the same."""
+        """Do nothing: all answers are the same."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
     def show_headers(self, session: Session, headers: Headers) -> None:
         """Log a header block."""
