@@ -365,9 +365,9 @@ class Dyndns(ClientFilter):
         for own in (settings.extra_patterns, settings.patterns):
             if own is not None and (pattern := own.match(name)):
                 return f"rdns {name} matches {pattern}"
-        return None if is_server(name) else self._ask_what_is_built_in(name, address)
+        return None if is_server(name) else self._match_builtin(name, address)
 
-    def _ask_what_is_built_in(self, name: str, address: str) -> str | None:
+    def _match_builtin(self, name: str, address: str) -> str | None:
         if self._builtin is not None and (pattern := self._builtin.match(name)):
             what = pattern if pattern in FAMILIES else "the words of a pool"
             return f"rdns {name} matches {what}"

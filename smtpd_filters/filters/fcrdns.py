@@ -138,7 +138,7 @@ class Fcrdns(ClientFilter):
 
     async def _look_up(self, address: str) -> Answer:
         if self.settings.require == "rdns":
-            return await self._look_for_a_name(address)
+            return await self._require_name(address)
         from smtpd_filters.lookups.dns.fcrdns import (  # *No look-ups without `--verify`*
             Confirmed,
             NoName,
@@ -156,7 +156,7 @@ class Fcrdns(ClientFilter):
             case unavailable:
                 raise unavailable.error()
 
-    async def _look_for_a_name(self, address: str) -> Answer:
+    async def _require_name(self, address: str) -> Answer:
         match await self.dns.ptr(address):
             case Found():
                 return PROCEED

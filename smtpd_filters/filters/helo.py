@@ -177,7 +177,7 @@ class Helo(Filter):
 
     _checks: dict[str, Check]
     _exempt = Exempt()
-    _asks: bool
+    _uses_dns: bool
 
     def setup(self) -> Registration:
         """Prepare the checks, and return the registration for `--phase`."""
@@ -198,8 +198,8 @@ class Helo(Filter):
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase == "helo":
             self._exempt.note_phase(settings.phase, self.log)
-        self._asks = any(self._checks[name].on for name in ASKING)
-        if not self._asks:
+        self._uses_dns = any(self._checks[name].on for name in ASKING)
+        if not self._uses_dns:
             Helo.dns.refuse_unused(self, "without --unknown or --elsewhere")
         late = settings.phase != "helo"
         reports = {"link-auth"} if self._exempt.users else set()
@@ -209,9 +209,9 @@ class Helo(Filter):
             _PHASES[settings.phase],
             reports=reports,
             # At helo the decision follows at once.
-            events={"link_identify"} if self._asks and late else (),
+            events={"link_identify"} if self._uses_dns and late else (),
             junk=marks(self._checks.values()),
-            waits=self._asks,
+            waits=self._uses_dns,
         )
 
     def link_identify(self, session: Session) -> None:
@@ -231,7 +231,7 @@ class Helo(Filter):
         greeting = self._greeting(session, identity)
         if greeting.decision is not None:
             return greeting.decision
-        if self._asks and greeting.name and not greeting.findings.refused:
+        if self._uses_dns and greeting.name and not greeting.findings.refused:
             await self._look_up(session, greeting)
         return greeting.decide()
 

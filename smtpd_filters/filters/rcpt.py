@@ -187,7 +187,7 @@ class Rcpt(Filter):
             *(self._non_fqdn, self._unknown_domain, self._trapped),
             *(self._many, self._null, self._unknown),
         )
-        self._refuse_useless(checks)
+        self._check_settings(checks)
         self._exempt = settings.exempt.also(settings.allow)
         if settings.check_users:
             self._exempt = self._exempt.check_users()
@@ -203,7 +203,7 @@ class Rcpt(Filter):
             opens={"dns"} if self._unknown_domain.on else (),
         )
 
-    def _refuse_useless(self, checks: Iterable[Check]) -> None:
+    def _check_settings(self, checks: Iterable[Check]) -> None:
         """Raise ConfigError for settings that are inconsistent or have no effect."""
         settings = self.settings
         if not any(check.on for check in checks):
@@ -243,12 +243,12 @@ class Rcpt(Filter):
         """Judge a recipient, after a delay if the client guesses."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
-        if (goodbye := self._goodbye(session)) is not None:
-            return goodbye
+        if (disconnect := self._disconnection(session)) is not None:
+            return disconnect
         found = Findings()
-        domain = self._look(session, path(address), found)
+        domain = self._check(session, path(address), found)
         asks = self._unknown_domain.on and domain and not found.refused
-        if seconds := self._wait(session):
+        if seconds := self._delay(session):
             from asyncio import sleep  # already loaded if the filter waits
 
             if asks:
@@ -256,7 +256,7 @@ class Rcpt(Filter):
             await sleep(seconds)
         if asks:
             await self._look_up(domain, found)
-        return self._decided(session, found)
+        return self._decide(session, found)
 
     def data(self, session: Session) -> Proceed | Junk | Reject:
         """Refuse a message with a spam trap among its recipients."""
@@ -269,7 +269,7 @@ class Rcpt(Filter):
 
     # -- the client ------------------------------------------------------------------------
 
-    def _goodbye(self, session: Session) -> Disconnect | None:
+    def _disconnection(self, session: Session) -> Disconnect | None:
         """Return the decision for a client with too many guesses, else None."""
         if self._unknown.action != "reject":
             return None
@@ -278,7 +278,7 @@ class Rcpt(Filter):
             return None
         return self._disconnect.because(f"{guessed} unknown recipients")
 
-    def _look_at_client(self, session: Session, found: Findings) -> None:
+    def _check_client(self, session: Session, found: Findings) -> None:
         """Make the checks of the client, independent of the recipient."""
         note = _note(self, session)
         if note.trap and self._trapped.action != "log":  # logged when it was sprung
@@ -297,9 +297,9 @@ class Rcpt(Filter):
 
     # -- the recipient ---------------------------------------------------------------------
 
-    def _look(self, session: Session, address: Address, found: Findings) -> str:
+    def _check(self, session: Session, address: Address, found: Findings) -> str:
         """Make the checks without look-ups; return the domain to look up, or ""."""
-        self._look_at_client(session, found)
+        self._check_client(session, found)
         domain = canonical(address.domain)
         ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
         is_literal = bool(literal(domain))
@@ -309,24 +309,24 @@ class Rcpt(Filter):
             domain or address.local.lower() != "postmaster"
         ):
             found.failed(self._non_fqdn, f"recipient {address} is not fully qualified")
-        self._look_at_message(session, found)
+        self._check_message(session, found)
         if self._trapped.on and not _note(self, session).trap:
-            self._look_for_traps(session, address, found)
+            self._check_traps(session, address, found)
         return domain if domain and not (ours or is_literal) else ""
 
-    def _look_at_message(self, session: Session, found: Findings) -> None:
+    def _check_message(self, session: Session, found: Findings) -> None:
         """Check the number of the message's recipients."""
         if not (self._many.on or self._null.on) or session.tx is None:
             return
         count = len(session.tx.recipients)
         # Log it once; otherwise each further recipient is one too many.
         limit = self.settings.max_recipients
-        if limit is not None and _is_due(count - limit, self._many):
+        if limit is not None and _exceeds(count - limit, self._many):
             found.failed(self._many, f"{count} recipients already")
-        if session.tx.sender == "" and _is_due(count - 1, self._null):
+        if session.tx.sender == "" and _exceeds(count - 1, self._null):
             found.failed(self._null, "null sender with several recipients")
 
-    def _look_for_traps(self, session: Session, address: Address, found: Findings) -> None:
+    def _check_traps(self, session: Session, address: Address, found: Findings) -> None:
         traps = self.settings.traps
         if traps is None:
             return
@@ -337,7 +337,7 @@ class Rcpt(Filter):
             _note(self, session).trap = str(address)
             found.failed(self._trapped, f"recipient {address} is a spam trap: {trap}")
 
-    def _decided(self, session: Session, found: Findings) -> Proceed | Junk | Reject:
+    def _decide(self, session: Session, found: Findings) -> Proceed | Junk | Reject:
         """Return the decision, and count it if smtpd will report it as a permanent refusal."""
         decision = found.decision()
         if type(decision) is Reject and decision.text[0] == "5" and not self.dry_run:
@@ -369,13 +369,13 @@ class Rcpt(Filter):
                 else:
                     found.failed(check, f"domain {domain} has neither MX nor address", _NO_MAIL)
 
-    def _wait(self, session: Session) -> float:
+    def _delay(self, session: Session) -> float:
         """Return the client's delay in seconds (*Bounded delay*)."""
         settings = self.settings
         if not settings.delay or self.dry_run:
             return 0.0
-        said = self.smtpd.get("smtp-session-timeout", "")
-        timeout = float(said[:9]) if said.isascii() and said.isdecimal() else SESSION_TIMEOUT
+        value = self.smtpd.get("smtp-session-timeout", "")
+        timeout = float(value[:9]) if value.isascii() and value.isdecimal() else SESSION_TIMEOUT
         most = min(settings.max_delay, PATIENCE * self.deadline, PATIENCE * timeout)
         return wait(self._guessed(session), settings.max_unknown, settings.delay, most)
 
@@ -401,7 +401,7 @@ def _note(filter_: Rcpt, session: Session) -> _Note:
     return note
 
 
-def _is_due(beyond: int, check: Check) -> bool:
+def _exceeds(beyond: int, check: Check) -> bool:
     return beyond == 0 or (beyond > 0 and check.action != "log")
 
 

@@ -172,7 +172,7 @@ class Sender(Filter):
     _checks: dict[str, Check]
     _exempt = Exempt()
     _bad: IPTable
-    _asks: bool
+    _uses_dns: bool
 
     def setup(self) -> Registration:
         """Prepare the checks, and check that the settings are consistent."""
@@ -182,8 +182,8 @@ class Sender(Filter):
         }
         if not any(check.on for check in self._checks.values()):
             raise ConfigError("nothing to check: every check is off")
-        self._asks = any(self._checks[name].on for name in ASKING)
-        if not self._asks:
+        self._uses_dns = any(self._checks[name].on for name in ASKING)
+        if not self._uses_dns:
             Sender.dns.refuse_unused(self, "with these checks")
         if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
@@ -195,7 +195,7 @@ class Sender(Filter):
         return Registration(
             reports={"link-auth"} if self._exempt.users else (),
             junk=marks(self._checks.values()),
-            waits=self._asks,
+            waits=self._uses_dns,
         )
 
     async def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject:
@@ -205,7 +205,7 @@ class Sender(Filter):
         if why := self._exempt.reason(session) or self._allowed(address):
             return exempted(self, why)
         findings, domain = self._written(address)
-        if self._asks and domain and not findings.refused:
+        if self._uses_dns and domain and not findings.refused:
             await self._look_up(domain, findings)
         return findings.decision()
 

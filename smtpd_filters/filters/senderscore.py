@@ -190,7 +190,7 @@ class Senderscore(Filter):
     #: The phases at which an unavailable score is a failure; if there is none, it is a failure
     #: where the header field is written.
     _deciding: frozenset[str]
-    _asks: bool
+    _uses_dns: bool
 
     @classmethod
     def outcomes(cls) -> tuple[OnError, ...]:
@@ -226,13 +226,13 @@ class Senderscore(Filter):
         if asked and asked <= _EARLY and not settings.score_header:
             self._exempt.note_phase(max(asked, key=_PHASES.index), self.log)
         self._check_zone()
-        self._asks = bool(handlers) and not settings.test_mode
+        self._uses_dns = bool(handlers) and not settings.test_mode
         return Registration(
             handlers,
             reports={"link-auth"} if self._exempt.users else (),
-            events={"link_connect"} if self._asks else (),
+            events={"link_connect"} if self._uses_dns else (),
             junk=settings.junk_below > 0,
-            waits=self._asks,
+            waits=self._uses_dns,
             data=settings.test_mode,
         )
 
@@ -309,10 +309,10 @@ class Senderscore(Filter):
         why = self._exempt.reason(session)
         if why and not self._is_trusted(unmapped(session.address or "")):
             # Mail of a local client may have passed here before, on its way through a scanner.
-            return exempted(self, why) if session.local else self._head(NEUTRAL, headers)
-        return self._head(await self._score(session), headers)
+            return exempted(self, why) if session.local else self._set_field(NEUTRAL, headers)
+        return self._set_field(await self._score(session), headers)
 
-    def _head(self, score: int | str, headers: Headers) -> Proceed:
+    def _set_field(self, score: int | str, headers: Headers) -> Proceed:
         forged = headers.remove(HEADER)
         if isinstance(score, str):
             if forged:
@@ -358,13 +358,13 @@ class Senderscore(Filter):
 
         # The time of the look-up counts, for smtpd, the client and --deadline alike.
         spent = monotonic() - started
-        await pause(max(min(seconds, self._cap() - spent), 0))
+        await pause(max(min(seconds, self._max_time() - spent), 0))
 
-    def _cap(self) -> float:
+    def _max_time(self) -> float:
         """Return the maximum time for an answer, in seconds."""
         if not self._longest:
-            said = self.smtpd.get("smtp-session-timeout", "")
-            smtpd = int(said[:9]) if said.isascii() and said.isdigit() else _SMTPD_TIMEOUT
+            value = self.smtpd.get("smtp-session-timeout", "")
+            smtpd = int(value[:9]) if value.isascii() and value.isdigit() else _SMTPD_TIMEOUT
             shorter = _OF_TIMEOUT * min(smtpd, _CLIENT_TIMEOUT)
             self._longest = min(shorter, _OF_DEADLINE * self.deadline)
         return self._longest

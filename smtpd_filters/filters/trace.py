@@ -158,7 +158,7 @@ class _Logger:
         self.phases = frozenset({*PHASES, DATA_LINE} if self._everything else ())
         self._log = log
         self._rows = Rows()
-        self._spoken = b""
+        self._version = b""
         self._dialect = dialect(NEWEST)
 
     def received(self, data: bytes) -> None:
@@ -182,10 +182,10 @@ class _Logger:
             self._log.event("header", session.id, line=_text(line))
 
     def _show(self, row: bytes) -> None:
-        spoken = row.split(b"|", 2)[1]
-        if spoken != self._spoken:
-            self._spoken = spoken
-            self._dialect = dialect(version(spoken.decode("latin-1")) or NEWEST)
+        text = row.split(b"|", 2)[1]
+        if text != self._version:
+            self._version = text
+            self._dialect = dialect(version(text.decode("latin-1")) or NEWEST)
         event = decode(mask(row), self._dialect)
         if type(event) is Report:
             if event.name in self.reports:

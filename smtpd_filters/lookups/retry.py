@@ -63,20 +63,20 @@ class Ask(Value):
 class Servers:
     """The name servers by their labels, with their recent timeouts."""
 
-    __slots__ = ("_set_back_until", "_silences", "labels")
+    __slots__ = ("_back_until", "_silences", "labels")
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
         self._silences = [0] * len(self.labels)
-        self._set_back_until = [0.0] * len(self.labels)
+        self._back_until = [0.0] * len(self.labels)
 
     def order(self, now: float) -> list[int]:
         """Return the servers (indexes) in the order in which to query them."""
         # sorted() is stable: it keeps the operator's order among equals.
-        return sorted(range(len(self.labels)), key=lambda server: self._is_set_back(server, now))
+        return sorted(range(len(self.labels)), key=lambda server: self._is_back(server, now))
 
-    def _is_set_back(self, server: int, now: float) -> bool:
-        return self._silences[server] >= SILENCES and now < self._set_back_until[server]
+    def _is_back(self, server: int, now: float) -> bool:
+        return self._silences[server] >= SILENCES and now < self._back_until[server]
 
     def answered(self, server: int) -> None:
         """Record an answer of the server, of whatever content."""
@@ -85,7 +85,7 @@ class Servers:
     def silent(self, server: int, now: float) -> None:
         """Record a timeout of the server."""
         self._silences[server] += 1
-        self._set_back_until[server] = now + SET_BACK
+        self._back_until[server] = now + SET_BACK
 
 
 class Plan:

@@ -40,18 +40,18 @@ class Listing:
 
     def __str__(self) -> str:
         question, reading = self.question, self.reading
-        said = ", ".join((question.subject, *reading.answers, f"{reading.points:+d}"))
-        return f"{question.list.shown} ({said})"
+        details = ", ".join((question.subject, *reading.answers, f"{reading.points:+d}"))
+        return f"{question.list.shown} ({details})"
 
 
 class Inquiry:
     """The queries for one decision, and the results so far."""
 
-    __slots__ = ("_found", "out", "tally", "troubles")
+    __slots__ = ("_found", "pending", "tally", "troubles")
 
     def __init__(self, questions: Sequence[Question], thresholds: Thresholds) -> None:
         self.tally = Tally(thresholds)
-        self.out = list(questions)
+        self.pending = list(questions)
         self._found: dict[Question, Listing | None] = dict.fromkeys(questions)
         self.troubles: list[str] = []
         for question in questions:
@@ -59,7 +59,7 @@ class Inquiry:
 
     def take(self, question: Question, outcome: Outcome[str]) -> Reading:
         """Add the answer to a query, and return its reading."""
-        self.out.remove(question)
+        self.pending.remove(question)
         reading = question.list.read(outcome, trusted=question.trusted)
         if reading.trouble:
             self.troubles.append(f"{question.list.shown}: {reading.trouble}")
@@ -70,9 +70,9 @@ class Inquiry:
         return reading
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether no further answer matters."""
-        return not self.out or self.tally.decided
+        return not self.pending or self.tally.decided
 
     @property
     def listings(self) -> list[Listing]:

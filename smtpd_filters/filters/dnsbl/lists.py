@@ -269,23 +269,23 @@ class Watch:
     async def _test_these(self, asked: Sequence[tuple[List, str]], *, remind: bool) -> bool:
         """Test these lists; return whether any is off, or should be."""
         found = await asyncio.gather(*(each.test(about, self._resolver) for each, about in asked))
-        speechless = all(silent for _, silent in found)
-        said: set[tuple[str, str]] = set()
+        all_silent = all(silent for _, silent in found)
+        logged: set[tuple[str, str]] = set()
         for (each, about), (why, silent) in zip(asked, found, strict=True):
-            cause = "" if silent and speechless else why
+            cause = "" if silent and all_silent else why
             changed = each.switch(about, cause)
             # Log once only that a list has no IPv6 addresses.
-            worth_it = changed or (cause and remind and about != V6)
-            if worth_it and (each.zone, about) not in said:
-                said.add((each.zone, about))
+            notable = changed or (cause and remind and about != V6)
+            if notable and (each.zone, about) not in logged:
+                logged.add((each.zone, about))
                 state = "off" if cause else "on"
                 self._log.event("list", zone=each.shown, about=about, switched=state, cause=cause)
-        if speechless and found:
+        if all_silent and found:
             self._log.limited(
                 "silent", "no list answers", cause=found[0][0], result="not switched off"
             )
         self._tried = asyncio.get_running_loop().time()
-        if not speechless:
+        if not all_silent:
             self._last = self._tried
         return any(why for why, _ in found)
 

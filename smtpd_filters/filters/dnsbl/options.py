@@ -76,8 +76,8 @@ class _SitesTable(Table):
         try:
             yield from super()._load()
         except ConfigError as error:
-            reason, told, _ = str(error).partition(_END)
-            raise ConfigError(reason if told else _QUOTED.sub("...", reason, count=1)) from None
+            reason, is_entry, _ = str(error).partition(_END)
+            raise ConfigError(reason if is_entry else _QUOTED.sub("...", reason, count=1)) from None
 
 
 class Sites:
@@ -87,12 +87,12 @@ class Sites:
     text, which may contain a key.
     """
 
-    __slots__ = ("_tables", "renewed")
+    __slots__ = ("_tables", "reloaded")
 
     def __init__(self, *tables: _SitesTable) -> None:
         self._tables = tables
         #: A callback for a reload that has changed them.
-        self.renewed: Callable[[], None] | None = None
+        self.reloaded: Callable[[], None] | None = None
 
     def __add__(self, other: Sites) -> Sites:
         return Sites(*self._tables, *other._tables)
@@ -122,8 +122,8 @@ class Sites:
         try:
             return (yield from reload_all(self._tables))
         finally:
-            if self.renewed is not None and list(self) != before:
-                self.renewed()
+            if self.reloaded is not None and list(self) != before:
+                self.reloaded()
 
     def __repr__(self) -> str:
         return f"<sites: {list(self)}>"

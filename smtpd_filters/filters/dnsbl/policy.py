@@ -91,7 +91,7 @@ _WAIT = 60
 # A share of `--deadline`.
 _OF_DEADLINE = 0.9
 #: The seconds for which the look-ups for a client are not repeated after a failure.
-_SPARE = 30.0
+_RETRY_AFTER = 30.0
 
 
 class Known:
@@ -251,7 +251,7 @@ class Dnsbl(Filter):
             raise ConfigError("--key: expected a part of a list's name, not an empty text")
         self._set_thresholds(given.values())
         self._set_phase(given)
-        self._get_ready(given)
+        self._prepare(given)
         return self._registration()
 
     def _set_thresholds(self, given: Iterable[Sites]) -> None:
@@ -287,13 +287,13 @@ class Dnsbl(Filter):
         beyond = [f"{flag} {score}" for flag, score in named if score > most]
         if not beyond or self._shows:
             return
-        said = f"{beyond[0]}: cannot be reached, the weights of the lists add up to {most} at most"
+        text = f"{beyond[0]}: cannot be reached, the weights of the lists add up to {most} at most"
         asked = {"junk_at", "reject_at", "disconnect_at"} & self.settings.given
         if len(beyond) < len(named) or not asked or any(sites.is_file for sites in lists):
             # Files may add lists, and some lists serve only to exempt clients.
-            self.log.event(said)
+            self.log.event(text)
         else:
-            raise ConfigError(said)
+            raise ConfigError(text)
 
     def _set_phase(self, kinds: Iterable[str]) -> None:
         self._kinds = frozenset(kinds)
@@ -329,7 +329,7 @@ class Dnsbl(Filter):
         junk = settings.mark or settings.junk_at is not None
         return Registration(handlers, events=events, reports=reports, junk=junk)
 
-    def _get_ready(self, given: dict[str, Sites]) -> None:
+    def _prepare(self, given: dict[str, Sites]) -> None:
         """Prepare the look-ups; these imports are not needed for --help."""
         from smtpd_filters.runtime.pace import pace
 
@@ -341,13 +341,13 @@ class Dnsbl(Filter):
         self._book = Book(given, settings.key, settings.untested)
         self._watch = Watch(self._book.asked, self.dns, self.log)
         for sites in given.values():
-            sites.renewed = self._renew
+            sites.reloaded = self._reload
         # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
         # message instead of the 220".
         code = 554 if self._phase == "connect" else 550
         self._reply = Reply(settings.reply, code, self.dns)
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         """Use the lists of a reloaded file."""
         self._book.renew()
         self._watch.replace(self._book.asked)
@@ -408,9 +408,9 @@ class Dnsbl(Filter):
         if known is None:
             return PROCEED
         inquiry = known.inquiry
-        if inquiry.out:
+        if inquiry.pending:
             # The lists that could not change the decision, which were queried long ago.
-            await self._pace().admit(_WAIT * len(inquiry.out))
+            await self._pace().admit(_WAIT * len(inquiry.pending))
             await self._answers(inquiry)
         for listing in reversed(inquiry.listings):
             headers.prepend(FIELD, f"Listed at {listing}")
@@ -463,7 +463,7 @@ class Dnsbl(Filter):
                     del session.scratch[self]
                 return PROCEED
             inquiry = self._ask(asked)
-            if inquiry.over and self._is_ready(inquiry):
+            if inquiry.finished and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return await self._wait(session, key)
 
@@ -483,7 +483,7 @@ class Dnsbl(Filter):
     def _ask(self, asked: Iterable[Asked]) -> Inquiry:
         """Return an inquiry with the cached answers."""
         inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
-        for question in list(inquiry.out):
+        for question in list(inquiry.pending):
             outcome = self.dns.known(question.name, "A")
             if outcome is not None:
                 self._take(inquiry, question, outcome)
@@ -505,22 +505,22 @@ class Dnsbl(Filter):
     async def _wait(self, session: Session, key: tuple[str, str]) -> Verdict:
         while not self._watch.done:
             await self._watch.test()
-        inquiry = await self._hear(session, key)
+        inquiry = await self._query(session, key)
         if inquiry.tally.level != NOTHING and not self._watch.fresh:
             # *Tested lists only*. A list that this switches off is not queried again.
             await self._watch.test()
-            inquiry = await self._hear(session, key)
+            inquiry = await self._query(session, key)
             if inquiry.tally.level != NOTHING and not self._watch.fresh:
                 self._give_up(session, key, inquiry, "the lists can't be tested")
         if inquiry.tally.level > JUNK and not self._reply.is_known(inquiry):
             await self._reply.look_up(inquiry)
         return self._decide(session, key, inquiry)
 
-    async def _hear(self, session: Session, key: tuple[str, str]) -> Inquiry:
+    async def _query(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Query the lists, and wait until no pending answer can change the level."""
         await self._pace().admit(_WAIT * self._book.size)
         inquiry = self._ask(self._book.about(session, self._address(session), *key))
-        if not inquiry.over:
+        if not inquiry.finished:
             await self._answers(inquiry, early=True)
         return inquiry
 
@@ -530,10 +530,10 @@ class Dnsbl(Filter):
 
         waiting: dict[asyncio.Future[Outcome[str]], Question] = {
             asyncio.ensure_future(self.dns.query(question.name, "A")): question
-            for question in inquiry.out
+            for question in inquiry.pending
         }
         try:
-            while waiting and not (early and inquiry.over):
+            while waiting and not (early and inquiry.finished):
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for answered in done:
                     self._take(inquiry, waiting.pop(answered), answered.result())
@@ -546,7 +546,7 @@ class Dnsbl(Filter):
         """Return the decision, and keep it for the rest of the message or session."""
         if not inquiry.tally.certain:
             self._give_up(session, key, inquiry, "; ".join(inquiry.troubles))
-        decision = self._done(session, inquiry)
+        decision = self._verdict(session, inquiry)
         # The reason of one that proceeds is logged once.
         kept = PROCEED if type(decision) is Proceed else decision
         session.scratch[self] = Known(key, inquiry, kept)
@@ -556,10 +556,10 @@ class Dnsbl(Filter):
         self, session: Session, key: tuple[str, str], inquiry: Inquiry, cause: str
     ) -> NoReturn:
         """Raise UnavailableError, and keep it so that the next recipient doesn't wait for it."""
-        session.scratch[self] = Known(key, inquiry, cause=cause, until=self._now() + _SPARE)
+        session.scratch[self] = Known(key, inquiry, cause=cause, until=self._now() + _RETRY_AFTER)
         raise UnavailableError(cause, DNS_FAILURE)
 
-    def _done(self, session: Session, inquiry: Inquiry) -> Verdict:
+    def _verdict(self, session: Session, inquiry: Inquiry) -> Verdict:
         level = inquiry.tally.level
         if level == NOTHING:
             return PROCEED.because(inquiry.reason) if inquiry.tally.score > 0 else PROCEED

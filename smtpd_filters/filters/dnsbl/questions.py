@@ -53,10 +53,10 @@ class Book:
         self._keys = codes.labels_of(keys)
         self._untested = {zone.lower().rstrip(".") for zone in untested}
         self._lists: dict[str, list[List]] = {kind: [] for kind in KINDS}
-        self._lists = self._made()
+        self._lists = self._make()
         self._check()
 
-    def _made(self) -> dict[str, list[List]]:
+    def _make(self) -> dict[str, list[List]]:
         """Make the lists; existing ones pass on their state (*State survives*)."""
         there = {(kind, each.zone): each for kind in KINDS for each in self._lists[kind]}
         made: dict[str, list[List]] = {kind: [] for kind in KINDS}
@@ -100,7 +100,7 @@ class Book:
 
     def renew(self) -> None:
         """Make the lists from the reloaded settings."""
-        self._lists = self._made()
+        self._lists = self._make()
 
     # -- queries -------------------------------------------------------------------------------
 
@@ -145,8 +145,8 @@ class Book:
             if codes.NAME not in each.off:
                 # `sites.MAX_ZONE` leaves room for two labels.
                 subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
-                believed = trusted and subject == whole
-                asked.append((each, subject, f"{subject}.{each.zone}", believed))
+                favourable = trusted and subject == whole
+                asked.append((each, subject, f"{subject}.{each.zone}", favourable))
         return asked
 
     def about_sender(self, address: str) -> list[Asked]:

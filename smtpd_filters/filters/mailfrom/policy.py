@@ -228,7 +228,7 @@ class Mailfrom(Filter):
         sender = path(address)
         if not sender:
             return PROCEED
-        if why := self._free(session):
+        if why := self._exempt_reason(session):
             return exempted(self, why)
         reason = self._judge(session, Candidate((sender.local,), sender.domain))
         if reason is None:
@@ -237,7 +237,7 @@ class Mailfrom(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Junk | Reject | Disconnect:
         """Judge the authors in the header."""
-        if why := self._free(session):
+        if why := self._exempt_reason(session):
             return exempted(self, why)
         from .from_field import values_of_from
 
@@ -248,7 +248,7 @@ class Mailfrom(Filter):
             return PROCEED
         return self._replies["from", bool(session.username)].because(f"from {reason}")
 
-    def _free(self, session: Session) -> str:
+    def _exempt_reason(self, session: Session) -> str:
         """Return why a client may use any address; "" if it may not."""
         if session.username and self.settings.senders is not None:
             return ""  # *Users by list*

@@ -186,7 +186,7 @@ def test_a_file_is_read_again_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "lists").write_text("a.example\n")
     sites = SITES.parse(f"file:{tmp_path}/lists") + SITES.parse("c.example")
     told: list[list[str]] = []
-    sites.renewed = lambda: told.append(list(map(str, sites)))
+    sites.reloaded = lambda: told.append(list(map(str, sites)))
     (tmp_path / "lists").write_text("a.example*2\nb.example\n")
     assert run(sites.reload())
     assert told == [["a.example*2", "b.example", "c.example"]]
