@@ -301,13 +301,14 @@ class Dyndns(ClientFilter):
         patterns = option(
             table(RegexTable),
             default=None,
-            help="Regular expressions that a reverse name is matched against, in place of those "
-            "built in. They count without exceptions.",
+            help="Regular expressions for reverse names, in place of the built-in ones. They apply "
+            "without exceptions.",
         )
         extra_patterns = option(
             table(RegexTable),
             default=None,
-            help="Regular expressions beside those built in. They count without exceptions.",
+            help="Regular expressions in addition to the built-in ones. They apply without "
+            "exceptions.",
         )
         no_embedded = option(
             SWITCH,
@@ -323,9 +324,7 @@ class Dyndns(ClientFilter):
         )
         action = action_option("whose name looks dynamic")
         phase = phase_option()
-        reply = reply_option(
-            "550 5.7.1 (554 5.7.1 at connect) and a text that tells the client what to do"
-        )
+        reply = reply_option("550 5.7.1 (554 5.7.1 at connect) and a text with advice")
 
     settings: Options
 

@@ -54,14 +54,14 @@ class Fcrdns(ClientFilter):
         require = option(
             choice("rdns", "fcrdns"),
             default="fcrdns",
-            help="What a client must have: a reverse name (rdns), or one that leads back to its "
-            "address as well (fcrdns).",
+            help="What a client must have: a reverse name (rdns), or one that resolves to its "
+            "address (fcrdns).",
         )
         verify = option(
             SWITCH,
             default=False,
             help="Look up all names of a client that smtpd hasn't confirmed, instead of relying on "
-            "smtpd, which looks at one name, once, and can't tell a failing DNS from a failing "
+            "smtpd, which looks one name up, once, and can't tell a failing DNS from a failing "
             "client. Refusals are permanent only with this.",
         )
         exempt = exempt_option("local", "authenticated")
@@ -70,14 +70,14 @@ class Fcrdns(ClientFilter):
         phase = phase_option()
         reply = reply_option(
             "450 4.7.25 (421 4.7.25 where the connection is closed), with --verify 550 5.7.25 (554 "
-            "5.7.25 at connect), and a text that says what is missing"
+            "5.7.25 at connect), and a text that names what is missing"
         )
 
     settings: Options
     dns = Resolver.setting(
-        timeout="With --verify, how long to wait for a name server before the next is asked. The "
-        "second round waits twice as long, so that a client takes at most 16 s by default: two "
-        "look-ups, one behind the other.",
+        timeout="With --verify, how long to wait for a name server before trying the next. The "
+        "second round waits twice as long, so a client takes at most 16 s by default: two look-ups "
+        "in a row.",
     )
 
     _unnamed: Junk | Reject | Disconnect
@@ -91,7 +91,7 @@ class Fcrdns(ClientFilter):
             # At start rather than at the first client, when an upgrade may have replaced the file.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
         else:
-            Fcrdns.dns.refuse_unused(self, "without --verify")
+            Fcrdns.dns.refuse_unused(self, "--verify")
         self._unnamed = self._failure("Your IP address has no reverse DNS name")
         self._unconfirmed = self._failure(
             "The reverse DNS name of your IP address does not lead back to the address"

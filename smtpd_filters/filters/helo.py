@@ -125,7 +125,7 @@ class Helo(Filter):
 
         invalid = check_option(
             "reject",
-            "What to do with a greeting that is neither a host name nor an address literal as "
+            "What to do with a greeting that is neither a host name nor an address literal such as "
             "[192.0.2.1] or [IPv6:2001:db8::1]: a bare address is neither.",
         )
         non_fqdn = check_option(
@@ -136,40 +136,40 @@ class Helo(Filter):
         )
         own = check_option(
             "reject",
-            "What to do with a stranger that gives the name of this server (as smtpd has it), one "
-            "in --own-names, localhost, a loopback address, the address that it has come to, or "
-            "one in --own-addresses. A client is no stranger if it comes from one of "
-            "--own-addresses, or if the name is its confirmed reverse name.",
+            "What to do with a stranger that greets with the name of this server (as smtpd has "
+            "it), one in --own-names, localhost, a loopback address, the address that it has "
+            "connected to, or one in --own-addresses. A client is not a stranger if its address is "
+            "in --own-addresses, or if the name is its confirmed reverse name.",
         )
         unknown = check_option(
             "log", "What to do with a name for which the DNS has neither an address nor an MX."
         )
         elsewhere = check_option(
             "off",
-            "What to do with a name whose addresses in the DNS are not the client's. RFC 5321 "
-            "forbids to refuse mail for this alone.",
+            "What to do with a name that doesn't resolve to the client's address. RFC 5321 "
+            "forbids refusing mail for this alone.",
         )
         own_names = option(
             table(HostTable),
             default=None,
-            help="More names of our own. A star covers one label: *.example.org is a.example.org, "
-            "but neither example.org nor a.b.example.org.",
+            help="Further own names. A star covers one label: *.example.org is a.example.org, but "
+            "neither example.org nor a.b.example.org.",
         )
         own_addresses = option(
-            table(IPTable), default=None, help="More addresses and networks of our own."
+            table(IPTable), default=None, help="Further own addresses and networks."
         )
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
             table(DomainTable),
             default=None,
-            help="Names that are never refused when a client greets by them. Any client can.",
+            help="Greetings that are never refused. Any client can use them.",
         )
         phase = option(
             choice("helo", "mail-from", "rcpt-to"),
             default="mail-from",
-            help="When to act. Clients that authenticate are exempt from mail-from on; at helo "
-            "nobody has authenticated yet.",
+            help="The phase at which to act. Authenticated clients are exempt from mail-from on; "
+            "at helo no client has authenticated yet.",
         )
 
     settings: Options
@@ -194,13 +194,13 @@ class Helo(Filter):
                 ("--own-addresses", settings.own_addresses),
             ):
                 if given is not None:
-                    raise ConfigError(f"{flag}: of no use with --own off")
+                    raise ConfigError(f"{flag} has no effect with --own off")
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase == "helo":
             self._exempt.note_phase(settings.phase, self.log)
         self._uses_dns = any(self._checks[name].on for name in ASKING)
         if not self._uses_dns:
-            Helo.dns.refuse_unused(self, "without --unknown or --elsewhere")
+            Helo.dns.refuse_unused(self, "--unknown or --elsewhere")
         late = settings.phase != "helo"
         reports = {"link-auth"} if self._exempt.users else set()
         if late:

@@ -81,23 +81,23 @@ class Rcpt(Filter):
         domains = option(
             table(DomainTable),
             default=None,
-            help="Our own domains, for which mail is not relayed. A star covers one label.",
+            help="Own domains, for which mail is not relayed. A star covers one label.",
         )
         non_fqdn = check_option(
             "reject",
-            "What to do with a recipient without a domain, or with one that isn't ours and has no "
+            "What to do with a recipient without a domain, or with one that isn't own and has no "
             "dot, or brackets without an address in them. The postmaster needs no domain.",
         )
         unknown_domain = check_option(
             "off",
-            "What to do with a recipient whose domain isn't ours and can't get mail: it doesn't "
-            "exist, has neither MX nor address records, or says that it accepts none (null MX). "
-            "Needs --domains.",
+            "What to do with a recipient whose domain isn't own and can't receive mail: it doesn't "
+            "exist, has neither MX nor address records, or declares that it accepts none (null "
+            "MX). Requires --domains.",
         )
         traps = option(
             table(AddressTable),
             default=None,
-            help="Spam traps: addresses that nobody uses and nobody has ever been given.",
+            help="Spam traps: addresses that were never in use and never published.",
         )
         trapped = check_option(
             "junk",
@@ -108,40 +108,40 @@ class Rcpt(Filter):
         max_recipients = option(
             INTEGER(low=1),
             default=None,
-            help="How many recipients a message may have. RFC 5321 wants at least 100.",
+            help="The maximum of recipients of a message. RFC 5321 requires at least 100.",
         )
         many_recipients = check_option(
             "reject",
-            "What to do with the recipients beyond --max-recipients. They are refused for the "
-            "moment: mail servers send them another message.",
+            "What to do with the recipients beyond --max-recipients. They are refused temporarily: "
+            "mail servers send them another message.",
         )
         null_sender = check_option(
             "log",
             "What to do with a message without a sender (a bounce) that has a second recipient. "
-            "Few that are honest have.",
+            "Few honest ones have.",
         )
         max_unknown = option(
             INTEGER(low=1),
             default=MAX_UNKNOWN,
-            help="How many recipients on one connection may be unknown to smtpd, or refused for "
-            "good for another reason than this filter's.",
+            help="The maximum of recipients on one connection that are unknown to smtpd, or "
+            "permanently refused for another reason than this filter's.",
         )
         unknown_recipients = check_option(
             "reject",
-            "What to do with a client that has named --max-unknown recipients in vain, when it "
-            "names another one; to reject is to close the connection.",
+            "What to do with a client that has tried --max-unknown recipients in vain, when it "
+            "tries another one; reject closes the connection.",
         )
         delay = option(
             SECONDS(high=240),
             default=0.0,
-            help="How long a client waits for the answer to a recipient once it has named half of "
-            "--max-unknown in vain. The time doubles with each further one that is unknown.",
+            help="The delay of the reply to a recipient once the client has tried half of "
+            "--max-unknown in vain. It doubles with each further unknown recipient.",
         )
         max_delay = option(
             SECONDS(high=240),
             default=20.0,
-            help="How long it waits at the most; never longer than three quarters of --deadline, "
-            "or of the time-out of smtpd's sessions.",
+            help="The maximum of the delay; it never exceeds three quarters of --deadline, or of "
+            "the timeout of smtpd's sessions.",
         )
         check_users = check_users_option()
         exempt = exempt_option("local", "authenticated")
@@ -212,20 +212,20 @@ class Rcpt(Filter):
         require_option(settings, "many_recipients", "max_recipients")
         require_entries(settings, "traps")
         if settings.traps is not None and settings.trapped == "off":
-            raise ConfigError("--traps: of no use with --trapped off")
+            raise ConfigError("--traps has no effect with --trapped off")
         if settings.max_recipients is not None and settings.many_recipients == "off":
-            raise ConfigError("--max-recipients: of no use with --many-recipients off")
+            raise ConfigError("--max-recipients has no effect with --many-recipients off")
         if settings.delay > settings.max_delay:
             raise ConfigError(
                 f"--delay: must be at most --max-delay, which is {settings.max_delay:g} s, not "
                 f"{settings.delay:g} s"
             )
         if self._unknown_domain.on and settings.domains is None:
-            raise ConfigError("--unknown-domain: which domains are ours? --domains is required")
+            raise ConfigError("--unknown-domain requires --domains")
         if not self._unknown_domain.on:
-            Rcpt.dns.refuse_unused(self, "without --unknown-domain")
+            Rcpt.dns.refuse_unused(self, "--unknown-domain")
         if settings.delay and settings.unknown_recipients in {"off", "log"}:
-            raise ConfigError("--delay: nobody is to be held up without --unknown-recipients")
+            raise ConfigError("--delay requires --unknown-recipients junk or reject")
 
     def _reports(self) -> set[str]:
         """Return the reports that the checks need."""
@@ -248,7 +248,7 @@ class Rcpt(Filter):
         found = Findings()
         domain = self._check(session, path(address), found)
         asks = self._unknown_domain.on and domain and not found.refused
-        if seconds := self._delay(session):
+        if seconds := self._wait(session):
             from asyncio import sleep  # already loaded if the filter waits
 
             if asks:
@@ -369,7 +369,7 @@ class Rcpt(Filter):
                 else:
                     found.failed(check, f"domain {domain} has neither MX nor address", _NO_MAIL)
 
-    def _delay(self, session: Session) -> float:
+    def _wait(self, session: Session) -> float:
         """Return the client's delay in seconds (*Bounded delay*)."""
         settings = self.settings
         if not settings.delay or self.dry_run:

@@ -138,8 +138,8 @@ class Sender(Filter):
         )
         null_mx = check_option(
             "reject",
-            "What to do with a sender whose domain says that it takes no mail, with a Null MX (RFC "
-            "7505).",
+            "What to do with a sender whose domain declares that it accepts no mail, with a Null "
+            "MX (RFC 7505).",
         )
         bad_mx = check_option(
             "reject",
@@ -149,13 +149,13 @@ class Sender(Filter):
         any_bad_mx = option(
             SWITCH,
             default=False,
-            help="For --bad-mx, let one such exchanger be enough, whatever the others are.",
+            help="For --bad-mx, one such exchanger suffices, whatever the others are.",
         )
         bad_networks = option(
             table(IPTable),
             default=None,
-            help="Addresses and networks in which no exchanger may be, in the place of the "
-            "built-in ones.",
+            help="Addresses and networks in which no exchanger may be, in place of the built-in "
+            "ones.",
         )
         check_users = check_users_option()
         exempt = exempt_option("local", "authenticated")
@@ -184,10 +184,10 @@ class Sender(Filter):
             raise ConfigError("nothing to check: every check is off")
         self._uses_dns = any(self._checks[name].on for name in ASKING)
         if not self._uses_dns:
-            Sender.dns.refuse_unused(self, "with these checks")
+            Sender.dns.refuse_unused(self, "--unknown, --null-mx or --bad-mx")
         if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
-            raise ConfigError(f"{flag}: of no use with --bad-mx off")
+            raise ConfigError(f"{flag} has no effect with --bad-mx off")
         self._exempt = settings.exempt.also(settings.allow)
         if settings.check_users:
             self._exempt = self._exempt.check_users()

@@ -73,10 +73,10 @@ NEUTRAL = -1
 _SCORES = {f"127.0.4.{score}": score for score in range(BEST + 1)}
 _BLOCKED = "127.255.255."
 UNREGISTERED = (
-    f"the zone answers {_BLOCKED}x, not scores: the name server that asks is not registered or is "
-    "over its quota; register its address at my.validity.com, or ask another with --nameserver"
+    f"the zone answers {_BLOCKED}x, not scores: the name server is not registered or is over its "
+    "quota; register its address at my.validity.com, or use another with --nameserver"
 )
-OVERDUE = "the look-up was given up"
+OVERDUE = "the look-up took too long"
 
 # RFC 5321 section 4.5.3.2: the shortest of a client's timeouts is "DATA Initiation: 2 Minutes".
 # smtpd reports its own in the handshake; before it did, that was 5 minutes.
@@ -128,36 +128,36 @@ class Senderscore(Filter):
             choice(*_PHASES),
             default="connect",
             flags=("-blockPhase",),
-            help="When to do it. A client greets with helo or with ehlo, not both. At quit it is "
-            "only told; its mail has been taken.",
+            help="The phase at which to refuse. A client greets with helo or with ehlo, not both. "
+            "At quit its mail has already been accepted.",
         )
         junk_below = option(
             INTEGER(low=-1),
             default=-1,
             flags=("-junkBelow",),
-            help='Have smtpd mark all mail of clients with a score below this with "X-Spam: Yes". '
-            "With -1, none.",
+            help='Mark all mail of clients with a score below this with "X-Spam: Yes". With -1, '
+            "none.",
         )
         slow_factor = option(
             INTEGER(low=-1),
             default=-1,
             flags=("-slowFactor",),
-            help="Delay each reply to a client by so many milliseconds times (100 - score) / 100. "
-            "A reply is never delayed by more than a minute, half of smtpd's own time-out, or nine "
-            "tenths of --deadline.",
+            help="Delay each reply to a client by this number of milliseconds times (100 - score) "
+            "/ 100. A reply is never delayed by more than a minute, half of smtpd's own timeout, "
+            "or nine tenths of --deadline.",
         )
         score_header = option(
             SWITCH,
             default=False,
             flags=("-scoreHeader",),
-            help=f"Put a field {HEADER} with the score, if there is one, on top of each message. "
-            "Such fields from clients that are not local are removed.",
+            help=f"Add a field {HEADER} with the score, if there is one, at the top of each "
+            "message. Such fields from clients that are not local are removed.",
         )
         allowlist = option(
             table(_AllowList),
             default=None,
             flags=("-allowlist",),
-            help=f"A file with addresses and networks, one to a line, whose score is {TRUSTED} "
+            help=f"A file with addresses and networks, one per line, whose score is {TRUSTED} "
             "without a look-up.",
         )
         exempt = exempt_option("local", what="Clients whose score is not looked up")
@@ -165,14 +165,14 @@ class Senderscore(Filter):
             SWITCH,
             default=False,
             flags=("-testMode",),
-            help="For tests: the score is the last number of the client's address (255: none, none "
-            "above 127), no name server is asked, smtpd asks at every phase, and sessions are "
+            help="For tests: the score is the last number of the client's address (255: no score, "
+            "127 at most), nothing is looked up, every phase is registered, and sessions are "
             "answered one after the other.",
         )
         zone = option(
             TEXT,
             default="score.senderscore.com",
-            help="The zone to ask: a mirror, or another one that answers in the same way.",
+            help="The zone to query: a mirror, or another one with the same answers.",
         )
 
     settings: Options
@@ -430,7 +430,7 @@ def _read(outcome: Outcome[str]) -> int | str:
                 return score
             if any(record.startswith(_BLOCKED) for record in records):
                 return UNREGISTERED
-            return f"the zone answers {' '.join(records[:3])}, which is no score"
+            return f"the zone answers {' '.join(records[:3])}, which is not a score"
         case NotFound():
             return NEUTRAL
         case unavailable:

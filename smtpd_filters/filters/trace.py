@@ -63,35 +63,35 @@ class Trace(Filter):
         detail = option(
             choice("none", "sessions", "commands", "headers", "all"),
             default="sessions",
-            help="How much is logged: a line per step of each session and transaction; also every "
-            "command, reply and answer of a filter; also the headers of messages; also every "
-            "request and every line of each message.",
+            help="What to log: a line per step of each session and transaction (sessions); also "
+            "every command, reply and filter's answer (commands); also the headers of messages "
+            "(headers); also every request and every line of each message (all).",
         )
         pass_data = option(
             SWITCH,
             default=False,
-            help="Have messages come by even when nothing of them is logged, to see what that "
-            "costs.",
+            help="Pass messages through the filter even if nothing of them is logged, to measure "
+            "the cost.",
         )
         record = option(
             PATH,
             default=None,
-            help="Write sessions to files in this directory, which replay.",
+            help="Record sessions in files in this directory, for smtpd-filters replay.",
         )
         no_body = option(SWITCH, default=False, help="Record messages without their bodies.")
         anonymise = option(
             SWITCH,
             default=False,
             help="Record pseudonyms in place of names, addresses and the words of headers, and "
-            "no bodies. A word has the same pseudonym as long as the process runs.",
+            "no bodies. A word keeps its pseudonym as long as the process runs.",
         )
         max_size = option(
             SIZE(low=1 << 10),
             default=16 << 20,
-            help="Sessions that begin when a file has reached this size go to the next one.",
+            help="The size at which a file is full: sessions that begin later go to the next one.",
         )
         max_files = option(
-            INTEGER(low=1), default=10, help="How many files are kept; the oldest go first."
+            INTEGER(low=1), default=10, help="How many files to keep; the oldest are removed first."
         )
 
     settings: Options
@@ -108,7 +108,7 @@ class Trace(Filter):
             taps.append(self._recorder(settings.record))
         elif settings.no_body or settings.anonymise:
             flag = "--no-body" if settings.no_body else "--anonymise"
-            raise ConfigError(f"{flag} is of no use without --record")
+            raise ConfigError(f"{flag} requires --record")
         self._taps = tuple(taps)
         reports = {name for tap in taps for name in tap.reports}
         if reports & _TRANSACTIONS:

@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "dead": ({"drop": True}, "127.0.0.1:53 timeout"),
     "slow": ({"A": "127.0.4.1", "delay": 60}, "127.0.0.1:53 timeout"),
     "servfail": ({"servfail": True}, "127.0.0.1:53 SERVFAIL"),
-    "lying": ({"A": "203.0.113.66"}, "the zone answers 203.0.113.66, which is no score"),
+    "lying": ({"A": "203.0.113.66"}, "the zone answers 203.0.113.66, which is not a score"),
     "of another name": ({"A": "127.0.4.1", "wrong-owner": True}, "answer for another name"),
     "not registered": ({"A": "127.255.255.255"}, "register its address at my.validity.com"),
 }

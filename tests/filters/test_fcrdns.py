@@ -395,7 +395,7 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--nameserver", "192.0.2.53"), "--nameserver: nothing is looked up without --verify"),
+        (("--nameserver", "192.0.2.53"), "--nameserver requires --verify"),
         (("--verify", "--nameserver", "ns.example.org"),
          "--nameserver: name server: 'ns.example.org' is not an IP address"),
         (("--verify", "--nameserver", "192.0.2.53:x"), "--nameserver: expected a port"),

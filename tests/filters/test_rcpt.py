@@ -671,19 +671,19 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--unknown-domain", "reject"), "--unknown-domain: .* --domains is required"),
-        (("--nameserver", "127.0.0.1"), "--nameserver: nothing is looked up"),
+        (("--unknown-domain", "reject"), "--unknown-domain requires --domains"),
+        (("--nameserver", "127.0.0.1"), "--nameserver requires "),
         (
             (*OURS, "--unknown-domain", "log", "--nameserver", "localhost"),
             "--nameserver: name server: ",
         ),
-        (("--delay", "1s", "--unknown-recipients", "log"), "--delay: nobody is to be held up"),
+        (("--delay", "1s", "--unknown-recipients", "log"), "--delay requires --unknown-recipients"),
         (("--domains", "http://example.org/"), "--domains: ':' can't be"),
         (("--traps", "example.org"), '--traps: did you mean "@example.org"'),
         (("--max-unknown", "0"), "--max-unknown: must be at least 1"),
         (("--max-delay", "5m"), "--max-delay: must be at most"),
         (("--delay", "30s"), "--delay: must be at most --max-delay, which is 20 s, not 30 s"),
-        ((*TRAPS, "--trapped", "off"), "--traps: of no use with --trapped off"),
+        ((*TRAPS, "--trapped", "off"), "--traps has no effect with --trapped off"),
         (("--trapped", "reject"), "--trapped requires --traps"),
         (("--trapped", "junk"), "--trapped requires --traps"),  # though it is the default
         (("--many-recipients", "reject"), "--many-recipients requires --max-recipients"),
@@ -705,7 +705,7 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
         (("--traps", "{ }"), "--traps: no entries in { }"),
         (
             ("--max-recipients", "9", "--many-recipients", "off"),
-            "--max-recipients: of no use with --many-recipients off",
+            "--max-recipients has no effect with --many-recipients off",
         ),
         (
             ("--non-fqdn", "off", "--null-sender", "off", "--unknown-recipients", "off"),

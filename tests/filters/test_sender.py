@@ -574,9 +574,9 @@ def test_no_sender_ends_the_filter(text: str) -> None:
     ("flags", "expected"),
     [
         (only("none"), "nothing to check: every check is off"),
-        ((*only("non-fqdn"), "--nameserver=192.0.2.53"), "--nameserver: nothing is looked up"),
-        (("--bad-mx=off", "--any-bad-mx"), "--any-bad-mx: of no use with --bad-mx off"),
-        (("--bad-mx=off", "--bad-networks=10/8"), "--bad-networks: of no use with --bad-mx off"),
+        ((*only("non-fqdn"), "--nameserver=192.0.2.53"), "--nameserver requires "),
+        (("--bad-mx=off", "--any-bad-mx"), "--any-bad-mx has no effect with --bad-mx off"),
+        (("--bad-mx=off", "--bad-networks=10/8"), "--bad-networks has no effect with --bad-mx off"),
         (("--nameserver", "ns.example.org"),
          "--nameserver: name server: 'ns.example.org' is not an IP address"),
         (("--null-mx", "tempfail"), '--null-mx: invalid choice "tempfail"'),

@@ -389,14 +389,14 @@ def test_what_is_a_score(answer: str, score: int) -> None:
         ("127.255.255.254", UNREGISTERED),
         ("127.255.255.0", UNREGISTERED),
         (["127.0.4.90", "127.255.255.255"], UNREGISTERED),
-        ("127.0.4.101", "the zone answers 127.0.4.101, which is no score"),
-        ("127.0.4.255", "the zone answers 127.0.4.255, which is no score"),
-        ("127.0.0.2", "the zone answers 127.0.0.2, which is no score"),
-        ("127.0.40.2", "the zone answers 127.0.40.2, which is no score"),
-        ("127.0.5.50", "the zone answers 127.0.5.50, which is no score"),
+        ("127.0.4.101", "the zone answers 127.0.4.101, which is not a score"),
+        ("127.0.4.255", "the zone answers 127.0.4.255, which is not a score"),
+        ("127.0.0.2", "the zone answers 127.0.0.2, which is not a score"),
+        ("127.0.40.2", "the zone answers 127.0.40.2, which is not a score"),
+        ("127.0.5.50", "the zone answers 127.0.5.50, which is not a score"),
         # A provider that has an address for everything.
-        ("203.0.113.66", "the zone answers 203.0.113.66, which is no score"),
-        (["127.0.4.90", "127.0.4.91"], "answers 127.0.4.90 127.0.4.91, which is no score"),
+        ("203.0.113.66", "the zone answers 203.0.113.66, which is not a score"),
+        (["127.0.4.90", "127.0.4.91"], "answers 127.0.4.90 127.0.4.91, which is not a score"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])

@@ -154,7 +154,7 @@ def test_recording_asks_for_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["no_body", "anonymise"])
 def test_what_only_a_recording_has_needs_one(flag: str) -> None:
-    with pytest.raises(ConfigError, match="of no use without --record"):
+    with pytest.raises(ConfigError, match="requires --record"):
         Trace(Trace.Options(**{flag: True})).setup()
 
 

@@ -70,10 +70,10 @@ class ResolverSetting(_Base):
         note_timeout(filter_)
 
     @staticmethod
-    def refuse_unused(filter_: Any, because: str) -> None:
-        """Raise ConfigError if `--nameserver` is given to a filter that looks nothing up."""
+    def refuse_unused(filter_: Any, needed: str) -> None:
+        """Raise ConfigError if `--nameserver` is given without a flag with look-ups, `needed`."""
         if vars(filter_.settings)["nameserver"]:
-            raise ConfigError(f"--nameserver: nothing is looked up {because}")
+            raise ConfigError(f"--nameserver requires {needed}")
 
     def open(self, filter_: Any) -> Resolver:
         """Create the resolver."""
