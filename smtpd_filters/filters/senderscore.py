@@ -176,7 +176,7 @@ class Senderscore(Filter):
         )
 
     settings: Options
-    # Earlier than `--deadline`, behind which what `_head` took away would be put back.
+    # Before `--deadline`, when the removal of fields by `_set_field` would be undone.
     dns = Resolver.setting(
         timing=lambda filter_: (
             filter_.settings.timeout,
@@ -358,9 +358,9 @@ class Senderscore(Filter):
 
         # The time of the look-up counts, for smtpd, the client and --deadline alike.
         spent = monotonic() - started
-        await pause(max(min(seconds, self._max_time() - spent), 0))
+        await pause(max(min(seconds, self._cap() - spent), 0))
 
-    def _max_time(self) -> float:
+    def _cap(self) -> float:
         """Return the maximum time for an answer, in seconds."""
         if not self._longest:
             value = self.smtpd.get("smtp-session-timeout", "")

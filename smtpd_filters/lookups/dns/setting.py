@@ -66,7 +66,7 @@ class ResolverSetting(_Base):
         return timeout, LOOKUP * timeout
 
     def check(self, filter_: Any) -> None:
-        """Log a `--timeout` that is not used."""
+        """Log a `--timeout` without effect."""
         note_timeout(filter_)
 
     @staticmethod

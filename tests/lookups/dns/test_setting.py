@@ -218,7 +218,7 @@ def test_without_the_package_that_asks_the_reason_is_one_line(
     # What has been imported before this test is an attribute of its package too.
     monkeypatch.delattr("smtpd_filters.lookups.dns.transport", raising=False)
     monkeypatch.setitem(sys.modules, "smtpd_filters.lookups.dns.transport", None)
-    with pytest.raises(ConfigError, match=r"^dnspython is needed to look names up: "):
+    with pytest.raises(ConfigError, match=r"^DNS look-ups require dnspython: "):
         set_up(Asks(), Log())
 
 
