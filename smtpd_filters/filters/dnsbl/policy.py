@@ -20,7 +20,6 @@ long as its answer could not have changed the decision; otherwise `--on-error` d
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
 
 from smtpd_filters.checks.exemptions import (
     UNKNOWN_STATUS,
@@ -52,7 +51,7 @@ from smtpd_filters.settings import (
 from .inquiry import Inquiry, Question
 from .options import SITES, old_style
 from .reply import Reply
-from .score import DISCONNECT, JUNK, NOTHING, Thresholds
+from .score import DISCONNECT, JUNK, NOTHING, configured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from .lists import Watch
     from .options import Sites
     from .questions import Asked, Book
+    from .score import Thresholds
 
     Verdict: TypeAlias = Proceed | Junk | Reject | Disconnect
 
@@ -249,51 +249,11 @@ class Dnsbl(Filter):
             raise ConfigError("no list given: --client, --rdns, --helo or --sender is required")
         if not all(key.strip(".") for key in self.settings.key):
             raise ConfigError("--key: expected a part of a list's name, not an empty text")
-        self._set_thresholds(given.values())
+        self._shows = self.settings.header or self.settings.mark
+        self._thresholds = configured(self.settings, list(given.values()), self.log)
         self._set_phase(given)
         self._prepare(given)
         return self._registration()
-
-    def _set_thresholds(self, given: Iterable[Sites]) -> None:
-        settings = self.settings
-        junk, reject, disconnect = settings.junk_at, settings.reject_at, settings.disconnect_at
-        if settings.mark:
-            if junk or reject or disconnect:
-                raise ConfigError(
-                    "-m: cannot be combined with --junk-at, --reject-at or --disconnect-at"
-                )
-            junk = 1
-        elif not (junk or reject or disconnect):
-            disconnect = 1
-        steps = (("--junk-at", junk), ("--reject-at", reject), ("--disconnect-at", disconnect))
-        named = [(flag, score) for flag, score in steps if score]
-        for (milder, low), (severer, high) in pairwise(named):
-            if low >= high:
-                raise ConfigError(f"{milder} {low}: must be below {severer} {high}")
-        self._thresholds = Thresholds(junk, reject, disconnect)
-        self._shows = settings.header or settings.mark
-        self._check_reach(named, given)
-        if settings.reply and not (reject or disconnect):
-            self.log.event("--reply has no effect: no score refuses")
-
-    def _check_reach(self, named: Sequence[tuple[str, int]], given: Iterable[Sites]) -> None:
-        """Log which of the thresholds, in rising order, no client can reach.
-
-        Raises ConfigError if no threshold can ever be reached, unless the filter adds the header
-        field: a score beyond reach is the way to request only that.
-        """
-        lists = list(given)
-        most = sum(max(site.weight, 0) for sites in lists for site in sites)
-        beyond = [f"{flag} {score}" for flag, score in named if score > most]
-        if not beyond or self._shows:
-            return
-        text = f"{beyond[0]}: cannot be reached, the weights of the lists add up to {most} at most"
-        asked = {"junk_at", "reject_at", "disconnect_at"} & self.settings.given
-        if len(beyond) < len(named) or not asked or any(sites.is_file for sites in lists):
-            # Files may add lists, and some lists serve only to exempt clients.
-            self.log.event(text)
-        else:
-            raise ConfigError(text)
 
     def _set_phase(self, kinds: Iterable[str]) -> None:
         self._kinds = frozenset(kinds)

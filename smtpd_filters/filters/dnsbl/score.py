@@ -13,6 +13,19 @@ same applies; otherwise the score decides nothing (`certain`).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from smtpd_filters.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.runtime.log import FilterLog
+
+    from .options import Sites
+    from .policy import Dnsbl
+
 #: The levels of action, in order of severity.
 NOTHING, JUNK, REJECT, DISCONNECT = range(4)
 
@@ -70,3 +83,54 @@ class Tally:
     def certain(self) -> bool:
         """Whether the level can be applied if no more answers arrive."""
         return self.level > NOTHING or self.decided
+
+
+def configured(settings: Dnsbl.Options, given: Sequence[Sites], log: FilterLog) -> Thresholds:
+    """Return the thresholds of the settings, and log settings without effect.
+
+    `given` are the lists. Raises ConfigError if thresholds contradict each other, or if no client
+    can reach any of them.
+    """
+    junk, reject, disconnect = settings.junk_at, settings.reject_at, settings.disconnect_at
+    if settings.mark:
+        if junk or reject or disconnect:
+            raise ConfigError(
+                "-m: cannot be combined with --junk-at, --reject-at or --disconnect-at"
+            )
+        junk = 1
+    elif not (junk or reject or disconnect):
+        disconnect = 1
+    steps = (("--junk-at", junk), ("--reject-at", reject), ("--disconnect-at", disconnect))
+    named = [(flag, score) for flag, score in steps if score]
+    for (milder, low), (severer, high) in pairwise(named):
+        if low >= high:
+            raise ConfigError(f"{milder} {low}: must be below {severer} {high}")
+    if not (settings.header or settings.mark):
+        _check_reach(settings, named, given, log)
+    if settings.reply and not (reject or disconnect):
+        log.event("--reply has no effect: no score refuses")
+    return Thresholds(junk, reject, disconnect)
+
+
+def _check_reach(
+    settings: Dnsbl.Options,
+    named: Sequence[tuple[str, int]],
+    given: Sequence[Sites],
+    log: FilterLog,
+) -> None:
+    """Log which of the thresholds, in rising order, no client can reach.
+
+    Raises ConfigError if no threshold can ever be reached. A filter that adds the header field is
+    not checked: a score beyond reach is the way to request only the field.
+    """
+    most = sum(max(site.weight, 0) for sites in given for site in sites)
+    beyond = [f"{flag} {score}" for flag, score in named if score > most]
+    if not beyond:
+        return
+    text = f"{beyond[0]}: cannot be reached, the weights of the lists add up to {most} at most"
+    asked = {"junk_at", "reject_at", "disconnect_at"} & settings.given
+    if len(beyond) < len(named) or not asked or any(sites.is_file for sites in given):
+        # Files may add lists, and some lists serve only to exempt clients.
+        log.event(text)
+    else:
+        raise ConfigError(text)
