@@ -4,7 +4,7 @@ Invariants
 ----------
 *Tested*: a list that lists the entry that must not be listed lists every address; one that lacks
 the entry that must be listed is dead, or refuses us. Neither is queried until a test succeeds.
-*Answers about the subject*: an answer that is not about the subject (`codes`) counts as none.
+*Answers about the subject*: an answer that is not about the subject (`codes`) never counts.
 *Silent lists are off*: a list that times out is switched off as well, unless all lists do: then the
 name server or the network fails, and `--on-error` decides.
 

@@ -74,10 +74,10 @@ MORE = Unavailable("more than 10 reverse names, of which 10 do not confirm")
         # One did confirm: it doesn't matter that another could not be looked up.
         ("192.0.2.3", Confirmed(("also.three.example", "three.example"))),
         ("192.0.2.11", Unconfirmed(tuple(f"n{n:02}.example" for n in range(10)))),
-        # There are names at which nobody has looked.
+        # Some names were not looked up.
         ("192.0.2.12", MORE),
         ("192.0.2.1", MORE),
-        # There are addresses at which nobody has looked.
+        # Some addresses were not read.
         ("192.0.2.14", Unavailable(PARTIAL)),
         ("10.0.0.1", Confirmed(("pool.example",))),
     ],
@@ -110,9 +110,9 @@ def test_any_of_many_names_may_confirm() -> None:
 def test_a_client_that_comes_again_has_other_names_looked_at() -> None:
     async def main(server: DNSServer) -> None:
         async with Resolver(server.endpoints) as resolver:
-            while (said := await fcrdns(resolver, "192.0.2.2")) == MORE:
+            while (found := await fcrdns(resolver, "192.0.2.2")) == MORE:
                 pass
-            assert said == Confirmed(("n33.example",))
+            assert found == Confirmed(("n33.example",))
 
     with DNSServer(ZONE) as server:
         asyncio.run(main(server))

@@ -278,7 +278,7 @@ def test_dnspython_reads_the_same_in_damaged_answers(
         damaged[at] = data.draw(st.integers(0, 255))
     said = question.read(bytes(damaged), tcp=True)
     other = dnspython_reading.read(question.wire, bytes(damaged), tcp=True)
-    # We don't look into records that nobody asked for; dnspython does, and so finds more damage.
+    # We don't parse irrelevant records; dnspython does, and so finds more damage.
     assert other == MALFORMED or _known(said) == _known(other)
 
 

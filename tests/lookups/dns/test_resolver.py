@@ -1,4 +1,4 @@
-"""The resolver, against a real server that is told how to fail."""
+"""The resolver, against a real server that fails on request."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ZONE = merge(
 )
 
 
-#: The system gives this port to nobody.
+#: The system assigns this port to no socket.
 NOBODY = ("127.0.0.1", 9)
 
 
@@ -170,7 +170,7 @@ def test_many_records(server: DNSServer) -> None:
     huge = ask(server, "huge.example")
     assert isinstance(huge, Found)
     assert len(huge.records) == MAX_RECORDS
-    # Whether an address is absent can't be told.
+    # The absence of an address isn't proven.
     assert huge.gap == PARTIAL
     assert server.transports == ["udp", "udp", "tcp"]
 

@@ -49,7 +49,7 @@ def longest(rdtype: str) -> tuple[Question, bytes]:
 
 
 def pointing(rdtype: str, names: Callable[[int], tuple[bytes, bytes]]) -> tuple[Question, bytes]:
-    """Names that are dear to follow, in a record of which nobody asked, and used by the others."""
+    """Names that are expensive to follow, in an irrelevant record, and used by the others."""
     question = Question(NAME, rdtype)
     start = len(response(question, (0, 0, 0))) + len(record(ASKED, "NULL", b""))
     hidden, pointer = names(start)
@@ -117,23 +117,23 @@ def test_no_response_takes_more_work_than_it_may(what: str) -> None:
 @pytest.mark.parametrize("what", DEAREST)
 def test_what_is_not_read_is_not_said_to_be_missing(what: str) -> None:
     question, data = DEAREST[what]
-    said = question.read(data, tcp=True)
-    if isinstance(said, Found):
-        assert len(said.records) <= MAX_RECORDS
-        assert said.gap == PARTIAL
+    result = question.read(data, tcp=True)
+    if isinstance(result, Found):
+        assert len(result.records) <= MAX_RECORDS
+        assert result.gap == PARTIAL
     elif what in {"authority", "additional", "options"}:
         # There is no answer in these.
-        assert said == NotFound("nodata", 0)
+        assert result == NotFound("nodata", 0)
     else:
-        assert said == TOO_LARGE
+        assert result == TOO_LARGE
 
 
 def test_the_types_that_are_read_are_found_in_the_largest_answers() -> None:
     for rdtype in TYPES:
         question, data = DEAREST[f"{rdtype}, smallest"]
-        said = question.read(data, tcp=True)
-        assert isinstance(said, Found), rdtype
-        assert len(said.records) == MAX_RECORDS
+        result = question.read(data, tcp=True)
+        assert isinstance(result, Found), rdtype
+        assert len(result.records) == MAX_RECORDS
 
 
 def test_answers_that_fit_in_a_datagram_are_read_whole() -> None:
@@ -146,19 +146,19 @@ def test_answers_that_fit_in_a_datagram_are_read_whole() -> None:
                 break
             number = len(records)
             records.append(record(ASKED, rdtype, responses.content(rdtype, number, long=False)))
-        said = question.read(data, tcp=False)
-        assert isinstance(said, Found)
-        assert (len(said.records), said.gap) == (len(records), "")
+        result = question.read(data, tcp=False)
+        assert isinstance(result, Found)
+        assert (len(result.records), result.gap) == (len(records), "")
 
 
 @pytest.mark.parametrize("count", [MAX_RECORDS, MAX_RECORDS + 1])
 def test_the_bound_on_records(count: int) -> None:
     question = Question("a.example", "A")
     records = [record(ASKED, "A", pack(">I", n)) for n in range(count)]
-    said = question.read(response(question, (count, 0, 1), *records, OPT), tcp=True)
-    assert isinstance(said, Found)
-    assert len(said.records) == MAX_RECORDS
-    assert said.gap == ("" if count == MAX_RECORDS else PARTIAL)
+    result = question.read(response(question, (count, 0, 1), *records, OPT), tcp=True)
+    assert isinstance(result, Found)
+    assert len(result.records) == MAX_RECORDS
+    assert result.gap == ("" if count == MAX_RECORDS else PARTIAL)
 
 
 def test_an_answer_behind_the_bound_is_not_missing() -> None:
@@ -198,8 +198,8 @@ def test_a_negative_ttl_is_none(ttl: int, seconds: int) -> None:
 def test_the_upper_bits_of_the_result() -> None:
     question = Question("a.example", "A")
     badvers = record(b"\0", "OPT", b"", ttl=1 << 24)
-    said = question.read(response(question, (0, 0, 1), badvers), tcp=True)
-    assert said == Trouble(Failure.BROKEN, "BADVERS")
+    result = question.read(response(question, (0, 0, 1), badvers), tcp=True)
+    assert result == Trouble(Failure.BROKEN, "BADVERS")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,6 @@ def test_the_longest_name_is_one() -> None:
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_no_bytes_raise_anything_else(data: bytes, rdtype: int) -> None:
     with suppress(MalformedError):
-        said = Response(data)
-        said.read_records(rdtype)
-        assert said.work <= MAX_WORK
+        result = Response(data)
+        result.read_records(rdtype)
+        assert result.work <= MAX_WORK

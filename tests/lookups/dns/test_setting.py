@@ -78,7 +78,7 @@ def server() -> Iterator[DNSServer]:
         yield running
 
 
-def said(smtpd: Conversation, sender: str) -> str:
+def reply_to(smtpd: Conversation, sender: str) -> str:
     there = smtpd.connect()
     there.ehlo()
     return there.mail_from(sender).reply
@@ -86,20 +86,20 @@ def said(smtpd: Conversation, sender: str) -> str:
 
 def test_what_is_known_takes_no_task(server: DNSServer) -> None:
     with Conversation(Asks, nameserver=server.endpoints[0]) as smtpd:
-        assert said(smtpd, "a@b.example") == ""
-        assert said(smtpd, "missing@b.example") == GONE.text
+        assert reply_to(smtpd, "a@b.example") == ""
+        assert reply_to(smtpd, "missing@b.example") == GONE.text
         spawned = pending_work(smtpd)
-        assert said(smtpd, "a@b.example") == ""
-        assert said(smtpd, "b@a.example") == ""
-        assert said(smtpd, "missing@a.example") == GONE.text
+        assert reply_to(smtpd, "a@b.example") == ""
+        assert reply_to(smtpd, "b@a.example") == ""
+        assert reply_to(smtpd, "missing@a.example") == GONE.text
         assert spawned == []
 
 
 def test_what_is_not_known_is_asked_for_and_nothing_else(server: DNSServer) -> None:
     with Conversation(Asks, nameserver=server.endpoints[0]) as smtpd:
-        assert said(smtpd, "a@a.example") == ""
-        assert said(smtpd, "b@a.example") == ""
-        assert said(smtpd, "b@missing.example") == GONE.text
+        assert reply_to(smtpd, "a@a.example") == ""
+        assert reply_to(smtpd, "b@a.example") == ""
+        assert reply_to(smtpd, "b@missing.example") == GONE.text
     names = [name for name, _ in server.queries]
     assert names == ["mail.a.example", "mail.b.example", "mail.missing.example"]
 
@@ -108,7 +108,7 @@ def test_what_is_not_known_is_asked_for_and_nothing_else(server: DNSServer) -> N
 def test_on_error_decides_if_it_cannot_be_looked_up(server: DNSServer, sender: str) -> None:
     with Conversation(Asks, nameserver=server.endpoints[0]) as smtpd:
         for _ in range(2):
-            assert said(smtpd, sender).startswith("451 4.4.3 ")
+            assert reply_to(smtpd, sender).startswith("451 4.4.3 ")
         assert "SERVFAIL" in smtpd.log[0]
 
 
@@ -127,7 +127,7 @@ def test_a_handler_that_waits_can_be_cancelled() -> None:
     with DNSServer({"mail.a.example": {"drop": True}}) as dead:
         flags = ("--deadline", "30ms", "--timeout", "20ms")
         with Conversation(Waits, *flags, nameserver=dead.endpoints[0]) as smtpd:
-            assert said(smtpd, "a@a.example").startswith("451 ")
+            assert reply_to(smtpd, "a@a.example").startswith("451 ")
     assert ended == ["a@a.example"]
 
 
@@ -135,7 +135,7 @@ def test_the_name_server_is_that_of_the_flag_if_there_is_one(server: DNSServer) 
     with DNSServer({}) as empty:
         flags = ("--nameserver", f"{server.address}:{server.port}")
         with Conversation(Asks, *flags, nameserver=empty.endpoints[0]) as smtpd:
-            assert said(smtpd, "a@b.example") == ""
+            assert reply_to(smtpd, "a@b.example") == ""
         assert empty.queries == []
 
 
@@ -145,7 +145,7 @@ def test_filters_that_are_configured_alike_share_a_resolver(server: DNSServer) -
         assert isinstance(first, Asks)
         assert isinstance(second, Asks)
         assert first.dns is second.dns
-        assert said(smtpd, "a@b.example") == ""
+        assert reply_to(smtpd, "a@b.example") == ""
     assert len(server.queries) == 2
 
 
