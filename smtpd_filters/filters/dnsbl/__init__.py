@@ -1,4 +1,4 @@
-"""The package of filter-dnsbl; its policy is in `policy`."""
+"""The package of filter-dnsbl, whose policy is in `policy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package of filter-mailfrom; its policy is in `policy`."""
+"""The package of filter-mailfrom, whose policy is in `policy`."""
 
 from __future__ import annotations
 

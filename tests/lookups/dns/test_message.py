@@ -260,7 +260,7 @@ def _known(said: object) -> object:
 
 
 @given(exchanges(), st.booleans())
-def test_dnspython_reads_the_same(exchange: tuple[Question, bytes], tcp: bool) -> None:  # noqa: FBT001 - drawn
+def test_dnspython_reads_the_same(exchange: tuple[Question, bytes], tcp: bool) -> None:  # noqa: FBT001  # drawn
     question, data = exchange
     said = question.read(data, tcp=tcp)
     assert _known(said) == _known(dnspython_reading.read(question.wire, data, tcp=tcp))
@@ -283,7 +283,7 @@ def test_dnspython_reads_the_same_in_damaged_answers(
 
 
 @given(st.binary(max_size=200), st.booleans(), st.booleans())
-def test_no_bytes_raise(data: bytes, response: bool, tcp: bool) -> None:  # noqa: FBT001 - drawn
+def test_no_bytes_raise(data: bytes, response: bool, tcp: bool) -> None:  # noqa: FBT001  # drawn
     question = Question("a.example", "A")
     question.read(data, tcp=tcp)
     header = question.wire[:2] + (b"\x81\x80" if response else b"\x83\x80")
