@@ -98,12 +98,14 @@ TEXTS = st.lists(
 
 @given(TEXTS)
 @example("(a)")
+@example('"\\"')
 def test_what_is_completed_is_what_smtpd_delivers(text: str) -> None:
     lines = [b"X: y", *f"To:{text}".encode().split(b"\n"), b"Z: z"]
     host = HOST.encode()
     mine = completed(lines, HOST) or lines
     old, new = by_smtpd(lines, host, old=True), by_smtpd(lines, host)
-    if old == new == by_smtpd(new, host) and not re.search(r'\\\\"', text):
+    # An escaped quote may leave a string open: smtpd completes the address, `complete` leaves it.
+    if old == new == by_smtpd(new, host) and not re.search(r'\\"', text):
         assert mine == new
     assert by_smtpd(mine, host) == new
     assert by_smtpd(mine, host, old=True) == old

@@ -98,8 +98,8 @@ class ClientFilter(Filter):
 
     _exempt = Exempt()
 
-    def setup(self, *, waits: bool = False) -> Registration:
-        """Return the registration for `--phase`; a filter with look-ups passes `waits`."""
+    def setup(self) -> Registration:
+        """Return the registration for `--phase`; a filter with look-ups sets its `waits`."""
         settings = self.settings
         self._exempt = settings.exempt.also(settings.allow)
         if settings.phase in {"connect", "helo"}:
@@ -111,7 +111,7 @@ class ClientFilter(Filter):
             _AT[settings.phase],
             reports={"link-auth"} if self._exempt.users else (),
             junk=settings.action == "junk",
-            waits=waits,
+            waits=False,
         )
 
     async def connect(self, session: Session) -> Answer:

@@ -331,9 +331,9 @@ class Dyndns(ClientFilter):
     _refused: Junk | Reject | Disconnect
     _builtin: RegexTable | None
 
-    def setup(self, *, waits: bool = False) -> Registration:
+    def setup(self) -> Registration:
         """Prepare the refusal and the tables."""
-        registration = super().setup(waits=waits)
+        registration = super().setup()
         require_entries(self.settings, "extra_patterns")
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination.
         # This can be the result of per-host or per-recipient filtering." X.7.25 of RFC 7372 is for

@@ -83,10 +83,11 @@ class Fcrdns(ClientFilter):
     _unnamed: Junk | Reject | Disconnect
     _unconfirmed: Junk | Reject | Disconnect
 
-    def setup(self, *, waits: bool = False) -> Registration:
+    def setup(self) -> Registration:
         """Prepare the refusals; only `--verify` waits."""
         verify = self.settings.verify
-        registration = super().setup(waits=waits or verify)
+        registration = super().setup()
+        registration.waits = verify
         if verify:
             # At start rather than at the first client, when an upgrade may have replaced the file.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
