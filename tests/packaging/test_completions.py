@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 def lines(*command: str) -> set[str]:
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment, cwd=FILES
-    )
+    with tempfile.TemporaryDirectory() as home:  # fish makes directories there
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment, cwd=FILES
+        )
     assert done.stderr == ""
     return {line.partition("\t")[0] for line in done.stdout.splitlines() if line}
 
