@@ -51,12 +51,12 @@ def tables() -> str:
     words = ("proceed", "junk", "reject", "disconnect", "rewrite")
     return "\n".join(
         (
-            "## Phases and what may be answered\n",
+            "## Phases and their legal decisions\n",
             table(("phase", "handler", *words, "`--on-error`", "its tempfail"), phases),
             "## Reports and their fields\n",
             table(("report", *(f"protocol {d.name}" for d in DIALECTS.values())), reports),
-            "## What smtpd makes of a filter's mistakes\n",
-            table(("effect", "of what"), fatal),
+            "## How smtpd reacts to a filter's mistakes\n",
+            table(("effect", "mistake"), fatal),
         )
     )
 
