@@ -34,7 +34,7 @@ def _rows() -> list[list[str]]:
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[:1] == "|"
     ]
-    heads = ("---", "The reply says", "The daemon is told")
+    heads = ("---", "Field of the reply", "Data for the daemon")
     return [row for row in rows if not row[0].startswith(heads)]
 
 
