@@ -1,35 +1,35 @@
-# Everything a contributor types. POSIX make; GNU make and bmake both run it.
+# The commands for contributors. POSIX make; GNU make and bmake both run it.
 #
-#   make demo     a real smtpd, good and bad neighbours, and what became of their mail
-#   make test     every test, and the branch coverage that the core modules owe; TESTS=PATHS: some
+#   make demo     a real smtpd, good and bad clients, and the results of their mail
+#   make test     every test, and the branch coverage required of the core; TESTS=PATHS: some
 #   make unit     the tests that need no server, with a part of their examples, in a minute
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make reference    write docs/reference.md from the docstrings
 #   make api-check      what breaks code that was written for the last release's interface
 #   make release-check  version, dates and interface of a release agree
-#   make bench    this project against the filters in use, as ratios
+#   make bench    this project compared with established filters, as ratios
 #   make hops     the functions that a request and a body pass through; HOPS_ARGS=--calls: which
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
 #   make dist     the wheel and the sdist, in dist/
 #   make deb      the Debian package, built with Debian's own tools, in dist/
 #   make pkg      a FreeBSD package, and the ports for FreeBSD and OpenBSD, in dist/
-#   make clean    remove what these verbs have made
+#   make clean    remove the files that these verbs have made
 #
-# Each verb makes VENV where it is missing and, as root on Debian, installs the system packages it
-# drives. PYTHON chooses the interpreter that a new VENV is made with.
+# Each verb makes VENV if it is missing and, as root on Debian, installs the system packages that it
+# uses. PYTHON is the interpreter for a new VENV.
 .POSIX:
 .SUFFIXES:
 
 VENV = .venv
 PYTHON =
-# Most of a test on real servers is waiting. A module's tests share a server, and so a worker.
+# Tests on real servers mostly wait. The tests of a module share a server, and so a worker.
 WORKERS = 4
 PYTEST_ARGS =
 TESTS =
 REPORT = build/tests.xml
 UNIT_REPORT = build/unit.xml
-# The tests whose servers look at the clock, and how far it is moved.
+# The tests whose servers use the clock, and the offsets of the clock.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
 	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \
@@ -40,22 +40,22 @@ FUZZ_SECONDS = 600
 
 INSTALLED = $(VENV)/.installed
 BIN = $(VENV)/bin
-# Certificates are judged by it, whatever faketime or datefudge tell.
+# The real clock, without faketime or datefudge: pip checks certificates with it.
 TRUE_CLOCK = unset LD_PRELOAD
-# What must be covered whole, branches too.
+# The modules whose branch coverage must be complete.
 CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
 
 all: demo
 
-# Without a virtual environment, and no way to make one, recorded sessions can still be replayed.
+# If the virtual environment can't be made, recorded sessions can still be replayed.
 demo:
 	@packaging/debian-deps demo || true
 	@if $(MAKE) $(INSTALLED); then \
 		exec packaging/moved-clock $(BIN)/python -m tests.demo; \
 	else exec $${PYTHON:-python3} -m tests.demo --replay; fi
 
-# With its packages in place an end-to-end test has no excuse to be skipped. With the clock moved, pytest
-# would take the temporary folders of other runs for abandoned, and delete them.
+# If the system packages are installed, a skipped end-to-end test is an error. --basetemp: with the clock
+# moved, pytest would consider the temporary folders of other runs abandoned, and delete them.
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
@@ -66,7 +66,7 @@ test: $(INSTALLED)
 	@[ -n "$(TESTS)" ] || { echo "Branch coverage of the core:"; exec \
 		$(BIN)/coverage report --include='$(CORE)' --skip-covered --fail-under=100; }
 
-# All that the others aren't: `make test` selects nothing.
+# All tests without a server; `make test` runs all tests.
 unit: $(INSTALLED)
 	@mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
 		--dist worksteal -m "not e2e and not packaging and not allocations" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
@@ -120,7 +120,7 @@ clean:
 		.ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The tools are an extra, not a dependency group: pip 23.0, Debian 12's, knows no groups.
+# The tools are an extra, not a dependency group, because Debian 12's pip 23.0 has no support for groups.
 $(INSTALLED): pyproject.toml
 	@packaging/make-venv "$(VENV)" "$(PYTHON)"
 	@$(TRUE_CLOCK); \

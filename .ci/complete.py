@@ -1,8 +1,9 @@
-"""A check that a test run was complete: nothing skipped, and what had to be among it ran.
+"""A check that a test run was complete: no test skipped, and all required tests run.
 
 usage: complete.py [--unit PYTHON] JUNIT-XML
 
-By default real servers must be among what ran; with --unit many tests, on this Python, "3.13".
+By default the run must include tests on real servers; with --unit, many tests on the given Python,
+such as "3.13".
 """
 
 from __future__ import annotations
