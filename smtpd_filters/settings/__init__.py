@@ -6,8 +6,8 @@ when it starts.
 
 from __future__ import annotations
 
-from smtpd_filters.settings.declare import Option, Settings, from_mapping, operand, option
-from smtpd_filters.settings.flags import (
+from .declare import Option, Settings, from_mapping, operand, option
+from .flags import (
     MAX_DEADLINE,
     CommonSettings,
     PolicySettings,
@@ -19,7 +19,7 @@ from smtpd_filters.settings.flags import (
     parse_flags,
     policy_options,
 )
-from smtpd_filters.settings.kinds import (
+from .kinds import (
     ENDPOINT,
     INTEGER,
     LIST,
@@ -35,7 +35,7 @@ from smtpd_filters.settings.kinds import (
     choice,
     table,
 )
-from smtpd_filters.settings.shared import Pool, Shared
+from .shared import Pool, Shared
 
 __all__ = [
     "ENDPOINT",

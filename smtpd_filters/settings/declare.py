@@ -15,7 +15,8 @@ underscore, as in `from_`, is dropped. A further flag, `-junkBelow`, is the key 
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, first_of
-from smtpd_filters.settings.kinds import Kind, printable, quote
+
+from .kinds import Kind, printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings.declare import (
+
+from .declare import (
     RESERVED,
     Settings,
     absent,
@@ -28,14 +29,14 @@ from smtpd_filters.settings.declare import (
     spellings,
     suggest,
 )
-from smtpd_filters.settings.kinds import SECONDS, SWITCH, choice, printable, quote
+from .kinds import SECONDS, SWITCH, choice, printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn, TypeVar
 
-    from smtpd_filters.settings.declare import Option
+    from .declare import Option
 
     S = TypeVar("S", bound=Settings)
     C = TypeVar("C", bound=Settings)
@@ -144,7 +145,7 @@ def parse_flags(
         if asked == "--version":
             text = f"{prog} ({package()})\n"
         else:
-            from smtpd_filters.settings.manual import help_text
+            from .manual import help_text
 
             text = help_text(own, common, prog=prog, description=description)
         sys.stdout.write(text)

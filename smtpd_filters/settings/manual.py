@@ -8,14 +8,14 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
-from smtpd_filters.settings.declare import RESERVED
-from smtpd_filters.settings.kinds import printable
+from .declare import RESERVED
+from .kinds import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from smtpd_filters.settings.declare import Option, Settings
+    from .declare import Option, Settings
 
 _WIDTH = 79
 _DEFAULT_MAX = 60  # a longer default, a table in full say, is cut

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
     from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
-    from smtpd_filters.settings.declare import Option
+    from .declare import Option
 
     class Closable(Protocol):
         """What can be opened."""
