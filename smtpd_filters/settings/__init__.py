@@ -1,7 +1,7 @@
-"""Settings: declared once in a filter's file, read from flags or TOML, shown in the manual.
+"""Settings: declared once in a filter's file, parsed from flags or TOML, documented in the manual.
 
-The texts for manual pages are made by `smtpd_filters.settings.manual`, which no filter imports
-when it starts.
+`smtpd_filters.settings.manual` renders them for `--help` and manual pages; filters don't import it
+at start.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
-"""Declaring settings: classes whose attributes are options.
+"""Declarations of settings: classes whose attributes are options.
 
-1. A setting is declared once, by `option()` in a subclass of `Settings`; everything else (flags,
-   TOML keys, help, manual) is derived. The order of declaration is the order shown, that of base
-   classes first.
-2. A mistake in a declaration is a TypeError when the class is defined, and names the culprit.
-3. An instance has a value for every option and never changes.
+A setting is declared once, by `option()` in a subclass of `Settings`. Flags, TOML keys, help and
+manual are derived from it, in the order of declaration, with the options of base classes first.
 
 The attribute `junk_below` is the flag `--junk-below` and the TOML key `junk-below`; a trailing
-underscore, as in `from_`, is dropped. A further flag, `-junkBelow`, is the key `junkBelow`, too.
+underscore, as in `from_`, is dropped. An additional flag, `-junkBelow`, is also the key
+`junkBelow`.
+
+Invariants
+----------
+*Checked when defined*: a mistake in a declaration is a TypeError when the class is defined, and
+the error names the attribute.
+*Complete and immutable*: an instance has a value for every option and never changes.
 """
 
-# ruff: noqa: A002 (`help` is what everybody calls it)
+# ruff: noqa: A002  # `help` is the usual name
 
 from __future__ import annotations
 
@@ -31,14 +35,14 @@ RESERVED = ("--help", "--version")
 
 
 class Option:
-    """What `option()` declares. `name` and `key` are known once its class is defined."""
+    """A declared option. `name` and `key` are set when its class is defined."""
 
     __slots__ = ("default", "flags", "help", "key", "kind", "name", "required", "secret")
 
-    #: Whether it is an operand: read from a word of its own, without a flag.
+    #: Whether it is an operand: a word of the command line without a flag.
     positional = False
 
-    def __init__(  # noqa: PLR0913 (one for each thing that can be declared)
+    def __init__(  # noqa: PLR0913  # one for each property of an option
         self,
         kind: Kind[Any],
         *,
@@ -58,28 +62,28 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in help; empty if the flag takes none."""
+        """The placeholder of the value in help; empty if the flag takes no value."""
         return self.kind.metavar
 
     @property
     def shown(self) -> str:
-        """How errors name it: its flag."""
+        """Its name in errors: the flag."""
         return self.flags[-1]
 
     def spellings(self) -> tuple[str, ...]:
-        """Every flag that is taken: a Go-style one also with two dashes, as Go itself does."""
+        """Return every accepted flag: a Go-style flag also with two dashes, as in Go."""
         return self.flags + tuple(f"-{f}" for f in self.flags if len(f) > 2 and f[1] != "-")
 
     def toml_keys(self) -> tuple[str, ...]:
-        """Every key that is taken in TOML: the flags without their dashes."""
+        """Return every accepted TOML key: the flags without their dashes."""
         return tuple(flag.lstrip("-") for flag in self.flags)
 
     def reason(self, error: Exception) -> str:
-        """Say in one line why a value was refused; a secret one isn't repeated."""
+        """Return in one line why a value is invalid, without the value of a secret option."""
         return "bad value (it is a secret, not shown)" if self.secret else printable(str(error))
 
     def declare(self, name: str, where: str) -> None:
-        """Take the attribute's name and check everything; TypeError if something is wrong."""
+        """Set the names from the attribute; raise TypeError for an invalid declaration."""
         if self.name and self.name != name:
             raise TypeError(f"{where}: is the option {self.name} already")
         if name.startswith("_") or name != name.lower() or hasattr(Settings, name):
@@ -107,7 +111,7 @@ class Option:
                 raise TypeError(f"{where}: {flag!r} can't be a flag")
 
     def check(self, value: Any, where: str) -> None:
-        """Raise TypeError if a value that was given in code isn't a legal one."""
+        """Raise TypeError if a value given in code is invalid."""
         if value is None and self.default is None:
             return
         try:
@@ -118,7 +122,7 @@ class Option:
 
 
 class Operand(Option):
-    """What `operand()` declares."""
+    """A declared operand."""
 
     __slots__ = ("_metavar",)
 
@@ -134,12 +138,12 @@ class Operand(Option):
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in help."""
+        """The placeholder of the value in help."""
         return self._metavar or self.kind.metavar
 
     @property
     def shown(self) -> str:
-        """How errors name it."""
+        """Its name in errors."""
         return self.metavar
 
 
@@ -174,7 +178,7 @@ if TYPE_CHECKING:
     ) -> T: ...
 
 
-def option(  # noqa: PLR0913 (one for each thing that can be declared)
+def option(  # noqa: PLR0913  # one for each property of an option
     kind: Kind[Any],
     *,
     default: Any = _MISSING,
@@ -185,11 +189,11 @@ def option(  # noqa: PLR0913 (one for each thing that can be declared)
 ) -> Any:
     """Declare a setting, as an attribute of a subclass of `Settings`.
 
-    `default` is a value of the kind, or None for "not set"; `required=True` instead means that
-    the operator must give one. `help` is one or more sentences for --help and the manual page.
-    `flags` are further spellings beside the `--long-flag` made from the attribute's name: "-v", or
-    Go's manner, "-junkBelow". A `secret` value is never shown. What is wrong with a declaration
-    is raised as a TypeError when its class is defined.
+    `default` is a value of the kind, or None for "not set"; with `required=True` instead, the
+    operator must give a value. `help` is one or more sentences for --help and the manual page.
+    `flags` are additional flags beside the `--long-flag` derived from the attribute's name: "-v",
+    or in Go's style, "-junkBelow". A `secret` value is never shown. An invalid declaration raises
+    TypeError when its class is defined.
     """
     return Option(kind, default=default, help=help, flags=flags, required=required, secret=secret)
 
@@ -212,19 +216,19 @@ def operand(
 ) -> Any:
     """Declare an operand of a command: a word of its command line that belongs to no flag.
 
-    As `option`, but without flags and TOML keys. Operands are read in the order of declaration;
-    one of a kind that repeats takes all that are left, and must be the last. `metavar` stands for
-    it in help; by default it is that of the kind.
+    As `option`, but without flags and TOML keys. Operands are parsed in the order of declaration;
+    an operand of a repeating kind takes all remaining words, and must be the last. `metavar` is its
+    placeholder in help, by default that of the kind.
     """
     return Operand(kind, default=default, help=help, required=required, metavar=metavar)
 
 
 class Settings:
-    """The settings of a filter: a value for each option, read as an attribute.
+    """The settings of a filter: one attribute with a value for each option.
 
-    `Settings(name=value, ...)` makes an instance in code, with defaults for the rest; a TypeError
-    says which name is unknown, missing or has an illegal value. `vars(settings)` maps all names
-    to their values; `given` has the names of those that aren't there by default.
+    `Settings(name=value, ...)` creates an instance in code, with defaults for the rest, and raises
+    TypeError for an unknown or missing name and an invalid value. `vars(settings)` maps all names
+    to their values; `given` has the names of the options that were set, not defaulted.
     """
 
     __slots__ = ("__dict__", "given")
@@ -265,7 +269,7 @@ class Settings:
         fill(self, values)
 
     def replace(self, **values: Any) -> Self:
-        """Make a copy in which these options have other values; TypeError as for a new one."""
+        """Return a copy with these options changed; raise TypeError as for a new instance."""
         made = type(self)(**{**vars(self), **values})
         object.__setattr__(made, "given", self.given.union(values))
         return made
@@ -281,7 +285,7 @@ class Settings:
             return NotImplemented
         return vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]  # a table among the values may have none
+    __hash__ = None  # type: ignore[assignment]  # a table among the values may be unhashable
 
     def __repr__(self) -> str:
         shown = (
@@ -292,14 +296,14 @@ class Settings:
 
 
 def fill(settings: Settings, values: Mapping[str, Any]) -> None:
-    """Give an instance its values (checked already), and defaults for the rest."""
+    """Set the values of an instance, which are checked already, and defaults for the rest."""
     object.__setattr__(settings, "given", frozenset(values))
     for name, declared in settings.options.items():
         vars(settings)[name] = values.get(name, declared.default)
 
 
 def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Option]:
-    """Map every flag to its option; TypeError if two options want the same."""
+    """Map every flag to its option; raise TypeError if two options share a flag."""
     taken: dict[str, Option] = {}
     for options in groups:
         for declared in options.values():
@@ -313,15 +317,15 @@ def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Opti
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Make the end of an error message of the nearest known name, if any is near."""
-    from difflib import get_close_matches  # only a mistake pays for it
+    """Return the end of an error message that suggests the closest known name, or ""."""
+    from difflib import get_close_matches  # imported for an error only: start-up time
 
     near = get_close_matches(word, list(known), n=1)
     return f", did you mean {quote(near[0])}?" if near else ""
 
 
 def absent(cls: type[Settings], values: Mapping[str, Any]) -> list[Option]:
-    """List the options that are required and have no value."""
+    """Return the required options without a value."""
     return [o for name, o in cls.options.items() if o.required and name not in values]
 
 
@@ -339,12 +343,12 @@ def from_mapping(
     *,
     beside: Iterable[type[Settings]] = (),
 ) -> S:
-    """Read settings from a TOML table.
+    """Parse settings from a TOML table.
 
-    `where` opens the error messages: "chain.toml: [filter.dyndns]". `beside` are classes that are
-    read from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
-    (with the nearest known one), a bad value, a missing key; of several, the first with its
-    `others`.
+    `where` is the start of error messages: "chain.toml: [filter.dyndns]". `beside` are classes
+    parsed from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
+    (suggesting the closest known one), an invalid value or a missing key; of several errors, the
+    first with the rest in `others`.
     """
     by_key = {key: declared for declared in cls.options.values() for key in declared.toml_keys()}
     others = {
@@ -362,7 +366,7 @@ def from_mapping(
                 both = " and ".join(each for each in mapping if by_key.get(each) is declared)
                 wrong.append(ConfigError(f"{where}: {both} are the same key"))
                 continue
-            values[declared.name] = None  # there, if not to be used
+            values[declared.name] = None  # not missing, even if invalid
             try:
                 values[declared.name] = declared.kind.from_toml(value)
             except (ValueError, ConfigError) as error:

@@ -1,17 +1,20 @@
-"""Settings from the command line, as Go's flag package, getopt_long(3) and smtpd.conf authors do.
+"""The command line's parser: settings from flags, as in Go's flag package and getopt_long(3).
 
-1. `--flag VALUE`, `--flag=VALUE`, `-goFlag VALUE` and `-goFlag=VALUE` mean the same. A switch
-   takes no word after it; `--switch=false` turns it off.
-2. Only whole flags are known: no abbreviations, no clusters of letters. Words beside flags are
-   errors, except for the operands of a command.
-3. The word after a flag is its value even if it begins with a dash, unless it is a flag itself;
-   after "=" anything is.
-4. An option that is no list has one value: given twice with different values it is an error. In a
-   command that is typed the last one counts, as with other tools.
-5. What is wrong is a ConfigError of one line that opens with the program's name and the flag.
+`--flag VALUE`, `--flag=VALUE`, `-goFlag VALUE` and `-goFlag=VALUE` are equivalent. A switch takes
+no value from the next word; `--switch=false` turns it off.
 
-argparse isn't used: it takes `-junk` for `-junkBelow` whatever `allow_abbrev` says (cpython's
-`_get_option_tuples` looks only at "--"), and costs a start 2 to 4 ms.
+argparse isn't used: it parses `-junk` as `-junkBelow` even with `allow_abbrev=False` (cpython's
+`_get_option_tuples` handles only "--"), and adds 2 to 4 ms to a start.
+
+Invariants
+----------
+*Whole flags*: there are no abbreviations and no clusters of letters. Other words are errors, except
+for the operands of a command.
+*Dashes in values*: the word after a flag is its value even if it begins with a dash, unless it is
+a flag itself; after "=" any text is.
+*One value*: an option that isn't a list has one value; two different ones are an error. In a
+command typed by hand the last one counts, as in other tools.
+*One line*: an error is a ConfigError of one line that starts with the program's name and the flag.
 """
 
 from __future__ import annotations
@@ -42,14 +45,14 @@ if TYPE_CHECKING:
     C = TypeVar("C", bound=Settings)
 
 ON_ERROR = ("proceed", "junk", "tempfail")
-_HELP = ("-h", "-help")  # ask for help as in Go, unless an option has that flag
+_HELP = ("-h", "-help")  # Go's flags for help, unless an option has that flag
 DEADLINE = 30.0  # seconds
 # An SMTP client waits 5 minutes for a reply (RFC 5321 section 4.5.3.2), and so does smtpd for one.
 MAX_DEADLINE = 300.0
 
 
 class ProcessSettings(Settings):
-    """What a process has once, however many filters run in it."""
+    """Settings of a process, shared by all filters that run in it."""
 
     verbose = option(
         SWITCH, default=False, flags=("-v",), help="Log every decision, those to proceed too."
@@ -63,7 +66,7 @@ class ProcessSettings(Settings):
 
 
 class PolicySettings(Settings):
-    """What every filter has for itself: the outcome when its policy can't decide."""
+    """Settings that every filter has for itself: what to do when its policy can't decide."""
 
     on_error = option(
         choice(*ON_ERROR),
@@ -84,7 +87,7 @@ class PolicySettings(Settings):
 
 
 class CommonSettings(PolicySettings, ProcessSettings):
-    """What every executable has beside its filter's own settings."""
+    """Settings of every executable, beside its filter's own."""
 
 
 def policy_options(
@@ -92,7 +95,7 @@ def policy_options(
     on_error_default: str = "proceed",
     deadline_default: float = DEADLINE,
 ) -> type[PolicySettings]:
-    """Make the `PolicySettings` of one filter, with the outcomes legal for it, and its defaults."""
+    """Return the `PolicySettings` of one filter, with its choices for --on-error and defaults."""
     declared = PolicySettings.options
 
     class Policy(PolicySettings):
@@ -115,7 +118,7 @@ def common_options(
     on_error_default: str = "proceed",
     deadline_default: float = DEADLINE,
 ) -> type[CommonSettings]:
-    """Make the `CommonSettings` of an executable of one filter, as `policy_options` does."""
+    """Return the `CommonSettings` of an executable of one filter; see `policy_options`."""
     policy = policy_options(on_error_choices, on_error_default, deadline_default)
     return type("CommonSettings", (policy, CommonSettings), {})
 
@@ -128,17 +131,17 @@ def parse_flags(
     prog: str,
     description: str = "",
 ) -> tuple[S, C]:
-    """Read a filter's own settings and the common ones from `argv` (without the program's name).
+    """Parse a filter's own settings and the common ones from `argv` (without the program's name).
 
     `--help` and `--version` print and raise SystemExit(0). Raises ConfigError for an unknown or
-    incomplete flag, a bad value, a missing required flag or a stray argument; see `die`. Raises
-    TypeError if the two classes want the same flag.
+    incomplete flag, an invalid value, a missing required flag or an unexpected argument; see `die`.
+    Raises TypeError if the two classes share a flag.
     """
     known = spellings([common.options, own.options], own.__qualname__)
     try:
         values, asked = _read(argv, known)
         for declared in [] if asked else absent(own, values) + absent(common, values):
-            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301 (prog is added below)
+            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
     if asked:
@@ -154,16 +157,16 @@ def parse_flags(
 
 
 def parse_command(own: type[S], argv: Sequence[str], *, prog: str, shown: Callable[[], str]) -> S:
-    """Read the flags and operands of a command that is typed; `shown` makes the text of `--help`.
+    """Parse the flags and operands of a command typed by hand; `shown` returns its `--help`.
 
-    As `parse_flags`, but of a flag that is given twice the last value counts.
+    As `parse_flags`, except that the last value of a repeated flag counts.
     """
     operands = [declared for declared in own.options.values() if declared.positional]
     known = spellings([own.options], own.__qualname__)
     try:
         values, asked = _read(argv, known, operands, last_counts=True)
         for declared in [] if asked else absent(own, values):
-            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301 (prog is added below)
+            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
     if asked:
@@ -179,12 +182,12 @@ def _read(
     *,
     last_counts: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """Give values by the names of their options, and the first `RESERVED` flag or ""."""
+    """Return the values by the names of their options, and the first `RESERVED` flag or ""."""
     values: dict[str, Any] = {}
     free = list(operands)
     given: dict[str, str] = {}
     words = iter(argv)
-    before = ""  # the flag whose value has just been read
+    before = ""  # the flag whose value was the previous word
     for word in words:
         if word in RESERVED:
             return values, word
@@ -217,7 +220,7 @@ def _read(
 
 
 def _take(free: list[Option], word: str, values: dict[str, Any]) -> bool:
-    """Read the next operand; False if the word looks like a flag, ConfigError if it is invalid."""
+    """Parse the next operand; return False for a flag, raise ConfigError for an invalid value."""
     operand = free[0]
     if word.startswith("-") and word != "-":
         return False
@@ -233,7 +236,7 @@ def _take(free: list[Option], word: str, values: dict[str, Any]) -> bool:
 
 
 def _following(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
-    """Take the value that isn't joined to its flag; that of a switch is implied."""
+    """Return the value of a flag without "=": the next word, or "true" for a switch."""
     metavar = known[flag].kind.metavar
     if not metavar:
         return "true"
@@ -252,8 +255,8 @@ def _unknown(word: str, flag: str, known: Mapping[str, Option], before: str) -> 
 
 
 def package() -> str:
-    """The distribution's name and version."""
-    from importlib.metadata import PackageNotFoundError, version  # not at every start
+    """Return the distribution's name and version."""
+    from importlib.metadata import PackageNotFoundError, version  # start-up time
 
     try:
         return f"smtpd-filters {version('smtpd-filters')}"
@@ -262,7 +265,7 @@ def package() -> str:
 
 
 def die(error: ConfigError | str, prog: str, status: int = 2) -> NoReturn:
-    """Write the error to stderr as one line that opens with the program's name, and exit."""
+    """Write the error to stderr as one line that starts with the program's name, and exit."""
     line = printable(str(error))
     if not line.startswith(f"{prog}: "):
         line = f"{prog}: {line}"

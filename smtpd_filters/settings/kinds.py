@@ -1,16 +1,16 @@
-"""Kinds of settings: how a value is read from a flag or from TOML, and written back.
-
-The law of a kind:
-
-1. `parse(show(value)) == value` for every value that the kind can have (of a list, for every one
-   of a single element: a flag gives one at a time).
-2. What can't be read raises ValueError (or ConfigError, from a table) whose text is the reason,
-   in one line, without the name of the flag or key: the caller knows that.
-3. `from_toml` is as strict about types as TOML is: a number isn't a string.
-4. A kind is immutable, and so are the values it makes (a table reloads itself).
+"""Kinds of settings: how a value is parsed from a flag or from TOML, and formatted.
 
 `INTEGER`, `NUMBER`, `SECONDS`, `SIZE` and `ENDPOINT` can be used as they are or called to narrow
 them: `INTEGER(low=0, high=100)`, `ENDPOINT(port=53)`.
+
+Invariants
+----------
+*Round trip*: `parse(show(value)) == value` for every value of the kind (of a list, for every value
+with one element: a flag has one).
+*Reason only*: an invalid value raises ValueError (or ConfigError, from a table) whose text is the
+reason, in one line, without the name of the flag or key, which the caller adds.
+*Strict TOML*: `from_toml` is as strict about types as TOML is: a number isn't a string.
+*Immutable*: a kind is immutable, and so are its values (a table reloads itself).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     W = TypeVar("W", bound=str)
 
     class Loadable(Protocol):
-        """A table class: made from a spec as in table(5), and able to say which one."""
+        """A table class: loaded from a spec as in table(5), which it keeps."""
 
         @property
         def source(self) -> str:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
         @classmethod
         def load(cls, spec: str) -> Self:
-            """Load it; ConfigError if that fails."""
+            """Load it; raise ConfigError if that fails."""
             ...
 
     L = TypeVar("L", bound=Loadable)
@@ -52,61 +52,61 @@ _PORT_MAX = 65535
 _CODE_DIGITS = 3  # RFC 5321 section 4.2
 _HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and the root's
 
-# What Go's flag package takes (strconv.ParseBool).
+# As Go's flag package parses them (strconv.ParseBool).
 _BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
 _ENHANCED = re.compile(r"([0-9])\.[0-9]{1,3}\.[0-9]{1,3}(?= |$)")  # RFC 3463 section 2
 _TIMES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-# Powers of 1024, as smtpd.conf(5) has them from scan_scaled(3).
+# Powers of 1024, as in smtpd.conf(5), by scan_scaled(3).
 _SIZES = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10))
 
 
 def quote(text: str) -> str:
-    """Show a value in an error message: in quotes, printable, of bounded length."""
+    """Format a value for an error message: in quotes, printable, of limited length."""
     if len(text) > _QUOTED_MAX:
         text = text[:_QUOTED_MAX] + "..."
     return f'"{printable(text)}"'
 
 
 def printable(text: str) -> str:
-    """Escape whatever would break a line of a log: line breaks, controls, bytes not in UTF-8."""
+    """Escape what would break a log line: line breaks, control characters, bytes not in UTF-8."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Kind(Generic[T]):
-    """What values a setting takes. Subclasses define at least `noun`, `metavar` and `parse`."""
+    """The type of a setting. Subclasses define at least `noun`, `metavar` and `parse`."""
 
-    metavar: str = ""  # stands for the value in help; empty if the flag takes none
-    literal: bool = False  # the metavar is what to type, not what it stands for
-    repeats = False  # the flag may be given several times, values (tuples) are joined
+    metavar: str = ""  # the placeholder of the value in help; empty if the flag takes no value
+    literal: bool = False  # the metavar is to be typed as it is, not a placeholder
+    repeats = False  # the flag may be given several times; the values (tuples) are joined
     noun: str = ""  # completes "expected ..."
     toml: tuple[type, ...] = (str,)
 
     def __class_getitem__(cls, _item: object) -> type:
-        # What Generic would do, for subclasses to be written as the type checker wants them.
+        # As Generic would: subclasses are written `Kind[str]` for the type checker.
         return cls
 
     def parse(self, text: str) -> T:
-        """Read what was given on the command line; ValueError or ConfigError says why not."""
+        """Parse a value of the command line; raise ValueError or ConfigError with the reason."""
         raise NotImplementedError
 
     def show(self, value: T) -> str:
-        """Write a value as it would be given on the command line."""
+        """Format a value as on the command line."""
         return str(value)
 
     def words(self, value: T) -> list[str]:
-        """Write a value as it would be given by a flag for each of the texts."""
+        """Format a value as the words of the command line, one flag for each."""
         return [self.show(value)]
 
     def from_toml(self, value: object) -> T:
-        """Read a value as `tomllib` gives it; ValueError or ConfigError says why not."""
+        """Convert a value from `tomllib`; raise ValueError or ConfigError with the reason."""
         if type(value) not in self.toml:
             raise ValueError(f"expected {self.noun}, not {_toml_type(value)}")
         return self.parse(str(value))
 
     def check(self, value: T) -> None:
-        """Raise ValueError if the value, given in code, isn't one of this kind."""
+        """Raise ValueError if a value given in code isn't of this kind."""
         try:
             text = self.show(value)
         except (ValueError, TypeError, AttributeError):
@@ -116,7 +116,7 @@ class Kind(Generic[T]):
 
 
 def not_an_array(noun: str, value: object) -> ValueError:
-    """Make the error for a value that isn't an array; a string is shown as one."""
+    """Return the error for a value that isn't an array; suggest the array for a string."""
     hint = f": write [{quote(value)}]" if isinstance(value, str) else ""
     return ValueError(f"expected {noun}, not {_toml_type(value)}{hint}")
 
@@ -150,7 +150,7 @@ class _Reply(_Text):
         check_reply(text)
         enhanced = _ENHANCED.match(text, 4)
         if enhanced and enhanced[1] != text[0]:
-            # RFC 2034 section 4: they must "be congruent".
+            # RFC 2034 section 4: the codes must "be congruent".
             raise ValueError(
                 f"the codes {text[:3]} and {enhanced[0]} contradict each other: both begin with "
                 f"4 (try again later) or both with 5 (never), not {quote(text)}"
@@ -178,7 +178,7 @@ class _Switch(Kind[bool]):
         except KeyError:
             raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
 
-    def show(self, value: bool) -> str:  # noqa: FBT001 (the value itself, not an option)
+    def show(self, value: bool) -> str:  # noqa: FBT001  # the value itself, not an option
         return str(value).lower()
 
 
@@ -201,20 +201,20 @@ class _Choice(Kind[W]):
 
 
 class _Ranged(Kind[N]):
-    """A quantity with optional bounds, both included."""
+    """A quantity with optional bounds, both inclusive."""
 
-    lowest: N | None = None  # holds unless another bound is given
+    lowest: N | None = None  # the default lower bound
 
     def __init__(self, low: N | None = None, high: N | None = None) -> None:
         self.low: N | None = self.lowest if low is None else low
         self.high: N | None = high
 
     def __call__(self, low: N | None = None, high: N | None = None) -> Self:
-        """Give the same kind with these bounds."""
+        """Return the same kind with these bounds."""
         return type(self)(low, high)
 
     def parse(self, text: str) -> N:
-        # int() and float() would take "1_000", " 1 " and the digits of other scripts.
+        # int() and float() would accept "1_000", " 1 " and the digits of other scripts.
         plain = text.isascii() and "_" not in text and text == "".join(text.split())
         try:
             value = self.read(text if plain else "")
@@ -227,7 +227,7 @@ class _Ranged(Kind[N]):
         return value
 
     def read(self, text: str) -> N:
-        """Convert text without looking at the bounds; ValueError if that is impossible."""
+        """Parse text without checking the bounds; raise ValueError if it is invalid."""
         raise NotImplementedError
 
 
@@ -264,7 +264,7 @@ class _Seconds(_Ranged[float]):
 
     def read(self, text: str) -> float:
         if text.endswith("ms"):
-            # Divided, since 0.001 isn't exact: "7ms" must be the same float as 0.007.
+            # Divide, since 0.001 isn't exact: "7ms" must be the same float as 0.007.
             return _finite(text[:-2]) / 1000
         for unit, factor in _TIMES:
             if text.endswith(unit):
@@ -309,7 +309,7 @@ class _Endpoint(Kind[tuple[str, int]]):
         self.noun = f"{self.metavar} ([ADDRESS]:PORT for IPv6)"
 
     def __call__(self, port: int, host: str = "HOST") -> _Endpoint:
-        """Give the same kind with this port where none is named; `host` is for its metavar."""
+        """Return the same kind with this default port; `host` is the metavar's first part."""
         return _Endpoint(port, host)
 
     def parse(self, text: str) -> tuple[str, int]:
@@ -317,7 +317,7 @@ class _Endpoint(Kind[tuple[str, int]]):
             host, bracket, rest = text[1:].partition("]")
             colon, port = rest[:1], rest[1:]
             valid = bracket and colon in ("", ":") and _is_v6(host)
-        elif text.count(":") > 1:  # without brackets, all of it is the address
+        elif text.count(":") > 1:  # without brackets, the whole text is the address
             host, colon, port = text, "", ""
             valid = _is_v6(host)
         else:
@@ -339,7 +339,7 @@ class _Endpoint(Kind[tuple[str, int]]):
 
 
 def _is_v6(host: str) -> bool:
-    from ipaddress import IPv6Address  # spares every other start its cost
+    from ipaddress import IPv6Address  # start-up time
 
     try:
         IPv6Address(host)
@@ -349,7 +349,7 @@ def _is_v6(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    # The underscore is no part of host names, yet of those that container networks give.
+    # The underscore isn't allowed in host names, but container networks use it.
     return 0 < len(host) <= _HOST_MAX and all(
         c.isascii() and (c.isalnum() or c in "-._") for c in host
     )
@@ -368,7 +368,7 @@ class _List(Kind[tuple[T, ...]]):
         self.literal = element.literal
 
     def parse(self, text: str) -> tuple[T, ...]:
-        """Read one element: no separator is safe in regular expressions or paths."""
+        """Parse one element: any separator may occur in regular expressions or paths."""
         return (self.element.parse(text),)
 
     def show(self, value: tuple[T, ...]) -> str:
@@ -384,7 +384,7 @@ class _List(Kind[tuple[T, ...]]):
 
     def check(self, value: tuple[T, ...]) -> None:
         if not isinstance(value, tuple):
-            raise ValueError("expected a tuple")  # noqa: TRY004 (law 2)
+            raise ValueError("expected a tuple")  # noqa: TRY004  # Reason only
         for element in value:
             self.element.check(element)
 
@@ -403,16 +403,16 @@ class _Table(Kind[L]):
         return value.source
 
     def check(self, value: L) -> None:
-        """Look at the type alone: to load a table again costs too much."""
+        """Check the type only: loading a table again costs too much."""
         if not isinstance(value, self.table_class):
-            raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004 (law 2)
+            raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004  # Reason only
 
 
 #: Any text.
 TEXT = _Text()
 #: An SMTP reply with its codes, "550 5.7.1 Text"; an error if the two codes disagree.
 REPLY = _Reply()
-#: A path, which is neither opened nor looked for.
+#: A path, which is neither opened nor checked for existence.
 PATH = _Path()
 #: Off unless the flag is given: a bool.
 SWITCH = _Switch()
@@ -431,10 +431,10 @@ LIST = _List
 
 
 def choice(*choices: W) -> Kind[W]:
-    """Take one of these words, as they are spelt."""
+    """Return the kind whose values are these words, exactly as written."""
     return _Choice(choices)
 
 
 def table(table_class: type[L]) -> Kind[L]:
-    """Load a table of this class: an inline list, a file, or a single entry."""
+    """Return the kind that loads a table of this class: an inline list, a file or one entry."""
     return _Table(table_class)

@@ -1,6 +1,6 @@
-"""Settings as text: `--help`, the option list and the synopsis of a manual page (mdoc).
+"""The renderer of settings: `--help`, the option list and the synopsis of a manual page (mdoc).
 
-No filter imports this when it starts.
+Filters don't import this at start.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from .declare import Option, Settings
 
 _WIDTH = 79
-_DEFAULT_MAX = 60  # a longer default, a table in full say, is cut
-_UNBROKEN = 72  # what groff's mdoc sets as an .Op it doesn't break
+_DEFAULT_MAX = 60  # a longer default, such as an inline table, is cut
+_UNBROKEN = 72  # the longest .Op that groff's mdoc doesn't break
 
 
 class OptionHelp(NamedTuple):
-    """What a reader must know of one option."""
+    """The description of one option."""
 
     flags: tuple[str, ...]  # empty for an operand
     metavar: str  # empty for a switch
     literal: bool  # the metavar is a choice of words, not a placeholder
-    default: str  # as it would be given; empty if there is nothing to say
+    default: str  # as on the command line; empty if there is none to show
     required: bool
     repeats: bool
     help: str  # sentences with their full stops
@@ -76,7 +76,7 @@ def _remarks(described: OptionHelp) -> list[str]:
 
 
 _RESERVED = [
-    OptionHelp((flag,), "", False, "", False, False, text, "")  # noqa: FBT003 (by position, as all)
+    OptionHelp((flag,), "", False, "", False, False, text, "")  # noqa: FBT003  # by position, as all
     for flag, text in zip(
         RESERVED, ("Print this text and exit.", "Print the version and exit."), strict=True
     )
@@ -90,7 +90,7 @@ def help_text(
     prog: str,
     description: str = "",
 ) -> str:
-    """Make the text of `--help`: the filter's own options, then those of every filter."""
+    """Return the text of `--help`: the filter's own options, then those of every filter."""
     required = [d for cls in (own, common) for d in describe(cls) if d.required]
     usage = " ".join([prog, *(f"{d.flags[-1]} {d.metavar}" for d in required), "[option ...]"])
     parts = [f"usage: {usage}"]
@@ -106,9 +106,9 @@ def help_text(
 def command_text(
     own: type[Settings], *, prog: str, description: str, behind: str = "", ending: str = ""
 ) -> str:
-    """Make the text of `--help` of a command that is typed.
+    """Return the text of `--help` of a command typed by hand.
 
-    `behind` is what may follow "--", and `ending` a last paragraph.
+    `behind` is the placeholder of what may follow "--", `ending` the last paragraph.
     """
     described = describe(own)
     operands = [each for each in described if not each.flags]
@@ -152,17 +152,14 @@ def _indented(sentences: list[str], columns: int) -> str:
 def mdoc_options(cls: type[Settings]) -> str:
     r"""Render the options as the list of a manual page, in mdoc(7).
 
-    Every flag is an `Fl`, a placeholder an `Ar`, words to choose from a `Cm`; what is typed has
-    `\-` for a dash, so that it can be copied from any rendering.
+    A flag is an `Fl`, a placeholder an `Ar`, a choice of words a `Cm`; a dash to be typed is `\-`,
+    so that it can be copied from any rendering.
     """
     return _mdoc_list(each for each in describe(cls) if each.flags)
 
 
 def mdoc_synopsis(*classes: type[Settings]) -> str:
-    """Render the flags of some classes for a synopsis, those that are required first.
-
-    Operands come last, in their order.
-    """
+    """Render the flags of some classes for a synopsis: required flags first, operands last."""
     described = [each for cls in classes for each in describe(cls)]
     described.sort(key=lambda each: (not each.flags, bool(each.flags) and not each.required))
     lines = []
@@ -206,7 +203,7 @@ def _mdoc_value(described: OptionHelp) -> str:
 
 
 def _mdoc_word(text: str) -> str:
-    """Make text one argument of a macro that is no macro and no punctuation itself."""
+    """Escape text as one argument of a macro, which must not be a macro or punctuation itself."""
     escaped = text.replace("\\", "\\e").replace('"', "\\(dq")
     if len(text) <= 3 and not text.isdigit():  # macros have two letters or three
         escaped = f"\\&{escaped}"
@@ -214,7 +211,7 @@ def _mdoc_word(text: str) -> str:
 
 
 def _mdoc_text(text: str) -> list[str]:
-    """Break text into lines, a new one after each sentence, none of which is a request."""
+    """Break text into lines, with a new one after each sentence; no line is a roff request."""
     lines: list[str] = []
     line = ""
     for word in text.split():

@@ -1,14 +1,14 @@
-"""Settings that open something: a resolver, an HTTP client, a store.
+"""Shared settings: options that open a resource, such as a resolver, an HTTP client or a store.
 
 A filter declares one as an attribute of its class (`dns = Resolver.setting()`). Its options become
-options of the filter; what it opens is read from the instance's attribute, opened before smtpd is
-told `register|ready`, and closed when the process ends.
+options of the filter. The instance's attribute is the opened resource: it is opened before the
+filter sends `register|ready`, and closed when the process ends.
 
 Invariants
 ----------
 *Shared*: filters of a process that are configured alike get the same object.
-*At the start*: a mistake in the options is a ConfigError of the filter's start, not of its first
-mail. A filter that never waits with its settings opens nothing that it doesn't read.
+*At start*: a mistake in the options is a ConfigError when the filter starts, not at its first
+mail. A filter that never waits with its settings opens only what it reads.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from .declare import Option
 
     class Closable(Protocol):
-        """What can be opened."""
+        """A resource that can be closed."""
 
         async def aclose(self) -> None:
-            """Release everything; never raises."""
+            """Release everything; never raise."""
 
     T = TypeVar("T", bound=Closable)
 else:
-    # `typing` costs a filter's start several milliseconds; at run time nothing here needs it.
+    # Importing `typing` adds several milliseconds to a filter's start; it isn't needed at run time.
     T = None
 
     class Generic:
-        """A base that may be subscripted."""
+        """A subscriptable base class."""
 
         def __class_getitem__(cls, _parameters: object) -> type:
             return cls
 
 
 class Shared(Generic[T]):
-    """A declaration; a subclass has the options and knows how to open what they describe."""
+    """A declaration; a subclass defines the options and opens the resource they describe."""
 
-    #: Its options by the names of their attributes, which a filter's own options may not have.
+    #: Its options by attribute name; a filter's own options must have other names.
     options: Mapping[str, Option]
     #: The attribute of the filter's class.
     name = ""
 
     def key(self, filter_: Any) -> Hashable:
-        """Return what two filters that share one object have in common."""
+        """Return the key of the resource: filters with equal keys share it."""
         raise NotImplementedError
 
     def check(self, filter_: Any) -> None:
-        """Check the settings of a filter that has it opened, or gets what another has opened."""
+        """Check the settings of a filter, whether it opens the resource or shares it."""
 
     def open(self, filter_: Any) -> T:
-        """Open it for a filter that has its settings.  Raises ConfigError."""
+        """Open the resource for a filter with its settings; raise ConfigError if that fails."""
         raise NotImplementedError
 
     def __set_name__(self, _owner: type, name: str) -> None:
@@ -70,16 +70,16 @@ class Shared(Generic[T]):
     def __get__(self, filter_: Any, _cls: type | None = None) -> Any:
         if filter_ is None:
             return self
-        # From here on the instance's own attribute is found before this descriptor.
+        # From now on the instance's own attribute takes precedence over this descriptor.
         opened = vars(filter_)[self.name] = filter_.pool.get(self, filter_)
         return opened
 
 
 class Pool:
-    """What the filters of a process have opened.
+    """The resources that the filters of a process have opened.
 
-    `defaults` are values of options that take the place of the built-in ones; a test gives its name
-    server here (`nameserver`).
+    `defaults` override the default values of options; a test sets its name server here
+    (`nameserver`).
     """
 
     def __init__(self, **defaults: object) -> None:
@@ -87,7 +87,7 @@ class Pool:
         self._opened: dict[tuple[type, Hashable], Closable] = {}
 
     def get(self, setting: Shared[T], filter_: Any) -> T:
-        """Return what a setting of a filter opens, or has opened for another filter."""
+        """Return the resource of a filter's setting; open it unless another filter has."""
         setting.check(filter_)
         key = type(setting), setting.key(filter_)
         opened: Any = self._opened.get(key)
