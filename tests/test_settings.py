@@ -343,7 +343,7 @@ def test_from_mapping() -> None:
         ({"x\ny": "junk"}, 'unknown key "x\\ny"'),
         ({"junk-below": 101}, 'junk-below: must be at most 100, not "101"'),
         ({"ours": "bad"}, "ours: /etc/mail/words:3: bad\\nword"),
-        ({"password": 5}, "password: bad value (it is a secret, not shown)"),
+        ({"password": 5}, "password: invalid value (secret, not shown)"),
     ],
 )
 def test_from_mapping_refuses(mapping: dict[str, object], line: str) -> None:
@@ -476,14 +476,14 @@ def test_a_bad_secret_is_not_repeated() -> None:
     class Hidden(Settings):
         pin = option(INTEGER, default=None, secret=True, help="Keep it.")
 
-    assert refused("--pin", "12a4", own=Hidden) == "--pin: bad value (it is a secret, not shown)"
+    assert refused("--pin", "12a4", own=Hidden) == "--pin: invalid value (secret, not shown)"
 
 
 def test_both_classes_want_a_flag() -> None:
     class Greedy(Settings):
         volume = option(INTEGER, default=0, flags=("-v",), help="How loud.")
 
-    with pytest.raises(TypeError, match=r"Greedy: -v belongs to verbose and to volume$"):
+    with pytest.raises(TypeError, match=r"Greedy: -v is a flag of both verbose and volume$"):
         read(own=Greedy)
 
 
@@ -572,7 +572,7 @@ def test_code_can_give_values() -> None:
         ({"nameserver": ["::1"]}, "Example.nameserver: ['::1']: expected a tuple"),
         ({"nameserver": ("::1",)}, "Example.nameserver: ('::1',): expected HOST[:PORT]"),
         ({"ours": "{ a }"}, "Example.ours: '{ a }': expected a Words"),
-        ({"password": 5}, "Example.password: ***: bad value (it is a secret, not shown)"),
+        ({"password": 5}, "Example.password: ***: invalid value (secret, not shown)"),
     ],
 )
 def test_code_cannot_give_bad_values(values: dict[str, object], message: str) -> None:
@@ -589,9 +589,9 @@ def test_code_must_give_what_is_required() -> None:
 
 def test_instances_do_not_change() -> None:
     settings = Example()
-    with pytest.raises(AttributeError, match=r"Example\.action: settings don't change"):
+    with pytest.raises(AttributeError, match=r"Example\.action: settings are immutable"):
         settings.action = "reject"
-    with pytest.raises(AttributeError, match=r"Example\.action: settings don't change"):
+    with pytest.raises(AttributeError, match=r"Example\.action: settings are immutable"):
         del settings.action
     with pytest.raises(TypeError, match="unhashable"):
         hash(settings)
@@ -634,7 +634,7 @@ def test_an_option_can_be_shared() -> None:
 
     assert One.options == Two.options
     assert describe(Two)[0].flags == ("-s", "--same")
-    with pytest.raises(TypeError, match=r"Three.other: is the option same already"):
+    with pytest.raises(TypeError, match=r"Three.other: already declared as the option same"):
         type("Three", (Settings,), {"other": shared})
 
 
@@ -653,22 +653,22 @@ def declared(name: str = "x", **changes: Any) -> type[Settings]:
             lambda: type("Bad", (Settings,), {"x": option(TEXT, help="Help.")}),  # type: ignore[call-overload]
             "Bad.x: needs either a default or required=True",
         ),
-        (lambda: declared(default=5), "Bad.x: bad default 5: expected a string"),
+        (lambda: declared(default=5), "Bad.x: invalid default 5: expected a string"),
         (
             lambda: declared(kind=SECONDS(high=1), default=2),
-            'Bad.x: bad default 2: must be at most 1s, not "2s"',
+            'Bad.x: invalid default 2: must be at most 1s, not "2s"',
         ),
-        (lambda: declared("_x"), "Bad._x: not a name for an option"),
-        (lambda: declared("camelCase"), "Bad.camelCase: not a name for an option"),
-        (lambda: declared("replace"), "Bad.replace: not a name for an option"),
-        (lambda: declared("options"), "Bad.options: not a name for an option"),
-        (lambda: declared("help"), "Bad.help: '--help' can't be a flag"),
-        (lambda: declared("version"), "Bad.version: '--version' can't be a flag"),
-        (lambda: declared(flags=("x",)), "Bad.x: 'x' can't be a flag"),
-        (lambda: declared(flags=("-",)), "Bad.x: '-' can't be a flag"),
-        (lambda: declared(flags=("---x",)), "Bad.x: '---x' can't be a flag"),
-        (lambda: declared(flags=("-a=b",)), "Bad.x: '-a=b' can't be a flag"),
-        (lambda: declared(flags=("-a b",)), "Bad.x: '-a b' can't be a flag"),
+        (lambda: declared("_x"), "Bad._x: invalid name of an option"),
+        (lambda: declared("camelCase"), "Bad.camelCase: invalid name of an option"),
+        (lambda: declared("replace"), "Bad.replace: invalid name of an option"),
+        (lambda: declared("options"), "Bad.options: invalid name of an option"),
+        (lambda: declared("help"), "Bad.help: '--help' is an invalid flag"),
+        (lambda: declared("version"), "Bad.version: '--version' is an invalid flag"),
+        (lambda: declared(flags=("x",)), "Bad.x: 'x' is an invalid flag"),
+        (lambda: declared(flags=("-",)), "Bad.x: '-' is an invalid flag"),
+        (lambda: declared(flags=("---x",)), "Bad.x: '---x' is an invalid flag"),
+        (lambda: declared(flags=("-a=b",)), "Bad.x: '-a=b' is an invalid flag"),
+        (lambda: declared(flags=("-a b",)), "Bad.x: '-a b' is an invalid flag"),
         (
             lambda: type(
                 "Bad",
@@ -678,10 +678,13 @@ def declared(name: str = "x", **changes: Any) -> type[Settings]:
                     "both": option(TEXT, default="", help="Help."),
                 },
             ),
-            "Bad: --both belongs to x and to both",
+            "Bad: --both is a flag of both x and both",
         ),
-        (lambda: type("Bad", (Settings,), {"x": 5}), "Bad.x: not made by option()"),
-        (lambda: type("Bad", (Needy,), {"domain": len}), "Bad.domain: not made by option()"),
+        (lambda: type("Bad", (Settings,), {"x": 5}), "Bad.x: must be declared by option()"),
+        (
+            lambda: type("Bad", (Needy,), {"domain": len}),
+            "Bad.domain: must be declared by option()",
+        ),
         (
             lambda: type("Bad", (Settings,), {"__annotations__": {"x": int}}),
             "Bad.x: declared without option()",
@@ -724,7 +727,7 @@ def test_common_options() -> None:
         parse_flags(Needy, ["--domain=d", "--on-error=junk"], common=common, prog="x")
     with pytest.raises(ConfigError, match=r"^x: --deadline: must be at least 1ms, not \"0\"$"):
         parse_flags(Needy, ["--deadline=0"], common=common, prog="x")
-    with pytest.raises(TypeError, match="on_error: bad default 'junk'"):
+    with pytest.raises(TypeError, match="on_error: invalid default 'junk'"):
         common_options(("proceed",), "junk")
 
 

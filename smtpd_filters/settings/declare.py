@@ -80,14 +80,14 @@ class Option:
 
     def reason(self, error: Exception) -> str:
         """Return in one line why a value is invalid, without the value of a secret option."""
-        return "bad value (it is a secret, not shown)" if self.secret else printable(str(error))
+        return "invalid value (secret, not shown)" if self.secret else printable(str(error))
 
     def declare(self, name: str, where: str) -> None:
         """Set the names from the attribute; raise TypeError for an invalid declaration."""
         if self.name and self.name != name:
-            raise TypeError(f"{where}: is the option {self.name} already")
+            raise TypeError(f"{where}: already declared as the option {self.name}")
         if name.startswith("_") or name != name.lower() or hasattr(Settings, name):
-            raise TypeError(f"{where}: not a name for an option")
+            raise TypeError(f"{where}: invalid name of an option")
         if not isinstance(self.kind, Kind):
             raise TypeError(f"{where}: {self.kind!r} isn't a kind")
         if not self.help.strip():
@@ -95,7 +95,7 @@ class Option:
         if self.required == (self.default is not _MISSING):
             raise TypeError(f"{where}: needs either a default or required=True")
         if self.default is not _MISSING:
-            self.check(self.default, f"{where}: bad default")
+            self.check(self.default, f"{where}: invalid default")
         if not self.name:
             self.name = name
             self.key = name.rstrip("_").replace("_", "-")
@@ -108,7 +108,7 @@ class Option:
                 or not body[:1].isalnum()
                 or not body.replace("-", "").replace("_", "").isalnum()
             ):
-                raise TypeError(f"{where}: {flag!r} can't be a flag")
+                raise TypeError(f"{where}: {flag!r} is an invalid flag")
 
     def check(self, value: Any, where: str) -> None:
         """Raise TypeError if a value given in code is invalid."""
@@ -253,7 +253,7 @@ class Settings:
             elif name in options or not (
                 name.startswith("_") or callable(value) or hasattr(value, "__get__")
             ):
-                raise TypeError(f"{where}.{name}: not made by option()")
+                raise TypeError(f"{where}.{name}: must be declared by option()")
         spellings([options], where)
         cls.options = options
 
@@ -275,10 +275,10 @@ class Settings:
         return made
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{type(self).__qualname__}.{name}: settings don't change")
+        raise AttributeError(f"{type(self).__qualname__}.{name}: settings are immutable")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__qualname__}.{name}: settings don't change")
+        raise AttributeError(f"{type(self).__qualname__}.{name}: settings are immutable")
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -311,7 +311,7 @@ def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Opti
                 other = taken.setdefault(flag, declared)
                 if other is not declared:
                     raise TypeError(
-                        f"{where}: {flag} belongs to {other.name} and to {declared.name}"
+                        f"{where}: {flag} is a flag of both {other.name} and {declared.name}"
                     )
     return taken
 

@@ -146,7 +146,7 @@ class _Reply(_Text):
 
     def parse(self, text: str) -> str:
         if text.isdigit() and len(text) == _CODE_DIGITS:
-            raise ValueError(f"a code without a text, {quote(text)}: put quotes around all of it")
+            raise ValueError(f"a code without a text, {quote(text)}: quote the whole reply")
         check_reply(text)
         enhanced = _ENHANCED.match(text, 4)
         if enhanced and enhanced[1] != text[0]:

@@ -405,7 +405,7 @@ def test_a_failure_is_not_kept_for_the_session() -> None:
         (("--timeout", "0"), "--timeout: must be at least"),
         (("--reply", "go away"), "--reply: a reply is a 4xx or 5xx code"),
         (("--reply", "550", "5.7.25", "no"),
-         '--reply: a code without a text, "550": put quotes around all of it'),
+         '--reply: a code without a text, "550": quote the whole reply'),
         (("--exempt", "local, authenticated"),
          "--exempt: each word needs its own flag: --exempt local --exempt authenticated"),
         (("--exempt", "socket authenticated"),
