@@ -1,4 +1,4 @@
-"""HTTP: a client with fail-over, its connections, and a circuit breaker for its servers."""
+"""An HTTP client with fail-over, its connections, and a circuit breaker for its servers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The attempts of one request at the servers: turns, timeouts, and the second try.
+"""The attempts of one request at the servers: turns, timeouts, and the repeated request.
 
-The rules are `Client`'s; what one try sends and reads is in `connection`.  Importing it imports
-aiohttp.
+The invariants named in comments are those of `client`; `connection` sends the request and reads the
+reply. Importing this module imports aiohttp.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What any server that is well answers in some way; rspamd says "pong".
+#: A request that every healthy server answers in some way; Rspamd replies "pong".
 PING = Request("/ping", (), None)
 
 
 class Attempts(Generic[T]):
-    """One request and the servers it is sent to, until a point in time."""
+    """The attempts of one request at the servers, until a deadline."""
 
     __slots__ = (
         "_asked", "_client", "_exchange", "_over", "_passed", "_read", "_request", "_until",
@@ -46,16 +46,16 @@ class Attempts(Generic[T]):
         self._request = request
         self._read = read
         self._until = until
-        #: Servers that are not asked again, and what they did; and those that were not asked.
+        #: Servers that are not asked again, with the cause; and servers passed over once.
         self._over: dict[int, str] = {}
         self._passed: set[int] = set()
-        #: Servers that it was sent to; to each once more if there is no reply at all: law 4.
+        #: Servers that the request was sent to. *Repeated once*.
         self._asked: set[int] = set()
-        #: What is under way.
+        #: The current exchange.
         self._exchange: Exchange
 
     async def ask(self, step: Ask) -> T | Trouble:
-        """Ask one server, if it is to be asked."""
+        """Send the request to the server of a step, unless the server is excluded."""
         server = step.server
         if server in self._over:
             return Trouble(Failure.LOCAL, self._over[server])
@@ -71,7 +71,7 @@ class Attempts(Generic[T]):
             except TimeoutError:
                 return Trouble(Failure.LOCAL, "too many requests under way")
             if server not in self._passed and client.may_pass(server):
-                # It was found dead by those whose turn it was.
+                # Requests before this one found the server dead.
                 host.turns.release()
                 self._passed.add(server)
                 return Trouble(Failure.LOCAL, "passed over")
@@ -86,12 +86,12 @@ class Attempts(Generic[T]):
             client.shortage.closed()
         if isinstance(said, Trouble) and said.failure is Failure.SILENT:
             if waited and left < client.timeout:
-                return Trouble(Failure.LOCAL, said.cause)  # law 5
+                return Trouble(Failure.LOCAL, said.cause)  # Bounded
             self._over[server] = said.cause
         return said
 
     async def _try(self, server: int, seconds: float) -> T | Trouble:
-        """Ask a server, for so long."""
+        """Ask a server, with a timeout in seconds; return the result or why it failed."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._answer(server)
@@ -101,14 +101,14 @@ class Attempts(Generic[T]):
             return Trouble(Failure.BROKEN, str(error))
         except NotKeptError as error:
             return Trouble(Failure.LOCAL, str(error), final=True)
-        except Exception as error:  # noqa: BLE001  # law 1
+        except Exception as error:  # noqa: BLE001  # Never raises
             exchange = self._exchange
             if exchange.source_failed:
                 return Trouble(Failure.LOCAL, exchange.source_failed, final=True)
             return trouble(error, replied=exchange.replied)
 
     async def _answer(self, server: int) -> T:
-        """What a server's reply comes to, if need be that to the second try: law 4."""
+        """Return the result of a reply, perhaps of a second try (*Repeated once*)."""
         host = self._client.hosts[server]
         is_new = server not in self._asked
         self._asked.add(server)
@@ -122,7 +122,7 @@ class Attempts(Generic[T]):
         except BROKEN as error:
             if not self._is_unanswered(error) or not await _is_well(host):
                 raise
-        # How the system called it depends on who was faster.
+        # The system's error depends on which side was faster: use one text.
         raise BadReplyError("closed the connection, but answers a ping")
 
     async def _exchanged(self, host: Host) -> T:
@@ -130,16 +130,16 @@ class Attempts(Generic[T]):
         return await self._exchange.run(self._read)
 
     def _is_unanswered(self, error: Exception) -> bool:
-        """Whether the server was reached, and the request got no reply at all."""
+        """Return whether the server was reached, but sent no part of a reply."""
         exchange = self._exchange
         reached = not isinstance(error, UNCONNECTED)
         return reached and not exchange.replied and not exchange.source_failed
 
 
 async def _is_well(host: Host) -> bool:
-    """Whether a server answers at all."""
+    """Return whether a server answers a ping."""
     try:
         await Exchange(host, PING).run(Response.read)
-    except Exception:  # noqa: BLE001  # whatever it is
+    except Exception:  # noqa: BLE001  # any failure means no
         return False
     return True

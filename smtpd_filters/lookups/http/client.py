@@ -1,26 +1,27 @@
-"""Requests to one of several HTTP servers that do the same, over connections that are kept alive.
+"""An HTTP client for one of several equivalent servers, over kept-alive connections.
 
-1. What is asked comes to the reply, or to `Unavailable` with its cause, within its deadline;
-   nothing is raised but cancellation.
-2. Servers are asked in the order in which they are given, save those whose circuit is open
-   (`breaker`). One that refuses the connection, breaks it or doesn't answer in its time gives way
-   to the next, as does one whose reply isn't a good one; when all have failed, those that broke
-   off are asked once more after a pause (`retry`).
-3. A time-out is not repeated: what took too long once would again, and load is the usual reason.
-4. A connection that was kept alive may be closed by the server at the moment of its next use, and
-   a restart looks the same: a request that gets no reply at all is sent once more, at once,
-   before that counts as a failure. So a request must be one that does no harm when it comes
-   twice. A server that breaks off both times and answers a ping then is well: what it doesn't take
-   is this request, such as a message above its own limit, and others need not go elsewhere for it.
-5. Memory is bounded: a body is sent as it is read, a reply is read as it comes and ends at its
-   limit, and so is the number of requests under way at one server. Waiting for a turn counts
-   against the deadline, not against the server.
-6. A request that gets no connection because this machine is short of descriptors waits for one of
-   another request, or for a descriptor, until the deadline (`sockets`).
+A request is a POST (a GET without a body). The module is cheap to import; creating a `Client`
+imports aiohttp, at start rather than at the first mail. Causes are texts for the log without
+details that differ between requests, since the log suppresses repeated lines.
 
-A request is a POST. The module is cheap to import; making a `Client` imports aiohttp, so that the
-first mail doesn't. Causes are for the log, and hold nothing that changes from one request to the
-next: they are logged once in an interval.
+Invariants
+----------
+*Never raises*: the result of a request is the reply, or `Unavailable` with the cause, within its
+deadline; only cancellation is raised.
+*Fail-over*: servers are asked in the given order, except those with an open circuit (`breaker`).
+After a refused or broken connection, a timeout or an invalid reply, the next server is asked; when
+all have failed, those that broke the connection are asked again after a pause (`retry`).
+*Timeouts aren't repeated*: a request that timed out would probably do so again, usually because
+of load.
+*Repeated once*: a request without any reply is sent again at once before it counts as a failure,
+since a server may close a kept-alive connection just as it is used, or restart. So a request must
+be safe to repeat. A server that breaks off twice but answers a ping then is healthy and rejects
+this request, such as a message above its own limit; other requests still go to it.
+*Bounded*: a body is sent as it is read, a reply is read as it arrives, up to its limit, and the
+number of pending requests at one server is limited. Waiting for a turn counts against the
+deadline, not against the server.
+*Short of descriptors*: a request without a connection because this machine is short of descriptors
+waits for another request's connection, or for a descriptor, until the deadline (`sockets`).
 """
 
 from __future__ import annotations
@@ -43,19 +44,20 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: Requests under way at one server, each of which takes a connection; more have to wait.
+#: Pending requests at one server, with a connection each; further requests wait.
 CONNECTIONS = 64
-#: How often each server is asked.
+#: How often each server is asked at most.
 ROUNDS = 2
 
 
 class Client:
-    """Asks servers. `urls` are as `Endpoint` takes them.
+    """A client for the servers at `urls`, which are as for `Endpoint`.
 
-    Times are in seconds: `timeout` for one server to reply, `deadline` for it all. `connections` is
-    how many requests may be under way at one server; the others wait. `clock` is any steady clock.
+    Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
+    `connections` is how many requests may be pending at one server; further ones wait. `clock` is
+    any monotonic clock.
 
-    Raises ConfigError for a url that is none.
+    Raises ConfigError for an invalid URL.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Client:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         try:
-            from . import attempts  # noqa: F401  # not at the first request
+            from . import attempts  # noqa: F401  # at start, not at the first request
             from .connection import Host
         except ImportError as error:
             label = endpoints[0].label
@@ -91,13 +93,13 @@ class Client:
     async def ask(
         self, request: Request, read: Callable[[Response], Awaitable[T]]
     ) -> T | Unavailable:
-        """Send a request, and return what `read` makes of the reply, or Unavailable.
+        """Send a request; return the result of `read` for the reply, or Unavailable.
 
-        `read` reads the content, within the time of the server. It raises BadReplyError for an
-        invalid reply; then the next server is asked. NotKeptError ends it: there is no place here
-        for a reply.
+        `read` reads the content, within the server's timeout. It raises BadReplyError for an
+        invalid reply, after which the next server is asked, and NotKeptError if the reply can't be
+        stored here, which ends the request.
         """
-        from .attempts import Attempts  # which `__init__` has loaded
+        from .attempts import Attempts  # loaded by `__init__`
 
         if self._closed:
             return Unavailable(CLOSED)
@@ -126,7 +128,7 @@ class Client:
                 await self._freed(now + self._deadline)
 
     async def _freed(self, until: float) -> None:
-        """Wait for a connection to be free, or a descriptor, but not beyond a point in time."""
+        """Wait until a connection or a descriptor is free, or until the deadline."""
         import asyncio
 
         try:
@@ -136,16 +138,16 @@ class Client:
             pass
 
     async def close(self) -> None:
-        """Close the connections; whoever still waits is told Unavailable."""
+        """Close the connections; the result of pending requests is Unavailable."""
         self._closed = True
         for host in self.hosts:
             await host.close()
 
     def left(self, until: float) -> float:
-        """The seconds until a point in time."""
+        """Return the seconds until a deadline."""
         return until - self._clock()
 
     def may_pass(self, server: int) -> bool:
-        """Whether a server failed, and there is another one that didn't."""
+        """Return whether a server's circuit is open and another's is not."""
         states = [self._breaker.is_open(each) for each in range(len(self.hosts))]
         return states[server] and not all(states)

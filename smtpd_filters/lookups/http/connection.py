@@ -2,19 +2,19 @@
 
 Invariants
 ----------
-*Streamed*: a body is sent no faster than the server takes it, and never held as a whole if it is
-read as it is sent.
-*Limited*: a reply is read up to its limit, and at the pace of all look-ups (`pace`, `intake`): a
-server that sends much, or in tiny chunks, takes no time from others.  Waiting for that counts
+*Streamed*: a body is sent no faster than the server reads it, and a body given in chunks is never
+held as a whole.
+*Limited*: a reply is read up to its limit, and at the pace of all look-ups (`pace`, `intake`), so
+that a server that sends much, or in tiny chunks, doesn't delay others. Waiting for that counts
 against the server's timeout.
-*Whole*: a connection is used again only after a whole exchange over which nothing else came
-(`intake`); any other is aborted at once.  Bytes that arrive after the next request was sent can't
-be told from its reply: HTTP/1.1 has no mark for it.
-*Verbatim*: header fields are sent as they are; one of more than one line is never sent.
-*Early*: a reply that comes before all of the request is sent is the reply: a server need not read
-on.
+*Whole*: a connection is used again only after a complete exchange without any other data
+(`intake`); otherwise it is aborted at once. Bytes that arrive after the next request was sent
+can't be distinguished from its reply: HTTP/1.1 doesn't number replies.
+*Verbatim*: header fields are sent unchanged; a field of more than one line is never sent.
+*Early*: a reply that arrives before the whole request is sent is valid: a server need not read
+the rest.
 
-`docs/decisions/http.md` says why it is built this way.
+`docs/decisions/http.md` gives the reasons for this design.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: Seconds for which a connection without a request is kept; nginx's keepalive_timeout is the same.
+#: Seconds for which an idle connection is kept, as nginx's keepalive_timeout.
 KEPT_ALIVE = 75.0
-#: Seconds for a connection to come about: a lost SYN is sent again after 1 and after 3 (RFC 6298).
+#: Seconds to establish a connection: a lost SYN is sent again after 1 and after 3 (RFC 6298).
 CONNECT = 5.0
-# This machine's own lack, not the server's fault: of descriptors, which others give back, or else.
+# Failures of this machine, not of the server: no descriptors, which other requests release, and
+# no local address.
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LOCAL = frozenset({errno.EADDRNOTAVAIL})
-#: A connection that did not come about, and one that broke, of which the first is a case.
+#: The errors of a failed connect, and of any broken connection, which include those.
 UNCONNECTED = aiohttp.ClientConnectorError
 BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 class Host:
-    """A server and the connections to it, which are made when they are first needed."""
+    """A server and the connections to it, which are opened when first needed."""
 
     def __init__(self, endpoint: Endpoint, connections: int) -> None:
         self.endpoint = endpoint
@@ -66,7 +67,7 @@ class Host:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The session, which is of the running loop."""
+        """The session of the running loop; raise BadReplyError if this is closed."""
         if self._session is None:
             if self._closed:
                 raise BadReplyError(CLOSED)
@@ -75,7 +76,7 @@ class Host:
 
     def _new_session(self) -> aiohttp.ClientSession:
         path = self.endpoint.socket
-        # `turns` is what bounds the number of connections.
+        # `turns` limits the number of connections.
         connector: aiohttp.BaseConnector = (
             UnixConnector(path, limit=0, keepalive_timeout=KEPT_ALIVE)
             if path
@@ -91,7 +92,7 @@ class Host:
         )
 
     def url(self, path: str) -> URL:
-        """Return where a request is sent."""
+        """Return the URL of a request."""
         url = self._urls.get(path)
         if url is None:
             url = URL(f"{self.endpoint.base}{self.endpoint.path}{path}", encoded=True)
@@ -114,21 +115,22 @@ class Exchange:
     def __init__(self, host: Host, request: Request) -> None:
         self._host = host
         self._request = request
-        #: The connection, once there is one; it is this exchange's while that is its `exchange`.
+        #: The connection, once established; it is in use by this exchange if `intake.exchange is
+        #: self`.
         self.intake: Intake | None = None
-        #: Whether all of the request has been handed to aiohttp.
+        #: Whether the whole request has been passed to aiohttp.
         self.sent = True
         #: Whether a reply has begun.
         self.replied = False
-        #: Why the reply is not read on.
+        #: Why the rest of the reply is not read.
         self.refused = ""
         #: Why the body could not be read.
         self.source_failed = ""
 
     async def run(self, read: Callable[[Response], Awaitable[T]]) -> T:
-        """Return what `read` makes of the reply.
+        """Send the request; return the result of `read` for the reply.
 
-        Raises BadReplyError, and whatever aiohttp and `read` raise.
+        Raises BadReplyError, and the exceptions of aiohttp and `read`.
         """
         host, request = self._host, self._request
         session, fields, body = host.session, self._fields(), request.body
@@ -161,21 +163,21 @@ class Exchange:
             self._leave(response)
 
     def _expect(self, response: Response, parsed: int) -> None:
-        """Have the rest of a content of known length parsed as such."""
+        """Announce to the intake how many bytes of content with a known length follow."""
         intake, size = self.intake, response.size
         if intake is not None and intake.exchange is self and size is not None:
             intake.expect(0 if "Transfer-Encoding" in response.headers else max(size - parsed, 0))
 
     def taken(self) -> None:
-        """Have the connection read on: everything that was parsed has been read."""
+        """Resume reading from the connection: everything parsed has been read."""
         intake = self.intake
         if intake is not None and intake.exchange is self:
             intake.taken()
 
     def _leave(self, response: aiohttp.ClientResponse | None) -> None:
-        """Cut off the connection, unless aiohttp keeps it for another request.
+        """Abort the connection, unless aiohttp keeps it for another request.
 
-        A server that hangs may never read what a close would wait for.
+        A close could wait forever for a server that hangs.
         """
         intake = self.intake
         if intake is not None and (intake.exchange is self or intake.closing):
@@ -197,7 +199,7 @@ class Exchange:
 
 
 class _Chunks:
-    """A body, read as it is sent; an asynchronous iterator, as aiohttp wants it."""
+    """A body, read as it is sent; an asynchronous iterator for aiohttp."""
 
     __slots__ = ("_chunks", "_exchange", "_sent", "_size")
 
@@ -229,12 +231,12 @@ class _Chunks:
 
 
 def trouble(error: Exception, *, replied: bool) -> Trouble:
-    """Return what an exception of aiohttp's or the system's means."""
+    """Translate an exception of aiohttp or of the system."""
     unreachable = Failure.UNREACHABLE
     if isinstance(error, aiohttp.ClientConnectorError):
-        # One of a certificate has something else in its place.
+        # The error of a certificate has another attribute.
         return _unconnected(getattr(error, "certificate_error", None) or error.os_error)
-    lost = isinstance(error, (OSError, aiohttp.ClientError))  # and not our own code wrong
+    lost = isinstance(error, (OSError, aiohttp.ClientError))  # not a bug of our own
     if isinstance(error, aiohttp.ClientPayloadError) or (replied and lost):
         return Trouble(unreachable, "reply cut short")
     if isinstance(error, aiohttp.ServerDisconnectedError):
@@ -247,10 +249,10 @@ def trouble(error: Exception, *, replied: bool) -> Trouble:
 
 
 def _unconnected(why: Exception) -> Trouble:
-    """Say why a connection did not come about."""
+    """Translate the error of a failed connect."""
     number = getattr(why, "errno", None)
     if isinstance(why, gaierror):
-        # Without a descriptor the name of a host can't be resolved, whatever that is called.
+        # Without a free descriptor resolving a host's name fails, with various errors.
         number = _shortage() or number
     if number in _SHORT:
         return Trouble(Failure.SHORT, os.strerror(number).lower())
@@ -259,7 +261,7 @@ def _unconnected(why: Exception) -> Trouble:
 
 
 def _shortage() -> int:
-    """The error number with which the system refuses another descriptor; 0 if it gives one."""
+    """Return the system's error number for another descriptor; 0 if there is one."""
     try:
         os.close(os.dup(0))
     except OSError as error:
@@ -268,11 +270,11 @@ def _shortage() -> int:
 
 
 def _reason(error: BaseException | None, otherwise: str) -> str:
-    """What the system says of a failure, in a few words."""
+    """Return the system's text for a failure, in a few words."""
     number = getattr(error, "errno", None)
     if reason := getattr(error, "verify_message", None):
         return f"bad certificate: {reason}"
-    if reason := getattr(error, "reason", None):  # an SSLError's errno is none of the system's
+    if reason := getattr(error, "reason", None):  # an SSLError's errno is not the system's
         return f"no TLS: {reason}".lower().replace("_", " ").replace("tls", "TLS")
     if isinstance(number, int) and number > 0:
         return os.strerror(number).lower()

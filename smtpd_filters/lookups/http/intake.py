@@ -1,21 +1,23 @@
-"""What a server sends, between asyncio's transport and aiohttp's protocol.
+"""The receiving side of a connection, between asyncio's transport and aiohttp's protocol.
 
 aiohttp's connectors are subclassed by their documented method `connect`, and each connection gets
-an `Intake` in front of aiohttp's protocol (`asyncio.BaseTransport.set_protocol`).  The `Intake`
-calls nothing of that protocol but what `asyncio.Protocol` defines.
+an `Intake` in front of aiohttp's protocol (`asyncio.BaseTransport.set_protocol`). The `Intake`
+calls only the methods of that protocol that `asyncio.Protocol` defines.
 
 Invariants
 ----------
-*Fresh*: a kept connection is used again only if nothing came over it since the last byte of the
-last reply: not in the same read, not later, and not in the system's buffer.  Any byte that no
-request is pending for closes the connection.
-*Paced*: what costs the parser much (header lines, responses, chunks of a byte) reaches it in
-pieces, at the pace of all look-ups (`pace`), however many connections are readable at once.
-*Bounded*: a connection is not read while more than `HIGH` bytes of its reply wait for their reader,
-and closed if the reply's header, with all interim responses, is longer than `HEAD`.
-*In order*: nothing is lost or reordered; the end of a connection follows what came before it.
+*Fresh*: a kept connection is used again only if nothing arrived since the last byte of the last
+reply: neither in the same read nor later, and nothing is in the system's buffer. Any byte without a
+pending request closes the connection.
+*Paced*: data that is expensive to parse (header lines, responses, chunks of one byte) is passed to
+the parser in pieces, at the pace of all look-ups (`pace`), however many connections are readable
+at once.
+*Bounded*: reading from a connection is paused while more than `HIGH` bytes of its reply are unread,
+and the connection is closed if the reply's header, with all interim responses, is longer than
+`HEAD`.
+*In order*: nothing is lost or reordered; the end of a connection is passed on after all data.
 
-Importing it imports aiohttp.
+Importing this module imports aiohttp.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ if TYPE_CHECKING:
 
     from .connection import Exchange
 
-#: Bytes that are read at a time: a record of TLS (RFC 8446 section 5.1).  asyncio's own 256 KiB
-#: come from mmap(2) and go back to it for each reply, which takes longer than to read it.
+#: Bytes per read: a record of TLS (RFC 8446 section 5.1). asyncio's own buffer of 256 KiB is
+#: mapped and unmapped (mmap(2)) for each reply, which takes longer than reading the reply.
 READ = 16 << 10
-#: Bytes of a header; what aiohttp's own limits (128 fields of 8 KiB) leave open are the responses.
+#: Bytes of a header. aiohttp limits fields (128 of 8 KiB each), but not interim responses.
 HEAD = 64 << 10
-#: Bytes that may wait for their reader.
+#: Unread bytes above which reading is paused.
 HIGH = 64 << 10
-#: aiohttp's own such limit, above all that an `Intake` lets through: one of the two must decide.
+#: aiohttp's own such limit, higher than all that an `Intake` lets pass, so that only one applies.
 UNLIMITED = 1 << 30
-#: The smallest piece in bytes; and units of work beyond which one is divided.
+#: The smallest piece in bytes; and the units of work above which a piece is divided.
 PIECE, _DEAR = 1 << 10, 600
-#: Units of work for a line, and bytes for one unit more. A response of 18 bytes, two lines, takes
-#: 15 microseconds, a chunk of 6 bytes, two lines, takes 1.6.
+#: Units of work for a line, and bytes for one additional unit. A response of 18 bytes, two lines,
+#: takes 15 microseconds; a chunk of 6 bytes, two lines, takes 1.6.
 _LINE, _PER_UNIT, _PLAIN_PER_UNIT = 6, 64, 1024
 _LENGTH = b"\r\ncontent-length:"
 OVERSIZED_HEAD = "oversized response header"
@@ -67,16 +69,16 @@ class Intake(asyncio.BufferedProtocol):
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pace = pace()
-        #: What has been read and not been parsed; and whether more of it may be in the transport.
+        #: Data that has been read but not parsed; and whether the transport may have more of it.
         self._left = b""
         self._full = False
-        #: Bytes for which a place in the queue of `pace` is held.
+        #: The size of the piece that is queued in `pace`; 0 if none is.
         self._queued = 0
-        #: Bytes parsed that the exchange hasn't read yet.
+        #: Parsed bytes that the exchange hasn't read yet.
         self._unread = 0
-        #: Bytes that come next and are content of a known length, which cost the parser little.
+        #: Bytes of content of a known length that follow, which are cheap to parse.
         self._plain = 0
-        #: Whether any of the reply has been parsed; and whether the last byte read waits for that.
+        #: Whether any of the reply has been parsed; and whether only the last byte is held back.
         self._parsed = self._holds = False
         self._paused = False
         self._end: tuple[Exception | None] | None = None
@@ -91,11 +93,11 @@ class Intake(asyncio.BufferedProtocol):
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing came since the last reply, nor the end."""
+        """Whether the connection is open and nothing arrived since the last reply (*Fresh*)."""
         return not (self.closing or self._left or self._poll.poll(0))
 
     def begin(self, exchange: Exchange, connection: Connection) -> None:
-        """Take the reply to a request that is about to be sent."""
+        """Begin an exchange, whose request is about to be sent."""
         self.exchange = exchange
         self._unread = self._plain = 0
         self._parsed = False
@@ -103,10 +105,10 @@ class Intake(asyncio.BufferedProtocol):
         connection.add_callback(self._released)
 
     def _released(self) -> None:
-        """End the exchange: aiohttp has the whole reply, or gives up; then it may keep this."""
+        """End the exchange: aiohttp has the whole reply and may keep the connection, or gave up."""
         exchange, self.exchange = self.exchange, None
         if exchange is None or not exchange.sent or self.transport.get_write_buffer_size():
-            # The rest of the request would be taken for a part of the next one.
+            # The server would read the rest of the request as part of the next one.
             self.abort()
         if self._end is not None:
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -117,11 +119,11 @@ class Intake(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def expect(self, size: int) -> None:
-        """Take the next so many bytes as content of a known length."""
+        """Treat the next `size` bytes as content of a known length."""
         self._plain = size
 
     def taken(self) -> None:
-        """The exchange has read everything that was parsed."""
+        """Resume reading: the exchange has read everything that was parsed."""
         self._unread = 0
         if self._queued:
             self._pause()  # aiohttp may have resumed it
@@ -130,12 +132,12 @@ class Intake(asyncio.BufferedProtocol):
 
     # -- asyncio's calls -----------------------------------------------------------------------
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio has none to give
-        """Return where to read to."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio has no hint
+        """Return the buffer to read into."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
+        """Process the bytes read into the buffer."""
         if self.exchange is None:
             self.abort()
             return
@@ -146,28 +148,28 @@ class Intake(asyncio.BufferedProtocol):
             self._go_on()
 
     def eof_received(self) -> bool | None:
-        """Pass it on."""
+        """Pass the end of the server's data on."""
         return self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on, after what came before."""
+        """Pass the end of the connection on, after all data before it."""
         self._lost = True
         self._end = (exc,)
         if self.exchange is None or not (self._queued or self._holds):
             self._go_on()
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._protocol.resume_writing()
 
     # -- parsing -------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Parse what has come, or as much of it as this turn has room for."""
+        """Parse the data that was read, or as much as the pace of this turn admits."""
         while self._left and self.exchange is not None and not self.exchange.refused:
             if self._holds:
                 return
@@ -179,7 +181,7 @@ class Intake(asyncio.BufferedProtocol):
                 return
             self._parse(size)
         if self._left or (self._full and self.exchange is None):
-            # Something follows the reply, or may do so.
+            # Data follows the reply, or may follow it.
             self._left = b""
             self.abort()
         if self._end is not None:
@@ -191,7 +193,7 @@ class Intake(asyncio.BufferedProtocol):
             self._resume()
 
     def _piece(self) -> tuple[int, int]:
-        """Return the size of the next piece, and its work."""
+        """Return the size of the next piece in bytes, and its units of work."""
         left = self._left
         size = len(left)
         if self._plain:
@@ -211,10 +213,10 @@ class Intake(asyncio.BufferedProtocol):
             self._go_on()
 
     def _parse(self, size: int) -> None:
-        """Have aiohttp parse a piece, but for the last byte of what came.
+        """Pass a piece to aiohttp, except for the last byte that was read.
 
-        That byte is parsed in the next turn.  aiohttp has released the connection by then if the
-        reply ended before it; otherwise nothing can follow the reply.
+        That byte is passed in the next turn. By then aiohttp has released the connection if the
+        reply ended before that byte; if it has not, no data follows the reply.
         """
         left = self._left
         if size < len(left):
@@ -231,7 +233,7 @@ class Intake(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(self._finish)
 
     def _finish(self) -> None:
-        """Have the last byte parsed."""
+        """Pass the last byte to aiohttp."""
         exchange = self.exchange
         if self._holds and exchange is not None and not exchange.refused:
             last, self._left = self._left, b""
@@ -263,7 +265,7 @@ class Intake(asyncio.BufferedProtocol):
 
 
 class _Watching(aiohttp.BaseConnector):
-    """A connector whose connections each have an `Intake`, and are fresh."""
+    """A connector whose connections have an `Intake` each, and are fresh."""
 
     async def connect(
         self,
@@ -281,18 +283,18 @@ class _Watching(aiohttp.BaseConnector):
 
 
 class TCPConnector(_Watching, aiohttp.TCPConnector):
-    """Connects to a host."""
+    """A connector to a host."""
 
 
 class UnixConnector(_Watching, aiohttp.UnixConnector):
-    """Connects to a socket's path."""
+    """A connector to the path of a socket."""
 
 
 def _is_one_reply(data: bytes) -> bool:
-    """Whether this is certainly one whole reply and nothing else, as almost all are.
+    """Return whether data is certainly one whole reply and nothing else, the usual case.
 
-    RFC 9112 section 6.3: a final response that has a Content-Length, and no Transfer-Encoding, is
-    that long.  Whatever has another form is left to aiohttp's parser.
+    RFC 9112 section 6.3: the Content-Length of a final response without a Transfer-Encoding is its
+    length. Any other form is left to aiohttp's parser.
     """
     end = data.find(b"\r\n\r\n") + 4
     head = data[:end].lower()
@@ -307,10 +309,10 @@ def _is_one_reply(data: bytes) -> bool:
 
 
 def _begin(connection: Connection) -> bool:
-    """Begin the current exchange over a connection; whether that may be."""
+    """Begin the current exchange over a connection; return False if the connection isn't fresh."""
     transport = connection.transport
     if transport is None:
-        return True  # a new one that is closed already, which aiohttp finds out
+        return True  # a new one that is closed already, which aiohttp detects
     intake = transport.get_protocol()
     if not isinstance(intake, Intake):
         if transport.get_extra_info("socket").fileno() < 0:

@@ -1,6 +1,6 @@
-"""What is asked of an HTTP server, where, and what a try comes to.
+"""The messages of the HTTP client: requests, responses, failures and the servers' addresses.
 
-The module is cheap to import; `connection`, which sends a request, imports aiohttp.
+The module is cheap to import; `connection`, which sends requests, imports aiohttp.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
     from .connection import Exchange
 
-    #: A body: at once, or a function that gives it in chunks, anew for each try.
+    #: A body: bytes, or a function that returns its chunks, called once for each try.
     Body = bytes | Callable[[], Iterator[bytes]]
 
-#: Bytes of a reply.
+#: Bytes of a reply at most.
 REPLY_LIMIT = 1 << 20
 OVERSIZED = "oversized reply"
-#: The price of a piece of content (`pace`), and how many of its bytes are one unit more.
+#: Units of work (`pace`) for a piece of content, and bytes for one additional unit.
 _PIECE, _PER_UNIT = 50, 100
 CLOSED = "the client is closed"
 
 
 class BadReplyError(Exception):
-    """What a server said is no reply to the question; the text says why."""
+    """A server's reply is invalid; the text is the reason."""
 
 
 class NotKeptError(Exception):
-    """A reply can't be kept here, which no other server can help; the text says why."""
+    """A reply can't be stored here, whichever server sends it; the text is the reason."""
 
 
 class Response:
-    """A response: the status, the header fields (names without case), and the content.
+    """A response: the status, the header fields (names ignore case), and the content.
 
-    The content is read once, with `read` or `pieces`; a coding of it is not undone.
+    The content can be read once, with `read` or `pieces`; it is not decoded.
     """
 
     __slots__ = ("_content", "_exchange", "_limit", "headers", "status")
@@ -55,22 +55,22 @@ class Response:
 
     @property
     def size(self) -> int | None:
-        """The bytes of the content, if the server says so beforehand."""
-        # What is no number aiohttp has refused.
+        """The bytes of the content, None without a Content-Length."""
+        # aiohttp has rejected invalid numbers.
         length = self.headers.get("Content-Length", "")
         return int(length) if length.isdecimal() else None
 
     async def read(self) -> bytes:
-        """Return the content as a whole.  Raises BadReplyError beyond the request's limit."""
+        """Return the whole content; raise BadReplyError beyond the request's limit."""
         parts = [part async for part in self.pieces()]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the content in pieces as they come, each when `pace` admits the work of reading it.
+        """Yield the content in pieces as they arrive, each as soon as `pace` admits its work.
 
         Raises BadReplyError beyond the request's limit.
         """
-        from smtpd_filters.runtime.pace import pace  # asyncio is loaded by now
+        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
 
         size = self.size
         if size is not None and size > self._limit:
@@ -90,11 +90,11 @@ class Response:
 
 
 class Request:
-    """What is asked: a POST of `body` to `path`; a GET if there is no body.
+    """A request: a POST of `body` to `path`; a GET without a body.
 
-    `size` is the body's in bytes if that is known beforehand; without it the body is sent in HTTP's
-    chunks. `limit` is how many bytes a reply may have. When there is a good one, `trouble` says of
-    the servers that were asked before why theirs was none.
+    `size` is the body's in bytes, if known in advance; otherwise the body is sent in HTTP's chunks.
+    `limit` is how many bytes a reply may have. After a valid reply, `trouble` is the cause of
+    failure of the servers asked before.
     """
 
     __slots__ = ("body", "headers", "limit", "path", "size", "trouble")
@@ -117,7 +117,7 @@ class Request:
 
 
 class Trouble(Value):
-    """Why a try came to nothing; `final` if no further one can do better."""
+    """Why a try failed; `final` if no other server is to be asked."""
 
     __match_args__ = ("failure", "cause", "final")
     __slots__ = __match_args__
@@ -129,9 +129,9 @@ class Trouble(Value):
 
 
 class Endpoint:
-    """Where a server is: `url` is ``http://HOST[:PORT][/PATH]`` or the path of a unix socket.
+    """The address of a server: `url` is `http://HOST[:PORT][/PATH]` or the path of a unix socket.
 
-    `label` is how it is called in logs. Raises ValueError if it is neither.
+    `label` is its name in logs. Raises ValueError for anything else.
     """
 
     __slots__ = ("base", "host", "label", "path", "socket")
@@ -141,13 +141,13 @@ class Endpoint:
         path = url.removeprefix("unix:")
         if path.startswith("/"):
             if "\0" in path or len(os.fsencode(path)) > 107:
-                # unix(7): sun_path is 108 bytes with the final null.
+                # unix(7): sun_path has 108 bytes with the final null.
                 raise ValueError(f"no path of a socket: {url!r}")
             self.socket = self.label = path
             self.host = "localhost"
             self.base = "http://localhost"
             return
-        from urllib.parse import urlsplit  # setup's business, when aiohttp is loaded anyway
+        from urllib.parse import urlsplit  # at start, where aiohttp is loaded as well
 
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:

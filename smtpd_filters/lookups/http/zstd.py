@@ -1,9 +1,11 @@
-"""Zstandard (RFC 8878), by whichever library there is.
+"""Zstandard (RFC 8878), by the available library.
 
-The standard library has one from Python 3.14 on (`compression.zstd`); before, it takes the package
-zstandard (Debian's python3-zstandard), which is imported by nobody who doesn't ask for it.
+The standard library has one from Python 3.14 on (`compression.zstd`); earlier versions need the
+package zstandard (Debian's python3-zstandard). Either is imported by `load` only.
 
-What comes in is decompressed to a bounded size: a few bytes can stand for gigabytes.
+Invariants
+----------
+*Bounded*: the decompressed size is limited, since a few bytes can expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -21,30 +23,30 @@ if TYPE_CHECKING:
         """One of the libraries."""
 
         def compress(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-            """One frame of all chunks, in pieces that are not empty."""
+            """Yield one frame of all chunks, in non-empty pieces."""
             ...
 
         def decompress(self, pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-            """What a frame stands for, in pieces of bounded size.
+            """Yield the content of a frame, in pieces of limited size.
 
-            Raises ValueError if it is broken or stands for more than `limit` bytes.
+            Raises ValueError if the frame is invalid or expands to more than `limit` bytes.
             """
             ...
 
 
-#: The library's default, too: beyond, mail hardly gets smaller and takes much longer.
+#: The library's default as well: higher levels take much longer and save little on mail.
 LEVEL = 3
-#: Bytes that are decompressed at a time.  Of a block, which stands for at most 128 KiB (RFC 8878
-#: section 3.1.1.2.4), they hold at least four each.
+#: Compressed bytes per step. A block takes at least four and expands to at most 128 KiB (RFC 8878
+#: section 3.1.1.2.4).
 _STEP = 128
-#: Bytes in which they are handed on, at least.
+#: The least size of a decompressed piece in bytes, except for the last.
 _PIECE = 1 << 16
 _TOO_LARGE = "too large when decompressed"
 _BROKEN = "broken zstd data"
 
 
 def load() -> Codec:
-    """The codec; ConfigError if there is no library."""
+    """Return the codec; raise ConfigError without a library."""
     for name, codec in (("compression.zstd", _Standard), ("zstandard", _Package)):
         try:
             library = import_module(name)
@@ -55,7 +57,7 @@ def load() -> Codec:
 
 
 class _Library:
-    """What both have in common."""
+    """The code shared by both libraries."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -105,7 +107,7 @@ class _Library:
 
 
 class _Standard(_Library):
-    """By the standard library."""
+    """The codec of the standard library."""
 
     def _compressor(self) -> Any:
         return self._library.ZstdCompressor(level=LEVEL)
@@ -115,7 +117,7 @@ class _Standard(_Library):
 
 
 class _Package(_Library):
-    """By the package zstandard."""
+    """The codec of the package zstandard."""
 
     def _compressor(self) -> Any:
         return self._library.ZstdCompressor(level=LEVEL).compressobj()
