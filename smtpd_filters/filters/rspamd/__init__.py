@@ -1,4 +1,4 @@
-"""filter-rspamd; its policy is in `policy`."""
+"""The package of filter-rspamd: read `policy` first."""
 
 from __future__ import annotations
 

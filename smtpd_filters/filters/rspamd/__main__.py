@@ -1,4 +1,4 @@
-"""The program: ``python -m smtpd_filters.filters.rspamd``."""
+"""The program `python -m smtpd_filters.filters.rspamd`."""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
-"""What rspamd's reply does to a message, and what smtpd is told.
+"""The edits of a message for Rspamd's reply, and the decision for smtpd.
 
-The law:
-1. The daemon's own milter is the measure: what it has an MTA do is done here, in its order. Where
-   smtpd can't, an option says what becomes of the message, and the log that it was asked for.
-2. Nothing is edited before it is certain that the message goes on.
-3. Whatever a name or a value holds, the header block stays one: a name that is none is left out
-   and complained of, and a value is made safe (`smtpd_filters.message.folding`).
-4. The mark that smtpd made for an earlier filter stays unless a header of the daemon's replaces it.
+The reference is the daemon's own milter: the edits are those that it requests of an MTA, in the
+same order. For what smtpd can't do, an option decides about the message, and the log notes it.
 
-How it works. Places count from smtpd's own Received field: to a milter an MTA's own is number 0,
-and 1 is the top of the message as the client sent it. smtpd shows it to its filters, below the mark
-of an earlier filter. So places from 1 on are counted behind it, and 0 is the very top; the daemon,
-which is given the same lines, counts what it has removed over all of them.
+Positions of added fields count from smtpd's own Received field: for a milter, the MTA's own field
+is number 0, and 1 is the top of the message as the client sent it. smtpd passes that field to its
+filters, below the mark of an earlier filter. So positions from 1 on are counted after it, and 0 is
+the very top. For removals the daemon, which is sent the same lines, counts over all of them.
+
+Invariants
+----------
+*Refuse first*: no field is edited before it is certain that the message is accepted.
+*Header block intact*: whatever a name or a value contains, the header block stays valid: a field
+with an invalid name is left out and noted, and a value is escaped
+(`smtpd_filters.message.folding`).
+*Earlier mark kept*: smtpd's mark for an earlier filter stays, unless a field from the daemon
+replaces it.
 """
 
 from __future__ import annotations
@@ -30,10 +34,10 @@ if TYPE_CHECKING:
 
     from .reply import Addition
 
-#: What an action may come to.
+#: The outcomes of an action.
 OUTCOMES = ("accept", "junk", "rewrite", "tempfail", "reject")
-#: smtpd has neither a queue of held mail nor a way to drop what it takes.  What is discarded may
-#: not arrive, so it is refused; what is quarantined may not get lost, so it is marked.
+#: smtpd can neither hold mail nor drop accepted mail. Mail to be discarded must not be delivered,
+#: so it is refused; mail to be quarantined must not be lost, so it is marked.
 DEFAULTS = {
     "no action": "accept",
     "greylist": "accept",
@@ -44,24 +48,24 @@ DEFAULTS = {
     "discard": "reject",
     "quarantine": "junk",
 }
-#: What a client is told when the daemon gives no text: the words of its milter.
+#: The texts of refusals if the daemon gives none: those of its milter.
 REJECTED = "Spam message rejected"
 LATER = "Try again later"
-#: The field by which smtpd itself marks a message, and mail.maildir(8) finds junk.
+#: The field with which smtpd marks a message, and by which mail.maildir(8) finds junk.
 MARK = "X-Spam"
-#: The fields of RFC 8617, 4.1, in the order in which they are made.
+#: The fields of RFC 8617 section 4.1, in the order of their creation.
 ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 
 
-#: The price of an edit (`pace`), and how many lines of the block, and characters of a value, are
-#: one unit more.
+#: Units of work for an edit (`pace`), and how many lines of the block, and characters of a value,
+#: are one additional unit.
 _EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
-#: Names to be removed for each of which the block is searched; beyond, its names are collected.
+#: Up to so many names to be removed, the block is searched for each; above, a set is faster.
 _FEW = 4
 
 
 class Options:
-    """How replies are applied."""
+    """The settings for applying replies."""
 
     __slots__ = ("actions", "envelope", "headers")
 
@@ -72,14 +76,14 @@ class Options:
         envelope: str = "log",
         headers: str = "extended",
     ) -> None:
-        """Take the options.
+        """Set the options.
 
-        actions: what actions come to, one of OUTCOMES each, beside and above DEFAULTS.
-        envelope: what to do when sender or recipients are to be changed, "log" or "tempfail".
-        headers: what is written of a marked message, the mark alone ("minimal") or score and
-        symbols as well ("extended").
+        actions: outcomes by actions, each one of OUTCOMES; they override DEFAULTS.
+        envelope: what to do if the daemon changes sender or recipients, "log" or "tempfail".
+        headers: the fields of a marked message, the mark alone ("minimal") or score and symbols as
+        well ("extended").
 
-        Raises ValueError for an outcome that is none.
+        Raises ValueError for an invalid outcome.
         """
         self.actions = DEFAULTS | dict(actions or {})
         for name, outcome in self.actions.items():
@@ -90,12 +94,12 @@ class Options:
 
 
 async def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
-    """Do to the message what the daemon says; what smtpd is to be told, and why.
+    """Apply the daemon's reply to the message; return the decision with its reason.
 
-    Each edit is a piece of work of its own (`pace`). A new body that is not taken is discarded.
+    Each edit waits for its own share of the pace (`pace`). An unused new body is discarded.
 
-    Raises ReplyError for an action that is unknown, and SpoolError when a new body can't be kept;
-    nothing has been edited then that is sent.
+    Raises ReplyError for an unknown action, and SpoolError if a new body can't be stored; no edit
+    is sent then.
     """
     try:
         return await _apply(said, message, options)
@@ -117,7 +121,7 @@ async def _apply(said: Reply, message: Message, options: Options) -> Proceed | M
     for change in said.envelope:
         said.complain(f"not possible: {change}")
     if said.envelope and options.envelope == "tempfail":
-        # RFC 3463, 3.4: X.3.5 is "System incorrectly configured".
+        # RFC 3463 section 3.4: X.3.5 is "System incorrectly configured".
         text = "The envelope of this message cannot be changed"
         return Reject(reply(451, "4.3.5", text)).because(said.summary())
     if said.block is not None:
@@ -140,7 +144,7 @@ def _outcome(said: Reply, options: Options) -> str:
 async def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
     adds = said.additions or said.dkim or said.no_action or outcome != "accept"
     if not adds and not _may_have(headers, said.removals):
-        return  # as of most mail: the block isn't taken to pieces
+        return  # the usual case: the block isn't parsed
     budget = _Budget(headers)
     await budget.spend()
     top = _Top(headers)
@@ -166,32 +170,32 @@ async def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -
         await _mark(said, headers, options, own=set(headers) - came, budget=budget)
     elif outcome == "rewrite" and said.subject is not None:
         await budget.spend(said.subject)
-        # The daemon has encoded it, if it has to be.
+        # The daemon encodes it; encode it here if it has not.
         subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
         headers.replace("Subject", subject, add=True)
 
 
 class _Budget:
-    """What edits of a header block cost (`pace`): a walk through it each, and folding."""
+    """The work of the edits of a header block (`pace`): each walks through it and folds a value."""
 
     __slots__ = ("_admit", "_walk")
 
     def __init__(self, headers: Headers) -> None:
-        from smtpd_filters.runtime.pace import pace  # asyncio is loaded by now
+        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
 
         self._admit = pace().admit
         self._walk = _EDIT + len(headers.lines()) // _LINES_PER_UNIT
 
     async def spend(self, value: str = "") -> None:
-        """Wait until the next edit may be made."""
+        """Wait until the pace admits the next edit."""
         await self._admit(self._walk + len(value) // _FOLDED_PER_UNIT)
 
 
 def _sealed_last(additions: list[Addition]) -> list[Addition]:
-    """Bring an ARC set that is put at one place into the order in which it is made.
+    """Sort an ARC set at a single position into the order of creation.
 
-    So it stands with the seal on top and the results below: some validators take no other order.
-    The daemon means that as well, but up to 3.4 the keys of its objects come in any order.
+    The seal is then on top and the results at the bottom; some validators accept no other order.
+    The daemon intends the same, but up to 3.4 the keys of its objects are unordered.
     """
     at = [number for number, each in enumerate(additions) if each.name.lower() in ARC_SET]
     found = [additions[number] for number in at]
@@ -201,7 +205,7 @@ def _sealed_last(additions: list[Addition]) -> list[Addition]:
         return additions
     found.sort(key=lambda each: ARC_SET.index(each.name.lower()))
     if found[0].order is None or found[0].order < 0:
-        found.reverse()  # the first one that is put at the bottom stands above the others
+        found.reverse()  # of fields added at the bottom, the first is above the others
     ordered = list(additions)
     for number, each in zip(at, found, strict=True):
         ordered[number] = each
@@ -209,7 +213,7 @@ def _sealed_last(additions: list[Addition]) -> list[Addition]:
 
 
 def _may_have(headers: Headers, names: Collection[str]) -> bool:
-    """Whether a line begins with one of these lower-case names; with few of them, or with more."""
+    """Return whether a line may begin with one of these lower-case names, by the faster way."""
     if len(names) <= _FEW:
         block = b"\n".join([b"", *headers.lines()]).lower()
         return any(b"\n" + name.encode("utf-8", "replace") in block for name in names)
@@ -218,7 +222,7 @@ def _may_have(headers: Headers, names: Collection[str]) -> bool:
 
 
 class _Top:
-    """Where places are counted from."""
+    """The top of the message, from which positions are counted."""
 
     __slots__ = ("_above", "_headers", "marks")
 
@@ -232,18 +236,18 @@ class _Top:
         else:
             above = []
         self._above = above
-        #: How many fields of an earlier filter's mark there are.
+        #: The number of fields that are an earlier filter's mark.
         self.marks = sum(field.key == MARK.lower() for field in above)
 
     def settle(self) -> None:
-        """What is removed has been."""
+        """Update the top after the removals."""
         here = set(self._headers)
         self._above = [field for field in self._above if field in here]
 
     def place(self, order: int) -> int:
-        """The place in the block for a milter's order."""
+        """Return the position in the block for a milter's order."""
         if order < 0:
-            # -2 stands above the last field; too far up is the top.
+            # -2 is above the last field; a position above the top is the top.
             return max(len(self._headers) + order + 1, 0)
         return len(self._above) + order - 1 if order else 0
 
@@ -264,7 +268,7 @@ def _remove(said: Reply, headers: Headers, top: _Top, name: str, numbers: list[i
 async def _mark(
     said: Reply, headers: Headers, options: Options, own: set[Field], budget: _Budget
 ) -> None:
-    """Mark the message; `own` are the fields that the daemon has added, which stay."""
+    """Mark the message; `own` are the fields added by the daemon, which stay."""
     if options.headers == "extended":
         await budget.spend()
         _describe(said, headers, own)
@@ -278,7 +282,7 @@ async def _mark(
 
 
 def _put(said: Reply, headers: Headers, own: set[Field], name: str, value: str) -> bool:
-    """Put a field at the top, unless the daemon has added the same, and remove others."""
+    """Add a field at the top, unless the daemon has added the same; remove others of its name."""
     key = name.lower()
     there = any(field.key == key and field.value.lower() == value.lower() for field in own)
     if not there and not _try(said, name, lambda: headers.prepend(name, value)):
@@ -288,14 +292,14 @@ def _put(said: Reply, headers: Headers, own: set[Field], name: str, value: str) 
 
 
 def _remove_others(headers: Headers, own: set[Field], name: str, kept: int = 0) -> None:
-    """Remove the fields of that name but the first ones and the daemon's."""
+    """Remove the fields of a name, except for the first `kept` ones and the daemon's."""
     named = headers.fields(name)
     numbers = [number for number, field in enumerate(named, 1) if field not in own]
     headers.remove(name, numbers[kept:])
 
 
 def _describe(said: Reply, headers: Headers, own: set[Field]) -> None:
-    """Tell score and symbols, in the form of the filter that has had this name before."""
+    """Add score and symbols, in the format of the earlier filter-rspamd."""
     score, required = said.score or 0.0, said.required or 0.0
     tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(said.symbols))
     status = f"Yes, score={score:.3f} required={required:.3f} tests=[{tests}]"

@@ -1,6 +1,6 @@
-"""Kinds of settings that only filter-rspamd has: a daemon's address, actions.
+"""Kinds of settings of filter-rspamd: the address of a daemon, and actions.
 
-The law is that of `smtpd_filters.settings.kinds`.
+The invariants are those of `smtpd_filters.settings.kinds`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class _Url(Kind[str]):
     noun = "http://HOST:PORT or the path of a socket"
 
     def parse(self, text: str) -> str:
-        # Whether it is one takes a library; see `checked`.
+        # Checking it imports a library: see `checked`.
         return text
 
 
@@ -40,6 +40,6 @@ ACTION = _Action()
 
 
 def checked(url: str) -> str:
-    """The url of a daemon; ValueError if it is none."""
+    """Return a daemon's URL; raise ValueError if it is invalid."""
     Endpoint(url)
     return url

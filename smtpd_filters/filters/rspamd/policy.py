@@ -1,21 +1,19 @@
-"""filter-rspamd: have messages scanned by rspamd, and do what it says.
+"""filter-rspamd: scan messages with Rspamd and apply its reply.
 
-The law:
+`request` builds the header fields of the HTTP request. `smtpd_filters.lookups.http` sends it and
+fails over between daemons. `reply_reader` reads the reply, `reply` parses it, and `edits` applies
+it to the message. The log has the score and symbols of each message.
 
-1. A message that was to be scanned and could not be is refused for now, unless the operator chose
-   otherwise: whatever goes wrong between here and the daemon is `--on-error`'s.
-2. A message is scanned once, when it is complete, and as it will be delivered: with From, To and Cc
-   as smtpd completes them behind all filters, so that what the daemon signs is valid there
-   (`smtpd_filters.message.completion`). A line that begins an mbox file is not shown to it. What is
-   refused is refused then.
-3. What the daemon says is done: its header, its marks, its new text, its reply to the client. The
-   log has its score and its symbols, for each message.
-4. Memory and work are bounded, however many messages are on their way and whatever a daemon says: a
-   small message is sent at once, a large one is read as it is sent; a reply is read as it comes.
-
-What the daemon is told is in `request`; `reply_reader` reads its reply, `reply` has what it says,
-and `edits` what that does to a message; how it is asked, and what becomes of daemons that fail, is
-in `smtpd_filters.lookups.http`.
+Invariants
+----------
+*Never unscanned by accident*: a message that can't be scanned is refused temporarily, unless the
+operator chose otherwise: `--on-error` decides about every failure between here and the daemon.
+*As delivered*: a message is scanned once, when it is complete, and as it will be delivered, with
+From, To and Cc as smtpd completes them after all filters, so that the daemon's signatures are
+valid there (`smtpd_filters.message.completion`). A first line of an mbox file is left out.
+*Bounded*: memory and work are limited, however many messages are pending and whatever a daemon
+replies: a small message is sent at once, a large one is read as it is sent, and a reply is read as
+it arrives.
 """
 
 from __future__ import annotations
@@ -60,31 +58,31 @@ if TYPE_CHECKING:
 
     from .reply_reader import Intake
 
-#: Where the daemon scans.
+#: The path of a scan.
 SCAN = "/checkv2"
-#: Bytes of a message that are sent at once; most mail is smaller.
+#: Bytes of a message that is sent at once; most mail is smaller.
 SMALL = 64 << 10
-#: How a line begins that begins an mbox file.
+#: The start of an mbox file's first line.
 _MBOX = b"From "
 #: Chunks that are read in a row, while all other sessions wait.
 ROW = 16
-#: The part of `--deadline` within which the daemon must have replied; the rest is ours.
+#: The share of `--deadline` for the daemons' replies; the rest is for the filter's own work.
 SHARE = 0.95
-# RFC 3463, 3.4: X.3.4 is "Message too big for system"; as a transient failure it may be for another
-# exchanger.
+# RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
+# another exchanger may accept the message.
 TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
 
 
 class Rspamd(Filter):
-    """Have messages scanned by rspamd, and do what it says."""
+    """Scan messages with Rspamd and apply its reply."""
 
     name = "rspamd"
-    on_error: Outcome = "tempfail"  # law 1
-    # RFC 5321, 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
+    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 60.0
 
     class Options(Settings):
-        """Which daemon, what it is told, whose mail it gets, what becomes of its reply."""
+        """The daemons, the facts in a request, exempt clients, and the use of a reply."""
 
         url = option(
             LIST(URL),
@@ -189,7 +187,7 @@ class Rspamd(Filter):
     _intake: Intake
 
     def setup(self) -> None:
-        """Get the connections' library ready."""
+        """Prepare requests and edits, and create the HTTP client."""
         settings = self.settings
         self._exempt = settings.exempt + settings.skip
         self._codec = _codec(settings.compress)
@@ -211,7 +209,7 @@ class Rspamd(Filter):
             urls = [checked(url) for url in settings.url]
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
-        from .reply_reader import Intake  # takes asyncio
+        from .reply_reader import Intake  # imports asyncio
 
         self._intake = Intake(self._codec)
         note_timeout(self)
@@ -223,7 +221,7 @@ class Rspamd(Filter):
         )
 
     def _actions(self) -> dict[str, str]:
-        """What becomes of each action that `--action` names."""
+        """Return the outcome of each action in `--action`; raise ConfigError for two outcomes."""
         actions: dict[str, str] = {}
         for name, outcome in self.settings.action:
             if actions.setdefault(name, outcome) != outcome:
@@ -238,7 +236,7 @@ class Rspamd(Filter):
         await self._client.close()
 
     async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
-        """Have the message scanned, unless its client is exempt."""
+        """Scan the message, unless its client is exempt."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
         if session.server_name:
@@ -255,7 +253,7 @@ class Rspamd(Filter):
             packed = lambda: codec.compress(message.iter_bytes(head=head))  # noqa: E731  # a body
             request = Request(SCAN, told, packed, limit=limit)
         else:
-            # None of it is in memory yet, unless it is small.
+            # Only a small message is in memory.
             body = (lambda: message.iter_bytes(head=head)) if whole is None else whole
             request = Request(SCAN, told, body, size=size, limit=limit)
         intake = self._intake
@@ -275,14 +273,15 @@ class Rspamd(Filter):
 
 
 def _without_mbox_line(headers: Headers) -> list[bytes] | None:
-    """The lines of a header block without one that begins an mbox file; None if there is no such.
+    """Return the lines of a header block without the first line of an mbox file; None if not found.
 
-    A client may send it (RFC 4155), and smtpd delivers it below its own Received; there the daemon
-    takes it for the end of the header, and counts everything against the sender that is missing.
+    A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
+    There the daemon would parse it as the end of the header, and raise the score for every missing
+    field.
     """
     lines = headers.lines()
     for at, line in enumerate(lines):
-        # "From :" is a field of an old kind: RFC 5322 section 4.5.2.
+        # "From :" is a field in obsolete syntax: RFC 5322 section 4.5.2.
         if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
             end = at + 1
             while end < len(lines) and lines[end].startswith((b" ", b"\t")):
@@ -292,7 +291,7 @@ def _without_mbox_line(headers: Headers) -> list[bytes] | None:
 
 
 async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
-    """The size of a message in bytes, and the message if it is small."""
+    """Return the size of a message in bytes, and the message itself if it is small."""
     size = 0
     parts: list[bytes] = []
     for at, chunk in enumerate(chunks, 1):
@@ -300,7 +299,7 @@ async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
         if size <= SMALL:
             parts.append(chunk)
         elif at % ROW == 0:
-            from asyncio import sleep  # loaded by now
+            from asyncio import sleep  # already loaded
 
             await sleep(0)
     return size, b"".join(parts) if size <= SMALL else None
@@ -309,7 +308,7 @@ async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
 def _codec(compress: str) -> Codec | None:
     if compress == "none":
         return None
-    from smtpd_filters.lookups.http.zstd import load  # only who compresses has it
+    from smtpd_filters.lookups.http.zstd import load  # needed with --compress only
 
     try:
         return load()
@@ -318,11 +317,11 @@ def _codec(compress: str) -> Codec | None:
 
 
 def _password(path: str | None) -> str:
-    """The first line of a file."""
+    """Return the first line of a file; raise ConfigError if it is unreadable or not a password."""
     if path is None:
         return ""
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123  # pathlib costs start-up
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123  # start-up time
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else "it is no text"
@@ -333,5 +332,5 @@ def _password(path: str | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-rspamd."""
+    """Run the executable filter-rspamd."""
     return run(Rspamd, argv=argv)

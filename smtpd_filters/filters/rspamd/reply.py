@@ -1,21 +1,19 @@
-"""What rspamd says of a message: its reply read, and found to be one.
+"""The parser of Rspamd's replies, which turns status and JSON into a `Reply`.
 
-The law:
-1. An error is an error. What isn't a whole reply that says what to do raises `ReplyError`: a status
-   other than 200, JSON that is none, an error in place of a verdict, an action that is missing.
-2. A part of a reply that isn't of its kind is left out and complained of: the mail is judged all
-   the same.
-3. Work and memory are bounded. A reply beyond a bound is an error: the daemon has failed, and the
-   message is not judged by a part of what it says. Bounds are far above what an honest daemon sends
-   of any mail: see `docs/decisions/rspamd-replies.md`.
-4. Order counts. Headers are added in the order in which they stand in the reply, and a name may
-   stand there twice.
+`reply_reader` has read both, and spools the new body that may follow; `edits` applies the reply to
+the message. Values are counted before the JSON is decoded. JSON objects are decoded as
+dictionaries, which takes half the time of decoding pairs. The JSON is decoded a second time, as
+pairs, only if the milter's part may contain a name twice.
 
-How it works. `parse` takes the status and the JSON; `reply_reader` has read it, and puts the new
-body behind it, if there is one, into the message's spool. Values are counted before any is made.
-JSON's objects become dictionaries, which takes half as long as to read them as pairs; only where
-the milter's part may hold a name twice it is read again, as that.
-`edits` does to the message what the reply says.
+Invariants
+----------
+*Errors are errors*: anything but a complete reply with an action raises `ReplyError`: a status
+other than 200, invalid JSON, an error in place of a result, a missing action.
+*Invalid parts are left out*: a part of the wrong type is left out and noted; the rest applies.
+*Bounded*: work and memory are limited. A reply above a limit is an error, since a part of a reply
+must not decide about the message. The limits are far above the reply of an honest daemon to any
+message: see `docs/decisions/rspamd-replies.md`.
+*In order*: headers are added in the order of the reply, where a name may occur twice.
 """
 
 from __future__ import annotations
@@ -32,53 +30,53 @@ if TYPE_CHECKING:
 #: Bytes of JSON. An ordinary reply has some 4,000; one that lists 10,240 links (rspamd's max_urls)
 #: to hosts with the longest names has 2.6 MB.
 MAX_JSON = 4 << 20
-#: Values in it: objects, arrays, and what stands in them. An ordinary reply has a few hundred, and
+#: Values in the JSON: objects, arrays, and their members. An ordinary reply has a few hundred, and
 #: one more for each link.
 MAX_VALUES = 25_000
-#: Symbols, and characters of a name; some 20 are ordinary, and a daemon has about a thousand
-#: altogether.
+#: Symbols, and characters of a symbol's name; 20 symbols are ordinary, and a daemon has about a
+#: thousand altogether.
 MAX_SYMBOLS = 1000
 MAX_NAME = 256
-#: Changes of each kind: headers to be added, headers to be removed, signatures, recipients. The
-#: daemon's own modules come to about ten.
+#: Edits of each kind: headers to add, headers to remove, signatures, recipients. The daemon's own
+#: modules request about ten.
 MAX_EDITS = 256
-#: Characters of all headers to be added. An ordinary reply has some 5,000.
+#: Characters of all headers to add. An ordinary reply has some 5,000.
 MAX_TEXT = 128 << 10
-#: Characters of a subject and of a text for the client; what is beyond is cut off, since the first
-#: is the sender's to choose.
+#: Characters of a subject and of a text for the client; the rest is cut off, not an error, since
+#: the sender chooses the subject.
 _LONGEST = 8 << 10
-#: Characters of the daemon's own words, and of ours, that go into a cause.
+#: Characters of the daemon's text in a cause.
 _SHOWN = 200
-#: Digits of a number: to read it takes time that grows with their square. A double has at most 17
-#: that count.
+#: Digits of a number: parsing takes time quadratic in them. A double has at most 17 significant
+#: ones.
 MAX_DIGITS = 500
-#: Digits of an offset: more than that is none, and takes long to read.
+#: Digits of an offset: a longer one is invalid, and slow to parse.
 _DIGITS = 20
-#: Characters that are looked through for names that stand there twice, before it is read again.
+#: Characters searched for repeated names, above which the JSON is decoded again without a search.
 _SEARCHED = 4 << 20
-#: What is kept of the complaints about one reply.
+#: Notes that are kept of one reply.
 _COMPLAINTS = 8
 
 
-#: So many digits, when each digit is written as a zero.
+#: A number that is too long, after each of its digits was replaced by a zero.
 _ZEROS = b"0" * (MAX_DIGITS + 1)
 _ALL_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 
-#: One for all replies, since making it takes as long as reading a short one; and one that makes
-#: tuples of pairs of JSON's objects.
+#: The decoder of all replies, since creating one takes as long as decoding a short reply; and the
+#: decoder of JSON objects as tuples of pairs.
 _decoders: list[JSONDecoder] = []
 
 
-# A string of JSON; what is broken may be taken for none.
+# A string of JSON; an unterminated one may not match.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 class ReplyError(Exception):
-    """The daemon has not judged the message; the text says why."""
+    """The reply has no valid result for the message; the text is the reason."""
 
 
 class Addition:
-    """A header to be added: where, counted as a milter does, or None for the bottom."""
+    """A header to add; `order` is a milter's position, None for the bottom."""
 
     __slots__ = ("name", "order", "value")
 
@@ -89,7 +87,7 @@ class Addition:
 
 
 class Reply:
-    """What the daemon says, in terms of what is to be done."""
+    """A parsed reply: the action and the requested edits."""
 
     __slots__ = (
         "action",
@@ -112,42 +110,42 @@ class Reply:
 
     def __init__(self, action: str) -> None:
         self.action = action
-        #: "discard" or "quarantine" if the action, whatever it is called, is declared as that.
+        #: "discard" or "quarantine" if the daemon declares the action, whatever its name, as that.
         self.kind = ""
         self.score: float | None = None
-        #: The score from which a message is refused.
+        #: The score from which on a message is rejected.
         self.required: float | None = None
-        #: Names and scores, as they come.
+        #: Names and scores, in the order of the reply.
         self.symbols: list[tuple[str, float]] = []
-        #: The subject to be, of "rewrite subject"; may be encoded already.
+        #: The new subject of "rewrite subject", possibly encoded.
         self.subject: str | None = None
-        #: What the client is to be told.
+        #: The text of the SMTP reply.
         self.message = ""
-        #: Fields to be removed: a lower-case name, and which of that name: 0, n or -n.
+        #: Fields to remove: lower-case names, and which of each name: 0 (all), n or -n.
         self.removals: dict[str, list[int]] = {}
         self.additions: list[Addition] = []
         #: Values of DKIM-Signature, the first on top.
         self.dkim: list[str] = []
-        #: Changes of the envelope that are asked for, each in words.
+        #: Requested changes of the envelope, as texts.
         self.envelope: list[str] = []
-        #: What to do in place of a refusal: "", "discard" or "quarantine".
+        #: What to do instead of a rejection: "", "discard" or "quarantine".
         self.on_reject = ""
-        #: Nothing is to be done but to tell the action in a header.
+        #: Whether to add the action as a header only, not to apply it.
         self.no_action = False
-        #: Of a message that is marked: names ("" for the configured one) and values.
+        #: Headers of a marked message: names ("" for the configured one) and values.
         self.spam_headers: list[tuple[str, str]] = []
-        #: The new body: the request asks for it with the flags "milter,body_block".
+        #: The new body, which the request's flags "milter,body_block" ask for.
         self.block: Body | None = None
-        #: What was left out.
+        #: Notes about parts that were left out.
         self.complaints: list[str] = []
 
     def complain(self, text: str) -> None:
-        """Take note of what was left out."""
+        """Note for the log that a part was left out."""
         if len(self.complaints) < _COMPLAINTS:
             self.complaints.append(text)
 
     def summary(self) -> str:
-        """Action, score, what was left out, and symbols, the heaviest first: a log may cut them."""
+        """Return action, score, notes and symbols, the largest first, as the log may cut them."""
         words = [self.action]
         if self.score is not None:
             required = "" if self.required is None else f"/{self.required:g}"
@@ -159,10 +157,10 @@ class Reply:
 
 
 def parse(status: int, data: bytes) -> Reply:
-    """Read a reply: HTTP's status, and the JSON without its coding.
+    """Parse a reply: the HTTP status and the decompressed JSON.
 
-    Raises ReplyError for whatever isn't a verdict; its text holds nothing that differs from one
-    message to the next.
+    Raises ReplyError for a reply without a valid result; its text has no details that differ
+    between messages.
     """
     said = None
     try:
@@ -183,7 +181,7 @@ def parse(status: int, data: bytes) -> Reply:
 
 
 def offset(text: str) -> int:
-    """Where the JSON ends and a new body begins, by the field ``Message-Offset``; or ReplyError."""
+    """Parse `Message-Offset`, where the new body begins; raise ReplyError if it is invalid."""
     if not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
         raise ReplyError("message offset is no number")
     return int(text)
@@ -197,18 +195,18 @@ def _read(data: bytes) -> dict[str, object]:
     if _has_long_number(data):
         raise ReplyError(f"a number of more than {MAX_DIGITS} digits in the reply")
     if not _decoders:
-        from json import JSONDecoder  # only who talks to rspamd pays for it
+        from json import JSONDecoder  # start-up time
 
         pairs = JSONDecoder(object_pairs_hook=tuple, strict=False)
         _decoders.extend((JSONDecoder(strict=False), pairs))
-    # Symbols' options hold what stood in the mail, whatever its bytes are.
+    # Options of symbols contain text of the mail, in any bytes.
     text = data.decode("utf-8", "surrogateescape")
     try:
         said = _decoders[0].decode(text)
         if isinstance(said, dict) and _may_repeat(text, said.get("milter")):
             said["milter"] = dict(_decoders[1].decode(text))["milter"]
     except (ValueError, RecursionError) as error:
-        # That of the JSON library has the place beside the reason.
+        # Without the position, which the JSON library's text adds to the reason.
         reason = getattr(error, "msg", "a number too long")
         if isinstance(error, RecursionError):
             reason = "too deep"
@@ -219,20 +217,20 @@ def _read(data: bytes) -> dict[str, object]:
 
 
 def _has_too_many_values(data: bytes) -> bool:
-    """Whether JSON has more values than are read, counted without making any.
+    """Return whether JSON has more values than allowed, without decoding it.
 
-    What stands in strings, which may be the sender's text, is not counted.
+    The content of strings, which may be the sender's text, is not counted.
     """
-    # Each value that is counted has a byte of its own.
+    # Each counted value has a byte of its own.
     if len(data) <= MAX_VALUES or _count(data) <= MAX_VALUES:
         return False
-    # The first quote of a string is no escaped one; a value has at most a name beside it.
+    # The first quote of a string isn't escaped; a value has at most a name beside it.
     quotes = data.count(b'"') - data.count(b'\\"')
     return quotes > 4 * MAX_VALUES or _count(_STRING.sub(b"", data)) > MAX_VALUES
 
 
 def _has_long_number(data: bytes) -> bool:
-    """Whether JSON has a number that takes long to read; what stands in strings is none."""
+    """Return whether JSON has a number that is slow to parse, outside of strings."""
     if _ZEROS not in data.translate(_ALL_ZEROS):
         return False
     return _ZEROS in _STRING.sub(b"", data).translate(_ALL_ZEROS)
@@ -243,7 +241,7 @@ def _count(data: bytes) -> int:
 
 
 def _may_repeat(text: str, milter: object) -> bool:
-    """Whether a name of the milter's part stands somewhere else as well."""
+    """Return whether a name of the milter's part may occur a second time."""
     if not isinstance(milter, dict):
         return False
     names = list(milter)
@@ -252,7 +250,7 @@ def _may_repeat(text: str, milter: object) -> bool:
             names += headers
     if len(names) * len(text) > _SEARCHED:
         return True
-    # One that is written with escapes isn't found: it may be there any number of times.
+    # A name with escapes isn't found, and may occur any number of times.
     return any(text.count(f'"{name}"') != 1 for name in names)
 
 
@@ -280,14 +278,14 @@ def _taken(said: dict[str, object], action: str) -> Reply:
 
 
 def _text_of(reply: Reply) -> int:
-    """The characters of all headers that are to be added."""
+    """Return the number of characters of all headers to add."""
     added = sum(len(each.name) + len(each.value) for each in reply.additions)
     marks = sum(len(name) + len(value) for name, value in reply.spam_headers)
     return added + marks + sum(map(len, reply.dkim))
 
 
 def _bound(what: str, count: int, most: int = MAX_EDITS) -> None:
-    """Law 3: so many there are."""
+    """Raise ReplyError for more than `most` edits (*Bounded*)."""
     if count > most:
         raise ReplyError(f"{what}: more than {most}")
 
@@ -394,7 +392,7 @@ def _take_no_action(reply: Reply, value: object) -> None:
 
 
 def _take_spam_header(reply: Reply, value: object) -> None:
-    # The documentation takes a string for the field's name, the daemon's own code for its value.
+    # A string is the field's name according to the documentation, its value in the daemon's code.
     members = _members(value)
     marks = [("", value)] if members is None else list(members)
     _bound("spam_header", len(marks))
@@ -426,25 +424,25 @@ def _pairs(reply: Reply, what: str, value: object) -> Iterable[tuple[str, object
 
 
 def _members(value: object) -> Iterable[tuple[str, object]] | None:
-    """The names and values of an object, however it was read; None if it is none."""
+    """Return the members of an object, decoded in either way; None if it isn't an object."""
     if isinstance(value, dict):
         return value.items()
     return value if isinstance(value, tuple) else None
 
 
 def _text(said: dict[str, object], name: str) -> str:
-    """The value of that name if it is a string, else an empty one."""
+    """Return the value of a name if it is a string, else ""."""
     value = said.get(name)
     return value if isinstance(value, str) else ""
 
 
 def _elements(value: object) -> list[object]:
-    """The elements of an array; a value that stands alone."""
+    """Return the elements of an array, or a single value as one element."""
     return value if isinstance(value, list) else [value]
 
 
 def _number(value: object) -> float | None:
-    """A finite number."""
+    """Return a finite number, or None."""
     if type(value) is float and value - value == 0:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -457,6 +455,6 @@ def _number(value: object) -> float | None:
 
 
 def _integer(value: object) -> int | None:
-    """A whole number; Lua's 1 may come as 1.0."""
+    """Return a whole number, or None; Lua's 1 may arrive as 1.0."""
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None

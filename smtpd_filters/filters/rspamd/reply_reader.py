@@ -1,10 +1,10 @@
-"""A reply of rspamd as it comes: its JSON within bounds, a new body straight into the spool.
+"""The reader of Rspamd's replies: it collects the JSON up to a limit and spools a new body.
 
 Invariants
 ----------
-*Bounded*: of all replies that are read at a time, JSON takes at most `SMALL` bytes each, or
-`MAX_JSON` for the `LARGE` ones that may be larger; of a new body a piece is in memory.
-*Nothing left*: a new body that comes to nothing is discarded.
+*Bounded*: the JSON of all replies being read takes at most `SMALL` bytes each, or `MAX_JSON` for
+`LARGE` of them; only one piece of a new body is in memory.
+*Nothing left*: the new body of a failed reply is discarded.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Body
 
-#: Bytes of JSON beyond which a reply is one of the large ones, and how many of these there are at a
-#: time: each takes ten times its size while it is parsed.
+#: Bytes of JSON above which a reply is large, and how many large replies are read at a time:
+#: parsing one takes ten times its size in memory.
 SMALL = 64 << 10
 LARGE = 2
-#: Bytes of JSON whose parsing is a unit of work (`pace`), and what a piece of a new body costs.
+#: Bytes of JSON parsed per unit of work (`pace`), and the units for a piece of a new body.
 _PER_UNIT, _PIECE = 100, 50
 OVERSIZED = "oversized reply"
 
 
 class Intake:
-    """Reads replies; one for all messages of a filter."""
+    """The reader of replies; one for all messages of a filter."""
 
     def __init__(self, codec: Codec | None) -> None:
         self._codec = codec
         self._large = asyncio.Semaphore(LARGE)
 
     async def read(self, response: Response, new_body: Callable[[], Body], limit: int) -> Reply:
-        """What the daemon says; `limit` is how many bytes its reply may have without a coding.
+        """Return the daemon's reply; `limit` is how many bytes it may have when decompressed.
 
-        Raises BadReplyError if that is no verdict, and NotKeptError.
+        Raises BadReplyError for an invalid reply, and NotKeptError if the spool fails.
         """
         try:
             where = response.headers.get("Message-Offset")
@@ -61,7 +61,7 @@ class Intake:
             raise NotKeptError(str(error)) from None
 
     def _plain(self, response: Response, limit: int) -> AsyncIterator[bytes] | None:
-        """The content without its coding; None if it has none."""
+        """Return the decompressed content; None if it isn't compressed."""
         coding = response.headers.get("Compression") or response.headers.get("Content-Encoding")
         if not coding:
             return None
@@ -91,14 +91,14 @@ class Intake:
 
 
 async def _paced(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Pieces that are more than what came: each is a piece of work."""
+    """Yield decompressed pieces, which are larger than those received, each at the pace."""
     async for piece in pieces:
         await pace().admit(_PIECE + len(piece) // _PER_UNIT)
         yield piece
 
 
 class _Parts:
-    """The JSON and the new body; `end` is where the first ends, None if it is all."""
+    """The JSON and the new body; `end` is the offset of the body, None without one."""
 
     __slots__ = ("_end", "_new_body", "body", "json", "size")
 
@@ -111,7 +111,7 @@ class _Parts:
         self.body: Body | None = None
 
     def take(self, piece: bytes) -> None:
-        """Take the next piece.  Raises ReplyError and SpoolError."""
+        """Add the next piece. Raises ReplyError and SpoolError."""
         if self.body is None:
             head = piece if self._end is None else piece[: self._end - self.size]
             self.json.append(head)
@@ -124,20 +124,20 @@ class _Parts:
             self.body.write(piece)
 
     def close(self) -> None:
-        """There is no more.  Raises ReplyError and SpoolError."""
+        """Finish, after the last piece. Raises ReplyError and SpoolError."""
         _check(self._end, self.size)
         if self._end is not None:
             self.body = self.body or self._new_body()
             self.body.close()
 
     def discard(self) -> None:
-        """Free the new body."""
+        """Discard the new body, if any."""
         if self.body is not None:
             self.body.discard()
 
 
 def _check(end: int | None, size: int) -> None:
-    """Whether the JSON of a reply of so many bytes ends within it, and is not too large."""
+    """Raise ReplyError if the JSON doesn't end within `size` bytes, or is too large."""
     if end is not None and end > size:
         raise ReplyError("message offset outside of the reply")
     if (size if end is None else end) > MAX_JSON:

@@ -1,15 +1,17 @@
-"""What rspamd is told of a message beside the message: the header of the HTTP request.
+"""The header of the HTTP request to Rspamd: the facts about a message beside the message itself.
 
-The law:
-1. Every fact that smtpd knows and the daemon understands is told. What is not known is left out:
-   to the daemon an empty value is a value.
-2. What a client said (its greeting, user and addresses) is hostile text. No value can end its
-   line, start another field, name a second recipient, or be longer than the daemon reads.
-3. What the daemon relies on is only told when it is sure: a name of the client that leads back to
-   its address, a user who has authenticated.
+Names of fields are those of Rspamd's protocol for `/checkv2`. The request has the flag of a milter:
+then header values in the reply are folded with line feeds, and a new text is the body without the
+header.
 
-How it works. Names are those of rspamd's protocol for ``/checkv2``. The request is one of a milter:
-then header values come with line feeds, and a new text is the body without the header.
+Invariants
+----------
+*Unknown is absent*: every fact that smtpd reports and the daemon understands is sent. An unknown
+fact is left out, since the daemon treats an empty value as a value.
+*Client text is hostile*: no greeting, user name or address can end its line, start another field,
+add a recipient, or be longer than the daemon accepts.
+*Verified only*: a fact that the daemon trusts is sent only if it is verified: the client's name if
+it resolves back to its address, the user if authenticated.
 """
 
 from __future__ import annotations
@@ -22,32 +24,34 @@ if TYPE_CHECKING:
 
     from smtpd_filters.session import Session
 
-# RFC 5321, 4.5.3.1.3: a path has at most 256 octets; smtpd takes lines of 2 KiB (SMTP_LINE_MAX of
-# its 0.6 protocol), and RFC 4954, 4 user names as long as a line of base64 can hold.
+# RFC 5321 section 4.5.3.1.3: a path has at most 256 octets; smtpd accepts lines of 2 KiB
+# (SMTP_LINE_MAX of its 0.6 protocol); RFC 4954 section 4 allows user names as long as a line of
+# base64.
 MAX_VALUE = 1024
-# The parser of rspamd's HTTP server resets the connection at 80 KiB of header. smtpd takes 1,000
-# recipients of a message by default, which can be more than that.
+# The parser of Rspamd's HTTP server resets the connection at 80 KiB of header. smtpd accepts 1,000
+# recipients of a message by default, which can be larger.
 MAX_RECIPIENTS = 60 << 10
-# smtpd submits what sendmail(8) is given by its socket; the daemon signs for this address.
+# sendmail(8) submits mail over smtpd's socket; the daemon signs mail from this address.
 LOCAL_ADDRESS = "127.0.0.1"
 _FLAGS = "milter,body_block"
-# Controls, line and paragraph separators: none is a part of an address or a name. DEL to U+009F
-# are the C1 controls, which as UTF-8 are no bytes of a field value (RFC 9110, 5.5) to some readers.
+# Control characters, line and paragraph separators: none is valid in an address or a name. DEL to
+# U+009F are the C1 controls, whose UTF-8 some readers reject in a field value (RFC 9110 section
+# 5.5).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# What has none of RFC 5322's specials (3.2.3) but the dot.
+# Text without RFC 5322's specials (section 3.2.3) other than the dot.
 _PLAIN = re.compile(r'[^ ()<>\[\]:;@\\,"]*')
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class Facts:
-    """What is the same for each message.
+    """The facts that are the same for each message.
 
-    `authserv_id` is the name by which results are signed, "" for smtpd's own.
+    `authserv_id` is the name in Authentication-Results, "" for smtpd's own.
     """
 
     __slots__ = ("authserv_id", "deliver_to", "own")
 
-    def __init__(  # noqa: PLR0913  # an option each
+    def __init__(  # noqa: PLR0913  # one for each option
         self,
         *,
         settings_id: str = "",
@@ -72,11 +76,11 @@ class Facts:
 
 
 def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[str, str]], int]:
-    """The fields of the request, and how many recipients there was no room for.
+    """Return the fields of the request, and how many recipients were left out as too many.
 
-    `admd` is smtpd's authserv-id. The session has its reports up to the message's.
+    `admd` is smtpd's authserv-id. The session has had all reports before the message.
     """
-    # smtpd completes addresses by the name of the listener: `addresses.mailbox`.
+    # smtpd completes addresses with the name of the listener: `addresses.mailbox`.
     own = session.server_name or admd
     told = list(facts.own)
     told.append(("IP", _address(session)))
@@ -96,22 +100,22 @@ def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[s
             told.append(("From", path(session.tx.sender, own)))
         recipients, left_out = _recipients(session.tx.recipients, own)
         if facts.deliver_to and len(session.tx.recipients) == 1:
-            # Of several the daemon could take but one, and that for all.
+            # The daemon would use one of several for all recipients.
             told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], own))))
         told += recipients
     return [(name, value) for name, value in told if value], left_out
 
 
 def safe(text: str) -> str:
-    """Any text as the value of a field: one line without controls, of bounded length.
+    """Return text as the value of a field: one line without control characters, of limited length.
 
-    What is no UTF-8 becomes U+FFFD, any control "?". White space at its ends, which is none of the
-    value's (RFC 9110, 5.5), goes.
+    Invalid UTF-8 becomes U+FFFD, a control character "?". White space at the ends is removed, since
+    it isn't part of a value (RFC 9110 section 5.5).
     """
     if not text.isascii():
         try:
             text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        except UnicodeEncodeError:  # surrogates that stand for no byte, which smtpd cannot send
+        except UnicodeEncodeError:  # surrogates without a byte, which smtpd cannot send
             text = text.encode("ascii", "replace").decode()
     if not text.isprintable():
         text = _UNSAFE.sub("?", text)
@@ -119,10 +123,11 @@ def safe(text: str) -> str:
 
 
 def mailbox(address: str, own: str = "") -> str:
-    """An address as smtpd takes it: without relays in front, with its own name if it has no domain.
+    """Return an address as smtpd uses it: without a source route, with a domain (`own` by default).
 
-    RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
-    the source route specification". Of a route with a comma the daemon would make another address.
+    RFC 5321 section 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip
+    off the source route specification". The daemon would parse a route with a comma as several
+    addresses.
     """
     if address.startswith("@"):
         return address.partition(":")[2] or address
@@ -130,10 +135,10 @@ def mailbox(address: str, own: str = "") -> str:
 
 
 def path(address: str, own: str = "") -> str:
-    """An address in its angle brackets, which the daemon takes for one address.
+    """Return an address in angle brackets that the daemon parses as one address.
 
-    smtpd takes a:b@example.org; RFC 5321, 4.1.2 wants such a local part in quotes, and so does the
-    daemon. Outside of quotes it would take a comma for the end of one address of several.
+    smtpd accepts a:b@example.org; RFC 5321 section 4.1.2 requires quotes around such a local part,
+    and so does the daemon. It would parse a comma outside of quotes as a separator of addresses.
     """
     clean = safe(mailbox(address, own)).replace("<", "?").replace(">", "?")
     local, at, domain = clean.rpartition("@") if "@" in clean else (clean, "", "")
@@ -146,15 +151,14 @@ def path(address: str, own: str = "") -> str:
 def _address(session: Session) -> str:
     if session.by_socket:
         return LOCAL_ADDRESS
-    # A zone index (fe80::1%em0) is of no use elsewhere.
+    # A zone index (fe80::1%em0) is meaningless on other machines.
     return safe(session.address or "").partition("%")[0]
 
 
 def _hostname(session: Session) -> str:
-    """The name of the client, if it is its own.
+    """Return the client's name if it resolves back to its address, or "".
 
-    A milter's MTA calls a client "unknown" whose name does not lead back to its address; the
-    daemon believes the names that it is told.
+    The daemon trusts this name; a milter's MTA sends "unknown" for an unverified one.
     """
     if session.by_socket:
         return "localhost"
