@@ -1,12 +1,12 @@
-"""filter-chain: several filters in one process, as a file declares them.
+"""filter-chain: the program that runs several filters in one process, as a file declares them.
 
 Invariants
 ----------
-BEFORE-READY: an error in the file ends the process before `register|ready`, as with an executable
-of one filter.
-CHECK: `--check` reports every error of the file that would keep smtpd from starting, as the user
-that smtpd runs filters as, and has the exit status of `smtpd -n`.
-LEAN: only the modules that the chain's filters need are loaded.
+*Before ready*: an error in the file ends the process before `register|ready`, as in the executable
+of a single filter.
+*Check*: `--check` reports every error of the file that would prevent smtpd from starting, as the
+user that smtpd runs filters as, and exits with the status of `smtpd -n`.
+*Lean*: only the modules that the chain's filters need are loaded.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from .chain_file import Declared
 
 PROG = "filter-chain"
-#: Where the file is by default: beside smtpd.conf on OpenBSD, FreeBSD and Debian.
+#: The default paths of the file: beside smtpd.conf on OpenBSD, FreeBSD and Debian.
 PLACES = (
     "/etc/mail/smtpd-filters.toml",
     "/usr/local/etc/mail/smtpd-filters.toml",
     "/etc/smtpd-filters.toml",
 )
-#: Exit statuses of `--check`, as of smtpd -n.
+#: The exit statuses of `--check`, as of `smtpd -n`.
 FINE, FAULTY = 0, 1
 
 
@@ -95,7 +95,7 @@ class Common(Settings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The executable filter-chain."""
+    """Run the executable filter-chain."""
     try:
         own, common = parse_flags(
             Options,
@@ -117,7 +117,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     name = file.chain(own.chain)
     process = file.process(name)
     return serve_chain(
-        # Modules of the operator's own are loaded when nothing they print can get to smtpd.
+        # Load the operator's own modules only after stdout is replaced: smtpd must not get prints.
         lambda log: _ready(file.declared(name), log),
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
@@ -126,7 +126,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
 
 
 def _place() -> str:
-    """Find the file without --config; ConfigError if there is none."""
+    """Return the path of the file without --config; raise ConfigError if there is none."""
     for path in PLACES:
         if os.path.lexists(path):  # a dangling link is an error of its own
             return path
@@ -144,7 +144,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     except SystemExit:
         raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
     except ConfigError as error:
-        # A filter names its flags; in the file they are keys.
+        # The filter's error names flags; in the file they are keys.
         said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
         raise ConfigError(f"{declared.where}: {said}") from None
 
@@ -153,7 +153,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
 
 
 def check(own: Options) -> int:
-    """Report each error of the file in a line, or that there is none.  Returns the exit status."""
+    """Print each error of the file in one line, or that there is none; return the exit status."""
     _become(own.user)
     faults = 0
     checked: list[str] = []
@@ -162,7 +162,7 @@ def check(own: Options) -> int:
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
-        # As in root's home, where pip and pipx may have put it for root.
+        # For example in root's home, where root's pip or pipx has installed it.
         raise ConfigError(
             f"the user {user_name()} can't read the Python that this is run by, {sys.executable}, "
             f"or its modules ({error}), and so smtpd can't run it either"
@@ -174,7 +174,7 @@ def check(own: Options) -> int:
 
 
 def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
-    """Find every error; the file and the names of its filters are added to `checked`."""
+    """Yield every error; add the path and the names of the filters to `checked`."""
     try:
         file = ChainFile.read(own.config or _place())
         chains = [file.chain(own.chain)] if own.chain else file.chains
@@ -205,7 +205,7 @@ def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
 def _try(
     file: ChainFile, name: str, chain: str, ready: dict[str, Ready | None]
 ) -> Iterator[ConfigError]:
-    """Set a filter up, once."""
+    """Set a filter up once, and yield its errors."""
     if name in ready:
         return
     ready[name] = None
@@ -221,7 +221,7 @@ def _become(name: str) -> None:
         if name:
             raise ConfigError("--user: only root may become another")
         return
-    from .accounts import UnknownError, filters_user  # only for this
+    from .accounts import UnknownError, filters_user  # needed with --check only
 
     try:
         filters_user(name).enter()

@@ -1,17 +1,17 @@
-"""smtpd-filters.toml(5): filters with their settings, and the chains that they form.
+"""The parser of smtpd-filters.toml(5): filters with their settings, and chains of filters.
+
+A filter is declared by a table `[filter.NAME]`, whose keys are its flags without the dashes; a
+filter with default settings needs no table. `use` is the filter's class if NAME isn't the name of a
+filter: the name of an executable without `filter-`; an importable `MODULE:CLASS`; or `PATH:CLASS`.
 
 Invariants
 ----------
-ONE-LINE: an error is a ConfigError of one line that names the file, the table and the key, and the
-nearest known name for an unknown one; for invalid TOML, the line and the column.
-TRUSTED: the file decides which code runs. It is read only if nobody but root and the user that
-reads it can have written it; the same holds for a file with a filter of the operator's own. smtpd
-demands as much of its files with secrets.
-LEAN: only the modules and the tables of a chain's own filters are loaded.
-
-A filter is declared by a table `[filter.NAME]`, whose keys are its flags without their dashes; one
-that a chain names needs no table if its defaults will do. `use` says which filter it is, where NAME
-doesn't: a name, as of an executable without `filter-`; `MODULE:CLASS`, importable; or `PATH:CLASS`.
+*One line*: an error is a ConfigError of one line that names the file, the table and the key, and
+suggests the closest known name for an unknown one; for invalid TOML, the line and the column.
+*Trusted*: the file decides which code runs. It is read only if no user but root and the current
+user can have written it; the same holds for a file with the operator's own filter. smtpd requires
+the same of its files with secrets.
+*Lean*: only the modules and the tables of a chain's own filters are loaded.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
 
     Table = Mapping[str, Any]
 
-#: The beginning of a row, up to its value or the first of several.
+#: The start of an assignment, up to its value or the first element of an array.
 _ASSIGNMENT = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=\s*(?P<array>\[\s*)?")
-#: The name of a table in its row.
+#: The header of a table.
 _HEADER = re.compile(r"\s*(\[[^\[\]]*\])")
-#: What begins neither a string nor an array nor a table.
+#: A character that starts neither a string nor an array nor a table.
 _BARE = re.compile(r"""[^\s"'\[\]{}#,]""")
 _SWITCHES = {"yes": "true", "on": "true", "true": "true"}
 _SWITCHES |= dict.fromkeys(("no", "off", "false"), "false")
-#: Keys of a filter's table that are no settings of the filter.
+#: The key of a filter's table that isn't a setting of the filter.
 USE = "use"
 
 
@@ -74,9 +74,9 @@ class Declared:
     def __init__(
         self, name: str, table: Table | None, where: str, others: Iterable[str] = ()
     ) -> None:
-        """Parse its table, for which its module and its tables are loaded.
+        """Parse the filter's table; this loads its module and its tables.
 
-        `others` are further names to suggest for an unknown one.  Raises ConfigError.
+        `others` are additional names to suggest for an unknown one. Raises ConfigError.
         """
         self.name = name
         alone = table is None
@@ -102,14 +102,14 @@ class Declared:
         wrong: list[ConfigError] = []
         #: Its own settings.
         self.own: Settings
-        #: Those that every filter has.
+        #: The settings that every filter has.
         self.policy: PolicySettings
         try:
             self.own = from_mapping(self.kind.Options, keys, where, beside=[policy])
         except ConfigError as error:
             wrong.append(error)
         try:
-            # Unknown keys have been reported.
+            # Unknown keys are reported already.
             known = {key: value for key, value in keys.items() if key in _keys_of(policy)}
             self.policy = from_mapping(policy, known, where)
         except ConfigError as error:
@@ -118,23 +118,23 @@ class Declared:
             raise first_of(wrong)
 
     def make(self) -> Filter:
-        """Make the filter, under the name that it has in the file."""
+        """Return the filter, with its name in the file."""
         filter_ = self.kind(self.own)
         filter_.name = self.name
         return filter_
 
 
 class ChainFile:
-    """A file that has been read. Of its tables only the types have been checked."""
+    """A parsed file, whose tables have the right types but are not checked further."""
 
     def __init__(self, path: str, content: str) -> None:
-        """Raises ConfigError if the content isn't TOML, or isn't a file of this kind."""
-        import tomllib  # --help does without
+        """Parse the content; raise ConfigError if it is invalid."""
+        import tomllib  # start-up time of --help
 
         self.path = path
         try:
             top = tomllib.loads(content)
-        except ValueError as error:  # TOMLDecodeError is one; some numbers are too long for Python
+        except ValueError as error:  # TOMLDecodeError, or a number too long for Python
             raise ConfigError(_placed(path, content, printable(str(error)))) from None
         except RecursionError:
             raise ConfigError(f"{path}: nested too deeply") from None
@@ -153,7 +153,7 @@ class ChainFile:
 
     @classmethod
     def read(cls, path: str) -> ChainFile:
-        """Read a file; ConfigError if that fails, or others could have written it (TRUSTED)."""
+        """Read and parse a file; raise ConfigError if that fails or it isn't *Trusted*."""
         try:
             return cls(path, read_safely(path).removeprefix(MARK).decode())
         except UnicodeDecodeError as error:
@@ -166,7 +166,7 @@ class ChainFile:
         return list(self._chains)
 
     def chain(self, name: str) -> str:
-        """Give the full name of a chain: "" stands for the only one."""
+        """Return the name of a chain, by default of the only one; raise ConfigError if unknown."""
         if not name:
             if len(self._chains) > 1:
                 known = ", ".join(map(printable, self._chains))
@@ -182,7 +182,7 @@ class ChainFile:
         )
 
     def process(self, name: str) -> ChainSettings:
-        """The settings of a chain and its process: those of its table, and of the file."""
+        """Return the settings of a chain and its process, from its table and the file's top."""
         where = f"{self.path}: [chain.{printable(name)}]"
         table = self._chains[name]
         chain = from_mapping(ChainSettings, table, where)
@@ -202,11 +202,11 @@ class ChainFile:
 
     @property
     def filters(self) -> list[str]:
-        """The names of the filters that have a table."""
+        """The names of the filters with a table."""
         return list(self._filters)
 
     def filter(self, name: str, chain: str) -> Declared:
-        """Parse a filter; without a table of its own it is named by `chain`."""
+        """Parse a filter; `chain` is the chain that names it, for errors if it has no table."""
         table = self._filters.get(name)
         if table is None:
             where = f"{self.path}: [chain.{printable(chain)}]: filters"
@@ -217,7 +217,7 @@ class ChainFile:
         return Declared(name, table, where)
 
     def _tables(self, top: Table, kind: str) -> dict[str, Table]:
-        """The tables `[KIND.NAME]`."""
+        """Return the tables `[KIND.NAME]`."""
         found = top.get(kind, {})
         if isinstance(found, dict):
             for name, table in found.items():
@@ -231,7 +231,7 @@ class ChainFile:
 
 
 def _placed(path: str, content: str, said: str) -> str:
-    """Move the place that tomllib appends, "(at line 3, column 5)", to the front."""
+    """Move the position that tomllib appends, "(at line 3, column 5)", to the front."""
     reason, _, place = said.rpartition(" (at ")
     if place == "end of document)":
         return f"{path}:{content.count(chr(10)) + 1}: {reason}"
@@ -243,9 +243,9 @@ def _placed(path: str, content: str, said: str) -> str:
 
 
 def _explained(reason: str, row: str, column: int) -> str:
-    """Explain the error in a row: tomllib's reason, unless quotes are missing.
+    """Return the reason of an error: tomllib's text, unless quotes are missing.
 
-    The value is not repeated, for it may be a secret.
+    The value is left out, since it may be a secret.
     """
     if reason.startswith("Cannot declare ") and (header := _HEADER.match(row)):
         return f"{header[1]} is there twice"
@@ -275,7 +275,7 @@ def _process_keys() -> list[str]:
 
 
 def _refuse_misplaced(keys: Table, own: type[Settings], where: str) -> None:
-    """Refuse keys of the process in a filter's table."""
+    """Raise ConfigError for keys of the process in a filter's table."""
     known = {declared.key for declared in own.options.values()}
     for key in _process_keys():
         if key in keys and key not in known:

@@ -1,12 +1,13 @@
-"""Find the filter that a configuration file names; load code of the operator's own.
+"""The loader of filter classes by the `use` of a chain file, including the operator's own code.
+
+A name is that of a filter of this package, or of an entry point of another distribution in the
+group `smtpd_filters.filters`.
 
 Invariants
 ----------
-NAMES: a name is one of this package's filters, or one that another distribution has in its entry
-points of the group `smtpd_filters.filters`.
-TRUSTED: a file is executed, or decides what is executed, only if nobody but root and the user that
-reads it can have written it.  smtpd demands the same of its files with secrets.
-ONCE: a file is read once; the content that was checked is what runs.
+*Trusted*: a file is executed, or decides what is executed, only if no user but root and the current
+user can have written it. smtpd requires the same of its files with secrets.
+*Read once*: the content of a file that was checked is the content that runs.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ BUILT_IN = "smtpd_filters.filters"
 
 
 def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
-    """Find a filter's class: `NAME`, `MODULE:CLASS`, `PATH` or `PATH:CLASS`.
+    """Return a filter's class by `NAME`, `MODULE:CLASS`, `PATH` or `PATH:CLASS`.
 
-    Raises ConfigError with the nearest known name, `others` among them, for one that isn't known,
-    and for whatever goes wrong when a module is loaded.
+    Raises ConfigError for an unknown name, with the closest known one, `others` included, and for
+    any failure of loading a module.
     """
     try:
         if "/" in used:
@@ -48,25 +49,25 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
         raise
     except ImportError as error:
         raise ConfigError(f"{printable(used)}: {' '.join(str(error).split())}") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may raise anything
         raise ConfigError(f"{printable(used)}: {fold_traceback(error)}") from None
 
 
 def _named(name: str, others: Iterable[str]) -> type[Filter]:
     module = f"{BUILT_IN}.{name.replace('-', '_')}"
-    homes = (module, f"{module}.policy")  # that of a package
+    homes = (module, f"{module}.policy")  # that of a package's policy
     if name.replace("-", "").isalnum():
         try:
             values = vars(import_module(module)).values()
         except ModuleNotFoundError as error:
             if error.name != module:
-                raise  # one that it needs
+                raise  # a module that it imports is missing
         else:
-            # The first one; further ones of the same name are its variants.
+            # The first class; further ones with the same name are variants of it.
             for value in values:
                 if _is_filter(value) and value.name == name and value.__module__ in homes:
                     return value
-    from importlib.metadata import entry_points  # these take long to load
+    from importlib.metadata import entry_points  # start-up time
 
     from .listing import GROUP, discover
 
@@ -83,18 +84,18 @@ def _of_file(used: str) -> type[Filter]:
     path, colon, name = used.rpartition(":")
     if not colon or not name.isidentifier():
         path, name = used, ""
-    if not os.path.isabs(path):  # noqa: PTH117  # pathlib costs start-up
+    if not os.path.isabs(path):  # noqa: PTH117  # start-up time
         raise ConfigError(f"{printable(path)}: not an absolute path")
     module = type(sys)(path)
     module.__file__ = path
     code = compile(read_safely(path), path, "exec")
-    sys.modules[path] = module  # where what it defines is looked for, as by dataclasses
-    exec(code, vars(module))  # noqa: S102  # TRUSTED
+    sys.modules[path] = module  # dataclasses and others look a class's module up
+    exec(code, vars(module))  # noqa: S102  # Trusted
     return _class_of(module, name)
 
 
 def _class_of(module: ModuleType, name: str) -> type[Filter]:
-    """The class of that name; "" is the only filter that a module defines."""
+    """Return a module's class by name, by default the only filter that the module defines."""
     shown = printable(module.__name__)
     if name:
         found = getattr(module, name, None)
@@ -119,12 +120,9 @@ def _is_filter(value: object) -> TypeGuard[type[Filter]]:
 
 
 def read_safely(path: str) -> bytes:
-    """Read a file that decides what code runs.
-
-    ConfigError if that fails, or others could have written it (TRUSTED).
-    """
+    """Read a file that decides what code runs; raise ConfigError if it fails or isn't *Trusted*."""
     try:
-        # To open a FIFO without a writer would wait for one.
+        # Without O_NONBLOCK opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _refuse_others(path, descriptor)
@@ -148,6 +146,6 @@ def _refuse_others(path: str, descriptor: int) -> None:
         raise ConfigError(f"{path}: not only its owner may write to it: chmod go-w {path}")
     folder = os.path.dirname(path) or "."  # noqa: PTH120  # as above
     mode = os.stat(folder).st_mode  # noqa: PTH116  # as above
-    # In a sticky one only owners replace files.
+    # In a sticky directory only owners can replace files.
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise ConfigError(f"{path}: everybody may write to its folder: chmod o-w {folder}")

@@ -1,13 +1,13 @@
-"""A client of Rspamd's controller that has messages learned.
+"""A client of Rspamd's controller that sends messages to learn.
+
+No HTTP library is loaded: that would take longer than learning a message. Requests are HTTP/1.0,
+which is enough: the controller closes each connection after a reply, whatever the request asks for.
 
 Invariants
 ----------
-CONFIRMED: a message counts as learned only if the controller confirms it, or that there is nothing
-to learn; otherwise `Refused` is raised with an exit status of sysexits(3).
-NO-LIBRARY: no HTTP library is loaded, which would take longer than learning a message. Requests are
-the simplest of HTTP, which is all that the controller supports: it closes each connection after a
-reply, whatever the request asks for.
-BOUNDED: each wait and each reply has a limit.
+*Confirmed*: a message counts as learned or skipped only if the controller confirms that; otherwise
+`Refused` is raised with an exit status of sysexits(3).
+*Bounded*: each wait and each reply has a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # sysexits(3).
 DATAERR, TEMPFAIL, NOPERM = 65, 75, 77
-#: Where the controller listens by default.
+#: The controller's default port.
 PORT = 11334
 #: Characters of a reply that are shown.
 _SHOWN = 150
@@ -40,15 +40,14 @@ _URL = re.compile(
 )
 # The status may have one digit: see `NO_REDIS`.
 _HEAD = re.compile(rb"HTTP/1\.[0-9] ([0-9]{1,3})\b ?([^\0\r\n]*)[^\0]*?\r?\n\r?\n")
-#: Added to the reply of a controller that has lost its Redis, which misleads: version 3.4 replies
-#: 404 and "already learned" if the socket of its Redis is missing, and status 1 if nothing listens
-#: where it should.
+#: Added to the misleading reply of a controller without its Redis: version 3.4 replies 404 and
+#: "already learned" if the socket of its Redis is missing, and status 1 if nothing listens there.
 NO_REDIS = "rspamd probably can't reach its Redis: see its log"
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
 
 
 class Refused(Exception):  # noqa: N818  # of one message
-    """A message that wasn't learned, with the exit status that it calls for."""
+    """A message wasn't learned; the text is the cause, `status` the exit status."""
 
     def __init__(self, cause: str, status: int = TEMPFAIL) -> None:
         super().__init__(cause)
@@ -56,14 +55,14 @@ class Refused(Exception):  # noqa: N818  # of one message
 
 
 class Unreachable(Refused):
-    """There was no reply."""
+    """The controller didn't reply."""
 
 
 class Controller:
     """Rspamd's controller: its address, and the fields of each request."""
 
     def __init__(self, url: str, kind: str, *, password: str, user: str, timeout: float) -> None:
-        """Raises ConfigError for an invalid URL, and for a value that no header can hold."""
+        """Raise ConfigError for an invalid URL, or a control character in another value."""
         self._timeout = timeout
         self._url = url
         self._path = url.removeprefix("unix:") if url.startswith(("/", "unix:/")) else ""
@@ -79,7 +78,7 @@ class Controller:
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode("utf-8", "surrogateescape")
 
     def learn(self, mail: Mail) -> str:
-        """Have a message learned.  Returns the result; raises Refused, OSError or Gone."""
+        """Send a message to learn; return the result. Raises Refused, OSError or Gone."""
         file, size = mail.open()
         with file:
             if not size:
@@ -93,7 +92,7 @@ class Controller:
         if status == 208:
             return "known"
         if status == 204:
-            # It has too few words, or is what the classifier would have said anyway.
+            # The message has too few words, or the classifier's result is certain already.
             return "skipped"
         cause = f"status {status}: {text}"
         if status in (401, 403):
@@ -109,7 +108,7 @@ class Controller:
                     connection.sendall(self._head + b"%d\r\n\r\n" % size)
                     sent = connection.sendfile(file, count=size)
                 except (BrokenPipeError, ConnectionResetError):
-                    # It has replied before the end: no password, or too much.
+                    # The controller replied before the end: wrong password, or too large.
                     sent = size
                 if sent != size:
                     raise Refused("the file got shorter")
@@ -145,7 +144,7 @@ class Controller:
 
 
 def _endpoint(url: str) -> tuple[str, str, int, str]:
-    """The authority of a URL, its host, its port, and the prefix of its paths."""
+    """Return a URL's authority, host, port and path prefix; raise ConfigError if it is invalid."""
     wrong = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
     if not url.isprintable() or " " in url:
         raise ConfigError(wrong)
@@ -157,7 +156,7 @@ def _endpoint(url: str) -> tuple[str, str, int, str]:
     port = int(found["port"] or (443 if found["tls"] else PORT))
     host = found["host"].strip("[]")
     try:
-        # As the resolver is going to: RFC 1035 section 2.3.4, a label has 1 to 63 octets.
+        # As the resolver does later: RFC 1035 section 2.3.4, a label has 1 to 63 octets.
         host.encode("idna")
     except UnicodeError:
         raise ConfigError(wrong) from None
@@ -165,9 +164,9 @@ def _endpoint(url: str) -> tuple[str, str, int, str]:
 
 
 def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
-    """The status and the content of a reply, all of which is there at the deadline.
+    """Return the status and the content of a reply, read until the deadline.
 
-    Raises EOFError if there is none.
+    Raises EOFError if the connection ends without a reply.
     """
 
     def receive() -> bytes:
@@ -191,5 +190,5 @@ def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
     size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
     while len(said) < size and (piece := receive()):
         said += piece
-    # Without content the reason is all there is.
+    # Without content, use the reason phrase.
     return status, said[:size] or found[2]

@@ -1,17 +1,17 @@
-"""`smtpd-filters learn`: messages given to rspamd's controller to learn from, as spam or as ham.
+"""`smtpd-filters learn`: the training of Rspamd's classifier with messages, as spam or as ham.
+
+`--jobs` threads take messages from one iterator (`mailboxes`), send them to the daemon
+(`controller`) and count the results in one `Tally`.
 
 Invariants
 ----------
-STATUS: the exit status is one of sysexits(3), as sendmail's, so that a caller knows whether to try
-again.
-LEARNED: a message that the daemon has learned before counts as learned, and one that it has nothing
-to learn from as skipped. Every other message that isn't learned is an error.
-QUICK: it starts quickly, since Dovecot runs it for each message that a user moves, and waits.
-BOUNDED: each wait has a time limit, a daemon that doesn't reply isn't asked for every message, and
-an interrupt takes effect at once.
-
-How it works. As many threads as `--jobs` allows take messages from one iterator (`mailboxes`), give
-them to the daemon (`controller`) and count the results in one `Tally`.
+*Status*: the exit status is one of sysexits(3), as sendmail's, so that a caller can decide whether
+to try again.
+*Learned*: a message that the daemon has learned before counts as learned, and a message without
+anything to learn as skipped. Every other message that isn't learned is an error.
+*Quick*: the start is quick, since Dovecot runs this for each message that a user moves, and waits.
+*Bounded*: each wait has a time limit, after a few messages without a reply the run ends, and an
+interrupt takes effect at once.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO, TextIO
 
-# sysexits(3); those of a message are in `controller`.
+# sysexits(3); the statuses for a message are in `controller`.
 OK, USAGE, NOINPUT, CONFIG = 0, 64, 66, 78
-#: Of several, the one that counts: the most urgent first.
+#: The precedence of statuses, the most urgent first.
 _ORDER = (NOPERM, TEMPFAIL, NOINPUT, DATAERR)
-#: How many messages in a row may have no reply before it gives up.
+#: How many messages in a row may have no reply before the run ends.
 PATIENCE = 3
-#: The most jobs; the controller itself has one process.
+#: The maximum of `--jobs`; the controller itself has one process.
 MAX_JOBS = 64
 _BAR = 30
 
 
 class Options(Settings):
-    """Which messages, what they are, and where the controller is."""
+    """The messages, their class, and the controller."""
 
     kind = operand(choice("ham", "spam"), required=True, help="What the messages are.")
     files = operand(
@@ -97,7 +97,7 @@ class Tally:
         self.total = total
         self.counts = dict.fromkeys(("learned", "known", "skipped", "failed"), 0)
         self.statuses: set[int] = set()
-        #: Why it has stopped early, or "".
+        #: Why the run has ended early, or "".
         self.stopped = ""
         self.complaints: list[str] = []
         self._last_cause = ""
@@ -106,7 +106,7 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """How many messages have a result."""
+        """The number of messages with a result."""
         return sum(self.counts.values())
 
     @property
@@ -136,14 +136,14 @@ class Tally:
                 self.stopped = "given up"
 
     def summary(self) -> str:
-        """The counts, in one line."""
+        """Return the counts in one line."""
         learned, known, skipped, failed = self.counts.values()
         text = f"{learned} learned, {known} known already, {skipped} skipped, {failed} not learned"
         return f"{text}; {self.stopped}\n" if self.stopped else f"{text}\n"
 
 
 def run(options: Options, more: list[str]) -> int:
-    """Have messages learned.  Returns an exit status of sysexits(3)."""
+    """Send messages to the controller; return an exit status of sysexits(3)."""
     names = [*options.files, *more]
     try:
         password = _password(options.password_file)
@@ -183,7 +183,7 @@ def _say(text: str) -> None:
 
 
 def _password(name: str | None) -> str:
-    """The first line of the file; OSError if it can't be read."""
+    """Return the first line of the file; raise OSError if it can't be read or is empty."""
     if name is None:
         return ""
     with open(name, "rb") as file:  # noqa: PTH123
@@ -224,7 +224,7 @@ def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> No
     try:
         tally.add(controller.learn(mail))
     except Gone:
-        pass  # moved away or deleted meanwhile
+        pass  # moved or deleted in the meantime
     except Refused as refused:
         unreachable = isinstance(refused, Unreachable)
         tally.fail(mail.name, str(refused), refused.status, unreachable=unreachable)
@@ -250,7 +250,7 @@ def _learn_all(
                 if mail is None:
                     return
                 _learn_one(controller, mail, tally)
-        except BaseException as error:  # noqa: BLE001  # handed to the main thread
+        except BaseException as error:  # noqa: BLE001  # raised in the main thread
             failures.append(error)
             tally.stopped = "given up"
 
@@ -293,7 +293,7 @@ class _Progress(Progress):
         self._tally = tally
 
     def tick(self) -> None:
-        """Update the bar if that is due."""
+        """Print complaints, and update the bar after its interval."""
         if self._tally.complaints:
             self.clear()
             _complain(self._tally)
@@ -302,7 +302,7 @@ class _Progress(Progress):
 
 
 def bar(done: int, total: int | None) -> str:
-    """The progress as a bar."""
+    """Return the progress as a bar."""
     if not total:
         return f"{done} messages"
     done = min(done, total)

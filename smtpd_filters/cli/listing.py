@@ -1,8 +1,7 @@
-"""`smtpd-filters list`: the installed filters, and what they ask of smtpd.
+"""`smtpd-filters list`: the installed filters, and the phases and reports that they register.
 
-A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, or in the module `policy`
-of a package there, or one that another distribution names in its entry points of the group
-``smtpd_filters.filters``.
+A filter is a subclass of `Filter` in a module of `smtpd_filters.filters`, in the module `policy` of
+a package there, or in an entry point of another distribution in the group `smtpd_filters.filters`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 GROUP = "smtpd_filters.filters"
 _ORDER = {name: at for at, name in enumerate([*PHASES, *REPORTS])}
-#: The lines of a message come between `data` and `commit`.
+#: The lines of a message are between `data` and `commit`.
 _ORDER["data-line"] = _ORDER["data"]
 
 
@@ -46,7 +45,7 @@ class Options(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One filter.  ``remark`` says why its registrations are not those of its default flags."""
+    """One filter; `remark` is the reason if these aren't the registrations of its default flags."""
 
     name: str
     executable: str
@@ -72,13 +71,13 @@ def run(options: Options, _rest: list[str]) -> int:
 
 
 def discover() -> tuple[list[type[Filter]], list[str]]:
-    """The filters by name, and a line for each module that can't be loaded."""
+    """Return the filters by name, and a line for each module that can't be loaded."""
     found: dict[str, type[Filter]] = {}
     broken: list[str] = []
     for where, load in _sources():
         try:
             classes = load()
-        except Exception as error:  # noqa: BLE001  # a filter's module may do anything
+        except Exception as error:  # noqa: BLE001  # a filter's module may raise anything
             broken.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
             continue
         for cls in classes:
@@ -95,14 +94,14 @@ def _sources() -> Iterator[tuple[str, Callable[[], list[type[Filter]]]]]:
 
 
 def _of_module(name: str) -> list[type[Filter]]:
-    """The filters that a module defines, or the module `policy` of a package."""
+    """Return the filters defined in a module, or in the module `policy` of a package."""
     values = vars(import_module(name)).values()
     homes = (name, f"{name}.policy")
     return [value for value in values if _is_filter(value) and value.__module__ in homes]
 
 
 def _of_entry(entry: EntryPoint) -> list[type[Filter]]:
-    """The filter that an entry point names."""
+    """Return the filter of an entry point; raise TypeError if it isn't one."""
     cls = entry.load()
     if not _is_filter(cls):
         raise TypeError(f"{cls!r} is no Filter")
@@ -114,8 +113,8 @@ def _is_filter(value: object) -> TypeGuard[type[Filter]]:
 
 
 def describe(cls: type[Filter]) -> Listed:
-    """What a filter registers."""
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # what is set up here never runs
+    """Return what a filter registers."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # the filter never runs
         return _described(cls, Log(fd=nowhere.fileno()))
 
 
@@ -124,7 +123,7 @@ def _described(cls: type[Filter], log: Log) -> Listed:
     try:
         ready = set_up(cls(cls.Options()), log)
     except (ConfigError, TypeError) as error:
-        # A required setting is missing: show every phase and report that it may register.
+        # A required setting is missing: list every phase and report that it may register.
         ready = cls(cls.Options.__new__(cls.Options)), cls.on_error, cls.deadline
         remark = f"all that it may register: {error}"
     chain = make_chain([ready], log)

@@ -1,16 +1,17 @@
-"""Messages in files: one each, mbox files, maildirs, directories.
+"""The reader of messages from files, mbox files, maildirs, directories and pipes.
+
+In an mbox, a separator is a line with the date of RFC 4155 appendix A, or nothing, after `From `;
+it is the first line or follows an empty one. A pipe has one message, whatever its first line,
+unless `--mbox` is given.
 
 Invariants
 ----------
-LAZY: a message is read when it is due, and large ones aren't held in memory: there may be a hundred
-thousand of them.
-GONE: a message that has disappeared is no error, unlike one that can't be read: other programs move
-mail meanwhile, and a maildir's file is renamed when its message has been seen.
-VERBATIM: a message is the content of its file.  In an mbox separators are no part of it, and their
-quoting is undone (mboxrd: one `>` of `>From `, `>>From ` and so on).
-SEPARATOR: a line separates if it has the date of RFC 4155 appendix A, or nothing, behind `From `,
-and is the first one or follows an empty line.  A pipe has one message, whatever it begins with,
-unless `--mbox` is given.
+*Lazy*: a message is read only when it is opened, and large ones aren't held in memory: there may be
+a hundred thousand of them.
+*Gone*: a message that has disappeared is not an error, unlike an unreadable one: other programs
+move mail in the meantime, and a maildir's file is renamed once its message has been seen.
+*Verbatim*: a message is the content of its file. In an mbox, separators aren't part of a message,
+and their quoting is undone (mboxrd: one `>` of `>From `, `>>From ` and so on).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-#: Bytes of a message from a pipe that are held in memory; beyond, it is kept in a file.
+#: Bytes of a message from a pipe that are held in memory; a larger one is kept in a file.
 MEMORY_LIMIT = 1 << 20
 _CHUNK = 1 << 16
-# Besides what RFC 4155 has: no address, no seconds, a zone in front of the year (as others write
-# them), and "From " alone (as Thunderbird does).
+# Beyond RFC 4155: no address, no seconds, a time zone before the year (other programs), and "From "
+# alone (Thunderbird).
 _SEPARATOR = re.compile(
     rb"From (?:\s*|(?:[^\n]*[ \t])?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[ \t]+"
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[ \t]+[0-9]{1,2}[ \t]+"
@@ -39,23 +40,23 @@ _QUOTED = re.compile(rb">+From ")
 _EMPTY = (b"\n", b"\r\n")
 
 
-class Gone(Exception):  # noqa: N818  # it is no error
+class Gone(Exception):  # noqa: N818  # not an error
     """The message has disappeared."""
 
 
 class Mail:
-    """A message that can be read once: its path or its content."""
+    """A message, by its path or its content, which can be read once."""
 
     __slots__ = ("_path", "_what", "name")
 
     def __init__(self, name: str, *, path: str = "", what: bytes | BinaryIO = b"") -> None:
-        #: How errors name it.
+        #: Its name in errors.
         self.name = name
         self._path = path
         self._what = what
 
     def open(self) -> tuple[BinaryIO, int]:
-        """The message as a file at its beginning, and its size.  Raises Gone, or OSError."""
+        """Return the message as a file, and its size. Raises Gone or OSError."""
         what = self._what
         if self._path:
             what = _opened(self._path)
@@ -68,7 +69,7 @@ class Mail:
 
 
 def count(names: list[str]) -> int | None:
-    """How many messages there are; None if that takes reading them."""
+    """Return the number of messages; None if counting would need reading them."""
     total = 0
     for name in names:
         try:
@@ -84,7 +85,7 @@ def count(names: list[str]) -> int | None:
 
 
 def messages(names: list[str]) -> Iterator[Mail | OSError]:
-    """The messages of files and directories, one after another, and what can't be read."""
+    """Yield the messages of files and directories, and an OSError for each unreadable one."""
     for name in names:
         try:
             if os.path.isdir(name):  # noqa: PTH112
@@ -100,7 +101,7 @@ def messages(names: list[str]) -> Iterator[Mail | OSError]:
 
 
 def piped(file: BinaryIO, *, mbox: bool = False) -> Iterator[Mail]:
-    """The message, or the messages of an mbox, that come from a pipe."""
+    """Yield the message, or the messages of an mbox, from a pipe."""
     if mbox:
         yield from split("stdin", file)
         return
@@ -120,28 +121,28 @@ def piped(file: BinaryIO, *, mbox: bool = False) -> Iterator[Mail]:
 
 
 def is_mbox(name: str) -> bool:
-    """Whether a file begins as an mbox does; OSError if it can't be read."""
+    """Return whether a file starts with a separator; raise OSError if it can't be read."""
     if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116
-        # Opening a pipe may block, and what is read from it here would be lost.
+        # Opening a pipe may block, and data read from it here would be lost.
         raise OSError(errno.EINVAL, "Not a regular file, nor a directory", name)
     with open(name, "rb") as file:  # noqa: PTH123
         return _SEPARATOR.match(file.readline(_CHUNK)) is not None
 
 
 def split(name: str, file: BinaryIO) -> Iterator[Mail]:
-    """The messages of an mbox, named by their numbers; none if it doesn't begin as an mbox does."""
+    """Yield the messages of an mbox, named by number; nothing if it has no separator at the top."""
     if not _SEPARATOR.match(file.readline(_CHUNK)):
         return
     number = 1
     growing = _Growing()
     try:
-        # Of a long line only the first piece may be a separator.
+        # Only the first piece of a long line may be a separator.
         starts = True
         empty = b""
         while piece := file.readline(_CHUNK):
             if starts:
                 if empty and _SEPARATOR.match(piece):
-                    # The empty line in front of a separator belongs to it.
+                    # The empty line before a separator belongs to it.
                     yield Mail(f"{name}:{number}", what=growing.taken())
                     number += 1
                     empty = b""
@@ -160,7 +161,7 @@ def split(name: str, file: BinaryIO) -> Iterator[Mail]:
 
 
 class _Growing:
-    """A message that is read in pieces: held in memory, or in a file once it is large."""
+    """A message that is read in pieces, in memory or, if it is large, in a file."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -184,7 +185,7 @@ class _Growing:
             self._write(self._file)
 
     def taken(self) -> bytes | BinaryIO:
-        """Give the whole message, and begin the next one."""
+        """Return the whole message, and begin the next one."""
         file, self._file = self._file, None
         if file is not None:
             self._write(file)
@@ -200,8 +201,8 @@ class _Growing:
 
 
 def _entries(name: str) -> Iterator[str]:
-    """The files of a maildir, or of another directory without its subdirectories."""
-    # In this order a file that is moved from new to cur meanwhile is found.
+    """Yield the files of a maildir, or of another directory without its subdirectories."""
+    # In this order, a file that is moved from new to cur in the meantime is found.
     below = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
     for directory in below if all(map(os.path.isdir, below)) else [name]:
         with os.scandir(directory) as entries:
@@ -211,9 +212,9 @@ def _entries(name: str) -> Iterator[str]:
 
 
 def _opened(path: str) -> BinaryIO:
-    """Open a file; in a maildir, also after it was renamed for its flags."""
+    """Open a file; in a maildir, even after it was renamed for its flags."""
     try:
-        return open(path, "rb")  # noqa: PTH123  # pathlib costs start-up
+        return open(path, "rb")  # noqa: PTH123  # start-up time
     except FileNotFoundError:
         pass
     directory, name = os.path.split(path)

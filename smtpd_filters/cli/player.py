@@ -1,7 +1,7 @@
-"""A filter's process, with smtpd's end of its socket.
+"""A filter's process, and smtpd's end of its socket.
 
-As from smtpd, the process gets one stream socket as its stdin and stdout.  Its stderr is kept, and
-the last line is shown when it fails.
+As under smtpd, stdin and stdout of the process are one stream socket. Its stderr is kept, and its
+last line is part of the error when the process fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.recording.replay import Replay, Step
 
-#: Where smtpd looks for a command without a slash: Debian, OpenBSD, FreeBSD, Alpine.
+#: smtpd's directories of commands without a slash: on Debian, OpenBSD, FreeBSD, Alpine.
 LIBEXEC = (
     "/usr/libexec/opensmtpd",
     "/usr/local/libexec/smtpd",
@@ -38,18 +38,18 @@ LIBEXEC = (
 PIECE = 1 << 18
 #: Bytes of a filter's log that are shown.
 TAIL = 2000
-#: What smtpd does not survive.
+#: The kinds of complaint on which smtpd ends or hangs.
 DEADLY = frozenset({Kind.ENDS_SERVER, Kind.HANGS_SERVER})
 
 
 class FatalError(Exception):
-    """The filter would have ended or hung smtpd; says how."""
+    """The filter would have ended or hung smtpd; the text is the reason."""
 
 
 def find(command: Sequence[str]) -> list[str]:
-    """Give the command with the path of its program, found as smtpd or a shell finds it.
+    """Return the command with the path of its program, searched for as by smtpd and a shell.
 
-    ConfigError if there is none.
+    Raises ConfigError if there is no such program.
     """
     name = command[0]
     beside = str(Path(sys.argv[0]).parent)
@@ -63,12 +63,12 @@ class Process:
     """A running filter; `close` ends it."""
 
     def __init__(self, command: Sequence[str], timeout: float, *, show_log: bool = False) -> None:
-        """Start it; ConfigError when it cannot be."""
+        """Start the filter; raise ConfigError if that fails."""
         self._timeout = timeout
         self._log = None if show_log else tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # it is what we are for
+            self._process = subprocess.Popen(  # noqa: S603  # the operator's own command
                 command,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
@@ -87,7 +87,7 @@ class Process:
         self._poll.register(self._socket, select.POLLIN)
 
     def play(self, replay: Replay, tick: Callable[[], None]) -> None:
-        """Play a recording; ``tick`` is called for each step.  FatalError says what went wrong."""
+        """Play a recording, calling `tick` for each step. Raises FatalError."""
         try:
             self._exchange(replay, replay.handshake(), None)
             for step in replay.steps():
@@ -100,7 +100,7 @@ class Process:
             replay.finish()
 
     def close(self) -> None:
-        """End the process, by force if it is still there."""
+        """End the process, by SIGKILL if it still runs."""
         self._socket.close()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ class Process:
             self._log.close()
 
     def _exchange(self, replay: Replay, data: bytes, step: Step | None) -> None:
-        """Write, and read until the answer to the step has come, or the registrations have."""
+        """Write the data; read until the step is answered or the registrations are complete."""
         left = memoryview(data)
         deadline = monotonic() + self._timeout
         while left or (step.waiting if step else not replay.ready):
@@ -144,7 +144,7 @@ class Process:
             raise FatalError(self._ended())
 
     def _finish(self, replay: Replay) -> None:
-        """Close its input, as smtpd does when it ends, and read the rest of its output."""
+        """Close the filter's input, as smtpd does at its end, and read the rest of the output."""
         self._socket.shutdown(socket.SHUT_WR)
         self._poll.modify(self._socket, select.POLLIN)
         deadline = monotonic() + self._timeout

@@ -1,4 +1,4 @@
-"""A line on the terminal that shows the progress of a verb."""
+"""The progress of a verb, in one line of the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROGRESS = 0.2
 
 
 class Progress:
-    """A line on stderr that is overwritten; nothing unless it is `wanted`."""
+    """A line on stderr that is overwritten by each update; nothing unless `wanted`."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
@@ -18,11 +18,11 @@ class Progress:
         self._next = monotonic() + PROGRESS
 
     def due(self) -> bool:
-        """Whether the next update is due."""
+        """Return whether it is time for the next update."""
         return self._wanted and monotonic() >= self._next
 
     def show(self, where: str) -> None:
-        """Show the progress, in one line."""
+        """Write the progress as one line."""
         self._next = monotonic() + PROGRESS
         self._shown = True
         sys.stderr.write(f"\r\033[K{where}")

@@ -1,4 +1,4 @@
-"""`smtpd-filters record`: filter-trace, used for its recordings alone."""
+"""`smtpd-filters record`: filter-trace with only its recordings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRACE = Trace.Options.options
 
 
 class Options(Settings):
-    """Where it records, and what; as in filter-trace."""
+    """The directory and the content of recordings; the flags are those of filter-trace."""
 
     directory = operand(
         PATH,
@@ -29,7 +29,7 @@ class Options(Settings):
 
 
 def run(options: Options, _rest: list[str]) -> int:
-    """Be that filter until the input ends."""
+    """Run the filter until the end of input."""
     words = [f"--record={options.directory}"]
     for name, declared in Options.options.items():
         if not declared.positional:
@@ -37,7 +37,7 @@ def run(options: Options, _rest: list[str]) -> int:
     try:
         return start(Trace, words, VERB.prog)
     except ConfigError as error:
-        # The directory is named without a flag.
+        # The directory is an operand, without a flag.
         die(str(error).replace("--record: ", "", 1), VERB.prog)
 
 
