@@ -1,12 +1,12 @@
 """The operator's tool, `smtpd-filters`: a module for each of its verbs.
 
-Exit statuses: 0 when all is well, 1 when `check` has found something wrong, `replay` a difference
-or `list` a filter that can't be loaded, 2 for a wrong flag or file, 3 when a replayed filter would
-have ended or hung smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
+A verb's module declares its flags and operands as settings and names them in its `VERB` (`verb`).
+Only the module of the verb that runs is loaded: `learn` must start quickly. The manual page and the
+shells' completions are generated from the same declarations.
 
-How it works. A verb's module declares its flags and operands as settings and names them in its
-`VERB` (`verb`). Only the module of the verb in question is loaded: `learn` has to start quickly.
-Its manual page and its completion in shells are made from the same declarations.
+Exit statuses: 0 for success, 1 if `check` finds an error, `replay` a difference or `list` a filter
+that can't be loaded, 2 for an invalid flag or file, 3 if a replayed filter would have ended or hung
+smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns its exit status."""
+    """Run the tool; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if sys.stdout is None:  # closed: no output is wanted
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         die(error, PROG)
     except BrokenPipeError:
-        # The reader has seen enough.
+        # The reader, such as head(1), has exited.
         write_nowhere()
         return 0
     except OSError as error:
@@ -87,11 +87,11 @@ def _main(words: list[str]) -> int:
 
 
 def load(name: str) -> Verb:
-    """Load the module of a verb."""
+    """Load the module of a verb; return the verb."""
     verb: Verb = import_module(f".{VERBS[name]}", __package__).VERB
     return verb
 
 
 def write_nowhere() -> None:
-    """Give up stdout: what is still flushed at exit must not fail once more."""
+    """Redirect stdout to /dev/null, so that the flush at exit doesn't fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

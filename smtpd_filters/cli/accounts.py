@@ -1,4 +1,4 @@
-"""The users that smtpd runs filters as."""
+"""The accounts as which smtpd runs filters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from smtpd_filters.settings.kinds import printable
 
-#: What smtpd's unprivileged user is called: on the BSDs, on Debian, elsewhere.
+#: The name of smtpd's unprivileged user: on the BSDs, on Debian, elsewhere.
 USERS = ("_smtpd", "opensmtpd", "smtpd")
 
 
@@ -18,21 +18,21 @@ class UnknownError(Exception):
 
 
 class Account(NamedTuple):
-    """A user with the one group that smtpd leaves a filter."""
+    """A user, with the only group that a filter has under smtpd."""
 
     name: str
     uid: int
     gid: int
 
     def enter(self) -> None:
-        """Be this user from now on."""
+        """Become this user."""
         os.setgroups([self.gid])
         os.setgid(self.gid)
         os.setuid(self.uid)
 
 
 def filters_user(name: str = "", group: str = "") -> Account:
-    """Give the account that smtpd runs a filter as; by default its own. Raises UnknownError."""
+    """Return the account of a filter, by default smtpd's own. Raises UnknownError."""
     for each in [name] if name else USERS:
         try:
             user = pwd.getpwnam(each)

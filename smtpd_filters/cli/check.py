@@ -1,9 +1,10 @@
-"""`smtpd-filters check`: the filters of smtpd.conf and smtpd-filters.toml, before a restart.
+"""`smtpd-filters check`: a check of smtpd.conf's filters and smtpd-filters.toml before a restart.
 
 Invariants
 ----------
-AS-SMTPD: a filter is tried as smtpd starts it (`starter`), a chain file as `filter-chain -n` does.
-ENDS: what is tried has a time limit, and is ended behind it.
+*As smtpd*: a filter is started as smtpd starts it (`starter`), a chain file is checked as by
+`filter-chain -n`.
+*Ends*: each check has a time limit, after which its process is ended.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .starter import Result
 
 FINE, FAULTY = 0, 1
-#: Where smtpd.conf is: on OpenBSD, FreeBSD, Debian, elsewhere.
+#: The default paths of smtpd.conf: on OpenBSD, FreeBSD, Debian, elsewhere.
 PLACES = (
     "/etc/mail/smtpd.conf",
     "/usr/local/etc/mail/smtpd.conf",
@@ -38,7 +39,7 @@ PLACES = (
 
 
 class Options(Settings):
-    """Which files, and as which user."""
+    """The files and the user."""
 
     config = option(
         PATH,
@@ -72,7 +73,7 @@ class Options(Settings):
 
 
 def run(options: Options, _rest: list[str]) -> int:
-    """Check the files and print what was found, a line each.  The exit status."""
+    """Check the files, print each result in one line, and return the exit status."""
     _check_user(options.user)
     if options.chain and options.chains is None:
         raise ConfigError("--chain requires --chains")
@@ -130,7 +131,7 @@ def _configuration(options: Options, path: str) -> int:
 
 
 def _macros(given: tuple[str, ...]) -> dict[str, str]:
-    """As cmdline_symset() of parse.y: the last "=" parts name and value."""
+    """Parse macros as cmdline_symset() of parse.y: the last "=" separates name and value."""
     macros = {}
     for each in given:
         name, equals, value = each.rpartition("=")
@@ -158,10 +159,10 @@ def _show(program: Program, result: Result) -> None:
 
 def _chain_file(options: Options, path: str) -> int:
     """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user."""
-    words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # as it is given, not resolved
+    words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # not resolved
     words += [f"--chain={options.chain}"] if options.chain else []
     words += [f"--user={options.user}"] if options.user else []
-    # Where this process has its modules from, and from nowhere else: it may be root's.
+    # Import modules from where this process does, and nowhere else: it may run as root.
     modules = f"import sys; sys.path = {sys.path!r}"
     program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
     command = [sys.executable, "-I", "-c", program]
@@ -190,7 +191,7 @@ def _print(line: str) -> None:
 
 
 def _flush() -> None:
-    """Show what there is: what is tried next may take a while."""
+    """Show the results so far, since the next check may take a while."""
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""`smtpd-filters help`: the verbs, or the help of one of them, or that of a filter."""
+"""`smtpd-filters help`: the list of verbs, or the help of a verb or a filter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .verb import Verb
 
 
 class Options(Settings):
-    """What to show the help of."""
+    """The topic."""
 
     topic = operand(
         TEXT,
@@ -25,7 +25,7 @@ class Options(Settings):
 
 
 def run(options: Options, _rest: list[str]) -> int:
-    """Print it."""
+    """Print the help."""
     topic = options.topic
     if not topic:
         sys.stdout.write(overview())
@@ -37,7 +37,7 @@ def run(options: Options, _rest: list[str]) -> int:
         try:
             main = find(topic)
         except ConfigError as error:
-            # A name that is neither.
+            # A name of neither a verb nor a filter.
             if "/" in topic or ":" in topic:
                 raise
             near = suggest(topic, VERBS) or str(error).partition(quote(topic))[2]
@@ -47,7 +47,7 @@ def run(options: Options, _rest: list[str]) -> int:
 
 
 def overview() -> str:
-    """The help of the tool itself."""
+    """Return the help of the tool itself."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name.ljust(width)}  {load(name).summary}" for name in VERBS)
     return (

@@ -1,8 +1,8 @@
-"""`smtpd-filters replay`: recordings played to a filter, its verdicts beside those recorded.
+"""`smtpd-filters replay`: recordings played to a filter, and the comparison of verdicts.
 
-`smtpd_filters.recording.replay` says what is played, and how a session goes on that takes another
-way than recorded; `player` moves the bytes.  Each recording is played to a process of its own, and
-with `--old` and `--new` to two of them, whose verdicts are compared.
+`smtpd_filters.recording.replay` decides what is played, also in a session that diverges from its
+recording; `player` transfers the bytes. Each recording is played to a process of its own, and with
+`--old` and `--new` to two, whose verdicts are compared.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WIDTH, SHOWN = 44, 20
 
 
 class Options(Settings):
-    """What is played, to which filters, and what is shown of it."""
+    """The recordings, the filters and the output."""
 
     files = operand(
         LIST(PATH),
@@ -85,25 +85,25 @@ class Options(Settings):
 
 @dataclass(slots=True)
 class Played:
-    """What became of one recording with one filter."""
+    """The result of one recording with one filter."""
 
     replay: Replay
-    #: How smtpd would have ended, or hung; empty when it would not.
+    #: Why smtpd would have ended or hung; empty if it would not.
     fatal: str = ""
-    #: What else smtpd would not have liked.
+    #: Violations of the protocol that smtpd tolerates.
     complaints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A step at which there was something to decide, with the two verdicts that are compared."""
+    """A step with a decision, and the two verdicts that are compared."""
 
     step: Step
     before: Verdict | None
     now: Verdict | None
-    #: Whether the two differ; where the recording has no verdict there is nothing to compare.
+    #: Whether the two differ; False if the recording has no verdict.
     differs: bool
-    #: Which filter the step was not reached with: "" for neither, or the name of its column.
+    #: The column of the filter that didn't reach the step, or "".
     unreached: str = ""
 
 
@@ -119,7 +119,7 @@ class Compared:
 
     @classmethod
     def with_recorded(cls, file: str, played: Played) -> Compared:
-        """Compare a filter with what was recorded."""
+        """Compare a filter with the recorded verdicts."""
         rows = [
             Row(
                 step,
@@ -136,7 +136,7 @@ class Compared:
     def of_two(cls, file: str, old: Played, new: Played) -> Compared:
         """Compare two filters with each other."""
         rows = []
-        # They have the same steps, unless one ended early.
+        # Both have the same steps, unless one ended early.
         for one, two in zip_longest(old.replay.outcomes, new.replay.outcomes):
             before = one.verdict if one else None
             now = two.verdict if two else None
@@ -155,7 +155,7 @@ class Compared:
 
     @property
     def status(self) -> int:
-        """The exit status that it calls for."""
+        """The exit status for this recording."""
         if self.fatal:
             return FATAL
         return DIFFERS if self.changed or self.complaints else SAME
@@ -166,7 +166,7 @@ def _named(old: Played, new: Played) -> tuple[tuple[str, Played], tuple[str, Pla
 
 
 def run(options: Options, command: list[str]) -> int:
-    """Play the recordings and print how the verdicts compare."""
+    """Play the recordings, print the comparison, and return the exit status."""
     commands = _commands(options, command)
     files = list(_files(options.files))
     progress = _Progress(len(files), wanted=sys.stderr.isatty() and not options.log)
@@ -194,7 +194,7 @@ def run(options: Options, command: list[str]) -> int:
 
 
 def _commands(options: Options, command: list[str]) -> list[list[str]]:
-    """The filters to be played to: one, or the old one and the new one."""
+    """Return the commands of the filters: one, or the old and the new one."""
     if options.new and command:
         raise ConfigError("--new and a command behind -- exclude each other")
     if not (options.new or command):
@@ -206,7 +206,7 @@ def _commands(options: Options, command: list[str]) -> list[list[str]]:
 
 
 def _command(flag: str, given: str, chain: str) -> list[str]:
-    """The command of `--old` or `--new`."""
+    """Return the command of `--old` or `--new`."""
     try:
         if given.endswith(".toml") and Path(given).exists():
             words = ["filter-chain", "--config", str(Path(given).absolute())]
@@ -215,7 +215,7 @@ def _command(flag: str, given: str, chain: str) -> list[str]:
         if not words:
             raise ConfigError("empty command")  # noqa: TRY301  # the flag is added below
         return find(words)
-    except (ConfigError, ValueError) as error:  # ValueError: a quote that isn't closed
+    except (ConfigError, ValueError) as error:  # ValueError: an unclosed quote
         raise ConfigError(f"{flag}: {error}") from None
 
 
@@ -231,7 +231,7 @@ def _files(names: Sequence[str]) -> Iterator[str]:
 
 
 def play(file: str, command: Sequence[str], options: Options, progress: _Progress) -> Played:
-    """Play one recording; ConfigError when it can't be read or the command can't be started."""
+    """Play one recording; raise ConfigError if it can't be read or the filter not started."""
     recording = Recording.read(file)
     if not recording.sessions():
         raise ConfigError(f"{file}: no session in it")
@@ -247,14 +247,14 @@ def play(file: str, command: Sequence[str], options: Options, progress: _Progres
         played.fatal = str(error)
     finally:
         process.close()
-    # The fatal complaint is given once; requests that it left without an answer are no complaints.
+    # The fatal complaint is shown once; requests left unanswered by it aren't complaints.
     if not played.fatal:
         played.complaints = [str(complaint) for complaint in played.replay.oracle.complaints]
     return played
 
 
 class _Progress(Progress):
-    """How many files and steps of how many there were."""
+    """The numbers of files and steps."""
 
     def __init__(self, files: int, *, wanted: bool) -> None:
         super().__init__(wanted=wanted)
@@ -274,7 +274,7 @@ class _Progress(Progress):
             self.show(f"{self._done}/{self._files} {self._file}: {self._steps} steps"[:79])
 
 
-# -- what is shown -----------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------
 
 
 def _show(compared: Compared, *, only_changed: bool) -> str:
@@ -307,9 +307,9 @@ def _show(compared: Compared, *, only_changed: bool) -> str:
 
 
 def _folded(rows: Sequence[Row]) -> dict[int, int]:
-    """Count the steps that a session did not reach in a row.
+    """Count the consecutive steps that a session did not reach, by the row's id.
 
-    By the row's id: the first of them has the count, the others have 0.
+    The first of them has the count, the others have 0.
     """
     counts: dict[int, int] = {}
     first: dict[tuple[bytes, str], int] = {}
@@ -363,7 +363,7 @@ def _cell(verdict: Verdict | None) -> str:
 
 
 def _changed_lines(row: Row) -> list[str]:
-    """How the message as it comes back now differs from the one before."""
+    """Return the differences between the returned messages, as lines of a diff."""
     if row.before is None or row.now is None or row.before.lines is None:
         return []
     before, now = (

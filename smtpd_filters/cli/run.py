@@ -1,4 +1,4 @@
-"""`smtpd-filters run`: a filter started by its name, as its executable would be."""
+"""`smtpd-filters run`: a filter by its name, as if by its executable."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: The executable that is no filter of its own.
+#: The name of filter-chain, which isn't a filter class.
 CHAIN = "chain"
 
 
 class Options(Settings):
-    """Which filter."""
+    """The filter."""
 
     name = operand(
         TEXT,
@@ -31,12 +31,12 @@ class Options(Settings):
 
 
 def run(options: Options, words: list[str]) -> int:
-    """Be that filter; the exit status is the filter's."""
+    """Run the filter; return its exit status."""
     return find(options.name)(words)
 
 
 def find(name: str) -> Callable[[Sequence[str]], int]:
-    """Give the main function of a filter; ConfigError if there is no filter of that name."""
+    """Return the main function of a filter; raise ConfigError for an unknown name."""
     name = name.removeprefix("filter-")
     if name == CHAIN:
         from .chain import main
@@ -45,7 +45,7 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
     from .chain_use import find as find_class
 
     cls = find_class(name, [CHAIN])
-    # That of a package is beside its policy, as [project.scripts] names it.
+    # A package has it beside its policy, as [project.scripts] names it.
     of_module = getattr(sys.modules[cls.__module__.removesuffix(".policy")], "main", None)
     if cls.name == name and callable(of_module):
         return of_module  # type: ignore[no-any-return]

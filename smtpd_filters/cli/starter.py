@@ -1,10 +1,10 @@
-"""A command of smtpd.conf(5), started as smtpd starts it, to see whether it gets ready.
+"""The starter of a command of smtpd.conf(5), as smtpd does, to check whether it gets ready.
 
-As by smtpd, the command is run by the shell, from the libexec directory unless it has a whole path,
-as the user, with the group and in the root directory of its line, with one socket as its stdin and
-stdout.  It gets the hand-shake, and its input ends when it has registered all that it wants.
+As under smtpd, the shell runs the command, in the libexec directory unless it has an absolute path,
+with the user, the group and the root directory of its line, and with one socket as stdin and
+stdout. The command is sent the hand-shake, and its input ends after `register|ready`.
 
-Only root can become another user; others try with their own rights.
+Only root can become another user; for other users the command has their own rights.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ if TYPE_CHECKING:
     from .smtpd_conf import Program
 
 SHELL = "/bin/sh"
-#: What a server has in its environment.
+#: The environment of a server.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-#: Seconds for a filter to end behind the end of its input.
+#: Seconds for a filter to end after the end of its input.
 LAST_WORDS = 5.0
-#: Bytes of a program in which our package's name is looked for, and of a log that are read.
+#: Bytes of a program that are searched for this package's name, and bytes of a log that are read.
 _HEAD = 1 << 16
-#: Interpreters that a command may name in front of a filter's file.
+#: Interpreters before the file of a filter in a command.
 _INTERPRETERS = re.compile(r"env|python[0-9.]*")
-#: The one line with which our programs end at the start.
+#: The start of the line with which this package's programs fail at start.
 _OURS = re.compile(r"(filter-[\w.-]+|smtpd-filters[\w -]*): ")
 #: A first word without characters that are special to the shell.
 _PLAIN = re.compile(r"""[^\s'"\\$`;&|<>()*?\[\]#~]+(?=\s|$)""")
 
 
-#: Run by the interpreter as root: enters a root directory, becomes a user, and runs the shell.
+#: Run by the interpreter as root: enter a root directory, become a user, and run the shell.
 _IN_ROOT = """\
 import os, sys
 root, uid, gid, shell, *words = sys.argv[1:]
@@ -65,11 +65,11 @@ os.execv(shell, words)
 
 
 class _Child:
-    """How a child process of another user, perhaps in another root directory, is started."""
+    """The starter of a child process as another user, perhaps in another root directory."""
 
     def __init__(self, account: Account | None, root: str) -> None:
         self._prefix: list[str] = []
-        # In a session of its own it has no terminal of root's.
+        # In a session of its own it has no access to root's terminal.
         self._how: dict[str, Any] = {"env": ENVIRONMENT, "cwd": "/", "start_new_session": True}
         self._root = root
         if account is None:
@@ -82,13 +82,13 @@ class _Child:
             self._how |= {"user": account.uid, "group": gid, "extra_groups": [gid]}
 
     def start(self, *words: str, **how: Any) -> subprocess.Popen[bytes]:
-        """Start the shell as system(3) does; `how` is for Popen."""
+        """Start the shell as system(3) does; `how` are arguments of Popen."""
         if not self._prefix:
             how["executable"] = SHELL
         return subprocess.Popen([*self._prefix, "sh", "-c", *words], **self._how, **how)  # noqa: S603  # as smtpd does
 
     def unusable(self, path: str) -> str:
-        """Why that user can't run a file (or the shell in its root), or ""."""
+        """Return why the user can't run a file, or the shell in the root directory, or ""."""
         if not Path(f"{self._root}{SHELL}").exists():
             return f"chroot {self._root}: no {SHELL} in it, which runs the command"
         if not path:
@@ -101,20 +101,20 @@ class _Child:
 
 
 class Result(NamedTuple):
-    """What became of a command."""
+    """The result of checking a command."""
 
     #: Why smtpd would end, or "".
     error: str = ""
     #: Why it was not started, or "".
     untried: str = ""
-    #: The user that it was tried as.
+    #: The user that ran it.
     user: str = ""
-    #: What a filter that got ready has logged.
+    #: The log of a filter that got ready.
     logged: tuple[str, ...] = ()
 
 
 def try_program(program: Program, user: str, timeout: float) -> Result:
-    """Start a program if it is a filter of this package; else look whether it can be run."""
+    """Start a program if it is a filter of this package; else check whether it can be run."""
     if program.chroot and os.geteuid():
         return Result(untried="only root can try it in its chroot")
     try:
@@ -136,7 +136,7 @@ def try_program(program: Program, user: str, timeout: float) -> Result:
 
 
 def _account(program: Program, user: str) -> Account | None:
-    """The user to become; None to stay. Raises UnknownError."""
+    """Return the user to become, or None. Raises UnknownError."""
     as_root = os.geteuid() == 0
     if not (as_root or program.user or program.group):
         return None
@@ -145,7 +145,7 @@ def _account(program: Program, user: str) -> Account | None:
 
 
 def command_line(command: str) -> str:
-    """Give the command with its program's directory, as smtpd hands it to the shell."""
+    """Return the command with its program's directory, as smtpd passes it to the shell."""
     if command.startswith("/"):
         return command
     known = [directory for directory in LIBEXEC if Path(directory).is_dir()]
@@ -153,7 +153,7 @@ def command_line(command: str) -> str:
 
 
 def _program(text: str) -> str:
-    """The program's file; "" if the shell has to make it out."""
+    """Return the program's file; "" if only the shell can expand it."""
     if found := _PLAIN.match(text):
         return found[0]
     if any(char in text for char in "$`"):
@@ -165,7 +165,7 @@ def _program(text: str) -> str:
 
 
 def _is_ours(text: str, path: str, root: str) -> bool:
-    """Whether a command runs a program that uses this package."""
+    """Return whether a command runs a program that uses this package."""
     if not path:
         return False
     files = [path]
@@ -196,7 +196,7 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
             )
         try:
             error = _shake_hands(ours, timeout)
-            # The end of its input ends a filter; one that failed ends by itself.
+            # The end of input ends the filter, if it hasn't failed already.
             ours.shutdown(socket.SHUT_WR)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LAST_WORDS)
@@ -214,7 +214,7 @@ _CLOSED = "closed"
 
 
 def _shake_hands(connection: socket.socket, timeout: float) -> str:
-    """Be smtpd until the filter is ready; why it isn't, or ""."""
+    """Play smtpd until the filter is ready; return why it isn't, or ""."""
     smtpd = SmtpdConnection()
     deadline = monotonic() + timeout
     try:
@@ -226,7 +226,7 @@ def _shake_hands(connection: socket.socket, timeout: float) -> str:
             if not data:
                 return _CLOSED
             for _ in smtpd.receive(data):
-                pass  # it is read as it is iterated over
+                pass  # iterating parses it
     except TimeoutError:
         return f"not ready within {timeout:g} s"
     except OSError:
@@ -235,14 +235,14 @@ def _shake_hands(connection: socket.socket, timeout: float) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a process, with its children."""
+    """End a process and its children, if still running."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _lines(log: BinaryIO) -> list[str]:
-    """What was written to stderr, printable, without empty lines."""
+    """Return the lines written to stderr, printable, without empty ones."""
     log.seek(0)
     text = log.read(_HEAD).decode("utf-8", "replace")
     return [printable(line.rstrip()) for line in text.splitlines() if line.strip()]

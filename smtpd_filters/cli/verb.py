@@ -19,9 +19,12 @@ USAGE = 2
 
 
 class Verb:
-    """A verb: `run` gets its options and the words for another program, and returns a status."""
+    """A verb: `run` is called with its options and the words of another program.
 
-    def __init__(  # noqa: PLR0913  # keyword-only: what there is to know of a verb
+    `run` returns the exit status.
+    """
+
+    def __init__(  # noqa: PLR0913  # keyword-only: one for each property of a verb
         self,
         name: str,
         run: Callable[[Any, list[str]], int],
@@ -35,13 +38,13 @@ class Verb:
     ) -> None:
         self.name = name
         self.options = options
-        #: Its first sentence is its line in the overview.
+        #: The first sentence is its line in the overview.
         self.description = description
-        #: The end of its help: its exit statuses.
+        #: The last paragraph of its help: the exit statuses.
         self.ending = ending
-        #: What may follow "--"; empty if nothing may.
+        #: The placeholder of the words after "--"; empty if none are allowed.
         self.behind = behind
-        #: Whether all words after its first operand are those of another program.
+        #: Whether all words after its first operand belong to another program.
         self.hands_over = hands_over
         #: The exit status for a wrong command line.
         self.usage = usage
@@ -49,7 +52,7 @@ class Verb:
 
     @property
     def prog(self) -> str:
-        """What its errors begin with."""
+        """The start of its errors."""
         return f"{PROG} {self.name}"
 
     @property
@@ -58,7 +61,7 @@ class Verb:
         return self.description.partition(". ")[0].rstrip(".")
 
     def run(self, words: Sequence[str]) -> int:
-        """Read the words behind the verb and run it; ConfigError if the words are wrong."""
+        """Parse the words after the verb and run it; raise ConfigError for invalid words."""
         words, rest = self._split(list(words))
         if rest and not (self.behind or self.hands_over):
             raise ConfigError(f"{self.prog}: takes no command after --")
@@ -66,7 +69,7 @@ class Verb:
         return self._run(options, rest)
 
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """Part its own words from those of another program."""
+        """Split off the words of another program."""
         if self.hands_over:
             at = next((n for n, word in enumerate(words) if not word.startswith("-")), len(words))
             return words[: at + 1], words[at + 1 :]
@@ -76,7 +79,7 @@ class Verb:
         return words[:at], words[at + 1 :]
 
     def help(self) -> str:
-        """The text of `--help`."""
+        """Return the text of `--help`."""
         from smtpd_filters.settings.manual import command_text
 
         return command_text(

@@ -1,4 +1,4 @@
-"""The words of smtpd.conf(5), read as yylex() of smtpd's parse.y does."""
+"""The lexer of smtpd.conf(5), equivalent to yylex() of smtpd's parse.y."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: parse.y, keywords[]: what is no name unless it stands in quotes.
+#: parse.y, keywords[]: words that aren't names unless in quotes.
 _KEYWORDS = """
     action admd alias any auth auth-optional backup bounce bypass ca cert chain chroot
     ciphers commit compression connect data data-line dhe disconnect domain ehlo
@@ -25,15 +25,15 @@ _KEYWORDS = """
     tag tagged tls tls-require ttl user userbase verify virtual warn-interval wrapper
 """
 KEYWORDS = frozenset(_KEYWORDS.split())
-#: Includes within includes; smtpd's own limit is its number of descriptors.
+#: The depth of nested includes; smtpd's own limit is its number of descriptors.
 DEEPEST = 40
 _NO_STRING = frozenset("(){}<>!=#,")
-# What a token is.
+# The kinds of tokens.
 WORD, STRING, NUMBER, MARK = "word", "string", "number", "mark"
 
 
 class Place(NamedTuple):
-    """Where something stands."""
+    """A line of a file."""
 
     file: str
     line: int
@@ -59,7 +59,7 @@ class StatementError(Exception):
 
 
 class _File:
-    """A file that is being read, with what has been put back."""
+    """A file that is being read, with the characters that were put back."""
 
     __slots__ = ("back", "data", "line", "name", "position")
 
@@ -71,14 +71,14 @@ class _File:
             raise ConfigError(f"{name}: {os_reason(error)}") from None
         self.name = name
         self.data = data.decode("utf-8", "surrogateescape")
-        # parse.y makes a line end where the last line has none.
+        # parse.y adds a line end to a last line without one.
         self.data += "\n"
         self.position = 0
         self.line = 1
         self.back: list[str] = []
 
     def next(self) -> str:
-        """The next character; "" at the end."""
+        """Return the next character; "" at the end."""
         if self.back:
             return self.back.pop()
         if self.position == len(self.data):
@@ -87,27 +87,27 @@ class _File:
         return self.data[self.position - 1]
 
 
-#: Stand around the value of a macro that is put back: no macro is expanded in it.
+#: Enclose the value of a macro that is put back, in which no macro is expanded.
 _BEGIN, _END = "\0begin", "\0end"
 
 
 class Lexer:
-    """yylex() of parse.y."""
+    """The lexer, as yylex() of parse.y."""
 
     def __init__(self, path: str, macros: Mapping[str, str]) -> None:
         self.files = [_File(path)]
-        #: Those of the command line are not set by the file.
+        #: The macros of the command line, which the file can't change.
         self.fixed = dict(macros)
         self.macros = dict(macros)
         self._expanding = False
 
     @property
     def file(self) -> _File:
-        """The file that is read at present."""
+        """The current file."""
         return self.files[-1]
 
     def place(self) -> Place:
-        """The present line."""
+        """Return the current line."""
         return Place(self.file.name, self.file.line)
 
     def include(self, name: str) -> None:
@@ -127,7 +127,10 @@ class Lexer:
                 return char
 
     def _char(self) -> str:
-        """lgetc(0): a backslash before a line end joins two lines, before another it is dropped."""
+        """Return the next character, as lgetc(0).
+
+        A backslash before a line end joins two lines; before another character it is dropped.
+        """
         while (char := self._raw()) == "\\":
             char = self._raw()
             if char != "\n":
@@ -143,14 +146,14 @@ class Lexer:
             self.file.back.append(char)
 
     def skip_line(self) -> None:
-        """findeol(): go on behind the next line end."""
+        """Skip the rest of the line, as findeol()."""
         while (char := self._char()) not in ("", "\n"):
             pass
         if char:
             self.file.line += 1
 
     def _begin(self) -> tuple[str, Place]:
-        """The first character of the next token: behind blanks, comments and macros."""
+        """Return the first character of the next token, after blanks, comments and macros."""
         while True:
             while (char := self._char()) in (" ", "\t"):
                 pass
@@ -163,7 +166,7 @@ class Lexer:
             self._expand(place)
 
     def token(self) -> Token | None:
-        """The next token, line ends among the marks; None at the end of all files."""
+        """Return the next token, with a line end as a MARK; None at the end of all files."""
         char, place = self._begin()
         if char in ("'", '"'):
             return Token(STRING, self._quoted(char, place), place)
@@ -212,7 +215,7 @@ class Lexer:
         raise StatementError(place, f"the string that begins here has no closing {mark}")
 
     def _number(self, char: str) -> str:
-        """The digits of a number; else "", and all but the first character are put back."""
+        """Return the digits of a number; else put all but the first back and return ""."""
         text = char
         while _is_digit(char := self._char()):
             text += char

@@ -1,4 +1,4 @@
-"""The statements of smtpd.conf(5) that declare filters and name them."""
+"""The parser of the statements of smtpd.conf(5) that declare or use filters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _CODE = re.compile(r"[45][0-9]{2} .")
-#: What a statement begins with, and a word that isn't one of these sets a macro.
+#: The first words of statements; any other first word sets a macro.
 _STATEMENTS = (
     *("action", "admd", "bounce", "ca", "filter", "include", "listen", "match", "mda", "mta"),
     *("pki", "proc", "queue", "scheduler", "smtp", "srs", "table"),
@@ -25,7 +25,7 @@ _STATEMENTS = (
 
 
 class Problem(NamedTuple):
-    """What is wrong, or will surprise its operator (`warning`)."""
+    """An error, or a probable mistake (`warning`)."""
 
     place: Place
     text: str
@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 
 class Configuration:
-    """What a file says of filters."""
+    """The programs and the problems of a file."""
 
     def __init__(self) -> None:
         self.programs: list[Program] = []
@@ -61,12 +61,12 @@ class Configuration:
 
 
 def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:
-    """Read a file; `macros` are those of smtpd's `-D`.  ConfigError if it can't be read."""
+    """Parse a file; `macros` are as for smtpd's `-D`. Raises ConfigError if it can't be read."""
     return _Parser(path, macros or {}).parse()
 
 
 class _Filter(NamedTuple):
-    """A name that `filter` declares, with the names of filters and procs that it stands for."""
+    """A declared filter, with the filters and procs that it names."""
 
     place: Place
     kind: str
@@ -74,7 +74,7 @@ class _Filter(NamedTuple):
 
 
 class _Parser:
-    """The statements of a file."""
+    """The parser of a file."""
 
     def __init__(self, path: str, macros: Mapping[str, str]) -> None:
         self._lexer = Lexer(path, macros)
@@ -86,7 +86,7 @@ class _Parser:
         self._start = self._lexer.place()
 
     def parse(self) -> Configuration:
-        """Read all of it."""
+        """Parse the whole file."""
         while True:
             try:
                 tokens = self._statement()
@@ -100,7 +100,7 @@ class _Parser:
         return self._made
 
     def _statement(self) -> list[Token] | None:
-        """The tokens up to the line end outside of braces; None at the end."""
+        """Return the tokens up to a line end outside of braces; None at the end."""
         tokens: list[Token] = []
         depth = 0
         while True:
@@ -172,7 +172,7 @@ class _Parser:
         self._procs[name] = words.place
 
     def _add(self, words: _Words, statement: str, name: str) -> None:
-        """Read a command and its options."""
+        """Parse a command and its options."""
         command = words.string()
         options: dict[str, str] = {}
         while (word := words.next_word()) is not None:
@@ -227,7 +227,7 @@ class _Parser:
                 raise StatementError(place, f"{of}{quote(member)} is there twice")
 
     def _builtin(self, name: str, words: _Words) -> None:
-        """A filter of smtpd's own: what will surprise its operator."""
+        """Parse one of smtpd's own filters; warn of probable mistakes."""
         rest = list(words.rest())
         if not rest:
             raise words.wrong("expected a phase")
@@ -261,7 +261,7 @@ class _Parser:
         self._use(list(words.rest()))
 
     def _use(self, tokens: list[Token]) -> None:
-        """Note the filters of a listener or an action."""
+        """Parse the filters of a listener or an action."""
         seen = False
         for at, token in enumerate(tokens):
             if token[:2] != (WORD, "filter"):
@@ -280,7 +280,7 @@ class _Parser:
             self._used.update(names)
 
     def _warn(self) -> None:
-        """Find what is declared and not used."""
+        """Warn of unused declarations."""
         used = set(self._used)
         for name in self._used:
             used.update(self._filters[name].members if self._filters[name].kind == "chain" else ())
@@ -321,7 +321,7 @@ class _Parser:
 
 
 class _Words:
-    """The tokens of a statement, read one after the other."""
+    """The tokens of a statement, consumed one after the other."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self._first = tokens[0]
@@ -330,15 +330,15 @@ class _Words:
 
     @property
     def place(self) -> Place:
-        """Where the statement begins."""
+        """The first line of the statement."""
         return self._first.place
 
     def wrong(self, text: str) -> StatementError:
-        """Make the error for the token that was read last."""
+        """Return the error for the last token."""
         return StatementError(self._last.place, f"syntax error: {text}")
 
     def rest(self) -> Iterator[Token]:
-        """Give the tokens that are left."""
+        """Return the remaining tokens."""
         yield from self._tokens
 
     def _next(self) -> Token | None:
@@ -348,7 +348,7 @@ class _Words:
         return token
 
     def string(self) -> str:
-        """Read a string."""
+        """Return the next string; raise StatementError for another token."""
         token = self._next()
         if token is None:
             raise self.wrong(f"the statement ends behind {self._shown(self._last)}")
@@ -358,7 +358,7 @@ class _Words:
         return token.text
 
     def next_word(self) -> str | None:
-        """Read a keyword; None at the end."""
+        """Return the next keyword; None at the end."""
         token = self._next()
         if token is None:
             return None
@@ -367,13 +367,13 @@ class _Words:
         return token.text
 
     def expect(self, kind: str, text: str) -> None:
-        """Read this token."""
+        """Consume this token; raise StatementError for another one."""
         token = self._next()
         if token is None or token[:2] != (kind, text):
             raise self.wrong(f"expected {text}")
 
     def names(self) -> list[str]:
-        """Read names in braces, between which there may be commas."""
+        """Return names in braces, with or without commas between them."""
         self.expect(MARK, "{")
         names: list[str] = []
         separated = True
@@ -393,7 +393,7 @@ class _Words:
             separated = False
 
     def end(self) -> None:
-        """Be at the end."""
+        """Raise StatementError unless at the end."""
         token = self._next()
         if token is not None:
             raise self.wrong(f"unexpected {self._shown(token)}")
