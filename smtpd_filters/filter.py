@@ -1,19 +1,19 @@
-"""The base class of filters: a subclass has a handler for each phase that it decides at.
+"""The base class of filters: a subclass has a handler for each phase at which it decides.
+
+The return annotation of a handler is checked against its phase (`protocol.vocabulary`), so that
+`junk` at `commit` is found at import. `Decision`, an alias, or the annotation of a decorator stands
+for every decision that the phase allows.
 
 Invariants
 ----------
-*Registered as defined*: smtpd is asked for the handlers that `setup` returns, by default all that
-the class defines, and for nothing else: every phase costs the server a round trip per command.
-*Mistakes at import*: a handler that belongs to no phase, has the wrong parameters, or is annotated
-with a decision that its phase does not allow is a TypeError with the class's name.
-*One way to wait*: a handler is written `def` if it never waits and `async def` if it may. The first
-step of a coroutine is taken in the same turn: if it finishes there, it costs no task.
-*Always a decision*: a handler that raises, returns anything else or misses its deadline is answered
-for as `--on-error` says (`guard`).
-
-The return annotation of a handler is checked against its phase (`protocol.vocabulary`), so that
-`junk` at `commit` is found at import. `Decision`, an alias, or the annotation of a decorator means
-whatever the phase allows.
+*Registered as defined*: a filter registers the handlers that `setup` returns, by default all that
+the class defines, and nothing else, since every phase costs the server a round trip per command.
+*Mistakes at import*: a handler of no phase, with the wrong parameters, or annotated with a decision
+that its phase does not allow is a TypeError with the class's name.
+*One way to wait*: a handler is `def` if it never waits and `async def` if it may. The first step of
+a coroutine is taken in the same turn; a coroutine that finishes in it needs no task.
+*Always a decision*: `--on-error` decides for a handler that raises, returns anything else or misses
+its deadline (`guard`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .settings.declare import Option
 
     Outcome = Literal["proceed", "junk", "tempfail"]
-    #: What a handler returns, or a coroutine that returns it.
+    #: The result of a handler: a decision, or a coroutine that returns one.
     Result: TypeAlias = Decision | Awaitable[Decision]
 
 _KINDS: dict[str, tuple[type[Decision], ...]] = {
@@ -48,19 +48,19 @@ _KINDS: dict[str, tuple[type[Decision], ...]] = {
 }
 #: Annotations that are certainly a mistake; any other unknown one is left to the run-time check.
 _NO_DECISION = frozenset({"", "None", "NoneType", "bool", "str", "bytes", "int", "float", "object"})
-#: Handlers that see a message, with their parameter. A refusal is sent at `commit`; `JUNK` marks
-#: the header, `MARKED` says that the handler has done so.
+#: Handlers of messages, with their parameter. A refusal is sent at `commit`; for `JUNK` the
+#: framework marks the header, for `MARKED` the handler has done so.
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
 #: Events of the session and of the process; a filter that does not define the method is not called.
 _EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
-#: Public methods that are no handlers.
+#: Public methods other than handlers.
 _LIFE = _EVENTS | {"setup"}
-#: Annotations of a handler that returns a coroutine without being written as one.
+#: Annotations of a handler that returns a coroutine but isn't `async def`.
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 
-#: What smtpd can have reported by the time of a phase, beyond ``link-connect``.
+#: The reports that smtpd may have sent before a phase, beyond `link-connect`.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
     "connect": (),
     **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-greeting", "link-tls")),
@@ -72,23 +72,23 @@ _ALL_KNOWN = tuple(reported.FIELDS)
 
 
 class Registration:
-    """What a filter registers with its settings: returned by `Filter.setup`.
+    """The registrations of a filter with its settings, returned by `Filter.setup`.
 
     `handlers` are names of methods, by default all that the class defines. `reports` are those that
-    they read from the session (smtpd-filters(7): `link-auth`); by default all that can be there by
-    the time of the handlers' phases. `events` are the names of the event methods to call, by
-    default all that the class defines. `junk=False` says that no handler marks, and `waits=False`
-    that none waits: then the process needs no event loop. `opens` are the names of the `Shared`
-    attributes (`dns`) to open at the start, by default all of them if the filter waits. With `data`
-    messages pass through the process even if no handler looks at them. `taps` and `outgoing`
-    (reports of the sessions in which smtpd is the client) are for tracing.
+    the handlers read from the session (smtpd-filters(7): `link-auth`), by default all that may
+    precede their phases. `events` are the names of the event methods to call, by default all that
+    the class defines. With `junk=False` no handler marks, and with `waits=False` no handler waits:
+    then the process needs no event loop. `opens` are the names of the `Shared` attributes (`dns`)
+    to open at start, by default all of them if the filter waits. With `data`, messages pass through
+    the process even without a handler for them. `taps` and `outgoing` (reports of sessions in which
+    smtpd is the client) are for tracing.
     """
 
     __slots__ = (
         "data", "events", "handlers", "junk", "opens", "outgoing", "reports", "taps", "waits",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913  # one for each thing that can be registered
+    def __init__(  # noqa: PLR0913  # one for each part of a registration
         self,
         handlers: Iterable[str] | None = None,
         *,
@@ -115,42 +115,42 @@ class Registration:
 class Filter:
     """A policy, with a handler for each phase at which it decides.
 
-    Handlers get the `Session` and the client's parameter, and return a decision. Beside those of
-    the phases there are `headers`, which may edit the header block while the body streams through,
-    and `message`, which sees the whole message.
+    Handlers are called with the `Session` and the client's parameter, and return a decision. Beside
+    the handlers of phases there are `headers`, which may edit the header block while the body
+    streams through, and `message`, which is called with the whole message.
     """
 
     #: The filter's name: its executable is `filter-NAME`. An instance in a chain may have another.
     name: str = ""
-    #: The decision when a handler fails, unless `--on-error` is given.
+    #: The default of `--on-error`: the decision when a handler fails.
     on_error: Outcome = "proceed"
-    #: Seconds that a handler may take, 300 at most. On an instance, from `setup` on, the value of
-    #: `--deadline`.
+    #: The default of `--deadline`: the seconds for a handler, 300 at most. On an instance, from
+    #: `setup` on, the value of `--deadline`.
     deadline: float = 30.0
     #: Seconds between two calls of `refresh`.
     refresh_interval: float = 3600.0
 
-    #: The declarations of its settings, those that its `Shared` attributes bring included.
+    #: The declarations of its settings, including those of its `Shared` attributes.
     Options: ClassVar[type[Settings]] = Settings
     settings: Settings
 
-    #: The handlers of the class, by their names.
+    #: The handlers of the class by name.
     handlers: ClassVar[dict[str, Callable[..., object]]] = {}
-    #: The kinds of decision that each of them may return.
+    #: The kinds of decision that each handler may return.
     returns: ClassVar[dict[str, frozenset[type[Decision]]]] = {}
 
-    #: Whether its decisions are only logged; a filter that waits on purpose does not then.
+    #: Whether its decisions are only logged; a filter that delays clients does not then.
     dry_run: bool = False
     #: smtpd's configuration from its hand-shake: "admd", "smtpd-version", "smtp-session-timeout".
     smtpd: Mapping[str, str] = {}  # replaced as a whole
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = self.Options() if settings is None else settings
-        #: Its lines of the log, under its name. That of the process from `setup` on.
+        #: Its log, with its name in each line. From `setup` on, that of the process.
         self.log = FilterLog(Log(), self.name)
-        #: What its `Shared` attributes open. That of the process from `setup` on.
+        #: The resources of its `Shared` attributes. From `setup` on, those of the process.
         self.pool = Pool()
-        #: What is registered. The result of `setup` from then on.
+        #: The registrations. From `setup` on, its result.
         self.registration = Registration()
 
     def __init_subclass__(cls) -> None:
@@ -180,7 +180,7 @@ class Filter:
 
     @classmethod
     def outcomes(cls) -> tuple[Outcome, ...]:
-        """Return the choices of `--on-error`: what every handler of the class can answer."""
+        """Return the choices of `--on-error`: those that every handler of the class allows."""
         return legal_outcomes(cls.handlers)
 
     @classmethod
@@ -189,35 +189,35 @@ class Filter:
         return (cls.__doc__ or "").strip().partition("\n")[0]
 
     def setup(self) -> Registration | None:
-        """Prepare, with the settings, before smtpd is told what to register.
+        """Prepare with the settings, before the registrations are sent to smtpd.
 
-        Returns what to register; None is `Registration()`, all that the class defines. May raise
-        ConfigError.
+        Returns the registrations; None stands for `Registration()`, all that the class defines. May
+        raise ConfigError.
         """
 
     async def refresh(self) -> None:
-        """Maintain what belongs to no session, once at the start and every `refresh_interval`.
+        """Maintain data outside of sessions, once at start and every `refresh_interval`.
 
-        An exception is logged; the next call comes in its time.
+        An exception is logged; the next call follows after the interval.
         """
 
     def link_connect(self, session: Session) -> None:
-        """Start look-ups about a client that has connected; no request is pending yet."""
+        """Start look-ups for a client that has connected; no request is pending yet."""
 
     def link_identify(self, session: Session) -> None:
-        """Start look-ups about a client whose greeting smtpd has accepted."""
+        """Start look-ups for a client whose greeting smtpd has accepted."""
 
     def link_disconnect(self, session: Session) -> None:
-        """Release what is kept for a session that has ended."""
+        """Release the data of a session that has ended."""
 
     async def close(self) -> None:
-        """Release what `setup` acquired; the process ends. What is shared closes by itself."""
+        """Release what `setup` acquired, at the end of the process; `Shared` resources excepted."""
 
-    # -- what is registered --------------------------------------------------------------
+    # -- registrations -------------------------------------------------------------------
 
     @property
     def registered(self) -> frozenset[str]:
-        """The names of the handlers that are registered."""
+        """The names of the registered handlers."""
         chosen = self.registration.handlers
         return frozenset(self.handlers) if chosen is None else chosen
 
@@ -243,7 +243,7 @@ class Filter:
         return self.registration.waits and any(map(is_coroutine, called))
 
     def required_reports(self) -> frozenset[str]:
-        """Return the reports that the handlers that are registered may read."""
+        """Return the reports that the registered handlers may read."""
         if self.registration.reports is not None:
             return self.registration.reports
         known: set[str] = set()
@@ -254,7 +254,7 @@ class Filter:
 
     @property
     def opens(self) -> frozenset[str]:
-        """The names of the `Shared` attributes that are opened at the start."""
+        """The names of the `Shared` attributes that are opened at start."""
         chosen = self.registration.opens
         if chosen is not None:
             return chosen
@@ -268,14 +268,14 @@ class Filter:
         return frozenset(name for name, value in every.items() if isinstance(value, Shared))
 
     def open_shared(self) -> None:
-        """Open what is registered to be opened.  Raises ConfigError."""
+        """Open the `Shared` attributes in `opens`. Raises ConfigError."""
         if unknown := self.opens - self.defined_shared():
             raise TypeError(f"filter {self.name!r}: nothing to open for {sorted(unknown)}")
         for name in sorted(self.opens):
             getattr(self, name)
 
     if TYPE_CHECKING:
-        # What a handler gets and may return, for the type checker.
+        # The parameters and results of handlers, for the type checker.
 
         def connect(self, session: Session) -> Result: ...
         def helo(self, session: Session, identity: str, /) -> Result: ...
@@ -294,7 +294,7 @@ class Filter:
 
 
 def legal_outcomes(handlers: Iterable[str]) -> tuple[Outcome, ...]:
-    """Return the outcomes for failures that all of these handlers can answer with."""
+    """Return the choices of `--on-error` that all of these handlers allow."""
     every = [HANDLERS[name].fallbacks for name in handlers if name in HANDLERS]
     outcomes: tuple[Outcome, ...] = ("proceed", "junk", "tempfail")
     return tuple(o for o in outcomes if all(o in fallbacks for fallbacks in every))
@@ -307,30 +307,30 @@ def legal_decisions(handler: str) -> frozenset[type[Decision]]:
 
 
 def is_coroutine(function: object) -> bool:
-    """Whether a function, or one that it wraps, is written `async def`."""
-    return any(  # `inspect` costs start-up
+    """Return whether a function, or one that it wraps, is `async def`."""
+    return any(  # without `inspect`: start-up time
         code is not None and code.co_flags & _CO_COROUTINE
         for code in (getattr(each, "__code__", None) for each in _layers(function))
     )
 
 
 def unwrapped(function: object) -> Any:
-    """Return what decorators that use `functools.wraps` were applied to."""
+    """Return the function below decorators that use `functools.wraps`."""
     *_, innermost = _layers(function)
     return innermost
 
 
 def _layers(function: object) -> Iterator[object]:
-    """A function, what it wraps, and so on."""
+    """Yield a function, the function that it wraps, and so on."""
     yield function
     while (function := getattr(function, "__wrapped__", None)) is not None:
         yield function
 
 
 def _extended(cls: type[Filter], where: str) -> type[Settings]:
-    """Return the options of a class, with those that its `Shared` attributes bring.
+    """Return the options of a class, including those of its `Shared` attributes.
 
-    Raises TypeError for an option that is declared twice.
+    Raises TypeError for an option declared twice.
     """
     options = cls.Options
     settings = [
@@ -339,7 +339,7 @@ def _extended(cls: type[Filter], where: str) -> type[Settings]:
         for attribute, value in vars(base).items()
         if isinstance(value, Shared)
     ]
-    # One of a base class may have been replaced, and its options with it.
+    # A subclass may replace an attribute of a base class, and its options.
     replaceable = {id(option) for _, each in settings for option in each.options.values()}
     shared: dict[str, Option] = {}
     for attribute, setting in settings:
@@ -356,7 +356,7 @@ def _extended(cls: type[Filter], where: str) -> type[Settings]:
 
 
 def _check_public(cls: type[Filter], where: str) -> None:
-    """Raise TypeError for a public method that is no handler: a misspelt one is never called."""
+    """Raise TypeError for a public method other than a handler: it may be a misspelt one."""
     known = HANDLERS.keys() | CONTENT.keys() | _LIFE
     for name, value in cls.__dict__.items():
         plain = callable(value) and not isinstance(value, type)
@@ -372,7 +372,7 @@ def _check_public(cls: type[Filter], where: str) -> None:
 
 
 def _check_events(cls: type[Filter], where: str) -> None:
-    """Raise TypeError for an event method that is a coroutine and must not be, or the reverse."""
+    """Raise TypeError for an event method that is wrongly `async def`, or wrongly isn't."""
     for name in _LIFE & cls.__dict__.keys():
         wanted = is_coroutine(getattr(Filter, name))
         if is_coroutine(cls.__dict__[name]) is not wanted:
@@ -382,7 +382,7 @@ def _check_events(cls: type[Filter], where: str) -> None:
 def _check_handler(
     name: str, handler: Callable[..., object], where: str
 ) -> frozenset[type[Decision]]:
-    """Return the kinds of decision that a handler is annotated with.
+    """Return the kinds of decision in a handler's annotation.
 
     Raises TypeError for the wrong parameters and for a kind that its phase does not allow.
     """
@@ -422,7 +422,7 @@ def _check_handler(
 
 
 def _named(annotation: object) -> list[str]:
-    """Return the names in a return annotation, be it text or types."""
+    """Return the names in a return annotation, given as text or as types."""
     if isinstance(annotation, str):
         return [word.strip() for word in annotation.split("|")]
     parts = getattr(annotation, "__args__", ())
