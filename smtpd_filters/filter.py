@@ -159,7 +159,7 @@ class Filter:
             cls.name = cls.__name__.lower()
         where = f"filter {cls.name!r} ({cls.__module__}.{cls.__qualname__})"
         if not cls.name.replace("-", "").isalnum() or not cls.name.isascii():
-            raise TypeError(f"{where}: a name is made of letters, digits and hyphens")
+            raise TypeError(f"{where}: a name consists of letters, digits and hyphens")
         _check_public(cls, where)
         _check_events(cls, where)
         for name, value in cls.__dict__.items():
@@ -376,7 +376,9 @@ def _check_events(cls: type[Filter], where: str) -> None:
     for name in _LIFE & cls.__dict__.keys():
         wanted = is_coroutine(getattr(Filter, name))
         if is_coroutine(cls.__dict__[name]) is not wanted:
-            raise TypeError(f"{where}: {name} is {'async def' if wanted else 'a plain method'}")
+            raise TypeError(
+                f"{where}: {name} must be {'async def' if wanted else 'a plain method'}"
+            )
 
 
 def _check_handler(
@@ -401,15 +403,13 @@ def _check_handler(
     if "return" not in annotations:
         if code.co_flags & _CO_VARARGS:
             return legal  # a decorator's
-        raise TypeError(
-            f'{where}: {name} has no annotation of what it returns; write "-> Decision"'
-        )
+        raise TypeError(f'{where}: {name} has no return annotation; write "-> Decision"')
     words = [word.partition("[")[0].rpartition(".")[2] for word in _named(annotations["return"])]
     if not _AWAITABLES.isdisjoint(words):
         raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
     if not _NO_DECISION.isdisjoint(words):
         shown = " | ".join(words)
-        raise TypeError(f'{where}: {name} is annotated "-> {shown}", and returns a Decision')
+        raise TypeError(f'{where}: {name} is annotated "-> {shown}", but must return a Decision')
     kinds = [_KINDS.get(word) for word in words]
     if None in kinds:
         return legal

@@ -315,7 +315,7 @@ def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
 def test_an_event_that_nobody_would_await(name: str) -> None:
     async def event(self: object) -> None: ...
 
-    with pytest.raises(TypeError, match=f"policies.Mine.: {name} is a plain method"):
+    with pytest.raises(TypeError, match=f"policies.Mine.: {name} must be a plain method"):
         define(**{name: event})
 
 
@@ -323,7 +323,7 @@ def test_an_event_that_nobody_would_await(name: str) -> None:
 def test_an_event_that_is_awaited(name: str) -> None:
     def event(self: object) -> None: ...
 
-    with pytest.raises(TypeError, match=f"policies.Mine.: {name} is async def"):
+    with pytest.raises(TypeError, match=f"policies.Mine.: {name} must be async def"):
         define(**{name: event})
 
 
@@ -336,16 +336,16 @@ def test_a_single_class_as_annotation() -> None:
     ["str", "Proceed | None", None, int, "", Proceed | None, "bool | Decision", "object"],
 )
 def test_an_annotation_that_is_no_decision(returns: object) -> None:
-    with pytest.raises(TypeError, match=r'connect is annotated "-> .*", and returns a Decision'):
+    with pytest.raises(
+        TypeError, match=r'connect is annotated "-> .*", but must return a Decision'
+    ):
         define(connect=handler(returns=returns))
 
 
 def test_no_annotation_at_all() -> None:
     made = handler()
     del made.__annotations__["return"]
-    with pytest.raises(
-        TypeError, match='connect has no annotation of what it returns; write "-> Decision"'
-    ):
+    with pytest.raises(TypeError, match='connect has no return annotation; write "-> Decision"'):
         define(connect=made)
 
 

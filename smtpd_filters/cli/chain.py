@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(own: Options, *, verbose: bool) -> int:
     if own.user:
-        raise ConfigError("--user: of no use without --check")
+        raise ConfigError("--user requires --check")
     file = ChainFile.read(own.config or _place())
     name = file.chain(own.chain)
     process = file.process(name)
@@ -130,7 +130,7 @@ def _place() -> str:
     for path in PLACES:
         if os.path.lexists(path):  # a dangling link is an error of its own
             return path
-    raise ConfigError(f"no file: neither {' nor '.join(PLACES)}; --config names another")
+    raise ConfigError(f"no such file: {', '.join(PLACES)}; name one with --config")
 
 
 def _ready(declared: Iterable[Declared], log: Log) -> list[Ready]:
@@ -142,7 +142,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     try:
         return set_up(declared.make(), log, declared.policy, pool)
     except SystemExit:
-        raise ConfigError(f"{declared.where}: it exits instead of getting ready") from None
+        raise ConfigError(f"{declared.where}: the filter exits during setup") from None
     except ConfigError as error:
         # The filter's error names flags; in the file they are keys.
         said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
@@ -164,8 +164,8 @@ def check(own: Options) -> int:
     except ImportError as error:
         # For example in root's home, where root's pip or pipx has installed it.
         raise ConfigError(
-            f"the user {user_name()} can't read the Python that this is run by, {sys.executable}, "
-            f"or its modules ({error}), and so smtpd can't run it either"
+            f"the user {user_name()} can't read this Python, {sys.executable}, "
+            f"or its modules ({error}), so smtpd can't run filter-chain"
         ) from None
     if not faults:
         said = f"configuration OK: {' '.join(checked)}, as {user_name()}"
@@ -219,7 +219,7 @@ def _become(name: str) -> None:
     """As root, become the user that smtpd runs filters as, with its access to files."""
     if os.geteuid():
         if name:
-            raise ConfigError("--user: only root may become another")
+            raise ConfigError("--user: only root can check as another user")
         return
     from .accounts import UnknownError, filters_user  # needed with --check only
 

@@ -91,7 +91,7 @@ class Declared:
             said = f"{USE}: {error}" if USE in table else str(error)
             nameless = not alone and USE not in table and said.startswith("no filter ")
             if nameless and not said.endswith("?"):
-                said = f'{said}; say which one it is, as in {USE} = "fcrdns"'
+                said = f'{said}; name the filter with {USE} = "fcrdns"'
             raise ConfigError(f"{where}: {said}") from None
         if alone:
             where = f"{where}: {name}"
@@ -191,7 +191,7 @@ class ChainFile:
         for at, each in enumerate(chain.filters):
             if each in chain.filters[:at]:
                 raise ConfigError(
-                    f"{where}: filters: {quote(each)} is there twice (give one another name, "
+                    f"{where}: filters: {quote(each)} is given twice (give one another name, "
                     f'with {USE} = "...")'
                 )
         return from_mapping(ChainSettings, {**self._top, **table}, where)
@@ -213,7 +213,7 @@ class ChainFile:
             return Declared(name, None, where, self._filters)
         where = f"{self.path}: [filter.{printable(name)}]"
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"{where}: a name is made of letters, digits, - and _")
+            raise ConfigError(f"{where}: a name consists of letters, digits, - and _")
         return Declared(name, table, where)
 
     def _tables(self, top: Table, kind: str) -> dict[str, Table]:
@@ -223,7 +223,7 @@ class ChainFile:
             for name, table in found.items():
                 if not isinstance(table, dict):
                     raise ConfigError(
-                        f"{self.path}: [{kind}]: {printable(name)} isn't a table (its own is "
+                        f"{self.path}: [{kind}]: {printable(name)} isn't a table (expected "
                         f"[{kind}.NAME])"
                     )
             return found
@@ -248,7 +248,7 @@ def _explained(reason: str, row: str, column: int) -> str:
     The value is left out, since it may be a secret.
     """
     if reason.startswith("Cannot declare ") and (header := _HEADER.match(row)):
-        return f"{header[1]} is there twice"
+        return f"{header[1]} is declared twice"
     found = _ASSIGNMENT.match(row)
     key = f"{found['key']}: " if found else ""
     wrong = row[column - 1 : column]
@@ -279,4 +279,4 @@ def _refuse_misplaced(keys: Table, own: type[Settings], where: str) -> None:
     known = {declared.key for declared in own.options.values()}
     for key in _process_keys():
         if key in keys and key not in known:
-            raise ConfigError(f"{where}: {key} belongs to the top of the file, or to [chain.NAME]")
+            raise ConfigError(f"{where}: {key} must be at the top of the file, or in [chain.NAME]")

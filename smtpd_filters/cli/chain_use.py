@@ -75,7 +75,7 @@ def _named(name: str, others: Iterable[str]) -> type[Filter]:
         cls = entry.load()
         if _is_filter(cls):
             return cls
-        raise ConfigError(f"the entry point {quote(name)} is no filter")
+        raise ConfigError(f"the entry point {quote(name)} is not a filter")
     known = [cls.name for cls in discover()[0]]
     raise ConfigError(f"no filter {quote(name)}{suggest(name, [*others, *known])}")
 
@@ -101,7 +101,7 @@ def _class_of(module: ModuleType, name: str) -> type[Filter]:
         found = getattr(module, name, None)
         if _is_filter(found):
             return found
-        raise ConfigError(f"{shown}: no filter of the class {quote(name)}")
+        raise ConfigError(f"{shown}: no filter class {quote(name)}")
     own = [
         value
         for value in vars(module).values()
@@ -110,9 +110,9 @@ def _class_of(module: ModuleType, name: str) -> type[Filter]:
     if len(own) == 1:
         return own[0]
     if not own:
-        raise ConfigError(f"{shown}: no filter in it")
+        raise ConfigError(f"{shown}: no filter class")
     names = ", ".join(cls.__name__ for cls in own)
-    raise ConfigError(f"{shown}: which of its filters? {shown}:CLASS with one of {names}")
+    raise ConfigError(f"{shown}: several filters; choose one with {shown}:CLASS: {names}")
 
 
 def _is_filter(value: object) -> TypeGuard[type[Filter]]:
@@ -143,9 +143,9 @@ def _refuse_others(path: str, descriptor: int) -> None:
     if status.st_uid not in {0, os.geteuid()}:
         raise ConfigError(f"{path}: its owner is neither root nor the current user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"{path}: not only its owner may write to it: chmod go-w {path}")
+        raise ConfigError(f"{path}: users other than its owner can write to it: chmod go-w {path}")
     folder = os.path.dirname(path) or "."  # noqa: PTH120  # as above
     mode = os.stat(folder).st_mode  # noqa: PTH116  # as above
     # In a sticky directory only owners can replace files.
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise ConfigError(f"{path}: everybody may write to its folder: chmod o-w {folder}")
+        raise ConfigError(f"{path}: every user can write to its directory: chmod o-w {folder}")

@@ -84,7 +84,7 @@ def run(options: Options, _rest: list[str]) -> int:
     config = options.config or _first(PLACES)
     chains = None if options.config else _first(chain.PLACES)
     if config is None and chains is None:
-        raise ConfigError(f"no smtpd.conf in {', '.join(PLACES)}; --config names another")
+        raise ConfigError(f"no such file: {', '.join(PLACES)}; name one with --config")
     statuses = []
     if config is not None:
         statuses.append(_configuration(options, config))
@@ -95,7 +95,7 @@ def run(options: Options, _rest: list[str]) -> int:
 
 def _check_user(name: str) -> None:
     if name and os.geteuid():
-        raise ConfigError("--user: only root may become another")
+        raise ConfigError("--user: only root can check as another user")
     if name:
         try:
             filters_user(name)
@@ -151,7 +151,7 @@ def _show(program: Program, result: Result) -> None:
     else:
         _print(f"{where}: ok{as_user}")
     for line in result.logged:
-        _print(f"{where}: it logs: {line}")
+        _print(f"{where}: log: {line}")
 
 
 # -- smtpd-filters.toml ----------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Controller:
         lines = [f"POST {below}/learn{kind} HTTP/1.0", "Connection: close"]
         for name, value in fields.items():
             if any(c < " " or c == "\x7f" for c in value):
-                raise ConfigError(f"{name}: a control character")
+                raise ConfigError(f"{name}: contains a control character")
             if value:
                 lines.append(f"{name}: {value}")
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode("utf-8", "surrogateescape")
@@ -87,7 +87,7 @@ class Controller:
         text = printable(said.decode("utf-8", "replace"))[:_SHOWN]
         if status == 200:
             if b'"success":true' not in said.replace(b" ", b""):
-                raise Refused(f"no rspamd: {text}")
+                raise Refused(f"not an rspamd controller: {text}")
             return "learned"
         if status == 208:
             return "known"
@@ -111,14 +111,14 @@ class Controller:
                     # The controller replied before the end: wrong password, or too large.
                     sent = size
                 if sent != size:
-                    raise Refused("the file got shorter")
+                    raise Refused("the file was truncated meanwhile")
                 return _read(connection, monotonic() + self._timeout)
         except TimeoutError:
             raise Unreachable(f"{self._url}: no reply within {self._timeout:g} s") from None
         except OSError as error:
             raise Unreachable(f"{self._url}: {error.strerror or error}") from None
         except EOFError:
-            raise Unreachable(f"{self._url}: closed without a reply") from None
+            raise Unreachable(f"{self._url}: connection closed without a reply") from None
 
     def _connect(self) -> socket.socket:
         if self._path:

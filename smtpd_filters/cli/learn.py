@@ -129,7 +129,7 @@ class Tally:
             self.counts["failed"] += 1
             self.statuses.add(status)
             repeated = cause == self._last_cause and status != NOINPUT
-            self.complaints.append(f"{name}: {'not learned, likewise' if repeated else cause}")
+            self.complaints.append(f"{name}: {'not learned, same cause' if repeated else cause}")
             self._last_cause = cause
             self._in_a_row = self._in_a_row + 1 if unreachable else 0
             if status == NOPERM or self._in_a_row >= PATIENCE:
@@ -203,7 +203,7 @@ def _learn_stdin(controller: Controller, *, mbox: bool) -> int:
     except OSError as error:
         tally.fail("stdin", error.strerror or str(error), NOINPUT)
     if not tally.done:
-        tally.fail("stdin", "no mbox" if mbox else "an empty message", DATAERR)
+        tally.fail("stdin", "not an mbox" if mbox else "an empty message", DATAERR)
     _complain(tally)
     return tally.status
 

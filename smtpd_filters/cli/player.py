@@ -127,11 +127,11 @@ class Process:
                 deadline = monotonic() + self._timeout
 
     def _silent(self, step: Step | None, *, reads: bool) -> str:
-        doing = "no answer" if reads else "nothing read"
+        doing = "no answer" if reads else "no data read"
         if step is None:
-            return f"{doing} for {self._timeout:g} s in the hand-shake: smtpd waits for good"
+            return f"{doing} for {self._timeout:g} s in the hand-shake: smtpd would wait forever"
         where = f"at {step.phase or 'a report'} of session {step.session.decode('latin-1')}"
-        return f"{doing} for {self._timeout:g} s {where}: the client waits for good"
+        return f"{doing} for {self._timeout:g} s {where}: the client would wait forever"
 
     def _read(self, replay: Replay) -> None:
         data = self._socket.recv(PIECE)

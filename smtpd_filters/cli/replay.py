@@ -196,9 +196,9 @@ def run(options: Options, command: list[str]) -> int:
 def _commands(options: Options, command: list[str]) -> list[list[str]]:
     """Return the commands of the filters: one, or the old and the new one."""
     if options.new and command:
-        raise ConfigError("--new and a command behind -- exclude each other")
+        raise ConfigError("--new and a command after -- exclude each other")
     if not (options.new or command):
-        raise ConfigError("no command: put it behind -- at the end, or give --new")
+        raise ConfigError("no command: put it after -- at the end, or give --new")
     if len(command) == 1:
         command = shlex.split(command[0])  # as in proc-exec "filter-x --flag"
     new = find(command) if command else _command("--new", options.new, options.chain)
@@ -226,7 +226,7 @@ def _files(names: Sequence[str]) -> Iterator[str]:
             continue
         below = sorted(map(str, Path(name).rglob("*.session")))
         if not below:
-            raise ConfigError(f"{name}: no recording (*.session) below")
+            raise ConfigError(f"{name}: no recording (*.session) in it")
         yield from below
 
 

@@ -120,7 +120,7 @@ def try_program(program: Program, user: str, timeout: float) -> Result:
     try:
         account = _account(program, user)
     except UnknownError as unknown:
-        return Result(f"{unknown}: smtpd doesn't start")
+        return Result(f"{unknown}: smtpd will not start")
     text = command_line(program.command)
     path = _program(text)
     child = _Child(account, program.chroot)
@@ -128,7 +128,7 @@ def try_program(program: Program, user: str, timeout: float) -> Result:
     untried = ""
     if not error:
         if not path:
-            untried = "only the shell knows which program it is"
+            untried = "only the shell can expand the program's name"
         elif not _is_ours(text, path, program.chroot):
             untried = f"not a filter of this package; {path} can be run"
     result = Result(error, untried) if error or untried else _start(text, child, timeout)

@@ -179,7 +179,7 @@ REFUSED = [
     Case("comma at the end", used("filter a proc-exec x", "{ a, }"), None, 'not "}"'),
     Case("two commas", used("filter a proc-exec x", "{ a,, a }"), None, 'not ","'),
     Case("comma first", used("filter a proc-exec x", "{ , a }"), None, 'not ","'),
-    Case("empty chain", used("filter f chain { }"), None, "no filter in it"),
+    Case("empty chain", used("filter f chain { }"), None, "at least one filter is required"),
     Case(
         "open chain",
         'filter a proc-exec "x"\nfilter f chain { a\n',
@@ -190,8 +190,8 @@ REFUSED = [
     Case("carriage return", used('filter f proc-exec "x"\r'), None, 'unexpected "\\r"'),
     Case("bar behind", used('filter f proc-exec "x" "y"'), None, 'unexpected "y"'),
     Case("brace first", used("{\nfilter f proc-exec x"), None, "no closing brace"),
-    Case("brace behind", used("}\nfilter f proc-exec x"), None, '"}" begins no statement'),
-    Case("keyword first", used("filter f proc-exec x\nchain"), None, '"chain" begins no statement'),
-    Case("number first", used("12 = x\nfilter f proc-exec x"), None, '"12" begins no statement'),
+    Case("brace behind", used("}\nfilter f proc-exec x"), None, '"}" starts no statement'),
+    Case("keyword first", used("filter f proc-exec x\nchain"), None, '"chain" starts no statement'),
+    Case("number first", used("12 = x\nfilter f proc-exec x"), None, '"12" starts no statement'),
     Case("missing include", 'include "/nonexistent/x"\n', None, "include: /nonexistent/x: No such"),
 ]

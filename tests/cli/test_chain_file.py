@@ -243,7 +243,7 @@ def chain_of(name: str, table: str = "") -> str:
         ("[[chain]]", "chain: expected tables [chain.NAME]"),
         (
             "[filter]\nfcrdns = true",
-            "[filter]: fcrdns isn't a table (its own is [filter.NAME])",
+            "[filter]: fcrdns isn't a table (expected [filter.NAME])",
         ),
         # Chains.
         ("[chain.x]", "[chain.x]: filters is required"),
@@ -256,7 +256,7 @@ def chain_of(name: str, table: str = "") -> str:
         ("[chain.x]\nfilter = []", '[chain.x]: unknown key "filter", did you mean "filters"?'),
         (
             '[chain.x]\nfilters = ["fcrdns", "fcrdns"]',
-            '[chain.x]: filters: "fcrdns" is there twice (give one another name, with use = "...")',
+            '[chain.x]: filters: "fcrdns" is given twice (give one another name, with use = "...")',
         ),
         (
             '[chain.x]\nfilters = ["fcrdn"]',
@@ -277,7 +277,7 @@ def chain_of(name: str, table: str = "") -> str:
         (chain_of("x", "use = 1"), "[filter.x]: use: expected the name of a filter, as a string"),
         (
             chain_of('"a b"', 'use = "fcrdns"').replace('[""', '["').replace('""]', '"]'),
-            "[filter.a b]: a name is made of letters, digits, - and _",
+            "[filter.a b]: a name consists of letters, digits, - and _",
         ),
         (
             chain_of("fcrdns", 'acton = "junk"'),
@@ -307,7 +307,7 @@ def chain_of(name: str, table: str = "") -> str:
         ),
         (
             chain_of("fcrdns", "verbose = true"),
-            "[filter.fcrdns]: verbose belongs to the top of the file, or to [chain.NAME]",
+            "[filter.fcrdns]: verbose must be at the top of the file, or in [chain.NAME]",
         ),
         (
             chain_of("mailfrom", 'domains = "file:/nowhere/domains"'),
@@ -528,19 +528,19 @@ def test_a_filter_of_another_distribution(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     assert chain_use.find("other") is Fcrdns
-    assert said(chain_of("odd")) == '[filter.odd]: the entry point "odd" is no filter'
+    assert said(chain_of("odd")) == '[filter.odd]: the entry point "odd" is not a filter'
 
 
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
-        ("x = 1\n", "", "{path}: no filter in it"),
-        (GREET, ":Gret", '{path}: no filter of the class "Gret"'),
-        (GREET, ":Settings", '{path}: no filter of the class "Settings"'),
+        ("x = 1\n", "", "{path}: no filter class"),
+        (GREET, ":Gret", '{path}: no filter class "Gret"'),
+        (GREET, ":Settings", '{path}: no filter class "Settings"'),
         (
             GREET + GREET.partition("\n\n\n")[2].replace("class Greet", "class Other"),
             "",
-            "{path}: which of its filters? {path}:CLASS with one of Greet, Other",
+            "{path}: several filters; choose one with {path}:CLASS: Greet, Other",
         ),
         ("import nowhere\n", "", "{use}: No module named 'nowhere'"),
         ("def f(:\n", "", "{use}: SyntaxError: "),
@@ -570,8 +570,8 @@ def test_a_file_without_the_filter(
         ("/dev/null", "/dev/null: not a regular file"),
         ("/", "/: not a regular file"),
         ("nowhere.at_all:Greet", "nowhere.at_all:Greet: No module named 'nowhere'"),
-        ("os:path", 'os: no filter of the class "path"'),
-        ("smtpd_filters:Filter", 'smtpd_filters: no filter of the class "Filter"'),
+        ("os:path", 'os: no filter class "path"'),
+        ("smtpd_filters:Filter", 'smtpd_filters: no filter class "Filter"'),
         (":Greet", ":Greet: "),
         ("/x\\u0000y", "/x\\x00y: "),  # what is wrong, Python says in several ways
     ],
@@ -594,7 +594,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o622, 0o777])
 def test_what_others_may_write_is_not_read(write: Callable[..., Path], mode: int) -> None:
     path = write(TWO, mode=mode)
-    only = "not only its owner may write to it: chmod go-w"
+    only = "users other than its owner can write to it: chmod go-w"
     assert check(path)[1] == [f"filter-chain: {path}: {only} {path}"]
     path = write(GREET, "greet.py", mode)
     found = said(own(path))
@@ -609,7 +609,7 @@ def test_who_may_read_it_is_the_operators_business(write: Callable[..., Path], m
 def test_a_folder_that_everybody_may_write_to(write: Callable[..., Path]) -> None:
     path = write(GREET, "greet.py")
     path.parent.chmod(0o777)
-    reason = f"{path}: everybody may write to its folder: chmod o-w {path.parent}"
+    reason = f"{path}: every user can write to its directory: chmod o-w {path.parent}"
     assert said(own(path)) == f"[filter.greet]: use: {reason}"
     # As /tmp is: there, only its owner can put another in its place.
     path.parent.chmod(0o1777)
@@ -641,7 +641,7 @@ def test_no_fifo_is_waited_for(tmp_path: Path) -> None:
         (["--chain"], "--chain needs a value (TEXT)"),
         (["inbound"], 'unexpected argument "inbound"'),
         (["-f", "/nowhere/x.toml"], "/nowhere/x.toml: No such file or directory"),
-        (["--user", "root"], "--user: of no use without --check"),
+        (["--user", "root"], "--user requires --check"),
     ],
 )
 def test_wrong_flags(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -665,7 +665,7 @@ def test_the_file_is_beside_smtpd_conf(
     monkeypatch.setattr(program, "PLACES", tuple(map(str, places)))
     with pytest.raises(SystemExit):
         program.main([])
-    nowhere = f"no file: neither {places[0]} nor {places[1]}; --config names another"
+    nowhere = f"no such file: {places[0]}, {places[1]}; name one with --config"
     assert capsys.readouterr().err == f"filter-chain: {nowhere}\n"
     places[0].symlink_to("nowhere")
     with pytest.raises(SystemExit):
@@ -755,11 +755,11 @@ def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Pa
     [
         (
             "[filter.fcrdns]\n[filter.dyndns]\n[filter.fcrdns]\naction = 'junk'\n",
-            "3:15: [filter.fcrdns] is there twice",
+            "3:15: [filter.fcrdns] is declared twice",
         ),
         (
             "[filter.inbound]\n[chain.x]\nfilters = ['inbound']\n",
-            '[filter.inbound]: no filter "inbound"; say which one it is, as in use = "fcrdns"',
+            '[filter.inbound]: no filter "inbound"; name the filter with use = "fcrdns"',
         ),
         (
             "[filter.fcrdns]\nexempt = 'local'\n[chain.x]\nfilters = ['fcrdns']\n",
@@ -813,7 +813,7 @@ def test_a_filter_with_a_mistake_of_its_own(write: Callable[..., Path]) -> None:
     path = write(GREET + "\n    def setup(self):\n        raise SystemExit(0)\n", "greet.py")
     status, lines = check(write(own(path)))
     assert status == 1
-    assert lines[0].endswith("[filter.greet]: it exits instead of getting ready")
+    assert lines[0].endswith("[filter.greet]: the filter exits during setup")
     path = write(GREET + "\n    def setup(self):\n        open('/nowhere')\n", "greet.py")
     _, lines = check(write(own(path)))
     assert "[filter.greet]: [Errno 2] No such file or directory: '/nowhere'" in lines[0]
@@ -859,7 +859,7 @@ def test_a_python_that_the_user_of_filters_cannot_read_is_named(
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("filter-chain: the user ")
-    assert f"can't read the Python that this is run by, {sys.executable}," in line
+    assert f"can't read this Python, {sys.executable}," in line
 
 
 def test_who_is_not_root_becomes_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_what_a_filter_logs_at_the_start(
     status, [first, second, *_] = checked(used(f'filter f proc-exec "{path}"'))
     assert status == 0
     assert first == f'1: filter "f": ok (as {ME})'
-    assert second.startswith('1: filter "f": it logs: senderscore nothing to do')
+    assert second.startswith('1: filter "f": log: senderscore nothing to do')
 
 
 def test_a_filter_that_outlives_its_input_is_ended(
@@ -166,7 +166,7 @@ def test_it_gets_what_smtpd_gives_it(
     command = f"{program(text)} \\\"a b\\\" 'c' $HOME; exit"
     status, lines = checked(used(f'filter f proc-exec "{command}"'))
     assert status == 0
-    logged = [line.partition("it logs: ")[2] for line in lines if "it logs: " in line]
+    logged = [line.partition("log: ")[2] for line in lines if "log: " in line]
     seen = {"['a b', 'c'] / ['LC_CTYPE', 'PATH', 'PWD']", "['a b', 'c'] / ['PATH', 'PWD']"}
     assert logged[0] in seen | {each.replace(", 'PWD'", "") for each in seen}
     assert logged[1] == "True True"
@@ -219,8 +219,8 @@ def test_a_proc_is_checked(
         ("/no/such -x", "1 /no/such: No such file or directory"),
         ("/etc/passwd", "1 /etc/passwd: not a file that can be executed"),
         ("/etc", "1 /etc: not a file that can be executed"),
-        ("/$X/filter-x", "0 not checked: only the shell knows which program it is"),
-        ("/'bin/sh", "0 not checked: only the shell knows which program it is"),
+        ("/$X/filter-x", "0 not checked: only the shell can expand the program's name"),
+        ("/'bin/sh", "0 not checked: only the shell can expand the program's name"),
         ("/'bin'/sh", "0 not checked: not a filter of this package; /bin/sh can be run"),
     ],
 )
@@ -240,8 +240,8 @@ def test_a_filter_that_is_not_executable(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("user nonesuch", "no user nonesuch: smtpd doesn't start"),
-        (f"user {ME} group nonesuch", "no group nonesuch: smtpd doesn't start"),
+        ("user nonesuch", "no user nonesuch: smtpd will not start"),
+        (f"user {ME} group nonesuch", "no group nonesuch: smtpd will not start"),
     ],
 )
 def test_users_and_groups_that_do_not_exist(
@@ -293,7 +293,7 @@ def test_who_is_not_root_tries_as_himself(
 def test_what_is_wrong_with_the_file(checked: Callable[..., tuple[int, list[str]]]) -> None:
     status, lines = checked("filter f proc-exec\nlisten on lo filter g\n")
     assert status == 1
-    assert lines[0].startswith("1: syntax error: the statement ends behind ")
+    assert lines[0].startswith("1: syntax error: the statement ends after ")
     assert lines[1] == '2: no filter "g" is declared above'
     assert lines[2].endswith(" checks the rest of the file")
     assert lines[-1] == " no filters, 2 errors"
@@ -338,7 +338,7 @@ def test_only_root_may_become_another(monkeypatch: pytest.MonkeyPatch, capsys: C
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SystemExit):
         main(["check", "--user", "nobody"])
-    assert "--user: only root may become another" in capsys.readouterr().err
+    assert "--user: only root can check as another user" in capsys.readouterr().err
 
 
 # -- files of filter-chain -------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_both_files_where_they_usually_are(
     with pytest.raises(SystemExit) as ended:
         main(["check", *AS_ME])
     assert ended.value.code == 2
-    said = f"no smtpd.conf in {nowhere}, {configuration}; --config names another"
+    said = f"no such file: {nowhere}, {configuration}; name one with --config"
     assert capsys.readouterr().err == f"smtpd-filters check: {said}\n"
     configuration.write_text("listen on lo\n")
     assert main(["check", *AS_ME]) == 0

@@ -67,14 +67,14 @@ def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
         # rspamd 3.4 without its Redis: nothing has been learned.
         (Answer(KNOWN.body, 404), 75, "status 404: "),
         (Answer(b"", 1), 75, "status 1: Error"),
-        (Answer(b"<html>"), 75, "no rspamd: <html>"),
-        (Answer(b'{"success":false}'), 75, "no rspamd: "),
+        (Answer(b"<html>"), 75, "not an rspamd controller: <html>"),
+        (Answer(b'{"success":false}'), 75, "not an rspamd controller: "),
         (Answer(b"\x1b[2J\xff\n", 500), 75, "status 500: \\x1b[2J"),
-        (Answer(b"", behaviour="close"), 75, "http://[::]:0: closed without a reply"),
+        (Answer(b"", behaviour="close"), 75, "http://[::]:0: connection closed without a reply"),
         (Answer(b"", behaviour="reset"), 75, "http://[::]:0: Connection reset"),
         (Answer(b"", behaviour="garbage"), 75, "invalid HTTP response"),
-        (Answer(LEARNED.body, behaviour="cut"), 75, "no rspamd: "),
-        (Answer(b"x", behaviour="endless"), 75, "no rspamd: 1\\r\\nx"),
+        (Answer(LEARNED.body, behaviour="cut"), 75, "not an rspamd controller: "),
+        (Answer(b"x", behaviour="endless"), 75, "not an rspamd controller: 1\\r\\nx"),
     ],
 )
 def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Learn) -> None:
@@ -280,7 +280,7 @@ def test_urls_that_are_none(url: str) -> None:
         (["spam", "--jobs", "0"], 64, '--jobs: must be at least 1, not "0"'),
         (["spam", "--jobs", "65"], 64, '--jobs: must be at most 64, not "65"'),
         (["spam", "--jobs", "²"], 64, "--jobs: "),
-        (["spam", "--user", "a\nX: b"], 64, "Deliver-To: a control character"),
+        (["spam", "--user", "a\nX: b"], 64, "Deliver-To: contains a control character"),
         (["spam", "--password-file", "/no/such/file"], 78, "/no/such/file: No such file"),
         (["spam", "--password-file", "/dev/null"], 78, "/dev/null: the first line is empty"),
     ],
@@ -369,7 +369,7 @@ def test_a_dead_daemon_is_not_asked_for_long(call: Learn, tmp_path: Path) -> Non
     status, out, err = call("spam", str(tmp_path), "--jobs", "2")
     assert status == 75
     assert err.count("Connection refused") == 1
-    assert 2 <= err.count("not learned, likewise\n") <= 3
+    assert 2 <= err.count("not learned, same cause\n") <= 3
     assert out.endswith("; given up\n")
 
 
@@ -394,7 +394,7 @@ def test_messages_that_are_refused_do_not_end_it(call: Learn, tmp_path: Path) ->
     status, out, err = call("spam", str(tmp_path))
     assert (status, out) == (75, "0 learned, 0 known already, 0 skipped, 9 not learned\n")
     assert err.count(": status 500: x\n") == 1
-    assert err.count(": not learned, likewise\n") == 8
+    assert err.count(": not learned, same cause\n") == 8
     assert {line.split(": ")[1] for line in err.splitlines()} == set(map(str, tmp_path.iterdir()))
 
 
@@ -404,7 +404,12 @@ def test_another_cause_in_between_is_told(call: Learn, tmp_path: Path) -> None:
     call.rspamd.answer = lambda request: Answer(b"y" if request.body == b"1" else b"x", 500)
     _, _, err = call("spam", *(str(tmp_path / f"{n}") for n in range(4)), "--jobs", "1")
     causes = [line.partition(f"{tmp_path}/")[2][3:] for line in err.splitlines()]
-    assert causes == ["status 500: x", "status 500: y", "status 500: x", "not learned, likewise"]
+    assert causes == [
+        "status 500: x",
+        "status 500: y",
+        "status 500: x",
+        "not learned, same cause",
+    ]
 
 
 # -- the terminal --------------------------------------------------------------------------------

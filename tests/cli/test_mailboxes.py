@@ -128,7 +128,7 @@ def test_a_file_that_begins_as_no_mbox_does(call: Learn, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("data", [b"", MAIL, b"\n" + MBOX])
 def test_an_mbox_that_is_none(data: bytes, call: Learn) -> None:
-    assert call("spam", "--mbox", stdin=data) == (65, "", "smtpd-filters: stdin: no mbox\n")
+    assert call("spam", "--mbox", stdin=data) == (65, "", "smtpd-filters: stdin: not an mbox\n")
     assert not call.rspamd.requests
 
 
@@ -274,5 +274,5 @@ def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
 
     call.rspamd.answer = Answer(b"", behaviour="drop")
     daemon = controller.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
-    with pytest.raises(controller.Refused, match="shorter"):
+    with pytest.raises(controller.Refused, match="truncated"):
         daemon.learn(Shrinking("x", path=str(path)))

@@ -382,8 +382,8 @@ def test_two_chain_files_are_compared(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--old", "filter-dyndns"], "no command: put it behind -- at the end, or give --new"),
-        (["--new", "x", "--", "y"], "--new and a command behind -- exclude each other"),
+        (["--old", "filter-dyndns"], "no command: put it after -- at the end, or give --new"),
+        (["--new", "x", "--", "y"], "--new and a command after -- exclude each other"),
         (["--old", "no-such-filter", "--new", "true"], "--old: no-such-filter: no such program"),
         (["--new", "no-such-filter"], "--new: no-such-filter: no such program"),
         (["--new", "filter 'x"], "--new: No closing quotation"),
@@ -466,7 +466,9 @@ def test_the_log_is_shown_on_request(capfd: Capture) -> None:
 def test_a_filter_that_never_registers_hangs_smtpd(script: Any, capsys: Capture) -> None:
     command = script("pass", begin="pass")
     assert main(["replay", str(PLAIN), "--timeout=300ms", "--", *command]) == 3
-    assert "no answer for 0.3 s in the hand-shake: smtpd waits for good" in capsys.readouterr().out
+    assert (
+        "no answer for 0.3 s in the hand-shake: smtpd would wait forever" in capsys.readouterr().out
+    )
 
 
 def test_a_filter_that_does_not_read_hangs_smtpd(tmp_path: Path, capsys: Capture) -> None:
@@ -477,7 +479,7 @@ def test_a_filter_that_does_not_read_hangs_smtpd(tmp_path: Path, capsys: Capture
     body = "print('register|filter|smtp-in|data-line\\nregister|ready', flush=True);"
     command = [sys.executable, "-c", f"import time; {body} time.sleep(60)"]
     assert main(["replay", str(large), "--timeout=3s", "--", *command]) == 3
-    assert "nothing read for 3 s at data-line of session" in capsys.readouterr().out
+    assert "no data read for 3 s at data-line of session" in capsys.readouterr().out
 
 
 def test_a_filter_that_outlives_its_input_is_ended(script: Any, capsys: Capture) -> None:

@@ -126,9 +126,7 @@ def test_a_command_is_split_the_same(arguments: str, version: str) -> None:
         given = server.wait_for(r"own: (given .*)")[1]
         status, lines = checked(server)
         assert status == 0
-        assert [line.partition("it logs: ")[2] for line in lines if "it logs: given" in line] == [
-            given
-        ]
+        assert [line.partition("log: ")[2] for line in lines if "log: given" in line] == [given]
 
 
 def test_what_would_keep_the_server_from_starting(version: str) -> None:
@@ -174,7 +172,7 @@ def test_what_would_keep_the_server_from_starting(version: str) -> None:
         f"not checked: not a filter of this package; /bin/sh can be run (as {user})"
     )
     assert found["gone"].endswith("/filter-gone: No such file or directory (as daemon)")
-    assert found["nobody"] == "no user nonesuch: smtpd doesn't start"
+    assert found["nobody"] == "no user nonesuch: smtpd will not start"
     assert lines[-1] == f"{CONF}: 5 filters, 3 errors"
 
 

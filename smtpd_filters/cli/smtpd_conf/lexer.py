@@ -212,7 +212,7 @@ class Lexer:
                 self.file.line += 1
             else:
                 text.append(char)
-        raise StatementError(place, f"the string that begins here has no closing {mark}")
+        raise StatementError(place, f"the string that starts here has no closing {mark}")
 
     def _number(self, char: str) -> str:
         """Return the digits of a number; else put all but the first back and return ""."""

@@ -135,7 +135,7 @@ class _Parser:
         }
         if first.kind != WORD or first.text not in _STATEMENTS:
             raise StatementError(
-                first.place, f"syntax error: {quote(first.text)} begins no statement"
+                first.place, f"syntax error: {quote(first.text)} starts no statement"
             )
         if first.text in statements:
             statements[first.text](_Words(tokens))
@@ -145,7 +145,7 @@ class _Parser:
         name = tokens[0].text
         if [token[:2] for token in tokens[1:2]] != [(MARK, "=")]:
             near = suggest(name, _STATEMENTS)
-            raise words.wrong(f"{quote(name)} begins no statement{near}")
+            raise words.wrong(f"{quote(name)} starts no statement{near}")
         words.expect(MARK, "=")
         value = words.string()
         words.end()
@@ -203,7 +203,7 @@ class _Parser:
         elif kind == "phase":
             self._builtin(name, words)
         else:
-            raise words.wrong("expected proc-exec, proc, phase or chain behind the filter's name")
+            raise words.wrong("expected proc-exec, proc, phase or chain after the filter's name")
         self._filters[name] = _Filter(words.place, kind, members)
 
     def _known(
@@ -217,14 +217,14 @@ class _Parser:
     def _check_chain(self, name: str, members: Sequence[str], place: Place) -> None:
         of = f"chain {quote(name)}: " if name else ""
         if not members:
-            raise StatementError(place, f"{of}no filter in it")
+            raise StatementError(place, f"{of}at least one filter is required")
         for at, member in enumerate(members):
             self._known(member, self._filters, "filter", place, of)
             declared = self._filters[member]
             if declared.kind == "chain":
                 raise StatementError(place, f"{of}{quote(member)} is a chain itself")
             if member in members[:at]:
-                raise StatementError(place, f"{of}{quote(member)} is there twice")
+                raise StatementError(place, f"{of}{quote(member)} is given twice")
 
     def _builtin(self, name: str, words: _Words) -> None:
         """Parse one of smtpd's own filters; warn of probable mistakes."""
@@ -236,7 +236,7 @@ class _Parser:
                 Problem(
                     words.place,
                     f"filter {quote(name)}: smtpd runs `phase auth` when a client connects, before "
-                    "anybody can have authenticated; use `phase mail-from`",
+                    "any client can have authenticated; use `phase mail-from`",
                     warning=True,
                 )
             )
@@ -351,7 +351,7 @@ class _Words:
         """Return the next string; raise StatementError for another token."""
         token = self._next()
         if token is None:
-            raise self.wrong(f"the statement ends behind {self._shown(self._last)}")
+            raise self.wrong(f"the statement ends after {self._shown(self._last)}")
         if token.kind != STRING:
             hint = "; put it in quotes" if token.kind in (WORD, NUMBER) or token.text == "/" else ""
             raise self.wrong(f"expected a string, not {self._shown(token)}{hint}")
