@@ -59,27 +59,26 @@ class Options(Settings):
         PATH,
         default=None,
         flags=("-f",),
-        help="The file; by default smtpd-filters.toml in /etc/mail, /usr/local/etc/mail or /etc, "
-        "the first that there is.",
+        help="The chain file; by default smtpd-filters.toml in /etc/mail, /usr/local/etc/mail or "
+        "/etc, the first that exists.",
     )
     chain = option(
         TEXT,
         default="",
-        help="The name of the chain to be; only needed if the file has several.",
+        help="The name of the chain to run; required only if the file has several.",
     )
     check = option(
         SWITCH,
         default=False,
         flags=("-n",),
-        help="Check the file, all chains of it unless --chain names one, and exit: with 0 if all "
-        "is well and with 1 otherwise, as smtpd does.",
+        help="Check the file, with all its chains unless --chain names one, and exit with 0 if it "
+        "is valid and with 1 otherwise, as smtpd -n.",
     )
     user = option(
         TEXT,
         default="",
-        help="With --check, if root runs it: the user to check as, which is the one that smtpd "
-        "runs the filter as. By default it is smtpd's own (_smtpd, opensmtpd or smtpd), if there "
-        "is one.",
+        help="With --check, as root: the user to check as, the one that smtpd runs the filter as. "
+        "By default it is smtpd's own (_smtpd, opensmtpd or smtpd), if it exists.",
     )
 
 

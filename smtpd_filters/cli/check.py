@@ -46,15 +46,15 @@ class Options(Settings):
         default=None,
         flags=("-f",),
         help="The file of smtpd.conf(5); by default smtpd.conf in /etc/mail, /usr/local/etc/mail, "
-        "/etc, /etc/smtpd or /etc/opensmtpd, the first that there is.",
+        "/etc, /etc/smtpd or /etc/opensmtpd, the first that exists.",
     )
     chains = option(
         PATH,
         default=None,
-        help="Check this file of smtpd-filters.toml(5), all chains of it, and no smtpd.conf. By "
-        "default the one where filter-chain looks for it is checked, if there is one.",
+        help="Check this file of smtpd-filters.toml(5), with all its chains, and no smtpd.conf. By "
+        "default filter-chain's default file is checked, if it exists.",
     )
-    chain = option(TEXT, default="", help="With --chains, the only chain to be checked.")
+    chain = option(TEXT, default="", help="With --chains, the only chain to check.")
     macro = option(
         LIST(TEXT),
         default=(),
@@ -64,7 +64,7 @@ class Options(Settings):
     user = option(
         TEXT,
         default="",
-        help="If root runs it: the user that smtpd runs filters as, where no line names another. "
+        help="As root: the user that smtpd runs filters as, unless a line names another. "
         "By default it is smtpd's own (_smtpd, opensmtpd or smtpd).",
     )
     timeout = option(
@@ -200,8 +200,8 @@ VERB = Verb(
     run,
     options=Options,
     description="Check the filters of smtpd.conf(5) and smtpd-filters.toml(5). Each filter of this "
-    "package is started as smtpd would start it, as the same user; of others is checked that they "
-    "can be run. smtpd -n starts no filters: run both before smtpd is restarted.",
+    "package is started as smtpd would start it, as the same user; other programs only have to "
+    "be executable. smtpd -n starts no filters: run both before smtpd is restarted.",
     ending="Exit status: 0 when nothing is wrong, 1 when something is, 2 for a wrong flag or an "
     "unreadable file. Warnings don't count.",
 )

@@ -61,12 +61,12 @@ _BAR = 30
 class Options(Settings):
     """The messages, their class, and the controller."""
 
-    kind = operand(choice("ham", "spam"), required=True, help="What the messages are.")
+    kind = operand(choice("ham", "spam"), required=True, help="The class of the messages.")
     files = operand(
         LIST(PATH),
         default=(),
         metavar="FILE",
-        help="A message, an mbox, a maildir or a directory of messages; without any a message is "
+        help="A message, an mbox, a maildir or a directory of messages; by default a message is "
         "read from the standard input.",
     )
     url = option(
@@ -81,13 +81,13 @@ class Options(Settings):
     user = option(
         TEXT,
         default="",
-        help="The user whose mail it is, where each has a classifier of their own.",
+        help="The owner of the mail, if each user has a classifier of their own.",
     )
     timeout = option(SECONDS(low=0.001), default=60.0, help="How long to wait for the controller.")
-    jobs = option(INTEGER(low=1, high=MAX_JOBS), default=4, help="How many messages at a time.")
-    mbox = option(
-        SWITCH, default=False, help="What comes from the standard input is an mbox, not a message."
+    jobs = option(
+        INTEGER(low=1, high=MAX_JOBS), default=4, help="How many messages to send at a time."
     )
+    mbox = option(SWITCH, default=False, help="The standard input is an mbox, not a message.")
 
 
 class Tally:
@@ -314,12 +314,12 @@ VERB = Verb(
     "learn",
     run,
     options=Options,
-    description="Give messages to rspamd's controller to learn from. They are learned as spam or "
+    description="Send messages to rspamd's controller to learn from. They are learned as spam or "
     "as ham.",
-    ending="Exit status, of sysexits(3): 0 when all is learned, was learned before, or is skipped "
-    "by rspamd as too short or no news; 75 when another try may help; 65 for a message that can't "
-    "be learned, 66 for a file that can't be read, 77 for a wrong password, 64 for a wrong option, "
-    "78 for a password file that can't be read.",
+    ending="Exit status, of sysexits(3): 0 if every message is learned, was learned before, or is "
+    "skipped by rspamd as too short or not new; 75 if another try may help; 65 for a message that "
+    "can't be learned, 66 for a file that can't be read, 77 for a wrong password, 64 for an "
+    "invalid option, 78 for a password file that can't be read.",
     behind="FILE ...",
     usage=USAGE,
 )

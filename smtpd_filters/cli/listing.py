@@ -157,7 +157,8 @@ VERB = Verb(
     "list",
     run,
     options=Options,
-    description="List the filters and what they ask of smtpd. Each phase is a round trip for "
-    "each command that reaches it, each report a line. Flags are left at their defaults.",
+    description="List the filters, with the phases and reports that they register at smtpd. Each "
+    "phase is a round trip for each command that reaches it, each report a line. Flags have their "
+    "defaults.",
     ending="Exit status: 0, or 1 when a filter can't be loaded.",
 )

@@ -20,7 +20,7 @@ class Options(Settings):
         TEXT,
         default="",
         metavar="NAME",
-        help="A verb, or a filter with or without `filter-` before its name.",
+        help="A verb, or the name of a filter with or without `filter-`.",
     )
 
 
@@ -52,7 +52,7 @@ def overview() -> str:
     verbs = "\n".join(f"  {name.ljust(width)}  {load(name).summary}" for name in VERBS)
     return (
         f"usage: {PROG} VERB [option ...] [operand ...]\n\n"
-        "Look after the filters of OpenSMTPD's smtpd(8).\n\n"
+        "Manage the filters of OpenSMTPD's smtpd(8).\n\n"
         f"Verbs:\n{verbs}\n\n"
         f"Options:\n  --version\n        Print the version and exit.\n\n"
         f"`{PROG} help VERB` shows the options of a verb, `{PROG} help NAME` those of a filter.\n"
@@ -63,5 +63,5 @@ VERB = Verb(
     "help",
     run,
     options=Options,
-    description="Show the help of a verb or of a filter. Without an operand, the verbs.",
+    description="Show the help of a verb or of a filter, by default the list of verbs.",
 )

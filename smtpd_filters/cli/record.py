@@ -19,7 +19,7 @@ class Options(Settings):
         PATH,
         required=True,
         metavar="DIR",
-        help="The directory for the files, with its whole path; it is made if it is missing.",
+        help="The absolute path of the directory for the files; it is created if missing.",
     )
     no_body = _TRACE["no_body"]
     anonymise = _TRACE["anonymise"]
@@ -45,7 +45,7 @@ VERB = Verb(
     "record",
     run,
     options=Options,
-    description="Be a filter that changes nothing and writes sessions to files, which replay. "
+    description="Run a filter that changes nothing and writes sessions to files, for replay. "
     'In smtpd.conf: filter recorder proc-exec "smtpd-filters record /var/spool/sessions". '
     "Credentials are never written.",
 )

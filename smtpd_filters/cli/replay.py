@@ -63,16 +63,16 @@ class Options(Settings):
     old = option(
         TEXT,
         default="",
-        help="Compare two filters: the one as it was, and the one of --new or behind --. Each is a "
-        "command as in proc-exec, or the file of a chain (NAME.toml). Only what differs is shown.",
+        help="Compare two filters: this one, and the one of --new or after --. Each is a command "
+        "as in proc-exec, or the file of a chain (NAME.toml). Only differences are shown.",
     )
-    new = option(TEXT, default="", help="The filter to be played to, as for --old.")
+    new = option(TEXT, default="", help="The filter to play to, as for --old.")
     chain = option(
         TEXT,
         default="",
-        help="The chain of the files of --old and --new; only needed if they have several.",
+        help="The chain of the files of --old and --new; required only if they have several.",
     )
-    diff = option(SWITCH, default=False, help="Show only what differs.")
+    diff = option(SWITCH, default=False, help="Show only differences.")
     json = option(SWITCH, default=False, help="Print JSON.")
     protocol = option(
         choice("0.5", "0.6", "0.7"),
@@ -80,7 +80,7 @@ class Options(Settings):
         help="Speak this version of the protocol in place of the recorded one.",
     )
     timeout = option(SECONDS(low=0.001), default=30.0, help="How long to wait for an answer.")
-    log = option(SWITCH, default=False, help="Show what the filter logs.")
+    log = option(SWITCH, default=False, help="Show the filter's log.")
 
 
 @dataclass(slots=True)
@@ -442,9 +442,9 @@ VERB = Verb(
     "replay",
     run,
     options=Options,
-    description="Play recordings to a filter and compare its verdicts with those recorded. It is "
-    "played to as smtpd would, and every answer is held against the rules on which smtpd ends.",
-    ending="Exit status: 0 when nothing differs, 1 when something does, 2 for a wrong flag or "
-    "file, 3 when the filter would have ended or hung smtpd.",
+    description="Play recordings to a filter and compare its verdicts with those recorded. They "
+    "are played as by smtpd, and every answer is checked against the rules on which smtpd ends.",
+    ending="Exit status: 0 without differences, 1 with some, 2 for an invalid flag or file, 3 if "
+    "the filter would have ended or hung smtpd.",
     behind="COMMAND ...",
 )

@@ -25,8 +25,8 @@ class Options(Settings):
         TEXT,
         required=True,
         metavar="NAME",
-        help="The filter's name, as `fcrdns` for filter-fcrdns; all that follows it are flags of "
-        f"the filter. `{PROG} list` shows the names, beside which there is `{CHAIN}`.",
+        help="The filter's name, such as `fcrdns` for filter-fcrdns, followed by flags of the "
+        f"filter. `{PROG} list` shows the names; `{CHAIN}` is another one.",
     )
 
 
@@ -57,7 +57,7 @@ VERB = Verb(
     run,
     options=Options,
     description="Start a filter by its name, as smtpd starts its executable. On a terminal it "
-    "reads its flags and files, says that they are right or what is wrong with them, and ends.",
+    "checks its flags and files, prints the result, and exits.",
     ending="The exit status is that of the filter.",
     hands_over=True,
 )

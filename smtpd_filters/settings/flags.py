@@ -55,13 +55,13 @@ class ProcessSettings(Settings):
     """Settings of a process, shared by all filters that run in it."""
 
     verbose = option(
-        SWITCH, default=False, flags=("-v",), help="Log every decision, those to proceed too."
+        SWITCH, default=False, flags=("-v",), help="Log every decision, including those to proceed."
     )
     long_lines = option(
         choice("split", "refuse"),
         default="split",
         help="What to do with a line of a message that is too long for smtpd: split it "
-        "(a header field is folded, nothing is lost) or refuse the message.",
+        "(a header field is folded, no text is lost) or refuse the message.",
     )
 
 
@@ -71,18 +71,18 @@ class PolicySettings(Settings):
     on_error = option(
         choice(*ON_ERROR),
         default="proceed",
-        help="What to do when the filter fails or its time is up.",
+        help="What to do when the filter fails or misses its deadline.",
     )
     deadline = option(
         SECONDS(low=0.001, high=MAX_DEADLINE),
         default=DEADLINE,
-        help="How long the filter may take for a decision: 5 minutes at most, for which smtpd and "
-        "its clients wait.",
+        help="How long the filter may take for a decision: at most 5 minutes, since smtpd and its "
+        "clients wait no longer.",
     )
     dry_run = option(
         SWITCH,
         default=False,
-        help="Log what would be done with clients and mail, and let all of it pass unchanged.",
+        help="Only log decisions about clients and mail, and let everything pass unchanged.",
     )
 
 

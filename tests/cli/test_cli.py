@@ -64,7 +64,10 @@ def test_the_verbs_are_shown(words: list[str], capsys: Capture) -> None:
     assert shown == overview.overview()
     for verb in VERBS:
         assert f"\n  {verb} " in shown
-    assert "\n  list    List the filters and what they ask of smtpd\n" in shown
+    assert (
+        "\n  list    List the filters, with the phases and reports that they register at smtpd\n"
+        in shown
+    )
 
 
 @pytest.mark.parametrize("name", ["fcrdns", "filter-fcrdns", "chain"])

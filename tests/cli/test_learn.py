@@ -305,7 +305,7 @@ def test_there_is_help(capsys: Capture) -> None:
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "usage: smtpd-filters learn" in out
-    assert "75 when another try may help" in " ".join(out.split())
+    assert "75 if another try may help" in " ".join(out.split())
 
 
 # -- several -------------------------------------------------------------------------------------

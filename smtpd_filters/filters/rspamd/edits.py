@@ -88,7 +88,7 @@ class Options:
         self.actions = DEFAULTS | dict(actions or {})
         for name, outcome in self.actions.items():
             if outcome not in OUTCOMES:
-                raise ValueError(f"{name}: {outcome!r} is none of {', '.join(OUTCOMES)}")
+                raise ValueError(f"{name}: expected one of {', '.join(OUTCOMES)}, not {outcome!r}")
         self.envelope = envelope
         self.headers = headers
 

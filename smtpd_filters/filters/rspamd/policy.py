@@ -89,26 +89,26 @@ class Rspamd(Filter):
             default=("http://localhost:11333",),
             flags=("-url",),
             help="A daemon's normal, proxy or controller worker: http://HOST:PORT, or the path of "
-            "a unix socket. Given several times, the next one is asked when those before it fail; "
-            "one that failed three times in a row is passed over for 30 seconds.",
+            "a unix socket. If given several times, the next daemon is asked when the ones before "
+            "it fail; a daemon that failed three times in a row is passed over for 30 seconds.",
         )
         settings_id = option(
             TEXT,
             default="",
             flags=("-settings-id",),
-            help="The id of a section of the daemon's settings module that is to be applied.",
+            help="The id of the section of the daemon's settings module to apply.",
         )
         timeout = option(
             SECONDS(low=0.01, high=MAX_DEADLINE),
             default=15.0,
             help="How long to wait for a daemon's reply before the next one is asked. The daemon's "
-            "own limit, task_timeout, should be lower. All of them together get what --deadline "
-            "allows.",
+            "own limit, task_timeout, should be lower. The limit for all daemons together is "
+            "--deadline.",
         )
         connections = option(
             INTEGER(low=1, high=10000),
             default=64,
-            help="How many messages a daemon is given at one time; others wait for their turn.",
+            help="How many messages are sent to a daemon at a time; further ones wait.",
         )
         exempt = exempt_option(what="Clients whose mail is not scanned")
         skip = option(EXEMPT, default=Exempt(), help="The same as --exempt.")
@@ -116,62 +116,63 @@ class Rspamd(Filter):
             SIZE(low=1 << 10),
             default=50 << 20,
             help="The size up to which messages are scanned. It should not be above the daemon's "
-            "own limit, max_message, which has the same default: what is larger than that can't "
-            "be scanned, which is a failure.",
+            "own limit, max_message, which has the same default: scanning a message above that "
+            "limit fails.",
         )
         larger = option(
             choice("skip", "tempfail"),
             default="skip",
-            help="What to do with a larger message: take it without a scan, or refuse it with a "
+            help="What to do with a larger message: accept it without a scan, or refuse it with a "
             "temporary code.",
         )
         headers = option(
             choice("minimal", "extended"),
             default="extended",
-            help="The header fields of a message that the daemon wants marked: X-Spam alone, or "
-            "X-Spam-Score and X-Spam-Status as well. Those that the daemon itself adds are added "
-            "in any case.",
+            help="The header fields of a message that the daemon marks: X-Spam alone, or "
+            "X-Spam-Score and X-Spam-Status as well. The header fields that the daemon itself adds "
+            "are added in any case.",
         )
         action = option(
             LIST(ACTION),
             default=(),
-            help="What an action of the daemon's comes to, such as one that its configuration "
-            "adds: accept, junk (mark), rewrite (the subject), tempfail or reject. An action that "
-            "is unknown is a failure. By default discard rejects, and quarantine marks.",
+            help="The outcome of an action of the daemon, such as one added by its configuration: "
+            "accept, junk (mark), rewrite (the subject), tempfail or reject. An unknown action is "
+            "a failure. By default discard rejects, and quarantine marks.",
         )
         envelope_changes = option(
             choice("log", "tempfail"),
             default="log",
-            help="What to do when the daemon wants another sender or other recipients, which "
-            "smtpd takes from no filter: log it and go on, or refuse with a temporary code.",
+            help="What to do when the daemon requests another sender or other recipients, which "
+            "smtpd accepts from no filter: log it and continue, or refuse the message with a "
+            "temporary code.",
         )
         authserv_id = option(
             TEXT,
             default="",
-            help="The name by which the daemon signs its results, in Authentication-Results; by "
-            "default that of smtpd (its admd).",
+            help="The name in the daemon's results (Authentication-Results); by default that of "
+            "smtpd (its admd).",
         )
         mta_tag = option(
             TEXT,
             default="",
-            help="A tag that rules and settings of the daemon can ask for.",
+            help="A tag for rules and settings of the daemon.",
         )
         deliver_to = option(
             SWITCH,
             default=False,
-            help="Tell the daemon the recipient, where there is only one, as the mailbox that is "
-            "delivered to: for settings and statistics of a user's own.",
+            help="Send the recipient, if there is only one, to the daemon as the mailbox of "
+            "delivery, for settings and statistics per user.",
         )
         pass_all = option(
             SWITCH,
             default=False,
-            help="Have the daemon run all its checks, even when the first ones decide.",
+            help="Have the daemon run all its checks, even if the first ones are decisive.",
         )
         compress = option(
             choice("none", "zstd"),
             default="none",
-            help="Compress messages on their way to a daemon that is far away. Needs Python 3.14 "
-            "or the package zstandard.",
+            help="Compress messages to a distant daemon. Requires Python 3.14 or the package "
+            "zstandard.",
         )
         password_file = option(
             PATH,
@@ -265,7 +266,7 @@ class Rspamd(Filter):
         if request.trouble:
             reply.complain(f"after {request.trouble}")
         if left_out:
-            reply.complain(f"{left_out} recipients were not told")
+            reply.complain(f"{left_out} recipients left out")
         try:
             return await apply(reply, message, self._edits)
         except ReplyError as error:
@@ -324,7 +325,7 @@ def _password(path: str | None) -> str:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123  # start-up time
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else "it is no text"
+        reason = os_reason(error) if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"--password-file: {path}: {reason}") from None
     if not password.isprintable() or not password:
         raise ConfigError(f"--password-file: {path}: no password in the first line")

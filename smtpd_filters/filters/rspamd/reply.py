@@ -183,7 +183,7 @@ def parse(status: int, data: bytes) -> Reply:
 def offset(text: str) -> int:
     """Parse `Message-Offset`, where the new body begins; raise ReplyError if it is invalid."""
     if not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS:
-        raise ReplyError("message offset is no number")
+        raise ReplyError("message offset is not a number")
     return int(text)
 
 
@@ -210,9 +210,9 @@ def _read(data: bytes) -> dict[str, object]:
         reason = getattr(error, "msg", "a number too long")
         if isinstance(error, RecursionError):
             reason = "too deep"
-        raise ReplyError(f"broken JSON: {reason}") from None
+        raise ReplyError(f"invalid JSON: {reason}") from None
     if not isinstance(said, dict):
-        raise ReplyError("the reply is no JSON object")
+        raise ReplyError("the reply is not a JSON object")
     return said
 
 
@@ -312,7 +312,7 @@ def _take_signatures(reply: Reply, value: object) -> None:
         if isinstance(signature, str):
             reply.dkim.append(signature)
         else:
-            reply.complain("dkim-signature is no string")
+            reply.complain("dkim-signature is not a string")
 
 
 def _take_removals(reply: Reply, value: object) -> None:
@@ -354,7 +354,7 @@ def _addition(reply: Reply, name: str, said: object) -> Addition | None:
         given = members.get("index")
     order = _integer(given)
     if given is not None and order is None:
-        reply.complain(f"add_headers {name[:_SHOWN]}: order is no number")
+        reply.complain(f"add_headers {name[:_SHOWN]}: order is not a number")
     return Addition(name, value, order)
 
 
@@ -362,13 +362,13 @@ def _take_sender(reply: Reply, value: object) -> None:
     if isinstance(value, str):
         reply.envelope.append(f"change_from {value[:_SHOWN]}")
     else:
-        reply.complain("change_from is no string")
+        reply.complain("change_from is not a string")
 
 
 def _take_recipients(what: str) -> Callable[[Reply, object], None]:
     def take(reply: Reply, value: object) -> None:
         if not isinstance(value, list):
-            reply.complain(f"{what} is no array")
+            reply.complain(f"{what} is not an array")
             return
         _bound(what, len(value))
         for address in value:
@@ -381,14 +381,14 @@ def _take_on_reject(reply: Reply, value: object) -> None:
     if isinstance(value, str):
         reply.on_reject = value if value in ("discard", "quarantine") else ""
     else:
-        reply.complain("milter.reject is no string")
+        reply.complain("milter.reject is not a string")
 
 
 def _take_no_action(reply: Reply, value: object) -> None:
     if isinstance(value, bool):
         reply.no_action = value
     else:
-        reply.complain("no_action is no boolean")
+        reply.complain("no_action is not a boolean")
 
 
 def _take_spam_header(reply: Reply, value: object) -> None:
@@ -418,7 +418,7 @@ _MILTER: dict[str, Callable[[Reply, object], None]] = {
 def _pairs(reply: Reply, what: str, value: object) -> Iterable[tuple[str, object]]:
     members = _members(value)
     if members is None:
-        reply.complain(f"{what} is no object")
+        reply.complain(f"{what} is not an object")
         return ()
     return members
 

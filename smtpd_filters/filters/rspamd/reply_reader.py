@@ -66,7 +66,7 @@ class Intake:
         if not coding:
             return None
         if self._codec is None or coding.lower() != "zstd":
-            raise ReplyError("a reply in a coding that was not asked for")
+            raise ReplyError("a reply in an unrequested encoding")
         return _paced(self._codec.decompress(response.pieces(), limit))
 
     async def _take(self, parts: _Parts, pieces: AsyncIterator[bytes], status: int) -> Reply:

@@ -69,7 +69,7 @@ class Attempts(Generic[T]):
                 async with asyncio.timeout(step.timeout):
                     await host.turns.acquire()
             except TimeoutError:
-                return Trouble(Failure.LOCAL, "too many requests under way")
+                return Trouble(Failure.LOCAL, "too many pending requests")
             if server not in self._passed and client.may_pass(server):
                 # Requests before this one found the server dead.
                 host.turns.release()

@@ -189,12 +189,12 @@ class Exchange:
         fields = list(self._request.headers)
         text = "".join([part for field in fields for part in field])
         if "\r" in text or "\n" in text:
-            raise BadReplyError("not asked: a header field of more than one line")
+            raise BadReplyError("not sent: a header field of more than one line")
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise BadReplyError("not asked: a header field that is not UTF-8") from None
+                raise BadReplyError("not sent: a header field that is not UTF-8") from None
         return fields
 
 

@@ -142,7 +142,7 @@ class Endpoint:
         if path.startswith("/"):
             if "\0" in path or len(os.fsencode(path)) > 107:
                 # unix(7): sun_path has 108 bytes with the final null.
-                raise ValueError(f"no path of a socket: {url!r}")
+                raise ValueError(f"invalid path of a socket: {url!r}")
             self.socket = self.label = path
             self.host = "localhost"
             self.base = "http://localhost"
@@ -151,10 +151,10 @@ class Endpoint:
 
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ValueError(f"neither http://HOST:PORT nor the path of a socket: {url!r}")
+            raise ValueError(f"expected http://HOST:PORT or the path of a socket, not {url!r}")
         odd = any(c.isspace() or not c.isprintable() for c in url) or not url.isascii()
         if odd or parts.query or parts.fragment or set("@,") & set(parts.netloc):
-            raise ValueError(f"not the address of a server: {url!r}")
+            raise ValueError(f"invalid URL of a server: {url!r}")
         self.host = parts.netloc
         self.path = parts.path.rstrip("/")
         self.base = f"{parts.scheme}://{self.host}"

@@ -280,7 +280,7 @@ def test_more_recipients_than_there_is_room_for_are_told_in_the_log(stub: Rspamd
         for n in range(400):
             client.rcpt_to(f"{'x' * 200}{n}@example.org")
         assert client.message(MESSAGE).verb == "proceed"
-        assert "recipients were not told" in smtpd.log[0]
+        assert "recipients left out" in smtpd.log[0]
     told = len(stub.requests[0].get_all("Rcpt"))
     assert 200 < told < 400
 
@@ -466,7 +466,7 @@ ERRORS = {
     "error": Answer.of({"error": "cannot scan", "error_domain": "x"}, status=503),
     "error and 200": Answer.of({"error": "cannot scan"}),
     "not found": Answer.of(CLEAN, status=404),
-    "broken JSON": Answer(b'{"action": "no action"'),
+    "invalid JSON": Answer(b'{"action": "no action"'),
     "no JSON": Answer(b"<html>"),
     "no object": Answer(b"[]"),
     "empty": Answer(b""),
@@ -509,7 +509,7 @@ def test_an_error_is_never_an_accepted_message(stub: RspamdStub, error: str) -> 
         )
 
 
-@pytest.mark.parametrize("error", ["status", "broken JSON", "cut", "unknown action"])
+@pytest.mark.parametrize("error", ["status", "invalid JSON", "cut", "unknown action"])
 def test_on_error_decides(stub: RspamdStub, error: str) -> None:
     stub.answer = ERRORS[error]
     delivery = scanned(stub, "--on-error", "proceed")
@@ -660,8 +660,8 @@ def test_a_lack_of_zstd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (["-url", "localhost:11333"], "-url: neither"),
-        (["-url", "http://u:p@localhost"], "-url: not the address"),
+        (["-url", "localhost:11333"], "-url: expected http:"),
+        (["-url", "http://u:p@localhost"], "-url: invalid URL"),
         (["--skip", "authentcated"], "--skip: expected local|socket|authenticated|TABLE"),
         (["--skip", "file:/nonexistent"], "--skip: "),
         (["--action", "dance"], "--action: expected NAME=OUTCOME"),

@@ -192,7 +192,7 @@ def test_fields_are_sent_as_utf8(stub: RspamdStub) -> None:
 
 def test_a_field_that_is_not_utf8_is_never_sent(stub: RspamdStub) -> None:
     said = ask(stub.url, headers=(("User", "\udcff"),))
-    assert said == Unavailable(f"{stub.url} not asked: a header field that is not UTF-8")
+    assert said == Unavailable(f"{stub.url} not sent: a header field that is not UTF-8")
     assert stub.asked == 0
 
 
@@ -203,7 +203,7 @@ def test_a_field_of_more_than_one_line_is_never_sent(
 ) -> None:
     field = (text, "x") if where == 0 else ("X", text)
     said = ask(stub.url, headers=(field,))
-    assert said == Unavailable(f"{stub.url} not asked: a header field of more than one line")
+    assert said == Unavailable(f"{stub.url} not sent: a header field of more than one line")
     assert stub.asked == 0
 
 
@@ -1136,7 +1136,7 @@ def test_who_waits_too_long_for_a_turn_is_told(stub: RspamdStub) -> None:
         return await client.ask(Request("/checkv2", (), b"body"), read)
 
     said = served(stub.url, work=work, connections=1, timeout=0.02)
-    assert said == Unavailable(f"{stub.url} too many requests under way")
+    assert said == Unavailable(f"{stub.url} too many pending requests")
     assert stub.asked == 0
 
 
