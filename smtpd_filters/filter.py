@@ -55,20 +55,20 @@ _CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
 #: Events of the session and of the process; a filter that does not define the method is not called.
 _EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
 #: Public methods other than handlers.
-_LIFE = _EVENTS | {"setup"}
+_EVENTS_AND_SETUP = _EVENTS | {"setup"}
 #: Annotations of a handler that returns a coroutine but isn't `async def`.
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 
 #: The reports that smtpd may have sent before a phase, beyond `link-connect`.
-_KNOWN_BY: dict[str, tuple[str, ...]] = {
+_REPORTED_BY: dict[str, tuple[str, ...]] = {
     "connect": (),
     **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-greeting", "link-tls")),
     **dict.fromkeys(
         ("auth", "mail-from"), ("link-greeting", "link-identify", "link-tls", "link-auth")
     ),
 }
-_ALL_KNOWN = tuple(reported.FIELDS)
+_ALL_REPORTS = tuple(reported.FIELDS)
 
 
 class Registration:
@@ -166,7 +166,7 @@ class Filter:
             declares = isinstance(value, type) and issubclass(value, Settings)
             if declares and name != "Options":
                 raise TypeError(f"{where}: settings are declared in a class Options, not {name}")
-        cls.Options = _extended(cls, where)
+        cls.Options = _with_shared_options(cls, where)
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }
@@ -249,7 +249,7 @@ class Filter:
         known: set[str] = set()
         for name in self.registered:
             phase = HANDLERS.get(name)
-            known.update(_KNOWN_BY.get(phase.name, _ALL_KNOWN) if phase else _ALL_KNOWN)
+            known.update(_REPORTED_BY.get(phase.name, _ALL_REPORTS) if phase else _ALL_REPORTS)
         return frozenset(known)
 
     @property
@@ -327,7 +327,7 @@ def _layers(function: object) -> Iterator[object]:
         yield function
 
 
-def _extended(cls: type[Filter], where: str) -> type[Settings]:
+def _with_shared_options(cls: type[Filter], where: str) -> type[Settings]:
     """Return the options of a class, including those of its `Shared` attributes.
 
     Raises TypeError for an option declared twice.
@@ -357,7 +357,7 @@ def _extended(cls: type[Filter], where: str) -> type[Settings]:
 
 def _check_public(cls: type[Filter], where: str) -> None:
     """Raise TypeError for a public method other than a handler: it may be a misspelt one."""
-    known = HANDLERS.keys() | CONTENT.keys() | _LIFE
+    known = HANDLERS.keys() | CONTENT.keys() | _EVENTS_AND_SETUP
     for name, value in cls.__dict__.items():
         plain = callable(value) and not isinstance(value, type)
         if plain and not name.startswith("_") and name not in known and not hasattr(Filter, name):
@@ -373,7 +373,7 @@ def _check_public(cls: type[Filter], where: str) -> None:
 
 def _check_events(cls: type[Filter], where: str) -> None:
     """Raise TypeError for an event method that is wrongly `async def`, or wrongly isn't."""
-    for name in _LIFE & cls.__dict__.keys():
+    for name in _EVENTS_AND_SETUP & cls.__dict__.keys():
         wanted = is_coroutine(getattr(Filter, name))
         if is_coroutine(cls.__dict__[name]) is not wanted:
             raise TypeError(
@@ -404,7 +404,10 @@ def _check_handler(
         if code.co_flags & _CO_VARARGS:
             return legal  # a decorator's
         raise TypeError(f'{where}: {name} has no return annotation; write "-> Decision"')
-    words = [word.partition("[")[0].rpartition(".")[2] for word in _named(annotations["return"])]
+    words = [
+        word.partition("[")[0].rpartition(".")[2]
+        for word in _annotated_names(annotations["return"])
+    ]
     if not _AWAITABLES.isdisjoint(words):
         raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
     if not _NO_DECISION.isdisjoint(words):
@@ -421,11 +424,11 @@ def _check_handler(
     return returns
 
 
-def _named(annotation: object) -> list[str]:
+def _annotated_names(annotation: object) -> list[str]:
     """Return the names in a return annotation, given as text or as types."""
     if isinstance(annotation, str):
         return [word.strip() for word in annotation.split("|")]
     parts = getattr(annotation, "__args__", ())
     if parts and not hasattr(annotation, "__origin__"):
-        return [name for part in parts for name in _named(part)]
+        return [name for part in parts for name in _annotated_names(part)]
     return [getattr(annotation, "__name__", str(annotation))]

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(own: Options, *, verbose: bool) -> int:
     if own.user:
         raise ConfigError("--user requires --check")
-    file = ChainFile.read(own.config or _place())
+    file = ChainFile.read(own.config or _default_path())
     name = file.chain(own.chain)
     process = file.process(name)
     return serve_chain(
@@ -124,7 +124,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     )
 
 
-def _place() -> str:
+def _default_path() -> str:
     """Return the path of the file without --config; raise ConfigError if there is none."""
     for path in PLACES:
         if os.path.lexists(path):  # a dangling link is an error of its own
@@ -144,8 +144,8 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
         raise ConfigError(f"{declared.where}: the filter exits during setup") from None
     except ConfigError as error:
         # The filter's error names flags; in the file they are keys.
-        said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
-        raise ConfigError(f"{declared.where}: {said}") from None
+        text = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
+        raise ConfigError(f"{declared.where}: {text}") from None
 
 
 # -- checking ------------------------------------------------------------------------------
@@ -167,15 +167,15 @@ def check(own: Options) -> int:
             f"or its modules ({error}), so smtpd can't run filter-chain"
         ) from None
     if not faults:
-        said = f"configuration OK: {' '.join(checked)}, as {user_name()}"
-        sys.stderr.write(f"{printable(said)}\n")
+        text = f"configuration OK: {' '.join(checked)}, as {user_name()}"
+        sys.stderr.write(f"{printable(text)}\n")
     return FAULTY if faults else FINE
 
 
 def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
     """Yield every error; add the path and the names of the filters to `checked`."""
     try:
-        file = ChainFile.read(own.config or _place())
+        file = ChainFile.read(own.config or _default_path())
         chains = [file.chain(own.chain)] if own.chain else file.chains
     except ConfigError as error:
         yield from (error, *error.others)

@@ -88,11 +88,11 @@ class Declared:
         try:
             self.kind = find(used, others)
         except ConfigError as error:
-            said = f"{USE}: {error}" if USE in table else str(error)
-            nameless = not alone and USE not in table and said.startswith("no filter ")
-            if nameless and not said.endswith("?"):
-                said = f'{said}; name the filter with {USE} = "fcrdns"'
-            raise ConfigError(f"{where}: {said}") from None
+            text = f"{USE}: {error}" if USE in table else str(error)
+            nameless = not alone and USE not in table and text.startswith("no filter ")
+            if nameless and not text.endswith("?"):
+                text = f'{text}; name the filter with {USE} = "fcrdns"'
+            raise ConfigError(f"{where}: {text}") from None
         if alone:
             where = f"{where}: {name}"
         self.where = where
@@ -135,7 +135,7 @@ class ChainFile:
         try:
             top = tomllib.loads(content)
         except ValueError as error:  # TOMLDecodeError, or a number too long for Python
-            raise ConfigError(_placed(path, content, printable(str(error)))) from None
+            raise ConfigError(_with_position(path, content, printable(str(error)))) from None
         except RecursionError:
             raise ConfigError(f"{path}: nested too deeply") from None
         self._filters = self._tables(top, "filter")
@@ -173,10 +173,10 @@ class ChainFile:
                 raise ConfigError(f"{self.path}: --chain is required, there are several: {known}")
             return next(iter(self._chains))
         if name not in self._chains:
-            raise ConfigError(f"{self.path}: no [chain.{printable(name)}]{self._near(name)}")
+            raise ConfigError(f"{self.path}: no [chain.{printable(name)}]{self._suggestion(name)}")
         return name
 
-    def _near(self, name: str) -> str:
+    def _suggestion(self, name: str) -> str:
         return (
             suggest(name, self._chains) or f" (there is {', '.join(map(printable, self._chains))})"
         )
@@ -230,19 +230,19 @@ class ChainFile:
         raise ConfigError(f"{self.path}: {kind}: expected tables [{kind}.NAME]")
 
 
-def _placed(path: str, content: str, said: str) -> str:
+def _with_position(path: str, content: str, text: str) -> str:
     """Move the position that tomllib appends, "(at line 3, column 5)", to the front."""
-    reason, _, place = said.rpartition(" (at ")
+    reason, _, place = text.rpartition(" (at ")
     if place == "end of document)":
         return f"{path}:{content.count(chr(10)) + 1}: {reason}"
     line, _, column = place.removeprefix("line ").rstrip(")").partition(", column ")
     if not (reason and line.isdigit() and column.isdigit()):
-        return f"{path}: {said}"
+        return f"{path}: {text}"
     row = content.split("\n")[int(line) - 1]
-    return f"{path}:{line}:{column}: {_explained(reason, row, int(column))}"
+    return f"{path}:{line}:{column}: {_reason_of(reason, row, int(column))}"
 
 
-def _explained(reason: str, row: str, column: int) -> str:
+def _reason_of(reason: str, row: str, column: int) -> str:
     """Return the reason of an error: tomllib's text, unless quotes are missing.
 
     The value is left out, since it may be a secret.

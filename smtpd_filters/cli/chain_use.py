@@ -40,11 +40,11 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
     """
     try:
         if "/" in used:
-            return _of_file(used)
+            return _load_file(used)
         if ":" in used:
             module, _, name = used.partition(":")
             return _class_of(import_module(module), name)
-        return _named(used, others)
+        return _load_named(used, others)
     except ConfigError:
         raise
     except ImportError as error:
@@ -53,7 +53,7 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
         raise ConfigError(f"{printable(used)}: {fold_traceback(error)}") from None
 
 
-def _named(name: str, others: Iterable[str]) -> type[Filter]:
+def _load_named(name: str, others: Iterable[str]) -> type[Filter]:
     module = f"{BUILT_IN}.{name.replace('-', '_')}"
     homes = (module, f"{module}.policy")  # that of a package's policy
     if name.replace("-", "").isalnum():
@@ -80,7 +80,7 @@ def _named(name: str, others: Iterable[str]) -> type[Filter]:
     raise ConfigError(f"no filter {quote(name)}{suggest(name, [*others, *known])}")
 
 
-def _of_file(used: str) -> type[Filter]:
+def _load_file(used: str) -> type[Filter]:
     path, colon, name = used.rpartition(":")
     if not colon or not name.isidentifier():
         path, name = used, ""
@@ -125,7 +125,7 @@ def read_safely(path: str) -> bytes:
         # Without O_NONBLOCK opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            _refuse_others(path, descriptor)
+            _check_permissions(path, descriptor)
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read()
         finally:
@@ -136,7 +136,7 @@ def read_safely(path: str) -> bytes:
         raise ConfigError(f"{printable(path)}: {error}") from None
 
 
-def _refuse_others(path: str, descriptor: int) -> None:
+def _check_permissions(path: str, descriptor: int) -> None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{path}: not a regular file")

@@ -83,10 +83,10 @@ class Controller:
         with file:
             if not size:
                 raise Refused("an empty message", DATAERR)
-            status, said = self._ask(file, size)
-        text = printable(said.decode("utf-8", "replace"))[:_SHOWN]
+            status, content = self._ask(file, size)
+        text = printable(content.decode("utf-8", "replace"))[:_SHOWN]
         if status == 200:
-            if b'"success":true' not in said.replace(b" ", b""):
+            if b'"success":true' not in content.replace(b" ", b""):
                 raise Refused(f"not an rspamd controller: {text}")
             return "learned"
         if status == 208:
@@ -145,21 +145,21 @@ class Controller:
 
 def _endpoint(url: str) -> tuple[str, str, int, str]:
     """Return a URL's authority, host, port and path prefix; raise ConfigError if it is invalid."""
-    wrong = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
+    message = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
     if not url.isprintable() or " " in url:
-        raise ConfigError(wrong)
+        raise ConfigError(message)
     if url.startswith(("/", "unix:/")):
         return "localhost", "", 0, ""
     found = _URL.fullmatch(url)
     if found is None or int(found["port"] or PORT) >= 1 << 16:
-        raise ConfigError(wrong)
+        raise ConfigError(message)
     port = int(found["port"] or (443 if found["tls"] else PORT))
     host = found["host"].strip("[]")
     try:
         # As the resolver does later: RFC 1035 section 2.3.4, a label has 1 to 63 octets.
         host.encode("idna")
     except UnicodeError:
-        raise ConfigError(wrong) from None
+        raise ConfigError(message) from None
     return found["authority"], host, port, (found["below"] or "").rstrip("/")
 
 
@@ -184,11 +184,11 @@ def _read(connection: socket.socket, deadline: float) -> tuple[int, bytes]:
                 raise EOFError
             raise Refused("invalid HTTP response")
     status = int(found[1])
-    said = data[found.end() :]
+    content = data[found.end() :]
     length = _LENGTH.search(found[0])
     # RFC 9110 section 15.3.5: a 204 has no content, whatever length the controller gives.
     size = 0 if status == 204 else min(int(length[1]) if length else _REPLY, _REPLY)
-    while len(said) < size and (piece := receive()):
-        said += piece
+    while len(content) < size and (piece := receive()):
+        content += piece
     # Without content, use the reason phrase.
-    return status, said[:size] or found[2]
+    return status, content[:size] or found[2]

@@ -148,7 +148,7 @@ def run(options: Options, more: list[str]) -> int:
     try:
         password = _password(options.password_file)
     except OSError as error:
-        _complain_of(f"--password-file: {error.filename}: {error.strerror}")
+        _print_error(f"--password-file: {error.filename}: {error.strerror}")
         return CONFIG
     controller = Controller(
         options.url,
@@ -169,11 +169,11 @@ def run(options: Options, more: list[str]) -> int:
         raise
     finally:
         progress.clear()
-        _say(tally.summary())
+        _print(tally.summary())
     return tally.status
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     """Write to stdout; a failure doesn't change the exit status."""
     try:
         sys.stdout.write(text)
@@ -204,7 +204,7 @@ def _learn_stdin(controller: Controller, *, mbox: bool) -> int:
         tally.fail("stdin", error.strerror or str(error), NOINPUT)
     if not tally.done:
         tally.fail("stdin", "not an mbox" if mbox else "an empty message", DATAERR)
-    _complain(tally)
+    _print_complaints(tally)
     return tally.status
 
 
@@ -275,13 +275,13 @@ def _run_all(threads: list[threading.Thread], progress: _Progress) -> None:
             progress.tick()
 
 
-def _complain(tally: Tally) -> None:
+def _print_complaints(tally: Tally) -> None:
     complaints, tally.complaints = tally.complaints, []
     for complaint in complaints:
-        _complain_of(complaint)
+        _print_error(complaint)
 
 
-def _complain_of(complaint: str) -> None:
+def _print_error(complaint: str) -> None:
     sys.stderr.write(f"smtpd-filters: {printable(complaint)}\n")
 
 
@@ -296,7 +296,7 @@ class _Progress(Progress):
         """Print complaints, and update the bar after its interval."""
         if self._tally.complaints:
             self.clear()
-            _complain(self._tally)
+            _print_complaints(self._tally)
         if self.due():
             self.show(bar(self._tally.done, self._tally.total))
 

@@ -47,17 +47,17 @@ class Gone(Exception):  # noqa: N818  # not an error
 class Mail:
     """A message, by its path or its content, which can be read once."""
 
-    __slots__ = ("_path", "_what", "name")
+    __slots__ = ("_content", "_path", "name")
 
     def __init__(self, name: str, *, path: str = "", what: bytes | BinaryIO = b"") -> None:
         #: Its name in errors.
         self.name = name
         self._path = path
-        self._what = what
+        self._content = what
 
     def open(self) -> tuple[BinaryIO, int]:
         """Return the message as a file, and its size. Raises Gone or OSError."""
-        what = self._what
+        what = self._content
         if self._path:
             what = _opened(self._path)
         elif isinstance(what, bytes):
@@ -143,7 +143,7 @@ def split(name: str, file: BinaryIO) -> Iterator[Mail]:
             if starts:
                 if empty and _SEPARATOR.match(piece):
                     # The empty line before a separator belongs to it.
-                    yield Mail(f"{name}:{number}", what=growing.taken())
+                    yield Mail(f"{name}:{number}", what=growing.take())
                     number += 1
                     empty = b""
                     continue
@@ -155,7 +155,7 @@ def split(name: str, file: BinaryIO) -> Iterator[Mail]:
                     piece = piece[1:]
             growing.add(piece)
             starts = piece.endswith(b"\n")
-        yield Mail(f"{name}:{number}", what=growing.taken())
+        yield Mail(f"{name}:{number}", what=growing.take())
     finally:
         growing.close()
 
@@ -181,10 +181,10 @@ class _Growing:
             if self._file is None:
                 from tempfile import TemporaryFile
 
-                self._file = TemporaryFile()  # noqa: SIM115  # until it is taken
+                self._file = TemporaryFile()  # noqa: SIM115  # closed after take()
             self._write(self._file)
 
-    def taken(self) -> bytes | BinaryIO:
+    def take(self) -> bytes | BinaryIO:
         """Return the whole message, and begin the next one."""
         file, self._file = self._file, None
         if file is not None:
@@ -203,8 +203,8 @@ class _Growing:
 def _entries(name: str) -> Iterator[str]:
     """Yield the files of a maildir, or of another directory without its subdirectories."""
     # In this order, a file that is moved from new to cur in the meantime is found.
-    below = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
-    for directory in below if all(map(os.path.isdir, below)) else [name]:
+    folders = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
+    for directory in folders if all(map(os.path.isdir, folders)) else [name]:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_file() and not entry.name.startswith("."):

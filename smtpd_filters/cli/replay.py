@@ -326,7 +326,7 @@ def _folded(rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return _session(row), row.step.phase, _said(row.step), _cell(row.before), _cell(row.now)
+    return _session(row), row.step.phase, _argument(row.step), _cell(row.before), _cell(row.now)
 
 
 def _line(mark: str, cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -342,7 +342,7 @@ def _fit(cell: str, width: int) -> str:
     return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 3]}..."
 
 
-def _said(step: Step) -> str:
+def _argument(step: Step) -> str:
     argument = step.argument
     if step.phase == "auth":
         argument = mask_credentials(argument)
@@ -412,7 +412,7 @@ def _as_json(compared: Sequence[Compared], *, only_changed: bool) -> dict[str, A
                     {
                         "session": _session(row),
                         "phase": row.step.phase,
-                        "argument": _said(row.step),
+                        "argument": _argument(row.step),
                         one.columns[0]: _verdict(row.before),
                         one.columns[1]: _verdict(row.now),
                         "differs": row.differs,

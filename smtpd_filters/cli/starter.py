@@ -204,9 +204,9 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
             _end(process)
         lines = _lines(log)
     if error == _CLOSED:
-        said = [line for line in lines if _OURS.match(line)] or lines
+        reported = [line for line in lines if _OURS.match(line)] or lines
         status = process.returncode
-        error = said[-1] if said else f"ends with status {status} before it is ready"
+        error = reported[-1] if reported else f"ends with status {status} before it is ready"
     return Result(error, logged=() if error else tuple(lines))
 
 

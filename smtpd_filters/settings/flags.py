@@ -139,13 +139,13 @@ def parse_flags(
     """
     known = spellings([common.options, own.options], own.__qualname__)
     try:
-        values, asked = _read(argv, known)
-        for declared in [] if asked else absent(own, values) + absent(common, values):
+        values, requested = _parse(argv, known)
+        for declared in [] if requested else absent(own, values) + absent(common, values):
             raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
-    if asked:
-        if asked == "--version":
+    if requested:
+        if requested == "--version":
             text = f"{prog} ({package()})\n"
         else:
             from .manual import help_text
@@ -164,18 +164,18 @@ def parse_command(own: type[S], argv: Sequence[str], *, prog: str, shown: Callab
     operands = [declared for declared in own.options.values() if declared.positional]
     known = spellings([own.options], own.__qualname__)
     try:
-        values, asked = _read(argv, known, operands, last_counts=True)
-        for declared in [] if asked else absent(own, values):
+        values, requested = _parse(argv, known, operands, last_counts=True)
+        for declared in [] if requested else absent(own, values):
             raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
-    if asked:
-        sys.stdout.write(f"{prog} ({package()})\n" if asked == "--version" else shown())
+    if requested:
+        sys.stdout.write(f"{prog} ({package()})\n" if requested == "--version" else shown())
         raise SystemExit(0)
     return build(own, values)
 
 
-def _read(
+def _parse(
     argv: Sequence[str],
     known: Mapping[str, Option],
     operands: Sequence[Option] = (),
@@ -196,13 +196,13 @@ def _read(
         if declared is None:
             if word in _HELP:
                 return values, "--help"
-            if not (free and _take(free, word, values)):
+            if not (free and _parse_operand(free, word, values)):
                 raise _unknown(word, flag, known, before)
             before = ""
             continue
         before = ""
         if not equals:
-            text = _following(words, flag, known)
+            text = _value_of(words, flag, known)
             before = flag if declared.kind.metavar else ""
         try:
             value = declared.kind.parse(text)
@@ -219,7 +219,7 @@ def _read(
     return values, ""
 
 
-def _take(free: list[Option], word: str, values: dict[str, Any]) -> bool:
+def _parse_operand(free: list[Option], word: str, values: dict[str, Any]) -> bool:
     """Parse the next operand; return False for a flag, raise ConfigError for an invalid value."""
     operand = free[0]
     if word.startswith("-") and word != "-":
@@ -235,7 +235,7 @@ def _take(free: list[Option], word: str, values: dict[str, Any]) -> bool:
     return True
 
 
-def _following(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
+def _value_of(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
     """Return the value of a flag without "=": the next word, or "true" for a switch."""
     metavar = known[flag].kind.metavar
     if not metavar:

@@ -21,7 +21,8 @@ replaces it.
 from __future__ import annotations
 
 from smtpd_filters.message.folding import encoded_word
-from smtpd_filters.protocol.decisions import MARKED, PROCEED, Reject, reply
+from smtpd_filters.protocol.decisions import MARKED, PROCEED, Reject
+from smtpd_filters.protocol.decisions import reply as smtp_reply
 
 from .reply import Reply, ReplyError
 
@@ -93,7 +94,7 @@ class Options:
         self.headers = headers
 
 
-async def apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
+async def apply(reply: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
     """Apply the daemon's reply to the message; return the decision with its reason.
 
     Each edit waits for its own share of the pace (`pace`). An unused new body is discarded.
@@ -102,76 +103,76 @@ async def apply(said: Reply, message: Message, options: Options) -> Proceed | Ma
     is sent then.
     """
     try:
-        return await _apply(said, message, options)
+        return await _apply(reply, message, options)
     finally:
-        if said.block is not None:
-            said.block.discard()
+        if reply.block is not None:
+            reply.block.discard()
 
 
-async def _apply(said: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
-    outcome = _outcome(said, options)
-    if said.no_action:
+async def _apply(reply: Reply, message: Message, options: Options) -> Proceed | Marked | Reject:
+    outcome = _outcome(reply, options)
+    if reply.no_action:
         outcome = "accept"
     if outcome == "reject":
-        text = said.message or REJECTED
-        return Reject(reply(554, "5.7.1", text)).because(said.summary())
+        text = reply.message or REJECTED
+        return Reject(smtp_reply(554, "5.7.1", text)).because(reply.summary())
     if outcome == "tempfail":
-        text = said.message or LATER
-        return Reject(reply(451, "4.7.1", text)).because(said.summary())
-    for change in said.envelope:
-        said.complain(f"not possible: {change}")
-    if said.envelope and options.envelope == "tempfail":
+        text = reply.message or LATER
+        return Reject(smtp_reply(451, "4.7.1", text)).because(reply.summary())
+    for change in reply.envelope:
+        reply.complain(f"not possible: {change}")
+    if reply.envelope and options.envelope == "tempfail":
         # RFC 3463 section 3.4: X.3.5 is "System incorrectly configured".
         text = "The envelope of this message cannot be changed"
-        return Reject(reply(451, "4.3.5", text)).because(said.summary())
-    if said.block is not None:
-        block, said.block = said.block, None
+        return Reject(smtp_reply(451, "4.3.5", text)).because(reply.summary())
+    if reply.block is not None:
+        block, reply.block = reply.block, None
         message.replace_body(block)
-    await _edit(said, message.headers, outcome, options)
-    marks = outcome == "junk" or (outcome == "rewrite" and said.subject is not None)
-    return (MARKED if marks else PROCEED).because(said.summary())
+    await _edit(reply, message.headers, outcome, options)
+    marks = outcome == "junk" or (outcome == "rewrite" and reply.subject is not None)
+    return (MARKED if marks else PROCEED).because(reply.summary())
 
 
-def _outcome(said: Reply, options: Options) -> str:
+def _outcome(reply: Reply, options: Options) -> str:
     actions = options.actions
-    named = said.on_reject if said.action == "reject" and said.on_reject else said.action
-    outcome = actions.get(named) or actions.get(said.kind)
+    named = reply.on_reject if reply.action == "reject" and reply.on_reject else reply.action
+    outcome = actions.get(named) or actions.get(reply.kind)
     if outcome is None:
-        raise ReplyError(f"unknown action {said.action[:80]!r}")
+        raise ReplyError(f"unknown action {reply.action[:80]!r}")
     return outcome
 
 
-async def _edit(said: Reply, headers: Headers, outcome: str, options: Options) -> None:
-    adds = said.additions or said.dkim or said.no_action or outcome != "accept"
-    if not adds and not _may_have(headers, said.removals):
+async def _edit(reply: Reply, headers: Headers, outcome: str, options: Options) -> None:
+    adds = reply.additions or reply.dkim or reply.no_action or outcome != "accept"
+    if not adds and not _may_have(headers, reply.removals):
         return  # the usual case: the block isn't parsed
     budget = _Budget(headers)
     await budget.spend()
     top = _Top(headers)
-    for name, numbers in said.removals.items():
+    for name, numbers in reply.removals.items():
         await budget.spend()
-        _remove(said, headers, top, name, numbers)
+        _remove(reply, headers, top, name, numbers)
     top.settle()
-    came = set(headers)
-    for addition in _sealed_last(said.additions):
+    original = set(headers)
+    for addition in _in_arc_order(reply.additions):
         name, value, order = addition.name, addition.value, addition.order
         await budget.spend(value)
         if order is None or order == -1:
-            _try(said, name, lambda: headers.append(name, value))  # noqa: B023  # called at once
+            _try(reply, name, lambda: headers.append(name, value))  # noqa: B023  # called at once
         else:
             place = top.place(order)
-            _try(said, name, lambda: headers.insert(place, name, value))  # noqa: B023
-    for number, signature in enumerate(said.dkim, 1):
+            _try(reply, name, lambda: headers.insert(place, name, value))  # noqa: B023
+    for number, signature in enumerate(reply.dkim, 1):
         await budget.spend(signature)
         headers.insert(top.place(number), "DKIM-Signature", signature)
-    if said.no_action:
-        headers.append("X-Rspamd-Action", said.action)
+    if reply.no_action:
+        headers.append("X-Rspamd-Action", reply.action)
     elif outcome == "junk":
-        await _mark(said, headers, options, own=set(headers) - came, budget=budget)
-    elif outcome == "rewrite" and said.subject is not None:
-        await budget.spend(said.subject)
+        await _mark(reply, headers, options, own=set(headers) - original, budget=budget)
+    elif outcome == "rewrite" and reply.subject is not None:
+        await budget.spend(reply.subject)
         # The daemon encodes it; encode it here if it has not.
-        subject = said.subject if said.subject.isascii() else encoded_word(said.subject)
+        subject = reply.subject if reply.subject.isascii() else encoded_word(reply.subject)
         headers.replace("Subject", subject, add=True)
 
 
@@ -191,7 +192,7 @@ class _Budget:
         await self._admit(self._walk + len(value) // _FOLDED_PER_UNIT)
 
 
-def _sealed_last(additions: list[Addition]) -> list[Addition]:
+def _in_arc_order(additions: list[Addition]) -> list[Addition]:
     """Sort an ARC set at a single position into the order of creation.
 
     The seal is then on top and the results at the bottom; some validators accept no other order.
@@ -217,8 +218,8 @@ def _may_have(headers: Headers, names: Collection[str]) -> bool:
     if len(names) <= _FEW:
         block = b"\n".join([b"", *headers.lines()]).lower()
         return any(b"\n" + name.encode("utf-8", "replace") in block for name in names)
-    there = {line.partition(b":")[0].rstrip().lower() for line in headers.lines()}
-    return not there.isdisjoint(name.encode("utf-8", "replace") for name in names)
+    present = {line.partition(b":")[0].rstrip().lower() for line in headers.lines()}
+    return not present.isdisjoint(name.encode("utf-8", "replace") for name in names)
 
 
 class _Top:
@@ -252,42 +253,42 @@ class _Top:
         return len(self._above) + order - 1 if order else 0
 
 
-def _remove(said: Reply, headers: Headers, top: _Top, name: str, numbers: list[int]) -> None:
-    replaced = any(addition.name.lower() == name for addition in said.additions)
+def _remove(reply: Reply, headers: Headers, top: _Top, name: str, numbers: list[int]) -> None:
+    replaced = any(addition.name.lower() == name for addition in reply.additions)
     if name != MARK.lower() or not top.marks or replaced:
         headers.remove(name, numbers)
         return
     count = len(headers.get_all(name))
     chosen = set(range(1, count + 1)) if 0 in numbers else set()
     chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
-    spared = [number for number in chosen if number > top.marks]
-    if spared:
-        headers.remove(name, spared)
+    removable = [number for number in chosen if number > top.marks]
+    if removable:
+        headers.remove(name, removable)
 
 
 async def _mark(
-    said: Reply, headers: Headers, options: Options, own: set[Field], budget: _Budget
+    reply: Reply, headers: Headers, options: Options, own: set[Field], budget: _Budget
 ) -> None:
     """Mark the message; `own` are the fields added by the daemon, which stay."""
     if options.headers == "extended":
         await budget.spend()
-        _describe(said, headers, own)
+        _describe(reply, headers, own)
     made = []
-    for name, value in said.spam_headers:
+    for name, value in reply.spam_headers:
         await budget.spend(value)
-        made.append(_put(said, headers, own, name or MARK, value))
+        made.append(_add_on_top(reply, headers, own, name or MARK, value))
     if not any(made):
         await budget.spend()
-        _put(said, headers, own, MARK, "Yes")
+        _add_on_top(reply, headers, own, MARK, "Yes")
 
 
-def _put(said: Reply, headers: Headers, own: set[Field], name: str, value: str) -> bool:
+def _add_on_top(reply: Reply, headers: Headers, own: set[Field], name: str, value: str) -> bool:
     """Add a field at the top, unless the daemon has added the same; remove others of its name."""
     key = name.lower()
-    there = any(field.key == key and field.value.lower() == value.lower() for field in own)
-    if not there and not _try(said, name, lambda: headers.prepend(name, value)):
+    present = any(field.key == key and field.value.lower() == value.lower() for field in own)
+    if not present and not _try(reply, name, lambda: headers.prepend(name, value)):
         return False
-    _remove_others(headers, own, name, kept=0 if there else 1)
+    _remove_others(headers, own, name, kept=0 if present else 1)
     return True
 
 
@@ -298,10 +299,10 @@ def _remove_others(headers: Headers, own: set[Field], name: str, kept: int = 0) 
     headers.remove(name, numbers[kept:])
 
 
-def _describe(said: Reply, headers: Headers, own: set[Field]) -> None:
+def _describe(reply: Reply, headers: Headers, own: set[Field]) -> None:
     """Add score and symbols, in the format of the earlier filter-rspamd."""
-    score, required = said.score or 0.0, said.required or 0.0
-    tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(said.symbols))
+    score, required = reply.score or 0.0, reply.required or 0.0
+    tests = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(reply.symbols))
     status = f"Yes, score={score:.3f} required={required:.3f} tests=[{tests}]"
     for name, value in (
         ("X-Spam-Status", status),
@@ -310,13 +311,13 @@ def _describe(said: Reply, headers: Headers, own: set[Field]) -> None:
         if any(field.key == name.lower() for field in own):
             _remove_others(headers, own, name)
         else:
-            _put(said, headers, own, name, value)
+            _add_on_top(reply, headers, own, name, value)
 
 
-def _try(said: Reply, name: str, edit: Callable[[], None]) -> bool:
+def _try(reply: Reply, name: str, edit: Callable[[], None]) -> bool:
     try:
         edit()
     except ValueError:
-        said.complain(f"not a header's name: {name[:80]!r}")
+        reply.complain(f"not a header's name: {name[:80]!r}")
         return False
     return True

@@ -247,16 +247,16 @@ class Rspamd(Filter):
         if size > self.settings.max_size:
             reason = f"not scanned: {size} bytes are more than --max-size"
             return (PROCEED if self.settings.larger == "skip" else TOO_LARGE).because(reason)
-        told, left_out = fields(session, self._facts, self.smtpd.get("admd", ""))
+        headers, left_out = fields(session, self._facts, self.smtpd.get("admd", ""))
         limit = MAX_JSON + 2 * size
         codec = self._codec
         if codec is not None:
             packed = lambda: codec.compress(message.iter_bytes(head=head))  # noqa: E731  # a body
-            request = Request(SCAN, told, packed, limit=limit)
+            request = Request(SCAN, headers, packed, limit=limit)
         else:
             # Only a small message is in memory.
             body = (lambda: message.iter_bytes(head=head)) if whole is None else whole
-            request = Request(SCAN, told, body, size=size, limit=limit)
+            request = Request(SCAN, headers, body, size=size, limit=limit)
         intake = self._intake
         reply = await self._client.ask(
             request, lambda response: intake.read(response, message.new_body, limit)

@@ -162,22 +162,22 @@ def parse(status: int, data: bytes) -> Reply:
     Raises ReplyError for a reply without a valid result; its text has no details that differ
     between messages.
     """
-    said = None
+    content = None
     try:
-        said = _read(data)
+        content = _read(data)
     except ReplyError:
         if status == 200:
             raise
-    error = "" if said is None else _text(said, "error")
+    error = "" if content is None else _text(content, "error")
     if status != 200:
         raise ReplyError(f"status {status}" + (f": {error[:_SHOWN]}" if error else ""))
-    assert said is not None  # noqa: S101  # it was raised
-    if said.get("error") is not None:
+    assert content is not None  # noqa: S101  # it was raised
+    if content.get("error") is not None:
         raise ReplyError(f"error: {error[:_SHOWN]}")
-    action = _text(said, "action")
+    action = _text(content, "action")
     if not action:
         raise ReplyError("no action in the reply")
-    return _taken(said, action[:_SHOWN])
+    return _build(content, action[:_SHOWN])
 
 
 def offset(text: str) -> int:
@@ -202,18 +202,18 @@ def _read(data: bytes) -> dict[str, object]:
     # Options of symbols contain text of the mail, in any bytes.
     text = data.decode("utf-8", "surrogateescape")
     try:
-        said = _decoders[0].decode(text)
-        if isinstance(said, dict) and _may_repeat(text, said.get("milter")):
-            said["milter"] = dict(_decoders[1].decode(text))["milter"]
+        content = _decoders[0].decode(text)
+        if isinstance(content, dict) and _may_repeat(text, content.get("milter")):
+            content["milter"] = dict(_decoders[1].decode(text))["milter"]
     except (ValueError, RecursionError) as error:
         # Without the position, which the JSON library's text adds to the reason.
         reason = getattr(error, "msg", "a number too long")
         if isinstance(error, RecursionError):
             reason = "too deep"
         raise ReplyError(f"invalid JSON: {reason}") from None
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise ReplyError("the reply is not a JSON object")
-    return said
+    return content
 
 
 def _has_too_many_values(data: bytes) -> bool:
@@ -254,20 +254,20 @@ def _may_repeat(text: str, milter: object) -> bool:
     return any(text.count(f'"{name}"') != 1 for name in names)
 
 
-def _taken(said: dict[str, object], action: str) -> Reply:
+def _build(content: dict[str, object], action: str) -> Reply:
     reply = Reply(action)
-    reply.kind = _text(said, "reject")
-    reply.score = _number(said.get("score"))
-    reply.required = _number(said.get("required_score"))
-    subject = said.get("subject")
+    reply.kind = _text(content, "reject")
+    reply.score = _number(content.get("score"))
+    reply.required = _number(content.get("required_score"))
+    subject = content.get("subject")
     if isinstance(subject, str):
         reply.subject = subject[:_LONGEST]
-    messages = said.get("messages")
+    messages = content.get("messages")
     if isinstance(messages, dict):
         reply.message = _text(messages, "smtp_message")[:_LONGEST]
-    _take_symbols(reply, said.get("symbols"))
-    _take_signatures(reply, said.get("dkim-signature"))
-    milter = said.get("milter")
+    _take_symbols(reply, content.get("symbols"))
+    _take_signatures(reply, content.get("dkim-signature"))
+    milter = content.get("milter")
     if milter is not None:
         for key, value in _pairs(reply, "milter", milter):
             if taker := _MILTER.get(key):
@@ -341,10 +341,10 @@ def _take_additions(reply: Reply, value: object) -> None:
                 reply.additions.append(added)
 
 
-def _addition(reply: Reply, name: str, said: object) -> Addition | None:
-    if isinstance(said, str):
-        return Addition(name, said, None)
-    members = dict(_members(said) or ())
+def _addition(reply: Reply, name: str, content: object) -> Addition | None:
+    if isinstance(content, str):
+        return Addition(name, content, None)
+    members = dict(_members(content) or ())
     value = members.get("value")
     if not isinstance(value, str):
         reply.complain(f"add_headers {name[:_SHOWN]}: no value")
@@ -430,9 +430,9 @@ def _members(value: object) -> Iterable[tuple[str, object]] | None:
     return value if isinstance(value, tuple) else None
 
 
-def _text(said: dict[str, object], name: str) -> str:
+def _text(content: dict[str, object], name: str) -> str:
     """Return the value of a name if it is a string, else ""."""
-    value = said.get(name)
+    value = content.get(name)
     return value if isinstance(value, str) else ""
 
 

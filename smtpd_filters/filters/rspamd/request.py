@@ -64,7 +64,7 @@ class Facts:
     ) -> None:
         self.authserv_id = authserv_id
         self.deliver_to = deliver_to
-        told = (
+        headers = (
             ("Flags", _FLAGS),
             ("Pass", "all" if pass_all else ""),
             ("Settings-ID", safe(settings_id)),
@@ -72,7 +72,7 @@ class Facts:
             ("Password", safe(password)),
             ("Compression", "zstd" if compressed else ""),
         )
-        self.own = [(name, value) for name, value in told if value]
+        self.own = [(name, value) for name, value in headers if value]
 
 
 def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[str, str]], int]:
@@ -82,28 +82,28 @@ def fields(session: Session, facts: Facts, admd: str = "") -> tuple[list[tuple[s
     """
     # smtpd completes addresses with the name of the listener: `addresses.mailbox`.
     own = session.server_name or admd
-    told = list(facts.own)
-    told.append(("IP", _address(session)))
-    told.append(("Hostname", _hostname(session)))
-    told.append(("Helo", safe(session.identity or "")))
-    told.append(("User", safe(session.username or "")))
-    told.append(("MTA-Name", safe(facts.authserv_id or admd)))
+    headers = list(facts.own)
+    headers.append(("IP", _address(session)))
+    headers.append(("Hostname", _hostname(session)))
+    headers.append(("Helo", safe(session.identity or "")))
+    headers.append(("User", safe(session.username or "")))
+    headers.append(("MTA-Name", safe(facts.authserv_id or admd)))
     if session.tls:
         # smtpd writes PROTOCOL:CIPHER:BITS.
         version, _, cipher = session.tls.partition(":")
-        told.append(("TLS-Version", safe(version)))
-        told.append(("TLS-Cipher", safe(cipher.partition(":")[0])))
+        headers.append(("TLS-Version", safe(version)))
+        headers.append(("TLS-Cipher", safe(cipher.partition(":")[0])))
     left_out = 0
     if session.tx is not None:
-        told.append(("Queue-Id", safe(session.tx.msgid)))
+        headers.append(("Queue-Id", safe(session.tx.msgid)))
         if session.tx.sender is not None:
-            told.append(("From", path(session.tx.sender, own)))
+            headers.append(("From", path(session.tx.sender, own)))
         recipients, left_out = _recipients(session.tx.recipients, own)
         if facts.deliver_to and len(session.tx.recipients) == 1:
             # The daemon would use one of several for all recipients.
-            told.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], own))))
-        told += recipients
-    return [(name, value) for name, value in told if value], left_out
+            headers.append(("Deliver-To", safe(mailbox(session.tx.recipients[0], own))))
+        headers += recipients
+    return [(name, value) for name, value in headers if value], left_out
 
 
 def safe(text: str) -> str:
@@ -168,12 +168,12 @@ def _hostname(session: Session) -> str:
 
 
 def _recipients(addresses: Sequence[str], own: str) -> tuple[list[tuple[str, str]], int]:
-    told: list[tuple[str, str]] = []
+    headers: list[tuple[str, str]] = []
     room = MAX_RECIPIENTS
     for at, address in enumerate(addresses):
         value = path(address, own)
         room -= len("Rcpt: \r\n") + len(value.encode())
         if room < 0:
-            return told, len(addresses) - at
-        told.append(("Rcpt", value))
-    return told, 0
+            return headers, len(addresses) - at
+        headers.append(("Rcpt", value))
+    return headers, 0

@@ -116,18 +116,18 @@ class Client:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 return step
-            said = await attempts.ask(step)
-            if not isinstance(said, Trouble):
+            result = await attempts.ask(step)
+            if not isinstance(result, Trouble):
                 plan.answered()
                 request.trouble = plan.cause("")
-                return said
-            if said.final:
-                return Unavailable(said.cause)
-            plan.failed(said.failure, said.cause, self._clock())
-            if said.failure is Failure.SHORT:
-                await self._freed(now + self._deadline)
+                return result
+            if result.final:
+                return Unavailable(result.cause)
+            plan.failed(result.failure, result.cause, self._clock())
+            if result.failure is Failure.SHORT:
+                await self._wait_for_resources(now + self._deadline)
 
-    async def _freed(self, until: float) -> None:
+    async def _wait_for_resources(self, until: float) -> None:
         """Wait until a connection or a descriptor is free, or until the deadline."""
         import asyncio
 

@@ -152,15 +152,15 @@ class Exchange:
                 allow_redirects=False,
             )
             self.replied = True
-            said = Response(response, self, request.limit)
-            self._expect(said, response.content.total_bytes)
-            return await read(said)
+            reply = Response(response, self, request.limit)
+            self._expect(reply, response.content.total_bytes)
+            return await read(reply)
         except Exception:
             if self.refused:
                 raise BadReplyError(self.refused) from None
             raise
         finally:
-            self._leave(response)
+            self._release(response)
 
     def _expect(self, response: Response, parsed: int) -> None:
         """Announce to the intake how many bytes of content with a known length follow."""
@@ -174,7 +174,7 @@ class Exchange:
         if intake is not None and intake.exchange is self:
             intake.taken()
 
-    def _leave(self, response: aiohttp.ClientResponse | None) -> None:
+    def _release(self, response: aiohttp.ClientResponse | None) -> None:
         """Abort the connection, unless aiohttp keeps it for another request.
 
         A close could wait forever for a server that hangs.
@@ -235,7 +235,7 @@ def trouble(error: Exception, *, replied: bool) -> Trouble:
     unreachable = Failure.UNREACHABLE
     if isinstance(error, aiohttp.ClientConnectorError):
         # The error of a certificate has another attribute.
-        return _unconnected(getattr(error, "certificate_error", None) or error.os_error)
+        return _connect_trouble(getattr(error, "certificate_error", None) or error.os_error)
     lost = isinstance(error, (OSError, aiohttp.ClientError))  # not a bug of our own
     if isinstance(error, aiohttp.ClientPayloadError) or (replied and lost):
         return Trouble(unreachable, "reply cut short")
@@ -248,7 +248,7 @@ def trouble(error: Exception, *, replied: bool) -> Trouble:
     return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
 
 
-def _unconnected(why: Exception) -> Trouble:
+def _connect_trouble(why: Exception) -> Trouble:
     """Translate the error of a failed connect."""
     number = getattr(why, "errno", None)
     if isinstance(why, gaierror):

@@ -47,7 +47,7 @@ HIGH = 64 << 10
 #: aiohttp's own such limit, higher than all that an `Intake` lets pass, so that only one applies.
 UNLIMITED = 1 << 30
 #: The smallest piece in bytes; and the units of work above which a piece is divided.
-PIECE, _DEAR = 1 << 10, 600
+PIECE, _EXPENSIVE = 1 << 10, 600
 #: Units of work for a line, and bytes for one additional unit. A response of 18 bytes, two lines,
 #: takes 15 microseconds; a chunk of 6 bytes, two lines, takes 1.6.
 _LINE, _PER_UNIT, _PLAIN_PER_UNIT = 6, 64, 1024
@@ -70,7 +70,7 @@ class Intake(asyncio.BufferedProtocol):
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pace = pace()
         #: Data that has been read but not parsed; and whether the transport may have more of it.
-        self._left = b""
+        self._unparsed = b""
         self._full = False
         #: The size of the piece that is queued in `pace`; 0 if none is.
         self._queued = 0
@@ -79,7 +79,7 @@ class Intake(asyncio.BufferedProtocol):
         #: Bytes of content of a known length that follow, which are cheap to parse.
         self._plain = 0
         #: Whether any of the reply has been parsed; and whether only the last byte is held back.
-        self._parsed = self._holds = False
+        self._parsed = self._holds_last = False
         self._paused = False
         self._end: tuple[Exception | None] | None = None
         self._lost = False
@@ -94,7 +94,7 @@ class Intake(asyncio.BufferedProtocol):
     @property
     def fresh(self) -> bool:
         """Whether the connection is open and nothing arrived since the last reply (*Fresh*)."""
-        return not (self.closing or self._left or self._poll.poll(0))
+        return not (self.closing or self._unparsed or self._poll.poll(0))
 
     def begin(self, exchange: Exchange, connection: Connection) -> None:
         """Begin an exchange, whose request is about to be sent."""
@@ -111,7 +111,7 @@ class Intake(asyncio.BufferedProtocol):
             # The server would read the rest of the request as part of the next one.
             self.abort()
         if self._end is not None:
-            asyncio.get_running_loop().call_soon(self._go_on)
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -142,10 +142,10 @@ class Intake(asyncio.BufferedProtocol):
             self.abort()
             return
         self._full = nbytes == READ
-        self._left += bytes(self._buffer[:nbytes])
-        self._holds = False
+        self._unparsed += bytes(self._buffer[:nbytes])
+        self._holds_last = False
         if not self._queued:
-            self._go_on()
+            self._advance()
 
     def eof_received(self) -> bool | None:
         """Pass the end of the server's data on."""
@@ -155,8 +155,8 @@ class Intake(asyncio.BufferedProtocol):
         """Pass the end of the connection on, after all data before it."""
         self._lost = True
         self._end = (exc,)
-        if self.exchange is None or not (self._queued or self._holds):
-            self._go_on()
+        if self.exchange is None or not (self._queued or self._holds_last):
+            self._advance()
 
     def pause_writing(self) -> None:
         """Pass the call on."""
@@ -168,10 +168,10 @@ class Intake(asyncio.BufferedProtocol):
 
     # -- parsing -------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         """Parse the data that was read, or as much as the pace of this turn admits."""
-        while self._left and self.exchange is not None and not self.exchange.refused:
-            if self._holds:
+        while self._unparsed and self.exchange is not None and not self.exchange.refused:
+            if self._holds_last:
                 return
             size, work = self._piece()
             if not self._pace.take(work):
@@ -180,9 +180,9 @@ class Intake(asyncio.BufferedProtocol):
                 self._pause()
                 return
             self._parse(size)
-        if self._left or (self._full and self.exchange is None):
+        if self._unparsed or (self._full and self.exchange is None):
             # Data follows the reply, or may follow it.
-            self._left = b""
+            self._unparsed = b""
             self.abort()
         if self._end is not None:
             (exc,), self._end = self._end, None
@@ -194,14 +194,14 @@ class Intake(asyncio.BufferedProtocol):
 
     def _piece(self) -> tuple[int, int]:
         """Return the size of the next piece in bytes, and its units of work."""
-        left = self._left
+        left = self._unparsed
         size = len(left)
         if self._plain:
             size = min(size, self._plain)
             return size, 1 + size // _PLAIN_PER_UNIT
         while True:
             work = 1 + _LINE * left.count(b"\n", 0, size) + size // _PER_UNIT
-            if work <= _DEAR or size <= PIECE:
+            if work <= _EXPENSIVE or size <= PIECE:
                 return size, work
             size = max(size >> 1, PIECE)
 
@@ -209,8 +209,8 @@ class Intake(asyncio.BufferedProtocol):
         size, self._queued = self._queued, 0
         if self.exchange is not None:
             self._parse(size)
-        if not self._holds:
-            self._go_on()
+        if not self._holds_last:
+            self._advance()
 
     def _parse(self, size: int) -> None:
         """Pass a piece to aiohttp, except for the last byte that was read.
@@ -218,28 +218,28 @@ class Intake(asyncio.BufferedProtocol):
         That byte is passed in the next turn. By then aiohttp has released the connection if the
         reply ended before that byte; if it has not, no data follows the reply.
         """
-        left = self._left
+        left = self._unparsed
         if size < len(left):
             self._feed(left[:size])
-            self._left = left[size:]
-        elif not self._parsed and _is_one_reply(left):
+            self._unparsed = left[size:]
+        elif not self._parsed and _is_whole_reply(left):
             self._feed(left)
-            self._left = b""
+            self._unparsed = b""
         else:
             if size > 1:
                 self._feed(left[:-1])
-            self._left = left[-1:]
-            self._holds = True
+            self._unparsed = left[-1:]
+            self._holds_last = True
             asyncio.get_running_loop().call_soon(self._finish)
 
     def _finish(self) -> None:
         """Pass the last byte to aiohttp."""
         exchange = self.exchange
-        if self._holds and exchange is not None and not exchange.refused:
-            last, self._left = self._left, b""
+        if self._holds_last and exchange is not None and not exchange.refused:
+            last, self._unparsed = self._unparsed, b""
             self._feed(last)
-        self._holds = False
-        self._go_on()
+        self._holds_last = False
+        self._advance()
 
     def _feed(self, piece: bytes) -> None:
         size = len(piece)
@@ -290,7 +290,7 @@ class UnixConnector(_Watching, aiohttp.UnixConnector):
     """A connector to the path of a socket."""
 
 
-def _is_one_reply(data: bytes) -> bool:
+def _is_whole_reply(data: bytes) -> bool:
     """Return whether data is certainly one whole reply and nothing else, the usual case.
 
     RFC 9112 section 6.3: the Content-Length of a final response without a Transfer-Encoding is its

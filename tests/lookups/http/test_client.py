@@ -875,7 +875,7 @@ def test_replies_that_come_at_once_are_parsed_at_a_pace(
 
     def updated(self: Intake, size: int) -> None:
         update(self, size)
-        waiting.append(len(self._left))
+        waiting.append(len(self._unparsed))
 
     monkeypatch.setattr(Intake, "_parse", parsed)
     monkeypatch.setattr(Intake, "buffer_updated", updated)
