@@ -1,4 +1,4 @@
-"""`smtpd-filters learn` called in tests, and what it is given."""
+"""A caller of `smtpd-filters learn` for tests, and its messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHORT = Answer(b"", 204, headers=(("Content-Length", "83"),))
 def run(
     *words: str, stdin: bytes = b"", capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str, str]:
-    """What `learn` with these words comes to: status, stdout, stderr."""
+    """Return the result of `learn` with these words: status, stdout, stderr."""
     with Piped(stdin) as piped:
         monkeypatch.setattr(sys, "stdin", piped)
         try:

@@ -259,7 +259,7 @@ def test_the_list_is_what_the_executables_register(capsys: Capture) -> None:
 
 
 class Needy(Filter):
-    """Needs to be told something."""
+    """Needs a setting."""
 
     class Options(Settings):
         """What it needs."""
@@ -291,7 +291,7 @@ def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: C
     monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
     entries(monkeypatch, "others:Needy")
     assert main(["list"]) == 0
-    assert "filter-needy: Needs to be told something.\n" in capsys.readouterr().out
+    assert "filter-needy: Needs a setting.\n" in capsys.readouterr().out
 
 
 def test_a_filter_that_cannot_be_loaded_is_said(

@@ -1,4 +1,7 @@
-"""The files for Dovecot, without Dovecot; tests/e2e/test_dovecot.py is with it."""
+"""Tests of the files for Dovecot without Dovecot.
+
+tests/e2e/test_dovecot.py tests them with it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where `smtpd-filters learn` finds messages: files, mbox files, maildirs, what moves meanwhile."""
+"""Tests of `mailboxes`: messages in files, mbox files, maildirs, and files that move meanwhile."""
 
 from __future__ import annotations
 

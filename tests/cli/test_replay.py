@@ -131,7 +131,7 @@ def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
     assert connect["recorded"]["verb"] == "proceed"
     assert connect["now"]["verb"] == "disconnect"
     assert connect["now"]["reply"].startswith("554 5.7.1")
-    # The client is gone: it does not come to anything else.
+    # The client has disconnected: nothing else follows.
     assert len(others) == 7
     assert all(decision["now"] is None for decision in others)
 

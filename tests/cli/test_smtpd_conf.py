@@ -1,4 +1,7 @@
-"""What is read of smtpd.conf(5); tests/e2e/test_check.py has the real smtpd read the same files."""
+"""Tests of the parser of smtpd.conf(5).
+
+tests/e2e/test_check.py has the real smtpd parse the same files.
+"""
 
 from __future__ import annotations
 

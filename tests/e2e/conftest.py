@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: real servers, and a filter that tells what a filter is told.
+"""Fixtures of the end-to-end tests: real servers, and a filter that reports its input.
 
 Every test here carries the marker `e2e`. Where real servers can't run it is skipped with the
 reason; with SMTPD_FILTERS_E2E=required in the environment that is a failure.

@@ -1,8 +1,8 @@
 """The Dovecot of the end-to-end tests: Debian's, with Debian's configuration, in a lab.
 
-What `packaging/dovecot/README` says is done to it word by word: the shipped files are put where it
-says, and the settings of the script are set as an operator would set them.  Beside Debian's files
-there are two of ours: whose mail it is, and where it is, where to listen, where to log.
+It is set up exactly as in `packaging/dovecot/README`: the shipped files are installed where it
+says, and the settings of the script are those of an operator. Beside Debian's files there are two
+of the tests: users and their mail, and the addresses and the log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PASSWORD_FILE = f"{LEARN}/password"
 BIN = "/usr/local/sbin"  # in the PATH of each shell and each service manager
 MAIL, STATE = "/srv/mail", "/srv/state"
 PORT = 143
-PASSWORD = "secret"  # noqa: S105 - of a server that lives for a test
+PASSWORD = "secret"  # noqa: S105  # of a server that lives for a test
 VMAIL = 2000  # whose all mail is
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0

@@ -1,4 +1,4 @@
-"""Messages to learn from, and what rspamd has learned of them."""
+"""Messages to learn from, and queries of what Rspamd has learned."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> 
 def counts(rspamd: Rspamd, user: str, expected: tuple[int, int] | None = None) -> tuple[int, int]:
     """How many messages the classifier of this user has learned as spam and as ham.
 
-    The daemon says that it has learned before Redis has been told: what is expected is waited for.
+    The daemon confirms before Redis has stored the result: wait for the expected one.
     """
     deadline = monotonic() + 60
     with Redis(unix_socket_path=str(rspamd.redis), decode_responses=True) as redis:

@@ -96,7 +96,7 @@ class Holding(Filter):
 
 
 class Closed(Filter):
-    """Refuse whoever comes."""
+    """Refuse every client."""
 
     def connect(self, _session: Session) -> Answer:
         return Reject("554 5.7.1 Closed on Saturdays")

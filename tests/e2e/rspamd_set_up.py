@@ -1,7 +1,7 @@
-"""The Rspamd of the end-to-end tests: what it is told to do with which mail, and its keys.
+"""The Rspamd of the end-to-end tests: its configuration, its rules for test mail, and its keys.
 
-One daemon serves a module of tests, so nothing may depend on what came before: senders and
-recipients choose what happens, or fields of the message do.
+One daemon serves a module of tests, so no test may depend on an earlier one: senders, recipients
+or fields of the message choose the reply.
 
 - `X-Test-Score: N` adds N to what the message scores by itself (which is less than 2).
 - `X-Test-Reply: JSON` is what `task:set_milter_reply` is given.
@@ -97,7 +97,7 @@ def key() -> tuple[str, str]:
 
     def openssl(*arguments: str, given: bytes = b"") -> bytes:
         return subprocess.run(
-            ["openssl", *arguments],  # noqa: S607 - wherever the system has it
+            ["openssl", *arguments],  # noqa: S607  # wherever the system has it
             input=given,
             capture_output=True,
             check=True,
@@ -159,7 +159,7 @@ def mail(
 
 @contextmanager
 def stub_in(lab: Lab) -> Iterator[RspamdStub]:
-    """A daemon inside the lab that answers what it is told to: at first that all is clean."""
+    """A stub of the daemon inside the lab, with a reply that tests can set; clean by default."""
     stub = RspamdStub()
     lab.call(stub.__enter__)
     with ExitStack() as stack:

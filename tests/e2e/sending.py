@@ -1,4 +1,4 @@
-"""What the end-to-end tests send, from where, and what became of it."""
+"""The senders of the end-to-end tests: attempts from chosen addresses, and their results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
         return f"{self.code} {self.text}"
 
 
-def attempt(  # noqa: PLR0913 - keyword-only, each with a default
+def attempt(  # noqa: PLR0913  # keyword-only, each with a default
     server: Smtpd,
     source: str = GOOD,
     *,
@@ -169,7 +169,7 @@ def content_of(delivered: bytes) -> bytes:
 def logged(server: Smtpd, pattern: str, count: int) -> list[str]:
     """Return the lines of the log in which a regular expression is found; wait for so many.
 
-    What a filter logs comes to smtpd by another way than its answer, and may be later.
+    A filter's log takes another way to smtpd than its answer, and may arrive later.
     """
     since = 0
     for _ in range(count):

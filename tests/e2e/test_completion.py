@@ -1,4 +1,4 @@
-"""What each smtpd does to From, To and Cc behind its filters, and that we do the same."""
+"""Tests of the completion of From, To and Cc, which must equal that of each smtpd."""
 
 from __future__ import annotations
 

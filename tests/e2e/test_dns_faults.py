@@ -1,4 +1,4 @@
-"""What becomes of clients when the DNS is dead, slow, broken, lies or flaps, with each filter."""
+"""Tests of each filter with a DNS that is dead, slow, broken, lying or flapping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FAULTS: dict[str, dict[str, Any]] = {
     "dead": {"drop": True},
-    # More than `DEADLINE`: whoever waited for the answer would do what it says.
+    # More than `DEADLINE`: a filter that waited for the answer would act on it.
     "slow": {"delay": 60},
     "servfail": {"servfail": True},
     "lying": {"wrong-owner": True},
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     flags: tuple[str, ...]
     stage: str
-    #: What a client is told that flaps: what is in the DNS, found in the second attempt.
+    #: The reply with a flapping DNS: that of the DNS's answer, found in the second attempt.
     found: str
     #: The name that is looked up for the client of a fault, and what is there.
     name: str

@@ -244,7 +244,7 @@ def test_a_dead_name_server(start: Start, flags: tuple[str, ...], on_error: str)
 
 
 def test_a_list_that_flaps(start: Start) -> None:
-    """Every second question is dropped: it takes longer, and comes to the same."""
+    """Every second question is dropped: it takes longer, with the same result."""
     flap = {name: {**entry, "flap": True} for name, entry in LISTS.items() if name.endswith(BL)}
     flags = ("--client", BL, "--timeout", "2s", "--on-error", "tempfail")
     server = start(zone={**LISTS, **flap}, filters=dnsbl(*flags))

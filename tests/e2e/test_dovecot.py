@@ -1,4 +1,4 @@
-"""Who moves mail between mailboxes of a real Dovecot teaches a real rspamd: packaging/dovecot."""
+"""Tests of packaging/dovecot: moving mail in a real Dovecot trains a real Rspamd."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _log(dovecot: Dovecot) -> Iterator[None]:
     """Show the log of what fails."""
     since = len(dovecot.log)
     yield
-    print("\n".join(dovecot.log[since:]))  # noqa: T201 - pytest shows it
+    print("\n".join(dovecot.log[since:]))  # noqa: T201  # pytest shows it
 
 
 @pytest.fixture

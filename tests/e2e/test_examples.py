@@ -1,4 +1,4 @@
-"""Every piece of smtpd.conf that the documentation shows is one, and every command in it starts."""
+"""Tests that every example of smtpd.conf in the documentation is valid, and its commands start."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def local(text: str, files: Path) -> str:
-    """The same with what a laboratory has not taken for what it has."""
+    """Return the text with what a lab lacks replaced by what it has."""
 
     def name(match: re.Match[str]) -> str:
         assert match[1] in FILES, f"say in FILES what {match[0]} holds"

@@ -1,4 +1,4 @@
-"""Each filter under a real server: what it does to whom, when, and what the client is told."""
+"""Tests of each filter under a real server: its decisions, their phases, and the replies."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ LOCAL = local(MESSAGE)
 
 
 class Case(NamedTuple):
-    """A filter of clients: its flags, and the clients it is against, with what they are told."""
+    """A filter of clients: its flags, the clients it refuses with their replies, and others."""
 
     flags: tuple[str, ...]
     refused: dict[str, str]
-    spared: tuple[str, ...]
+    accepted: tuple[str, ...]
     temporary: bool = False
 
     def told(self, source: str, phase: str, *, stays: bool) -> tuple[int, str]:
@@ -114,13 +114,13 @@ SOME = [("junk", "connect"), ("reject", "helo"), ("disconnect", "mail-from"), ("
 )
 def test_a_client_is_judged(start: Start, case: str, action: str, phase: str) -> None:
     name = case.partition(" ")[0]
-    flags, refused, spared, _ = CASES[case]
+    flags, refused, accepted, _ = CASES[case]
     command = filter_command(name, *flags, "--action", action, "--phase", phase)
     server = start(zone=ZONE, filters={name: command})
-    for source in spared:
+    for source in accepted:
         assert attempt(server, source).stage == "", source
     server.submit(LOCAL, SENDER, ALICE)
-    assert folders(server) == [""] * (len(spared) + 1)
+    assert folders(server) == [""] * (len(accepted) + 1)
     for source in refused:
         outcome = attempt(server, source)
         if action == "junk":
@@ -130,7 +130,7 @@ def test_a_client_is_judged(start: Start, case: str, action: str, phase: str) ->
         code, text = CASES[case].told(source, phase, stays=stayed)
         assert outcome == Outcome(STAGES[phase], code, text, stayed), source
     junk = [mail for mail in server.maildir("alice") if mail.folder]
-    assert len(server.maildir("alice")) - len(spared) - 1 == len(junk)
+    assert len(server.maildir("alice")) - len(accepted) - 1 == len(junk)
     assert len(junk) == (len(refused) if action == "junk" else 0)
     assert all(mail.message["X-Spam"] == "Yes" for mail in junk)
     verdicts = logged(server, f"^{name}: .* result={action} ", len(refused))
@@ -526,7 +526,7 @@ def test_tls_and_the_user_are_on_the_session(start: Start, user: str | None) -> 
 
 
 def test_filters_in_a_chain(start: Start) -> None:
-    """The first refusal is what the client gets, whoever else would refuse."""
+    """The client gets the first refusal, even if other filters would refuse as well."""
     filters = {
         "fcrdns": filter_command("fcrdns", "--phase", "mail-from", "--action", "reject"),
         "mailfrom": filter_command("mailfrom", "--domains", "local.example"),

@@ -1,4 +1,4 @@
-"""The harness itself: that servers, clients, names and mail are real, and that nothing is left."""
+"""Tests of the harness: servers, clients, names and mail are real, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -417,7 +417,7 @@ def test_the_documented_example_runs(version: str) -> None:
     documentation = harness.__doc__ or ""
     example = documentation.partition("::\n\n")[2].partition("\n\nBy default a server has")[0]
     assert '"7.6"' in example
-    exec(textwrap.dedent(example).replace('"7.6"', repr(version)), {})  # noqa: S102 - ours
+    exec(textwrap.dedent(example).replace('"7.6"', repr(version)), {})  # noqa: S102  # our own documentation
 
 
 def test_a_filter_of_the_project_runs_from_the_checkout(start: Start) -> None:

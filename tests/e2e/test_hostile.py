@@ -1,4 +1,4 @@
-"""Policies that do their worst, under a real server: it stays up, and clients get their answers."""
+"""Tests of hostile policies under a real server: it stays up, and clients get their replies."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_the_fallback_at_each_phase(start: Start, mode: str, later: bool) -> Non
                 PHASES[phase].fallbacks["tempfail"].text,
             )
     assert server.alive()
-    # Whoever isn't refused by then gets a message through.
+    # A client that isn't refused by then gets a message through.
     assert len(server.maildir("alice")) == 2
 
 

@@ -1,4 +1,4 @@
-"""What filter-trace records of a real server is what a filter has to deal with."""
+"""Tests that filter-trace's recordings of a real server are what other filters receive."""
 
 from __future__ import annotations
 

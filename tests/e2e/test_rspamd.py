@@ -1,7 +1,7 @@
-"""filter-rspamd between the real smtpd and the real rspamd, with a Redis behind it.
+"""Tests of filter-rspamd between the real smtpd and the real Rspamd, which has a Redis.
 
-What the daemon is told to do with which mail is in `rspamd_set_up`. Its faults are played by
-`smtpd_filters.testing.rspamd.stub`, as it has none, but for being killed.
+The daemon's rules for test mail are in `rspamd_set_up`. The real daemon fails only by being killed;
+`smtpd_filters.testing.rspamd.stub` plays its other faults.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 EIGHT_BIT = bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256)) + b"\r\n"
-UNKNOWN = "198.51.100.9"  # a client that isn't spared by the greylisting
+UNKNOWN = "198.51.100.9"  # a client that isn't exempt from greylisting
 ELSEWHERE = f"alice@{SEALED}"
 MARK = b"X-Scanned: yes\n"
 PATIENCE = 60.0  # seconds for a client that tries again and again
@@ -174,7 +174,7 @@ def test_what_users_submit_is_refused_in_place_of_marked(scan: Start) -> None:
 
 
 def test_a_clean_mail_in_the_grey_area_is_accepted(scan: Start) -> None:
-    """A client that is spared by the greylisting: the action is still called greylist."""
+    """A client exempt from greylisting: the action is still called greylist."""
     server = scan()
     assert attempt(server, message=mail(score=5, body=b"not greylisted\r\n")).code == 250
     assert "X-Spam" not in fields(only(server))
@@ -546,7 +546,7 @@ def test_a_second_daemon(scan: Start, daemon: Rspamd) -> None:
 
 @pytest.fixture
 def stub(lab: Lab) -> Iterator[RspamdStub]:
-    """A daemon that answers what it is told to, inside the lab."""
+    """A stub of the daemon inside the lab, with a reply that tests can set."""
     with stub_in(lab) as made:
         yield made
 
@@ -601,13 +601,13 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
 
 
 def test_a_daemon_without_a_lab() -> None:
-    """It listens in this process's network, is told what to do, and leaves nothing behind."""
+    """It listens in this process's network, gets its rules, and leaves nothing behind."""
     need(no_lab())
     published = {"good.example": {"TXT": "v=spf1 -all"}}
     with Rspamd(zone=published, lua=LUA, override={"greylist.conf": "enabled = false;"}) as one:
 
         def ask(url: str, **fields: str) -> dict[str, Any]:
-            request = Request(url, data=mail(score=3), headers=fields)  # noqa: S310 - it is http
+            request = Request(url, data=mail(score=3), headers=fields)  # noqa: S310  # it is http
             with urlopen(request, timeout=PATIENCE) as response:  # noqa: S310
                 said: dict[str, Any] = json.load(response)
                 return said

@@ -1,4 +1,4 @@
-"""What the real rspamd says, taken as it comes: each case has the daemon say it by a Lua rule."""
+"""Tests of replies of the real Rspamd, each of which a Lua rule makes it send."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def ask(
 def done(
     rspamd: Rspamd, mail: bytes = MAIL, *, options: Options | None = None, **headers: str
 ) -> tuple[Decision, bytes]:
-    """What smtpd is told, and the message as it goes on."""
+    """The answer to smtpd, and the message that is passed on."""
     message = Message()
     message.feed([b"." + line if line[:1] == b"." else line for line in mail.split(b"\n")[:-1]])
     message.close()

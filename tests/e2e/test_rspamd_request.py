@@ -1,4 +1,4 @@
-"""What the daemon is told: by the real smtpd's sessions, and what the real rspamd makes of it."""
+"""Tests of requests to Rspamd: for the real smtpd's sessions, as the real Rspamd parses them."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_who_fails_to_authenticate_is_nobody(server: Smtpd, stub: RspamdStub) ->
 
 
 def test_several_messages_in_a_session(server: Smtpd, stub: RspamdStub) -> None:
-    """Nothing of one is told of another."""
+    """No fact about one message is sent with another."""
     with server.connection(GOOD) as connection:
         connection.reply()
         connection.command("EHLO client.example")
@@ -244,7 +244,7 @@ def session(**changes: Any) -> Session:
 
 
 def understood(rspamd: Rspamd, of: Session, **facts: Any) -> dict[str, Any]:
-    """What the daemon knows of a message after it has been told all this."""
+    """Return the daemon's facts about a message with all these fields."""
     where = urlsplit(rspamd.url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
     connection.putrequest("POST", "/checkv2")

@@ -79,7 +79,7 @@ def test_clients_are_judged_by_their_scores(start: Start) -> None:
     ]
     assert sorted(found) == sorted(expected)
     assert len(logged(server, f"^{NAME}: .* result=disconnect reason=.score ", 4)) == 4
-    # IPv6, loopback and the socket are nobody's business.
+    # IPv6, loopback and the socket have no score.
     asked = [name for name, _ in server.lab.dns.queries if name.endswith("senderscore.com")]
     assert len(asked) == len(SCORES) + 1
 
@@ -116,8 +116,8 @@ def test_the_phase_at_which_clients_are_blocked(start: Start, phase: str) -> Non
         stage = {"mail-from": "MAIL", "rcpt-to": "RCPT"}.get(phase, phase.upper())
         blocked = Outcome(stage.replace("CONNECT", "connect"), 550, TEXT, stayed=False)
         assert attempt(server, "192.0.2.49", helo=helo, user=user) == blocked
-    for spared in ("192.0.2.50", UNKNOWN, GOOD6):
-        assert attempt(server, spared, helo=helo, user=user).stage == ""
+    for accepted in ("192.0.2.50", UNKNOWN, GOOD6):
+        assert attempt(server, accepted, helo=helo, user=user).stage == ""
 
 
 def test_the_slow_are_slow_and_hold_up_nobody(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Which servers tests run on, where each is installed, and what time it is there."""
+"""Tests of the servers for tests: their versions, their installations and their clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the log says, as the troubleshooting page has it."""
+"""Tests that the log has the lines of the troubleshooting page."""
 
 from __future__ import annotations
 

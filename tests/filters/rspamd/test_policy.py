@@ -200,7 +200,7 @@ def test_a_daemon_on_a_socket(tmp_path: Path) -> None:
         assert stub.asked == 1
 
 
-# -- what it is told -----------------------------------------------------------------------
+# -- facts in the request -------------------------------------------------------------------
 
 
 def test_facts_of_the_session(stub: RspamdStub) -> None:
@@ -472,7 +472,7 @@ ERRORS = {
     "empty": Answer(b""),
     "no action": Answer.of({"score": 1}),
     "unknown action": Answer.of({"action": "dance"}),
-    "an action that is none": Answer.of({"action": 5}),
+    "an invalid action": Answer.of({"action": 5}),
     "bad offset": Answer.of(CLEAN, headers=(("Message-Offset", "9999"),)),
     "no offset": Answer.of(CLEAN, headers=(("Message-Offset", "x"),)),
     "strange coding": Answer.of(CLEAN, headers=(("Content-Encoding", "br"),)),

@@ -464,7 +464,7 @@ def test_rewrite_subject_encoded_here(subject: str) -> None:
     lines = [line for line in done.head[at:] if "=?" in line]
     assert lines[0].startswith("Subject: =?utf-8?B?")
     assert all(line.startswith(" =?") for line in lines[1:])
-    # RFC 2047, 2: such a line is limited to 76 characters, an encoded word to 75.
+    # RFC 2047 section 2: such a line is limited to 76 characters, an encoded word to 75.
     assert max(map(len, lines)) <= 76
     shown = str(
         email.header.make_header(email.header.decode_header(done.headers.get("Subject", "")))
@@ -578,7 +578,7 @@ def test_numbers_that_take_long_to_read_are_refused(number: str, place: str) -> 
 
 
 def test_digits_in_a_text_are_no_number() -> None:
-    """Whoever sends a message chooses its Message-ID."""
+    """The sender of a message chooses its Message-ID."""
     assert Done({"message-id": "1" * 5000 + "@example.net", "score": 1.5}).accepted
 
 
@@ -589,7 +589,7 @@ DIRTY = RECEIVED + b"X-Spam: client\n" + MAIL
 
 @pytest.mark.parametrize("numbers", [0, [1, 2], [-1, -2], [1, -1]])
 def test_an_earlier_filters_mark_survives(numbers: Any) -> None:
-    # rspamd asks for this with every reply, unless it is told not to.
+    # Rspamd requests this with every reply, unless configured otherwise.
     done = Done(remove({"X-Spam": numbers}), mail(MARK, DIRTY))
     assert done.after == MARK + RECEIVED + MAIL
 

@@ -349,7 +349,7 @@ def by_hand(
             await client.close()
             server.close()
             await ended()
-            # Whoever keeps an exception that nobody has looked at says so when he goes.
+            # A future with an unretrieved exception reports it when it is collected.
             gc.collect()
 
     said = asyncio.run(to_the_end())

@@ -60,7 +60,7 @@ def test_it_gets_smaller_and_is_made_as_it_goes() -> None:
         return [b"the same line\n" * 5000] * 50
 
     frame = b"".join(codec().compress(large()))
-    assert frame.startswith(b"\x28\xb5\x2f\xfd")  # RFC 8878, 3.1.1: Magic_Number
+    assert frame.startswith(b"\x28\xb5\x2f\xfd")  # RFC 8878 section 3.1.1: Magic_Number
     assert len(frame) < 10_000
 
 
