@@ -85,7 +85,7 @@ def test_a_handler_of_every_phase(name: str) -> None:
         ("closed", "close"),
     ],
 )
-def test_a_misspelt_handler_is_told_its_name(wrong: str, right: str) -> None:
+def test_a_misspelt_handler_gets_a_suggestion(wrong: str, right: str) -> None:
     with pytest.raises(TypeError) as error:
         define(**{wrong: handler()})
     assert str(error.value).startswith("filter 'mine' (policies.Mine): ")
@@ -134,7 +134,7 @@ def test_the_wrong_parameters(name: str) -> None:
     assert str(error.value) == f"filter 'mine' (policies.Mine): {name} takes {expected}"
 
 
-def test_parameters_that_nobody_gives() -> None:
+def test_parameters_that_are_never_passed() -> None:
     def connect(self: object, session: object, *, extra: object) -> Proceed:  # noqa: ARG001
         return PROCEED
 
@@ -143,7 +143,7 @@ def test_parameters_that_nobody_gives() -> None:
 
 
 @pytest.mark.parametrize("value", [staticmethod(len), property(len), 3, None, "text"])
-def test_a_handler_that_is_none(value: object) -> None:
+def test_an_invalid_handler(value: object) -> None:
     with pytest.raises(TypeError, match=r"policies\.Mine\): connect takes \(self, session\)"):
         define(connect=value)
 
@@ -252,7 +252,7 @@ def awaiting(function: Any) -> Any:
         (bare(coroutine), False),
     ],
 )
-def test_who_waits(made: Any, *, waits: bool) -> None:
+def test_which_filters_wait(made: Any, *, waits: bool) -> None:
     assert define(connect=made)().waits is waits
 
 
@@ -296,7 +296,7 @@ def test_registration_in_place_of_all_that_the_class_defines(
     assert made.waits is waits
 
 
-def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
+def test_a_filter_with_refresh_needs_a_loop_whatever_is_registered() -> None:
     async def refresh(self: object) -> None: ...
 
     def link_disconnect(self: object, session: object) -> None: ...
@@ -312,7 +312,7 @@ def test_who_refreshes_needs_a_loop_whatever_is_registered() -> None:
 
 
 @pytest.mark.parametrize("name", ["setup", "link_connect", "link_identify", "link_disconnect"])
-def test_an_event_that_nobody_would_await(name: str) -> None:
+def test_an_event_that_is_never_awaited(name: str) -> None:
     async def event(self: object) -> None: ...
 
     with pytest.raises(TypeError, match=f"policies.Mine.: {name} must be a plain method"):
@@ -362,7 +362,7 @@ def test_an_outcome_that_a_phase_does_not_have(name: str) -> None:
         define(on_error="junk", **{name: handler()})
 
 
-def test_an_outcome_that_is_none() -> None:
+def test_an_invalid_outcome() -> None:
     with pytest.raises(TypeError, match="on_error 'reject' is not one of"):
         define(on_error="reject")
 

@@ -315,7 +315,7 @@ def chain_of(name: str, table: str = "") -> str:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(content: str, line: str) -> None:
+def test_an_error_has_its_place(content: str, line: str) -> None:
     # Older versions of Python say the same of TOML in other words.
     place, _, reason = line.partition(": ")
     found = said(content)
@@ -344,7 +344,7 @@ def test_what_is_wrong_is_said_with_its_place(content: str, line: str) -> None:
         ("action 2", "Expected '=' after a key"),
     ],
 )
-def test_what_is_no_toml_is_said_with_what_to_write(row: str, reason: str) -> None:
+def test_an_error_in_the_toml_suggests_what_to_write(row: str, reason: str) -> None:
     found = said(f'[filter.fcrdns]\n{row}\n[chain.x]\nfilters = ["fcrdns"]\n')
     place, _, text = found.partition(": ")
     assert re.fullmatch("[23]:[0-9]+", place)
@@ -395,7 +395,7 @@ def test_what_a_filter_finds_wrong_itself(
     assert done.stderr.decode() == f"filter-chain: {path}: {line}\n"
 
 
-def test_text_that_is_none(write: Callable[..., Path]) -> None:
+def test_invalid_utf_8(write: Callable[..., Path]) -> None:
     path = write(b"verbose = true\n# \xff\n")
     assert check(path) == (1, [f"filter-chain: {path}:2: not UTF-8"])
 
@@ -602,7 +602,7 @@ def test_what_others_may_write_is_not_read(write: Callable[..., Path], mode: int
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o644, 0o755])
-def test_who_may_read_it_is_the_operators_business(write: Callable[..., Path], mode: int) -> None:
+def test_any_permission_to_read_is_accepted(write: Callable[..., Path], mode: int) -> None:
     assert is_well(write(TWO, mode=mode))
 
 
@@ -775,7 +775,7 @@ def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Pa
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_what_to_write(content: str, line: str) -> None:
+def test_an_error_suggests_what_to_write(content: str, line: str) -> None:
     assert said(content) == line
 
 
@@ -785,7 +785,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(write: Callable[..., Path]) -> N
     assert check(path) == (1, [f"filter-chain: {path}:3: not UTF-8"])
 
 
-def test_what_is_well_is_said_as_smtpd_says_it(write: Callable[..., Path]) -> None:
+def test_a_valid_file_is_reported_as_by_smtpd(write: Callable[..., Path]) -> None:
     path = write(TWO)
     user = pwd.getpwuid(os.geteuid()).pw_name
     names = "nameless, fcrdns, dyndns"
@@ -862,7 +862,7 @@ def test_a_python_that_the_user_of_filters_cannot_read_is_named(
     assert f"can't read this Python, {sys.executable}," in line
 
 
-def test_who_is_not_root_becomes_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_becomes_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     program._become("")
     with pytest.raises(ConfigError, match="only root"):

@@ -85,7 +85,7 @@ def test_a_filter_that_gets_ready(
         ("--reply '550 x y'", ""),
     ],
 )
-def test_what_a_filter_says_is_wrong(
+def test_a_filters_error_is_shown(
     flags: str,
     reason: str,
     program: Callable[..., str],
@@ -270,7 +270,7 @@ def test_a_program_of_another_user(checked: Callable[..., tuple[int, list[str]]]
     assert checked(text)[1][0].endswith("/bin/sh can be run (as nobody)")
 
 
-def test_who_is_not_root_tries_as_himself(
+def test_another_user_than_root_tries_as_itself(
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],
     monkeypatch: pytest.MonkeyPatch,

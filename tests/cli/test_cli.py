@@ -120,7 +120,7 @@ def test_what_is_wrong_is_one_line(words: list[str], said: str, capsys: Capture)
     assert said in line
 
 
-def test_a_recording_without_sessions_is_none(tmp_path: Path, capsys: Capture) -> None:
+def test_a_recording_without_sessions_is_invalid(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "empty.session"
     path.write_bytes(b"< config|ready\n")
     assert "no session in it" in fails(capsys, "replay", str(path), "--", "true")
@@ -132,14 +132,14 @@ def test_a_recording_of_an_ancient_server_is_refused(tmp_path: Path, capsys: Cap
     assert "protocol 0.4 is too old" in fails(capsys, "replay", str(path), "--", "true")
 
 
-def test_a_program_that_cannot_be_run_is_said(tmp_path: Path, capsys: Capture) -> None:
+def test_a_program_that_cannot_be_run_is_reported(tmp_path: Path, capsys: Capture) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
     assert "No such file" in fails(capsys, "replay", str(PLAIN), "--", str(script))
 
 
-def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     source, sink = os.pipe()
     os.close(source)
     with subprocess.Popen(
@@ -150,7 +150,7 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
-def test_who_wants_no_output_gets_none() -> None:
+def test_no_output_with_stdout_closed() -> None:
     def close() -> None:
         os.close(1)
 
@@ -175,7 +175,7 @@ def test_output_that_can_not_be_written_is_an_error(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (2, b"smtpd-filters: No space left on device\n")
 
 
-def test_the_version_is_told(capsys: Capture) -> None:
+def test_the_version_is_shown(capsys: Capture) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("smtpd-filters")
 
@@ -294,7 +294,7 @@ def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: C
     assert "filter-needy: Needs a setting.\n" in capsys.readouterr().out
 
 
-def test_a_filter_that_cannot_be_loaded_is_said(
+def test_a_filter_that_cannot_be_loaded_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     entries(monkeypatch, "no.such.module:X", "os:getcwd")

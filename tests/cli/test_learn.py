@@ -40,7 +40,7 @@ def test_a_message_from_stdin(kind: str, call: Learn) -> None:
     }
 
 
-def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
+def test_user_and_password(call: Learn, tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_bytes(b"a b\xc3\xa9\r\nno more\n")
     words = ("spam", "--password-file", str(secret), "--user", "anna@example.org")
@@ -77,7 +77,7 @@ def test_who_and_whose(call: Learn, tmp_path: Path) -> None:
         (Answer(b"x", behaviour="endless"), 75, "not an rspamd controller: 1\\r\\nx"),
     ],
 )
-def test_what_the_daemon_says(answer: Answer, status: int, said: str, call: Learn) -> None:
+def test_replies_of_the_daemon(answer: Answer, status: int, said: str, call: Learn) -> None:
     call.rspamd.answer = answer
     got, out, err = call("spam", stdin=MAIL)
     assert (got, out) == (status, "")
@@ -398,7 +398,7 @@ def test_messages_that_are_refused_do_not_end_it(call: Learn, tmp_path: Path) ->
     assert {line.split(": ")[1] for line in err.splitlines()} == set(map(str, tmp_path.iterdir()))
 
 
-def test_another_cause_in_between_is_told(call: Learn, tmp_path: Path) -> None:
+def test_another_cause_in_between_is_shown(call: Learn, tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}").write_bytes(b"%d" % n)
     call.rspamd.answer = lambda request: Answer(b"y" if request.body == b"1" else b"x", 500)

@@ -127,7 +127,7 @@ def test_a_file_that_begins_as_no_mbox_does(call: Learn, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("data", [b"", MAIL, b"\n" + MBOX])
-def test_an_mbox_that_is_none(data: bytes, call: Learn) -> None:
+def test_an_invalid_mbox(data: bytes, call: Learn) -> None:
     assert call("spam", "--mbox", stdin=data) == (65, "", "smtpd-filters: stdin: not an mbox\n")
     assert not call.rspamd.requests
 

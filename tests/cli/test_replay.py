@@ -92,7 +92,7 @@ def replayed(capsys: Capture, *words: str) -> tuple[int, dict[str, Any]]:
 # -- verdicts ----------------------------------------------------------------------------
 
 
-def test_what_is_the_same_is_said_to_be(capsys: Capture) -> None:
+def test_no_difference_is_reported(capsys: Capture) -> None:
     assert main(["replay", str(PLAIN), "--", *own("trace", "--detail=all")]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -136,7 +136,7 @@ def test_a_policy_decides_as_it_does_in_smtpd(capsys: Capture) -> None:
     assert all(decision["now"] is None for decision in others)
 
 
-def test_what_was_not_reached_is_said(capsys: Capture) -> None:
+def test_unreached_steps_are_reported(capsys: Capture) -> None:
     command = own("dyndns", *LOCALHOST, "--action=disconnect")
     assert main(["replay", str(PLAIN), "--", *command]) == 1
     out = capsys.readouterr().out
@@ -438,7 +438,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_smtpd_would_not_survive_is_said(name: str, script: Any, capsys: Capture) -> None:
+def test_what_would_end_smtpd_is_reported(name: str, script: Any, capsys: Capture) -> None:
     body, said = BAD[name]
     command = script(body)
     timeout = "3" if name in {"hangs", "closes"} else "30"
@@ -448,7 +448,7 @@ def test_what_smtpd_would_not_survive_is_said(name: str, script: Any, capsys: Ca
     assert result["recordings"][0]["complaints"] == []
 
 
-def test_the_end_of_its_log_says_why_it_died(capsys: Capture) -> None:
+def test_the_last_line_of_the_log_is_shown(capsys: Capture) -> None:
     command = own("trace", "--detali", "all")
     assert main(["replay", str(PLAIN), "--", *command]) == 3
     out = capsys.readouterr().out

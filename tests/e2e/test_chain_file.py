@@ -159,7 +159,7 @@ listen on 127.0.0.1 port 587 $tls auth <credentials> filter "out"
     assert not [line for line in server.log if re.search("^inbound: .*result=proceed took", line)]
 
 
-def test_tables_are_read_anew_and_the_file_is_not(start: Start) -> None:
+def test_tables_are_reloaded_and_the_file_is_not(start: Start) -> None:
     server = chained(start)
     assert attempt(server, DYNAMIC).stage == "connect"
     server.write("allow", f"{DYNAMIC}\n")

@@ -131,7 +131,7 @@ def test_marked_with_the_lists_that_say_so(start: Start) -> None:
     assert said == {"Junk": [f"Listed at {BL} ({BAD}, 127.0.0.4, +2)"], "": None}
 
 
-def test_an_authenticated_client_is_spared(start: Start) -> None:
+def test_an_authenticated_client_is_exempt(start: Start) -> None:
     flags = ("--client", BL, "--phase", "mail-from")
     server = start(zone=LISTS, filters=dnsbl(*flags))
     assert attempt(server, BAD, user="alice").stage == ""
@@ -141,7 +141,7 @@ def test_an_authenticated_client_is_spared(start: Start) -> None:
 KEY = "k3ykk7zqabcdefghij"
 
 
-def test_a_key_is_shown_to_nobody(start: Start) -> None:
+def test_a_key_is_never_shown(start: Start) -> None:
     zone = f"{KEY}.zen.dq.spamhaus.net"
     entries = addresses(
         zone,

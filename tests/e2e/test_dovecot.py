@@ -124,7 +124,7 @@ def test_what_is_thrown_away_is_no_ham(
     assert counts(rspamd, user, (0, 1)) == (0, 1)
 
 
-def test_what_is_put_there_says_nothing(dovecot: Dovecot, rspamd: Rspamd, user: str) -> None:
+def test_appended_mail_is_not_learned(dovecot: Dovecot, rspamd: Rspamd, user: str) -> None:
     since = len(dovecot.log)
     with dovecot.client(user) as client:
         client.put("Junk", mail("put", "spam"))

@@ -139,7 +139,7 @@ def test_a_client_is_judged(start: Start, case: str, action: str, phase: str) ->
 
 @pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
 @pytest.mark.parametrize("case", ["dyndns", "fcrdns", "fcrdns --verify"])
-def test_an_authenticated_client_is_spared(start: Start, case: str, phase: str) -> None:
+def test_an_authenticated_client_is_exempt(start: Start, case: str, phase: str) -> None:
     name = case.partition(" ")[0]
     flags = (*CASES[case].flags, "--action", "reject", "--phase", phase)
     server = start(zone=ZONE, filters={name: filter_command(name, *flags)})

@@ -117,7 +117,9 @@ def test_fifty_clients_at_once(start: Start, spy: Spy) -> None:
         ("2001:db8::8", "<unknown>|fail|[2001:db8::8]:"),
     ],
 )
-def test_a_filter_is_told_who_connects(start: Start, spy: Spy, source: str, expected: str) -> None:
+def test_a_filter_gets_the_clients_address(
+    start: Start, spy: Spy, source: str, expected: str
+) -> None:
     server = start(zone=ZONE, filters={"spy": spy()})
     send(server, source)
     [connect] = spy.seen(server, "link-connect")
@@ -308,7 +310,7 @@ def test_a_death_that_was_expected(start: Start, spy: Spy) -> None:
         server.wait_for("no such line")
 
 
-def test_a_failing_test_is_told_the_log(version: str) -> None:
+def test_a_failing_test_shows_the_log(version: str) -> None:
     with pytest.raises(ZeroDivisionError) as failure, Smtpd(version):
         raise ZeroDivisionError
     assert "the server's log:\ninfo: OpenSMTPD" in failure.value.__notes__[0]

@@ -120,7 +120,7 @@ def test_the_action_is_taken_in_its_phase(start: Start, action: str, phase: str)
 
 
 @pytest.mark.parametrize("phase", ["mail-from", "rcpt-to"])
-def test_an_authenticated_client_is_spared(start: Start, phase: str) -> None:
+def test_an_authenticated_client_is_exempt(start: Start, phase: str) -> None:
     server = launch(start, "--unknown=reject", "--phase", phase)
     for name in ("workstation", "[192.168.1.5]"):
         assert greet(server, name, user="alice").stage == ""
@@ -128,7 +128,7 @@ def test_an_authenticated_client_is_spared(start: Start, phase: str) -> None:
     assert len(server.maildir("alice")) == 2
 
 
-def test_the_allowed_and_the_local_are_spared(start: Start) -> None:
+def test_allowed_and_local_clients_are_exempt(start: Start) -> None:
     server = launch(start, "--unknown=reject", f"--allow={{ {NAMELESS}, {NAMELESS6} }}")
     for source in (NAMELESS, NAMELESS6, "127.0.0.1", "::1", "127.0.0.77"):
         assert greet(server, "gate", source).stage == ""

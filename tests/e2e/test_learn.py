@@ -74,7 +74,7 @@ def test_learning_changes_the_count(
     assert counts(rspamd, user, (0, 1)) == (0, 1)
 
 
-def test_what_was_learned_is_told_of_new_mail(
+def test_what_was_learned_applies_to_new_mail(
     rspamd: Rspamd, flags: list[str], user: str, tmp_path: Path, capsys: Capture
 ) -> None:
     seen = []

@@ -265,7 +265,7 @@ def test_a_dry_run(start: Start) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--allow", "{ 192.0.2.0/24, 2001:db8::/32 }")])
-def test_who_is_spared(start: Start, flags: tuple[str, ...]) -> None:
+def test_exempt_clients(start: Start, flags: tuple[str, ...]) -> None:
     server = rcpt(start, "--max-recipients", "1", "--traps", TRAP, "--max-unknown", "1", *flags)
     for source in CLIENTS:
         user = None if flags else "alice"
@@ -323,7 +323,7 @@ def logged_in(server: Smtpd, source: str) -> Connection:
 @pytest.mark.parametrize(
     ("source", "nameserver"), [(GOOD, "127.0.0.1"), (GOOD6, "[::1]:53")], ids=["IPv4", "IPv6"]
 )
-def test_users_are_told_of_domains_that_get_no_mail(
+def test_users_get_an_error_for_domains_without_mail(
     start: Start, source: str, nameserver: str
 ) -> None:
     server = relay(start, nameserver, "--on-error", "tempfail")
@@ -337,7 +337,9 @@ def test_users_are_told_of_domains_that_get_no_mail(
     ("on_error", "reply"),
     [("tempfail", "451 4.4.3 Temporary failure, please try again later"), ("proceed", "250 ")],
 )
-def test_a_dns_that_fails_is_nobodys_fault(start: Start, on_error: str, reply: str) -> None:
+def test_a_failing_dns_is_not_the_clients_fault(
+    start: Start, on_error: str, reply: str
+) -> None:
     server = relay(start, "127.0.0.1", "--on-error", on_error)
 
     def write_to(domain: str) -> str:

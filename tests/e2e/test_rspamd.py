@@ -253,7 +253,7 @@ def test_an_earlier_filters_mark_survives(scan: Start, daemon: Rspamd) -> None:
     assert (plain.folder, plain.message.get_all("X-Spam")) == ("", None)
 
 
-def test_the_daemon_is_told_who_sends(scan: Start, daemon: Rspamd) -> None:
+def test_the_daemon_gets_client_and_envelope(scan: Start, daemon: Rspamd) -> None:
     server = scan()
     since = len(daemon.log)
     assert attempt(server, GOOD, message=mail()).code == 250
@@ -634,7 +634,7 @@ def test_a_daemon_without_a_lab() -> None:
     assert not any(Path(f"/proc/{process.pid}").exists() for process in mine)
 
 
-def test_a_daemon_that_cannot_start_says_why() -> None:
+def test_a_daemon_that_cannot_start_reports_the_cause() -> None:
     need(no_lab())
     with pytest.raises(LabError, match="ucl parser error"), Rspamd(local={"actions.conf": "}"}):
         pass

@@ -154,7 +154,7 @@ def test_it_asks_to_remove_every_mark(rspamd: Rspamd) -> None:
     assert done(rspamd, X_Action="greylist")[1] == RECEIVED + FROM + KEPT
 
 
-def test_it_is_told_of_a_mark(rspamd: Rspamd) -> None:
+def test_it_gets_an_earlier_mark(rspamd: Rspamd) -> None:
     plain = ask(rspamd, RECEIVED + FROM + KEPT)
     marked = ask(rspamd, MARK + RECEIVED + FROM + KEPT)
     assert plain.score is not None
@@ -228,7 +228,7 @@ def test_an_arc_set(rspamd: Rspamd) -> None:
     )
 
 
-def test_headers_that_are_said_twice(rspamd: Rspamd) -> None:
+def test_headers_that_a_reply_has_twice(rspamd: Rspamd) -> None:
     _, after = done(rspamd, X_Action="no action", X_Test="twice")
     body = KEPT.replace(b"\n\n", b"\nX-A: 1\nX-A: 2\n\n", 1)
     assert after == RECEIVED + b"X-B: 4\nX-B: 3\n" + FROM + body

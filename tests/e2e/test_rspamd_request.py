@@ -118,7 +118,7 @@ def test_a_user_over_tls(server: Smtpd, stub: RspamdStub) -> None:
     assert facts["Helo"] == ["laptop.example"]
 
 
-def test_who_fails_to_authenticate_is_nobody(server: Smtpd, stub: RspamdStub) -> None:
+def test_a_failed_authentication_sends_no_user(server: Smtpd, stub: RspamdStub) -> None:
     with server.connection(GOOD) as connection:
         connection.reply()
         connection.command("EHLO client.example")
@@ -169,7 +169,7 @@ def test_a_session_over_the_socket(server: Smtpd, stub: RspamdStub) -> None:
 @pytest.mark.parametrize(
     "helo", ["HELO [192.0.2.9]", "EHLO [IPv6:2001:db8::9]", "HELO a_b.example", "HELO x"]
 )
-def test_a_greeting_is_told_as_it_is(server: Smtpd, stub: RspamdStub, helo: str) -> None:
+def test_a_greeting_is_sent_unchanged(server: Smtpd, stub: RspamdStub, helo: str) -> None:
     assert attempt(server, helo=helo).code == 250
     assert told(stub)["Helo"] == [helo[5:]]
 
@@ -184,7 +184,7 @@ def test_a_greeting_is_told_as_it_is(server: Smtpd, stub: RspamdStub, helo: str)
         ("bob", f"<bob@{HOSTNAME}>"),
     ],
 )
-def test_an_address_is_told_as_it_is(
+def test_an_address_is_sent_unchanged(
     server: Smtpd, stub: RspamdStub, sender: str, from_: str
 ) -> None:
     assert attempt(server, sender=sender).code == 250

@@ -105,13 +105,13 @@ def test_a_sender_without_a_domain(start: Start) -> None:
     assert attempt(server, NAMELESS, sender="root") == refusal("non_fqdn")
 
 
-def test_one_bad_exchanger_is_enough_if_told_so(start: Start) -> None:
+def test_one_bad_exchanger_is_enough_with_the_flag(start: Start) -> None:
     server = launch(start, "--any-bad-mx")
     assert attempt(server, NAMELESS, sender="a@both.example") == refusal("bad_mx")
     assert attempt(server, NAMELESS, sender="a@good.example").stage == ""
 
 
-def test_who_is_spared(start: Start) -> None:
+def test_exempt_clients(start: Start) -> None:
     server = launch(start, f"--allow={{ {GOOD}, {GOOD6} }}")
     senders = [*BAD_SENDERS, "a@broken.example"]
     for sender in senders:

@@ -136,7 +136,7 @@ def test_the_slow_are_slow_and_hold_up_nobody(start: Start) -> None:
     assert (reply.code, reply.text) == (550, TEXT)
 
 
-def test_who_is_allowed_is_not_looked_up(start: Start) -> None:
+def test_an_allowed_client_is_not_looked_up(start: Start) -> None:
     flags = ("-blockBelow", "50", "-scoreHeader", "-allowlist", "{ 192.0.2.0/28 }")
     server = served(start, *flags)
     assert attempt(server, "192.0.2.0").stage == ""

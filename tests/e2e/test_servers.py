@@ -77,7 +77,7 @@ def test_a_release_has_one_version_of_its_own(on: Callable[[str], None], release
 
 @pytest.mark.parametrize("release", OWN)
 @pytest.mark.parametrize("name", VERSIONS)
-def test_without_a_server_the_reason_is_said(
+def test_without_a_server_the_reason_is_shown(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     on: Callable[[str], None],
@@ -91,7 +91,7 @@ def test_without_a_server_the_reason_is_said(
     assert unavailable(name) == f"no smtpd {name} ({how})"
 
 
-def test_without_root_the_reason_is_said(
+def test_without_root_the_reason_is_shown(
     monkeypatch: pytest.MonkeyPatch, on: Callable[[str], None]
 ) -> None:
     on("bookworm")

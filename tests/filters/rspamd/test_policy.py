@@ -237,7 +237,7 @@ def test_addresses_without_a_domain_are_of_the_listener(stub: RspamdStub) -> Non
     assert request.get("MTA-Name") == "other.example"
 
 
-def test_who_failed_to_authenticate_is_nobody(stub: RspamdStub) -> None:
+def test_a_failed_authentication_sends_no_user(stub: RspamdStub) -> None:
     with Conversation(Rspamd, "-url", stub.url) as smtpd:
         client = smtpd.connect()
         client.ehlo()
@@ -261,7 +261,7 @@ def test_facts_by_option(stub: RspamdStub, flags: list[str], name: str, value: s
     assert stub.requests[0].get(name) == value
 
 
-def test_a_password_is_told_and_never_shown(stub: RspamdStub, tmp_path: Path) -> None:
+def test_a_password_is_sent_and_never_shown(stub: RspamdStub, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("q1 q2\nsecond line\n")
     with Conversation(Rspamd, "-url", stub.url, "--password-file", str(file)) as smtpd:
@@ -272,7 +272,7 @@ def test_a_password_is_told_and_never_shown(stub: RspamdStub, tmp_path: Path) ->
     assert stub.requests[0].get("Password") == "q1 q2"
 
 
-def test_more_recipients_than_there_is_room_for_are_told_in_the_log(stub: RspamdStub) -> None:
+def test_recipients_left_out_are_logged(stub: RspamdStub) -> None:
     with Conversation(Rspamd, "-url", stub.url) as smtpd:
         client = smtpd.connect()
         client.ehlo()
@@ -424,7 +424,7 @@ def test_a_dry_run_changes_nothing(stub: RspamdStub) -> None:
         (["--skip", "192.0.2.0/24"], {"local": True}, True),
     ],
 )
-def test_who_is_skipped(
+def test_exempt_clients_are_not_scanned(
     stub: RspamdStub, flags: list[str], client: dict[str, Any], *, is_scanned: bool
 ) -> None:
     stub.answer = said(action="reject")
@@ -675,7 +675,7 @@ def test_a_lack_of_zstd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--on-error", "reject"], "--on-error: "),
     ],
 )
-def test_what_is_wrong_is_said_at_the_start(flags: list[str], what: str) -> None:
+def test_errors_at_start(flags: list[str], what: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Conversation(Rspamd, *flags)
     assert what in str(caught.value)
@@ -700,7 +700,7 @@ def test_settings_from_a_file() -> None:
 @pytest.mark.parametrize(
     "table", [{"skip": "local"}, {"skip": [1]}, {"skip": ["locale"]}, {"action": ["dance"]}]
 )
-def test_what_is_wrong_with_a_file_is_said(table: dict[str, object]) -> None:
+def test_errors_of_keys_in_a_chain_file(table: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"^chain\.toml: (skip|action): expected "):
         from_mapping(Rspamd.Options, table, "chain.toml")
 

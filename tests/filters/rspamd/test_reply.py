@@ -207,7 +207,7 @@ def test_an_error_is_an_error(status: int, body: bytes, cause: str) -> None:
     ],
 )
 @pytest.mark.parametrize("sized", [True, False])
-def test_an_offset_that_is_none_is_an_error(offset: str, cause: str, *, sized: bool) -> None:
+def test_an_invalid_offset_is_an_error(offset: str, cause: str, *, sized: bool) -> None:
     with pytest.raises(BadReplyError, match=f"^{cause}"):
         received(Said(b'{"action":"no action"}', offset, sized=sized), mail())
 
@@ -297,7 +297,7 @@ def test_the_senders_own_mark_is_replaced() -> None:
 
 @pytest.mark.parametrize("name", ["X-Spam-Status", "X-Spam-Score"])
 @pytest.mark.parametrize("place", [{}, {"order": 0}, {"order": 2}])
-def test_what_the_daemon_itself_says_of_it_stays(name: str, place: dict[str, int]) -> None:
+def test_fields_that_the_daemon_adds_itself_stay(name: str, place: dict[str, int]) -> None:
     # Rspamd's milter_headers has routines for these.
     data = RECEIVED + f"{name}: forged\n".encode() + MAIL
     own = {name.lower(): {"value": "own", **place}}
@@ -317,7 +317,7 @@ def test_a_mark_of_the_daemons_own_stays(own: str, marks: list[str]) -> None:
     assert done.headers.get_all("X-Spam") == marks
 
 
-def test_a_mark_whose_name_is_none_is_replaced() -> None:
+def test_a_mark_with_an_invalid_name_is_replaced() -> None:
     block = {"add_headers": {"X Y": "1"}, "spam_header": {"X Y": "1"}}
     done = Done({"action": "add header", "milter": block})
     assert done.headers.get_all("X-Spam") == ["Yes"]
@@ -838,7 +838,7 @@ def test_what_stands_in_strings_is_no_value(text: str) -> None:
     assert said(LISTED % f'["{text}", "{text}"]').action == "no action"
 
 
-def test_what_a_daemon_says_of_the_most_links_is_read() -> None:
+def test_a_reply_with_the_most_links_is_read() -> None:
     # rspamd 3.4 lists 10,240 links (max_urls), each with the name of its host, of 253 octets.
     hosts = [f"{n:06}" + "x" * 247 for n in range(10_240)]
     assert said({"urls": hosts, "emails": []}).action == "no action"
@@ -976,7 +976,7 @@ def test_no_action_flag(action: str) -> None:
     assert done.added == ["X: 1", f"X-Rspamd-Action: {action}"]
 
 
-def test_no_action_flag_that_is_none() -> None:
+def test_an_invalid_no_action_flag() -> None:
     assert Done(milter(no_action=False)).accepted
     done = Done({"action": "reject", **milter(no_action="yes")})
     assert done.decision.verb == "reject"

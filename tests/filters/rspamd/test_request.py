@@ -51,7 +51,7 @@ def told(of: Session, admd: str = "mx.example.org", **facts: Any) -> dict[str, l
     return found
 
 
-def test_everything_that_is_known_is_told() -> None:
+def test_every_known_fact_is_sent() -> None:
     client = session(
         tls="TLSv1.3:TLS_AES_256_GCM_SHA384:256",
         username="anna",
@@ -103,9 +103,7 @@ def test_a_session_of_which_nothing_is_known() -> None:
         (b"", b"pass", None),
     ],
 )
-def test_a_name_is_told_only_if_it_is_the_clients(
-    rdns: bytes, fcrdns: bytes, name: list[str] | None
-) -> None:
+def test_only_a_verified_name_is_sent(rdns: bytes, fcrdns: bytes, name: list[str] | None) -> None:
     assert told(session(rdns=rdns, fcrdns=fcrdns)).get("Hostname") == name
 
 
@@ -143,11 +141,11 @@ def test_an_address_without_a_domain_is_of_smtpds_own() -> None:
     assert told(client)["From"] == ["<>"]
 
 
-def test_who_signs_may_be_chosen() -> None:
+def test_the_authserv_id_may_be_chosen() -> None:
     assert told(session(), authserv_id="mx")["MTA-Name"] == ["mx"]
 
 
-def test_where_it_is_delivered_is_told_of_one_recipient() -> None:
+def test_the_mailbox_of_a_single_recipient_is_sent() -> None:
     assert "Deliver-To" not in told(session())
     assert told(session(), deliver_to=True)["Deliver-To"] == ["anna@example.org"]
     routed = session(recipients=("@relay.example:anna@example.org",))
@@ -156,11 +154,11 @@ def test_where_it_is_delivered_is_told_of_one_recipient() -> None:
     assert "Deliver-To" not in told(both, deliver_to=True)
 
 
-def test_a_password_is_told() -> None:
+def test_a_password_is_sent() -> None:
     assert told(session(), password="q1")["Password"] == ["q1"]  # noqa: S106
 
 
-def test_compression_is_told() -> None:
+def test_compression_is_sent() -> None:
     assert told(session(), compressed=True)["Compression"] == ["zstd"]
 
 

@@ -133,7 +133,7 @@ def refusing(reserved: socket.socket) -> str:
 # -- what is sent and what comes back ------------------------------------------------------
 
 
-def test_a_reply_is_what_the_server_said(stub: RspamdStub) -> None:
+def test_a_reply_is_the_servers(stub: RspamdStub) -> None:
     stub.answer = Answer(b"\x00said", status=503, headers=(("Message-Offset", "12"),))
     said = ask(stub.url, headers=(("IP", "192.0.2.1"), ("Rcpt", "<a@x>"), ("Rcpt", "<b@x>")))
     assert isinstance(said, Said)
@@ -372,9 +372,7 @@ def intakes(monkeypatch: pytest.MonkeyPatch) -> list[Intake]:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_what_nobody_asked_for_is_no_reply_to_the_next_request(
-    intakes: list[Intake], *, closes: bool
-) -> None:
+def test_unrequested_data_is_not_the_next_reply(intakes: list[Intake], *, closes: bool) -> None:
     """Proxies say 408 on a connection that has been idle for long."""
     connections = 0
     unasked = asyncio.Event()
@@ -455,7 +453,7 @@ def test_nothing_in_the_same_read_is_a_reply_to_the_next_request(
     assert [each.body for each in said] == [b"10", b"20", b"30"]
 
 
-def test_a_server_that_speaks_first_is_none() -> None:
+def test_a_server_that_speaks_first_is_no_http_server() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -553,7 +551,7 @@ def test_forms_of_a_reply(said: bytes, body: bytes, connections: int) -> None:
         b"{}",
     ],
 )
-def test_what_is_no_whole_reply_is_none(said: bytes) -> None:
+def test_an_incomplete_reply_is_invalid(said: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(said)
@@ -622,7 +620,7 @@ def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
     assert stub.asked == 1
 
 
-def test_who_breaks_off_but_answers_a_ping_is_well(stub: RspamdStub) -> None:
+def test_a_server_that_breaks_off_but_answers_a_ping_is_healthy(stub: RspamdStub) -> None:
     """Rspamd closes the connection when a message is larger than its max_message."""
     stub.answer = lambda asked: Answer(b"{}", behaviour="" if asked.body == b"small" else "close")
 
@@ -639,7 +637,7 @@ def test_who_breaks_off_but_answers_a_ping_is_well(stub: RspamdStub) -> None:
         assert (stub.asked, other.asked) == (4 * SILENCES + 1, 2 * SILENCES)
 
 
-def test_who_breaks_off_and_answers_no_ping_is_dead(stub: RspamdStub) -> None:
+def test_a_server_that_breaks_off_and_answers_no_ping_is_dead(stub: RspamdStub) -> None:
     methods = []
 
     async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -685,7 +683,7 @@ def test_no_try_takes_longer_than_its_time(
     assert [seconds for seconds in times if seconds is not None] == [7, 7]
 
 
-def test_all_causes_are_told(stub: RspamdStub, refusing: str) -> None:
+def test_all_causes_are_in_the_result(stub: RspamdStub, refusing: str) -> None:
     stub.answer = Answer(behaviour="garbage")
     assert ask(refusing, stub.url) == Unavailable(
         f"{refusing} connection refused, {stub.url} invalid HTTP response"
@@ -707,9 +705,7 @@ def test_a_host_that_does_not_exist() -> None:
         ("http", True, "closed the connection"),
     ],
 )
-def test_a_server_whose_tls_is_none(
-    tmp_path: Path, scheme: str, cause: str, *, speaks_tls: bool
-) -> None:
+def test_invalid_tls(tmp_path: Path, scheme: str, cause: str, *, speaks_tls: bool) -> None:
     context = None
     if speaks_tls:
         file = tmp_path / "pem"
@@ -743,7 +739,7 @@ def test_a_server_that_comes_back_within_the_pause_is_asked_again(refusing: str)
     assert isinstance(said, Said)
 
 
-def test_a_reply_that_is_none_is_a_failure(stub: RspamdStub) -> None:
+def test_an_invalid_reply_is_a_failure(stub: RspamdStub) -> None:
     async def read(said: Response) -> bytes:
         body = await said.read()
         if body == b"{}":
@@ -914,7 +910,7 @@ def test_replies_that_come_at_once_are_parsed_at_a_pace(
     assert 0 < max(waiting) <= 2 * intake.READ
 
 
-def test_the_end_does_not_wait_for_what_nobody_reads(intakes: list[Intake]) -> None:
+def test_the_end_does_not_wait_for_unread_data(intakes: list[Intake]) -> None:
     """Neither does aiohttp, which waits for the end when it closes its connections."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -1033,7 +1029,7 @@ def test_a_body_that_cannot_be_read_ends_it(stub: RspamdStub) -> None:
 
 
 @pytest.mark.parametrize("size", [9, 11])
-def test_a_body_of_another_size_than_told_ends_it(stub: RspamdStub, size: int) -> None:
+def test_a_body_of_another_size_ends_the_request(stub: RspamdStub, size: int) -> None:
     said = ask(stub.url, body=lambda: iter([b"x" * 10]), size=size, timeout=1)
     assert isinstance(said, Unavailable)
     assert stub.asked <= 1  # what is too long is found out behind it
@@ -1105,7 +1101,7 @@ def test_it_is_over_at_the_deadline(stub: RspamdStub) -> None:
     assert said == Unavailable(f"{stub.url} timeout, {other.url} timeout")
 
 
-def test_who_waits_for_a_turn_goes_on_to_the_next_server(stub: RspamdStub) -> None:
+def test_a_request_without_a_turn_goes_to_the_next_server(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=1)
@@ -1122,7 +1118,7 @@ def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
         assert (stub.asked, other.asked) == (3, 10)
 
 
-def test_who_waits_for_a_turn_at_a_server_that_fails_passes_it_over(stub: RspamdStub) -> None:
+def test_a_request_passes_over_a_server_that_fails_meanwhile(stub: RspamdStub) -> None:
     stub.answer = Answer(b"{}", behaviour="cut", delay=0.01)
     with RspamdStub(OK) as other:
         said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1)
@@ -1130,7 +1126,7 @@ def test_who_waits_for_a_turn_at_a_server_that_fails_passes_it_over(stub: Rspamd
     assert (stub.asked, other.asked) == (3, 8)
 
 
-def test_who_waits_too_long_for_a_turn_is_told(stub: RspamdStub) -> None:
+def test_too_long_a_wait_for_a_turn_is_the_cause(stub: RspamdStub) -> None:
     async def work(client: Client) -> Any:
         await client.hosts[0].turns.acquire()
         return await client.ask(Request("/checkv2", (), b"body"), read)
@@ -1196,7 +1192,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> N
     assert stub.connections == 2
 
 
-def test_a_closed_client_says_so(stub: RspamdStub) -> None:
+def test_a_closed_client_is_unavailable(stub: RspamdStub) -> None:
     async def work(client: Client) -> Any:
         await client.close()
         return await client.ask(Request("/checkv2", (), b"body"), read)
