@@ -144,7 +144,9 @@ class Compared:
             rows.append(Row(one or two, before, now, before != now, unreached))
         fatal = [f"{name}: {each.fatal}" for name, each in _named(old, new) if each.fatal]
         complaints = [
-            f"{name}: {said}" for name, each in _named(old, new) for said in each.complaints
+            f"{name}: {complaint}"
+            for name, each in _named(old, new)
+            for complaint in each.complaints
         ]
         return cls(file, ("old", "new"), rows, "; ".join(fatal), complaints)
 
@@ -428,14 +430,14 @@ def _as_json(compared: Sequence[Compared], *, only_changed: bool) -> dict[str, A
 def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
-    said: dict[str, Any] = {"verb": verdict.verb, "asked": verdict.asked}
+    shown: dict[str, Any] = {"verb": verdict.verb, "asked": verdict.asked}
     if verdict.lines is not None:
-        said["lines"] = len(verdict.lines)
+        shown["lines"] = len(verdict.lines)
     elif verdict.reply:
-        said["reply"] = printable(verdict.reply)
+        shown["reply"] = printable(verdict.reply)
     elif verdict.verb == "rewrite":
-        said["parameter"] = _cell(verdict).partition(" ")[2]
-    return said
+        shown["parameter"] = _cell(verdict).partition(" ")[2]
+    return shown
 
 
 VERB = Verb(

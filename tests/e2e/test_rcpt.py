@@ -337,9 +337,7 @@ def test_users_get_an_error_for_domains_without_mail(
     ("on_error", "reply"),
     [("tempfail", "451 4.4.3 Temporary failure, please try again later"), ("proceed", "250 ")],
 )
-def test_a_failing_dns_is_not_the_clients_fault(
-    start: Start, on_error: str, reply: str
-) -> None:
+def test_a_failing_dns_is_not_the_clients_fault(start: Start, on_error: str, reply: str) -> None:
     server = relay(start, "127.0.0.1", "--on-error", on_error)
 
     def write_to(domain: str) -> str:
