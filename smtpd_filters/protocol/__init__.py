@@ -1,1 +1,1 @@
-"""The filter protocol without I/O, both ends of it: bytes to values, decisions to bytes."""
+"""The filter protocol without I/O, for both ends: parse bytes to values, encode decisions."""

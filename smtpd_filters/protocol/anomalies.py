@@ -1,4 +1,4 @@
-"""What a conversation has to tell besides its answers: to who decides, and to who logs."""
+"""The listener's interface, and the anomalies of a conversation, collected for the log."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ if TYPE_CHECKING:
     from .vocabulary import Phase
 
     class Listener(Protocol):
-        """Who looks at what smtpd says.  None of its methods raises."""
+        """Receives the events of a conversation.  No method may raise."""
 
         def configured(self, key: str, value: str) -> None:
-            """A line of the hand-shake; `FilterConnection.register` answers ``ready``."""
+            """Handle a line of the handshake; on `ready` call `FilterConnection.register`."""
 
         def reported(self, report: Report) -> None:
-            """Something happened."""
+            """Handle a report."""
 
         def asked(self, phase: Phase, session: bytes, argument: bytes) -> Decision | None:
-            """Smtpd waits for this decision; None to give it later."""
+            """Return the decision on a request, or None to call `FilterConnection.answer` later."""
 
         def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
-            """Lines of a message, dot-stuffed; ``end``: its dot has come."""
+            """Handle dot-stuffed lines of a message; `end`: the final dot has been received."""
 
 
 class Remark:
-    """Something to be logged: of smtpd's ("odd"), of our own ("bug"), or of a message ("mail")."""
+    """An anomaly for the log.
+
+    Its sort is "odd" (unexpected input of smtpd), "bug" (of this project) or "mail" (a message that
+    was changed or refused).
+    """
 
     __slots__ = ("detail", "kind", "session", "sort")
 
@@ -41,25 +45,25 @@ class Remark:
 
 
 class Remarks:
-    """The remarks of a conversation, until somebody takes them."""
+    """Collects the remarks of a conversation until `take` is called."""
 
     def __init__(self) -> None:
-        #: Those since `take` was last called.
+        #: Remarks since the last call of `take`.
         self.kept: list[Remark] = []
 
     def take(self) -> list[Remark]:
-        """The remarks since this was last called."""
+        """Return the remarks since the last call, and clear them."""
         kept, self.kept = self.kept, []
         return kept
 
     def odd(self, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
-        """Something that smtpd should not have said."""
+        """Record unexpected input of smtpd."""
         self.kept.append(Remark("odd", kind, session, detail[:SHOWN]))
 
     def bug(self, kind: str, session: bytes) -> None:
-        """Something that this project should not have wanted to say."""
+        """Record a mistake of this project."""
         self.kept.append(Remark("bug", kind, session))
 
     def mail(self, kind: str, session: bytes, detail: bytes) -> None:
-        """Something that was done to a message."""
+        """Record that a message was changed or refused."""
         self.kept.append(Remark("mail", kind, session, detail))

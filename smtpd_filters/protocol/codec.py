@@ -1,11 +1,12 @@
-"""One line of the wire, read and written: smtpd's side of the conversation and the filter's.
+"""Decoder and encoder for single lines of the protocol, of smtpd and of a filter.
 
-Law
----
-1. A line has as many fields as its kind says; what holds more bars than that holds them in
-   its one wide field (`vocabulary.ReportForm`).
-2. Reading never raises: a line that is none is `Malformed`.
-3. Writing and reading are inverse.
+A line has as many fields as its kind defines. Surplus bars belong to its one wide field
+(`vocabulary.ReportForm`).
+
+Invariants
+----------
+*Total*: decoding never raises; an invalid line becomes `Malformed`.
+*Inverse*: decoding an encoded value returns the value.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .vocabulary import ReportForm
 
 HEX = b"0123456789abcdefABCDEF"
-#: How many bars there are to be cut at behind the word.
+#: How often to split at a bar, after the keyword.
 _ANSWERS = {b"filter-result": 3, b"filter-dataline": 2}
 _KINDS: dict[str, Literal["report", "filter"]] = {"report": "report", "filter": "filter"}
 _DATA_LINE = DATA_LINE.encode()
@@ -30,18 +31,18 @@ _SUBSYSTEMS = frozenset({b"smtp-in", b"smtp-out"})
 
 
 def is_id(text: bytes) -> bool:
-    """Whether smtpd can have meant this as a session or a token: up to 16 hexadecimal digits.
+    """Return whether this is a valid session or token: 1 to 16 hexadecimal digits.
 
-    An answer with anything else ends the server.
+    smtpd exits on an answer with anything else.
     """
     return 0 < len(text) <= 16 and not text.strip(HEX)
 
 
 def fit(values: list[bytes], form: ReportForm) -> list[bytes] | None:
-    """Make as many values of what stood between bars as the report has fields.
+    """Join or pad values that were split at bars to the number of fields of the report.
 
-    Those too many are bars within the wide field; of the last, ``form.optional`` ones may be
-    missing and come empty.  None when there are too few.
+    Surplus values are joined again into the wide field. Up to `form.optional` missing ones at the
+    end are added as empty. Return None if there are still too few.
     """
     count = len(form.fields)
     if len(values) > count:
@@ -59,12 +60,12 @@ def fit(values: list[bytes], form: ReportForm) -> list[bytes] | None:
 
 
 def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines | Malformed | None:
-    """Read one line of smtpd's, without its line end.
+    """Decode one line of smtpd, given without its line end.
 
-    None for an unknown report, and for one of another subsystem than SMTP sessions: those have
-    fields of their own, and no session.
+    Return None for an unknown report, and for a report of a subsystem without SMTP sessions, which
+    has different fields.
 
-    A data-line comes as `Lines` of one, the final dot as none with ``end``.
+    A data-line becomes a `Lines` with one line; the final dot a `Lines` with no line and `end` set.
     """
     if line.startswith(b"report|"):
         return _decode_report(line, dialect)
@@ -113,14 +114,14 @@ def _decode_report(line: bytes, dialect: Dialect) -> Report | Malformed | None:
 
 
 def encode_config(config: Config) -> bytes:
-    """Write a line of the hand-shake."""
+    """Encode a line of the handshake."""
     if config.key == "ready":
         return b"config|ready\n"
     return f"config|{config.key}|{config.value}\n".encode("utf-8", "surrogateescape")
 
 
 def encode_report(report: Report, dialect: Dialect) -> bytes:
-    """Write a report as ``dialect`` has it."""
+    """Encode a report in this version of the protocol."""
     name = report.name.encode()
     form = dialect.reports[name]
     values = report.values
@@ -135,13 +136,13 @@ def encode_report(report: Report, dialect: Dialect) -> bytes:
 
 
 def encode_request(request: Request, name: bytes, dialect: Dialect) -> bytes:
-    """Write a request; ``name`` is the phase's, which an unknown one does not carry."""
+    """Encode a request; `name` is its phase on the wire, since `request.phase` may be None."""
     fields = (b"filter", dialect.wire, request.time, b"smtp-in", name)
     return b"|".join((*fields, request.session, request.token, request.argument)) + b"\n"
 
 
 def encode_lines(lines: Lines, time: bytes, dialect: Dialect) -> bytes:
-    """Write data-lines as smtpd does, with the final dot when they have come to their end."""
+    """Encode data-lines as smtpd does, followed by the final dot if `lines.end` is set."""
     fields = (
         b"filter",
         dialect.wire,
@@ -158,7 +159,7 @@ def encode_lines(lines: Lines, time: bytes, dialect: Dialect) -> bytes:
 
 
 def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | Malformed:
-    """Read one line of a filter's, without its line end, as strictly as smtpd does."""
+    """Decode one line of a filter, given without its line end, as strictly as smtpd does."""
     word, _, rest = line.partition(b"|")
     if word in _ANSWERS:
         fields = rest.split(b"|", _ANSWERS[word])

@@ -1,19 +1,21 @@
-"""Messages on their way back to smtpd: line by line, many at once, most of them unseen.
+"""Return path of messages to smtpd: body lines are passed on in bulk, or given to the listener.
 
-Law
----
-1. Lines of a message go out only between its first line and its dot, and one dot ends them.
-2. What goes out is what came in, unless somebody looks at the message and sends other lines.
-3. No line leaves that smtpd would not take (see `long_lines`), or would take for something else.
+Invariants
+----------
+*Framed*: lines of a message are written only between its first line and its dot, and exactly one
+dot ends it.
+*Unchanged*: the lines written are the lines received, unless the listener takes the message and
+sends others.
+*Accepted*: no line is written that smtpd would reject (`long_lines`) or misinterpret.
+*Same result*: the bulk path (`run`) writes what the path for single lines (`line`) writes.
 
 How it works
 ------------
-Each message is a `_Stream`.  Its lines are either told to the listener, who sends lines of its
-own, or they pass: then nobody looks at them.  From its second line on a message has a key: the
-bytes of its lines from the bar before ``smtp-in`` to the one behind the token.  They stand at the
-same place in each line as long as version and time stamp keep their width, and no text of the
-message can get there.  Lines with known keys are handled many at a time, in C (`run`).  A line
-that goes the long way (`line`) has the same result as one that goes the short way.
+Each message is a `_Stream`. Either its lines are given to the listener, which sends lines of its
+own, or they pass without being looked at. After its first line a message has a key: the bytes of
+its lines from the bar before `smtp-in` to the bar after the token. The key is at the same offset
+in each line as long as version and time stamp keep their width, and no text of the message can get
+there. Lines with known keys are processed in bulk, in C (`run`).
 """
 
 from __future__ import annotations
@@ -31,44 +33,44 @@ if TYPE_CHECKING:
     from .decisions import Decision
 
 _MARK = b"|smtp-in|data-line|"
-#: Session and token with a bar behind each, as smtpd writes them.
+#: Length of session and token with a bar after each, as smtpd writes them.
 _PAIR = 2 * (16 + 1)
 _PREFIX = b"filter-dataline|"
 _NONE: Sequence[tuple[_Stream, list[bytes]]] = ()
 
 TOO_LONG = Reject("554 5.6.0 Message has a line that is too long")
-#: RFC 3463 section 3.4: X.3.1 is "Mail system full".
+#: RFC 3463 section 3.4, X.3.1: "Mail system full".
 LOST = Reject("452 4.3.1 Insufficient system storage")
 
 
 class _Stream:
-    """The lines of one message on their way."""
+    """The state of one message on its way back."""
 
     __slots__ = ("broken", "ended", "header", "key", "passing", "prefix", "session", "whole")
 
     def __init__(self, session: bytes, prefix: bytes, *, passing: bool) -> None:
         self.session = session
         self.prefix = prefix
-        #: None of its lines has been lost for want of memory.
+        #: No line has been lost for lack of memory.
         self.whole = True
-        #: Nobody looks at the lines: they go back as they come.
+        #: The lines are returned unchanged, without the listener.
         self.passing = passing
-        #: What was sent so far is the header.
+        #: Only header lines have been sent so far.
         self.header = True
-        #: smtpd's dot has come.
+        #: The final dot has been received.
         self.ended = False
-        #: Its place in Transit.known, once it has one.
+        #: The key in `Transit.known`, or empty.
         self.key = b""
-        #: Lines that were too long for the server.
+        #: Number of lines that were too long for the server.
         self.broken = 0
 
 
 class Transit:
     """The messages of one conversation.
 
-    ``out`` takes what is to be written.  ``pass_all``: the listener is told of none of them.
-    ``refuse_long_lines``: a message with a line too long for the server is to be refused;
-    otherwise the line is broken.
+    Output is appended to `out`. With `pass_all` the listener gets no messages. With
+    `refuse_long_lines` a message with a line too long for the server is refused; without, the line
+    is broken.
     """
 
     def __init__(
@@ -81,65 +83,65 @@ class Transit:
         refuse_long_lines: bool,
     ) -> None:
         self.refuse_long_lines = refuse_long_lines
-        #: The answer to ``commit`` for each session whose message is refused, whatever the cause:
-        #: its lines, the listener's verdict, lack of memory or storage.
+        #: By session: the answer to `commit` if the message is refused, whatever the cause (long
+        #: lines, the listener's decision, lack of memory or storage).
         self.refused: dict[bytes, Decision] = {}
-        #: The sessions whose dot is in what is to be written.
+        #: Sessions whose final dot is in the pending output.
         self.ended: set[bytes] = set()
         #: The messages by session.
         self.streams: dict[bytes, _Stream] = {}
-        #: The messages by key, and what cuts the key out of a line.
+        #: The messages by key, and the function that extracts the key of a line.
         self.known: dict[bytes, _Stream] = {}
         self.key = self._tail = itemgetter(slice(0, 0))
-        #: Before protocol 0.5 the token stood before the session.
+        #: Before protocol 0.5 the token precedes the session.
         self.token_first = False
-        #: The server cuts lines that it gets back.
+        #: The server truncates long lines returned by a filter.
         self.cuts = False
         #: smtpd itself has sent a NUL.
         self.nul_seen = False
-        #: A line of this read may be longer than the limit.
+        #: A line of the current read may exceed the limit.
         self.may_be_long = False
         self.limit = long_lines.content_limit(cuts=False)
         self._out = out
         self._listener = listener
         self._remarks = remarks
         self._pass_all = pass_all
-        #: Of the known: how many are not passing; how many are, and have not ended their header.
+        #: Messages in `known` that don't pass; messages in it that pass and are in their header.
         self._collecting = self._headers_open = 0
         self._key_at = self._body_at = 0
-        #: The length of a line that may be a final dot.
+        #: The length of the data-line of a final dot.
         self.dot_size = 0
 
     def server_cuts(self) -> None:
-        """The server is one that cuts long lines."""
+        """Set the limit for a server that truncates long lines."""
         self.cuts = self.may_be_long = True
         self.limit = long_lines.content_limit(cuts=True)
 
-    # -- what comes ----------------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------
 
     def all_known(self, rows: list[bytes], data: bytes) -> bool:
-        """Whether all lines belong to known messages, and none of them is a final dot.
+        """Return whether all rows belong to known messages and none is a final dot.
 
-        ``data`` is what the lines were cut from.
+        `data` is the read that was split into `rows`.
         """
         if not self.known.keys() >= set(map(self.key, rows)):
             return False
-        # Looking for the shortest line is cheaper than looking for a dot.
+        # Finding the shortest line is cheaper than searching for a dot.
         return min(map(len, rows)) > self.dot_size or not (
             b"|.\n" in data or rows[0].endswith(b"|.")
         )
 
     def run(self, rows: list[bytes]) -> None:
-        """Body lines of messages that are known: nobody looks at them one by one."""
+        """Process body lines of known messages in bulk."""
         try:
             runs = self._passed(rows)
-        except MemoryError:  # nothing has been done yet
+        except MemoryError:  # nothing has been passed on yet
             runs = [(self.known[self.key(row)], [row[self._body_at :]]) for row in rows]
-        if not runs:  # to begin to go through them would take memory
+        if not runs:  # an iterator would take memory
             return
         for stream, content in runs:
             if self.streams.get(stream.session) is not stream:
-                continue  # dropped by the listener, when it was told of another one's lines
+                continue  # the listener has dropped it while it handled another message
             try:
                 if stream.passing:
                     self._write_lines(stream, content)
@@ -149,9 +151,9 @@ class Transit:
                 stream.whole = False
 
     def _passed(self, rows: list[bytes]) -> Sequence[tuple[_Stream, list[bytes]]]:
-        """Pass lines on in one piece where that can be done; else part them by their message.
+        """Pass the rows on in one piece if possible; otherwise return them grouped by message.
 
-        When it raises MemoryError, nothing has been passed on.
+        If it raises MemoryError, nothing has been passed on.
         """
         if not self._collecting:
             tails = list(map(self._tail, rows))
@@ -167,7 +169,7 @@ class Transit:
         return [(self.known[key], content) for key, content in by_key.items()]
 
     def _mind_headers(self, rows: list[bytes]) -> None:
-        """Take note of the empty lines that end a header: a long line is broken otherwise there."""
+        """Notice empty lines that end a header: long lines are broken differently before them."""
         for row in rows:
             if len(row) == self._body_at:
                 stream = self.known[self.key(row)]
@@ -175,7 +177,7 @@ class Transit:
                     self._end_header(stream)
 
     def line(self, session: bytes, token: bytes, line: bytes, row: bytes) -> None:
-        """One line of a message, or its dot."""
+        """Process one line of a message, or its final dot."""
         stream = self.streams.get(session)
         if stream is None:
             pair = (token, session) if self.token_first else (session, token)
@@ -201,7 +203,7 @@ class Transit:
             self._write_lines(stream, [line])
 
     def _learn(self, stream: _Stream, row: bytes) -> None:
-        """Remember what the message's lines have in common, so that they go the short way."""
+        """Store the key of the message's lines, so that further lines are processed in bulk."""
         if self.token_first or len(stream.prefix) != len(_PREFIX) + _PAIR:
             return
         at = row.find(_MARK)
@@ -209,7 +211,7 @@ class Transit:
         if at != self._key_at or body_at != self._body_at:
             if self.known:
                 return
-            # All of it or nothing, should there be no memory for one of them.
+            # Allocate everything before assigning anything: a MemoryError changes nothing.
             cut, tail = itemgetter(slice(at, body_at)), itemgetter(slice(body_at - _PAIR, None))
             size = body_at + len(b".")
             self._key_at, self._body_at, self.dot_size = at, body_at, size
@@ -231,12 +233,12 @@ class Transit:
             elif stream.header:
                 self._headers_open -= 1
 
-    # -- what goes -----------------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------
 
     def send(self, session: bytes, lines: list[bytes], *, end: bool = False) -> None:
-        """Send lines of the session's message in their dot-stuffed form; ``end``: then its dot.
+        """Send dot-stuffed lines of the session's message, and then the final dot if `end`.
 
-        Before smtpd's own dot has come nothing may be ended: what is left would be lost.
+        `end` is an error before smtpd has sent the final dot: the rest would be lost.
         """
         stream = self.streams.get(session)
         if stream is None or stream.passing:
@@ -251,7 +253,7 @@ class Transit:
                 self._remarks.bug("end of a message that has not ended", session)
 
     def pass_through(self, session: bytes) -> None:
-        """From here on the lines of the session's message go back as they come."""
+        """Return the further lines of the session's message unchanged."""
         stream = self.streams.get(session)
         if stream is None or stream.passing:
             self._remarks.bug("pass through without a message", session)
@@ -264,29 +266,29 @@ class Transit:
             stream.passing = True
 
     def spoil(self, session: bytes) -> None:
-        """The session's message is not whole any more, and is refused.  Takes no memory."""
+        """Mark the session's message as incomplete, to be refused.  Takes no memory."""
         stream = self.streams.get(session)
         if stream is not None:
             stream.whole = False
 
     def finish(self, session: bytes) -> None:
-        """End the session's message here and now, if there is one."""
+        """End the session's message now, if there is one."""
         if session in self.streams:
             self._end(self.streams[session])
 
     def drop(self, session: bytes) -> None:
-        """Of the session's message nothing is sent any more."""
+        """Forget the session's message without sending anything."""
         if session in self.streams:
             self._unlearn(self.streams.pop(session))
         self.refused.pop(session, None)
 
     def collects(self, session: bytes) -> bool:
-        """Whether there is a message of which the listener is told."""
+        """Return whether the listener has a message of the session."""
         stream = self.streams.get(session)
         return stream is not None and not stream.passing
 
     def _legal(self, session: bytes, lines: list[bytes]) -> list[bytes]:
-        """Lines with nothing in them that smtpd would take for something else."""
+        """Return the lines without anything that smtpd would misinterpret."""
         text = b"\n".join(lines)
         if text.count(b"\n") != len(lines) - 1:
             self._remarks.bug("line break in a line of a message", session)
@@ -295,7 +297,7 @@ class Transit:
         if b"\0" in text and not self.nul_seen:
             self._remarks.bug("NUL in a line of a message", session)
             lines = [line.replace(b"\0", b"") for line in lines]
-        # Other lines with one dot at their beginning are the client's, who need not stuff them.
+        # Other lines that begin with a single dot are the client's, which need not stuff dots.
         if b"." in lines:
             self._remarks.bug("lone dot within a message", session)
             lines = [b".." if line == b"." else line for line in lines]

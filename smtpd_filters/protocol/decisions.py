@@ -1,9 +1,8 @@
-"""What a filter may tell smtpd: proceed, junk, reject, disconnect, rewrite.
+"""The decisions of a filter: proceed, junk, reject, disconnect, rewrite.
 
-A decision checks itself when it is made, so that a bad one is the mistake of the
-line that made it and never reaches the wire.  smtpd-filters(7) calls these filter
-responses.  Its sixth, ``report``, is not here: 6.8 exits on it, and 7.8 takes the
-report's text for the client's parameter.
+A decision is checked when it is created, so that an invalid one raises where it is created and is
+never sent. smtpd-filters(7) calls decisions filter responses. Its sixth, `report`, is left out:
+smtpd 6.8 exits on it, and 7.8 uses the report's text as the client's parameter.
 """
 
 from __future__ import annotations
@@ -12,24 +11,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar, Self
 
-#: Octets of a reply line, without its line end.  RFC 5321, 4.5.3.1.5 allows 512 with it; smtpd
-#: itself passes 5,000, and 7.8 exits on 20,000.
+#: Octets of a reply line, without its line end. RFC 5321 section 4.5.3.1.5 allows 512 with it;
+#: smtpd itself passes on 5,000, and 7.8 exits on 20,000.
 MAX_REPLY = 510
-#: Octets of a rewritten parameter.  RFC 5321, 4.5.3.1.3 allows 256 for a path; ESMTP parameters
-#: may follow it, and 4.5.3.1.4 gives a command line 512.
+#: Octets of a rewritten parameter. RFC 5321 section 4.5.3.1.3 allows 256 for a path; ESMTP
+#: parameters may follow it, and section 4.5.3.1.4 allows 512 for a command line.
 MAX_PARAMETER = 512
 
 _PRINTABLE = frozenset(map(chr, range(0x20, 0x7F)))
 
 
 def reply(code: int, enhanced: str, text: str) -> str:
-    """Make a reply line of any text, as one from a scanner or the DNS.
+    """Return a reply line with any text, such as that of a scanner or of the DNS.
 
-    What is not printable ASCII becomes ``?``, white space of any kind one space,
-    and the line is cut at ``MAX_REPLY`` octets.  ``enhanced`` is the status code
-    of RFC 3463, or empty.
+    A character that is not printable ASCII becomes `?`, white space of any kind a single space, and
+    the line is cut to `MAX_REPLY` octets. `enhanced` is the status code of RFC 3463, or empty.
 
-    Raises ValueError when ``code`` is not 400 to 599.
+    Raise ValueError if `code` is not 400 to 599.
     """
     clean = "".join(c if c in _PRINTABLE else "?" for c in " ".join(text.split()))
     words = [str(code), enhanced, clean or "Refused"]
@@ -39,9 +37,9 @@ def reply(code: int, enhanced: str, text: str) -> str:
 
 
 def check_reply(text: str) -> None:
-    """ValueError for what is no reply: a 4xx or 5xx code, a space and a text.
+    """Raise ValueError unless `text` is a valid reply: a 4xx or 5xx code, a space and a text.
 
-    smtpd makes anything else a ``421``.
+    smtpd answers the client with 421 instead of an invalid reply.
     """
     code, space, rest = text[:3], text[3:4], text[4:].strip()
     if not (code.isascii() and code.isdigit() and code[0] in "45" and space == " " and rest):
@@ -53,17 +51,17 @@ def check_reply(text: str) -> None:
 
 
 class Decision:
-    """What smtpd is told, and why.  It never changes, since it was checked when it was made.
+    """A decision and the reason for it.  Immutable, since it is checked only when it is created.
 
-    ``reason`` is for the log alone and is never sent.
+    `reason` is only logged, never sent.
     """
 
     __slots__ = ("reason", "text", "wire")
     __match_args__ = ("text",)
-    #: The decision as smtpd calls it: proceed, junk, reject, disconnect, rewrite.
+    #: smtpd's name of the decision: proceed, junk, reject, disconnect, rewrite.
     verb: ClassVar[str]
 
-    #: What is sent behind session and token.
+    #: The bytes sent after session and token.
     wire: bytes
     #: The reply to the client, or the new parameter.  Empty for proceed and junk.
     text: str
@@ -76,7 +74,7 @@ class Decision:
         keep(self, "reason", reason)
 
     def because(self, reason: str) -> Self:
-        """The same decision with a reason for the log."""
+        """Return the same decision with a reason for the log."""
         copy = object.__new__(type(self))
         Decision.__init__(copy, self.wire, self.text, reason)
         return copy
@@ -103,7 +101,7 @@ class Decision:
 
 
 class Proceed(Decision):
-    """Go on."""
+    """Accept the command."""
 
     __slots__ = ()
     verb = "proceed"
@@ -113,7 +111,7 @@ class Proceed(Decision):
 
 
 class Junk(Decision):
-    """Go on, and mark the message ``X-Spam: Yes``."""
+    """Accept the command, and mark the message with `X-Spam: Yes`."""
 
     __slots__ = ()
     verb = "junk"
@@ -123,10 +121,10 @@ class Junk(Decision):
 
 
 class Marked(Decision):
-    """Go on: the filter itself has marked the message as junk, by an edit of it.
+    """Accept a message that the filter itself has marked as junk, by editing it.
 
-    For handlers of messages alone. smtpd is told to proceed; the log has ``result=junk``, as it has
-    for every other way to mark a message.
+    Only for handlers of messages. smtpd gets `proceed`; the log has `result=junk`, as for every
+    other way to mark a message.
     """
 
     __slots__ = ()
@@ -137,10 +135,10 @@ class Marked(Decision):
 
 
 class Reject(Decision):
-    """Refuse the command with a reply such as ``550 5.7.1 Go away``.
+    """Refuse the command with a reply such as `550 5.7.1 Go away`.
 
-    Raises ValueError for what is no 4xx or 5xx reply of one printable line; for
-    text from outside see `reply`.
+    Raise ValueError unless the reply is a 4xx or 5xx code and a text, in one printable line. For
+    text from outside use `reply`.
     """
 
     __slots__ = ()
@@ -154,7 +152,7 @@ class Reject(Decision):
 class Disconnect(Decision):
     """Refuse with a reply and close the connection.
 
-    Raises ValueError as `Reject` does.
+    Raise ValueError as `Reject` does.
     """
 
     __slots__ = ()
@@ -166,15 +164,15 @@ class Disconnect(Decision):
 
 
 class Rewrite(Decision):
-    """Go on as if the client had sent another parameter.
+    """Accept the command as if the client had sent another parameter.
 
-    At ``mail-from`` and ``rcpt-to`` it is an address with or without its angle
-    brackets (and ESMTP parameters behind them), at ``helo`` and ``ehlo`` one word, and at
-    ``auth`` a mechanism with its credentials.  A handler that returns another one there has
-    failed: smtpd would refuse the client's command for it.
+    The parameter is an address at `mail-from` and `rcpt-to`, with or without angle brackets (and
+    ESMTP parameters after them), one word at `helo` and `ehlo`, and a mechanism with its
+    credentials at `auth`. Any other parameter counts as a failure of the handler: smtpd would
+    refuse the client's command because of it.
 
-    Raises ValueError for control characters and for more than ``MAX_PARAMETER`` octets, to which
-    brackets that are put around it later don't count.
+    Raise ValueError for control characters and for more than `MAX_PARAMETER` octets. Angle brackets
+    that are added later don't count.
     """
 
     __slots__ = ()
@@ -189,21 +187,21 @@ class Rewrite(Decision):
         super().__init__(wire, text)
 
     def in_brackets(self) -> Rewrite:
-        """The form smtpd wants at ``mail-from`` and ``rcpt-to``: without, the client gets 553."""
+        """Return the form for `mail-from` and `rcpt-to`: smtpd answers 553 without brackets."""
         if self.text.startswith("<"):
             return self
-        # Not made anew: what was legal must not turn out to be too long now, when smtpd waits.
+        # Bypasses the check: a valid parameter must not become too long by its brackets.
         copy = object.__new__(Rewrite)
         bare = self.wire.removeprefix(b"rewrite|")
         Decision.__init__(copy, b"rewrite|<%b>" % bare, f"<{self.text}>", self.reason)
         return copy
 
 
-#: Go on, without a reason: the one instance that is needed.
+#: Accept the command, without a reason: the only instance needed.
 PROCEED = Proceed()
-#: Go on and mark the message, without a reason.
+#: Accept the command and mark the message, without a reason.
 JUNK = Junk()
-#: Go on: the handler has marked the message by an edit of it.
+#: Accept a message that the handler has marked by editing it.
 MARKED = Marked()
 
 #: The decisions of `connect`, `starttls`, `data` and `noop`.

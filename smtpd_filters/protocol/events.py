@@ -1,8 +1,8 @@
-"""What passes between smtpd and a filter, as values.
+"""The lines of the protocol as values.
 
-From smtpd come `Config`, `Report`, `Request` and `Lines`; from a filter `Register`,
-`Result` and `Line`.  What is neither is `Malformed`.  Sessions, tokens and texts stay
-bytes: mail is not UTF-8, and who understands a field decodes it.
+smtpd sends `Config`, `Report`, `Request` and `Lines`; a filter sends `Register`, `Result` and
+`Line`. An invalid line is `Malformed`. Sessions, tokens and texts stay bytes, since mail is not
+UTF-8; a field is decoded where it is interpreted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ else:
     _Tuple = tuple
 
 
-#: Bytes of a line that are kept for the log.
+#: Bytes of a line kept for the log.
 SHOWN = 200
 
 
 class Event:
-    """A value with its fields as slots; equal when class and fields are."""
+    """A value with its fields as slots; equal if class and fields are equal."""
 
     __slots__ = ()
     __match_args__: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Event:
 
 
 class Config(Event):
-    """``config|KEY|VALUE``; the last has the key ``ready`` and no value."""
+    """`config|KEY|VALUE`; the last one has the key `ready` and no value."""
 
     __slots__ = __match_args__ = ("key", "value")
 
@@ -56,7 +56,7 @@ class Config(Event):
 
 
 class _Row(_Tuple):
-    """An event as a tuple with names: there are many of them, and a tuple is made in C."""
+    """An event as a named tuple: there are many of them, and tuples are created in C."""
 
     __slots__ = ()
     __match_args__: tuple[str, ...] = ()
@@ -67,9 +67,9 @@ class _Row(_Tuple):
 
 
 class Report(_Row):
-    """What happened.  Made of the tuple of its fields.
+    """A report, created from the tuple of its fields.
 
-    ``values`` are in the order of the newest protocol's fields.
+    `values` are in the field order of the newest protocol.
     """
 
     __slots__ = ()
@@ -90,9 +90,9 @@ class Report(_Row):
 
 
 class Request(_Row):
-    """What smtpd waits for.  Made of the tuple of its fields.
+    """A request for a decision, created from the tuple of its fields.
 
-    ``phase`` is None for one this project does not know.
+    `phase` is None if it is unknown.
     """
 
     __slots__ = ()
@@ -113,7 +113,7 @@ class Request(_Row):
 
 
 class Lines(Event):
-    """Lines of a message in their dot-stuffed form; ``end`` after the final dot."""
+    """Dot-stuffed lines of a message; `end` if the final dot follows them."""
 
     __slots__ = __match_args__ = ("session", "token", "lines", "end")
 
@@ -122,7 +122,7 @@ class Lines(Event):
 
 
 class Malformed(Event):
-    """A line that is none; with session and token when it is a request that can be answered."""
+    """An invalid line; session and token are set if it is a request that can be answered."""
 
     __slots__ = __match_args__ = ("kind", "line", "session", "token")
 
@@ -132,9 +132,9 @@ class Malformed(Event):
 
 
 class Register(Event):
-    """``register|KIND|smtp-in|NAME``, with the kind ``report`` or ``filter``.
+    """`register|KIND|smtp-in|NAME`, of the kind `report` or `filter`.
 
-    The last is ``register|ready``: of the kind ``ready``, without subsystem and name.
+    The last one is `register|ready`, of the kind `ready`, without subsystem and name.
     """
 
     __slots__ = __match_args__ = ("kind", "subsystem", "name")
@@ -146,7 +146,7 @@ class Register(Event):
 
 
 class Result(Event):
-    """``filter-result``: the answer to a request, ``argument`` None without one."""
+    """`filter-result`: the answer to a request; `argument` is None if it has none."""
 
     __slots__ = __match_args__ = ("session", "token", "verb", "argument")
 
@@ -155,7 +155,7 @@ class Result(Event):
 
 
 class Line(Event):
-    """``filter-dataline``: one line of the message as the filter wants it."""
+    """`filter-dataline`: one line of the message as the filter returns it."""
 
     __slots__ = __match_args__ = ("session", "token", "line")
 

@@ -1,24 +1,23 @@
-"""The filter's end of the conversation: bytes from smtpd in, events out; decisions in, bytes out.
+"""The filter's end of the conversation: parses smtpd's bytes to events, encodes decisions.
 
-Law
----
-1. Nothing that arrives raises.  What makes no sense is a `Remark`, and is answered when it
-   has a session and a token.
-2. A request is answered once, with a decision that is legal for its phase; whatever else is
-   asked for is replaced by the nearest legal one, and remarked upon as our bug.
-3. A message comes back as it came, or as the listener sends it: see `data_lines`.
+Invariants
+----------
+*No raise*: no input raises. Invalid input becomes a `Remark`, and is answered if it has a session
+and a token.
+*Answered once*: a request is answered once, with a decision that is legal in its phase. An illegal
+decision is replaced by the nearest legal one and logged as a bug.
+*Messages returned*: a message is returned unchanged, or as the listener sends it (`data_lines`).
+*Same result*: the fast path of requests (`_ask`) has the result of the complete one (`_take`).
 
 How it works
 ------------
-`FilterConnection` holds no file descriptor and no clock.  `receive` takes what was read and tells
-a `Listener` everything that somebody must look at; what the listener says to a request is the
-answer, unless it says None, and then `answer` comes later.  `outgoing` has what is to be written:
-answers apart from lines of messages, for an answer may overtake them (smtpd asks nothing of a
-session whose message has not come back yet).
+`FilterConnection` has no file descriptor and no clock. `receive` parses what was read and calls a
+`Listener`. The listener returns its decision on a request, or None and calls `answer` later. The
+output is in `answers` and `lines`. They are separate because an answer may overtake lines of
+messages: smtpd sends no request for a session while its message has not been returned.
 
-Chunks all of whose lines belong to messages that are known go to `data_lines` as a whole; others
-are taken apart.  A request whose session and token have been seen before takes a short way; it
-has the same result as the long one.
+A chunk goes to `data_lines` as a whole if all its lines belong to known messages; otherwise it is
+processed line by line. A request whose session and token are known takes the fast path.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ if TYPE_CHECKING:
     from .versions import Dialect
     from .vocabulary import Phase
 
-#: Bytes of a line that are kept; smtpd's longest, a body line, has 65,616.
+#: Bytes kept of a line; smtpd's longest, a body line, has 65,616.
 MAX_INPUT = 4 << 20
-#: Tokens that are remembered as valid; there are as many as phases.
+#: Tokens remembered as valid; smtpd has one for each phase.
 MAX_TOKENS = 64
 COMMIT = PHASES["commit"]
 _DATA_LINE = b"data-line"
@@ -51,15 +50,15 @@ _ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
 
 
 class UnsupportedProtocolError(Exception):
-    """The server speaks a protocol too old to be a filter of; said before ``register|ready``."""
+    """The server's protocol is too old.  Raised before `register|ready`."""
 
 
 class FilterConnection:
-    """One conversation with smtpd, from the first ``config`` line to the end of input.
+    """One conversation with smtpd, from the first `config` line to the end of input.
 
-    ``refuse_long_lines``: a message with a line too long for the server is refused at
-    ``commit``; otherwise the line is broken.  ``pass_all``: messages go back as they come, and
-    the listener is not told of them.
+    With `refuse_long_lines` a message with a line too long for the server is refused at `commit`;
+    without, the line is broken. With `pass_all` messages are returned unchanged, without the
+    listener.
     """
 
     def __init__(
@@ -69,34 +68,33 @@ class FilterConnection:
         self.config: dict[str, str] = {}
         self.dialect: Dialect = DIALECTS[NEWEST]
         self.remarks = Remarks()
-        #: The version as the last event line had it, and what stood in its place.
+        #: The version of the last event line, and the bytes of that line at its place.
         self._spoken = self._mark = b""
-        #: What smtpd has sessions of: "smtp-in", and "smtp-out" where it is the client.
+        #: Announced subsystems: "smtp-in", and "smtp-out" for sessions with smtpd as the client.
         self.subsystems: set[str] = set()
         self._ready = False
-        #: The beginning of a line, and whether the rest of it is dropped.
+        #: The beginning of an incomplete line, and whether the rest of it is dropped.
         self._partial = bytearray()
         self._dropping = False
-        #: Lines that are to be handled; lines of known messages, which are handled together; and
-        #: the first of them all, if it was cut.
+        #: Lines to process; lines of known messages, processed in bulk; and the first line of a
+        #: read if it was truncated.
         self._rows: Iterator[bytes] = iter(())
         self._run: list[bytes] = []
         self._cut = b""
-        #: The line that is to be handled again, and where it is put, which takes no memory.
+        #: The line to process again, and a list for it, so that keeping it takes no memory.
         self._again: Sequence[bytes] = ()
         self._one = [b""]
-        #: Whether there are lines that have not been handled, and whether that is for want of
-        #: memory.
+        #: Whether lines are left unprocessed, and whether that is for lack of memory.
         self.stalled = self.failing = False
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
-        #: Sessions and tokens that were found to be such.
+        #: Valid sessions and tokens.
         self._sessions: set[bytes] = set()
         self._tokens: set[bytes] = set()
-        #: Sessions whose answers may not overtake lines, since smtpd has asked before it can have
-        #: had their message back.  No server does.
+        #: Sessions whose answers may not overtake lines, since smtpd has sent a request before
+        #: their message was returned. No known server does.
         self._ordered: set[bytes] = set()
-        #: What is to be written: answers, and lines of messages, which may come behind.  Whoever
-        #: writes them empties the lists, and `ended`.
+        #: Pending output: answers, and lines of messages, which answers may overtake. The writer
+        #: empties both lists, and `ended`.
         self.answers: list[bytes] = []
         self.lines: list[bytes] = []
         self._transit = Transit(
@@ -106,20 +104,20 @@ class FilterConnection:
             pass_all=pass_all,
             refuse_long_lines=refuse_long_lines,
         )
-        #: The sessions whose dot is in what is to be written.
+        #: Sessions whose final dot is in the pending output.
         self.ended = self._transit.ended
 
-    # -- what the caller says ------------------------------------------------------------
+    # -- calls of the listener -----------------------------------------------------------
 
     def register(
         self, phases: Iterable[str], reports: Iterable[str], outgoing: Iterable[str] = ()
     ) -> None:
-        """Tell smtpd what we want to be asked and told, in reply to ``config|ready``.
+        """Register phases and reports, in reply to `config|ready`.
 
-        ``phases`` may hold ``data-line``; ``outgoing`` are reports of the sessions in which smtpd
-        is the client.  Nothing is registered of a subsystem that the server has not announced: an
-        unknown one would end it.  Raises UnsupportedProtocolError when the server has said that it
-        speaks a protocol below 0.5.
+        `phases` may contain `data-line`. `outgoing` are reports of the sessions with smtpd as the
+        client. Nothing is registered for a subsystem that the server has not announced, since the
+        server exits on an unknown one. Raise UnsupportedProtocolError if the server has announced a
+        protocol below 0.5.
         """
         if self.config.get("protocol") and self.dialect.version < OLDEST:
             spoken = self.config["protocol"]
@@ -139,7 +137,7 @@ class FilterConnection:
         self._ready = True
 
     def answer(self, session: bytes, decision: Decision) -> None:
-        """Answer the request of a session to which the listener said None."""
+        """Answer the open request of a session, for which the listener returned None."""
         opened = self._open.pop(session, None)
         if opened is None:
             self.remarks.bug("answer without a request", session)
@@ -148,7 +146,7 @@ class FilterConnection:
         self._result(session, token, self._sayable(phase, session, decision).wire)
 
     def _sayable(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
-        """The decision in the form in which smtpd does what it says."""
+        """Return the decision in a form that has the intended effect in smtpd."""
         if type(decision) not in phase.legal:
             self.remarks.bug(f"{type(decision).__name__} at {phase.name}", session)
             refuses = isinstance(decision, (Reject, Disconnect))
@@ -168,39 +166,39 @@ class FilterConnection:
         self._transit.send(session, lines, end=end)
 
     def pass_through(self, session: bytes) -> None:
-        """From here on the lines of the session's message go back as they come."""
+        """Return the further lines of the session's message unchanged."""
         self._transit.pass_through(session)
 
     def refuse(self, session: bytes, decision: Decision) -> None:
-        """Refuse the session's message: ``commit`` is answered so, and the listener isn't asked."""
+        """Refuse the session's message: answer `commit` with this, without the listener."""
         self._transit.refused[session] = decision
 
     def spoil(self, session: bytes) -> None:
-        """Have the session's message refused, since lines of it are lost.  Takes no memory."""
+        """Have the session's message refused because lines of it are lost.  Takes no memory."""
         self._transit.spoil(session)
 
     def forget(self, session: bytes) -> None:
-        """The session is gone: nothing of it is answered any more."""
+        """Forget a session that has ended: nothing of it is answered any more."""
         self._sessions.discard(session)
         self._ordered.discard(session)
         self._open.pop(session, None)
         self._transit.drop(session)
 
     def rescue(self, session: bytes) -> None:
-        """Leave nobody of the session waiting, whatever became of its policy."""
+        """Answer an open request of the session with proceed, and return its message unchanged."""
         if session in self._open:
             self.answer(session, PROCEED)
         if self._transit.collects(session):
             self._transit.pass_through(session)
 
     def busy(self, session: bytes) -> bool:
-        """Whether smtpd waits for something of the session, or its message is refused."""
+        """Return whether the session has an open request, a message, or a refused message."""
         transit = self._transit
         return session in self._open or session in transit.streams or session in transit.refused
 
     @property
     def cuts(self) -> bool:
-        """Whether the server cuts long lines that it gets back from a filter."""
+        """Whether the server truncates long lines that a filter returns."""
         return self._transit.cuts
 
     @property
@@ -209,20 +207,20 @@ class FilterConnection:
         return self._transit.refuse_long_lines
 
     def data_to_send(self) -> bytes:
-        """What is to be written, once, in one piece."""
+        """Return the pending output in one piece, and clear it."""
         said = b"".join([*self.answers, *self.lines])
         self.answers.clear()
         self.lines.clear()
         self.ended.clear()
         return said
 
-    # -- what smtpd says -----------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from smtpd in.
+        """Process bytes of smtpd.
 
-        Raises MemoryError if there is no memory to begin with; then nothing has been taken in.
-        Lines for which there is no memory later on are kept (`stalled`).
+        Raise MemoryError if there is no memory to begin with; then nothing has been processed. If
+        memory runs out later, the remaining lines are kept (`stalled`).
         """
         rows = data.split(b"\n")
         rest = rows.pop()
@@ -240,7 +238,7 @@ class FilterConnection:
             pass
 
     def _receive_some(self, data: bytes, rows: list[bytes], rest: bytes) -> None:
-        """Take bytes in of which lines may be cut, or belong to known messages."""
+        """Process bytes with incomplete lines or lines of known messages."""
         partial, dropping = self._partial, self._dropping
         cut = dropping and bool(rows)
         if rows and partial:
@@ -249,19 +247,19 @@ class FilterConnection:
         transit = self._transit
         if not transit.nul_seen and b"\0" in data:
             transit.nul_seen = True
-        # A line within one read cannot be too long for a server that does not cut.
+        # A line within one read cannot be too long for a server that does not truncate.
         size = len(data) + (len(rows[0]) if rows else 0)
         transit.may_be_long = transit.cuts or size > transit.limit
         known = False
         if rows and transit.known and not cut:
             try:
                 known = transit.all_known(rows, data)
-            except MemoryError:  # then they are handled one by one
+            except MemoryError:  # then they are processed one by one
                 pass
         every = iter(rows)
         if rest and not dropping:
             dropping = self._begin_line(partial, rest)
-        # From here on it is taken in, which takes no memory.
+        # From here on the input counts as received; the assignments take no memory.
         self._partial, self._dropping = partial, dropping
         if rows:
             if cut:
@@ -276,7 +274,7 @@ class FilterConnection:
                 pass
 
     def _begin_line(self, partial: bytearray, rest: bytes) -> bool:
-        """Keep the beginning of a line; whether what comes up to its end is dropped."""
+        """Keep the beginning of a line; return whether the rest of it is to be dropped."""
         room = MAX_INPUT - len(partial)
         if len(rest) <= room:
             partial += rest
@@ -286,17 +284,17 @@ class FilterConnection:
         return True
 
     def resume(self) -> None:
-        """Go on with lines for which there was no memory.  Nothing may be received before."""
+        """Process the lines left for lack of memory.  To be called before further `receive`."""
         try:
             self._take_apart()
         except MemoryError:
             pass
 
     def _take_apart(self) -> None:
-        """Handle the lines; those of known messages are handled together where they can be.
+        """Process the lines, those of known messages in bulk where possible.
 
-        If it raises MemoryError, the line on which it was is handled `_again`; one that makes our
-        own code fail is not.
+        If it raises MemoryError, the current line is processed `_again`. A line on which our own
+        code fails is not.
         """
         self.stalled, self.failing = True, False
         transit = self._transit
@@ -306,8 +304,7 @@ class FilterConnection:
         rows = chain(self._again, self._rows) if self._again else self._rows
         try:
             for row in rows:
-                # The key is asked for anew each time: an answer given meanwhile may have changed
-                # it.
+                # `transit.key` is read each time: an answer in between may have changed it.
                 if known and transit.key(row) in known and len(row) != transit.dot_size:
                     run.append(row)
                     continue
@@ -335,13 +332,13 @@ class FilterConnection:
         self.stalled = False
 
     def _refuse_cut(self, row: bytes) -> None:
-        """A line of a message was longer than is kept: the message is refused."""
+        """Refuse the message of a line that was longer than `MAX_INPUT`."""
         event = decode(row, self.dialect)
         if type(event) is Lines:
             self._transit.refused.setdefault(event.session, TOO_LONG)
 
     def _ask(self, row: bytes) -> bool:
-        """Take a request as nearly all are; what is odd about one is found out by `_take`."""
+        """Process an ordinary request; return False for any other line, which is for `_take`."""
         try:
             word, spoken, _, subsystem, name, session, token, argument = row.split(b"|", 7)
         except ValueError:
@@ -378,7 +375,7 @@ class FilterConnection:
         return True
 
     def _take(self, row: bytes) -> None:
-        """One line that is not a body line of a known message."""
+        """Process any line that is not a body line of a known message."""
         if row[7:11] != self._mark and not row.startswith(b"config"):
             self._speak(row)
         event = decode(row, self.dialect)
@@ -420,7 +417,7 @@ class FilterConnection:
         self._listener.configured(event.key, event.value)
 
     def _speak(self, row: bytes) -> None:
-        """The version stands in each event line; 6.8 and before say it nowhere else."""
+        """Read the version in an event line; smtpd 6.8 and older give it nowhere else."""
         fields = row.split(b"|", 2)
         if len(fields) == 3 and fields[0] in (b"report", b"filter"):
             name = fields[1].decode("latin-1")
@@ -445,7 +442,7 @@ class FilterConnection:
     def _request(self, event: Request) -> None:
         phase, session, token = event.phase, event.session, event.token
         if session in self._transit.streams:
-            # Nothing but the dot ends a message for smtpd, and a result before it ends smtpd.
+            # smtpd exits on a result before the final dot of a message.
             self.remarks.odd("request within a message", session)
             self._transit.finish(session)
         if phase is None or session in self._open:
@@ -468,12 +465,12 @@ class FilterConnection:
             self._result(session, token, self._sayable(phase, session, decision).wire)
 
     def _confirm(self, session: bytes, token: bytes) -> None:
-        """Remember that these are a session and a token: smtpd has one of these for each phase."""
+        """Remember a valid session and a valid token; smtpd has one token for each phase."""
         if not self.dialect.token_first and len(self._tokens) < MAX_TOKENS:
             self._sessions.add(session)
             self._tokens.add(token)
 
-    # -- what is written -----------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
         out = self.lines if session in self._ordered else self.answers

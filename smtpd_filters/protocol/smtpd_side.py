@@ -1,9 +1,8 @@
-"""smtpd's end of the conversation: what replay, tests, benchmarks and supervisors speak.
+"""smtpd's end of the conversation, for replay, tests, benchmarks and supervisors.
 
-`SmtpdConnection` turns reports, requests and lines into bytes as a server of a given version
-would write them, and reads what the filter answers.  It says what it reads and judges only
-whether it can be read; whether smtpd would survive it is the business of
-`smtpd_filters.oracle`.
+`SmtpdConnection` encodes reports, requests and lines as a server of a given version does, and
+decodes the answers of the filter. It checks only their syntax; whether smtpd would survive them is
+checked by `smtpd_filters.oracle`.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ if TYPE_CHECKING:
 
     Answer = Register | Result | Line | Malformed
 
-#: A server of each version of the protocol, for who does not say which smtpd is meant.
+#: By version of the protocol: the default version of smtpd.
 SERVERS = {(0, 5): "6.6.4", (0, 6): "6.8.0p2", (0, 7): "7.8.0"}
 
 
 class SmtpdConnection:
     """One conversation with a filter, as smtpd.
 
-    ``protocol`` is the version spoken, such as ``(0, 7)``.
+    `protocol` is the version of the protocol, such as `(0, 7)`.
     """
 
     def __init__(self, protocol: tuple[int, int] = (0, 7), smtpd_version: str = "") -> None:
         self.dialect = dialect(protocol)
         self.smtpd_version = smtpd_version or SERVERS[self.dialect.version]
-        #: What the filter asked for: names by kind.
+        #: Registered names, by kind.
         self.reports: set[str] = set()
         self.phases: set[str] = set()
         self.ready = False
@@ -50,9 +49,9 @@ class SmtpdConnection:
         admd: str = "mx.example.org",
         subsystems: Iterable[str] = ("smtp-in",),
     ) -> bytes:
-        """The hand-shake up to ``config|ready``, as this version of the server writes it.
+        """Return the handshake up to `config|ready`, as this version of the server writes it.
 
-        ``subsystems``: "smtp-in" where the filter is on a listener, "smtp-out" on a relay action.
+        `subsystems`: "smtp-in" if the filter is on a listener, "smtp-out" if on a relay action.
         """
         said = [Config("smtpd-version", self.smtpd_version)]
         if self.dialect.version >= (0, 7):
@@ -68,7 +67,7 @@ class SmtpdConnection:
     def report(
         self, name: str, session: bytes, *values: bytes, time: bytes = b"1700000000.000000"
     ) -> bytes:
-        """A report with its fields in the order of the newest protocol."""
+        """Return a report; `values` are in the field order of the newest protocol."""
         return encode_report(Report((name, b"smtp-in", time, session, values)), self.dialect)
 
     def request(
@@ -79,7 +78,7 @@ class SmtpdConnection:
         argument: bytes = b"",
         time: bytes = b"1700000000.000000",
     ) -> bytes:
-        """A request; ``phase`` is the name on the wire."""
+        """Return a request; `phase` is the name on the wire."""
         asked = Request((None, time, session, token, argument))
         return encode_request(asked, phase.encode(), self.dialect)
 
@@ -92,11 +91,11 @@ class SmtpdConnection:
         end: bool = True,
         time: bytes = b"1700000000.000000",
     ) -> bytes:
-        """Lines of a message in their dot-stuffed form; ``end``: with the final dot."""
+        """Return data-lines for dot-stuffed lines of a message, with the final dot if `end`."""
         return encode_lines(Lines(session, token, list(lines), end=end), time, self.dialect)
 
     def receive(self, data: bytes) -> Iterator[Answer]:
-        """Take bytes from the filter in; iterate to the end before the next call."""
+        """Decode bytes of the filter; exhaust the iterator before the next call."""
         *rows, self._partial = (self._partial + data).split(b"\n")
         for row in rows:
             answer = decode_answer(row, self.dialect)

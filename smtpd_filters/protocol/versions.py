@@ -1,15 +1,15 @@
-"""How the versions of the protocol differ; the only place that knows.
+"""The versions of the protocol and their differences, which no other module states.
 
-| version | smtpd      | differs from the one above in                                        |
+| version | smtpd      | difference from the version above                                    |
 | ------- | ---------- | -------------------------------------------------------------------- |
 | 0.7     | 7.0 on     |                                                                      |
-| 0.6     | 6.7, 6.8   | ``link-auth`` is ``username|result``; the version is said only in the |
-|         |            | event lines                                                          |
-| 0.5     | 6.6        | ``tx-mail`` and ``tx-rcpt`` are ``msgid|address|result``             |
-| before  |            | answers are ``token|session``                                        |
+| 0.6     | 6.7, 6.8   | `link-auth` is `username|result`; only the event lines contain the   |
+|         |            | version                                                              |
+| 0.5     | 6.6        | `tx-mail` and `tx-rcpt` are `msgid|address|result`                   |
+| before  |            | answers are `token|session`                                          |
 
-A version above 0.7 is spoken as 0.7.  One below 0.5 is refused at start; should it show only
-in the first event, when refusing would end the server, it is spoken as far as it is known.
+A version above 0.7 is treated as 0.7. A version below 0.5 is refused at start. If it appears only
+in the first event, when a refusal would end the server, it is used as far as it is known.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from __future__ import annotations
 from .vocabulary import REPORTS, ReportForm
 
 OLDEST, NEWEST = (0, 5), (0, 7)
-#: The first smtpd that gives back data-lines whole.  Those before cut each line that a filter
-#: returns at `CUT`, silently.
+#: The first smtpd that accepts data-lines whole. Older ones silently truncate each line that a
+#: filter returns to `CUT` bytes.
 FIRST_WHOLE = (7, 4)
 #: Bytes of a data-line's content that such a server keeps.
 CUT = 1997
 
 
 def version(text: str) -> tuple[int, int] | None:
-    """The first two numbers of a version such as ``0.7`` or ``6.8.0p2``; None without them."""
+    """Return the first two numbers of a version such as `0.7` or `6.8.0p2`; None if invalid."""
     major, dot, rest = text.partition(".")
     minor = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     if not (dot and major.isascii() and major.isdigit() and minor) or len(major + minor) > 18:
@@ -34,7 +34,7 @@ def version(text: str) -> tuple[int, int] | None:
 
 
 class Dialect:
-    """One version of the protocol as it is spoken on the wire."""
+    """The wire format of one version of the protocol."""
 
     __slots__ = ("name", "order", "reports", "token_first", "version", "wire")
 
@@ -45,7 +45,7 @@ class Dialect:
         #: By the name on the wire.
         reports = {report.wire: report for report in REPORTS.values()}
         self.reports = reports | {report.wire: report for report in changed}
-        #: Where the fields that 0.7 orders otherwise stand, in its order.
+        #: By report: the places of its fields on the wire, in the field order of 0.7.
         self.order = {
             form.wire: tuple(form.fields.index(field) for field in REPORTS[form.name].fields)
             for form in changed
@@ -69,16 +69,16 @@ _ANCIENT = Dialect((0, 4), (_AUTH, _MAIL, _RCPT))
 
 
 def dialect(spoken: tuple[int, int]) -> Dialect:
-    """The dialect for a version; the nearest that is known for any other."""
+    """Return the dialect of a version, or the nearest one of an unknown version."""
     if spoken < OLDEST:
         return _ANCIENT
     return DIALECTS[min(spoken, NEWEST)]
 
 
 def cuts_lines(smtpd_version: str) -> bool:
-    """Whether a server of this version (``config|smtpd-version``) cuts data-lines at `CUT` bytes.
+    """Return whether a server of this version (`config|smtpd-version`) truncates data-lines.
 
-    One that does not say is taken for a new one.
+    An unknown version counts as new.
     """
     found = version(smtpd_version)
     return found is not None and found < FIRST_WHOLE

@@ -1,7 +1,7 @@
-r"""Text in the form of vis(3), as smtpd writes user names: ``jörg s`` is ``j\M-C\M-6rg\040s``.
+r"""Decoder and encoder for vis(3), the form of user names: `jörg s` is `j\M-C\M-6rg\040s`.
 
-Decoding takes every form that unvis(3) knows, and never raises: what is no escape stays as it is.
-Encoding writes what smtpd does (strnvis(3) with VIS_SAFE and VIS_WHITE): bars stay as they are.
+The decoder accepts every form of unvis(3) and never raises: an invalid escape is left as it is. The
+encoder writes what smtpd writes (strnvis(3) with VIS_SAFE and VIS_WHITE); bars are not escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NAMED = dict(zip(b"\\nrbavtfsE", b"\\\n\r\b\a\v\t\f \x1b", strict=True))
 
 
 def unvis(text: bytes) -> bytes:
-    """Decode it."""
+    """Return the text without its escapes."""
     return _ESCAPE.sub(_decode, text) if b"\\" in text else text
 
 
@@ -31,13 +31,13 @@ def _decode(match: re.Match[bytes]) -> bytes:
         return bytes([_NAMED[value[0]]])
     if kind == "hidden":
         return b""
-    # "^?" is DEL, "^@" to "^_" are the others.
+    # "^?" is DEL, "^@" to "^_" are the other control characters.
     control = 0x7F if value == b"?" else value[0] & 0x1F
     return bytes([control | 0x80 if kind == "metacontrol" else control])
 
 
 def vis(text: bytes) -> bytes:
-    """Encode it."""
+    """Return the text with escapes."""
     return b"".join(map(_encoded, text))
 
 

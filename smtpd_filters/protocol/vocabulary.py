@@ -1,16 +1,16 @@
-"""The words of the protocol: phases with what may be answered, reports with their fields.
+"""The tables of the protocol: phases with their legal decisions, reports with their fields.
 
-Law
----
-1. Every rule about a phase or a report is a row here; no other module knows one by heart.
-2. A phase's row lists the decisions that do there what they say.  What smtpd would exit on
-   (junk at ``commit``), what wrecks the session (rewrite at ``commit``), and what has no
-   effect (junk at ``quit``) is not in the row, and so cannot be sent.
-3. Every phase has an answer for each of the outcomes an operator may choose for a failure,
-   or the outcome is not offered there.
+Invariants
+----------
+*One table*: every rule about a phase or a report is a row here and is stated nowhere else.
+*Effective*: a phase's row lists the decisions that have their meaning there. A decision is left
+out, and so can't be sent, if smtpd exits on it (junk at `commit`), if it breaks the session
+(rewrite at `commit`), or if it has no effect (junk at `quit`).
+*Failures answered*: every phase has a decision for each outcome that an operator may choose for a
+failure, or the outcome is not offered there.
 
-The rows follow smtpd-filters(7) and what was measured on real servers where that is silent;
-the recordings in ``fixtures/protocol`` show it.
+The rows follow smtpd-filters(7), and measurements on real servers where the manual is silent (the
+recordings in `fixtures/protocol`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PLAIN = (Proceed, Junk, Reject, Disconnect)
 PARAMETER = (*PLAIN, Rewrite)
 
 
-#: What smtpd takes for the argument of a command that has one; what it takes for none is refused
-#: to the client in the name of the filter.
+#: The valid arguments of commands, in words. For an invalid one smtpd refuses the client's command
+#: as if the filter had.
 FORMS = {
     "identity": "one word",
     "credentials": "PLAIN or LOGIN, and one word at most",
@@ -31,11 +31,11 @@ FORMS = {
 
 
 class Phase:
-    """Where in the SMTP dialogue a request stands.
+    """A phase of the SMTP dialogue in which smtpd sends a request.
 
-    ``name`` is smtpd's word, ``handler`` the method of a filter that answers,
-    ``argument`` what that method gets besides the session ("" for nothing), and
-    ``legal`` the kinds of decision it may return.
+    `name` is smtpd's name, `handler` the method of a filter that answers, `argument` the kind of
+    argument that this method gets besides the session ("" for none), and `legal` the decisions
+    that it may return.
     """
 
     __slots__ = ("argument", "fallbacks", "handler", "legal", "name", "wire")
@@ -59,7 +59,7 @@ class Phase:
         }
 
     def takes(self, parameter: str) -> bool:
-        """Whether smtpd takes this for the argument of the phase's command (`FORMS`)."""
+        """Return whether this is a valid argument of the phase's command (`FORMS`)."""
         words = parameter.split(" ")
         match self.argument:
             case "identity":
@@ -77,13 +77,13 @@ class Phase:
 _LATER = Reject("451 4.3.0 Temporary failure, please try again later")
 _GOODBYE = Disconnect("421 4.3.0 Temporary failure, please try again later")
 
-#: All phases smtpd asks about, but for ``data-line``, which is answered in kind.
-#: - connect: a bare reject leaves the connection open and without a banner, so it is sent as
-#:   disconnect; rewrite does nothing there.
-#: - starttls, data, rset, noop: rewrite puts text where the command takes none.
-#: - auth: 454 is RFC 4954's temporary failure, as it is RFC 3207's for STARTTLS.
+#: All phases with requests, except `data-line`, which is answered with lines.
+#: - connect: after a reject the connection stays open, without a banner, so it is sent as
+#:   disconnect; rewrite has no effect.
+#: - starttls, data, rset, noop: rewrite would add an argument to a command that has none.
+#: - auth: 454 is the temporary failure of RFC 4954, and of RFC 3207 for STARTTLS.
 #: - commit: smtpd exits on junk, and a rewrite leaves the client stuck in DATA.
-#: - rset, quit: junk has no effect.  quit: reject keeps open what the client closes.
+#: - rset, quit: junk has no effect. quit: after a reject the connection stays open.
 PHASES: dict[str, Phase] = {
     phase.name: phase
     for phase in (
@@ -104,15 +104,15 @@ PHASES: dict[str, Phase] = {
 DATA_LINE = "data-line"
 PHASES_ON_WIRE = {phase.wire: phase for phase in PHASES.values()}
 HANDLERS = {phase.handler: phase for phase in PHASES.values()}
-#: Known to smtpd's grammar but never asked: they may be registered, to no use.
+#: Phases that smtpd accepts in a registration but never sends a request for.
 UNASKED = frozenset({"help", "wiz"})
 
 
 class ReportForm:
-    """The fields of one kind of report, in smtpd's words.
+    """The fields of one kind of report, with smtpd's names.
 
-    ``wide`` is the place of the one field that may hold a bar; fields before it are
-    cut off from the left, those behind it from the right.
+    `wide` is the index of the one field that may contain bars: the fields before it are split off
+    from the left, the fields after it from the right.
     """
 
     __slots__ = ("fields", "name", "optional", "wide", "wire")
@@ -122,15 +122,15 @@ class ReportForm:
         self.wire = name.encode()
         self.fields = tuple(fields.split())
         self.wide = self.fields.index(wide) if wide else max(len(self.fields) - 1, 0)
-        #: How many of the last fields may be missing.
+        #: How many fields at the end may be missing.
         self.optional = optional
 
     def __repr__(self) -> str:
         return f"<report {self.name}>"
 
 
-#: The reports of the newest protocol, 0.7; `versions` has what differed before.
-#: - link-connect: a reverse name is the DNS's text, the other fields are smtpd's.
+#: The reports of the newest protocol, 0.7; `versions` has the differences of older ones.
+#: - link-connect: the reverse name is text from the DNS, the other fields are smtpd's own.
 #: - tx-reset, tx-rollback: without a transaction there is no message id.
 REPORTS: dict[str, ReportForm] = {
     report.name: report
