@@ -1,7 +1,12 @@
 """All input and output with smtpd: descriptors, loops, deadlines, the log.
 
-The promises that comments here speak of are those of docs/architecture.md: a filter never dies,
-never writes a line that smtpd does not take, and always answers, once, in time.
+Invariants
+----------
+The three promises of docs/architecture.md, which comments of this package cite by name.
+
+*Never exits*: a filter does not exit while smtpd runs, whatever a policy or our own code raises.
+*Valid lines*: a filter never writes a line that smtpd doesn't accept.
+*Always answers*: every request is answered, once and in time.
 """
 
 from __future__ import annotations
@@ -32,13 +37,12 @@ def serve(  # noqa: PLR0913  # what a process has once
     taps: Sequence[Tap] = (),
     ends: Ends | None = None,
 ) -> int:
-    """Be a filter of the smtpd at the other end of stdin and stdout, until that goes away.
+    """Serve the smtpd at the other end of stdin and stdout until it ends; return the exit status.
 
-    ``taps`` hear every byte that passes.  ``ends`` are stdin and stdout if they were taken over
-    already.  Returns the exit status.  Raises ConfigError, before ``register|ready``, when
-    the server is none whose filter we can be.
+    `taps` get a copy of all input and output. `ends` are stdin and stdout if they were taken over
+    already. Raise ConfigError, before `register|ready`, if the server's protocol is not supported.
     """
-    from .channel import Channel, Ends  # who only wants the log has no loop
+    from .channel import Channel, Ends  # not needed by users of the log alone
     from .engine import Engine
 
     sys.unraisablehook = log.unraisable
@@ -48,7 +52,7 @@ def serve(  # noqa: PLR0913  # what a process has once
     engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
     ends = ends or Ends()
     if taps:
-        from .wiretap import TappedChannel  # only tracing has any
+        from .wiretap import TappedChannel  # only for tracing
 
         channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
     else:
@@ -68,7 +72,7 @@ def serve(  # noqa: PLR0913  # what a process has once
 
 
 def _leave(status: int) -> None:
-    """Do not let the threads of a policy, which the interpreter waits for, keep the process."""
+    """Exit even if threads of a policy still run, which the interpreter would wait for."""
     from .channel import CLOSING  # loaded by now
 
     threads = sys.modules.get("threading")

@@ -1,4 +1,4 @@
-"""The loop of a filter with coroutines, on asyncio."""
+"""The asyncio loop, for filters with coroutines."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ if TYPE_CHECKING:
     from .log import Log
     from .watchdog import Watchdog
 
-#: Objects that may come about before the youngest are searched for cycles.  What a session leaves
-#: behind is nearly all freed without that; with Python's own 700 it took a fifth of the time.
+#: Threshold of the garbage collector for the youngest generation. Nearly all objects of a session
+#: are freed without it; with Python's default of 700 it took a fifth of the time.
 YOUNG = 10_000
-#: Reads in a row, while coroutines and messages wait: about as much as a socket holds.
+#: Reads in a row, while coroutines and messages are pending: about as much as a socket holds.
 READS = 4
 #: Seconds between two calls of a policy's `refresh`, at least.
 SHORTEST = 0.01
 
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
-    """Serve until the input ends.  Returns the exit status."""
+    """Serve until the input ends; return the exit status."""
     signals, selector = Signals(), _selector(channel)
     for end in socket.socketpair():
-        # Without such a pair a loop is left half made, and complains when it is collected.
+        # Raises here if descriptors run out: a loop without its socket pair stays half initialised
+        # and warns when it is collected.
         end.close()
     loop = _EventLoop(selector)
     watchdog.install()
-    # What has been loaded stays: no search need walk through it.
+    # Loaded modules stay, so the garbage collector needn't visit them.
     gc.freeze()
     gc.set_threshold(YOUNG)
     service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
@@ -65,7 +66,7 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
 
 
 def _selector(channel: Channel) -> selectors.BaseSelector:
-    """What can watch both ends: epoll takes neither a regular file nor /dev/null, poll does."""
+    """Return a selector for both ends: epoll rejects regular files and /dev/null, poll doesn't."""
     selector = selectors.DefaultSelector()
     for fd in (channel.source, channel.sink):
         try:
@@ -78,7 +79,7 @@ def _selector(channel: Channel) -> selectors.BaseSelector:
 
 
 class _EventLoop(asyncio.SelectorEventLoop):
-    """Its clock is no business of a policy that has its own idea of `time`."""
+    """An event loop whose clock is not affected by a policy that patches `time`."""
 
     time = staticmethod(monotonic)
 
@@ -103,14 +104,14 @@ class _Loop:
         self.beat = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
-        #: The next turn of messages, until which there is no other one.
+        #: The scheduled turn of messages; only one is scheduled at a time.
         self.next_turn: asyncio.Handle | None = None
-        #: Whether there was no memory for something.
+        #: Memory has run out since the last round.
         self.short = False
         self.nap = select.poll()
-        #: What the coroutines of messages may do in one round of the loop.
+        #: The budget of the coroutines of messages in one round of the loop.
         self.pace = Pace()
-        #: What is done beside the sessions, a step per round: tables that are read again.
+        #: Background work, one step per round: the reloading of tables.
         self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
@@ -128,13 +129,13 @@ class _Loop:
             raise self.failure
         try:
             self._finish()
-        except MemoryError:  # nobody is there any more
+        except MemoryError:  # smtpd has ended
             pass
 
     def _forever(self, going: Callable[[], bool]) -> None:
-        """Run the loop; what a policy's own tasks throw out of it ends nothing.
+        """Run the loop while `going`, whatever a policy's own tasks raise out of it.
 
-        Nor does want of memory: where it is noticed the loop is stopped, and here it goes on.
+        On a MemoryError the loop is stopped, and continues here after a pause.
         """
         thrown: BaseException | None = None
         while True:
@@ -147,7 +148,7 @@ class _Loop:
                     self.short = False
                     self.nap.poll(PAUSE)
                     self.engine.relieve()
-                    # What was lost with a call that could not be made is made up for.
+                    # Replaces calls that could not be scheduled for lack of memory.
                     if self.next_turn is not None:
                         self.next_turn.cancel()
                         self.next_turn = None
@@ -157,22 +158,22 @@ class _Loop:
                     return
                 if not self.short:
                     self.loop.run_forever()
-            except MemoryError:  # nothing is done here that could lack memory as well
+            except MemoryError:  # nothing here may allocate
                 self.short = True
-            except SystemError:  # what becomes of one for which there is no memory
+            except SystemError:  # raised if there is no memory for the MemoryError
                 self.short = True
-            except BaseException as error:  # noqa: BLE001  # promise 1: it never dies
+            except BaseException as error:  # noqa: BLE001  # never exits
                 thrown = error
 
     def _stop_short(self) -> None:
-        """Have `_forever` wait for memory and go on.  Takes none."""
+        """Have `_forever` wait for memory and continue.  Takes none."""
         self.short = True
         self.loop.stop()
 
     # -- reading and writing -------------------------------------------------------------
 
     def _readable(self) -> None:
-        """Take in what is there: who needs no waiting doesn't wait for the messages of others."""
+        """Read what is there, and answer at once what needs no coroutine and no message."""
         engine = self.engine
         for _ in range(READS):
             if engine.stalled:
@@ -188,7 +189,7 @@ class _Loop:
                 return
 
     def _receive(self) -> None:
-        """Have the engine take in what was read."""
+        """Have the engine process what was read."""
         if not self.watchdog.armed:
             self.watchdog.arm()
         try:
@@ -197,7 +198,7 @@ class _Loop:
             self.failure = ConfigError(str(error))
             self._end()
             return
-        except Exception as error:  # noqa: BLE001  # promise 1
+        except Exception as error:  # noqa: BLE001  # never exits
             if not self.engine.ready:
                 self.failure = ConfigError(f"bug: {fold_traceback(error)}")
                 self._end()
@@ -207,13 +208,13 @@ class _Loop:
     def _turn(self) -> None:
         try:
             self._take_turn()
-        except MemoryError:  # what has not been written will be
+        except MemoryError:  # the rest is written later
             self._stop_short()
         except SystemError:  # see `_forever`
             self._stop_short()
 
     def _take_turn(self) -> None:
-        """Write answers, then a turn of messages, and listen for what comes next."""
+        """Write answers, do a turn of messages, and update what the loop waits for."""
         channel, engine = self.channel, self.engine
         if engine.stalled:
             self._receive()
@@ -224,7 +225,7 @@ class _Loop:
             engine.work()
             send(engine, channel)
             if may_work(engine, channel):
-                # The next turn comes behind what has been asked meanwhile.
+                # The next turn comes after the requests that have arrived meanwhile.
                 self._turn_soon()
         writing = channel.size > 0
         if writing != self.writing:
@@ -242,7 +243,7 @@ class _Loop:
             self.reading = reading
 
     def _go_on(self) -> None:
-        """Come back to what could not be taken in, if there is such."""
+        """Schedule another attempt at input that could not be processed, if there is some."""
         if self.engine.stalled:
             if self.engine.scarce:
                 self._stop_short()
@@ -250,9 +251,9 @@ class _Loop:
                 self._turn_soon()
 
     def _turn_soon(self) -> None:
-        """Have a turn in the next round of the loop.
+        """Schedule a turn in the next round of the loop.
 
-        It is one turn, however many coroutines end in this round: a write costs as much as they.
+        One turn serves all coroutines that end in this round: a write costs as much as they do.
         """
         if self.next_turn is None:
             self.next_turn = self.loop.call_soon(self._due)
@@ -264,7 +265,7 @@ class _Loop:
     # -- coroutines ----------------------------------------------------------------------
 
     def spawn(self, pending: Pending, done: Callable[[Decision | None], None], price: int) -> Job:
-        """Run what an engine waits for; those with a price share a budget."""
+        """Run pending work of the engine; work with a price shares a budget."""
 
         def decided(decision: Decision | None) -> None:
             done(decision)
@@ -279,7 +280,7 @@ class _Loop:
         return job
 
     def _refresh(self, refresher: Refresher) -> None:
-        """Begin what a policy looks after beside its sessions, and do it again in its time."""
+        """Call `refresh` of a policy, and again after its interval."""
         if self.ending:
             return
         task = self.loop.create_task(self.service.refresh(refresher))
@@ -290,7 +291,7 @@ class _Loop:
         self._watch()
 
     def _watch(self) -> None:
-        """There are coroutines: see that none of them holds up the others."""
+        """Have the watchdog look for coroutines that block the loop."""
         if not self.beating:
             self.beating = True
             self._heartbeat()
@@ -300,15 +301,15 @@ class _Loop:
     def _heartbeat(self) -> None:
         self.beat = monotonic()
         try:
-            # A policy may have tasks of its own, which hold up the process just as well.
+            # A policy's own tasks may block the process as well.
             self.beating = bool(asyncio.all_tasks(self.loop))
             if self.beating:
                 self.loop.call_later(self.watchdog.tick, self._heartbeat)
-        except MemoryError:  # the next coroutine begins it again
+        except MemoryError:  # the next coroutine restarts it
             self.beating = False
 
     def blocked(self) -> float:
-        """For how many seconds a coroutine that runs now has kept all others from running."""
+        """Return for how many seconds the running coroutine has blocked the loop."""
         task = asyncio.current_task(self.loop)
         if not self.beating or task is None or task is self.draining:
             return 0.0
@@ -344,7 +345,7 @@ class _Loop:
         self.loop.stop()
 
     def _finish(self) -> None:
-        """The input has ended: who waits is answered, within bounds; then all is let go."""
+        """After the end of input: answer pending requests within LAST_WORDS, then release all."""
 
         async def drain() -> None:
             deadline = monotonic() + LAST_WORDS

@@ -1,8 +1,8 @@
 """The two descriptors to smtpd, and the signals.
 
-smtpd gives its filters one socket as stdin and stdout; a shell gives two pipes.  Both ends are
-taken away from descriptors 0 and 1 (`Ends`), so that a stray ``print`` in a policy goes to the log
-and not to smtpd, which exits on such a line.
+smtpd gives its filters one socket as stdin and stdout; a shell gives two pipes. Both ends are moved
+away from descriptors 0 and 1 (`Ends`), so that a stray `print` in a policy goes to the log and not
+to smtpd, which would exit on such a line.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Bytes taken in one read.  Sizes from 32 to 256 KiB are equally fast.  A little less than 64 KiB,
-#: so that no line that begins and ends within one read is too long to be sent back.
+#: Bytes of one read. Sizes from 32 to 256 KiB are equally fast. Less than 64 KiB, so that a line
+#: that begins and ends within one read is never too long to be returned.
 READ = 60 << 10
-#: Bytes waiting to be written above which nothing more is read, and above which no more of the
-#: messages that are held is sent.  What is pending delays whatever comes behind it: at 10 MB/s,
-#: which is as fast as smtpd reads, by 25 and 12 ms.
+#: Bytes of pending output above which nothing more is read, and above which no more of the held
+#: messages is sent. Pending output delays everything after it: at 10 MB/s, which is as fast as
+#: smtpd reads, by 25 and 12 ms.
 HIGH_WATER = 1 << 18
 LOW_WATER = 1 << 17
-#: Bytes, and pieces, that are written at a time.
+#: Bytes, and pieces, of one write.
 WRITE = 1 << 18
 PIECES = 64
-#: Bytes that are read or written at a time while memory is scarce: Python's numbers up to it exist.
+#: Bytes of one read or write while memory is scarce: Python has preallocated the integers up to it.
 SMALL = 256
 _LF = 0x0A
-#: Seconds that the last output may take to be written once the input has ended.
+#: Seconds allowed for writing the last output after the end of input.
 LAST_WORDS = 10.0
-#: Seconds in which filters must have let go of what they hold, at the end.
+#: Seconds allowed at the end for filters to release their resources.
 CLOSING = 2.0
 
 
 class Ends:
-    """The descriptors to smtpd, taken away from 0 and 1.
+    """The descriptors to smtpd, moved away from 0 and 1.
 
-    What goes on using these, as a policy's ``print``, gets nothing, and the log, line by line.  The
-    log is never smtpd's own socket: if stderr is the same file as stdin or stdout (``2>&1``), or
-    closed, what is logged goes nowhere.
+    Code that still uses these, such as a policy's `print`, reads nothing, and writes to the log,
+    line by line. The log is never smtpd's own socket: if stderr is closed, or the same file as
+    stdin or stdout (`2>&1`), log lines are discarded.
 
-    Raises ConfigError if stdin or stdout is closed: there is nobody to talk to.
+    Raise ConfigError if stdin or stdout is closed, since smtpd can't be connected to them then.
     """
 
     def __init__(self) -> None:
-        # None of what is opened from here on may get a standard number.
+        # Descriptors opened from here on must not get a standard number.
         _open_standard()
         self.source, self.sink = _duplicate(0), _duplicate(1)
-        #: Where stderr was, while it is none.
+        #: A duplicate of stderr while stderr is /dev/null, or -1.
         self._log = -1
         if _shared(2, (self.source, self.sink)):
             self._log = _duplicate(2)
@@ -66,11 +66,11 @@ class Ends:
         _log_lines()
 
     def terminal(self) -> bool:
-        """Whether both are a terminal: somebody tries the command by hand."""
+        """Return whether both are a terminal, since the command was started by hand."""
         return os.isatty(self.source) and os.isatty(self.sink)
 
     def give_back(self) -> None:
-        """Undo it, when there is to be no conversation after all."""
+        """Restore the standard descriptors, if there is to be no conversation."""
         _log_lines()
         for fd, number in ((self.source, 0), (self.sink, 1), (self._log, 2)):
             if fd >= 0:
@@ -113,7 +113,7 @@ def _to_null(number: int, flags: int) -> None:
 
 
 def _shared(log: int, ends: tuple[int, ...]) -> bool:
-    """Whether the log would be written to smtpd; a terminal, or a file, is nobody's end."""
+    """Return whether the log would go to smtpd; a terminal or a file never does."""
     found = os.fstat(log)
     if not (stat.S_ISSOCK(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
         return False
@@ -125,54 +125,51 @@ class Channel:
 
     Invariants
     ----------
-    In pieces
-        What is pending is kept in the pieces in which it came and is never joined.  Answers
-        overtake lines of messages, each of which is a piece of whole lines.
-    Once
-        Whatever allocation fails, each byte is read once and written once: what was done is noted
-        by operations that take no memory.  The system's own calls need some for a result above 256
-        alone, so that nothing larger is read or written while memory is `scarce`.
+    *In pieces*: pending output is kept in the pieces in which it came and is never joined. Answers
+    overtake pieces of messages, each of which consists of whole lines.
+    *Once*: whatever allocation fails, each byte is read once and written once, since progress is
+    recorded by operations that take no memory. A system call allocates only for a result above 256,
+    so nothing larger is read or written while memory is `scarce`.
     """
 
-    #: Whether answers may be written without being kept first.
+    #: Whether answers may be written without being queued first.
     direct = True
 
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
-        #: The reader has gone: what is written goes nowhere.
+        #: The reader has closed its end: output is discarded.
         self.broken = False
-        #: There is hardly any memory.
+        #: Memory is scarce.
         self.scarce = False
-        #: Bytes that were read, and that `read` gives until this is set to 0.
+        #: Number of bytes in the buffer, which `read` returns until this is set to 0.
         self.unread = 0
-        #: What is read into: a read needs no memory, so that nothing read can get lost for want
-        #: of it.
+        #: The read buffer: a read needs no memory, so nothing read is lost for lack of it.
         self._buffer = bytearray(READ)
         self._large = (memoryview(self._buffer),)
         self._small = (memoryview(self._buffer)[:SMALL],)
-        # What goes first, from one place in a piece to another: the rest of an answer or of a
-        # line.  Then answers, the lines behind that rest, and lines.
+        # The order of output: the rest of an answer or of a line that was written in part, as a
+        # piece with start and end; answers; the lines after that rest, in its piece; lines.
         self._rest = b""
         self._rest_at = self._rest_end = 0
         self._answers: deque[bytes] = deque()
         self._part = b""
         self._part_at = 0
         self._lines: deque[bytes] = deque()
-        #: Bytes waiting to be written.
+        #: Bytes of pending output.
         self.size = 0
-        #: Bytes that have been written, but not been forgotten yet; how many answers were among
-        #: what was to be written with them.
+        #: Bytes that have been written but not dropped from the queues yet; how many answers were
+        #: offered to that write.
         self._done = self._offered = 0
         for fd in (source, sink):
             mode = os.fstat(fd).st_mode
-            # A terminal or a file is shared with others, who would not expect it.
+            # Other processes share a terminal or a file, and would not expect this mode.
             if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
                 os.set_blocking(fd, False)
 
     def read(self) -> bytes | None:
-        """What is there, until `unread` is set to 0; None when nothing is, empty at the end.
+        """Return what is there, the same until `unread` is set to 0; None if nothing, empty at EOF.
 
-        Raises MemoryError.
+        Raise MemoryError.
         """
         if not self.unread:
             try:
@@ -184,9 +181,9 @@ class Channel:
         return bytes(memoryview(self._buffer)[: self.unread])
 
     def write(self, answers: list[bytes], lines: list[bytes]) -> None:
-        """Take over whole lines of the protocol from the lists, and write what can be written now.
+        """Take whole lines of the protocol from the lists, and write what can be written now.
 
-        Raises MemoryError; what is then still in the lists was not taken over.
+        Raise MemoryError; lines that were not taken are then still in the lists.
         """
         if answers and self.direct and not (lines or self.size or self.scarce or self.broken):
             self._write_answers(answers)
@@ -199,9 +196,9 @@ class Channel:
             self.flush()
 
     def _write_answers(self, answers: list[bytes]) -> None:
-        """Write answers when nothing else is pending, which is what nearly all that is written is.
+        """Write answers while nothing else is pending, the most frequent case.
 
-        Does what `_keep` and `flush` do.
+        Has the effect of `_keep` and `flush`.
         """
         data = b"".join(answers)
         size = len(data)
@@ -222,7 +219,7 @@ class Channel:
             self._forget()
 
     def _keep(self, answers: bytes, lines: bytes) -> None:
-        """Keep both, or neither: MemoryError."""
+        """Queue both, or neither and raise MemoryError."""
         if self.broken:
             return
         size = self.size + len(answers) + len(lines)
@@ -238,7 +235,7 @@ class Channel:
         self.size = size
 
     def flush(self) -> None:
-        """Write of what is kept as much as can be written now.  Raises MemoryError."""
+        """Write as much pending output as can be written now.  Raise MemoryError."""
         while self.size:
             if self._done:
                 self._forget()
@@ -254,7 +251,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
-                # EPIPE: nobody reads any more.  The end of input will tell.
+                # EPIPE: the reader has closed its end. The end of input will follow.
                 self.broken = True
                 self._drop()
                 return
@@ -264,7 +261,7 @@ class Channel:
                     return
 
     def _next(self) -> list[memoryview]:
-        """What is written next."""
+        """Return the pieces of the next write."""
         pieces = []
         size = offered = 0
         if self._rest:
@@ -288,7 +285,7 @@ class Channel:
         return pieces
 
     def _forget(self) -> None:
-        """Forget what has been written.  Raises MemoryError, and then has forgotten nothing."""
+        """Drop what has been written.  Raise MemoryError, and then drop nothing."""
         done = self._done
         size = self.size - done
         rest, rest_at, rest_end = self._rest, self._rest_at, self._rest_end
@@ -316,7 +313,7 @@ class Channel:
             rest = b""
         if part_at == len(part):
             part, part_at = b"", 0
-        # From here on nothing takes memory.
+        # Nothing below takes memory.
         self._rest, self._rest_at, self._rest_end = rest, rest_at, rest_end
         self._part, self._part_at = part, part_at
         while answers:
@@ -336,26 +333,28 @@ class Channel:
         self.size = self._done = 0
 
     def deserted(self) -> bool:
-        """Whether the other end is closed both ways, so that nobody waits for anything.
+        """Return whether the other end is closed in both directions, so nothing is expected.
 
-        One that has only said all it had to say still reads.
+        An end that is only shut down for writing still reads.
         """
         if not self.broken:
             gone = select.poll()
-            gone.register(self.sink, 0)  # POLLHUP and POLLERR are always told
+            gone.register(self.sink, 0)  # POLLHUP and POLLERR are always reported
             self.broken = bool(gone.poll(0))
         return self.broken
 
     def close(self) -> None:
-        """Close both."""
+        """Close both descriptors."""
         for fd in {self.source, self.sink}:
             os.close(fd)
 
 
 def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
-    """What is left of a line of which, in a piece of lines, the last of the bytes are written.
+    """Return what is left of a line that was written in part, in a piece of whole lines.
 
-    That piece, from where and to where in it (equal at a line's end), and the bytes left over.
+    `at` is where the write began in the piece `data`, `done` how many bytes were written. The
+    result is the piece, the start and end of the rest in it (equal at the end of a line), and the
+    number of written bytes beyond the piece.
     """
     left = done - (len(data) - at)
     if left >= 0:
@@ -367,12 +366,12 @@ def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
 
 
 def ignore_hangup() -> None:
-    """Ignore SIGHUP until `Signals` takes it over: what it asks for is being done."""
+    """Ignore SIGHUP until `Signals` handles it: tables are being loaded already."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class Signals:
-    """What the operator asks for: an end, or that tables be read anew."""
+    """The operator's signals: SIGTERM to stop, SIGHUP to reload tables."""
 
     def __init__(self) -> None:
         self.stop = self.reload = False
@@ -384,12 +383,12 @@ class Signals:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
-        # SIGINT, too: on a terminal it goes to smtpd as well, whose end is ours.
+        # SIGINT, too: on a terminal smtpd gets it as well, and our input ends when smtpd does.
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
     def drain(self) -> None:
-        """Forget the wake-ups."""
+        """Discard the wake-ups."""
         try:
             while os.read(self.wakeup, 512):
                 pass
@@ -397,9 +396,9 @@ class Signals:
             pass
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Stop handling signals."""
         signal.set_wakeup_fd(-1)
-        # What ends the process from here on is no failure: it is about to end.
+        # From here on a signal must not make a failure of an exit that is about to happen.
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         os.close(self.wakeup)

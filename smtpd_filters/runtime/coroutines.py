@@ -1,10 +1,10 @@
-"""Coroutines of policies after their first step, and the work that awaits them.
+"""Coroutines of policies after their first step, and the framework's work that awaits them.
 
-Every filter's process loads this; what drives it on asyncio is in `first_step` and `jobs`.
+Every filter's process loads this module; `first_step` and `jobs` drive these types on asyncio.
 
-A `Pending` is work of the framework (`guard`, `chain`) that waits for a policy. It awaits nothing
-but a `Wait`, so it needs no task: a `jobs.Job` drives it by hand, and resumes it when the policy's
-own task has ended.
+A `Pending` is work of the framework (`guard`, `chain`) that awaits a policy. It awaits nothing but
+a `Wait`, so it needs no task: a `jobs.Job` drives it by hand, and resumes it after the policy's own
+task has ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .first_step import StandIn
 
-#: In place of a result: the deadline has passed; the coroutine was cancelled.
+#: Results of a `Wait` without a result: the deadline has passed; the coroutine was cancelled.
 OVERDUE = object()
 CANCELLED = object()
 
@@ -50,9 +50,9 @@ class Raised:
 
 
 class Wait:
-    """Awaited by the work of a `Pending`: the result of a coroutine, or Raised, OVERDUE, CANCELLED.
+    """Awaited by the work of a `Pending` for the result of a coroutine.
 
-    The coroutine has so many `seconds` left.
+    The result may be `Raised`, OVERDUE or CANCELLED. `seconds` is the time left until the deadline.
     """
 
     __slots__ = ("seconds", "suspended")
@@ -65,7 +65,7 @@ class Wait:
 
 
 class Pending:
-    """Work that awaits its next `Wait`; awaited itself, it goes on to its decision."""
+    """Work that awaits its next `Wait`; awaiting it runs it to its decision."""
 
     __slots__ = ("wait", "work")
 
@@ -84,7 +84,7 @@ class Pending:
 
 
 def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
-    """Run work of the framework until it waits: its decision if it doesn't."""
+    """Run work of the framework up to its first `Wait`; return its decision if it has none."""
     try:
         wait: Wait = work.send(None)
     except StopIteration as end:
@@ -94,7 +94,7 @@ def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
 
 
 def decide_at_once(pending: Pending) -> Decision:
-    """Return the decision of pending work when everything that it awaits is cancelled.
+    """Return the decision of pending work, with CANCELLED as the result of all that it awaits.
 
     The work itself closes the coroutine of a `Wait`.
     """

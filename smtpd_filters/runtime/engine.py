@@ -1,23 +1,18 @@
-"""Between the protocol and the policies: who is asked, what becomes of the answer.
+"""Dispatcher between the protocol and the policy: sessions, requests, coroutines, lack of memory.
+
+`Engine` processes what was read and makes what is to be written. It has no descriptors: `poll_loop`
+and `asyncio_loop` move the bytes. If a policy answers with a coroutine, the loop's `spawn` runs it,
+and the engine continues with its decision. Messages are handled in `messages`.
 
 Invariants
 ----------
-Answered
-    Every request is answered: by the policy, or, when anything at all goes wrong on the way, as the
-    policy would have it answered when it fails; its own failures have been decided upon before they
-    get here (`chain`).
-Facts last
-    What smtpd has reported of a session is kept until ``link-disconnect``, however long the session
-    is silent: a filter that has forgotten who a client is can be fooled by it.  Only their number
-    is bounded, far above what a server can have.
-Turns
-    `receive` is told at most one read's worth; what takes longer than that is left to `work`.
-Nothing lost
-    What was read and there is no memory for is kept and tried again, however often.
-
-`Engine` is told what was read and says what to write.  It holds no descriptor: `poll_loop` and
-`asyncio_loop` move the bytes.  Where a policy answers with a coroutine, the loop's ``spawn`` runs
-it, and the engine goes on when it is done.  What becomes of messages is in `messages`.
+*Answered*: every request is answered. If our own code fails, the answer is the policy's
+`--on-error` decision; `chain` and `guard` have already decided on failures of the policy itself.
+*Facts last*: the facts of a session are kept until `link-disconnect`, however long the session is
+idle: a client could abuse a filter that forgets them. Only the number of sessions is bounded, far
+above that of any server.
+*Turns*: `receive` processes at most one read; anything longer is left to `work`.
+*Nothing lost*: input for which there is no memory is kept and tried again, however often.
 """
 
 from __future__ import annotations
@@ -46,30 +41,30 @@ if TYPE_CHECKING:
     from .interfaces import Policy, Spawn, Task
     from .log import Log
 
-#: Sessions at a time.  A server that runs out of descriptors has fewer; more of them are sessions
-#: whose end was not reported.
+#: Sessions at a time. A server runs out of descriptors before; sessions beyond are some whose end
+#: was not reported.
 MAX_SESSIONS = 1 << 15
-#: Sessions that are looked at for one that can be dropped.
+#: Sessions examined for one that can be dropped.
 SEARCHED = 64
-#: Bytes that are set aside for the time when there is no memory.  They are address space alone:
-#: zeros that nobody has written take no page.
+#: Bytes reserved for lack of memory. They are address space only: zeros that were never written
+#: take no page.
 RESERVE = 4 << 20
-#: Bytes that there must be, seen by whether they could be set aside; looked at for each so many
-#: sessions, and coroutines, that begin.  They take less.
+#: Bytes that must be available, checked by an allocation for each so many new sessions, and new
+#: coroutines. These take less.
 AHEAD = 1 << 20
 SESSIONS, TASKS = 64, 16
-#: Bytes of a read that are tried at a time when there was no memory for it as a whole.
+#: Bytes of input processed at a time if there was no memory for a whole read.
 PIECE = 1 << 12
-#: After how many calls of `relieve` without success messages are given up.
+#: Every so many calls of `relieve` without success all messages are refused.
 PRESSED = 8
-#: Seconds without want of memory after which there is taken to be enough.
+#: Seconds without lack of memory after which memory counts as sufficient.
 RECOVERY = 60.0
 
 
 class Engine:
     """One conversation with smtpd on behalf of a policy.
 
-    ``spawn`` is set by a loop that can run coroutines.
+    A loop that can run coroutines sets `spawn`.
     """
 
     def __init__(
@@ -92,39 +87,39 @@ class Engine:
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages = Messages(self, policy, log, spool or Spool())
-        #: The messages for which there is something to do for `work`.
+        #: The messages that `work` has to process.
         self.queue = self.messages.queue
         self._held = self.messages.intakes
-        #: What was read, and could not be taken in yet; whether that is to be tried again.
+        #: Input that could not be processed yet, and whether to try again.
         self.unread = b""
         self.stalled = False
-        #: Whether there is hardly any memory, and whether there was none last time; how often there
-        #: was none since then, and when last.
+        #: Memory is scarce; the last attempt failed; calls of `relieve` without success, and the
+        #: time of the last call.
         self.scarce = self.failing = False
         self.pressed = 0
         self._since = 0.0
-        #: Sessions and coroutines begun.
+        #: Sessions and coroutines that have begun; a coroutine counts as `SESSIONS // TASKS`.
         self._begun = 0
         self._reserve: bytes | None = bytes(RESERVE)
         self._max_sessions = self._max_tasks = MAX_SESSIONS
-        #: Lines of messages go there.
+        #: Handles lines of messages.
         self.content = self.messages.content
 
-    # -- what a loop calls ---------------------------------------------------------------
+    # -- calls of the loop ---------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take in what was read.
+        """Process what was read.
 
-        Raises UnsupportedProtocolError, before ``register|ready``, and nothing else.
+        Raise UnsupportedProtocolError, before `register|ready`, and nothing else.
         """
         self.unread = self.unread + data if self.unread else data
         self.resume()
 
     def resume(self) -> None:
-        """Take in `unread`, what is left of it and what was left before.
+        """Process `unread`, and lines that were left before.
 
-        What there is no memory for stays, and is to be tried again (`stalled`); nothing more is to
-        be read until then.  Raises what `receive` raises.
+        Input for which there is no memory stays and is to be tried again (`stalled`); until then
+        nothing more must be read. Raise what `receive` raises.
         """
         connection = self.connection
         self.stalled = True
@@ -135,7 +130,7 @@ class Engine:
                 data, self.unread = self.unread, b""
                 try:
                     connection.receive(data)
-                except MemoryError:  # nothing of it has been taken in
+                except MemoryError:  # nothing of it has been processed
                     self.unread = data
                 if self.unread or self.connection.stalled:
                     self._take_in(short=self.unread != b"" or connection.failing)
@@ -146,11 +141,11 @@ class Engine:
             self.scarce = True
 
     def _take_in(self, *, short: bool) -> None:
-        """Take in what is left, in small pieces; `short` of memory, as far as there is some."""
+        """Process the remaining input in small pieces; if `short` of memory, free some first."""
         connection = self.connection
         if short:
             self.relieve()
-        # Unless it gets to the end, for want of memory.
+        # Stays set if this raises MemoryError.
         self.failing = True
         if connection.stalled:
             connection.resume()
@@ -167,13 +162,13 @@ class Engine:
             self._recover()
 
     def output(self) -> bytes:
-        """What is to be written, in one piece."""
+        """Return the pending output in one piece, and clear it."""
         return self.connection.data_to_send()
 
     def work(self) -> None:
-        """Judge and send back messages, a bounded part of them.
+        """Judge and return messages, a bounded part of them.
 
-        Raises MemoryError; then it is to be called again.
+        Raise MemoryError; then it is to be called again.
         """
         self.messages.work()
         if self.connection.remarks.kept:
@@ -183,20 +178,20 @@ class Engine:
 
     @property
     def working(self) -> bool:
-        """Whether there is something to do for `work`."""
+        """Whether `work` has something to do."""
         return bool(self.queue)
 
     @property
     def busy(self) -> bool:
-        """Whether smtpd waits for an answer or a message that is on its way."""
+        """Whether a coroutine or a message is pending."""
         return bool(self._tasks or self.messages.pending)
 
     def relieve(self) -> None:
-        """Free memory, when there is none, the more the oftener it is called.
+        """Free memory after a MemoryError, more with each call.
 
-        First what was set aside.  From then on messages are kept on disk, and there are no more
-        sessions and no more coroutines at a time than now.  When that is not enough, sessions of
-        which nobody waits for anything are dropped, then messages that are on their way refused.
+        The first call frees the reserve. From then on messages are kept on disk, and the numbers of
+        sessions and coroutines may not grow. Further calls drop idle sessions, and finally refuse
+        all pending messages.
         """
         self.scarce = True
         had, self._reserve = self._reserve, None
@@ -214,11 +209,11 @@ class Engine:
             del had
             done = "messages are kept on disk"
             self._log.limited("memory", "smtpd-filters", "out of memory", result=done)
-        except MemoryError:  # still
+        except MemoryError:  # to be called again
             pass
 
     def _recover(self) -> None:
-        """Take what was set aside back, if there is memory for more than that, or after a while."""
+        """Allocate the reserve again and lift the limits, if there is memory, or after RECOVERY."""
         try:
             bytes(2 * RESERVE)
             self._reserve = bytes(RESERVE)
@@ -230,16 +225,16 @@ class Engine:
         self._max_sessions, self._max_tasks = MAX_SESSIONS, MAX_SESSIONS
 
     def abandon(self) -> None:
-        """Give up all that is on its way; the conversation is over."""
+        """Drop all sessions and coroutines at the end of the conversation."""
         for key in list(self.sessions):
             self._drop(key)
         for key in list(self._tasks):
             self.cancel(key)
 
-    # -- what the connection tells: one for each kind of event; none of them raises -------
+    # -- events of the connection (`Listener`); none of these methods raises --------------
 
     def configured(self, key: str, _value: str) -> None:
-        """Take note of a line of the hand-shake; register when it is over."""
+        """Handle a line of the handshake; register at its end."""
         if key == "ready" and not self.ready:
             policy = self._policy
             policy.configured(self.connection.config)
@@ -257,14 +252,14 @@ class Engine:
                 )
 
     def reported(self, report: Report) -> None:
-        """Bring the session up to date."""
+        """Apply a report to its session."""
         name, subsystem, _, key, values = report
         try:
             if name == "link-disconnect":
                 self._gone(key)
             elif subsystem == b"smtp-in":
                 if name == "link-connect" and key in self.sessions:
-                    # A new client under the id of one whose end was not reported.
+                    # A new client with the id of a session whose end was not reported.
                     self._policy.gone(self.sessions.pop(key))
                 session = self.sessions.get(key) or self._find(key)
                 if name == "tx-reset" and self.messages.drop(key):
@@ -272,18 +267,18 @@ class Engine:
                 session.apply(name, values)
                 if self._hooks and name in self._hooks:
                     self._hooks[name](session)
-        except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+        except Exception as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
 
     def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
-        """Have the policy decide; None when it will later."""
+        """Return the policy's decision, or None if a coroutine decides later."""
         try:
             session = self.sessions.get(key) or self._find(key)
             if self._held and key in self._held and self.messages.drop(key):
-                # Nothing is asked within a message: what is held of it belongs to none any more.
+                # No request comes within a message, so the message held was abandoned.
                 self.cancel(key)
             if session.rewrites:
-                # Of one that another filter refused there was no report.
+                # A rewrite that was not reported, since another filter refused the command.
                 session.rewrites.pop(phase.name, None)
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
@@ -299,7 +294,7 @@ class Engine:
                 lambda late: self.connection.answer(key, self._noted(session, phase, late)),
                 self._policy.otherwise.get(phase, PROCEED),
             )
-        except Exception as error:  # noqa: BLE001  # promise 1
+        except Exception as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
             return self._policy.otherwise.get(phase, PROCEED)
         return None
@@ -307,11 +302,11 @@ class Engine:
     # -- answers -------------------------------------------------------------------------
 
     def session(self, key: bytes) -> Session:
-        """The session of that name."""
+        """Return the session with this id, a new one if it is unknown."""
         return self.sessions.get(key) or self._find(key)
 
     def _find(self, key: bytes) -> Session:
-        """A new session."""
+        """Create a session."""
         if len(self.sessions) >= self._max_sessions:
             self._make_room(1)
         self._begun += 1
@@ -324,9 +319,9 @@ class Engine:
         return session
 
     def _make_room(self, count: int) -> None:
-        """Drop the oldest sessions of which nobody waits for anything, so many at most.
+        """Drop up to `count` of the oldest idle sessions.
 
-        Nor one whose message is to be refused when it is asked about: it would be accepted.
+        A session with a refused message is not idle: its message would be accepted at `commit`.
         """
         busy = self.connection.busy
         some = islice(self.sessions, SEARCHED * count)
@@ -354,20 +349,20 @@ class Engine:
         otherwise: Decision,
         price: int = 0,
     ) -> None:
-        """Go on with the decision of pending work, unless the session has ended by then.
+        """Run pending work and call `then` with its decision, unless the session has ended by then.
 
-        ``otherwise``: with what, if it comes to nothing through a fault of ours.  ``price``: what
-        each of its steps costs, see `Spawn`.
+        If our own code fails, the decision is `otherwise`. `price` is the cost of each step of the
+        work (`Spawn`).
         """
         assert self.spawn is not None  # noqa: S101  # a policy with coroutines has that loop
 
         def done(decision: Decision | None) -> None:
-            # A session that is gone, or has another task by now, has no use for the answer.
+            # The session may have ended, or have another task by now.
             if self._tasks.get(key) is task:
                 del self._tasks[key]
                 try:
                     then(otherwise if decision is None else decision)
-                except Exception as error:  # noqa: BLE001  # promise 1
+                except Exception as error:  # noqa: BLE001  # never exits
                     self.failed(key, error)
                 if self.connection.remarks.kept:
                     self._log_remarks()
@@ -383,11 +378,11 @@ class Engine:
         self._tasks[key] = task
 
     def _too_many(self) -> bool:
-        """Whether there is no memory for one more coroutine."""
+        """Return whether there is no memory for another coroutine."""
         return self.scarce and len(self._tasks) >= self._max_tasks
 
     def _look_ahead(self) -> None:
-        """Free memory before there is none, for then there is none to do anything with."""
+        """Free memory before it runs out, since freeing needs some."""
         try:
             bytes(AHEAD)
         except MemoryError:
@@ -412,7 +407,7 @@ class Engine:
             self._policy.gone(session)
 
     def failed(self, key: bytes, error: BaseException) -> None:
-        """A bug of ours: nobody of the session is left waiting."""
+        """Log a bug of ours, and answer what is pending in its session."""
         self._log.failure(
             f"bug {type(error).__name__}",
             "smtpd-filters",

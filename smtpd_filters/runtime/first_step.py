@@ -1,10 +1,10 @@
-"""Takes the first step of a coroutine by hand, so that one which never waits costs no task.
+"""Driver for the first step of a coroutine, so that a coroutine which never waits needs no task.
 
 Code in that step may ask for the current task (`asyncio.timeout` does, to cancel it later). It gets
-a `StandIn`, which passes everything on to the task once there is one. If the code keeps it, it is
-the current task of all later steps, too: some libraries compare the two (anyio's cancel scopes).
-The documentation of asyncio ("Extending") offers `_enter_task` and `_leave_task` to code that runs
-coroutines in its own way.
+a `StandIn`, which forwards everything to the task once there is one. If the code keeps the
+stand-in, that is the current task of all later steps, too: some libraries compare the two (anyio's
+cancel scopes). asyncio documents `_enter_task` and `_leave_task` for code that runs coroutines in
+its own way ("Extending").
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-#: References to a `StandIn` that no code has kept: a local name, and an argument.
+#: References to a `StandIn` that no code has kept: a local variable, and an argument.
 UNSHARED = 2
 
 
 def first_step(work: Coroutine[Any, Any, object]) -> object:
-    """Return the result of a coroutine, or `Suspended` if it waits.  Raises what it raises.
+    """Return the result of a coroutine, or `Suspended` if it waits.  Raise what it raises.
 
-    Called where an event loop runs; a task that runs there is the current one again afterwards.
+    To be called in a running event loop. The current task, if any, is restored afterwards.
     """
     loop = asyncio.get_running_loop()
     outer = asyncio.current_task(loop)
     stand_in: Any = StandIn()
     context = copy_context()
-    # The watchdog may interrupt any of this: whatever has been entered is left.
+    # The watchdog may interrupt at any point here: whatever has been entered is left.
     try:
         if outer is not None:
             asyncio._leave_task(loop, outer)  # noqa: SLF001  # as documented
@@ -51,13 +51,13 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
                 asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
     stand_in.kept = getrefcount(stand_in) > UNSHARED
     if getattr(waiting, "_asyncio_future_blocking", False):
-        # `await` sets it, and a task clears it at once: set, it keeps others from awaiting this.
+        # `await` sets it and a task clears it at once: while set, nothing else can await this.
         waiting._asyncio_future_blocking = False  # noqa: SLF001
     return Suspended(work, waiting, context, stand_in)
 
 
 class StandIn:
-    """The current task of a first step; everything but a request to cancel is for a real task."""
+    """The current task of a first step; records requests to cancel, and needs a task for others."""
 
     __slots__ = ("__weakref__", "_cancelled", "_task", "kept")
 
@@ -68,7 +68,7 @@ class StandIn:
         self._cancelled = 0
 
     def replace(self, task: asyncio.Task[Any]) -> None:
-        """Pass everything on to the task that takes the steps which are left."""
+        """Forward everything to the task that takes the remaining steps."""
         self._task = task
         for _ in range(self._cancelled):
             task.cancel()
@@ -98,22 +98,22 @@ class StandIn:
         return True
 
     def cancelling(self) -> int:
-        """Return how often it was cancelled."""
+        """Return the number of pending requests to cancel."""
         return self._cancelled if self._task is None else self._task.cancelling()
 
     def uncancel(self) -> int:
-        """Take one of these back."""
+        """Withdraw a request to cancel; return how many remain."""
         if self._task is not None:
             return self._task.uncancel()
         self._cancelled = max(self._cancelled - 1, 0)
         return self._cancelled
 
     def done(self) -> bool:
-        """Whether the coroutine has finished."""
+        """Return whether the coroutine has finished."""
         return self._task is not None and self._task.done()
 
     def cancelled(self) -> bool:
-        """Whether the coroutine has finished because it was cancelled."""
+        """Return whether the coroutine was cancelled."""
         return self._task is not None and self._task.cancelled()
 
     def get_name(self) -> str:

@@ -1,4 +1,4 @@
-"""What the runtime asks of those above it: types alone, imported by nothing that runs."""
+"""The interfaces that the runtime requires of a policy and a service: types only."""
 
 from __future__ import annotations
 
@@ -15,72 +15,71 @@ if TYPE_CHECKING:
     from .coroutines import Pending
 
     class Task(Protocol):
-        """Pending work that is being driven."""
+        """A handle to pending work."""
 
         def cancel(self) -> object:
-            """Drop it."""
+            """Drop the work."""
 
     Ask = Callable[[Session, bytes], Decision | Pending]
-    #: Drives pending work; the callback gets its decision, or None after a fault of ours. The
-    #: number is the price of each of its steps (`runtime.pace`); 0 if they are not charged.
+    #: Drives pending work; the callback gets its decision, or None after a bug of ours. The number
+    #: is the price of each of its steps (`runtime.pace`), 0 if they are not charged.
     Spawn = Callable[[Pending, Callable[[Decision | None], None], int], Task]
 
     class Refresher(Protocol):
-        """Who looks after something beside the sessions."""
+        """A filter with periodic background work."""
 
         refresh_interval: float
 
     class Policy(Protocol):
-        """What decides.  None of its methods raises; a coroutine's result is a decision."""
+        """Makes the decisions.  No method raises; the result of a coroutine is a decision."""
 
-        #: What it asks smtpd for: phases, ``data-line`` among them, and reports.
+        #: What to register: phases, including `data-line`, and reports.
         phases: tuple[str, ...]
         reports: tuple[str, ...]
-        #: Reports of the sessions in which smtpd is the client, for the tap alone.
+        #: Reports of the sessions with smtpd as the client, for wiretaps only.
         outgoing: tuple[str, ...]
         #: The fields of a session that these reports fill.
         fields: tuple[str, ...]
-        #: How much of a message it looks at: "", "headers" or "message".
+        #: How much of a message it needs: "", "headers" or "message".
         content: str
 
-        #: Who answers the requests of a phase.
+        #: By phase: the handler of its requests.
         ask: dict[Phase, Ask]
-        #: What a phase is answered, and a message, when our own code fails; PROCEED if it is not
-        #: here.
+        #: The decisions if our own code fails: by phase, PROCEED by default; and of a message.
         otherwise: dict[Phase, Decision]
         otherwise_content: Decision
-        #: Who is to be told when a report has been applied to its session; none raises.
+        #: By report: the callback after the report was applied to its session; none raises.
         hooks: dict[str, Callable[[Session], None]]
 
         def configured(self, smtpd: Mapping[str, str]) -> None:
-            """What smtpd said of itself, before anything is registered."""
+            """Handle smtpd's configuration, before anything is registered."""
 
         def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
-            """Edit the header block; junk is a field in it by then."""
+            """Judge and edit the header block; a decision of junk is applied as a header field."""
 
         def judge_message(self, session: Session, message: Message) -> Decision | Pending:
-            """Judge a whole message."""
+            """Judge and edit a whole message, in the same way."""
 
         def gone(self, session: Session) -> None:
-            """The session is over."""
+            """Handle the end of a session."""
 
     class Service(Policy, Protocol):
-        """A policy with what a loop asks of it besides decisions."""
+        """A policy with the rest of what a loop requires."""
 
         #: Whether a handler may wait.
         waits: bool
-        #: Whether it has anything to release.
+        #: Whether it has resources to release.
         closing: bool
 
         @property
         def refreshing(self) -> Sequence[Refresher]:
-            """Those that `refresh` is to be called for."""
+            """The filters to call `refresh` for."""
 
         async def refresh(self, filter_: Any) -> None:
-            """Let one look after what is not of a session; never raises."""
+            """Do the background work of a filter once; never raise."""
 
         def reload(self) -> Iterator[None]:
-            """Read its tables again, a bounded piece of work for each step; never raises."""
+            """Reload the tables, a bounded piece of work for each step; never raise."""
 
         async def close(self) -> None:
-            """The process ends; never raises."""
+            """Release resources at the end of the process; never raise."""

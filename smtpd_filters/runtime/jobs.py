@@ -1,17 +1,17 @@
-"""Runs the coroutines of policies on asyncio: all steps after the first, in a task with a deadline.
+"""Jobs that run the coroutines of policies on asyncio, after their first step, with a deadline.
 
 Invariants
 ----------
-*Answered*: an engine gets a decision by the deadline, whatever a coroutine does: an overdue one is
-cancelled and not waited for, since it may ignore that.
-*Cancelled when begun*: a task is not cancelled before its first step, except by others; the
-coroutine in it is closed all the same.
+*Answered*: the engine gets a decision by the deadline, whatever a coroutine does: an overdue one is
+cancelled without waiting for its end, since it may ignore the cancellation.
+*Cancelled when begun*: a task is not cancelled before its first step, except by foreign code; the
+coroutine in it is closed even then.
 *Few cancelled at once*: however many sessions end together, few coroutines are cancelled in one
-turn of the loop: each may have dozens of look-ups to cancel.
+turn of the loop, since each may have dozens of look-ups to cancel.
 *Few steps at once*: however many coroutines of messages are ready, few of them run in one turn of
-the loop: each step may walk over a header of 16,000 lines. `Messages` declares the price of a step
-for a message; each step of the policy's task, and each one that follows it by hand, is charged to a
-`Pace` first.
+the loop, since each step may iterate over a header of 16,000 lines. `Messages` declares the price
+of a step for a message. Each step of the policy's task, and each step of the framework after it, is
+charged to a `Pace` first.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from .coroutines import Pending, Suspended, Wait
     from .pace import Pace
 
-#: Coroutines that are cancelled in one turn of the loop.  One that waits for 50 look-ups takes half
-#: a millisecond for it.
+#: Coroutines cancelled in one turn of the loop. Cancelling one that waits for 50 look-ups takes
+#: half a millisecond.
 CANCELLED_AT_ONCE = 4
 
 
 async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
-    """Take the steps of a coroutine that are left: its result, or `Raised`.
+    """Take the remaining steps of a coroutine; return its result, or `Raised`.
 
-    With a `pace` each of them waits until it is admitted, except that an exception which is thrown
-    in meanwhile, as by a task that is cancelled, is thrown at once. The first step of this is taken
-    by hand: from then on a task may be cancelled, even before it begins.
+    With a `pace` each step waits until it is admitted; an exception that is thrown in meanwhile,
+    such as the cancellation of the task, is thrown at once. `Job` takes the first step of this
+    coroutine by hand, so that its task may be cancelled even before it begins.
     """
     return await _steps(suspended, pace, price)
 
@@ -56,25 +56,25 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
     try:
         try:
             yield
-        except BaseException as error:  # noqa: BLE001  # it is the coroutine's
+        except BaseException as error:  # noqa: BLE001  # for the coroutine
             result = error
         waiting = _awaited(suspended, result)
         while True:
             try:
                 step, result = work.send, (yield waiting)
-            except BaseException as error:  # noqa: BLE001  # it is the coroutine's
+            except BaseException as error:  # noqa: BLE001  # for the coroutine
                 step, result = work.throw, error
             if pace is not None and not pace.take(price):
                 try:
                     yield from pace.queue(price)
-                except BaseException as error:  # noqa: BLE001  # it is the coroutine's
+                except BaseException as error:  # noqa: BLE001  # for the coroutine
                     step, result = work.throw, error
             waiting = stand_in.take(step, result) if stand_in.kept else step(result)
     except StopIteration as end:
         return end.value
     except BaseException as error:  # noqa: BLE001  # CancelledError may be its own
         if type(error) is MemoryError:
-            # The coroutine's frames hold the memory that everything else lacks.
+            # The coroutine's frames hold the memory that is needed elsewhere.
             error.__traceback__ = error.__context__ = None
         return Raised(error)
     finally:
@@ -82,24 +82,24 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
 
 
 def _awaited(suspended: Suspended, error: BaseException | None) -> object:
-    """Return what a coroutine awaits when its task begins, or is cancelled before that."""
+    """Return what a coroutine awaits when its task begins; `error`: it was cancelled before."""
     waiting: Any = suspended.waiting
     if error is not None:
-        # As in a task: what it awaits is cancelled, and only if that can't be, it itself.
+        # As in a task: cancel what it awaits, and only if that is impossible, the coroutine.
         cancel = getattr(waiting, "cancel", None)
         if type(error) is GeneratorExit or cancel is None or not cancel():
             return suspended.work.throw(error)
     if hasattr(waiting, "_asyncio_future_blocking"):
-        # As `await` has set it in the first step; the task checks and clears it.
+        # As `await` had set it in the first step; the task checks and clears it.
         waiting._asyncio_future_blocking = True  # noqa: SLF001  # as documented
     return waiting
 
 
 class Job:
-    """Drives pending work for an engine: `done` is called with its decision.
+    """A driver of pending work for the engine; calls `done` with its decision.
 
-    `failed` is called with an exception, which would be a bug of ours. With a `pace` each step
-    costs `price` of it.
+    If the work raises, which is a bug of ours, it calls `failed` with the exception. With a `pace`
+    each step is charged `price`.
     """
 
     __slots__ = (
@@ -128,14 +128,14 @@ class Job:
         self._pace, self._price = pace, price
         #: The policy's task, or the future that admits the next step.
         self._task: asyncio.Future[Any] | None = None
-        #: The deadline, or the callback of what could not be awaited.
+        #: The timer of the deadline, or the callback of `_not_awaited`.
         self._timer: asyncio.Handle | None = None
         self._made = False
         self._wait(pending.wait)
         self._made = True
 
     def cancel(self) -> None:
-        """Drop the work: its decision is of no use any more."""
+        """Drop the work without a decision."""
         self._work.close()
         if (task := self._release()) is not None:
             _cancel_soon(self._loop, task)
@@ -146,7 +146,7 @@ class Job:
             wait: Wait = self._work.send(result)
         except StopIteration as end:
             done = self._done
-            del self._done, self._failed  # they refer to this job, and would keep it
+            del self._done, self._failed  # they refer to this job and would keep it alive
             done(end.value)
         except BaseException as error:  # noqa: BLE001  # a request is pending
             self._failed(error)
@@ -154,7 +154,7 @@ class Job:
             self._wait(wait)
 
     def _wait(self, wait: Wait) -> None:
-        """Run the rest of the policy's coroutine in a task."""
+        """Run the remaining steps of the policy's coroutine in a task."""
         suspended = wait.suspended
         try:
             self._timer = self._loop.call_later(wait.seconds, self._overdue)
@@ -168,13 +168,13 @@ class Job:
             self._not_awaited(Raised(error))
 
     def _not_awaited(self, raised: Raised) -> None:
-        """Resume the work with what kept its `Wait` from being awaited."""
+        """Resume the work with the error that prevented a task for its `Wait`."""
         try:
-            # The engine is to have this job before the callback.
+            # The engine must have this job before the callback runs.
             self._timer = self._loop.call_soon(self._go_on, raised)
         except MemoryError:
             if not self._made:
-                raise  # it is the engine's
+                raise  # for the engine
             self._go_on(raised)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
@@ -203,7 +203,7 @@ class Job:
                 )
                 return
         except MemoryError:
-            pass  # it costs what it costs
+            pass  # resume it without admission
         self._task = None
         if overdue is not None:
             overdue.cancel()
@@ -227,7 +227,7 @@ class Job:
         return task
 
 
-#: The tasks of each loop that will be cancelled.
+#: By loop: the tasks to cancel.
 _leaving: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[Any]]] = (
     WeakKeyDictionary()
 )
@@ -237,20 +237,20 @@ def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> 
     """Cancel a task in one of the next turns of its loop."""
     queue = _leaving.setdefault(loop, deque())
     if not queue:
-        loop.call_soon(_cancel_some, loop, queue, 1)  # cancelled when begun
+        loop.call_soon(_cancel_some, loop, queue, 1)  # *Cancelled when begun*
     queue.append(task)
 
 
 def _cancel_some(
     loop: asyncio.AbstractEventLoop, queue: deque[asyncio.Future[Any]], begun: int
 ) -> None:
-    """Cancel some of the first tasks in the queue, so many of which have begun, and then others."""
+    """Cancel some of the first `begun` tasks in the queue, and schedule the rest."""
     count = min(begun, CANCELLED_AT_ONCE)
     left = len(queue) - count
     if left:
         try:
-            # By then those that are in the queue now have begun.
-            loop.call_soon(_cancel_some, loop, queue, left)  # few cancelled at once
+            # By then all tasks that are in the queue now have begun.
+            loop.call_soon(_cancel_some, loop, queue, left)  # *Few cancelled at once*
         except MemoryError:
             count += left  # all of them now
     for _ in range(count):

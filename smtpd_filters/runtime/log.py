@@ -1,13 +1,14 @@
-"""What is written to stderr, which is smtpd's log.
+"""The log, written to stderr, which smtpd copies to its own log.
 
-Law
----
-1. A line is one line: ``SESSION NAME EVENT key=value ...``, printable ASCII, of bounded length,
-   so that ``grep SESSION maillog`` tells one story.
-2. Logging never blocks and never fails: what the log does not take is counted and dropped.
-3. What can recur with every mail is logged once per kind and interval, with a count; a failure
-   leaves a short line for each phase of each further session that it affects.
-4. Never a credential.  The ``auth`` phase's parameter does not come here.
+Invariants
+----------
+*One line*: an event is one line of the form `SESSION NAME EVENT key=value ...`, in printable ASCII
+and of bounded length, so that `grep SESSION maillog` shows the history of a session.
+*Never blocks*: logging neither blocks nor raises; lines that can't be written are counted and
+dropped.
+*Limited*: an event that can recur with every mail is logged once per kind and interval, with a
+count. Each further session affected by a failure gets a short line for each phase.
+*No credentials*: the argument of the `auth` phase is never logged.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.session import Session
 
-#: A pipe that is ready takes this much without blocking (POSIX: _POSIX_PIPE_BUF is 512, PIPE_BUF
-#: is 4,096 on Linux); smtpd's own lines end at 4,096 as well.
+#: Characters of a line. A ready pipe accepts as many without blocking (PIPE_BUF is 4,096 on Linux);
+#: smtpd's own lines are cut at 4,096 as well.
 MAX_LINE = 4000
 #: Characters of an exception's text.
 MAX_TEXT = 500
-#: Seconds for which a kind of line is logged once.
+#: Seconds in which a kind of line is logged once.
 INTERVAL = 60.0
-#: Kinds that are told apart; beyond, all are one.
+#: Kinds that are distinguished; any further ones count as one kind.
 MAX_KINDS = 1000
-#: Failures of sessions that are remembered; beyond, a session may have a second line.
+#: Failures remembered by session; after that a session may get a second line.
 MAX_FAILURES = 4096
-#: Characters of the cause in the line of a session in which the details are held back.
+#: Characters of the cause in the short line of a session whose details are held back.
 MAX_AGAIN = 60
-#: The reason in such a line.
+#: The reason in such a short line.
 AGAIN = "failed as logged before"
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
 def quote(value: str) -> str:
-    """A value for ``key=value``: as it is when it is one plain word, else in quotes."""
+    """Return a value for `key=value`: unchanged if it is one plain word, otherwise quoted."""
     if value and _PLAIN.issuperset(value):
         return value
     safe = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -53,7 +54,7 @@ def quote(value: str) -> str:
 
 
 def _escape(char: str) -> str:
-    """A byte that was no UTF-8 shows as the byte it was."""
+    """Return the escape of a character; a byte of invalid UTF-8 becomes `\\xNN`."""
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
@@ -61,7 +62,7 @@ def _escape(char: str) -> str:
 
 
 def show(error: object) -> str:
-    """The text of an exception or a value, of bounded length, whatever it is."""
+    """Return the text of an exception or a value, of bounded length; never raise."""
     try:
         return str(error)[:MAX_TEXT]
     except BaseException:  # noqa: BLE001  # a policy's own exception may fail even at this
@@ -69,7 +70,7 @@ def show(error: object) -> str:
 
 
 def fold_traceback(error: BaseException, *, text: bool = True) -> str:
-    """An exception with where it came from, in one line: innermost frame last."""
+    """Return an exception and its traceback in one line, innermost frame last."""
     if isinstance(error, MemoryError):
         _release(error)
     frames = []
@@ -84,24 +85,24 @@ def fold_traceback(error: BaseException, *, text: bool = True) -> str:
 
 
 def _release(error: BaseException) -> None:
-    """Let go of what the frames hold that ran out of memory."""
+    """Release the local variables of the frames that ran out of memory."""
     trace = error.__traceback__
     while trace is not None:
         try:
             trace.tb_frame.clear()
-        except RuntimeError:  # it still runs
+        except RuntimeError:  # the frame still runs
             pass
         trace = trace.tb_next
 
 
 class Log:
-    """The log of one process.  ``verbose`` logs plain proceeds too."""
+    """The log of one process.  With `verbose` plain proceeds are logged, too."""
 
     def __init__(
         self, *, fd: int = 2, verbose: bool = False, clock: Callable[[], float] = monotonic
     ) -> None:
         self.verbose = verbose
-        #: Lines that the log did not take.
+        #: Number of lines that could not be written.
         self.dropped = 0
         self._fd = fd
         self._clock = clock
@@ -109,7 +110,7 @@ class Log:
         self._poll.register(fd, select.POLLOUT)
         self._since: dict[str, float] = {}
         self._held: dict[str, int] = {}
-        #: Whose failures in which sessions are in the log.
+        #: Failures that have a line: session, filter, event and result.
         self._failures: set[tuple[str, ...]] = set()
 
     def line(self, text: str) -> None:
@@ -123,11 +124,11 @@ class Log:
             else:
                 self.dropped += 1
         except (OSError, RuntimeError, MemoryError):
-            # RuntimeError: another thread is at it.
+            # RuntimeError: another thread is polling.
             self.dropped += 1
 
     def event(self, who: str, what: str, session: str = "", /, **values: str) -> None:
-        """Write ``SESSION WHO WHAT key=value ...``."""
+        """Write `SESSION NAME EVENT key=value ...`."""
         try:
             words = [session] if session else []
             words += [who, what]
@@ -137,10 +138,9 @@ class Log:
             self.dropped += 1
 
     def limited(self, kind: str, who: str, what: str, session: str = "", /, **values: str) -> bool:
-        """As `event`, once per kind and interval; the next one says how many there were.
+        """Write an event once per kind and interval; the next line has the number of repetitions.
 
-        Returns whether the line was written, or lost for lack of memory: False when it was held
-        back.
+        Return False if the line was held back, True if it was written or lost for lack of memory.
         """
         try:
             held = self._held_back(kind[:MAX_TEXT])
@@ -157,11 +157,11 @@ class Log:
     def failure(
         self, kind: str, who: str, what: str, session: str, brief: Mapping[str, str], **why: str
     ) -> None:
-        """Log a failure: the details once per kind and interval, and each session it affects.
+        """Log a failure: the details once per kind and interval, and each affected session.
 
-        ``brief`` says what became of the request, ``why`` what went wrong, and perhaps ``reply``
-        what the client was told.  A session in which the details are held back gets one line for
-        each filter, phase and result, with the beginning of what went wrong.
+        `brief` is the result of the request. `why` is the cause, and optionally `reply`, the reply
+        to the client. A session whose details are held back gets one line for each filter, phase
+        and result, with the beginning of the cause.
         """
         logged = self.limited(kind, who, what, session, **brief, **why)
         try:
@@ -182,7 +182,7 @@ class Log:
             self.event(who, what, session, **brief, reason=AGAIN, **short, reply=reply)
 
     def _held_back(self, kind: str) -> int | None:
-        """How many lines of this kind were held back before this one; None to hold it back, too."""
+        """Return how many lines of this kind were held back; None to hold this one back, too."""
         now = self._clock()
         if kind not in self._since and len(self._since) >= MAX_KINDS:
             self._forget(now)
@@ -196,17 +196,17 @@ class Log:
         return self._held.pop(kind, 0)
 
     def unraisable(self, error: Any) -> None:
-        """Take what the interpreter itself would write to stderr, in many lines."""
+        """Log an exception that the interpreter would write to stderr, in many lines."""
         what = fold_traceback(error.exc_value) if error.exc_value is not None else "unknown"
         self.limited("unraisable", "smtpd-filters", "an error that nobody could catch", error=what)
 
     def _forget(self, now: float) -> None:
-        """Make room: a kind that did not recur within the interval is new when it does."""
+        """Forget the kinds that did not recur within the interval."""
         for kind in [kind for kind, since in self._since.items() if now - since >= INTERVAL]:
             del self._since[kind]
             self._held.pop(kind, None)
 
-    def verdict(  # noqa: PLR0913  # what a verdict is made of
+    def verdict(  # noqa: PLR0913  # the fields of the line
         self,
         session: Session,
         who: str,
@@ -216,14 +216,14 @@ class Log:
         *,
         dry: bool = False,
     ) -> None:
-        """Say who decided what, at which phase, why, and how long it took."""
+        """Log a decision: the filter, the phase, the result, the reason and the time taken."""
         self.event(
             who,
             phase,
             session.id,
             **outcome(decision, dry=dry),
             reason=decision.reason,
-            # There a rewritten parameter is a credential, and a reply may repeat it.
+            # At `auth` a rewritten parameter is a credential, and a reply may repeat it.
             reply="" if phase == "auth" else decision.text,
             took=f"{seconds * 1000:.1f}ms",
         )
@@ -239,34 +239,34 @@ class FilterLog:
 
     @property
     def verbose(self) -> bool:
-        """Whether plain proceeds are logged; their reasons are of use only then."""
+        """Whether plain proceeds are logged; their reasons are needed only then."""
         return self._log.verbose
 
     def event(self, what: str, session: str | Session = "", /, **values: object) -> None:
-        """Write ``SESSION NAME WHAT key=value ...``; ``session`` is the session or its id.
+        """Write `SESSION NAME EVENT key=value ...`; `session` is the session or its id.
 
-        Never blocks and never raises.  A value is written as its text; None and those whose text
-        is empty are left out.
+        Never block and never raise. A value is written as its text; None and values with an empty
+        text are left out.
         """
         self._log.event(self._name, what, _id_of(session), **_texts(values))
 
     def limited(
         self, kind: str, what: str, session: str | Session = "", /, **values: object
     ) -> None:
-        """As `event`, once per ``kind`` and minute; the next line says how many there were."""
+        """Write an event once per `kind` and minute; the next line has the number of repetitions."""
         name = self._name
         self._log.limited(f"{name} {kind}", name, what, _id_of(session), **_texts(values))
 
     def failure(
         self, kind: str, what: str, session: str, brief: Mapping[str, str], **why: str
     ) -> None:
-        """As `Log.failure`."""
+        """Log a failure as `Log.failure` does."""
         self._log.failure(f"{self._name} {kind}", self._name, what, session, brief, **why)
 
     def verdict(
         self, session: Session, phase: str, decision: Decision, seconds: float, *, dry: bool = False
     ) -> None:
-        """As `Log.verdict`."""
+        """Log a decision as `Log.verdict` does."""
         self._log.verdict(session, self._name, phase, decision, seconds, dry=dry)
 
 
@@ -283,7 +283,7 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:
-    """What became of a request, and on a dry run what would have."""
+    """Return the result of a request for the log; on a dry run also the suppressed one."""
     if dry and decision.verb != "proceed":
         return {"result": "proceed", "would": decision.verb}
     return {"result": decision.verb}

@@ -153,7 +153,7 @@ class Messages:
                 self.queue.append(intake)
         except (SpoolError, MemoryError) as error:
             self._no_storage(key, error)
-        except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+        except Exception as error:  # noqa: BLE001  # never exits
             self._host.failed(key, error)
 
     def work(self) -> None:
@@ -180,7 +180,7 @@ class Messages:
                     raise
                 intake.lost = True
                 continue
-            except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+            except Exception as error:  # noqa: BLE001  # never exits
                 self._host.failed(intake.session, error)
             queue.popleft()
 

@@ -120,7 +120,7 @@ class _Loop:
             self.engine.resume()
         except UnsupportedProtocolError:
             raise
-        except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+        except Exception as error:  # noqa: BLE001  # never exits
             if not self.engine.ready:
                 raise ConfigError(f"bug: {fold_traceback(error)}") from None
             self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
@@ -225,6 +225,6 @@ def do_chore(chores: deque[Iterator[None]], log: Log) -> None:
         next(chores[0])
     except StopIteration:
         chores.popleft()
-    except Exception as error:  # noqa: BLE001  # promise 1: it never dies
+    except Exception as error:  # noqa: BLE001  # never exits
         chores.popleft()
         log.event("smtpd-filters", "bug", error=fold_traceback(error))
