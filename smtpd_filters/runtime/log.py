@@ -54,7 +54,7 @@ def quote(value: str) -> str:
 
 
 def _escape(char: str) -> str:
-    """Return the escape of a character; a byte of invalid UTF-8 becomes `\\xNN`."""
+    """Return the escape of a character; a byte of invalid UTF-8 is escaped as that byte."""
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
@@ -253,7 +253,7 @@ class FilterLog:
     def limited(
         self, kind: str, what: str, session: str | Session = "", /, **values: object
     ) -> None:
-        """Write an event once per `kind` and minute; the next line has the number of repetitions."""
+        """Write an event once per `kind` and minute; the next line has a count of repetitions."""
         name = self._name
         self._log.limited(f"{name} {kind}", name, what, _id_of(session), **_texts(values))
 

@@ -1,26 +1,21 @@
-"""Messages that a policy looks at: collected, judged, sent back, a bounded piece per turn.
+"""Messages for policies: collected, judged and returned, a bounded piece per turn.
+
+If a policy needs only the header, only that is kept. After it has been judged and the lines
+received with it have been sent, the rest of the message passes.
 
 Invariants
 ----------
-Unchanged
-    A message goes back as it came but for what a policy changed.
-Turns
-    `content` only keeps lines.  Judging and sending back happen in `work`, which does about `TURN`
-    worth of it and returns, so that requests are heard and answered in between however many
-    messages are complete at one moment, and however large they are.  The steps of a coroutine that
-    judges a message have a price, and the loop makes few of them in a round (`coroutines`).
-Bounded
-    Lines wait in a `Spool`, and so many headers are judged at a time as its budget allows: the
-    others wait for their turn, and are refused for now if it does not come within `PATIENCE`.
-    Reading goes on while messages are sent back, no faster than smtpd takes them.
-Refused at commit
-    A refusal is given at ``commit``; so is that of a message that could not be kept, for now.
-Our own failures
-    When our own code fails, the message goes as it came, or is refused for now where the policy
-    would have that when it fails itself.
-
-Policies that only look at the header hold only that: once it has been judged, and what came with
-it has been sent, the rest of the message passes.
+*Unchanged*: a message is returned as it came, except for the changes of a policy.
+*Turns*: `content` only stores lines. `work` judges and returns messages up to a cost of about
+`TURN`, so that requests are answered in between, whatever the number and size of complete messages.
+The steps of a coroutine that judges a message have a price, and the loop makes few of them in a
+round (`jobs`).
+*Bounded*: lines are stored in a `Spool`, and as many headers are judged at a time as its budget
+allows. Further messages wait, and are refused temporarily after `PATIENCE`. Input is read while
+messages are returned, no faster than smtpd accepts them.
+*Refused at commit*: a message is refused at `commit`; temporarily if it could not be stored.
+*Our own failures*: if our own code fails, the message is returned as it came, or refused
+temporarily if that is the policy's `--on-error` decision.
 """
 
 from __future__ import annotations
@@ -50,7 +45,7 @@ if TYPE_CHECKING:
         connection: FilterConnection
 
         def session(self, key: bytes) -> Session:
-            """The session of that name."""
+            """Return the session with this id."""
 
         def later(
             self,
@@ -60,41 +55,42 @@ if TYPE_CHECKING:
             otherwise: Decision,
             price: int,
         ) -> None:
-            """Go on with what the coroutine comes to; its steps cost ``price`` each."""
+            """Run pending work and call `then` with its decision; each step costs `price`."""
 
         def cancel(self, key: bytes) -> None:
             """Cancel the coroutine of a session."""
 
         def relieve(self) -> None:
-            """Free memory, when there is none."""
+            """Free memory after a MemoryError."""
 
         def failed(self, key: bytes, error: BaseException) -> None:
-            """Report a bug of ours."""
+            """Log a bug of ours, and answer what is pending in its session."""
 
 
-#: RFC 3463, 3.4: X.3.1 is "Mail system full"; RFC 5321, 4.2.3: 452 "insufficient system storage".
+#: RFC 3463 section 3.4, X.3.1: "Mail system full". RFC 5321 section 4.2.3, 452: "insufficient
+#: system storage".
 NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
 LATER = Reject("451 4.3.0 Temporary failure, please try again later")
-#: What one call of `Messages.work` may cost, in bytes: of lines that are sent or judged, with
-#: `LINE_COST` for each of them.  A turn takes 1 to 3 ms; the judging of one header of the largest
-#: size, which can't be cut, 10 ms.
+#: The maximum cost of one call of `Messages.work`, in bytes of lines sent or judged, plus
+#: `LINE_COST` for each line. A turn takes 1 to 3 ms. Judging a header of the largest size, which
+#: can't be divided, takes 10 ms.
 TURN = 1 << 17
-#: What judging a message costs beside its header.
+#: The cost of judging a message beside that of its header.
 JUDGE_COST = 1 << 11
-#: What a step of a coroutine that judges a message costs, in microseconds, without what it looks
-#: at; and bytes that it looks at in a microsecond: of a header, with `LINE_COST` for each line, and
-#: of a body, of which it is expected to yield behind each `PART`.
+#: The cost in microseconds of a step of a coroutine that judges a message, without the data that it
+#: reads; and the bytes read in a microsecond: of a header, with `LINE_COST` for each line, and of a
+#: body, where it is expected to yield after each `PART`.
 STEP = 100
 HEADER_RATE, BODY_RATE = 1 << 7, 1 << 9
 PART = 1 << 20
-#: Seconds that a message may wait until its header fits into the budget beside the others.
+#: Seconds that a message may wait until its header fits into the budget.
 PATIENCE = 60.0
 
 COLLECTING, READY, JUDGING, SENDING, DROPPED = range(5)
 
 
 class _Intake:
-    """A message on its way."""
+    """A message that is being collected, judged or returned."""
 
     __slots__ = ("cost", "ended", "lost", "message", "session", "since", "state")
 
@@ -102,17 +98,17 @@ class _Intake:
         self.session = session
         self.message = message
         self.state = COLLECTING
-        #: smtpd's dot has come.
+        #: The final dot has been received.
         self.ended = False
         #: There was no memory for it: it is to be refused.
         self.lost = False
-        #: What it counts among those that are judged, and since when it waits for that.
+        #: Its share of the budget for judging, and the time since when it waits for that.
         self.cost = 0
         self.since = 0.0
 
 
 class Messages:
-    """The messages of one conversation that its policy looks at."""
+    """The messages of one conversation that its policy judges."""
 
     def __init__(self, host: Host, policy: Policy, log: Log, spool: Spool) -> None:
         self._host = host
@@ -121,27 +117,27 @@ class Messages:
         self._log = log
         self._whole = policy.content == "message"
         self.spool = spool
-        #: The messages that are collected, judged or being sent.
+        #: The messages by session.
         self.intakes: dict[bytes, _Intake] = {}
-        #: Those for which there is something to do, and those that wait for others to be judged.
+        #: Messages for `work` to process, and messages that wait for budget to be judged.
         self.queue: deque[_Intake] = deque()
         self._waiting: deque[_Intake] = deque()
-        #: What the headers that are being judged take, in bytes.
+        #: The budget used by the headers that are being judged, in bytes.
         self._judging = 0
 
     @property
     def pending(self) -> bool:
-        """Whether a message waits, for `work` or for other messages."""
+        """Whether a message waits for `work` or for budget."""
         return bool(self.queue or self._waiting)
 
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
-        """Take lines of a message in.  Never raises."""
+        """Store lines of a message.  Never raise."""
         intake = self.intakes.get(key)
         try:
             if intake is None:
                 intake = self.intakes[key] = _Intake(key, Message(self.spool))
                 if self.spool.full:
-                    raise SpoolError("too many messages at a time")  # noqa: TRY301  # as any other
+                    raise SpoolError("too many messages at a time")  # noqa: TRY301  # handled alike
             intake.ended = end
             message = intake.message
             if lines:
@@ -157,14 +153,14 @@ class Messages:
             self._host.failed(key, error)
 
     def work(self) -> None:
-        """Judge and send back messages, a bounded part of them.
+        """Judge and return messages, up to a cost of about `TURN`.
 
-        Raises MemoryError; then it is to be called again.
+        Raise MemoryError; then it is to be called again.
         """
         budget = TURN
         queue = self.queue
         while queue and budget > 0:
-            # It stays in the queue until that is done.
+            # It stays in the queue until it has been processed.
             intake = queue[0]
             try:
                 if intake.lost:
@@ -185,21 +181,21 @@ class Messages:
             queue.popleft()
 
     def refuse_all(self) -> None:
-        """Refuse for now all messages that are on their way: they hold what everybody lacks."""
+        """Refuse all messages temporarily, to free their memory."""
         for key in list(self.intakes):
             self._refuse(key, "out of memory")
 
     def drop(self, key: bytes) -> bool:
-        """End the transaction; whether a message of it was on its way."""
+        """End the transaction; return whether it had a message."""
         if not self.intakes or key not in self.intakes:
             return False
         self._end(self.intakes.pop(key), DROPPED)
         return True
 
     def recover(self, key: bytes) -> bool:
-        """Send a message as it came, since our own code has failed; whether that can be done.
+        """Return a message as it came after a failure of our own code; return whether it could be.
 
-        If not, it is refused for now.
+        Otherwise it is refused temporarily.
         """
         intake = self.intakes.get(key)
         if intake is None:
@@ -215,13 +211,13 @@ class Messages:
         self._connection.refuse(key, LATER)
         return False
 
-    # -- judged --------------------------------------------------------------------------
+    # -- judging -------------------------------------------------------------------------
 
     def _judge(self, intake: _Intake) -> int:
-        """Ask the policy; what that costs."""
+        """Call the policy; return the cost."""
         message = intake.message
         cost = message.header_cost + JUDGE_COST
-        held = 3 * cost  # as it came, as fields, as it is edited
+        held = 3 * cost  # as it came, as fields, and edited
         if self._judging and self._judging + held > self.spool.memory:
             self._wait(intake)
             return JUDGE_COST
@@ -248,9 +244,10 @@ class Messages:
         return cost
 
     def _price(self, message: Message) -> int:
-        """What a step of a coroutine costs that judges the message, in units of `runtime.pace`.
+        """Return the price of a step of the coroutine that judges the message, for `runtime.pace`.
 
-        That is about a microsecond.  A step may walk over the header, and read a part of the body.
+        The unit is about a microsecond. A step may iterate over the header and read a `PART` of the
+        body.
         """
         price = STEP + message.header_cost // HEADER_RATE
         return price + min(message.stored, PART) // BODY_RATE if self._whole else price
@@ -263,7 +260,7 @@ class Messages:
         self._waiting.append(intake)
 
     def _admit(self) -> None:
-        """Let the next one try whether it fits in."""
+        """Queue the next waiting message, to be judged if it fits into the budget."""
         while self._waiting:
             intake = self._waiting.popleft()
             if intake.state == READY:
@@ -271,7 +268,7 @@ class Messages:
                 return
 
     def _judged(self, intake: _Intake, verdict: Decision) -> None:
-        """Take the result of a coroutine."""
+        """Apply the decision of a coroutine."""
         if intake.state != JUDGING:
             return
         try:
@@ -283,7 +280,7 @@ class Messages:
             self.queue.append(intake)
 
     def _release(self, intake: _Intake, verdict: Decision) -> None:
-        """The verdict is there: have the message sent back."""
+        """Have a message returned or refused, after it has been judged."""
         if type(verdict) is not Proceed:
             self._connection.refuse(intake.session, verdict)
         intake.message.release()
@@ -291,7 +288,7 @@ class Messages:
         self.queue.append(intake)
 
     def _settle(self, intake: _Intake, state: int) -> None:
-        """It is judged no longer."""
+        """Change the state after judging, and give the budget back."""
         intake.state = state
         if intake.cost:
             self._judging -= intake.cost
@@ -299,10 +296,10 @@ class Messages:
         if self._waiting:
             self._admit()
 
-    # -- sent ----------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------
 
     def _send(self, intake: _Intake) -> int:
-        """Send a part of the message; what that costs.  At its end, pass through or close."""
+        """Send a part of the message and return the cost.  At its end, pass through or close."""
         key, message = intake.session, intake.message
         rows = message.drain()
         done = message.drained
@@ -323,9 +320,9 @@ class Messages:
         intake.message.discard()
 
     def _no_storage(self, key: bytes, error: Exception) -> None:
-        """Refuse a message for now that can neither be kept nor sent; what follows may pass.
+        """Refuse a message temporarily that can't be stored; its further lines pass.
 
-        Raises MemoryError, if there is none for that either; the message is refused all the same.
+        Raise MemoryError if there is no memory for that either; the message is refused even then.
         """
         if isinstance(error, MemoryError):
             self._connection.spoil(key)
@@ -348,13 +345,13 @@ class Messages:
             reply=NO_STORAGE.text,
         )
         self._host.cancel(key)
-        # What raises MemoryError is done again, until the message is forgotten.
+        # After a MemoryError all of this is repeated, until the message is deleted.
         self._connection.refuse(key, NO_STORAGE)
         if intake.ended:
             self._connection.send_lines(key, [], end=True)
         else:
             if intake.state != SENDING:
-                # What follows is no header, for which smtpd would refuse the message for good.
+                # Ends the header: smtpd would refuse the message permanently for an invalid one.
                 self._connection.send_lines(key, [b""])
             self._connection.pass_through(key)
         self._end(intake, DROPPED)

@@ -1,18 +1,17 @@
-"""How much is done in one turn of the event loop: a budget that all look-ups of a process share.
+"""A budget for the work in one turn of the event loop, shared by all look-ups of a process.
 
-Whatever comes at once (the questions of 200 sessions, 500 answers of 64 KiB), sessions that ask
-nothing must be served in between.  The coroutines of messages have a `Pace` of their own, so that
-look-ups don't wait behind them.
+However much work arrives at once (the queries of 200 sessions, 500 responses of 64 KiB), sessions
+without look-ups must be served in between. The coroutines of messages have a `Pace` of their own,
+so that look-ups don't wait for them. A unit of work is about a microsecond, as in
+`smtpd_filters.lookups.dns.response`. The price of a piece of work is an estimate, declared before
+the work is done.
 
 Invariants
 ----------
 *Bounded*: the work admitted between two polls for input and output is at most twice `TURN`, or one
-piece that is larger.
-*In order*: pieces that have to wait are admitted in the order in which they were asked for.
+larger piece.
+*In order*: pieces that have to wait are admitted in the order of their requests.
 *Progress*: the first piece in the queue is admitted in each turn, however large it is.
-
-A unit of work is about a microsecond, as in `smtpd_filters.lookups.dns.response`.  The price of a
-piece is an estimate, declared before it is done.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ import asyncio
 from collections import deque
 from weakref import WeakKeyDictionary
 
-#: Units per turn. Sessions wait for 5 to 10 ms behind it, a tenth to a fifth of what they may.
+#: Units per turn. They delay sessions by 5 to 10 ms, a tenth to a fifth of the limit.
 TURN = 5000
 
 
 class Pace:
-    """The budget of one event loop; `spent` is what this turn has used.
+    """The budget of one event loop; `spent` is the work of this turn.
 
-    It may be what several turns have used, as long as that is less than half of what one may: to
-    begin a turn costs more than a small piece.
+    It may cover several turns as long as it is less than half of the budget, since renewing it
+    costs more than a small piece of work.
     """
 
     def __init__(self, turn: int = TURN) -> None:
@@ -39,12 +38,12 @@ class Pace:
         self._renewing = False
 
     async def admit(self, work: int) -> None:
-        """Return when there is budget for a piece of so much work, and charge it."""
+        """Wait until there is budget for a piece of this much work, and charge it."""
         if not self.take(work):
             await self.queue(work)
 
     def take(self, work: int) -> bool:
-        """Charge a piece of so much work if there is budget for it now; whether there is."""
+        """Charge a piece of this much work if there is budget now; return whether there was."""
         spent = self.spent
         if self._queue or (spent and spent + work > self._turn):
             return False
@@ -54,7 +53,7 @@ class Pace:
         return True
 
     def queue(self, work: int) -> asyncio.Future[None]:
-        """Return a future that is done when a piece of so much work has been charged."""
+        """Return a future that is done when a piece of this much work has been charged."""
         admitted = asyncio.get_running_loop().create_future()
         self._queue.append((admitted, work))
         self._schedule()
@@ -70,10 +69,10 @@ class Pace:
     def _schedule(self) -> None:
         if not self._renewing:
             asyncio.get_running_loop().call_soon(self.renew)
-            self._renewing = True  # behind it: out of memory, it is tried again
+            self._renewing = True  # only after it: a MemoryError must not prevent another attempt
 
     def renew(self) -> None:
-        """Begin a turn with those that have waited longest; called in each turn that needs it."""
+        """Begin a turn: renew the budget and admit from the queue.  Called if a turn needs it."""
         self._renewing = False
         self.spent = 0
         while self._queue and (self._queue[0][0].done() or self._fits(self._queue[0][1])):

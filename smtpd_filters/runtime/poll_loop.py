@@ -1,6 +1,6 @@
-"""The loop of a filter without coroutines: poll, read, answer, write.
+"""The poll loop, for filters without coroutines.
 
-It spares such a filter asyncio, which takes longer to start than all the rest.
+Such filters don't load asyncio, which would take longer than the rest of their start.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .log import Log
     from .watchdog import Watchdog
 
-#: Milliseconds without a round when there is no memory: what lacks it may have ended by then.
+#: Milliseconds to pause after a MemoryError, so that memory may be freed meanwhile.
 PAUSE = 20
 
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
-    """Serve until the input ends.  Returns the exit status."""
+    """Serve until the input ends; return the exit status."""
     signals = Signals()
     watchdog.install()
     try:
@@ -59,7 +59,7 @@ class _Loop:
         self.poll, self.nap = select.poll(), select.poll()
         self.poll.register(signals.wakeup, select.POLLIN)
         self.reading = self.writing = self.ending = False
-        #: What is done beside the sessions, a step per round: tables that are read again.
+        #: Background work, one step per round: the reloading of tables.
         self.chores: deque[Iterator[None]] = deque()
 
     def run(self) -> None:
@@ -74,17 +74,17 @@ class _Loop:
                 self._round()
                 if self.signals.reload or self.chores:
                     self._tend()
-            except MemoryError:  # nothing is done here that could lack memory as well
+            except MemoryError:  # nothing here may allocate
                 short = True
-            except SystemError:  # what becomes of one for which there is no memory
+            except SystemError:  # raised if there is no memory for the MemoryError
                 short = True
         try:
             self._finish()
-        except MemoryError:  # nobody is there any more
+        except MemoryError:  # smtpd has ended
             pass
 
     def _round(self) -> None:
-        """Hear what there is to be heard, answer it, then do a turn of what takes longer."""
+        """Read what is there, answer requests, then do a turn of messages."""
         source, signals, engine = self.channel.source, self.signals, self.engine
         if engine.stalled:
             if engine.scarce:
@@ -105,7 +105,7 @@ class _Loop:
         self._write()
 
     def _tend(self) -> None:
-        """Do a step of what is to be done beside the sessions."""
+        """Do a step of the background work."""
         if self.signals.reload:
             self.signals.reload = False
             add_chore(self.chores, self.service)
@@ -113,7 +113,7 @@ class _Loop:
             do_chore(self.chores, self.log)
 
     def _receive(self) -> None:
-        """Have the engine take in what was read."""
+        """Have the engine process what was read."""
         if not self.watchdog.armed:
             self.watchdog.arm()
         try:
@@ -138,7 +138,7 @@ class _Loop:
             self._listen()
 
     def _listen(self) -> None:
-        """Wait for what can be gone on with: nothing is read while too much is to be written."""
+        """Register the events to wait for: no input while too much output is pending."""
         channel = self.channel
         self.writing = self._wait_for(channel.sink, select.POLLOUT, wanted=channel.size > 0)
         wanted = channel.size < HIGH_WATER and not (self.ending or self.engine.stalled)
@@ -155,7 +155,7 @@ class _Loop:
         return wanted
 
     def _finish(self) -> None:
-        """The input has ended: what has been answered is still written."""
+        """After the end of input: write pending output within LAST_WORDS, then release all."""
         deadline = monotonic() + LAST_WORDS
         self.ending = True
         self.poll.unregister(self.signals.wakeup)
@@ -170,7 +170,7 @@ class _Loop:
                 self.poll.poll(1000)
         self.engine.abandon()
         if self.service.closing:
-            import asyncio  # at the end it costs nobody
+            import asyncio  # at the end its loading time doesn't matter
 
             async def close() -> None:
                 closing = asyncio.ensure_future(self.service.close())
@@ -181,12 +181,12 @@ class _Loop:
 
 
 def may_work(engine: Engine, channel: Channel) -> bool:
-    """Whether a turn of messages is due: not before smtpd has taken most of what is pending."""
+    """Return whether to do a turn of messages: not before smtpd has read most of the output."""
     return bool(engine.queue) and channel.size < LOW_WATER
 
 
 def send(engine: Engine, channel: Channel) -> None:
-    """Write what an engine has to say.  Raises MemoryError; then the rest is written next time."""
+    """Write the output of the engine.  Raise MemoryError; then the rest is written next time."""
     connection = engine.connection
     channel.scarce = engine.scarce
     channel.write(connection.answers, connection.lines)
@@ -195,9 +195,9 @@ def send(engine: Engine, channel: Channel) -> None:
 
 
 def hand_over(channel: Channel, engine: Engine) -> int | None:
-    """Read what is there into the engine's `unread`, of which there is none, for it to `resume`.
+    """Read into the engine's `unread`, which must be empty, for the engine to `resume`.
 
-    How many bytes that is: None if there are none yet, 0 at the end of the input.  Raises
+    Return the number of bytes: None if there are none yet, 0 at the end of input. Raise
     MemoryError, and then nothing has been handed over.
     """
     channel.scarce = engine.scarce
@@ -206,7 +206,7 @@ def hand_over(channel: Channel, engine: Engine) -> int | None:
         return None
     size = len(data)
     if size:
-        # All of it or nothing, since none of it takes memory.
+        # None of these assignments takes memory, so all of them succeed.
         engine.unread = data
         engine.stalled = True
         channel.unread = 0
@@ -214,13 +214,13 @@ def hand_over(channel: Channel, engine: Engine) -> int | None:
 
 
 def add_chore(chores: deque[Iterator[None]], service: Service) -> None:
-    """Have tables read again: once more, if that goes on already, however often it is asked for."""
+    """Schedule a reload of the tables; during a reload at most one further is scheduled."""
     if len(chores) <= 1:
         chores.append(service.reload())
 
 
 def do_chore(chores: deque[Iterator[None]], log: Log) -> None:
-    """Do a step of the first of them, which goes when it has come to its end."""
+    """Do a step of the first chore, and remove it at its end."""
     try:
         next(chores[0])
     except StopIteration:

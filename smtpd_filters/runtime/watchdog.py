@@ -1,12 +1,12 @@
-"""A policy that does not come back is interrupted.
+"""Watchdog that interrupts a handler which blocks the process.
 
-Plain handlers run in the turn in which smtpd asks, so one that loops or sleeps would hold up
-every session.  A timer signal looks now and then; when the same handler has been running for
-longer than it may, `OverdueError` is raised within it, again and again until it gives up.
-Python code, sleeps, blocking system calls and regular expressions can be interrupted so; C code
-that neither returns nor looks for signals can not.
+A plain handler runs in the main loop, so one that loops or sleeps would block every session. A
+timer signal checks periodically. If the same handler has run for longer than the limit,
+`OverdueError` is raised in it, again at each tick until it ends. This interrupts Python code,
+sleeps, blocking system calls and regular expressions, but not C code that neither returns nor
+checks for signals.
 
-The timer runs only while handlers do: an idle process is not woken.
+The timer runs only while handlers run: an idle process is not woken.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 TICK = 0.25
-#: Looks without anything to see after which the timer stops.
+#: Idle checks in a row after which the timer stops.
 IDLE = 4
 
 
 class OverdueError(BaseException):
-    """Raised within a policy that has taken too long.
+    """Raised in a policy's code that has run for too long.
 
-    Not an Exception, so that ``except Exception`` in a policy does not keep it running.
+    Not an Exception, so that `except Exception` in a policy doesn't catch it.
     """
 
 
 class Watchdog:
-    """Interrupts the handler that runs now once it has run for more than `limit` seconds.
+    """Interrupts a handler or coroutine that has blocked the process for more than `limit` seconds.
 
-    `tick` is the interval between two looks in seconds, `clock` a monotonic clock.
+    `tick` is the interval between two checks in seconds, `clock` a monotonic clock.
 
-    Around a policy's code the caller sets `running` to the time at which it started, and to
-    0.0 when it is back.
+    The caller of a policy's code sets `running` to the time of the start, and back to 0.0
+    afterwards.
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class Watchdog:
         self._clock = clock
         self.running = 0.0
         self.armed = False
-        #: For how long a coroutine that runs now has held the process up; set by its loop.
+        #: Returns how many seconds the running coroutine has blocked the process; set by a loop.
         self.blocked: Callable[[], float] = _never
-        #: Whether there are coroutines to watch.
+        #: Returns whether there are coroutines to watch.
         self.needed: Callable[[], bool] = _nobody
         self._seen = 0.0
         self._idle = 0
 
     def install(self) -> None:
-        """Take over the timer signal.  Only in the main thread."""
+        """Install the handler of the timer signal.  Only in the main thread."""
         signal.signal(signal.SIGALRM, self._look)
 
     def arm(self) -> None:
-        """Start looking; to be called when `armed` is false and a policy is about to run."""
+        """Start the timer; to be called if `armed` is false and a policy is about to run."""
         self.armed = True
         self._idle = 0
         signal.setitimer(signal.ITIMER_REAL, self.tick, self.tick)
 
     def disarm(self) -> None:
-        """Stop looking."""
+        """Stop the timer."""
         self.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -1,8 +1,8 @@
-"""A look at the line itself: the bytes that pass between smtpd and the process, both ways.
+"""Wiretaps, which get a copy of the bytes between smtpd and the process, in both directions.
 
-A policy never sees them; tracing and recording do nothing else.  A tap hears what was read before
-anybody acts upon it, and what is about to be written; it can change neither.  A process without a
-tap has a plain `Channel` and pays nothing.
+They serve tracing and recording; policies don't need them. A tap gets input before it is processed,
+and output before it is written, and can change neither. A process without taps has a plain
+`Channel`, without any cost.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from .log import Log
 
     class Tap(Protocol):
-        """Who listens.  Bytes come as they were read or are written: lines may be cut anywhere."""
+        """Gets a copy of input and output, as read and as written: not split at line ends."""
 
-        #: What is to be asked of smtpd for its sake, beside what the policies ask for.
+        #: Reports and phases to register for it, beside those of the policies.
         reports: frozenset[str]
         phases: frozenset[str]
 
         def received(self, data: bytes) -> None:
-            """Hear what smtpd wrote."""
+            """Handle input, before it is processed."""
 
         def sent(self, data: bytes) -> None:
-            """Hear what the filter writes."""
+            """Handle output, before it is written."""
 
         def close(self) -> None:
-            """The conversation is over."""
+            """Release resources at the end of the conversation."""
 
 
 class TappedChannel(Channel):
-    """A channel that tells taps what passes.  One that raises is logged, and told no more."""
+    """A channel with taps.  A tap that raises is logged and removed."""
 
     direct = False
 
@@ -45,7 +45,7 @@ class TappedChannel(Channel):
         self.log = log
 
     def read(self) -> bytes | None:
-        """What is there, as `Channel.read` has it; taps hear it once."""
+        """Read as `Channel.read` does, and give new input to the taps."""
         again = self.unread
         data = super().read()
         if data and not again:
@@ -60,7 +60,7 @@ class TappedChannel(Channel):
             pass
 
     def close(self) -> None:
-        """Close both."""
+        """Close the taps and both descriptors."""
         self._tell(lambda tap: tap.close())
         super().close()
 
@@ -68,6 +68,6 @@ class TappedChannel(Channel):
         for tap in list(self.taps):
             try:
                 what(tap)
-            except Exception as error:  # noqa: BLE001  # nothing a tap does may end the process
+            except Exception as error:  # noqa: BLE001  # never exits
                 self.taps.remove(tap)
                 self.log.event("smtpd-filters", "tap failed", error=fold_traceback(error))
