@@ -76,7 +76,7 @@ def decode(line: bytes, dialect: Dialect) -> Config | Report | Request | Lines |
         if len(fields) == 3 or fields[1] == "ready":
             return Config(*fields[1:])
         return Malformed("config without a value", line)
-    return Malformed("unknown word", line)
+    return Malformed("unknown keyword", line)
 
 
 def _decode_request(line: bytes) -> Request | Lines | Malformed:
@@ -171,7 +171,7 @@ def decode_answer(line: bytes, dialect: Dialect) -> Register | Result | Line | M
         return Result(session, token, fields[2], fields[3] if len(fields) > 3 else None)
     if word == b"register":
         return _decode_registration(line, rest)
-    return Malformed("unknown word", line)
+    return Malformed("unknown keyword", line)
 
 
 def _decode_registration(line: bytes, rest: bytes) -> Register | Malformed:

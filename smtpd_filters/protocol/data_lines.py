@@ -186,7 +186,7 @@ class Transit:
             self.streams[session] = stream
             self.refused.pop(session, None)
         elif stream.ended:
-            self._remarks.odd("line behind the final dot", session)
+            self._remarks.odd("line after the final dot", session)
             return
         end = line == b"."
         if end:
@@ -250,7 +250,7 @@ class Transit:
             if stream.ended:
                 self._end(stream)
             else:
-                self._remarks.bug("end of a message that has not ended", session)
+                self._remarks.bug("end of a message before its final dot", session)
 
     def pass_through(self, session: bytes) -> None:
         """Return the further lines of the session's message unchanged."""
@@ -334,7 +334,7 @@ class Transit:
         self.ended.add(session)
         if not stream.whole:
             self.refused.setdefault(session, LOST)
-            self._remarks.mail("refused: lines lost for want of memory", session, b"")
+            self._remarks.mail("refused: lines lost for lack of memory", session, b"")
         if stream.broken:
             done = "refused" if self.refuse_long_lines else "broken"
             self._remarks.mail(f"long lines {done}", session, b"%d" % stream.broken)

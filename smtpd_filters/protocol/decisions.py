@@ -80,10 +80,10 @@ class Decision:
         return copy
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{type(self).__name__}.{name}: a decision does not change")
+        raise AttributeError(f"{type(self).__name__}.{name}: decisions are immutable")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__name__}.{name}: a decision does not change")
+        raise AttributeError(f"{type(self).__name__}.{name}: decisions are immutable")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Decision):

@@ -121,7 +121,9 @@ class FilterConnection:
         """
         if self.config.get("protocol") and self.dialect.version < OLDEST:
             spoken = self.config["protocol"]
-            raise UnsupportedProtocolError(f"smtpd speaks filter protocol {spoken}; 0.5 is needed")
+            raise UnsupportedProtocolError(
+                f"smtpd has filter protocol {spoken}; at least 0.5 is required"
+            )
         wanted = dict.fromkeys(phases)
         if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
@@ -148,14 +150,14 @@ class FilterConnection:
     def _sayable(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
         """Return the decision in a form that has the intended effect in smtpd."""
         if type(decision) not in phase.legal:
-            self.remarks.bug(f"{type(decision).__name__} at {phase.name}", session)
+            self.remarks.bug(f"illegal {type(decision).__name__} at {phase.name}", session)
             refuses = isinstance(decision, (Reject, Disconnect))
             decision = phase.fallbacks["tempfail"] if refuses else PROCEED
         if phase.name == "connect" and type(decision) is Reject:
             return Disconnect(decision.text)
         if type(decision) is Rewrite:
             if not phase.takes(decision.text):
-                self.remarks.bug(f"{phase.name} rewritten to what smtpd does not take", session)
+                self.remarks.bug(f"invalid rewrite at {phase.name}", session)
                 return PROCEED
             if phase.argument == "address":
                 return decision.in_brackets()
@@ -279,7 +281,7 @@ class FilterConnection:
         if len(rest) <= room:
             partial += rest
             return False
-        self.remarks.odd("line without an end", detail=rest)
+        self.remarks.odd("line too long", detail=rest)
         partial += rest[:room]
         return True
 
@@ -382,7 +384,7 @@ class FilterConnection:
         if type(event) is Config:
             self._configured(event)
         elif not self._ready:
-            self.remarks.odd("line before the hand-shake", detail=row)
+            self.remarks.odd("line before the handshake", detail=row)
         elif type(event) is Report:
             self._reported(event)
         elif type(event) is Request:
@@ -428,14 +430,12 @@ class FilterConnection:
 
     def _choose(self, spoken: tuple[int, int] | None, name: str) -> None:
         if spoken is None:
-            self.remarks.odd(
-                "protocol version that is none", detail=name.encode("utf-8", "replace")
-            )
+            self.remarks.odd("invalid protocol version", detail=name.encode("utf-8", "replace"))
             return
         if spoken > NEWEST:
-            self.remarks.odd(f"protocol version {name} is spoken as {self.dialect.name}")
+            self.remarks.odd(f"protocol version {name} is treated as {self.dialect.name}")
         elif spoken < OLDEST and self._ready:
-            self.remarks.odd(f"protocol version {name} is older than this filter")
+            self.remarks.odd(f"protocol version {name} is older than the oldest supported one")
         self.dialect = dialect(spoken)
         self._transit.token_first = self.dialect.token_first
 
@@ -446,7 +446,11 @@ class FilterConnection:
             self.remarks.odd("request within a message", session)
             self._transit.finish(session)
         if phase is None or session in self._open:
-            kind = "unknown phase" if phase is None else "request before the answer to the last"
+            kind = (
+                "unknown phase"
+                if phase is None
+                else "request before the answer to the previous one"
+            )
             self.remarks.odd(kind, session)
             self._result(session, token, PROCEED.wire)
             return

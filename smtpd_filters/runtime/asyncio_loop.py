@@ -143,7 +143,9 @@ class _Loop:
                 if thrown is not None:
                     why = fold_traceback(thrown)
                     thrown = None
-                    self.log.limited("loop", "smtpd-filters", "a task ended the loop", error=why)
+                    self.log.limited(
+                        "loop", "smtpd-filters", "a task raised out of the event loop", error=why
+                    )
                 if self.short:
                     self.short = False
                     self.nap.poll(PAUSE)

@@ -98,7 +98,7 @@ def _open_standard() -> None:
         except OSError:
             _to_null(number, os.O_RDWR)
             if number < 2:
-                raise ConfigError(f"{name} is closed: smtpd is not there") from None
+                raise ConfigError(f"{name} is closed: a filter must be started by smtpd") from None
 
 
 def _duplicate(fd: int) -> int:

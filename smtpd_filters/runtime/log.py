@@ -198,7 +198,7 @@ class Log:
     def unraisable(self, error: Any) -> None:
         """Log an exception that the interpreter would write to stderr, in many lines."""
         what = fold_traceback(error.exc_value) if error.exc_value is not None else "unknown"
-        self.limited("unraisable", "smtpd-filters", "an error that nobody could catch", error=what)
+        self.limited("unraisable", "smtpd-filters", "unraisable exception", error=what)
 
     def _forget(self, now: float) -> None:
         """Forget the kinds that did not recur within the interval."""

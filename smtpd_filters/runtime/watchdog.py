@@ -80,7 +80,7 @@ class Watchdog:
             if self._clock() - started > self.limit:
                 raise OverdueError(f"took longer than {self.limit:g} s")
         elif self.blocked() > self.limit:
-            raise OverdueError(f"held the process up for longer than {self.limit:g} s")
+            raise OverdueError(f"blocked the process for longer than {self.limit:g} s")
         if started or started != self._seen or self.needed():
             self._idle = 0
         else:

@@ -139,8 +139,8 @@ def test_decisions_are_values() -> None:
 
 
 def test_a_decision_never_changes() -> None:
-    with pytest.raises(AttributeError, match="a decision does not change"):
+    with pytest.raises(AttributeError, match="decisions are immutable"):
         PROCEED.wire = b"junk"
-    with pytest.raises(AttributeError, match="a decision does not change"):
+    with pytest.raises(AttributeError, match="decisions are immutable"):
         del PROCEED.reason
     assert PROCEED.wire == b"proceed"

@@ -161,13 +161,13 @@ def test_what_is_configured_is_kept_though_it_is_not_known() -> None:
 
 
 def test_an_old_protocol_is_refused_before_smtpd_relies_on_us() -> None:
-    with pytest.raises(UnsupportedProtocolError, match=r"0\.4; 0\.5 is needed"):
+    with pytest.raises(UnsupportedProtocolError, match=r"0\.4; at least 0\.5 is required"):
         Script(handshake=b"config|protocol|0.4\nconfig|ready\n")
 
 
 def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
     script = Script(handshake=b"config|protocol|0.9\nconfig|ready\n")
-    assert script.remarks() == ["odd: protocol version 0.9 is spoken as 0.7"]
+    assert script.remarks() == ["odd: protocol version 0.9 is treated as 0.7"]
     asked = request("connect", b"x|y").replace(b"|0.7|", b"|0.9|", 1)
     assert script.say(asked + asked) == [result(b"proceed")] * 2
     assert len(script.remarks()) <= 1
@@ -176,7 +176,7 @@ def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
 @pytest.mark.parametrize("name", ["", "x", "7", "0.x"])
 def test_a_version_that_is_none_changes_nothing(name: str) -> None:
     script = Script(handshake=f"config|protocol|{name}\nconfig|ready\n".encode())
-    assert script.remarks() == ["odd: protocol version that is none"]
+    assert script.remarks() == ["odd: invalid protocol version"]
     assert script.say(request("connect")) == [result(b"proceed")]
 
 
@@ -193,13 +193,13 @@ def test_a_protocol_that_is_too_old_is_spoken_when_it_is_too_late_to_refuse() ->
     assert script.say(row + end) == [
         b"filter-dataline|%b|%b|%b" % (L, A, line) for line in (b"x", b".")
     ]
-    assert script.remarks() == ["odd: protocol version 0.4 is older than this filter"]
+    assert script.remarks() == ["odd: protocol version 0.4 is older than the oldest supported one"]
 
 
 def test_lines_before_the_hand_shake_are_dropped() -> None:
     script = Script(handshake=request("connect"))
     assert (script.shaken, script.asked_for) == (b"", [])
-    assert script.remarks() == ["odd: line before the hand-shake"]
+    assert script.remarks() == ["odd: line before the handshake"]
 
 
 # -- requests ----------------------------------------------------------------------------
@@ -269,13 +269,13 @@ def test_a_decision_is_sent_so_that_smtpd_does_what_it_says(
 def test_an_illegal_decision_is_replaced(phase: str, decision: Decision, wire: bytes) -> None:
     script = Script(decision)
     assert script.say(request(phase)) == [result(wire)]
-    assert script.remarks() == [f"bug: {type(decision).__name__} at {phase}"]
+    assert script.remarks() == [f"bug: illegal {type(decision).__name__} at {phase}"]
 
 
 def test_a_parameter_that_smtpd_would_not_take_is_not_sent() -> None:
     script = Script(Rewrite("two words"))
     assert script.say(request("helo")) == [result(b"proceed")]
-    assert script.remarks() == ["bug: helo rewritten to what smtpd does not take"]
+    assert script.remarks() == ["bug: invalid rewrite at helo"]
 
 
 def test_an_unknown_phase_is_let_pass() -> None:
@@ -289,7 +289,7 @@ def test_a_second_request_before_the_answer_to_the_first_is_let_pass() -> None:
     script.say(request("noop", token=L))
     script.decision = None
     assert script.say(request("ehlo") + request("noop", token=L)) == [result(b"proceed", token=L)]
-    assert script.remarks() == ["odd: request before the answer to the last"]
+    assert script.remarks() == ["odd: request before the answer to the previous one"]
     script.connection.answer(A, JUNK)
     assert script.written() == [result(b"junk")]
 
@@ -302,8 +302,8 @@ def test_a_malformed_request_is_answered_when_it_can_be() -> None:
     assert script.remarks() == [
         "odd: request without its last field",
         "odd: request without session or token",
-        "odd: unknown word",
-        "odd: unknown word",
+        "odd: unknown keyword",
+        "odd: unknown keyword",
     ]
 
 
@@ -339,7 +339,7 @@ def test_a_line_without_an_end_takes_no_more_memory_than_it_may() -> None:
     assert script.say(b"x" * (MAX_INPUT - 1)) == []
     assert script.remarks() == []
     assert script.say(b"x" * 100) == script.say(b"x" * 100) == []
-    assert script.remarks() == ["odd: line without an end"]
+    assert script.remarks() == ["odd: line too long"]
     assert script.say(b"tail\n" + request("ehlo")) == [result(b"proceed")]
 
 
@@ -422,7 +422,7 @@ def test_a_message_of_which_lines_are_lost_for_want_of_memory_is_refused() -> No
     script.connection.pass_through(A)
     script.say(lines(end=True))
     assert script.say(request("commit")) == [result(LOST)]
-    assert script.remarks() == ["mail: refused: lines lost for want of memory"]
+    assert script.remarks() == ["mail: refused: lines lost for lack of memory"]
     # The next one is whole.
     script.say(lines(b"A: 1", session=B))
     script.connection.spoil(b"0000000000000000")
@@ -526,7 +526,7 @@ def test_nothing_is_sent_outside_a_message() -> None:
     assert script.remarks() == [
         "bug: lines without a message",
         "bug: pass through without a message",
-        "bug: end of a message that has not ended",
+        "bug: end of a message before its final dot",
         "bug: lines without a message",
     ]
 
@@ -558,7 +558,7 @@ def test_lines_behind_the_dot_are_dropped() -> None:
     script = Script()
     script.say(lines(b"x", end=True))
     assert script.say(lines(b"y")) == []
-    assert script.remarks() == ["odd: line behind the final dot"]
+    assert script.remarks() == ["odd: line after the final dot"]
     script.connection.send_lines(A, [b"x"], end=True)
     assert script.written() == back(b"x", b".")
 
@@ -704,14 +704,14 @@ def test_a_refusal_that_commit_does_not_take_is_replaced() -> None:
     script = Script()
     script.connection.refuse(A, JUNK)
     assert script.say(request("commit")) == [result(b"proceed")]
-    assert script.remarks() == ["bug: Junk at commit"]
+    assert script.remarks() == ["bug: illegal Junk at commit"]
 
 
 def test_remarks_show_what_they_are_about() -> None:
     script = Script()
     script.say(b"nonsense" * 100 + b"\n")
     (remark,) = script.connection.remarks.take()
-    assert repr(remark).startswith("<odd: unknown word b'' b'nonsensenonsense")
+    assert repr(remark).startswith("<odd: unknown keyword b'' b'nonsensenonsense")
     assert len(remark.detail) == 200
     assert script.connection.remarks.kept == []
 

@@ -130,7 +130,7 @@ def test_without_smtpd_a_filter_ends_at_once(number: int, name: bytes) -> None:
         preexec_fn=lambda: os.close(number),  # what a shell does
     )
     assert done.returncode == 2
-    assert done.stderr == b"filter-plain: %b is closed: smtpd is not there\n" % name
+    assert done.stderr == b"filter-plain: %b is closed: a filter must be started by smtpd\n" % name
 
 
 @pytest.mark.parametrize("name", ["Plain", "Later"])

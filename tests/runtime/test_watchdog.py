@@ -165,5 +165,5 @@ def test_a_coroutine_that_holds_the_process_up(watchdog: Watchdog) -> None:
     blocked = [0.01, 0.03]
     watchdog.blocked = lambda: blocked.pop(0)
     watchdog._look(signal.SIGALRM, None)
-    with pytest.raises(OverdueError, match="held the process up"):
+    with pytest.raises(OverdueError, match="blocked the process"):
         watchdog._look(signal.SIGALRM, None)
