@@ -1,19 +1,18 @@
-"""A filter that does its worst: for tests of what is promised whatever a policy does.
+"""A filter that misbehaves, for tests of the promises that hold whatever a policy does.
 
     python -m tests.hostile_filter --mode MODE --phase PHASE... [--async | --first-step]
         [--on-error proceed|tempfail] [--deadline SECONDS]
 
-It misbehaves in one manner (`MODES`) whenever it is asked at one of the phases, which are smtpd's
-words, ``headers``, ``message``, or ``all``.  Whatever that is, the process stays up, smtpd gets a
-legal answer in time, and the next session is served as if nothing had happened.  The answer is the
-filter's ``--on-error`` where the mode says FALLBACK; where it says PROCEED the policy answers that
-and does its damage elsewhere.
+It misbehaves in one mode (`MODES`) at each request of the given phases: names of smtpd's phases,
+`headers`, `message`, or `all`. In every mode the process stays up, smtpd gets a legal answer in
+time, and the next session is served normally. In modes with FALLBACK the answer is the filter's
+`--on-error`. In modes with PROCEEDS the policy proceeds, and does its damage elsewhere.
 
-With ``--async`` the handlers are coroutines, which misbehave when they have waited, with
-``--first-step`` before that; some modes need a coroutine (`NEEDS_LOOP`).
+With `--async` the handlers are coroutines that misbehave after they have waited, with
+`--first-step` before; some modes need a coroutine (`NEEDS_LOOP`).
 """
 
-# ruff: noqa: ARG001, T201, RUF006  (that is the point)
+# ruff: noqa: ARG001, T201, RUF006  # misbehaving is its purpose
 
 from __future__ import annotations
 
@@ -42,18 +41,18 @@ if TYPE_CHECKING:
 
 FALLBACK = "fallback"
 PROCEEDS = "proceed"
-#: Every manner of misbehaving, and what smtpd is told.
+#: By mode: the answer that smtpd gets.
 MODES: dict[str, str] = {}
 _MISDEEDS: dict[str, Misdeed] = {}
-#: Modes that only coroutines have.
+#: Modes that need coroutines.
 NEEDS_LOOP: set[str] = set()
 #: Modes in which each answer takes as long as --deadline allows.
 SLOW = {"loop", "sleep", "read", "regex", "stubborn-loop", "await-forever", "swallow-cancel"}
-#: Tasks from which on "leak-blocking-task" leaks no more: the one that asks, and one leaked.
+#: Number of tasks at which "leak-blocking-task" stops leaking: the handler's, and one leaked.
 MANY = 2
-#: The mode that leaves a task behind, which holds up the process when the session is gone.
+#: The mode that leaves a task behind, which blocks the process after the session has ended.
 LEAK_BLOCKING_TASK = "leak-blocking-task"
-#: Bytes that "memory" may take beyond what the process has; RLIMIT_AS keeps it there.
+#: Bytes that "memory" may allocate in addition, limited by RLIMIT_AS.
 ROOM = 48 << 20
 
 
@@ -123,7 +122,7 @@ def _memory(session: Session, subject: object) -> object:
             kept.append(bytearray(1 << 10))
 
 
-# -- not coming back ----------------------------------------------------------------------
+# -- blocking -----------------------------------------------------------------------------
 
 
 @_mode("loop")

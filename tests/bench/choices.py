@@ -1,4 +1,4 @@
-"""What the choices cost that docs/decisions speaks of, measured again.
+"""Measurements of the figures that docs/decisions gives.
 
     python -m tests.bench.choices [PART]...
 
@@ -75,7 +75,7 @@ PATTERNS: dict[str, tuple[Callable[[int], str], int]] = {
 
 
 def spent(what: Callable[[], object], least: float = 0.02) -> float:
-    """Seconds of the processor for one call."""
+    """Return the CPU seconds of one call."""
     found = []
     for _ in range(3):
         count, start = 0, time.process_time()
@@ -90,7 +90,7 @@ def spent(what: Callable[[], object], least: float = 0.02) -> float:
 
 
 def start() -> None:
-    """What it costs to load modules: time of the processor, and memory of its own."""
+    """Measure the cost of importing modules: CPU time, and private memory."""
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in STARTS}
     for _ in range(ROUNDS):
         for name, code in STARTS.items():
@@ -111,7 +111,7 @@ def start() -> None:
 
 
 def loops() -> None:
-    """The same filter on both loops."""
+    """Measure the same filter on both loops."""
     code = "from tests.bench.filters import {0}; {0}()"
     text = message(12)
     found: dict[str, list[tuple[float, float, float]]] = {"poll": [], "asyncio": []}
@@ -127,7 +127,7 @@ def loops() -> None:
 
 
 def regex() -> None:
-    """Our automaton beside `re`: one match of a key of that many bytes."""
+    """Compare our automaton with `re`: one match of a key of that many bytes."""
     try:
         import re2  # type: ignore[import-not-found]
     except ImportError:
@@ -153,7 +153,7 @@ def regex() -> None:
 
 
 def dns() -> None:
-    """Look-ups of names never asked before, from a name server on loopback."""
+    """Measure look-ups of uncached names, with a name server on loopback."""
     from dns.asyncresolver import Resolver as Other
 
     count = 2_000
@@ -187,7 +187,7 @@ def dns() -> None:
 
 
 def log() -> None:
-    """A line of the log beside one of `logging`, and what becomes of both when nobody reads."""
+    """Compare a line of our log with one of `logging`, and both with a log that isn't read."""
     with open(os.devnull, "w") as null:  # noqa: PTH123  # a descriptor
         ours = Log(fd=null.fileno())
         handler = logging.StreamHandler(null)
@@ -227,7 +227,7 @@ PARTS = {"start": start, "loops": loops, "regex": regex, "dns": dns, "log": log}
 
 
 def main() -> int:
-    """Measure what is asked for."""
+    """Run the selected measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
     parts = parser.parse_args().parts or PARTS

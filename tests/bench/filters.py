@@ -1,4 +1,4 @@
-"""The filters that are measured: the least that shows what the framework costs."""
+"""The filters for the benchmark, as small as possible, to show the cost of the framework."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AddHeader(Filter):
 
 
 class SevenPhases(Filter):
-    """Proceed in seven phases, and pass the message: what the practical limit does, no more."""
+    """Proceed in seven phases, and pass the message, as the practical limit does."""
 
     name = "seven-phases"
 
@@ -58,7 +58,7 @@ class SevenPhases(Filter):
 
 
 class Decisions(SevenPhases):
-    """Proceed in seven phases, and leave messages alone."""
+    """Proceed in seven phases, without messages."""
 
     name = "decisions"
 
@@ -67,7 +67,7 @@ class Decisions(SevenPhases):
 
 
 class SevenLater(SevenPhases):
-    """The same on asyncio: a handler that is never asked may wait."""
+    """The same on asyncio, because of a handler that may wait and is never called."""
 
     name = "seven-later"
 
@@ -76,7 +76,7 @@ class SevenLater(SevenPhases):
 
 
 class Whole(Filter):
-    """Look at whole messages."""
+    """Register for whole messages."""
 
     name = "whole"
 
@@ -85,7 +85,7 @@ class Whole(Filter):
 
 
 class Waiting(Filter):
-    """Decide in a coroutine that has nothing to wait for."""
+    """Decide in a coroutine that never suspends."""
 
     name = "waiting"
 
@@ -94,7 +94,7 @@ class Waiting(Filter):
 
 
 class First(Filter):
-    """Proceed where a policy of senders and recipients is asked."""
+    """Proceed in the phases of a policy on senders and recipients."""
 
     name = "first"
 

@@ -1,4 +1,4 @@
-"""The way of data: which functions a request and a body pass through, in their order.
+"""The call sequence of a request and of a body, in order.
 
     python -m tests.bench.hops [--calls]
 
@@ -49,14 +49,14 @@ LOOPS = ("loop.py", "selectors.py")
 
 @dataclass
 class Turn:
-    """What ran from one wait to the next: hops with their depth, and calls of built-in ones."""
+    """A turn, from one wait of the loop to the next: hops with their depth, and built-in calls."""
 
     hops: list[tuple[int, str]] = field(default_factory=list)
     builtin: int = 0
 
 
 class Recorder:
-    """A profile function that notes calls, turn by turn."""
+    """A profile function that records calls, turn by turn."""
 
     def __init__(self) -> None:
         """Begin in the middle of a turn."""
@@ -64,7 +64,7 @@ class Recorder:
         self._frames: list[bool] = []
 
     def __call__(self, frame: FrameType, event: str, called: object) -> None:
-        """Note a call; the parameters are those of `sys.setprofile`."""
+        """Record a call; the parameters are those of `sys.setprofile`."""
         path = frame.f_code.co_filename
         turn = self.turns[-1]
         if event == "call":
@@ -84,10 +84,10 @@ class Recorder:
 
 
 class Smtpd(threading.Thread):
-    """Plays smtpd's part of some sessions, and takes down what the filter does in the last."""
+    """Plays smtpd's part of some sessions, and records the filter's calls in the last one."""
 
     def __init__(self, end: socket.socket, recorder: Recorder, phase: str) -> None:
-        """Ask at this phase; ``data-line`` for a message."""
+        """Set the phase of the request; `data-line` for a message."""
         super().__init__()
         self.end, self.recorder, self.phase = end, recorder, phase
         self.steps: dict[str, list[Turn]] = {}
@@ -102,7 +102,7 @@ class Smtpd(threading.Thread):
             self.end.close()
 
     def session(self, number: int) -> Iterator[tuple[str, bytes, bytes]]:
-        """What is said, and the end of what is answered."""
+        """Return the input of the filter, and the end of its output."""
         sid = b"7641df97%08x" % number
         report = (
             b"report|0.7|%b|smtp-in|link-connect|%b|mx.example|pass|192.0.2.1:25|192.0.2.2:25\n"
@@ -119,7 +119,7 @@ class Smtpd(threading.Thread):
         yield "dot", dot, b"|.\n"
 
     def say(self, data: bytes, ending: bytes) -> list[Turn]:
-        """Send this, wait until it is answered and the loop waits again; the turns that took."""
+        """Send data, wait for the answer and for the loop to wait again; return the turns."""
         turns = self.recorder.turns
         before = len(turns) - 1
         self.end.sendall(data)
@@ -134,7 +134,7 @@ class Smtpd(threading.Thread):
 
 
 def record(filters: Sequence[Filter], phase: str) -> dict[str, list[Turn]]:
-    """Serve these filters, and ask them at a phase."""
+    """Serve these filters, and send them requests of a phase."""
     log, watchdog = Log(), Watchdog(5.0)
     watchdog.armed = True  # so that its timer never runs
     chain = Chain([(each, each.on_error, each.deadline) for each in filters], log, watchdog)
@@ -154,7 +154,7 @@ def record(filters: Sequence[Filter], phase: str) -> dict[str, list[Turn]]:
 
 
 def show(title: str, turns: Sequence[Turn], *, calls: bool) -> None:
-    """Print how many hops there were; with `calls`, which."""
+    """Print the number of hops, and with `calls` the hops."""
     hops = [hop for turn in turns for hop in turn.hops]
     modules = {name.split(".", 1)[0] for _, name in hops}
     builtin = sum(turn.builtin for turn in turns)

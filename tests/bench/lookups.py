@@ -1,4 +1,4 @@
-"""What look-ups cost: filter-senderscore, ours and the one in use, and ours that ask the DNS.
+"""The cost of look-ups: both filter-senderscore, and our filters that query the DNS.
 
 The one in use asks the name server of resolv.conf. So it runs in a network of its own, in which
 ours is, too, and sees a resolv.conf of its own. Where that can't be had, ours runs alone.
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Self
 
-# What a look-up comes to is in the address: 10.0.0.0/16 is answered in 20 ms, 10.1.0.0/16 never,
-# and all other clients at once.
+# The address determines the result of a look-up: 10.0.0.0/16 is answered in 20 ms, 10.1.0.0/16
+# never, and all other clients at once.
 SLOWLY, NEVER = 0.02, 5.0
 LISTS = tuple(f"{letter}.lists.example" for letter in "abcd")
 LISTED = {"A": "127.0.0.2", "ttl": 3600}
@@ -47,7 +47,7 @@ LOST = 10
 # Both give up after 5 s. Ours asks a second time after a third of that, and waits twice as long.
 RESOLV_CONF = f"nameserver 127.0.0.1\nsearch .\noptions timeout:{NEVER:.0f} attempts:1\n"
 PATIENCE = f"{NEVER / 3:.3f}"
-# Nobody is refused, but everybody might be, and every message is marked.
+# No client is refused, but each might be, and every message is marked.
 FLAGS = ("-blockBelow", "20", "-junkBelow", "40", "-scoreHeader")
 BLOCKING = ("-blockBelow", "20")
 ASK_LISTS = tuple(flag for name in LISTS for flag in ("--client", name))
@@ -103,7 +103,7 @@ LEAST = {"senderscore": 0.7}
 
 
 class Place:
-    """A name server, and filters that ask it; a context manager.
+    """A name server, and filters that query it; a context manager.
 
     `alone` says why the filter in use can't take part, if it can't.
     """
@@ -137,39 +137,39 @@ class Place:
         self._stack.close()
 
     def ours(self, *flags: str) -> list[str]:
-        """The command of ours."""
+        """Return the command of our filter-senderscore."""
         return self.command("senderscore", *flags, *self.asking, "--timeout", PATIENCE)
 
     @property
     def asking(self) -> tuple[str, str]:
-        """The flags with which a filter of ours asks the name server."""
+        """Return the flags with which our filters query the name server."""
         return "--nameserver", f"{self.dns.address}:{self.dns.port}"
 
     def command(self, filter_: str, *flags: str) -> list[str]:
-        """The command of a filter of ours."""
+        """Return the command of a filter of ours."""
         return [*self._network, sys.executable, "-m", f"smtpd_filters.filters.{filter_}", *flags]
 
     def theirs(self, *flags: str) -> list[str]:
-        """The command of the filter in use."""
+        """Return the command of Debian's filter-senderscore."""
         command = shlex.join([*(self._senderscore or ()), *flags])
         mount = shlex.join(["mount", "--bind", str(self._resolv_conf), "/etc/resolv.conf"])
         return [*self._network, "unshare", "-m", "--", "sh", "-c", f"{mount} && exec {command}"]
 
 
 def addresses(start: str) -> Iterable[str]:
-    """IPv4 addresses from this one on."""
+    """Return IPv4 addresses from this one on."""
     first = int.from_bytes(bytes(map(int, start.split("."))), "big")
     return (".".join(map(str, number.to_bytes(4, "big"))) for number in itertools.count(first))
 
 
 def mixed(count: int, number: int) -> list[str]:
-    """Clients of whom one in ten is looked up in vain; others for each `number`, up to 31."""
+    """Return clients, a tenth with failing look-ups; others for each `number`, up to 31."""
     found, lost = addresses(f"10.0.{8 * number}.0"), addresses(f"10.1.{8 * number}.0")
     return [next(iter(found if at % LOST else lost)) for at in range(count)]
 
 
 def of_client(text: bytes, client: str) -> bytes:
-    """Make a part of the dialogue that of a client, with names of its own that nobody confirms."""
+    """Return a part of the dialogue for a client, with names of its own that don't exist."""
     name = client.replace(".", "-").encode()
     text = text.replace(ANYBODY, client.encode()).replace(b"|pass|", b"|fail|")
     for domain in DOMAINS:
@@ -231,7 +231,7 @@ def warm(place: Place, count: int, case: Case, lines: Sequence[bytes]) -> dict[s
 def growth(
     place: Place, before: int, count: int, progress: Callable[[str], None]
 ) -> tuple[float, float]:
-    """Clients one never sees again: bytes that `count` of them take, and those before them."""
+    """Measure the memory for `count` clients that never return, and for those before them."""
     clients = addresses("10.128.0.0")
     with Player(place.ours(*BLOCKING)) as player:
         began = grown = player.anonymous()

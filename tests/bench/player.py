@@ -1,4 +1,4 @@
-"""Plays smtpd towards one filter, checks what it answers, and measures what that costs.
+"""A player of smtpd's part for one filter, which checks its answers and measures the cost.
 
 As in smtpd, the filter's standard input and output are one stream socket, only the events that it
 registered are sent, and a session's next request waits for the answer to the one before. What is
@@ -48,14 +48,14 @@ PATIENCE = 20.0
 
 
 class MisbehaviourError(Exception):
-    """The filter did what smtpd would not accept, or stopped answering."""
+    """The filter wrote something that smtpd would not accept, or stopped answering."""
 
 
 class Player:
     """One running filter, and smtpd's end of its socket."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start the filter and take its registrations; `ready` is the seconds that took."""
+        """Start the filter and read its registrations; `ready` is the time in seconds."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # What was read last.
@@ -105,7 +105,7 @@ class Player:
             self.kill()
 
     def finish(self) -> None:
-        """Close the filter's input: it owes nothing more, and exits with status 0."""
+        """Close the filter's input; check that it writes nothing more and exits with status 0."""
         self._socket.shutdown(socket.SHUT_WR)
         try:
             status = self._process.wait(5)
@@ -121,7 +121,7 @@ class Player:
             raise self.error(f"exit status {status} at the end of its input")
 
     def kill(self) -> None:
-        """Make sure that the filter has gone."""
+        """Kill the filter if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -167,7 +167,7 @@ class Player:
         return size
 
     def reserve(self, size: int) -> None:
-        """Have so much memory ready: getting it costs more than a read does."""
+        """Allocate this much memory in advance, since that costs more than a read."""
         self.room.extend(b"\xff" * (size - len(self.room)))
 
     def exchange(
@@ -210,7 +210,7 @@ class Player:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
 
     def anonymous(self) -> int:
-        """Bytes of memory that belong to no file: all that a filter can leak.
+        """Bytes of anonymous memory, in which all leaks of a filter are.
 
         Pages of the interpreter become a process's own when the last other one to map them ends;
         these do not count here.
@@ -223,7 +223,7 @@ class Player:
         return {name: int(size) for name, size in found}
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of memory that are the filter's alone (USS), and all that it has mapped (RSS).
+        """Bytes of memory that only the filter uses (USS), and all that it has mapped (RSS).
 
         A filter that runs on the same interpreter as the benchmark shares that with it: its USS
         is then what one more such filter costs, and its RSS nearer to what the first one does.

@@ -47,7 +47,7 @@ def our(name: str) -> str:
 
 
 def line_ups(senderscore: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """What is compared: the filters of each server."""
+    """The compared servers, with the filters of each."""
     found = {
         "no filter": {},
         "one filter": {"first": our("first")},
@@ -60,10 +60,10 @@ def line_ups(senderscore: Sequence[str] | None) -> dict[str, dict[str, str]]:
 
 
 class Client:
-    """A connection on which one message follows the other."""
+    """A connection for a series of messages."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Greet and be greeted."""
+        """Read the banner and send the greeting."""
         self.socket = connection
         self.at = 0
         self.expect(b"220")
@@ -86,7 +86,7 @@ class Client:
         self.socket.sendall(SCRIPT[self.at][0])
 
     def hear(self) -> bool:
-        """Take the reply to it; return whether that was a message's last."""
+        """Read the reply to it; return whether that ends a message."""
         self.expect(SCRIPT[self.at][1])
         self.at = (self.at + 1) % len(SCRIPT)
         return self.at == 0
@@ -145,5 +145,5 @@ def measure(
 
 
 def missing() -> str | None:
-    """Say why this can't be measured here; None if it can."""
+    """Return why this can't be measured here; None if it can."""
     return unavailable(system_version() or VERSIONS[0])

@@ -88,7 +88,7 @@ def theirs() -> str | None:
 
 
 def missing() -> str | None:
-    """Say why this can't be measured here; None if it can."""
+    """Return why this can't be measured here; None if it can."""
     if theirs() is None:
         return "needs Debian's opensmtpd-filter-rspamd"
     if _compiler() is None:
@@ -97,7 +97,7 @@ def missing() -> str | None:
 
 
 def missing_daemon() -> str | None:
-    """Say why the real daemon can't be asked here; None if it can."""
+    """Return why the real daemon can't be used here; None if it can."""
     return missing() or unavailable()
 
 
@@ -111,7 +111,7 @@ def commands(url: str) -> dict[str, list[str]]:
 
 
 class Daemon:
-    """The daemon; a context manager. `url` is where it is asked."""
+    """The daemon; a context manager. `url` is the URL for scans."""
 
     def __enter__(self) -> Self:
         """Build it if need be, and start it."""

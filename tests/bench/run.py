@@ -1,4 +1,4 @@
-"""The benchmark: what our filters cost, beside a filter in use and the least a filter can do.
+"""The benchmark: the cost of our filters, beside Debian's and the least that a filter can do.
 
     python -m tests.bench.run [--quick] [--check] [--json] [--only PART]...
 
@@ -45,7 +45,7 @@ def our(name: str) -> list[str]:
 
 @dataclass
 class Target:
-    """A figure, and what it must be at least or at most."""
+    """A figure, and its lower or upper limit."""
 
     name: str
     value: float
@@ -60,7 +60,7 @@ class Target:
 
 @dataclass
 class Sizes:
-    """How much is played."""
+    """The size of each part of the benchmark."""
 
     rounds: int = 7
     messages: int = 100
@@ -112,7 +112,7 @@ QUICK = Sizes(
 
 @dataclass
 class Report:
-    """Everything that was measured."""
+    """All results."""
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
@@ -154,7 +154,7 @@ class Bench:
     """One run of the benchmark: each method plays one part of it and adds to the report."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Find out who takes part."""
+        """Determine the contestants."""
         self.sizes: Sizes = QUICK if options.quick else Sizes()
         self.report = Report()
         self.lines_filter: list[str] = options.lines_filter
@@ -176,7 +176,7 @@ class Bench:
         ours: dict[str, list[str]],
         measure: Callable[[Player], dict[str, float]],
     ) -> list[dict[str, dict[str, float]]]:
-        """Let all contestants, each started anew, do the same in turns."""
+        """Play the same to all contestants in turns, each in a new process."""
         contestants = {**ours, **self.others}
         found = []
         for number in range(self.sizes.rounds):
@@ -195,7 +195,7 @@ class Bench:
         self.report.targets.append(Target(name, value, sense, limit))
 
     def data_lines(self) -> None:
-        """A field is added to each message and its body passed, 50 sessions taking turns."""
+        """Measure adding a field to each message and passing its body, 50 sessions in turns."""
         text = message(self.sizes.lines)
 
         def measure(player: Player) -> dict[str, float]:
@@ -211,7 +211,7 @@ class Bench:
             )
 
     def decisions(self) -> None:
-        """Seven decisions and a message of 20 lines in each session, 50 sessions at a time."""
+        """Measure sessions with seven decisions and a message of 20 lines, 50 at a time."""
         text = message(12)
 
         def measure(player: Player) -> dict[str, float]:
@@ -231,7 +231,7 @@ class Bench:
                 )
 
     def start(self) -> None:
-        """Until a filter is ready, and the memory that is its own then."""
+        """Measure the time until a filter is ready, and its private memory then."""
         commands = {"ours": self.ready_filter, **self.others}
         found = []
         for number in range(self.sizes.starts):
@@ -256,7 +256,7 @@ class Bench:
         self.target("USS when ready, MiB", own, "<=", 14)
 
     def growth(self) -> None:
-        """Memory after many sessions, against that after the first ones."""
+        """Measure the memory after many sessions, compared with that after the first ones."""
         text = message(12)
         with Player(self.sessions_filter) as player:
             before = 0
@@ -275,7 +275,7 @@ class Bench:
         self.target("growth, bytes per session", grown / self.sizes.growth, "<=", 4)
 
     def crowd(self) -> None:
-        """The cost of a session and of a line with 10 and with 2,000 sessions at a time."""
+        """Measure the cost of a session and of a line with 10 and with 2,000 sessions at a time."""
         short, long = message(12), message(self.sizes.crowd_lines)
         found = []
         for number in range(self.sizes.rounds):
@@ -295,7 +295,7 @@ class Bench:
             self.target(f"{key} at 2,000 : at 10 sessions", ratio, "<=", 1.2)
 
     def lookups(self) -> None:
-        """Clients whose reputation is looked up, by a name server that fails for one in ten."""
+        """Measure look-ups of clients' reputation; the name server fails for one in ten."""
         from tests.bench import lookups
 
         text = message(12)
@@ -351,7 +351,7 @@ class Bench:
         return ratio
 
     def real(self) -> None:
-        """Messages per second through a real smtpd, with filters and without."""
+        """Measure messages per second through a real smtpd, with and without filters."""
         from tests.bench import real
 
         if reason := real.missing():
@@ -365,7 +365,7 @@ class Bench:
             self.report.figures[f"real smtpd, {name}"] = median
 
     def rspamd(self) -> None:
-        """filter-rspamd beside Debian's, in front of the same daemon."""
+        """Compare filter-rspamd with Debian's, with the same daemon."""
         from tests.bench import rspamd
 
         if reason := rspamd.missing():
@@ -386,7 +386,7 @@ class Bench:
         self._beside("rspamd, 50 x 1 MB", rounds, {"peak RSS MiB": ("<=", 1 / 3)})
 
     def stalls(self) -> None:
-        """How long a session waits while one or 200 others send what they like."""
+        """Measure how long a session waits while one or 200 others send any kind of mail."""
         from tests.bench import rspamd, stalls
 
         title = f"mailfrom, a table of {self.sizes.table} domains reloaded"
@@ -444,13 +444,13 @@ def line_figures(run: Lines) -> dict[str, float]:
 
 
 def progress(text: str) -> None:
-    """Show what is being done, on a terminal only."""
+    """Show the current step, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def number(value: float) -> str:
-    """A figure with three digits that count."""
+    """Format a figure with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""How long a session waits while others send whatever they like, and what memory that takes.
+"""The waiting time of a session, and the memory, while other sessions send any kind of mail.
 
 smtpd's side of one filter: sessions flood it with mail of one kind while a session of somebody else
 asks every 50 ms.  What counts is the longest that this one waits for its answer, and the most
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-#: Seconds between two questions of the session that is waited for.
+#: Seconds between two requests of the measured session.
 BEAT = 0.05
 #: As much as a stream socket takes at a time.
 PIECE = 1 << 17
 TOKEN = b"7c0ffee5ca1ab1e5"
 CLEAN = b"00000000deadbeef"
-#: The phases that a filter may be asked at, and with what.
+#: The phases of the requests to a filter, and their arguments.
 QUESTIONS = (("noop", b""), ("mail-from", b"alice@example.net"), ("commit", b""))
 HEAD = [b"Received: from x", b"From: alice@example.net", b"Subject: x"]
-#: Bytes that smtpd takes back in a second: on a real one 65,000 lines of any length.
+#: Bytes that smtpd reads back in a second: a real one reads 65,000 lines of any length.
 SLOW = 15_000_000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of mail: lines that are sent before the end of the header, and behind it."""
+    """A kind of mail: the lines before the end of the header, and after it."""
 
     header: bytes | None = None
     body: bytes | None = None
@@ -107,12 +107,12 @@ class Flood:
             raise MisbehaviourError(f"exit status {self._process.returncode}")
 
     def memory(self) -> float:
-        """The most memory that the filter ever had, in MiB."""
+        """The peak memory of the filter, in MiB."""
         status = Path(f"/proc/{self._process.pid}/status").read_text("ascii")
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
     def connect(self, session: bytes) -> None:
-        """Let a stranger come."""
+        """Begin another session."""
         where = b"mail.example.net|pass|203.0.113.9:4711|192.0.2.1:25"
         self._out.append(self._event(b"report", b"link-connect", session, where))
 
@@ -129,7 +129,7 @@ class Flood:
                 self._pump(rate)
 
     def flush(self, messages: int, *, rate: int = 0) -> None:
-        """Go on until everything is sent, and so many messages have come back."""
+        """Continue until everything is sent and this many messages have been returned."""
         self._until(lambda: not self._out and self.returned >= messages, rate)
 
     def hang_up(self) -> None:
@@ -137,7 +137,7 @@ class Flood:
         self._process.send_signal(signal.SIGHUP)
 
     def serve_until(self, done: Callable[[], object]) -> None:
-        """Let the one session go on asking until something is so."""
+        """Send requests of the measured session until a condition holds."""
         while not done():
             self._pump()
             if time.monotonic() - self._asked > PATIENCE and self._asked:
@@ -152,7 +152,7 @@ class Flood:
                 raise MisbehaviourError(f"nothing moves for {PATIENCE:.0f} s")
 
     def _pump(self, rate: int = 0) -> bool:
-        """Write and read what can be; whether anything moved."""
+        """Write and read as much as possible now; return whether anything was moved."""
         now = time.monotonic()
         if self._question and not self._asked and now >= self._next:
             phase, argument = self._question
@@ -198,7 +198,7 @@ class Flood:
 
 
 def _pieces(heads: Sequence[bytes], lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of several sessions, in pieces of about `PIECE` bytes."""
+    """Yield the lines of several sessions, in pieces of about `PIECE` bytes."""
     rows: list[bytes] = []
     size = 0
     for line in lines:
@@ -213,7 +213,7 @@ def _pieces(heads: Sequence[bytes], lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def measure(command: Sequence[str], kind: Kind, sessions: int, size: int) -> dict[str, float]:
-    """Have so many sessions send messages of that kind and of so many bytes, all at once."""
+    """Send messages of this kind and size in this many sessions at once."""
     with Flood(command) as flood:
         keys = [b"%016x" % (0x1000 + number) for number in range(sessions)]
         for key in keys:
@@ -239,7 +239,7 @@ def measure(command: Sequence[str], kind: Kind, sessions: int, size: int) -> dic
 
 
 def reload(entries: int, times: int) -> dict[str, float]:
-    """Have a table of so many domains reloaded while a session is served."""
+    """Reload a table of this many domains while a session is served."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         # Written beforehand: whoever writes a file doesn't look for answers meanwhile.
@@ -270,7 +270,7 @@ ZONE = {"*.score.example": {"A": ["127.0.4.50"], "ttl": 0}}
 
 
 def commands(url: str, nameserver: str) -> dict[str, tuple[list[str], float]]:
-    """The filters that are flooded, and the memory in MiB that each may take.
+    """Return the filters to flood, with the memory limit of each in MiB.
 
     ``url`` is that of a daemon of rspamd's kind, ``nameserver`` serves `ZONE`.
     """

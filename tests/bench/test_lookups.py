@@ -31,7 +31,7 @@ def test_one_client_in_ten_is_looked_up_in_vain() -> None:
     for clients in rounds:
         assert sum(client.startswith("10.1.") for client in clients) == 2_000 / LOST
         assert sum(client.startswith("10.0.") for client in clients) == 2_000 - 2_000 / LOST
-    # Nobody is known from an earlier round.
+    # No client is known from an earlier round.
     assert len({client for clients in rounds for client in clients}) == 16 * 2_000
 
 
@@ -74,7 +74,7 @@ def test_sessions_are_looked_up(place: Place) -> None:
 def test_a_look_up_too_many_is_found_out() -> None:
     """A cache that does not keep what it was told would not be measured as one that does."""
     with Place(None) as place:
-        # They take more memory than an answer may that is kept.
+        # They take more memory than a cached answer may.
         many = [f"127.0.4.{last}" for last in range(MAX_RECORDS)]
         place.dns.zone["*.score.senderscore.com"] = {"A": many}
         with pytest.raises(MisbehaviourError, match="look-ups of what was known"):

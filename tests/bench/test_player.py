@@ -11,7 +11,7 @@ from tests.loading import loaded
 
 Workload = Callable[[Player, int, int, Sequence[bytes]], object]
 
-# A filter that asks two phases and passes everything; `{change}` may spoil its answers.
+# A filter that registers two phases and passes everything; `{change}` may spoil its answers.
 FILTER = r"""
 import os, sys
 take = sys.stdin.buffer.readline

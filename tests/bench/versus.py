@@ -1,4 +1,4 @@
-"""This checkout beside another one: what a change costs, as ratios.
+"""A comparison of this checkout with another one: the cost of a change, as ratios.
 
     python -m tests.bench.versus OTHER [--rounds N] [--only PART]...
 
@@ -27,27 +27,27 @@ LINES, SESSIONS, CONCURRENT, CROWD = 50, 3_000, 50, 1_000
 
 
 def per_line(player: Player) -> float:
-    """Nanoseconds of the processor for each line."""
+    """Measure CPU nanoseconds per line."""
     return lines_of(player, LINES, CONCURRENT, LONG).cost
 
 
 def per_session(player: Player) -> float:
-    """Microseconds of the processor for each session."""
+    """Measure CPU microseconds per session."""
     return sessions(player, SESSIONS, CONCURRENT, SHORT).cost
 
 
 def per_crowded_session(player: Player) -> float:
-    """The same, of many at a time."""
+    """Measure CPU microseconds per session, with many sessions at a time."""
     return sessions(player, SESSIONS, CROWD, SHORT).cost
 
 
 def start(player: Player) -> float:
-    """Milliseconds until it is ready."""
+    """Measure the milliseconds until a filter is ready."""
     return player.ready * 1e3
 
 
 def memory(player: Player) -> float:
-    """MiB that are its own when it is ready."""
+    """Measure the private memory of a ready filter, in MiB."""
     return player.memory()[0] / (1 << 20)
 
 
@@ -80,7 +80,7 @@ def command(root: Path, name: str) -> list[str]:
 
 
 def compare(trees: Sequence[Path], part: str, rounds: int) -> tuple[list[float], float]:
-    """The medians of both, and of their ratio within a round."""
+    """Return the medians of both, and of their ratio within a round."""
     name, _, measure = PARTS[part]
     found: list[list[float]] = []
     for number in range(rounds):

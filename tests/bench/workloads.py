@@ -1,4 +1,4 @@
-"""What is played to a filter: a dialogue, many of them at a time, and long messages."""
+"""The workloads for a filter: a dialogue, many of them at a time, and long messages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ HEADER = (
     b"Content-Type: text/plain; charset=utf-8",
     b"",
 )
-# What a hasty filter trips over: stuffed dots, bars, bytes that are not UTF-8, lines like events.
+# Lines that careless filters fail on: stuffed dots, bars, bytes that are not UTF-8, lines that
+# look like events.
 AWKWARD = (
     b"..",
     b"a|b||c|",
@@ -84,7 +85,7 @@ _microseconds = itertools.count(1_576_146_008_000_000)
 
 
 def stamp() -> bytes:
-    """The time of one more event, as smtpd writes it."""
+    """Return the time of the next event, as smtpd writes it."""
     return b"%d.%06d" % divmod(next(_microseconds), 1_000_000)
 
 
@@ -111,10 +112,10 @@ class Play:
 
 
 class Score:
-    """What a filter is told of a session, by what it registered, ready to be filled in."""
+    """The events of a session that a filter has registered, as a template."""
 
     def __init__(self, player: Player) -> None:
-        """Keep the part of the dialogue that the filter asked for."""
+        """Keep the part of the dialogue that the filter has registered."""
         self.steps: list[tuple[bytes, str | None]] = []
         pending = b""
         for kind, name, rest in DIALOGUE:
@@ -155,7 +156,7 @@ def data_lines(session: bytes, lines: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def check_message(player: Player, returned: Sequence[bytes], sent: Sequence[bytes]) -> None:
-    """Whether a message came back as it was, but for fields in front of it."""
+    """Return whether a message was returned unchanged, except for fields added before it."""
     added = len(returned) - len(sent)
     if added < 0 or list(returned[added:]) != list(sent) or b"." in returned[:added]:
         missing = [line[:80] for line in sent if line not in returned]
@@ -164,7 +165,7 @@ def check_message(player: Player, returned: Sequence[bytes], sent: Sequence[byte
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """What a run of sessions cost: seconds of wall clock, and CPU seconds of the filter."""
+    """The cost of a run of sessions: wall-clock seconds, and CPU seconds of the filter."""
 
     sessions: int
     seconds: float
@@ -182,16 +183,16 @@ class Sessions:
         return self.cpu / self.sessions * 1e6
 
     def latency(self, share: float) -> float:
-        """Microseconds within which this share of the decisions was there."""
+        """Microseconds within which this share of the decisions arrived."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e6
 
 
 class Stage:
-    """Sessions that go on, each as soon as its answer is there."""
+    """A run of sessions; each continues as soon as its answer arrives."""
 
     def __init__(self, player: Player, waiting: list[Play], concurrent: int) -> None:
-        """Have `waiting` played, `concurrent` of them at a time."""
+        """Prepare to play `waiting`, `concurrent` of them at a time."""
         self.player = player
         self.waiting = waiting
         self.concurrent = concurrent
@@ -200,7 +201,7 @@ class Stage:
         self.latencies: list[float] = []
 
     def run(self) -> None:
-        """Play until nobody is left."""
+        """Play until no session is left."""
         rest = b""
         while self.waiting or self.active or self.outgoing:
             while self.waiting and len(self.active) < self.concurrent:
@@ -226,7 +227,7 @@ class Stage:
             del self.active[play.session]
 
     def take(self, line: bytes, now: float) -> None:
-        """Let the session that was answered go on."""
+        """Continue the session that was answered."""
         if line.startswith(b"filter-result|"):
             play = self.active.get(line[14:30])
             if play is None or line[30:] != PROCEED or play.steps[play.at][1] == "data-line":
@@ -274,7 +275,7 @@ def perform(
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """What data-lines cost: seconds of wall clock, and CPU seconds of the filter."""
+    """The cost of data-lines: wall-clock seconds, and CPU seconds of the filter."""
 
     lines: int
     seconds: float
@@ -345,7 +346,7 @@ def wave(
 
 
 def check_wave(player: Player, plays: Sequence[Play], got: bytes, lines: Sequence[bytes]) -> None:
-    """Whether every message of a wave came back whole."""
+    """Return whether every message of a wave was returned whole."""
     returned: dict[bytes, list[bytes]] = {play.session: [] for play in plays}
     *answers, rest = got.split(b"\n")
     for line in answers:

@@ -1,4 +1,4 @@
-"""The demonstration: good and bad neighbours send mail to a real smtpd, and a table says what came.
+"""The demonstration: senders good and bad send mail to a real smtpd; a table shows the results.
 
     python -m tests.demo [--server VERSION|ROOT] [--replay] [--width COLUMNS]
 

@@ -36,7 +36,7 @@ NARROWEST, WIDEST = 60, 150
 
 
 def choose(wanted: str | None) -> tuple[str | None, str]:
-    """Return the version of smtpd that is to be run; None, and in one line why there is none."""
+    """Return the version of smtpd to run; or None, and the reason in one line."""
     own = system_version()
     by_itself = sorted(versions(), key=lambda each: each != own)
     reasons = {
@@ -133,12 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as it is typed from where we are, if that is shorter."""
+    """Return a path relative to the working directory, if that is shorter."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def program() -> int:
-    """Run it as a program whose reader may go away, as `head` does."""
+    """Run it as a program whose reader may close the pipe, as `head` does."""
     try:
         return main()
     except BrokenPipeError:

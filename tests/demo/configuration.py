@@ -1,4 +1,4 @@
-"""The operator's smtpd.conf of the demonstration: read, shown, and taken to the laboratory."""
+"""The operator's smtpd.conf of the demonstration: parsed, shown, and adapted to the laboratory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def commands(conf: str) -> dict[str, str]:
 
 
 def chains(conf: str) -> dict[int, list[str]]:
-    """Return the names of the filters at each port, in the order in which they are asked."""
+    """Return the names of the filters at each port, in the order of their requests."""
     return {
         SUBMISSION if "port submission" in options else SMTP: re.findall(r"[\w-]+", many or one)
         for options, many, one in _LISTEN.findall(conf)
@@ -32,7 +32,7 @@ def chains(conf: str) -> dict[int, list[str]]:
 
 
 def laboratory(conf: str, rspamd: str) -> str:
-    """Return the configuration with what a laboratory can't have replaced.
+    """Return the configuration, with replacements for what a laboratory can't provide.
 
     `rspamd` is the address of the scanner there. Certificate and aliases are where the laboratory
     has them, users are in a table instead of passwd(5), "all" is a group of interfaces that OpenBSD

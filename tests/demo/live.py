@@ -23,7 +23,7 @@ from tests.demo.neighbours import (
 if TYPE_CHECKING:
     from smtpd_filters.testing.server import Connection, Reply
 
-# What a client does besides commands: come, and end a message.
+# Actions of a client besides commands: connecting, and ending a message.
 CONNECT, END = "", "."
 #: Has Rspamd know the text that it marks, beside the one that it refuses.
 TEST_PATTERNS = "enable_test_patterns = true;"
@@ -78,7 +78,7 @@ def serve(server: str) -> list[Outcome]:
 
 
 def exchange(smtpd: Smtpd) -> tuple[list[Answered], dict[str, str]]:
-    """Have all mail sent; return the last reply to each, and where each message went."""
+    """Send all mail; return the last reply to each message, and where it was delivered."""
     with smtpd:
         answers = [send(smtpd, neighbour) for neighbour in NEIGHBOURS]
         places = {
@@ -124,6 +124,6 @@ def _say(connection: Connection, command: str) -> Reply | None:
 
 
 def _name(command: str) -> str:
-    """How a command is called: what stands before its parameter."""
+    """Return the name of a command: the part before its parameter."""
     names = {CONNECT: "connect", END: END_OF_DATA}
     return names.get(command) or command.partition(":")[0].partition(" PLAIN")[0]

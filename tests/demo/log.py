@@ -1,4 +1,4 @@
-"""What smtpd's log says of the neighbours, and what follows from it for each message."""
+"""A parser of smtpd's log: the sessions of the neighbours, and the outcome of each message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
 
 def read_log(lines: Iterable[str]) -> tuple[dict[str, Seen], dict[str, list[Said]]]:
-    """Read smtpd's log: sessions by the client's address, and by session what filters said."""
+    """Read smtpd's log: the sessions by client address, and the filters' lines by session."""
     sessions: dict[str, Seen] = {}
     said: dict[str, list[Said]] = {}
     for line in lines:
@@ -53,7 +53,7 @@ def outcome(
     answered: Answered,
     folder: str,
 ) -> Outcome:
-    """Put together what is known of one message."""
+    """Combine all that is known of one message."""
     seen = sessions.get(neighbour.address, Seen("", "<unknown>"))
     heard = said.get(seen.id, [])
     asked = {each.filter for each in heard}

@@ -1,4 +1,4 @@
-"""Who sends mail in the demonstration, and what can be said of each message afterwards."""
+"""The senders of the demonstration, with their mail and its expected outcome."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ INBOX, JUNK, REFUSED, NOWHERE = "Inbox", "Junk", "refused", "nowhere"
 SMTP, SUBMISSION = 25, 587
 END_OF_DATA = "end of DATA"
 USERS = ("alice", "bob")
-# What every scanner takes for spam, so that it can be tested with: Generic Test for Unsolicited
-# Bulk Email. Rspamd marks, and doesn't refuse, what has the second one (`enable_test_patterns`).
+# Generic Test for Unsolicited Bulk Email, which every scanner treats as spam, for tests. Rspamd
+# marks, and doesn't refuse, a message with the second pattern (`enable_test_patterns`).
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 MARKED = f"Y{GTUBE[1:]}"
 
 
 class Neighbour(NamedTuple):
-    """Somebody who sends a message, and what should become of it."""
+    """A sender of a message, and the expected outcome."""
 
     who: str
     address: str
