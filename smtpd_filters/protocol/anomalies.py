@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Remark:
     """An anomaly for the log.
 
-    Its sort is "odd" (unexpected input of smtpd), "bug" (of this project) or "mail" (a message that
+    Its sort is "unexpected" (input of smtpd), "bug" (of this project) or "mail" (a message that
     was changed or refused).
     """
 
@@ -56,9 +56,9 @@ class Remarks:
         kept, self.kept = self.kept, []
         return kept
 
-    def odd(self, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
+    def unexpected(self, kind: str, session: bytes = b"", detail: bytes = b"") -> None:
         """Record unexpected input of smtpd."""
-        self.kept.append(Remark("odd", kind, session, detail[:SHOWN]))
+        self.kept.append(Remark("unexpected", kind, session, detail[:SHOWN]))
 
     def bug(self, kind: str, session: bytes) -> None:
         """Record a mistake of this project."""

@@ -160,7 +160,7 @@ class Transit:
             if not self.may_be_long or max(map(len, tails)) <= self.limit + _PAIR:
                 text = b"\nfilter-dataline|".join(tails)
                 if self._headers_open:
-                    self._mind_headers(rows)
+                    self._track_headers(rows)
                 self._out += (b"filter-dataline|", text, b"\n")
                 return _NONE
         by_key: dict[bytes, list[bytes]] = {}
@@ -168,7 +168,7 @@ class Transit:
             by_key.setdefault(self.key(row), []).append(row[self._body_at :])
         return [(self.known[key], content) for key, content in by_key.items()]
 
-    def _mind_headers(self, rows: list[bytes]) -> None:
+    def _track_headers(self, rows: list[bytes]) -> None:
         """Notice empty lines that end a header: long lines are broken differently before them."""
         for row in rows:
             if len(row) == self._body_at:
@@ -186,23 +186,23 @@ class Transit:
             self.streams[session] = stream
             self.refused.pop(session, None)
         elif stream.ended:
-            self._remarks.odd("line after the final dot", session)
+            self._remarks.unexpected("line after the final dot", session)
             return
         end = line == b"."
         if end:
             stream.ended = True
-            self._unlearn(stream)
+            self._remove_key(stream)
             if stream.passing:
                 self._end(stream)
                 return
         elif not stream.key:
-            self._learn(stream, row)
+            self._add_key(stream, row)
         if not stream.passing:
             self._listener.content(session, [] if end else [line], end=end)
         else:
             self._write_lines(stream, [line])
 
-    def _learn(self, stream: _Stream, row: bytes) -> None:
+    def _add_key(self, stream: _Stream, row: bytes) -> None:
         """Store the key of the message's lines, so that further lines are processed in bulk."""
         if self.token_first or len(stream.prefix) != len(_PREFIX) + _PAIR:
             return
@@ -224,7 +224,7 @@ class Transit:
         elif stream.header:
             self._headers_open += 1
 
-    def _unlearn(self, stream: _Stream) -> None:
+    def _remove_key(self, stream: _Stream) -> None:
         if stream.key:
             del self.known[stream.key]
             stream.key = b""
@@ -279,7 +279,7 @@ class Transit:
     def drop(self, session: bytes) -> None:
         """Forget the session's message without sending anything."""
         if session in self.streams:
-            self._unlearn(self.streams.pop(session))
+            self._remove_key(self.streams.pop(session))
         self.refused.pop(session, None)
 
     def collects(self, session: bytes) -> bool:
@@ -340,5 +340,5 @@ class Transit:
             self._remarks.mail(f"long lines {done}", session, b"%d" % stream.broken)
             if self.refuse_long_lines:
                 self.refused.setdefault(session, TOO_LONG)
-        self._unlearn(stream)
+        self._remove_key(stream)
         del self.streams[session]

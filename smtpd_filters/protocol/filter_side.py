@@ -69,7 +69,7 @@ class FilterConnection:
         self.dialect: Dialect = DIALECTS[NEWEST]
         self.remarks = Remarks()
         #: The version of the last event line, and the bytes of that line at its place.
-        self._spoken = self._mark = b""
+        self._version = self._version_bytes = b""
         #: Announced subsystems: "smtp-in", and "smtp-out" for sessions with smtpd as the client.
         self.subsystems: set[str] = set()
         self._ready = False
@@ -145,9 +145,9 @@ class FilterConnection:
             self.remarks.bug("answer without a request", session)
             return
         phase, token = opened
-        self._result(session, token, self._sayable(phase, session, decision).wire)
+        self._result(session, token, self._effective(phase, session, decision).wire)
 
-    def _sayable(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
+    def _effective(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
         """Return the decision in a form that has the intended effect in smtpd."""
         if type(decision) not in phase.legal:
             self.remarks.bug(f"illegal {type(decision).__name__} at {phase.name}", session)
@@ -210,11 +210,11 @@ class FilterConnection:
 
     def data_to_send(self) -> bytes:
         """Return the pending output in one piece, and clear it."""
-        said = b"".join([*self.answers, *self.lines])
+        output = b"".join([*self.answers, *self.lines])
         self.answers.clear()
         self.lines.clear()
         self.ended.clear()
-        return said
+        return output
 
     # -- input ---------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class FilterConnection:
         transit.may_be_long = transit.cuts or len(data) > transit.limit
         self._rows = iter(rows)
         try:
-            self._take_apart()
+            self._process_lines()
         except MemoryError:
             pass
 
@@ -260,7 +260,7 @@ class FilterConnection:
                 pass
         every = iter(rows)
         if rest and not dropping:
-            dropping = self._begin_line(partial, rest)
+            dropping = self._keep_partial(partial, rest)
         # From here on the input counts as received; the assignments take no memory.
         self._partial, self._dropping = partial, dropping
         if rows:
@@ -271,28 +271,28 @@ class FilterConnection:
             else:
                 self._rows = every
             try:
-                self._take_apart()
+                self._process_lines()
             except MemoryError:
                 pass
 
-    def _begin_line(self, partial: bytearray, rest: bytes) -> bool:
+    def _keep_partial(self, partial: bytearray, rest: bytes) -> bool:
         """Keep the beginning of a line; return whether the rest of it is to be dropped."""
         room = MAX_INPUT - len(partial)
         if len(rest) <= room:
             partial += rest
             return False
-        self.remarks.odd("line too long", detail=rest)
+        self.remarks.unexpected("line too long", detail=rest)
         partial += rest[:room]
         return True
 
     def resume(self) -> None:
         """Process the lines left for lack of memory.  To be called before further `receive`."""
         try:
-            self._take_apart()
+            self._process_lines()
         except MemoryError:
             pass
 
-    def _take_apart(self) -> None:
+    def _process_lines(self) -> None:
         """Process the lines, those of known messages in bulk where possible.
 
         If it raises MemoryError, the current line is processed `_again`. A line on which our own
@@ -348,7 +348,7 @@ class FilterConnection:
         if (
             session not in self._sessions
             or token not in self._tokens
-            or spoken != self._spoken
+            or spoken != self._version
             or word != b"filter"
             or subsystem != b"smtp-in"
         ):
@@ -373,28 +373,28 @@ class FilterConnection:
         elif decision is None:
             self._open[session] = phase, token
         else:
-            self._result(session, token, self._sayable(phase, session, decision).wire)
+            self._result(session, token, self._effective(phase, session, decision).wire)
         return True
 
     def _take(self, row: bytes) -> None:
         """Process any line that is not a body line of a known message."""
-        if row[7:11] != self._mark and not row.startswith(b"config"):
-            self._speak(row)
+        if row[7:11] != self._version_bytes and not row.startswith(b"config"):
+            self._read_version(row)
         event = decode(row, self.dialect)
         if type(event) is Config:
             self._configured(event)
         elif not self._ready:
-            self.remarks.odd("line before the handshake", detail=row)
+            self.remarks.unexpected("line before the handshake", detail=row)
         elif type(event) is Report:
             self._reported(event)
         elif type(event) is Request:
             self._request(event)
         elif type(event) is Lines:
-            self._confirm(event.session, event.token)
+            self._remember(event.session, event.token)
             line = b"." if event.end else event.lines[0]
             self._transit.line(event.session, event.token, line, row)
         elif type(event) is Malformed:
-            self.remarks.odd(event.kind, event.session, event.line)
+            self.remarks.unexpected(event.kind, event.session, event.line)
             if event.token:
                 self._result(event.session, event.token, PROCEED.wire)
 
@@ -413,29 +413,33 @@ class FilterConnection:
         if event.key == "subsystem":
             self.subsystems.add(event.value)
         if event.key == "protocol":
-            self._choose(version(event.value), event.value)
+            self._set_version(version(event.value), event.value)
         elif event.key == "smtpd-version" and cuts_lines(event.value):
             self._transit.server_cuts()
         self._listener.configured(event.key, event.value)
 
-    def _speak(self, row: bytes) -> None:
+    def _read_version(self, row: bytes) -> None:
         """Read the version in an event line; smtpd 6.8 and older give it nowhere else."""
         fields = row.split(b"|", 2)
         if len(fields) == 3 and fields[0] in (b"report", b"filter"):
             name = fields[1].decode("latin-1")
-            self._mark = row[7:11]
-            self._spoken = fields[1]
+            self._version_bytes = row[7:11]
+            self._version = fields[1]
             if name != self.dialect.name:
-                self._choose(version(name), name)
+                self._set_version(version(name), name)
 
-    def _choose(self, spoken: tuple[int, int] | None, name: str) -> None:
+    def _set_version(self, spoken: tuple[int, int] | None, name: str) -> None:
         if spoken is None:
-            self.remarks.odd("invalid protocol version", detail=name.encode("utf-8", "replace"))
+            self.remarks.unexpected(
+                "invalid protocol version", detail=name.encode("utf-8", "replace")
+            )
             return
         if spoken > NEWEST:
-            self.remarks.odd(f"protocol version {name} is treated as {self.dialect.name}")
+            self.remarks.unexpected(f"protocol version {name} is treated as {self.dialect.name}")
         elif spoken < OLDEST and self._ready:
-            self.remarks.odd(f"protocol version {name} is older than the oldest supported one")
+            self.remarks.unexpected(
+                f"protocol version {name} is older than the oldest supported one"
+            )
         self.dialect = dialect(spoken)
         self._transit.token_first = self.dialect.token_first
 
@@ -443,7 +447,7 @@ class FilterConnection:
         phase, session, token = event.phase, event.session, event.token
         if session in self._transit.streams:
             # smtpd exits on a result before the final dot of a message.
-            self.remarks.odd("request within a message", session)
+            self.remarks.unexpected("request within a message", session)
             self._transit.finish(session)
         if phase is None or session in self._open:
             kind = (
@@ -451,24 +455,24 @@ class FilterConnection:
                 if phase is None
                 else "request before the answer to the previous one"
             )
-            self.remarks.odd(kind, session)
+            self.remarks.unexpected(kind, session)
             self._result(session, token, PROCEED.wire)
             return
-        self._confirm(session, token)
+        self._remember(session, token)
         if session in self._transit.ended:
             self._ordered.add(session)
         refused = self._transit.refused
         if phase is COMMIT and session in refused:
-            self._result(session, token, self._sayable(phase, session, refused[session]).wire)
+            self._result(session, token, self._effective(phase, session, refused[session]).wire)
             del refused[session]
             return
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:
             self._open[session] = phase, token
         else:
-            self._result(session, token, self._sayable(phase, session, decision).wire)
+            self._result(session, token, self._effective(phase, session, decision).wire)
 
-    def _confirm(self, session: bytes, token: bytes) -> None:
+    def _remember(self, session: bytes, token: bytes) -> None:
         """Remember a valid session and a valid token; smtpd has one token for each phase."""
         if not self.dialect.token_first and len(self._tokens) < MAX_TOKENS:
             self._sessions.add(session)

@@ -53,16 +53,16 @@ class SmtpdConnection:
 
         `subsystems`: "smtp-in" if the filter is on a listener, "smtp-out" if on a relay action.
         """
-        said = [Config("smtpd-version", self.smtpd_version)]
+        settings = [Config("smtpd-version", self.smtpd_version)]
         if self.dialect.version >= (0, 7):
-            said.append(Config("protocol", self.dialect.name))
-        said += [
+            settings.append(Config("protocol", self.dialect.name))
+        settings += [
             Config("smtp-session-timeout", str(session_timeout)),
             *(Config("subsystem", name) for name in subsystems),
             Config("admd", admd),
             Config("ready"),
         ]
-        return b"".join(map(encode_config, said))
+        return b"".join(map(encode_config, settings))
 
     def report(
         self, name: str, session: bytes, *values: bytes, time: bytes = b"1700000000.000000"
@@ -79,8 +79,8 @@ class SmtpdConnection:
         time: bytes = b"1700000000.000000",
     ) -> bytes:
         """Return a request; `phase` is the name on the wire."""
-        asked = Request((None, time, session, token, argument))
-        return encode_request(asked, phase.encode(), self.dialect)
+        event = Request((None, time, session, token, argument))
+        return encode_request(event, phase.encode(), self.dialect)
 
     def lines(
         self,

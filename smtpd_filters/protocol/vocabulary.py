@@ -74,8 +74,8 @@ class Phase:
         return f"<phase {self.name}>"
 
 
-_LATER = Reject("451 4.3.0 Temporary failure, please try again later")
-_GOODBYE = Disconnect("421 4.3.0 Temporary failure, please try again later")
+_TEMPFAIL = Reject("451 4.3.0 Temporary failure, please try again later")
+_CLOSE = Disconnect("421 4.3.0 Temporary failure, please try again later")
 
 #: All phases with requests, except `data-line`, which is answered with lines.
 #: - connect: after a reject the connection stays open, without a banner, so it is sent as
@@ -87,25 +87,25 @@ _GOODBYE = Disconnect("421 4.3.0 Temporary failure, please try again later")
 PHASES: dict[str, Phase] = {
     phase.name: phase
     for phase in (
-        Phase("connect", "", PLAIN, _GOODBYE),
-        Phase("helo", "identity", PARAMETER, _LATER),
-        Phase("ehlo", "identity", PARAMETER, _LATER),
+        Phase("connect", "", PLAIN, _CLOSE),
+        Phase("helo", "identity", PARAMETER, _TEMPFAIL),
+        Phase("ehlo", "identity", PARAMETER, _TEMPFAIL),
         Phase("starttls", "", PLAIN, Reject("454 4.3.0 TLS not available, try again later")),
         Phase("auth", "credentials", PARAMETER, Reject("454 4.7.0 Temporary failure")),
-        Phase("mail-from", "address", PARAMETER, _LATER),
-        Phase("rcpt-to", "address", PARAMETER, _LATER),
-        Phase("data", "", PLAIN, _LATER),
-        Phase("commit", "", (Proceed, Reject, Disconnect), _LATER),
-        Phase("rset", "", (Proceed, Reject, Disconnect), _LATER),
-        Phase("noop", "text", PLAIN, _LATER),
-        Phase("quit", "", (Proceed, Disconnect), _GOODBYE),
+        Phase("mail-from", "address", PARAMETER, _TEMPFAIL),
+        Phase("rcpt-to", "address", PARAMETER, _TEMPFAIL),
+        Phase("data", "", PLAIN, _TEMPFAIL),
+        Phase("commit", "", (Proceed, Reject, Disconnect), _TEMPFAIL),
+        Phase("rset", "", (Proceed, Reject, Disconnect), _TEMPFAIL),
+        Phase("noop", "text", PLAIN, _TEMPFAIL),
+        Phase("quit", "", (Proceed, Disconnect), _CLOSE),
     )
 }
 DATA_LINE = "data-line"
 PHASES_ON_WIRE = {phase.wire: phase for phase in PHASES.values()}
 HANDLERS = {phase.handler: phase for phase in PHASES.values()}
 #: Phases that smtpd accepts in a registration but never sends a request for.
-UNASKED = frozenset({"help", "wiz"})
+NEVER_REQUESTED = frozenset({"help", "wiz"})
 
 
 class ReportForm:

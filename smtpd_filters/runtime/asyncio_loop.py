@@ -220,7 +220,7 @@ class _Loop:
         channel, engine = self.channel, self.engine
         if engine.stalled:
             self._receive()
-            self._go_on()
+            self._retry_input()
         send(engine, channel)
         if self.next_turn is None and may_work(engine, channel):
             self._watch()
@@ -244,7 +244,7 @@ class _Loop:
                 self.loop.remove_reader(channel.source)
             self.reading = reading
 
-    def _go_on(self) -> None:
+    def _retry_input(self) -> None:
         """Schedule another attempt at input that could not be processed, if there is some."""
         if self.engine.stalled:
             if self.engine.scarce:
@@ -258,9 +258,9 @@ class _Loop:
         One turn serves all coroutines that end in this round: a write costs as much as they do.
         """
         if self.next_turn is None:
-            self.next_turn = self.loop.call_soon(self._due)
+            self.next_turn = self.loop.call_soon(self._run_turn)
 
-    def _due(self) -> None:
+    def _run_turn(self) -> None:
         self.next_turn = None
         self._turn()
 
@@ -352,7 +352,7 @@ class _Loop:
         async def drain() -> None:
             deadline = monotonic() + LAST_WORDS
             while (self.engine.busy or self.channel.size) and monotonic() < deadline:
-                if self.channel.deserted():
+                if self.channel.hung_up():
                     break
                 await asyncio.sleep(0.01)
                 self._turn()

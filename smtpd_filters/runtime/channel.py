@@ -79,16 +79,16 @@ class Ends:
 
 
 def _log_lines() -> None:
-    """Write what has been printed, and from now on each line, and whatever it holds, at once.
+    """Flush stdout, and from now on after each line, with any character escaped if necessary.
 
-    As with stderr.  What is printed is smtpd's log by now, which has to be there when it is read.
+    stdout goes to smtpd's log by now, so its lines must appear there at once, as those of stderr.
     """
     stdout: object = sys.stdout  # None, or replaced by a filter's own
     if hasattr(stdout, "reconfigure"):
         try:
             stdout.reconfigure(line_buffering=True, errors="backslashreplace")
         except (OSError, ValueError):
-            pass  # nobody reads the log, or it is closed
+            pass  # the log is closed
 
 
 def _open_standard() -> None:
@@ -332,15 +332,15 @@ class Channel:
         self._lines.clear()
         self.size = self._done = 0
 
-    def deserted(self) -> bool:
+    def hung_up(self) -> bool:
         """Return whether the other end is closed in both directions, so nothing is expected.
 
         An end that is only shut down for writing still reads.
         """
         if not self.broken:
-            gone = select.poll()
-            gone.register(self.sink, 0)  # POLLHUP and POLLERR are always reported
-            self.broken = bool(gone.poll(0))
+            hangup = select.poll()
+            hangup.register(self.sink, 0)  # POLLHUP and POLLERR are always reported
+            self.broken = bool(hangup.poll(0))
         return self.broken
 
     def close(self) -> None:

@@ -256,12 +256,12 @@ class Engine:
         name, subsystem, _, key, values = report
         try:
             if name == "link-disconnect":
-                self._gone(key)
+                self._end_session(key)
             elif subsystem == b"smtp-in":
                 if name == "link-connect" and key in self.sessions:
                     # A new client with the id of a session whose end was not reported.
                     self._policy.gone(self.sessions.pop(key))
-                session = self.sessions.get(key) or self._find(key)
+                session = self.sessions.get(key) or self._create(key)
                 if name == "tx-reset" and self.messages.drop(key):
                     self.cancel(key)
                 session.apply(name, values)
@@ -273,7 +273,7 @@ class Engine:
     def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
         """Return the policy's decision, or None if a coroutine decides later."""
         try:
-            session = self.sessions.get(key) or self._find(key)
+            session = self.sessions.get(key) or self._create(key)
             if self._held and key in self._held and self.messages.drop(key):
                 # No request comes within a message, so the message held was abandoned.
                 self.cancel(key)
@@ -287,11 +287,13 @@ class Engine:
             if not isinstance(decision, Decision) and self._too_many():
                 decision = decide_at_once(decision)
             if isinstance(decision, Decision):
-                return self._noted(session, phase, decision)
-            self.later(
+                return self._record_rewrite(session, phase, decision)
+            self.run_pending(
                 key,
                 decision,
-                lambda late: self.connection.answer(key, self._noted(session, phase, late)),
+                lambda late: self.connection.answer(
+                    key, self._record_rewrite(session, phase, late)
+                ),
                 self._policy.otherwise.get(phase, PROCEED),
             )
         except Exception as error:  # noqa: BLE001  # never exits
@@ -303,9 +305,9 @@ class Engine:
 
     def session(self, key: bytes) -> Session:
         """Return the session with this id, a new one if it is unknown."""
-        return self.sessions.get(key) or self._find(key)
+        return self.sessions.get(key) or self._create(key)
 
-    def _find(self, key: bytes) -> Session:
+    def _create(self, key: bytes) -> Session:
         """Create a session."""
         if len(self.sessions) >= self._max_sessions:
             self._make_room(1)
@@ -336,12 +338,12 @@ class Engine:
             self._drop(key)
 
     @staticmethod
-    def _noted(session: Session, phase: Phase, decision: Decision) -> Decision:
+    def _record_rewrite(session: Session, phase: Phase, decision: Decision) -> Decision:
         if type(decision) is Rewrite:
             session.rewritten(phase.name, decision.text)
         return decision
 
-    def later(
+    def run_pending(
         self,
         key: bytes,
         pending: Pending,
@@ -397,9 +399,9 @@ class Engine:
 
     def _drop(self, key: bytes) -> None:
         self.connection.forget(key)
-        self._gone(key)
+        self._end_session(key)
 
-    def _gone(self, key: bytes) -> None:
+    def _end_session(self, key: bytes) -> None:
         self.cancel(key)
         self.messages.drop(key)
         session = self.sessions.pop(key, None)

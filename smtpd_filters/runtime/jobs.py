@@ -140,7 +140,7 @@ class Job:
         if (task := self._release()) is not None:
             _cancel_soon(self._loop, task)
 
-    def _go_on(self, result: object) -> None:
+    def _resume(self, result: object) -> None:
         """Resume the work with the result of what it awaited, until it awaits again."""
         try:
             wait: Wait = self._work.send(result)
@@ -171,28 +171,28 @@ class Job:
         """Resume the work with the error that prevented a task for its `Wait`."""
         try:
             # The engine must have this job before the callback runs.
-            self._timer = self._loop.call_soon(self._go_on, raised)
+            self._timer = self._loop.call_soon(self._resume, raised)
         except MemoryError:
             if not self._made:
                 raise  # for the engine
-            self._go_on(raised)
+            self._resume(raised)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         if task is self._task:
             self._release()
             if task.cancelled():
-                self._go_on_admitted(CANCELLED)
+                self._resume_admitted(CANCELLED)
             elif (error := task.exception()) is None:
-                self._go_on_admitted(task.result())
+                self._resume_admitted(task.result())
             else:  # no memory for its first step, say; a request is pending
                 self._work.close()
                 self._failed(error)
 
     def _overdue(self) -> None:
         if (task := self._release()) is not None:
-            self._go_on_admitted(OVERDUE, task)
+            self._resume_admitted(OVERDUE, task)
 
-    def _go_on_admitted(self, result: object, overdue: asyncio.Future[Any] | None = None) -> None:
+    def _resume_admitted(self, result: object, overdue: asyncio.Future[Any] | None = None) -> None:
         """Resume the work when there is budget for it, and cancel what is `overdue` then."""
         pace = self._pace
         try:
@@ -207,7 +207,7 @@ class Job:
         self._task = None
         if overdue is not None:
             overdue.cancel()
-        self._go_on(result)
+        self._resume(result)
 
     def _admitted(
         self, admitted: asyncio.Future[None], result: object, overdue: asyncio.Future[Any] | None
@@ -216,7 +216,7 @@ class Job:
             overdue.cancel()
         if admitted is self._task:  # the work has not been dropped
             self._task = None
-            self._go_on(result)
+            self._resume(result)
 
     def _release(self) -> asyncio.Future[Any] | None:
         """Detach the task and the timer."""
@@ -228,14 +228,14 @@ class Job:
 
 
 #: By loop: the tasks to cancel.
-_leaving: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[Any]]] = (
+_cancelling: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[Any]]] = (
     WeakKeyDictionary()
 )
 
 
 def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
     """Cancel a task in one of the next turns of its loop."""
-    queue = _leaving.setdefault(loop, deque())
+    queue = _cancelling.setdefault(loop, deque())
     if not queue:
         loop.call_soon(_cancel_some, loop, queue, 1)  # *Cancelled when begun*
     queue.append(task)

@@ -127,17 +127,19 @@ class Log:
             # RuntimeError: another thread is polling.
             self.dropped += 1
 
-    def event(self, who: str, what: str, session: str = "", /, **values: str) -> None:
+    def event(self, name: str, event: str, session: str = "", /, **values: str) -> None:
         """Write `SESSION NAME EVENT key=value ...`."""
         try:
             words = [session] if session else []
-            words += [who, what]
+            words += [name, event]
             words += [f"{key}={quote(value)}" for key, value in values.items() if value]
             self.line(" ".join(words))
         except MemoryError:
             self.dropped += 1
 
-    def limited(self, kind: str, who: str, what: str, session: str = "", /, **values: str) -> bool:
+    def limited(
+        self, kind: str, name: str, event: str, session: str = "", /, **values: str
+    ) -> bool:
         """Write an event once per kind and interval; the next line has the number of repetitions.
 
         Return False if the line was held back, True if it was written or lost for lack of memory.
@@ -151,21 +153,27 @@ class Log:
             return False
         if held:
             values["repeated"] = str(held)
-        self.event(who, what, session, **values)
+        self.event(name, event, session, **values)
         return True
 
     def failure(
-        self, kind: str, who: str, what: str, session: str, brief: Mapping[str, str], **why: str
+        self,
+        kind: str,
+        name: str,
+        event: str,
+        session: str,
+        brief: Mapping[str, str],
+        **details: str,
     ) -> None:
         """Log a failure: the details once per kind and interval, and each affected session.
 
-        `brief` is the result of the request. `why` is the cause, and optionally `reply`, the reply
-        to the client. A session whose details are held back gets one line for each filter, phase
-        and result, with the beginning of the cause.
+        `brief` is the result of the request. `details` are the cause, and optionally `reply`, the
+        reply to the client. A session whose details are held back gets one line for each filter,
+        phase and result, with the beginning of the cause.
         """
-        logged = self.limited(kind, who, what, session, **brief, **why)
+        logged = self.limited(kind, name, event, session, **brief, **details)
         try:
-            known = (session, who, what, *brief.values())
+            known = (session, name, event, *brief.values())
             if known in self._failures:
                 return
             if len(self._failures) >= MAX_FAILURES:
@@ -175,11 +183,12 @@ class Log:
             self.dropped += 1
             return
         if not logged:
-            reply = why.pop("reply", "")
+            reply = details.pop("reply", "")
             short = {
-                "cause" if key == "reason" else key: text[:MAX_AGAIN] for key, text in why.items()
+                "cause" if key == "reason" else key: text[:MAX_AGAIN]
+                for key, text in details.items()
             }
-            self.event(who, what, session, **brief, reason=AGAIN, **short, reply=reply)
+            self.event(name, event, session, **brief, reason=AGAIN, **short, reply=reply)
 
     def _held_back(self, kind: str) -> int | None:
         """Return how many lines of this kind were held back; None to hold this one back, too."""
@@ -197,8 +206,8 @@ class Log:
 
     def unraisable(self, error: Any) -> None:
         """Log an exception that the interpreter would write to stderr, in many lines."""
-        what = fold_traceback(error.exc_value) if error.exc_value is not None else "unknown"
-        self.limited("unraisable", "smtpd-filters", "unraisable exception", error=what)
+        text = fold_traceback(error.exc_value) if error.exc_value is not None else "unknown"
+        self.limited("unraisable", "smtpd-filters", "unraisable exception", error=text)
 
     def _forget(self, now: float) -> None:
         """Forget the kinds that did not recur within the interval."""
@@ -209,7 +218,7 @@ class Log:
     def verdict(  # noqa: PLR0913  # the fields of the line
         self,
         session: Session,
-        who: str,
+        name: str,
         phase: str,
         decision: Decision,
         seconds: float,
@@ -218,7 +227,7 @@ class Log:
     ) -> None:
         """Log a decision: the filter, the phase, the result, the reason and the time taken."""
         self.event(
-            who,
+            name,
             phase,
             session.id,
             **outcome(decision, dry=dry),
@@ -242,26 +251,26 @@ class FilterLog:
         """Whether plain proceeds are logged; their reasons are needed only then."""
         return self._log.verbose
 
-    def event(self, what: str, session: str | Session = "", /, **values: object) -> None:
+    def event(self, event: str, session: str | Session = "", /, **values: object) -> None:
         """Write `SESSION NAME EVENT key=value ...`; `session` is the session or its id.
 
         Never block and never raise. A value is written as its text; None and values with an empty
         text are left out.
         """
-        self._log.event(self._name, what, _id_of(session), **_texts(values))
+        self._log.event(self._name, event, _id_of(session), **_texts(values))
 
     def limited(
-        self, kind: str, what: str, session: str | Session = "", /, **values: object
+        self, kind: str, event: str, session: str | Session = "", /, **values: object
     ) -> None:
         """Write an event once per `kind` and minute; the next line has a count of repetitions."""
         name = self._name
-        self._log.limited(f"{name} {kind}", name, what, _id_of(session), **_texts(values))
+        self._log.limited(f"{name} {kind}", name, event, _id_of(session), **_texts(values))
 
     def failure(
-        self, kind: str, what: str, session: str, brief: Mapping[str, str], **why: str
+        self, kind: str, event: str, session: str, brief: Mapping[str, str], **details: str
     ) -> None:
         """Log a failure as `Log.failure` does."""
-        self._log.failure(f"{self._name} {kind}", self._name, what, session, brief, **why)
+        self._log.failure(f"{self._name} {kind}", self._name, event, session, brief, **details)
 
     def verdict(
         self, session: Session, phase: str, decision: Decision, seconds: float, *, dry: bool = False

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         def session(self, key: bytes) -> Session:
             """Return the session with this id."""
 
-        def later(
+        def run_pending(
             self,
             key: bytes,
             pending: Pending,
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 #: RFC 3463 section 3.4, X.3.1: "Mail system full". RFC 5321 section 4.2.3, 452: "insufficient
 #: system storage".
 NO_STORAGE = Reject("452 4.3.1 Insufficient system storage")
-LATER = Reject("451 4.3.0 Temporary failure, please try again later")
+TEMPFAIL = Reject("451 4.3.0 Temporary failure, please try again later")
 #: The maximum cost of one call of `Messages.work`, in bytes of lines sent or judged, plus
 #: `LINE_COST` for each line. A turn takes 1 to 3 ms. Judging a header of the largest size, which
 #: can't be divided, takes 10 ms.
@@ -208,7 +208,7 @@ class Messages:
         except Exception:  # noqa: BLE001, S110  # the first failure has been logged
             pass
         self.drop(key)
-        self._connection.refuse(key, LATER)
+        self._connection.refuse(key, TEMPFAIL)
         return False
 
     # -- judging -------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class Messages:
         if isinstance(verdict, Decision):
             self._release(intake, verdict)
         else:
-            self._host.later(
+            self._host.run_pending(
                 key,
                 verdict,
                 lambda decision: self._judged(intake, decision),

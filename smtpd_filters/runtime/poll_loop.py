@@ -73,7 +73,7 @@ class _Loop:
                     self.engine.relieve()
                 self._round()
                 if self.signals.reload or self.chores:
-                    self._tend()
+                    self._do_chores()
             except MemoryError:  # nothing here may allocate
                 short = True
             except SystemError:  # raised if there is no memory for the MemoryError
@@ -104,7 +104,7 @@ class _Loop:
                 signals.drain()
         self._write()
 
-    def _tend(self) -> None:
+    def _do_chores(self) -> None:
         """Do a step of the background work."""
         if self.signals.reload:
             self.signals.reload = False
@@ -163,7 +163,7 @@ class _Loop:
         if not self.watchdog.armed:
             self.watchdog.arm()
         while (self.engine.busy or self.channel.size) and monotonic() < deadline:
-            if self.channel.deserted():
+            if self.channel.hung_up():
                 break
             self._write()
             if self.channel.size and not may_work(self.engine, self.channel):

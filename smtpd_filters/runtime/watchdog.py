@@ -53,15 +53,15 @@ class Watchdog:
         self.running = 0.0
         self.armed = False
         #: Returns how many seconds the running coroutine has blocked the process; set by a loop.
-        self.blocked: Callable[[], float] = _never
+        self.blocked: Callable[[], float] = _not_blocked
         #: Returns whether there are coroutines to watch.
-        self.needed: Callable[[], bool] = _nobody
+        self.needed: Callable[[], bool] = _nothing_to_watch
         self._seen = 0.0
         self._idle = 0
 
     def install(self) -> None:
         """Install the handler of the timer signal.  Only in the main thread."""
-        signal.signal(signal.SIGALRM, self._look)
+        signal.signal(signal.SIGALRM, self._check)
 
     def arm(self) -> None:
         """Start the timer; to be called if `armed` is false and a policy is about to run."""
@@ -74,7 +74,7 @@ class Watchdog:
         self.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _look(self, _signal: int, _frame: FrameType | None) -> None:
+    def _check(self, _signal: int, _frame: FrameType | None) -> None:
         started = self.running
         if started:
             if self._clock() - started > self.limit:
@@ -90,9 +90,9 @@ class Watchdog:
             self.disarm()
 
 
-def _never() -> float:
+def _not_blocked() -> float:
     return 0.0
 
 
-def _nobody() -> bool:
+def _nothing_to_watch() -> bool:
     return False

@@ -49,22 +49,22 @@ class TappedChannel(Channel):
         again = self.unread
         data = super().read()
         if data and not again:
-            self._tell(lambda tap: tap.received(data))
+            self._notify(lambda tap: tap.received(data))
         return data
 
     def _keep(self, answers: bytes, lines: bytes) -> None:
         super()._keep(answers, lines)
         try:
-            self._tell(lambda tap: tap.sent(answers + lines))
+            self._notify(lambda tap: tap.sent(answers + lines))
         except MemoryError:  # the lines are kept
             pass
 
     def close(self) -> None:
         """Close the taps and both descriptors."""
-        self._tell(lambda tap: tap.close())
+        self._notify(lambda tap: tap.close())
         super().close()
 
-    def _tell(self, what: Callable[[Tap], None]) -> None:
+    def _notify(self, what: Callable[[Tap], None]) -> None:
         for tap in list(self.taps):
             try:
                 what(tap)

@@ -167,7 +167,7 @@ def test_an_old_protocol_is_refused_before_smtpd_relies_on_us() -> None:
 
 def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
     script = Script(handshake=b"config|protocol|0.9\nconfig|ready\n")
-    assert script.remarks() == ["odd: protocol version 0.9 is treated as 0.7"]
+    assert script.remarks() == ["unexpected: protocol version 0.9 is treated as 0.7"]
     asked = request("connect", b"x|y").replace(b"|0.7|", b"|0.9|", 1)
     assert script.say(asked + asked) == [result(b"proceed")] * 2
     assert len(script.remarks()) <= 1
@@ -176,7 +176,7 @@ def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
 @pytest.mark.parametrize("name", ["", "x", "7", "0.x"])
 def test_a_version_that_is_none_changes_nothing(name: str) -> None:
     script = Script(handshake=f"config|protocol|{name}\nconfig|ready\n".encode())
-    assert script.remarks() == ["odd: invalid protocol version"]
+    assert script.remarks() == ["unexpected: invalid protocol version"]
     assert script.say(request("connect")) == [result(b"proceed")]
 
 
@@ -193,13 +193,15 @@ def test_a_protocol_that_is_too_old_is_spoken_when_it_is_too_late_to_refuse() ->
     assert script.say(row + end) == [
         b"filter-dataline|%b|%b|%b" % (L, A, line) for line in (b"x", b".")
     ]
-    assert script.remarks() == ["odd: protocol version 0.4 is older than the oldest supported one"]
+    assert script.remarks() == [
+        "unexpected: protocol version 0.4 is older than the oldest supported one"
+    ]
 
 
 def test_lines_before_the_hand_shake_are_dropped() -> None:
     script = Script(handshake=request("connect"))
     assert (script.shaken, script.asked_for) == (b"", [])
-    assert script.remarks() == ["odd: line before the handshake"]
+    assert script.remarks() == ["unexpected: line before the handshake"]
 
 
 # -- requests ----------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def test_a_parameter_that_smtpd_would_not_take_is_not_sent() -> None:
 def test_an_unknown_phase_is_let_pass() -> None:
     script = Script(JUNK)
     assert script.say(request("new-phase", b"x")) == [result(b"proceed")]
-    assert script.remarks() == ["odd: unknown phase"]
+    assert script.remarks() == ["unexpected: unknown phase"]
 
 
 def test_a_second_request_before_the_answer_to_the_first_is_let_pass() -> None:
@@ -289,7 +291,7 @@ def test_a_second_request_before_the_answer_to_the_first_is_let_pass() -> None:
     script.say(request("noop", token=L))
     script.decision = None
     assert script.say(request("ehlo") + request("noop", token=L)) == [result(b"proceed", token=L)]
-    assert script.remarks() == ["odd: request before the answer to the previous one"]
+    assert script.remarks() == ["unexpected: request before the answer to the previous one"]
     script.connection.answer(A, JUNK)
     assert script.written() == [result(b"junk")]
 
@@ -300,10 +302,10 @@ def test_a_malformed_request_is_answered_when_it_can_be() -> None:
     assert script.say(asked) == [result(b"proceed")]
     assert script.say(b"filter|0.7|1.0|smtp-in|ehlo|x|y|z\nnonsense\n\n") == []
     assert script.remarks() == [
-        "odd: request without its last field",
-        "odd: request without session or token",
-        "odd: unknown keyword",
-        "odd: unknown keyword",
+        "unexpected: request without its last field",
+        "unexpected: request without session or token",
+        "unexpected: unknown keyword",
+        "unexpected: unknown keyword",
     ]
 
 
@@ -339,7 +341,7 @@ def test_a_line_without_an_end_takes_no_more_memory_than_it_may() -> None:
     assert script.say(b"x" * (MAX_INPUT - 1)) == []
     assert script.remarks() == []
     assert script.say(b"x" * 100) == script.say(b"x" * 100) == []
-    assert script.remarks() == ["odd: line too long"]
+    assert script.remarks() == ["unexpected: line too long"]
     assert script.say(b"tail\n" + request("ehlo")) == [result(b"proceed")]
 
 
@@ -558,7 +560,7 @@ def test_lines_behind_the_dot_are_dropped() -> None:
     script = Script()
     script.say(lines(b"x", end=True))
     assert script.say(lines(b"y")) == []
-    assert script.remarks() == ["odd: line after the final dot"]
+    assert script.remarks() == ["unexpected: line after the final dot"]
     script.connection.send_lines(A, [b"x"], end=True)
     assert script.written() == back(b"x", b".")
 
@@ -567,7 +569,7 @@ def test_a_request_within_a_message_ends_the_message() -> None:
     script = Script()
     script.say(lines(b"x"))
     assert script.say(request("commit")) == [*back(b"."), result(b"proceed")]
-    assert script.remarks() == ["odd: request within a message"]
+    assert script.remarks() == ["unexpected: request within a message"]
     script.connection._transit.finish(B)
     assert script.written() == []
 
@@ -711,7 +713,7 @@ def test_remarks_show_what_they_are_about() -> None:
     script = Script()
     script.say(b"nonsense" * 100 + b"\n")
     (remark,) = script.connection.remarks.take()
-    assert repr(remark).startswith("<odd: unknown keyword b'' b'nonsensenonsense")
+    assert repr(remark).startswith("<unexpected: unknown keyword b'' b'nonsensenonsense")
     assert len(remark.detail) == 200
     assert script.connection.remarks.kept == []
 

@@ -39,7 +39,7 @@ class Thorough(FilterConnection):
         self.ways = ways
         if "known" in ways:
             # No message has a key, so that each of its lines is handled alone.
-            self._transit._learn = lambda *_: None  # type: ignore[method-assign]
+            self._transit._add_key = lambda *_: None  # type: ignore[method-assign]
 
     def receive(self, data: bytes) -> None:
         if "receive" not in self.ways:

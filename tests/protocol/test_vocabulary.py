@@ -23,10 +23,10 @@ from smtpd_filters.protocol.vocabulary import (
     DATA_LINE,
     FORMS,
     HANDLERS,
+    NEVER_REQUESTED,
     PHASES,
     PHASES_ON_WIRE,
     REPORTS,
-    UNASKED,
     Phase,
 )
 
@@ -131,7 +131,7 @@ def test_every_outcome_of_a_failure_is_legal(phase: Phase) -> None:
 
 
 def test_the_oracle_knows_the_same_phases() -> None:
-    assert {*PHASES, DATA_LINE, *UNASKED} == {name.decode() for name in rules.PHASES}
+    assert {*PHASES, DATA_LINE, *NEVER_REQUESTED} == {name.decode() for name in rules.PHASES}
     for verb, phase in [*rules.UNFIT, *rules.NEEDS]:
         assert phase in PHASES_ON_WIRE
         assert verb in {kind.verb.encode() for kind in KINDS} | {b"report"}

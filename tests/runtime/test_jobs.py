@@ -126,7 +126,7 @@ def test_without_memory_for_a_callback_either(
         soon = asyncio.BaseEventLoop.call_soon
 
         def fails(loop: Any, callback: Any, *arguments: Any, **names: Any) -> Any:
-            if getattr(callback, "__name__", "") == "_go_on":
+            if getattr(callback, "__name__", "") == "_resume":
                 raise MemoryError
             return soon(loop, callback, *arguments, **names)
 

@@ -56,7 +56,7 @@ def interrupting(watchdog: Watchdog, times: int) -> list[OverdueError]:
 
     def look(number: int, frame: FrameType | None) -> None:
         try:
-            watchdog._look(number, frame)
+            watchdog._check(number, frame)
         except OverdueError as error:
             raised.append(error)
             if len(raised) == times:
@@ -129,14 +129,14 @@ def interrupted(watchdog: Watchdog) -> bool:
 def test_who_is_in_time_is_left_alone(watchdog: Watchdog) -> None:
     watchdog.running = time.monotonic() + 100
     for _ in range(100):
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
 
 
 def test_it_stops_when_there_is_nothing_to_see(watchdog: Watchdog) -> None:
     watchdog.arm()
     for _ in range(IDLE + 1):
         assert watchdog.armed
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
     assert [watchdog.armed] == [False]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     watchdog.arm()
@@ -147,7 +147,7 @@ def test_it_goes_on_while_there_is_something_to_watch(watchdog: Watchdog) -> Non
     watchdog.armed = True
     watchdog.needed = lambda: True
     for _ in range(10 * IDLE):
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
     assert watchdog.armed
 
 
@@ -155,15 +155,15 @@ def test_it_goes_on_while_policies_come_and_go(watchdog: Watchdog) -> None:
     watchdog.armed = True
     for _ in range(10 * IDLE):
         watchdog.running = time.monotonic() + 100
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
         watchdog.running = 0.0
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
     assert watchdog.armed
 
 
 def test_a_coroutine_that_holds_the_process_up(watchdog: Watchdog) -> None:
     blocked = [0.01, 0.03]
     watchdog.blocked = lambda: blocked.pop(0)
-    watchdog._look(signal.SIGALRM, None)
+    watchdog._check(signal.SIGALRM, None)
     with pytest.raises(OverdueError, match="blocked the process"):
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
