@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: What no listener, however mad, may bring about.
+#: Complaints of the oracle that no listener may cause, whatever it does.
 DEADLY = frozenset({Kind.ENDS_SERVER, Kind.HANGS_SERVER, Kind.WRECKS_SESSION})
-#: Damage to mail that the connection rules out as well.
+#: Damage to mail that the connection must prevent as well.
 ALWAYS = frozenset({"mail-cut", "mail-cut-short", "session-unknown", "line-unfinished"})
 
 #: Versions of smtpd by the protocol that they speak; those below 7.4 cut lines.
@@ -111,13 +111,13 @@ class Choices:
 
 
 class Hostile:
-    """A listener without manners.  ``choose`` picks one of a sequence."""
+    """A listener that misbehaves.  `choose` picks one of a sequence."""
 
     def __init__(self, choose: Callable[[Sequence[T]], T], *, refuse: bool, pass_all: bool) -> None:
         self.choose: Callable[[Sequence[object]], object] = choose  # type: ignore[assignment]
         self.connection = FilterConnection(self, refuse_long_lines=refuse, pass_all=pass_all)
         self.pass_all = pass_all
-        #: Sessions ever heard of, in order.
+        #: All sessions so far, in order.
         self.sessions: dict[bytes, None] = {b"00000000000000ee": None}
         #: It forgot sessions that live on: these may hang.
         self.forgot = False
@@ -128,7 +128,7 @@ class Hostile:
         return self.choose(options)  # type: ignore[return-value]
 
     def outgoing(self) -> tuple[bytes, bytes]:
-        """What there is to be written, once: answers, and lines of messages."""
+        """Return the pending output, and clear it: answers, and lines of messages."""
         connection = self.connection
         said = b"".join(connection.answers), b"".join(connection.lines)
         connection.data_to_send()
@@ -174,7 +174,7 @@ class Hostile:
     # -- and what else it does -----------------------------------------------------------
 
     def mischief(self) -> None:
-        """Do something that nobody asked for."""
+        """Make a call without a request."""
         # What it says has no consequence within the connection that calls it back, but once is
         # enough in any case.
         if self.depth:
@@ -205,15 +205,15 @@ class Hostile:
 
 
 class Session:
-    """One session of the smtpd: what it waits for, and what may come next."""
+    """One session of the smtpd: what it waits for, and what it may send next."""
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        #: The phase of the open request; "data-line" while the filter's dot is waited for.
+        #: The phase of the open request; "data-line" while the filter's final dot is pending.
         self.waiting = ""
         #: Lines are being sent.
         self.sending = False
-        #: The message is through: commit comes next.
+        #: The message has been returned: commit comes next.
         self.done = False
         self.gone = False
 
@@ -262,7 +262,7 @@ class Smtpd:
         self.collect(late=True)
 
     def collect(self, *, late: bool = False) -> None:
-        """Take what the filter wrote; answers overtake lines of messages unless these come late."""
+        """Read the filter's output; answers overtake lines of messages unless they are late."""
         answers, lines = self._output()
         self._late += lines
         data = answers
@@ -283,7 +283,7 @@ class Smtpd:
             elif answer.line == b".":
                 session.waiting, session.done = "", True
 
-    # -- what an smtpd does --------------------------------------------------------------
+    # -- actions of smtpd ----------------------------------------------------------------
 
     def act(self) -> None:
         """Do anything that is legal now."""
@@ -310,7 +310,7 @@ class Smtpd:
             self.request(session, self.pick(ASKED), self.pick(ARGUMENTS))
 
     def connect(self) -> None:
-        """Let a client come."""
+        """Connect a client."""
         session = Session(b"%016x" % (0x7641DF97 << 32 | len(self.sessions) + 1))
         self.sessions.append(session)
         where = (b"mail.example", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
@@ -318,7 +318,7 @@ class Smtpd:
         self.request(session, "connect", b"mail.example|192.0.2.1")
 
     def request(self, session: Session, phase: str, argument: bytes) -> None:
-        """Ask."""
+        """Send a request."""
         session.waiting = phase
         token = self._tokens[phase]
         self.send(self.side.request(phase, session.name, token, argument, self._time()))
@@ -349,7 +349,7 @@ class Smtpd:
         self.send(self.side.report(name.decode(), session.name, *values, time=self._time()))
 
     def leave(self, session: Session) -> None:
-        """The client goes."""
+        """Disconnect the client."""
         session.gone = True
         for name, *values in ((b"tx-rollback", b"0000000a"), (b"tx-reset", b"0000000a")):
             self.send(self.side.report(name.decode(), session.name, *values, time=self._time()))
@@ -360,10 +360,10 @@ class Smtpd:
         # Now and then the width changes, as no smtpd's does for years.
         return b"%d.%06d" % (99 if self._clock % 97 == 0 else 1700000000, self._clock)
 
-    # -- and what must not come of it ----------------------------------------------------
+    # -- complaints ----------------------------------------------------------------------
 
     def broken(self) -> list[Complaint]:
-        """Complaints that no policy may bring about."""
+        """Complaints that no policy may cause."""
         assert not self.oracle.oddities, self.oracle.oddities
         return [
             complaint
@@ -373,7 +373,7 @@ class Smtpd:
 
 
 def play(data: bytes) -> None:
-    """One conversation, chosen by these bytes, up to its end; AssertionError if it is broken."""
+    """Run one conversation, chosen by these bytes; raise AssertionError if a rule is broken."""
     choices = Choices(data)
     protocol = choices.of(tuple(SERVERS))
     server = choices.of(SERVERS[protocol])
@@ -389,7 +389,7 @@ def play(data: bytes) -> None:
 
 
 def finish(smtpd: Smtpd, hostile: Hostile) -> None:
-    """The listener gives up: whoever waits is rescued, and nothing was broken."""
+    """End it: pending sessions are rescued, and no rule was broken."""
     smtpd.flush()
     for session in smtpd.sessions:
         hostile.connection.rescue(session.name)

@@ -1,4 +1,4 @@
-"""Reading and writing are inverse, and reading takes anything."""
+"""Encoding and decoding are inverse, and decoding never raises."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reports(draw: st.DrawFn) -> Report:
         wide = form.fields[-1]
     values = [draw(TEXT if field == wide else PLAIN) for field in form.fields]
     if form.optional and len(form.fields) > 1:
-        # Which of two fields is missing cannot be told when the last holds bars.
+        # Which of two fields is missing is undecidable if the last one contains bars.
         values[-1] = draw(PLAIN)
     session = draw(IDS).encode()
     return Report((form.name, b"smtp-in", draw(TIMES), session, tuple(values)))
@@ -160,7 +160,7 @@ def test_user_names_hold_bars_before_0_7_as_well() -> None:
         b"filter|0.7|1.0|smtp-in|connect|" + S + b"|" + b"0" * 17 + b"|",
     ],
 )
-def test_what_is_no_line_is_malformed(line: bytes) -> None:
+def test_an_invalid_line_is_malformed(line: bytes) -> None:
     read = say(line)
     assert isinstance(read, Malformed)
     assert read.line == line

@@ -54,7 +54,7 @@ def test_a_reply_is_sent_as_it_is(kind: type[Reject | Disconnect], text: str) ->
 
 @pytest.mark.parametrize("kind", [Reject, Disconnect])
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_no_reply_is_the_mistake_of_who_made_it(
+def test_an_invalid_reply_raises_where_it_is_created(
     kind: type[Reject | Disconnect], text: str
 ) -> None:
     with pytest.raises(ValueError, match="a reply"):
@@ -94,7 +94,7 @@ def test_a_parameter_is_one_line_of_bounded_length(text: str) -> None:
         Rewrite(text)
 
 
-def test_brackets_are_put_where_there_are_none() -> None:
+def test_missing_brackets_are_added() -> None:
     assert Rewrite("").in_brackets().text == "<>"
     assert Rewrite("a@b").because("why").in_brackets() == Rewrite("<a@b>").because("why")
     bracketed = Rewrite("<a@b> BODY=8BITMIME")

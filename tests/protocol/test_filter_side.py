@@ -1,4 +1,4 @@
-"""The filter's end, by examples; `test_properties` and `test_hostile` have what always holds."""
+"""Examples for the filter's end; its invariants are in `test_properties` and `test_hostile`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAKE = SMTPD.configure()
 
 
 class Script:
-    """A listener with one answer for all requests, which keeps what it was told."""
+    """A listener with one answer for all requests, which records its calls."""
 
     def __init__(
         self,
@@ -71,16 +71,16 @@ class Script:
         self.then(session)
 
     def say(self, data: bytes) -> list[bytes]:
-        """What it answers to this."""
+        """Return the answers to this."""
         self.connection.receive(data)
         return self.written()
 
     def written(self) -> list[bytes]:
-        """What there is to be written, in lines."""
+        """Return the pending output, in lines."""
         return self.connection.data_to_send().split(b"\n")[:-1]
 
     def remarks(self) -> list[str]:
-        """What it remarked since this was last asked."""
+        """Return the remarks since the last call."""
         return [f"{each.sort}: {each.kind}" for each in self.connection.remarks.take()]
 
 
@@ -147,13 +147,13 @@ def test_reports_of_other_subsystems_are_passed_over(row: bytes) -> None:
     assert [each for each in script.remarks() if "0.8" not in each] == []
 
 
-def test_who_refuses_long_lines_is_asked_at_commit() -> None:
+def test_refusing_long_lines_registers_commit() -> None:
     script = Script(refuse=True)
     assert b"register|filter|smtp-in|commit\n" in script.shaken
     assert script.connection.refuse_long_lines
 
 
-def test_what_is_configured_is_kept_though_it_is_not_known() -> None:
+def test_unknown_configuration_is_kept() -> None:
     script = Script(handshake=b"config|new|a|b\nconfig|admd|mx\n" + SHAKE)
     config = script.connection.config
     assert (config["new"], config["admd"]) == ("a|b", "mx.example.org")
@@ -165,7 +165,7 @@ def test_an_old_protocol_is_refused_before_smtpd_relies_on_us() -> None:
         Script(handshake=b"config|protocol|0.4\nconfig|ready\n")
 
 
-def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
+def test_a_new_protocol_is_treated_as_the_newest_known() -> None:
     script = Script(handshake=b"config|protocol|0.9\nconfig|ready\n")
     assert script.remarks() == ["unexpected: protocol version 0.9 is treated as 0.7"]
     asked = request("connect", b"x|y").replace(b"|0.7|", b"|0.9|", 1)
@@ -174,13 +174,13 @@ def test_a_new_protocol_is_spoken_as_the_newest_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x", "7", "0.x"])
-def test_a_version_that_is_none_changes_nothing(name: str) -> None:
+def test_an_invalid_version_changes_nothing(name: str) -> None:
     script = Script(handshake=f"config|protocol|{name}\nconfig|ready\n".encode())
     assert script.remarks() == ["unexpected: invalid protocol version"]
     assert script.say(request("connect")) == [result(b"proceed")]
 
 
-def test_a_protocol_that_is_too_old_is_spoken_when_it_is_too_late_to_refuse() -> None:
+def test_an_old_protocol_is_used_when_it_is_too_late_to_refuse() -> None:
     script = Script(None)
     asked = request("connect").replace(b"|0.7|", b"|0.4|", 1)
     assert script.say(asked) == []
@@ -226,7 +226,7 @@ def test_a_request_is_answered_later() -> None:
     assert script.remarks() == []
 
 
-def test_nobody_is_answered_twice() -> None:
+def test_no_request_is_answered_twice() -> None:
     script = Script()
     script.say(request("ehlo"))
     script.connection.answer(A, PROCEED)
@@ -245,7 +245,7 @@ def test_nobody_is_answered_twice() -> None:
         ("ehlo", Rewrite("a.b"), b"rewrite|a.b"),
     ],
 )
-def test_a_decision_is_sent_so_that_smtpd_does_what_it_says(
+def test_a_decision_is_sent_in_its_effective_form(
     phase: str, decision: Decision, wire: bytes
 ) -> None:
     script = Script(decision)
@@ -318,7 +318,7 @@ def test_more_tokens_than_there_are_phases_are_answered_as_well() -> None:
             assert script.say(request("noop", token=token)) == [result(b"proceed", token=token)]
 
 
-def test_reports_are_told_and_unknown_ones_are_not() -> None:
+def test_known_reports_reach_the_listener_unknown_ones_do_not() -> None:
     script = Script()
     script.say(SMTPD.report("tx-mail", A, b"0000000a", b"ok", b"a|b"))
     script.say(b"report|0.7|1.0|smtp-in|tx-new|%b|x\n" % A)
@@ -328,7 +328,7 @@ def test_reports_are_told_and_unknown_ones_are_not() -> None:
     assert script.remarks() == []
 
 
-def test_of_a_session_that_is_gone_nothing_is_answered() -> None:
+def test_an_ended_session_is_not_answered() -> None:
     script = Script(None)
     script.say(request("ehlo") + SMTPD.report("link-disconnect", A))
     script.connection.answer(A, PROCEED)
@@ -351,7 +351,7 @@ def test_a_line_of_a_message_that_is_cut_off_has_it_refused() -> None:
     row = lines(b"x" * MAX_INPUT)
     script.say(row[:-100])
     script.say(b"y" * 100)
-    # Neither the tail nor what looks like a line of its own within it is taken for one.
+    # Neither the tail nor text in it that looks like a line is treated as a line.
     script.say(b"z\n")
     script.say(lines(end=True))
     assert script.say(request("commit")) == [
@@ -360,7 +360,7 @@ def test_a_line_of_a_message_that_is_cut_off_has_it_refused() -> None:
 
 
 class Failing(Script):
-    """Raises these, one for each time that it is asked, before it answers."""
+    """Raises these errors, one for each call, before it answers."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__()
@@ -373,12 +373,12 @@ class Failing(Script):
 
 
 def resumed(script: Script) -> bool:
-    """Go on; whether that was enough."""
+    """Resume; return whether that was enough."""
     script.connection.resume()
     return not script.connection.stalled
 
 
-def test_what_there_is_no_memory_for_waits() -> None:
+def test_input_without_memory_is_kept() -> None:
     script = Failing(MemoryError(), MemoryError())
     rows = request("ehlo") + request("noop", token=L) + lines(b"A: b") + request("quit")[:9]
     assert script.say(rows) == []
@@ -393,7 +393,7 @@ def test_what_there_is_no_memory_for_waits() -> None:
     assert script.say(request("quit")[9:])[-1] == result(b"proceed")
 
 
-def test_whole_lines_for_which_there_is_no_memory_wait() -> None:
+def test_whole_lines_without_memory_are_kept() -> None:
     script = Failing(MemoryError())
     assert script.say(request("ehlo")) == []
     assert resumed(script)
@@ -463,14 +463,14 @@ def test_lines_that_cannot_be_handled_together_are_handled_one_by_one(
 # -- messages ----------------------------------------------------------------------------
 
 
-def test_a_message_that_nobody_looks_at_goes_back() -> None:
+def test_a_message_that_passes_is_returned() -> None:
     script = Script(pass_all=True)
     stream = lines(b"A: b", b"", b"x|y", b"..", end=True)
     assert script.say(stream) == back(b"A: b", b"", b"x|y", b"..", b".")
     assert script.told == []
 
 
-def test_a_message_is_told_and_sent_as_it_is_wanted() -> None:
+def test_the_listener_gets_a_message_and_sends_another() -> None:
     script = Script()
     assert script.say(lines(b"A: b", b"", b"x", end=True)) == []
     told = [line for _, some, _ in script.told for line in some]
@@ -482,7 +482,7 @@ def test_a_message_is_told_and_sent_as_it_is_wanted() -> None:
     assert script.remarks() == ["bug: lone dot within a message"]
 
 
-def test_lines_of_several_messages_are_told_apart() -> None:
+def test_lines_of_several_messages_are_separated() -> None:
     script = Script()
     script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
     script.told = []
@@ -491,7 +491,7 @@ def test_lines_of_several_messages_are_told_apart() -> None:
     assert script.told == [(A, [b"a2", b"a3"], False), (B, [b"b2", b"b3"], False)]
 
 
-def test_who_forgets_another_session_when_told_of_one_is_survived() -> None:
+def test_a_listener_may_forget_another_session_in_a_callback() -> None:
     script = Script()
     script.say(lines(b"A: 1") + lines(b"B: 1", session=B))
     script.told = []
@@ -533,7 +533,7 @@ def test_nothing_is_sent_outside_a_message() -> None:
     ]
 
 
-def test_what_would_be_taken_for_something_else_is_not_sent() -> None:
+def test_lines_that_smtpd_would_misinterpret_are_not_sent() -> None:
     script = Script()
     script.say(lines(b"A: b"))
     script.connection.send_lines(A, [b"two\nlines", b"more"])
@@ -547,7 +547,7 @@ def test_what_would_be_taken_for_something_else_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1 << 16])
-def test_a_nul_of_smtpds_own_goes_back(size: int) -> None:
+def test_a_nul_of_smtpd_is_returned(size: int) -> None:
     script = Script()
     script.then = lambda session: script.connection.send_lines(session, script.told[-1][1])
     stream = lines(b"nul\0")
@@ -575,7 +575,7 @@ def test_a_request_within_a_message_ends_the_message() -> None:
 
 
 @pytest.mark.parametrize("report", ["tx-reset", "tx-rollback", "link-disconnect"])
-def test_a_message_that_has_come_to_nothing_is_not_sent(report: str) -> None:
+def test_a_message_of_an_ended_transaction_is_not_sent(report: str) -> None:
     script = Script()
     script.say(lines(b"x"))
     values = () if report == "link-disconnect" else (b"0000000a",)
@@ -587,7 +587,7 @@ def test_a_message_that_has_come_to_nothing_is_not_sent(report: str) -> None:
     assert script.told[-1] == (A, [], True)
 
 
-def test_who_waits_is_rescued() -> None:
+def test_rescue_answers_a_pending_session() -> None:
     script = Script(None)
     script.say(request("ehlo"))
     script.connection.rescue(A)
@@ -709,7 +709,7 @@ def test_a_refusal_that_commit_does_not_take_is_replaced() -> None:
     assert script.remarks() == ["bug: illegal Junk at commit"]
 
 
-def test_remarks_show_what_they_are_about() -> None:
+def test_the_repr_of_a_remark() -> None:
     script = Script()
     script.say(b"nonsense" * 100 + b"\n")
     (remark,) = script.connection.remarks.take()

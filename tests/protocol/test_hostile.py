@@ -1,4 +1,4 @@
-"""A legal smtpd on one side, a listener without manners on the other: smtpd must not notice."""
+"""A legal smtpd and a listener that misbehaves: the connection must keep smtpd's rules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECORDED = [
 
 
 class Served(RuleBasedStateMachine):
-    """Sessions that come, ask, send and leave; a listener that answers as it likes."""
+    """Sessions that connect, send requests and messages, and end; a listener that misbehaves."""
 
     data: st.DataObject
 

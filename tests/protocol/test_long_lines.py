@@ -70,7 +70,7 @@ def test_no_piece_of_a_header_looks_like_the_end_of_the_header(line: bytes) -> N
 
 
 @given(st.lists(st.sampled_from(("word", "ü", "x" * 40)), min_size=200, max_size=300))
-def test_a_header_field_unfolds_to_what_it_was(words: list[str]) -> None:
+def test_a_header_field_unfolds_to_its_old_value(words: list[str]) -> None:
     line = b"Subject: " + " ".join(words).encode()
     pieces = break_line(line, header=True)
     # RFC 5322, 2.2.3: "Unfolding is accomplished by simply removing any CRLF that is immediately
@@ -91,7 +91,7 @@ def test_no_character_is_cut_in_two(character: str, shift: int) -> None:
         piece.decode()
 
 
-def test_limits_are_what_was_measured() -> None:
+def test_limits_are_the_measured_ones() -> None:
     # `filter-dataline|`, two ids and their bars, and the content, make 65,535 bytes at most.
     head = b"filter-dataline|7641df9771b4ed00|1ef1c203cc576e5d|"
     assert len(head) + content_limit(cuts=False) + 1 == 65535

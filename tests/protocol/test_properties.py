@@ -1,4 +1,4 @@
-"""What holds for whatever comes: how it is cut, how often it is answered, what it carries."""
+"""Invariants for any input: the cutting into reads, the number of answers, the content."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ A, B = b"7641df9700000001", b"7641df9700000002"
 
 
 class Thorough(FilterConnection):
-    """A connection without the short ways, as far as `ways` leaves them out."""
+    """A connection without the fast paths that `ways` leaves out."""
 
     def __init__(self, listener: Listener, *, pass_all: bool, ways: frozenset[str]) -> None:
         super().__init__(listener, pass_all=pass_all)
@@ -54,7 +54,7 @@ class Thorough(FilterConnection):
 
 
 class Deterministic:
-    """A listener whose answers depend on what it hears alone; it writes down all of it.
+    """A listener whose answers depend on its input alone; it records all calls.
 
     ``messages`` says what it does with them: "echo" line by line, "hold" until the end, "pass"
     from the first line on, "drop" all but the end.
@@ -117,7 +117,7 @@ class Deterministic:
         self.out += self.connection.data_to_send()
 
     def written(self) -> dict[bytes, list[bytes]]:
-        """What it wrote, by session."""
+        """Return its output, by session."""
         by_session: dict[bytes, list[bytes]] = {}
         for line in self.out.split(b"\n"):
             fields = line.split(b"|", 2)
@@ -126,7 +126,7 @@ class Deterministic:
         return by_session
 
     def remarked(self) -> list[tuple[str, str, bytes, bytes]]:
-        """What it remarked."""
+        """Return its remarks."""
         remarks = self.connection.remarks.take()
         return sorted((each.sort, each.kind, each.session, each.detail) for each in remarks)
 
@@ -141,7 +141,7 @@ BODY = st.one_of(
 
 @st.composite
 def traffic(draw: st.DrawFn) -> bytes:
-    """What a legal smtpd writes in two sessions, answered at once or not."""
+    """Return the output of a legal smtpd in two sessions, answered at once or not."""
     smtpd = SmtpdConnection(draw(st.sampled_from(((0, 5), (0, 6), (0, 7)))))
     stream = [smtpd.configure()] if draw(st.booleans()) else [HANDSHAKE]
     open_lines: dict[bytes, bool] = {A: False, B: False}
@@ -253,7 +253,7 @@ CONTENT = st.lists(
 
 
 def sent_back(lines: list[bytes], messages: str, server: str, size: int) -> list[bytes]:
-    """The lines that a filter gives back for these."""
+    """Return the lines that a filter returns for these."""
     protocol = (0, 7) if server.startswith("7") else (0, 6)
     smtpd = SmtpdConnection(protocol, server)
     listener = Deterministic(messages, pass_all=messages == "all")

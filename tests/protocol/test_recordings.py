@@ -1,4 +1,4 @@
-"""What real servers wrote is read, written again, passed through, and put in other versions."""
+"""Recordings of real servers are decoded, encoded, passed through, and converted to versions."""
 
 from __future__ import annotations
 

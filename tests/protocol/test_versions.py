@@ -57,7 +57,7 @@ def test_each_version_has_its_dialect() -> None:
         assert found.reports.keys() == {name.encode() for name in REPORTS}
 
 
-def test_the_nearest_is_spoken_for_any_other() -> None:
+def test_an_unknown_version_has_the_nearest_dialect() -> None:
     assert dialect((0, 8)) is dialect((7, 0)) is DIALECTS[NEWEST]
     ancient = dialect((0, 1))
     assert ancient.version < OLDEST
@@ -65,7 +65,7 @@ def test_the_nearest_is_spoken_for_any_other() -> None:
     assert ancient.order == DIALECTS[OLDEST].order
 
 
-def test_what_differed_is_said_in_one_place() -> None:
+def test_differences_are_stated_in_one_place() -> None:
     assert DIALECTS[0, 7].order == {}
     assert DIALECTS[0, 6].order == {b"link-auth": (1, 0)}
     assert DIALECTS[0, 5].order == {

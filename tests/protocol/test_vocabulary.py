@@ -1,4 +1,4 @@
-"""The tables are whole, and agree with what the oracle says of smtpd by itself."""
+"""The tables are complete, and agree with the oracle's own rules."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Answers:
 
 
 def complaints(phase: Phase, decision: Decision, protocol: tuple[int, int] = (0, 7)) -> list[str]:
-    """What the oracle says when this is the answer at that phase."""
+    """Return the complaints of the oracle about this answer at that phase."""
     smtpd, oracle, listener = SmtpdConnection(protocol), Oracle(), Answers(decision)
     argument = PARAMETERS.get(phase.name, "").encode()
     data = smtpd.configure() + smtpd.request(phase.name, b"a" * 16, b"b" * 16, argument)
@@ -109,7 +109,7 @@ def test_each_phase_with_each_decision(phase: Phase, kind: type[Decision]) -> No
 @example(PHASES["helo"], "two words")
 @example(PHASES["helo"], "")
 @example(PHASES["mail-from"], "<a@b.example")
-def test_what_smtpd_does_not_take_for_a_parameter_is_never_sent(phase: Phase, new: str) -> None:
+def test_an_invalid_parameter_is_never_sent(phase: Phase, new: str) -> None:
     assert complaints(phase, Rewrite(new)) == []
 
 

@@ -70,7 +70,7 @@ STEPS = [
 
 
 def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list[str]:
-    """What went wrong when these allocations failed in that step."""
+    """Return what went wrong when these allocations failed in that step."""
     engine = Engine(Chain([(kind(), "tempfail", 5.0)], log), log)
     oracle, peer = Oracle(), SmtpdConnection()
     said: list[Any] = []

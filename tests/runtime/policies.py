@@ -31,7 +31,7 @@ from smtpd_filters.tables import StringTable
 
 
 class Noting(Filter):
-    """Writes down what happens."""
+    """Records its calls."""
 
     class Options(Settings):
         """Where to."""
@@ -96,7 +96,7 @@ class Later(Noting):
 
 
 class Refreshing(Noting):
-    """Looks after something else beside its sessions, and fails at it."""
+    """Has background work, which fails."""
 
     refresh_interval = 0.01
 
@@ -121,7 +121,7 @@ class Head(Noting):
 
 
 class HeadLater(Noting):
-    """Adds a field in its own time."""
+    """Adds a field in a coroutine that suspends."""
 
     async def headers(self, session: Session, headers: Headers) -> Answer:
         await asyncio.sleep(0)
@@ -138,7 +138,7 @@ class Whole(Noting):
 
 
 class WholeLater(Noting):
-    """Reads whole messages in its own time."""
+    """Reads whole messages in a coroutine that suspends."""
 
     async def message(self, session: Session, message: Message) -> Answer:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A filter as a process of its own, and an smtpd to talk to it."""
+"""A filter as a separate process, and smtpd's part of the conversation with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: Seconds after which something that should have happened has not.
+#: Seconds after which an expected event counts as missing.
 PATIENCE = 60.0
 #: So many looks in a row find it asleep, some milliseconds apart: it is not between two reads.
 ASLEEP = 10
@@ -104,7 +104,7 @@ class FilterProcess:
     # -- bytes ----------------------------------------------------------------------------
 
     def close_input(self) -> None:
-        """Say that nothing more comes."""
+        """Close the input of the filter."""
         if self.sink >= 0:
             if stat.S_ISSOCK(os.fstat(self.sink).st_mode):
                 with socket.socket(fileno=os.dup(self.sink)) as sink, suppress(OSError):
@@ -144,7 +144,7 @@ class FilterProcess:
         return data
 
     def until(self, done: Callable[[], object]) -> None:
-        """Read until something is so."""
+        """Read until a condition holds."""
         end = monotonic() + PATIENCE
         while not done():
             assert not self.eof, f"it ended: {self.logged}"
@@ -177,7 +177,7 @@ class FilterProcess:
         return done
 
     def _sleeps(self) -> bool:
-        """Whether the child waits for something to happen, rather than for its turn."""
+        """Return whether the child is blocked, rather than ready to run."""
         stat = Path(f"/proc/{self.child.pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[0] == "S"
 
@@ -220,7 +220,7 @@ class FilterProcess:
         raise AssertionError(f"no answer: {self.answers}")
 
     def finish(self, status: int = 0) -> None:
-        """End the input and see the process end well."""
+        """Close the input and check that the process exits with status 0."""
         self.close_input()
         while not self.eof:
             readable, _, _ = select.select([self.source], [], [], PATIENCE)
@@ -249,13 +249,13 @@ class FilterProcess:
         self.child.send_signal(number)
 
     def memory(self) -> int:
-        """Bytes of memory that it has written to and shares with nobody."""
+        """Return the bytes of its private dirty memory."""
         smaps = Path(f"/proc/{self.child.pid}/smaps_rollup").read_text()
         return 1024 * sum(
             int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Private_Dirty")
         )
 
-    # -- what smtpd says ------------------------------------------------------------------
+    # -- smtpd's part ---------------------------------------------------------------------
 
     def hand_shake(self) -> Self:
         self.send(self.smtpd.configure())

@@ -95,7 +95,7 @@ def test_the_end_of_input(ends: tuple[Channel, Peer]) -> None:
     assert read(channel) == b""
 
 
-def test_what_is_not_taken_is_kept_in_order(ends: tuple[Channel, Peer]) -> None:
+def test_unwritten_output_is_kept_in_order(ends: tuple[Channel, Peer]) -> None:
     channel, peer = ends
     sent = b"".join(b"%08d\n" % number for number in range(200_000))
     for at in range(0, len(sent), 50_000):
@@ -136,7 +136,7 @@ def test_an_answer_overtakes_lines_of_messages(ends: tuple[Channel, Peer]) -> No
         max_size=12,
     )
 )
-def test_no_line_is_broken_however_it_is_taken(
+def test_no_line_is_broken_by_partial_writes(
     steps: list[tuple[int, int, int, int]],
 ) -> None:
     taken: list[int] = []
@@ -218,7 +218,7 @@ def test_answers_written_directly_are_written_as_those_that_are_kept(
         channel.close()
 
 
-def test_what_is_read_is_not_lost_for_want_of_memory(
+def test_input_is_not_lost_for_lack_of_memory(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, peer = ends
@@ -233,13 +233,13 @@ def test_what_is_read_is_not_lost_for_want_of_memory(
             with pytest.raises(MemoryError):
                 channel.read()
     os.write(peer.sink, b"more\n")
-    # Nor if whoever reads it gets no memory to take it.
+    # Nor if there is no memory for its reader.
     assert channel.read() == b"report|...\n"
     assert read(channel) == b"report|...\n"
     assert read(channel) == b"more\n"
 
 
-def test_nobody_reads_any_more(ends: tuple[Channel, Peer]) -> None:
+def test_a_closed_reader(ends: tuple[Channel, Peer]) -> None:
     channel, peer = ends
     channel.write([b"x" * (1 << 22)], [])
     assert channel.size
@@ -263,7 +263,7 @@ def test_a_file_stays_as_others_expect_it(tmp_path: Path) -> None:
     channel.close()
 
 
-def test_stdin_and_stdout_are_taken_away() -> None:
+def test_stdin_and_stdout_are_moved_away() -> None:
     code = """
 import os
 from smtpd_filters.runtime.channel import Channel, Ends
@@ -316,7 +316,7 @@ def signals() -> Iterator[Signals]:
         (signal.SIGUSR2, False, False),
     ],
 )
-def test_what_signals_ask_for(
+def test_signals_set_stop_and_reload(
     number: signal.Signals, stop: object, reload: object, signals: Signals
 ) -> None:
     signal.raise_signal(number)
@@ -347,7 +347,7 @@ class Noted:
         self.heard.append(b".")
 
 
-def test_taps_hear_what_passes(logbook: Logbook) -> None:
+def test_taps_get_input_and_output(logbook: Logbook) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         source = ours.detach()

@@ -1,4 +1,4 @@
-"""What becomes of sessions that do not end, and of lines that are none."""
+"""The engine: sessions that don't end, invalid lines, and lack of memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Knows(Filter):
-    """Takes note of its sessions."""
+    """Records its sessions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Knows(Filter):
 
 
 class Passes(Knows):
-    """Lets messages pass as well."""
+    """Also passes messages."""
 
     def headers(self, session: Session, headers: Headers) -> Proceed:  # noqa: ARG002
         return PROCEED
 
 
 class Holds(Knows):
-    """Looks at whole messages."""
+    """Registers for whole messages."""
 
     def message(self, session: Session, message: Message) -> Proceed | Reject:  # noqa: ARG002
         return Reject("550 5.7.1 No") if message.size % 2 else PROCEED
@@ -92,7 +92,7 @@ class Talk:
         return list(self.smtpd.receive(said))
 
     def short(self) -> bool:
-        """Whether there is hardly any memory."""
+        """Whether memory is scarce."""
         return self.engine.scarce
 
     def connect(self, session: bytes) -> None:
@@ -173,10 +173,10 @@ def test_the_number_of_sessions_is_bounded(
     assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
 
 
-def test_a_session_whose_message_is_refused_does_not_make_room(
+def test_a_session_with_a_refused_message_is_not_dropped(
     logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a stranger it would be told that its message is accepted."""
+    """As an unknown session it would have its message accepted."""
 
     class Refuses(Knows):
         def headers(self, session: Session, headers: Headers) -> Reject:  # noqa: ARG002
@@ -265,7 +265,7 @@ def test_without_memory_messages_are_given_up_last(
     assert answer.argument == b"452 4.3.1 Insufficient system storage"
 
 
-def test_without_memory_nobody_waits_beside_those_who_do(
+def test_without_memory_no_further_coroutine_begins(
     logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
@@ -382,7 +382,7 @@ def test_a_rewritten_sender_does_not_stick_to_the_next(logbook: Logbook) -> None
         b"filter|0.7|1.1|smtp-in|auth|7641df9771b4ed00|nothex|PLAIN AGFiYw==\n",
     ],
 )
-def test_credentials_are_not_logged_of_lines_that_are_none(line: bytes, logbook: Logbook) -> None:
+def test_credentials_in_invalid_lines_are_not_logged(line: bytes, logbook: Logbook) -> None:
     talk = Talk(Knows(), logbook)
     talk.say(line)
     assert logbook.lines
@@ -477,7 +477,7 @@ def test_a_message_that_was_broken_off_is_not_part_of_the_next(
     lines = talk.smtpd.lines
     talk.engine.receive(lines(sid(1), TOKENS["data-line"], MAIL, end=False))
     talk.engine.work()
-    # No server asks within a message; what was held of it must not get into another.
+    # No server sends a request within a message; its lines must not get into another message.
     talk.engine.receive(talk.smtpd.request("rset", sid(1), TOKENS["rset"]))
     talk.engine.output()
     talk.engine.receive(lines(sid(1), TOKENS["data-line"], [b"A: 1", b"", b"new"]))

@@ -1,4 +1,4 @@
-"""The first step of a coroutine, taken by hand, and what goes on in a task: as if all were one."""
+"""The first step of a coroutine by hand, and the others in a task: with no visible difference."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_cancellation_in_the_first_step(times: int) -> None:
     assert run(policy) == "cancelled"
 
 
-def test_a_cancellation_that_is_taken_back() -> None:
+def test_a_withdrawn_cancellation() -> None:
     async def policy() -> object:
         task: Any = asyncio.current_task()
         task.cancel()
@@ -183,8 +183,8 @@ def test_a_cancellation_that_is_taken_back() -> None:
     assert run(policy) == 0
 
 
-def test_a_cancellation_reaches_what_is_awaited() -> None:
-    """As in a task: what it awaits is cancelled, and what that makes of it is what it gets."""
+def test_a_cancellation_reaches_the_awaited_future() -> None:
+    """As in a task: the awaited future is cancelled, and the coroutine gets its result."""
 
     async def stubborn() -> str:
         try:
@@ -201,7 +201,7 @@ def test_a_cancellation_reaches_what_is_awaited() -> None:
     assert run(policy) == "heard"
 
 
-def test_a_cancellation_behind_the_end_of_what_is_awaited() -> None:
+def test_a_cancellation_after_the_awaited_future_is_done() -> None:
     async def policy() -> object:
         future = asyncio.get_running_loop().create_future()
         task: Any = asyncio.current_task()
@@ -381,7 +381,7 @@ def test_a_future_that_several_first_steps_await() -> None:
     assert asyncio.run(main()) == ["shared"] * 3
 
 
-def test_what_cannot_be_awaited_is_raised_in_the_coroutine() -> None:
+def test_an_invalid_await_raises_in_the_coroutine() -> None:
     class Odd:
         def __await__(self) -> Any:
             yield 42

@@ -50,7 +50,7 @@ def start(mode: str, *flags: str, later: bool, on_error: str = "tempfail") -> Fi
 
 
 def expected(mode: str, phase: str, on_error: str) -> bytes:
-    """What smtpd is to be told."""
+    """Return the expected answer."""
     legal = hostile.MODES[mode] == hostile.PROCEEDS
     # At most phases junk is a decision, which a handler that says that it proceeds may not make.
     return PHASES[phase].fallbacks["proceed" if legal else on_error].wire
@@ -62,7 +62,7 @@ def ask(process: FilterProcess, phase: str, session: bytes) -> bytes:
 
 
 def play(process: FilterProcess, session: bytes) -> dict[str, bytes]:
-    """A whole session; what was answered, and under ``message`` what became of that."""
+    """Run a whole session; return the answers, and under `message` the message returned."""
     process.connect(session)
     said = {step: ask(process, step, session) for step in STEPS}
     process.report("tx-begin", session, b"1ef1c203")
@@ -137,7 +137,7 @@ def test_at_one_phase_only(place: str) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_what_proceeds_on_errors_delivers(later: bool) -> None:  # noqa: FBT001
+def test_with_proceed_on_errors_mail_is_delivered(later: bool) -> None:  # noqa: FBT001
     with start("raise", later=later, on_error="proceed").hand_shake() as process:
         said = play(process, sid(1))
         assert said.pop("message") == b"\n".join(BODY)

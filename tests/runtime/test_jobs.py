@@ -69,11 +69,11 @@ def drive(work: Coroutine[Any, Any, Decision]) -> object:
         loop.close()
 
 
-def test_it_comes_to_a_decision() -> None:
+def test_it_makes_a_decision() -> None:
     assert drive(ask(answer())) is PROCEED
 
 
-def test_what_is_overdue_is_not_waited_for() -> None:
+def test_an_overdue_coroutine_is_not_waited_for() -> None:
     assert isinstance(drive(ask(hang(), 0.01)), AssertionError)
 
 
@@ -88,7 +88,7 @@ def fail_to_make_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_task", fails)
 
 
-def test_a_task_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_make_a_task_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_to_make_tasks(monkeypatch)
     raised = drive(ask(answer()))
     assert type(raised) is Raised
@@ -149,7 +149,7 @@ def test_without_memory_for_a_callback_either(
     asyncio.run(main())
 
 
-def test_what_is_decided_at_once_is_cancelled_however_often_it_waits() -> None:
+def test_work_decided_at_once_is_cancelled_at_every_wait() -> None:
     async def twice() -> Decision:
         for _ in range(2):
             hanging = suspended(hang())
@@ -215,7 +215,7 @@ def test_many_are_cancelled_some_in_each_turn(
     assert most == (50 if short_of_memory else CANCELLED_AT_ONCE)
 
 
-#: What a step costs, and what fits into a turn.
+#: The price of a step, and the budget of a turn.
 PRICE, TURN, STEPS = 10, 40, 4
 
 
@@ -292,7 +292,7 @@ def test_few_coroutines_of_messages_go_on_in_one_turn() -> None:
     asyncio.run(main())
 
 
-def test_what_is_overdue_while_a_step_waits_is_cancelled() -> None:
+def test_a_coroutine_overdue_while_a_step_waits_is_cancelled() -> None:
     ended: list[str] = []
 
     async def main() -> None:
@@ -308,7 +308,7 @@ def test_what_is_overdue_while_a_step_waits_is_cancelled() -> None:
             return PROCEED
 
         paced.start(work(), 0.0)
-        # Somebody else uses up each turn.
+        # Other work uses up the budget of each turn.
         await asyncio.sleep(0)
         others = [asyncio.ensure_future(paced.pace.admit(TURN)) for _ in range(10)]
         await paced.until(1)
@@ -351,7 +351,7 @@ def test_a_message_may_be_given_up_at_any_time(turns: int) -> None:
     asyncio.run(main())
 
 
-def test_none_is_cancelled_before_it_has_begun() -> None:
+def test_no_task_is_cancelled_before_it_has_begun() -> None:
     """Not even one that is given up in the round in which it was made, behind another one."""
     begun = []
 
@@ -377,7 +377,7 @@ def test_none_is_cancelled_before_it_has_begun() -> None:
     assert begun == ["one", "two", "three"]
 
 
-def test_a_task_that_is_cancelled_by_others_is_told() -> None:
+def test_a_task_cancelled_by_foreign_code_is_reported() -> None:
     async def main() -> None:
         paced = Paced()
         before = asyncio.all_tasks()
@@ -395,7 +395,7 @@ def test_a_task_that_is_cancelled_by_others_is_told() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, ValueError, SystemExit])
-def test_what_fails_at_its_end_is_told(
+def test_a_failure_at_the_end_is_reported(
     monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """There is no memory for its step, and its own clean-up raises."""
@@ -430,7 +430,7 @@ def test_what_fails_at_its_end_is_told(
         assert error is SystemExit
 
 
-def test_what_a_wait_raises_is_raised_in_the_coroutine() -> None:
+def test_an_error_of_an_awaited_future_raises_in_the_coroutine() -> None:
     async def main() -> None:
         paced = Paced()
 
@@ -450,7 +450,7 @@ def test_what_a_wait_raises_is_raised_in_the_coroutine() -> None:
     asyncio.run(main())
 
 
-def test_without_memory_to_wait_it_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_a_wait_it_resumes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         paced, event = Paced(), asyncio.Event()
 
@@ -478,7 +478,7 @@ def test_without_memory_to_wait_it_goes_on_at_once(monkeypatch: pytest.MonkeyPat
     asyncio.run(main())
 
 
-def test_what_is_raised_after_all_is_told() -> None:
+def test_an_error_of_the_work_is_reported() -> None:
     async def work() -> object:
         await asyncio.sleep(0)
         raise MemoryError
@@ -488,7 +488,7 @@ def test_what_is_raised_after_all_is_told() -> None:
     assert isinstance(raised.error, MemoryError)
 
 
-def test_what_is_overdue_is_cancelled_even_if_it_is_given_up_meanwhile() -> None:
+def test_an_overdue_coroutine_is_cancelled_even_if_its_job_is_dropped() -> None:
     async def main() -> None:
         paced = Paced()
         job = paced.start(hang())
@@ -508,7 +508,7 @@ def test_what_is_overdue_is_cancelled_even_if_it_is_given_up_meanwhile() -> None
     asyncio.run(main())
 
 
-def test_what_is_overdue_goes_on_when_there_is_budget() -> None:
+def test_overdue_work_resumes_when_there_is_budget() -> None:
     async def main() -> None:
         paced = Paced()
         job = paced.start(hang())
@@ -525,7 +525,7 @@ def test_what_is_overdue_goes_on_when_there_is_budget() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_without_memory_for_its_place_it_goes_on_at_once(
+def test_without_memory_for_the_queue_it_resumes_at_once(
     monkeypatch: pytest.MonkeyPatch, *, late: bool
 ) -> None:
     async def main() -> None:

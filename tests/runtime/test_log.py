@@ -1,4 +1,4 @@
-"""One line is one line, nothing blocks, nothing repeats itself without end."""
+"""The log: an event is one line, nothing blocks, repetitions are limited."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_event_is_one_line(logbook: Logbook) -> None:
 
 
 @given(st.text())
-def test_whatever_is_said_is_one_line_of_printable_ascii(text: str) -> None:
+def test_any_event_is_one_line_of_printable_ascii(text: str) -> None:
     ends = os.pipe()
     try:
         Log(fd=ends[1]).event(text, text, text, key=text)
@@ -101,7 +101,7 @@ def test_a_full_pipe_does_not_block() -> None:
             os.close(end)
 
 
-def test_a_reader_that_is_gone() -> None:
+def test_a_log_whose_reader_has_closed() -> None:
     ends = os.pipe()
     os.close(ends[0])
     log = Log(fd=ends[1])
@@ -164,7 +164,7 @@ def test_a_failure_leaves_a_line_in_each_phase_of_each_session(logbook: Logbook)
     assert logbook.lines[5:] == [said]
 
 
-def test_the_cause_of_a_failure_is_cut_where_it_is_said_again(logbook: Logbook) -> None:
+def test_the_cause_in_a_short_line_is_cut(logbook: Logbook) -> None:
     for session in ("a", "b"):
         logbook.log.failure(
             "disk", "smtpd-filters", "message refused", session, {}, reason="x" * 99
@@ -270,7 +270,7 @@ def test_a_traceback_is_folded() -> None:
     assert fold_traceback(ValueError()) == "ValueError:  []"
 
 
-def test_what_took_the_memory_is_let_go_of() -> None:
+def test_frames_that_ran_out_of_memory_are_released() -> None:
     class Big:
         alive = 0
 
@@ -300,7 +300,7 @@ def test_an_error_that_cannot_be_shown() -> None:
     assert len(show(ValueError("x" * 10_000))) == logging.MAX_TEXT
 
 
-def test_what_only_the_interpreter_sees(logbook: Logbook) -> None:
+def test_unraisable_exceptions_are_logged(logbook: Logbook) -> None:
     class Seen:
         exc_value: BaseException | None = caught(0)
 

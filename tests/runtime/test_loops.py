@@ -100,7 +100,7 @@ def test_signals_that_mean_nothing(name: str, number: signal.Signals) -> None:
     assert process.last_words == ""
 
 
-def test_refreshing_goes_on_whatever_becomes_of_it() -> None:
+def test_refresh_is_called_again_after_any_failure() -> None:
     with serve("Refreshing") as process:
         process.until_logged("3 times")
         process.connect(sid(1))
@@ -109,7 +109,7 @@ def test_refreshing_goes_on_whatever_becomes_of_it() -> None:
 
 
 @BOTH
-def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
+def test_sighup_reloads_tables(name: str, tmp_path: Path) -> None:
     path = tmp_path / "names"
     path.write_text("one@example.org\n")
     with serve(name, "--names", f"file:{path}") as process:
@@ -127,7 +127,7 @@ def test_sighup_reads_tables_anew(name: str, tmp_path: Path) -> None:
 
 
 @BOTH
-def test_reloads_without_end_hold_up_nobody(name: str, tmp_path: Path) -> None:
+def test_endless_reloads_delay_no_session(name: str, tmp_path: Path) -> None:
     """The table of every answer is one that there was, and in the end the last one."""
     path, other = tmp_path / "names", tmp_path / "other"
     others = "".join(f"n{number}@example.org\n" for number in range(20_000))
@@ -201,7 +201,7 @@ def test_a_coroutine_is_cancelled_with_its_session(tmp_path: Path) -> None:
     assert process.last_words == ""
 
 
-def test_who_needs_no_waiting_is_answered_first() -> None:
+def test_requests_that_need_not_wait_are_answered_first() -> None:
     with serve("Later") as process:
         process.connect(sid(1))
         process.connect(sid(2))
@@ -235,7 +235,7 @@ def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
     assert process.last_words == ""
 
 
-def test_who_waits_at_the_end_is_answered() -> None:
+def test_pending_requests_are_answered_at_the_end_of_input() -> None:
     with serve("Later", "--deadline", "0.1", "--on-error", "tempfail") as process:
         process.connect(sid(1))
         process.send(process.request("rcpt-to", sid(1), b"wait@example.org"))
@@ -246,7 +246,7 @@ def test_who_waits_at_the_end_is_answered() -> None:
 
 @pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
 @PIPES
-def test_a_large_message_comes_back(name: str, pipes: bool) -> None:  # noqa: FBT001
+def test_a_large_message_is_returned(name: str, pipes: bool) -> None:  # noqa: FBT001
     lines = body(4 * MEGABYTE)
     with serve(name, pipes=pipes) as process:
         process.connect(sid(1))
@@ -284,7 +284,7 @@ def test_a_peer_that_does_not_read(name: str) -> None:
     assert process.last_words == ""
 
 
-def test_a_reader_that_goes_away() -> None:
+def test_a_reader_that_closes() -> None:
     with FilterProcess(policy("Head"), pipes=True).hand_shake() as process:
         process.connect(sid(1))
         ours = os.open(os.devnull, os.O_RDONLY)
@@ -353,7 +353,7 @@ def test_bad_flags_are_one_line_before_anything_else(flags: list[str]) -> None:
 
 
 @BOTH
-def test_a_log_that_nobody_reads_holds_up_nothing(name: str) -> None:
+def test_an_unread_log_blocks_nothing(name: str) -> None:
     ends = os.pipe()
     try:
         with FilterProcess(policy(name, "-v"), stderr=ends[1]) as process:

@@ -1,4 +1,4 @@
-"""Without memory: nothing ends, nothing is lost unseen, and it goes on when there is some again."""
+"""Without memory the process stays up, loses nothing silently, and recovers afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_allocation_may_fail(program: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["Plain", "Later"])
 @pytest.mark.parametrize("spare", [0, 1, 4])
-def test_everybody_is_answered_when_sessions_take_all_memory(name: str, spare: int) -> None:
+def test_all_are_answered_when_sessions_take_all_memory(name: str, spare: int) -> None:
     """Sessions that are never closed, each of which asks, and where there are coroutines waits."""
     count = 6000
     with FilterProcess(policy(name, "--on-error", "proceed")) as process:

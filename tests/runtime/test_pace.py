@@ -1,4 +1,4 @@
-"""What look-ups do in one turn of the event loop, counted in their units of work."""
+"""The work of look-ups in one turn of the event loop, in their units."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_turn_has_more_work_than_it_may(bursts: list[list[int]]) -> None:
     asyncio.run(main())
 
 
-def test_what_waits_is_admitted_in_its_order() -> None:
+def test_waiting_work_is_admitted_in_order() -> None:
     async def main() -> list[int]:
         pace, order = Pace(10), []
 
@@ -65,7 +65,7 @@ def test_what_waits_is_admitted_in_its_order() -> None:
     assert asyncio.run(main()) == list(range(100))
 
 
-def test_what_fits_does_not_wait() -> None:
+def test_work_within_the_budget_does_not_wait() -> None:
     async def main() -> None:
         pace = Pace(10)
         for work in (4, 6):
@@ -82,7 +82,7 @@ def test_what_fits_does_not_wait() -> None:
     asyncio.run(main())
 
 
-def test_who_gives_up_is_passed_over() -> None:
+def test_cancelled_work_is_skipped() -> None:
     async def main() -> None:
         pace = Pace(10)
         await pace.admit(10)
@@ -106,13 +106,13 @@ def test_all_look_ups_of_a_loop_have_one_pace() -> None:
     assert first is not second
 
 
-def test_what_need_not_wait_is_taken_only_while_there_is_budget() -> None:
+def test_take_succeeds_only_while_there_is_budget() -> None:
     async def main() -> None:
         pace = Pace(10)
         assert [pace.take(4) for _ in range(4)] == [True, True, False, False]
         pieces = [asyncio.create_task(pace.admit(9)) for _ in range(2)]
         await asyncio.sleep(0)
-        # Nobody overtakes what waits.
+        # Waiting work is not overtaken.
         assert not pace.take(1)
         await asyncio.gather(*pieces)
         assert pace.take(1)

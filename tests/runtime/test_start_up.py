@@ -37,7 +37,7 @@ def test_a_hangup_while_a_filter_is_loaded_does_not_end_it(*, by_smtpd: bool) ->
             check=False,
             timeout=PATIENCE,
         )
-    # One who merely uses the package keeps its signals.
+    # A program that only uses the package keeps its signals.
     assert done.returncode == (0 if by_smtpd else -signal.SIGHUP)
 
 
@@ -100,7 +100,7 @@ def test_the_log_never_gets_to_smtpd(name: str, before: Callable[[], None], *, p
     assert process.last_words == ""
 
 
-def test_what_is_wrong_is_said_though_the_log_is_shared() -> None:
+def test_errors_are_shown_though_the_log_is_shared() -> None:
     # By hand: filter-x 2>&1 | cat
     done = subprocess.run(
         [sys.executable, POLICIES, "Plain", "--names", "file:/nonexistent"],
@@ -224,7 +224,7 @@ def test_with_one_end_on_a_terminal_it_serves(number: int, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("before", [None, closed])
-def test_what_a_filter_prints_is_in_the_log_at_once(
+def test_prints_of_a_filter_are_in_the_log_at_once(
     before: Callable[[], None] | None, tmp_path: Path
 ) -> None:
     program = tmp_path / "talking.py"

@@ -1,4 +1,4 @@
-"""No input makes a session wait for those of others: work is done in turns of bounded size.
+"""No input of one session delays the others: work is done in turns of bounded size.
 
 Counted, not timed: how many bytes and lines a turn writes, how many messages it has judged, how
 many functions it calls.  What that takes in seconds is measured by `python -m tests.bench.run
@@ -46,7 +46,7 @@ JUDGED = 1
 
 
 def outgoing(engine: Engine) -> tuple[bytes, bytes]:
-    """What is to be written, once: answers, and lines of messages."""
+    """Return the pending output, and clear it: answers, and lines of messages."""
     said = b"".join(engine.connection.answers), b"".join(engine.connection.lines)
     engine.output()
     return said
@@ -352,7 +352,7 @@ def test_edited_headers_wait_within_the_budget(
 
 
 @BOTH
-def test_what_a_step_of_a_coroutine_costs(
+def test_the_price_of_a_step_of_a_coroutine(
     kind: type[Judge], logbook: Logbook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = Meter(kind(), logbook)
@@ -382,7 +382,7 @@ def test_what_a_step_of_a_coroutine_costs(
 
 
 class Waits(Judge):
-    """Looks for a field in its own time, as those do that look something up."""
+    """Reads a field in a coroutine that suspends, as for a look-up."""
 
     def __init__(self, event: asyncio.Event) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A policy that does not come back is interrupted; one that does is left alone."""
+"""A policy that blocks is interrupted; one that returns in time is not."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_a_coroutine_at_the_limit(beyond: float, *, overdue: bool) -> None:
 
 def interrupted(watchdog: Watchdog) -> bool:
     try:
-        watchdog._look(signal.SIGALRM, None)
+        watchdog._check(signal.SIGALRM, None)
     except OverdueError:
         return True
     return False
 
 
-def test_who_is_in_time_is_left_alone(watchdog: Watchdog) -> None:
+def test_a_handler_in_time_is_not_interrupted(watchdog: Watchdog) -> None:
     watchdog.running = time.monotonic() + 100
     for _ in range(100):
         watchdog._check(signal.SIGALRM, None)
@@ -143,7 +143,7 @@ def test_it_stops_when_there_is_nothing_to_see(watchdog: Watchdog) -> None:
     assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
-def test_it_goes_on_while_there_is_something_to_watch(watchdog: Watchdog) -> None:
+def test_the_timer_runs_while_there_is_something_to_watch(watchdog: Watchdog) -> None:
     watchdog.armed = True
     watchdog.needed = lambda: True
     for _ in range(10 * IDLE):
@@ -151,7 +151,7 @@ def test_it_goes_on_while_there_is_something_to_watch(watchdog: Watchdog) -> Non
     assert watchdog.armed
 
 
-def test_it_goes_on_while_policies_come_and_go(watchdog: Watchdog) -> None:
+def test_the_timer_runs_while_handlers_run(watchdog: Watchdog) -> None:
     watchdog.armed = True
     for _ in range(10 * IDLE):
         watchdog.running = time.monotonic() + 100
