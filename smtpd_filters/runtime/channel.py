@@ -291,9 +291,9 @@ class Channel:
         rest, rest_at, rest_end = self._rest, self._rest_at, self._rest_end
         part, part_at = self._part, self._part_at
         answers = lines = 0
-        taken = min(done, rest_end - rest_at)
-        rest_at += taken
-        done -= taken
+        written = min(done, rest_end - rest_at)
+        rest_at += written
+        done -= written
         for data in islice(self._answers, self._offered if done else 0):
             answers += 1
             rest, rest_at, rest_end = data, min(done, len(data)), len(data)

@@ -56,7 +56,7 @@ class Player:
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start the filter and read its registrations; `ready` is the time in seconds."""
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by kill()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # What was read last.
         self.room = bytearray()

@@ -85,7 +85,7 @@ class Client:
         """Send the next command."""
         self.socket.sendall(SCRIPT[self.at][0])
 
-    def hear(self) -> bool:
+    def read_reply(self) -> bool:
         """Read the reply to it; return whether that ends a message."""
         self.expect(SCRIPT[self.at][1])
         self.at = (self.at + 1) % len(SCRIPT)
@@ -109,7 +109,7 @@ def load(server: Smtpd, messages: int) -> float:
         while left:
             for descriptor, _ in poll.poll(20_000):
                 client = clients[descriptor]
-                if client.hear():
+                if client.read_reply():
                     left -= 1
                     if not unsent:
                         continue

@@ -119,7 +119,7 @@ class Flood:
     def send(self, sessions: Sequence[bytes], lines: Iterable[bytes], *, rate: int = 0) -> None:
         """Send a line of each session in turns, as fast as the filter takes them.
 
-        ``rate``: how many bytes are read in a second; 0 for as many as there are.
+        `rate` is the number of bytes read in a second; 0 for no limit.
         """
         heads = [self._event(b"filter", b"data-line", each, TOKEN) for each in sessions]
         heads = [head[:-1] + b"|" for head in heads]
@@ -242,7 +242,7 @@ def reload(entries: int, times: int) -> dict[str, float]:
     """Reload a table of this many domains while a session is served."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        # Written beforehand: whoever writes a file doesn't look for answers meanwhile.
+        # Written beforehand: answers are not read while a file is written.
         table, *others = (Path(folder, f"table{number}") for number in range(times + 1))
         for path in (table, *others):
             names = (f"n{each}.{path.name}.example\n" for each in range(entries))
@@ -272,7 +272,7 @@ ZONE = {"*.score.example": {"A": ["127.0.4.50"], "ttl": 0}}
 def commands(url: str, nameserver: str) -> dict[str, tuple[list[str], float]]:
     """Return the filters to flood, with the memory limit of each in MiB.
 
-    ``url`` is that of a daemon of rspamd's kind, ``nameserver`` serves `ZONE`.
+    `url` is that of a daemon with Rspamd's interface, `nameserver` serves `ZONE`.
     """
     run = "import sys; from smtpd_filters.filters.{} import main; sys.exit(main())"
     mailfrom = ["--domains", "example.org", "--check-header", "--check-display"]

@@ -71,8 +71,8 @@ def test_sessions_are_looked_up(place: Place) -> None:
         assert len(place.dns.queries) == 8
 
 
-def test_a_look_up_too_many_is_found_out() -> None:
-    """A cache that does not keep what it was told would not be measured as one that does."""
+def test_a_surplus_look_up_is_noticed() -> None:
+    """The figures of a cache that keeps nothing must not pass for those of one that works."""
     with Place(None) as place:
         # They take more memory than a cached answer may.
         many = [f"127.0.4.{last}" for last in range(MAX_RECORDS)]

@@ -80,7 +80,7 @@ AWKWARD = (
 )
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
-_ids = random.Random(20)  # noqa: S311 - the same ids in every run
+_ids = random.Random(20)  # noqa: S311  # the same ids in every run
 _microseconds = itertools.count(1_576_146_008_000_000)
 
 

@@ -1,4 +1,4 @@
-"""The demonstration: senders good and bad send mail to a real smtpd; a table shows the results.
+"""The demonstration: good and bad senders, a real smtpd, and a table of the results.
 
     python -m tests.demo [--server VERSION|ROOT] [--replay] [--width COLUMNS]
 

@@ -1,4 +1,4 @@
-"""The program: ``python -m tests.demo``."""
+"""The program `python -m tests.demo`."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def laboratory(conf: str, rspamd: str) -> str:
 
     `rspamd` is the address of the scanner there. Certificate and aliases are where the laboratory
     has them, users are in a table instead of passwd(5), "all" is a group of interfaces that OpenBSD
-    alone has, the filters are those of this checkout and log what they let pass too. What they are
-    told to do, and the rules for mail, stay as they are.
+    alone has, the filters are those of this checkout and also log mail that passes. Their flags and
+    the rules for mail stay as they are.
     """
     replacements = {
         r'cert "[^"]+"': 'cert "/srv/lab/certificate.pem"',

@@ -1,9 +1,9 @@
 """A legal smtpd and a hostile listener, both driven by choices from outside.
 
-The smtpd keeps to its own rules whatever it is answered: it waits for an answer before it goes on
-in a session, says ``commit`` behind both dots, and so on; the oracle finds nothing odd in it.  The
-listener keeps to none: it answers with any decision, twice, never, later, for sessions that it
-made up, and sends whatever lines it likes whenever it likes.
+The smtpd follows its own rules whatever the answers are: it waits for an answer before it continues
+a session, sends `commit` after both final dots, and so on; the oracle has no complaint about it.
+The listener follows no rule: it answers with any decision, twice, never, later, or for invented
+sessions, and sends any lines at any time.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Choices:
         return self._at < len(self._data)
 
     def below(self, count: int) -> int:
-        """A number from 0 to ``count`` - 1, of at most 256."""
+        """Return a number from 0 to `count` - 1; `count` is at most 256."""
         at, self._at = self._at, self._at + 1
         return self._data[at] % count if at < len(self._data) else 0
 

@@ -1,4 +1,4 @@
-"""Examples for the filter's end; its invariants are in `test_properties` and `test_hostile`."""
+"""Examples for the filter's end, whose invariants are in `test_properties` and `test_hostile`."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_no_piece_of_a_header_looks_like_the_end_of_the_header(line: bytes) -> N
     line = b"Subject: " + line
     pieces = break_line(line, header=True)
     assert pieces
-    # A run of white space longer than a line cannot be told from its own.
+    # A run of white space longer than a line is indistinguishable from a fold.
     if b" " * 900 not in line.replace(b"\t", b" "):
         assert all(piece.strip(b" \t") for piece in pieces)
 
@@ -73,8 +73,8 @@ def test_no_piece_of_a_header_looks_like_the_end_of_the_header(line: bytes) -> N
 def test_a_header_field_unfolds_to_its_old_value(words: list[str]) -> None:
     line = b"Subject: " + " ".join(words).encode()
     pieces = break_line(line, header=True)
-    # RFC 5322, 2.2.3: "Unfolding is accomplished by simply removing any CRLF that is immediately
-    # followed by WSP."
+    # RFC 5322 section 2.2.3: "Unfolding is accomplished by simply removing any CRLF that is
+    # immediately followed by WSP."
     assert b"".join(pieces) == line
 
 

@@ -56,8 +56,8 @@ class Thorough(FilterConnection):
 class Deterministic:
     """A listener whose answers depend on its input alone; it records all calls.
 
-    ``messages`` says what it does with them: "echo" line by line, "hold" until the end, "pass"
-    from the first line on, "drop" all but the end.
+    `messages` is its way with them: "echo" line by line, "hold" until the end, "pass" from the
+    first line on, "drop" all but the end.
     """
 
     def __init__(

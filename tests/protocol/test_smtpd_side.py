@@ -8,7 +8,7 @@ from smtpd_filters.protocol.smtpd_side import SERVERS, SmtpdConnection
 from smtpd_filters.protocol.versions import version
 
 S, T = b"7641df9771b4ed00", b"1ef1c203cc576e5d"
-#: From a recording of each: what it says before ``config|ready``, and its events.
+#: From a recording of each: its lines before `config|ready`, and its events.
 RECORDED = {
     (0, 7): (
         (

@@ -1,8 +1,8 @@
-"""Sessions during which single allocations fail, one after the other: a program for a test.
+"""Sessions while single allocations fail: a program for a test.
 
 `no_memory.py FILTER WIDTH`: each allocation in each step of two sessions is made to fail once, and
-the `WIDTH` - 1 after it as well.  Whatever fails, smtpd must not end, everybody must be answered,
-and a message that is accepted must be whole.  Prints what went wrong, and at the end how often
+the `WIDTH` - 1 after it as well.  Whatever fails, smtpd must not exit, every request must be
+answered, and an accepted message must be whole.  Prints what went wrong, and at the end how often
 something was tried.
 """
 

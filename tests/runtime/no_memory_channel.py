@@ -1,4 +1,4 @@
-"""What passes a channel while allocations fail, one after the other: a program for a test.
+"""Input and output of a channel while single allocations fail: a program for a test.
 
 `no_memory_channel.py WIDTH`: while lines are handed over and answers and lines of messages written,
 with a peer that is slow to read, each allocation is made to fail once, and the `WIDTH` - 1 after it

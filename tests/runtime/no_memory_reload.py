@@ -1,4 +1,4 @@
-"""Reloads during which single allocations fail, one after the other: a program for a test.
+"""Reloads while single allocations fail: a program for a test.
 
 `no_memory_reload.py WIDTH`: each allocation in each step of a reload is made to fail once, and the
 `WIDTH` - 1 after it as well.  Whatever fails, a table has its old entries or the new ones, and the
@@ -51,7 +51,7 @@ class Listed(Filter):
 
     settings: Options
 
-    def mail_from(self, session: Session, address: str) -> Proceed:  # noqa: ARG002 - a policy's
+    def mail_from(self, session: Session, address: str) -> Proceed:  # noqa: ARG002  # a policy's
         return PROCEED
 
 

@@ -160,15 +160,15 @@ class FilterProcess:
         self.read()
 
     def push(self, data: bytes) -> int:
-        """Write as much as is taken while nothing is read; how much it was.
+        """Write as much as possible without reading; return how much it was.
 
-        On return the child waits for us, with nothing that it could do meanwhile.
+        On return the child is blocked until something is read.
         """
         done = 0
         end = monotonic() + PATIENCE
         asleep = 0
         while asleep < ASLEEP:
-            assert monotonic() < end, f"it does not come to rest: {self.logged}"
+            assert monotonic() < end, f"it never sleeps: {self.logged}"
             _, writable, _ = select.select([], [self.sink] if done < len(data) else [], [], 0.005)
             if writable:
                 done += os.write(self.sink, data[done : done + (1 << 16)])

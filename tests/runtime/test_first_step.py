@@ -27,9 +27,9 @@ async def waited(suspended: Suspended) -> Decision:
 
 
 def in_loop(call: Callable[[], object]) -> Any:
-    """Return the result of a function that is called as an engine is: in a loop, and in no task.
+    """Return the result of a function that is called as the engine is: in a loop, outside a task.
 
-    That of a coroutine which waits is what its job is told.
+    If it is a coroutine that suspends, return the result of its job.
     """
 
     async def main() -> object:

@@ -1,4 +1,4 @@
-"""Whatever a policy does, smtpd gets a legal answer in time, and the process stays up."""
+"""Misbehaving policies: smtpd gets a legal answer in time, and the process stays up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARGUMENTS = {
     "rcpt-to": b"b@example.org",
     "noop": b"",
 }
-#: How a session goes on, with a message behind ``data``.
+#: The steps of a session; a message follows `data`.
 STEPS = ("connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "data")
 LAST_STEPS = ("rset", "noop", "quit")
 MODES = [

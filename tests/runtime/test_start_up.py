@@ -145,7 +145,7 @@ def test_without_smtpd_a_filter_ends_at_once(number: int, name: bytes) -> None:
 def test_by_hand_input_may_be_anything(
     name: str, kind: str, given: bytes, output: str, tmp_path: Path
 ) -> None:
-    """As flags are tried: ``filter-x </dev/null | cat``, ``filter-x <recorded >said``."""
+    """As when flags are tried: `filter-x </dev/null | cat`, `filter-x <recorded >output`."""
     source, sink = tmp_path / "input", tmp_path / "output"
     source.write_bytes(given)
     with (
@@ -200,7 +200,7 @@ def test_on_a_terminal_it_ends_at_once(name: str, flags: list[str], status: int,
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_with_one_end_on_a_terminal_it_serves(number: int, tmp_path: Path) -> None:
-    """As ``filter-x <recorded``, ``filter-x >said``."""
+    """As in `filter-x <recorded`, `filter-x >output`."""
     ours, theirs = pty.openpty()
     other = tmp_path / "other"
     other.write_bytes(b"" if number == 0 else GREETING)

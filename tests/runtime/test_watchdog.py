@@ -1,4 +1,4 @@
-"""A policy that blocks is interrupted; one that returns in time is not."""
+"""The watchdog, which interrupts a policy that blocks and no other."""
 
 from __future__ import annotations
 
