@@ -32,12 +32,12 @@ class Neighbour(NamedTuple):
 
     @property
     def port(self) -> int:
-        """Where it connects to."""
+        """The port it connects to."""
         return SUBMISSION if self.user else SMTP
 
     @property
     def message(self) -> bytes:
-        """What it sends."""
+        """The message it sends."""
         return (
             f"From: <{self.sender}>\r\nTo: <{self.recipient}>\r\nSubject: {self.who}\r\n"
             f"Message-ID: {self.id}\r\nDate: {format_datetime(datetime.now(UTC))}\r\n\r\n"
@@ -46,7 +46,7 @@ class Neighbour(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What the message is known by."""
+        """The identifier of the message."""
         return f"<{self.address}@demo.example>"
 
 
@@ -103,7 +103,7 @@ NEIGHBOURS = (
 
 
 class Said(NamedTuple):
-    """What a filter said at a phase, and why."""
+    """The decision of a filter at a phase, and its reason."""
 
     filter: str
     phase: str
@@ -119,7 +119,7 @@ class Answered(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one message."""
+    """The outcome of one message."""
 
     neighbour: Neighbour
     #: The client's reverse name, as smtpd reports it.
@@ -132,5 +132,5 @@ class Outcome(NamedTuple):
 
     @property
     def as_expected(self) -> bool:
-        """Whether it is where it should be."""
+        """Whether the message is where it is expected."""
         return self.place == self.neighbour.expected

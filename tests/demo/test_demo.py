@@ -46,7 +46,7 @@ def of_alone(outcome: Outcome) -> Outcome:
 
 
 def check_facts(outcomes: list[Outcome]) -> None:
-    """What the demonstration is to show, whatever it runs on."""
+    """Check the expected results of the demonstration, on any server."""
     assert [each.place for each in outcomes] == [INBOX, JUNK, REFUSED, JUNK, REFUSED, INBOX, INBOX]
     assert unexpected(outcomes) == []
     of = by_name(outcomes)
