@@ -41,8 +41,9 @@ else:
 class Shared(Generic[T]):
     """A declaration; a subclass defines the options and opens the resource they describe."""
 
-    #: Its options by attribute name; a filter's own options must have other names.
-    options: Mapping[str, Option]
+    #: Its options by attribute name; a filter's own options must have other names. None if the
+    #: filter's own options describe the resource.
+    options: Mapping[str, Option] = {}  # replaced as a whole
     #: The attribute of the filter's class.
     name = ""
 

@@ -37,6 +37,7 @@ from smtpd_filters.settings import (
     SWITCH,
     TEXT,
     Settings,
+    Shared,
     choice,
     option,
 )
@@ -71,6 +72,26 @@ SHARE = 0.95
 # RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
 # another exchanger may accept the message.
 TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
+
+
+class _SharedClient(Shared[Client]):
+    """The HTTP client, shared by the filters of a process that ask the same daemons alike."""
+
+    def key(self, filter_: Rspamd) -> tuple[object, ...]:
+        """Return the daemons, the times and the number of connections."""
+        settings = filter_.settings
+        urls = filter_._urls  # noqa: SLF001  # one module
+        return urls, settings.timeout, filter_.deadline, settings.connections
+
+    def open(self, filter_: Rspamd) -> Client:
+        """Return a client; it connects when it is asked."""
+        settings = filter_.settings
+        return Client(
+            filter_._urls,  # noqa: SLF001  # one module
+            timeout=settings.timeout,
+            deadline=filter_.deadline * SHARE,
+            connections=settings.connections,
+        )
 
 
 class Rspamd(Filter):
@@ -183,12 +204,13 @@ class Rspamd(Filter):
     settings: Options
 
     _exempt: Exempt
-    _client: Client
+    _client = _SharedClient()
     _codec: Codec | None
+    _urls: tuple[str, ...]
     _intake: Intake
 
     def setup(self) -> None:
-        """Prepare requests and edits, and create the HTTP client."""
+        """Prepare requests and edits."""
         settings = self.settings
         self._exempt = settings.exempt + settings.skip
         self._codec = _codec(settings.compress)
@@ -207,19 +229,13 @@ class Rspamd(Filter):
             headers=settings.headers,
         )
         try:
-            urls = [checked(url) for url in settings.url]
+            self._urls = tuple(checked(url) for url in settings.url)
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
         from .reply_reader import Intake  # imports asyncio
 
         self._intake = Intake(self._codec)
         note_timeout(self)
-        self._client = Client(
-            urls,
-            timeout=settings.timeout,
-            deadline=self.deadline * SHARE,
-            connections=settings.connections,
-        )
 
     def _actions(self) -> dict[str, str]:
         """Return the outcome of each action in `--action`; raise ConfigError for two outcomes."""
@@ -231,10 +247,6 @@ class Rspamd(Filter):
                     "takes one outcome"
                 )
         return actions
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
 
     async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         """Scan the message, unless its client is exempt."""

@@ -137,7 +137,7 @@ class Client:
         except TimeoutError:
             pass
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections; the result of pending requests is Unavailable."""
         self._closed = True
         for host in self.hosts:

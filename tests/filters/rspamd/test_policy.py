@@ -728,3 +728,18 @@ def test_help_needs_no_package() -> None:
 def test_importing_it_does_not_import_what_is_heavy() -> None:
     heavy = {"aiohttp", "asyncio", "json", "typing", "zstandard"}
     assert not heavy & loaded("import smtpd_filters.filters.rspamd")
+
+
+def test_filters_that_ask_the_same_daemons_alike_share_their_connections(stub: RspamdStub) -> None:
+    def named(name: str, **settings: Any) -> Rspamd:
+        filter_ = Rspamd(Rspamd.Options(url=(stub.url,), **settings))
+        filter_.name = name
+        return filter_
+
+    alike = [named("one"), named("two", mta_tag="x")]
+    with Conversation([*alike, named("three", connections=3)]) as smtpd:
+        one, two, three = [each._client for each in smtpd.filters if isinstance(each, Rspamd)]
+        assert one is two
+        assert one is not three
+        deliver(smtpd)
+    assert stub.asked == 3

@@ -87,7 +87,7 @@ def served(*urls: str, work: Work, **settings: Any) -> Any:
         try:
             return await work(client)
         finally:
-            await client.close()
+            await client.aclose()
             # What is being closed is closed in the next turn of the loop.
             await asyncio.sleep(0)
 
@@ -346,7 +346,7 @@ def by_hand(
         try:
             return await work(client)
         finally:
-            await client.close()
+            await client.aclose()
             server.close()
             await ended()
             # A future with an unretrieved exception reports it when it is collected.
@@ -1075,7 +1075,7 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
             request = Request("/checkv2", (), b"body", limit=100)
             return await client.ask(request, read)
         finally:
-            await client.close()
+            await client.aclose()
             server.close()
             await ended()
 
@@ -1194,7 +1194,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(stub: RspamdStub) -> N
 
 def test_a_closed_client_is_unavailable(stub: RspamdStub) -> None:
     async def work(client: Client) -> Any:
-        await client.close()
+        await client.aclose()
         return await client.ask(Request("/checkv2", (), b"body"), read)
 
     assert served(stub.url, work=work) == Unavailable(CLOSED)
