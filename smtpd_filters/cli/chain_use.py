@@ -39,7 +39,7 @@ def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
     any failure of loading a module.
     """
     try:
-        if "/" in used:
+        if "/" in used or used.partition(":")[0].endswith(".py"):
             return _load_file(used)
         if ":" in used:
             module, _, name = used.partition(":")
@@ -85,7 +85,10 @@ def _load_file(used: str) -> type[Filter]:
     if not colon or not name.isidentifier():
         path, name = used, ""
     if not os.path.isabs(path):  # noqa: PTH117  # start-up time
-        raise ConfigError(f"{printable(path)}: not an absolute path")
+        raise ConfigError(
+            f"{printable(path)}: not an absolute path; give its whole path, as in "
+            "/etc/mail/filters/x.py:Class"
+        )
     module = type(sys)(path)
     module.__file__ = path
     code = compile(read_safely(path), path, "exec")

@@ -561,11 +561,16 @@ def test_a_file_without_the_filter(
     assert said(own(path, name)).startswith(f"[filter.greet]: use: {where}")
 
 
+RELATIVE = "not an absolute path; give its whole path, as in /etc/mail/filters/x.py:Class"
+
+
 @pytest.mark.parametrize(
     ("use", "reason"),
     [
-        ("./greet.py", "./greet.py: not an absolute path"),
-        ("greet/own.py:Greet", "greet/own.py: not an absolute path"),
+        ("./greet.py", f"./greet.py: {RELATIVE}"),
+        ("greet/own.py:Greet", f"greet/own.py: {RELATIVE}"),
+        ("greet.py", f"greet.py: {RELATIVE}"),
+        ("greet.py:Greet", f"greet.py: {RELATIVE}"),
         ("/nowhere/greet.py", "/nowhere/greet.py: No such file or directory"),
         ("/dev/null", "/dev/null: not a regular file"),
         ("/", "/: not a regular file"),
