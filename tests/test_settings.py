@@ -568,7 +568,7 @@ def test_code_can_give_values() -> None:
         ({"junk_below": 101}, "Example.junk_below: 101: must be at most 100"),
         ({"junk_below": None}, "Example.junk_below: None: expected a whole number"),
         ({"junk_below": True}, "Example.junk_below: True: expected a whole number"),
-        ({"timeout": "5m"}, "Example.timeout: '5m': expected a time such as"),
+        ({"timeout": "5m"}, "Example.timeout: '5m': expected in code a number of seconds"),
         ({"nameserver": ["::1"]}, "Example.nameserver: ['::1']: expected a tuple"),
         ({"nameserver": ("::1",)}, "Example.nameserver: ('::1',): expected HOST[:PORT]"),
         ({"ours": "{ a }"}, "Example.ours: '{ a }': expected a Words"),
@@ -657,6 +657,14 @@ def declared(name: str = "x", **changes: Any) -> type[Settings]:
         (
             lambda: declared(kind=SECONDS(high=1), default=2),
             'Bad.x: invalid default 2: must be at most 1s, not "2s"',
+        ),
+        (
+            lambda: declared(kind=SECONDS, default="5m"),
+            "Bad.x: invalid default '5m': expected in code a number of seconds",
+        ),
+        (
+            lambda: declared(kind=SIZE, default="1G"),
+            "Bad.x: invalid default '1G': expected in code a number of bytes",
         ),
         (lambda: declared("_x"), "Bad._x: invalid name of an option"),
         (lambda: declared("camelCase"), "Bad.camelCase: invalid name of an option"),

@@ -81,6 +81,7 @@ class Kind(Generic[T]):
     literal: bool = False  # the metavar is to be typed as it is, not a placeholder
     repeats = False  # the flag may be given several times; the values (tuples) are joined
     noun: str = ""  # completes "expected ..."
+    noun_in_code: str = ""  # the same for a value given in code, if another
     toml: tuple[type, ...] = (str,)
 
     def __class_getitem__(cls, _item: object) -> type:
@@ -107,12 +108,13 @@ class Kind(Generic[T]):
 
     def check(self, value: T) -> None:
         """Raise ValueError if a value given in code isn't of this kind."""
+        noun = self.noun_in_code or self.noun
         try:
             text = self.show(value)
         except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"expected {self.noun}") from None
+            raise ValueError(f"expected {noun}") from None
         if self.parse(text) != value:
-            raise ValueError(f"expected {self.noun}")
+            raise ValueError(f"expected {noun}")
 
 
 def not_an_array(noun: str, value: object) -> ValueError:
@@ -259,6 +261,7 @@ class _Number(_Ranged[float]):
 class _Seconds(_Ranged[float]):
     metavar = "SECONDS"
     noun = "a time such as 30, 1.5s, 500ms, 5m, 1h or 1d"
+    noun_in_code = "in code a number of seconds"
     toml = (int, float, str)
     lowest = 0
 
@@ -286,6 +289,7 @@ class _Seconds(_Ranged[float]):
 class _Size(_Ranged[int]):
     metavar = "SIZE"
     noun = "a size in bytes such as 512, 10k, 20M or 1G"
+    noun_in_code = "in code a number of bytes"
     toml = (int, str)
     lowest = 0
 
