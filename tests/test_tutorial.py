@@ -120,8 +120,8 @@ def test_its_tests_pass(folder: Path) -> None:
     assert f"{tests} passed" in shown
 
 
-def test_its_filters_are_type_checked(folder: Path) -> None:
-    run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS)
+def test_its_code_is_type_checked(folder: Path) -> None:
+    run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS, *TESTS)
 
 
 def test_a_filter_is_installed_as_the_page_says(folder: Path, tmp_path: Path) -> None:

@@ -276,7 +276,12 @@ def test_zone_can_be_changed_while_running() -> None:
 @pytest.mark.parametrize(
     ("zone", "culprit"),
     [
-        ({"a.example": {"A": "::1"}}, "a.example A: "),
+        ({"a.example": {"A": "::1"}}, "a.example A: expected A as `192.0.2.1`, not '::1' "),
+        (
+            {"a.example": {"MX": "mx.example.net"}},
+            "a.example MX: expected MX as `10 mx.example.net`, not 'mx.example.net' ",
+        ),
+        ({"a.example": "192.0.2.1"}, "a.example: expected record types and behaviours, "),
         ({"a.example": {"NONSENSE": "1"}}, "a.example NONSENSE: "),
         ({"a.example": {"dorp": True}}, "a.example dorp: neither a record type nor a behaviour"),
         ({"a.example": {"drop": ["XYZZY"]}}, "a.example drop: "),

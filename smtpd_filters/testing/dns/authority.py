@@ -6,7 +6,7 @@ It has no sockets and no clock: wire format in, wire format out, each answer wit
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dns.exception
 import dns.flags
@@ -39,7 +39,7 @@ class Authority:
 
     def __init__(
         self,
-        zone: Mapping[str, Mapping[str, Any]] | None = None,
+        zone: Mapping[str, object] | None = None,
         *,
         negative_ttl: int | None = 60,
     ) -> None:
@@ -58,7 +58,7 @@ class Authority:
         return self._zone
 
     @zone.setter
-    def zone(self, zone: Mapping[str, Mapping[str, Any]]) -> None:
+    def zone(self, zone: Mapping[str, object]) -> None:
         self._zone = Zone(zone)
 
     @property

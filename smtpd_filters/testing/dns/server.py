@@ -26,7 +26,7 @@ class DNSServer(Authority):
 
     def __init__(
         self,
-        zone: Mapping[str, Mapping[str, Any]] | None = None,
+        zone: Mapping[str, object] | None = None,
         *,
         listen: Iterable[tuple[str, int]] = (("127.0.0.1", 0),),
         negative_ttl: int | None = 60,

@@ -8,7 +8,8 @@ behaviours.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import dns.exception
 import dns.name
@@ -17,12 +18,18 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 Entry = dict[str, Any]
 
 NUMBERS = frozenset({"delay", "ttl"})
+#: How a record of each type is written, for errors.
+_EXAMPLES = {
+    "A": "192.0.2.1",
+    "AAAA": "2001:db8::1",
+    "CNAME": "host.example.net",
+    "MX": "10 mx.example.net",
+    "NS": "ns.example.net",
+    "PTR": "host.example.net",
+}
 SWITCHES = frozenset(
     {"servfail", "refused", "drop", "truncate", "no-tcp", "wrong-id", "wrong-name", "wrong-owner"}
     | {"spoof", "malformed", "trailing", "flap"}
@@ -40,13 +47,13 @@ def host(name: str, *addresses: str) -> dict[str, Entry]:
     return zone
 
 
-def merge(*zones: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
+def merge(*zones: Mapping[str, object]) -> dict[str, Entry]:
     """Return the union of zones: records of the same name and type are combined."""
     merged: dict[str, Entry] = {}
     for zone in zones:
         for name, entry in zone.items():
             into = merged.setdefault(key_of(name), {})
-            for key, value in entry.items():
+            for key, value in _entry(name, entry).items():
                 if key.isupper():
                     into[key] = texts(into.get(key, [])) + texts(value)
                 else:
@@ -57,19 +64,20 @@ def merge(*zones: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
 class Zone(dict[str, Entry]):
     """A dict of checked entries by name, in lower case and without the final dot."""
 
-    def __init__(self, zone: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, zone: Mapping[str, object]) -> None:
         super().__init__()
         self.update(zone)
 
-    def __setitem__(self, name: str, entry: Mapping[str, Any]) -> None:
-        _check(name, entry)
-        super().__setitem__(key_of(name), dict(entry))
+    def __setitem__(self, name: str, entry: object) -> None:
+        checked = _entry(name, entry)
+        _check(name, checked)
+        super().__setitem__(key_of(name), dict(checked))
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(key_of(name))
 
     def update(  # type: ignore[override]  # only a zone, none of dict.update's other forms
-        self, zone: Mapping[str, Mapping[str, Any]]
+        self, zone: Mapping[str, object]
     ) -> None:
         """Add the names of `zone`, replacing existing ones."""
         for name, entry in zone.items():
@@ -123,6 +131,15 @@ def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
     )
 
 
+def _entry(name: str, entry: object) -> Mapping[str, Any]:
+    """Return what a zone has for a name; ValueError if that is no mapping."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(  # noqa: TRY004  # as for anything else that can't be served
+            f'{name}: expected record types and behaviours, as in {{"A": "192.0.2.1"}}'
+        )
+    return entry
+
+
 def _check(name: str, entry: Mapping[str, Any]) -> None:
     """Raise ValueError if the entry is invalid."""
     try:
@@ -142,4 +159,7 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
             else:
                 raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301  # see below
         except (dns.exception.DNSException, ValueError, TypeError) as exc:
-            raise ValueError(f"{name} {key}: {str(exc) or type(exc).__name__}") from exc
+            why = str(exc) or type(exc).__name__
+            if key in _EXAMPLES:
+                why = f"expected {key} as `{_EXAMPLES[key]}`, not {value!r} ({why})"
+            raise ValueError(f"{name} {key}: {why}") from exc
