@@ -125,8 +125,8 @@ class Resolver:
 
         `nameserver` is one more sentence for the help of `--nameserver`. `timeout` replaces the
         help of `--timeout`, or with None leaves that flag to the filter's own `Options`; `takes`
-        ends the help with the time of a decision that needs several look-ups. `timing` is a
-        function of the filter that returns the timeout of a query in the first round and the
+        ends the last sentence of that help, without a full stop (TypeError), with the time of a
+        decision that needs several look-ups: "a client, with two, 16 s". `timing` is a function of the filter that returns the timeout of a query in the first round and the
         deadline of a look-up, in seconds; by default they are `--timeout` and four times that.
         """
         from .setting import ResolverSetting  # used by filters only
@@ -150,10 +150,31 @@ class Resolver:
         """
         return await self._wait(self._begin(name, rdtype))
 
+    if TYPE_CHECKING:
+
+        @overload
+        async def query_all(
+            self, questions: Sequence[tuple[str, TextType]]
+        ) -> list[Outcome[str]]: ...
+        @overload
+        async def query_all(
+            self, questions: Sequence[tuple[str, Literal["MX"]]]
+        ) -> list[Outcome[MX]]: ...
+        @overload
+        async def query_all(
+            self, questions: Sequence[tuple[str, Literal["TXT"]]]
+        ) -> list[Outcome[bytes]]: ...
+        @overload
+        async def query_all(
+            self, questions: Sequence[tuple[str, RecordType]]
+        ) -> list[Outcome[Any]]: ...
+
     async def query_all(self, questions: Sequence[tuple[str, RecordType]]) -> list[Outcome[Any]]:
         """Look up several names concurrently, and return the outcomes in the same order.
 
         See `query`. The look-ups start together, as far as there is room, without further tasks.
+        The type checker knows the type of the records if all questions are of one type; for
+        several types, `start` each look-up and then `query` it.
         """
         begun: list[Outcome[Any] | asyncio.Task[Outcome[Any]]] = []
         outcomes: list[Outcome[Any]] = []

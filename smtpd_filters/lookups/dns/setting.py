@@ -35,6 +35,11 @@ class ResolverSetting(_Base):
         self, *, nameserver: str, timeout: str | None, takes: str, timing: Timing | None
     ) -> None:
         """See `Resolver.setting`."""
+        if takes.endswith(".") or takes != takes.strip():
+            raise TypeError(
+                f"takes={takes!r}: the end of a sentence without its full stop, as in "
+                "'a client, with two look-ups, 16 s'"
+            )
         self._timing = timing
         servers: Any = option(
             LIST(ENDPOINT(port=53, host="ADDRESS")),

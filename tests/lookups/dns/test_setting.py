@@ -263,3 +263,32 @@ def test_records_are_typed_by_their_type(tmp_path: Path) -> None:
         if error
     }
     assert found == expected, done.stdout
+
+
+ASKING_ALL = """
+async def several(dns: Resolver, name: str) -> None:
+    reveal_type(await dns.query_all([(name, "A"), (name, "AAAA")]))
+    reveal_type(await dns.query_all([(each, "MX") for each in name.split()]))
+    reveal_type(await dns.query_all(((name, "TXT"), (name, "TXT"))))
+    reveal_type(await dns.query_all([(name, "TXT"), (name, "A")]))
+"""
+
+
+def test_records_of_several_look_ups_are_typed_if_all_are_of_one_type(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(HEAD + ASKING_ALL)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "asks.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shown = re.findall(r"Revealed type is .*?Found\[([\w.]+)\]", done.stdout)
+    types = [each.rpartition(".")[2] for each in shown]
+    assert types == ["str", "MX", "bytes", "Any"], done.stdout
+
+
+@pytest.mark.parametrize("takes", ["A client takes 16 s.", " a client, 16 s"])
+def test_the_end_of_the_help_has_no_full_stop(takes: str) -> None:
+    with pytest.raises(TypeError, match="the end of a sentence without its full stop"):
+        Resolver.setting(takes=takes)
