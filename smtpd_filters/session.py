@@ -51,7 +51,8 @@ class Transaction:
     def __init__(self, msgid: str) -> None:
         #: The message's id in the queue: eight hexadecimal digits.
         self.msgid = msgid
-        #: The envelope sender that smtpd accepted: "" for the null sender, None before MAIL.
+        #: The envelope sender that smtpd accepted: "" for the null sender. None until smtpd has
+        #: reported it, or if it was refused; a handler that finds a transaction finds its sender.
         self.sender: str | None = None
         #: The recipients that smtpd accepted.
         self.recipients: list[str] = []
@@ -93,7 +94,8 @@ class Session:
     tls: str | None
     #: The authenticated user; None before authentication and after a failure.
     username: str | None
-    #: The current transaction, or None.
+    #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
+    #: and `commit`, but none in `mail_from`, whose decision begins it.
     tx: Transaction | None
     #: The number of recipients, in all transactions, that were refused permanently: by smtpd,
     #: because they are unknown or invalid, or by a filter.
