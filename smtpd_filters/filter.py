@@ -18,6 +18,8 @@ its deadline (`guard`).
 
 from __future__ import annotations
 
+from time import monotonic
+
 from . import session as reported
 from .protocol.decisions import Disconnect, Junk, Marked, Proceed, Reject, Rewrite
 from .protocol.vocabulary import HANDLERS
@@ -141,6 +143,8 @@ class Filter:
 
     #: Whether its decisions are only logged; a filter that delays clients does not then.
     dry_run: bool = False
+    #: Seconds by which a test has advanced `now`.
+    advanced: float = 0.0
     #: smtpd's configuration from its hand-shake: "admd", "smtpd-version", "smtp-session-timeout".
     smtpd: Mapping[str, str] = {}  # replaced as a whole
 
@@ -187,6 +191,13 @@ class Filter:
     def described(cls) -> str:
         """Return the first line of its docstring."""
         return (cls.__doc__ or "").strip().partition("\n")[0]
+
+    def now(self) -> float:
+        """Return the seconds of a steady clock, for a filter's own timers.
+
+        In a test `Conversation.advance` moves it.
+        """
+        return monotonic() + self.advanced
 
     def setup(self) -> Registration | None:
         """Prepare with the settings, before the registrations are sent to smtpd.
