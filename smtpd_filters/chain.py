@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
-from .errors import ConfigError
+from .errors import ConfigError, UnavailableError
 from .filter import CONTENT, Filter, legal_outcomes
 from .guard import FAILED, REFUSALS, Guard
 from .message import Headers
@@ -239,19 +239,22 @@ class Chain:
                 watchdog.running = 0.0
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 watchdog.running = 0.0
-                filter_.log.failure(event, event, session.id, {}, error=fold_traceback(error))
+                text = fold_traceback(error)
+                if not isinstance(error, UnavailableError):
+                    filter_.log.defect(event, session, text)
+                filter_.log.failure(event, event, session.id, {}, error=text)
 
     async def refresh(self, filter_: Filter) -> None:
         """Call a filter's `refresh`; never raises."""
         import asyncio  # it is there already where there are coroutines
 
         try:
-            async with asyncio.timeout(max(filter_.refresh_interval, 1)):
+            async with asyncio.timeout(max(filter_.refresh_interval, 1)) as limit:
                 await filter_.refresh()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  # failures are a filter's own
-            filter_.log.event("refresh", error=fold_traceback(error))
+            _failed(filter_, "refresh", error, expected=limit.expired())
 
     async def close(self) -> None:
         """Release what the filters hold."""
@@ -259,7 +262,7 @@ class Chain:
             try:
                 await filter_.close()
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
-                filter_.log.event("close", error=fold_traceback(error))
+                _failed(filter_, "close", error)
         for pool in self._pools:
             try:
                 await pool.aclose()
@@ -276,6 +279,14 @@ class Chain:
                 if getattr(value, "is_file", False):
                     result = yield from _reloaded(value)
                     self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **result)
+
+
+def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool = False) -> None:
+    """Log the exception of an event method that belongs to no session."""
+    text = fold_traceback(error)
+    if not (expected or isinstance(error, UnavailableError)):
+        filter_.log.defect(what, "", text)
+    filter_.log.event(what, error=text)
 
 
 def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
@@ -370,8 +381,12 @@ def _judged(
     """Apply a filter's decision on a message; return it, and whether the chain ends there."""
     headers = edited if isinstance(edited, Headers) else edited.headers
     if decision.reason is not FAILED and not _sound(headers):
-        decision = guard.failed(session, error="left an invalid header block")
-    if decision.reason is FAILED or guard.dry:
+        decision = guard.defect(session, error="left an invalid header block")
+    if decision.reason is FAILED:
+        edited.restore(before)
+    elif guard.dry:
+        if edited.differs(before):
+            guard.log.event(guard.phase, session, result="proceed", would="edit")
         edited.restore(before)
     if type(decision) is Junk:
         session.mark = guard.phase

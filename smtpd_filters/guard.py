@@ -19,7 +19,7 @@ from types import CoroutineType
 
 from .errors import UnavailableError
 from .filter import is_coroutine, legal_decisions, unwrapped
-from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Reject, Rewrite, reply
+from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Marked, Reject, Rewrite, reply
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
 from .runtime.coroutines import CANCELLED, OVERDUE, Pending, Raised, Suspended, Wait, begin
 from .runtime.log import fold_traceback, outcome, show
@@ -41,6 +41,8 @@ FAILED = "handler failed"
 SLOW = 1.0
 #: The phase whose parameter is a credential.
 CONFIDENTIAL = "auth"
+#: What `Registration(junk=False)` excludes.
+_MARKS = frozenset({Junk, Marked})
 
 
 class Guard:
@@ -51,6 +53,7 @@ class Guard:
         "argument",
         "coroutine",
         "deadline",
+        "declared",
         "dry",
         "fallback",
         "filter",
@@ -79,8 +82,11 @@ class Guard:
         self.phase = phase.name if phase else handler
         #: Whether the handler has a parameter besides the session.
         self.argument = bool(phase and phase.argument)
-        #: The kinds of decision that may be returned, and those that the phase allows.
-        self.legal = filter.returns[handler]
+        #: The kinds of decision that the annotation names, those of them that may be returned, and
+        #: those that the phase allows.
+        self.declared = filter.returns[handler]
+        junk = filter.registration.junk
+        self.legal = self.declared if junk else self.declared - _MARKS
         self.allowed = legal_decisions(handler)
         #: Whether the handler is, or wraps, one that is written `async def`.
         self.coroutine = is_coroutine(self.handler)
@@ -89,8 +95,7 @@ class Guard:
         #: own.
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
         #: Whether it may mark.
-        junk = filter.registration.junk
-        self.may_mark = (Junk in self.legal and junk) or type(self.fallback) is Junk
+        self.may_mark = Junk in self.legal or type(self.fallback) is Junk
         #: Seconds that a coroutine may take.
         self.deadline = deadline
         #: Takes the first step of a coroutine; a chain that runs on asyncio sets its own.
@@ -190,15 +195,15 @@ class Guard:
 
     def _checked(self, session: Session, result: object, started: float) -> Decision:
         if type(result) not in self.legal:
-            return self.failed(session, error=self._illegal(result))
+            return self.defect(session, error=self._illegal(result))
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if b"\n" in decision.wire:
-            return self.failed(session, error="returned a decision that was tampered with")
+            return self.defect(session, error="returned a decision that was tampered with")
         if type(decision) is Rewrite:
             phase = PHASES[self.phase]
             if not phase.takes(decision.text):
                 # Its text may be a credential.
-                return self.failed(
+                return self.defect(
                     session, error=f"returned a Rewrite that is not {FORMS[phase.argument]}"
                 )
         if decision is not PROCEED or self.log.verbose:
@@ -213,6 +218,8 @@ class Guard:
             result.close()  # it would warn that it was never awaited
             write = "await" if self.coroutine else "async def"
             return f'returned a coroutine; write "{write}" at {self.where}'
+        if type(result) in self.declared and type(result) in _MARKS:
+            return f"returned {name}, but setup returned Registration(junk=False), at {self.where}"
         allowed = " | ".join(sorted(kind.__name__ for kind in self.legal))
         if type(result) in self.allowed:
             return f'returned {name}, but is annotated "-> {allowed}" at {self.where}'
@@ -220,14 +227,21 @@ class Guard:
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
         where = fold_traceback(error, text=False)
-        status = getattr(error, "status", "") if isinstance(error, UnavailableError) else ""
+        expected = isinstance(error, UnavailableError)
+        status = getattr(error, "status", "") if expected else ""
+        failed = self.failed if expected else self.defect
         if self.phase == CONFIDENTIAL:
             # The text of an error may repeat the client's credential.
-            return self.failed(session, where, status, error=where)
+            return failed(session, where, status, error=where)
         if status:
             cause = show(error)
-            return self.failed(session, cause, status, cause=cause)
-        return self.failed(session, where, error=fold_traceback(error))
+            return failed(session, cause, status, cause=cause)
+        return failed(session, where, error=fold_traceback(error))
+
+    def defect(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
+        """Do as `failed` for an error in the filter's code, which a test must not overlook."""
+        self.log.defect(self.phase, session, why["error"])
+        return self.failed(session, kind, status, **why)
 
     def failed(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
         """Log a failure, and return the decision of `--on-error`.

@@ -15,9 +15,19 @@ ROOT = Path(__file__).parents[1]
 NOT_YET = {"smtpd_filters.Filter.settings"}
 #: Methods of messages by which the framework fills, keeps and sends them.
 FRAMEWORK = {
-    "Headers": {"parse", "restore", "snapshot", "replace_lines"},
+    "Headers": {"differs", "parse", "restore", "snapshot", "replace_lines"},
     "Message": {
-        *("close", "discard", "drain", "drained", "feed", "header_cost", "header_seen", "release"),
+        *(
+            "close",
+            "differs",
+            "discard",
+            "drain",
+            "drained",
+            "feed",
+            "header_cost",
+            "header_seen",
+            "release",
+        ),
         *("restore", "revert", "snapshot", "stored"),
     },
     "Resolver": {"aclose"},

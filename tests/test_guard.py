@@ -12,21 +12,27 @@ import pytest
 
 from smtpd_filters import (
     JUNK,
+    MARKED,
     PROCEED,
+    ContentAnswer,
     Decision,
     Disconnect,
     Filter,
     FinalAnswer,
+    Headers,
     Junk,
     Proceed,
     Registration,
     Reject,
     Session,
+    Settings,
+    option,
 )
 from smtpd_filters import guard as asked
 from smtpd_filters.guard import Guard
 from smtpd_filters.runtime.coroutines import CANCELLED, Pending, Raised
 from smtpd_filters.runtime.watchdog import Watchdog
+from smtpd_filters.settings import SWITCH
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
@@ -79,7 +85,7 @@ def log_of(cls: type[Filter], result: object) -> str:
     made: Any = cls
     made.result = result
     try:
-        with Conversation(cls) as smtpd:
+        with Conversation(cls, errors=True) as smtpd:
             assert smtpd.connect().greeting.verb == "disconnect"
     finally:
         made.result = PROCEED
@@ -105,7 +111,7 @@ def test_what_may_not_be_returned(cls: type[Filter], result: object, error: str)
 def test_what_the_phase_does_not_allow() -> None:
     made: Any = Finds
     made.result = JUNK
-    with Conversation(Finds) as smtpd:
+    with Conversation(Finds, errors=True) as smtpd:
         client = smtpd.connect()
         client.ehlo()
         client.mail_from("a@example.net")
@@ -142,7 +148,7 @@ def test_a_decorated_handler(decorator: Callable[[Any], Any]) -> None:
         def commit(self, session: Session) -> FinalAnswer:
             return cast("FinalAnswer", JUNK)
 
-    with Conversation(Decorated) as smtpd:
+    with Conversation(Decorated, errors=True) as smtpd:
         client = smtpd.connect()
         assert client.greeting.verb == "junk"
         client.ehlo()
@@ -161,7 +167,7 @@ def test_a_decorated_coroutine() -> None:
             await asyncio.sleep(0)
             return JUNK
 
-    with Conversation(Decorated) as smtpd:
+    with Conversation(Decorated, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "junk"
 
 
@@ -180,7 +186,7 @@ def test_a_decorator_that_hides_a_coroutine(*, other: bool) -> None:
         def setup(self) -> Registration | None:
             return None if other else Registration({"connect"})
 
-    with Conversation(Decorated) as smtpd:
+    with Conversation(Decorated, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
     [line] = smtpd.log
     assert r'error="returned a coroutine; write \"async def\" at test_guard.py:' in line
@@ -194,7 +200,7 @@ def test_a_coroutine_that_is_not_awaited() -> None:
         async def _ask(self) -> Proceed:
             raise AssertionError
 
-    with Conversation(Forgets) as smtpd:
+    with Conversation(Forgets, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
     error = rf'error="returned a coroutine; write \"await\" at {place(Forgets.connect)}"'
     assert error in smtpd.log[0]
@@ -215,7 +221,7 @@ def test_who_registers_that_it_never_waits_and_does() -> None:
                 raise SystemExit(1) from None
             return PROCEED
 
-    with Conversation(Lies) as smtpd:
+    with Conversation(Lies, errors=True) as smtpd:
         assert not smtpd._served.chain.waits
         assert smtpd.connect().greeting.verb == "disconnect"
         Lies.waiting = False
@@ -232,7 +238,7 @@ def test_the_cause_if_it_waits() -> None:
             await asyncio.sleep(0)
             return PROCEED
 
-    with Conversation(Lies) as smtpd:
+    with Conversation(Lies, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
         assert smtpd.connect().greeting.verb == "disconnect"
     assert "RuntimeError: waited, but setup returned Registration(waits=False)" in smtpd.log[0]
@@ -263,7 +269,7 @@ def test_a_handler_that_holds_up_the_others_is_logged(
         def setup(self) -> Registration:
             return Registration({"helo"} if coroutine else {"connect"})
 
-    with Conversation(Slow) as smtpd:
+    with Conversation(Slow, errors=True) as smtpd:
         client = smtpd.connect()
         if coroutine:
             client.helo()
@@ -288,7 +294,7 @@ def test_what_takes_its_time_without_holding_up_the_others_is_not(
             now += 10
             return PROCEED
 
-    with Conversation(Patient) as smtpd:
+    with Conversation(Patient, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "proceed"
     assert smtpd.log == []
 
@@ -305,7 +311,7 @@ def test_whatever_is_raised_in_whichever_step(error: type[BaseException], steps:
                 await asyncio.sleep(0)
             raise error
 
-    with Conversation(Raises) as smtpd:
+    with Conversation(Raises, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
         assert smtpd.connect().greeting.verb == "disconnect"
     assert error.__name__ in smtpd.log[0]
@@ -352,3 +358,67 @@ def test_what_is_closed_is_watched_and_may_raise(result: object, session: Sessio
 @pytest.fixture
 def session() -> Session:
     return Session(b"7641df9771b4ed00")
+
+
+class Marks(Closed):
+    """Marks, though it registers that it does not."""
+
+    def setup(self) -> Registration:
+        return Registration(junk=False)
+
+    def ehlo(self, session: Session, identity: str) -> Junk | Proceed:
+        return JUNK
+
+    def headers(self, session: Session, headers: Headers) -> ContentAnswer:
+        return MARKED
+
+
+def test_junk_of_a_filter_that_does_not_mark_is_an_error() -> None:
+    with Conversation(Marks, errors=True) as smtpd:
+        client = smtpd.connect()
+        assert client.ehlo().reply.startswith("451 ")
+        [error] = smtpd.errors
+        assert error == (
+            f"{client.id} marks ehlo: returned Junk, but setup returned Registration(junk=False), "
+            f"at {place(Marks.ehlo)}"
+        )
+
+
+def test_a_marked_message_of_a_filter_that_does_not_mark_is_an_error() -> None:
+    class Content(Marks):
+        def ehlo(self, session: Session, identity: str) -> Proceed:
+            return PROCEED
+
+    with Conversation(Content, errors=True) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from()
+        client.rcpt_to("you@example.org")
+        assert client.message().reply.startswith("451 ")
+        assert "returned Marked, but setup returned Registration(junk=False)" in smtpd.errors[0]
+
+
+class Edits(Closed):
+    """Edits the header, if it is to."""
+
+    class Options(Settings):
+        edit = option(SWITCH, default=False, help="Edit the header.")
+
+    settings: Options
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        if self.settings.edit:
+            headers.append("X-Edited", "yes")
+        return PROCEED
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_an_edit_that_a_dry_run_undoes_is_logged(*, edit: bool) -> None:
+    with Conversation(Edits, "--dry-run", *(["--edit"] if edit else [])) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from()
+        client.rcpt_to("you@example.org")
+        assert client.message().unchanged
+    line = f"{client.id} edits headers result=proceed would=edit"
+    assert smtpd.log == ([line] if edit else [])

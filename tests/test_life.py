@@ -111,7 +111,7 @@ class Clumsy(Filter):
 
 
 def test_failures_that_nobody_waits_for_are_logged_and_survived() -> None:
-    with Conversation(Clumsy) as smtpd:
+    with Conversation(Clumsy, errors=True) as smtpd:
         assert smtpd.connect().ehlo("mail.example.net").verb == "proceed"
     assert [line.partition("error=")[2][:26] for line in smtpd.log] == [
         '"RuntimeError: refresh [ch',
@@ -134,7 +134,7 @@ class Perhaps(Filter):
 
 
 def test_a_coroutine_waits_only_if_it_must() -> None:
-    with Conversation(Perhaps) as smtpd:
+    with Conversation(Perhaps, errors=True) as smtpd:
         client = smtpd.connect()
         client.ehlo("mail.example.net")
         assert client.mail_from("unknown@example.net").reply == NO.text
@@ -155,7 +155,7 @@ def test_a_plain_handler_may_not_return_a_coroutine() -> None:
         async def _wait(self, session: Session) -> Proceed:
             return PROCEED
 
-    with Conversation(Liar) as smtpd:
+    with Conversation(Liar, errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "disconnect"
     line = Liar.connect.__code__.co_firstlineno
     place = f"test_life.py:{line}"
@@ -183,7 +183,7 @@ class Busy(Filter):
 
 
 def test_a_dry_run_logs_and_lets_pass() -> None:
-    with Conversation(Busy, "--dry-run") as smtpd:
+    with Conversation(Busy, "--dry-run", errors=True) as smtpd:
         assert smtpd.filters[0].dry_run
         client = smtpd.connect()
         assert client.greeting.verb == "proceed"
@@ -196,11 +196,12 @@ def test_a_dry_run_logs_and_lets_pass() -> None:
         assert "X-Spam" not in done.headers
         assert not done.refused
     log = [line.split(" ", 3)[2:] for line in smtpd.log]
-    assert [phase for phase, _ in log] == ["connect", "ehlo", "mail-from", "headers"]
+    assert [phase for phase, _ in log] == ["connect", "ehlo", "mail-from", "headers", "headers"]
     assert log[0][1].startswith('result=proceed would=junk reason="why not" took=')
     assert log[1][1].startswith("result=proceed would=rewrite")
     assert log[2][1].startswith("result=proceed would=reject error=")
     assert log[3][1].startswith("result=proceed would=junk")
+    assert log[4][1] == "result=proceed would=edit"
 
 
 class Rewriter(Filter):
@@ -233,7 +234,7 @@ class FailingRewriter(Rewriter):
     ],
 )
 def test_a_body_is_restored(kind: type[Filter], flags: tuple[str, ...], body: bytes) -> None:
-    with Conversation(kind, *flags) as smtpd:
+    with Conversation(kind, *flags, errors=kind is not Rewriter) as smtpd:
         client = smtpd.connect()
         client.ehlo("mail.example.net")
         client.mail_from("a@example.net")

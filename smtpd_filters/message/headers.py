@@ -156,6 +156,13 @@ class Headers:
         self._text = b""
         self._set_entries(None if entries is None else list(entries))
 
+    def differs(self, before: Snapshot) -> bool:
+        """Return whether the block differs from a snapshot."""
+        if not self._changed:
+            return False
+        lines, entries, _ = before
+        return self.lines() != (lines if entries is None else _lines_of(entries))
+
     def lines(self) -> list[bytes]:
         """Return the raw lines of the block as it is now."""
         if self._entries is None:

@@ -207,6 +207,11 @@ class Message:
             self._body.discard("the new body was discarded")
             self._body, self._body_at, self._blank = self._replaced.pop()
 
+    def differs(self, before: tuple[Snapshot, int]) -> bool:
+        """Return whether the message differs from a snapshot."""
+        headers, count = before
+        return len(self._replaced) > count or self.headers.differs(headers)
+
     def revert(self) -> None:
         """Undo every edit."""
         while self._replaced:

@@ -190,6 +190,9 @@ class Log:
             }
             self.event(name, event, session, **brief, reason=AGAIN, **short, reply=reply)
 
+    def defect(self, who: str, what: str, session: str, error: str) -> None:
+        """Note an error in a filter's code, which is logged besides: for a test kit."""
+
     def _held_back(self, kind: str) -> int | None:
         """Return how many lines of this kind were held back; None to hold this one back, too."""
         now = self._clock()
@@ -271,6 +274,10 @@ class FilterLog:
     ) -> None:
         """Log a failure as `Log.failure` does."""
         self._log.failure(f"{self._name} {kind}", self._name, event, session, brief, **details)
+
+    def defect(self, what: str, session: str | Session, error: str) -> None:
+        """As `Log.defect`."""
+        self._log.defect(self._name, what, _id_of(session), error)
 
     def verdict(
         self, session: Session, phase: str, decision: Decision, seconds: float, *, dry: bool = False

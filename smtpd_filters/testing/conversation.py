@@ -83,6 +83,8 @@ class Conversation(Peer):
     given. `protocol` is the protocol version, `smtpd_version` the server's, by default one that
     uses the protocol. `admd` is the authserv-id.
 
+    An error in the filter's code fails the test (`verify`), unless `errors` is True.
+
     Raises ConfigError as the executable does at its start.
     """
 
@@ -95,10 +97,12 @@ class Conversation(Peer):
         protocol: tuple[int, int] = (0, 7),
         smtpd_version: str = "",
         admd: str = HOST,
+        errors: bool = False,
     ) -> None:
         served = Served(filters, flags, settings, nameserver)
         super().__init__(served, protocol, smtpd_version)
         self.admd = admd
+        self._errors_allowed = errors
         self.filters: list[Filter] = self._served.chain.filters
         self._clients = 0
 
@@ -106,6 +110,15 @@ class Conversation(Peer):
     def log(self) -> list[str]:
         """The lines that the filter has written to smtpd's log."""
         return self._served.log.lines
+
+    @property
+    def errors(self) -> list[str]:
+        """The errors in the filters' code, one text each.
+
+        They are exceptions of handlers and event methods, and decisions that a handler may not
+        return. `UnavailableError` and a missed deadline are not among them.
+        """
+        return self._served.log.errors
 
     def __enter__(self) -> Self:
         self._send(self._smtpd.configure(admd=self.admd))
@@ -123,10 +136,14 @@ class Conversation(Peer):
     def verify(self) -> None:
         """Raise AssertionError if a real smtpd would have exited, hung or misbehaved.
 
-        The `with` block calls it at its end.
+        `errors` raise it as well, unless `errors=True` was given. The `with` block calls it at its
+        end.
         """
         self.oracle.finish()
         self.oracle.verify()
+        if self.errors and not self._errors_allowed:
+            listed = "".join(f"\n  {error}" for error in self.errors)
+            raise AssertionError(f"errors in the filter (errors=True allows them):{listed}")
 
     def reload(self) -> None:
         """Reload the filter's tables from their files, as SIGHUP does."""
@@ -136,6 +153,11 @@ class Conversation(Peer):
     def refresh(self) -> None:
         """Run `Filter.refresh`, as at the start and at every `Filter.refresh_interval`."""
         self._served.refresh()
+
+    def advance(self, seconds: float) -> None:
+        """Advance the filters' clock, `Filter.now`; deadlines and look-ups keep the real time."""
+        for filter_ in self.filters:
+            filter_.advanced += seconds
 
     def connect(  # noqa: PLR0913  # the properties of a client
         self,

@@ -32,9 +32,14 @@ class _Captured(Log):
     def __init__(self, *, verbose: bool) -> None:
         super().__init__(verbose=verbose)
         self.lines: list[str] = []
+        #: Errors in the filters' code, each with the filter's name and the phase or event.
+        self.errors: list[str] = []
 
     def line(self, text: str) -> None:
         self.lines.append(text)
+
+    def defect(self, who: str, what: str, session: str, error: str) -> None:
+        self.errors.append(" ".join(filter(None, (session, who, f"{what}: {error}"))))
 
 
 class Served:
@@ -158,6 +163,7 @@ class Served:
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         text = fold_traceback(error) if error is not None else str(context.get("message"))
+        self.log.defect("smtpd-filters", "a task of a policy failed", "", text)
         self.log.limited("unhandled", "smtpd-filters", "a task of a policy failed", error=text)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import re
 import subprocess
 import sys
 from itertools import groupby
@@ -27,10 +28,14 @@ from smtpd_filters import (
     Reject,
     Rewrite,
     Session,
+    Settings,
+    UnavailableError,
+    option,
 )
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
+from smtpd_filters.settings import TEXT
 from smtpd_filters.testing import Client, Conversation, Verdict
 from smtpd_filters.testing import conversation as kit
 from smtpd_filters.testing.client import TLS
@@ -207,7 +212,7 @@ def test_each_answer_at_each_phase(
     step: str, answer: Reject | Disconnect | Junk, protocol: tuple[int, int]
 ) -> None:
     legal = type(answer) in HANDLERS[step].legal
-    with Conversation(Says(**{step: answer}), protocol=protocol) as smtpd:
+    with Conversation(Says(**{step: answer}), protocol=protocol, errors=True) as smtpd:
         client = smtpd.connect()
         for before in STEPS[: STEPS.index(step)]:
             assert go(client, before).verb == "proceed"
@@ -470,7 +475,9 @@ def test_what_fails_in_setup_is_said_as_at_a_start() -> None:
 
 
 def test_a_deadline_and_what_a_policy_leaves_behind() -> None:
-    with Conversation(Fails, "--deadline", "0.01", "--on-error", "tempfail", "-v") as smtpd:
+    with Conversation(
+        Fails, "--deadline", "0.01", "--on-error", "tempfail", "-v", errors=True
+    ) as smtpd:
         client = smtpd.connect()
         assert client.greeting.reply.startswith("421 ")
         assert any("not done after 0.01 s" in line for line in smtpd.log)
@@ -488,7 +495,7 @@ class Breaks(Filter):
 
 
 def test_failures_are_in_the_log() -> None:
-    with Conversation(Breaks()) as smtpd:
+    with Conversation(Breaks(), errors=True) as smtpd:
         assert smtpd.connect().greeting.verb == "proceed"
         smtpd.reload()
     assert "ZeroDivisionError" in smtpd.log[0]
@@ -541,3 +548,89 @@ def nonsense() -> None:
 def test_the_end_of_a_conversation_is_verified() -> None:
     with pytest.raises(AssertionError, match="line-unknown"):
         nonsense()
+
+
+class Errs(Filter):
+    """Fails as it is told to."""
+
+    deadline = 0.01
+
+    class Options(Settings):
+        at = option(TEXT, default="", help="Where it fails.")
+
+    settings: Options
+
+    def link_connect(self, _session: Session) -> None:
+        if self.settings.at == "event":
+            raise ValueError("at an event")
+
+    async def ehlo(self, _session: Session, _identity: str) -> Proceed:
+        match self.settings.at:
+            case "handler":
+                raise ValueError("in a handler")
+            case "decision":
+                return JUNK  # type: ignore[return-value]  # an error
+            case "service":
+                raise UnavailableError("no service")
+            case "time":
+                await asyncio.Event().wait()
+        return PROCEED
+
+    async def refresh(self) -> None:
+        if self.settings.at == "refresh":
+            raise ValueError("in refresh")
+        if self.settings.at == "fetch":
+            raise UnavailableError("no list")
+
+    async def close(self) -> None:
+        if self.settings.at == "close":
+            raise ValueError("in close")
+
+
+@pytest.mark.parametrize(
+    ("at", "error"),
+    [
+        ("event", "errs link_connect: ValueError: at an event ["),
+        ("handler", "errs ehlo: ValueError: in a handler ["),
+        ("decision", "errs ehlo: returned Junk, "),
+        ("refresh", "errs refresh: ValueError: in refresh ["),
+        ("close", "errs close: ValueError: in close ["),
+    ],
+)
+def test_an_error_in_the_filter_fails_the_test(at: str, error: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(error)):  # noqa: SIM117  # its end raises
+        with Conversation(Errs, "--at", at) as smtpd:
+            smtpd.connect().ehlo()
+    assert error in smtpd.errors[0]
+    with Conversation(Errs, "--at", at, errors=True) as smtpd:
+        smtpd.connect().ehlo()
+    assert len(smtpd.errors) == 1
+
+
+@pytest.mark.parametrize("at", ["service", "time", "fetch", ""])
+def test_a_failure_that_a_filter_must_expect_is_no_error(at: str) -> None:
+    with Conversation(Errs, "--at", at) as smtpd:
+        smtpd.connect().ehlo()
+    assert smtpd.errors == []
+
+
+class Once(Filter):
+    """Takes one greeting a minute."""
+
+    def setup(self) -> None:
+        self._next = 0.0
+
+    def ehlo(self, _session: Session, _identity: str) -> Proceed | Reject:
+        if self.now() < self._next:
+            return NO
+        self._next = self.now() + 60
+        return PROCEED
+
+
+def test_the_clock_of_a_filter_is_advanced() -> None:
+    with Conversation(Once) as smtpd:
+        client = smtpd.connect()
+        assert smtpd.connect().ehlo().verb == "proceed"
+        assert client.ehlo().verb == "reject"
+        smtpd.advance(61)
+        assert client.ehlo().verb == "proceed"

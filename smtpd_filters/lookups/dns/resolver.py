@@ -126,7 +126,8 @@ class Resolver:
         `nameserver` is one more sentence for the help of `--nameserver`. `timeout` replaces the
         help of `--timeout`, or with None leaves that flag to the filter's own `Options`; `takes`
         ends the last sentence of that help, without a full stop (TypeError), with the time of a
-        decision that needs several look-ups: "a client, with two, 16 s". `timing` is a function of the filter that returns the timeout of a query in the first round and the
+        decision that needs several look-ups: "a client, with two, 16 s". `timing` is a
+        function of the filter that returns the timeout of a query in the first round and the
         deadline of a look-up, in seconds; by default they are `--timeout` and four times that.
         """
         from .setting import ResolverSetting  # used by filters only
