@@ -62,8 +62,9 @@ def test_the_filter_is_a_program(known: Path) -> None:
 
 
 def test_the_filter_is_type_checked(known: Path) -> None:
+    (known.parent / "test_known.py").write_text(TEST, "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(known)],
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", known.name, "test_known.py"],
         cwd=known.parent,
         capture_output=True,
         text=True,

@@ -124,6 +124,21 @@ def test_its_code_is_type_checked(folder: Path) -> None:
     run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS, *TESTS)
 
 
+@pytest.mark.parametrize("name", ["known.py", "strict.py"])
+def test_a_forgotten_outcome_is_reported(name: str, folder: Path) -> None:
+    code = re.sub(r" {12}case Unavailable\(\).*\n.*\n", "", FILES[name])
+    assert code != FILES[name]
+    (folder / name).write_text(code, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "error: Missing return statement  [return]" in done.stdout
+
+
 def test_a_filter_is_installed_as_the_page_says(folder: Path, tmp_path: Path) -> None:
     [project] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (folder / "pyproject.toml").write_text(project, "utf-8")
