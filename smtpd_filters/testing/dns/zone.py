@@ -132,7 +132,7 @@ def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
 
 
 def _entry(name: str, entry: object) -> Mapping[str, Any]:
-    """Return what a zone has for a name; ValueError if that is no mapping."""
+    """Return the entry of a name; raise ValueError if it is not a mapping."""
     if not isinstance(entry, Mapping):
         raise ValueError(  # noqa: TRY004  # as for anything else that can't be served
             f'{name}: expected record types and behaviours, as in {{"A": "192.0.2.1"}}'
