@@ -51,7 +51,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 5
+    assert len(FILTERS) == 6
     assert len(TESTS) == 2
 
 
