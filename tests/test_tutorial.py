@@ -120,6 +120,33 @@ def test_its_tests_pass(folder: Path) -> None:
     assert f"{tests} passed" in shown
 
 
+BARE = """
+from bare import Bare
+from smtpd_filters.testing import Conversation
+
+
+def test_bare() -> None:
+    with Conversation(Bare, "--exempt", "198.51.100.0/24") as smtpd:
+        client = smtpd.connect(rdns=None)
+        client.ehlo()
+        assert not client.mail_from("a@example.net").refused
+        client.rset()
+        assert client.mail_from("a@example.net").reply.startswith("450 ")
+        smtpd.advance(61)
+        assert not client.mail_from("a@example.net").refused
+        exempt = smtpd.connect(rdns=None, address="198.51.100.1")
+        exempt.ehlo()
+        for _ in range(2):
+            assert not exempt.mail_from("a@example.net").refused
+            exempt.rset()
+"""
+
+
+def test_the_filter_with_exemptions_does_what_the_page_says(folder: Path) -> None:
+    (folder / "test_bare.py").write_text(BARE, "utf-8")
+    assert "1 passed" in run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bare.py")
+
+
 def test_its_code_is_type_checked(folder: Path) -> None:
     run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS, *TESTS)
 
