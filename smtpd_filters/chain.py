@@ -23,14 +23,22 @@ from .guard import FAILED, REFUSALS, Guard
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
-from .runtime.coroutines import begin
+from .runtime.coroutines import CANCELLED, begin
 from .runtime.log import FilterLog, fold_traceback
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Any
 
     from .filter import Outcome
@@ -61,6 +69,9 @@ class Chain:
         that a filter's phases do not have; TypeError for a registration that its class can't serve.
         """
         self.log = log
+        #: Whether there is no memory for another coroutine; set by the engine. If so, its code does
+        #: not run: it would use up what everything else lacks.
+        self.refuses_coroutines: Callable[[], bool] = _never
         self.watchdog = watchdog or Watchdog()
         self.filters: list[Filter] = []
         guards = self._add(filters)
@@ -106,8 +117,14 @@ class Chain:
         if self.waits:
             from .runtime.first_step import first_step  # imports asyncio
 
+            def begin_unless_refused(work: Coroutine[Any, Any, object]) -> object:
+                if self.refuses_coroutines():
+                    work.close()
+                    return CANCELLED
+                return first_step(work)
+
             for guard in (guard for of in guards.values() for guard in of):
-                guard.first_step = first_step
+                guard.first_step = begin_unless_refused
         registrations = [each.registration for each in self.filters]
         #: Taps on the lines themselves; the phases and reports that they need are registered too.
         self.taps = tuple(tap for each in registrations for tap in each.taps)
@@ -287,6 +304,10 @@ def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool 
     if not (expected or isinstance(error, UnavailableError)):
         filter_.log.defect(what, "", text)
     filter_.log.event(what, error=text)
+
+
+def _never() -> bool:
+    return False
 
 
 def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:

@@ -149,6 +149,8 @@ class Guard:
         took = monotonic() - started
         if took > SLOW:
             self._slow(session, took)
+        if result is CANCELLED:
+            return self.failed(session, error="was cancelled")
         if type(result) is Suspended:
             return begin(self._wait(session, result, started))
         return self._checked(session, result, started)

@@ -87,12 +87,14 @@ class FilterConnection:
         #: Whether lines are left unprocessed, and whether that is for lack of memory.
         self.stalled = self.failing = False
         self._open: dict[bytes, tuple[Phase, bytes]] = {}
-        #: Valid sessions and tokens.
-        self._sessions: set[bytes] = set()
-        self._tokens: set[bytes] = set()
+        #: Valid sessions and tokens. Not sets: one that can't grow for lack of memory takes the
+        #: element all the same, and the next look-up in a full one never ends (CPython 3.11,
+        #: set_add_entry).
+        self._sessions: dict[bytes, None] = {}
+        self._tokens: dict[bytes, None] = {}
         #: Sessions whose answers may not overtake lines, since smtpd has sent a request before
         #: their message was returned. No known server does.
-        self._ordered: set[bytes] = set()
+        self._ordered: dict[bytes, None] = {}
         #: Pending output: answers, and lines of messages, which answers may overtake. The writer
         #: empties both lists, and `ended`.
         self.answers: list[bytes] = []
@@ -181,8 +183,8 @@ class FilterConnection:
 
     def forget(self, session: bytes) -> None:
         """Forget a session that has ended: nothing of it is answered any more."""
-        self._sessions.discard(session)
-        self._ordered.discard(session)
+        self._sessions.pop(session, None)
+        self._ordered.pop(session, None)
         self._open.pop(session, None)
         self._transit.drop(session)
 
@@ -366,7 +368,7 @@ class FilterConnection:
         ):
             return False
         if transit.ended and session in transit.ended:
-            self._ordered.add(session)
+            self._ordered[session] = None
         decision = self._listener.asked(phase, session, argument)
         if decision is PROCEED and not self._ordered:
             self.answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
@@ -401,7 +403,7 @@ class FilterConnection:
     def _reported(self, report: Report) -> None:
         name, session = report[0], report[3]
         if name == "link-connect":
-            self._sessions.add(session)
+            self._sessions[session] = None
         elif name == "link-disconnect":
             self.forget(session)
         elif name in _ROLLED_BACK:
@@ -460,7 +462,7 @@ class FilterConnection:
             return
         self._remember(session, token)
         if session in self._transit.ended:
-            self._ordered.add(session)
+            self._ordered[session] = None
         refused = self._transit.refused
         if phase is COMMIT and session in refused:
             self._result(session, token, self._effective(phase, session, refused[session]).wire)
@@ -475,8 +477,8 @@ class FilterConnection:
     def _remember(self, session: bytes, token: bytes) -> None:
         """Remember a valid session and a valid token; smtpd has one token for each phase."""
         if not self.dialect.token_first and len(self._tokens) < MAX_TOKENS:
-            self._sessions.add(session)
-            self._tokens.add(token)
+            self._sessions[session] = None
+            self._tokens[token] = None
 
     # -- output --------------------------------------------------------------------------
 

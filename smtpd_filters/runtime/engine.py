@@ -82,6 +82,7 @@ class Engine:
         self.ready = False
         self.sessions: dict[bytes, Session] = {}
         self._policy = policy
+        policy.refuses_coroutines = self._too_many
         self._asks = policy.ask
         self._hooks = policy.hooks
         self._log = log

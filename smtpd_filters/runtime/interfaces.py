@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     class Policy(Protocol):
         """Makes the decisions.  No method raises; the result of a coroutine is a decision."""
 
+        #: Whether there is no memory for another coroutine; set by the engine.
+        refuses_coroutines: Callable[[], bool]
         #: What to register: phases, including `data-line`, and reports.
         phases: tuple[str, ...]
         reports: tuple[str, ...]

@@ -111,7 +111,8 @@ class Log:
         self._since: dict[str, float] = {}
         self._held: dict[str, int] = {}
         #: Failures that have a line: session, filter, event and result.
-        self._failures: set[tuple[str, ...]] = set()
+        # Not a set: see FilterConnection._sessions.
+        self._failures: dict[tuple[str, ...], None] = {}
 
     def line(self, text: str) -> None:
         """Write one line."""
@@ -178,7 +179,7 @@ class Log:
                 return
             if len(self._failures) >= MAX_FAILURES:
                 self._failures.clear()
-            self._failures.add(known)
+            self._failures[known] = None
         except MemoryError:
             self.dropped += 1
             return
