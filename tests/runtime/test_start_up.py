@@ -36,6 +36,8 @@ def test_a_hangup_while_a_filter_is_loaded_does_not_end_it(*, by_smtpd: bool) ->
             cwd=ROOT,
             check=False,
             timeout=PATIENCE,
+            # A test before this one may have ignored it, which a child inherits.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
     # A program that only uses the package keeps its signals.
     assert done.returncode == (0 if by_smtpd else -signal.SIGHUP)
