@@ -150,6 +150,8 @@ def _show(program: Program, result: Result) -> None:
         _print(f"{where}: not checked: {result.untried}{as_user}")
     else:
         _print(f"{where}: ok{as_user}")
+    if result.remains:
+        _print(f"{where}: warning: a process that it started in a session of its own still runs")
     for line in result.logged:
         _print(f"{where}: log: {line}")
 

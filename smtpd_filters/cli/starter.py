@@ -3,6 +3,7 @@
 As under smtpd, the shell runs the command, in the libexec directory unless it has an absolute path,
 with the user, the group and the root directory of its line, and with one socket as stdin and
 stdout. The command is sent the hand-shake, and its input ends after `register|ready`.
+A line that smtpd does not accept is an error, also after `register|ready`.
 
 Only root can become another user; for other users the command has their own rights.
 """
@@ -23,8 +24,9 @@ from time import monotonic
 from typing import NamedTuple
 
 from smtpd_filters.errors import user_name
+from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.kinds import printable, quote
 
 from .accounts import UnknownError, filters_user
 from .player import LIBEXEC
@@ -41,6 +43,10 @@ SHELL = "/bin/sh"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 #: Seconds for a filter to end after the end of its input.
 LAST_WORDS = 5.0
+#: Bytes that a filter may write to smtpd without a request: a registration takes under 2 KiB.
+MAX_OUTPUT = 1 << 17
+#: Seconds for the system to close the files of killed processes.
+_KILLED = 1.0
 #: Bytes of a program that are searched for this package's name, and bytes of a log that are read.
 _HEAD = 1 << 16
 #: Interpreters before the file of a filter in a command.
@@ -111,6 +117,8 @@ class Result(NamedTuple):
     user: str = ""
     #: The log of a filter that got ready.
     logged: tuple[str, ...] = ()
+    #: Whether a process that it started has left its process group, and so was not killed.
+    remains: bool = False
 
 
 def try_program(program: Program, user: str, timeout: float) -> Result:
@@ -194,44 +202,99 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
                 stdout=theirs.fileno(),
                 stderr=log,
             )
+        talk = _HandShake(ours)
         try:
-            error = _shake_hands(ours, timeout)
-            # The end of input ends the filter, if it hasn't failed already.
-            ours.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LAST_WORDS)
+            error = talk.start(timeout)
+            if error in {"", _CLOSED}:
+                # The end of input ends the filter, if it hasn't failed already.
+                deadline = monotonic() + LAST_WORDS
+                error = talk.end(deadline) or error
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(deadline - monotonic(), 0))
         finally:
             _end(process)
+        remains = talk.is_held()
         lines = _lines(log)
     if error == _CLOSED:
         reported = [line for line in lines if _OURS.match(line)] or lines
         status = process.returncode
         error = reported[-1] if reported else f"ends with status {status} before it is ready"
-    return Result(error, logged=() if error else tuple(lines))
+    return Result(error, logged=() if error else tuple(lines), remains=remains)
 
 
 _CLOSED = "closed"
 
 
-def _shake_hands(connection: socket.socket, timeout: float) -> str:
-    """Play smtpd until the filter is ready; return why it isn't, or ""."""
-    smtpd = SmtpdConnection()
-    deadline = monotonic() + timeout
-    try:
-        connection.settimeout(timeout)
-        connection.sendall(smtpd.configure())
-        while not smtpd.ready:
-            connection.settimeout(max(deadline - monotonic(), 0.001))
-            data = connection.recv(1 << 16)
-            if not data:
-                return _CLOSED
-            for _ in smtpd.receive(data):
-                pass  # iterating parses it
-    except TimeoutError:
-        return f"not ready within {timeout:g} s"
-    except OSError:
-        return _CLOSED
-    return ""
+class _HandShake:
+    """The conversation with a filter until it ends, checked for lines that smtpd does not accept."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._smtpd = SmtpdConnection()
+        self._oracle = Oracle()
+        self._received = 0
+
+    def start(self, timeout: float) -> str:
+        """Play smtpd until the filter is ready; return why it isn't, or ""."""
+        deadline = monotonic() + timeout
+        try:
+            self._connection.settimeout(timeout)
+            configuration = self._smtpd.configure()
+            self._oracle.from_smtpd(configuration)
+            self._connection.sendall(configuration)
+            while not self._smtpd.ready:
+                data = self._receive(deadline)
+                if not data:
+                    return _CLOSED
+                if error := self._check(data):
+                    return error
+                for _ in self._smtpd.receive(data):
+                    pass  # iterating parses it
+        except TimeoutError:
+            return f"not ready within {timeout:g} s"
+        except OSError:
+            return _CLOSED
+        return ""
+
+    def end(self, deadline: float) -> str:
+        """End the filter's input and read until it ends; return what is invalid, or ""."""
+        try:
+            self._connection.shutdown(socket.SHUT_WR)
+            while data := self._receive(deadline):
+                if error := self._check(data):
+                    return error
+        except OSError:
+            pass  # the deadline has passed, or the filter has ended
+        return ""
+
+    def is_held(self) -> bool:
+        """Return whether, after the filter was killed, a process still has its stdin or stdout."""
+        deadline = monotonic() + _KILLED
+        try:
+            while self._receive(deadline):
+                pass
+        except TimeoutError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _receive(self, deadline: float) -> bytes:
+        left = deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv(1 << 16)
+
+    def _check(self, data: bytes) -> str:
+        self._received += len(data)
+        self._oracle.from_filter(data)
+        for complaint in self._oracle.complaints:
+            line = quote(complaint.line.decode("utf-8", "replace"))
+            return f"invalid output {line}: {complaint.why}"
+        if self._received > MAX_OUTPUT:
+            return f"writes more than {MAX_OUTPUT} bytes without a request"
+        return ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

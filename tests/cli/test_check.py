@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -127,6 +128,67 @@ def test_a_filter_that_does_not_get_ready(
     monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
     flags = ("--timeout", "500ms") if "not ready" in reason else ()
     assert about(checked, program(text), *flags).startswith(f"1 {reason}")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("while True: os.write(1, bytes(65536))", "writes more than 131072 bytes"),
+        (
+            "while True: os.write(1, b'register|filter|smtp-in|ehlo\\n' * 1000)",
+            "writes more than 131072 bytes",
+        ),
+        (
+            "while True: os.write(1, b'r'), time.sleep(0.01)",
+            "not ready within 0.5 s",
+        ),
+        (
+            "os.write(1, b'register|filter|smtp-in|nonsense\\nregister|ready\\n')",
+            'invalid output "register|filter|smtp-in|nonsense": ',
+        ),
+        (
+            "os.write(1, b'register|ready\\nfilter-result|0|0|proceed\\n')",
+            'invalid output "filter-result|0|0|proceed": ',
+        ),
+        (
+            "os.write(1, b'register|ready\\n'), sys.stdin.read(), os.write(1, b'x\\n')",
+            'invalid output "x": ',
+        ),
+    ],
+)
+def test_invalid_output(
+    text: str,
+    reason: str,
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+) -> None:
+    path = program(f"import smtpd_filters, os, sys, time\n{text}")
+    flags = ("--timeout", "500ms") if "not ready" in reason else ()
+    assert about(checked, path, *flags).startswith(f"1 {reason}")
+
+
+def test_a_process_that_leaves_the_process_group_is_reported(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(starter, "_KILLED", 0.1)
+    pid = tmp_path / "pid"
+    text = f"""
+    import smtpd_filters, os, subprocess
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    open({str(pid)!r}, "w").write(str(left.pid))
+    os.write(1, b"register|ready\\n")
+    os._exit(0)
+    """
+    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
+    try:
+        status, lines = checked(used(f'filter f proc-exec "{program(text)}"'))
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert status == 0
+    assert "warning: a process that it started in a session of its own still runs" in lines[1]
 
 
 def test_what_a_filter_logs_at_the_start(
