@@ -226,7 +226,7 @@ _CLOSED = "closed"
 
 
 class _HandShake:
-    """The conversation with a filter until it ends, checked for lines that smtpd does not accept."""
+    """The conversation with a filter until it ends, checked for lines that smtpd refuses."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
