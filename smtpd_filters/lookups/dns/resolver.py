@@ -3,7 +3,8 @@
 Invariants
 ----------
 *Values*: a look-up returns one of three outcomes (`outcome`) within its deadline and raises no
-exception.
+exception, except for a caller's mistake: TypeError for a name or an address that is not str, and
+ValueError for a type of records that is not in `RECORD_TYPES`.
 *Once*: a cached outcome is returned without a task (`known`). Concurrent look-ups of the same name
 and type share one task, and cancelling one caller does not affect the others.
 *Never blocks*: queries and responses are processed at a `pace`. The number of queries in flight is
@@ -52,6 +53,17 @@ CACHE_SIZE = 8192
 # The price (`pace`) of a caller's work on an outcome: a decision, say.
 RESUME = 100
 CLOSED = "the resolver is closed"
+RECORD_TYPES = frozenset({"A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"})
+
+
+def _check_question(name: object, rdtype: object) -> None:
+    """Raise TypeError or ValueError for a mistake of the caller; a name's form isn't checked."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be str, not {type(name).__name__}")
+    if rdtype not in RECORD_TYPES:
+        raise ValueError(
+            f"record type {rdtype!r}: must be one of {', '.join(sorted(RECORD_TYPES))}"
+        )
 
 
 class Resolver:
@@ -147,7 +159,8 @@ class Resolver:
         """Look up the records of one type: MX as MX, TXT as bytes, the others as str.
 
         Names in records are in lower case without the final dot, addresses in canonical form. An
-        invalid `name` is NotFound(INVALID) without a query.
+        invalid `name` is NotFound(INVALID) without a query. Raises TypeError if it is not str, and
+        ValueError for another `rdtype` than A, AAAA, CNAME, MX, NS, PTR and TXT.
         """
         return await self._wait(self._begin(name, rdtype))
 
@@ -200,6 +213,7 @@ class Resolver:
         # Names in the cache are valid: looking there first mostly avoids the validation.
         known = self._cache.get((name, rdtype), now)
         if known is None:
+            _check_question(name, rdtype)
             try:
                 checked = names.domain(name)
             except ValueError:
@@ -251,7 +265,11 @@ class Resolver:
         raise AssertionError  # pragma: no cover  # the cases above are exhaustive
 
     async def ptr(self, address: str) -> Outcome[str]:
-        """Look up the names of an IP address; an invalid address is NotFound(INVALID)."""
+        """Look up the names of an IP address; an invalid address is NotFound(INVALID).
+
+        Raises TypeError if it is not str.
+        """
+        _check_question(address, "PTR")
         try:
             name = names.reverse(address)
         except ValueError:

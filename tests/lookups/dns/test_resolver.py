@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from unittest import mock
 
 import pytest
@@ -178,6 +178,22 @@ def test_many_records(server: DNSServer) -> None:
 def test_a_name_that_cannot_exist_is_never_asked_for(server: DNSServer) -> None:
     assert ask(server, "a" * 64) == NotFound(INVALID)
     assert server.queries == []
+
+
+@pytest.mark.parametrize("rdtype", ["SOA", "ANY", "a", "", None, 5])
+def test_an_unknown_record_type_is_a_value_error(server: DNSServer, rdtype: Any) -> None:
+    with pytest.raises(ValueError, match="must be one of A, AAAA, CNAME, MX, NS, PTR, TXT"):
+        run(server, lambda resolver: resolver.query("x.example", rdtype))
+
+
+@pytest.mark.parametrize("name", [None, b"x.example", 5, ("x.example",)])
+def test_a_name_that_is_not_str_is_a_type_error(server: DNSServer, name: Any) -> None:
+    async def test(resolver: Resolver) -> None:
+        for look_up in (resolver.mx, resolver.txt, resolver.addresses, resolver.ptr):
+            with pytest.raises(TypeError, match="a name must be str, not "):
+                await look_up(name)
+
+    run(server, test)
 
 
 def test_typed_look_ups(server: DNSServer) -> None:
@@ -588,9 +604,13 @@ def test_sessions_that_wait_for_one_answer_go_on_in_turns(server: DNSServer) -> 
 
 
 def test_a_bug_reaches_who_asked_and_leaves_nothing(server: DNSServer) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise KeyError
+
     async def test(resolver: Resolver) -> None:
+        resolver._question = broken  # type: ignore[assignment]
         with pytest.raises(KeyError):
-            await resolver.query("four.example", "ANY")  # type: ignore[call-overload]
+            await resolver.query("four.example", "A")
         assert not resolver._under_way
 
     run(server, test)
