@@ -259,9 +259,11 @@ class FilterLog:
         """Write `SESSION NAME EVENT key=value ...`; `session` is the session or its id.
 
         Never block and never raise. A value is written as its text; None and values with an empty
-        text are left out.
+        text are left out. A `session` that is neither is left out as well.
         """
-        self._log.event(self._name, event, _id_of(session), **_texts(values))
+        text: object = event  # a filter may pass anything
+        text = text if isinstance(text, str) else show(text)
+        self._log.event(self._name, text, _id_of(session), **_texts(values))
 
     def limited(
         self, kind: str, event: str, session: str | Session = "", /, **values: object
@@ -288,7 +290,10 @@ class FilterLog:
 
 
 def _id_of(session: str | Session) -> str:
-    return session if isinstance(session, str) else session.id
+    if isinstance(session, str):
+        return session
+    found = getattr(session, "id", "")
+    return found if isinstance(found, str) else ""
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -310,3 +310,13 @@ def test_unraisable_exceptions_are_logged(logbook: Logbook) -> None:
     logbook.log.unraisable(Seen())
     assert "ValueError" in logbook.lines[0]
     assert logbook.lines[1].endswith("error=unknown")
+
+
+@pytest.mark.parametrize("session", [None, 42, b"x", object()])
+def test_an_event_of_no_session_is_written_without_one(session: Any, logbook: Logbook) -> None:
+    log = FilterLog(logbook.log, "helo")
+    log.event("x", session, key="value")
+    event: Any = 42
+    log.event(event)
+    log.limited("kind", "y", session)
+    assert logbook.lines == ["helo x key=value", "helo 42", "helo y"]
