@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters import PROCEED, ConfigError, Filter, Proceed, Registration, Session, Settings
+from smtpd_filters import (
+    PROCEED,
+    ConfigError,
+    Filter,
+    Proceed,
+    Registration,
+    Session,
+    Settings,
+    Unavailable,
+)
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.settings import TEXT, Pool, Shared, common_options, option, parse_flags
@@ -262,3 +271,25 @@ def test_a_resolver_is_shared_by_its_settings(logbook: Logbook) -> None:
     assert len({id(each.dns) for each in (first, slow, elsewhere)}) == 3
     assert list(Known.Options.options) == ["nameserver", "timeout"]
     asyncio.run(pool.aclose())
+
+
+def test_a_filter_cannot_close_the_resolver_that_others_share(logbook: Logbook) -> None:
+    class Known(Filter):
+        dns = Resolver.setting()
+
+        async def connect(self, session: Session) -> Proceed:
+            return PROCEED
+
+    async def test() -> None:
+        pool = Pool(nameserver=(("127.0.0.1", 5353),))
+        dns: Resolver = made(Known, logbook, pool).dns
+        with pytest.raises(RuntimeError, match="a filter can't close its resolver"):
+            await dns.aclose()
+        with pytest.raises(RuntimeError, match="a filter can't close its resolver"):
+            async with dns:
+                pass
+        assert dns.known("x.example", "A") is None
+        await pool.aclose()
+        assert dns.known("x.example", "A") == Unavailable("the resolver is closed")
+
+    asyncio.run(test())

@@ -9,6 +9,7 @@ Invariants
 *Shared*: filters of a process that are configured alike get the same object.
 *At start*: a mistake in the options is a ConfigError when the filter starts, not at its first
 mail. A filter that never waits with its settings opens only what it reads.
+*Pool closes*: only the pool closes a resource (`Shared.close`), since other filters may use it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,13 @@ class Shared(Generic[T]):
         """Open the resource for a filter with its settings; raise ConfigError if that fails."""
         raise NotImplementedError
 
+    async def close(self, opened: T) -> None:
+        """Close a resource that it opened; never raise.
+
+        Override this if the resource's own `aclose` refuses, as that of a shared resolver does.
+        """
+        await opened.aclose()
+
     def __set_name__(self, _owner: type, name: str) -> None:
         self.name = name
 
@@ -85,15 +93,15 @@ class Pool:
 
     def __init__(self, **defaults: object) -> None:
         self.defaults = defaults
-        self._opened: dict[tuple[type, Hashable], Closable] = {}
+        self._opened: dict[tuple[type, Hashable], tuple[Shared[Any], Closable]] = {}
 
     def get(self, setting: Shared[T], filter_: Any) -> T:
         """Return the resource of a filter's setting; open it unless another filter has."""
         setting.check(filter_)
         key = type(setting), setting.key(filter_)
-        opened: Any = self._opened.get(key)
-        if opened is None:
-            opened = self._opened[key] = setting.open(filter_)
+        if key not in self._opened:
+            self._opened[key] = setting, setting.open(filter_)
+        opened: Any = self._opened[key][1]
         return opened  # type: ignore[no-any-return]  # a setting opens one type
 
     def value(self, filter_: Any, option: str) -> Any:
@@ -109,5 +117,5 @@ class Pool:
     async def aclose(self) -> None:
         """Close everything."""
         while self._opened:
-            _, opened = self._opened.popitem()
-            await opened.aclose()
+            _, (setting, opened) = self._opened.popitem()
+            await setting.close(opened)

@@ -383,6 +383,18 @@ class Resolver:
                 self._sockets.closed()
 
 
+class SharedResolver(Resolver):
+    """The resolver of filters, which only the pool closes (`ResolverSetting.close`)."""
+
+    async def aclose(self) -> None:
+        """Raise RuntimeError: other filters may use it."""
+        raise RuntimeError("a filter can't close its resolver: the framework does")
+
+    async def __aenter__(self) -> Self:
+        await self.aclose()
+        return self
+
+
 def _descriptors() -> int:
     """Return how many queries may be in flight; this leaves half the descriptors to the process."""
     import resource

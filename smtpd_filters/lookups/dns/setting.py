@@ -82,11 +82,11 @@ class ResolverSetting(_Base):
 
     def open(self, filter_: Any) -> Resolver:
         """Create the resolver."""
-        from . import Resolver  # only for filters with look-ups
+        from .resolver import SharedResolver  # only for filters with look-ups
 
         timeout, deadline = self._times(filter_)
         try:
-            return Resolver(
+            return SharedResolver(
                 filter_.pool.value(filter_, "nameserver") or None,
                 timeout=timeout,
                 deadline=deadline,
@@ -96,6 +96,12 @@ class ResolverSetting(_Base):
             raise ConfigError(f"--nameserver: {error}") from None
         except ImportError as error:
             raise ConfigError(f"DNS look-ups require dnspython: {error}") from None
+
+    async def close(self, opened: Resolver) -> None:
+        """Close the resolver, of which `aclose` raises RuntimeError."""
+        from .resolver import Resolver
+
+        await Resolver.aclose(opened)
 
 
 def note_timeout(filter_: Any) -> None:
