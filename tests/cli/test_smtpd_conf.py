@@ -5,6 +5,7 @@ tests/e2e/test_check.py has the real smtpd parse the same files.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -95,6 +96,48 @@ def test_an_included_file_shares_macros_and_filters(path: Path) -> None:
     inner.write_text("\nfilter f proc-exec\n")
     [error, *_] = parse(path, f'include "{inner}"\n').errors
     assert error.place == (str(inner), 2)
+
+
+def test_includes_without_end(path: Path, tmp_path: Path) -> None:
+    """Each file of a level includes both of the next."""
+    for level in range(60):
+        for side in "ab":
+            text = "".join(f'include "{tmp_path}/{next_}{level + 1}"\n' for next_ in "ab")
+            (tmp_path / f"{side}{level}").write_text(text)
+    errors = parse(path, f'include "{tmp_path}/a0"\n').errors
+    assert [str(each) for each in errors] == [
+        f"{tmp_path}/a38:1: include: {tmp_path}/a39: includes are nested more than 40 deep"
+    ]
+    for side in "ab":
+        (tmp_path / f"{side}30").write_text("")
+    errors = parse(path, f'include "{tmp_path}/a0"\n').errors
+    assert [
+        str(each).partition(": ")[2].partition(": ")[2].partition(": ")[2] for each in errors
+    ] == ["more than 500 includes"]
+
+
+def test_a_file_that_includes_itself_twice(path: Path) -> None:
+    assert len(parse(path, f'include "{path}"\n' * 2).errors) == 2
+
+
+def test_an_included_file_that_is_not_regular(path: Path, tmp_path: Path) -> None:
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("/no/such")
+    for name, reason in (
+        (fifo, "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (tmp_path, "Is a directory"),
+        (link, "dangling symbolic link to /no/such: No such file or directory"),
+    ):
+        [error, *_] = parse(path, f'include "{name}"\n').errors
+        assert str(error) == f"{path}:1: include: {name}: {reason}"
+
+
+def test_a_file_that_is_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_filters.cli.smtpd_conf.lexer.LARGEST", 10)
+    with pytest.raises(ConfigError, match=f"{path}: larger than 0 MiB"):
+        parse(path, "listen on socket\n")
 
 
 def test_a_file_that_includes_itself(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
@@ -27,6 +29,10 @@ _KEYWORDS = """
 KEYWORDS = frozenset(_KEYWORDS.split())
 #: The depth of nested includes; smtpd's own limit is its number of descriptors.
 DEEPEST = 40
+#: The number of includes: files that include each other several times would take time without end.
+MOST = 500
+#: Bytes of a file.
+LARGEST = 16 << 20
 _NO_STRING = frozenset("(){}<>!=#,")
 # The kinds of tokens.
 WORD, STRING, NUMBER, MARK = "word", "string", "number", "mark"
@@ -58,6 +64,11 @@ class StatementError(Exception):
         self.place = place
 
 
+def _open(name: str, flags: int) -> int:
+    """Open without waiting, as opening a FIFO would for its writer."""
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class _File:
     """A file that is being read, with the characters that were put back."""
 
@@ -65,10 +76,18 @@ class _File:
 
     def __init__(self, name: str) -> None:
         try:
-            with open(name, "rb") as file:  # noqa: PTH123
-                data = file.read()
+            with open(name, "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ConfigError(f"{name}: not a regular file")
+                data = file.read(LARGEST + 1)
         except OSError as error:
-            raise ConfigError(f"{name}: {os_reason(error)}") from None
+            link = os.path.islink(name) and not os.path.exists(name)  # noqa: PTH110, PTH114  # as named
+            reason = f"dangling symbolic link to {os.readlink(name)}: " if link else ""  # noqa: PTH115  # as named
+            raise ConfigError(f"{name}: {reason}{os_reason(error)}") from None
+        except ValueError as error:  # a NUL in the name
+            raise ConfigError(f"{name}: {error}") from None
+        if len(data) > LARGEST:
+            raise ConfigError(f"{name}: larger than {LARGEST >> 20} MiB")
         self.name = name
         self.data = data.decode("utf-8", "surrogateescape")
         # parse.y adds a line end to a last line without one.
@@ -100,6 +119,7 @@ class Lexer:
         self.fixed = dict(macros)
         self.macros = dict(macros)
         self._expanding = False
+        self._included = 0
 
     @property
     def file(self) -> _File:
@@ -112,8 +132,15 @@ class Lexer:
 
     def include(self, name: str) -> None:
         """Read this file next."""
-        if len(self.files) >= DEEPEST:
+        if any(name == file.name for file in self.files):
             raise ConfigError(f"{name}: includes itself")
+        if len(self.files) >= DEEPEST:
+            del self.files[1:]  # one error, not one for each file
+            raise ConfigError(f"{name}: includes are nested more than {DEEPEST} deep")
+        if self._included >= MOST:
+            del self.files[1:]
+            raise ConfigError(f"{name}: more than {MOST} includes")
+        self._included += 1
         self.files.append(_File(name))
 
     def _raw(self) -> str:
