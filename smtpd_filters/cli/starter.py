@@ -23,7 +23,7 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from smtpd_filters.errors import user_name
+from smtpd_filters.errors import os_reason, user_name
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.settings.kinds import printable, quote
@@ -132,15 +132,22 @@ def try_program(program: Program, user: str, timeout: float) -> Result:
     text = command_line(program.command)
     path = _program(text)
     child = _Child(account, program.chroot)
-    error = child.unusable(path)
-    untried = ""
-    if not error:
-        if not path:
-            untried = "only the shell can expand the program's name"
-        elif not _is_ours(text, path, program.chroot):
-            untried = f"not a filter of this package; {path} can be run"
-    result = Result(error, untried) if error or untried else _start(text, child, timeout)
+    try:
+        result = _try(text, path, child, program.chroot, timeout)
+    except OSError as failure:  # the command is too long, say
+        result = Result(f"the command can't be run: {os_reason(failure)}")
     return result._replace(user=account.name if account else user_name())
+
+
+def _try(text: str, path: str, child: _Child, root: str, timeout: float) -> Result:
+    """Start a command with this program's file, or only check the file. Raises OSError."""
+    if error := child.unusable(path):
+        return Result(error)
+    if not path:
+        return Result(untried="only the shell can expand the program's name")
+    if not _is_ours(text, path, root):
+        return Result(untried=f"not a filter of this package; {path} can be run")
+    return _start(text, child, timeout)
 
 
 def _account(program: Program, user: str) -> Account | None:

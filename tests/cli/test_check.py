@@ -292,6 +292,20 @@ def test_programs_of_others(
     assert about(checked, command) == f"{line} (as {ME})"
 
 
+def test_a_command_that_is_too_long(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path, long = program(DYNDNS), "x" * (1 << 18)
+    declared = [
+        f'filter {name} proc-exec "{path}{args}"' for name, args in (("f", f" {long}"), ("g", ""))
+    ]
+    declared.append(f'filter h proc-exec "/{long}"')
+    _, lines = checked("\n".join([*declared, "listen on socket filter { f, g, h }", ""]))
+    assert lines[0] == f'1: filter "f": the command can\'t be run: Argument list too long (as {ME})'
+    assert lines[1] == f'2: filter "g": ok (as {ME})'
+    assert lines[2].startswith('3: filter "h": the command can\'t be run: ')
+
+
 def test_a_filter_that_is_not_executable(
     program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
 ) -> None:
