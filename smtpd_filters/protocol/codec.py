@@ -85,6 +85,8 @@ def _decode_request(line: bytes) -> Request | Lines | Malformed:
         return Malformed("request without session or token", line)
     _, _, time, subsystem, name, session, token = fields[:7]
     if len(fields) < 8 or subsystem != b"smtp-in":
+        if name == _DATA_LINE:  # smtpd exits on a result for it
+            return Malformed("invalid data-line", line, session)
         return Malformed("request without its last field", line, session, token)
     argument = fields[7]
     if name == _DATA_LINE:

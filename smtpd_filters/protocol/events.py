@@ -122,7 +122,10 @@ class Lines(Event):
 
 
 class Malformed(Event):
-    """An invalid line; session and token are set if it is a request that can be answered."""
+    """An invalid line; `token` is set if it is a request that can be answered.
+
+    `session` is set for such a request, and for a data-line.
+    """
 
     __slots__ = __match_args__ = ("kind", "line", "session", "token")
 

@@ -14,7 +14,8 @@ How it works
 `FilterConnection` has no file descriptor and no clock. `receive` parses what was read and calls a
 `Listener`. The listener returns its decision on a request, or None and calls `answer` later. The
 output is in `answers` and `lines`. They are separate because an answer may overtake lines of
-messages: smtpd sends no request for a session while its message has not been returned.
+messages of other sessions. Of its own session there are none: smtpd sends no request for a session
+while its message has not been returned. If it does, the answers of the session follow the lines.
 
 A chunk goes to `data_lines` as a whole if all its lines belong to known messages; otherwise it is
 processed line by line. A request whose session and token are known takes the fast path.
@@ -92,8 +93,8 @@ class FilterConnection:
         #: set_add_entry).
         self._sessions: dict[bytes, None] = {}
         self._tokens: dict[bytes, None] = {}
-        #: Sessions whose answers may not overtake lines, since smtpd has sent a request before
-        #: their message was returned. No known server does.
+        #: Sessions whose answers may not overtake lines, since a request or an answer came before
+        #: their message was returned. No known server causes that.
         self._ordered: dict[bytes, None] = {}
         #: Pending output: answers, and lines of messages, which answers may overtake. The writer
         #: empties both lists, and `ended`.
@@ -483,6 +484,13 @@ class FilterConnection:
     # -- output --------------------------------------------------------------------------
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
+        transit = self._transit
+        if session in transit.streams:
+            # smtpd exits on a result before the final dot of a message.
+            self.remarks.unexpected("answer within a message", session)
+            transit.finish(session)
+        if session in transit.ended:
+            self._ordered[session] = None
         out = self.lines if session in self._ordered else self.answers
         if self.dialect.token_first:
             session, token = token, session

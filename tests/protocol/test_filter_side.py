@@ -574,6 +574,38 @@ def test_a_request_within_a_message_ends_the_message() -> None:
     assert script.written() == []
 
 
+def test_an_answer_within_a_message_ends_the_message() -> None:
+    script = Script(pass_all=True)
+    invalid = b"filter|0.7|1.0|smtp-in|helo|%b|%b\n" % (A, T)
+    assert script.say(lines(b"x") + invalid) == [*back(b"x", b"."), result(b"proceed")]
+    assert script.remarks() == [
+        "unexpected: request without its last field",
+        "unexpected: answer within a message",
+    ]
+    script.decision = None
+    script.say(request("noop", session=B) + lines(b"x", session=B))
+    script.connection.answer(B, PROCEED)
+    assert script.written() == [*back(b".", session=B), result(b"proceed", session=B)]
+    assert script.remarks() == ["unexpected: answer within a message"]
+
+
+def test_an_answer_does_not_overtake_the_message_of_its_session() -> None:
+    script = Script(pass_all=True)
+    invalid = b"filter|0.7|1.0|smtp-in|helo|%b|%b\n" % (A, T)
+    assert script.say(lines(b"x", end=True) + invalid) == [*back(b"x", b"."), result(b"proceed")]
+    script = Script(pass_all=True)
+    both = lines(b"x") + request("noop", session=B)
+    assert script.say(both) == [result(b"proceed", session=B), *back(b"x")]
+
+
+def test_an_invalid_data_line_is_not_answered() -> None:
+    script = Script(pass_all=True)
+    invalid = b"filter|0.7|1.0|smtp-in|data-line|%b|%b\n" % (A, L)
+    assert script.say(invalid + lines(b"x") + invalid) == back(b"x")
+    assert script.say(lines(b"y", end=True)) == back(b"y", b".")
+    assert script.remarks() == ["unexpected: invalid data-line"] * 2
+
+
 @pytest.mark.parametrize("report", ["tx-reset", "tx-rollback", "link-disconnect"])
 def test_a_message_of_an_ended_transaction_is_not_sent(report: str) -> None:
     script = Script()

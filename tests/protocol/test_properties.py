@@ -29,6 +29,11 @@ HANDSHAKE = SmtpdConnection().configure()
 TOKEN = b"00000000000000a0"
 LINE_TOKEN = b"00000000000000a1"
 A, B = b"7641df9700000001", b"7641df9700000002"
+HEAD = b"filter|0.7|1700000000.000001|smtp-in|"
+LINE = HEAD + b"data-line|%b|%b|" % (A, LINE_TOKEN)
+#: `Deterministic` answers this request later.
+LATE = HEAD + b"noop|%b|%b|x\n" % (A, TOKEN)
+RESET = b"report|0.7|1700000000.000001|smtp-in|tx-reset|%b|0000000a\n"
 
 
 class Thorough(FilterConnection):
@@ -160,7 +165,7 @@ def traffic(draw: st.DrawFn) -> bytes:
             stream.append(smtpd.lines(session, LINE_TOKEN, [b"A: b"], end=False, time=time))
         else:
             phase = draw(st.sampled_from(tuple(PHASES)))
-            argument = draw(st.sampled_from((b"", b"abc", b"abcdef", b"a|b\xff")))
+            argument = draw(st.sampled_from((b"", b"abc", b"abcde", b"abcdef", b"a|b\xff")))
             stream.append(smtpd.request(phase, session, TOKEN, argument, time))
             if draw(st.booleans()):
                 stream.append(smtpd.report("tx-reset", session, b"0000000a", time=time))
@@ -172,6 +177,12 @@ def traffic(draw: st.DrawFn) -> bytes:
     stream=st.one_of(traffic(), mutated(), st.sampled_from(RECORDED), st.binary(max_size=200)),
     cuts=st.lists(st.integers(0, 1 << 14), max_size=12),
 )
+# An invalid data-line, an invalid request, and a late answer within a message.
+@example(stream=LINE + b"x\n" + HEAD + b"data-line|%b|c\nhello\n" % A, cuts=[])
+@example(stream=LINE + b"x\n" + HEAD + b"helo|%b|c\n" % A, cuts=[])
+@example(stream=LATE + LINE + b"x\n" + RESET % B, cuts=[])
+# An invalid request behind a message.
+@example(stream=LINE + b"x\n" + LINE + b".\n" + HEAD + b"helo|%b|c\n" % A, cuts=[])
 @settings(max_examples=part(120), deadline=None)
 def test_cutting_the_input_changes_nothing(messages: str, stream: bytes, cuts: list[int]) -> None:
     stream = HANDSHAKE + stream
