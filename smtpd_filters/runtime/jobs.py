@@ -3,7 +3,8 @@
 Invariants
 ----------
 *Answered*: the engine gets a decision by the deadline, whatever a coroutine does: an overdue one is
-cancelled without waiting for its end, since it may ignore the cancellation.
+cancelled without waiting for its end, since it may ignore the cancellation, and what it awaits may
+raise on it.
 *Cancelled when begun*: a task is not cancelled before its first step, except by foreign code; the
 coroutine in it is closed even then.
 *Few cancelled at once*: however many sessions end together, few coroutines are cancelled in one
@@ -163,7 +164,7 @@ class Job:
             self._task = task = self._loop.create_task(rest, context=suspended.context)
             suspended.stand_in.replace(task)
             task.add_done_callback(self._ended)
-        except Exception as error:  # noqa: BLE001  # no memory, say; a request is pending
+        except BaseException as error:  # noqa: BLE001  # a policy's task factory; no memory
             self._release()
             self._not_awaited(Raised(error))
 
@@ -206,14 +207,14 @@ class Job:
             pass  # resume it without admission
         self._task = None
         if overdue is not None:
-            overdue.cancel()
+            _cancel(self._loop, overdue)
         self._resume(result)
 
     def _admitted(
         self, admitted: asyncio.Future[None], result: object, overdue: asyncio.Future[Any] | None
     ) -> None:
         if overdue is not None:
-            overdue.cancel()
+            _cancel(self._loop, overdue)
         if admitted is self._task:  # the work has not been dropped
             self._task = None
             self._resume(result)
@@ -254,4 +255,15 @@ def _cancel_some(
         except MemoryError:
             count += left  # all of them now
     for _ in range(count):
-        queue.popleft().cancel()
+        _cancel(loop, queue.popleft())
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
+    """Cancel a task.  Never raises: `cancel` of what it awaits may be a policy's own method."""
+    try:
+        task.cancel()
+    except BaseException as error:  # noqa: BLE001  # a request is pending
+        try:
+            loop.call_exception_handler({"message": "not cancelled", "exception": error})
+        except BaseException:  # noqa: BLE001  # no memory for it
+            pass

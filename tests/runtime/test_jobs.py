@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -544,5 +544,115 @@ def test_without_memory_for_the_queue_it_resumes_at_once(
         await paced.until(1)
         paced.close()
         assert paced.told == [OVERDUE if late else PROCEED]
+
+    asyncio.run(main())
+
+
+class Uncancellable(asyncio.Future[None]):
+    """A future of a policy whose own `cancel` raises."""
+
+    error: BaseException
+    made: ClassVar[list[Uncancellable]] = []
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        raise self.error
+
+
+RAISES = pytest.mark.parametrize("error", [ValueError(), SystemExit(3), KeyboardInterrupt()])
+
+
+def uncancellable(error: BaseException) -> Uncancellable:
+    future = Uncancellable()
+    future.error = error
+    future.made.append(future)
+    return future
+
+
+async def resolve() -> None:
+    """Let the coroutines end that await such futures."""
+    while Uncancellable.made:
+        Uncancellable.made.pop().set_result(None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@RAISES
+@pytest.mark.parametrize("paced", [False, True])
+def test_overdue_work_resumes_if_what_it_awaits_cannot_be_cancelled(
+    error: BaseException, *, paced: bool
+) -> None:
+    logged: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        pace = Paced()
+        pace.loop.set_exception_handler(lambda _loop, context: logged.append(context))
+
+        async def work() -> object:
+            return await uncancellable(error)
+
+        job = pace.start(work())
+        await asyncio.sleep(0)
+        while paced and pace.pace.take(PRICE):
+            pass
+        job._overdue()
+        await pace.until(1)
+        pace.close()
+        await resolve()
+        assert pace.told == [OVERDUE]
+
+    asyncio.run(main())
+    assert logged[0]["exception"] is error
+
+
+@RAISES
+def test_a_failure_to_cancel_ends_no_other_cancelling(error: BaseException) -> None:
+    ended: list[int] = []
+    cancelled: set[int] = set()
+    logged: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        pace = Paced()
+        pace.loop.set_exception_handler(lambda _loop, context: logged.append(context))
+
+        async def work(number: int) -> object:
+            try:
+                await (asyncio.sleep(3600) if number % 4 else uncancellable(error))
+            finally:
+                ended.append(number)
+            return PROCEED
+
+        for first in (0, 20):  # the second time the queue was empty between
+            jobs = [pace.start(work(number)) for number in range(first, first + 20)]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            for job in jobs:
+                job.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        pace.close()
+        cancelled.update(ended)
+        await resolve()
+
+    asyncio.run(main())
+    assert cancelled == {number for number in range(40) if number % 4}
+    assert [context["exception"] for context in logged[:10]] == [error] * 10
+
+
+@RAISES
+def test_whatever_a_task_factory_raises_is_reported(error: BaseException) -> None:
+    async def main() -> None:
+        paced = Paced()
+
+        def fails(_loop: Any, _work: Any, **_names: Any) -> Any:
+            raise error
+
+        paced.loop.set_task_factory(fails)
+        paced.start(answer())
+        paced.loop.set_task_factory(None)
+        await paced.until(1)
+        paced.close()
+        [raised] = paced.told
+        assert type(raised) is Raised
+        assert raised.error is error
 
     asyncio.run(main())
