@@ -22,7 +22,7 @@ from .filter import CONTENT, Filter, legal_outcomes
 from .guard import FAILED, REFUSALS, Guard
 from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
-from .protocol.vocabulary import HANDLERS, PHASES
+from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
 from .runtime.coroutines import CANCELLED, begin
 from .runtime.log import FilterLog, fold_traceback
 from .runtime.watchdog import Watchdog
@@ -345,9 +345,23 @@ def _check(filter_: Filter, on_error: Outcome) -> None:
     if unknown:
         known = sorted(FIELDS)
         raise TypeError(f"filter {filter_.name!r}: no report {sorted(unknown)}, of {known}")
+    registration = filter_.registration
+    _check_names(filter_, "report", registration.outgoing, REPORTS, "outgoing")
+    for tap in registration.taps:
+        _check_names(filter_, "report", tap.reports, REPORTS, "a tap")
+        _check_names(filter_, "phase", tap.phases, (*PHASES, DATA_LINE), "a tap")
     unknown = filter_.events - filter_.defined_events()
     if unknown:
         raise TypeError(f"filter {filter_.name!r}: no method for {sorted(unknown)}")
+
+
+def _check_names(
+    filter_: Filter, kind: str, names: Iterable[str], known: Iterable[str], use: str
+) -> None:
+    """Raise TypeError for a name that smtpd doesn't know; it would end on its registration."""
+    if unknown := set(names).difference(known):
+        shown = sorted(unknown, key=repr)
+        raise TypeError(f"filter {filter_.name!r}: no {kind} {shown} for {use}, of {sorted(known)}")
 
 
 def _otherwise(guards: Sequence[Guard]) -> Decision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -724,6 +725,24 @@ def test_handlers_that_a_filter_does_not_have(logbook: Logbook) -> None:
     filter_ = Plain("one", PROCEED)
     filter_.registration = Registration({"rcpt_too", "data"})
     with pytest.raises(TypeError, match=r"'one'.*no handler for \['rcpt_too'\]"):
+        Asker(logbook, filter_)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "link-connect\nregister|ready", "x|y", 1])
+def test_outgoing_reports_that_there_are_not(logbook: Logbook, name: Any) -> None:
+    filter_ = Plain("one", PROCEED)
+    filter_.registration = Registration(outgoing={name, "link-connect"})
+    with pytest.raises(TypeError, match=r"'one': no report \[.*\] for outgoing, of \['filter-"):
+        Asker(logbook, filter_)
+
+
+@pytest.mark.parametrize("kind", ["phases", "reports"])
+def test_what_a_tap_asks_for_and_there_is_not(logbook: Logbook, kind: str) -> None:
+    tap: Any = SimpleNamespace(phases=frozenset(), reports=frozenset())
+    setattr(tap, kind, frozenset({"link-connect" if kind == "reports" else "data-line", "x\ny"}))
+    filter_ = Plain("one", PROCEED)
+    filter_.registration = Registration(taps=[tap])
+    with pytest.raises(TypeError, match=r"'one': no (phase|report) \['x\\ny'\] for a tap, of"):
         Asker(logbook, filter_)
 
 

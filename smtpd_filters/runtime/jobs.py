@@ -265,5 +265,5 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
     except BaseException as error:  # noqa: BLE001  # a request is pending
         try:
             loop.call_exception_handler({"message": "not cancelled", "exception": error})
-        except BaseException:  # noqa: BLE001  # no memory for it
+        except BaseException:  # noqa: BLE001, S110  # no memory for it
             pass

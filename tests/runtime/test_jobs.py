@@ -554,7 +554,7 @@ class Uncancellable(asyncio.Future[None]):
     error: BaseException
     made: ClassVar[list[Uncancellable]] = []
 
-    def cancel(self, msg: Any | None = None) -> bool:
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002  # of the base class
         raise self.error
 
 
