@@ -7,6 +7,7 @@ import gc
 import select
 import selectors
 import socket
+import sys
 from collections import deque
 from time import monotonic
 
@@ -22,6 +23,7 @@ from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
@@ -40,6 +42,10 @@ YOUNG = 10_000
 READS = 4
 #: Seconds between two calls of a policy's `refresh`, at least.
 SHORTEST = 0.01
+#: Code of asyncio that runs a callback, or a step of a task.
+_RUN = asyncio.Handle._run.__code__  # noqa: SLF001  # no public name
+#: The modules whose callbacks are the framework's.
+_OWN = __name__.rpartition(".")[0]
 
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
@@ -49,6 +55,7 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
         # Raises here if descriptors run out: a loop without its socket pair stays half initialised
         # and warns when it is collected.
         end.close()
+    _watch_wakeups(selector, watchdog, signals.wakeup)
     loop = _EventLoop(selector)
     watchdog.install()
     # Loaded modules stay, so the garbage collector needn't visit them.
@@ -78,6 +85,23 @@ def _selector(channel: Channel) -> selectors.BaseSelector:
     return selector
 
 
+def _watch_wakeups(selector: Any, watchdog: Watchdog, signalled: int) -> None:
+    """Start the watchdog's timer whenever the loop wakes up, except for a signal.
+
+    So it checks the callbacks and tasks that a policy's own code schedules, too.
+    """
+    select = selector.select
+
+    def selected(timeout: float | None = None) -> list[Any]:
+        ready: list[Any] = select(timeout)
+        # The timer's own last signal must not start it again.
+        if not watchdog.armed and not (len(ready) == 1 and ready[0][0].fd == signalled):
+            watchdog.arm()
+        return ready
+
+    selector.select = selected
+
+
 class _EventLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock is not affected by a policy that patches `time`."""
 
@@ -102,6 +126,9 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
+        #: The callback of a policy that ran at the last check of the watchdog, and since when.
+        self.called: object = None
+        self.called_at = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: The scheduled turn of messages; only one is scheduled at a time.
@@ -115,7 +142,7 @@ class _Loop:
         self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
-        watchdog.needed = lambda: self.beating
+        watchdog.needed = lambda: self.beating or self.called is not None
 
     def run(self) -> None:
         loop = self.loop
@@ -311,11 +338,15 @@ class _Loop:
             self.beating = False
 
     def blocked(self) -> float:
-        """Return for how many seconds the running coroutine has blocked the loop."""
+        """Return for how many seconds the running coroutine or callback has blocked the loop."""
         task = asyncio.current_task(self.loop)
-        if not self.beating or task is None or task is self.draining:
+        if self.beating and task is not None and task is not self.draining:
+            return monotonic() - self.beat - self.watchdog.tick
+        called = _callback(sys._getframe(2))  # noqa: SLF001  # the interrupted code
+        if called is None or called is not self.called:
+            self.called, self.called_at = called, monotonic()
             return 0.0
-        return monotonic() - self.beat - self.watchdog.tick
+        return monotonic() - self.called_at
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -370,3 +401,16 @@ class _Loop:
         self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())
+
+
+def _callback(frame: FrameType | None) -> object:
+    """Return the handle of the policy's callback that runs in a frame, or None."""
+    inner = None
+    while frame is not None and frame.f_code is not _RUN:
+        inner, frame = frame, frame.f_back
+    if frame is None:
+        return None
+    # The framework's own callbacks must not be interrupted.
+    if inner is not None and inner.f_globals.get("__name__", "").startswith(_OWN):
+        return None
+    return frame.f_locals["self"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from smtpd_filters import (
@@ -112,6 +113,33 @@ class Refreshing(Noting):
         return PROCEED
 
 
+class Leaking(Noting):
+    """Starts what blocks the process, and waits for none of it."""
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        loop = asyncio.get_running_loop()
+        if identity == "task":
+            loop.create_task(self._sleep())  # noqa: RUF006  # its failure is logged
+        elif identity == "soon":
+            loop.call_soon(self._loop)
+        elif identity == "later":
+            loop.call_later(0.01, self._loop)
+        elif identity == "plain":
+            loop.call_soon(time.sleep, 3600)
+        return PROCEED
+
+    async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        await asyncio.sleep(0)
+        return PROCEED
+
+    async def _sleep(self) -> None:
+        time.sleep(3600)  # noqa: ASYNC251  # what is tested
+
+    def _loop(self) -> None:
+        while True:
+            pass
+
+
 class Head(Noting):
     """Adds a field and lets the body pass."""
 
@@ -147,6 +175,6 @@ class WholeLater(Noting):
 
 
 if __name__ == "__main__":
-    kinds = (Plain, Later, Refreshing, Head, HeadLater, Whole, WholeLater)
+    kinds = (Plain, Later, Leaking, Refreshing, Head, HeadLater, Whole, WholeLater)
     classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

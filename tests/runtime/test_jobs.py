@@ -588,7 +588,8 @@ def test_overdue_work_resumes_if_what_it_awaits_cannot_be_cancelled(
         pace.loop.set_exception_handler(lambda _loop, context: logged.append(context))
 
         async def work() -> object:
-            return await uncancellable(error)
+            await uncancellable(error)
+            return PROCEED
 
         job = pace.start(work())
         await asyncio.sleep(0)

@@ -222,6 +222,18 @@ def test_requests_that_need_not_wait_are_answered_first() -> None:
         process.finish()
 
 
+@pytest.mark.parametrize("started", ["task", "soon", "later", "plain"])
+def test_what_a_handler_has_started_blocks_nothing(started: str) -> None:
+    with serve("Leaking", "--deadline", "0.4") as process:
+        process.connect(sid(1))
+        process.ask("helo", sid(1), started.encode())
+        process.until_logged("OverdueError")
+        assert process.ask("helo", sid(1)).verb == b"proceed"
+        assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        process.finish()
+    assert "blocked the process" in process.last_words
+
+
 def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
     with serve("Later") as process:
         # In one read: the task is made and given up in the same turn.
