@@ -14,7 +14,7 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import CLOSING, HIGH_WATER, LAST_WORDS, READ, Signals
+from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, READ, Signals, exit_now
 from .jobs import Job
 from .log import fold_traceback
 from .pace import Pace
@@ -62,12 +62,16 @@ def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: 
     gc.freeze()
     gc.set_threshold(YOUNG)
     service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
+    left: set[asyncio.Task[Any]] = set()
     try:
         service_loop.run()
+        left = asyncio.all_tasks(loop)
     finally:
         watchdog.disarm()
         signals.close()
         channel.close()
+        if left:
+            exit_now(0)  # closing a coroutine that ignores its cancellation may never end
         loop.close()
     return 0
 
@@ -387,6 +391,7 @@ class _Loop:
                     break
                 await asyncio.sleep(0.01)
                 self._turn()
+            self.watchdog.exit_within(LEAVING)
             self.engine.abandon()
             closing = asyncio.ensure_future(self.service.close())
             await asyncio.wait({closing}, timeout=CLOSING)
@@ -396,8 +401,7 @@ class _Loop:
             if left:
                 await asyncio.wait(left, timeout=CLOSING)
 
-        if not self.watchdog.armed:
-            self.watchdog.arm()
+        self.watchdog.exit_within(ENDING)
         self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())

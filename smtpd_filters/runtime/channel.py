@@ -40,6 +40,10 @@ _LF = 0x0A
 LAST_WORDS = 10.0
 #: Seconds allowed at the end for filters to release their resources.
 CLOSING = 2.0
+#: Seconds after which the process exits whatever a policy does: from then on, and from the end of
+#: input.
+LEAVING = 3 * CLOSING
+ENDING = LAST_WORDS + LEAVING
 
 
 class Ends:
@@ -409,3 +413,13 @@ class Signals:
 
     def _reload(self, _signal: int, _frame: FrameType | None) -> None:
         self.reload = True
+
+
+def exit_now(status: int) -> None:
+    """Exit without the interpreter's clean-up, which would run code of policies."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # closed
+    os._exit(status)

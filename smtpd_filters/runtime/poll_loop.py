@@ -12,7 +12,7 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
-from .channel import CLOSING, HIGH_WATER, LAST_WORDS, LOW_WATER, Signals
+from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, LOW_WATER, Signals
 from .log import fold_traceback
 
 TYPE_CHECKING = False
@@ -160,14 +160,14 @@ class _Loop:
         self.ending = True
         self.poll.unregister(self.signals.wakeup)
         self._listen()
-        if not self.watchdog.armed:
-            self.watchdog.arm()
+        self.watchdog.exit_within(ENDING)
         while (self.engine.busy or self.channel.size) and monotonic() < deadline:
             if self.channel.hung_up():
                 break
             self._write()
             if self.channel.size and not may_work(self.engine, self.channel):
                 self.poll.poll(1000)
+        self.watchdog.exit_within(LEAVING)
         self.engine.abandon()
         if self.service.closing:
             import asyncio  # at the end its loading time doesn't matter

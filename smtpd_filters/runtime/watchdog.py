@@ -11,6 +11,7 @@ The timer runs only while handlers run: an idle process is not woken.
 
 from __future__ import annotations
 
+import os
 import signal
 from time import monotonic
 
@@ -56,6 +57,8 @@ class Watchdog:
         self.blocked: Callable[[], float] = _not_blocked
         #: Returns whether there are coroutines to watch.
         self.needed: Callable[[], bool] = _nothing_to_watch
+        #: The time at which the process exits, whatever runs then, or 0.0.
+        self._exit_at = 0.0
         self._seen = 0.0
         self._idle = 0
 
@@ -69,19 +72,27 @@ class Watchdog:
         self._idle = 0
         signal.setitimer(signal.ITIMER_REAL, self.tick, self.tick)
 
+    def exit_within(self, seconds: float) -> None:
+        """Exit after this time at the latest, even from code that ignores every interruption."""
+        self._exit_at = self._clock() + seconds
+        if not self.armed:
+            self.arm()
+
     def disarm(self) -> None:
         """Stop the timer."""
         self.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _check(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._exit_at and self._clock() > self._exit_at:
+            os._exit(0)
         started = self.running
         if started:
             if self._clock() - started > self.limit:
                 raise OverdueError(f"took longer than {self.limit:g} s")
         elif self.blocked() > self.limit:
             raise OverdueError(f"blocked the process for longer than {self.limit:g} s")
-        if started or started != self._seen or self.needed():
+        if started or started != self._seen or self._exit_at or self.needed():
             self._idle = 0
         else:
             self._idle += 1

@@ -140,6 +140,42 @@ class Leaking(Noting):
             pass
 
 
+async def _endless() -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except BaseException:  # noqa: BLE001, S110  # what is tested
+            pass
+
+
+class EndlessHandler(Filter):
+    """Has a handler that ignores everything."""
+
+    async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        await _endless()
+        return PROCEED
+
+
+class EndlessClose(Filter):
+    """Ignores everything when it is closed."""
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        return PROCEED
+
+    async def close(self) -> None:
+        await _endless()
+
+
+class EndlessCloseLater(Filter):
+    """The same on asyncio."""
+
+    async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
+        return PROCEED
+
+    async def close(self) -> None:
+        await _endless()
+
+
 class Head(Noting):
     """Adds a field and lets the body pass."""
 
@@ -175,6 +211,16 @@ class WholeLater(Noting):
 
 
 if __name__ == "__main__":
-    kinds = (Plain, Later, Leaking, Refreshing, Head, HeadLater, Whole, WholeLater)
+    kinds: tuple[type[Filter], ...] = (
+        Plain,
+        Later,
+        Leaking,
+        Refreshing,
+        Head,
+        HeadLater,
+        Whole,
+        WholeLater,
+    )
+    kinds += (EndlessHandler, EndlessClose, EndlessCloseLater)
     classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

@@ -234,6 +234,15 @@ def test_what_a_handler_has_started_blocks_nothing(started: str) -> None:
     assert "blocked the process" in process.last_words
 
 
+@pytest.mark.parametrize("name", ["EndlessHandler", "EndlessClose", "EndlessCloseLater"])
+def test_what_ignores_everything_does_not_keep_the_process(name: str) -> None:
+    with serve(name, "--deadline", "0.1") as process:
+        process.connect(sid(1))
+        process.ask("rcpt-to", sid(1), b"a@example.org")
+        process.close_input()
+        assert process.child.wait(PATIENCE) == 0
+
+
 def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
     with serve("Later") as process:
         # In one read: the task is made and given up in the same turn.
