@@ -15,7 +15,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, READ, Signals, exit_now
-from .jobs import Job
+from .jobs import CANCELS, Job
 from .log import fold_traceback
 from .pace import Pace
 from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
@@ -409,12 +409,13 @@ class _Loop:
 
 def _callback(frame: FrameType | None) -> object:
     """Return the handle of the policy's callback that runs in a frame, or None."""
-    inner = None
+    inner, cancels = None, False
     while frame is not None and frame.f_code is not _RUN:
+        cancels = cancels or frame.f_code is CANCELS
         inner, frame = frame, frame.f_back
     if frame is None:
         return None
     # The framework's own callbacks must not be interrupted.
-    if inner is not None and inner.f_globals.get("__name__", "").startswith(_OWN):
+    if inner is not None and not cancels and inner.f_globals.get("__name__", "").startswith(_OWN):
         return None
     return frame.f_locals["self"]

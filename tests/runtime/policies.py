@@ -113,6 +113,14 @@ class Refreshing(Noting):
         return PROCEED
 
 
+class Uncancellable(asyncio.Future[None]):
+    """A future whose `cancel` blocks."""
+
+    def cancel(self, msg: object = None) -> bool:
+        while True:
+            pass
+
+
 class Leaking(Noting):
     """Starts what blocks the process, and waits for none of it."""
 
@@ -129,7 +137,7 @@ class Leaking(Noting):
         return PROCEED
 
     async def rcpt_to(self, session: Session, address: str) -> Proceed | Junk:
-        await asyncio.sleep(0)
+        await (Uncancellable() if address.startswith("cancel") else asyncio.sleep(0))
         return PROCEED
 
     async def _sleep(self) -> None:

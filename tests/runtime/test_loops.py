@@ -234,6 +234,15 @@ def test_what_a_handler_has_started_blocks_nothing(started: str) -> None:
     assert "blocked the process" in process.last_words
 
 
+def test_a_cancel_that_blocks_is_interrupted() -> None:
+    with serve("Leaking", "--deadline", "0.4", "--on-error", "tempfail") as process:
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"cancel@example.org").verb == b"reject"
+        process.until_logged("OverdueError")
+        process.close_input()
+        assert process.child.wait(PATIENCE) == 0
+
+
 @pytest.mark.parametrize("name", ["EndlessHandler", "EndlessClose", "EndlessCloseLater"])
 def test_what_ignores_everything_does_not_keep_the_process(name: str) -> None:
     with serve(name, "--deadline", "0.1") as process:
