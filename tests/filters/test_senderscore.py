@@ -675,7 +675,8 @@ def test_a_delay_ends_before_the_deadline(naps: list[float]) -> None:
     with DNSServer(zone) as slow:
         assert verdict(*asking(slow, *flags)).reply == REPLY
     *_, nap = naps  # before it, between two tries of a query
-    assert nap <= 0.9 * 20 - 0.5
+    # The look-up begins when the client connects, a moment before the handler is called.
+    assert nap < 0.9 * 20 - 0.4
 
 
 def test_on_a_dry_run_nobody_waits(server: DNSServer, naps: list[float]) -> None:
