@@ -98,6 +98,7 @@ def _watch_wakeups(selector: Any, watchdog: Watchdog, signalled: int) -> None:
 
     def selected(timeout: float | None = None) -> list[Any]:
         ready: list[Any] = select(timeout)
+        watchdog.rounds += 1
         # The timer's own last signal must not start it again.
         if not watchdog.armed and not (len(ready) == 1 and ready[0][0].fd == signalled):
             watchdog.arm()
@@ -130,8 +131,10 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
-        #: The callback of a policy that ran at the last check of the watchdog, and since when.
+        #: The callback of a policy that ran at the last check of the watchdog, in which round of
+        #: the loop, and since when.
         self.called: object = None
+        self.called_in = 0
         self.called_at = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
@@ -347,8 +350,10 @@ class _Loop:
         if self.beating and task is not None and task is not self.draining:
             return monotonic() - self.beat - self.watchdog.tick
         called = _callback(sys._getframe(2))  # noqa: SLF001  # the interrupted code
-        if called is None or called is not self.called:
-            self.called, self.called_at = called, monotonic()
+        # A descriptor's callback has one handle for all its calls: in another round it is another.
+        number = self.watchdog.rounds
+        if called is None or called is not self.called or number != self.called_in:
+            self.called, self.called_in, self.called_at = called, number, monotonic()
             return 0.0
         return monotonic() - self.called_at
 

@@ -53,6 +53,8 @@ class Watchdog:
         self._clock = clock
         self.running = 0.0
         self.armed = False
+        #: The rounds of the event loop so far; counted by the loop.
+        self.rounds = 0
         #: Returns how many seconds the running coroutine has blocked the process; set by a loop.
         self.blocked: Callable[[], float] = _not_blocked
         #: Returns whether there are coroutines to watch.

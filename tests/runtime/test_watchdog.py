@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.runtime import asyncio_loop
 from smtpd_filters.runtime.watchdog import IDLE, OverdueError, Watchdog
 
 if TYPE_CHECKING:
@@ -167,3 +169,26 @@ def test_a_coroutine_that_holds_the_process_up(watchdog: Watchdog) -> None:
     watchdog._check(signal.SIGALRM, None)
     with pytest.raises(OverdueError, match="blocked the process"):
         watchdog._check(signal.SIGALRM, None)
+
+
+def test_a_callback_that_is_called_again_and_again_does_not_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The handle of a descriptor's callback is one object for all calls."""
+    now = 0.0
+    handle = object()
+    monkeypatch.setattr(asyncio_loop, "monotonic", lambda: now)
+    monkeypatch.setattr(asyncio_loop, "_callback", lambda _frame: handle)
+    event_loop = asyncio.new_event_loop()
+    watched: Any = asyncio_loop._Loop.__new__(asyncio_loop._Loop)
+    watched.loop, watched.watchdog = event_loop, Watchdog()
+    watched.beating, watched.called, watched.called_in = False, None, 0
+    try:
+        assert watched.blocked() == 0.0
+        now = 4.0
+        assert watched.blocked() == 4.0
+        watched.watchdog.rounds += 1
+        now = 8.0
+        assert watched.blocked() == 0.0
+    finally:
+        event_loop.close()
