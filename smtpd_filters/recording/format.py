@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 
 from smtpd_filters.errors import ConfigError, os_reason
 
@@ -72,11 +71,6 @@ def encode_meta(meta: Mapping[str, str]) -> bytes:
     return bytes(head)
 
 
-def _open(name: str, flags: int) -> int:
-    """Open without waiting, as opening a FIFO would for its writer."""
-    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
 class Recording:
     """A recorded conversation between smtpd and a filter.
 
@@ -103,9 +97,7 @@ class Recording:
         if not isinstance(source, bytes):
             name = os.fspath(source)
             try:
-                with open(name, "rb", opener=_open) as file:
-                    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                        raise ConfigError(f"{name}: not a regular file")
+                with open(name, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
                     source = file.read()
             except OSError as error:
                 raise ConfigError(f"{name}: {os_reason(error)}") from error
