@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-import dkim  # type: ignore[import-untyped]
+import dkim
 import pytest
 
 from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
