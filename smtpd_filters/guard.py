@@ -1,4 +1,4 @@
-"""Calls one handler of one filter so that, whatever it does, there is a decision.
+"""The call of one handler of one filter, which always results in a decision.
 
 Invariants
 ----------
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
-#: The reason of a decision that stands in for a handler's own: how the two are told apart.
+#: The reason of a decision that stands in for a handler's own: it distinguishes the two.
 FAILED = "handler failed"
 #: Seconds of a plain handler, or of a first step, after which the log says that it held up the
 #: rest.
@@ -107,7 +107,7 @@ class Guard:
         self.watchdog = watchdog
 
     def ask(self, session: Session, *arguments: object) -> Decision | Pending:
-        """Call the handler.  Never raises; pending work comes to a decision as well."""
+        """Call the handler.  Never raises; the result of pending work is a decision as well."""
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
         try:

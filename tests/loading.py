@@ -1,4 +1,4 @@
-"""What code has an interpreter load: smtpd waits for a filter until it is ready."""
+"""The modules that an interpreter loads for some code, because smtpd waits for a filter's start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test does where it can't run."""
+"""The skip or failure of a test that can't run on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.effort import SHARE
 def need(reason: str | None) -> None:
     """Skip the test if there is a reason why it can't run here; fail if it has to run.
 
-    Whatever needs a server is not of `make unit`, even where there is one.
+    `make unit` runs no test that needs a server, even on a machine that has one.
     """
     if SHARE > 1:
         pytest.fail("needs a server: mark it e2e", pytrace=False)

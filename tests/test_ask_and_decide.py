@@ -94,7 +94,7 @@ def test_decide_and_ask_have_one_result(
         else:
             decision = guard.ask(session, *(["argument"] if guard.argument else []))
         assert guard.watchdog.running == 0.0
-        # Where an error was raised is told by its innermost frame, whichever way led there.
+        # The innermost frame names the place of an error, whichever of the two called the handler.
         lines = [re.sub(r"guard\.py:\d+:(ask|decide)", "guard.py", line) for line in log.lines]
         results.append((decision, lines))
     assert results[0] == results[1]

@@ -1,4 +1,4 @@
-"""Who is asked, whose word counts, what becomes of failures."""
+"""The order of the filters of a chain, the decision that counts, and their failures."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_a_mark_due_from_the_envelope_is_made_in_the_header(logbook: Logbook) ->
 
 
 class Own(BaseException):
-    """An exception of a policy that is no Exception."""
+    """An exception of a policy that isn't derived from Exception."""
 
 
 class Mute(Exception):  # noqa: N818  # not an error of ours
@@ -627,7 +627,7 @@ def test_junk_is_a_field_of_the_header(kind: type[Says], logbook: Logbook) -> No
     assert asker.headers(headers) == PROCEED
     assert headers.lines() == [b"X-Spam: Yes", b"Subject: x"]
     assert len(second.asked) == 1
-    # Once is enough, whoever made it.
+    # One field is enough, whichever filter added it.
     assert asker.headers(headers) == PROCEED
     assert headers.get_all("X-Spam") == ["Yes"]
 

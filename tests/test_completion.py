@@ -1,4 +1,4 @@
-"""Whatever smtpd would do to From, To and Cc behind a filter is done here, and nothing else."""
+"""The completion of From, To and Cc, which changes what smtpd would change, and nothing else."""
 
 from __future__ import annotations
 

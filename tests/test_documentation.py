@@ -1,4 +1,4 @@
-"""What the documentation points at is there."""
+"""The links and names in the documentation exist."""
 
 from __future__ import annotations
 

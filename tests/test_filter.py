@@ -1,4 +1,4 @@
-"""What is wrong with a filter is said when it is defined, and by its name."""
+"""The errors of an invalid filter, which are raised at its definition and name it."""
 
 from __future__ import annotations
 

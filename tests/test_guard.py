@@ -1,4 +1,4 @@
-"""One handler is called, and whatever it does there is a decision; the log has what it did."""
+"""The decision for a call of one handler, whatever it does, and the log of what it did."""
 
 # ruff: noqa: ARG002
 

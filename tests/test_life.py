@@ -1,4 +1,4 @@
-"""What a filter lives through beside its phases, and what it is told without being asked."""
+"""The events of a filter beside its phases: set-up, reports, reload, end of input."""
 
 # ruff: noqa: ARG002
 

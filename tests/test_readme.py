@@ -1,4 +1,4 @@
-"""What README.md shows is so."""
+"""The examples and claims of README.md are true."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.usefixtures("known")
 def test_the_filter_passes_the_test_beside_it() -> None:
     shown: dict[str, object] = {}
-    exec(compile(TEST, "README.md", "exec"), shown)  # noqa: S102 - it is what readers will do
+    exec(compile(TEST, "README.md", "exec"), shown)  # noqa: S102  # readers will run it as well
     test = shown["test_known"]
     assert callable(test)
     test()

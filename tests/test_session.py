@@ -1,4 +1,4 @@
-"""What is known of a client: from reports, and from nothing else."""
+"""The state of a client, which is built from reports alone."""
 
 from __future__ import annotations
 

@@ -526,7 +526,7 @@ def test_h_can_be_an_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_version(
-    installed: bool,  # noqa: FBT001 (a parameter of the test)
+    installed: bool,  # noqa: FBT001  # a parameter of the test
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -933,7 +933,7 @@ def test_mdoc_of_operands() -> None:
 
 def mandoc(*options: str, page: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["mandoc", *options, str(page)],  # noqa: S607 (wherever it is)
+        ["mandoc", *options, str(page)],  # noqa: S607  # from PATH
         check=False,
         capture_output=True,
         text=True,

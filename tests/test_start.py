@@ -1,4 +1,4 @@
-"""What a filter costs before its first mail: no package and no library that it does not use."""
+"""The start of a filter, which imports no package and no library that it does not use."""
 
 from __future__ import annotations
 

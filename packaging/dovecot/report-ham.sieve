@@ -1,4 +1,4 @@
-# A message has left Junk.  What goes on to the trash, or to Junk again, says nothing.
+# A message was moved out of Junk.  Moves into the trash, or back into Junk, teach nothing.
 require ["copy", "environment", "imapsieve", "special-use", "variables", "vnd.dovecot.pipe"];
 
 if environment :matches "imap.mailbox" "*" {
@@ -7,7 +7,7 @@ if environment :matches "imap.mailbox" "*" {
 if environment :matches "imap.user" "*" {
     set "user" "${1}";
 }
-# Whatever it is called, where Dovecot knows it (special_use), and by the names in use.
+# The trash: by its special use, if Dovecot knows it, and by the common names.
 if anyof (
     specialuse_exists "${mailbox}" "\\Trash",
     specialuse_exists "${mailbox}" "\\Junk",

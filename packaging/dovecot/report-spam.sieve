@@ -1,4 +1,4 @@
-# A message has got into Junk: what it is, and whose, goes to rspamd-learn.
+# A message was moved into Junk: pass its kind and its user to rspamd-learn.
 require ["copy", "environment", "imapsieve", "variables", "vnd.dovecot.pipe"];
 
 if environment :matches "imap.user" "*" {

@@ -162,7 +162,7 @@ class Oracle:
             session = self._sessions.get(name)
             if session and session.message:
                 # No answer is required any more; a filter that has not ended the message yet may
-                # continue until it is told about the disconnect.
+                # continue until it receives the disconnect.
                 if session.message.filter_ended:
                     session.message = None
                 session.lost = session.lost or session.message is not None

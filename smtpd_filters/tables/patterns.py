@@ -1,4 +1,4 @@
-"""Tables of regular expressions; `ere` parses them, `automaton` matches them."""
+"""Tables of regular expressions, which `ere` parses and `automaton` matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test kit for authors of filters; its guide is `smtpd_filters.testing.conversation`."""
+"""The test kit for authors of filters, with its guide in `smtpd_filters.testing.conversation`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is exempt: the setting by itself, and every filter with clients of all kinds."""
+"""Exempt clients: the setting by itself, and every filter with clients of all kinds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SOCKET = "unix:/var/run/smtpd.sock"
 LOOPBACK = ("127.0.0.1:25000", "127.9.9.9:1", "[::1]:25000", "[::ffff:127.0.0.1]:25000")
 STRANGERS = (
     *("203.0.113.7:25000", "[2001:db8:1::25]:25000", "[::ffff:203.0.113.7]:25000", "12.7.0.0:1"),
-    "198.51.100.25:25000",  # the address that it has come to
+    "198.51.100.25:25000",  # the server's own address
 )
 #: What smtpd would never report as a source.
 MALFORMED = (
@@ -335,7 +335,7 @@ class Setup:
     stub: RspamdStub
 
     def talk(self, *more: str, kind: type[Conversation] = Conversation) -> Conversation:
-        """A conversation with the filter, whose failures are refusals that can be told."""
+        """A conversation with the filter, which answers a failure with a recognisable refusal."""
         servers = {"ZONE": f"{self.zone.address}:{self.zone.port}", "STUB": self.stub.url}
         flags = [*self.case.flags, "--on-error=tempfail", *more]
         for name, server in servers.items():

@@ -1,4 +1,4 @@
-"""What tests of filters have in common: clients that come, and executables as smtpd starts them."""
+"""Helpers for the tests of filters: clients, and executables as smtpd starts them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _run(
 
 
 def complaint(name: str, *flags: str) -> str:
-    """What a filter says that doesn't start: one line, before smtpd is told anything."""
+    """Return the error of a filter that doesn't start: one line, and nothing for smtpd."""
     done = _run(name, flags)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"filter-{name}: ")
@@ -72,9 +72,9 @@ def complaint(name: str, *flags: str) -> str:
 
 
 def serve(name: str, *flags: str, clients: Iterable[tuple[str, str, str]]) -> tuple[list[str], str]:
-    """What a filter answers, and logs, when it is asked about each client at one phase.
+    """Return the answers and the log of a filter that gets one request for each client.
 
-    A client is what smtpd reports of it (``rdns|fcrdns|address:port``), a phase, and its parameter.
+    A client is what smtpd reports of it (`rdns|fcrdns|address:port`), a phase, and its parameter.
     """
     lines = ["config|protocol|0.7", "config|admd|mx.example.org", "config|ready"]
     for number, (link, phase, parameter) in enumerate(clients):

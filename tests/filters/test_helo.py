@@ -640,6 +640,6 @@ def test_checks_that_are_cut_off_start_anew() -> None:
         asking.send(None)
         assert silent.asked == ["x.example"]
         asking.close()  # at its deadline
-        anew = helo._greeting(session, "x.example")
-        assert anew is not greeting
-        assert anew.findings.decision() == PROCEED
+        again = helo._greeting(session, "x.example")
+        assert again is not greeting
+        assert again.findings.decision() == PROCEED

@@ -205,7 +205,7 @@ def test_more_recipients_than_a_message_may_have(action: str) -> None:
         assert [each.verb for each in said] == [{"log": "proceed"}.get(action, action)] * 2
         reply = "452 4.5.3 Too many recipients, send the others another message"
         assert said[0].reply == (reply if action == "reject" else "")
-        # A log need not be told of each.
+        # One line for all of them suffices.
         assert len(smtpd.log) == (1 if action == "log" else 2)
         assert reasons(smtpd)[0] == "3 recipients already"
         # What was taken is delivered, and the rest may come in another message.

@@ -122,7 +122,7 @@ ZONE: dict[str, dict[str, Any]] = {
     "second.example": {"MX": ["10 mx.missing.example.", "20 mx.public.example."]},
     "dns64.example": {"AAAA": "64:ff9b::1.2.3.4"},
     "not-null.example": {"MX": ["0 .", "10 mx.public.example."]},
-    # Domains that are none, or take no mail.
+    # Domains that don't exist or accept no mail.
     "empty.example": {"TXT": "nothing"},
     "null.example": {"MX": "0 .", "A": PUBLIC},
     "null-odd.example": {"MX": "10 ."},

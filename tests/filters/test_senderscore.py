@@ -49,7 +49,7 @@ def server() -> Iterator[DNSServer]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[DNSServer]:
-    """One for all examples; what it was asked is nobody's business."""
+    """One server for all examples; no test looks at its queries."""
     with DNSServer(scored(*range(101))) as running:
         yield running
 

@@ -83,7 +83,7 @@ def recorder(directory: Path, **options: Any) -> Recorder:
 
 
 def settle(heard: Recorder) -> None:
-    """Wait until the disk has done all that it was told."""
+    """Wait until the disk has done all its tasks."""
     done = threading.Event()
     heard._disk.do(File("nothing"), done.set)
     assert done.wait(30)

@@ -1,6 +1,6 @@
-"""Run the fuzzer: ``python -m tests.fuzz [libFuzzer's options] [CORPUS...]``.
+"""The fuzzer as a program: `python -m tests.fuzz [libFuzzer's options] [CORPUS...]`.
 
-What it finds is left in ``build/fuzz``; ``python -m tests.fuzz FILE`` plays one such input again.
+Inputs that fail are left in `build/fuzz`; `python -m tests.fuzz FILE` runs one of them again.
 """
 
 from __future__ import annotations

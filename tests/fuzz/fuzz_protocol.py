@@ -52,7 +52,7 @@ class Cycle(Choices):
     """Choices that never run out."""
 
     def below(self, count: int) -> int:
-        """A number from 0 to ``count`` - 1."""
+        """Return a number from 0 to `count` - 1."""
         if self._at >= len(self._data):
             self._at = 0
         return super().below(count)

@@ -1,4 +1,4 @@
-"""What all packaging tests are made from: one copy of the sources."""
+"""One copy of the sources for all packaging tests."""
 
 from __future__ import annotations
 

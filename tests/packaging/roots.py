@@ -1,7 +1,7 @@
-"""Debian roots to build and install packages in; what the packaging tests share.
+"""The Debian roots in which packaging tests build and install packages.
 
-`setup-roots` makes roots that nobody writes to.  A command runs in one of them, or in a copy, with
-namespaces of its own: its mounts and all its processes end with it.
+`setup-roots` makes the roots, and no test writes to them. A command runs in one of them or in a
+copy, with namespaces of its own: its mounts and all its processes end with it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How long an installed filter takes to start: the package's launcher beside what pip writes.
+"""The time that an installed filter takes to start, with the package's launcher and with pip's.
 
     python -m tests.packaging.start [SUITE]
 
-Builds the package, installs it on a clean root of that Debian release, and starts each program in
-turn, many times, from exec until it has said `register|ready` and its input has ended.
+It builds the package, installs it on a clean root of that Debian release, and starts each program
+many times in turn. It measures the time from exec until `register|ready` and the end of its input.
 """
 
 from __future__ import annotations

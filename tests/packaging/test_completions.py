@@ -1,4 +1,4 @@
-"""What the shells complete for smtpd-filters; the files are made from the declarations."""
+"""The shell completions for smtpd-filters, which are made from the declarations."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Filters go on serving while a package's files are replaced, or gone.
+"""Filters that go on serving while a package's files are replaced or removed.
 
-smtpd starts a filter once, and whoever upgrades the package, or one that it needs, doesn't restart
-smtpd at once.  What a filter would load later would be of another version, or not there; so it
-loads nothing later but what is Python's own.
+smtpd starts a filter once, and an upgrade of the package or of a dependency doesn't restart it. A
+module that a filter imported later could be missing or of another version; so after its start a
+filter imports only modules of Python's standard library.
 """
 
 from __future__ import annotations

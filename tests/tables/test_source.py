@@ -1,4 +1,4 @@
-"""Table specifications: inline, files, single entries; and the errors of invalid ones."""
+"""Table specifications (inline, files, single entries) and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ GO = Disconnect("421 4.7.0 Go")
 
 
 class Says(Filter):
-    """Answers what it was told to, by phase, and keeps what it sees."""
+    """Returns the given decision of each phase, and keeps its arguments."""
 
     name = "says"
     on_error = "tempfail"
@@ -259,11 +259,11 @@ def test_events_come_in_the_order_in_which_smtpd_was_recorded(
     with Conversation(Says(**answers)) as smtpd:
         smtpd.reports.update(REPORTS)
         smtpd.phases.add("data-line")
-        hear = smtpd._served.receive
+        original = smtpd._served.receive
 
         def receive(data: bytes) -> None:
             written.extend(data)
-            hear(data)
+            original(data)
 
         smtpd._served.receive = receive  # type: ignore[method-assign]
         client = smtpd.connect()
@@ -551,7 +551,7 @@ def test_the_end_of_a_conversation_is_verified() -> None:
 
 
 class Errs(Filter):
-    """Fails as it is told to."""
+    """Fails in the given way."""
 
     deadline = 0.01
 

@@ -1,4 +1,4 @@
-"""The name server as a program, which serves a zone from a JSON file; see the package."""
+"""The name server as a program, which serves a zone from a JSON file."""
 
 from __future__ import annotations
 

@@ -188,4 +188,4 @@ def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
             udp.setblocking(False)  # noqa: FBT003  # the parameter is positional-only
             tcp.setblocking(False)  # noqa: FBT003
             return udp, tcp
-    raise AssertionError  # pragma: no cover - the last attempt raises
+    raise AssertionError  # pragma: no cover  # the last attempt raises

@@ -1,4 +1,6 @@
-"""The process that holds a lab's namespaces open; started by `lab`, never imported.
+"""The process that holds a lab's namespaces open.
+
+`lab` starts it as a program; no module imports it.
 
 It creates the namespaces and mounts that its only argument describes (JSON, see `Plan`), writes one
 JSON line to stdout, `{"pid": N}` or `{"error": "..."}`, and waits for the end of its input.

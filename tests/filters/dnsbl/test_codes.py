@@ -1,4 +1,4 @@
-"""What answers mean that are no listings, and what of a name is a key."""
+"""The meaning of answers, error codes included, and the part of a name that is a key."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def test_ipv4_and_ipv6_are_switched_by_themselves() -> None:
         watch = Watch([(each, V4), (each, V6)], resolver, Captured())
         await watch.test()
         assert (V4 in each.off, V6 in each.off) == (False, True)
-        # Most lists have nothing about IPv6: that is no reason to say so every hour.
+        # Most lists have no entry for IPv6, which does not deserve a line every hour.
         assert len(watch.log.lines) == 1
         await watch.test(remind=True)
         assert len(watch.log.lines) == 1

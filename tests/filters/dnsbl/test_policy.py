@@ -278,7 +278,7 @@ def test_an_allow_list_believes_a_reverse_name_only_if_it_is_confirmed() -> None
         assert verdict(lists, *flags, rdns="mail.x.example", fcrdns="fail").refused
 
 
-# -- whom it spares --------------------------------------------------------------------------------
+# -- exempt clients --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", ["connect", "helo", "mail-from", "rcpt-to"])
@@ -300,7 +300,7 @@ def test_authenticated_clients_pass_where_they_are_known(server: DNSServer, phas
     assert verdict(server, *flags).refused
 
 
-# -- what a client is told -------------------------------------------------------------------------
+# -- replies to the client -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -495,9 +495,9 @@ def test_it_asks_as_soon_as_it_knows_whom_about() -> None:
         assert there.rcpt_to("anna@example.org").refused
         assert len(asked) == 3
         assert all(lists.asked(name, "A") == 1 for name in asked)
-        spared = smtpd.connect(address="127.0.0.1")
-        spared.ehlo()
-        spared.mail_from("bob@example.net")
+        exempt = smtpd.connect(address="127.0.0.1")
+        exempt.ehlo()
+        exempt.mail_from("bob@example.net")
         assert len(asked) == 3
 
 
@@ -680,7 +680,7 @@ def test_a_list_that_lists_everybody_refuses_nobody() -> None:
             assert come(smtpd, address="2001:db8::99").verb == "proceed"
             assert come(smtpd, address=BAD).refused
             assert "listed at bl.example (192.0.2.1, 127.0.0.4, +1)" in smtpd.log[-1]
-            # It comes to its senses.
+            # The list works again.
             del lists.zone[f"*.{OTHER}"]
             lists.zone.update(addresses(OTHER, {GOOD: "127.0.0.2"}))
             forget(smtpd)

@@ -520,7 +520,7 @@ def test_a_user_on_several_lines_may_use_the_addresses_of_all(
 
 def test_what_one_user_may_use_is_bounded(tmp_path: Path) -> None:
     table = tmp_path / "senders"
-    # A line has at most 32,768 characters, and so has what several lines come to.
+    # A line has at most 32,768 characters, and so have several lines for one user.
     table.write_text("anna a@example.org\n" * 2185 + "bob b@example.org\n")
     said = complaint("mailfrom", "--senders", f"file:{table}")
     assert f"--senders: {table}:2185: one user has more than 32768 characters of addresses" in said

@@ -1,6 +1,6 @@
-"""What a reader sees as our address is refused from strangers; what no reader does isn't."""
+"""Mail of strangers is refused if a mail reader displays one of our addresses, and only then."""
 
-# ruff: noqa: RUF001 - marks and letters that look like others are what this is about
+# ruff: noqa: RUF001  # the tests are about characters that look like others
 
 from __future__ import annotations
 

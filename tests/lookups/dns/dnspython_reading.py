@@ -1,6 +1,6 @@
-"""What dnspython reads in a response: for tests of our own reading, with which it shares no code.
+"""Responses as dnspython parses them, which tests compare with our own parser.
 
-It knows no bounds, so it is for small messages.
+The two share no code. This one has no bounds, so it is for small messages.
 """
 
 from __future__ import annotations
