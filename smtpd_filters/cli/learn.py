@@ -25,7 +25,6 @@ import threading
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
-    PATH,
     SECONDS,
     SWITCH,
     TEXT,
@@ -34,7 +33,7 @@ from smtpd_filters.settings import (
     operand,
     option,
 )
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.kinds import Kind, printable, quote
 
 from . import mailboxes, write_nowhere
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
@@ -58,12 +57,22 @@ MAX_JOBS = 64
 _BAR = 30
 
 
+class _File(Kind[str]):
+    """A path; an empty one is a file that can't be read, and has the exit status of such a file."""
+
+    metavar = "PATH"
+    noun = "a path"
+
+    def parse(self, text: str) -> str:
+        return text
+
+
 class Options(Settings):
     """The messages, their class, and the controller."""
 
     kind = operand(choice("ham", "spam"), required=True, help="The class of the messages.")
     files = operand(
-        LIST(PATH),
+        LIST(_File()),
         default=(),
         metavar="FILE",
         help="A message, an mbox, a maildir or a directory of messages; by default a message is "
@@ -76,7 +85,9 @@ class Options(Settings):
         help="The controller: http://HOST:PORT, https or the path of a socket.",
     )
     password_file = option(
-        PATH, default=None, help="A file whose first line is the controller's password."
+        _File(),
+        default=None,
+        help="A file whose first line is the controller's password.",
     )
     user = option(
         TEXT,
@@ -148,7 +159,7 @@ def run(options: Options, more: list[str]) -> int:
     try:
         password = _password(options.password_file)
     except OSError as error:
-        _print_error(f"--password-file: {error.filename}: {error.strerror}")
+        _print_error(f"--password-file: {error.filename or quote('')}: {error.strerror}")
         return CONFIG
     controller = Controller(
         options.url,
@@ -219,7 +230,7 @@ def _stdin() -> BinaryIO:
 
 def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> None:
     if isinstance(mail, OSError):
-        tally.fail(str(mail.filename), mail.strerror or str(mail), NOINPUT)
+        tally.fail(mail.filename or quote(""), mail.strerror or str(mail), NOINPUT)
         return
     try:
         tally.add(controller.learn(mail))

@@ -268,6 +268,13 @@ def test_urls_that_are_none(url: str) -> None:
         controller._endpoint(url)
 
 
+def test_an_empty_path_is_a_file_that_can_not_be_read(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = run("spam", "", capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, err) == (66, 'smtpd-filters: "": No such file or directory\n')
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -282,6 +289,7 @@ def test_urls_that_are_none(url: str) -> None:
         (["spam", "--jobs", "²"], 64, "--jobs: "),
         (["spam", "--user", "a\nX: b"], 64, "Deliver-To: contains a control character"),
         (["spam", "--password-file", "/no/such/file"], 78, "/no/such/file: No such file"),
+        (["spam", "--password-file", ""], 78, '--password-file: "": No such file'),
         (["spam", "--password-file", "/dev/null"], 78, "/dev/null: the first line is empty"),
     ],
 )
