@@ -4,6 +4,9 @@ Invariants
 ----------
 *In order*: the first refusal ends the chain; junk is kept while the rest are called; a rewritten
 parameter is what the next filter gets.
+*Look-ups start together*: while a coroutine waits, those of the filters behind it are called as
+well, but their decisions count, and are logged, in order. What a refusal or a rewritten parameter
+makes useless is cancelled, and in the latter case called again.
 *Failures are a filter's own*: one that fails is answered for by its own `--on-error`, and the
 others are called as if it had returned that.
 *Undone*: what a filter did to a message before it failed, or on a dry run, is undone.
@@ -44,18 +47,24 @@ if TYPE_CHECKING:
     from .filter import Outcome
     from .message import Message
     from .protocol.vocabulary import Phase
-    from .runtime.coroutines import Pending
+    from .runtime.coroutines import Early, Pending
     from .runtime.interfaces import Ask
     from .runtime.log import Log
+    from .runtime.pace import Pace
     from .session import Session
 
 MAIL_FROM = PHASES["mail-from"]
 #: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
 MARK = ("X-Spam", "Yes")
+#: The price (`runtime.pace`) of a handler that is called before its turn: a first step and a task.
+EARLY = 50
 
 
 class Chain:
     """Filters in order, as the policy of a `runtime.engine.Engine`."""
+
+    #: The budget of the loop; set if any handler may wait.
+    _pace: Callable[[], Pace]
 
     def __init__(
         self,
@@ -116,6 +125,9 @@ class Chain:
         self.waits = any(each.waits for each in self.filters)
         if self.waits:
             from .runtime.first_step import first_step  # imports asyncio
+            from .runtime.pace import pace
+
+            self._pace = pace
 
             def begin_unless_refused(work: Coroutine[Any, Any, object]) -> object:
                 if self.refuses_coroutines():
@@ -205,17 +217,54 @@ class Chain:
     ) -> Decision:
         """Combine a decision that is not simply to proceed with those of the filters after it."""
         result: Decision = PROCEED
-        while True:
-            decision = asked if isinstance(asked, Decision) else await asked
-            result = _both(phase, session, result, decision)
-            if decision.verb in REFUSALS:
-                return decision
-            if type(decision) is Rewrite:
-                arguments = (_handed_on(phase, decision),)
-            guard = next(rest, None)
-            if guard is None:
-                return _marked(phase, session, result)
-            asked = guard.ask(session, *arguments)
+        behind = list(rest)
+        early: dict[Guard, Early] = {}
+        try:
+            while True:
+                if isinstance(asked, Decision):
+                    decision = asked
+                else:
+                    asked.wait.beside = self._ask_early(session, arguments, behind, early)
+                    decision = await asked
+                result = _both(phase, session, result, decision)
+                if decision.verb in REFUSALS:
+                    return decision
+                if type(decision) is Rewrite:
+                    arguments = (_handed_on(phase, decision),)
+                    _drop(early)
+                if not behind:
+                    return _marked(phase, session, result)
+                guard = behind.pop(0)
+                called = early.pop(guard, None)
+                if called is None:
+                    asked = guard.ask(session, *arguments)
+                else:
+                    asked = begin(guard.collect(session, called))
+        finally:
+            _drop(early)
+
+    def _ask_early(
+        self,
+        session: Session,
+        arguments: tuple[str, ...],
+        behind: Iterable[Guard],
+        early: dict[Guard, Early],
+    ) -> tuple[Early, ...]:
+        """Call the coroutines of filters whose turn has not come; return those that wait.
+
+        What exceeds the budget of this turn of the loop (`runtime.pace`) is left to its own turn.
+        """
+        waiting: tuple[Early, ...] = ()
+        if self.refuses_coroutines():
+            return waiting
+        for guard in behind:
+            if guard.early and guard not in early:
+                if not self._pace().take(EARLY):
+                    break
+                early[guard] = called = guard.ask_early(session, *arguments)
+                if not called.ended:
+                    waiting += (called,)
+        return waiting
 
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
         """Have the header block judged and edited."""
@@ -296,6 +345,13 @@ class Chain:
                 if getattr(value, "is_file", False):
                     result = yield from _reloaded(value)
                     self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **result)
+
+
+def _drop(early: dict[Guard, Early]) -> None:
+    """Cancel handlers that were called before their turn, which will not come."""
+    for guard, called in early.items():
+        guard.drop(called)
+    early.clear()
 
 
 def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool = False) -> None:

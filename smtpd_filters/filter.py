@@ -131,6 +131,11 @@ class Filter:
     deadline: float = 30.0
     #: Seconds between two calls of `refresh`.
     refresh_interval: float = 3600.0
+    #: Whether, in a chain, its coroutines may be called before the filters ahead of it have
+    #: decided, so that all look-ups of a phase start together. False for a filter that counts or
+    #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
+    #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
+    early: bool = True
 
     #: The declarations of its settings, including those of its `Shared` attributes.
     Options: ClassVar[type[Settings]] = Settings

@@ -21,7 +21,16 @@ from .errors import UnavailableError
 from .filter import is_coroutine, legal_decisions, unwrapped
 from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Marked, Reject, Rewrite, reply
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
-from .runtime.coroutines import CANCELLED, OVERDUE, Pending, Raised, Suspended, Wait, begin
+from .runtime.coroutines import (
+    CANCELLED,
+    OVERDUE,
+    Early,
+    Pending,
+    Raised,
+    Suspended,
+    Wait,
+    begin,
+)
 from .runtime.log import fold_traceback, outcome, show
 
 TYPE_CHECKING = False
@@ -55,6 +64,7 @@ class Guard:
         "deadline",
         "declared",
         "dry",
+        "early",
         "fallback",
         "filter",
         "first_step",
@@ -90,6 +100,8 @@ class Guard:
         self.allowed = legal_decisions(handler)
         #: Whether the handler is, or wraps, one that is written `async def`.
         self.coroutine = is_coroutine(self.handler)
+        #: Whether it may be called before its turn. Messages are edited in order.
+        self.early = self.coroutine and filter.early and phase is not None
         #: The decision when the handler fails. Of a message it is as at `data`: the refusal is sent
         #: at `commit`, and a mark is a field of the header by then. A copy, with a reason of its
         #: own.
@@ -145,6 +157,41 @@ class Guard:
             return PROCEED
         return self._returned(session, result, started)
 
+    def ask_early(self, session: Session, *arguments: object) -> Early:
+        """Call the handler before its turn.  Never raises; nothing is logged until `collect`."""
+        watchdog = self.watchdog
+        started = watchdog.running = monotonic()
+        try:
+            result = self.handler(session, *arguments)
+            if type(result) is CoroutineType and self.coroutine:
+                result = self.first_step(result)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
+            watchdog.running = 0.0
+            if type(error) is MemoryError:
+                error.__traceback__ = error.__context__ = None
+            result = Raised(error)
+        early = Early(result, started, self.deadline)
+        if early.took > SLOW:
+            self._slow(session, early.took)
+        return early
+
+    async def collect(self, session: Session, early: Early) -> Decision:
+        """Return the decision of a handler that was called before its turn, which has come."""
+        result = await early.collect()
+        self.drop(early)  # of a request that is decided at once, it may not have ended
+        return self._settled(session, result, monotonic() - early.took)
+
+    def drop(self, early: Early) -> None:
+        """Cancel a handler that was called before its turn, unless it has ended.  Never raises."""
+        watchdog = self.watchdog
+        watchdog.running = monotonic()
+        try:
+            early.drop()
+            watchdog.running = 0.0
+        except BaseException:  # noqa: BLE001  # a request is pending
+            watchdog.running = 0.0
+
     def _returned(self, session: Session, result: object, started: float) -> Decision | Pending:
         took = monotonic() - started
         if took > SLOW:
@@ -175,13 +222,17 @@ class Guard:
     async def _wait(self, session: Session, suspended: Suspended, started: float) -> Decision:
         """Wait for a coroutine, but not beyond its deadline, whatever it does."""
         result = await Wait(suspended, self.deadline)
+        if result is CANCELLED or type(result) is Raised:
+            self._close(suspended.work)
+        return self._settled(session, result, started)
+
+    def _settled(self, session: Session, result: object, started: float) -> Decision:
+        """Return the decision for the result of a `Wait`."""
         if result is OVERDUE:
             return self.failed(session, error=f"not done after {self.deadline:g} s")
         if result is CANCELLED:
-            self._close(suspended.work)
             return self.failed(session, error="was cancelled")
         if type(result) is Raised:
-            self._close(suspended.work)
             return self._raised(session, result.error)
         return self._checked(session, result, started)
 

@@ -74,6 +74,7 @@ class Rcpt(Filter):
     """Refuse impossible recipients, and clients that guess recipients."""
 
     name = "rcpt"
+    early = False  # it counts what it is asked, and delays clients
 
     class Options(Settings):
         """The checks, their tables and limits, and the exemptions."""

@@ -4,20 +4,24 @@ Every filter's process loads this module; `first_step` and `jobs` drive these ty
 
 A `Pending` is work of the framework (`guard`, `chain`) that awaits a policy. It awaits nothing but
 a `Wait`, so it needs no task: a `jobs.Job` drives it by hand, and resumes it after the policy's own
-task has ended.
+task has ended. An `Early` is the coroutine of a filter whose turn in the chain has not come yet; it
+runs meanwhile in a job of its own.
 """
 
 from __future__ import annotations
 
+from time import monotonic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
     from typing import Any
 
     from smtpd_filters.protocol.decisions import Decision
 
     from .first_step import StandIn
+    from .interfaces import Task
 
 #: Results of a `Wait` without a result: the deadline has passed; the coroutine was cancelled.
 OVERDUE = object()
@@ -52,13 +56,15 @@ class Raised:
 class Wait:
     """Awaited by the work of a `Pending` for the result of a coroutine.
 
-    The result may be `Raised`, OVERDUE or CANCELLED. `seconds` is the time left until the deadline.
+    The result may be `Raised`, OVERDUE or CANCELLED. `seconds` is the time left until the deadline;
+    an `Early` has its own. `beside` are coroutines that begin to run now as well.
     """
 
-    __slots__ = ("seconds", "suspended")
+    __slots__ = ("beside", "seconds", "suspended")
 
-    def __init__(self, suspended: Suspended, seconds: float) -> None:
+    def __init__(self, suspended: Suspended | Early, seconds: float) -> None:
         self.suspended, self.seconds = suspended, seconds
+        self.beside: tuple[Early, ...] = ()
 
     def __await__(self) -> Generator[Wait, object, object]:
         return (yield self)
@@ -81,6 +87,65 @@ class Pending:
                 decision: Decision = end.value
                 return decision
             result = yield wait
+
+
+class Early:
+    """A coroutine that is called before its turn: it runs, and its result is kept.
+
+    The first step has been taken; `result` is what a `Wait` for it would return. `took` is the time
+    in seconds from the call to the result, `seconds` the time until its deadline.
+    """
+
+    __slots__ = ("_seconds", "_started", "_suspended", "ended", "job", "result", "took", "waiter")
+
+    def __init__(self, result: object, started: float, seconds: float) -> None:
+        self._started, self._seconds = started, seconds
+        self._suspended = result if type(result) is Suspended else None
+        #: Whether there is a result.
+        self.ended = self._suspended is None
+        self.result = result
+        self.took = monotonic() - started
+        #: The job that runs the rest of the coroutine; None before it runs.
+        self.job: Task | None = None
+        #: The callback for the result, of the work that awaits it.
+        self.waiter: Callable[[object], None] | None = None
+
+    async def rest(self) -> Any:
+        """Return the coroutine's result: the work of its job."""
+        assert self._suspended is not None  # noqa: S101  # it has not ended
+        return await Wait(self._suspended, self._seconds)
+
+    async def collect(self) -> object:
+        """Return the result when there is one."""
+        return self.result if self.ended else await Wait(self, 0.0)
+
+    def finish(self, result: object) -> None:
+        """Keep the result, and resume the work that awaits it."""
+        self.took = monotonic() - self._started
+        self.ended, self.result, self.job = True, result, None
+        if (waiter := self.waiter) is not None:
+            self.waiter = None
+            waiter(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Keep an error in place of a result."""
+        try:
+            result: object = Raised(error)
+        except MemoryError:
+            result = CANCELLED
+        self.finish(result)
+
+    def drop(self) -> None:
+        """Cancel the coroutine: its result is not needed."""
+        self.waiter = None
+        if self.ended or self._suspended is None:
+            return
+        self.ended, self.result = True, CANCELLED
+        job, self.job = self.job, None
+        if job is not None:
+            job.cancel()
+        else:
+            self._suspended.work.close()
 
 
 def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:

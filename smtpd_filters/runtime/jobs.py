@@ -21,7 +21,7 @@ from collections import deque
 from types import coroutine
 from weakref import WeakKeyDictionary
 
-from .coroutines import CANCELLED, OVERDUE, Raised
+from .coroutines import CANCELLED, OVERDUE, Early, Pending, Raised, begin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.protocol.decisions import Decision
 
-    from .coroutines import Pending, Suspended, Wait
+    from .coroutines import Suspended, Wait
     from .pace import Pace
 
 #: Coroutines cancelled in one turn of the loop. Cancelling one that waits for 50 look-ups takes
@@ -156,8 +156,13 @@ class Job:
 
     def _wait(self, wait: Wait) -> None:
         """Run the remaining steps of the policy's coroutine in a task."""
+        for early in wait.beside:
+            self._run_beside(early)
         suspended = wait.suspended
         try:
+            if isinstance(suspended, Early):
+                suspended.waiter = self._resume
+                return
             self._timer = self._loop.call_later(wait.seconds, self._overdue)
             rest = _rest(suspended, self._pace, self._price)
             rest.send(None)
@@ -167,6 +172,15 @@ class Job:
         except BaseException as error:  # noqa: BLE001  # a policy's task factory; no memory
             self._release()
             self._not_awaited(Raised(error))
+
+    def _run_beside(self, early: Early) -> None:
+        """Run a coroutine whose turn has not come yet, in a job of its own.  Never raise."""
+        try:
+            pending = begin(early.rest())
+            assert type(pending) is Pending  # noqa: S101  # it awaits the coroutine first
+            early.job = Job(self._loop, pending, early.finish, early.fail)
+        except BaseException as error:  # noqa: BLE001  # it counts when its turn comes
+            early.fail(error)
 
     def _not_awaited(self, raised: Raised) -> None:
         """Resume the work with the error that prevented a task for its `Wait`."""

@@ -177,8 +177,10 @@ def of_client(text: bytes, client: str) -> bytes:
     return text
 
 
-def play(player: Player, clients: Sequence[str], lines: Sequence[bytes]) -> Sessions:
-    """Play a session for each client, 50 of them at a time, with a message of `lines`."""
+def play(
+    player: Player, clients: Sequence[str], lines: Sequence[bytes], concurrent: int = CONCURRENT
+) -> Sessions:
+    """Play a session for each client, `concurrent` at a time, with a message of `lines`."""
     score = Score(player)
     plays = [score.play() for _ in clients]
     for each, client in zip(plays, clients, strict=True):
@@ -190,7 +192,7 @@ def play(player: Player, clients: Sequence[str], lines: Sequence[bytes]) -> Sess
             )
             for text, phase in each.steps
         ]
-    return perform(player, plays, CONCURRENT, lines)
+    return perform(player, plays, concurrent, lines)
 
 
 def faulty(

@@ -25,6 +25,7 @@ from smtpd_filters.message import Spool
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.coroutines import Suspended
 from smtpd_filters.runtime.engine import PRESSED, RECOVERY, Engine
 from tests.protocol.test_properties import A, B, traffic
 from tests.runtime.process import TOKENS, sid
@@ -314,8 +315,10 @@ def test_without_memory_no_further_coroutine_begins(
     # No code of theirs has run.
     assert ended == []
     assert [line.partition(" error=")[2] for line in logbook.lines[-2:]] == ['"was cancelled"'] * 2
+    suspended = spawned[0].wait.suspended
+    assert isinstance(suspended, Suspended)
     with pytest.raises(SystemExit):
-        spawned[0].wait.suspended.work.close()
+        suspended.work.close()
 
 
 def test_a_client_under_an_id_that_never_ended_inherits_nothing(logbook: Logbook) -> None:
