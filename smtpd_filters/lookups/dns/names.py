@@ -20,19 +20,31 @@ import re
 MAX_NAME = 253
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
 _NAME = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*", re.ASCII)
+# RFC 2181 section 11: "any binary string whatever can be used as the label of any resource record".
+_OWNER = re.compile(r"[ -\-/-~]{1,63}(?:\.[ -\-/-~]{1,63})*", re.ASCII)
 
 # resolv.conf(5): MAXNS name servers are used; if there are none, the one on the local machine.
 MAX_NAMESERVERS = 3
 DNS_PORT = 53
 
 
+class Owner(str):
+    """A name to be queried although it may not be one of a host: its labels are any printable text.
+
+    SPF has such names: `user+tag.example.org` (RFC 7208 section 7).
+    """
+
+    __slots__ = ()
+
+
 def domain(text: str) -> str:
     """Return the canonical form of a name, in lower case without the final dot.
 
-    Raises ValueError if the name is invalid.
+    Raises ValueError if the name is invalid; that of an `Owner` may have any printable ASCII.
     """
     name = text.lower().removesuffix(".")
-    if not text.isascii() or len(name) > MAX_NAME or not _NAME.fullmatch(name):
+    form = _OWNER if isinstance(text, Owner) else _NAME
+    if not text.isascii() or len(name) > MAX_NAME or not form.fullmatch(name):
         raise ValueError("not a domain name")
     return name
 

@@ -45,6 +45,16 @@ def test_no_such_name_can_exist(text: str) -> None:
         names.domain(text)
 
 
+def test_a_name_that_is_not_of_a_host() -> None:
+    for text in ("user+tag=a@b.Example.", "a b.example", "*.example", 'a\\".example'):
+        with pytest.raises(ValueError, match="not a domain name"):
+            names.domain(text)
+        assert names.domain(names.Owner(text)) == text.lower().removesuffix(".")
+    for text in ("", ".", "a..b", "a\0.example", "a\n.example", LABEL + "a.b", "\u00fc.example"):
+        with pytest.raises(ValueError, match="not a domain name"):
+            names.domain(names.Owner(text))
+
+
 @given(st.text(st.characters(codec=None) | st.sampled_from("a.-_\udc80")))
 def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
     try:
