@@ -59,6 +59,7 @@ demo:
 test: $(INSTALLED)
 	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
+	tests/fetch-data $(BIN)/python || true; \
 	mkdir -p build; [ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
 	[ -z "$${FAKETIME:-}" ] || set -- "$$@" --basetemp=build/tmp; \
 	packaging/moved-clock $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
@@ -68,6 +69,7 @@ test: $(INSTALLED)
 
 # All tests without a server; `make test` runs all tests.
 unit: $(INSTALLED)
+	@tests/fetch-data $(BIN)/python || true
 	@mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
 		--dist worksteal -m "not e2e and not packaging and not allocations" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
 
