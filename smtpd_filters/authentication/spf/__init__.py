@@ -1,0 +1,100 @@
+"""SPF (RFC 7208): whether a host may use a domain in HELO and MAIL FROM.
+
+The engine is pyspf, which is imported with the first evaluation or by `load`. It does no I/O here:
+`query` answers its look-ups from what is known, and the evaluation is repeated when what it asked
+for has arrived. See docs/decisions/spf.md.
+
+Invariants
+----------
+*Seven results*: an evaluation returns one of the results of RFC 7208 section 2.6, whatever the
+records and the client's texts are.
+*Bounded*: records beyond the limits of `query` are a permerror, so that no record costs more
+than some milliseconds; the numbers of look-ups are those of RFC 7208 section 4.6.4.
+*Silent*: nothing is printed; pyspf would print to smtpd with `verbose`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import canonical
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from smtpd_filters.authentication.inquiry import Engine, Question
+    from smtpd_filters.lookups.outcome import Outcome
+
+# The longest chain of dependent look-ups within the limits of RFC 7208: the record itself and ten
+# terms, each with two steps (MX and its addresses, PTR and its addresses), and an explanation.
+MAX_RUNS = 32
+NONE, PERMERROR = "none", "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of an evaluation.
+
+    `result` is a word of RFC 7208 section 2.6: none, neutral, pass, fail, softfail, temperror or
+    permerror. `domain` is the domain that was checked. `mechanism` is the term of its record that
+    matched, `problem` the reason of an error; both are for the log and may hold the domain owner's
+    text, as may `explanation`, the owner's text for a `fail`, in printable ASCII.
+    """
+
+    result: str
+    domain: str
+    mechanism: str = ""
+    problem: str = ""
+    explanation: str = ""
+
+
+def load() -> None:
+    """Import pyspf now, rather than with the first evaluation: it takes a tenth of a second."""
+    from . import query  # noqa: F401  # for the import
+
+
+def check_helo(
+    client: str, helo: str, *, now: float, receiver: str = "unknown", explain: bool = False
+) -> Engine[Verdict]:
+    """Evaluate the HELO identity; see `check`."""
+    return check(client, helo, f"postmaster@{helo}", now=now, receiver=receiver, explain=explain)
+
+
+def check(  # noqa: PLR0913  # options, given by name
+    client: str,
+    helo: str,
+    sender: str,
+    *,
+    now: float,
+    receiver: str = "unknown",
+    explain: bool = False,
+) -> Engine[Verdict]:
+    """Evaluate the MAIL FROM identity; that of the null sender is `postmaster@HELO`.
+
+    `client` is the client's IP address, `helo` the name in its greeting, `sender` the envelope's
+    sender, `receiver` our name for the macro `%{r}`, and `now` the time in seconds of the epoch for
+    `%{t}`. With `explain` the owner's explanation of a `fail` is looked up. Raises ValueError for
+    an invalid address of a client.
+    """
+    # The last `@`: a quoted local part may contain one.
+    local, _, domain = (sender or f"postmaster@{helo}").rpartition("@")
+    domain = canonical(domain)
+    # RFC 7208 section 4.3: "malformed (e.g., label longer than 63 characters, ...) or is not a
+    # multi-label domain name": none. An address literal has no record either.
+    if "." not in domain or domain[0] == "[":
+        return Verdict(NONE, domain, problem="not the name of a domain")
+    from .query import Evaluation, Work
+
+    known: dict[Question, Outcome[Any]] = {}
+    work = Work()
+    for _ in range(MAX_RUNS):
+        evaluation = Evaluation(
+            (client, helo, local or "postmaster", domain, receiver, str(int(now))), known, work
+        )
+        verdict = evaluation.verdict(explain=explain)
+        if not evaluation.wanted:
+            return verdict
+        questions = list(evaluation.wanted)
+        known.update(zip(questions, (yield questions), strict=True))
+    return Verdict(PERMERROR, domain, problem="too many dependent look-ups")

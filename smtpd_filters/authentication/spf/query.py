@@ -1,0 +1,378 @@
+"""pyspf without I/O: its query, whose look-ups are answered from what is known.
+
+Importing this module imports pyspf and dnspython.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import spf
+
+from smtpd_filters.lookups.dns.names import Owner, canonical
+from smtpd_filters.lookups.outcome import MX, Found, Unavailable
+
+from . import PERMERROR, Verdict, macros
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import TypeAlias
+
+    from smtpd_filters.authentication.inquiry import Question
+    from smtpd_filters.lookups.outcome import Outcome
+
+    #: A term, its mechanism, its argument, the length of the prefix, and the result of a match.
+    Term: TypeAlias = tuple[str, str, str, int, str]
+
+# Records of several KiB are published; a term longer than these octets is not: a domain has at
+# most 253. pyspf's own expressions take quadratic time.
+MAX_RECORD = 8192
+MAX_TERM = 512
+MAX_TERMS = 256
+#: Terms that are parsed in an evaluation, each taking some 10 us. Ten records of a provider have
+#: less than 500. Macros of so many octets count as a term.
+MAX_PARSED = 2048
+_EXPANDED = 32
+#: Characters of the reason of an error.
+_MAX_PROBLEM = 200
+
+# The macros whose value is found by look-ups, which count.
+_BY_LOOKUP = re.compile("%{p", re.IGNORECASE)
+_UNPRINTABLE = re.compile("[^ -~]")
+#: The letters of the macros (RFC 7208 section 7.2), of which these are for explanations only.
+_LETTERS, _FOR_EXPLANATIONS = frozenset("slodipvhcrt"), "crt"
+#: The record types of what a mechanism names; that of "a" depends on the client.
+_TYPES = {"include": "TXT", "exists": "A", "mx": "MX"}
+
+
+class _PendingError(Exception):
+    """An answer is not known yet."""
+
+
+class _UnmatchableError(Exception):
+    """A term that cannot match: RFC 8616 section 4, for a local part beyond ASCII."""
+
+
+class _Deferred(str):
+    """The domain of an explanation that has not been looked up, and the current domain."""
+
+    __slots__ = ("domain",)
+    domain: str
+
+
+class Work:
+    """What the runs of one evaluation share: parsed terms, matched networks, and their number."""
+
+    __slots__ = ("_parsed", "expansions", "matches", "terms")
+
+    def __init__(self) -> None:
+        self.terms: dict[tuple[str, str], Term] = {}
+        self.expansions: dict[tuple[str, str], str] = {}
+        self.matches: dict[tuple[str, int], bool] = {}
+        self._parsed = 0
+
+    def charge(self, units: int) -> None:
+        """Count a piece of work of so many terms; raise PermError beyond `MAX_PARSED`."""
+        self._parsed += units
+        if self._parsed > MAX_PARSED:
+            raise spf.PermError(f"more than {MAX_PARSED} terms")
+
+
+class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type information
+    """One run of an evaluation.
+
+    `subject` are the client's address, the name in its greeting, the local part and the domain of
+    the sender, the receiver, and the time. `wanted` are the questions that were not known in this
+    run: then its verdict is void.
+    """
+
+    def __init__(
+        self,
+        subject: tuple[str, str, str, str, str, str],
+        known: Mapping[Question, Outcome[Any]],
+        work: Work,
+    ) -> None:
+        client, helo, local, domain, receiver, now = subject
+        # "h" and "s" as the constructor likes them: it splits a sender at the first `@`.
+        super().__init__(i=canonical(client), s="postmaster@localhost", h=helo, receiver=receiver)
+        self.s, self.l, self.o, self.d = f"{local}@{domain}", local, domain, domain
+        self.t = now
+        self.wanted: dict[Question, None] = {}
+        self._known = known
+        self._work = work
+        self._voids: set[int] = set()
+
+    def verdict(self, *, explain: bool) -> Verdict:
+        """Run the evaluation; the verdict is void if questions are `wanted`."""
+        domain = self.o
+        try:
+            result, _, text = self.check()
+            explanation = self._explanation(text) if explain and result == "fail" else ""
+        except _PendingError:
+            return Verdict(PERMERROR, domain)
+        except MemoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # some records raise IndexError, others ValueError
+            problem = f"pyspf: {type(exc).__name__}: {exc}"[:_MAX_PROBLEM]
+            return Verdict(PERMERROR, domain, problem=problem)
+        problem = ""
+        if result in {PERMERROR, "temperror"}:
+            problem = text.partition(": ")[2][:_MAX_PROBLEM]
+        return Verdict(result, domain, self.mechanism or "", problem, explanation)
+
+    def _explanation(self, mark: object) -> str:
+        """Return the explanation that a mark stands for; "" if there is none, or it is invalid.
+
+        RFC 7208 section 6.2: "If there are any processing errors ... then proceed as if no "exp"
+        modifier was given".
+        """
+        if not isinstance(mark, _Deferred):
+            return ""
+        self.d = mark.domain
+        try:
+            text = super().get_explanation(mark)
+        except spf.TempError:
+            return ""
+        return _UNPRINTABLE.sub("?", text or "")[:MAX_TERM]
+
+    # -- look-ups ------------------------------------------------------------------------
+
+    def dns(
+        self,
+        name: str,
+        qtype: str,
+        cnames: object = None,  # noqa: ARG002  # the resolver follows aliases
+        ignore_void: bool = False,  # noqa: FBT001, FBT002  # pyspf's parameter
+    ) -> list[Any]:
+        """Return the records that are known; raise _PendingError if the outcome is not known."""
+        question = _question(name, qtype)
+        if question is None:
+            return []
+        outcome = self._known.get(question)
+        if outcome is None:
+            self.wanted[question] = None
+            raise _PendingError
+        if isinstance(outcome, Unavailable):
+            raise spf.TempError(f"DNS: {outcome.cause}")
+        if isinstance(outcome, Found):
+            if outcome.gap:
+                raise spf.TempError(f"DNS: {outcome.gap}")
+            return [_as_pyspf(record) for record in outcome.records]
+        if not ignore_void:
+            self._count_void()
+        return []
+
+    def _count_void(self) -> None:
+        """Count a look-up without records, once for each term.
+
+        RFC 7208 section 4.6.4 limits the void look-ups of terms; an "mx" of three hosts without
+        IPv6 addresses is one term.
+        """
+        self._voids.add(self.lookups)
+        if len(self._voids) > spf.MAX_VOID_LOOKUPS:
+            raise spf.PermError(f"more than {spf.MAX_VOID_LOOKUPS} void look-ups")
+
+    def _want(self, names: Iterable[str], qtype: str) -> None:
+        """Want what is not known of these, so that it is asked for side by side."""
+        for name in names:
+            question = _question(name, qtype)
+            if question is not None and question not in self._known:
+                self.wanted[question] = None
+
+    def dns_mx(self, domainname: str) -> list[str]:
+        """Return the addresses of a domain's exchangers."""
+        exchangers = self.dns(domainname, "MX")
+        if len(exchangers) <= spf.MAX_MX:
+            self._want([name for _, name in exchangers], self.A)
+        addresses: list[str] = super().dns_mx(domainname)
+        return addresses
+
+    def validated_ptrs(self) -> list[str]:
+        """Return the names of the client that resolve to it.
+
+        RFC 7208 section 5.5: if the look-up of PTR fails, the mechanism doesn't match; if that of
+        an address fails, "that domain name is skipped".
+        """
+        try:
+            names: list[str] = self.dns_ptr(self.i)[: spf.MAX_PTR]
+        except spf.TempError:
+            return []
+        self._want(names, self.A)
+        found = []
+        for name in names:
+            try:
+                if self.cidrmatch(self.dns_a(name, self.A), self.cidrmax):
+                    found.append(name)
+            except spf.TempError:
+                continue
+        return found
+
+    # -- records -------------------------------------------------------------------------
+
+    def check0(self, spf: str, recursion: int) -> tuple[str, int, str]:
+        """Evaluate a record; if an answer is missing, want those of its other terms as well."""
+        try:
+            record = self._normalised(spf) if spf else spf
+            result: tuple[str, int, str] = super().check0(record, recursion)
+        except _PendingError:
+            self._look_ahead(spf)
+            raise
+        return result
+
+    def _normalised(self, record: str) -> str:
+        """Return a record with the modifiers that pyspf would get wrong changed.
+
+        Names of modifiers are case-insensitive, and RFC 7208 section 6 has: "Unrecognized modifiers
+        MUST be ignored no matter where, or how often, they appear in a record." Their macros are
+        checked. Raises PermError for a record that is too large.
+        """
+        _check_size(record)
+        terms: list[str] = []
+        seen: set[str] = set()
+        for term in record.split(" "):
+            modifier = spf.RE_MODIFIER.match(term)
+            if modifier is None or not terms:
+                terms.append(term)
+                continue
+            name, value = modifier[1].lower(), term[modifier.end() :]
+            if name in {"exp", "redirect"}:
+                terms.append(f"{name}={value}")
+            elif name not in seen:
+                seen.add(name)
+                terms.append(f"{name}={value}")
+            else:
+                self.expand(value)
+        return " ".join(terms)
+
+    def _look_ahead(self, record: str) -> None:
+        """Want what the terms of a record name, as many of them as may be looked up."""
+        seen = len(self.wanted)
+        for term in record.split(" ")[1:]:
+            if len(self.wanted) - seen >= spf.MAX_LOOKUP:
+                return
+            try:
+                self._want_term(term)
+            except (spf.PermError, _PendingError, _UnmatchableError):
+                continue
+
+    def _want_term(self, term: str) -> None:
+        if term.lower().startswith("redirect="):
+            self._want([self.expand_domain(term.partition("=")[2])], "TXT")
+            return
+        if not term or spf.RE_MODIFIER.match(term):
+            return
+        _, mechanism, argument, _, _ = self.validate_mechanism(term)
+        if mechanism == "ptr":
+            self.validated_ptrs()
+        elif mechanism == "a":
+            self._want([argument], self.A)
+        elif mechanism in _TYPES:
+            self._want([argument], _TYPES[mechanism])
+
+    def validate_mechanism(self, mech: str) -> Term:
+        """Parse a term, once in all runs."""
+        key = mech, self.d
+        term = self._work.terms.get(key)
+        if term is None:
+            self._work.charge(1)
+            try:
+                term = super().validate_mechanism(mech)
+            except _UnmatchableError:
+                # A look-up that finds nothing.
+                term = mech, "exists", "", self.cidrmax, "neutral"
+            if not _BY_LOOKUP.search(mech):
+                self._work.terms[key] = term
+        return term
+
+    def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
+        """Return whether the client is in a network of one of these addresses."""
+        matches = self._work.matches
+        for address in ipaddrs:
+            key = address, n
+            if key not in matches:
+                matches[key] = super().cidrmatch([address], n)
+            if matches[key]:
+                return True
+        return False
+
+    # -- macros --------------------------------------------------------------------------
+
+    def expand_domain(self, arg: str) -> str:
+        """Validate and expand the domain of a term."""
+        if not macros.is_domain_spec(arg):
+            raise spf.PermError("invalid domain", arg)
+        return self.expand(arg)
+
+    def expand(self, s: str, stripdot: bool = True) -> str:  # noqa: FBT001, FBT002  # pyspf's
+        """Expand the macros of a domain, or with `stripdot` false of an explanation."""
+        if len(s) > MAX_TERM:
+            raise spf.PermError(f"text of more than {MAX_TERM} octets")
+
+        if "%" not in s:
+            return macros.truncated(s) if stripdot else s
+        key = s, self.d
+        known = self._work.expansions.get(key) if stripdot else None
+        if known is not None:
+            return known
+        self._work.charge(1 + len(s) // _EXPANDED)
+
+        def value_of(letter: str) -> str:
+            return self._value(letter, in_name=stripdot)
+
+        try:
+            text = macros.expand(s, value_of)
+        except macros.MacroError as exc:
+            raise spf.PermError(str(exc), s) from None
+        if not stripdot:
+            return text
+        text = macros.truncated(text)
+        if not _BY_LOOKUP.search(s):
+            self._work.expansions[key] = text
+        return text
+
+    def _value(self, letter: str, *, in_name: bool) -> str:
+        """Return the value of a macro in a name or an explanation."""
+        if letter not in _LETTERS or (in_name and letter in _FOR_EXPLANATIONS):
+            raise macros.MacroError(f"unknown macro %{{{letter}}}")
+        if letter == "p":
+            self.getp()
+        value: str = getattr(self, letter)
+        if not value.isascii():
+            if in_name and letter in "ls":
+                raise _UnmatchableError
+            value = value.encode("ascii", "replace").decode("ascii")
+        return value
+
+    def get_explanation(self, spec: str) -> str:
+        """Return a mark: only the explanation of a `fail` is looked up, when that is known."""
+        mark = _Deferred(spec)
+        mark.domain = self.d
+        return mark
+
+
+def _question(name: str, qtype: str) -> Question | None:
+    """Return the question about a name, or None if it can't be a name in the DNS."""
+    name = str(name).removesuffix(".").lower()
+    if not all(0 < len(label) < 64 for label in name.split(".")):
+        return None
+    question: Any = (Owner(name), qtype)
+    return question  # type: ignore[no-any-return]  # the types of records in pyspf are ours
+
+
+def _as_pyspf(record: object) -> object:
+    """Return a record in pyspf's form."""
+    if isinstance(record, MX):
+        return record.preference, record.exchange
+    return (record,) if isinstance(record, bytes) else record
+
+
+def _check_size(record: str) -> None:
+    """Raise PermError for a record whose evaluation would take too long."""
+    if len(record) > MAX_RECORD:
+        raise spf.PermError(f"record of more than {MAX_RECORD} octets")
+    terms = record.split(" ")
+    if len(terms) > MAX_TERMS:
+        raise spf.PermError(f"record of more than {MAX_TERMS} terms")
+    if any(len(term) > MAX_TERM for term in terms):
+        raise spf.PermError(f"record with a term of more than {MAX_TERM} octets")
