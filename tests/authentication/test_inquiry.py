@@ -1,0 +1,96 @@
+"""The engines with a real resolver and a real name server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from smtpd_filters.authentication import dmarc, spf
+from smtpd_filters.authentication.inquiry import settle
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.testing.dns import DNSServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.authentication.inquiry import Engine
+
+T = TypeVar("T")
+
+ZONE = {
+    "example.com": {"TXT": ["v=spf1 mx include:alias.example.com -all", "other"],
+                    "MX": ["10 mx.example.com"]},
+    "mx.example.com": {"A": "192.0.2.2"},
+    "alias.example.com": {"CNAME": "spf.example.net"},
+    "spf.example.net": {"TXT": "v=spf1 ip4:192.0.2.3 ?all"},
+    "tagged.example": {"TXT": "v=spf1 exists:%{l}.tagged.example -all"},
+    "user+tag=a.tagged.example": {"A": "127.0.0.2"},
+    "_dmarc.example.com": {"TXT": "v=DMARC1; p=reject; np=quarantine"},
+    "broken.example": {"TXT": "v=spf1 a:fails.example -all"},
+    "fails.example": {"servfail": True},
+    "_dmarc.broken.example": {"servfail": True},
+    "silent.example": {"drop": True},
+}  # fmt: skip
+
+
+@pytest.fixture
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ZONE) as running:
+        yield running
+
+
+def settled(server: DNSServer, engine: Engine[T]) -> T:
+    async def run() -> T:
+        async with Resolver([(server.address, server.port)]) as resolver:
+            return await settle(engine, resolver)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("client", "sender", "result"),
+    [
+        ("192.0.2.2", "a@example.com", "pass"),
+        ("192.0.2.3", "a@example.com", "pass"),
+        ("192.0.2.4", "a@example.com", "fail"),
+        ("2001:db8::1", "a@example.com", "fail"),
+        ("192.0.2.4", "a@missing.example", "none"),
+        ("192.0.2.4", "user+tag=a@tagged.example", "pass"),
+        ("192.0.2.4", "user+tag=b@tagged.example", "fail"),
+        ("192.0.2.4", "a@broken.example", "temperror"),
+    ],
+)
+def test_spf(server: DNSServer, client: str, sender: str, result: str) -> None:
+    assert settled(server, spf.check(client, "h.example", sender, now=0)).result == result
+
+
+@pytest.mark.parametrize(
+    ("author", "result", "disposition"),
+    [
+        ("example.com", "pass", "none"),
+        ("mx.example.com", "pass", "none"),
+        ("example.net", "none", "none"),
+        ("missing.example.com", "pass", "none"),
+        ("broken.example", "temperror", "none"),
+    ],
+)
+def test_dmarc(server: DNSServer, author: str, result: str, disposition: str) -> None:
+    identifiers = [dmarc.Identifier("dkim", "news.example.com", "pass")]
+    verdict = settled(server, dmarc.evaluate(author, identifiers))
+    assert (verdict.result, verdict.disposition) == (result, disposition)
+    assert settled(server, dmarc.discover("missing.example.com")).requested == "quarantine"
+
+
+def test_a_cancelled_evaluation(server: DNSServer) -> None:
+    engine = spf.check("192.0.2.1", "h.example", "a@silent.example", now=0)
+
+    async def run() -> None:
+        async with Resolver([(server.address, server.port)]) as resolver:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await settle(engine, resolver)
+
+    asyncio.run(run())
+    assert next(engine, None) is None  # closed
