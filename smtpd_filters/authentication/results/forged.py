@@ -1,0 +1,161 @@
+"""Recognition of fields from outside that claim to be our own.
+
+RFC 8601 section 5: a field with our own id that did not come from a trusted server MUST be removed,
+as well as one of a version that we don't know. Readers differ in what they accept, so a
+field claims our id if it does so in any reading: case, comments, quotes, a final dot, U-labels, a
+suffix after a slash. A field that is not well-formed claims our id if it contains the id anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import readings
+from smtpd_filters.addresses.domains import PREFIX
+
+from .reader import end_of_comment
+from .writer import FIELD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.message import Headers
+
+# The id of a well-formed field: a token or a quoted string.
+_ID = re.compile(r'"(?:[^"\\]|\\.)*+"|[^\s"();=\\]++', re.DOTALL)
+_SPACE = re.compile(r"\s*+")
+_VERSION = re.compile(r"[0-9]++")
+_SEPARATOR = re.compile(r"[\s\x00-\x20\x7f();\"<>,=?/:@\[\]\\'`|&{}*+!#$%^~]+")
+_PAIR = re.compile(r"\\(.)", re.DOTALL)
+_COMMENT = re.compile(r"\([^()]*+\)")
+#: Characters of all these fields that are examined, 20 ms at most. Honest mail has a few KiB.
+MAX_EXAMINED = 1 << 14
+#: Words with A-labels or characters beyond ASCII that are converted; an honest field has a few.
+MAX_INTERNATIONAL = 64
+#: Comments within each other that are removed to see what is left.
+MAX_DEPTH = 8
+_SPACED_DOT = re.compile(r"\s*+\.\s*+")
+_TRIMMED = ".-_"
+_BEHIND_CR = re.compile(rb"\r[ \t]*+authentication-results[ \t]*+:", re.IGNORECASE)
+
+
+class _TooManyError(ValueError):
+    """More words to convert than an honest field has."""
+
+
+def claims(value: str, authserv_id: str) -> bool:
+    """Return whether some reader may take a field's value for one with our id.
+
+    `value` may be folded. A version that is not 1 counts as a claim.
+    """
+    # An id may have a suffix, as in "mx.example.org/job" (RFC 8601 section 2.5).
+    own = {*readings(next(filter(None, _SEPARATOR.split(authserv_id)), "").strip(_TRIMMED))}
+    head, version = _head(value)
+    if version not in {"", "1"}:
+        return True
+    text = (value if head is None else head).replace("\r", "").replace("\n", "")
+    try:
+        return any(name in own for form in _forms(text) for name in _names(form))
+    except _TooManyError:
+        return True
+
+
+def remove_forged(headers: Headers, authserv_id: str) -> int:
+    """Remove the fields that claim our id; return their number.
+
+    Beyond `MAX_EXAMINED` characters all fields are removed. So is a field in which a bare CR is
+    followed by an Authentication-Results field: to some readers CR ends a line.
+    """
+    numbers = []
+    budget = MAX_EXAMINED
+    for number, field in enumerate(headers.fields(FIELD), 1):
+        value = field.value
+        budget -= len(value)
+        if budget < 0 or claims(value, authserv_id):
+            numbers.append(number)
+    removed = headers.remove(FIELD, numbers) if numbers else 0
+    lines = headers.lines()
+    if any(_BEHIND_CR.search(line) for line in lines if b"\r" in line):
+        removed += _remove_behind_cr(headers, lines)
+    return removed
+
+
+def _remove_behind_cr(headers: Headers, lines: list[bytes]) -> int:
+    """Remove the fields with one behind a bare CR, whatever id it has."""
+    kept: list[bytes] = []
+    field: list[bytes] = []
+    removed = 0
+    for line in [*lines, b""]:
+        if line[:1] in {b" ", b"\t"}:
+            field.append(line)
+            continue
+        if _BEHIND_CR.search(b"\n".join(field)):
+            removed += 1
+        else:
+            kept += field
+        field = [line] if line else []
+    if removed:
+        headers.replace_lines(kept)
+    return removed
+
+
+def _head(value: str) -> tuple[str | None, str]:
+    """Return what precedes the first result, and the version, if the field is well-formed.
+
+    The head is None if it isn't, or if readers may disagree where it ends.
+    """
+    try:
+        at = _skip(value, 0)
+        match = _ID.match(value, at)
+        if match is None:
+            return None, ""
+        at = _skip(value, match.end())
+        version = _VERSION.match(value, at)
+        if version:
+            at = _skip(value, version.end())
+    except ValueError:
+        return None, ""
+    if value[at : at + 1] not in {"", ";"}:
+        return None, ""
+    return value[:at], version[0] if version else ""
+
+
+def _skip(value: str, at: int) -> int:
+    """Return where white space and comments end; raise ValueError if a comment is ambiguous."""
+    while True:
+        match = _SPACE.match(value, at)
+        at = match.end() if match else at
+        if value[at : at + 1] != "(":
+            return at
+        end = end_of_comment(value, at + 1)
+        if '"' in value[at:end]:
+            raise ValueError("a quote in a comment")
+        at = end
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Yield the readings of a text: as it is, without backslashes, quotes, and comments."""
+    plain = _PAIR.sub(r"\1", text) if "\\" in text else text
+    bare = plain.replace('"', "")
+    yield from (text, plain, bare)
+    for _ in range(MAX_DEPTH):
+        if "(" not in bare:
+            break
+        bare = _COMMENT.sub("", bare)
+    # RFC 5322 section 4.4: obs-domain has white space around its dots.
+    yield from (bare, _SPACED_DOT.sub(".", bare))
+
+
+def _names(text: str) -> Iterator[str]:
+    """Yield the canonical forms of the words of a text."""
+    international = 0
+    for word in _SEPARATOR.split(text):
+        name = word.strip(_TRIMMED)
+        if name.isascii() and PREFIX not in name.lower():
+            yield name.lower()
+            continue
+        international += 1
+        if international > MAX_INTERNATIONAL:
+            raise _TooManyError
+        yield from readings(name)
