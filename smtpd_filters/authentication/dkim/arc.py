@@ -1,0 +1,257 @@
+"""Validation of ARC chains (RFC 8617 section 5.2), without I/O.
+
+A chain is a series of sets, one for each server that sealed the message: the results that it saw
+(ARC-Authentication-Results), a signature of the message (ARC-Message-Signature), and a seal of all
+sets up to its own (ARC-Seal). `Chain` has the same form as `signatures.Signatures`.
+
+Invariants
+----------
+*All or nothing*: a chain passes if its structure is complete, the newest signature of the message
+is valid, and every seal is. Any other chain is fail, whatever the cause: RFC 8617 knows no
+temporary errors; `ArcResult.temporary` tells.
+*Linear*: the sets below a seal are hashed once, and the seals fork that hash.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from .canonical import RELAXED
+from .field import (
+    MAX_FIELD,
+    SignatureTags,
+    algorithm_of,
+    binary,
+    check_tags,
+    domain_of,
+    read_tags,
+    require,
+    selector_of,
+)
+from .keys import check_signature
+from .signatures import check
+from .signed_fields import without_value
+from .tags import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from smtpd_filters.lookups.outcome import Outcome
+
+    from .canonical import BodyHashes
+    from .keys import Checked
+    from .signed_fields import Lines, SignedFields
+
+# RFC 8617 section 4.2.1: "the maximum number of ARC Sets ... is 50".
+MAX_SETS: Final = 50
+_KINDS: Final = (b"arc-authentication-results", b"arc-message-signature", b"arc-seal")
+_INSTANCE = re.compile(rb"[0-9]{1,2}")
+#: The beginning of an AAR (RFC 8617 section 4.1.1).
+_RESULTS_INSTANCE = re.compile(rb"[ \t]*i[ \t]*=[ \t]*([0-9]{1,2})[ \t]*;")
+
+
+@dataclass(frozen=True, slots=True)
+class ArcSet:
+    """One set of a chain: the domain and selector of its seal, and its results without `i=`.
+
+    `results` is the text after `i=N;`, unfolded, from outside; bytes that aren't UTF-8 are
+    surrogate escapes. It may be trusted as far as the chain passes and its sealer is trusted.
+    """
+
+    instance: int
+    domain: str
+    selector: str
+    results: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArcResult:
+    """The result for a chain, none, pass or fail; `reason` explains fail.
+
+    `sets` are the sets, the oldest first; empty unless the structure of the chain is complete.
+    `temporary` is set if a key could not be looked up, so that a later check may differ.
+    """
+
+    result: str
+    reason: str = ""
+    sets: tuple[ArcSet, ...] = ()
+    temporary: bool = False
+
+
+#: The result of a message without a chain.
+NO_CHAIN: Final = ArcResult("none")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seal:
+    """The tags of a seal, checked."""
+
+    algorithm: str
+    domain: str
+    selector: str
+    signature: bytes
+    cv: str
+
+    @property
+    def key_name(self) -> str:
+        return f"{self.selector}._domainkey.{self.domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """The three fields of an instance."""
+
+    results: Lines
+    message: Lines
+    seal: Lines
+
+    def __iter__(self) -> Iterator[Lines]:
+        return iter((self.results, self.message, self.seal))
+
+
+class Chain:
+    """The chain of one message. `now` is the time in seconds since the epoch."""
+
+    def __init__(self, fields: SignedFields, now: float) -> None:
+        self._fields = fields
+        self._sets: list[_Set] = []
+        self._seals: list[_Seal] = []
+        self._message: SignatureTags | None = None
+        #: The result, as soon as it is known.
+        self._known: ArcResult | None = None
+        if not any(map(fields.named, _KINDS)):
+            self._known = NO_CHAIN
+            return
+        try:
+            self._sets = _sets(fields)
+            self._seals = _seals(self._sets)
+            self._message = check_tags(read_tags(self._sets[-1].message), now, arc=True)
+        except Problem as problem:
+            self._known = ArcResult("fail", str(problem))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names whose TXT records are needed."""
+        if self._known or self._message is None:
+            return ()
+        seals = (seal.key_name for seal in self._seals)
+        return tuple(dict.fromkeys((self._message.key_name, *seals)))
+
+    @property
+    def bodies(self) -> list[tuple[str, int | None]]:
+        """The hashes of the body that are needed, for `BodyHashes`."""
+        if self._known or self._message is None:
+            return []
+        return [(self._message.body_form, self._message.length)]
+
+    def result(self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]) -> ArcResult:
+        """Return the result."""
+        if self._known or self._message is None:
+            return self._known or NO_CHAIN
+        sets = tuple(
+            ArcSet(number, seal.domain, seal.selector, _text(each.results))
+            for number, (each, seal) in enumerate(zip(self._sets, self._seals, strict=True), 1)
+        )
+        checks = [check(self._sets[-1].message, self._message, self._fields, bodies, keys)]
+        checks += self._check_seals(keys)
+        for number, checked in enumerate(checks):
+            if checked.result != "pass":
+                what = f"seal {len(self._seals) - number + 1}" if number else "message signature"
+                temporary = checked.result == "temperror"
+                return ArcResult("fail", f"{what}: {checked.reason}", sets, temporary)
+        return ArcResult("pass", "", sets)
+
+    def _check_seals(self, keys: Mapping[str, Outcome[bytes]]) -> list[Checked]:
+        """Check the seals, and return the results from the newest to the oldest."""
+        found = []
+        below = sha256()
+        for each, seal in zip(self._sets, self._seals, strict=True):
+            below.update(self._fields.canonical(each.results, RELAXED))
+            below.update(self._fields.canonical(each.message, RELAXED))
+            digest = below.copy()
+            digest.update(without_value(each.seal, RELAXED))
+            found.append(
+                check_signature(
+                    keys.get(seal.key_name), seal.algorithm, digest.digest(), seal.signature
+                )
+            )
+            below.update(self._fields.canonical(each.seal, RELAXED))
+        return found[::-1]
+
+
+def _problem(reason: str) -> Problem:
+    return Problem("fail", reason)
+
+
+def _sets(fields: SignedFields) -> list[_Set]:
+    """Return the sets of a complete chain, the oldest first. Raises Problem.
+
+    RFC 8617 section 5.2, step 3: each instance has each field once, without gaps.
+    """
+    if fields.too_long:
+        raise _problem("header too long")
+    numbered: list[dict[int, Lines]] = []
+    for kind in _KINDS:
+        found = fields.named(kind)
+        if len(found) > MAX_SETS:
+            raise _problem(f"more than {MAX_SETS} sets")
+        by_instance = {_instance(kind, field): field for field in found}
+        if len(by_instance) < len(found):
+            raise _problem("an instance twice")
+        numbered.append(by_instance)
+    results, messages, seals = numbered
+    instances = range(1, len(seals) + 1)
+    if not set(results) == set(messages) == set(seals) == set(instances):
+        raise _problem("incomplete sets")
+    return [_Set(results[each], messages[each], seals[each]) for each in instances]
+
+
+def _instance(kind: bytes, field: Lines) -> int:
+    if kind == _KINDS[0]:
+        match = _RESULTS_INSTANCE.match(_value(field))
+        value = match[1] if match else b""
+    else:
+        value = read_tags(field).get("i", b"")
+    if not _INSTANCE.fullmatch(value) or not 1 <= int(value) <= MAX_SETS:
+        raise _problem("invalid instance")
+    return int(value)
+
+
+def _value(field: Lines) -> bytes:
+    return b"".join(field).partition(b":")[2]
+
+
+def _text(field: Lines) -> str:
+    value = _value(field)[:MAX_FIELD].partition(b";")[2]
+    return value.strip(b" \t").decode("utf-8", "surrogateescape")
+
+
+def _seals(sets: list[_Set]) -> list[_Seal]:
+    """Return the seals of a chain, checked. Raises Problem."""
+    seals = []
+    for number, each in enumerate(sets, 1):
+        seal = _seal(each.seal)
+        # RFC 8617 section 5.2, step 3; step 2 for a chain that was marked as failed.
+        if seal.cv != ("none" if number == 1 else "pass"):
+            failed = seal.cv == "fail"
+            raise _problem("sealed as failed" if failed else f"cv= of instance {number}")
+        seals.append(seal)
+    return seals
+
+
+def _seal(field: Lines) -> _Seal:
+    tags = read_tags(field)
+    require(tags, ("a", "b", "cv", "d", "i", "s"))
+    # RFC 8617 section 4.1.3: a seal has no h=, and no bh=.
+    if "h" in tags or "bh" in tags:
+        raise _problem("seal with h= or bh=")
+    return _Seal(
+        algorithm=algorithm_of(tags),
+        domain=domain_of(tags["d"]),
+        selector=selector_of(tags["s"]),
+        signature=binary(tags["b"], "b"),
+        cv=tags["cv"].decode("latin-1").lower(),
+    )

@@ -1,0 +1,190 @@
+"""Verification of DKIM signatures (RFC 6376), without I/O.
+
+`Signatures` reads the header block and names the keys and the hashes of the body that it needs;
+`results` verifies with them. `driver` is the loop around it, which looks up and hashes.
+
+Invariants
+----------
+*Bounded*: `LIMIT` signatures are verified, those of the author's domain first. All that a sender
+controls has a limit: `signed_fields.MAX_BLOCK`, `field.MAX_FIELD` and `MAX_NAMES`, those of
+`keys`. Beyond one, a signature is not verified and never passes.
+*A result for each*: no signature raises, and none affects the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from .field import SHOWN, SignatureTags, check_tags, read_tags, shown
+from .keys import Checked, check_signature
+from .tags import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from smtpd_filters.lookups.outcome import Outcome
+
+    from .canonical import BodyHashes
+    from .signed_fields import Lines, SignedFields
+
+#: Signatures of a message that are verified; those that are considered, the topmost.
+LIMIT: Final = 8
+CONSIDERED: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The result for one signature, in the words of RFC 8601 section 2.7.1.
+
+    `result` is pass, fail, policy, neutral, temperror or permerror; `reason` explains all but pass.
+    The other texts are from the signature, and may be empty if it is invalid: its domain in
+    canonical form, its selector, identity and algorithm, and the first characters of b= (RFC 6008).
+    They have no controls; quote them. `bits` is the size of the key if it was used, and `testing`
+    whether its record has the flag y, which does not change the result.
+    """
+
+    result: str
+    domain: str = ""
+    selector: str = ""
+    identity: str = ""
+    algorithm: str = ""
+    reason: str = ""
+    b: str = ""
+    bits: int = 0
+    testing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    field: Lines
+    #: The result so far: final if there are no tags.
+    known: Signature
+    tags: SignatureTags | None
+
+
+class Signatures:
+    """The signatures of one message that are verified; `left_out` is the number of others.
+
+    `authors` are the domains of the author, in canonical form. `now` is the time in seconds since
+    the epoch.
+    """
+
+    def __init__(
+        self,
+        fields: SignedFields,
+        now: float,
+        *,
+        authors: Iterable[str] = (),
+        limit: int = LIMIT,
+    ) -> None:
+        self._fields = fields
+        found = fields.named(b"dkim-signature")
+        candidates = [_read(field, now, fields) for field in found[:CONSIDERED]]
+        wanted = tuple(authors)
+        candidates.sort(key=lambda each: _distance(each.known.domain, wanted))
+        self._candidates = candidates[:limit]
+        self.left_out = len(found) - len(self._candidates)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._candidates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names whose TXT records are needed."""
+        return tuple(dict.fromkeys(each.tags.key_name for each in self._candidates if each.tags))
+
+    @property
+    def bodies(self) -> list[tuple[str, int | None]]:
+        """The hashes of the body that are needed, for `BodyHashes`."""
+        return [(each.tags.body_form, each.tags.length) for each in self._candidates if each.tags]
+
+    def results(
+        self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]
+    ) -> tuple[Signature, ...]:
+        """Return the results, those of the author's domain first."""
+        return tuple(
+            each.known
+            if each.tags is None
+            else _result(each.known, check(each.field, each.tags, self._fields, bodies, keys))
+            for each in self._candidates
+        )
+
+
+def _read(field: Lines, now: float, fields: SignedFields) -> _Candidate:
+    if fields.too_long:
+        return _Candidate(field, Signature("permerror", reason="header too long"), None)
+    tags: dict[str, bytes] = {}
+    try:
+        tags = read_tags(field)
+        checked = check_tags(tags, now)
+    except Problem as problem:
+        known = Signature(
+            problem.result,
+            domain=shown(tags, "d").lower(),
+            selector=shown(tags, "s"),
+            identity=shown(tags, "i"),
+            algorithm=shown(tags, "a").lower(),
+            reason=str(problem),
+            b=shown(tags, "b")[:SHOWN],
+        )
+        return _Candidate(field, known, None)
+    known = Signature(
+        "neutral",
+        domain=checked.domain,
+        selector=checked.selector,
+        identity=checked.identity,
+        algorithm=checked.algorithm,
+        b=shown(tags, "b")[:SHOWN],
+    )
+    return _Candidate(field, known, checked)
+
+
+def _distance(domain: str, authors: tuple[str, ...]) -> int:
+    """Return how far a signature's domain is from the authors', for the order of verification."""
+    if domain in authors:
+        return 0
+    if any(author.endswith(f".{domain}") or domain.endswith(f".{author}") for author in authors):
+        return 1
+    return 2
+
+
+def _result(known: Signature, checked: Checked) -> Signature:
+    return Signature(
+        checked.result,
+        known.domain,
+        known.selector,
+        known.identity,
+        known.algorithm,
+        checked.reason,
+        known.b,
+        checked.bits,
+        checked.testing,
+    )
+
+
+def check(
+    field: Lines,
+    tags: SignatureTags,
+    fields: SignedFields,
+    bodies: BodyHashes,
+    keys: Mapping[str, Outcome[bytes]],
+) -> Checked:
+    """Check one signature: its key, its hash of the body, and its hash of the header."""
+    digest = fields.digest(tags.names, tags.header_form, field)
+    checked = check_signature(
+        keys.get(tags.key_name), tags.algorithm, digest, tags.signature, subdomain=tags.subdomain
+    )
+    if checked.result in {"permerror", "policy", "neutral"}:
+        return checked
+    body = bodies[tags.body_form]
+    found = body.digest(tags.length)
+    if found is None:
+        return replace(checked, result="fail", reason="body shorter than l=")
+    if found != tags.body_hash:
+        return replace(checked, result="fail", reason="body hash mismatch")
+    if checked.result == "pass" and tags.length is not None and tags.length < body.size:
+        # RFC 6376 section 8.2: anything may have been added.
+        return replace(checked, result="policy", reason="part of the body is not signed")
+    return checked

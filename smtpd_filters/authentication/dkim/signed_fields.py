@@ -1,0 +1,95 @@
+"""The header fields that signatures cover, in canonical form (RFC 6376 sections 3.7 and 5.4.2).
+
+A field is the list of its raw lines; which lines form one is decided as in
+`smtpd_filters.message.Headers`, whose objects would take most of the time of a verification.
+
+Invariants
+----------
+*Once*: a field is canonicalised once for each form, however many signatures cover it.
+*Bottom up*: a name that occurs several times in h= selects the fields of that name from the bottom;
+beyond the topmost it selects nothing, which protects against added fields.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from .canonical import FIELD
+from .tags import emptied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import TypeAlias
+
+    from smtpd_filters.message import Headers
+
+    #: The raw lines of a field, without line ends.
+    Lines: TypeAlias = list[bytes]
+
+#: Bytes of a header block whose signatures are verified.
+MAX_BLOCK: Final = 256 << 10
+_WHITE: Final = (b" ", b"\t")
+_NAME = re.compile(rb"[!-9;-~]++")
+
+
+class SignedFields:
+    """The fields of one header block."""
+
+    def __init__(self, headers: Headers) -> None:
+        lines = headers.lines()
+        #: Whether the block is too long to be verified, or was cut.
+        self.too_long = headers.cut or sum(map(len, lines)) > MAX_BLOCK
+        self._named = _by_name(lines)
+        self._canonical: dict[tuple[str, int], bytes] = {}
+
+    def named(self, key: bytes) -> list[Lines]:
+        """Return the fields of a name in lower case, from the top."""
+        return self._named.get(key, [])
+
+    def canonical(self, field: Lines, form: str) -> bytes:
+        """Return a field of this block in canonical form, with its CRLF."""
+        key = form, id(field)
+        text = self._canonical.get(key)
+        if text is None:
+            text = self._canonical[key] = FIELD[form](field)
+        return text
+
+    def selected(self, names: Iterable[bytes], signature: Lines | None = None) -> Iterator[Lines]:
+        """Yield the fields that a list of names in lower case selects, without the signature."""
+        left: dict[bytes, list[Lines]] = {}
+        for name in names:
+            stack = left.get(name)
+            if stack is None:
+                stack = left[name] = [each for each in self.named(name) if each is not signature]
+            if stack:
+                yield stack.pop()
+
+    def digest(self, names: Iterable[bytes], form: str, signature: Lines) -> bytes:
+        """Return the SHA-256 hash of the selected fields and the signature without its b=."""
+        parts = [self.canonical(field, form) for field in self.selected(names, signature)]
+        parts.append(without_value(signature, form))
+        return sha256(b"".join(parts)).digest()
+
+
+def without_value(signature: Lines, form: str) -> bytes:
+    """Return a signature as it is signed: without the value of b= and the final CRLF."""
+    lines = emptied(b"\n".join(signature)).split(b"\n")
+    return FIELD[form](lines).removesuffix(b"\r\n")
+
+
+def _by_name(lines: Iterable[bytes]) -> dict[bytes, list[Lines]]:
+    named: dict[bytes, list[Lines]] = {}
+    field: Lines = []
+    for line in lines:
+        if line.startswith(_WHITE):
+            field.append(line)
+            continue
+        field = [line]
+        name = line[: line.find(b":")].rstrip(b" \t").lower() if b":" in line else b""
+        if name in named:
+            named[name].append(field)
+        elif _NAME.fullmatch(name):
+            named[name] = [field]
+    return named

@@ -1,0 +1,166 @@
+"""Measurements of signatures: verification beside dkimpy's own, hostile messages, the arithmetics.
+
+    python -m tests.bench.signatures [--check]
+
+Processor times, the best of several rounds; with --check the exit status is 1 if a target is
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import dkim
+
+from smtpd_filters.authentication.dkim.arithmetic import Cryptography, Dkimpy
+from smtpd_filters.authentication.dkim.canonical import BodyHashes
+from smtpd_filters.authentication.dkim.driver import BLOCK
+from smtpd_filters.authentication.dkim.signatures import Signatures
+from smtpd_filters.authentication.dkim.signed_fields import SignedFields
+from smtpd_filters.message import Message
+from tests.authentication.signing import (
+    MESSAGE,
+    NAME,
+    NOW,
+    TEMPLATE,
+    key_record,
+    message,
+    public,
+    rsa_key,
+    signed,
+    verified_message,
+)
+from tests.authentication.test_hostile_signatures import HOSTILE
+from tests.authentication.test_keys import DIGEST, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROUNDS = 5
+#: The targets: messages of 2 KB a second, times dkimpy's rate, milliseconds of a hostile message.
+RATE, TIMES, STALL = 1500, 5.0, 50.0
+SIGNATURE = TEMPLATE.replace(":date", ":date:message-id:mime-version:content-type:from")
+LINE = b"We lost the game. Are you hungry yet? It is late, and the shops are about to close.\r\n"
+
+
+def best(work: Callable[[], object], count: int) -> float:
+    """Return the processor time of a call, in seconds."""
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.process_time()
+        for _ in range(count):
+            work()
+        times.append((time.process_time() - begun) / count)
+    return min(times)
+
+
+#: The trace and MIME fields of ordinary mail.
+FIELDS = b"""\
+Received: from mail.example.net (mail.example.net [192.0.2.1])
+	by mx.example.com (OpenSMTPD) with ESMTPS id 0f1e2d3c (TLSv1.3:256:NO);
+	Mon, 30 Nov 2026 08:00:00 +0000 (UTC)
+Received: from [192.168.1.2] (client.example.net [198.51.100.7])
+	by mail.example.net (Postfix) with ESMTPSA id 4c5d6e7f;
+	Mon, 30 Nov 2026 07:59:59 +0000
+Message-ID: <3f9a2c61-5d1b-4f4e-9a67-0c8f4c1de2ab@example.org>
+MIME-Version: 1.0
+User-Agent: Mozilla Thunderbird
+Content-Language: en-GB
+Content-Type: text/plain; charset=UTF-8; format=flowed
+Content-Transfer-Encoding: 7bit
+""".replace(b"\n", b"\r\n")
+
+
+def of_size(size: int) -> bytes:
+    """Return a signed message of about this many bytes."""
+    raw = FIELDS + MESSAGE
+    return signed(raw + LINE * ((size - len(raw)) // len(LINE)), SIGNATURE)
+
+
+def ours(raw: bytes) -> Callable[[], object]:
+    """Return the verification of a message, collected from lines as a filter does it."""
+    keys = key_record()
+    lines = raw.split(b"\r\n")[:-1]
+
+    def verify() -> None:
+        made = Message()
+        made.feed(lines)
+        made.close()
+        (found,) = verified_message(made, keys)
+        made.discard()
+        assert found.result == "pass"
+
+    return verify
+
+
+def theirs(raw: bytes) -> Callable[[], object]:
+    """Return dkimpy's verification."""
+    record = f"v=DKIM1; p={public(rsa_key())}".encode()
+    assert NAME in key_record()
+
+    def verify() -> None:
+        assert dkim.verify(raw, dnsfunc=lambda _name, timeout=5: record)  # noqa: ARG005
+
+    return verify
+
+
+def main() -> int:
+    """Print the figures; the exit status is for --check."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    missed = []
+    for size in (2 << 10, 100 << 10):
+        raw = of_size(size)
+        own, other = best(ours(raw), 200), best(theirs(raw), 20)
+        print(
+            f"verify {size >> 10:4} KB: {1 / own:7.0f}/s, dkimpy {1 / other:6.0f}/s, "
+            f"{other / own:.1f} times"
+        )
+        if size == 2 << 10 and (1 / own < RATE or other / own < TIMES):
+            missed.append("verification of 2 KB")
+    for case, make in HOSTILE.items():
+        made = message(make())
+        longest = _longest_step(made)
+        print(f"hostile, {case}: {made.stored >> 10} KiB, longest step {1000 * longest:.1f} ms")
+        made.discard()
+        if 1000 * longest > STALL:
+            missed.append(case)
+    for library in (Cryptography(), Dkimpy()):
+        sign = library.rsa_sign(numbers())
+        signature = sign(DIGEST)
+        verify = library.rsa_verify(numbers().n, numbers().e)
+        signing = best(lambda sign=sign: sign(DIGEST), 20)  # type: ignore[misc]
+        verifying = best(lambda v=verify, s=signature: v(DIGEST, s), 50)  # type: ignore[misc]
+        print(
+            f"{library.name}: RSA-2048 signs in {1000 * signing:.2f} ms, "
+            f"verifies in {1000 * verifying:.3f} ms"
+        )
+    for name in missed:
+        print(f"missed: {name}", file=sys.stderr)
+    return 1 if check and missed else 0
+
+
+def _longest_step(made: Message) -> float:
+    """Return the processor time of the longest step of a verification: of all but the body's."""
+    signatures = Signatures(SignedFields(made.headers), NOW)  # once, to warm up
+    begun = time.process_time()
+    signatures = Signatures(SignedFields(made.headers), NOW)
+    steps = [time.process_time() - begun]
+    bodies = BodyHashes(signatures.bodies)
+    for block in made.body(BLOCK):
+        begun = time.process_time()
+        bodies.update(block)
+        steps.append(time.process_time() - begun)
+    begun = time.process_time()
+    bodies.finish()
+    signatures.results(bodies, key_record())
+    steps.append(time.process_time() - begun)
+    return max(steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
