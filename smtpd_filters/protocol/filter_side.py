@@ -94,7 +94,8 @@ class FilterConnection:
         self._sessions: dict[bytes, None] = {}
         self._tokens: dict[bytes, None] = {}
         #: Sessions whose answers may not overtake lines, since a request or an answer came before
-        #: their message was returned. No known server causes that.
+        #: their message was returned, or the message was abandoned. No known server causes the
+        #: former.
         self._ordered: dict[bytes, None] = {}
         #: Pending output: answers, and lines of messages, which answers may overtake. The writer
         #: empties both lists, and `ended`.
@@ -408,6 +409,9 @@ class FilterConnection:
         elif name == "link-disconnect":
             self.forget(session)
         elif name in _ROLLED_BACK:
+            if session in self._transit.streams:
+                # Lines of the abandoned message may still be in the pending output.
+                self._ordered[session] = None
             self._transit.drop(session)
         self._listener.reported(report)
 

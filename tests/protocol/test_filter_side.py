@@ -598,6 +598,19 @@ def test_an_answer_does_not_overtake_the_message_of_its_session() -> None:
     assert script.say(both) == [result(b"proceed", session=B), *back(b"x")]
 
 
+@pytest.mark.parametrize("report", ["tx-reset", "tx-rollback"])
+def test_an_answer_does_not_overtake_the_lines_of_an_abandoned_message(report: str) -> None:
+    script = Script(pass_all=True)
+    reset = SMTPD.report(report, A, b"0000000a")
+    other = request("noop", session=B)
+    assert script.say(lines(b"x") + reset + request("noop") + other) == [
+        result(b"proceed", session=B),
+        *back(b"x"),
+        result(b"proceed"),
+    ]
+    assert script.remarks() == []
+
+
 def test_an_invalid_data_line_is_not_answered() -> None:
     script = Script(pass_all=True)
     invalid = b"filter|0.7|1.0|smtp-in|data-line|%b|%b\n" % (A, L)
