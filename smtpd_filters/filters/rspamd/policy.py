@@ -22,7 +22,7 @@ from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exemp
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
-from smtpd_filters.lookups.http import Client, Request
+from smtpd_filters.lookups.http import Client, Request, SharedClient
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.message.completion import complete
@@ -74,7 +74,7 @@ SHARE = 0.95
 TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
 
 
-class _SharedClient(Shared[Client]):
+class _ClientSetting(Shared[Client]):
     """The HTTP client, shared by the filters of a process that ask the same daemons alike."""
 
     def key(self, filter_: Rspamd) -> tuple[object, ...]:
@@ -86,12 +86,16 @@ class _SharedClient(Shared[Client]):
     def open(self, filter_: Rspamd) -> Client:
         """Return a client; it connects when it is asked."""
         settings = filter_.settings
-        return Client(
+        return SharedClient(
             filter_._urls,  # noqa: SLF001  # one module
             timeout=settings.timeout,
             deadline=filter_.deadline * SHARE,
             connections=settings.connections,
         )
+
+    async def close(self, opened: Client) -> None:
+        """Close the client, of which `aclose` raises RuntimeError."""
+        await Client.aclose(opened)
 
 
 class Rspamd(Filter):
@@ -204,7 +208,7 @@ class Rspamd(Filter):
     settings: Options
 
     _exempt: Exempt
-    _client = _SharedClient()
+    _client = _ClientSetting()
     _codec: Codec | None
     _urls: tuple[str, ...]
     _intake: Intake

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .client import Client
+from .client import Client, SharedClient
 from .messages import BadReplyError, Endpoint, NotKeptError, Request, Response
 
-__all__ = ["BadReplyError", "Client", "Endpoint", "NotKeptError", "Request", "Response"]
+__all__ = [
+    "BadReplyError",
+    "Client",
+    "Endpoint",
+    "NotKeptError",
+    "Request",
+    "Response",
+    "SharedClient",
+]

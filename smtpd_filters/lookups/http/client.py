@@ -151,3 +151,11 @@ class Client:
         """Return whether a server's circuit is open and another's is not."""
         states = [self._breaker.is_open(each) for each in range(len(self.hosts))]
         return states[server] and not all(states)
+
+
+class SharedClient(Client):
+    """The client of filters, which only the pool closes (`settings.shared`)."""
+
+    async def aclose(self) -> None:
+        """Raise RuntimeError: other filters may use it."""
+        raise RuntimeError("a filter can't close its HTTP client: the framework does")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters import PROCEED, Message, Proceed, Session
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.rspamd import Rspamd, policy
@@ -743,3 +744,20 @@ def test_filters_that_ask_the_same_daemons_alike_share_their_connections(stub: R
         assert one is not three
         deliver(smtpd)
     assert stub.asked == 3
+
+
+def test_a_filter_cannot_close_the_client_that_others_share(stub: RspamdStub) -> None:
+    class Closing(Rspamd):
+        """Closes what it shares."""
+
+        on_error = "proceed"
+
+        async def message(self, session: Session, message: Message) -> Proceed:  # noqa: ARG002
+            await self._client.aclose()
+            return PROCEED
+
+    closing = Closing(Rspamd.Options(url=(stub.url,)))
+    with Conversation([closing, Rspamd(Rspamd.Options(url=(stub.url,)))], errors=True) as smtpd:
+        deliver(smtpd)
+        assert "a filter can't close its HTTP client" in "".join(smtpd.log)
+    assert stub.asked == 1
