@@ -73,8 +73,11 @@ class Decision:
         keep(self, "text", text)
         keep(self, "reason", reason)
 
-    def because(self, reason: str) -> Self:
-        """Return the same decision with a reason for the log."""
+    def because(self, reason: object) -> Self:
+        """Return the same decision with a reason for the log: a text, or what has one."""
+        if type(reason) is not str:
+            # Here, in the handler, since its `__str__` may fail or block.
+            reason = "" if reason is None else str(reason)
         copy = object.__new__(type(self))
         Decision.__init__(copy, self.wire, self.text, reason)
         return copy

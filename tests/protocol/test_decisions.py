@@ -123,6 +123,9 @@ def test_a_reason_is_for_the_log_alone(decision: Decision) -> None:
     assert decision.reason == ""
     assert reasoned != decision
     assert reasoned.because("") == decision
+    for reason, shown in ((ValueError("why"), "why"), (None, ""), (5, "5")):
+        assert type(decision.because(reason).reason) is str
+        assert decision.because(reason).reason == shown
     assert "reason='the reason'" in repr(reasoned)
 
 
