@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from .filter import Filter, Outcome
-    from .settings import PolicySettings, Pool
+    from .settings import PolicySettings, Pool, Settings
 
     #: A filter with its outcome for failures, and its deadline in seconds.
     Ready: TypeAlias = tuple[Filter, Outcome, float]
 
 #: Seconds for which a plain handler may block the process, even if its deadline is longer.
 MAX_TURN = 5.0
+#: The error of a filter that raises SystemExit: smtpd would not log its text.
+EXITS = "the filter exits during setup"
 
 
 def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
@@ -45,13 +47,24 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     own, general = parse_flags(
         cls.Options, argv, common=common, prog=prog, description=cls.described()
     )
-    filter_ = cls(own)
     return serve_chain(
-        lambda log: [set_up(filter_, log, general)],
+        lambda log: [set_up(make(cls, own), log, general)],
         verbose=general.verbose,
         refuse_long_lines=general.long_lines == "refuse",
         prog=prog,
     )
+
+
+def make(cls: type[Filter], settings: Settings) -> Filter:
+    """Return a filter with its settings; raise ConfigError, one line, for a bug in its code."""
+    try:
+        return cls(settings)
+    except ConfigError:
+        raise
+    except SystemExit:
+        raise ConfigError(EXITS) from None
+    except Exception as error:  # it is a filter's own code
+        raise bug(error) from error
 
 
 def set_up(
@@ -78,6 +91,8 @@ def set_up(
         raise
     except OSError as error:
         raise ConfigError(str(error)) from None
+    except SystemExit:
+        raise ConfigError(EXITS) from None
     except Exception as error:  # it is a filter's own code
         raise bug(error) from error
     return filter_, filter_.on_error, filter_.deadline

@@ -140,8 +140,6 @@ def _ready(declared: Iterable[Declared], log: Log) -> list[Ready]:
 def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     try:
         return set_up(declared.make(), log, declared.policy, pool)
-    except SystemExit:
-        raise ConfigError(f"{declared.where}: the filter exits during setup") from None
     except ConfigError as error:
         # The filter's error names flags; in the file they are keys.
         text = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 
 from smtpd_filters.errors import ConfigError, first_of
+from smtpd_filters.main import make
 from smtpd_filters.settings import (
     LIST,
     TEXT,
@@ -119,7 +120,7 @@ class Declared:
 
     def make(self) -> Filter:
         """Return the filter, with its name in the file."""
-        filter_ = self.kind(self.own)
+        filter_ = make(self.kind, self.own)
         filter_.name = self.name
         return filter_
 

@@ -255,6 +255,37 @@ def test_prints_of_a_filter_are_in_the_log_at_once(
     assert logged == (b"" if before else b"loaded\nset up\na\\udcff@example.org\n")
 
 
+@pytest.mark.parametrize(
+    ("method", "what", "error"),
+    [
+        ("__init__(self, settings)", "1 / 0", "cannot be set up: ZeroDivisionError"),
+        ("__init__(self, settings)", "raise SystemExit", "the filter exits during setup"),
+        ("setup(self) -> None", "1 / 0", "cannot be set up: ZeroDivisionError"),
+        ("setup(self) -> None", "raise SystemExit(0)", "the filter exits during setup"),
+    ],
+)
+def test_a_filter_that_fails_at_start_is_one_line(
+    method: str, what: str, error: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "failing.py"
+    program.write_text(
+        "from smtpd_filters import PROCEED, Filter, Proceed, Session, run\n"
+        "class Failing(Filter):\n"
+        f"    def {method}:\n"
+        f"        {what}\n"
+        "    def connect(self, session: Session) -> Proceed:\n"
+        "        return PROCEED\n"
+        "raise SystemExit(run(Failing))\n"
+    )
+    with FilterProcess([str(program)]) as process:
+        process.send(process.smtpd.configure())
+        while not process.eof:
+            process.wait()
+        assert process.child.wait(PATIENCE) == 2
+    assert process.last_words.count("\n") == 1
+    assert f"filter-failing: {error}" in process.last_words
+
+
 def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:
     done = subprocess.run(
         [sys.executable, POLICIES, "Plain", "--nonsense"],
