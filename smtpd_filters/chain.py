@@ -375,7 +375,7 @@ def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
         result = {"error": str(error), "result": "kept"}
     except MemoryError:
         result = {"error": "out of memory", "result": "kept"}
-    except Exception as error:  # noqa: BLE001  # nothing is fatal any more
+    except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
         result = {"error": fold_traceback(error), "result": "kept"}
     try:
         # An author's own kind of table may have neither.

@@ -18,14 +18,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import locale
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, Filter
 from smtpd_filters.main import run
 from smtpd_filters.message import Headers, Message
@@ -391,6 +396,93 @@ def _finaliser(session: Session, subject: object) -> object:
             raise SystemExit(4)
 
     Dying()
+    return PROCEED
+
+
+@_mode("reason", PROCEEDS)
+def _reason(session: Session, subject: object) -> object:
+    return PROCEED.because(ValueError("first line\r\nfilter-result|0|0|proceed"))
+
+
+@_mode("mute-reason")
+def _mute_reason(session: Session, subject: object) -> object:
+    return PROCEED.because(_Mute())
+
+
+class _MuteUnavailableError(UnavailableError):
+    """Fails at everything that is asked of it."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self)
+
+    def __str__(self) -> str:
+        raise _Own
+
+    @property
+    def status(self) -> str:  # type: ignore[override]
+        raise _Own
+
+
+_raises("unavailable", _MuteUnavailableError)
+_raises("unavailable-status", lambda: UnavailableError("x", "5.1\r\nfilter-result|0|0|proceed"))
+_raises("raise-group", lambda: BaseExceptionGroup("x", [KeyboardInterrupt()]))
+
+
+@_mode("fork", PROCEEDS)
+def _fork(session: Session, subject: object) -> object:
+    """The child returns to the framework, as smtpd's second partner."""
+    child = os.fork()
+    if not child:
+        return Reject("550 5.7.1 I am the child")
+    os.waitpid(child, 0)
+    return PROCEED
+
+
+@_mode("fork-exit", PROCEEDS)
+def _fork_exit(session: Session, subject: object) -> object:
+    child = os.fork()
+    if not child:
+        sys.exit(3)
+    os.waitpid(child, 0)
+    return PROCEED
+
+
+@_mode("multiprocessing", PROCEEDS)
+def _multiprocessing(session: Session, subject: object) -> object:
+    """A worker that is stopped again, and one that never ends while this process lives."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_stay, args=(os.getpid(),))
+    child.start()
+    child.terminate()
+    child.join()
+    if not multiprocessing.active_children():
+        context.Process(target=_stay, args=(os.getpid(),)).start()
+    return PROCEED
+
+
+def _stay(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.05)
+
+
+@_mode("signals", PROCEEDS)
+def _signals(session: Session, subject: object) -> object:
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(0)
+    signal.set_wakeup_fd(-1)
+    return PROCEED
+
+
+@_mode("environment", PROCEEDS)
+def _environment(session: Session, subject: object) -> object:
+    os.chdir("/")
+    os.umask(0o777)
+    os.environ.clear()
+    locale.setlocale(locale.LC_ALL, "C")
+    tempfile.tempdir = "/nonexistent"
+    sys.stdin = sys.stdout = sys.stderr = None
+    sys.setrecursionlimit(200)
     return PROCEED
 
 

@@ -72,10 +72,8 @@ def serve(  # noqa: PLR0913  # what a process has once
 
 
 def _leave(status: int) -> None:
-    """Exit even if threads of a policy still run, which the interpreter would wait for."""
+    """Exit even if the interpreter would wait for threads or child processes of a policy."""
     from .channel import CLOSING  # loaded by now
 
-    threads = sys.modules.get("threading")
-    if threads is not None and threads.active_count() > 1:
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(status))
-        signal.setitimer(signal.ITIMER_REAL, CLOSING)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(status))
+    signal.setitimer(signal.ITIMER_REAL, CLOSING)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import select
 import selectors
 import socket
-import sys
 from collections import deque
 from time import monotonic
 
@@ -15,10 +15,10 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, READ, Signals, exit_now
-from .jobs import CANCELS, Job
+from .jobs import Job
 from .log import fold_traceback
 from .pace import Pace
-from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, send
+from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, protect, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,18 +50,19 @@ _OWN = __name__.rpartition(".")[0]
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends; return the exit status."""
-    signals, selector = Signals(), _selector(channel)
+    signals, selector = Signals(lambda: watchdog.exit_within(ENDING)), _selector(channel)
     for end in socket.socketpair():
         # Raises here if descriptors run out: a loop without its socket pair stays half initialised
         # and warns when it is collected.
         end.close()
     _watch_wakeups(selector, watchdog, signals.wakeup)
     loop = _EventLoop(selector)
-    watchdog.install()
+    protect(watchdog, channel, signals, log, lambda: _leave(loop, selector))
+    watchdog.base = _Loop.run.__code__
     # Loaded modules stay, so the garbage collector needn't visit them.
     gc.freeze()
     gc.set_threshold(YOUNG)
-    service_loop = _Loop(loop, engine, channel, service, log, watchdog, signals)
+    service_loop = _Loop(loop, selector, engine, channel, service, log, watchdog, signals)
     left: set[asyncio.Task[Any]] = set()
     try:
         service_loop.run()
@@ -90,21 +91,28 @@ def _selector(channel: Channel) -> selectors.BaseSelector:
 
 
 def _watch_wakeups(selector: Any, watchdog: Watchdog, signalled: int) -> None:
-    """Start the watchdog's timer whenever the loop wakes up, except for a signal.
+    """Start the watchdog's timer whenever the loop wakes up, except for a signal of it.
 
     So it checks the callbacks and tasks that a policy's own code schedules, too.
     """
     select = selector.select
 
     def selected(timeout: float | None = None) -> list[Any]:
+        watchdog.settle()
         ready: list[Any] = select(timeout)
         watchdog.rounds += 1
         # The timer's own last signal must not start it again.
-        if not watchdog.armed and not (len(ready) == 1 and ready[0][0].fd == signalled):
-            watchdog.arm()
+        if watchdog.armed or not (len(ready) == 1 and ready[0][0].fd == signalled):
+            watchdog.tend()
         return ready
 
     selector.select = selected
+
+
+def _leave(loop: asyncio.AbstractEventLoop, selector: Any) -> None:
+    """Have the loop of a forked child run nothing more, and exit before it waits."""
+    selector.select = lambda _timeout=None: os._exit(0)
+    vars(loop)["_ready"].clear()
 
 
 class _EventLoop(asyncio.SelectorEventLoop):
@@ -117,6 +125,7 @@ class _Loop:
     def __init__(  # noqa: PLR0913  # everything meets here
         self,
         loop: asyncio.AbstractEventLoop,
+        selector: selectors.BaseSelector,
         engine: Engine,
         channel: Channel,
         service: Service,
@@ -124,18 +133,14 @@ class _Loop:
         watchdog: Watchdog,
         signals: Signals,
     ) -> None:
-        self.loop, self.engine, self.channel = loop, engine, channel
+        self.loop, self.selector = loop, selector
+        self.engine, self.channel = engine, channel
         self.service, self.log = service, log
         self.watchdog, self.signals = watchdog, signals
         self.failure: ConfigError | None = None
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
-        #: The callback of a policy that ran at the last check of the watchdog, in which round of
-        #: the loop, and since when.
-        self.called: object = None
-        self.called_in = 0
-        self.called_at = 0.0
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: The scheduled turn of messages; only one is scheduled at a time.
@@ -149,7 +154,7 @@ class _Loop:
         self.chores: deque[Iterator[None]] = deque()
         engine.spawn = self.spawn
         watchdog.blocked = self.blocked
-        watchdog.needed = lambda: self.beating or self.called is not None
+        watchdog.needed = lambda: self.beating
 
     def run(self) -> None:
         loop = self.loop
@@ -234,7 +239,9 @@ class _Loop:
             self.failure = ConfigError(str(error))
             self._end()
             return
-        except Exception as error:  # noqa: BLE001  # never exits
+        except MemoryError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # never exits
             if not self.engine.ready:
                 self.failure = ConfigError(f"bug: {fold_traceback(error)}")
                 self._end()
@@ -319,7 +326,8 @@ class _Loop:
         """Call `refresh` of a policy, and again after its interval."""
         if self.ending:
             return
-        task = self.loop.create_task(self.service.refresh(refresher))
+        # Not `create_task`: a policy's task factory may raise.
+        task = asyncio.Task(self.service.refresh(refresher), loop=self.loop)
         self.refreshing.add(task)
         task.add_done_callback(self.refreshing.discard)
         pause = max(refresher.refresh_interval, SHORTEST)
@@ -344,18 +352,38 @@ class _Loop:
         except MemoryError:  # the next coroutine restarts it
             self.beating = False
 
-    def blocked(self) -> float:
-        """Return for how many seconds the running coroutine or callback has blocked the loop."""
+    def blocked(self, frame: FrameType | None) -> float:
+        """Return for how many seconds the interrupted coroutine or callback has blocked the loop.
+
+        A descriptor's callback that is interrupted is removed, since it would be called again.
+        """
+        watchdog = self.watchdog
         task = asyncio.current_task(self.loop)
         if self.beating and task is not None and task is not self.draining:
-            return monotonic() - self.beat - self.watchdog.tick
-        called = _callback(sys._getframe(2))  # noqa: SLF001  # the interrupted code
+            return monotonic() - self.beat - watchdog.tick
         # A descriptor's callback has one handle for all its calls: in another round it is another.
-        number = self.watchdog.rounds
-        if called is None or called is not self.called or number != self.called_in:
-            self.called, self.called_in, self.called_at = called, number, monotonic()
-            return 0.0
-        return monotonic() - self.called_at
+        called = _callback(frame)
+        seconds = watchdog.held(called or watchdog.policy(frame))
+        if called is not None and seconds > watchdog.limit:
+            self.loop.call_soon(self._remove, called)
+        return seconds
+
+    def _remove(self, handle: asyncio.Handle) -> None:
+        """Remove the callback of a descriptor."""
+        for fd, key in list(self.selector.get_map().items()):
+            reader, writer = key.data
+            try:
+                if reader is handle:
+                    self.loop.remove_reader(fd)
+                elif writer is handle:
+                    self.loop.remove_writer(fd)
+                else:
+                    continue
+            except RuntimeError:  # it is a transport's, which closes itself
+                continue
+            self.log.limited(
+                "callback", "smtpd-filters", "removed a callback that blocked", fd=str(fd)
+            )
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -407,20 +435,21 @@ class _Loop:
                 await asyncio.wait(left, timeout=CLOSING)
 
         self.watchdog.exit_within(ENDING)
+        self.loop.set_task_factory(None)  # a policy's own may raise
         self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())
 
 
-def _callback(frame: FrameType | None) -> object:
+def _callback(frame: FrameType | None) -> asyncio.Handle | None:
     """Return the handle of the policy's callback that runs in a frame, or None."""
-    inner, cancels = None, False
+    inner = None
     while frame is not None and frame.f_code is not _RUN:
-        cancels = cancels or frame.f_code is CANCELS
         inner, frame = frame, frame.f_back
     if frame is None:
         return None
-    # The framework's own callbacks must not be interrupted.
-    if inner is not None and not cancels and inner.f_globals.get("__name__", "").startswith(_OWN):
+    # The framework's own callbacks must not be interrupted; a policy's code within them may be.
+    if inner is not None and inner.f_globals.get("__name__", "").startswith(_OWN):
         return None
-    return frame.f_locals["self"]
+    handle: asyncio.Handle = frame.f_locals["self"]
+    return handle

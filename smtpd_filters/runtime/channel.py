@@ -20,6 +20,7 @@ from smtpd_filters.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 #: Bytes of one read. Sizes from 32 to 256 KiB are equally fast. Less than 64 KiB, so that a line
@@ -143,6 +144,7 @@ class Channel:
         self.source, self.sink = source, sink
         #: The reader has closed its end: output is discarded.
         self.broken = False
+        self._closed = False
         #: Memory is scarce.
         self.scarce = False
         #: Number of bytes in the buffer, which `read` returns until this is set to 0.
@@ -347,8 +349,14 @@ class Channel:
             self.broken = bool(hangup.poll(0))
         return self.broken
 
+    def discard(self) -> None:
+        """Have both descriptors, unless they are closed, refer to /dev/null."""
+        for fd in () if self._closed else {self.source, self.sink}:
+            _to_null(fd, os.O_RDWR)
+
     def close(self) -> None:
         """Close both descriptors."""
+        self._closed = True
         for fd in {self.source, self.sink}:
             os.close(fd)
 
@@ -369,15 +377,23 @@ def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
     return data, at, data.find(b"\n", at) + 1 or len(data), 0
 
 
+#: SIGINT, too: on a terminal smtpd gets it as well, and our input ends when smtpd does.
+_IGNORED = (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
+
+
 def ignore_hangup() -> None:
     """Ignore SIGHUP until `Signals` handles it: tables are being loaded already."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class Signals:
-    """The operator's signals: SIGTERM to stop, SIGHUP to reload tables."""
+    """The operator's signals: SIGTERM to stop, SIGHUP to reload tables.
 
-    def __init__(self) -> None:
+    `stopping` is called on SIGTERM, whatever runs then. It must not raise.
+    """
+
+    def __init__(self, stopping: Callable[[], object]) -> None:
+        self._stopping = stopping
         self.stop = self.reload = False
         #: Becomes readable with every signal.
         self.wakeup, write_end = os.pipe()
@@ -385,11 +401,20 @@ class Signals:
         for fd in (self.wakeup, write_end):
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
-        # SIGINT, too: on a terminal smtpd gets it as well, and our input ends when smtpd does.
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
+        self._handlers = {signal.SIGTERM: self._stop, signal.SIGHUP: self._reload}
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
+
+    def restore(self) -> None:
+        """Restore the handlers after a policy has replaced them; it keeps its own of others."""
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        for number in _IGNORED:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, signal.SIG_IGN)
 
     def drain(self) -> None:
         """Discard the wake-ups."""
@@ -410,9 +435,19 @@ class Signals:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stop = True
+        self._wake()
+        self._stopping()
 
     def _reload(self, _signal: int, _frame: FrameType | None) -> None:
         self.reload = True
+        self._wake()
+
+    def _wake(self) -> None:
+        """Make `wakeup` readable, even if a policy has replaced Python's own descriptor for it."""
+        try:
+            os.write(self._write_end, b"\0")
+        except OSError:
+            pass  # it is full, and readable
 
 
 def exit_now(status: int) -> None:

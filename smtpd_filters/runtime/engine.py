@@ -268,7 +268,7 @@ class Engine:
                 session.apply(name, values)
                 if self._hooks and name in self._hooks:
                     self._hooks[name](session)
-        except Exception as error:  # noqa: BLE001  # never exits
+        except BaseException as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
 
     def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
@@ -297,7 +297,7 @@ class Engine:
                 ),
                 self._policy.otherwise.get(phase, PROCEED),
             )
-        except Exception as error:  # noqa: BLE001  # never exits
+        except BaseException as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
             return self._policy.otherwise.get(phase, PROCEED)
         return None
@@ -365,7 +365,7 @@ class Engine:
                 del self._tasks[key]
                 try:
                     then(otherwise if decision is None else decision)
-                except Exception as error:  # noqa: BLE001  # never exits
+                except BaseException as error:  # noqa: BLE001  # never exits
                     self.failed(key, error)
                 if self.connection.remarks.kept:
                     self._log_remarks()

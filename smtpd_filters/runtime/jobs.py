@@ -281,7 +281,3 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any]) -> None:
             loop.call_exception_handler({"message": "not cancelled", "exception": error})
         except BaseException:  # noqa: BLE001, S110  # no memory for it
             pass
-
-
-#: Code within which a policy's own `cancel` may run.
-CANCELS = _cancel.__code__

@@ -149,7 +149,7 @@ class Messages:
                 self.queue.append(intake)
         except (SpoolError, MemoryError) as error:
             self._no_storage(key, error)
-        except Exception as error:  # noqa: BLE001  # never exits
+        except BaseException as error:  # noqa: BLE001  # never exits
             self._host.failed(key, error)
 
     def work(self) -> None:
@@ -176,7 +176,7 @@ class Messages:
                     raise
                 intake.lost = True
                 continue
-            except Exception as error:  # noqa: BLE001  # never exits
+            except BaseException as error:  # noqa: BLE001  # never exits
                 self._host.failed(intake.session, error)
             queue.popleft()
 
@@ -205,7 +205,7 @@ class Messages:
                 intake.message.revert()
                 self._release(intake, self._policy.otherwise_content)
                 return True
-        except Exception:  # noqa: BLE001, S110  # the first failure has been logged
+        except BaseException:  # noqa: BLE001, S110  # the first failure has been logged
             pass
         self.drop(key)
         self._connection.refuse(key, TEMPFAIL)

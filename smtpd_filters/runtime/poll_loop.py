@@ -13,11 +13,12 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 
 from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, LOW_WATER, Signals
+from .forks import exit_in_children
 from .log import fold_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .channel import Channel
     from .engine import Engine
@@ -31,8 +32,9 @@ PAUSE = 20
 
 def run(engine: Engine, channel: Channel, service: Service, log: Log, watchdog: Watchdog) -> int:
     """Serve until the input ends; return the exit status."""
-    signals = Signals()
-    watchdog.install()
+    signals = Signals(lambda: watchdog.exit_within(ENDING))
+    protect(watchdog, channel, signals, log)
+    watchdog.base = _Loop.run.__code__
     try:
         _Loop(engine, channel, service, log, watchdog, signals).run()
     except UnsupportedProtocolError as error:
@@ -78,6 +80,12 @@ class _Loop:
                 short = True
             except SystemError:  # raised if there is no memory for the MemoryError
                 short = True
+            except UnsupportedProtocolError:
+                raise
+            except BaseException as error:
+                if not self.engine.ready:
+                    raise
+                self._failed(error)
         try:
             self._finish()
         except MemoryError:  # smtpd has ended
@@ -91,6 +99,7 @@ class _Loop:
                 self.nap.poll(PAUSE)
             self._receive()
         busy = self.chores or engine.stalled or (engine.queue and may_work(engine, self.channel))
+        self.watchdog.settle()
         for fd, _ in self.poll.poll(0 if busy else None):
             if fd == source:
                 if engine.stalled:
@@ -114,24 +123,27 @@ class _Loop:
 
     def _receive(self) -> None:
         """Have the engine process what was read."""
-        if not self.watchdog.armed:
-            self.watchdog.arm()
+        self.watchdog.tend()
         try:
             self.engine.resume()
         except UnsupportedProtocolError:
             raise
-        except Exception as error:  # noqa: BLE001  # never exits
+        except MemoryError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # never exits
             if not self.engine.ready:
                 raise ConfigError(f"bug: {fold_traceback(error)}") from None
-            self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _write(self) -> None:
         """Write answers, then a turn of messages."""
         channel, engine = self.channel, self.engine
         send(engine, channel)
         if engine.queue and may_work(engine, channel):
-            if not self.watchdog.armed:
-                self.watchdog.arm()
+            self.watchdog.tend()
             engine.work()
             send(engine, channel)
         if channel.size or self.writing or not self.reading or engine.stalled:
@@ -180,6 +192,23 @@ class _Loop:
             asyncio.run(close())
 
 
+def protect(
+    watchdog: Watchdog,
+    channel: Channel,
+    signals: Signals,
+    log: Log,
+    leave: Callable[[], object] | None = None,
+) -> None:
+    """Protect a loop from its policies: install the watchdog, and see `exit_in_children`."""
+    exit_in_children(channel, watchdog, leave)
+    watchdog.hung_up = channel.hung_up
+    watchdog.restore = signals.restore
+    watchdog.report = lambda: log.limited(
+        "watchdog", "smtpd-filters", "a policy stopped the timer that interrupts policies"
+    )
+    watchdog.install()
+
+
 def may_work(engine: Engine, channel: Channel) -> bool:
     """Return whether to do a turn of messages: not before smtpd has read most of the output."""
     return bool(engine.queue) and channel.size < LOW_WATER
@@ -225,6 +254,6 @@ def do_chore(chores: deque[Iterator[None]], log: Log) -> None:
         next(chores[0])
     except StopIteration:
         chores.popleft()
-    except Exception as error:  # noqa: BLE001  # never exits
+    except BaseException as error:  # noqa: BLE001  # never exits
         chores.popleft()
         log.event("smtpd-filters", "bug", error=fold_traceback(error))

@@ -68,6 +68,6 @@ class TappedChannel(Channel):
         for tap in list(self.taps):
             try:
                 what(tap)
-            except Exception as error:  # noqa: BLE001  # never exits
+            except BaseException as error:  # noqa: BLE001  # never exits
                 self.taps.remove(tap)
                 self.log.event("smtpd-filters", "tap failed", error=fold_traceback(error))

@@ -8,9 +8,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters import (
     JUNK,
@@ -27,8 +30,12 @@ from smtpd_filters import (
     option,
     run,
 )
+from smtpd_filters.runtime import asyncio_loop, poll_loop
 from smtpd_filters.settings import PATH, table
 from smtpd_filters.tables import StringTable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 class Noting(Filter):
@@ -148,6 +155,129 @@ class Leaking(Noting):
             pass
 
 
+class BlockingTextError(Exception):
+    """An exception whose text is never finished, and which blocks when it is released."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self._where = where
+
+    def __str__(self) -> str:
+        while self._where == "str":
+            pass
+        return self._where
+
+    def __del__(self) -> None:
+        while self._where == "del":
+            pass
+
+
+class Texts(Noting):
+    """Blocks in code that runs after its handlers."""
+
+    def setup(self) -> None:
+        self._kept: dict[str, BlockingTextError] = {}
+
+    def helo(self, session: Session, identity: str) -> Proceed | Junk:
+        if identity == "raise":
+            raise BlockingTextError("str")
+        if identity == "because":
+            return JUNK.because(BlockingTextError("str"))
+        session.scratch[self] = BlockingTextError("del")
+        return PROCEED
+
+
+class TextsLater(Texts):
+    """The same in coroutines."""
+
+    async def ehlo(self, session: Session, identity: str) -> Proceed | Junk:
+        await asyncio.sleep(0)
+        return self.helo(session, identity)
+
+
+class Alarming(Noting):
+    """Stops the timer of the watchdog, and then blocks."""
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        if identity == "alarm":
+            signal.alarm(0)
+        elif identity == "ignore":
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        elif identity == "default":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        elif identity == "hangup":
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        elif identity == "block":
+            while True:
+                pass
+        return PROCEED
+
+
+class AlarmingLater(Alarming):
+    """The same on asyncio."""
+
+    async def ehlo(self, session: Session, identity: str) -> Proceed:
+        await asyncio.sleep(0)
+        return PROCEED
+
+
+class Stubborn(Noting):
+    """Never returns and ignores every exception."""
+
+    def setup(self) -> None:
+        for loop in (asyncio_loop, poll_loop):
+            loop.ENDING = 1.0  # type: ignore[attr-defined]
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        self._note("begun")
+        while True:
+            try:
+                while True:
+                    pass
+            except BaseException:  # noqa: BLE001, S110  # what is tested
+                pass
+
+
+class StubbornLater(Stubborn):
+    """The same on asyncio."""
+
+    async def ehlo(self, session: Session, identity: str) -> Proceed:
+        return PROCEED
+
+
+class Readable(Noting):
+    """Watches a descriptor that is always readable, with a callback that blocks."""
+
+    async def helo(self, session: Session, identity: str) -> Proceed:
+        if identity == "watch":
+            source, sink = os.pipe()
+            os.write(sink, b"x")
+            asyncio.get_running_loop().add_reader(source, self._loop)
+        return PROCEED
+
+    def _loop(self) -> None:
+        while True:
+            pass
+
+
+class Exiting(Noting):
+    """Exits wherever it can."""
+
+    refresh_interval = 0.01
+
+    async def refresh(self) -> None:
+        self._note("refreshed")
+
+    async def helo(self, session: Session, identity: str) -> Proceed:
+        exits: Any = self._exit
+        asyncio.get_running_loop().set_task_factory(exits)
+        return PROCEED
+
+    def _exit(self, _loop: object, work: Coroutine[Any, Any, Any], **_: object) -> Any:
+        work.close()
+        raise SystemExit(3)
+
+
 async def _endless() -> None:
     while True:
         try:
@@ -229,6 +359,7 @@ if __name__ == "__main__":
         Whole,
         WholeLater,
     )
-    kinds += (EndlessHandler, EndlessClose, EndlessCloseLater)
+    kinds += (EndlessHandler, EndlessClose, EndlessCloseLater, Texts, TextsLater, Exiting)
+    kinds += (Alarming, AlarmingLater, Stubborn, StubbornLater, Readable)
     classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

@@ -245,6 +245,28 @@ class FilterProcess:
             assert self.child.poll() is None or text in self.logged, self.logged
             select.select([], [], [], 0.005)
 
+    def until_noted(self, notes: Path, text: str) -> None:
+        """Wait for a line in the notes of a policy."""
+        end = monotonic() + PATIENCE
+        while text not in notes.read_text():
+            assert monotonic() < end, self.logged
+            select.select([], [], [], 0.005)
+
+    def until_asleep(self) -> None:
+        """Wait until it waits for input."""
+        end = monotonic() + PATIENCE
+        asleep = 0
+        while asleep < ASLEEP:
+            assert monotonic() < end, f"it never sleeps: {self.logged}"
+            asleep = asleep + 1 if self._sleeps() else 0
+            select.select([], [], [], 0.005)
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Return whether it has a handler for a signal."""
+        status = Path(f"/proc/{self.child.pid}/status").read_text()
+        caught = status.partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
     def kill(self, number: signal.Signals) -> None:
         self.child.send_signal(number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -298,7 +299,7 @@ def signals() -> Iterator[Signals]:
         *(signal.SIGUSR2, signal.SIGALRM),
     ]
     before = {number: signal.getsignal(number) for number in numbers}
-    made = Signals()
+    made = Signals(lambda: None)
     yield made
     made.close()
     for number, handler in before.items():
@@ -323,6 +324,26 @@ def test_signals_set_stop_and_reload(
     assert (signals.stop, signals.reload) == (stop, reload)
     signals.drain()
     signals.drain()
+
+
+def test_handlers_that_a_policy_replaced_are_restored(signals: Signals) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    heard: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda number, _frame: heard.append(number))
+    signals.restore()
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE, signal.SIGINT, signal.SIGUSR2):
+        signal.raise_signal(number)
+    assert (signals.stop, signals.reload, heard) == (False, True, [signal.SIGUSR2])
+
+
+def test_a_signal_wakes_the_loop_even_without_the_descriptor_of_python(signals: Signals) -> None:
+    signal.set_wakeup_fd(-1)
+    signal.raise_signal(signal.SIGHUP)
+    assert select.select([signals.wakeup], [], [], 0)[0] == [signals.wakeup]
+    for _ in range(1 << 17):  # a full pipe blocks nothing
+        signals._wake()
 
 
 class Noted:

@@ -252,6 +252,96 @@ def test_what_ignores_everything_does_not_keep_the_process(name: str) -> None:
         assert process.child.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("name", ["Texts", "TextsLater"])
+def test_code_of_a_policy_that_the_framework_calls_blocks_nothing(name: str) -> None:
+    phase = "helo" if name == "Texts" else "ehlo"
+    with serve(name, "--deadline", "0.4", "--on-error", "tempfail") as process:
+        for number, (identity, verb) in enumerate(
+            [(b"raise", b"reject"), (b"because", b"reject"), (b"del", b"proceed")]
+        ):
+            process.connect(sid(number))
+            assert process.ask(phase, sid(number), identity).verb == verb
+            process.report("link-disconnect", sid(number))
+        process.connect(sid(9))
+        assert process.ask(phase, sid(9), b"del").verb == b"proceed"
+        process.until_logged("unraisable")
+        process.finish()
+    assert process.last_words.count("(no text)") == 1
+    assert "OverdueError: blocked the process" in process.last_words
+
+
+@pytest.mark.parametrize("name", ["Alarming", "AlarmingLater"])
+def test_a_policy_that_stops_the_timer_is_interrupted(name: str) -> None:
+    with serve(name, "--deadline", "0.4", "--on-error", "tempfail") as process:
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), b"alarm").verb == b"proceed"
+        while "stopped the timer" not in process.logged:
+            assert process.ask("helo", sid(1), b"x").verb == b"proceed"
+        assert process.ask("helo", sid(1), b"alarm").verb == b"proceed"
+        assert process.ask("helo", sid(1), b"block").verb == b"reject"
+        process.finish()
+
+
+@pytest.mark.parametrize("name", ["Alarming", "AlarmingLater"])
+@pytest.mark.parametrize("how", [b"ignore", b"default"])
+def test_a_policy_that_takes_the_timer_signal_is_interrupted(name: str, how: bytes) -> None:
+    with serve(name, "--deadline", "0.4", "--on-error", "tempfail") as process:
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), how).verb == b"proceed"
+        assert process.ask("helo", sid(1), b"block").verb == b"reject"
+        process.finish()
+
+
+@pytest.mark.parametrize("name", ["Alarming", "AlarmingLater"])
+def test_a_policy_that_takes_a_signal_does_not_end_the_process(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "names"
+    path.write_text("one@example.org\n")
+    with serve(name, "--names", f"file:{path}") as process:
+        process.connect(sid(1))
+        process.ask("helo", sid(1), b"hangup")
+        while not process.catches(signal.SIGHUP):
+            process.ask("helo", sid(1), b"x")
+        process.kill(signal.SIGHUP)
+        process.until_logged("result=unchanged")
+        process.finish()
+
+
+@pytest.mark.parametrize("name", ["Stubborn", "StubbornLater"])
+def test_sigterm_ends_it_whatever_a_handler_ignores(name: str, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    with serve(name, "--deadline", "0.1", "--notes", str(notes)) as process:
+        process.connect(sid(1))
+        process.send(process.request("helo", sid(1), b"x"))
+        process.until_noted(notes, "begun")
+        process.kill(signal.SIGTERM)
+        assert process.child.wait(PATIENCE) == 0
+
+
+def test_a_descriptor_whose_callback_blocks_is_no_longer_watched() -> None:
+    with serve("Readable", "--deadline", "0.4") as process:
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), b"watch").verb == b"proceed"
+        process.until_logged("removed a callback that blocked")
+        process.until_asleep()
+        assert process.ask("helo", sid(1), b"x").verb == b"proceed"
+        process.finish()
+    assert process.last_words.count("OverdueError") == 1
+
+
+def test_a_task_factory_that_exits_ends_nothing(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    with serve("Exiting", "--notes", str(notes)) as process:
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), b"x").verb == b"proceed"
+        notes.write_text("")
+        process.until_noted(notes, "refreshed")
+        process.finish()
+    assert "refreshed" in notes.read_text()
+    assert notes.read_text().endswith("closed\n")
+
+
 def test_a_session_that_ends_before_its_coroutine_has_begun() -> None:
     with serve("Later") as process:
         # In one read: the task is made and given up in the same turn.
@@ -443,7 +533,7 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
         channel: Any = Channel(ours.fileno(), ours.fileno())
         stub: Any = SimpleNamespace(armed=True)
         engine: Any = Backlog()
-        filter_loop = asyncio_loop._Loop(loop, engine, channel, stub, Log(), stub, stub)
+        filter_loop = asyncio_loop._Loop(loop, stub, engine, channel, stub, Log(), stub, stub)
         theirs.settimeout(0)
         filter_loop._turn()
         for _ in range(20):

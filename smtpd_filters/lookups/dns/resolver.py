@@ -326,7 +326,9 @@ class Resolver:
         return outcome
 
     def _start(self, key: tuple[str, str]) -> asyncio.Task[Outcome[Any]]:
-        task = self._asyncio.create_task(self._look_up(*key), name=f"look up {key[1]} {key[0]}")
+        loop = self._asyncio.get_running_loop()
+        # Not `create_task`: a filter's task factory may raise.
+        task = self._asyncio.Task(self._look_up(*key), loop=loop, name=f"look up {key[1]} {key[0]}")
         self._under_way[key] = task
         task.add_done_callback(lambda task: self._ended(key, task))
         return task
