@@ -24,7 +24,7 @@ COMMANDS = {
 HEAVY = (
     "asyncio", "dataclasses", "inspect", "typing", "ssl", "logging", "dns", "aiohttp", "redis",
     "unicodedata", "encodings.punycode", "encodings.idna", "idna",
-    "smtpd_filters.filters.mailfrom.from_field",
+    "smtpd_filters.checks.author.from_field",
 )  # fmt: skip
 
 

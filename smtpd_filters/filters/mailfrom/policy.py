@@ -24,6 +24,7 @@ from functools import lru_cache
 
 from smtpd_filters.addresses import Address, folded, in_unicode, path, readings
 from smtpd_filters.addresses.domains import NAME_MAX
+from smtpd_filters.checks.author.candidate import Candidate
 from smtpd_filters.checks.client_filter import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.checks.strictness import require_entries
@@ -42,8 +43,6 @@ from smtpd_filters.tables import (
 from smtpd_filters.tables.domains import address_entry
 from smtpd_filters.tables.source import LINE_MAX, shown
 from smtpd_filters.tables.table import Pairs
-
-from .candidate import Candidate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ class Mailfrom(Filter):
         self._exempt = settings.exempt.also(settings.trusted)
         if header:
             # At start rather than while a message waits.
-            import smtpd_filters.filters.mailfrom.from_field  # noqa: F401  # used in `headers` only
+            import smtpd_filters.checks.author.from_field  # noqa: F401  # used in `headers` only
         # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination."
         texts = {
             ("mail", False): "550 5.7.1 Sender address not allowed from here; please authenticate",
@@ -239,7 +238,7 @@ class Mailfrom(Filter):
         """Judge the authors in the header."""
         if why := self._exempt_reason(session):
             return exempted(self, why)
-        from .from_field import values_of_from
+        from smtpd_filters.checks.author.from_field import values_of_from
 
         reason = self._judge_from(session, values_of_from(headers))
         if reason is None and headers.cut:
@@ -255,7 +254,7 @@ class Mailfrom(Filter):
         return self._exempt.reason(session)
 
     def _judge_from(self, session: Session, values: list[str]) -> str | None:
-        from .from_field import TooLargeError, read_from
+        from smtpd_filters.checks.author.from_field import TooLargeError, read_from
 
         try:
             author = read_from(values)

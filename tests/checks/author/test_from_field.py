@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters.mailfrom import Mailfrom
-from smtpd_filters.filters.mailfrom.from_field import (
+from smtpd_filters.checks.author.from_field import (
     ADDRESSES_MAX,
     DIRECTED_MAX,
     FROM_MAX,
@@ -21,6 +20,7 @@ from smtpd_filters.filters.mailfrom.from_field import (
     read_from,
     values_of_from,
 )
+from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.main import set_up
 from smtpd_filters.message import Headers
 from smtpd_filters.runtime.log import Log

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters.mailfrom.encoded_words import _CODECS, decoded, is_in_order, outside
+from smtpd_filters.checks.author.encoded_words import _CODECS, decoded, is_in_order, outside
 
 
 @pytest.mark.parametrize(
