@@ -65,6 +65,8 @@ class Chain:
 
     #: The budget of the loop; set if any handler may wait.
     _pace: Callable[[], Pace]
+    #: Whether the chain itself decides, and edits headers: for a subclass with rules of its own.
+    decides = reads_headers = False
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Chain:
         self.watchdog = watchdog or Watchdog()
         self.filters: list[Filter] = []
         guards = self._add(filters)
+        self._prepare(guards)
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in guards.items())
         if keeps_marks and not guards.keys() & {"data", *CONTENT}:
             # Marks go where they belong: there must be a next phase.
@@ -92,7 +95,7 @@ class Chain:
         #: What to call at each phase.
         self.ask: dict[Phase, Ask] = {
             phase: partial(self._decide, phase)
-            if keeps_marks or len(self.filters) > 1
+            if keeps_marks or len(self.filters) > 1 or self.decides
             else of[0].decide
             for phase, of in self._guards.items()
         }
@@ -103,7 +106,8 @@ class Chain:
             for guard in guards.get("headers", []) + guards.get("message", [])
             if guard.filter == filter_.name
         ]
-        self.content = "message" if "message" in guards else "headers" if self._content else ""
+        reads = self._content or self.reads_headers
+        self.content = "message" if "message" in guards else "headers" if reads else ""
         #: The decision when our own code fails: as when a filter fails, so that mail which should
         #: have been checked is not accepted unchecked.
         self.otherwise = {phase: _otherwise(of) for phase, of in self._guards.items()}
@@ -167,6 +171,9 @@ class Chain:
                     guards.setdefault(handler, []).append(guard)
         return guards
 
+    def _prepare(self, guards: dict[str, list[Guard]]) -> None:
+        """Change the guards before anything is registered: for a subclass."""
+
     def _wanted_phases(self) -> tuple[str, ...]:
         """Return the phases to register."""
         phases = tuple(phase.name for phase in self._guards)
@@ -205,7 +212,7 @@ class Chain:
             decision = guard.ask(session, *arguments)
             if decision is not PROCEED:
                 return begin(self._combine(phase, session, arguments, decision, guards))
-        return _marked(phase, session, PROCEED) if session.mark else PROCEED
+        return marked(phase, session, PROCEED) if session.mark else PROCEED
 
     async def _combine(
         self,
@@ -226,14 +233,14 @@ class Chain:
                 else:
                     asked.wait.beside = self._ask_early(session, arguments, behind, early)
                     decision = await asked
-                result = _both(phase, session, result, decision)
+                result = combined(phase, session, result, decision)
                 if decision.verb in REFUSALS:
                     return decision
                 if type(decision) is Rewrite:
-                    arguments = (_handed_on(phase, decision),)
-                    _drop(early)
+                    arguments = (handed_on(phase, decision),)
+                    self._drop(early)
                 if not behind:
-                    return _marked(phase, session, result)
+                    return marked(phase, session, result)
                 guard = behind.pop(0)
                 called = early.pop(guard, None)
                 if called is None:
@@ -241,7 +248,7 @@ class Chain:
                 else:
                     asked = begin(guard.collect(session, called))
         finally:
-            _drop(early)
+            self._drop(early)
 
     def _ask_early(
         self,
@@ -266,6 +273,13 @@ class Chain:
                     waiting += (called,)
         return waiting
 
+    @staticmethod
+    def _drop(early: dict[Guard, Early]) -> None:
+        """Cancel handlers that were called before their turn, which will not come."""
+        for guard, called in early.items():
+            guard.drop(called)
+        early.clear()
+
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
         """Have the header block judged and edited."""
         return begin(self._judge(session, headers, None))
@@ -280,10 +294,10 @@ class Chain:
             before = edited.snapshot()
             asked = guard.ask(session, message if whole else headers)
             decision = asked if isinstance(asked, Decision) else await asked
-            decision, over = _judged(session, guard, edited, before, decision)
+            decision, over = judged(session, guard, edited, before, decision)
             if over:
                 return decision
-        return _mark(session, headers)
+        return made_mark(session, headers)
 
     def configured(self, smtpd: Mapping[str, str]) -> None:
         """Pass smtpd's configuration to the filters."""
@@ -343,15 +357,12 @@ class Chain:
         for filter_ in self.filters:
             for name, value in vars(filter_.settings).items():
                 if getattr(value, "is_file", False):
-                    result = yield from _reloaded(value)
-                    self.log.event(filter_.name, "reload", table=name.replace("_", "-"), **result)
+                    yield from self._reload_table(filter_.name, name.replace("_", "-"), value)
 
-
-def _drop(early: dict[Guard, Early]) -> None:
-    """Cancel handlers that were called before their turn, which will not come."""
-    for guard, called in early.items():
-        guard.drop(called)
-    early.clear()
+    def _reload_table(self, owner: str, name: str, value: Any) -> Iterator[None]:
+        """Reload a table, and log the result."""
+        result = yield from _reloaded(value)
+        self.log.event(owner, "reload", table=name, **result)
 
 
 def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool = False) -> None:
@@ -428,7 +439,7 @@ def _otherwise(guards: Sequence[Guard]) -> Decision:
     return PROCEED
 
 
-def _both(phase: Phase, session: Session, former: Decision, decision: Decision) -> Decision:
+def combined(phase: Phase, session: Session, former: Decision, decision: Decision) -> Decision:
     """Combine the decisions of two filters."""
     if type(decision) is Proceed:
         return former
@@ -438,7 +449,7 @@ def _both(phase: Phase, session: Session, former: Decision, decision: Decision) 
     return decision
 
 
-def _marked(phase: Phase, session: Session, decision: Decision) -> Decision:
+def marked(phase: Phase, session: Session, decision: Decision) -> Decision:
     """Keep a mark that can't be made at this phase, or make one that was kept."""
     if phase is MAIL_FROM and type(decision) is Junk:
         session.mark = phase.name
@@ -458,7 +469,7 @@ def _may_keep_a_mark(handler: str, guards: Sequence[Guard]) -> bool:
     return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(guards) > 1))
 
 
-def _handed_on(phase: Phase, decision: Decision) -> str:
+def handed_on(phase: Phase, decision: Decision) -> str:
     """Return a rewritten parameter as smtpd would have given it to the next filter."""
     text = decision.text
     if phase.argument == "address" and text.startswith("<"):
@@ -466,7 +477,7 @@ def _handed_on(phase: Phase, decision: Decision) -> str:
     return text
 
 
-def _judged(
+def judged(
     session: Session, guard: Guard, edited: Headers | Message, before: Any, decision: Decision
 ) -> tuple[Decision, bool]:
     """Apply a filter's decision on a message; return it, and whether the chain ends there."""
@@ -497,7 +508,7 @@ def _sound(headers: Headers) -> bool:
         return False
 
 
-def _mark(session: Session, headers: Headers) -> Decision:
+def made_mark(session: Session, headers: Headers) -> Decision:
     """Add the mark that was kept to the header."""
     if session.mark:
         session.mark = ""

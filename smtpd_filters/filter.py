@@ -21,7 +21,16 @@ from __future__ import annotations
 from time import monotonic
 
 from . import session as reported
-from .protocol.decisions import Disconnect, Junk, Marked, Proceed, Reject, Rewrite
+from .protocol.decisions import (
+    MAX_POINTS,
+    Disconnect,
+    Junk,
+    Marked,
+    Points,
+    Proceed,
+    Reject,
+    Rewrite,
+)
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
 from .settings import MAX_DEADLINE, Pool, Settings, Shared
@@ -42,7 +51,10 @@ if TYPE_CHECKING:
     Result: TypeAlias = Decision | Awaitable[Decision]
 
 _KINDS: dict[str, tuple[type[Decision], ...]] = {
-    **{kind.__name__: (kind,) for kind in (Proceed, Junk, Marked, Reject, Disconnect, Rewrite)},
+    **{
+        kind.__name__: (kind,)
+        for kind in (Proceed, Junk, Marked, Points, Reject, Disconnect, Rewrite)
+    },
     "Answer": (Proceed, Junk, Reject, Disconnect),
     "ParameterAnswer": (Proceed, Junk, Reject, Disconnect, Rewrite),
     "ContentAnswer": (Proceed, Junk, Marked, Reject, Disconnect),
@@ -54,6 +66,10 @@ _NO_DECISION = frozenset({"", "None", "NoneType", "bool", "str", "bytes", "int",
 #: framework marks the header, for `MARKED` the handler has done so.
 CONTENT = {"headers": "headers", "message": "message"}
 _CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
+#: Handlers whose points count. Later, nothing can be marked any more.
+SCORED = frozenset(
+    {"connect", "helo", "ehlo", "starttls", "auth", "mail_from", "rcpt_to", "data", *CONTENT}
+)
 #: Events of the session and of the process; a filter that does not define the method is not called.
 _EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
 #: Public methods other than handlers.
@@ -136,6 +152,9 @@ class Filter:
     #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
     #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
     early: bool = True
+    #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
+    #: score is certain; None for a filter that gives none itself.
+    points: ClassVar[tuple[float, float] | None] = None
 
     #: The declarations of its settings, including those of its `Shared` attributes.
     Options: ClassVar[type[Settings]] = Settings
@@ -179,8 +198,10 @@ class Filter:
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }
+        _check_points(cls, where)
         cls.returns = {
-            name: _check_handler(name, handler, where) for name, handler in cls.handlers.items()
+            name: _check_handler(name, handler, where, points=cls.points is not None)
+            for name, handler in cls.handlers.items()
         }
         if not 0 < cls.deadline <= MAX_DEADLINE:
             raise TypeError(f"{where}: deadline {cls.deadline!r} is not within {MAX_DEADLINE:g} s")
@@ -319,7 +340,8 @@ def legal_outcomes(handlers: Iterable[str]) -> tuple[Outcome, ...]:
 def legal_decisions(handler: str) -> frozenset[type[Decision]]:
     """Return the kinds of decision that the phase of a handler allows."""
     phase = HANDLERS.get(handler)
-    return _CONTENT_LEGAL if phase is None else phase.legal
+    legal = _CONTENT_LEGAL if phase is None else phase.legal
+    return legal | {Points} if handler in SCORED else legal
 
 
 def is_coroutine(function: object) -> bool:
@@ -387,6 +409,27 @@ def _check_public(cls: type[Filter], where: str) -> None:
             )
 
 
+def _check_points(cls: type[Filter], where: str) -> None:
+    """Raise TypeError for points that are not two numbers, and for `Points` without them."""
+    if cls.points is not None:
+        try:
+            low, high = cls.points
+            valid = -MAX_POINTS <= low <= high <= MAX_POINTS
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise TypeError(f"{where}: points = {cls.points!r} is not (least, most)")
+        return
+    for name, handler in cls.handlers.items():
+        if "Points" in _annotated_names(
+            getattr(unwrapped(handler), "__annotations__", {}).get("return", "")
+        ):
+            raise TypeError(
+                f"{where}: {name} returns Points; declare the least and the most of them, such as "
+                "points = (0, 5)"
+            )
+
+
 def _check_events(cls: type[Filter], where: str) -> None:
     """Raise TypeError for an event method that is wrongly `async def`, or wrongly isn't."""
     for name in _EVENTS_AND_SETUP & cls.__dict__.keys():
@@ -398,7 +441,7 @@ def _check_events(cls: type[Filter], where: str) -> None:
 
 
 def _check_handler(
-    name: str, handler: Callable[..., object], where: str
+    name: str, handler: Callable[..., object], where: str, *, points: bool
 ) -> frozenset[type[Decision]]:
     """Return the kinds of decision in a handler's annotation.
 
@@ -406,7 +449,7 @@ def _check_handler(
     """
     phase = HANDLERS.get(name)
     argument = CONTENT[name] if phase is None else phase.argument
-    legal = legal_decisions(name)
+    legal = legal_decisions(name) if points else legal_decisions(name) - {Points}
     plain = unwrapped(handler)
     code = getattr(plain, "__code__", None)
     takes = ("self", "session", argument) if argument else ("self", "session")

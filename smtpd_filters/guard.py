@@ -19,7 +19,17 @@ from types import CoroutineType
 
 from .errors import UnavailableError
 from .filter import is_coroutine, legal_decisions, unwrapped
-from .protocol.decisions import PROCEED, Decision, Disconnect, Junk, Marked, Reject, Rewrite, reply
+from .protocol.decisions import (
+    PROCEED,
+    Decision,
+    Disconnect,
+    Junk,
+    Marked,
+    Points,
+    Reject,
+    Rewrite,
+    reply,
+)
 from .protocol.vocabulary import FORMS, HANDLERS, PHASES
 from .runtime.coroutines import (
     CANCELLED,
@@ -73,6 +83,8 @@ class Guard:
         "log",
         "may_mark",
         "phase",
+        "points",
+        "treat",
         "watchdog",
         "where",
     )
@@ -97,6 +109,10 @@ class Guard:
         self.declared = filter.returns[handler]
         junk = filter.registration.junk
         self.legal = self.declared if junk else self.declared - _MARKS
+        #: The least and the most points that it may give; None if it gives none itself.
+        self.points = filter.points if Points in self.legal else None
+        #: Replaces a decision by points, in a chain with a score.
+        self.treat: Callable[[Decision], Decision] | None = None
         self.allowed = legal_decisions(handler)
         #: Whether the handler is, or wraps, one that is written `async def`.
         self.coroutine = is_coroutine(self.handler)
@@ -252,6 +268,13 @@ class Guard:
         decision: Decision = result  # type: ignore[assignment]  # all of `legal` are
         if b"\n" in decision.wire:
             return self.defect(session, error="returned a decision that was tampered with")
+        if type(decision) is Points:
+            low, high = self.points or (0, 0)
+            if not low <= decision.points <= high:
+                return self.defect(
+                    session,
+                    error=f"returned {decision!r}, but declares points = ({low:g}, {high:g})",
+                )
         if type(decision) is Rewrite:
             phase = PHASES[self.phase]
             if not phase.takes(decision.text):
@@ -259,10 +282,14 @@ class Guard:
                 return self.defect(
                     session, error=f"returned a Rewrite that is not {FORMS[phase.argument]}"
                 )
+        if self.treat is not None:
+            decision = self.treat(decision)
         if decision is not PROCEED or self.log.verbose:
             took = monotonic() - started
             self.log.verdict(session, self.phase, decision, took, dry=self.dry)
-        return PROCEED if self.dry else decision
+        if self.dry or (self.treat is None and type(decision) is Points):
+            return PROCEED
+        return decision
 
     def _illegal(self, result: object) -> str:
         """Describe what was returned in place of a decision that is allowed."""
@@ -274,6 +301,8 @@ class Guard:
         if type(result) in self.declared and type(result) in _MARKS:
             return f"returned {name}, but setup returned Registration(junk=False), at {self.where}"
         allowed = " | ".join(sorted(kind.__name__ for kind in self.legal))
+        if type(result) is Points and self.points is None and Points in self.allowed:
+            return f"returned Points, but declares no points = (least, most), at {self.where}"
         if type(result) in self.allowed:
             return f'returned {name}, but is annotated "-> {allowed}" at {self.where}'
         return f"returned {name}, but may return {allowed}, at {self.where}"
@@ -307,6 +336,8 @@ class Guard:
             code, _, text = fallback.text.split(" ", 2)
             assert isinstance(fallback, Reject | Disconnect)  # noqa: S101  # it is a refusal
             fallback = type(fallback)(reply(int(code), status, text)).because(FAILED)
+        if self.treat is not None:
+            fallback = self.treat(fallback)
         result = outcome(fallback, dry=self.dry)
         kind = f"{self.phase} {kind or why}"
         if fallback.verb in REFUSALS:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from .filter import Filter, Outcome
+    from .scoring.rules import Rules
     from .settings import PolicySettings, Pool, Settings
 
     #: A filter with its outcome for failures, and its deadline in seconds.
@@ -48,7 +49,7 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
         cls.Options, argv, common=common, prog=prog, description=cls.described()
     )
     return serve_chain(
-        lambda log: [set_up(make(cls, own), log, general)],
+        lambda log: make_chain([set_up(make(cls, own), log, general)], log),
         verbose=general.verbose,
         refuse_long_lines=general.long_lines == "refuse",
         prog=prog,
@@ -98,11 +99,18 @@ def set_up(
     return filter_, filter_.on_error, filter_.deadline
 
 
-def make_chain(ready: Sequence[Ready], log: Log) -> Chain:
-    """Return a chain of filters that are set up; raise ConfigError for any mistake in one."""
-    deadlines = [deadline for _, _, deadline in ready]
+def make_chain(ready: Sequence[Ready], log: Log, rules: Rules | None = None) -> Chain:
+    """Return a chain of filters that are set up; raise ConfigError for any mistake in one.
+
+    `rules` are points, thresholds, and what bypasses the chain.
+    """
+    watchdog = Watchdog(min(MAX_TURN, *(deadline for _, _, deadline in ready)))
     try:
-        return Chain(ready, log, Watchdog(min(MAX_TURN, *deadlines)))
+        if rules:
+            from .scoring.chain import ScoringChain  # start-up time
+
+            return ScoringChain(ready, log, watchdog, rules)
+        return Chain(ready, log, watchdog)
     except ConfigError:
         raise
     except Exception as error:  # it is a filter's own code
@@ -115,9 +123,9 @@ def bug(error: Exception) -> ConfigError:
 
 
 def serve_chain(
-    ready: Callable[[Log], Sequence[Ready]], *, verbose: bool, refuse_long_lines: bool, prog: str
+    make: Callable[[Log], Chain], *, verbose: bool, refuse_long_lines: bool, prog: str
 ) -> int:
-    """Set filters up by calling `ready` with the log, and serve; return the exit status.
+    """Make a chain by calling `make` with the log, and serve; return the exit status.
 
     Raises ConfigError for a mistake in their settings. On a terminal, where nothing speaks smtpd's
     protocol, it returns when they are set up, and writes to stderr that flags and files are right.
@@ -133,7 +141,7 @@ def serve_chain(
     ignore_hangup()
     log = Log(verbose=verbose)
     try:
-        chain = make_chain(ready(log), log)
+        chain = make(log)
     except BaseException:
         ends.give_back()
         raise

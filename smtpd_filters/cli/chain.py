@@ -18,6 +18,7 @@ import sys
 from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.main import make_chain, serve_chain, set_up
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.scoring.rules import RuleError
 from smtpd_filters.settings import (
     PATH,
     SWITCH,
@@ -37,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from smtpd_filters.chain import Chain
     from smtpd_filters.main import Ready
 
     from .chain_file import Declared
@@ -117,7 +119,7 @@ def _serve(own: Options, *, verbose: bool) -> int:
     process = file.process(name)
     return serve_chain(
         # Load the operator's own modules only after stdout is replaced: smtpd must not get prints.
-        lambda log: _ready(file.declared(name), log),
+        lambda log: _chain(file, name, log),
         verbose=process.verbose or verbose,
         refuse_long_lines=process.long_lines == "refuse",
         prog=PROG,
@@ -132,9 +134,21 @@ def _default_path() -> str:
     raise ConfigError(f"no such file: {', '.join(PLACES)}; name one with --config")
 
 
-def _ready(declared: Iterable[Declared], log: Log) -> list[Ready]:
+def _chain(file: ChainFile, name: str, log: Log) -> Chain:
+    """Set up the filters of a chain; return the chain."""
     pool = Pool()
-    return [_set_up(each, log, pool) for each in declared]
+    declared = file.declared(name)
+    return _made(file, name, declared, [_set_up(each, log, pool) for each in declared], log)
+
+
+def _made(
+    file: ChainFile, name: str, declared: Iterable[Declared], ready: Sequence[Ready], log: Log
+) -> Chain:
+    try:
+        return make_chain(ready, log, file.rules(name, declared))
+    except RuleError as error:
+        table = f"[filter.{error.filter}]" if error.filter else f"[chain.{printable(name)}]"
+        raise file.located(ConfigError(f"{file.path}: {table}: {error}")) from None
 
 
 def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
@@ -179,9 +193,10 @@ def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
         yield from (error, *error.others)
         return
     ready: dict[str, Ready | None] = {}
+    declared: dict[str, Declared] = {}
     if not own.chain:
         for name in file.filters:
-            yield from _try(file, name, "", ready)
+            yield from _try(file, name, "", ready, declared)
     for chain in chains:
         try:
             names = file.process(chain).filters
@@ -189,25 +204,30 @@ def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
             yield from (error, *error.others)
             continue
         for name in names:
-            yield from _try(file, name, chain, ready)
+            yield from _try(file, name, chain, ready, declared)
         of = [each for name in names if (each := ready[name]) is not None]
         if len(of) == len(names):
             try:
-                make_chain(of, Log())
+                _made(file, chain, [declared[name] for name in names], of, Log())
             except ConfigError as error:
                 yield error
     checked += [file.path, f"({', '.join(ready)})"]
 
 
 def _try(
-    file: ChainFile, name: str, chain: str, ready: dict[str, Ready | None]
+    file: ChainFile,
+    name: str,
+    chain: str,
+    ready: dict[str, Ready | None],
+    declared: dict[str, Declared],
 ) -> Iterator[ConfigError]:
     """Set a filter up once, and yield its errors."""
     if name in ready:
         return
     ready[name] = None
     try:
-        ready[name] = _set_up(file.filter(name, chain), Log(), Pool())
+        declared[name] = file.filter(name, chain)
+        ready[name] = _set_up(declared[name], Log(), Pool())
     except ConfigError as error:
         yield from (error, *error.others)
 

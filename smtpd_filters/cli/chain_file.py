@@ -20,6 +20,7 @@ import re
 
 from smtpd_filters.errors import ConfigError, first_of
 from smtpd_filters.main import make
+from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from smtpd_filters.settings import (
     LIST,
     TEXT,
@@ -49,6 +50,15 @@ if TYPE_CHECKING:
 _ASSIGNMENT = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=\s*(?P<array>\[\s*)?")
 #: The header of a table.
 _HEADER = re.compile(r"\s*(\[[^\[\]]*\])")
+#: The start of an error about a key of a table, behind the path of the file.
+_NAMED = re.compile(r": \[(?P<table>[^\[\]]+)\]: (?P<key>[a-z-]+): ")
+#: The keys whose errors have the number of their line.
+_RULES = {
+    key
+    for each in (RuleSettings, FilterRules)
+    for option_ in each.options.values()
+    for key in option_.toml_keys()
+}
 #: A character that starts neither a string nor an array nor a table.
 _BARE = re.compile(r"""[^\s"'\[\]{}#,]""")
 _SWITCHES = {"yes": "true", "on": "true", "true": "true"}
@@ -57,7 +67,7 @@ _SWITCHES |= dict.fromkeys(("no", "off", "false"), "false")
 USE = "use"
 
 
-class ChainSettings(ProcessSettings):
+class ChainSettings(RuleSettings, ProcessSettings):
     """The keys of a chain's table."""
 
     filters = option(
@@ -70,7 +80,7 @@ class ChainSettings(ProcessSettings):
 class Declared:
     """A filter that the file declares."""
 
-    __slots__ = ("kind", "name", "own", "policy", "where")
+    __slots__ = ("kind", "name", "own", "policy", "rules", "where")
 
     def __init__(
         self, name: str, table: Table | None, where: str, others: Iterable[str] = ()
@@ -101,12 +111,24 @@ class Declared:
         keys = {key: value for key, value in table.items() if key != USE}
         _refuse_misplaced(keys, self.kind.Options, where)
         wrong: list[ConfigError] = []
+        # A filter's own key of the same name comes first.
+        of_chain = {
+            key: keys.pop(key)
+            for key in _keys_of(FilterRules) - _keys_of(self.kind.Options)
+            if key in keys
+        }
+        #: What becomes of its decisions in the chain.
+        self.rules = FilterRules()
+        try:
+            self.rules = from_mapping(FilterRules, of_chain, where)
+        except ConfigError as error:
+            wrong.append(error)
         #: Its own settings.
         self.own: Settings
         #: The settings that every filter has.
         self.policy: PolicySettings
         try:
-            self.own = from_mapping(self.kind.Options, keys, where, beside=[policy])
+            self.own = from_mapping(self.kind.Options, keys, where, beside=[policy, FilterRules])
         except ConfigError as error:
             wrong.append(error)
         try:
@@ -133,6 +155,7 @@ class ChainFile:
         import tomllib  # start-up time of --help
 
         self.path = path
+        self._content = content
         try:
             top = tomllib.loads(content)
         except ValueError as error:  # TOMLDecodeError, or a number too long for Python
@@ -186,7 +209,10 @@ class ChainFile:
         """Return the settings of a chain and its process, from its table and the file's top."""
         where = f"{self.path}: [chain.{printable(name)}]"
         table = self._chains[name]
-        chain = from_mapping(ChainSettings, table, where)
+        try:
+            chain = from_mapping(ChainSettings, table, where)
+        except ConfigError as error:
+            raise self._all_located(error) from None
         if not chain.filters:
             raise ConfigError(f"{where}: filters: at least one is required")
         for at, each in enumerate(chain.filters):
@@ -196,6 +222,27 @@ class ChainFile:
                     f'with {USE} = "...")'
                 )
         return from_mapping(ChainSettings, {**self._top, **table}, where)
+
+    def rules(self, chain: str, declared: Iterable[Declared]) -> Rules:
+        """Return the rules of a chain with these filters, those it consists of."""
+        filters = {each.name: each.rules for each in declared if each.rules.given}
+        return Rules(self.process(chain), filters)
+
+    def _all_located(self, error: ConfigError) -> ConfigError:
+        """Return an error and its `others`, each with its place."""
+        located = [self.located(each) for each in (error, *error.others)]
+        located[0].others = tuple(located[1:])
+        return located[0]
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """Return an error with the number of the line, if it names a rule of a chain by its key."""
+        found = _NAMED.match(str(error).removeprefix(self.path))
+        if not found or found["key"] not in _RULES:
+            return error
+        line = _line_of(self._content, found["table"], found["key"])
+        if not line:
+            return error
+        return ConfigError(f"{self.path}:{line}{str(error).removeprefix(self.path)}")
 
     def declared(self, name: str) -> list[Declared]:
         """Parse the filters of a chain, in order."""
@@ -215,7 +262,10 @@ class ChainFile:
         where = f"{self.path}: [filter.{printable(name)}]"
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"{where}: a name consists of letters, digits, - and _")
-        return Declared(name, table, where)
+        try:
+            return Declared(name, table, where)
+        except ConfigError as error:
+            raise self._all_located(error) from None
 
     def _tables(self, top: Table, kind: str) -> dict[str, Table]:
         """Return the tables `[KIND.NAME]`."""
@@ -241,6 +291,18 @@ def _with_position(path: str, content: str, text: str) -> str:
         return f"{path}: {text}"
     row = content.split("\n")[int(line) - 1]
     return f"{path}:{line}:{column}: {_reason_of(reason, row, int(column))}"
+
+
+def _line_of(content: str, table: str, key: str) -> int:
+    """Return the number of the line that sets a key of a table, or of the table's, or 0."""
+    inside, found = False, 0
+    for number, line in enumerate(content.split("\n"), 1):
+        if header := _HEADER.match(line):
+            inside = re.sub(r"[\s\"']", "", header[1]) == f"[{table}]"
+            found = number if inside else found
+        elif inside and (assigned := _ASSIGNMENT.match(line)) and assigned["key"] == key:
+            return number
+    return found
 
 
 def _reason_of(reason: str, row: str, column: int) -> str:

@@ -18,6 +18,10 @@ MAX_REPLY = 510
 #: parameters may follow it, and section 4.5.3.1.4 allows 512 for a command line.
 MAX_PARAMETER = 512
 
+#: Points that a filter can add or subtract at once. Scores of mail are below 100 in practice
+#: (SpamAssassin, Rspamd); beyond this a number is a mistake.
+MAX_POINTS = 1_000_000
+
 _PRINTABLE = frozenset(map(chr, range(0x20, 0x7F)))
 
 
@@ -48,6 +52,13 @@ def check_reply(text: str) -> None:
         raise ValueError(f"a reply is one line of printable ASCII, not {text[:80]!r}")
     if len(text) > MAX_REPLY:
         raise ValueError(f"a reply has at most {MAX_REPLY} octets, not {len(text)}")
+
+
+def show_points(thousandths: int) -> str:
+    """Format thousandths of a point: `2.5`, `-3`."""
+    whole, rest = divmod(abs(thousandths), 1000)
+    text = f"{whole}.{rest:03}".rstrip("0").rstrip(".")
+    return f"-{text}" if thousandths < 0 else text
 
 
 class Decision:
@@ -89,7 +100,7 @@ class Decision:
         raise AttributeError(f"{type(self).__name__}.{name}: decisions are immutable")
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Decision):
+        if not isinstance(other, Decision) or isinstance(other, Points):
             return NotImplemented
         return self.wire == other.wire and self.reason == other.reason
 
@@ -135,6 +146,65 @@ class Marked(Decision):
 
     def __init__(self) -> None:
         super().__init__(b"proceed")
+
+
+class Points(Decision):
+    """Accept the command, and add points to the score of the session or message.
+
+    Points count in a chain with thresholds; anywhere else they are only logged. They are kept as
+    whole thousandths, so that sums are exact. `temporary` points can't refuse permanently: they
+    stand for a failure or a doubt that may have gone when the client retries. `instead` is the
+    decision, as in the log, that a chain has replaced by these points; "" if the filter gave them.
+
+    Raise ValueError for a number beyond `MAX_POINTS` either way.
+    """
+
+    __slots__ = ("instead", "temporary", "thousandths")
+    __match_args__ = ("points",)
+    verb = "proceed"
+
+    #: The number of thousandths of a point.
+    thousandths: int
+    #: Whether they can't refuse permanently.
+    temporary: bool
+    #: The decision that they have replaced.
+    instead: str
+
+    def __init__(self, points: float, *, temporary: bool = False, instead: str = "") -> None:
+        if not -MAX_POINTS <= points <= MAX_POINTS:  # false for NaN, too
+            raise ValueError(f"points are a number of at most {MAX_POINTS:,}, not {points!r}")
+        super().__init__(b"proceed")
+        keep = object.__setattr__
+        keep(self, "thousandths", round(points * 1000))
+        keep(self, "temporary", temporary)
+        keep(self, "instead", instead)
+
+    @property
+    def points(self) -> float:
+        """The number of points."""
+        return self.thousandths / 1000
+
+    def because(self, reason: object) -> Self:
+        """Return the same points with a reason for the log: a text, or what has one."""
+        copy = super().because(reason)
+        for name in ("thousandths", "temporary", "instead"):
+            object.__setattr__(copy, name, getattr(self, name))
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Points) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[object, ...]:
+        return self.thousandths, self.temporary, self.instead, self.reason
+
+    def __repr__(self) -> str:
+        shown = [show_points(self.thousandths)]
+        names = ("temporary", "instead", "reason")
+        shown += [f"{name}={value!r}" for name in names if (value := getattr(self, name))]
+        return f"Points({', '.join(shown)})"
 
 
 class Reject(Decision):

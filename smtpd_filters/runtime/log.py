@@ -17,6 +17,8 @@ import os
 import select
 from time import monotonic
 
+from smtpd_filters.protocol.decisions import Points, show_points
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -306,6 +308,10 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:
     """Return the result of a request for the log; on a dry run also the suppressed one."""
+    if type(decision) is Points:
+        points = "" if dry else show_points(decision.thousandths)
+        would = decision.instead or ("points" if dry else "")
+        return {"result": "proceed", "would": would, "points": points}
     if dry and decision.verb != "proceed":
         return {"result": "proceed", "would": decision.verb}
     return {"result": decision.verb}

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.recording import Recording
+    from smtpd_filters.scoring.rules import Rules
     from smtpd_filters.settings import Settings
 
     from .in_process import Filters
@@ -81,7 +82,8 @@ class Conversation(Peer):
     instance with its settings; or several instances, for a chain. `setup` is called here.
     `nameserver` is the address and port that a filter's resolver uses unless `--nameserver` is
     given. `protocol` is the protocol version, `smtpd_version` the server's, by default one that
-    uses the protocol. `admd` is the authserv-id.
+    uses the protocol. `admd` is the authserv-id. `rules` are the points and thresholds of a chain
+    (`smtpd_filters.scoring.rules.Rules`).
 
     An error in the filter's code fails the test (`verify`), unless `errors` is True.
 
@@ -98,8 +100,9 @@ class Conversation(Peer):
         smtpd_version: str = "",
         admd: str = HOST,
         errors: bool = False,
+        rules: Rules | None = None,
     ) -> None:
-        served = Served(filters, flags, settings, nameserver)
+        served = Served(filters, flags, settings, nameserver, rules)
         super().__init__(served, protocol, smtpd_version)
         self.admd = admd
         self._errors_allowed = errors

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.recording.replay import Replay
     from smtpd_filters.runtime.coroutines import Pending
+    from smtpd_filters.scoring.rules import Rules
     from smtpd_filters.settings import PolicySettings, Settings
 
     #: A filter's class, or one with its settings, or several of these for a chain.
@@ -54,13 +55,14 @@ class Served:
         flags: Sequence[str],
         settings: Settings | None,
         nameserver: tuple[str, int] | None = None,
+        rules: Rules | None = None,
     ) -> None:
         """Raise ConfigError as the executable does before it is ready."""
         chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
         self.log = _Captured(verbose=verbose)
         pool = Pool() if nameserver is None else Pool(nameserver=(nameserver,))
         ready = [set_up(filter_, self.log, general, pool) for filter_, general in chosen]
-        self.chain = make_chain(ready, self.log)
+        self.chain = make_chain(ready, self.log, rules)
         self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
         self.engine.spawn = self._spawn
         self._pace = Pace()

@@ -29,6 +29,7 @@ from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.main import set_up
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.scoring.rules import FilterRules
 from smtpd_filters.settings import policy_options
 from smtpd_filters.testing import Conversation
 
@@ -97,8 +98,10 @@ def said(content: str, chain: str = "") -> str:
 def serve(content: str, chain: str = "") -> Conversation:
     """Converse with a chain of a file of this content."""
     file = ChainFile("x.toml", content)
-    ready = [set_up(each.make(), Log(), each.policy) for each in file.declared(file.chain(chain))]
-    return Conversation([filter_ for filter_, _, _ in ready])
+    declared = file.declared(file.chain(chain))
+    ready = [set_up(each.make(), Log(), each.policy) for each in declared]
+    rules = file.rules(file.chain(chain), declared)
+    return Conversation([filter_ for filter_, _, _ in ready], rules=rules)
 
 
 def filter_chain(
@@ -717,6 +720,104 @@ def test_a_check_finds_all_that_is_wrong(write: Callable[..., Path]) -> None:
     assert check(path, "--chain", "w")[0] == 1
 
 
+SCORED = """\
+[filter.dyndns]
+action = "reject"
+score = { junk = 2, reject = 4.5 }
+
+[filter.fcrdns]
+score = 1.5
+
+[chain.inbound]
+filters = ["dyndns", "fcrdns"]
+junk-at = 2
+reject-at = 6
+bypass-clients = "192.0.2.99"
+"""
+
+
+def test_a_chain_with_a_score() -> None:
+    with serve(SCORED) as smtpd:
+        dynamic: dict[str, Any] = {"rdns": "192-0-2-8.dyn.example", "address": "192.0.2.8"}
+        client = smtpd.connect(**dynamic, fcrdns="fail")
+        assert client.greeting.reply == "554 5.7.1 Refused as probable spam"
+        assert smtpd.connect(**dynamic).greeting.verb == "proceed"
+        friend = smtpd.connect(rdns=None, address="192.0.2.99")
+        assert friend.greeting.verb == "proceed"
+    assert 'points="dyndns=4.5 fcrdns=1.5"' in smtpd.log[2]
+
+
+UNREACHABLE = "reject-at: 6.5 cannot be reached, the points of the filters add up to 6 at most"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "number", "text"),
+    [
+        ("junk-at = 2", "junk-at = 6", 10, "junk-at: 6 must be below reject-at, 6"),
+        ("reject-at = 6", "reject-at = 6.5", 11, UNREACHABLE),
+        # Where the key isn't found, the table is.
+        ("reject-at = 6", "'reject-at' = 6.5", 8, UNREACHABLE),
+        ("reject-at = 6", "reject-at = 0", 11, 'reject-at: must be at least 0.001, not "0"'),
+        ("reject-at = 6", 'reject-at = "6"', 11, "reject-at: expected a number, not a string"),
+        (
+            "bypass-clients",
+            'score-at = "quit"\nbypass-clients',
+            12,
+            'score-at: invalid choice "quit" (choose from connect, helo, mail-from, rcpt-to, data)',
+        ),
+        (
+            '"192.0.2.99"',
+            '"192.0.2.999"',
+            12,
+            "bypass-clients: not an address or network in '192.0.2.999'",
+        ),
+        (
+            "score = 1.5",
+            "score = { spam = 1.5 }",
+            6,
+            'score: unknown action "spam" (choose from junk, reject, tempfail)',
+        ),
+        (
+            "score = 1.5",
+            "score = {}",
+            6,
+            "score: expected points: a number, or a table such as { junk = 2, reject = 5 }",
+        ),
+        (
+            "score = 1.5",
+            'score = 1.5\nbypass = ["junk"]',
+            7,
+            "bypass: junk has points, too; see score",
+        ),
+        (
+            "junk-at = 2\nreject-at = 6\n",
+            "",
+            3,
+            "score: requires junk-at, reject-at or score-header in the chain",
+        ),
+        (
+            "junk-at = 2",
+            "greylist-at = 2",
+            10,
+            "greylist-at: requires a filter of the kind greylist in the chain",
+        ),
+    ],
+)
+def test_a_mistake_in_a_rule_has_its_line(
+    old: str, new: str, number: int, text: str, write: Callable[..., Path]
+) -> None:
+    assert old in SCORED
+    path = write(SCORED.replace(old, new))
+    status, lines = check(path)
+    table = (
+        "filter.fcrdns" if number in {6, 7} else "chain.inbound" if number > 7 else "filter.dyndns"
+    )
+    assert (status, lines) == (1, [f"filter-chain: {path}:{number}: [{table}]: {text}"])
+    done = filter_chain("-f", path, data=SmtpdConnection().configure())
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().splitlines() == lines
+
+
 def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Path]) -> None:
     content = """
     long-lines = "cut"
@@ -927,6 +1028,7 @@ def test_each_example_of_the_manual_is_one(
     content: str, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     write("example.org\n", "domains")
+    write("192.0.2.0/24\n", "partners")
     (tmp_path / "filters").mkdir()
     write(GREET, "filters/greet.py")
     assert is_well(write(content.replace("/etc/mail", str(tmp_path))))
@@ -936,6 +1038,7 @@ def test_each_key_is_in_the_manual() -> None:
     text = MANUAL.read_text("utf-8").replace("\\-", "-")
     keys = {declared.key for declared in chain_file.ChainSettings.options.values()}
     keys |= {declared.key for declared in policy_options().options.values()} | {chain_file.USE}
+    keys |= {declared.key for declared in FilterRules.options.values()}
     named = {
         word for line in re.findall(r"^\.It Cm (.*)$", text, re.MULTILINE) for word in line.split()
     }

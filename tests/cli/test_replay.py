@@ -379,6 +379,18 @@ def test_two_chain_files_are_compared(tmp_path: Path, capsys: Capture) -> None:
     assert "--chain is required, there are several" in capsys.readouterr().out
 
 
+def test_a_chain_with_a_score_is_replayed(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "scored.toml"
+    path.write_text(
+        '[filter.dyndns]\nextra-patterns = "^localhost$"\nexempt = ["authenticated"]\n'
+        'score = 4\n[chain.a]\nfilters = ["dyndns"]\nreject-at = 4\nscore-at = "rcpt-to"\n'
+    )
+    assert main(["replay", "--new", str(path), str(PLAIN)]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"rcpt-to .*  proceed +reject 550 5.7.1 Refused as probable spam", out)
+    assert "disconnect" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

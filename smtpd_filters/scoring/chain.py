@@ -1,0 +1,519 @@
+"""A chain with a score: filters add points instead of acting, and thresholds over the sum act.
+
+Invariants
+----------
+*Decided when certain*: the score refuses as soon as no open question can take it below the
+threshold, from `score-at` on. While it is certain which thresholds the final score reaches, filters
+that could only add points are not asked.
+*Marks at the end*: the score marks a message in its header, or at `data` if the chain doesn't read
+messages; never at `commit`, where smtpd exits on it.
+*Temporary when in doubt*: a score that needs points for failures or temporary refusals to reach the
+threshold refuses temporarily.
+*Nothing half*: a client, message or recipient that bypasses the chain is neither judged nor marked
+nor refused by it from then on; marks and refusals made before remain.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.chain import MAIL_FROM, Chain, combined, handed_on, judged, made_mark, marked
+from smtpd_filters.filter import CONTENT, SCORED
+from smtpd_filters.guard import FAILED, REFUSALS
+from smtpd_filters.protocol.decisions import (
+    JUNK,
+    PROCEED,
+    Decision,
+    Disconnect,
+    Points,
+    Reject,
+    Rewrite,
+    show_points,
+)
+from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
+from smtpd_filters.runtime.coroutines import begin
+from smtpd_filters.session import text
+
+from .bypass import BypassTables
+from .rules import Bypass, RuleError, Treatment, actions_of
+from .tally import CONTENT as CONTENT_ORDER
+from .tally import DATA, ORDER, Slot, Tally
+from .tally import MAIL_FROM as MESSAGE_ORDER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    from smtpd_filters.filter import Filter, Outcome
+    from smtpd_filters.guard import Guard
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.vocabulary import Phase
+    from smtpd_filters.runtime.coroutines import Early, Pending
+    from smtpd_filters.runtime.log import Log
+    from smtpd_filters.runtime.watchdog import Watchdog
+    from smtpd_filters.session import Session
+
+    from .rules import Rules
+
+FIELD = "X-Smtpd-Filters-Score"
+#: The name in the log of what the score does.
+NAME = "score"
+#: RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening message
+#: instead of the 220".
+AT_CONNECT = "554 5.7.1 Refused as probable spam"
+REPLY = "550 5.7.1 Refused as probable spam"
+#: By RFC 5321 section 3.8, 421 is the code to close a connection with.
+TEMPORARY_AT_CONNECT = "421 4.7.1 Checks could not be completed, please try again later"
+TEMPORARY = "451 4.7.1 Checks could not be completed, please try again later"
+RCPT_TO = PHASES["rcpt-to"]
+
+
+class _State:
+    """What the chain knows of a session."""
+
+    __slots__ = ("bypass", "others", "recipients", "seen", "tally")
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        #: Why the session or its message bypasses the chain; "" if it does not.
+        self.bypass = {"session": "", "message": ""}
+        #: Whether the client has been looked up in the tables.
+        self.seen = False
+        #: The numbers of the message's recipients that bypass the chain, and of the others.
+        self.recipients = self.others = 0
+
+    def end_message(self) -> None:
+        self.tally.end_message()
+        self.bypass["message"] = ""
+        self.recipients = self.others = 0
+
+    def bypassed(self, order: int) -> str:
+        """Return why the chain is bypassed at a phase."""
+        why = self.bypass["session"] or self.bypass["message"]
+        if not why and order > ORDER["rcpt-to"] and self.recipients and not self.others:
+            why = "all recipients"
+        return why
+
+
+class ScoringChain(Chain):
+    """Filters in order, with the points, thresholds and tables of `rules`."""
+
+    decides = True
+
+    def __init__(
+        self,
+        filters: Iterable[tuple[Filter, Outcome, float]],
+        log: Log,
+        watchdog: Watchdog | None,
+        rules: Rules,
+    ) -> None:
+        """Raise ConfigError as `Chain` does, and for rules that contradict each other."""
+        settings = rules.settings
+        self._rules = rules
+        self._tables = BypassTables(settings)
+        self._scale = rules.scale()
+        self._from = ORDER[settings.score_at]
+        self._header = settings.score_header
+        self.reads_headers = settings.score_header
+        self._slots: dict[Guard, Slot] = {}
+        #: The handlers that can only add points, of filters whose handlers all are like that.
+        self._only_points: set[Guard] = set()
+        #: The least score from which a handler is called.
+        self._least: dict[Guard, int] = {}
+        super().__init__(filters, log, watchdog)
+        #: By the order of a phase: the slots of later phases.
+        self._later = {
+            order: [slot for slot in dict.fromkeys(self._slots.values()) if slot.order > order]
+            for order in set(ORDER.values())
+        }
+        self._check_rules()
+
+    # -- registration --------------------------------------------------------------------
+
+    def _prepare(self, guards: dict[str, list[Guard]]) -> None:
+        """Treat the handlers as the rules say, and add the phases at which the score acts."""
+        for handler, of in guards.items():
+            for guard in of:
+                self._prepare_guard(handler, guard)
+        only_points = {
+            filter_.name: all(
+                guard in self._only_points
+                for of in guards.values()
+                for guard in of
+                if guard.filter == filter_.name
+            )
+            for filter_ in self.filters
+        }
+        self._only_points = {each for each in self._only_points if only_points[each.filter]}
+        if self._scale.junk is not None and not (self._header or guards.keys() & CONTENT.keys()):
+            guards.setdefault("data", [])
+        if self._scale.reject is not None:
+            at = self._rules.settings.score_at
+            for handler in ("helo", "ehlo") if at == "helo" else (at.replace("-", "_"),):
+                guards.setdefault(handler, [])
+        if self._tables.recipients is not None:
+            guards.setdefault("rcpt_to", [])
+
+    def _prepare_guard(self, handler: str, guard: Guard) -> None:
+        rules = self._rules.filters.get(guard.filter)
+        if handler not in SCORED:
+            return
+        treatment = Treatment(rules) if rules is not None else None
+        points = [*treatment.points.values()] if treatment is not None else []
+        if guard.points is not None:
+            points += [round(each * 1000) for each in guard.points]
+        if treatment is not None:
+            guard.treat = lambda each: treatment.apply(each, failed=each.reason is FAILED)
+        elif points:
+            guard.treat = _itself
+        if points:
+            phase = HANDLERS[handler].name if handler in HANDLERS else handler
+            self._slots[guard] = self._slot(guard.filter, phase, min(points), max(points))
+            actions = actions_of(guard.legal, guard.fallback)
+            scored = set(treatment.points) if treatment is not None else set()
+            if handler not in CONTENT and actions <= scored:
+                self._only_points.add(guard)
+        if self._scale.greylist is not None and self._is_greylist(guard.filter):
+            self._least[guard] = self._scale.greylist
+
+    def _slot(self, filter_: str, phase: str, low: int, high: int) -> Slot:
+        """Return the slot of a filter at a phase; HELO and EHLO share one."""
+        for slot in self._slots.values():
+            if slot.filter == filter_ and slot.order == ORDER[phase] < MESSAGE_ORDER:
+                slot.low, slot.high = min(slot.low, low), max(slot.high, high)
+                return slot
+        return Slot(filter_, phase, low, high)
+
+    def _is_greylist(self, name: str) -> bool:
+        return any(type(each).name == "greylist" for each in self.filters if each.name == name)
+
+    def _check_rules(self) -> None:
+        """Raise ConfigError for rules without effect or against each other."""
+        settings, scale = self._rules.settings, self._scale
+        if settings.greylist_at is not None and not self._least:
+            raise RuleError("greylist-at: requires a filter of the kind greylist in the chain")
+        for name, rules in self._rules.filters.items():
+            self._check_filter(name, *map(set, (rules.score or {}, rules.bypass)))
+        if scale.junk is not None and scale.reject is not None and scale.junk >= scale.reject:
+            both = show_points(scale.junk), show_points(scale.reject)
+            raise RuleError(f"junk-at: {both[0]} must be below reject-at, {both[1]}")
+        if scale.reject is None and (useless := {"score_at", "score_reply"} & settings.given):
+            raise RuleError(f"{min(useless).replace('_', '-')}: requires reject-at")
+        most = sum(slot.high for slot in dict.fromkeys(self._slots.values()))
+        steps = (("junk", scale.junk), ("reject", scale.reject), ("greylist", scale.greylist))
+        for name, at in steps:
+            if at is not None and at > most:
+                raise RuleError(
+                    f"{name}-at: {show_points(at)} cannot be reached, the points of the filters "
+                    f"add up to {show_points(most)} at most"
+                )
+
+    def _check_filter(self, name: str, scored: set[str], bypassing: set[str]) -> None:
+        if both := scored & bypassing:
+            raise RuleError(f"bypass: {min(both)} has points, too; see score", name)
+        if scored and not self._rules.scores:
+            raise RuleError("score: requires junk-at, reject-at or score-header in the chain", name)
+
+    def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        fields, reports = super()._wanted_reports()
+        if self._tables.users is not None and "link-auth" not in reports:
+            fields, reports = (*fields, "username"), (*reports, "link-auth")
+        if "tx-reset" not in reports:
+            reports = (*reports, "tx-reset")
+        # Called after the report has been applied, like the events of filters.
+        self.hooks["tx-reset"] = self._end_message
+        return fields, reports
+
+    def _end_message(self, session: Session) -> None:
+        self._state(session).end_message()
+
+    def _state(self, session: Session) -> _State:
+        state: _State | None = session.scratch.get(self)
+        if state is None:
+            state = session.scratch[self] = _State()
+        return state
+
+    def reload(self) -> Iterator[None]:
+        """Reload the tables of all filters and those of what bypasses the chain."""
+        yield from super().reload()
+        for name, value in self._rules.tables:
+            if value.is_file:
+                yield from self._reload_table("bypass", name.removeprefix("bypass-"), value)
+
+    # -- phases --------------------------------------------------------------------------
+
+    def _decide(self, phase: Phase, session: Session, argument: bytes) -> Decision | Pending:
+        arguments = (text(argument),) if phase.argument else ()
+        return begin(self._weigh(phase, session, arguments))
+
+    async def _weigh(self, phase: Phase, session: Session, arguments: tuple[str, ...]) -> Decision:
+        """Ask the filters at a phase, as `Chain` does, and apply the score."""
+        if phase is MAIL_FROM and session.mark == phase.name:
+            session.mark = ""  # of a transaction that did not come about
+        state = self._state(session)
+        order = ORDER.get(phase.name, -1)
+        if phase is MAIL_FROM:
+            state.end_message()
+        if self._passes(phase, session, state, arguments):
+            return marked(phase, session, PROCEED)
+        guards = self._guards[phase]
+        state.tally.forget(self._slots[each] for each in guards if each in self._slots)
+        before = state.tally.snapshot()
+        decision = await self._ask(phase, session, arguments, state, guards)
+        refused = decision.verb in REFUSALS
+        if phase is RCPT_TO:
+            if refused:
+                state.tally.restore(before)
+            elif not isinstance(decision, Bypass):
+                state.others += 1
+        if isinstance(decision, Bypass):
+            return marked(phase, session, PROCEED)
+        if refused:
+            return decision
+        if order == DATA and not self.content:
+            decision = self._mark_at_data(phase, session, state, decision)
+        return marked(phase, session, decision)
+
+    async def _ask(
+        self,
+        phase: Phase,
+        session: Session,
+        arguments: tuple[str, ...],
+        state: _State,
+        guards: Sequence[Guard],
+    ) -> Decision:
+        """Ask the filters until the score or one of them decides; return the decision."""
+        result: Decision = PROCEED
+        behind = list(guards)
+        early: dict[Guard, Early] = {}
+        try:
+            while True:
+                refusal = self._refusal(phase.name, session, state, behind)
+                if refusal is not None:
+                    return refusal
+                behind = self._open(session, state, behind, ORDER.get(phase.name, -1))
+                if not behind:
+                    return result
+                guard = behind.pop(0)
+                called = early.pop(guard, None)
+                if called is None:
+                    asked = guard.ask(session, *arguments)
+                else:
+                    asked = begin(guard.collect(session, called))
+                if not isinstance(asked, Decision):
+                    asked.wait.beside = self._ask_early(session, arguments, behind, early)
+                    asked = await asked
+                if isinstance(asked, Bypass):
+                    self._bypass(phase.name, state, guard.filter)
+                    return asked
+                decision = self._counted(guard, state, asked)
+                result = combined(phase, session, result, decision)
+                if decision.verb in REFUSALS:
+                    return decision
+                if type(decision) is Rewrite:
+                    arguments = (handed_on(phase, decision),)
+                    self._drop(early)
+        finally:
+            self._drop(early)
+
+    def _counted(self, guard: Guard, state: _State, decision: Decision) -> Decision:
+        """Put the points of a handler into its slot; return what is left of its decision."""
+        slot = self._slots.get(guard)
+        if type(decision) is Points:
+            if slot is not None:
+                state.tally.put(slot, decision.thousandths, temporary=decision.temporary)
+            return PROCEED
+        if slot is not None:
+            state.tally.put(slot, 0)
+        return decision
+
+    def _ask_early(
+        self,
+        session: Session,
+        arguments: tuple[str, ...],
+        behind: Iterable[Guard],
+        early: dict[Guard, Early],
+    ) -> tuple[Early, ...]:
+        ungated = [guard for guard in behind if guard not in self._least]
+        return super()._ask_early(session, arguments, ungated, early)
+
+    def _bounds(self, state: _State, behind: Iterable[Guard], order: int) -> tuple[int, int]:
+        slots = [self._slots[each] for each in behind if each in self._slots]
+        return state.tally.bounds(slots, self._later.get(order, ()))
+
+    def _open(
+        self, session: Session, state: _State, behind: list[Guard], order: int
+    ) -> list[Guard]:
+        """Return the handlers that are still to be called (*Decided when certain*)."""
+        while behind and self._least.get(behind[0], state.tally.total) > state.tally.total:
+            behind = behind[1:]
+        if not any(each in self._only_points for each in behind):
+            return behind
+        low, high = self._bounds(state, behind, order)
+        # A message that passes shows its whole score in its header.
+        certain = self._scale.refuses(low) if self._header else self._scale.certain(low, high)
+        if not certain:
+            return behind
+        kept = [each for each in behind if each not in self._only_points]
+        if self.log.verbose:
+            for each in behind:
+                if each in self._only_points:
+                    each.log.event(each.phase, session, result="skipped", reason="score is certain")
+        return kept
+
+    # -- the score -----------------------------------------------------------------------
+
+    def _refusal(
+        self, phase: str, session: Session, state: _State, behind: Iterable[Guard]
+    ) -> Decision | None:
+        """Return the refusal of the score at a phase, or None (*Decided when certain*)."""
+        order = ORDER.get(phase, -1)
+        if order < self._from or self._scale.reject is None:
+            return None
+        low, _ = self._bounds(state, behind, order)
+        if not self._scale.refuses(low):
+            return None
+        # *Temporary when in doubt*
+        permanent = self._scale.refuses(low - state.tally.temporary)
+        decision: Decision
+        if phase == "connect":
+            # smtpd would keep the connection open after a reject.
+            given = self._rules.settings.score_reply or AT_CONNECT
+            decision = Disconnect(given if permanent else TEMPORARY_AT_CONNECT)
+        else:
+            given = self._rules.settings.score_reply or REPLY
+            decision = Reject(given if permanent else TEMPORARY)
+        self._log_score(phase, session, state, decision.verb, decision.text)
+        return decision
+
+    def _mark_at_data(
+        self, phase: Phase, session: Session, state: _State, decision: Decision
+    ) -> Decision:
+        """Mark the message at `data` if the score says so."""
+        marks = self._scale.marks(state.tally.total)
+        if marks or self.log.verbose:
+            self._log_score(phase.name, session, state, "junk" if marks else "proceed")
+        return combined(phase, session, decision, JUNK) if marks else decision
+
+    def _log_score(
+        self, phase: str, session: Session, state: _State, result: str, reply: str = ""
+    ) -> None:
+        scale = self._scale
+        thresholds = {
+            f"{name}-at": "" if at is None else show_points(at)
+            for name, at in (("junk", scale.junk), ("reject", scale.reject))
+        }
+        self.log.event(
+            NAME,
+            phase,
+            session.id,
+            result=result,
+            score=show_points(state.tally.total),
+            **thresholds,
+            points=state.tally.shown(),
+            reply=reply,
+        )
+
+    # -- messages ------------------------------------------------------------------------
+
+    async def _judge(self, session: Session, headers: Headers, message: Message | None) -> Decision:
+        state = self._state(session)
+        if self._header:
+            headers.remove(FIELD)  # a forged one
+        why = state.bypassed(CONTENT_ORDER)
+        decision = PROCEED if why else await self._judge_in_turn(session, headers, message, state)
+        return decision if decision.verb in REFUSALS else made_mark(session, headers)
+
+    async def _judge_in_turn(
+        self, session: Session, headers: Headers, message: Message | None, state: _State
+    ) -> Decision:
+        """Have a message judged by each filter and by the score."""
+        edited = headers if message is None else message
+        state.tally.forget(self._slots[each] for each, _ in self._content if each in self._slots)
+        for at, (guard, whole) in enumerate(self._content):
+            behind = [each for each, _ in self._content[at:]]
+            refusal = self._refusal(guard.phase, session, state, behind)
+            if refusal is not None:
+                session.mark = ""
+                return refusal
+            if self._least.get(guard, state.tally.total) > state.tally.total:
+                continue
+            before: Any = edited.snapshot()
+            asked = guard.ask(session, message if whole else headers)
+            decision = asked if isinstance(asked, Decision) else await asked
+            decision, over = judged(session, guard, edited, before, decision)
+            if over:
+                return decision
+            if isinstance(decision, Bypass):
+                self._bypass(guard.phase, state, guard.filter)
+                return PROCEED
+            if type(decision) is Points and decision.instead == "marked":
+                edited.restore(before)  # the mark is among its edits
+            self._counted(guard, state, decision)
+        return self._final(session, headers, state)
+
+    def _final(self, session: Session, headers: Headers, state: _State) -> Decision:
+        """Apply the final score to a message."""
+        refusal = self._refusal("message", session, state, ())
+        if refusal is not None:
+            session.mark = ""
+            return refusal
+        marks = self._scale.marks(state.tally.total)
+        if marks:
+            session.mark = "message"
+        if marks or self.log.verbose:
+            self._log_score("message", session, state, "junk" if marks else "proceed")
+        if self._header:
+            headers.prepend(FIELD, self._shown(state))
+        return PROCEED
+
+    def _shown(self, state: _State) -> str:
+        """Return the value of the header field: `7.5 (junk-at 5, reject-at 10) fcrdns=2.5`."""
+        scale = self._scale
+        steps = (("junk-at", scale.junk), ("reject-at", scale.reject))
+        given = ", ".join(f"{name} {show_points(at)}" for name, at in steps if at is not None)
+        words = [show_points(state.tally.total), f"({given})" if given else "", state.tally.shown()]
+        return " ".join(filter(None, words))
+
+    # -- bypass --------------------------------------------------------------------------
+
+    def _passes(
+        self, phase: Phase, session: Session, state: _State, arguments: tuple[str, ...]
+    ) -> bool:
+        """Return whether the chain is bypassed at a phase."""
+        order = ORDER.get(phase.name, CONTENT_ORDER)
+        if not state.seen:
+            state.seen = True
+            if why := self._tables.of_client(session):
+                self._note(phase.name, session, state, "session", why)
+        asks = order >= MESSAGE_ORDER and not state.bypass["session"]
+        if asks and (why := self._tables.of_user(session)):
+            self._note(phase.name, session, state, "session", why)
+        if state.bypassed(order):
+            return True
+        if phase is RCPT_TO and (why := self._tables.of_recipient(*arguments)):
+            state.recipients += 1
+            self._log_bypass(phase.name, session, why)
+            return True
+        return False
+
+    @staticmethod
+    def _bypass(phase: str, state: _State, filter_: str) -> None:
+        """Note that a verdict of a filter ends the chain."""
+        if phase == RCPT_TO.name:
+            state.recipients += 1
+            return
+        what = "session" if ORDER[phase] < MESSAGE_ORDER else "message"
+        state.bypass[what] = f"verdict of {filter_}"
+
+    def _note(self, phase: str, session: Session, state: _State, what: str, why: str) -> None:
+        state.bypass[what] = why
+        self._log_bypass(phase, session, why)
+
+    def _log_bypass(self, phase: str, session: Session, why: str) -> None:
+        if self.log.verbose:
+            self.log.event("bypass", phase, session.id, result="proceed", reason=why)
+
+
+def _itself(decision: Decision) -> Decision:
+    """Keep a decision, and points as such."""
+    return decision
