@@ -1,8 +1,8 @@
 """Filters for OpenSMTPD's smtpd(8), and the framework they are written with.
 
 Everything that an author needs is here: subclass `Filter`, declare its settings with `option`,
-return decisions from its handlers, and make `run(YourFilter)` the program. What look-ups need is
-imported when it is first used.
+return decisions from its handlers, and make `run(YourFilter)` the program. What only look-ups or
+messages need is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from . import startup  # noqa: F401  # first of all: see there
 from .errors import ConfigError, UnavailableError
 from .filter import Filter, Registration
 from .main import run
-from .message import Headers, Message
 from .protocol.decisions import (
     JUNK,
     MARKED,
@@ -37,11 +36,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .lookups.dns import Resolver
     from .lookups.outcome import Found, NotFound, Outcome, Unavailable
+    from .message import Headers, Message
 
-#: Names that only filters with look-ups use, and where they are.
+#: Names that only filters with look-ups, or for messages, use, and where they are.
 _LAZY = {
-    "Resolver": "dns",
-    **dict.fromkeys(("Found", "NotFound", "Outcome", "Unavailable"), "outcome"),
+    "Resolver": "lookups.dns",
+    **dict.fromkeys(("Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
+    **dict.fromkeys(("Headers", "Message"), "message"),
 }
 
 
@@ -49,7 +50,7 @@ def __getattr__(name: str) -> object:
     if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.lookups.{_LAZY[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -23,7 +23,6 @@ from time import monotonic
 from .errors import ConfigError, UnavailableError
 from .filter import CONTENT, Filter, legal_outcomes
 from .guard import FAILED, REFUSALS, Guard
-from .message import Headers
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
 from .runtime.coroutines import CANCELLED, begin
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Outcome
-    from .message import Message
+    from .message import Headers, Message
     from .protocol.vocabulary import Phase
     from .runtime.coroutines import Early, Pending
     from .runtime.interfaces import Ask
@@ -481,7 +480,7 @@ def judged(
     session: Session, guard: Guard, edited: Headers | Message, before: Any, decision: Decision
 ) -> tuple[Decision, bool]:
     """Apply a filter's decision on a message; return it, and whether the chain ends there."""
-    headers = edited if isinstance(edited, Headers) else edited.headers
+    headers = edited.headers if hasattr(edited, "headers") else edited
     if decision.reason is not FAILED and not _sound(headers):
         decision = guard.defect(session, error="left an invalid header block")
     if decision.reason is FAILED:

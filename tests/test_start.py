@@ -56,6 +56,14 @@ def test_what_takes_long_to_import_is_not(name: str) -> None:
     assert imported.isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"mailfrom"}))
+def test_a_filter_that_reads_no_message_does_not_load_the_code_for_it(name: str) -> None:
+    done = served(name, "-X", "importtime", "-m")
+    assert b"smtpd_filters.chain" in done.stderr
+    assert b"smtpd_filters.message" not in done.stderr
+    assert b"smtpd_filters.runtime.messages" not in done.stderr
+
+
 def test_a_package_that_is_missing_is_named() -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-E", "-m", "smtpd_filters.filters.fcrdns", "--verify"],

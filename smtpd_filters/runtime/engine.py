@@ -17,10 +17,10 @@ above that of any server.
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import islice
 from time import monotonic
 
-from smtpd_filters.message import Spool
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import CUT
@@ -28,18 +28,19 @@ from smtpd_filters.session import Session
 
 from .coroutines import decide_at_once
 from .log import fold_traceback
-from .messages import Messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smtpd_filters.message import Spool
     from smtpd_filters.protocol.events import Report
     from smtpd_filters.protocol.vocabulary import Phase
 
     from .coroutines import Pending
     from .interfaces import Policy, Spawn, Task
     from .log import Log
+    from .messages import Intake, Messages
 
 #: Sessions at a time. A server runs out of descriptors before; sessions beyond are some whose end
 #: was not reported.
@@ -87,7 +88,11 @@ class Engine:
         self._hooks = policy.hooks
         self._log = log
         self._tasks: dict[bytes, Task] = {}
-        self.messages = Messages(self, policy, log, spool or Spool())
+        self.messages: Messages | NoMessages = NoMessages()
+        if policy.content:
+            from .messages import Messages  # other policies don't load it
+
+            self.messages = Messages(self, policy, log, spool)
         #: The messages that `work` has to process.
         self.queue = self.messages.queue
         self._held = self.messages.intakes
@@ -198,8 +203,7 @@ class Engine:
         had, self._reserve = self._reserve, None
         try:
             self._since = monotonic()
-            spool = self.messages.spool
-            spool.memory = min(spool.memory, max(spool.used // 2, PIECE))
+            self.messages.spill()
             self._max_sessions = max(len(self.sessions), 1)
             self._max_tasks = max(len(self._tasks) // 2, 1)
             if had is None:
@@ -439,3 +443,34 @@ class Engine:
                     session,
                     line=detail,
                 )
+
+
+class NoMessages:
+    """In place of `Messages` for a policy that reads none: the connection passes them on."""
+
+    #: Whether a message waits.
+    pending = False
+
+    def __init__(self) -> None:
+        self.intakes: dict[bytes, Intake] = {}
+        self.queue: deque[Intake] = deque()
+
+    def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
+        """Never called."""
+
+    def work(self) -> None:
+        """Do nothing."""
+
+    def spill(self) -> None:
+        """Do nothing."""
+
+    def refuse_all(self) -> None:
+        """Do nothing."""
+
+    def drop(self, _key: bytes) -> bool:
+        """Return whether the transaction had a message."""
+        return False
+
+    def recover(self, _key: bytes) -> bool:
+        """Return whether a message was returned as it came."""
+        return False

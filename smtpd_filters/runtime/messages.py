@@ -83,13 +83,15 @@ JUDGE_COST = 1 << 11
 STEP = 100
 HEADER_RATE, BODY_RATE = 1 << 7, 1 << 9
 PART = 1 << 20
+#: Bytes of messages that remain in memory, at least, when memory is scarce.
+SPILLED = 1 << 12
 #: Seconds that a message may wait until its header fits into the budget.
 PATIENCE = 60.0
 
 COLLECTING, READY, JUDGING, SENDING, DROPPED = range(5)
 
 
-class _Intake:
+class Intake:
     """A message that is being collected, judged or returned."""
 
     __slots__ = ("cost", "ended", "lost", "message", "session", "since", "state")
@@ -110,18 +112,18 @@ class _Intake:
 class Messages:
     """The messages of one conversation that its policy judges."""
 
-    def __init__(self, host: Host, policy: Policy, log: Log, spool: Spool) -> None:
+    def __init__(self, host: Host, policy: Policy, log: Log, spool: Spool | None = None) -> None:
         self._host = host
         self._connection = host.connection
         self._policy = policy
         self._log = log
         self._whole = policy.content == "message"
-        self.spool = spool
+        self.spool = spool or Spool()
         #: The messages by session.
-        self.intakes: dict[bytes, _Intake] = {}
+        self.intakes: dict[bytes, Intake] = {}
         #: Messages for `work` to process, and messages that wait for budget to be judged.
-        self.queue: deque[_Intake] = deque()
-        self._waiting: deque[_Intake] = deque()
+        self.queue: deque[Intake] = deque()
+        self._waiting: deque[Intake] = deque()
         #: The budget used by the headers that are being judged, in bytes.
         self._judging = 0
 
@@ -135,7 +137,7 @@ class Messages:
         intake = self.intakes.get(key)
         try:
             if intake is None:
-                intake = self.intakes[key] = _Intake(key, Message(self.spool))
+                intake = self.intakes[key] = Intake(key, Message(self.spool))
                 if self.spool.full:
                     raise SpoolError("too many messages at a time")  # noqa: TRY301  # handled alike
             intake.ended = end
@@ -180,6 +182,11 @@ class Messages:
                 self._host.failed(intake.session, error)
             queue.popleft()
 
+    def spill(self) -> None:
+        """Keep at most half of the memory that messages use now; the rest is moved to disk."""
+        spool = self.spool
+        spool.memory = min(spool.memory, max(spool.used // 2, SPILLED))
+
     def refuse_all(self) -> None:
         """Refuse all messages temporarily, to free their memory."""
         for key in list(self.intakes):
@@ -213,7 +220,7 @@ class Messages:
 
     # -- judging -------------------------------------------------------------------------
 
-    def _judge(self, intake: _Intake) -> int:
+    def _judge(self, intake: Intake) -> int:
         """Call the policy; return the cost."""
         message = intake.message
         cost = message.header_cost + JUDGE_COST
@@ -252,7 +259,7 @@ class Messages:
         price = STEP + message.header_cost // HEADER_RATE
         return price + min(message.stored, PART) // BODY_RATE if self._whole else price
 
-    def _wait(self, intake: _Intake) -> None:
+    def _wait(self, intake: Intake) -> None:
         now = monotonic()
         intake.since = intake.since or now
         if now - intake.since > PATIENCE:
@@ -267,7 +274,7 @@ class Messages:
                 self.queue.append(intake)
                 return
 
-    def _judged(self, intake: _Intake, verdict: Decision) -> None:
+    def _judged(self, intake: Intake, verdict: Decision) -> None:
         """Apply the decision of a coroutine."""
         if intake.state != JUDGING:
             return
@@ -279,7 +286,7 @@ class Messages:
             intake.lost = True
             self.queue.append(intake)
 
-    def _release(self, intake: _Intake, verdict: Decision) -> None:
+    def _release(self, intake: Intake, verdict: Decision) -> None:
         """Have a message returned or refused, after it has been judged."""
         if type(verdict) is not Proceed:
             self._connection.refuse(intake.session, verdict)
@@ -287,7 +294,7 @@ class Messages:
         self._settle(intake, SENDING)
         self.queue.append(intake)
 
-    def _settle(self, intake: _Intake, state: int) -> None:
+    def _settle(self, intake: Intake, state: int) -> None:
         """Change the state after judging, and give the budget back."""
         intake.state = state
         if intake.cost:
@@ -298,7 +305,7 @@ class Messages:
 
     # -- sending -------------------------------------------------------------------------
 
-    def _send(self, intake: _Intake) -> int:
+    def _send(self, intake: Intake) -> int:
         """Send a part of the message and return the cost.  At its end, pass through or close."""
         key, message = intake.session, intake.message
         rows = message.drain()
@@ -315,7 +322,7 @@ class Messages:
                 self._connection.pass_through(key)
         return sum(map(len, rows)) + LINE_COST * len(rows)
 
-    def _end(self, intake: _Intake, state: int) -> None:
+    def _end(self, intake: Intake, state: int) -> None:
         self._settle(intake, state)
         intake.message.discard()
 
