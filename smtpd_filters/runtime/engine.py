@@ -53,7 +53,7 @@ RESERVE = 4 << 20
 #: Bytes that must be available, checked by an allocation for each so many new sessions, and new
 #: coroutines. These take less.
 AHEAD = 1 << 20
-SESSIONS, TASKS = 64, 16
+SESSIONS, TASKS = 512, 16
 #: Bytes of input processed at a time if there was no memory for a whole read.
 PIECE = 1 << 12
 #: Every so many calls of `relieve` without success all messages are refused.
