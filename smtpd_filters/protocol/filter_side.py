@@ -92,7 +92,8 @@ class FilterConnection:
         #: element all the same, and the next look-up in a full one never ends (CPython 3.11,
         #: set_add_entry).
         self._sessions: dict[bytes, None] = {}
-        self._tokens: dict[bytes, None] = {}
+        #: By token: the rest of the line that answers proceed.
+        self._tokens: dict[bytes, bytes] = {}
         #: Sessions whose answers may not overtake lines, since a request or an answer came before
         #: their message was returned, or the message was abandoned. No known server causes the
         #: former.
@@ -317,7 +318,7 @@ class FilterConnection:
                 if run:
                     transit.run(run)
                     run.clear()
-                if not (row.startswith(b"f") and self._ask(row)):
+                if not (row[:1] == b"f" and self._ask(row)):
                     self._take(row)
             row = None
             if run:
@@ -373,7 +374,7 @@ class FilterConnection:
             self._ordered[session] = None
         decision = self._listener.asked(phase, session, argument)
         if decision is PROCEED and not self._ordered:
-            self.answers.append(b"filter-result|%b|%b|proceed\n" % (session, token))
+            self.answers.append(b"filter-result|" + session + self._tokens[token])
         elif decision is None:
             self._open[session] = phase, token
         else:
@@ -483,7 +484,7 @@ class FilterConnection:
         """Remember a valid session and a valid token; smtpd has one token for each phase."""
         if not self.dialect.token_first and len(self._tokens) < MAX_TOKENS:
             self._sessions[session] = None
-            self._tokens[token] = None
+            self._tokens[token] = b"|%b|proceed\n" % token
 
     # -- output --------------------------------------------------------------------------
 
