@@ -140,13 +140,13 @@ class Guard:
         started = watchdog.running = monotonic()
         try:
             result = self.handler(session, *arguments)
-            if type(result) is CoroutineType and self.coroutine:
+            if self.coroutine and type(result) is CoroutineType:
                 result = self.first_step(result)
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
             watchdog.running = 0.0
             return self._thrown(session, error, started)
-        if result is PROCEED and not self.log.verbose and monotonic() - started < SLOW:
+        if result is PROCEED and not (watchdog.noticed or self.log.verbose):
             return PROCEED
         return self._returned(session, result, started)
 
@@ -163,13 +163,13 @@ class Guard:
                 result = self.handler(session, argument.decode("utf-8", "surrogateescape"))
             else:
                 result = self.handler(session)
-            if type(result) is CoroutineType and self.coroutine:
+            if self.coroutine and type(result) is CoroutineType:
                 result = self.first_step(result)
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
             watchdog.running = 0.0
             return self._thrown(session, error, started)
-        if result is PROCEED and not self.log.verbose and monotonic() - started < SLOW:
+        if result is PROCEED and not (watchdog.noticed or self.log.verbose):
             return PROCEED
         return self._returned(session, result, started)
 
@@ -179,7 +179,7 @@ class Guard:
         started = watchdog.running = monotonic()
         try:
             result = self.handler(session, *arguments)
-            if type(result) is CoroutineType and self.coroutine:
+            if self.coroutine and type(result) is CoroutineType:
                 result = self.first_step(result)
             watchdog.running = 0.0
         except BaseException as error:  # noqa: BLE001  # always a decision; SystemExit included
@@ -209,9 +209,7 @@ class Guard:
             watchdog.running = 0.0
 
     def _returned(self, session: Session, result: object, started: float) -> Decision | Pending:
-        took = monotonic() - started
-        if took > SLOW:
-            self._slow(session, took)
+        self._measure(session, started)
         if result is CANCELLED:
             return self.failed(session, error="was cancelled")
         if type(result) is Suspended:
@@ -222,9 +220,16 @@ class Guard:
         if type(error) is MemoryError:
             # The handler's frames hold the memory that everything else lacks.
             error.__traceback__ = error.__context__ = None
-        elif (took := monotonic() - started) > SLOW:
-            self._slow(session, took)
+        else:
+            self._measure(session, started)
         return self._raised(session, error)
+
+    def _measure(self, session: Session, started: float) -> None:
+        """Log a call that took long."""
+        self.watchdog.measured()
+        took = monotonic() - started
+        if took > SLOW:
+            self._slow(session, took)
 
     def _slow(self, session: Session, took: float) -> None:
         self.log.limited(

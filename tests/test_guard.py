@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -31,12 +32,15 @@ from smtpd_filters import (
 from smtpd_filters import guard as asked
 from smtpd_filters.guard import Guard
 from smtpd_filters.runtime.coroutines import CANCELLED, Pending, Raised
+from smtpd_filters.runtime.log import FilterLog
 from smtpd_filters.runtime.watchdog import Watchdog
 from smtpd_filters.settings import SWITCH
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conftest import Logbook
 
 
 class Closed(Filter):
@@ -279,6 +283,35 @@ def test_a_handler_that_holds_up_the_others_is_logged(
         f"{client.id} slow held up all sessions for 3.2 s phase={phase} at={place(handler)}"
     ]
     assert len(smtpd.log) == 1 + fails
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_call_is_measured_if_the_watchdog_noticed_it(
+    monkeypatch: pytest.MonkeyPatch, session: Session, logbook: Logbook, *, decides: bool
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(asked, "monotonic", lambda: now)
+    watchdog = Watchdog(1000.0, clock=lambda: now)
+    before = signal.getsignal(signal.SIGALRM)
+    watchdog.install()
+    check: Any = signal.signal(signal.SIGALRM, before)
+
+    class Slow(Filter):
+        def connect(self, session: Session) -> Proceed:
+            nonlocal now
+            check(signal.SIGALRM, None)
+            now += 3.25
+            return PROCEED
+
+    filter_ = Slow()
+    filter_.log = FilterLog(logbook.log, "slow")
+    guard = Guard(filter_, "connect", "tempfail", 5.0, watchdog)
+    assert [watchdog.noticed] == [False]
+    result = guard.decide(session, b"") if decides else guard.ask(session)
+    assert result is PROCEED
+    [line] = logbook.lines
+    assert "held up all sessions for 3.2 s" in line
+    assert [watchdog.noticed] == [False]
 
 
 def test_what_takes_its_time_without_holding_up_the_others_is_not(

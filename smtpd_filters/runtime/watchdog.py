@@ -68,6 +68,10 @@ class Watchdog:
         self.limit, self.tick = limit, tick
         self._clock = clock
         self.running = 0.0
+        #: Whether a call may have taken longer than a `tick`: set by a check in which one runs, and
+        #: reset by `measured`. Always true without a timer.
+        self.noticed = True
+        self._installed = False
         self.armed = False
         #: The rounds of the event loop so far; counted by the loop.
         self.rounds = 0
@@ -101,6 +105,9 @@ class Watchdog:
     def install(self) -> None:
         """Install the handler of the timer signal.  Only in the main thread."""
         signal.signal(signal.SIGALRM, self._handler)
+        if not self._installed:
+            self._installed = True
+            self.noticed = False
 
     def arm(self) -> None:
         """Start the timer; to be called if `armed` is false and a policy is about to run."""
@@ -136,6 +143,10 @@ class Watchdog:
         self.arm()
         self.restore()
         self.report()
+
+    def measured(self) -> None:
+        """Reset `noticed`, after the caller has measured how long the last call took."""
+        self.noticed = not self._installed
 
     def exit_within(self, seconds: float) -> None:
         """Exit after this time at the latest, even from code that ignores every interruption."""
@@ -176,6 +187,7 @@ class Watchdog:
             os._exit(0)
         started = self.running
         if started:
+            self.noticed = True
             if now - started > self.limit:
                 self._interrupt(now - started, f"took longer than {self.limit:g} s")
         else:

@@ -136,6 +136,24 @@ def test_a_handler_in_time_is_not_interrupted(watchdog: Watchdog) -> None:
         watchdog._check(signal.SIGALRM, None)
 
 
+def test_it_notices_a_call_during_which_it_checks(watchdog: Watchdog) -> None:
+    watchdog._check(signal.SIGALRM, None)
+    assert [watchdog.noticed] == [False]
+    watchdog.running = time.monotonic() + 100
+    watchdog._check(signal.SIGALRM, None)
+    watchdog.running = 0.0
+    assert watchdog.noticed
+    watchdog.measured()
+    assert [watchdog.noticed] == [False]
+
+
+def test_without_a_timer_each_call_may_take_long() -> None:
+    watchdog = Watchdog()
+    assert watchdog.noticed
+    watchdog.measured()
+    assert watchdog.noticed
+
+
 def test_it_stops_when_there_is_nothing_to_see(watchdog: Watchdog) -> None:
     watchdog.arm()
     for _ in range(IDLE + 1):
