@@ -98,12 +98,14 @@ class Registration:
     the class defines. With `junk=False` no handler marks, and with `waits=False` no handler waits:
     then the process needs no event loop. `opens` are the names of the `Shared` attributes (`dns`)
     to open at start, by default all of them if the filter waits. With `data`, messages pass through
-    the process even without a handler for them. `taps` and `outgoing` (reports of sessions in which
-    smtpd is the client) are for tracing.
+    the process even without a handler for them. `points` are the bounds of the points that handlers
+    give with these settings, in place of the class's. `taps` and `outgoing` (reports of sessions in
+    which smtpd is the client) are for tracing.
     """
 
     __slots__ = (
-        "data", "events", "handlers", "junk", "opens", "outgoing", "reports", "taps", "waits",
+        "data", "events", "handlers", "junk", "opens", "outgoing", "points", "reports", "taps",
+        "waits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  # one for each part of a registration
@@ -116,6 +118,7 @@ class Registration:
         waits: bool = True,
         opens: Iterable[str] | None = None,
         data: bool = False,
+        points: tuple[float, float] | None = None,
         taps: Iterable[Tap] = (),
         outgoing: Iterable[str] = (),
     ) -> None:
@@ -126,6 +129,7 @@ class Registration:
         self.waits = waits
         self.opens = None if opens is None else frozenset(opens)
         self.data = data
+        self.points = points
         self.taps = tuple(taps)
         self.outgoing = frozenset(outgoing)
 

@@ -110,7 +110,8 @@ class Guard:
         junk = filter.registration.junk
         self.legal = self.declared if junk else self.declared - _MARKS
         #: The least and the most points that it may give; None if it gives none itself.
-        self.points = filter.points if Points in self.legal else None
+        bounds = filter.registration.points or filter.points
+        self.points = bounds if Points in self.legal else None
         #: Replaces a decision by points, in a chain with a score.
         self.treat: Callable[[Decision], Decision] | None = None
         self.allowed = legal_decisions(handler)

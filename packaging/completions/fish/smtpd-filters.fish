@@ -98,6 +98,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l junk-at -x -d 'Th
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l reject-at -x -d 'The score from which clients are refused'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l disconnect-at -x -d 'The score from which clients are refused and disconnected'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -s m -l mark -d 'Mark as junk, and refuse no client: the same as --junk-at 1 --header'
+complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l points -d 'Add the score, as points, to that of the chain (see smtpd-filters.toml(5)), instead of acting on it'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l phase -x -a 'connect helo mail-from rcpt-to' -d 'The phase at which to decide'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are not looked up: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'

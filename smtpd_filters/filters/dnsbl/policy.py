@@ -36,7 +36,15 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK as MARK
-from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.protocol.decisions import (
+    MAX_POINTS,
+    PROCEED,
+    Disconnect,
+    Junk,
+    Points,
+    Proceed,
+    Reject,
+)
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -70,7 +78,7 @@ if TYPE_CHECKING:
     from .questions import Asked, Book
     from .score import Thresholds
 
-    Verdict: TypeAlias = Proceed | Junk | Reject | Disconnect
+    Verdict: TypeAlias = Proceed | Junk | Points | Reject | Disconnect
 
 #: The header field, named as in the earlier filter-dnsbl.
 FIELD = "X-Spam-DNSBL"
@@ -122,6 +130,7 @@ class Dnsbl(Filter):
     """Mark or refuse mail from clients, names and domains that are on DNS lists."""
 
     name = "dnsbl"
+    points = (-MAX_POINTS, MAX_POINTS)  # `setup` returns closer bounds
 
     class Options(Settings):
         """The lists by subject, the thresholds of the score, and the reply."""
@@ -172,6 +181,12 @@ class Dnsbl(Filter):
             default=False,
             flags=("-m",),
             help="Mark as junk, and refuse no client: the same as --junk-at 1 --header.",
+        )
+        points = option(
+            SWITCH,
+            default=False,
+            help="Add the score, as points, to that of the chain (see smtpd-filters.toml(5)), "
+            "instead of acting on it.",
         )
         phase = option(
             choice(*_PHASES),
@@ -287,7 +302,20 @@ class Dnsbl(Filter):
             reports.add("tx-begin")
         settings = self.settings
         junk = settings.mark or settings.junk_at is not None
-        return Registration(handlers, events=events, reports=reports, junk=junk)
+        bounds = self._bounds()
+        return Registration(handlers, events=events, reports=reports, junk=junk, points=bounds)
+
+    def _bounds(self) -> tuple[float, float]:
+        """Return the least and the most points."""
+        if not self.settings.points:
+            return 0, 0
+        given = [sites for kind in self._kinds if (sites := getattr(self.settings, kind))]
+        if any(sites.is_file for sites in given):
+            return -MAX_POINTS, MAX_POINTS  # a reload may bring other weights
+        weights = [site.weight for sites in given for site in sites]
+        # A weight beyond is that of an allow list which overrules everything.
+        low, high = (sum(each for each in weights if each * sign > 0) for sign in (-1, 1))
+        return max(low, -MAX_POINTS), min(high, MAX_POINTS)
 
     def _prepare(self, given: dict[str, Sites]) -> None:
         """Prepare the look-ups; these imports are not needed for --help."""
@@ -337,17 +365,17 @@ class Dnsbl(Filter):
 
     # -- phases ----------------------------------------------------------------------------
 
-    async def connect(self, session: Session) -> Answer:
+    async def connect(self, session: Session) -> Answer | Points:
         """Judge the client before smtpd greets it."""
         return await self._judge(session)
 
-    async def helo(self, session: Session, identity: str) -> Answer:
+    async def helo(self, session: Session, identity: str) -> Answer | Points:
         """Judge the client at its greeting."""
         return await self._judge(session, identity)
 
     ehlo = helo
 
-    async def mail_from(self, session: Session, address: str) -> Answer:
+    async def mail_from(self, session: Session, address: str) -> Answer | Points:
         """Judge each message, or start the look-ups of its sender if the phase is later."""
         if self._phase == "rcpt-to":
             if not self._exempt.reason(session):
@@ -355,7 +383,7 @@ class Dnsbl(Filter):
             return PROCEED
         return await self._judge(session, sender=address)
 
-    async def rcpt_to(self, session: Session, _address: str) -> Answer:
+    async def rcpt_to(self, session: Session, _address: str) -> Answer | Points:
         """Judge at each recipient; the decision on the first applies to the whole message."""
         return await self._judge(session)
 
@@ -520,6 +548,9 @@ class Dnsbl(Filter):
         raise UnavailableError(cause, DNS_FAILURE)
 
     def _verdict(self, session: Session, inquiry: Inquiry) -> Verdict:
+        if self.settings.points:
+            score = max(-MAX_POINTS, min(inquiry.tally.low, MAX_POINTS))
+            return Points(score).because(inquiry.reason) if inquiry.listings else PROCEED
         level = inquiry.tally.level
         if level == NOTHING:
             return PROCEED.because(inquiry.reason) if inquiry.tally.score > 0 else PROCEED

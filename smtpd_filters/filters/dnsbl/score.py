@@ -8,7 +8,7 @@ Invariants
 ----------
 *No needless wait*: a decision waits for an answer only while that can change it (`decided`).
 *No guess*: an answer that never arrives leaves the bounds apart. A level that is certain all the
-same applies; otherwise the score decides nothing (`certain`).
+same applies; otherwise the score decides nothing (`certain`). As points the least score counts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,22 @@ NOTHING, JUNK, REJECT, DISCONNECT = range(4)
 
 
 class Thresholds:
-    """The minimum score of each level; None for a level that is not used."""
+    """The minimum score of each level; None for a level that is not used.
 
-    __slots__ = ("_steps",)
+    With `exact` the score itself is of interest, and not only its level.
+    """
+
+    __slots__ = ("_exact", "_steps")
 
     def __init__(
-        self, junk: int | None = None, reject: int | None = None, disconnect: int | None = None
+        self,
+        junk: int | None = None,
+        reject: int | None = None,
+        disconnect: int | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
+        self._exact = exact
         steps = ((DISCONNECT, disconnect), (REJECT, reject), (JUNK, junk))
         self._steps = tuple((level, score) for level, score in steps if score is not None)
 
@@ -47,6 +56,10 @@ class Thresholds:
             if score >= least:
                 return level
         return NOTHING
+
+    def decides(self, low: int, high: int) -> bool:
+        """Return whether all scores from `low` to `high` lead to the same decision."""
+        return low == high if self._exact else self.level(low) == self.level(high)
 
 
 class Tally:
@@ -77,7 +90,7 @@ class Tally:
     @property
     def decided(self) -> bool:
         """Whether no pending answer can change the level."""
-        return self._thresholds.level(self.high) == self.level
+        return self._thresholds.decides(self.low, self.high)
 
     @property
     def certain(self) -> bool:
@@ -92,6 +105,12 @@ def configured(settings: Dnsbl.Options, given: Sequence[Sites], log: FilterLog) 
     can reach any of them.
     """
     junk, reject, disconnect = settings.junk_at, settings.reject_at, settings.disconnect_at
+    if settings.points:
+        if junk or reject or disconnect or settings.mark:
+            raise ConfigError(
+                "--points: cannot be combined with --junk-at, --reject-at, --disconnect-at or -m"
+            )
+        return Thresholds(junk=1, exact=True)
     if settings.mark:
         if junk or reject or disconnect:
             raise ConfigError(

@@ -15,8 +15,9 @@ from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dnsbl.options import old_style
-from smtpd_filters.protocol.decisions import Proceed
+from smtpd_filters.protocol.decisions import MAX_POINTS, Proceed
 from smtpd_filters.runtime.pace import TURN, Pace
+from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.session import Session
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
@@ -1176,3 +1177,56 @@ def test_what_the_example_of_the_manual_page_does(
     with DNSServer(zone) as lists:
         given: dict[str, Any] = {"address": "198.51.100.9", "rdns": "mail.example.net", **client}
         assert verdict(lists, *flags, **given).verb == verb
+
+
+# -- points --------------------------------------------------------------------------------
+
+
+SCORED = Rules(RuleSettings(score_header=True))
+
+
+@pytest.mark.parametrize(
+    ("address", "points"),
+    [(BAD, "3"), (WORSE, "8"), (GOOD, "-2"), (UNLISTED, "0")],
+)
+def test_its_score_is_one_of_points(server: DNSServer, address: str, points: str) -> None:
+    lists = ("--client", f"{ZONE}*3", "--client", f"{OTHER}*5", "--client", f"{ALLOW}*-2")
+    flags = (*lists, "--points", "--nameserver", f"{server.address}:{server.port}")
+    with Conversation(Dnsbl, *flags, rules=SCORED) as smtpd:
+        assert smtpd.filters[0].registration.points == (-2.0, 8.0)
+        client = smtpd.connect(address=address)
+        assert client.greeting.verb == "proceed"
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        score = client.message().headers.get("X-Smtpd-Filters-Score")
+    assert score == (points if points == "0" else f"{points} dnsbl={points}")
+    assert [
+        line for line in smtpd.log if "points=" in line and f"points={points}" not in line
+    ] == []
+
+
+def test_as_points_the_least_score_counts_if_a_list_is_silent(server: DNSServer) -> None:
+    server.zone["*.silent.example"] = {"drop": True}
+    lists = ("--client", f"{ZONE}*3", "--client", "silent.example*2")
+    flags = (*lists, "--untested", "silent.example", "--points", "--timeout", "100ms")
+    with Conversation(
+        Dnsbl, *flags, "--nameserver", f"{server.address}:{server.port}", rules=SCORED
+    ) as smtpd:
+        assert smtpd.connect(address=BAD).greeting.verb == "proceed"
+    assert " dnsbl connect result=proceed points=3 " in smtpd.log[-1]
+
+
+def test_a_list_in_a_file_may_get_any_weight(tmp_path: Path, server: DNSServer) -> None:
+    path = tmp_path / "lists"
+    path.write_text(f"{ZONE}*3\n")
+    flags = ("--client", f"file:{path}", "--points")
+    with Conversation(
+        Dnsbl, *flags, "--nameserver", f"{server.address}:{server.port}", rules=SCORED
+    ) as smtpd:
+        assert smtpd.filters[0].registration.points == (float(-MAX_POINTS), float(MAX_POINTS))
+
+
+def test_points_have_no_thresholds_beside_them() -> None:
+    with pytest.raises(ConfigError, match="--points: cannot be combined with --junk-at"):
+        Conversation(Dnsbl, "--client", ZONE, "--points", "--junk-at", "1")

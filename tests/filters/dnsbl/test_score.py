@@ -85,3 +85,14 @@ def test_a_refusal_waits_for_nobody_who_cannot_change_it() -> None:
     tally.expect(0, 9)
     tally.settle(0, 9, 9)
     assert (tally.decided, tally.level) == (True, REJECT)
+
+
+@given(st.lists(bounds, min_size=1, max_size=4))
+def test_an_exact_score_is_decided_when_nothing_is_open(lists: list[tuple[int, int]]) -> None:
+    tally = Tally(Thresholds(junk=1, exact=True))
+    for low, high in lists:
+        tally.expect(low, high)
+    for low, high in lists:
+        assert tally.decided is (tally.low == tally.high)
+        tally.settle(low, high, high)
+    assert tally.decided
