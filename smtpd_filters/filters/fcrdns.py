@@ -24,7 +24,12 @@ from smtpd_filters.checks.client_filter import (
     phase_option,
     reply_option,
 )
-from smtpd_filters.checks.exemptions import allow_option, client_address, exempt_option
+from smtpd_filters.checks.exemptions import (
+    allow_option,
+    client_address,
+    exempt_option,
+    known_address,
+)
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
@@ -88,6 +93,8 @@ class Fcrdns(ClientFilter):
         verify = self.settings.verify
         registration = super().setup()
         registration.waits = verify
+        ahead = verify and self.settings.phase != "connect"
+        registration.events = frozenset({"link_connect"} if ahead else ())
         if verify:
             # At start rather than at the first client, when an upgrade may have replaced the file.
             import smtpd_filters.lookups.dns.fcrdns  # noqa: F401
@@ -98,6 +105,15 @@ class Fcrdns(ClientFilter):
             "The reverse DNS name of your IP address does not lead back to the address"
         )
         return registration
+
+    def link_connect(self, session: Session) -> None:
+        """Start to look the client up ahead of its phase."""
+        from smtpd_filters.lookups.dns.names import reverse  # *No look-ups without `--verify`*
+
+        address = known_address(session)
+        exempt = self._exempt.reason(session)
+        if address and not exempt and self._suspect(session) is not None:
+            self.dns.start(reverse(address), "PTR")
 
     def _failure(self, text: str) -> Junk | Reject | Disconnect:
         # RFC 7372 section 3.3: X.7.25, "Reverse DNS validation failed", "Associated basic status

@@ -243,6 +243,20 @@ def test_what_smtpd_confirmed_is_not_looked_up(server: DNSServer) -> None:
     assert server.queries == []
 
 
+@pytest.mark.parametrize("phase", PHASES[1:])
+def test_the_look_up_starts_when_the_client_is_known(server: DNSServer, phase: str) -> None:
+    server.queries.clear()
+    with Conversation(Fcrdns, *verifying(server, "--phase", phase)) as smtpd:
+        smtpd.connect(**NAMED, address="192.0.2.7")
+        smtpd.connect(**FORGED, address="127.0.0.1")
+        assert server.queries == []
+        there = smtpd.connect(**FORGED, address="192.0.2.7")
+        asked = [("7.2.0.192.in-addr.arpa", "PTR")]
+        for _ in range(100):  # it is sent by the loop, which a request runs
+            there.noop()
+        assert server.queries[:1] == asked
+
+
 def test_what_is_known_is_not_asked_again(server: DNSServer) -> None:
     server.queries.clear()
     flags = verifying(server, "--phase", "rcpt-to", "--action", "junk")
