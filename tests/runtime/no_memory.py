@@ -1,6 +1,6 @@
 """Sessions while single allocations fail: a program for a test.
 
-`no_memory.py FILTER WIDTH`: each allocation in each step of two sessions is made to fail once, and
+`no_memory.py CHAIN WIDTH`: each allocation in each step of two sessions is made to fail once, and
 the `WIDTH` - 1 after it as well.  Whatever fails, smtpd must not exit, every request must be
 answered, and an accepted message must be whole.  Prints what went wrong, and at the end how often
 something was tried.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import _testcapi  # type: ignore[import-not-found]  # CPython's own
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from smtpd_filters import PROCEED, Answer, Filter, Headers, Message, Proceed, Reject, Session
@@ -22,6 +23,8 @@ from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.scoring.chain import ScoringChain
+from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from tests.effort import SHARE
 from tests.runtime.process import TOKENS, sid
 
@@ -49,6 +52,22 @@ class Whole(Sender):
         return PROCEED
 
 
+def scored(log: Log) -> Chain:
+    """Return a chain with a score, which it writes into the header."""
+    rules = Rules(
+        RuleSettings(junk_at=9, reject_at=20, score_header=True),
+        {"head": FilterRules(score={"junk": 5.0, "reject": 20.0})},
+    )
+    return ScoringChain([(Head(), "tempfail", 5.0)], log, None, rules)
+
+
+CHAINS: dict[str, Callable[[Log], Chain]] = {
+    "Head": lambda log: Chain([(Head(), "tempfail", 5.0)], log),
+    "Whole": lambda log: Chain([(Whole(), "tempfail", 5.0)], log),
+    "Scored": scored,
+}
+
+
 def asked(phase: str, session: bytes, argument: bytes = b"") -> bytes:
     return SMTPD.request(phase, session, TOKENS[phase], argument)
 
@@ -69,9 +88,9 @@ STEPS = [
 ]
 
 
-def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list[str]:
+def play(chain: Callable[[Log], Chain], step: int, start: int, stop: int, log: Log) -> list[str]:
     """Return what went wrong when these allocations failed in that step."""
-    engine = Engine(Chain([(kind(), "tempfail", 5.0)], log), log)
+    engine = Engine(chain(log), log)
     oracle, peer = Oracle(), SmtpdConnection()
     said: list[Any] = []
     for number, data in enumerate([SMTPD.configure(), *STEPS], -1):
@@ -109,7 +128,7 @@ def play(kind: type[Filter], step: int, start: int, stop: int, log: Log) -> list
 
 
 def main() -> int:
-    kind = {"Head": Head, "Whole": Whole}[sys.argv[1]]
+    chain = CHAINS[sys.argv[1]]
     width = int(sys.argv[2])
     log = Log(fd=os.open(os.devnull, os.O_WRONLY))
     tried = 0
@@ -117,7 +136,7 @@ def main() -> int:
         for start in range(0, ALLOCATIONS[step], SHARE):
             tried += 1
             try:
-                wrong = play(kind, step, start, start + width, log)
+                wrong = play(chain, step, start, start + width, log)
             except MemoryError as error:
                 trace = error.__traceback__
                 while trace is not None and trace.tb_next is not None:

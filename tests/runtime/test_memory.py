@@ -29,7 +29,11 @@ def _bound(process: FilterProcess, spare: int) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        *(("no_memory", kind, width) for kind in ("Head", "Whole") for width in ("1", "20")),
+        *(
+            ("no_memory", kind, width)
+            for kind in ("Head", "Whole", "Scored")
+            for width in ("1", "20")
+        ),
         *(("no_memory_reload", width) for width in ("1", "4")),
         *(("no_memory_channel", width) for width in ("1", "20")),
     ],

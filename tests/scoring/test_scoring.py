@@ -79,20 +79,23 @@ def handler(name: str, returns: str) -> Any:
     return decide
 
 
-def kind(name: str, more: str = "", **values: Any) -> Any:
+def kind(name: str, more: str = "", points: Any = None, **returns: str) -> Any:
     """Make a class with all handlers; what they return is in their annotation."""
-    returns = dict.fromkeys(HANDLERS, "Answer" + more) | {"headers": "ContentAnswer" + more}
-    returns |= {"commit": "FinalAnswer"}
-    return type(
-        name,
-        (Scripted,),
-        {**values, **{key: handler(key, value) for key, value in returns.items()}},
-    )
+    returns = {
+        **dict.fromkeys(HANDLERS, f"Answer{more}"),
+        "headers": f"ContentAnswer{more}",
+        "commit": "FinalAnswer",
+        **returns,
+    }
+    made = {key: handler(key, value) for key, value in returns.items()}
+    return type(name, (Scripted,), {"points": points, **made})
 
 
 #: Decides, and gives no points of its own.
 Acts = kind("Acts")
 GREY = kind("Greylist")
+#: Does nothing but give points.
+Weighs = kind("Weighs", points=(-50, 50), **dict.fromkeys(HANDLERS, "Proceed | Points"))
 #: Gives points itself as well.
 Gives = kind("Gives", " | Points", points=(-50, 50))
 
@@ -462,10 +465,10 @@ def test_ending_the_questions_changes_no_outcome(
     junk: int,
     more: int,
     at: str,
-    header: bool,  # noqa: FBT001
+    header: bool,  # noqa: FBT001  # drawn
 ) -> None:
     filters = [
-        Gives(f"f{number}", **{name: Points(value) for name, value in script.items()})
+        Weighs(f"f{number}", **{name: Points(value) for name, value in script.items()})
         for number, script in enumerate(scripts)
     ]
     for each, script in zip(filters, scripts, strict=True):
