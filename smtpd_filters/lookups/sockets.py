@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from .places import QUEUE, Places
+
 PAUSE = 0.1
 # Each connection holds up to 64 KiB.
 PER_STREAM = 8
@@ -47,13 +49,14 @@ class Shortage:
 
 
 class Sockets(Shortage):
-    """Semaphores for `limit` datagram sockets, and for one connection per `PER_STREAM` of them."""
+    """Places for `limit` datagram sockets, and for one connection per `PER_STREAM` of them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
-        self._datagrams = asyncio.Semaphore(limit)
-        self._streams = asyncio.Semaphore(max(1, limit // PER_STREAM))
+        self._datagrams = Places(limit)
+        # As many look-ups may continue over TCP as over UDP.
+        self._streams = Places(max(1, limit // PER_STREAM), QUEUE * limit)
 
-    def place(self, *, tcp: bool) -> asyncio.Semaphore:
-        """Return the semaphore to hold while a socket is open; it is granted in FIFO order."""
+    def places(self, *, tcp: bool) -> Places:
+        """Return the places of which one is to be held while a socket is open."""
         return self._streams if tcp else self._datagrams

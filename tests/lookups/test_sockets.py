@@ -17,11 +17,13 @@ def test_no_more_are_held_than_may_be(limit: int, streams: int) -> None:
 
         async def hold() -> None:
             nonlocal held, most
-            async with sockets.place(tcp=tcp):
-                held += 1
-                most = max(most, held)
-                await asyncio.sleep(0)
-                held -= 1
+            place = await sockets.places(tcp=tcp).take(again=False)
+            assert place is not None  # refused
+            held += 1
+            most = max(most, held)
+            await asyncio.sleep(0)
+            held -= 1
+            place.release()
 
         await asyncio.gather(*(hold() for _ in range(2 * limit)))
         return most

@@ -8,13 +8,14 @@ ValueError for a type of records that is not in `RECORD_TYPES`.
 *Once*: a cached outcome is returned without a task (`known`). Concurrent look-ups of the same name
 and type share one task, and cancelling one caller does not affect the others.
 *Never blocks*: queries and responses are processed at a `pace`. The number of queries in flight is
-bounded, and the wait for a place counts against the deadline.
+bounded, and the wait for a place counts against the deadline. Names whose servers don't answer
+delay others by half a second at most (`places`).
 *Clean close*: nothing is left running after `aclose`.
 
 The parts: `names` validates names, `cache` keeps outcomes, `retry` chooses the next server,
-`sockets` bounds the queries in flight, `transport` sends one query to one server, `message` encodes
-queries and interprets responses, and `response` parses them within bounds. This module is the loop
-around them.
+`sockets` and `places` bound the queries in flight, `transport` sends one query to one server,
+`message` encodes queries and interprets responses, and `response` parses them within bounds. This
+module is the loop around them.
 
 The module is cheap to import. Making a Resolver imports dnspython, at start rather than at the
 first mail.
@@ -92,6 +93,7 @@ class Resolver:
     ) -> None:
         import asyncio
 
+        from smtpd_filters.lookups.places import CROWDED
         from smtpd_filters.lookups.sockets import Sockets
         from smtpd_filters.runtime import pace
 
@@ -109,6 +111,7 @@ class Resolver:
         self._trouble = message.Trouble
         self._pace = pace.pace
         self._price = transport.SEND
+        self._crowded = CROWDED
         self._servers = Servers([endpoint.label for endpoint in self._endpoints])
         self._timeout = timeout
         self._deadline = deadline
@@ -362,24 +365,31 @@ class Resolver:
 
     async def _follow(self, plan: Plan, name: str, rdtype: str) -> Outcome[Any]:
         """Follow the plan until there is an answer or nothing left to try."""
+        again = False
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 return step
             if step.pause:
                 await self._asyncio.sleep(step.pause)
-            async with self._sockets.place(tcp=step.tcp):
+            place = await self._sockets.places(tcp=step.tcp).take(again=again)
+            if place is None:
+                return Unavailable(self._crowded)
+            try:
                 await self._pace().admit(self._price)
                 # A new question each time, with a new ID (RFC 5452 section 9.2).
                 reading = await self._endpoints[step.server].ask(
-                    self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout
+                    self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout, place=place
                 )
+            finally:
+                place.release()
             if not isinstance(reading, self._trouble):
                 self._sockets.closed()
                 plan.answered()
                 return reading
+            again = place.evicted or reading.failure is Failure.SILENT
             plan.failed(reading.failure, reading.cause, self._clock())
-            if reading.failure is Failure.SHORT:
+            if reading.failure is Failure.SHORT and not place.evicted:
                 await self._sockets.freed()
             else:
                 self._sockets.closed()

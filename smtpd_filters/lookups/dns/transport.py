@@ -24,6 +24,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from smtpd_filters.lookups.places import CROWDED
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.runtime.pace import pace
 
@@ -32,6 +33,7 @@ from .response import MAX_WORK
 
 if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Found, NotFound
+    from smtpd_filters.lookups.places import Place
 
 # Errors of a resource that this machine lacks for the moment.
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -71,26 +73,30 @@ class Endpoint:
         self.label = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
     async def ask(
-        self, question: Question, *, tcp: bool, seconds: float
+        self, question: Question, *, tcp: bool, seconds: float, place: Place
     ) -> Found[Any] | NotFound | Trouble:
-        """Send the query, and return the server's answer within `seconds`, or the failure."""
+        """Send the query, and return the server's answer within `seconds`, or the failure.
+
+        `place` ends the wait for the answer earlier if others need the place.
+        """
         ask = self._ask_tcp if tcp else self._ask_udp
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
         try:
             with socket.socket(self._family, kind | socket.SOCK_NONBLOCK) as sock:
-                return await ask(sock, question, asyncio.get_running_loop().time() + seconds)
+                until = asyncio.get_running_loop().time() + seconds
+                return await ask(sock, question, until, place)
         except EOFError:
             return Trouble(Failure.UNREACHABLE, "connection closed")
         except _PiecesError:
             return Trouble(Failure.BROKEN, "answer in too many pieces")
         except TimeoutError:
             # Before OSError, its base class. ETIMEDOUT of connect(2) is a TimeoutError, too.
-            return Trouble(Failure.SILENT, "timeout")
+            return _timeout(place, "timeout")
         except OSError as exc:
             return Trouble(_failure(exc), os.strerror(exc.errno or 0).lower())
 
     async def _ask_udp(
-        self, sock: socket.socket, question: Question, until: float
+        self, sock: socket.socket, question: Question, until: float, place: Place
     ) -> Found[Any] | NotFound | Trouble:
         loop = asyncio.get_running_loop()
         sock.connect(self._sockaddr)  # for UDP this only sets the peer
@@ -98,11 +104,13 @@ class Endpoint:
         cause = "timeout"
         for _ in range(MAX_STRAYS):
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(until) as limit:
+                    place.wait(limit)
                     # One byte above the maximum: a longer datagram is cut, and so malformed.
                     data = await loop.sock_recv(sock, UDP_PAYLOAD + 1)
             except TimeoutError:
-                return Trouble(Failure.SILENT, cause)
+                return _timeout(place, cause)
+            place.arrived()
             reading = await _read(question, data, tcp=False)
             if not isinstance(reading, Stray):
                 return reading
@@ -110,18 +118,26 @@ class Endpoint:
         return Trouble(Failure.USE_TCP, "many forged answers")
 
     async def _ask_tcp(
-        self, sock: socket.socket, question: Question, until: float
+        self, sock: socket.socket, question: Question, until: float, place: Place
     ) -> Found[Any] | NotFound | Trouble:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout_at(until):
+        async with asyncio.timeout_at(until) as limit:
+            place.wait(limit)
             await loop.sock_connect(sock, self._sockaddr)
             await loop.sock_sendall(sock, len(question.wire).to_bytes(2, "big") + question.wire)
             data = await _receive(sock)
+        place.arrived()
         reading = await _read(question, data, tcp=True)
         # Over TCP it can't be a forgery: the server is broken.
         if isinstance(reading, Stray):
             return Trouble(Failure.BROKEN, reading.cause)
         return reading
+
+
+def _timeout(place: Place, cause: str) -> Trouble:
+    if place.evicted:
+        return Trouble(Failure.SHORT, CROWDED)
+    return Trouble(Failure.SILENT, cause)
 
 
 def _failure(exc: OSError) -> Failure:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import retry, sockets
+from smtpd_filters.lookups import places, retry, sockets
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver, transport
 from smtpd_filters.lookups.dns import resolver as lookups_dns
@@ -243,11 +243,36 @@ def test_the_deadline_ends_it(server: DNSServer) -> None:
 def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> Outcome[Any]:
         # Somebody has the only one for longer than that.
-        async with resolver._sockets.place(tcp=False):
-            return await resolver.query("four.example", "A")
+        assert await resolver._sockets.places(tcp=False).take(again=False)
+        return await resolver.query("four.example", "A")
 
     assert run(server, test, in_flight=1, deadline=0.05) == Unavailable("deadline passed")
     assert server.queries == []
+
+
+def test_names_that_nobody_answers_for_do_not_delay_others(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> Outcome[Any]:
+        types: list[Any] = ["A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"]
+        for each in types:
+            resolver.start("drop.example", each)
+        await asyncio.sleep(0)
+        found = await resolver.query("four.example", "A")
+        # An eviction does not count against the server.
+        assert resolver._servers._silences == [0]
+        return found
+
+    with mock.patch.object(places, "PATIENCE", 0.0):
+        assert isinstance(run(server, test, in_flight=6, timeout=60, deadline=60), Found)
+
+
+def test_without_a_place_in_the_queue_a_look_up_fails_at_once(server: DNSServer) -> None:
+    async def test(resolver: Resolver) -> list[Outcome[Any]]:
+        waiting = [resolver.query(f"drop{number}.example", "A") for number in range(4)]
+        return await asyncio.gather(*waiting)
+
+    with mock.patch.object(places, "QUEUE", 1):
+        outcomes = run(server, test, in_flight=1, timeout=60, deadline=0.1)
+    assert outcomes.count(Unavailable("too many look-ups")) == 2
 
 
 def test_fail_over(server: DNSServer) -> None:
