@@ -1,0 +1,238 @@
+"""A store in a SQLite file, for the filters of one machine.
+
+A thread of the store does all work on the file (`sqlite_file`), so that the event loop never waits
+for a disk. It takes the requests that are queued, up to `BATCH`, and applies them in one
+transaction.
+
+Invariants
+----------
+*One writer at a time*: a transaction begins with BEGIN IMMEDIATE, so that processes which share the
+file apply their requests one after the other.
+*Survives a kill*: the file is in WAL mode. What was answered is kept if the process is killed. If
+the machine loses power, the last seconds may be lost, but nothing is damaged
+(https://www.sqlite.org/pragma.html#pragma_synchronous, NORMAL).
+*Set aside*: a damaged file is renamed, never deleted, and a new one is begun.
+*Bounded*: in a file of `max_size` bytes the rows that expire first are dropped.
+*Bounded queue*: at most `MAX_QUEUED` requests wait for the thread; further ones are unavailable at
+once. So are all requests while the thread has been stuck for longer than the timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+
+from .clock import read_times
+from .sqlite_file import File, FileError
+from .store import CLOSED, Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from .clock import Times
+    from .operations import Entry, Operation
+
+#: A million triplets of a greylist take about 250 MiB.
+MAX_SIZE = 512 << 20
+#: Requests in a transaction.
+BATCH = 128
+MAX_QUEUED = 4096
+#: Entries that `scan` reads at a time.
+PAGE = 512
+#: Seconds for which the start, and the end, of the process waits for the thread.
+START = 5.0
+LAST = 2.0
+
+
+class _Request(NamedTuple):
+    """Operations, or the page of a scan, and the future of their result."""
+
+    done: asyncio.Future[Any]
+    operations: Sequence[Operation[Any]]
+    #: Of a scan: the prefix, and the key after which the page begins.
+    page: tuple[bytes, bytes] | None = None
+
+
+class SQLiteStore(Store):
+    """A store in the file at `path`, which is created if it is missing; its folder is not.
+
+    `timeout` is for a request, in seconds; `max_size` is in bytes. `note` takes a text for the log.
+
+    Raises ConfigError if an operator must mend something before the file can be used. A fault that
+    may pass, such as a full disk, is noted, and the file is opened later.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float,
+        note: Callable[[str], None],
+        max_size: int = MAX_SIZE,
+        times: Callable[[], Times] = read_times,
+    ) -> None:
+        self.label = f"sqlite:{path}"
+        self._timeout = timeout
+        self._note = note
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        #: The loop's clock at which the thread began its transaction; 0.0 while it waits.
+        self._busy_since = 0.0
+        self._closed = False
+        # Notes of the thread; the loop logs them.
+        self._notes: SimpleQueue[str] = SimpleQueue()
+        self._file = File(
+            path, max_size=max_size, busy=timeout, times=times, note=self._notes.put
+        )
+        self._failure: FileError | None = None
+        opened = Event()
+        self._thread = Thread(target=self._run, args=(opened,), name="store", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise ConfigError(f"{self.label}: {error}") from None
+        if not opened.wait(START):
+            note(f"{self.label}: not opened within {START:g} s")
+        failure = self._failure
+        if failure is not None:
+            if failure.lasting:
+                self._queue.put(None)
+                raise ConfigError(f"{self.label}: {failure}")
+            note(f"{self.label}: {failure}")
+        self._log_notes()
+
+    # -- the event loop's side ---------------------------------------------------------------
+
+    async def _apply(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        result: Sequence[Any] = await self._request(operations)
+        return result
+
+    async def _request(
+        self, operations: Sequence[Operation[Any]], page: tuple[bytes, bytes] | None = None
+    ) -> Any:
+        """Have the thread carry out a request; return its result within the timeout."""
+        if self._closed:
+            raise UnavailableError(CLOSED)
+        busy = self._busy_since
+        if busy and time.monotonic() - busy > self._timeout:
+            raise self._unavailable("does not respond")
+        if self._queue.qsize() >= MAX_QUEUED:
+            raise self._unavailable("too many requests are pending")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        timer = loop.call_later(self._timeout, self._expire, done)
+        try:
+            self._queue.put(_Request(done, operations, page))
+            return await done
+        finally:
+            timer.cancel()
+
+    def _expire(self, done: asyncio.Future[Any]) -> None:
+        if not done.done():
+            done.set_exception(self._unavailable(f"no answer within {self._timeout:g} s"))
+
+    def _unavailable(self, cause: str) -> UnavailableError:
+        return UnavailableError(f"{self.label}: {cause}")
+
+    async def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
+        """Iterate over entries, in the order of their keys."""
+        after = b""
+        while page := await self._request((), (prefix, after)):
+            for key, entry in page:
+                yield key, entry
+            after = key
+
+    async def aclose(self) -> None:
+        """End the thread after the requests that are queued."""
+        self._closed = True
+        self._queue.put(None)
+        try:
+            await asyncio.to_thread(self._thread.join, LAST)
+        except RuntimeError:  # no thread can be started: the process ends anyway
+            pass
+        self._log_notes()
+
+    def _deliver(self, results: Sequence[tuple[_Request, Any]]) -> None:
+        """Resume the callers of the requests of a transaction."""
+        self._log_notes()
+        for request, result in results:
+            if request.done.done():
+                continue
+            if isinstance(result, Exception):
+                request.done.set_exception(result)
+            else:
+                request.done.set_result(result)
+
+    def _log_notes(self) -> None:
+        while True:
+            try:
+                self._note(self._notes.get_nowait())
+            except Empty:
+                return
+
+    # -- the thread's side -------------------------------------------------------------------
+
+    def _run(self, opened: Event) -> None:
+        """Open the file, then carry out requests until there is a None; the thread never fails."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._file.open()
+        except FileError as error:
+            self._failure = error
+        except Exception as error:  # noqa: BLE001  # no memory, say
+            self._failure = FileError(str(error))
+        opened.set()
+        last = False
+        while not last:
+            batch, last = self._next_batch()
+            self._busy_since = time.monotonic()
+            results = self._carry_out(batch)
+            self._busy_since = 0.0
+            if results:
+                try:
+                    results[0][0].done.get_loop().call_soon_threadsafe(self._deliver, results)
+                except RuntimeError:  # the loop is closed
+                    pass
+        self._file.close()
+
+    def _next_batch(self) -> tuple[list[_Request], bool]:
+        """Wait for requests; return them, and whether the store is closed behind them."""
+        batch: list[_Request] = []
+        request = self._queue.get()
+        while request is not None:
+            if not request.done.done():  # it may have expired in the queue
+                batch.append(request)
+            if len(batch) >= BATCH:
+                return batch, False
+            try:
+                request = self._queue.get_nowait()
+            except Empty:
+                return batch, False
+        return batch, True
+
+    def _carry_out(self, batch: Sequence[_Request]) -> list[tuple[_Request, Any]]:
+        """Return the result of each request, or its exception."""
+        ordinary = [request for request in batch if request.page is None]
+        done: list[tuple[_Request, Any]] = []
+        if ordinary:
+            try:
+                results: Sequence[Any] = self._file.apply([each.operations for each in ordinary])
+            except Exception as error:  # noqa: BLE001  # the thread never fails
+                results = [self._failed(error) for _ in ordinary]
+            done += zip(ordinary, results, strict=True)
+        for request in batch:
+            if request.page is not None:
+                try:
+                    done.append((request, self._file.page(*request.page, PAGE)))
+                except Exception as error:  # noqa: BLE001  # the thread never fails
+                    done.append((request, self._failed(error)))
+        return done
+
+    def _failed(self, error: Exception) -> UnavailableError:
+        cause = str(error) if isinstance(error, FileError) else f"{type(error).__name__}: {error}"
+        return self._unavailable(cause)

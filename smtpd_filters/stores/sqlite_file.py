@@ -1,0 +1,390 @@
+"""The file of a SQLite store: its schema, its rows, and what is done about each kind of damage.
+
+Nothing here knows of threads or event loops; `sqlite` calls it from the thread of a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from smtpd_filters.errors import os_reason
+
+from .clock import Epoch, epoch
+from .operations import Row, entry_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .clock import Times
+    from .operations import Entry, Operation
+
+#: Steps from each version of the schema to the next; `PRAGMA user_version` is the version.
+MIGRATIONS = (
+    """
+    CREATE TABLE entries (
+        key BLOB PRIMARY KEY, value, written REAL NOT NULL, expires REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX entries_by_expiry ON entries (expires);
+    CREATE TABLE members (
+        key BLOB NOT NULL, member BLOB NOT NULL, expires REAL NOT NULL, PRIMARY KEY (key, member)
+    ) WITHOUT ROWID;
+    CREATE INDEX members_by_expiry ON members (expires);
+    CREATE TABLE epoch (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT, offset, passed);
+    """,
+)
+#: "smtf", which marks a database as a store (https://www.sqlite.org/fileformat2.html section 1.3).
+APPLICATION_ID = 0x736D7466
+#: Rows that a transaction deletes besides its own, at least.
+SWEEP = 256
+#: Seconds between two sweeps, and between two notes of the time in the file.
+SWEEP_INTERVAL = 0.1
+NOTE_INTERVAL = 30.0
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "locked by another process",
+    sqlite3.SQLITE_LOCKED: "locked by another process",
+    sqlite3.SQLITE_FULL: "disk full",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_IOERR: "input/output error",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_PERM: "permission denied",
+    sqlite3.SQLITE_NOMEM: "out of memory",
+    sqlite3.SQLITE_AUTH: "permission denied",
+}
+
+
+class FileError(Exception):
+    """The file can't be used now; the text is the reason.
+
+    `lasting` means that only an operator can mend it, such as a missing directory.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+class File:
+    """A store's file, opened when it is first used, and again after a failure.
+
+    `max_size` is its size in bytes above which rows are dropped before their expiry; `busy` the
+    seconds to wait for other processes; `note` takes a text for the log. Nothing but FileError is
+    raised.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_size: int,
+        busy: float,
+        times: Callable[[], Times],
+        note: Callable[[str], None],
+    ) -> None:
+        self.path = path
+        self._max_size = max_size
+        self._busy = busy
+        self._times = times
+        self._note = note
+        self._connection: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._rows: _Rows | None = None
+
+    def open(self) -> None:
+        """Open the file, and create or migrate it if necessary."""
+        self.apply(())
+
+    def apply(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[list[Any]]:
+        """Apply requests in one transaction; return the results of each.
+
+        A damaged file is set aside, and the requests are applied to a new one.
+        """
+        with self._translated():
+            try:
+                return self._apply(requests)
+            except sqlite3.DatabaseError as error:
+                if _code(error) not in _DAMAGED:
+                    raise
+                self._set_aside(str(error))
+                return self._apply(requests)
+
+    def _apply(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[list[Any]]:
+        rows = self._ready()
+        with rows.transaction(writes=any(each.writes for request in requests for each in request)):
+            return [[operation.apply(rows) for operation in request] for request in requests]
+
+    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry]]:
+        """Return the first entries in the order of their keys with a prefix, after a key."""
+        with self._translated():
+            return self._ready().page(prefix, after, count)
+
+    def close(self) -> None:
+        """Close the file."""
+        connection, self._connection, self._rows = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.close()
+            except sqlite3.Error:
+                pass
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def _ready(self) -> _Rows:
+        """Return the rows of the file at the path, which may have been replaced or deleted."""
+        rows = self._rows
+        if rows is None or _inode(self.path) != self._inode:
+            self.close()
+            with self._alone():
+                rows = self._rows = self._open()
+        rows.tick()
+        return rows
+
+    def _open(self) -> _Rows:
+        self._inode = _inode(self.path)
+        # Autocommit: transactions are begun by statements of our own.
+        connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
+        self._connection = connection
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._migrate(connection)
+            found = self._epoch(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        self._inode = _inode(self.path)  # it may be new
+        return _Rows(connection, found, self._times, self._max_size)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Bring the schema to the newest version."""
+        (owner,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if owner != APPLICATION_ID and (owner or version or tables):
+            raise FileError("a database of another program", lasting=True)
+        if version > len(MIGRATIONS):
+            raise FileError(
+                f"written by a newer release (schema {version}, this one knows {len(MIGRATIONS)})",
+                lasting=True,
+            )
+        for step in MIGRATIONS[version:]:
+            for statement in filter(str.strip, step.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _epoch(self, connection: sqlite3.Connection) -> Epoch:
+        """Return the epoch of this boot (`clock`), and write it if it is new."""
+        row = connection.execute("SELECT boot, offset, passed FROM epoch").fetchone()
+        stored = Epoch(*row) if row is not None else None
+        found = epoch(self._times(), stored)
+        if found != stored:
+            connection.execute("INSERT OR REPLACE INTO epoch VALUES (1, ?, ?, ?)", found)
+        return found
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from opening or renaming the file meanwhile."""
+        # Not a lock on the file itself, which would interfere with SQLite's own locks.
+        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH120  # a path as text
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    # -- failures ----------------------------------------------------------------------------
+
+    def _set_aside(self, why: str) -> None:
+        """Rename a damaged file, unless another process has done so."""
+        damaged = self._inode
+        self.close()
+        with self._alone():
+            if _inode(self.path) != damaged:
+                return
+            aside = _free_name(self.path)
+            # The file last: with its log gone, it can't be taken for a sound one in between.
+            for suffix in ("-wal", "-shm", ""):
+                try:
+                    os.rename(self.path + suffix, aside + suffix)  # noqa: PTH104  # paths as text
+                except FileNotFoundError:
+                    pass
+        self._note(f"{self.path} is damaged ({why}): renamed to {aside}, and a new one begun")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise FileError in place of the errors of SQLite and the system."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = _code(error)
+            if code not in _BUSY:
+                self.close()  # and open it anew for the next request
+            raise FileError(
+                _REASONS.get(code, str(error)), lasting=code in _REFUSED and _is_denied(self.path)
+            ) from None
+        except OSError as error:
+            self.close()
+            raise FileError(os_reason(error), lasting=error.errno in _LASTING) from None
+        except FileError:
+            self.close()
+            raise
+
+
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_REFUSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+
+class _Rows:
+    """The rows of an open file, as `operations` use them."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        found: Epoch,
+        times: Callable[[], Times],
+        max_size: int,
+    ) -> None:
+        self.now = 0.0
+        self._execute = connection.execute
+        self._epoch = found
+        self._times = times
+        (page,) = self._execute("PRAGMA page_size").fetchone()
+        self._max_pages = max_size // page
+        self._written = 0
+        self._swept = self._noted = 0.0
+
+    def tick(self) -> None:
+        """Set the time of the requests that follow."""
+        self.now = self._epoch.now(self._times())
+
+    @contextmanager
+    def transaction(self, *, writes: bool) -> Iterator[None]:
+        """Commit what is done within; nothing of it if it fails."""
+        self._execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        try:
+            yield
+            if writes and self.now - self._swept >= SWEEP_INTERVAL:
+                self._sweep()
+            self._execute("COMMIT")
+        except BaseException:
+            try:
+                self._execute("ROLLBACK")
+            except sqlite3.Error:  # SQLite has done so
+                pass
+            raise
+
+    def get(self, key: bytes) -> Row | None:
+        row = self._execute(
+            "SELECT value, written, expires FROM entries WHERE key = ? AND expires > ?",
+            (key, self.now),
+        ).fetchone()
+        return None if row is None else Row(*row)
+
+    def put(self, key: bytes, row: Row) -> None:
+        self._written += 1
+        self._execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", (key, *row))
+
+    def delete(self, key: bytes) -> bool:
+        here = self.get(key) is not None or self.members(key, 1) > 0
+        self._execute("DELETE FROM entries WHERE key = ?", (key,))
+        self._execute("DELETE FROM members WHERE key = ?", (key,))
+        return here
+
+    def members(self, key: bytes, at_most: int) -> int:
+        count: int
+        (count,) = self._execute(
+            "SELECT count(*) FROM (SELECT 1 FROM members WHERE key = ? AND expires > ? LIMIT ?)",
+            (key, self.now, at_most),
+        ).fetchone()
+        return count
+
+    def is_member(self, key: bytes, member: bytes) -> bool:
+        row = self._execute(
+            "SELECT 1 FROM members WHERE key = ? AND member = ? AND expires > ?",
+            (key, member, self.now),
+        ).fetchone()
+        return row is not None
+
+    def join(self, key: bytes, member: bytes, expires: float) -> None:
+        self._written += 1
+        self._execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?)", (key, member, expires))
+
+    def leave(self, key: bytes, member: bytes) -> bool:
+        here = self.is_member(key, member)
+        self._execute("DELETE FROM members WHERE key = ? AND member = ?", (key, member))
+        return here
+
+    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry]]:
+        beyond = prefix[:-1] + bytes([prefix[-1] + 1])  # keys begin with ASCII text
+        rows = self._execute(
+            "SELECT key, value, written, expires FROM entries"
+            " WHERE key > ? AND key >= ? AND key < ? AND expires > ? ORDER BY key LIMIT ?",
+            (after, prefix, beyond, self.now, count),
+        )
+        return [(key, entry_of(Row(*row), self.now)) for key, *row in rows]
+
+    def _sweep(self) -> None:
+        """Delete rows that have expired, or that are the first to expire of too many."""
+        if self.now - self._noted >= NOTE_INTERVAL:
+            self._noted = self.now
+            self._execute("UPDATE epoch SET passed = max(passed, ?)", (self.now,))
+        limit = SWEEP + 4 * self._written
+        self._written = 0
+        self._swept = self.now
+        (pages,) = self._execute("PRAGMA page_count").fetchone()
+        (free,) = self._execute("PRAGMA freelist_count").fetchone()
+        until = float("inf") if pages - free > self._max_pages else self.now
+        for table, key in (("entries", "key"), ("members", "(key, member)")):
+            columns = key.strip("()")
+            self._execute(
+                f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table}"  # noqa: S608  # constants
+                " WHERE expires <= ? ORDER BY expires LIMIT ?)",
+                (until, limit),
+            )
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return the primary result code of an error (https://www.sqlite.org/rescode.html)."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _is_denied(path: str) -> bool:
+    """Return whether permissions forbid to write the file or its folder, as only an operator can mend.
+
+    A file system that is mounted read-only is a fault, as a full disk is.
+    """
+    folder = os.path.dirname(path) or "."  # noqa: PTH120  # a path as text
+    if os.path.isdir(path):  # noqa: PTH112  # a path as text
+        return True
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return False
+    exists = os.path.exists(path)  # noqa: PTH110  # a path as text
+    return not os.access(folder, os.W_OK | os.X_OK) or (exists and not os.access(path, os.W_OK))
+
+
+def _inode(path: str) -> tuple[int, int]:
+    """Return what identifies the file at a path; (0, 0) if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # pathlib costs more
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _free_name(path: str) -> str:
+    """Return a name beside the file that is not in use."""
+    number = 1
+    while os.path.exists(name := f"{path}.damaged-{number}"):  # noqa: PTH110  # a path as text
+        number += 1
+    return name

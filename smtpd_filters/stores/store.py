@@ -1,0 +1,94 @@
+"""The interface of stores: what filters remember, in this process, in a file or on a server.
+
+    triplet = join("greylist", client, sender, recipient)
+    known = await self.store.ask(Add(triplet, b"waiting", ttl=DAY))
+
+Invariants
+----------
+*Never waits long*: a request ends within the store's timeout.
+*Unavailable raises*: a request that fails raises UnavailableError, so that the filter's
+`--on-error` decides. Its text names the store and the cause, without details that differ between
+requests, since the log writes each cause once per interval.
+*All or nothing*: of a request that failed, either everything was applied or nothing. Which of the
+two is unknown after a timeout.
+*Recovers*: after any failure, later requests try again; nothing needs a restart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .keys import shard_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from .operations import Entry, Operation
+
+T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
+W = TypeVar("W")
+
+#: Operations of a request at most: a request is one decision.
+MAX_OPERATIONS = 32
+
+
+class Store:
+    """A store; `open_store` makes one from its address."""
+
+    #: The address for the log, without a password.
+    label: str
+
+    @overload
+    async def ask(self, first: Operation[T], /) -> T: ...
+    @overload
+    async def ask(self, first: Operation[T], second: Operation[U], /) -> tuple[T, U]: ...
+    @overload
+    async def ask(
+        self, first: Operation[T], second: Operation[U], third: Operation[V], /
+    ) -> tuple[T, U, V]: ...
+    @overload
+    async def ask(
+        self,
+        first: Operation[T],
+        second: Operation[U],
+        third: Operation[V],
+        fourth: Operation[W],
+        /,
+    ) -> tuple[T, U, V, W]: ...
+    @overload
+    async def ask(self, *operations: Operation[Any]) -> Any: ...
+
+    async def ask(self, *operations: Operation[Any]) -> Any:
+        """Apply operations atomically, in their order; return the result, or the tuple of several.
+
+        All keys must have the same shard. Raises UnavailableError if the store fails, and
+        ValueError for keys of several shards or too many operations.
+        """
+        if len(operations) == 1:
+            return (await self._apply(operations))[0]
+        if not operations or len(operations) > MAX_OPERATIONS:
+            raise ValueError(f"{len(operations)} operations: must be 1 to {MAX_OPERATIONS}")
+        if len({shard_of(operation.key) for operation in operations}) != 1:
+            raise ValueError("the keys of one request must have the same shard")
+        return tuple(await self._apply(operations))
+
+    async def _apply(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        """Do what `ask` does; return the results."""
+        raise NotImplementedError
+
+    def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
+        """Iterate over the entries whose keys have a prefix, in no particular order.
+
+        For the operator's tools, not for decisions: it reads the store in steps, and entries that
+        are written meanwhile may be missing. Groups are not listed. Raises UnavailableError.
+        """
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Release everything; never raise.  Later requests raise UnavailableError."""
+        raise NotImplementedError
+
+
+CLOSED = "the store is closed"

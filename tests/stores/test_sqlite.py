@@ -1,0 +1,412 @@
+"""A store in a file: several processes, faults of the file, and what is left after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.stores import Add, Count, Get, Put, join
+from smtpd_filters.stores.clock import Epoch, Times, epoch
+from smtpd_filters.stores.sqlite import MAX_QUEUED, SQLiteStore
+from smtpd_filters.stores.sqlite_file import MIGRATIONS
+from tests.stores.conftest import PATIENCE, Clock, open_sqlite
+from tests.stores.test_operations import A, run
+
+if TYPE_CHECKING:
+    from smtpd_filters.stores import Store
+
+
+def path_of(folder: Path) -> Path:
+    return folder / "store.sqlite"
+
+
+def test_entries_outlive_the_process(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
+    async def write(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=100))
+
+    run(open_sqlite(tmp_path, clock, notes), write)
+    clock.advance(10)
+    assert run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Get(A))) == (
+        *(b"v", 10, 90),
+    )
+
+
+def test_a_jump_of_the_wall_clock_ages_nothing(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    year = 366 * 86400.0
+
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=100))
+        for jump in (year, -2 * year):
+            clock.wall += jump
+            assert await store.ask(Get(A)) == (b"v", 0, 100)
+            # A process that starts now shares the file's clock.
+            other = open_sqlite(tmp_path, clock, notes)
+            assert await other.ask(Get(A)) == (b"v", 0, 100)
+            await other.aclose()
+
+    run(open_sqlite(tmp_path, clock, notes), steps)
+
+
+def test_after_a_restart_of_the_machine_time_has_passed(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    def found() -> Any:
+        return run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Get(A)))
+
+    run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=1000)))
+    clock.boot, clock.monotonic = "second", 5.0
+    clock.wall += 300
+    assert found() == (b"v", 300, 700)
+    # A clock that was reset doesn't turn the time back.
+    clock.boot, clock.monotonic, clock.wall = "third", 5.0, 0.0
+    _, age, left = found()
+    assert 0 <= age <= 300
+    assert 700 <= left <= 1000
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 4e9), st.booleans()), max_size=20))
+def test_the_clock_of_a_file_never_goes_back(steps: list[tuple[float, float, bool]]) -> None:
+    stored: Epoch | None = None
+    latest, boot, monotonic = 0.0, 0, 0.0
+    for pause, wall, restart in steps:
+        boot += restart
+        monotonic = 1.0 if restart else monotonic + pause
+        times = Times(str(boot), monotonic, wall)
+        found = epoch(times, stored)
+        now = found.now(times)
+        assert now >= latest - 1e-3
+        latest = now
+        stored = found._replace(passed=max(found.passed, now))
+
+
+def test_without_an_identifier_a_boot_is_told_by_the_clocks() -> None:
+    first = epoch(Times("", 1000, 50_000), None)
+    assert epoch(Times("", 1010, 50_010), first) == first
+    # The monotonic clock began anew.
+    again = epoch(Times("", 5, 50_600), first)
+    assert again.now(Times("", 5, 50_600)) == 50_600
+    # It did, and has come further than at the last note.
+    late = epoch(Times("", 2000, 90_000), first)
+    assert late.now(Times("", 2000, 90_000)) == 90_000
+
+
+COUNTING = """
+import asyncio, sys
+from smtpd_filters.stores import Add, Count, join
+from smtpd_filters.stores.sqlite import SQLiteStore
+
+async def main(path, own):
+    store = SQLiteStore(path, timeout=60, note=print)
+    sys.stdin.readline()
+    new = 0
+    for number in range(0, 300, 10):
+        results = await asyncio.gather(*(
+            store.ask(Add(join("t", b"s", b"%d" % each), own, ttl=1000), Count(join("t", b"s"), 1000))
+            for each in range(number, number + 10)))
+        new += sum(before is None for before, _ in results)
+    await store.aclose()
+    print(new)
+
+asyncio.run(main(sys.argv[1], sys.argv[2].encode()))
+"""
+
+
+def test_of_several_processes_one_adds_an_entry_and_no_count_is_lost(
+    tmp_path: Path, notes: list[str]
+) -> None:
+    path = str(path_of(tmp_path))
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", COUNTING, path, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    for process in several:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    new = [int(process.communicate()[0]) for process in several]
+    assert sum(new) == 300
+    store = SQLiteStore(path, timeout=PATIENCE, note=notes.append)
+    assert run(store, lambda store: store.ask(Count(join("t", b"s"), 1000, by=0))) == 900
+
+
+def test_a_killed_process_loses_nothing_that_was_answered(
+    tmp_path: Path, notes: list[str]
+) -> None:
+    path = str(path_of(tmp_path))
+    code = COUNTING.replace("new += ", "print(number, flush=True); new += ")
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, path, "x"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if int(line) == 50:
+                    break
+            process.kill()
+
+    async def steps(store: Store) -> None:
+        for number in range(60):
+            assert await store.ask(Get(join("t", b"s", b"%d" % number))) is not None
+        assert await store.ask(Count(join("t", b"s"), 1000, by=0)) >= 180
+
+    run(SQLiteStore(path, timeout=PATIENCE, note=notes.append), steps)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+# -- a file that can't be used ----------------------------------------------------------------
+
+
+def opened(path: Path | str, notes: list[str]) -> SQLiteStore:
+    return SQLiteStore(str(path), timeout=PATIENCE, note=notes.append)
+
+
+def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path, notes: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"missing/x: No such file or directory$"):
+        opened(tmp_path / "missing" / "x", notes)
+
+
+def test_a_folder_is_no_file(tmp_path: Path, notes: list[str]) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        opened(tmp_path, notes)
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path, notes: list[str]) -> None:
+    with sqlite3.connect(path_of(tmp_path)) as connection:
+        connection.execute("CREATE TABLE mail (x)")
+    connection.close()
+    with pytest.raises(ConfigError, match="a database of another program"):
+        opened(path_of(tmp_path), notes)
+
+
+def test_a_file_of_a_newer_release_is_left_alone(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=9)))
+    with sqlite3.connect(path_of(tmp_path)) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(ConfigError, match="written by a newer release"):
+        opened(path_of(tmp_path), notes)
+
+
+def test_a_file_without_a_store_is_set_aside(tmp_path: Path, notes: list[str]) -> None:
+    path_of(tmp_path).write_bytes(b"no database, but text that somebody wrote" * 500)
+    run(opened(path_of(tmp_path), notes), lambda store: store.ask(Put(A, b"v", ttl=9)))
+    assert len(notes) == 1
+    assert notes.pop().endswith("store.sqlite.damaged-1, and a new one begun")
+    assert Path(f"{path_of(tmp_path)}.damaged-1").read_bytes().startswith(b"no database")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_file_is_set_aside_and_the_request_answered(
+    tmp_path: Path, clock: Clock, notes: list[str], seed: int
+) -> None:
+    """Random bytes over all pages but those of the schema, while the store is open."""
+    choose = random.Random(seed)
+    path = path_of(tmp_path)
+
+    async def steps(store: Store) -> None:
+        for number in range(20):
+            await asyncio.gather(
+                *(
+                    store.ask(Put(join("t", b"%d" % each), b"v" * 100, ttl=900))
+                    for each in range(number * 50, number * 50 + 50)
+                )
+            )
+
+    run(open_sqlite(tmp_path, clock, notes), steps)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for at in range(4096, size - 64, 64):
+            file.seek(at)
+            file.write(choose.randbytes(64))
+
+    async def after(store: Store) -> None:
+        for number in range(200):
+            await store.ask(Put(join("t", b"%d" % number), b"new", ttl=900))
+            found = await store.ask(Get(join("t", b"%d" % number)))
+            assert found is not None
+            assert found.value == b"new"
+
+    run(open_sqlite(tmp_path, clock, notes), after)
+    assert len(notes) == 1
+    assert "is damaged" in notes.pop()
+    assert len(list(tmp_path.glob("store.sqlite.damaged-*"))) >= 1
+
+
+def test_a_deleted_file_is_begun_anew(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=9))
+        for each in tmp_path.iterdir():
+            each.unlink()
+        assert await store.ask(Get(A)) is None
+        await store.ask(Put(A, b"w", ttl=9))
+        assert path_of(tmp_path).exists()
+
+    run(open_sqlite(tmp_path, clock, notes), steps)
+
+
+def test_a_lock_of_another_program_costs_the_timeout_and_then_nothing(
+    tmp_path: Path, notes: list[str]
+) -> None:
+    path = path_of(tmp_path)
+    store = SQLiteStore(str(path), timeout=0.2, note=notes.append)
+
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=900))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match=r"no answer within 0\.2 s|locked by another"):
+            await store.ask(Put(A, b"w", ttl=900))
+        other.execute("ROLLBACK")
+        other.close()
+        patient = asyncio.get_running_loop().time() + PATIENCE
+        while asyncio.get_running_loop().time() < patient:
+            try:
+                await store.ask(Put(A, b"x", ttl=900))
+                break
+            except UnavailableError:
+                continue
+        found = await store.ask(Get(A))
+        assert found is not None
+        assert found.value == b"x"
+
+    run(store, steps)
+
+
+def test_a_thread_that_is_stuck_costs_one_timeout_not_one_for_each(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(str(path_of(tmp_path)), timeout=0.1, note=notes.append)
+    gate = threading.Event()
+    monkeypatch.setattr(store._file, "apply", lambda _: gate.wait(PATIENCE) and [[None]])
+
+    async def steps(store: Store) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            with pytest.raises(UnavailableError, match="no answer"):
+                await store.ask(Get(A))
+            began = loop.time()
+            for _ in range(1000):
+                with pytest.raises(UnavailableError, match="does not respond|no answer"):
+                    await store.ask(Get(A))
+            assert loop.time() - began < 50  # not 1,000 timeouts
+        finally:
+            gate.set()
+
+    run(store, steps)
+
+
+def test_the_queue_is_bounded(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(str(path_of(tmp_path)), timeout=PATIENCE, note=notes.append)
+    gate = threading.Event()
+    monkeypatch.setattr(
+        store._file, "apply", lambda batch: gate.wait(PATIENCE) and [[None] for _ in batch]
+    )
+
+    async def steps(store: Store) -> None:
+        several = [asyncio.ensure_future(store.ask(Get(A))) for _ in range(MAX_QUEUED + 500)]
+        refused = 0
+        while refused == 0:
+            await asyncio.sleep(0)
+            refused = sum(each.done() for each in several)
+        gate.set()
+        results = await asyncio.gather(*several, return_exceptions=True)
+        assert {str(each) for each in results if each} == {
+            f"{store.label}: too many requests are pending"
+        }
+        assert 0 < sum(each is not None for each in results) <= 500
+
+    run(store, steps)
+
+
+def test_a_full_file_drops_what_expires_first(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    store = SQLiteStore(
+        str(path_of(tmp_path)),
+        timeout=PATIENCE,
+        note=notes.append,
+        max_size=400_000,
+        times=clock.times,
+    )
+
+    async def steps(store: Store) -> None:
+        long = [join("t", b"long%d" % number) for number in range(300)]
+        for key in long:
+            await store.ask(Put(key, b"v" * 200, ttl=90_000))
+        for number in range(40):
+            await asyncio.gather(
+                *(
+                    store.ask(Put(join("t", b"%d %d" % (number, each)), b"v" * 200, ttl=1000))
+                    for each in range(100)
+                )
+            )
+            clock.advance(1)
+        left = {key async for key, _ in store.scan(b"t:")}
+        assert left.issuperset(long)
+        assert 300 < len(left) < 2500
+
+    run(store, steps)
+    assert path_of(tmp_path).stat().st_size < 1_000_000
+
+
+def test_expired_rows_are_deleted(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
+    async def steps(store: Store) -> None:
+        for number in range(300):
+            await store.ask(Add(join("t", b"%d" % number), b"v", ttl=100))
+        clock.advance(200)
+        for _ in range(3):
+            clock.advance(1)
+            await store.ask(Put(A, b"v", ttl=1000))
+
+    run(open_sqlite(tmp_path, clock, notes), steps)
+    with sqlite3.connect(path_of(tmp_path)) as connection:
+        assert connection.execute("SELECT count(*) FROM entries").fetchone() == (1,)
+    connection.close()
+
+
+def test_signals_are_left_to_the_filter(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
+    caught: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: caught.append(number))
+    try:
+
+        async def steps(store: Store) -> None:
+            for _ in range(100):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await store.ask(Put(A, b"v", ttl=9))
+
+        run(open_sqlite(tmp_path, clock, notes), steps)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert caught
