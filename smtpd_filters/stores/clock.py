@@ -47,11 +47,11 @@ def epoch(times: Times, stored: Epoch | None) -> Epoch:
     if stored is None:
         return Epoch(times.boot, times.wall - times.monotonic, times.wall)
     now = stored.now(times)
-    if stored.boot == times.boot and now >= stored.passed:
-        # Without an identifier this may be another boot, in which the monotonic clock has already
-        # come further. Then the wall clock is ahead.
-        if times.boot or times.wall <= now + _SLACK:
-            return stored
+    # Without an identifier this may be another boot, in which the monotonic clock has already come
+    # further. Then the wall clock is ahead.
+    same = stored.boot == times.boot and (times.boot != "" or times.wall <= now + _SLACK)
+    if same and now >= stored.passed:
+        return stored
     start = max(times.wall, stored.passed)
     return Epoch(times.boot, start - times.monotonic, start)
 

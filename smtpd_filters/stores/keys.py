@@ -17,7 +17,9 @@ import re
 #: The size of a part in bytes, above which its hash stands for it. RFC 5321 section 4.5.3.1.3: an
 #: address has at most 256 octets with its brackets.
 MAX_PART = 256
-_UNSAFE = re.compile(rb"[^!-$&-9;-z|~]")  # without blanks, controls, 8-bit bytes, "%", ":", "{", "}"
+_UNSAFE = re.compile(
+    rb"[^!-$&-9;-z|~]"
+)  # without blanks, controls, 8-bit bytes, "%", ":", "{", "}"
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 _SPACE = re.compile(r"[a-z][a-z0-9.-]{0,31}")
 _TAG = re.compile(rb"[^{}:]+:\{([^{}]*)\}")

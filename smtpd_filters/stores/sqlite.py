@@ -86,9 +86,7 @@ class SQLiteStore(Store):
         self._closed = False
         # Notes of the thread; the loop logs them.
         self._notes: SimpleQueue[str] = SimpleQueue()
-        self._file = File(
-            path, max_size=max_size, busy=timeout, times=times, note=self._notes.put
-        )
+        self._file = File(path, max_size=max_size, busy=timeout, times=times, note=self._notes.put)
         self._failure: FileError | None = None
         opened = Event()
         self._thread = Thread(target=self._run, args=(opened,), name="store", daemon=True)
@@ -98,13 +96,18 @@ class SQLiteStore(Store):
             raise ConfigError(f"{self.label}: {error}") from None
         if not opened.wait(START):
             note(f"{self.label}: not opened within {START:g} s")
-        failure = self._failure
-        if failure is not None:
-            if failure.lasting:
-                self._queue.put(None)
-                raise ConfigError(f"{self.label}: {failure}")
-            note(f"{self.label}: {failure}")
+        self._check_opened()
         self._log_notes()
+
+    def _check_opened(self) -> None:
+        """Raise or note the failure of the thread to open the file."""
+        failure = self._failure
+        if failure is None:
+            return
+        if failure.lasting:
+            self._queue.put(None)
+            raise ConfigError(f"{self.label}: {failure}")
+        self._note(f"{self.label}: {failure}")
 
     # -- the event loop's side ---------------------------------------------------------------
 

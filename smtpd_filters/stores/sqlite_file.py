@@ -360,7 +360,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _is_denied(path: str) -> bool:
-    """Return whether permissions forbid to write the file or its folder, as only an operator can mend.
+    """Return whether permissions forbid to write the file, which an operator must mend.
 
     A file system that is mounted read-only is a fault, as a full disk is.
     """

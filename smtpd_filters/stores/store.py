@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from .operations import Entry, Operation
+    from .setting import StoreSetting
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -37,8 +38,20 @@ MAX_OPERATIONS = 32
 class Store:
     """A store; `open_store` makes one from its address."""
 
-    #: The address for the log, without a password.
+    #: The address for the log.
     label: str
+
+    @staticmethod
+    def setting() -> StoreSetting:
+        """Declare a store, as an attribute of a filter: `store = Store.setting()`.
+
+        This declares the flags `--store`, `--store-password-file`, `--store-ca-file`,
+        `--store-prefix` and `--store-timeout`. The attribute is a store that filters of the process
+        share if they are configured alike.
+        """
+        from .setting import StoreSetting  # used by filters only
+
+        return StoreSetting()
 
     @overload
     async def ask(self, first: Operation[T], /) -> T: ...

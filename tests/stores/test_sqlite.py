@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from smtpd_filters.stores import Store
 
 
+def empty(folder: Path) -> None:
+    for each in folder.iterdir():
+        each.unlink()
+
+
 def path_of(folder: Path) -> Path:
     return folder / "store.sqlite"
 
@@ -110,13 +115,16 @@ import asyncio, sys
 from smtpd_filters.stores import Add, Count, join
 from smtpd_filters.stores.sqlite import SQLiteStore
 
+def key(*parts):
+    return join("t", b"s", *parts)
+
 async def main(path, own):
     store = SQLiteStore(path, timeout=60, note=print)
     sys.stdin.readline()
     new = 0
     for number in range(0, 300, 10):
         results = await asyncio.gather(*(
-            store.ask(Add(join("t", b"s", b"%d" % each), own, ttl=1000), Count(join("t", b"s"), 1000))
+            store.ask(Add(key(b"%d" % each), own, ttl=1000), Count(key(), 1000))
             for each in range(number, number + 10)))
         new += sum(before is None for before, _ in results)
     await store.aclose()
@@ -149,9 +157,7 @@ def test_of_several_processes_one_adds_an_entry_and_no_count_is_lost(
     assert run(store, lambda store: store.ask(Count(join("t", b"s"), 1000, by=0))) == 900
 
 
-def test_a_killed_process_loses_nothing_that_was_answered(
-    tmp_path: Path, notes: list[str]
-) -> None:
+def test_a_killed_process_loses_nothing_that_was_answered(tmp_path: Path, notes: list[str]) -> None:
     path = str(path_of(tmp_path))
     code = COUNTING.replace("new += ", "print(number, flush=True); new += ")
     for _ in range(3):
@@ -230,7 +236,7 @@ def test_a_damaged_file_is_set_aside_and_the_request_answered(
     tmp_path: Path, clock: Clock, notes: list[str], seed: int
 ) -> None:
     """Random bytes over all pages but those of the schema, while the store is open."""
-    choose = random.Random(seed)
+    choose = random.Random(seed)  # noqa: S311  # not for a secret
     path = path_of(tmp_path)
 
     async def steps(store: Store) -> None:
@@ -265,13 +271,12 @@ def test_a_damaged_file_is_set_aside_and_the_request_answered(
 def test_a_deleted_file_is_begun_anew(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
     async def steps(store: Store) -> None:
         await store.ask(Put(A, b"v", ttl=9))
-        for each in tmp_path.iterdir():
-            each.unlink()
+        empty(tmp_path)
         assert await store.ask(Get(A)) is None
         await store.ask(Put(A, b"w", ttl=9))
-        assert path_of(tmp_path).exists()
 
     run(open_sqlite(tmp_path, clock, notes), steps)
+    assert path_of(tmp_path).exists()
 
 
 def test_a_lock_of_another_program_costs_the_timeout_and_then_nothing(
@@ -316,7 +321,7 @@ def test_a_thread_that_is_stuck_costs_one_timeout_not_one_for_each(
                 await store.ask(Get(A))
             began = loop.time()
             for _ in range(1000):
-                with pytest.raises(UnavailableError, match="does not respond|no answer"):
+                with pytest.raises(UnavailableError, match=r"does not respond|no answer"):
                     await store.ask(Get(A))
             assert loop.time() - began < 50  # not 1,000 timeouts
         finally:

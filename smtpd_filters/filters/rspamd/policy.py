@@ -19,7 +19,7 @@ it arrives.
 from __future__ import annotations
 
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exempted
-from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request, SharedClient
@@ -41,6 +41,7 @@ from smtpd_filters.settings import (
     choice,
     option,
 )
+from smtpd_filters.settings.secrets import read_secret
 
 from .edits import Options as Edits
 from .edits import apply
@@ -222,7 +223,7 @@ class Rspamd(Filter):
             settings_id=settings.settings_id,
             mta_tag=settings.mta_tag,
             authserv_id=settings.authserv_id,
-            password=_password(settings.password_file),
+            password=read_secret(settings.password_file, "--password-file"),
             pass_all=settings.pass_all,
             deliver_to=settings.deliver_to,
             compressed=self._codec is not None,
@@ -331,21 +332,6 @@ def _codec(compress: str) -> Codec | None:
         return load()
     except ConfigError as error:
         raise ConfigError(f"--compress: {error}") from None
-
-
-def _password(path: str | None) -> str:
-    """Return the first line of a file; raise ConfigError if it is unreadable or not a password."""
-    if path is None:
-        return ""
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123  # start-up time
-            password = file.readline().rstrip("\r\n")
-    except (OSError, UnicodeError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"--password-file: {path}: {reason}") from None
-    if not password.isprintable() or not password:
-        raise ConfigError(f"--password-file: {path}: no password in the first line")
-    return password
 
 
 def main(argv: Sequence[str] | None = None) -> int:

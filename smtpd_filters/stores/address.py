@@ -1,0 +1,143 @@
+"""The address of a store, as an operator writes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote
+
+#: The forms, for help and errors.
+FORMS = (
+    "sqlite:PATH, redis://HOST[:PORT][/DB], rediss://..., unix://PATH[?db=DB], "
+    "redis+sentinel://HOST[:PORT][,HOST...]/MASTER[/DB], redis+cluster://HOST[:PORT][,HOST...] or "
+    "memory:"
+)
+PORT = 6379
+SENTINEL_PORT = 26379
+
+
+class Address(NamedTuple):
+    """A store's address.
+
+    `scheme` is "sqlite", "memory", "redis", "unix", "sentinel" or "cluster"; `path` is the file or
+    the socket; `hosts` are the servers, in their order.
+    """
+
+    scheme: str
+    path: str = ""
+    hosts: tuple[tuple[str, int], ...] = ()
+    tls: bool = False
+    username: str = ""
+    db: int = 0
+    master: str = ""
+
+    @property
+    def text(self) -> str:
+        """The address as `parse` takes it."""
+        if self.scheme in {"sqlite", "memory"}:
+            return f"{self.scheme}:{self.path}"
+        user = f"{quote(self.username, safe='')}@" if self.username else ""
+        if self.scheme == "unix":
+            return f"unix://{user}{quote(self.path)}" + (f"?db={self.db}" if self.db else "")
+        hosts = ",".join(map(_shown, self.hosts))
+        kind = "" if self.scheme == "redis" else f"+{self.scheme}"
+        path = f"/{self.master}" if self.master else ""
+        path += f"/{self.db}" if self.db else ""
+        return f"{'rediss' if self.tls else 'redis'}{kind}://{user}{hosts}{path}"
+
+    @property
+    def label(self) -> str:
+        """The address for the log, without the user."""
+        return self._replace(username="").text
+
+
+def parse(text: str) -> Address:
+    """Parse an address; raise ValueError with the reason."""
+    if text == "memory:":
+        return Address("memory")
+    if text.startswith("sqlite:"):
+        path = text.removeprefix("sqlite:")
+        if not path.startswith("/"):
+            raise ValueError("the path after sqlite: must be absolute")
+        return Address("sqlite", path)
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme not in _SCHEMES:
+        raise ValueError(f"expected {FORMS}")
+    return _url(scheme, rest)
+
+
+#: By the scheme of a URL: kind, TLS and default port.
+_SCHEMES = {
+    "redis": ("redis", False, PORT),
+    "rediss": ("redis", True, PORT),
+    "unix": ("unix", False, 0),
+    "redis+sentinel": ("sentinel", False, SENTINEL_PORT),
+    "rediss+sentinel": ("sentinel", True, SENTINEL_PORT),
+    "redis+cluster": ("cluster", False, PORT),
+    "rediss+cluster": ("cluster", True, PORT),
+}
+
+
+def _url(scheme: str, rest: str) -> Address:
+    # Not `urlsplit`, which takes no second host.
+    kind, tls, port = _SCHEMES[scheme]
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    path = slash + path
+    user, _, hosts = authority.rpartition("@")
+    username, has_password, _ = user.partition(":")
+    if has_password:
+        raise ValueError("a password here could be read by others: write it to a file")
+    if kind == "unix":
+        if hosts or not path.startswith("/"):
+            raise ValueError("the path after unix:// must be absolute")
+        db = _db(_query(query))
+        return Address(kind, unquote(path), username=unquote(username), db=db)
+    if query:
+        raise ValueError("has no parameters")
+    servers = tuple(_host(each, port) for each in hosts.split(","))
+    if kind == "redis" and len(servers) > 1:
+        raise ValueError("names several servers: use redis+sentinel or redis+cluster")
+    master, number = "", path.strip("/")
+    if kind == "sentinel":
+        master, _, number = number.partition("/")
+        if not master:
+            raise ValueError("needs the name of the master, as in redis+sentinel://HOST/mymaster")
+    if kind == "cluster" and number:
+        raise ValueError("a cluster has no other database than 0")
+    return Address(
+        kind, hosts=servers, tls=tls, username=unquote(username), db=_db(number), master=master
+    )
+
+
+def _query(query: str) -> str:
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    if set(values) - {"db"}:
+        raise ValueError("has no other parameter than db")
+    return values.get("db", "")
+
+
+def _db(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise ValueError(f"{text!r} is not the number of a database")
+    return int(text)
+
+
+def _host(text: str, default: int) -> tuple[str, int]:
+    """Split a host from its port; an IPv6 address is in brackets."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        if not bracket or (rest and colon != ":"):
+            raise ValueError(f"{text!r} is not a host")
+    else:
+        host, colon, port = text.partition(":")
+    if not host or (colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+        raise ValueError(f"{text!r} is not a host, or a host and a port")
+    return host, int(port) if port else default
+
+
+def _shown(host: tuple[str, int]) -> str:
+    name, port = host
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"

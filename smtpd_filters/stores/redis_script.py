@@ -1,0 +1,219 @@
+"""The operations in Lua, for Redis and Valkey: one script applies those of a request.
+
+A script runs atomically. It measures with the server's clock (TIME), so that all exchangers that
+share the server agree on ages, whatever their own clocks show.
+
+A value is a letter for its kind, the times at which it was written and at which it expires, and a
+payload, with ":" between them: "E" is an entry with its bytes, "C" a counter with its number, "B" a
+bucket with the time at which it is full. A group is a sorted set of members by their expiry; its
+key is that of the entry with a "+" behind it. The server deletes what has expired.
+
+`encode` and `decode` are the only code that knows the form of arguments and results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .operations import (
+    MAX_MEMBERS,
+    Add,
+    Count,
+    Delete,
+    Entry,
+    Get,
+    Join,
+    Joined,
+    Leave,
+    Put,
+    Replace,
+    Take,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .operations import Operation
+
+#: Sets `now`, in seconds.
+CLOCK = rb"""
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+"""
+_OPERATIONS = rb"""
+local function stamp(seconds) return string.format('%.6f', seconds) end
+local function milliseconds(seconds)
+    return string.format('%d', math.max(math.ceil(seconds * 1000), 1))
+end
+
+-- Return kind, time written, expiry and payload; nothing if the key is absent or has expired.
+local function read(key)
+    local value = redis.call('GET', key)
+    if not value then return nil end
+    local kind, written, expires, payload = string.match(value, '^([ECB])([%d.]+):([%d.]+):(.*)$')
+    if not kind or tonumber(expires) <= now then return nil end
+    return kind, tonumber(written), tonumber(expires), payload
+end
+local function write(key, kind, payload, written, expires)
+    local value = kind .. stamp(written) .. ':' .. stamp(expires) .. ':' .. payload
+    redis.call('SET', key, value, 'PX', milliseconds(expires - now))
+end
+local function entry(written, expires, payload)
+    return {payload, stamp(math.max(now - written, 0)), stamp(expires - now)}
+end
+local function sweep(group) redis.call('ZREMRANGEBYSCORE', group, '-inf', stamp(now)) end
+
+local run = {}
+function run.get(key)
+    local kind, written, expires, payload = read(key)
+    if not kind then return false end
+    return entry(written, expires, payload)
+end
+function run.put(key, value, ttl)
+    write(key, 'E', value, now, now + ttl)
+    return 1
+end
+function run.add(key, value, ttl)
+    local kind, written, expires, payload = read(key)
+    if kind then return entry(written, expires, payload) end
+    write(key, 'E', value, now, now + ttl)
+    return false
+end
+function run.replace(key, value, ttl, expected)
+    local kind, _, _, payload = read(key)
+    if kind ~= 'E' or payload ~= expected then return 0 end
+    write(key, 'E', value, now, now + ttl)
+    return 1
+end
+function run.delete(key)
+    local group = key .. '+'
+    sweep(group)
+    local here = 0
+    if read(key) then here = 1 end
+    redis.call('DEL', key)
+    return here + redis.call('DEL', group)
+end
+function run.count(key, by, window)
+    local kind, written, expires, payload = read(key)
+    by = tonumber(by)
+    if kind ~= 'C' then written, expires, payload = now, now + window, 0 end
+    local count = payload + by
+    if by ~= 0 then write(key, 'C', string.format('%d', count), written, expires) end
+    return count
+end
+function run.take(key, rate, burst, cost)
+    rate, burst, cost = tonumber(rate), tonumber(burst), tonumber(cost)
+    local full = now
+    local kind, _, _, payload = read(key)
+    if kind == 'B' then full = math.max(tonumber(payload), now) end
+    local share = cost / rate
+    local wanted = share
+    if cost == 0 then wanted = 1 / rate end
+    local wait = full + wanted - now - burst / rate
+    if cost >= 0 and wait > 0.000001 then return stamp(wait) end
+    if cost ~= 0 then
+        full = math.max(full + share, now)
+        if full > now then
+            write(key, 'B', stamp(full), now, full)
+        else
+            redis.call('DEL', key)
+        end
+    end
+    return '0'
+end
+function run.join(key, member, limit, ttl, bound)
+    local group = key .. '+'
+    sweep(group)
+    local members = redis.call('ZCARD', group)
+    local here = redis.call('ZSCORE', group, member)
+    if not here and members >= tonumber(limit) then
+        return {0, math.min(members, tonumber(bound))}
+    end
+    redis.call('ZADD', group, stamp(now + ttl), member)
+    local last = redis.call('ZREVRANGE', group, 0, 0, 'WITHSCORES')[2]
+    redis.call('PEXPIRE', group, milliseconds(last - now))
+    if not here then members = members + 1 end
+    return {1, math.min(members, tonumber(bound) + 1)}
+end
+function run.leave(key, member)
+    local group = key .. '+'
+    sweep(group)
+    return redis.call('ZREM', group, member)
+end
+
+local results, at = {}, 1
+for number = 1, #KEYS do
+    local name, count = ARGV[at], tonumber(ARGV[at + 1])
+    results[number] = run[name](KEYS[number], unpack(ARGV, at + 2, at + 1 + count))
+    at = at + 2 + count
+end
+return results
+"""
+
+
+class Script(NamedTuple):
+    """A script, and the digest by which EVALSHA names it."""
+
+    source: bytes
+    digest: str
+
+
+def script(clock: bytes = CLOCK) -> Script:
+    """Return the script; `clock` sets `now`."""
+    source = clock + _OPERATIONS
+    return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+
+
+def encode(operation: Operation[Any]) -> Sequence[bytes | int | float]:
+    """Return name, number of arguments and arguments of an operation."""
+    name: bytes
+    arguments: tuple[bytes | int | float, ...]
+    match operation:
+        case Get():
+            name, arguments = b"get", ()
+        case Put(value=value, ttl=ttl):
+            name, arguments = b"put", (value, ttl)
+        case Add(value=value, ttl=ttl):
+            name, arguments = b"add", (value, ttl)
+        case Replace(value=value, ttl=ttl, expected=expected):
+            name, arguments = b"replace", (value, ttl, expected)
+        case Delete():
+            name, arguments = b"delete", ()
+        case Count(by=by, window=window):
+            name, arguments = b"count", (by, window)
+        case Take(rate=rate, burst=burst, cost=cost):
+            name, arguments = b"take", (rate, burst, cost)
+        case Join(member=member, limit=limit, ttl=ttl):
+            name, arguments = b"join", (member, limit, ttl, MAX_MEMBERS)
+        case Leave(member=member):
+            name, arguments = b"leave", (member,)
+        case _:
+            raise TypeError(f"{type(operation).__name__} has no form in Lua")
+    return (name, len(arguments), *arguments)
+
+
+def decode(operation: Operation[Any], result: Any) -> Any:
+    """Return the result of an operation from the server's."""
+    match operation:
+        case Get() | Add():
+            return None if result is None else entry(result)
+        case Put():
+            return None
+        case Replace() | Delete() | Leave():
+            return bool(result)
+        case Count():
+            return int(result)
+        case Take():
+            return float(result)
+        case Join():
+            joined, members = result
+            return Joined(joined=bool(joined), members=int(members))
+        case _:
+            raise TypeError(f"{type(operation).__name__} has no form in Lua")
+
+
+def entry(result: Iterable[bytes]) -> Entry:
+    """Return the entry of a result."""
+    value, age, left = result
+    return Entry(value, float(age), float(left))

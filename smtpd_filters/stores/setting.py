@@ -1,0 +1,136 @@
+"""The setting that declares a filter's store and its flags."""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
+from smtpd_filters.settings.secrets import read_secret
+
+from .address import Address, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .store import Store
+
+#: The folder of the packages for files of filters, writable to smtpd's unprivileged user.
+STATE = "/var/lib/smtpd-filters" if sys.platform.startswith("linux") else "/var/db/smtpd-filters"
+#: The first part of all keys on a server.
+PREFIX = "smtpd-filters:"
+
+
+class _StoreKind(Kind[Address]):
+    metavar = "STORE"
+    noun = "a store: sqlite:PATH, redis://HOST[:PORT][/DB] or another form of it"
+
+    def parse(self, text: str) -> Address:
+        return parse(text)
+
+    def show(self, value: Address) -> str:
+        return value.text
+
+
+#: The address of a store.
+STORE = _StoreKind()
+
+if TYPE_CHECKING:
+    _Base = Shared[Store]
+else:
+    _Base = Shared
+
+
+class StoreSetting(_Base):
+    """The flags `--store` and those of its servers, and the store that they configure."""
+
+    def __init__(self) -> None:
+        """See `Store.setting`."""
+        store: Any = option(
+            STORE,
+            default=None,
+            help="Where the filter keeps what it has to remember: sqlite:PATH, a file; or servers "
+            "of Redis or Valkey that several exchangers share: redis://[USER@]HOST[:PORT][/DB], "
+            "the same with rediss:// for TLS, unix://PATH, "
+            "redis+sentinel://HOST[:PORT],HOST.../MASTER, redis+cluster://HOST[:PORT],HOST...; or "
+            "memory:, which is forgotten when the filter ends. By default a file with the "
+            "filter's name in the package's state directory.",
+        )
+        password: Any = option(
+            PATH,
+            default=None,
+            help="A file whose first line is the password of the store's servers.",
+        )
+        certificates: Any = option(
+            PATH,
+            default=None,
+            help="A file with the certificates that the store's servers must present or be signed "
+            "by. By default the system's.",
+        )
+        prefix: Any = option(
+            TEXT,
+            default=PREFIX,
+            help="The beginning of all keys on the store's servers. Filters with the same prefix "
+            "share what they remember.",
+        )
+        timeout: Any = option(
+            SECONDS(low=0.05, high=60),
+            default=2.0,
+            help="How long to wait for the store; after that --on-error decides.",
+        )
+        self.options = {
+            "store": store,
+            "store_password_file": password,
+            "store_ca_file": certificates,
+            "store_prefix": prefix,
+            "store_timeout": timeout,
+        }
+
+    def key(self, filter_: Any) -> tuple[object, ...]:
+        """Return all options: filters share a store that they configure alike."""
+        values = (filter_.pool.value(filter_, name) for name in self.options)
+        return (_address(filter_), *values)
+
+    def check(self, filter_: Any) -> None:
+        """Raise ConfigError for an option that has no effect."""
+        if _address(filter_).scheme in {"sqlite", "memory"}:
+            for name in ("store_password_file", "store_ca_file", "store_prefix"):
+                if name in filter_.settings.given:
+                    flag = "--" + name.replace("_", "-")
+                    raise ConfigError(f"{flag} requires a --store of Redis or Valkey")
+
+    def open(self, filter_: Any) -> Store:
+        """Open the store."""
+        value: Callable[[str], Any] = lambda name: filter_.pool.value(filter_, name)  # noqa: E731  # brief
+        address = _address(filter_)
+        timeout: float = value("store_timeout")
+        try:
+            if address.scheme == "memory":
+                from .memory import MemoryStore
+
+                return MemoryStore()
+            if address.scheme == "sqlite":
+                from .sqlite import SQLiteStore
+
+                return SQLiteStore(address.path, timeout=timeout, note=filter_.log.event)
+        except ConfigError as error:
+            raise ConfigError(f"--store: {error}") from None
+        from .redis_store import RedisStore
+
+        if not address.tls and value("store_ca_file") is not None:
+            raise ConfigError("--store-ca-file requires a --store with TLS, such as rediss://HOST")
+        return RedisStore(
+            address,
+            timeout=timeout,
+            password=read_secret(value("store_password_file"), "--store-password-file"),
+            prefix=value("store_prefix"),
+            certificates=value("store_ca_file") or "",
+        )
+
+
+def _address(filter_: Any) -> Address:
+    """Return the store's address; by default a file with the filter's name."""
+    given: Address | None = filter_.pool.value(filter_, "store")
+    return Address("sqlite", f"{STATE}/{filter_.name}.sqlite") if given is None else given

@@ -1,0 +1,404 @@
+"""A store on real servers: dead, slow, refusing, restarted, failing over, and in a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.stores import Add, Count, Get, Join, Put, Store, Take, join
+from smtpd_filters.stores.address import parse
+from smtpd_filters.stores.redis_store import RedisStore
+from tests.needed import need
+from tests.stores.conftest import PATIENCE
+from tests.stores.redis_server import RedisServer, free_port, unavailable
+from tests.stores.test_operations import A, B, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    need(unavailable())
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    need(unavailable())
+    server = RedisServer(tmp_path / "redis")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def store_of(server: RedisServer, timeout: float = PATIENCE, **more: Any) -> RedisStore:
+    return RedisStore(parse(f"unix://{server.socket}"), timeout=timeout, **more)
+
+
+async def cause(store: Store) -> str:
+    """Return why a request failed."""
+    with pytest.raises(UnavailableError) as caught:
+        await store.ask(Put(A, b"v", ttl=60))
+    return str(caught.value).removeprefix(f"{store.label}: ")
+
+
+def test_what_expires_is_deleted_by_the_server(common: RedisServer) -> None:
+    """No key without an expiry, so that nothing stays for ever."""
+    common.command("FLUSHALL")
+
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=60))
+        await store.ask(Count(B, 60))
+        await store.ask(Take(join("test", b"x"), rate=1, burst=5))
+        await store.ask(Join(join("test", b"y"), b"m", 5, ttl=60))
+
+    run(store_of(common, prefix="p:"), steps)
+    for key, longest in (
+        ("p:test:{client}:a", 60_000),
+        ("p:test:{client}:b", 60_000),
+        ("p:test:{x}", 1_000),
+        ("p:test:{y}+", 60_000),
+    ):
+        left = int(common.command("PTTL", key)[1:])
+        assert 0 < left <= longest
+    assert common.command("DBSIZE") == b":4\r\n"
+
+
+def test_a_request_is_one_round_trip(common: RedisServer) -> None:
+    def commands() -> int:
+        (line,) = [
+            each
+            for each in common.command("INFO", "stats").decode().splitlines()
+            if each.startswith("total_commands_processed")
+        ]
+        return int(line.partition(":")[2])
+
+    async def steps(store: Store) -> int:
+        await store.ask(Get(A))
+        before = commands()
+        for _ in range(10):
+            await store.ask(Get(A), Put(A, b"v", ttl=9), Count(B, 9))
+        return commands() - before
+
+    # Those of the script are counted as well: TIME, then GET, SET, GET and SET.
+    assert run(store_of(common), steps) <= 10 * (1 + 5) + 1
+
+
+def test_a_script_that_the_server_has_forgotten_is_sent_again(common: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=60))
+        common.command("SCRIPT", "FLUSH")
+        assert (await store.ask(Get(A))) is not None
+
+    run(store_of(common), steps)
+
+
+def test_a_server_that_was_restarted_is_connected_again(server: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=60))
+        server.stop()
+        server.start()
+        assert await store.ask(Get(A)) is None  # it saved nothing
+        await store.ask(Put(A, b"v", ttl=60))
+
+    run(store_of(server), steps)
+
+
+def test_a_dead_server_is_passed_over_and_tried_again(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=60))
+        server.stop()
+        causes = [await cause(store) for _ in range(6)]
+        assert causes[:3] == ["connection failed or lost"] * 3
+        assert causes[3:] == ["failed repeatedly, passed over for now"] * 3
+        server.start()
+        assert await cause(store) == "failed repeatedly, passed over for now"
+        monkeypatch.setattr(store, "_next_try", 0.0)  # its time is up
+        await store.ask(Put(A, b"v", ttl=60))
+        await store.ask(Put(A, b"v", ttl=60))
+
+    run(store_of(server), steps)
+
+
+def test_a_server_that_hangs_costs_three_timeouts(server: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            causes = [await cause(store) for _ in range(50)]
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert set(causes[:3]) <= {"timeout", "no answer within 0.4 s"}
+        assert set(causes[3:]) == {"failed repeatedly, passed over for now"}
+
+    run(store_of(server, timeout=0.4), steps)
+
+
+def test_a_late_reply_is_nobody_elses(server: RedisServer) -> None:
+    """The next requests after a timeout get their own replies (CVE-2023-28858)."""
+
+    async def steps(store: Store) -> None:
+        for number in range(20):
+            await store.ask(Put(join("test", b"%d" % number), b"%d" % number, ttl=600))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        late = [
+            asyncio.ensure_future(store.ask(Get(join("test", b"%d" % number))))
+            for number in range(20)
+        ]
+        await asyncio.sleep(0)
+        for each in late[:10]:
+            each.cancel()
+        await asyncio.wait(late)
+        os.kill(server.process.pid, signal.SIGCONT)
+        store._failures = 0  # type: ignore[attr-defined]
+        for number in range(20):
+            until = time.monotonic() + PATIENCE
+            while time.monotonic() < until:
+                try:
+                    found = await store.ask(Get(join("test", b"%d" % number)))
+                except UnavailableError:
+                    store._failures = 0  # type: ignore[attr-defined]
+                    continue
+                break
+            assert found is not None
+            assert found.value == b"%d" % number
+
+    run(store_of(server, timeout=0.4), steps)
+
+
+def test_a_wrong_password_is_named(tmp_path: Path) -> None:
+    need(unavailable())
+    server = RedisServer(tmp_path / "redis", "--requirepass", "right")
+    try:
+        for password in ("", "wrong"):
+            found = run(store_of(server, password=password), cause)
+            assert found == "authentication failed (--store-password-file)"
+        run(
+            store_of(server, password="right"), lambda store: store.ask(Put(A, b"v", ttl=60))
+        )
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (("maxmemory", "1"), "out of memory (maxmemory)"),
+        (("min-replicas-to-write", "1"), "has too few replicas"),
+    ],
+)
+def test_a_server_that_refuses_to_write_is_named(
+    settings: tuple[str, str], expected: str, server: RedisServer
+) -> None:
+    server.command("CONFIG", "SET", *settings)
+    assert run(store_of(server), cause) == expected
+
+
+def test_a_replica_is_named(server: RedisServer) -> None:
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    assert run(store_of(server), cause) == "is a read-only replica"
+
+
+def test_nonsense_in_place_of_a_server_is_unavailable() -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(100)
+            writer.write(b"220 smtp.example ESMTP\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+            assert await cause(store)
+            await store.aclose()
+
+    asyncio.run(steps())
+
+
+RACING = """
+import asyncio, sys
+from smtpd_filters.stores import Add, Count, join
+from smtpd_filters.stores.address import parse
+from smtpd_filters.stores.redis_store import RedisStore
+
+async def main(address, own):
+    store = RedisStore(parse(address), timeout=60)
+    sys.stdin.readline()
+    new = 0
+    for number in range(0, 300, 10):
+        results = await asyncio.gather(*(
+            store.ask(
+                Add(join("t", b"s", b"%d" % each), own, ttl=1000), Count(join("t", b"s"), 1000)
+            )
+            for each in range(number, number + 10)))
+        new += sum(before is None for before, _ in results)
+    await store.aclose()
+    print(new)
+
+asyncio.run(main(sys.argv[1], sys.argv[2].encode()))
+"""
+
+
+def test_of_several_exchangers_one_adds_an_entry_and_no_count_is_lost(
+    server: RedisServer,
+) -> None:
+    address = f"unix://{server.socket}"
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACING, address, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    for process in several:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sum(int(process.communicate()[0]) for process in several) == 300
+    counted = run(store_of(server), lambda store: store.ask(Count(join("t", b"s"), 1000, by=0)))
+    assert counted == 900
+
+
+# -- several servers --------------------------------------------------------------------------
+
+
+async def eventually(store: Store, key: bytes) -> None:
+    """Write an entry, until it succeeds."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await store.ask(Put(key, b"v", ttl=600))
+        except UnavailableError:
+            store._next_try = 0.0  # type: ignore[attr-defined]
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0)
+        else:
+            return
+
+
+def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
+    need(unavailable())
+    ports = [free_port() for _ in range(3)]
+    master = RedisServer(tmp_path / "master", port=ports[0])
+    replica = RedisServer(
+        tmp_path / "replica", "--replicaof", "127.0.0.1", str(ports[0]), port=ports[1]
+    )
+    sentinel = sentinel_of(tmp_path, ports[2], ports[0])
+    try:
+
+        async def steps(store: Store) -> None:
+            await eventually(store, A)
+            # The replica must have synchronised, or it is not promoted.
+            while b"master_link_status:up" not in replica.command("INFO", "replication"):
+                await asyncio.sleep(0)
+            while b"name=mymaster,status=ok,address=127.0.0.1:%d,slaves=1" % ports[
+                0
+            ] not in sentinel.command("INFO", "sentinel"):
+                await asyncio.sleep(0)
+            master.stop()
+            await eventually(store, B)
+            assert b"role:master" in replica.command("INFO", "replication")
+            assert await store.ask(Get(B)) is not None
+
+        address = f"redis+sentinel://127.0.0.1:{ports[2]}/mymaster"
+        run(RedisStore(parse(address), timeout=2.0), steps)
+    finally:
+        for each in (sentinel, replica, master):
+            each.stop()
+
+
+def sentinel_of(folder: Path, port: int, master: int) -> RedisServer:
+    configuration = folder / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {master} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\n"
+        "sentinel failover-timeout mymaster 2000\n"
+    )
+    return RedisServer(folder / "sentinel", port=port, configuration=configuration)
+
+
+def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
+    need(unavailable())
+    nodes = [
+        RedisServer(
+            tmp_path / str(number),
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+            *("--cluster-require-full-coverage", "no"),
+            port=port,
+        )
+        for number, port in enumerate(cluster_ports(6))
+    ]
+    try:
+        make_cluster(nodes)
+
+        async def steps(store: Store) -> None:
+            keys = [join("test", b"%d" % number) for number in range(60)]
+            for key in keys:
+                await eventually(store, key)
+            assert {key async for key, _ in store.scan(b"test:")} == set(keys)
+            nodes[0].stop()
+            for key in keys:
+                await eventually(store, key)
+                assert await store.ask(Add(key, b"w", ttl=9)) is not None
+
+        address = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:3])
+        run(RedisStore(parse(f"redis+cluster://{address}"), timeout=2.0), steps)
+    finally:
+        for node in nodes:
+            node.stop()
+
+
+def cluster_ports(count: int) -> list[int]:
+    """Return free ports; a node uses that 10,000 above its own as well."""
+    found: list[int] = []
+    while len(found) < count:
+        port = free_port()
+        if port > 55_000 or port in found:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
+def make_cluster(nodes: list[RedisServer]) -> None:
+    """Join masters and replicas, and wait until the cluster is up."""
+    hosts = [f"127.0.0.1:{node.port}" for node in nodes]
+    subprocess.run(
+        ["redis-cli", "--cluster", "create", *hosts, "--cluster-replicas", "1", "--cluster-yes"],  # noqa: S607
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    until = time.monotonic() + PATIENCE
+    while any(
+        b"cluster_state:ok" not in node.command("CLUSTER", "INFO")
+        or node.command("CLUSTER", "NODES").count(b"slave") != len(nodes) // 2
+        for node in nodes
+    ):
+        assert time.monotonic() < until
