@@ -35,6 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters.addresses": (),
     "smtpd_filters.lookups.dns": ("Resolver",),
     "smtpd_filters.lookups.outcome": ("Found", "NotFound", "Unavailable", "MX"),
+    "smtpd_filters.stores": (),
     "smtpd_filters.checks.exemptions": (
         *("Exempt", "exempt_option", "allow_option", "check_users_option", "exempted"),
         *("known_address", "client_address"),

@@ -36,6 +36,7 @@ MAX_TTL = 10 * 366 * 86400.0
 class Entry(NamedTuple):
     """An entry that has not expired."""
 
+    #: Its bytes; the digits of a counter.
     value: bytes
     #: Seconds since it was written.
     age: float
@@ -95,6 +96,7 @@ class Operation(Generic[T_co]):
     #: Whether it may write.
     writes: ClassVar[bool] = True
 
+    #: The key, made by `join`.
     key: bytes
 
     def __post_init__(self) -> None:
@@ -123,14 +125,17 @@ class Get(Operation[Entry | None]):
 
 @dataclass(frozen=True, slots=True)
 class _Write(Operation[T_co]):
+    #: The bytes to write, at most MAX_VALUE.
     value: bytes
+    #: Seconds until the entry expires.
     ttl: float
 
     def check(self) -> None:
+        """Raise ValueError for an invalid value or duration."""
         check_value(self.value)
         check_seconds("ttl", self.ttl)
 
-    def write(self, rows: Rows) -> None:
+    def _write(self, rows: Rows) -> None:
         rows.put(self.key, Row(self.value, rows.now, rows.now + self.ttl))
 
 
@@ -140,7 +145,7 @@ class Put(_Write[None]):
 
     def apply(self, rows: Rows) -> None:
         """Carry it out."""
-        self.write(rows)
+        self._write(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ class Add(_Write[Entry | None]):
         """Carry it out."""
         if (row := rows.get(self.key)) is not None:
             return entry_of(row, rows.now)
-        self.write(rows)
+        self._write(rows)
         return None
 
 
@@ -162,6 +167,7 @@ class Replace(_Write[bool]):
     Of several processes that replace the same value, one succeeds.
     """
 
+    #: The value that the entry must have.
     expected: bytes
 
     def apply(self, rows: Rows) -> bool:
@@ -169,7 +175,7 @@ class Replace(_Write[bool]):
         row = rows.get(self.key)
         if row is None or row.value != self.expected:
             return False
-        self.write(rows)
+        self._write(rows)
         return True
 
 
@@ -190,7 +196,9 @@ class Count(Operation[int]):
     0, which only reads it, or negative.
     """
 
+    #: Seconds from the first addition until the counter expires.
     window: float
+    #: What to add.
     by: int = 1
 
     def check(self) -> None:
@@ -226,8 +234,11 @@ class Take(Operation[float]):
     """
 
     # The generic cell rate algorithm: a bucket is one number, the time at which it is full again.
+    #: Tokens that the bucket gets each second.
     rate: float
+    #: Tokens that it has at first and at most.
     burst: float
+    #: Tokens to take.
     cost: float = 1
 
     def check(self) -> None:
@@ -267,8 +278,11 @@ class Join(Operation[Joined]):
     process that is killed can't leave, but its leases expire.
     """
 
+    #: The member's name, at most MAX_VALUE.
     member: bytes
+    #: The number of members above which none is added.
     limit: int
+    #: Seconds until the member expires.
     ttl: float
 
     def check(self) -> None:
@@ -297,6 +311,7 @@ MAX_MEMBERS = 10_000
 class Leave(Operation[bool]):
     """Remove a member from a group; return whether it was there."""
 
+    #: The member's name.
     member: bytes
 
     def check(self) -> None:

@@ -73,7 +73,7 @@ class RedisStore(Store):
         except ImportError as error:
             raise ConfigError(f"{self.label} requires redis-py: {error}") from None
         self._redis = redis_client
-        self._client = redis_client.connect(
+        self._connections = redis_client.Connections(
             address,
             # A command may need a connection and then a reply.
             timeout=timeout / 2,
@@ -116,7 +116,7 @@ class RedisStore(Store):
             raise self._unavailable(f"no answer within {self._timeout:g} s")
         try:
             results = command.result()
-        except self._redis.ERRORS as error:
+        except Exception as error:  # noqa: BLE001  # redis-py raises many, and foreign ones
             self._failed(now)
             raise self._unavailable(self._redis.cause(error)) from None
         self._failures = 0
@@ -139,7 +139,7 @@ class RedisStore(Store):
             self._waiting -= 1
 
     async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        command = self._client.execute_command
+        command = self._connections.command
         try:
             return await command("EVALSHA", self._script.digest, len(keys), *keys, *arguments)
         except self._redis.NoScriptError:
@@ -159,7 +159,7 @@ class RedisStore(Store):
             raise UnavailableError(CLOSED)
         seen: set[bytes] = set()
         try:
-            async for keys in self._redis.scan(self._client, self._prefix + prefix, PAGE):
+            async for keys in self._connections.scan(self._prefix + prefix, PAGE):
                 new = [key.removeprefix(self._prefix) for key in keys if not key.endswith(b"+")]
                 found = [key for key in new if key not in seen]
                 seen.update(found)
@@ -167,7 +167,9 @@ class RedisStore(Store):
                 for key, entry in zip(found, entries, strict=True):
                     if entry is not None:
                         yield key, entry
-        except self._redis.ERRORS as error:
+        except UnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
             raise self._unavailable(self._redis.cause(error)) from None
 
     async def aclose(self) -> None:
@@ -175,4 +177,4 @@ class RedisStore(Store):
         self._closed = True
         if self._commands:
             await asyncio.wait(self._commands, timeout=self._timeout)
-        await self._redis.close(self._client, LAST)
+        await self._connections.close(LAST)

@@ -211,7 +211,7 @@ class File:
             if _inode(self.path) != damaged:
                 return
             aside = _free_name(self.path)
-            # The file last: with its log gone, it can't be taken for a sound one in between.
+            # The file last: without its log it is damaged, whoever opens it in between.
             for suffix in ("-wal", "-shm", ""):
                 try:
                     os.rename(self.path + suffix, aside + suffix)  # noqa: PTH104  # paths as text
@@ -227,7 +227,7 @@ class File:
         except sqlite3.Error as error:
             code = _code(error)
             if code not in _BUSY:
-                self.close()  # and open it anew for the next request
+                self.close()  # and open it again for the next request
             raise FileError(
                 _REASONS.get(code, str(error)), lasting=code in _REFUSED and _is_denied(self.path)
             ) from None

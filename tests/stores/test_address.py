@@ -89,7 +89,7 @@ class Remembers(Filter):
     store = Store.setting()
 
     async def connect(self, session: Session) -> Proceed:
-        await self.store.ask(Put(join("test", session.rdns.encode()), b"seen", ttl=9))
+        await self.store.ask(Put(join("test", session.id.encode()), b"seen", ttl=9))
         return PROCEED
 
 

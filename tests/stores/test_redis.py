@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
+RIGHT = "right"
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +187,13 @@ def test_a_late_reply_is_nobody_elses(server: RedisServer) -> None:
 
 def test_a_wrong_password_is_named(tmp_path: Path) -> None:
     need(unavailable())
-    server = RedisServer(tmp_path / "redis", "--requirepass", "right")
+    server = RedisServer(tmp_path / "redis", "--requirepass", RIGHT)
     try:
         for password in ("", "wrong"):
             found = run(store_of(server, password=password), cause)
             assert found == "authentication failed (--store-password-file)"
-        run(
-            store_of(server, password="right"), lambda store: store.ask(Put(A, b"v", ttl=60))
-        )
+        right = store_of(server, password=RIGHT)
+        run(right, lambda store: store.ask(Put(A, b"v", ttl=60)))
     finally:
         server.stop()
 
@@ -301,22 +301,21 @@ async def eventually(store: Store, key: bytes) -> None:
 def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
     need(unavailable())
     ports = [free_port() for _ in range(3)]
-    master = RedisServer(tmp_path / "master", port=ports[0])
+    master = RedisServer(tmp_path / "master", "--repl-diskless-sync-delay", "0", port=ports[0])
     replica = RedisServer(
-        tmp_path / "replica", "--replicaof", "127.0.0.1", str(ports[0]), port=ports[1]
+        tmp_path / "replica",
+        *("--replicaof", "127.0.0.1", str(ports[0]), "--repl-diskless-sync-delay", "0"),
+        port=ports[1],
     )
     sentinel = sentinel_of(tmp_path, ports[2], ports[0])
     try:
 
         async def steps(store: Store) -> None:
             await eventually(store, A)
-            # The replica must have synchronised, or it is not promoted.
-            while b"master_link_status:up" not in replica.command("INFO", "replication"):
-                await asyncio.sleep(0)
-            while b"name=mymaster,status=ok,address=127.0.0.1:%d,slaves=1" % ports[
-                0
-            ] not in sentinel.command("INFO", "sentinel"):
-                await asyncio.sleep(0)
+            # A replica that never synchronised is not promoted.
+            wait_for(replica, "INFO replication", b"master_link_status:up")
+            known = b"name=mymaster,status=ok,address=127.0.0.1:%d,slaves=1" % ports[0]
+            wait_for(sentinel, "INFO sentinel", known)
             master.stop()
             await eventually(store, B)
             assert b"role:master" in replica.command("INFO", "replication")
@@ -327,6 +326,13 @@ def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
     finally:
         for each in (sentinel, replica, master):
             each.stop()
+
+
+def wait_for(server: RedisServer, command: str, text: bytes) -> None:
+    """Wait until a text is in the server's reply to a command."""
+    until = time.monotonic() + PATIENCE
+    while text not in server.command(command):
+        assert time.monotonic() < until
 
 
 def sentinel_of(folder: Path, port: int, master: int) -> RedisServer:
@@ -345,7 +351,7 @@ def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
         RedisServer(
             tmp_path / str(number),
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
-            *("--cluster-require-full-coverage", "no"),
+            *("--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"),
             port=port,
         )
         for number, port in enumerate(cluster_ports(6))
@@ -396,9 +402,13 @@ def make_cluster(nodes: list[RedisServer]) -> None:
         timeout=PATIENCE,
     )
     until = time.monotonic() + PATIENCE
-    while any(
-        b"cluster_state:ok" not in node.command("CLUSTER", "INFO")
-        or node.command("CLUSTER", "NODES").count(b"slave") != len(nodes) // 2
-        for node in nodes
-    ):
+    while not all(map(is_up, nodes)):
         assert time.monotonic() < until
+
+
+def is_up(node: RedisServer) -> bool:
+    """Return whether a node is in its cluster; a replica that never synchronised isn't promoted."""
+    replication = node.command("INFO", "replication")
+    return b"cluster_state:ok" in node.command("CLUSTER", "INFO") and (
+        b"connected_slaves:1" in replication or b"master_link_status:up" in replication
+    )

@@ -102,7 +102,7 @@ def test_the_clock_of_a_file_never_goes_back(steps: list[tuple[float, float, boo
 def test_without_an_identifier_a_boot_is_told_by_the_clocks() -> None:
     first = epoch(Times("", 1000, 50_000), None)
     assert epoch(Times("", 1010, 50_010), first) == first
-    # The monotonic clock began anew.
+    # The monotonic clock began at zero again.
     again = epoch(Times("", 5, 50_600), first)
     assert again.now(Times("", 5, 50_600)) == 50_600
     # It did, and has come further than at the last note.

@@ -1,0 +1,94 @@
+"""A store on a disk that is full, or mounted read-only, and usable again later."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.stores import Get, Put, join
+from smtpd_filters.stores.sqlite import SQLiteStore
+from tests.needed import need
+from tests.stores.conftest import PATIENCE
+
+pytestmark = pytest.mark.e2e
+UNSHARE = shutil.which("unshare") or ""
+LARGE = b"v" * 4000
+
+
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_a_disk_that_fails_costs_an_error_and_no_restart(what: str, tmp_path: Path) -> None:
+    need(None if os.geteuid() == 0 and UNSHARE else "needs root and unshare")
+    done = subprocess.run(
+        [
+            UNSHARE,
+            "--mount",
+            sys.executable,
+            "-m",
+            "tests.stores.test_disks",
+            what,
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "recovered\n", "")
+
+
+async def cause(store: SQLiteStore) -> str:
+    """Write until the store fails; return why."""
+    for number in range(1000):
+        try:
+            await store.ask(Put(join("t", b"%d" % number), LARGE, ttl=900))
+        except UnavailableError as error:
+            return str(error).rpartition(": ")[2]
+    return ""
+
+
+async def full(folder: Path, store: SQLiteStore) -> None:
+    filler = folder / "filler"
+    filler.write_bytes(bytes(300_000))
+    assert await cause(store) == "disk full"
+    assert await store.ask(Get(join("t", b"0"))) is not None
+    filler.unlink()
+
+
+async def read_only(folder: Path, store: SQLiteStore) -> None:
+    await store.ask(Put(join("t", b"0"), LARGE, ttl=900))
+    await store.aclose()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)  # noqa: ASYNC221, S607
+    notes: list[str] = []
+    # A filter that starts now: smtpd would not start without it.
+    again = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=notes.append)
+    assert await cause(again) in {"read-only", "cannot be opened"}
+    assert len(notes) == 1
+    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)  # noqa: ASYNC221, S607
+    await again.ask(Put(join("t", b"0"), LARGE, ttl=900))
+    await again.aclose()
+
+
+async def main(what: str, folder: Path) -> None:
+    """Mount a small file system, have a store on it fail, and use it again."""
+    subprocess.run(  # noqa: ASYNC221
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],  # noqa: S607
+        check=True,
+    )
+    path = f"{folder}/store.sqlite"
+    store = SQLiteStore(path, timeout=PATIENCE, note=sys.stdout.write)
+    await (full if what == "full" else read_only)(folder, store)
+    if what == "full":
+        await store.ask(Put(join("t", b"after"), LARGE, ttl=900))
+    await store.aclose()
+    sys.stdout.write("recovered\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
