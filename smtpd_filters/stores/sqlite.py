@@ -73,7 +73,7 @@ class SQLiteStore(Store):
         path: str,
         *,
         timeout: float,
-        note: Callable[[str], None],
+        note: Callable[[str], object],
         max_size: int = MAX_SIZE,
         times: Callable[[], Times] = read_times,
     ) -> None:

@@ -85,7 +85,7 @@ class File:
         max_size: int,
         busy: float,
         times: Callable[[], Times],
-        note: Callable[[str], None],
+        note: Callable[[str], object],
     ) -> None:
         self.path = path
         self._max_size = max_size
