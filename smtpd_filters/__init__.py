@@ -1,8 +1,8 @@
 """Filters for OpenSMTPD's smtpd(8), and the framework they are written with.
 
 Everything that an author needs is here: subclass `Filter`, declare its settings with `option`,
-return decisions from its handlers, and make `run(YourFilter)` the program. What only look-ups or
-messages need is imported when it is first used.
+return decisions from its handlers, and make `run(YourFilter)` the program. What only some filters
+need is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from .lookups.dns import Resolver
     from .lookups.outcome import Found, NotFound, Outcome, Unavailable
     from .message import Headers, Message
+    from .sandbox import Needs
 
-#: Names that only filters with look-ups, or for messages, use, and where they are.
+#: Names that only some filters use, and where they are.
 _LAZY = {
+    "Needs": "sandbox",
     "Resolver": "lookups.dns",
     **dict.fromkeys(("Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
@@ -70,6 +72,7 @@ __all__ = [
     "Junk",
     "Marked",
     "Message",
+    "Needs",
     "NotFound",
     "Outcome",
     "ParameterAnswer",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .runtime.interfaces import Ask
     from .runtime.log import Log
     from .runtime.pace import Pace
+    from .sandbox import Needs
     from .session import Session
 
 MAIL_FROM = PHASES["mail-from"]
@@ -347,6 +348,16 @@ class Chain:
                 await pool.aclose()
             except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
                 self.log.event("smtpd-filters", "close", error=fold_traceback(error))
+
+    def declare(self, needs: Needs) -> None:
+        """Declare what the filters need after the start, and the files of large messages."""
+        for filter_ in self.filters:
+            filter_.declare(needs)
+        if self.content:
+            from .message.spool import directories  # loaded by now
+
+            for directory in directories():
+                needs.to_write(directory)
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters from their files, a step of bounded work at a time.

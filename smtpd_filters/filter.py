@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .message import Headers, Message
     from .protocol.decisions import Decision
     from .runtime.wiretap import Tap
+    from .sandbox import Needs
     from .session import Session
     from .settings.declare import Option
 
@@ -73,7 +74,7 @@ SCORED = frozenset(
 #: Events of the session and of the process; a filter that does not define the method is not called.
 _EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
 #: Public methods other than handlers.
-_EVENTS_AND_SETUP = _EVENTS | {"setup"}
+_EVENTS_AND_SETUP = _EVENTS | {"setup", "needs"}
 #: Annotations of a handler that returns a coroutine but isn't `async def`.
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
@@ -236,6 +237,13 @@ class Filter:
         raise ConfigError.
         """
 
+    def needs(self, needs: Needs) -> None:
+        """Declare what the filter's own code needs after the start; called after `setup`.
+
+        What its settings name is declared already: tables, paths, name servers. Everything else,
+        such as a database that it reads, is out of reach with `--sandbox`.
+        """
+
     async def refresh(self) -> None:
         """Maintain data outside of sessions, once at start and every `refresh_interval`.
 
@@ -307,6 +315,16 @@ class Filter:
             name: value for cls in type(self).__mro__[::-1] for name, value in vars(cls).items()
         }
         return frozenset(name for name, value in every.items() if isinstance(value, Shared))
+
+    def declare(self, needs: Needs) -> None:
+        """Declare what its settings, its `Shared` attributes and its own code need after start."""
+        for name, declared in self.settings.options.items():
+            value = vars(self.settings)[name]
+            if value is not None:
+                declared.kind.declare(value, needs)
+        for name in sorted(self.opens):
+            getattr(type(self), name).declare(self, needs)
+        self.needs(needs)
 
     def open_shared(self) -> None:
         """Open the `Shared` attributes in `opens`. Raises ConfigError."""

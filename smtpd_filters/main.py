@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .filter import Filter, Outcome
     from .scoring.rules import Rules
-    from .settings import PolicySettings, Pool, Settings
+    from .settings import PolicySettings, Pool, ProcessSettings, Settings
 
     #: A filter with its outcome for failures, and its deadline in seconds.
     Ready: TypeAlias = tuple[Filter, Outcome, float]
@@ -50,8 +50,7 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     )
     return serve_chain(
         lambda log: make_chain([set_up(make(cls, own), log, general)], log),
-        verbose=general.verbose,
-        refuse_long_lines=general.long_lines == "refuse",
+        process=general,
         prog=prog,
     )
 
@@ -122,9 +121,7 @@ def bug(error: Exception) -> ConfigError:
     return ConfigError(f"cannot be set up: {fold_traceback(error)}")
 
 
-def serve_chain(
-    make: Callable[[Log], Chain], *, verbose: bool, refuse_long_lines: bool, prog: str
-) -> int:
+def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog: str) -> int:
     """Make a chain by calling `make` with the log, and serve; return the exit status.
 
     Raises ConfigError for a mistake in their settings. On a terminal, where nothing speaks smtpd's
@@ -139,7 +136,7 @@ def serve_chain(
     except OSError as error:
         raise not_started(error) from None
     ignore_hangup()
-    log = Log(verbose=verbose)
+    log = Log(verbose=process.verbose)
     try:
         chain = make(log)
     except BaseException:
@@ -157,7 +154,28 @@ def serve_chain(
         chain,
         log,
         chain.watchdog,
-        refuse_long_lines=refuse_long_lines,
+        refuse_long_lines=process.long_lines == "refuse",
         taps=chain.taps,
         ends=ends,
+        confine=None if process.sandbox == "off" else lambda: confine(chain, log, process),
     )
+
+
+def confine(chain: Chain, log: Log, process: ProcessSettings) -> None:
+    """Give up what the filters of a chain have not declared to need from now on.
+
+    Raises ConfigError for a bug in a filter's declaration, and with `--sandbox strict` for what
+    this system can't take away; otherwise the log has it.
+    """
+    from .sandbox import Needs, confinement  # not with --sandbox off
+
+    needs = Needs()
+    try:
+        chain.declare(needs)
+    except Exception as error:  # it is a filter's own code
+        raise bug(error) from error
+    missing = "; ".join(confinement.confine(needs))
+    if missing and process.sandbox == "strict":
+        raise ConfigError(f"--sandbox strict: {missing}")
+    if missing:
+        log.event("smtpd-filters", "sandbox is incomplete", missing=missing)

@@ -720,10 +720,18 @@ def test_private_names_are_free() -> None:
 
 def test_common_options() -> None:
     common = common_options(("proceed", "tempfail"), "tempfail", 5)
-    assert list(common.options) == ["verbose", "long_lines", "on_error", "deadline", "dry_run"]
+    assert list(common.options) == [
+        "verbose",
+        "long_lines",
+        "sandbox",
+        "on_error",
+        "deadline",
+        "dry_run",
+    ]
     assert vars(common()) == {
         "verbose": False,
         "long_lines": "split",
+        "sandbox": "on",
         "on_error": "tempfail",
         "deadline": 5,
         "dry_run": False,

@@ -36,7 +36,7 @@ from .chain_file import ChainFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from smtpd_filters.chain import Chain
     from smtpd_filters.main import Ready
@@ -93,6 +93,11 @@ class Common(Settings):
         flags=("-v",),
         help=ProcessSettings.options["verbose"].help,
     )
+    sandbox = option(
+        ProcessSettings.options["sandbox"].kind,
+        default=ProcessSettings.options["sandbox"].default,
+        help=f"{ProcessSettings.options['sandbox'].help} This overrides the file's.",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,22 +111,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Run several filters in one process, as smtpd-filters.toml(5) declares "
             "them.",
         )
-        return check(own) if own.check else _serve(own, verbose=common.verbose)
+        given = {name: value for name, value in vars(common).items() if name in common.given}
+        return check(own) if own.check else _serve(own, given)
     except ConfigError as error:
         die(error, PROG)
 
 
-def _serve(own: Options, *, verbose: bool) -> int:
+def _serve(own: Options, common: Mapping[str, object]) -> int:
     if own.user:
         raise ConfigError("--user requires --check")
     file = ChainFile.read(own.config or _default_path())
     name = file.chain(own.chain)
     process = file.process(name)
+    if common:
+        process = process.replace(**common)
     return serve_chain(
         # Load the operator's own modules only after stdout is replaced: smtpd must not get prints.
         lambda log: _chain(file, name, log),
-        verbose=process.verbose or verbose,
-        refuse_long_lines=process.long_lines == "refuse",
+        process=process,
         prog=PROG,
     )
 

@@ -74,7 +74,7 @@ class Trace(Filter):
             "the cost.",
         )
         record = option(
-            PATH,
+            PATH("write"),
             default=None,
             help="Record sessions in files in this directory, for smtpd-filters replay.",
         )

@@ -19,7 +19,7 @@ from smtpd_filters.errors import not_started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .channel import Ends
     from .interfaces import Service
@@ -36,11 +36,14 @@ def serve(  # noqa: PLR0913  # what a process has once
     refuse_long_lines: bool = False,
     taps: Sequence[Tap] = (),
     ends: Ends | None = None,
+    confine: Callable[[], None] | None = None,
 ) -> int:
     """Serve the smtpd at the other end of stdin and stdout until it ends; return the exit status.
 
     `taps` get a copy of all input and output. `ends` are stdin and stdout if they were taken over
-    already. Raise ConfigError, before `register|ready`, if the server's protocol is not supported.
+    already. `confine` is called once everything is loaded, before the first input, to give up what
+    the process does not need. Raise ConfigError, before `register|ready`, if it does, or if the
+    server's protocol is not supported.
     """
     from .channel import Channel, Ends  # not needed by users of the log alone
     from .engine import Engine
@@ -62,6 +65,8 @@ def serve(  # noqa: PLR0913  # what a process has once
             from .asyncio_loop import run  # asyncio costs more than all the rest
         else:
             from .poll_loop import run
+        if confine is not None:
+            confine()
         status = run(engine, channel, service, log, watchdog)
     except (OSError, ImportError) as error:
         if engine.ready:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.coroutines import Early, Pending
     from smtpd_filters.runtime.log import Log
     from smtpd_filters.runtime.watchdog import Watchdog
+    from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
     from .rules import Rules
@@ -231,6 +232,13 @@ class ScoringChain(Chain):
         if state is None:
             state = session.scratch[self] = _State()
         return state
+
+    def declare(self, needs: Needs) -> None:
+        """Declare what the filters need, and the tables of what bypasses the chain."""
+        super().declare(needs)
+        for _, value in self._rules.tables:
+            for path in value.files:
+                needs.to_reload(path)
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters and those of what bypasses the chain."""

@@ -63,6 +63,13 @@ class ProcessSettings(Settings):
         help="What to do with a line of a message that is too long for smtpd: split it "
         "(a header field is folded, no text is lost) or refuse the message.",
     )
+    sandbox = option(
+        choice("off", "on", "strict"),
+        default="on",
+        help="Give up, before the first client, the files, connections and system calls that the "
+        "settings don't need, as far as the operating system can (on), or refuse to start if it "
+        "can't (strict).",
+    )
 
 
 class PolicySettings(Settings):

@@ -22,11 +22,13 @@ from smtpd_filters.protocol.decisions import check_reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Generic, Protocol, Self, TypeVar
+    from typing import Generic, Literal, Protocol, Self, TypeVar
 
     T = TypeVar("T")
     N = TypeVar("N", int, float)
     W = TypeVar("W", bound=str)
+
+    from smtpd_filters.sandbox import Needs
 
     class Loadable(Protocol):
         """A table class: loaded from a spec as in table(5), which it keeps."""
@@ -116,6 +118,11 @@ class Kind(Generic[T]):
         if self.parse(text) != value:
             raise ValueError(f"expected {noun}")
 
+    def declare(self, value: T, needs: Needs) -> None:
+        """Declare what a value needs after the start: by default to reload a table's files."""
+        for path in getattr(value, "files", ()):
+            needs.to_reload(path)
+
 
 def not_an_array(noun: str, value: object) -> ValueError:
     """Return the error for a value that isn't an array; suggest the array for a string."""
@@ -163,6 +170,19 @@ class _Reply(_Text):
 class _Path(Kind[str]):
     metavar = "PATH"
     noun = "a path, as a string"
+
+    def __init__(self, access: Literal["start", "read", "write"] = "start") -> None:
+        self._access = access
+
+    def __call__(self, access: Literal["start", "read", "write"]) -> _Path:
+        """Return the same kind with another use of the path after the start."""
+        return type(self)(access)
+
+    def declare(self, value: str, needs: Needs) -> None:
+        if self._access == "read":
+            needs.to_read(value)
+        elif self._access == "write":
+            needs.to_write(value)
 
     def parse(self, text: str) -> str:
         if not text or "\0" in text:
@@ -337,6 +357,9 @@ class _Endpoint(Kind[tuple[str, int]]):
             raise ValueError(f"expected a port from 1 to {_PORT_MAX}, not {quote(text)}")
         return host, int(port)
 
+    def declare(self, value: tuple[str, int], needs: Needs) -> None:
+        needs.to_connect(*value)
+
     def show(self, value: tuple[str, int]) -> str:
         host, port = value
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -392,6 +415,10 @@ class _List(Kind[tuple[T, ...]]):
         for element in value:
             self.element.check(element)
 
+    def declare(self, value: tuple[T, ...], needs: Needs) -> None:
+        for element in value:
+            self.element.declare(element, needs)
+
 
 class _Table(Kind[L]):
     metavar = "TABLE"
@@ -416,7 +443,9 @@ class _Table(Kind[L]):
 TEXT = _Text()
 #: An SMTP reply with its codes, "550 5.7.1 Text"; an error if the two codes disagree.
 REPLY = _Reply()
-#: A path, which is neither opened nor checked for existence.
+#: A path, which is neither opened nor checked for existence. It is used at start only, unless it is
+#: `PATH("read")`, a file or directory that is read later, or `PATH("write")`, a directory in which
+#: files are written.
 PATH = _Path()
 #: Off unless the flag is given: a bool.
 SWITCH = _Switch()
@@ -428,7 +457,7 @@ NUMBER = _Number()
 SECONDS = _Seconds()
 #: A size such as 512, 10k, 20M or 1G, in bytes.
 SIZE = _Size()
-#: A host and a port, HOST:PORT, as a pair; `ENDPOINT(port=53)` has a default for the port.
+#: A host and a port to connect to, HOST:PORT, as a pair; `ENDPOINT(port=53)` has a default port.
 ENDPOINT = _Endpoint()
 #: `LIST(kind)`: values of a kind, each by a flag of its own; a tuple.
 LIST = _List

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
     from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
+    from smtpd_filters.sandbox import Needs
+
     from .declare import Option
 
     class Closable(Protocol):
@@ -58,6 +60,9 @@ class Shared(Generic[T]):
     def open(self, filter_: Any) -> T:
         """Open the resource for a filter with its settings; raise ConfigError if that fails."""
         raise NotImplementedError
+
+    def declare(self, filter_: Any, needs: Needs) -> None:
+        """Declare what the resource needs after the start, beyond its options."""
 
     async def close(self, opened: T) -> None:
         """Close a resource that it opened; never raise.

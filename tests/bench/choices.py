@@ -110,6 +110,28 @@ def start() -> None:
         )
 
 
+def sandbox() -> None:
+    """Measure what `--sandbox` adds to a start, without look-ups and with, and to a session."""
+    text = message(12)
+    for name, flags in {"rcpt": ["--max-recipients", "9"], "fcrdns": ["--verify"]}.items():
+        command = [sys.executable, "-m", f"smtpd_filters.filters.{name}", *flags]
+        found: dict[str, list[tuple[float, float, float]]] = {"off": [], "on": []}
+        for _ in range(ROUNDS):
+            for mode, figures in found.items():
+                with Player([*command, "--sandbox", mode]) as player:
+                    busy, size = player.cpu() / 1e6, player.memory()[0] / (1 << 20)
+                    plain = name == "rcpt"
+                    cost = sessions(player, 500, 50, text).cost if plain else 0.0
+                    figures.append((busy, size, cost))
+        for mode, figures in found.items():
+            busy, size, cost = (statistics.median(each) for each in zip(*figures, strict=True))
+            least = min(figures)[0]
+            print(
+                f"{name:<8}{mode:<5}{busy:>7.1f} ms, least {least:.1f}{size:>7.2f} MiB"
+                f"{cost:>8.1f} us a session"
+            )
+
+
 def loops() -> None:
     """Measure the same filter on both loops."""
     code = "from tests.bench.filters import {0}; {0}()"
@@ -223,7 +245,7 @@ def log() -> None:
     os.close(sink)
 
 
-PARTS = {"start": start, "loops": loops, "regex": regex, "dns": dns, "log": log}
+PARTS = {"start": start, "sandbox": sandbox, "loops": loops, "regex": regex, "dns": dns, "log": log}
 
 
 def main() -> int:

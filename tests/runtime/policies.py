@@ -23,6 +23,7 @@ from smtpd_filters import (
     Headers,
     Junk,
     Message,
+    Needs,
     Proceed,
     Reject,
     Session,
@@ -48,6 +49,10 @@ class Noting(Filter):
         names = option(table(StringTable), default=None, help="Addresses that are junk.")
 
     settings: Options
+
+    def needs(self, needs: Needs) -> None:
+        if self.settings.notes:
+            needs.to_write(str(Path(self.settings.notes).parent))
 
     def _note(self, text: str) -> None:
         if self.settings.notes:

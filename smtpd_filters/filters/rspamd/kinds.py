@@ -10,6 +10,10 @@ from smtpd_filters.settings import Kind
 
 from .edits import OUTCOMES
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.sandbox import Needs
+
 
 class _Url(Kind[str]):
     metavar = "URL|PATH"
@@ -18,6 +22,9 @@ class _Url(Kind[str]):
     def parse(self, text: str) -> str:
         # Checking it imports a library: see `checked`.
         return text
+
+    def declare(self, value: str, needs: Needs) -> None:
+        Endpoint(value).declare(needs)
 
 
 class _Action(Kind[tuple[str, str]]):

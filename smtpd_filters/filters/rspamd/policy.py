@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import Outcome
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Headers, Message
+    from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
     from .reply_reader import Intake
@@ -83,6 +84,11 @@ class _ClientSetting(Shared[Client]):
         settings = filter_.settings
         urls = filter_._urls  # noqa: SLF001  # one module
         return urls, settings.timeout, filter_.deadline, settings.connections
+
+    def declare(self, filter_: Rspamd, needs: Needs) -> None:
+        """Declare a descriptor for each connection; the option `url` declares the daemons."""
+        settings = filter_.settings
+        needs.to_open(settings.connections * len(settings.url))
 
     def open(self, filter_: Rspamd) -> Client:
         """Return a client; it connects when it is asked."""

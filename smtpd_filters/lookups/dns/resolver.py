@@ -125,6 +125,11 @@ class Resolver:
         self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
         self._closed = False
 
+    @property
+    def servers(self) -> list[tuple[str, int]]:
+        """The addresses and ports of its name servers."""
+        return [endpoint.server for endpoint in self._endpoints]
+
     @staticmethod
     def setting(
         *,

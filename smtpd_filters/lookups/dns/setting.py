@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from smtpd_filters.sandbox import Needs
     from smtpd_filters.settings import Option
 
     from . import Resolver
@@ -96,6 +97,16 @@ class ResolverSetting(_Base):
             raise ConfigError(f"--nameserver: {error}") from None
         except ImportError as error:
             raise ConfigError(f"DNS look-ups require dnspython: {error}") from None
+
+    def declare(self, filter_: Any, needs: Needs) -> None:
+        """Declare the name servers, by UDP and TCP, and a descriptor for each query in flight."""
+        from .resolver import MAX_IN_FLIGHT
+
+        resolver: Resolver = getattr(filter_, self.name)
+        for server in resolver.servers:
+            needs.to_connect(*server)
+            needs.to_connect(*server, udp=True)
+        needs.to_open(MAX_IN_FLIGHT)
 
     async def close(self, opened: Resolver) -> None:
         """Close the resolver, of which `aclose` raises RuntimeError."""

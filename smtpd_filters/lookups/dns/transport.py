@@ -72,6 +72,12 @@ class Endpoint:
         self._sockaddr: Any = info[4]
         self.label = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
+    @property
+    def server(self) -> tuple[str, int]:
+        """The address and the port."""
+        address, port, *_ = self._sockaddr
+        return address, port
+
     async def ask(
         self, question: Question, *, tcp: bool, seconds: float, place: Place
     ) -> Found[Any] | NotFound | Trouble:

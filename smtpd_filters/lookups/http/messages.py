@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from smtpd_filters.lookups.retry import Failure
+    from smtpd_filters.sandbox import Needs
 
     from .connection import Exchange
 
@@ -28,6 +29,8 @@ OVERSIZED = "oversized reply"
 #: Units of work (`pace`) for a piece of content, and bytes for one additional unit.
 _PIECE, _PER_UNIT = 50, 100
 CLOSED = "the client is closed"
+#: Threads in which the C library resolves names of hosts.
+RESOLVING = 8
 
 
 class BadReplyError(Exception):
@@ -134,10 +137,11 @@ class Endpoint:
     `label` is its name in logs. Raises ValueError for anything else.
     """
 
-    __slots__ = ("base", "host", "label", "path", "socket")
+    __slots__ = ("_server", "base", "host", "label", "path", "socket")
 
     def __init__(self, url: str) -> None:
         self.socket = self.path = ""
+        self._server: tuple[str, int] | None = None
         path = url.removeprefix("unix:")
         if path.startswith("/"):
             if "\0" in path or len(os.fsencode(path)) > 107:
@@ -159,3 +163,14 @@ class Endpoint:
         self.path = parts.path.rstrip("/")
         self.base = f"{parts.scheme}://{self.host}"
         self.label = self.base + self.path
+        self._server = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+    def declare(self, needs: Needs) -> None:
+        """Declare that a process connects to this server after its start."""
+        if self._server is None:
+            needs.to_connect_unix(self.socket)
+            return
+        host, port = self._server
+        needs.to_connect(host, port)
+        if needs.resolves:
+            needs.to_start_threads(RESOLVING)

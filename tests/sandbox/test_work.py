@@ -1,0 +1,231 @@
+"""The work of filters goes on under `--sandbox strict`, and on lesser kernels."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.runtime.process import ROOT, FilterProcess, sid
+from tests.sandbox.kernel import LANDLOCK, SECCOMP, STRICT, without
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.protocol.events import Result
+
+WORKER = str(Path(__file__).with_name("worker.py"))
+pytestmark = STRICT
+
+
+def start(name: str, *flags: str, sandbox: str = "strict", **process: object) -> FilterProcess:
+    arguments = [WORKER, name, "--sandbox", sandbox, *flags]
+    return FilterProcess(arguments, **process)  # type: ignore[arg-type]
+
+
+def ask(process: FilterProcess, phase: str, argument: bytes, number: int = 1) -> Result:
+    process.connect(sid(number))
+    return process.ask(phase, sid(number), argument)
+
+
+def replace(path: Path, content: str) -> None:
+    """Replace a file as an editor or a deployment does."""
+    new = path.with_suffix(".new")
+    new.write_text(content)
+    new.replace(path)
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Tabled"])
+def test_a_table_that_is_replaced_is_reloaded(name: str, tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    names.write_text("a@example.org\n")
+    with start(name, "--names", f"file:{names}") as process:
+        process.hand_shake()
+        assert ask(process, "rcpt-to", b"b@example.org").verb == b"proceed"
+        for times in (1, 2):
+            replace(names, f"b@example.org\nc{times}@example.org\n")
+            process.kill(signal.SIGHUP)
+            process.until_logged("result=ok " if times == 1 else "entries=2")
+            assert ask(process, "rcpt-to", b"b@example.org", 1 + times).verb == b"junk"
+        process.finish()
+
+
+def test_a_table_behind_a_link_that_is_changed_is_reloaded(tmp_path: Path) -> None:
+    """As in a mounted ConfigMap: a link leads to another directory."""
+    for version, name in (("1", "a"), ("2", "b")):
+        (tmp_path / "tables" / f"..{version}").mkdir(parents=True)
+        (tmp_path / "tables" / f"..{version}" / "names").write_text(f"{name}@example.org\n")
+    data = tmp_path / "tables" / "..data"
+    data.symlink_to("..1")
+    names = tmp_path / "tables" / "names"
+    names.symlink_to("..data/names")
+    with start("Tabled", "--names", f"file:{names}") as process:
+        process.hand_shake()
+        assert ask(process, "rcpt-to", b"b@example.org").verb == b"proceed"
+        data.unlink()
+        data.symlink_to("..2")
+        process.kill(signal.SIGHUP)
+        process.until_logged("result=ok")
+        assert ask(process, "rcpt-to", b"b@example.org", 2).verb == b"junk"
+        process.finish()
+
+
+# -- messages --------------------------------------------------------------------------------
+
+
+def test_a_message_goes_to_disk(tmp_path: Path) -> None:
+    lines = [b"Subject: x", b"", *[b"x" * 900] * 2000]
+    with start("Whole", env={"TMPDIR": str(tmp_path)}) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.message(sid(1), lines) == lines
+        assert process.ask("commit", sid(1)).verb == b"proceed"
+        process.finish()
+        assert process.logged == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- what is loaded late ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "what", ["modules", "codecs", "time", "machine", "thread", "traceback", "file"]
+)
+def test_what_is_used_late_is_there(what: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("declared")
+    with start("Late", "--on-error", "tempfail", "--file", str(tmp_path / "file")) as process:
+        process.hand_shake()
+        said = ask(process, "helo", what.encode())
+        assert said.verb == b"proceed", process.logged
+        process.finish()
+
+
+@pytest.mark.parametrize("what", ["names", "connection"])
+def test_a_server_is_reached_by_its_name(what: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"localhost:{server.getsockname()[1]}"
+        with start("Late", "--on-error", "tempfail", "--server", where) as process:
+            process.hand_shake()
+            said = ask(process, "ehlo", what.encode())
+            assert said.verb == b"proceed", process.logged
+            process.finish()
+
+
+def test_asyncio_is_loaded_at_the_end(tmp_path: Path) -> None:
+    with start("Closing", "--notes", str(tmp_path)) as process:
+        process.hand_shake()
+        assert ask(process, "helo", b"x").verb == b"proceed"
+        process.finish()
+        assert process.logged == ""
+    assert (tmp_path / "closed").exists()
+
+
+@pytest.mark.parametrize("name", ["Running", "Listening"])
+def test_what_is_declared_is_done(name: str) -> None:
+    with start(name, "--on-error", "tempfail") as process:
+        process.hand_shake()
+        said = ask(process, "helo", b"x")
+        assert said.verb == b"proceed", process.logged
+        process.finish()
+
+
+# -- limits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "error"), [("memory", "MemoryError"), ("descriptors", "Too many open files")]
+)
+def test_a_leak_ends_at_the_limit(what: str, error: str) -> None:
+    with start("Leaking", "--on-error", "tempfail") as process:
+        process.hand_shake()
+        assert ask(process, "helo", what.encode()).verb == b"reject"
+        assert error in process.logged
+        # Everybody else is served, and so is everybody later.
+        assert ask(process, "noop", b"", 2).verb == b"proceed"
+        assert ask(process, "helo", what.encode(), 3).verb == b"reject"
+        assert ask(process, "noop", b"", 4).verb == b"proceed"
+        process.finish()
+
+
+# -- lesser kernels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "missing"),
+    [
+        (partial(without, *LANDLOCK), "Landlock: this kernel has none"),
+        (
+            partial(without, *LANDLOCK, error=errno.EOPNOTSUPP),
+            "Landlock: this kernel was started without it (lsm=)",
+        ),
+        (partial(without, *LANDLOCK, error=errno.EPERM), "Landlock: Operation not permitted"),
+        (partial(without, *SECCOMP, error=errno.EPERM), "seccomp: Operation not permitted"),
+        (
+            partial(without, *LANDLOCK, *SECCOMP),
+            "Landlock: this kernel has none; seccomp: this kernel has none",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["Tabled", "Late"])
+def test_a_kernel_without_a_part(name: str, kernel: Callable[[], None], missing: str) -> None:
+    """As in a container with a filter of system calls of its own."""
+    with start(name, sandbox="on", before=kernel) as process:
+        process.hand_shake()
+        phase, parameter = ("rcpt-to", b"a@example.org") if name == "Tabled" else ("helo", b"time")
+        assert ask(process, phase, parameter).verb == b"proceed"
+        process.finish()
+        assert process.logged == f'smtpd-filters sandbox is incomplete missing="{missing}"\n'
+    with start(name, before=kernel) as process:
+        process.finish(2)
+        assert process.logged == f"filter-{name.lower()}: --sandbox strict: {missing}\n"
+
+
+def test_a_thread_that_was_there_before() -> None:
+    missing = "Landlock: not for 1 threads that were started during setup"
+    with start("Threaded", sandbox="on") as process:
+        process.hand_shake()
+        process.until_logged(missing)
+        process.finish()
+    with start("Threaded") as process:
+        process.finish(2)
+        assert missing in process.logged
+
+
+@pytest.mark.parametrize("sandbox", ["on", "strict"])
+def test_a_mistake_in_a_declaration_ends_the_start(sandbox: str) -> None:
+    with start("Mistaken", sandbox=sandbox) as process:
+        process.finish(2)
+        assert process.logged.startswith(
+            "filter-mistaken: cannot be set up: ValueError: a mistake ["
+        )
+        assert process.logged.count("\n") == 1
+
+
+@pytest.mark.parametrize("sandbox", ["off", "on"])
+def test_nothing_is_loaded_for_nothing(sandbox: str) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-X", "importtime", "-m", "smtpd_filters.filters.rcpt",
+            "--sandbox", sandbox,
+        ],
+        input=b"config|protocol|0.7\nconfig|ready\n",
+        capture_output=True,
+        cwd=ROOT,
+        check=True,
+    )  # fmt: skip
+    loaded = {line.rpartition(b"|")[2].strip().decode() for line in done.stderr.splitlines()}
+    ours = {name.rpartition(".")[2] for name in loaded if ".sandbox." in name}
+    kernel = {"landlock", "seccomp", "libc"}
+    assert ours == ({"needs", "confinement", "audit", *kernel} if sandbox == "on" else set())
+    assert ("_ctypes" in loaded) is (sandbox == "on")
+    assert not {"ctypes", "struct", "_socket", "threading"} & loaded
