@@ -17,6 +17,7 @@ from smtpd_filters.checks.exemptions import (
 )
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filters.auth import Auth
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
@@ -228,6 +229,8 @@ BAD, BAD6, WORSE = "203.0.113.7", "2001:db8:1::7", "203.0.113.8"
 ENTRIES: dict[str, dict[str, Any]] = {
     **addresses("bl.example", dict.fromkeys((BAD, BAD6, WORSE, "127.0.0.7"), "127.0.0.4")),
     **domains("names.example", {"bad.example": "127.0.1.2"}),
+    "_dmarc.example.net": {"TXT": "v=DMARC1; p=reject"},
+    "spf.example": {"TXT": "v=spf1 -all"},
     "7.113.0.203.score.senderscore.com": {"A": "127.0.4.1"},
     "8.113.0.203.score.senderscore.com": {"A": "127.0.4.1"},
     "7.0.0.127.score.senderscore.com": {"A": "127.0.4.1"},
@@ -308,6 +311,10 @@ CASES = (
     *(Case(Senderscore, at, ("-blockBelow=50", "-blockPhase", at, "--nameserver=ZONE"),
            "unavailable", exempts=frozenset({"local"})) for at in SCORE_PHASES),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
+    Case(Auth, "commit", ("--dmarc-reject=reject", "--nameserver=ZONE"), "as a stranger",
+         {"sender": "bob@bad.example"}),
+    Case(Auth, "commit", ("--spf-fail=reject", "--nameserver=ZONE"), "unavailable",
+         {"sender": "bob@spf.example"}),
 )  # fmt: skip
 #: Filters that judge nobody.
 IMPARTIAL = {Trace}

@@ -11,8 +11,8 @@ recognised (`claims`), in whatever spelling.
 
 from __future__ import annotations
 
-from .forged import claims, remove_forged
+from .forged import claims, is_name, remove_forged
 from .reader import parse
 from .writer import FIELD, Result, Results, write
 
-__all__ = ["FIELD", "Result", "Results", "claims", "parse", "remove_forged", "write"]
+__all__ = ["FIELD", "Result", "Results", "claims", "is_name", "parse", "remove_forged", "write"]

@@ -44,13 +44,22 @@ class _TooManyError(ValueError):
     """More words to convert than an honest field has."""
 
 
+def is_name(authserv_id: str) -> bool:
+    """Return whether a text can be an id: forged fields that claim it can be recognised."""
+    return bool(_name_in(authserv_id))
+
+
+def _name_in(authserv_id: str) -> str:
+    """Return an id without its suffix, as in "mx.example.org/job" (RFC 8601 section 2.5)."""
+    return next(filter(None, _SEPARATOR.split(authserv_id)), "").strip(_TRIMMED)
+
+
 def claims(value: str, authserv_id: str) -> bool:
     """Return whether some reader may take a field's value for one with our id.
 
     `value` may be folded. A version that is not 1 counts as a claim.
     """
-    # An id may have a suffix, as in "mx.example.org/job" (RFC 8601 section 2.5).
-    own = {*readings(next(filter(None, _SEPARATOR.split(authserv_id)), "").strip(_TRIMMED))}
+    own = {*readings(_name_in(authserv_id))}
     head, version = _head(value)
     if version not in {"", "1"}:
         return True

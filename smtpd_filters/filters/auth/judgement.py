@@ -1,0 +1,198 @@
+"""The decision on a message by its results and the operator's actions.
+
+Invariants
+----------
+*Strictest wins*: of all findings the strictest action is taken; the log has the reasons of all.
+*Facts before errors*: a failed look-up counts only if no finding marks or refuses, and only if an
+action depends on the result.
+*Results stay*: a trusted sealer or an excepted domain changes the action, never the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import canonical
+from smtpd_filters.authentication.results import parse
+from smtpd_filters.checks.exemptions import UNKNOWN
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject, reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import TypeAlias
+
+    from smtpd_filters.authentication import dmarc
+
+    from .evidence import Evidence
+
+    Answer: TypeAlias = Proceed | Junk | Reject
+
+#: The actions, in order of strictness.
+ACTIONS = ("ignore", "log", "junk", "tempfail", "reject")
+#: Those that change what becomes of a message.
+_EFFECTIVE = ("junk", "tempfail", "reject")
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """The action for each finding, a word of `ACTIONS`."""
+
+    spf_fail: str
+    spf_softfail: str
+    dkim_fail: str
+    quarantine: str
+    reject: str
+    bad_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A finding: its action, its reason for the log, and the detail and text of a refusal.
+
+    `detail` is an enhanced code without its class.
+    """
+
+    action: str
+    reason: str
+    detail: str
+    text: str
+
+    def decision(self) -> Answer:
+        """Return the decision for the action."""
+        match self.action:
+            case "junk":
+                return JUNK
+            case "tempfail":
+                return Reject(reply(451, f"4.{self.detail}", self.text))
+            case "reject":
+                return Reject(reply(550, f"5.{self.detail}", self.text))
+        return PROCEED
+
+
+class Judgement:
+    """The findings on one message; `troubles` are the failures of look-ups that matter.
+
+    `excepts` tells whether a domain's failures are only logged; `trusts` whether a sealer's word
+    overrides DMARC.
+    """
+
+    def __init__(
+        self,
+        actions: Actions,
+        evidence: Evidence,
+        *,
+        excepts: Callable[[str], str | None],
+        trusts: Callable[[str], str | None],
+    ) -> None:
+        self._actions = actions
+        self._excepts = excepts
+        self._trusts = trusts
+        self.findings: list[Finding] = []
+        self.troubles: list[Finding] = []
+        self.overridden: list[str] = []
+        self._judge_spf(evidence)
+        self._judge_dkim(evidence)
+        self._judge_authors(evidence)
+
+    # RFC 7372 section 3.2: X.7.23, "SPF validation failed", X.7.24, "SPF validation error".
+    def _judge_spf(self, evidence: Evidence) -> None:
+        verdict = evidence.mail
+        if verdict is None:
+            return
+        actions = {"fail": self._actions.spf_fail, "softfail": self._actions.spf_softfail}
+        if action := actions.get(verdict.result):
+            self._add(
+                verdict.domain,
+                action,
+                f"spf={verdict.result} {verdict.domain}",
+                ("7.23", f"SPF: this client may not send mail of {verdict.domain}"),
+            )
+        elif verdict.result == "temperror":
+            detail = "3.0" if verdict.problem == UNKNOWN else "7.24"
+            self._trouble(actions.values(), f"spf: {verdict.problem}", detail)
+
+    # RFC 7372 section 3.1: X.7.20, "No passing DKIM signature found".
+    def _judge_dkim(self, evidence: Evidence) -> None:
+        signatures = evidence.verified.signatures
+        results = {each.result for each in signatures}
+        if not signatures or "pass" in results:
+            return
+        first = signatures[0]
+        if "temperror" in results:
+            self._trouble([self._actions.dkim_fail], f"dkim: {first.reason}", "4.3")
+            return
+        self._add(
+            first.domain,
+            self._actions.dkim_fail,
+            f"dkim={first.result} {first.domain}: {first.reason}",
+            ("7.20", "No valid DKIM signature found"),
+        )
+
+    # RFC 7372 section 3.4: X.7.26, "Multiple authentication checks failed". RFC 9989 section 5.4
+    # wants the word DMARC in the reply.
+    def _judge_authors(self, evidence: Evidence) -> None:
+        if problem := evidence.authors.problem:
+            self._add("", self._actions.bad_from, f"from: {problem}", ("7.1", f"From: {problem}"))
+        for verdict in evidence.verdicts:
+            domain = verdict.policy.domain
+            if verdict.result == "temperror":
+                actions = (self._actions.quarantine, self._actions.reject)
+                self._trouble(actions, f"dmarc of {domain}: {verdict.problem}", "4.3")
+            elif verdict.result == "fail":
+                self._judge_policy(verdict, evidence)
+
+    def _judge_policy(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
+        domain, disposition = verdict.policy.domain, verdict.disposition
+        actions = {"quarantine": self._actions.quarantine, "reject": self._actions.reject}
+        action = actions.get(disposition, "log")
+        reason = f"dmarc=fail {domain} policy={disposition}"
+        if sealer := self._overriding(domain, evidence):
+            self.overridden.append(domain)
+            action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
+        text = f"Not authenticated, refused per DMARC policy of {domain}"
+        self._add(domain, action, reason, ("7.26", text))
+
+    def _overriding(self, domain: str, evidence: Evidence) -> str:
+        """Return the trusted sealer that has seen DMARC pass for a domain, or "".
+
+        The chain is followed from its newest set to the first sealer that isn't trusted.
+        """
+        arc = evidence.verified.arc
+        if arc.result != "pass":
+            return ""
+        for each in reversed(arc.sets):
+            if not self._trusts(each.domain):
+                break
+            content = parse(each.results)
+            for result in content.results if content else ():
+                if (result.method, result.result) == ("dmarc", "pass"):
+                    values = dict(result.properties)
+                    if canonical(values.get("header.from", "")) == domain:
+                        return each.domain
+        return ""
+
+    def _add(self, domain: str, action: str, reason: str, refusal: tuple[str, str]) -> None:
+        if action == "ignore":
+            return
+        if domain and action in _EFFECTIVE and (entry := self._excepts(domain)):
+            action, reason = "log", f"{reason}, excepted: {entry}"
+        self.findings.append(Finding(action, reason, *refusal))
+
+    def _trouble(self, actions: Iterable[str], cause: str, detail: str) -> None:
+        if any(each in _EFFECTIVE for each in actions):
+            text = "Temporary failure of authentication, please try again later"
+            self.troubles.append(Finding("tempfail", cause, detail, text))
+
+    def decision(self, on_error: str) -> Answer:
+        """Return the decision; `on_error` is that on failed look-ups, by which nothing is known."""
+        decided: Answer = PROCEED
+        reasons = [each.reason for each in self.findings]
+        if self.findings:
+            strictest = max(self.findings, key=lambda each: ACTIONS.index(each.action))
+            decided = strictest.decision()
+        if self.troubles:
+            reasons += [each.reason for each in self.troubles]
+            if type(decided) is Proceed and on_error != "proceed":
+                decided = JUNK if on_error == "junk" else self.troubles[0].decision()
+        return decided.because("; ".join(dict.fromkeys(reasons))) if reasons else decided

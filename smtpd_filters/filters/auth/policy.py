@@ -1,0 +1,319 @@
+"""filter-auth: check who sent a message, by SPF, DKIM, ARC and DMARC, and state the results.
+
+`authors` reads From, `evidence` finds out the results, `fields` writes them into the header, and
+`judgement` makes the decision.
+
+Invariants
+----------
+*Own fields only*: a field from outside that claims our id is removed before ours is added.
+*Results first*: the results are those of the message as it arrived; the decision follows from them
+and never changes one.
+*Records only*: by default no message is marked or refused.
+*Exempt clients pass*: local and authenticated clients are not checked. Forged fields of an
+authenticated client are removed, and its field states the user.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.addresses import canonical
+from smtpd_filters.authentication import results
+from smtpd_filters.checks.exemptions import (
+    AUTHENTICATED,
+    UNKNOWN,
+    Exempt,
+    exempt_option,
+    exempted,
+    known_address,
+)
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.main import run
+from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
+from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
+from smtpd_filters.tables import DomainTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    from smtpd_filters.authentication.spf import Verdict
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.session import Session
+
+    from .evidence import Envelope, Evidence
+    from .judgement import Actions, Judgement
+
+    Finder: TypeAlias = Callable[[str], str | None]
+
+#: The share of `--deadline` in which the results have to be there; the rest is for the decision.
+SHARE = 0.8
+_ACTION = choice("ignore", "log", "junk", "tempfail", "reject")
+#: The options that have no effect with `--scrub-only`.
+_CHECKING = (
+    "arc_results", "received_spf", "spf_fail", "spf_softfail", "dkim_fail", "dmarc",
+    "dmarc_quarantine", "dmarc_reject", "bad_from", "except_domains", "trusted_sealers",
+    "nameserver", "timeout",
+)  # fmt: skip
+
+
+def _action_option(whom: str) -> str:
+    return option(_ACTION, default="log", help=f"What to do with a message {whom}.")
+
+
+class Auth(Filter):
+    """Check messages by SPF, DKIM, ARC and DMARC, and state the results in the header."""
+
+    name = "auth"
+
+    class Options(Settings):
+        """The fields, the actions, and the exceptions."""
+
+        authserv_id = option(
+            TEXT,
+            default="",
+            help="The name of this server in Authentication-Results; by default that of smtpd (its "
+            "admd). Fields of the same name from outside are removed.",
+        )
+        scrub_only = option(
+            SWITCH,
+            default=False,
+            help="Only remove fields from outside that claim our name, and check nothing.",
+        )
+        arc_results = option(
+            SWITCH,
+            default=False,
+            flags=("-A",),
+            help="Write ARC-Authentication-Results, for a filter that seals the message, instead "
+            "of Authentication-Results.",
+        )
+        received_spf = option(
+            SWITCH,
+            default=False,
+            help="Write a Received-SPF field as well.",
+        )
+        spf_fail = _action_option("whose sender's domain does not permit the client (SPF fail)")
+        spf_softfail = _action_option(
+            "whose sender's domain probably does not permit the client (SPF softfail)"
+        )
+        dkim_fail = _action_option("that has DKIM signatures, of which none is valid")
+        dmarc = option(
+            choice("record", "honour"),
+            default="record",
+            help="What to do with a message that fails DMARC: record the result and log it, or "
+            "honour the policy of the author's domain. With honour, a message under the policy "
+            "quarantine or reject is marked as junk; see --dmarc-reject.",
+        )
+        dmarc_quarantine = option(
+            _ACTION,
+            default=None,
+            help="What to do with a message that fails DMARC under the policy quarantine. By "
+            "default --dmarc decides.",
+        )
+        dmarc_reject = option(
+            _ACTION,
+            default=None,
+            help="What to do with a message that fails DMARC under the policy reject. By default "
+            "--dmarc decides. Mailing lists break signatures: a message should not be refused "
+            "because of the policy alone.",
+        )
+        bad_from = _action_option(
+            "without an author that DMARC could judge: with no From field, several, one without an "
+            "address, or one with many domains"
+        )
+        except_domains = option(
+            table(DomainTable),
+            default=None,
+            help="Domains of authors, senders and signatures whose failures are only logged.",
+        )
+        trusted_sealers = option(
+            table(DomainTable),
+            default=None,
+            help="Domains of servers whose ARC seals are trusted: if one of them states that "
+            "DMARC passed before it forwarded the message, a failure is only logged.",
+        )
+        exempt = exempt_option("local", "authenticated", what="Clients whose mail is not checked")
+
+    settings: Options
+    dns = Resolver.setting(
+        takes="SPF may need ten look-ups in a row; results that are missing after four fifths of "
+        "--deadline are temperror"
+    )
+
+    _exempt: Exempt
+    _actions: Actions
+
+    def setup(self) -> Registration:
+        """Check that the settings are consistent, and import what evaluates."""
+        settings = self.settings
+        self._exempt = settings.exempt
+        if settings.authserv_id and not results.is_name(settings.authserv_id):
+            raise ConfigError(f'--authserv-id "{settings.authserv_id}": expected a name')
+        reports = {"link-auth", "link-greeting"}
+        if settings.scrub_only:
+            self._refuse_unused()
+            return Registration({"headers"}, reports=reports, events=(), junk=False, waits=False)
+        from smtpd_filters.authentication import spf
+
+        from . import evidence, fields, judgement  # noqa: F401  # before the first mail
+
+        try:
+            spf.load()
+        except ImportError as error:
+            raise ConfigError(f"SPF requires pyspf: {error}") from None
+        honours = "junk" if settings.dmarc == "honour" else "log"
+        self._actions = judgement.Actions(
+            spf_fail=settings.spf_fail,
+            spf_softfail=settings.spf_softfail,
+            dkim_fail=settings.dkim_fail,
+            quarantine=settings.dmarc_quarantine or honours,
+            reject=settings.dmarc_reject or honours,
+            bad_from=settings.bad_from,
+        )
+        return Registration(
+            {"mail_from", "message"},
+            reports={*reports, "link-identify", "tx-begin"},
+        )
+
+    def _refuse_unused(self) -> None:
+        """Raise ConfigError for an option without effect beside `--scrub-only`."""
+        for name in _CHECKING:
+            if name in self.settings.given:
+                flag = self.settings.options[name].shown
+                raise ConfigError(f"{flag} has no effect with --scrub-only")
+
+    # -- ahead of need -------------------------------------------------------------------
+
+    def link_identify(self, session: Session) -> None:
+        """Evaluate SPF for the name in the client's greeting."""
+        envelope = self._envelope(session)
+        if envelope is not None:
+            envelope.greeted(session.identity or "")
+
+    def mail_from(self, session: Session, address: str) -> Proceed:
+        """Evaluate SPF for the sender."""
+        envelope = self._envelope(session)
+        if envelope is not None:
+            envelope.sent_from(session.identity or "", address)
+        return PROCEED
+
+    def link_disconnect(self, session: Session) -> None:
+        """End the evaluations of a session."""
+        envelope: Envelope | None = session.scratch.pop(self, None)
+        if envelope is not None:
+            envelope.cancel()
+
+    def _envelope(self, session: Session) -> Envelope | None:
+        """Return the evaluations of a session; None for an exempt client or without an address."""
+        if self._exempt.reason(session):
+            self.link_disconnect(session)
+            return None
+        from .evidence import Envelope
+
+        envelope: Envelope | None = session.scratch.get(self)
+        if envelope is None and (address := known_address(session)):
+            envelope = Envelope(self.dns, address, self._id(session))
+            session.scratch[self] = envelope
+        return envelope
+
+    # -- messages ------------------------------------------------------------------------
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Remove forged fields, with `--scrub-only`."""
+        if why := self._exempt.reason(session):
+            if why == AUTHENTICATED:
+                self._scrub(session, headers)
+            return exempted(self, why)
+        removed = self._scrub(session, headers)
+        return PROCEED.because(_removed(removed)) if removed else PROCEED
+
+    async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject:
+        """Check a message, state the results in its header, and decide."""
+        if why := self._exempt.reason(session):
+            if why == AUTHENTICATED:
+                from .fields import envelope_results
+
+                self._scrub(session, message.headers)
+                own = results.write(self._id(session), envelope_results(session))
+                message.headers.prepend(results.FIELD, own)
+            return exempted(self, why)
+        from .authors import authors_of
+        from .evidence import collect
+        from .judgement import Judgement
+
+        evidence = await collect(
+            message,
+            authors_of(message.headers, session.server_name),
+            self._envelope(session) or _unknown(session),
+            self.dns,
+            SHARE * self.deadline,
+        )
+        judgement = Judgement(
+            self._actions,
+            evidence,
+            excepts=_finder(self.settings.except_domains),
+            trusts=_finder(self.settings.trusted_sealers),
+        )
+        removed = self._scrub(session, message.headers)
+        self._write(session, message.headers, evidence, judgement)
+        decision = judgement.decision(self.on_error)
+        if removed:
+            both = (decision.reason, _removed(removed))
+            decision = decision.because("; ".join(filter(None, both)))
+        return decision
+
+    def _write(
+        self, session: Session, headers: Headers, evidence: Evidence, judgement: Judgement
+    ) -> None:
+        """Add the fields with the results at the top of the header."""
+        from . import fields
+
+        own = self._id(session)
+        verdict = evidence.mail
+        if self.settings.received_spf and verdict is not None:
+            value = fields.received_spf(
+                verdict,
+                client=session.address or "",
+                helo=session.identity or "",
+                sender="" if evidence.null else (session.tx and session.tx.sender) or "",
+                receiver=own,
+            )
+            headers.prepend(fields.RECEIVED_SPF, value)
+        found = fields.results(session, evidence, judgement.overridden)
+        if self.settings.arc_results:
+            instance = len(evidence.verified.arc.sets) + 1
+            headers.prepend(fields.SEALED, fields.sealed(own, instance, found))
+        else:
+            headers.prepend(results.FIELD, results.write(own, found))
+
+    def _scrub(self, session: Session, headers: Headers) -> int:
+        return results.remove_forged(headers, self._id(session))
+
+    def _id(self, session: Session) -> str:
+        """Return our authserv-id."""
+        return self.settings.authserv_id or self.smtpd.get("admd") or session.server_name or ""
+
+
+def _unknown(session: Session) -> Verdict | None:
+    """Return SPF's result for a client whose address smtpd has not reported."""
+    if session.by_socket:
+        return None
+    from smtpd_filters.authentication.spf import Verdict
+
+    sender = (session.tx and session.tx.sender) or session.identity or ""
+    return Verdict("temperror", canonical(sender.rpartition("@")[2]), problem=UNKNOWN)
+
+
+def _finder(domains: DomainTable | None) -> Finder:
+    """Return a function that returns the entry of a table that covers a domain, or None."""
+    return (lambda _: None) if domains is None else domains.match
+
+
+def _removed(count: int) -> str:
+    return f"removed {count} forged {results.FIELD}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-auth."""
+    return run(Auth, argv=argv)

@@ -1,0 +1,146 @@
+"""Known attacks on the composition of SPF, DKIM and DMARC: none ends in an aligned pass.
+
+They are those of "Composition Kills: A Case Study of Email Sender Authentication" (Chen, Paxson
+and Jiang, 2020), with `bank.example` in place of the sender that is imitated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.authentication.results import parse
+from smtpd_filters.filters.auth import Auth
+from smtpd_filters.testing import Conversation, DNSServer
+from tests.authentication.signing import public, rsa_key, signed
+from tests.filters.auth.mail import PASSES, TEMPLATE, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.testing import Delivery
+
+STRICT = ("--dmarc", "honour", "--dmarc-reject", "reject", "--bad-from", "reject")
+SPF = f"v=spf1 ip4:{PASSES} -all"
+BANK = b"<admin@bank.example>"
+REST = b"To: victim@example.net\r\nSubject: x\r\nDate: Fri, 11 Jul 2003 21:00:37 -0700\r\n\r\nx\r\n"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    key = f"v=DKIM1; p={public(rsa_key())}"
+    with DNSServer(
+        {
+            "bank.example": {"TXT": "v=spf1 -all"},
+            "_dmarc.bank.example": {"TXT": "v=DMARC1; p=reject"},
+            "evil.example": {"TXT": SPF},
+            "_dmarc.evil.example": {"TXT": "v=DMARC1; p=none"},
+            "sel._domainkey.evil.example": {"TXT": key},
+            "helo.evil.example": {"TXT": SPF},
+        }
+    ) as running:
+        yield running
+
+
+def attack(server: DNSServer, content: bytes, sender: str, helo: str) -> Delivery:
+    with Conversation(Auth, *STRICT, nameserver=(server.address, server.port)) as smtpd:
+        client = smtpd.connect(address=PASSES)
+        client.ehlo(helo)
+        return send(smtpd, content, sender, client=client)
+
+
+def passed(delivery: Delivery) -> set[str]:
+    """Return the domains for which our field states that DMARC passed."""
+    found = set()
+    for value in delivery.headers.get_all("Authentication-Results"):
+        content = parse(value)
+        assert content is not None
+        for each in content.results:
+            if (each.method, each.result) == ("dmarc", "pass"):
+                found.add(dict(each.properties)["header.from"])
+    return found
+
+
+#: The sender and the greeting, beside a From of the bank.
+ENVELOPES = {
+    "HELO in place of a sender without SPF": ("a@nowhere.example", "helo.evil.example"),
+    "HELO of the bank": ("a@nowhere.example", "bank.example"),
+    "null sender, HELO of the attacker": ("", "helo.evil.example"),
+    "a parenthesis in the domain": ("a@bank.example(.evil.example", "helo.evil.example"),
+    "a quote around the bank's address": ("'a@bank.example'@evil.example", "helo.evil.example"),
+    "a source route": ("@bank.example,@x.example:a@evil.example", "helo.evil.example"),
+    "two at signs": ("a@bank.example@evil.example", "helo.evil.example"),
+    "a quoted local part": ('"a@bank.example"@evil.example', "helo.evil.example"),
+    "the attacker's own domain": ("a@evil.example", "helo.evil.example"),
+    "a semicolon": ("a;dmarc=pass@evil.example", "helo.evil.example"),
+}
+
+
+@pytest.mark.parametrize(("sender", "helo"), ENVELOPES.values(), ids=ENVELOPES)
+def test_attacks_on_the_envelope(server: DNSServer, sender: str, helo: str) -> None:
+    delivery = attack(server, b"From: " + BANK + b"\r\n" + REST, sender, helo)
+    assert delivery.reply.startswith("550 5.7.26 ")
+    assert "bank.example" not in passed(delivery)
+
+
+#: What a signature has in d= and s=.
+SIGNATURES = {
+    "the attacker's own": ("evil.example", "sel"),
+    "a parenthesis in the domain": ("bank.example(.evil.example", "sel"),
+    "a NUL in the domain": ("bank.example\x00.evil.example", "sel"),
+    "a NUL in the selector": ("bank.example", "sel._domainkey.evil.example.\x00.any"),
+    "a selector with dots": ("bank.example", "sel._domainkey.evil.example#"),
+    "a quote in the domain": ("bank.example'a.evil.example", "sel"),
+    "a top-level domain": ("example", "sel"),
+}
+
+
+@pytest.mark.parametrize(("domain", "selector"), SIGNATURES.values(), ids=SIGNATURES)
+def test_attacks_on_signatures(server: DNSServer, domain: str, selector: str) -> None:
+    template = TEMPLATE.format(domain=domain).replace("s=sel", f"s={selector}")
+    content = signed(b"From: " + BANK + b"\r\n" + REST, template)
+    delivery = attack(server, content, "a@evil.example", "helo.evil.example")
+    assert delivery.reply.startswith("550 5.7.26 ")
+    assert "bank.example" not in passed(delivery)
+
+
+#: The beginning of the header; the attacker's SPF and signature are valid.
+FIELDS = {
+    "two fields": b"From: " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
+    "two fields, the other way": b"From: <a@evil.example>\r\nFrom: " + BANK + b"\r\n",
+    "a blank before the colon": b"From : " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
+    "a bare CR": b"From: <a@evil.example>\rFrom: " + BANK + b"\r\n",
+    "two addresses": b"From: " + BANK + b", <a@evil.example>\r\n",
+    "two addresses, the other way": b"From: <a@evil.example>, " + BANK + b"\r\n",
+    "a name with the address": b"From: admin@bank.example <a@evil.example>\r\n",
+    "no comma": b"From: " + BANK + b" <a@evil.example>\r\n",
+    "an address behind the brackets": b"From: <a@evil.example> admin@bank.example\r\n",
+    "a route": b"From: <@evil.example,@x.example:admin@bank.example>\r\n",
+    "a quoted pair": b"From: " + BANK + b"\\,<a@evil.example>\r\n",
+    "a NUL": b"From: " + BANK + b"\x00<a@evil.example>\r\n",
+    "a NUL in the address": b"From: <admin@bank.example\x00@evil.example>\r\n",
+    "8-bit junk": b"From: " + BANK + b"\xff\xfe<a@evil.example>\r\n",
+    "a comment": b"From: " + BANK + b"(comment)<a@evil.example>\r\n",
+    "an encoded address": b"From: =?utf-8?b?PGFkbWluQGJhbmsuZXhhbXBsZT4=?=,<a@evil.example>\r\n",
+    "an empty group": b"From: undisclosed:;\r\n",
+    "no field": b"Sender: <a@evil.example>\r\n",
+    "a folded name": b"From\r\n : " + BANK + b"\r\n",
+    "a sub-domain that does not exist": b"From: <admin@mail.bank.example>\r\n",
+}
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_attacks_on_from(server: DNSServer, fields: bytes) -> None:
+    content = signed(fields + REST, TEMPLATE.format(domain="evil.example"))
+    delivery = attack(server, content, "a@evil.example", "helo.evil.example")
+    assert delivery.reply.startswith(("550 5.7.26 ", "550 5.7.1 "))
+    assert not any(each.endswith("bank.example") for each in passed(delivery))
+
+
+def test_what_is_not_an_attack(server: DNSServer) -> None:
+    fields = b'From: "admin at bank.example" <a@evil.example>\r\n'
+    content = signed(fields + REST, TEMPLATE.format(domain="evil.example"))
+    delivery = attack(server, content, "a@evil.example", "helo.evil.example")
+    assert delivery.verb == "proceed"
+    assert passed(delivery) == {"evil.example"}
