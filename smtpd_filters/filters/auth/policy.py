@@ -255,9 +255,11 @@ class Auth(Filter):
             excepts=_finder(self.settings.except_domains),
             trusts=_finder(self.settings.trusted_sealers),
         )
+        decision = judgement.decision(self.on_error)
+        if isinstance(decision, Reject):
+            return decision
         removed = self._scrub(session, message.headers)
         self._write(session, message.headers, evidence, judgement)
-        decision = judgement.decision(self.on_error)
         if removed:
             both = (decision.reason, _removed(removed))
             decision = decision.because("; ".join(filter(None, both)))
