@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpd_filters.filters.auth import Auth
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.helo import Helo
@@ -37,7 +38,16 @@ def sessions(name: str) -> list[Path]:
     )
 
 
-FILTERS: tuple[type[Filter], ...] = (Dyndns, Fcrdns, Helo, Mailfrom, Rcpt, Sender, Senderscore)
+FILTERS: tuple[type[Filter], ...] = (
+    Auth,
+    Dyndns,
+    Fcrdns,
+    Helo,
+    Mailfrom,
+    Rcpt,
+    Sender,
+    Senderscore,
+)
 SESSIONS = [
     pytest.param(cls, path, id=f"{cls.name}-{path.stem}")
     for cls in FILTERS
@@ -76,7 +86,9 @@ def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
     assert len(expected) > 2
 
 
-@pytest.mark.parametrize("name", ["fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore"])
+@pytest.mark.parametrize(
+    "name", ["auth", "fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore"]
+)
 def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in sessions(name)}
     readme = (FIXTURES / name / "README.md").read_text()
@@ -93,7 +105,7 @@ def test_a_recording_is_of_a_server_and_a_script_of_none(suffix: str) -> None:
     )
 
 
-@pytest.mark.parametrize("cls", [Fcrdns, Helo, Mailfrom, Sender, Senderscore])
+@pytest.mark.parametrize("cls", [Auth, Fcrdns, Helo, Mailfrom, Sender, Senderscore])
 def test_each_example_of_the_documentation_starts(cls: type[Filter], tmp_path: Path) -> None:
     docs = (FIXTURES.parent / "docs" / "man" / f"filter-{cls.name}.8").read_text()
     docs = docs.replace("\\e\n", "")
