@@ -32,6 +32,7 @@ FIXTURES = SOURCE / "fixtures"
 #: The flags have a filter do all that it can; ZONE is a name server, RSPAMD
 #: a daemon, FOLDER is one's own.
 COMMANDS = {
+    "auth": "--dmarc honour --dkim-fail reject --received-spf --nameserver ZONE",
     "chain": "--config FOLDER/chain.toml",
     "dnsbl": "--client bl.example --helo dbl.example --reject-at 2 --nameserver ZONE",
     "dyndns": "--extra-patterns '[.]pool[.]' --action reject",
