@@ -7,7 +7,7 @@ independent of each other, so that the driver asks them side by side.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -16,17 +16,41 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: The look-up of an outcome that is available at once (`Resolver.known`).
+Known: TypeAlias = "Callable[[str, Any], Outcome[Any] | None]"
 #: A name and the type of its records.
 Question: TypeAlias = "tuple[str, RecordType]"
 #: The outcomes of questions, in their order.
 Answers: TypeAlias = "Sequence[Outcome[Any]]"
-Engine: TypeAlias = Generator[Sequence["Question"], "Answers", T]
+Asked: TypeAlias = "Sequence[Question]"
+Engine: TypeAlias = Generator["Asked", "Answers", T]
 
 
-async def settle(engine: Engine[T], resolver: Resolver) -> T:
-    """Return the result of an engine whose questions a resolver answers."""
+def at_once(engine: Engine[T], resolver: Resolver) -> tuple[T, None] | tuple[None, Asked]:
+    """Begin an engine: return its result, or the first questions that the cache doesn't answer."""
+    known: Known = resolver.known
     try:
         questions = next(engine)
+        while True:
+            answers = []
+            for question in questions:
+                answer = known(*question)
+                if answer is None:
+                    return None, questions
+                answers.append(answer)
+            questions = engine.send(answers)
+    except StopIteration as end:
+        return end.value, None
+
+
+async def settle(engine: Engine[T], resolver: Resolver, questions: Asked | None = None) -> T:
+    """Return the result of an engine whose questions a resolver answers.
+
+    `questions` are those that an engine has which has begun (`at_once`).
+    """
+    try:
+        if questions is None:
+            questions = next(engine)
         while True:
             questions = engine.send(await resolver.query_all(questions))
     except StopIteration as end:

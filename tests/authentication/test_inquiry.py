@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from smtpd_filters.authentication import dmarc, spf
-from smtpd_filters.authentication.inquiry import settle
+from smtpd_filters.authentication.inquiry import at_once, settle
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.testing.dns import DNSServer
 
@@ -94,3 +94,24 @@ def test_a_cancelled_evaluation(server: DNSServer) -> None:
 
     asyncio.run(run())
     assert next(engine, None) is None  # closed
+
+
+def test_an_engine_whose_answers_are_cached_needs_no_task(server: DNSServer) -> None:
+    async def run() -> None:
+        async with Resolver([(server.address, server.port)]) as resolver:
+
+            def engine() -> Engine[spf.Verdict]:
+                return spf.check(
+                    "192.0.2.2", "h.example", "a@example.com", now=0, cached=resolver.known
+                )
+
+            begun = engine()
+            assert at_once(begun, resolver) == (None, [("example.com", "TXT")])
+            verdict = await settle(begun, resolver, [("example.com", "TXT")])
+            assert verdict.result == "pass"
+            assert at_once(engine(), resolver) == (verdict, None)
+            count = len(server.queries)
+            assert await settle(engine(), resolver) == verdict
+            assert len(server.queries) == count
+
+    asyncio.run(run())

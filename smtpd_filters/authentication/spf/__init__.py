@@ -23,7 +23,7 @@ from smtpd_filters.addresses import canonical
 if TYPE_CHECKING:
     from typing import Any
 
-    from smtpd_filters.authentication.inquiry import Engine, Question
+    from smtpd_filters.authentication.inquiry import Engine, Known, Question
     from smtpd_filters.lookups.outcome import Outcome
 
 # The longest chain of dependent look-ups within the limits of RFC 7208: the record itself and ten
@@ -69,13 +69,15 @@ def check(  # noqa: PLR0913  # options, given by name
     now: float,
     receiver: str = "unknown",
     explain: bool = False,
+    cached: Known | None = None,
 ) -> Engine[Verdict]:
     """Evaluate the MAIL FROM identity; that of the null sender is `postmaster@HELO`.
 
     `client` is the client's IP address, `helo` the name in its greeting, `sender` the envelope's
     sender, `receiver` our name for the macro `%{r}`, and `now` the time in seconds of the epoch for
-    `%{t}`. With `explain` the owner's explanation of a `fail` is looked up. Raises ValueError for
-    an invalid address of a client.
+    `%{t}`. With `explain` the owner's explanation of a `fail` is looked up. `cached` returns an
+    outcome that is available at once (`Resolver.known`), which saves a run of the evaluation.
+    Raises ValueError for an invalid address of a client.
     """
     # The last `@`: a quoted local part may contain one.
     local, _, domain = (sender or f"postmaster@{helo}").rpartition("@")
@@ -90,7 +92,10 @@ def check(  # noqa: PLR0913  # options, given by name
     work = Work()
     for _ in range(MAX_RUNS):
         evaluation = Evaluation(
-            (client, helo, local or "postmaster", domain, receiver, str(int(now))), known, work
+            (client, helo, local or "postmaster", domain, receiver, str(int(now))),
+            known,
+            work,
+            cached,
         )
         verdict = evaluation.verdict(explain=explain)
         if not evaluation.wanted:

@@ -16,10 +16,10 @@ from smtpd_filters.lookups.outcome import MX, Found, Unavailable
 from . import PERMERROR, Verdict, macros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from typing import TypeAlias
 
-    from smtpd_filters.authentication.inquiry import Question
+    from smtpd_filters.authentication.inquiry import Known, Question
     from smtpd_filters.lookups.outcome import Outcome
 
     #: A term, its mechanism, its argument, the length of the prefix, and the result of a match.
@@ -83,15 +83,17 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
     """One run of an evaluation.
 
     `subject` are the client's address, the name in its greeting, the local part and the domain of
-    the sender, the receiver, and the time. `wanted` are the questions that were not known in this
+    the sender, the receiver, and the time. `known` are the outcomes of this evaluation, to which
+    those that `cached` returns are added. `wanted` are the questions that were not known in this
     run: then its verdict is void.
     """
 
     def __init__(
         self,
         subject: tuple[str, str, str, str, str, str],
-        known: Mapping[Question, Outcome[Any]],
+        known: dict[Question, Outcome[Any]],
         work: Work,
+        cached: Known | None = None,
     ) -> None:
         client, helo, local, domain, receiver, now = subject
         # "h" and "s" as the constructor likes them: it splits a sender at the first `@`.
@@ -100,6 +102,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self.t = now
         self.wanted: dict[Question, None] = {}
         self._known = known
+        self._cached = cached
         self._work = work
         self._voids: set[int] = set()
 
@@ -149,7 +152,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         question = _question(name, qtype)
         if question is None:
             return []
-        outcome = self._known.get(question)
+        outcome = self._outcome(question)
         if outcome is None:
             self.wanted[question] = None
             raise _PendingError
@@ -162,6 +165,15 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         if not ignore_void:
             self._count_void()
         return []
+
+    def _outcome(self, question: Question) -> Outcome[Any] | None:
+        """Return an outcome that is known; the same one throughout an evaluation."""
+        outcome = self._known.get(question)
+        if outcome is None and self._cached is not None:
+            outcome = self._cached(*question)
+            if outcome is not None:
+                self._known[question] = outcome
+        return outcome
 
     def _count_void(self) -> None:
         """Count a look-up without records, once for each term.
@@ -177,7 +189,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         """Want what is not known of these, so that it is asked for side by side."""
         for name in names:
             question = _question(name, qtype)
-            if question is not None and question not in self._known:
+            if question is not None and self._outcome(question) is None:
                 self.wanted[question] = None
 
     def dns_mx(self, domainname: str) -> list[str]:

@@ -11,20 +11,22 @@ policies are looked up side by side.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from smtpd_filters.authentication import dmarc, spf
 from smtpd_filters.authentication.dkim.arc import NO_CHAIN
+from smtpd_filters.authentication.dkim.arithmetic import MissingError, arithmetic
 from smtpd_filters.authentication.dkim.driver import Verified, verify
 from smtpd_filters.authentication.dkim.signatures import Signature
-from smtpd_filters.authentication.inquiry import settle
+from smtpd_filters.authentication.inquiry import at_once, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Iterable
-    from typing import Any
+    from collections.abc import Collection, Iterable
 
+    from smtpd_filters.authentication.inquiry import Engine
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.message import Message
 
@@ -34,6 +36,16 @@ T = TypeVar("T")
 
 TEMPERROR = "temperror"
 LATE = "not done in time"
+
+
+def load() -> None:
+    """Import what evaluates now: an upgrade may replace it while the filter runs.
+
+    Raises ImportError.
+    """
+    spf.load()
+    with suppress(MissingError, ValueError):
+        arithmetic().ed25519_verify(bytes(32))
 
 
 @dataclass(slots=True)
@@ -61,26 +73,56 @@ class Evidence:
         return found
 
 
-class Envelope:
-    """The evaluations of SPF for one session, as tasks."""
+class Work(Generic[T]):
+    """An engine at work: its result if the cache has all answers, or a task."""
 
-    __slots__ = ("_dns", "_receiver", "address", "helo", "mail", "sender")
+    __slots__ = ("_result", "task")
+
+    def __init__(self, engine: Engine[T], dns: Resolver) -> None:
+        self.task: asyncio.Task[T] | None = None
+        self._result: T | None
+        self._result, questions = at_once(engine, dns)
+        if questions is not None:
+            loop = asyncio.get_running_loop()
+            self.task = loop.create_task(settle(engine, dns, questions), name="look up")
+
+    def result(self, otherwise: T) -> T:
+        """Return the result, or another if it is not there."""
+        task = self.task
+        if task is None:
+            result: Any = self._result
+            found: T = result
+            return found
+        return task.result() if task.done() and not task.cancelled() else otherwise
+
+    def cancel(self) -> None:
+        """End the task; the result is not needed."""
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Envelope:
+    """The evaluations of SPF for one session."""
+
+    __slots__ = ("_dns", "_receiver", "address", "helo", "identity", "mail", "sender")
 
     def __init__(self, dns: Resolver, address: str, receiver: str) -> None:
         self._dns = dns
         self._receiver = receiver
         self.address = address
-        self.helo: tuple[str, asyncio.Task[spf.Verdict]] | None = None
-        self.mail: asyncio.Task[spf.Verdict] | None = None
+        self.identity = ""
+        self.helo: Work[spf.Verdict] | None = None
         self.sender = ""
+        self.mail: Work[spf.Verdict] | None = None
 
     def greeted(self, identity: str) -> None:
         """Begin with the name in the client's greeting."""
         if self.helo is not None:
-            if self.helo[0] == identity:
+            if self.identity == identity:
                 return
-            self.helo[1].cancel()
-        self.helo = identity, self._begin(identity, "")
+            self.helo.cancel()
+        self.identity = identity
+        self.helo = self._begin("")
 
     def sent_from(self, identity: str, sender: str) -> None:
         """Begin with the sender of a message."""
@@ -88,40 +130,41 @@ class Envelope:
         if self.mail is not None:
             self.mail.cancel()
         self.sender = sender
-        self.mail = self._begin(identity, sender) if sender else None
+        self.mail = self._begin(sender) if sender else None
 
-    def _begin(self, identity: str, sender: str) -> asyncio.Task[spf.Verdict]:
-        engine = spf.check(self.address, identity, sender, now=time(), receiver=self._receiver)
-        return asyncio.get_running_loop().create_task(
-            settle(engine, self._dns), name="evaluate SPF"
+    def _begin(self, sender: str) -> Work[spf.Verdict]:
+        engine = spf.check(
+            self.address,
+            self.identity,
+            sender,
+            now=time(),
+            receiver=self._receiver,
+            cached=self._dns.known,
         )
+        return Work(engine, self._dns)
 
-    def tasks(self) -> list[asyncio.Task[Any]]:
-        """Return the tasks."""
-        helo = [] if self.helo is None else [self.helo[1]]
-        return helo if self.mail is None else [*helo, self.mail]
+    @property
+    def works(self) -> list[Work[spf.Verdict]]:
+        """The evaluations."""
+        return [each for each in (self.helo, self.mail) if each is not None]
 
     def cancel(self) -> None:
-        """End the tasks; their results are not needed."""
-        for task in self.tasks():
-            task.cancel()
+        """End the evaluations; their results are not needed."""
+        for each in self.works:
+            each.cancel()
 
     def results(self, evidence: Evidence) -> None:
         """Add the verdicts; those that are missing are temperror."""
         if self.helo is None:
             return
-        evidence.helo = _verdict(self.helo[1], self.helo[0])
+        evidence.helo = self.helo.result(_late_spf(self.identity))
         evidence.null = self.mail is None
-        evidence.mail = (
-            evidence.helo
-            if self.mail is None
-            else _verdict(self.mail, self.sender.rpartition("@")[2])
-        )
+        evidence.mail = evidence.helo
+        if self.mail is not None:
+            evidence.mail = self.mail.result(_late_spf(self.sender.rpartition("@")[2]))
 
 
-def _verdict(task: asyncio.Task[spf.Verdict], domain: str) -> spf.Verdict:
-    if task.done() and not task.cancelled():
-        return task.result()
+def _late_spf(domain: str) -> spf.Verdict:
     return spf.Verdict(TEMPERROR, domain, problem=LATE)
 
 
@@ -140,50 +183,41 @@ async def collect(
     ends = loop.time() + seconds
     evidence = Evidence(authors)
     verifying = loop.create_task(verify(message, dns, authors=authors.domains))
-    discovering = _all(settle(dmarc.discover(each), dns) for each in authors.domains)
-    own: list[asyncio.Task[Any]] = [verifying, *discovering]
+    discovering = [Work(dmarc.discover(each), dns) for each in authors.domains]
+    aligning: list[Work[dmarc.Verdict]] = []
     try:
-        tasks = envelope.tasks() if isinstance(envelope, Envelope) else []
-        await _wait([*own, *tasks], ends - loop.time())
-        evidence.verified = _done(verifying, Verified((_late(),), 0, NO_CHAIN))
+        works = envelope.works if isinstance(envelope, Envelope) else []
+        await _wait([verifying, *_tasks(works), *_tasks(discovering)], ends - loop.time())
+        late = Verified((Signature(TEMPERROR, reason=LATE),), 0, NO_CHAIN)
+        evidence.verified = verifying.result() if verifying.done() else late
         if isinstance(envelope, Envelope):
             envelope.results(evidence)
         else:
             evidence.mail = envelope
         policies = [
-            _done(task, dmarc.Policy(domain, failure=LATE))
-            for task, domain in zip(discovering, authors.domains, strict=True)
+            each.result(dmarc.Policy(domain, failure=LATE))
+            for each, domain in zip(discovering, authors.domains, strict=True)
         ]
         found = evidence.identifiers()
-        aligning = _all(settle(dmarc.align(each, found), dns) for each in policies)
-        own += aligning
-        await _wait(aligning, ends - loop.time())
+        aligning = [Work(dmarc.align(each, found), dns) for each in policies]
+        await _wait(_tasks(aligning), ends - loop.time())
         evidence.verdicts = tuple(
-            _done(task, dmarc.Verdict(TEMPERROR, policy, problem=LATE))
-            for task, policy in zip(aligning, policies, strict=True)
+            each.result(dmarc.Verdict(TEMPERROR, policy, problem=LATE))
+            for each, policy in zip(aligning, policies, strict=True)
         )
     finally:
-        await _end(own)
+        await _end([verifying, *_tasks(discovering), *_tasks(aligning)])
     return evidence
 
 
-def _late() -> Signature:
-    return Signature(TEMPERROR, reason=LATE)
-
-
-def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[asyncio.Task[T]]:
-    loop = asyncio.get_running_loop()
-    return [loop.create_task(each) for each in work]
-
-
-def _done(task: asyncio.Task[T], otherwise: T) -> T:
-    """Return the result of a task, or another if it is not done."""
-    return task.result() if task.done() else otherwise
+def _tasks(works: Iterable[Work[Any]]) -> list[asyncio.Task[Any]]:
+    return [each.task for each in works if each.task is not None]
 
 
 async def _wait(tasks: Collection[asyncio.Task[Any]], seconds: float) -> None:
-    if tasks:
-        await asyncio.wait(tasks, timeout=max(0.0, seconds))
+    pending = [task for task in tasks if not task.done()]
+    if pending:
+        await asyncio.wait(pending, timeout=max(0.0, seconds))
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:

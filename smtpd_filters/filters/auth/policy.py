@@ -154,14 +154,12 @@ class Auth(Filter):
         if settings.scrub_only:
             self._refuse_unused()
             return Registration({"headers"}, reports=reports, events=(), junk=False, waits=False)
-        from smtpd_filters.authentication import spf
-
-        from . import evidence, fields, judgement  # noqa: F401  # before the first mail
-
         try:
-            spf.load()
+            from . import authors, evidence, fields, judgement  # noqa: F401  # all of them now
+
+            evidence.load()
         except ImportError as error:
-            raise ConfigError(f"SPF requires pyspf: {error}") from None
+            raise ConfigError(f"the filter requires pyspf and dkimpy: {error}") from None
         honours = "junk" if settings.dmarc == "honour" else "log"
         self._actions = judgement.Actions(
             spf_fail=settings.spf_fail,
