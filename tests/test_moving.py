@@ -50,7 +50,7 @@ OLDER = {
     "rspamd": "-url -settings-id",
     "senderscore": "-blockBelow -blockPhase -junkBelow -slowFactor -scoreHeader -allowlist"
     " -testMode",
-    "dkimsign": "-a -c -d -h -k -s -t -x -z",
+    "dkimsign": "-a -c -D -d -h -k -s -t -x -z",
     "dnsbl": "-d -m -v -w",
 }
 

@@ -41,12 +41,19 @@ class SignedFields:
         lines = headers.lines()
         #: Whether the block is too long to be verified, or was cut.
         self.too_long = headers.cut or sum(map(len, lines)) > MAX_BLOCK
-        self._named = _by_name(lines)
+        self._every = list(_split(lines))
+        self._named: dict[bytes, list[Lines]] = {}
+        for name, field in self._every:
+            self._named.setdefault(name, []).append(field)
         self._canonical: dict[tuple[str, int], bytes] = {}
 
     def named(self, key: bytes) -> list[Lines]:
         """Return the fields of a name in lower case, from the top."""
         return self._named.get(key, [])
+
+    def from_the_bottom(self) -> list[tuple[bytes, Lines]]:
+        """Return all fields from the bottom to the top, with their names in lower case."""
+        return self._every[::-1]
 
     def canonical(self, field: Lines, form: str) -> bytes:
         """Return a field of this block in canonical form, with its CRLF."""
@@ -79,17 +86,15 @@ def without_value(signature: Lines, form: str) -> bytes:
     return FIELD[form](lines).removesuffix(b"\r\n")
 
 
-def _by_name(lines: Iterable[bytes]) -> dict[bytes, list[Lines]]:
-    named: dict[bytes, list[Lines]] = {}
+def _split(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Lines]]:
+    """Yield the fields of a block, from the top, with their names in lower case."""
     field: Lines = []
     for line in lines:
         if line.startswith(_WHITE):
             field.append(line)
             continue
         field = [line]
-        name = line[: line.find(b":")].rstrip(b" \t").lower() if b":" in line else b""
-        if name in named:
-            named[name].append(field)
-        elif _NAME.fullmatch(name):
-            named[name] = [field]
-    return named
+        name = line[: line.find(b":")].rstrip(b" \t") if b":" in line else b""
+        if _NAME.fullmatch(name):
+            # Continuation lines follow.
+            yield name.lower(), field

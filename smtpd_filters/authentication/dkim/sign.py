@@ -1,0 +1,172 @@
+"""Signatures of messages (RFC 6376 section 5), without I/O.
+
+Invariants
+----------
+*What is sent is signed*: the hash is made of the very lines that are returned, folds included.
+*Only what stays*: Bcc is never signed, since smtpd removes it, and Date and Message-ID are not
+over-signed where they are absent, since smtpd adds them. l= is never used.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from smtpd_filters.message.folding import field_lines
+
+from .canonical import SIMPLE
+from .signed_fields import without_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .private_keys import PrivateKey
+    from .signed_fields import SignedFields
+
+NAME: Final = "DKIM-Signature"
+#: Columns of a line, and of a tab in it.
+_WIDTH: Final = 78
+_TAB: Final = 8
+#: Fields that smtpd removes, and those that it adds.
+REMOVED: Final = frozenset({b"bcc"})
+ADDED: Final = frozenset({b"date", b"message-id"})
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key with its domain and selector."""
+
+    domain: str
+    selector: str
+    key: PrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What signatures look like.
+
+    `names` are the fields to sign where they are present, in lower case; `oversigned` those of
+    which none may be added. `time` adds t=, `lifetime` x=, in seconds. `copies` adds z= with the
+    signed fields, or with all of them if it is 2.
+    """
+
+    header_form: str = SIMPLE
+    body_form: str = SIMPLE
+    names: tuple[bytes, ...] = (b"from",)
+    oversigned: tuple[bytes, ...] = (b"from",)
+    time: bool = False
+    lifetime: int | None = None
+    copies: int = 0
+
+
+class Unsigned:
+    """A signature that lacks only its value: `digest` is to be signed."""
+
+    def __init__(self, text: bytes, digest: bytes) -> None:
+        self._text = text
+        self.digest = digest
+
+    def value(self, signature: bytes) -> bytes:
+        """Return the value of the field, folded."""
+        return self._text + _folded_base64(self._text, b64encode(signature))
+
+
+class SigningFields:
+    """The fields of a header block from the bottom up, for any number of signatures."""
+
+    def __init__(self, fields: SignedFields, style: Style) -> None:
+        self._fields = fields
+        self._style = style
+        signed = set(style.names) - REMOVED
+        self._selected = [each for each in fields.from_the_bottom() if each[0] in signed]
+        names = [name for name, _ in self._selected]
+        names += [
+            name
+            for name in style.oversigned
+            if name not in REMOVED and not (name in ADDED and name not in names)
+        ]
+        self._names = names
+
+    def unsigned(self, signing: SigningKey, body: bytes, now: float) -> Unsigned:
+        """Return a signature to be made with a key; `body` is the hash of the body."""
+        style = self._style
+        tags = [
+            b"v=1",
+            b"a=" + signing.key.algorithm.encode(),
+            b"c=" + style.header_form.encode() + b"/" + style.body_form.encode(),
+            b"s=" + signing.selector.encode(),
+        ]
+        if style.copies:
+            tags.append(b"z=" + b"|".join(self._copies()))
+        if style.time:
+            tags.append(b"t=%d" % now)
+        if style.lifetime is not None:
+            tags.append(b"x=%d" % (now + style.lifetime))
+        tags += [
+            b"bh=" + b64encode(body),
+            b"h=" + b":".join(self._names),
+            b"d=" + signing.domain.encode(),
+        ]
+        text = _folded(tags)
+        return Unsigned(text, self._digest(text))
+
+    def _digest(self, text: bytes) -> bytes:
+        form = self._style.header_form
+        parts = [self._fields.canonical(field, form) for _, field in self._selected]
+        parts.append(without_value(field_lines(NAME, text), form))
+        return sha256(b"".join(parts)).digest()
+
+    def _copies(self) -> Iterator[bytes]:
+        """Yield the fields for z= (RFC 6376 section 3.5)."""
+        every = self._fields.from_the_bottom() if self._style.copies > 1 else self._selected
+        for _, field in every:
+            name, _, value = b"\r\n".join(field).partition(b":")
+            yield name.rstrip(b" \t") + b":" + _quoted(value)
+
+
+def _quoted(value: bytes) -> bytes:
+    """Return a value in the quoted-printable of DKIM (RFC 6376 section 2.11), without bars."""
+    return b"".join(
+        bytes((byte,)) if 0x21 <= byte <= 0x7E and byte not in b";=|" else b"=%02X" % byte
+        for byte in value
+    )
+
+
+def _folded(tags: Iterable[bytes]) -> bytes:
+    """Return tags separated by semicolons, folded before a tag or a colon, up to `b=`."""
+    lines = [b""]
+    column = len(NAME) + 2
+
+    def add(piece: bytes, *, blank: bool) -> None:
+        nonlocal column
+        space = b" " if blank and lines[-1] else b""
+        if lines[-1] and column + len(space) + len(piece) > _WIDTH:
+            lines.append(b"\t")
+            column, space = _TAB, b""
+        lines[-1] += space + piece
+        column += len(space) + len(piece)
+
+    for tag in tags:
+        if tag.startswith((b"h=", b"z=")):
+            mark = b":" if tag.startswith(b"h=") else b"|"
+            *first, last = tag.split(mark)
+            for number, piece in enumerate(first):
+                add(piece + mark, blank=not number)
+            add(last + b";", blank=not first)
+        else:
+            add(tag + b";", blank=True)
+    add(b"b=", blank=True)
+    return b"\r\n".join(lines)
+
+
+def _folded_base64(text: bytes, value: bytes) -> bytes:
+    """Return Base64 in lines that follow a folded text."""
+    begun = text.rpartition(b"\n")[2]
+    room = _WIDTH - (len(begun) + _TAB - 1 if b"\r\n" in text else len(NAME) + 2 + len(begun))
+    pieces = [value[: max(room, 0)]]
+    rest = value[max(room, 0) :]
+    width = _WIDTH - _TAB
+    pieces += [rest[at : at + width] for at in range(0, len(rest), width)]
+    return b"\r\n\t".join(pieces)

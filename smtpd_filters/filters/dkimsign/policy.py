@@ -1,0 +1,314 @@
+"""filter-dkimsign: sign messages with DKIM.
+
+`keys` has domains and private keys, `kinds` the kinds of settings; the signature itself is made by
+`smtpd_filters.authentication.dkim.sign`.
+
+Invariants
+----------
+*As delivered*: a message is signed as smtpd will deliver it: From, To and Cc are completed first
+(`smtpd_filters.message.completion`), and fields that smtpd removes or adds later are left alone.
+*Never a broken signature*: a message with a line that smtpd would cut, or that this process would
+break, is not signed, and the log says so.
+*Never unsigned by accident*: if signing fails, `--on-error` decides, by default with 451.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.authentication.dkim.canonical import SIMPLE, BodyHash
+from smtpd_filters.authentication.dkim.private_keys import ADVISED_BITS
+from smtpd_filters.authentication.dkim.sign import (
+    NAME,
+    REMOVED,
+    SigningFields,
+    SigningKey,
+    Style,
+)
+from smtpd_filters.authentication.dkim.signed_fields import SignedFields
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.main import run
+from smtpd_filters.message.completion import complete
+from smtpd_filters.protocol.decisions import PROCEED, Proceed
+from smtpd_filters.protocol.long_lines import content_limit
+from smtpd_filters.protocol.versions import cuts_lines
+from smtpd_filters.runtime.pace import pace
+from smtpd_filters.settings import INTEGER, LIST, SWITCH, Settings, option, table
+
+from .author import author_domain
+from .keys import KEY, DomainList, KeyTable
+from .kinds import (
+    ALGORITHM,
+    AUTHENTICATED,
+    CLIENT_WORDS,
+    DOMAIN,
+    FORMS,
+    LOCAL,
+    NAMES,
+    SELECTOR,
+    TIMES,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.message import Message
+    from smtpd_filters.session import Session
+
+#: Bytes of a body that are hashed at a time, and their price (`runtime.pace`).
+BLOCK = 1 << 16
+PRICE = 1000
+#: The fields that are signed by default: those that opensmtpd-filter-dkimsign signs.
+SIGNED = (
+    "from", "reply-to", "subject", "date", "to", "cc", "resent-date", "resent-from", "resent-to",
+    "resent-cc", "in-reply-to", "references", "list-id", "list-help", "list-unsubscribe",
+    "list-subscribe", "list-post", "list-owner", "list-archive",
+)  # fmt: skip
+
+
+class Dkimsign(Filter):
+    """Sign messages with DKIM."""
+
+    name = "dkimsign"
+    on_error: Outcome = "tempfail"  # Never unsigned by accident
+
+    class Options(Settings):
+        """The domains, the keys, and the form of signatures."""
+
+        algorithm = option(
+            ALGORITHM,
+            default=None,
+            flags=("-a",),
+            help="The algorithm of the key in -k; an error if the key is of the other type. By "
+            "default that of the key.",
+        )
+        canonicalization = option(
+            FORMS,
+            default=(SIMPLE, SIMPLE),
+            flags=("-c",),
+            help="The canonicalization of the header and of the body, each simple or relaxed: with "
+            "relaxed, changes of white space in transit are tolerated. Without a slash the body "
+            "is simple.",
+        )
+        domain = option(
+            LIST(DOMAIN),
+            default=(),
+            flags=("-d",),
+            help="A domain to sign for with the key in -k. A message is signed for the domain of "
+            "its From field, or else for the closest parent of that, or else for the first domain.",
+        )
+        domains = option(
+            table(DomainList),
+            default=None,
+            flags=("-D",),
+            help="More such domains, in a file with one on each line.",
+        )
+        headers = option(
+            NAMES,
+            default=SIGNED,
+            flags=("-h",),
+            help="The header fields to sign where they are present; from must be among them. Bcc "
+            "is never signed, since smtpd removes it.",
+        )
+        key = option(
+            KEY,
+            default=None,
+            flags=("-k",),
+            help="The private key: PEM, as openssl, opendkim-genkey and smtpd-filters dkim keygen "
+            "write it, or a file of rspamadm. Others must not be able to read it.",
+        )
+        selector = option(
+            SELECTOR,
+            default=None,
+            flags=("-s",),
+            help="The selector of the key in -k: its record is at SELECTOR._domainkey.DOMAIN.",
+        )
+        time = option(
+            SWITCH, default=False, flags=("-t",), help="Add the time of the signature (t=)."
+        )
+        expire = option(
+            INTEGER(low=1, high=10**9),
+            default=None,
+            flags=("-x",),
+            help="Add the time when the signature expires (x=), this many seconds from now.",
+        )
+        copies = option(
+            TIMES,
+            default=0,
+            flags=("-z",),
+            help="Add copies of the signed header fields (z=), for the analysis of failures; given "
+            "twice, of all header fields.",
+        )
+        keys = option(
+            table(KeyTable),
+            default=None,
+            help="Domains with their own keys, as lines of DOMAIN SELECTOR KEYFILE. A domain with "
+            "several, such as one of RSA and one of Ed25519, gets a signature of each.",
+        )
+        oversign = option(
+            NAMES,
+            default=("from",),
+            help="Fields of which none can be added without breaking the signature. Not date and "
+            "message-id in a message without them, since smtpd adds them.",
+        )
+        only = option(
+            CLIENT_WORDS,
+            default=frozenset(),
+            help="Sign only mail of these clients: authenticated, local (on this machine), or "
+            "both, separated by a comma. By default all mail is signed that passes the filter.",
+        )
+
+    settings: Options
+
+    _domains: dict[str, None]
+    _style: Style
+
+    def setup(self) -> Registration:
+        """Check that the settings are consistent, and prepare the form of signatures."""
+        settings = self.settings
+        if "from" not in settings.headers:
+            raise ConfigError("-h: from must be among the fields")
+        if any(name.encode() in REMOVED for name in settings.oversign):
+            raise ConfigError("--oversign: bcc can't be signed, since smtpd removes it")
+        self._domains = dict.fromkeys(settings.domain)
+        if settings.domains is not None:
+            self._domains |= settings.domains.names
+        self._check_key()
+        if settings.key is None and settings.keys is None:
+            raise ConfigError("-k or --keys is required")
+        self._style = Style(
+            header_form=settings.canonicalization[0],
+            body_form=settings.canonicalization[1],
+            names=tuple(name.encode() for name in settings.headers),
+            oversigned=tuple(name.encode() for name in settings.oversign),
+            time=settings.time,
+            lifetime=settings.expire,
+            copies=min(settings.copies, 2),
+        )
+        for signing in self._every_key():
+            if signing.key.bits < ADVISED_BITS and signing.key.kind == "rsa":
+                self.log.event(
+                    f"the key of {signing.selector}._domainkey.{signing.domain} has "
+                    f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
+                )
+        users = {"link-auth"} if AUTHENTICATED in settings.only else set()
+        return Registration(reports={"link-greeting", *users}, junk=False)
+
+    def _check_key(self) -> None:
+        """Raise ConfigError unless -k, -s and -d or -D are given together."""
+        settings = self.settings
+        domains = self._domains or settings.domains is not None
+        if settings.key is None:
+            for flag, given in (("-s", settings.selector), ("-a", settings.algorithm)):
+                if given is not None:
+                    raise ConfigError(f"{flag} requires -k")
+            if domains:
+                raise ConfigError("-d and -D require -k")
+            return
+        if settings.selector is None:
+            raise ConfigError("-k requires -s")
+        if not domains:
+            raise ConfigError("-k requires -d or -D")
+        own = settings.key.key.algorithm
+        if settings.algorithm not in {None, own}:
+            raise ConfigError(
+                f"-k: {settings.key.source}: a key for {own}, but -a is {settings.algorithm}"
+            )
+
+    def _every_key(self) -> Iterator[SigningKey]:
+        settings = self.settings
+        if settings.key is not None:
+            yield from self._keys_of(next(iter(self._all_domains())))
+        if settings.keys is not None:
+            for keys in settings.keys.keys.values():
+                yield from keys
+
+    def _all_domains(self) -> dict[str, None]:
+        """Return the domains to sign for, the first of them for strangers."""
+        found = dict.fromkeys(self.settings.domain)
+        if self.settings.domains is not None:
+            found |= self.settings.domains.names
+        if self.settings.keys is not None:
+            found |= dict.fromkeys(self.settings.keys.keys)
+        return found
+
+    def _keys_of(self, domain: str) -> list[SigningKey]:
+        """Return the keys to sign with for a domain."""
+        settings = self.settings
+        keys = list(settings.keys.keys.get(domain, ())) if settings.keys is not None else []
+        if settings.key is not None and settings.selector is not None and not keys:
+            keys.append(SigningKey(domain, settings.selector, settings.key.key))
+        return keys
+
+    async def message(self, session: Session, message: Message) -> Proceed:
+        """Sign the message."""
+        if not self._is_ours(session):
+            return PROCEED.because("not signed: neither authenticated nor local")
+        headers = message.headers
+        if session.server_name:
+            complete(headers, session.server_name)
+        if headers.cut:
+            return self._unsigned(session, "the header is too long")
+        body = await self._hash(message)
+        if body is None or self._breaks(headers.lines()):
+            return self._unsigned(session, "a line is too long for this smtpd")
+        domain = self._domain_of(author_domain(headers.get("From", "")))
+        fields = SigningFields(SignedFields(headers), self._style)
+        now = time()
+        values = []
+        for signing in self._keys_of(domain):
+            unsigned = fields.unsigned(signing, body, now)
+            values.append(unsigned.value(signing.key.sign(unsigned.digest)))
+        for value in reversed(values):
+            headers.prepend(NAME, value)
+        return PROCEED.because(f"signed for {domain}")
+
+    def _is_ours(self, session: Session) -> bool:
+        only = self.settings.only
+        return (
+            not only
+            or (LOCAL in only and session.local)
+            or (AUTHENTICATED in only and bool(session.username))
+        )
+
+    def _unsigned(self, session: Session, reason: str) -> Proceed:
+        """Return the decision on a message that can't be signed, and log it."""
+        self.log.event("not signed", session, reason=reason)
+        return PROCEED
+
+    def _domain_of(self, author: str) -> str:
+        """Return the domain to sign for: the author's, its closest parent, or the first."""
+        domains = self._all_domains()
+        while author:
+            if author in domains:
+                return author
+            author = author.partition(".")[2]
+        return next(iter(domains))
+
+    async def _hash(self, message: Message) -> bytes | None:
+        """Return the hash of the body; None if a line of it can't be sent back unchanged."""
+        body = BodyHash(self._style.body_form)
+        first = True
+        for block in message.body(BLOCK):
+            if not first:
+                await pace().admit(PRICE)
+            first = False
+            if self._breaks(block.split(b"\n")):
+                return None
+            body.update(block)
+        body.finish()
+        return body.digest()
+
+    def _breaks(self, lines: Sequence[bytes]) -> bool:
+        """Return whether a line would be cut by smtpd, or broken on its way there."""
+        limit = content_limit(cuts=cuts_lines(self.smtpd.get("smtpd-version", "")))
+        # A dot is doubled at the beginning.
+        return any(len(line) + line.startswith(b".") > limit for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-dkimsign."""
+    return run(Dkimsign, argv=argv)
