@@ -4,9 +4,9 @@ A verb's module declares its flags and operands as settings and names them in it
 Only the module of the verb that runs is loaded: `learn` must start quickly. The manual page and the
 shells' completions are generated from the same declarations.
 
-Exit statuses: 0 for success, 1 if `check` finds an error, `replay` a difference or `list` a filter
-that can't be loaded, 2 for an invalid flag or file, 3 if a replayed filter would have ended or hung
-smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
+Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `replay` a difference or `list`
+a filter that can't be loaded, 2 for an invalid flag or file, 3 if a replayed filter would have
+ended or hung smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PROG = "smtpd-filters"
 #: The verbs, with the modules that declare them.
 VERBS = {
     "check": "check",
+    "dkim": "dkim",
     "help": "overview",
     "learn": "learn",
     "list": "listing",
