@@ -1,7 +1,9 @@
-"""Measurements of signatures: verification beside dkimpy's own, hostile messages, the arithmetics.
+"""Measurements of signatures: verification beside dkimpy's own, signing beside the C filter.
 
     python -m tests.bench.signatures [--check]
 
+Also the longest step of hostile messages, and the arithmetics. The C filter is Debian's
+opensmtpd-filter-dkimsign; ours runs as a process of its own beside it, with the same key and flags.
 Processor times, the best of several rounds; with --check the exit status is 1 if a target is
 missed.
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dkim
@@ -35,11 +39,16 @@ from tests.authentication.signing import (
 )
 from tests.authentication.test_hostile_signatures import HOSTILE
 from tests.authentication.test_keys import DIGEST, numbers
+from tests.bench.player import Player
+from tests.bench.workloads import message as line_message
+from tests.bench.workloads import sessions
+from tests.filters.test_dkimsign import pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROUNDS = 5
+C_FILTER = Path("/usr/libexec/opensmtpd/filter-dkimsign")
 #: The targets: messages of 2 KB a second, times dkimpy's rate, milliseconds of a hostile message.
 RATE, TIMES, STALL = 1500, 5.0, 50.0
 SIGNATURE = TEMPLATE.replace(":date", ":date:message-id:mime-version:content-type:from")
@@ -129,6 +138,8 @@ def main() -> int:
         made.discard()
         if 1000 * longest > STALL:
             missed.append(case)
+    with tempfile.TemporaryDirectory() as folder:
+        _signing(Path(folder))
     for library in (Cryptography(), Dkimpy()):
         sign = library.rsa_sign(numbers())
         signature = sign(DIGEST)
@@ -142,6 +153,31 @@ def main() -> int:
     for name in missed:
         print(f"missed: {name}", file=sys.stderr)
     return 1 if check and missed else 0
+
+
+def _signing(folder: Path) -> None:
+    """Print how many sessions with a message a second both filters sign for, on one core."""
+    key = folder / "key"
+    key.write_bytes(pem())
+    key.chmod(0o640)
+    flags = ["-d", "example.net", "-s", "sel", "-k", str(key), "-c", "relaxed/relaxed"]
+    commands = {"ours": [sys.executable, "-m", "smtpd_filters.filters.dkimsign", *flags]}
+    if C_FILTER.exists():
+        commands["C"] = [str(C_FILTER), "-a", "rsa-sha256", *flags]
+    for lines, count in ((33, 2000), (1640, 300)):
+        found: dict[str, float] = {}
+        for _ in range(ROUNDS):
+            for name, command in commands.items():
+                with Player(command) as player:
+                    cost = sessions(player, count, 20, line_message(lines)).cost
+                    found[name] = min(cost, found.get(name, cost))
+                    memory = player.memory()[0] / (1 << 20)
+                    found[f"{name} MiB"] = memory
+        for name in commands:
+            print(
+                f"sign {lines * 61 >> 10:4} KB, {name}: {1e6 / found[name]:.0f} sessions a second "
+                f"of processor time, {found[f'{name} MiB']:.1f} MiB"
+            )
 
 
 def _longest_step(made: Message) -> float:

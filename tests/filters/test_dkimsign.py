@@ -352,6 +352,40 @@ def test_the_forms_of_a_key(tmp_path: Path, form: str, end: bytes) -> None:
     assert result.result == "pass"
 
 
+def test_a_costly_key_signs_in_processes_of_its_own(tmp_path: Path) -> None:
+    path = written(tmp_path / "key", pem(bits=3072))
+    flags = ("-k", path, "-s", "sel", "-d", "example.org", "--workers", "2")
+    with Conversation(Dkimsign, *flags) as smtpd:
+        (filter_,) = smtpd.filters
+        assert isinstance(filter_, Dkimsign)
+        processes = [worker._process for worker in filter_._workers._workers]
+
+        def sign() -> None:
+            client = smtpd.connect()
+            client.ehlo("mail.example.net")
+            client.mail_from("joe@example.org")
+            client.rcpt_to("suzie@example.net")
+            record = parse_private_key(pem(bits=3072)).record()
+            keys: dict[str, Outcome[bytes]] = {
+                "sel._domainkey.example.org": Found((record.encode(),), 60)
+            }
+            (result,) = checked(client.message(MESSAGE), keys)
+            assert (result.result, result.bits) == ("pass", 3072)
+
+        sign()
+        sign()
+        assert not any("process" in line for line in smtpd.log)
+        for process in processes:
+            process.kill()
+        sign()
+        sign()
+        assert any("a process for signatures has ended" in line for line in smtpd.log)
+    assert all(process.returncode is not None for process in processes)
+    with Conversation(Dkimsign, *flags[:-1], "0") as smtpd:
+        assert "_workers" not in vars(smtpd.filters[0])
+        sign()
+
+
 def test_a_short_key_is_used_and_logged(tmp_path: Path) -> None:
     path = written(tmp_path / "key", pem(bits=1024))
     _, log = delivered("-k", path, "-s", "sel", "-d", "example.org")

@@ -9,6 +9,7 @@ over-signed where they are absent, since smtpd adds them. l= is never used.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,6 +30,9 @@ NAME: Final = "DKIM-Signature"
 #: Columns of a line, and of a tab in it.
 _WIDTH: Final = 78
 _TAB: Final = 8
+# RFC 6376 section 2.11: folds may be anywhere but within the code of a character.
+_WHOLE_CODES = re.compile(rb"(?:=..|[^=]){1,40}|=")
+_AFTER_COLON = re.compile(rb"[^:]+:?")
 #: Fields that smtpd removes, and those that it adds.
 REMOVED: Final = frozenset({b"bcc"})
 ADDED: Final = frozenset({b"date", b"message-id"})
@@ -149,16 +153,18 @@ def _folded(tags: Iterable[bytes]) -> bytes:
         column += len(space) + len(piece)
 
     for tag in tags:
-        if tag.startswith((b"h=", b"z=")):
-            mark = b":" if tag.startswith(b"h=") else b"|"
-            *first, last = tag.split(mark)
-            for number, piece in enumerate(first):
-                add(piece + mark, blank=not number)
-            add(last + b";", blank=not first)
-        else:
-            add(tag + b";", blank=True)
+        pieces = _breakable(tag + b";")
+        for number, piece in enumerate(pieces):
+            add(piece, blank=not number)
     add(b"b=", blank=True)
     return b"\r\n".join(lines)
+
+
+def _breakable(tag: bytes) -> list[bytes]:
+    """Return a tag in pieces between which it may be folded."""
+    if tag.startswith(b"h="):
+        return _AFTER_COLON.findall(tag)
+    return _WHOLE_CODES.findall(tag) if tag.startswith(b"z=") else [tag]
 
 
 def _folded_base64(text: bytes, value: bytes) -> bytes:

@@ -27,7 +27,7 @@ from smtpd_filters.authentication.dkim.sign import (
     Style,
 )
 from smtpd_filters.authentication.dkim.signed_fields import SignedFields
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.message.completion import complete
@@ -35,7 +35,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
 from smtpd_filters.runtime.pace import pace
-from smtpd_filters.settings import INTEGER, LIST, SWITCH, Settings, option, table
+from smtpd_filters.settings import INTEGER, LIST, SWITCH, Settings, Shared, option, table
 
 from .author import author_domain
 from .keys import KEY, DomainList, KeyTable
@@ -54,9 +54,12 @@ from .kinds import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from smtpd_filters.authentication.dkim.private_keys import PrivateKey
     from smtpd_filters.filter import Outcome
     from smtpd_filters.message import Message
     from smtpd_filters.session import Session
+
+    from .workers import Workers
 
 #: Bytes of a body that are hashed at a time, and their price (`runtime.pace`).
 BLOCK = 1 << 16
@@ -67,6 +70,23 @@ SIGNED = (
     "resent-cc", "in-reply-to", "references", "list-id", "list-help", "list-unsubscribe",
     "list-subscribe", "list-post", "list-owner", "list-archive",
 )  # fmt: skip
+
+
+class _SharedWorkers(Shared["Workers"]):
+    """The processes that sign, shared by the filters of a process that have as many."""
+
+    def key(self, filter_: Dkimsign) -> int:
+        """Return the number of processes."""
+        return filter_.settings.workers
+
+    def open(self, filter_: Dkimsign) -> Workers:
+        """Start the processes. Raises ConfigError."""
+        from .workers import Workers  # needed for costly keys only
+
+        try:
+            return Workers(filter_.settings.workers, filter_.log)
+        except OSError as error:
+            raise ConfigError(f"--workers: cannot start: {os_reason(error)}") from None
 
 
 class Dkimsign(Filter):
@@ -161,8 +181,20 @@ class Dkimsign(Filter):
             "both, separated by a comma. By default all mail is signed that passes the filter.",
         )
 
+        workers = option(
+            INTEGER(low=0, high=64),
+            default=2,
+            help="How many processes make signatures that take more than a millisecond, so that "
+            "they delay no session: those of RSA keys of more than 2048 bits, and of all RSA keys "
+            "if the Python package cryptography is missing. Other keys need no processes. With 0 "
+            "this process makes them.",
+        )
+
     settings: Options
 
+    _workers = _SharedWorkers()
+    #: Whether these processes were started.
+    _delegates = False
     _domains: dict[str, None]
     _style: Style
 
@@ -195,7 +227,11 @@ class Dkimsign(Filter):
                     f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
                 )
         users = {"link-auth"} if AUTHENTICATED in settings.only else set()
-        return Registration(reports={"link-greeting", *users}, junk=False)
+        self._delegates = bool(settings.workers) and any(
+            signing.key.costly for signing in self._every_key()
+        )
+        opens = {"_workers"} if self._delegates else set()
+        return Registration(reports={"link-greeting", *users}, junk=False, opens=opens)
 
     def _check_key(self) -> None:
         """Raise ConfigError unless -k, -s and -d or -D are given together."""
@@ -261,10 +297,15 @@ class Dkimsign(Filter):
         values = []
         for signing in self._keys_of(domain):
             unsigned = fields.unsigned(signing, body, now)
-            values.append(unsigned.value(signing.key.sign(unsigned.digest)))
+            values.append(unsigned.value(await self._sign(signing.key, unsigned.digest)))
         for value in reversed(values):
             headers.prepend(NAME, value)
         return PROCEED.because(f"signed for {domain}")
+
+    async def _sign(self, key: PrivateKey, digest: bytes) -> bytes:
+        if key.costly and self._delegates:
+            return await self._workers.sign(key, digest)
+        return key.sign(digest)
 
     def _is_ours(self, session: Session) -> bool:
         only = self.settings.only

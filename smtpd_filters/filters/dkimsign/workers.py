@@ -1,0 +1,150 @@
+"""Processes that sign, for signatures that would hold up the event loop.
+
+A request is a kind of key, the key and a digest; a reply is the signature. Processes and not
+threads, because the arithmetic holds the interpreter's lock.
+
+Invariants
+----------
+*Never stuck*: if a process ends, or its reply is not a signature, this process signs itself.
+*One at a time*: a process has one request; further ones wait for the process that has the fewest.
+*No descriptor of smtpd*: a process has its own socket, /dev/null and the log. It ends when its
+socket is closed, however this process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from smtpd_filters.authentication.dkim.keys import ED25519, RSA
+from smtpd_filters.authentication.dkim.private_keys import PrivateKey
+
+if TYPE_CHECKING:
+    from smtpd_filters.runtime.log import FilterLog
+
+_KINDS: Final = (RSA, ED25519)
+#: The kind, the size of the key, the digest; and the size of the signature.
+_REQUEST: Final = struct.Struct("!BH32s")
+_REPLY: Final = struct.Struct("!H")
+_START = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from smtpd_filters.filters.dkimsign.workers import serve; serve()"
+)
+#: Seconds for a process to end after its socket was closed.
+_PATIENCE: Final = 5.0
+
+
+class Workers:
+    """A number of processes that sign."""
+
+    def __init__(self, count: int, log: FilterLog) -> None:
+        """Start them. Raises OSError."""
+        self._log = log
+        self._workers = [_Worker() for _ in range(count)]
+
+    async def sign(self, key: PrivateKey, digest: bytes) -> bytes:
+        """Return the signature of a digest."""
+        worker = min(self._workers, key=lambda each: each.waiting)
+        signature = b""
+        if not worker.ended:
+            # A request goes on if its caller is cancelled: the reply belongs to it.
+            signature = await asyncio.shield(asyncio.ensure_future(worker.ask(key, digest)))
+        if not signature:
+            self._log.limited("worker", "a process for signatures has ended")
+            return key.sign(digest)
+        return signature
+
+    async def aclose(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """One process."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        try:
+            command = [sys.executable, "-E", "-S", "-c", _START.format(path=sys.path)]
+            self._process = subprocess.Popen(  # noqa: S603  # our own code
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+        self._socket.setblocking(False)  # noqa: FBT003  # its only parameter
+        self._lock = asyncio.Lock()
+        self.waiting = 0
+        self.ended = False
+
+    async def ask(self, key: PrivateKey, digest: bytes) -> bytes:
+        """Return a signature; empty if the process has ended."""
+        self.waiting += 1
+        try:
+            async with self._lock:
+                if self.ended:
+                    return b""
+                loop = asyncio.get_running_loop()
+                head = _REQUEST.pack(_KINDS.index(key.kind), len(key.secret), digest)
+                await loop.sock_sendall(self._socket, head + key.secret)
+                (size,) = _REPLY.unpack(await self._receive(_REPLY.size))
+                return await self._receive(size)
+        except (OSError, EOFError):
+            self.ended = True
+            return b""
+        finally:
+            self.waiting -= 1
+
+    async def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = await asyncio.get_running_loop().sock_recv(self._socket, size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def close(self) -> None:
+        """End the process."""
+        self.ended = True
+        self._socket.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve() -> None:
+    """Sign until the socket at descriptor 0 is closed: the main function of a process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keys: dict[tuple[int, bytes], PrivateKey] = {}
+    with suppress(OSError, EOFError):
+        while True:
+            kind, size, digest = _REQUEST.unpack(_read(_REQUEST.size))
+            secret = _read(size)
+            if (kind, secret) not in keys:
+                keys[kind, secret] = PrivateKey(_KINDS[kind], secret)
+            signature = keys[kind, secret].sign(digest)
+            os.write(0, _REPLY.pack(len(signature)) + signature)
+
+
+def _read(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
