@@ -53,6 +53,7 @@ class Programs:
         modules = {
             "smtpd-filters": "smtpd_filters.cli",
             "filter-chain": "smtpd_filters.cli.chain",
+            "filter-supervise": "smtpd_filters.supervise.program",
         }
         for file in (PACKAGE / "filters").glob("[!_]*"):
             if file.suffix == ".py" or (file / "__init__.py").exists():

@@ -1,0 +1,530 @@
+"""The engine: takes the bytes of smtpd and of the programs, and makes the bytes for both.
+
+It has no descriptor and no clock: `now` is set from outside. This module has the sessions and their
+requests, `transit` their messages, `program_side` what programs write.
+
+Invariants
+----------
+*Once*: a request is in one of three places, and leaves it with its answer: with a program
+(`Link.open`), waiting for one (`waiting`), or nowhere, since it is answered at once.
+*Retried*: a line of smtpd that is not processed for lack of memory is processed again.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from smtpd_filters.message.spool import Spool
+from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.protocol.versions import OLDEST, cuts_lines, version
+from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
+from smtpd_filters.runtime.log import fold_traceback
+
+from .ledger import GIVEN, HELD, KEPT, Session, report_name
+from .link import Link, Loss
+from .program_side import ProgramSide
+from .registration import SMTP_IN, SMTP_OUT, Registered
+from .transit import COMMIT, NAME, TEMPFAIL, Transit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.protocol.vocabulary import Phase
+    from smtpd_filters.runtime.log import Log
+
+    from .ledger import Message
+
+#: Sessions kept. smtpd's own limit is that of its descriptors.
+MAX_SESSIONS = 32768
+
+_DATA_LINE = b"data-line"
+_DISCONNECT = b"link-disconnect"
+_RESET = b"tx-reset"
+_IN, _OUT = SMTP_IN.encode(), SMTP_OUT.encode()
+
+
+class Engine:
+    """Both conversations: with smtpd, and with each program.
+
+    `on_error` is the outcome of requests that no program answers, `deadline` the seconds that a
+    program may take.
+    """
+
+    def __init__(  # noqa: PLR0913  # keyword-only: the settings
+        self,
+        log: Log,
+        *,
+        on_error: str = "tempfail",
+        deadline: float = 60.0,
+        register_all: bool = False,
+        refuse_long_lines: bool = False,
+        spool: Spool | None = None,
+    ) -> None:
+        self.log = log
+        self.on_error, self.deadline = on_error, deadline
+        self._register_all = register_all
+        #: Sessions with a request or a message that no program has.
+        self.waiting: dict[Session, None] = {}
+        self.transit = Transit(
+            log,
+            self.waiting,
+            on_error=on_error,
+            refuse_long_lines=refuse_long_lines,
+            spool=spool or Spool(),
+        )
+        #: Pending output to smtpd. Answers may overtake lines of messages of other sessions.
+        self.answers: list[bytes] = []
+        self.lines = self.transit.lines
+        #: Process bytes of a program, up to its first fault.
+        self.from_program = ProgramSide(
+            log, self.transit, self.answers, self._on_registration
+        ).receive
+        #: The registration with smtpd, or None before.
+        self.registered: Registered | None = None
+        #: smtpd's configuration is complete.
+        self.configured = False
+        self.config: list[bytes] = []
+        self.subsystems: set[str] = set()
+        #: Programs that take new sessions, and those that have not registered yet.
+        self.links: list[Link] = []
+        self.starting: dict[Link, None] = {}
+        self.sessions: dict[bytes, Session] = {}
+        #: Lines of smtpd are left unprocessed, for lack of memory.
+        self.stalled = False
+        self._partial = bytearray()
+        #: Lines to process: those of known messages, then one to process again, then the others.
+        self._run: list[bytes] = []
+        self._row = b""
+        self._rows: Iterator[bytes] = iter(())
+        self._none: Iterator[bytes] = iter(())
+
+    @property
+    def now(self) -> float:
+        """Seconds, of a clock that stands still while no program can be expected to answer."""
+        return self.transit.now
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self.transit.now = seconds
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a program is about to be ready: requests wait for it."""
+        return self.transit.expecting
+
+    @expecting.setter
+    def expecting(self, soon: bool) -> None:
+        self.transit.expecting = soon
+
+    # -- programs ------------------------------------------------------------------------
+
+    def attach(self, link: Link) -> None:
+        """Begin the conversation with a program that was started."""
+        self.starting[link] = None
+        link.out += self.config
+
+    def admit(self, link: Link) -> None:
+        """Let a program that is ready take new sessions."""
+        self.links.append(link)
+
+    def dismiss(self, link: Link) -> None:
+        """Give a program no new sessions; it finishes those it has."""
+        if link in self.links:
+            self.links.remove(link)
+
+    def settle(self) -> None:
+        """Serve the sessions that wait: by a program, or if none is expected, in its place."""
+        if not self.waiting or (self.expecting and not self.links):
+            return
+        for session in list(self.waiting):
+            link = session.link or self._bind(session)
+            if link is not None:
+                self._continue(session, link)
+            else:
+                self._unserved(session, "no program runs")
+            self.waiting.pop(session, None)
+
+    def lost(self, link: Link, why: str) -> Loss:
+        """Answer for a program that has ended, or will be ended because of `why`."""
+        link.fault = link.fault or why
+        self.starting.pop(link, None)
+        self.dismiss(link)
+        loss = Loss()
+        for session in list(link.sessions.values()):
+            loss.sessions += 1
+            self._detach(session, link, why, loss)
+            link.sessions.pop(session.id, None)
+        link.open.clear()
+        link.messages.clear()
+        link.returning.clear()
+        link.feeding.clear()
+        return loss
+
+    def _detach(self, session: Session, link: Link, why: str, loss: Loss) -> None:
+        session.link = None
+        message = session.message
+        if message is not None and message.state == GIVEN:
+            if self.transit.take_back(message, link, self.deadline):
+                loss.given_again += 1
+            else:
+                loss.refused += 1
+        elif session.judged:
+            # The verdict on the message, which smtpd has got back, is lost.
+            session.judged = False
+            if session.phase is not COMMIT:
+                session.refusal = TEMPFAIL
+                loss.refused += 1
+        if session.phase is not None and not session.row:
+            loss.answered += 1
+            self._answer_for(session, session.phase, session.token, why)
+
+    def overdue(self, link: Link) -> str:
+        """Return why a program counts as hung, or an empty string."""
+        limit = self.now - self.deadline
+        for session in link.open.values():
+            if session.since < limit and session.phase is not None:
+                return f"no answer at {session.phase.name} for {self.deadline:g} s"
+        for message in link.messages.values():
+            if message.ended and message.since < limit:
+                return f"message not returned for {self.deadline:g} s"
+        return ""
+
+    def expire(self) -> None:
+        """Answer for sessions that have waited for a program for too long."""
+        limit = self.now - self.deadline
+        for session in list(self.waiting):
+            message = session.message
+            asked = session.row and session.since < limit
+            if asked or (message is not None and message.ended and message.since < limit):
+                del self.waiting[session]
+                self._unserved(session, "no program is ready")
+
+    def relieve(self) -> None:
+        """Release memory: the lines of messages that are kept only to be given again."""
+        for session in self.sessions.values():
+            message = session.message
+            if message is None or message.store is None or message.state != GIVEN:
+                continue
+            if message.link is not None and message not in message.link.feeding:
+                message.returned = True  # as if: it is not given again
+                message.release()
+
+    # -- input of smtpd ------------------------------------------------------------------
+
+    def from_smtpd(self, data: bytes) -> None:
+        """Process bytes of smtpd.
+
+        If memory runs out, the rest is kept (`stalled`), for `resume`. Raise MemoryError only if
+        nothing of it was taken.
+        """
+        if self._partial:
+            data = bytes(self._partial) + data
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        whole = data[:end] if rest else data
+        rows = whole.split(b"\n")
+        rows.pop()
+        known = bool(rows and self.transit.known) and self.transit.all_known(rows, whole)
+        partial = bytearray(rest)
+        every = iter(rows)
+        # From here on the input counts as taken.
+        self._partial = partial
+        self._rows = every
+        try:
+            if known:
+                self.transit.bulk(rows, whole)
+                self._rows = self._none
+            else:
+                self._process()
+        except MemoryError:
+            self.stalled = True
+
+    def resume(self) -> None:
+        """Process what was left for lack of memory; to be called before further `from_smtpd`."""
+        try:
+            self._process()
+        except MemoryError:
+            self.stalled = True
+
+    def _process(self) -> None:
+        """Process the lines.  What is kept if it raises MemoryError is kept without allocating."""
+        known, run = self.transit.known, self._run
+        rows = chain((self._row,), self._rows) if self._row else self._rows
+        self.stalled, self._row = False, b""
+        row = b""
+        try:
+            for row in rows:
+                if known and len(row) != self.transit.dot_size and self.transit.key(row) in known:
+                    run.append(row)
+                    continue
+                if run:
+                    self.transit.runs(run)
+                    run.clear()
+                self._guarded(row)
+            row = b""
+            if run:
+                self.transit.runs(run)
+                run.clear()
+        except MemoryError:
+            self._row = row
+            raise
+
+    def _guarded(self, row: bytes) -> None:
+        """Process one line; a bug of ours costs at most an answer by `on_error`."""
+        try:
+            self._take(row)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # Alive
+            self.log.limited("bug", NAME, "bug", error=fold_traceback(error))
+            fields = row.split(b"|", 7)
+            phase = PHASES_ON_WIRE.get(fields[4]) if len(fields) == 8 else None
+            session = self.sessions.get(fields[5]) if phase is not None else None
+            if phase is not None and (session is None or session.phase is None):
+                self._answer(fields[5], fields[6], self._fallback(phase).wire)
+
+    def _take(self, row: bytes) -> None:
+        """Process one line."""
+        fields = row.split(b"|", 7)
+        word = fields[0]
+        if word == b"report":
+            self._report(row, fields)
+        elif word == b"filter":
+            self._request(row, fields)
+        elif word == b"config":
+            self._configure(row, fields)
+        else:
+            self._unexpected("line")
+
+    def _unexpected(self, what: str) -> None:
+        self.log.limited(f"unexpected {what}", NAME, "unexpected", input=what)
+
+    def _configure(self, row: bytes, fields: list[bytes]) -> None:
+        self.config.append(row + b"\n")
+        for link in self.starting:
+            link.out.append(row + b"\n")
+        key = fields[1] if len(fields) > 1 else b""
+        value = fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
+        if key == b"subsystem":
+            self.subsystems.add(value)
+        elif key == b"smtpd-version" and cuts_lines(value):
+            self.transit.server_cuts()
+        elif key == b"protocol" and (version(value) or OLDEST) < OLDEST:
+            self.log.event(NAME, "unsupported", protocol=value)
+        elif key == b"ready":
+            self.configured = True
+            if self._register_all:
+                self.register(Registered.all(self.subsystems))
+            for link in list(self.starting):
+                if link.complete:
+                    self._on_registration(link)
+
+    def _on_registration(self, link: Link) -> None:
+        """Register with smtpd, or compare the program's registration with that."""
+        link.complete = True
+        if not self.configured:
+            return
+        self.starting.pop(link, None)
+        registration = link.registration
+        if self.registered is None:
+            self.register(Registered(registration.entries, self.subsystems))
+        elif missing := self.registered.missing(registration, self.subsystems):
+            link.fault = (
+                f"registers {', '.join(missing)}, which was not registered with smtpd at its "
+                "start: restart smtpd, or use --register all"
+            )
+            return
+        link.phases = registration.phases()
+        link.reports = {_IN: registration.reports(SMTP_IN), _OUT: registration.reports(SMTP_OUT)}
+        link.ready = True
+
+    def register(self, told: Registered) -> None:
+        """Register with smtpd."""
+        self.registered = told
+        self.answers += told.lines()
+
+    # -- reports -------------------------------------------------------------------------
+
+    def _report(self, row: bytes, fields: list[bytes]) -> None:
+        if len(fields) < 6:
+            self._unexpected("report")
+            return
+        name, id_ = fields[4], fields[5]
+        session = self.sessions.get(id_)
+        if session is None:
+            if name in (_DISCONNECT, _RESET):
+                return
+            session = self._new_session(id_)
+        kept = name in KEPT
+        if kept:
+            session.keep(name, row)
+        elif name == _RESET:
+            self._reset(session)
+        link = session.link
+        if link is None and name not in (_DISCONNECT, _RESET):
+            # What has ended is not passed on; what is kept is replayed, now or later.
+            link = self._bind(session)
+            if kept:
+                return
+        if link is not None and name in link.reports.get(fields[3], ()):
+            link.out.append(row + b"\n")
+        if name == _DISCONNECT:
+            self._close(session)
+
+    def _new_session(self, id_: bytes) -> Session:
+        if len(self.sessions) >= MAX_SESSIONS:
+            self._evict()
+        session = self.sessions[id_] = Session(id_)
+        return session
+
+    def _evict(self) -> None:
+        """Forget the oldest session that smtpd waits for nothing in."""
+        for session in self.sessions.values():
+            if session.phase is None and session.message is None:
+                self._close(session)
+                return
+
+    def _close(self, session: Session) -> None:
+        """Forget a session that has ended."""
+        self._reset(session)
+        link = session.link
+        if link is not None:
+            if session.id in link.open:
+                link.owe(session.id)
+                del link.open[session.id]
+            link.sessions.pop(session.id, None)
+        self.waiting.pop(session, None)
+        self.sessions.pop(session.id, None)
+
+    def _reset(self, session: Session) -> None:
+        """Forget the transaction, and a message that the client has not finished."""
+        session.end_transaction()
+        session.refusal = b""
+        session.judged = False
+        message = session.message
+        if message is None:
+            return
+        self.transit.forget_key(message)
+        message.release()
+        session.message = None
+        if message.link is not None:
+            message.link.remove(message)
+            message.link.owe(session.id)
+        if not session.row:
+            self.waiting.pop(session, None)
+
+    def _bind(self, session: Session) -> Link | None:
+        """Give the session to the least loaded program, and replay its reports."""
+        links = self.links
+        if not links:
+            return None
+        link = links[0] if len(links) == 1 else min(links, key=_load)
+        link.out += [
+            row + b"\n"
+            for row in session.lines
+            if report_name(row) in link.reports.get(row.split(b"|", 4)[3], ())
+        ]
+        link.sessions[session.id] = session
+        session.link = link
+        return link
+
+    # -- requests ------------------------------------------------------------------------
+
+    def _request(self, row: bytes, fields: list[bytes]) -> None:
+        if len(fields) < 7:
+            self._unexpected("request")
+            return
+        name, id_, token = fields[4:7]
+        session = self.sessions.get(id_)
+        if session is None:
+            session = self._new_session(id_)
+        if name == _DATA_LINE:
+            link = session.link
+            if link is None and session.message is None:
+                link = self._bind(session)
+            line = fields[7] if len(fields) > 7 else b""
+            self.transit.line(session, token, row, line, link)
+            return
+        phase = PHASES_ON_WIRE.get(name)
+        if session.message is not None:
+            self._cut_short(session.message)
+        if phase is None or session.phase is not None:
+            self._unexpected("request")
+            self._answer(id_, token, PROCEED.wire)
+            return
+        if session.refusal and phase is COMMIT:
+            self._answer(id_, token, session.refusal)
+            session.refusal = b""
+            session.judged = False
+            return
+        link = session.link or self._bind(session)
+        if link is None:
+            self._ask_nobody(session, phase, token, row)
+        elif name in link.phases:
+            link.open[id_] = session
+            link.out.append(row + b"\n")
+            # From here on no memory is needed.
+            session.phase, session.token, session.since = phase, token, self.now
+        else:
+            self._answer(id_, token, PROCEED.wire)
+
+    def _cut_short(self, message: Message) -> None:
+        """End a message before a request: smtpd exits on a result before the final dot."""
+        self._unexpected("request within a message")
+        self.transit.lose(message)
+        if message.session.message is message:
+            self.transit.finish(message)
+
+    def _ask_nobody(self, session: Session, phase: Phase, token: bytes, row: bytes) -> None:
+        """Let a request wait for a program, or answer it in its place."""
+        if not self.expecting:
+            self._answer_for(session, phase, token, "no program runs")
+            return
+        self.waiting[session] = None
+        session.phase, session.token, session.since, session.row = phase, token, self.now, row
+
+    def _answer(self, session: bytes, token: bytes, wire: bytes) -> None:
+        self.answers.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
+
+    def _answer_for(self, session: Session, phase: Phase, token: bytes, why: str) -> None:
+        """Answer a request in the place of a program."""
+        decision = self._fallback(phase)
+        self._answer(session.id, token, decision.wire)
+        session.phase, session.row = None, b""
+        if phase is COMMIT:
+            session.judged = False
+        shown = session.id.decode("latin-1")
+        brief = {"result": decision.verb}
+        self.log.failure(why, NAME, phase.name, shown, brief, cause=why, reply=decision.text)
+
+    def _fallback(self, phase: Phase) -> Decision:
+        """Return the decision of `on_error`: at commit a message can't be marked any more."""
+        found = phase.fallbacks.get(self.on_error)
+        if found is not None:
+            return found
+        return phase.fallbacks["tempfail"] if phase is COMMIT else PROCEED
+
+    def _continue(self, session: Session, link: Link) -> None:
+        """Give a program what the session waits with."""
+        message = session.message
+        if message is not None and message.state == HELD:
+            self.transit.give(message, link)
+        if session.row:
+            row, session.row = session.row, b""
+            since, session.phase = session.since, None
+            self._request(row, row.split(b"|", 7))
+            session.since = since
+
+    def _unserved(self, session: Session, why: str) -> None:
+        """Do without a program what the session waits with."""
+        message = session.message
+        if message is not None and message.state == HELD:
+            self.transit.do_without(message)
+        if session.row and session.phase is not None:
+            self._answer_for(session, session.phase, session.token, why)
+
+
+def _load(link: Link) -> int:
+    return len(link.sessions)

@@ -1,0 +1,324 @@
+"""The fleet: which programs run, when one is started, replaced, drained or ended.
+
+Invariants
+----------
+*Never given up*: a place in the fleet always has a program, or a time at which one is started.
+*Bounded*: a program that is to end is killed `GRACE` seconds after SIGTERM.
+*Old until new*: programs are replaced only when all of their successors are ready.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from smtpd_filters.runtime.log import show
+
+from .link import Link
+from .process import LogRate, Process
+from .registration import Registered
+from .transit import NAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from smtpd_filters.runtime.log import Log
+
+    from .engine import Engine
+
+    Spawn = Callable[[], Process]
+
+#: Seconds between asking a program to end and killing it.
+GRACE = 2.0
+#: Seconds for which a program with a closed output may take to exit.
+CLOSING = 0.5
+#: Seconds after which an end counts as the first one again.
+STABLE = 10.0
+#: The pause before a start, in seconds: doubled with each start that fails, up to a limit; the
+#: limit after the end of a program that has worked.
+PAUSE, LONGEST, SHORTEST = 0.1, 30.0, 1.0
+#: Failed starts after which requests no longer wait for the next one.
+PATIENCE = 3
+
+
+class Worker:
+    """A program that runs, and its place in the fleet."""
+
+    def __init__(self, process: Process, log: Log, now: float) -> None:
+        self.process, self.link = process, Link()
+        self.channel = process.channel
+        self.log = LogRate(log, NAME)
+        self.started = now
+        #: When it became ready, 0.0 before.
+        self.ready = 0.0
+        #: When its output ended; when it must have ended; when it is killed; 0.0 before.
+        self.closed = self.until = self.kill = 0.0
+        #: No session is given to it any more.
+        self.draining = False
+        #: Since when it has not read anything that waits for it, by the engine's clock.
+        self.moved = 0.0
+        self.pending = 0
+        #: Why it is ended.
+        self.why = ""
+
+
+class Place:
+    """A place in the fleet: its program, or when to start one."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.due = 0.0
+        #: Starts that failed, and ends after a start that did not, in a row.
+        self.failed = self.ends = 0
+
+    def pause(self, worker: Worker, now: float) -> float:
+        """Count the end of the worker; return the seconds until the next start."""
+        if worker.ready and worker.link.useful:
+            self.failed = 0
+            self.ends = 1 if now - worker.ready >= STABLE else self.ends + 1
+            return min(SHORTEST, PAUSE * 2.0 ** (min(self.ends, 10) - 2)) if self.ends > 1 else 0.0
+        self.failed += 1
+        return min(LONGEST, PAUSE * 2.0 ** min(self.failed, 10))
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether its next program can be expected to be ready soon."""
+        return self.failed < PATIENCE
+
+
+class Fleet:
+    """The programs of one supervisor.
+
+    `spawn` starts a program; it raises OSError. `watch` and `unwatch` are called with each worker
+    whose descriptors are opened, and before they are closed.
+    """
+
+    def __init__(  # noqa: PLR0913  # what a supervisor has once
+        self,
+        engine: Engine,
+        spawn: Spawn,
+        log: Log,
+        *,
+        size: int,
+        drain: float,
+        watch: Callable[[Worker], None],
+        unwatch: Callable[[Worker], None],
+    ) -> None:
+        self._engine, self._spawn, self._log = engine, spawn, log
+        self._drain = drain
+        self._watch, self._unwatch = watch, unwatch
+        self.places = [Place() for _ in range(size)]
+        #: All workers whose processes run: those in places, their successors, and those that end.
+        self.workers: list[Worker] = []
+        #: Successors that are not all ready yet.
+        self.next: list[Worker] = []
+        self.reloads = 0
+
+    # -- the course of time ----------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Start, end and replace programs whose time has come."""
+        for worker in list(self.workers):
+            self._check(worker, now)
+        if self.reloads and not self.next:
+            self._begin_reload(now)
+        if self.next and all(worker.ready and not worker.kill for worker in self.next):
+            self._replace(now)
+        for place in self.places:
+            if place.worker is None and now >= place.due:
+                place.worker = self._start(now)
+                if place.worker is None:
+                    place.failed += 1
+                    place.due = now + min(LONGEST, PAUSE * 2.0 ** min(place.failed, 10))
+        engine = self._engine
+        if engine.registered is None and engine.configured and not engine.starting:
+            # smtpd waits for a registration, and can't be given another one later.
+            engine.register(Registered.all(engine.subsystems))
+            self._log.event(
+                NAME,
+                "registered",
+                phases="all",
+                reason="the program has not started, so it is unknown what it needs",
+            )
+        engine.expecting = any(place.hopeful for place in self.places)
+        engine.settle()
+
+    def next_time(self, now: float) -> float | None:
+        """Return the seconds until `tick` must be called, or None."""
+        times = [place.due for place in self.places if place.worker is None]
+        for worker in self.workers:
+            times += [each for each in (worker.kill, worker.until) if each]
+            if worker.closed:
+                times.append(worker.closed + CLOSING)
+            if not worker.ready or worker.process.memory or worker.draining or worker.kill:
+                times.append(now + 1.0)
+        return max(min(times) - now, 0.0) if times else None
+
+    def _check(self, worker: Worker, now: float) -> None:
+        """Look after one worker."""
+        process, link = worker.process, worker.link
+        if worker.kill:
+            if now >= worker.kill:
+                process.signal(signal.SIGKILL)
+            return
+        if link.ready and not worker.ready:
+            self._became_ready(worker, now)
+        fault = link.fault or self._failing(worker, now)
+        if fault:
+            self.end(worker, fault, now)
+        elif worker.draining and not link.sessions:
+            self._log.event(NAME, "drained", pid=str(process.pid))
+            self._let_go(worker, now)
+
+    def _failing(self, worker: Worker, now: float) -> str:
+        """Return why a worker must be ended, or an empty string."""
+        engine, process = self._engine, worker.process
+        if worker.closed or worker.channel.broken:
+            late = worker.closed and now - worker.closed <= CLOSING
+            return "" if late else f"closed its {'output' if worker.closed else 'input'}"
+        if not worker.ready and now - worker.started > engine.deadline:
+            return f"not ready after {engine.deadline:g} s"
+        if process.memory and (used := process.resident()) > process.memory:
+            return f"uses {used >> 20} MiB of memory, more than --memory-limit"
+        if worker.until and now >= worker.until:
+            return "sessions left after --drain-timeout"
+        if worker.channel.size and engine.now - worker.moved > engine.deadline:
+            return f"has not read for {engine.deadline:g} s"
+        return engine.overdue(worker.link)
+
+    # -- one program -----------------------------------------------------------------------
+
+    def _start(self, now: float) -> Worker | None:
+        try:
+            process = self._spawn()
+        except OSError as error:
+            self._log.limited("spawn", NAME, "not started", error=show(error))
+            return None
+        worker = Worker(process, self._log, now)
+        self.workers.append(worker)
+        self._engine.attach(worker.link)
+        self._watch(worker)
+        return worker
+
+    def _became_ready(self, worker: Worker, now: float) -> None:
+        worker.ready = now
+        if worker not in self.next:
+            self._engine.admit(worker.link)
+        took = f"{(now - worker.started) * 1000:.0f}ms"
+        self._log.event(NAME, "ready", pid=str(worker.process.pid), took=took)
+
+    def end(self, worker: Worker, why: str, now: float) -> None:
+        """End a program, and answer in its place."""
+        if worker.kill:
+            return
+        worker.why = worker.why or why
+        if worker not in self.next:
+            self._report(worker, now)
+        worker.process.terminate()
+        self._hang_up(worker, now)
+
+    def _let_go(self, worker: Worker, now: float) -> None:
+        """End a program that has nothing to do: its input ends first, as at the end of smtpd."""
+        self._engine.lost(worker.link, "replaced")
+        worker.why = "replaced"
+        worker.process.end_input()
+        self._hang_up(worker, now)
+
+    def _hang_up(self, worker: Worker, now: float) -> None:
+        worker.kill = now + GRACE
+        worker.until = 0.0
+        self._unwatch(worker)
+        worker.process.hang_up()
+
+    def _report(self, worker: Worker, now: float) -> None:
+        """Answer for a program, and log its end."""
+        loss = self._engine.lost(worker.link, worker.why)
+        ran = f"{now - worker.started:.1f}s"
+        self._log.event(
+            NAME, "ended", pid=str(worker.process.pid), reason=worker.why, ran=ran, **loss.values()
+        )
+
+    def reap(self, now: float) -> None:
+        """Take note of the programs that have exited."""
+        for worker in list(self.workers):
+            if worker.process.reap():
+                self._gone(worker, now)
+
+    def _gone(self, worker: Worker, now: float) -> None:
+        """Release what is left of a program that has exited, and plan its successor."""
+        self.workers.remove(worker)
+        self._unwatch(worker)
+        if not worker.kill:
+            worker.process.hang_up()
+            worker.why = worker.link.fault or worker.process.ended()
+            if worker not in self.next:
+                self._report(worker, now)
+        if worker in self.next:
+            self._cancel_reload(worker, now)
+        for place in self.places:
+            if place.worker is worker:
+                place.worker = None
+                place.due = now + place.pause(worker, now)
+
+    # -- replacing -------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Replace all programs; a second call while that is under way has it done once more."""
+        self.reloads = 2 if self.next else 1
+
+    def _begin_reload(self, now: float) -> None:
+        self.reloads -= 1
+        if not any(worker.ready and not worker.kill for worker in self._placed()):
+            for place in self.places:
+                place.failed = place.ends = 0
+                place.due = min(place.due, now)
+            self._log.event(NAME, "reload", result="started", reason="no program runs")
+            return
+        for _ in self.places:
+            worker = self._start(now)
+            if worker is None:
+                self._end_next("can't be started", now)
+                return
+            self.next.append(worker)
+
+    def _cancel_reload(self, failed: Worker, now: float) -> None:
+        self.next.remove(failed)
+        self._engine.lost(failed.link, failed.why)
+        self._end_next(failed.why, now)
+
+    def _end_next(self, why: str, now: float) -> None:
+        workers, self.next = self.next, []
+        for worker in workers:
+            self._engine.lost(worker.link, why)
+            worker.why = why
+            worker.process.terminate()
+            if not worker.kill:
+                self._hang_up(worker, now)
+        self._log.event(NAME, "reload failed", reason=why, result="the old program goes on")
+
+    def _replace(self, now: float) -> None:
+        workers, self.next = self.next, []
+        for place, worker in zip(self.places, workers, strict=True):
+            old, place.worker = place.worker, worker
+            place.failed = place.ends = 0
+            self._engine.admit(worker.link)
+            if old is not None and not old.kill:
+                old.draining = True
+                old.until = now + self._drain
+                self._engine.dismiss(old.link)
+        self._log.event(NAME, "reload", result="ok")
+
+    def _placed(self) -> Iterator[Worker]:
+        for place in self.places:
+            if place.worker is not None:
+                yield place.worker
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """At the end of smtpd: let all programs read the end of their input."""
+        self.places = []
+        self.next = []
+        for worker in self.workers:
+            if not worker.kill:
+                worker.process.end_input()

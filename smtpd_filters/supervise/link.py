@@ -1,0 +1,69 @@
+"""The engine's end of one program, and what the end of one costs."""
+
+from __future__ import annotations
+
+from .registration import Registration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .ledger import Message, Session
+
+#: Ended sessions remembered by program, whose late answers are dropped.
+MAX_LATE = 4096
+
+
+class Link:
+    """The engine's end of one program."""
+
+    def __init__(self) -> None:
+        #: Pending output to the program: whole lines.
+        self.out: list[bytes] = []
+        self.registration = Registration()
+        #: The registration is complete; and all of it is registered with smtpd.
+        self.complete = self.ready = False
+        #: Why the program must be ended, or empty. Nothing is read from it afterwards.
+        self.fault = ""
+        #: It has answered a request, so it works.
+        self.useful = False
+        self.phases: frozenset[bytes] = frozenset()
+        self.reports: dict[bytes, frozenset[bytes]] = {}
+        #: By session: all that the program has; those with an open request; messages in transit.
+        self.sessions: dict[bytes, Session] = {}
+        self.open: dict[bytes, Session] = {}
+        self.messages: dict[bytes, Message] = {}
+        #: Messages in transit by the start of their lines on the way back.
+        self.returning: dict[bytes, Message] = {}
+        #: Messages of which the program has not got all lines that are kept.
+        self.feeding: dict[Message, None] = {}
+        #: Sessions that ended while the program owed an answer.
+        self.late: dict[bytes, None] = {}
+        self.partial = bytearray()
+
+    def owe(self, session: bytes) -> None:
+        """Remember that answers for this session may come late."""
+        if len(self.late) >= MAX_LATE:
+            del self.late[next(iter(self.late))]
+        self.late[session] = None
+
+    def remove(self, message: Message) -> None:
+        """Forget a message."""
+        self.messages.pop(message.session.id, None)
+        self.returning.pop(message.prefix, None)
+        self.feeding.pop(message, None)
+
+
+class Loss:
+    """What the end of a program cost."""
+
+    def __init__(self) -> None:
+        self.sessions = self.answered = self.given_again = self.refused = 0
+
+    def values(self) -> dict[str, str]:
+        """Return the values for the log."""
+        counts = {
+            "sessions": self.sessions,
+            "answered": self.answered,
+            "given-again": self.given_again,
+            "refused": self.refused,
+        }
+        return {key: str(count) for key, count in counts.items() if count}

@@ -1,0 +1,298 @@
+"""The loop: waits for smtpd, the programs and signals, and moves bytes between them and the engine.
+
+Invariants
+----------
+*Never blocks*: no read, write or wait for a process blocks; only `poll` waits.
+*Bounded*: while smtpd does not read, programs are not read, and while a program does not read,
+smtpd is not; the clock of deadlines stands still in the first case.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+from time import monotonic
+
+from smtpd_filters.runtime.channel import HIGH_WATER, LOW_WATER, Channel, Signals
+
+from .fleet import Fleet, Worker
+from .process import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.runtime.channel import Ends
+    from smtpd_filters.runtime.log import Log
+
+    from .engine import Engine
+
+#: Bytes of pending output to one program above which nothing more is read of smtpd.
+PROGRAM_HIGH_WATER = 1 << 20
+#: Seconds that may pass on the clock of deadlines between two rounds. More pass only if this
+#: process was stopped, and probably the programs as well.
+STEP = 1.5
+#: Seconds between two looks at deadlines.
+TICK = 1.0
+#: Milliseconds to pause after a MemoryError, so that memory may be freed meanwhile.
+PAUSE = 20
+#: Seconds after the end of smtpd until programs get SIGTERM, and SIGKILL.
+ENDING, LEAVING = 5.0, 7.0
+#: Blocks of a message given again that are written in one round.
+BLOCKS = 4
+_NONE: list[bytes] = []
+
+
+class Loop:
+    """Serves one smtpd until it ends."""
+
+    def __init__(  # noqa: PLR0913  # everything meets here
+        self,
+        engine: Engine,
+        ends: Ends,
+        log: Log,
+        spawn: Callable[[], Process],
+        *,
+        workers: int = 1,
+        drain: float = 600.0,
+    ) -> None:
+        self.engine, self.log = engine, log
+        self.smtpd = Channel(ends.source, ends.sink)
+        self.signals = Signals()
+        # Its wake-up is all that is needed.
+        signal.signal(signal.SIGCHLD, _ignore)
+        self.poll, self.nap = select.poll(), select.poll()
+        self._masks: dict[int, int] = {}
+        #: What to call when a descriptor is ready.
+        self._by_fd: dict[int, Callable[[], object]] = {}
+        self.fleet = Fleet(
+            engine, spawn, log, size=workers, drain=drain, watch=self._watch, unwatch=self._unwatch
+        )
+        self._now = monotonic()
+        self._tick_at = 0.0
+        self._soon = True
+        self.stop = False
+        self._by_fd[self.signals.wakeup] = self._signalled
+        self._by_fd[self.smtpd.source] = self._read_smtpd
+        self._mask(self.signals.wakeup, select.POLLIN)
+
+    def run(self) -> None:
+        """Serve until the input of smtpd ends."""
+        short = False
+        while not (self.stop or self.signals.stop):
+            try:
+                if short:
+                    short = False
+                    self.nap.poll(PAUSE)
+                    self.engine.relieve()
+                self._round()
+            except MemoryError:  # nothing here may allocate
+                short = True
+            except SystemError:  # raised if there is no memory for the MemoryError
+                short = True
+        self._finish()
+
+    def _round(self) -> None:
+        engine, fleet = self.engine, self.fleet
+        if engine.stalled:
+            engine.resume()
+        events = self.poll.poll(self._timeout())
+        now = monotonic()
+        if self.smtpd.size < HIGH_WATER:
+            engine.now += min(now - self._now, STEP)
+        self._now = now
+        for fd, _ in events:
+            handler = self._by_fd.get(fd)
+            if handler is not None:
+                handler()
+        if self._soon or now >= self._tick_at:
+            self._soon = False
+            self._tick_at = now + TICK
+            fleet.reap(now)
+            engine.expire()
+            fleet.tick(now)
+        self._flush()
+
+    def _timeout(self) -> float | None:
+        """Return the milliseconds to wait: none limit while nothing is pending."""
+        if self.engine.stalled or self._soon:
+            return 0
+        busy = bool(self.engine.waiting)
+        for worker in self.fleet.workers:
+            link = worker.link
+            if link.feeding and worker.channel.size < LOW_WATER:
+                return 0
+            busy = busy or bool(link.open or link.messages or worker.channel.size)
+        due = self.fleet.next_time(self._now)
+        if busy:
+            due = min(TICK, due) if due is not None else TICK
+        if due is None:
+            self._tick_at = self._now + TICK
+            return None
+        self._tick_at = min(self._tick_at, self._now + due)
+        return due * 1000 + 1
+
+    # -- what is ready -----------------------------------------------------------------------
+
+    def _signalled(self) -> None:
+        self.signals.drain()
+        self._soon = True
+        if self.signals.reload:
+            self.signals.reload = False
+            self.fleet.reload()
+
+    def _read_smtpd(self) -> None:
+        if self.engine.stalled:
+            return
+        data = self.smtpd.read()
+        if data:
+            self.engine.from_smtpd(data)
+            self.smtpd.unread = 0
+        elif data is not None:
+            self.stop = True
+        if self.engine.starting:
+            self._soon = True
+
+    def _read_program(self, worker: Worker) -> bool:
+        """Read once; return whether there was something."""
+        link = worker.link
+        if worker.closed or worker.kill or link.fault or self.smtpd.size >= HIGH_WATER:
+            return False
+        data = worker.channel.read()
+        if data:
+            was_ready = link.ready
+            self.engine.from_program(link, data)
+            worker.channel.unread = 0
+            self._soon = self._soon or bool(link.fault) or link.ready is not was_ready
+            return True
+        if data is not None:
+            worker.closed = self._now
+            self._soon = True
+        return False
+
+    def _read_log(self, worker: Worker) -> None:
+        lines = worker.process.log_lines()
+        if lines:
+            worker.log.write(lines, self._now)
+        elif lines is None:
+            self._forget(worker.process.stderr)
+            worker.process.close_log()
+
+    # -- descriptors -------------------------------------------------------------------------
+
+    def _watch(self, worker: Worker) -> None:
+        process = worker.process
+        worker.moved = self.engine.now
+        self._by_fd[process.fd] = lambda: self._read_program(worker)
+        self._by_fd[process.stderr] = lambda: self._read_log(worker)
+        self._mask(process.stderr, select.POLLIN)
+
+    def _unwatch(self, worker: Worker) -> None:
+        """Wait for a program no more; read what one has left that has exited."""
+        process = worker.process
+        exited = process.status is not None
+        while exited and self._read_program(worker):
+            pass
+        self._forget(process.fd)
+        if exited and process.stderr >= 0:
+            while lines := process.log_lines():
+                worker.log.write(lines, self._now)
+            worker.log.finish()
+            self._forget(process.stderr)
+            process.close_log()
+
+    def _mask(self, fd: int, mask: int) -> None:
+        """Wait for these events of a descriptor, or for none."""
+        if self._masks.get(fd, 0) == mask:
+            return
+        if mask:
+            self.poll.register(fd, mask)
+            self._masks[fd] = mask
+        else:
+            self.poll.unregister(fd)
+            del self._masks[fd]
+
+    def _forget(self, fd: int) -> None:
+        if fd >= 0:
+            self._mask(fd, 0)
+            self._by_fd.pop(fd, None)
+
+    # -- output ------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Write what can be written now, then choose what to wait for."""
+        engine, smtpd = self.engine, self.smtpd
+        smtpd.write(engine.answers, engine.lines)
+        room = smtpd.size < HIGH_WATER
+        full = engine.stalled
+        for worker in self.fleet.workers:
+            if worker.kill:
+                continue
+            self._write_program(worker)
+            size = worker.channel.size
+            full = full or size >= PROGRAM_HIGH_WATER
+            mask = select.POLLOUT if size else 0
+            if room and not (worker.closed or worker.link.fault):
+                mask |= select.POLLIN
+            self._mask(worker.process.fd, mask)
+        self._mask(smtpd.sink, select.POLLOUT if smtpd.size else 0)
+        self._mask(smtpd.source, 0 if full else select.POLLIN)
+
+    def _write_program(self, worker: Worker) -> None:
+        link, channel = worker.link, worker.channel
+        if link.feeding:
+            for _ in range(BLOCKS):
+                if channel.size >= LOW_WATER:
+                    break
+                self.engine.transit.feed(link)
+                channel.write(link.out, _NONE)
+        if link.out or channel.size:
+            channel.write(link.out, _NONE)
+            size = channel.size
+            if not size or not worker.pending or size < worker.pending:
+                worker.moved = self.engine.now
+            worker.pending = size
+            if channel.broken:
+                self._soon = True
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """After the end of smtpd: end the programs within bounds."""
+        fleet = self.fleet
+        started = monotonic()
+        fleet.finish()
+        for fd in (self.smtpd.source, self.smtpd.sink):
+            self._forget(fd)
+        while fleet.workers:
+            self._now = monotonic()
+            self._end_late(self._now - started)
+            for worker in fleet.workers:
+                if not worker.kill:
+                    self._discard(worker)
+            fleet.reap(self._now)
+            if fleet.workers:
+                self.poll.poll(100)
+                self.signals.drain()
+        self.signals.close()
+
+    def _end_late(self, seconds: float) -> None:
+        """End the programs that still run so long after the end of their input."""
+        for worker in self.fleet.workers:
+            if seconds > LEAVING:
+                worker.process.signal(signal.SIGKILL)
+            elif seconds > ENDING:
+                worker.process.terminate()
+
+    def _discard(self, worker: Worker) -> None:
+        """Write what waits for a program; read and drop what it writes."""
+        worker.link.fault = worker.link.fault or "smtpd has ended"
+        worker.channel.flush()
+        data = worker.channel.read()
+        worker.channel.unread = 0
+        if data is not None and not data:
+            self._mask(worker.process.fd, 0)
+
+
+def _ignore(_signal: int, _frame: object) -> None:
+    """Only the wake-up of a signal is needed."""

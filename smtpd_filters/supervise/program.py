@@ -1,0 +1,152 @@
+"""The executable filter-supervise, and the short form `--supervised` of the other executables."""
+
+from __future__ import annotations
+
+import sys
+
+from smtpd_filters.errors import ConfigError, not_started, user_name
+from smtpd_filters.runtime.log import Log
+from smtpd_filters.settings import (
+    INTEGER,
+    MAX_DEADLINE,
+    SECONDS,
+    SIZE,
+    ProcessSettings,
+    Settings,
+    choice,
+    die,
+    option,
+    parse_flags,
+)
+from smtpd_filters.settings.declare import spellings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROG = "filter-supervise"
+DESCRIPTION = (
+    "Run a filter program, COMMAND, and keep smtpd running whatever happens to it. What follows "
+    "the options is the command."
+)
+
+
+class Options(Settings):
+    """The flags of filter-supervise."""
+
+    on_error = option(
+        choice("proceed", "junk", "tempfail"),
+        default="tempfail",
+        help="What to answer in the place of a program that fails, or while none runs. At commit "
+        "junk counts as tempfail.",
+    )
+    deadline = option(
+        SECONDS(low=0.1, high=MAX_DEADLINE),
+        default=60.0,
+        help="How long the program may take to start, to answer, to return a message after its "
+        "end, and to read what is sent to it. It is ended if it takes longer.",
+    )
+    workers = option(
+        INTEGER(low=1, high=64),
+        default=1,
+        help="How many processes of the program to run. Each session is served by one.",
+    )
+    memory_limit = option(
+        SIZE(low=1 << 20),
+        default=None,
+        help="The memory that each process of the program may use. It is ended if it uses more.",
+    )
+    drain_timeout = option(
+        SECONDS(high=86400),
+        default=600.0,
+        help="How long a replaced process may take to finish its sessions after a reload.",
+    )
+    register = option(
+        choice("auto", "all"),
+        default="auto",
+        help="What to register with smtpd: what the program registers at its first start, or "
+        "every report and phase, so that a reload may begin to use any of them.",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-supervise."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        flags, command = split_command(words)
+        own, process = parse_flags(
+            Options, flags, common=ProcessSettings, prog=PROG, description=DESCRIPTION
+        )
+        if not command:
+            raise ConfigError("COMMAND is required: the filter program, with its options")  # noqa: TRY301  # as all errors of the command line
+        return supervise(command, own, process, prog=PROG)
+    except ConfigError as error:
+        die(error, PROG)
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split the flags of filter-supervise from the command.
+
+    The first word that is neither a flag nor the value of one begins the command.
+    """
+    known = spellings([ProcessSettings.options, Options.options], PROG)
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            return words[:at], words[at + 1 :]
+        if not word.startswith("-") or word == "-":
+            break
+        flag, equals, _ = word.partition("=")
+        takes_value = flag in known and bool(known[flag].kind.metavar) and not equals
+        at += 2 if takes_value else 1
+    return words[:at], words[at:]
+
+
+def supervise(command: Sequence[str], own: Options, process: ProcessSettings, *, prog: str) -> int:
+    """Serve smtpd with the command as its filter; return the exit status."""
+    try:
+        from smtpd_filters.runtime.channel import Ends, exit_now, ignore_hangup
+
+        from .engine import Engine
+        from .loop import Loop
+        from .process import Process, keep_to_ourselves, shell_command
+
+        ends = Ends()
+    except (OSError, ImportError) as error:
+        raise not_started(error) from None
+    ignore_hangup()
+    if ends.terminal():
+        ends.give_back()
+        if sys.stderr is not None:  # closed
+            sys.stderr.write(
+                f"{prog}: flags are right, as user {user_name()}; the command is "
+                f"{shell_command(command)}; smtpd starts this filter, see smtpd.conf(5)\n"
+            )
+        return 0
+    keep_to_ourselves()
+    log = Log(verbose=process.verbose)
+    sys.unraisablehook = log.unraisable
+    engine = Engine(
+        log,
+        on_error=own.on_error,
+        deadline=own.deadline,
+        register_all=own.register == "all",
+        refuse_long_lines=process.long_lines == "refuse",
+    )
+    memory = own.memory_limit or 0
+    loop = Loop(
+        engine,
+        ends,
+        log,
+        lambda: Process(shell_command(command), memory),
+        workers=own.workers,
+        drain=own.drain_timeout,
+    )
+    loop.run()
+    exit_now(0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""Messages in transit: given to a program, kept for the next one, passed on without one, or lost.
+
+Lines are processed in bulk where that is possible, as by the filter's side of the protocol
+(`protocol.data_lines`). After its first line a message has a key: the bytes of its lines from the
+bar before `smtp-in` to the bar after the token, at the same offset in each line, where no text of
+the message can get.
+
+Invariants
+----------
+*Framed*: lines of a message go to smtpd only between its first line and its final dot.
+*Lost without memory*: a message whose line can't be stored or passed on is lost, by operations that
+allocate nothing; a lost message is refused at `commit`.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from smtpd_filters.message.spool import Spool, SpoolError, Store
+from smtpd_filters.protocol import long_lines
+from smtpd_filters.protocol.data_lines import TOO_LONG
+from smtpd_filters.protocol.vocabulary import PHASES
+
+from .ledger import GIVEN, HELD, LOST, PASSED, Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smtpd_filters.runtime.log import Log
+
+    from .ledger import Session
+    from .link import Link
+
+NAME = "supervise"
+COMMIT = PHASES["commit"]
+TEMPFAIL = COMMIT.fallbacks["tempfail"].wire
+#: How often a message is given to a program: the first time, and again after its end.
+MAX_GIVEN = 3
+#: Bytes of a block of a message that is given again.
+BLOCK = 1 << 16
+_DATA_LINE = b"data-line"
+_MARK = b"|smtp-in|data-line|"
+#: Length of session and token with a bar after each, as smtpd writes them.
+_PAIR = 2 * (16 + 1)
+#: Length of a line's start on its way back, with such a session and token.
+HEAD = len(b"filter-dataline|") + _PAIR
+
+
+class Transit:
+    """The messages of one conversation with smtpd.
+
+    `waiting` are the sessions that wait for a program.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        waiting: dict[Session, None],
+        *,
+        on_error: str,
+        refuse_long_lines: bool,
+        spool: Spool,
+    ) -> None:
+        self._log, self._waiting, self._spool = log, waiting, spool
+        self._on_error, self._refuse_long_lines = on_error, refuse_long_lines
+        #: See `Engine`.
+        self.now = 0.0
+        self.expecting = True
+        #: Pending output to smtpd.
+        self.lines: list[bytes] = []
+        #: Messages by the key of their lines, and the function that extracts the key.
+        self.known: dict[bytes, Message] = {}
+        self.key = itemgetter(slice(0, 0))
+        self._key_at = self._body_at = 0
+        #: The length of the line of a final dot.
+        self.dot_size = 0
+        #: Bytes of a line that the server accepts whole.
+        self.limit = long_lines.content_limit(cuts=False)
+
+    def server_cuts(self) -> None:
+        """Set the limit for a server that truncates long lines."""
+        self.limit = long_lines.content_limit(cuts=True)
+
+    # -- the state of a message -----------------------------------------------------------
+
+    def line(
+        self, session: Session, token: bytes, row: bytes, line: bytes, link: Link | None
+    ) -> None:
+        """Process a line of a message that has no key yet, or its final dot."""
+        message = session.message
+        if message is None:
+            message = self._begin(session, token, link)
+        elif message.ended:
+            if message.state in (LOST, PASSED):  # there was no memory for the dot
+                self.finish(message)
+            else:
+                self._log.limited(
+                    "line after the dot", NAME, "unexpected", input="line after the dot"
+                )
+            return
+        if line != b".":
+            if not message.key:
+                self._add_key(message, row)
+            self._arrive(message, row + b"\n")
+            return
+        self.forget_key(message)
+        message.ended, message.since = True, self.now
+        self._arrive(message, row + b"\n")
+        if message.state in (LOST, PASSED):
+            self.finish(message)
+
+    def _begin(self, session: Session, token: bytes, link: Link | None) -> Message:
+        message = session.message = Message(session, token)
+        session.refusal, session.judged = b"", False
+        if link is not None:
+            self.give(message, link)
+        elif self.expecting:
+            self._waiting[session] = None
+        else:
+            self.do_without(message)
+        return message
+
+    def give(self, message: Message, link: Link) -> None:
+        """Give the message to a program, from its first line."""
+        if _DATA_LINE not in link.phases:
+            if message.given:
+                # An earlier program registered for it, so it is not to pass unseen.
+                self.lose(message)
+            else:
+                self._pass_on(message)
+            return
+        message.state, message.link = GIVEN, link
+        message.given += 1
+        link.messages[message.session.id] = message
+        if len(message.prefix) == HEAD:
+            link.returning[message.prefix] = message
+        if message.store is not None and message.store.size:
+            link.feeding[message] = None
+
+    def do_without(self, message: Message) -> None:
+        """Decide on a message that no program can be given."""
+        if self._on_error == "proceed" and not message.given:
+            self._pass_on(message)
+        else:
+            self.lose(message)
+
+    def _pass_on(self, message: Message) -> None:
+        """Return the message unchanged."""
+        message.state = PASSED
+        store = message.store
+        try:
+            at = 0
+            while store is not None and at < store.size:
+                block = store.block(at, BLOCK)
+                at += len(block)
+                self._return(message, block)
+        except SpoolError:
+            self.lose(message)
+            return
+        message.release()
+        if message.ended:
+            self.finish(message)
+
+    def lose(self, message: Message) -> None:
+        """Give the message up: the rest of it is dropped, and it is refused at `commit`."""
+        self._spoil(message)
+        self._log.limited(
+            "lost",
+            NAME,
+            "message refused",
+            message.session.id.decode("latin-1"),
+            result="reject",
+            reply=COMMIT.fallbacks["tempfail"].text,
+        )
+        if message.ended:
+            self.finish(message)
+
+    def _spoil(self, message: Message) -> None:
+        """Do the part of `_lose` that needs no memory."""
+        message.state = LOST
+        message.session.refusal = TEMPFAIL
+        if message.link is not None:
+            message.link.remove(message)
+            message.link = None
+        message.release()
+
+    def finish(self, message: Message) -> None:
+        """Write the final dot of a message."""
+        self.lines.append(message.prefix + b".\n")
+        message.session.message = None
+        self.forget_key(message)
+
+    def feed(self, link: Link) -> None:
+        """Give a program a further piece of the messages that it gets again."""
+        for message in list(link.feeding):
+            store = message.store
+            try:
+                block = store.block(message.fed, BLOCK) if store is not None else b""
+            except SpoolError as error:
+                link.fault = f"message can't be given again: {error}"
+                return
+            link.out.append(block)
+            message.fed += len(block)
+            if store is None or message.fed >= store.size:
+                del link.feeding[message]
+                if message.returned:
+                    message.release()
+
+    def take_back(self, message: Message, link: Link, deadline: float) -> bool:
+        """Keep a message for the next program, or give it up; return whether it is kept."""
+        link.remove(message)
+        message.link = None
+        overdue = message.ended and self.now - message.since > deadline
+        if message.returned or message.store is None or message.given >= MAX_GIVEN or overdue:
+            self.lose(message)
+            return False
+        message.state, message.fed = HELD, 0
+        self._waiting[message.session] = None
+        return True
+
+    # -- lines ----------------------------------------------------------------------------
+
+    def all_known(self, rows: list[bytes], data: bytes) -> bool:
+        """Return whether all rows are lines of known messages, and none is a final dot."""
+        if not self.known.keys() >= set(map(self.key, rows)):
+            return False
+        return min(map(len, rows)) > self._body_at + 1 or b"|.\n" not in data
+
+    def bulk(self, rows: list[bytes], data: bytes) -> None:
+        """Process a chunk of lines of known messages.
+
+        Raise MemoryError; then none was processed.
+        """
+        keys = set(map(self.key, rows))
+        if len(keys) == 1:
+            self._arrive(self.known[keys.pop()], data)
+        else:
+            self.runs(rows)
+
+    def runs(self, rows: list[bytes]) -> None:
+        """Process lines of known messages, by message.  MemoryError as for `bulk`."""
+        by_key: dict[bytes, list[bytes]] = {}
+        for row in rows:
+            by_key.setdefault(self.key(row), []).append(row)
+        blocks = [(self.known[key], b"\n".join([*some, b""])) for key, some in by_key.items()]
+        for message, block in blocks:
+            self._arrive(message, block)
+
+    def _arrive(self, message: Message, block: bytes) -> None:
+        """Process whole lines of smtpd; without memory the message is lost."""
+        try:
+            self._forward(message, block)
+        except MemoryError:
+            self._spoil(message)
+
+    def _forward(self, message: Message, block: bytes) -> None:
+        message.received += len(block)
+        state, link = message.state, message.link
+        if state == GIVEN and link is not None:
+            if message in link.feeding:
+                self._keep(message, block)
+                return
+            if not message.returned:
+                self._keep(message, block)
+            link.out.append(block)
+            message.fed += len(block)
+        elif state == HELD:
+            self._keep(message, block)
+        elif state == PASSED:
+            self._return(message, block)
+
+    def _keep(self, message: Message, block: bytes) -> None:
+        store = message.store
+        if store is None:
+            store = message.store = Store(self._spool)
+        try:
+            store.append_block(block)
+        except SpoolError as error:
+            self._log.limited("spool", NAME, "spool", error=str(error))
+            message.returned = True  # as if: it can't be given again
+            message.release()
+            link = message.link
+            if link is not None and message in link.feeding:
+                link.fault = f"message can't be given again: {error}"
+            elif message.state == HELD:
+                self.lose(message)
+
+    def _return(self, message: Message, block: bytes) -> None:
+        """Write lines of smtpd back to it, except for the final dot."""
+        rows = block.split(b"\n")
+        rows.pop()
+        contents = [row.split(b"|", 7)[7] for row in rows]
+        if message.ended and contents and contents[-1] == b".":
+            contents.pop()
+        self.write(message, contents)
+
+    def write(self, message: Message, lines: Iterable[bytes]) -> None:
+        """Write lines of a message to smtpd, and break those that are too long for it."""
+        prefix, limit = message.prefix, self.limit
+        broken = 0
+        out: list[bytes] = []
+        for line in lines:
+            if len(line) > limit:
+                broken += 1
+                out += long_lines.break_line(line, header=message.header)
+            else:
+                if message.header and not line:
+                    message.header = False
+                out.append(line)
+        if out:
+            self.lines.append(prefix + (b"\n" + prefix).join(out) + b"\n")
+        if broken:
+            done = "refused" if self._refuse_long_lines else "broken"
+            id_ = message.session.id
+            self._log.event(NAME, f"long lines {done}", id_.decode("latin-1"), detail=str(broken))
+            if self._refuse_long_lines:
+                message.session.refusal = message.session.refusal or TOO_LONG.wire
+
+    def _add_key(self, message: Message, row: bytes) -> None:
+        """Store the key of the message's lines, so that further lines are processed in bulk."""
+        if len(message.prefix) != HEAD:
+            return
+        at = row.find(_MARK)
+        body_at = at + len(_MARK) + _PAIR
+        if at != self._key_at or body_at != self._body_at:
+            if self.known:
+                return
+            self._key_at, self._body_at, self.dot_size = at, body_at, body_at + 1
+            self.key = itemgetter(slice(at, body_at))
+        message.key = row[at:body_at]
+        self.known[message.key] = message
+
+    def forget_key(self, message: Message) -> None:
+        """Process further lines of the message one at a time."""
+        if message.key:
+            self.known.pop(message.key, None)
+            message.key = b""

@@ -1,0 +1,89 @@
+"""filter-supervise under real servers: they stay up, and no mail is lost or damaged."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.testing.server import CODE, filter_command, script_command
+from tests.e2e.sending import ALICE, MESSAGE, SENDER, local
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Start
+
+#: Longer than a start of the program on a busy machine, shorter than a client's patience.
+DEADLINE = 10.0
+FLAGS = ("--deadline", f"{DEADLINE:g}s")
+ECHO = shlex.split(script_command(f"{CODE}/tests/supervise/misbehaving.py"))
+
+
+def supervised(*command: str, flags: tuple[str, ...] = FLAGS) -> str:
+    return filter_command("supervise", *flags, *command)
+
+
+def test_a_filter_that_is_killed(start: Start) -> None:
+    server = start(filters={"echo": supervised(*ECHO)})
+    with server.connection() as connection:
+        replies = connection.dialogue(["EHLO client.example", f"MAIL FROM:<{SENDER}>"])
+        assert [reply.code for reply in replies] == [220, 250, 250]
+        for process in server.find("misbehaving"):
+            if "filter-supervise" not in " ".join(process.arguments):
+                os.kill(process.pid, signal.SIGKILL)
+        server.wait_for("supervise ended .*killed by signal 9")
+        reply = connection.command(f"RCPT TO:<{ALICE}>")
+        assert reply is not None
+        assert reply.code == 250
+        reply = connection.command("DATA")
+        assert reply is not None
+        connection.send(MESSAGE)
+        reply = connection.command(".")
+        assert reply is not None
+        assert reply.code == 250
+    assert len(server.maildir("alice")) == 1
+
+
+@pytest.mark.parametrize("size", [65485, 65486, 65533])
+def test_a_line_that_would_hang_the_server(start: Start, size: int) -> None:
+    """Behind a filter that returns each line as it is: unsupervised, it hangs all sessions."""
+    server = start(filters={"echo": supervised(*ECHO)})
+    line = b"x" * size
+    with server.client() as client:
+        client.sendmail(SENDER, [ALICE], MESSAGE + line + b"\r\n")
+    with server.client() as client:
+        client.sendmail(SENDER, [ALICE], MESSAGE)
+    first, second = server.maildir("alice")
+    assert first.content.replace(b"\n", b"").replace(b" ", b"").count(b"x" * 900) >= size // 1000
+    assert first.content.count(b"x") >= size
+    assert second.content.endswith(local(MESSAGE).split(b"\n\n")[1])
+
+
+def test_long_lines_are_not_cut(start: Start) -> None:
+    """6.8 would cut lines from a filter at 1,997 bytes."""
+    server = start(filters={"echo": supervised(*ECHO)})
+    body = b"y" * 5000
+    with server.client() as client:
+        client.sendmail(SENDER, [ALICE], MESSAGE + body + b"\r\n")
+    [mail] = server.maildir("alice")
+    assert mail.content.replace(b"\n ", b"").endswith(body + b"\n")
+
+
+def test_a_program_that_cannot_be_started(start: Start) -> None:
+    server = start(filters={"none": supervised("/nonexistent", flags=("--on-error", "proceed"))})
+    with server.client() as client:
+        client.sendmail(SENDER, [ALICE], MESSAGE)
+    assert len(server.maildir("alice")) == 1
+
+
+def test_a_reload(start: Start) -> None:
+    server = start(filters={"echo": supervised(*ECHO)})
+    for _ in range(3):
+        since = len(server.log)
+        server.signal_filter("supervise", signal.SIGHUP)
+        server.wait_for("supervise reload result=ok", since=since)
+        with server.client() as client:
+            client.sendmail(SENDER, [ALICE], MESSAGE)
+    assert len(server.maildir("alice")) == 3

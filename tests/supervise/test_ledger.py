@@ -1,0 +1,59 @@
+"""The reports of a session that are kept: in order, current, bounded."""
+
+from __future__ import annotations
+
+from smtpd_filters.supervise.ledger import MAX_SESSION, MAX_TRANSACTION, Session
+
+
+def row(name: str, *values: str) -> tuple[bytes, bytes]:
+    line = "|".join(("report", "0.7", "1.0", "smtp-in", name, "00000000000000ee", *values))
+    return name.encode(), line.encode()
+
+
+def names(session: Session) -> list[str]:
+    return [line.split(b"|")[4].decode() for line in session.lines]
+
+
+def test_a_transaction_is_forgotten_when_it_ends() -> None:
+    session = Session(b"00000000000000ee")
+    for name in ("link-connect", "link-identify", "tx-begin", "tx-mail", "tx-rcpt", "tx-data"):
+        session.keep(*row(name))
+    session.end_transaction()
+    assert names(session) == ["link-connect", "link-identify"]
+    session.end_transaction()
+    session.keep(*row("tx-begin"))
+    assert names(session) == ["link-connect", "link-identify", "tx-begin"]
+
+
+def test_reports_of_the_session_within_a_transaction_stay() -> None:
+    session = Session(b"00000000000000ee")
+    for name in ("link-connect", "tx-begin", "link-identify", "tx-mail"):
+        session.keep(*row(name))
+    assert names(session) == ["link-connect", "tx-begin", "link-identify", "tx-mail"]
+    session.end_transaction()
+    assert names(session) == ["link-connect", "link-identify"]
+
+
+def test_a_client_that_greets_again_and_again() -> None:
+    session = Session(b"00000000000000ee")
+    session.keep(*row("link-connect"))
+    for number in range(10 * MAX_SESSION):
+        session.keep(*row("link-identify", str(number)))
+        if number == MAX_SESSION // 2:
+            session.keep(*row("tx-begin"))
+    assert len(session.lines) == MAX_SESSION + 1
+    assert names(session)[0] == "link-connect"
+    assert session.lines[-1].endswith(b"|%d" % (10 * MAX_SESSION - 1))
+    session.end_transaction()
+    assert "tx-begin" not in names(session)
+    assert len(session.lines) == MAX_SESSION
+
+
+def test_refused_recipients_do_not_accumulate() -> None:
+    session = Session(b"00000000000000ee")
+    session.keep(*row("tx-begin"))
+    for number in range(2 * MAX_TRANSACTION):
+        session.keep(*row("tx-rcpt", "m", "permfail", f"a{number}@example.org"))
+    session.keep(*row("tx-rcpt", "m", "ok", "b@example.org"))
+    assert len(session.lines) == MAX_TRANSACTION + 1
+    assert session.lines[-1].endswith(b"b@example.org")
