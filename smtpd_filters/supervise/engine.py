@@ -91,14 +91,18 @@ class Engine:
         self.links: list[Link] = []
         self.starting: dict[Link, None] = {}
         self.sessions: dict[bytes, Session] = {}
+        self._handlers = {
+            b"report": self._report,
+            b"filter": self._request,
+            b"config": self._configure,
+        }
         #: Lines of smtpd are left unprocessed, for lack of memory.
         self.stalled = False
         self._partial = bytearray()
         #: Lines to process: those of known messages, then one to process again, then the others.
-        self._run: list[bytes] = []
+        self._run: dict[bytes, list[bytes]] = {}
         self._row = b""
         self._rows: Iterator[bytes] = iter(())
-        self._none: Iterator[bytes] = iter(())
 
     @property
     def now(self) -> float:
@@ -205,7 +209,7 @@ class Engine:
         """Release memory: the lines of messages that are kept only to be given again."""
         for session in self.sessions.values():
             message = session.message
-            if message is None or message.store is None or message.state != GIVEN:
+            if message is None or not message.kept or message.state != GIVEN:
                 continue
             if message.link is not None and message not in message.link.feeding:
                 message.returned = True  # as if: it is not given again
@@ -224,19 +228,18 @@ class Engine:
         end = data.rfind(b"\n") + 1
         rest = data[end:]
         whole = data[:end] if rest else data
+        partial = bytearray(rest)
+        if self.transit.known and self.transit.pass_whole(whole):
+            self._partial = partial
+            return
         rows = whole.split(b"\n")
         rows.pop()
-        known = bool(rows and self.transit.known) and self.transit.all_known(rows, whole)
-        partial = bytearray(rest)
         every = iter(rows)
         # From here on the input counts as taken.
         self._partial = partial
         self._rows = every
         try:
-            if known:
-                self.transit.bulk(rows, whole)
-                self._rows = self._none
-            else:
+            if not (rows and self.transit.known and self.transit.bulk(rows, whole)):
                 self._process()
         except MemoryError:
             self.stalled = True
@@ -250,53 +253,50 @@ class Engine:
 
     def _process(self) -> None:
         """Process the lines.  What is kept if it raises MemoryError is kept without allocating."""
-        known, run = self.transit.known, self._run
+        transit, run = self.transit, self._run
+        known = transit.known
         rows = chain((self._row,), self._rows) if self._row else self._rows
         self.stalled, self._row = False, b""
         row = b""
         try:
             for row in rows:
-                if known and len(row) != self.transit.dot_size and self.transit.key(row) in known:
-                    run.append(row)
-                    continue
+                if known and len(row) != transit.dot_size:
+                    key = transit.key(row)
+                    same = run.get(key)
+                    if same is not None:
+                        same.append(row)
+                        continue
+                    if key in known:
+                        run[key] = [row]
+                        continue
                 if run:
-                    self.transit.runs(run)
+                    transit.runs(run)
                     run.clear()
-                self._guarded(row)
+                fields = row.split(b"|", 7)
+                try:
+                    self._handlers.get(fields[0], self._unknown)(row, fields)
+                except MemoryError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # Alive
+                    self._failed(fields, error)
             row = b""
             if run:
-                self.transit.runs(run)
+                transit.runs(run)
                 run.clear()
         except MemoryError:
             self._row = row
             raise
 
-    def _guarded(self, row: bytes) -> None:
-        """Process one line; a bug of ours costs at most an answer by `on_error`."""
-        try:
-            self._take(row)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  # Alive
-            self.log.limited("bug", NAME, "bug", error=fold_traceback(error))
-            fields = row.split(b"|", 7)
-            phase = PHASES_ON_WIRE.get(fields[4]) if len(fields) == 8 else None
-            session = self.sessions.get(fields[5]) if phase is not None else None
-            if phase is not None and (session is None or session.phase is None):
-                self._answer(fields[5], fields[6], self._fallback(phase).wire)
+    def _failed(self, fields: list[bytes], error: Exception) -> None:
+        """Handle a bug of ours: it costs at most an answer by `on_error`."""
+        self.log.limited("bug", NAME, "bug", error=fold_traceback(error))
+        phase = PHASES_ON_WIRE.get(fields[4]) if len(fields) == 8 else None
+        session = self.sessions.get(fields[5]) if phase is not None else None
+        if phase is not None and (session is None or session.phase is None):
+            self._answer(fields[5], fields[6], self._fallback(phase).wire)
 
-    def _take(self, row: bytes) -> None:
-        """Process one line."""
-        fields = row.split(b"|", 7)
-        word = fields[0]
-        if word == b"report":
-            self._report(row, fields)
-        elif word == b"filter":
-            self._request(row, fields)
-        elif word == b"config":
-            self._configure(row, fields)
-        else:
-            self._unexpected("line")
+    def _unknown(self, _row: bytes, _fields: list[bytes]) -> None:
+        self._unexpected("line")
 
     def _unexpected(self, what: str) -> None:
         self.log.limited(f"unexpected {what}", NAME, "unexpected", input=what)

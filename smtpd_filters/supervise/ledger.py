@@ -124,10 +124,12 @@ class Message:
     """One message, from its first data-line until the final dot was returned to smtpd."""
 
     __slots__ = (
+        "blocks",
         "ended",
         "fed",
         "given",
         "header",
+        "kept",
         "key",
         "link",
         "prefix",
@@ -148,10 +150,11 @@ class Message:
         self.key = b""
         self.state = HELD
         self.link: Link | None = None
-        #: smtpd's lines from the first one, as long as they may be needed again, and how many bytes
-        #: of them the program has got.
+        #: smtpd's lines from the first one, as long as they may be needed again, in the spool or as
+        #: a few blocks; how many bytes were kept, and how many of them the program has got.
         self.store: Store | None = None
-        self.fed = 0
+        self.blocks: list[bytes] = []
+        self.kept = self.fed = 0
         #: How many programs have got it.
         self.given = 0
         #: smtpd has sent the final dot; and since when the program owes a line, if so.
@@ -168,3 +171,5 @@ class Message:
         if self.store is not None:
             self.store.discard()
             self.store = None
+        self.blocks.clear()
+        self.kept = 0

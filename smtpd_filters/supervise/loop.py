@@ -58,7 +58,7 @@ class Loop:
     ) -> None:
         self.engine, self.log = engine, log
         self.smtpd = Channel(ends.source, ends.sink)
-        self.signals = Signals()
+        self.signals = Signals(_nothing)
         # Its wake-up is all that is needed.
         signal.signal(signal.SIGCHLD, _ignore)
         self.poll, self.nap = select.poll(), select.poll()
@@ -292,6 +292,10 @@ class Loop:
         worker.channel.unread = 0
         if data is not None and not data:
             self._mask(worker.process.fd, 0)
+
+
+def _nothing() -> None:
+    """SIGTERM only ends the loop."""
 
 
 def _ignore(_signal: int, _frame: object) -> None:

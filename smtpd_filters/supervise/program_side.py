@@ -18,7 +18,7 @@ from operator import itemgetter
 from smtpd_filters.runtime.log import fold_traceback
 
 from .answers import FaultError, check
-from .transit import COMMIT, HEAD, NAME
+from .transit import COMMIT, HEAD, NAME, count_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class ProgramSide:
         if link.partial:
             whole = bytes(link.partial) + whole
         link.partial = bytearray(data[end:])
+        if link.returning and self._whole(link, whole):
+            return
         rows = whole.split(b"\n")
         rows.pop()
         if not link.ready:
@@ -96,24 +98,54 @@ class ProgramSide:
         head = b"|".join(row[: 2 * HEAD].split(b"|")[:4])[:SHOWN]
         link.fault = f"{what}: {head.decode('utf-8', 'backslashreplace')}"
 
+    def _whole(self, link: Link, data: bytes) -> bool:
+        """Pass a chunk on without splitting it; return False if that can't be done.
+
+        It consists of lines of one or two messages, those of its first and its last line, and none
+        is a final dot or needs a change. Each line but the first is counted with the line end
+        before it, so no text of a message can pass for the start of a line.
+        """
+        if len(data) > self._transit.limit or b"\0" in data:
+            return False
+        lines = count_lines(data)
+        last = data.rfind(b"\n", 0, len(data) - 1) + 1
+        present: list[Message] = []
+        for at in (0, last):
+            head = data[at : at + HEAD]
+            message = link.returning.get(head)
+            if message is None or head + b".\n" in data:
+                return False
+            if message not in present:
+                present.append(message)
+                lines -= data.count(b"\n" + head) + data.startswith(head)
+            if not lines:
+                break
+        if lines:
+            return False
+        self._transit.lines.append(data)
+        for message in present:
+            if message.header and message.prefix + b"\n" in data:
+                message.header = False
+            self._progress(link, message, len(data))
+        return True
+
     def _all_returning(self, link: Link, rows: list[bytes], data: bytes) -> bool:
         """Pass a chunk on in one piece if it consists of lines of messages that need no change."""
-        if not link.returning.keys() >= set(map(_head, rows)):
-            return False
-        shortest = min(map(len, rows))
-        if shortest <= _DOT and b"|.\n" in data:
-            return False
-        return self._pass_back(link, rows, data)
-
-    def _pass_back(self, link: Link, rows: list[bytes], data: bytes) -> bool:
-        """Pass lines on in one piece, none a final dot; return False if some need change."""
-        if max(map(len, rows)) > self._transit.limit + HEAD or b"\0" in data:
-            return False
-        returning = link.returning
         heads = set(map(_head, rows))
+        if not link.returning.keys() >= heads:
+            return False
+        if min(map(len, rows)) <= _DOT and b"|.\n" in data:
+            return False
+        return self._pass_back(link, rows, data, heads)
+
+    def _pass_back(self, link: Link, rows: list[bytes], data: bytes, heads: set[bytes]) -> bool:
+        """Pass lines on in one piece, none a final dot; return False if some need change."""
+        limit = self._transit.limit + HEAD
+        if (len(data) > limit and max(map(len, rows)) > limit) or b"\0" in data:
+            return False
         self._transit.lines.append(data)
         for head in heads:
-            message = returning[head]
+            message = link.returning[head]
             if message.header and head in rows:
                 message.header = False
             self._progress(link, message, len(data))
@@ -124,7 +156,7 @@ class ProgramSide:
         message.returned = True
         message.since = self._transit.now
         message.sent += size
-        if message.store is not None and message not in link.feeding:
+        if message.kept and message not in link.feeding:
             message.release()
         if message.sent > GROWTH_FACTOR * message.received + GROWTH:
             self._fault(link, "flood of lines", message.prefix)
@@ -152,7 +184,8 @@ class ProgramSide:
             self._run_back(link, run)
 
     def _run_back(self, link: Link, rows: list[bytes]) -> None:
-        if not self._pass_back(link, rows, b"\n".join([*rows, b""])):
+        data = b"\n".join([*rows, b""])
+        if not self._pass_back(link, rows, data, set(map(_head, rows))):
             for row in rows:
                 if not link.fault:
                     self._line_back(link, row)

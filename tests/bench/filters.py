@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 from smtpd_filters.chain import Chain
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
@@ -75,6 +77,18 @@ class SevenLater(SevenPhases):
         return PROCEED
 
 
+class SpendsAMillisecond(Filter):
+    """Spend 1 ms of processor time in one phase of each session, as a signature would."""
+
+    name = "spends-a-millisecond"
+
+    def mail_from(self, _session: Session, _address: str, /) -> Proceed:
+        end = process_time() + 0.001
+        while process_time() < end:
+            pass
+        return PROCEED
+
+
 class Whole(Filter):
     """Register for whole messages."""
 
@@ -137,6 +151,11 @@ def add_header() -> int:
 def seven_phases() -> int:
     """Run `SevenPhases`."""
     return run(SevenPhases)
+
+
+def spends_a_millisecond() -> int:
+    """Run `SpendsAMillisecond`."""
+    return run(SpendsAMillisecond)
 
 
 def seven_later() -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    "stalls",
+    *("stalls", "supervised"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -428,6 +428,34 @@ class Bench:
                         worst = {key: max(each, worst.get(key, 0)) for key, each in found.items()}
                 for key, limit in (("longest wait, ms", 250), ("peak RSS MiB", most)):
                     self.target(f"{name} flooded: {key}", worst[key], "<=", limit)
+
+    def supervised(self) -> None:
+        """Measure what filter-supervise costs a filter, and what a second worker is worth."""
+        from tests.bench import supervised
+
+        sizes = self.sizes
+        lines, runs, workers = [], [], []
+        for number in range(sizes.rounds):
+            progress(f"supervised: round {number + 1} of {sizes.rounds}")
+            messages = supervised.measure_lines(self.lines_filter, sizes.messages, sizes.lines)
+            lines.append({name: line_figures(run) for name, run in messages.items()})
+            played = supervised.measure_sessions(self.sessions_filter, sizes.sessions)
+            runs.append({name: session_figures(run) for name, run in played.items()})
+            busy = supervised.measure_workers(our("spends_a_millisecond"), sizes.sessions // 10)
+            workers.append({name: session_figures(run) for name, run in busy.items()})
+        one, two, alone = supervised.SUPERVISED, supervised.TWO, supervised.ALONE
+        for title, found in (("lines", lines), ("sessions", runs), ("1 ms a session", workers)):
+            for name, median in medians(found).items():
+                self.report.figures[f"{title}, {name}"] = median
+        own, _ = supervised.memory(self.sessions_filter)
+        for title, value, sense, limit in (
+            ("lines/s, supervised : alone", compare(lines, one, alone, "lines/s"), ">=", 0.6),
+            ("sessions/s, supervised : alone", compare(runs, one, alone, "sessions/s"), ">=", 0.75),
+            ("p99 µs, supervised : alone", compare(runs, one, alone, "p99 µs"), "<=", 2),
+            ("sessions/s, two workers : one", compare(workers, two, one, "sessions/s"), ">=", 1.6),
+            ("USS of the supervisor, MiB", own / MIB, "<=", 12),
+        ):
+            self.target(title, value, sense, limit)
 
     def _beside(
         self,

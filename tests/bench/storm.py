@@ -1,0 +1,98 @@
+"""A storm of 1,000 failures on real servers: what a supervised filter's end costs clients and mail.
+
+    python -m tests.bench.storm [--faults 1000] [--clients 100] [--filter NAME]... [--version 6.8]
+
+Under the load of clients, programs of a supervised filter are killed, stopped or made to write
+nonsense at random. At the end each accepted message must have been delivered once and unaltered,
+and every other must have been refused with 4xx; otherwise the exit status is 1. With
+`--unsupervised` the same filter runs without filter-supervise, and the time is shown until the
+server is down. Needs root, as the end-to-end tests do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+
+from smtpd_filters.testing.server import Smtpd, filter_command, unavailable
+from smtpd_filters.testing.server.releases import VERSIONS
+from tests.e2e.storm import MISBEHAVES, STOPS, Storm
+from tests.e2e.test_supervise import ECHO
+
+#: By name: the command, a part of it by which its processes are found, and what happens to them.
+FILTERS = {
+    "script": (shlex.join(ECHO), "misbehaving", MISBEHAVES),
+    "whole": (shlex.join([*ECHO, "--whole"]), "misbehaving", MISBEHAVES),
+    "trace": (filter_command("trace", "--detail", "headers"), "filter-trace", STOPS),
+    "senderscore": ("/usr/libexec/opensmtpd/filter-senderscore", "filter-senderscore", STOPS),
+    "rspamd": ("/usr/libexec/opensmtpd/filter-rspamd", "filter-rspamd", STOPS),
+}
+
+
+def supervised(version: str, name: str, faults: int, clients: int, pause: float) -> bool:
+    """Run one storm; return whether no mail was lost, repeated or altered."""
+    command, marker, signals = FILTERS[name]
+    flags = ("--deadline", "5s")
+    filters = {"stormy": filter_command("supervise", *flags, *shlex.split(command))}
+    with Smtpd(version, filters=filters) as server:
+        storm = Storm(server, marker, signals)
+        started = time.monotonic()
+        result = storm.blow(faults, clients=clients, pause=pause)
+        seconds = time.monotonic() - started
+        try:
+            storm.check()
+            verdict = "no mail lost, repeated or altered"
+        except AssertionError as error:
+            verdict = f"FAILED: {str(error)[:200]}"
+        print(
+            f"{version} {name}: {result.faults} failures in {seconds:.0f} s, "
+            f"{len(result.accepted)} accepted, {result.refused} refused for now, "
+            f"slowest reply {result.slowest:.1f} s: {verdict}",
+            flush=True,
+        )
+        return not verdict.startswith("FAILED")
+
+
+def unsupervised(version: str, name: str, clients: int) -> None:
+    """Run the filter alone, and show how long the server lives after the first failure."""
+    command, marker, signals = FILTERS[name]
+    with Smtpd(version, filters={"stormy": command}) as server:
+        server.expect_end()
+        storm = Storm(server, marker, signals[:1])
+        started = time.monotonic()
+        result = storm.blow(1000, clients=clients, pause=0.05)
+        seconds = time.monotonic() - started
+        print(
+            f"{version} {name}, alone: the server is down after {result.faults} failure(s), "
+            f"{seconds:.2f} s",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Run the storms; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two, on average")
+    parser.add_argument("--filter", action="append", choices=FILTERS)
+    parser.add_argument("--version", action="append", choices=VERSIONS)
+    parser.add_argument("--unsupervised", action="store_true")
+    options = parser.parse_args()
+    fine = True
+    for version in options.version or VERSIONS:
+        if reason := unavailable(version):
+            print(f"{version}: left out: {reason}")
+            continue
+        for name in options.filter or FILTERS:
+            if options.unsupervised:
+                unsupervised(version, name, options.clients)
+            else:
+                fine &= supervised(version, name, options.faults, options.clients, options.pause)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

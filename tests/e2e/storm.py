@@ -1,0 +1,190 @@
+"""A storm: clients that send mail, while the program of a supervised filter is made to fail.
+
+Each message has its own number and content. Afterwards every accepted message must have been
+delivered once and byte-exact, and every other must have got a 4xx reply or a closed connection of a
+client that was refused.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from smtpd_filters.testing.server.layout import MAIL
+from tests.e2e.sending import ALICE, SENDER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.testing.server import Connection, Reply, Smtpd
+
+#: What happens to a program, by signals: those of `tests/supervise/misbehaving.py` besides.
+ENDS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+STOPS = (*ENDS, signal.SIGSTOP)
+MISBEHAVES = (*STOPS, signal.SIGUSR1, signal.SIGUSR2)
+_NUMBER = re.compile(rb"(?m)^X-Number: ([0-9]+)$")
+
+
+@dataclass
+class Result:
+    """What came of a storm."""
+
+    faults: int = 0
+    accepted: list[int] = field(default_factory=list)
+    refused: int = 0
+    #: Replies that a client must not get, and connections that ended without one.
+    wrong: list[str] = field(default_factory=list)
+    #: Seconds that the slowest reply took.
+    slowest: float = 0.0
+
+
+class Storm:
+    """`marker` is in the command line of the programs that fail, but not of their supervisor."""
+
+    def __init__(
+        self, server: Smtpd, marker: str, signals: Sequence[int], *, seed: int = 1
+    ) -> None:
+        self.server, self.marker, self.signals = server, marker, signals
+        self.result = Result()
+        self._chance = random.Random(seed)  # noqa: S311  # the same storm in every run
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._numbers = iter(range(1, 1 << 30))
+
+    def blow(self, faults: int, *, clients: int = 20, pause: float = 0.5) -> Result:
+        """Cause so many faults, `pause` seconds apart on average, under the load of clients."""
+        with ThreadPoolExecutor(clients) as pool:
+            loads = [pool.submit(self._load, seed) for seed in range(clients)]
+            try:
+                while self.result.faults < faults and self.server.alive():
+                    self._fail()
+                    self._over.wait(self._chance.uniform(0, 2 * pause))
+            finally:
+                self._over.set()
+            for load in loads:
+                load.result()
+        return self.result
+
+    def _fail(self) -> None:
+        """Make a program fail."""
+        programs = [
+            process.pid
+            for process in self.server.find(self.marker)
+            if "filter-supervise" not in " ".join(process.arguments)
+            and process.arguments[:2] != ["sh", "-c"]
+        ]
+        if not programs:
+            return
+        try:
+            os.kill(self._chance.choice(programs), self._chance.choice(self.signals))
+        except ProcessLookupError:
+            return
+        self.result.faults += 1
+
+    # -- clients ---------------------------------------------------------------------------
+
+    def _load(self, seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311  # as above
+        while not self._over.is_set() and self.server.alive():
+            with self.server.connection() as connection:
+                refused = self.result.refused
+                self._session(connection, chance)
+            if self.result.refused > refused:
+                self._over.wait(0.05)  # a client that is refused doesn't come back at once
+
+    def _session(self, connection: Connection, chance: random.Random) -> None:
+        """Send a few messages, or until something is refused."""
+        if not self._expect(self._timed(connection.reply), 220):
+            return
+        for line in ("EHLO client.example", *[""] * chance.randrange(1, 4)):
+            if line:
+                if not self._expect(self._command(connection, line), 250):
+                    return
+            elif not self._message(connection, chance):
+                return
+        self._command(connection, "QUIT")
+
+    def _message(self, connection: Connection, chance: random.Random) -> bool:
+        with self._lock:
+            number = next(self._numbers)
+        for line, code in (
+            (f"MAIL FROM:<{SENDER}>", 250),
+            (f"RCPT TO:<{ALICE}>", 250),
+            ("DATA", 354),
+        ):
+            if not self._expect(self._command(connection, line), code):
+                return False
+        connection.send(content(number).replace(b"\n", b"\r\n"))
+        if chance.random() < 0.3:
+            time.sleep(chance.random() / 10)
+        if self._expect(self._command(connection, "."), 250):
+            with self._lock:
+                self.result.accepted.append(number)
+            return True
+        return False
+
+    def _command(self, connection: Connection, line: str) -> Reply | None:
+        return self._timed(lambda: connection.command(line))
+
+    def _timed(self, ask: object) -> Reply | None:
+        started = time.monotonic()
+        reply: Reply | None = ask()  # type: ignore[operator]
+        took = time.monotonic() - started
+        with self._lock:
+            self.result.slowest = max(self.result.slowest, took)
+        return reply
+
+    def _expect(self, reply: Reply | None, code: int) -> bool:
+        """Return whether it is this reply; count a temporary refusal, note any other reply."""
+        if reply is not None and reply.code == code:
+            return True
+        with self._lock:
+            if reply is not None and 400 <= reply.code < 500:
+                self.result.refused += 1
+            else:
+                self.result.wrong.append(f"{reply} for {code}")
+        return False
+
+    # -- afterwards ------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise AssertionError if mail was lost, repeated or altered, or a client got no reply."""
+        assert self.server.alive()
+        assert self.result.wrong == []
+        accepted = self.result.accepted
+        delivered: dict[int, bytes] = {}
+        self.server.settle(timeout=300)
+        for path in self.server.path(f"{MAIL}/alice").glob("new/*"):
+            mail = path.read_bytes()
+            found = _NUMBER.search(mail)
+            assert found, mail[:500]
+            number = int(found[1])
+            assert number not in delivered, f"message {number} was delivered twice"
+            delivered[number] = mail
+        assert sorted(delivered) == sorted(accepted)
+        for number, mail_content in delivered.items():
+            assert mail_content.endswith(content(number)), f"message {number} was altered"
+
+
+def content(number: int) -> bytes:
+    """Return message `number`: some are short, some long, some have long lines."""
+    lines = [
+        b"X-Number: %d" % number,
+        b"From: someone@good.example",
+        b"To: alice@local.example",
+        b"Date: Mon, 30 Nov 2026 00:00:00 +0000",
+        b"Message-ID: <%d@good.example>" % number,
+        b"Subject: storm",
+        b"",
+    ]
+    chance = random.Random(number)  # noqa: S311  # the content follows from the number
+    count = chance.choice((1, 30, 30, 3000))
+    lines += [b"%d " % number + b"x" * chance.randrange(900) for _ in range(count)]
+    return b"\n".join([*lines, b""])
