@@ -48,6 +48,10 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     own, general = parse_flags(
         cls.Options, argv, common=common, prog=prog, description=cls.described()
     )
+    if general.supervised:
+        from .supervise.short_form import supervise_this
+
+        supervise_this(argv, general.on_error, general.deadline, general)
     return serve_chain(
         lambda log: make_chain([set_up(make(cls, own), log, general)], log),
         process=general,

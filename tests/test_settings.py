@@ -721,12 +721,7 @@ def test_private_names_are_free() -> None:
 def test_common_options() -> None:
     common = common_options(("proceed", "tempfail"), "tempfail", 5)
     assert list(common.options) == [
-        "verbose",
-        "long_lines",
-        "sandbox",
-        "on_error",
-        "deadline",
-        "dry_run",
+        *("verbose", "long_lines", "sandbox", "on_error", "deadline", "dry_run", "supervised"),
     ]
     assert vars(common()) == {
         "verbose": False,
@@ -735,6 +730,7 @@ def test_common_options() -> None:
         "on_error": "tempfail",
         "deadline": 5,
         "dry_run": False,
+        "supervised": False,
     }
     assert issubclass(common, CommonSettings)
     assert issubclass(policy_options(), PolicySettings)

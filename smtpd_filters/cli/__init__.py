@@ -35,6 +35,7 @@ VERBS = {
     "learn": "learn",
     "list": "listing",
     "record": "record",
+    "reload": "reload",
     "replay": "replay",
     "run": "run",
 }

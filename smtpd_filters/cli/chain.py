@@ -21,6 +21,7 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.scoring.rules import RuleError
 from smtpd_filters.settings import (
     PATH,
+    SUPERVISED,
     SWITCH,
     TEXT,
     Pool,
@@ -98,21 +99,28 @@ class Common(Settings):
         default=ProcessSettings.options["sandbox"].default,
         help=f"{ProcessSettings.options['sandbox'].help} This overrides the file's.",
     )
+    supervised = SUPERVISED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the executable filter-chain."""
     try:
+        words = sys.argv[1:] if argv is None else argv
         own, common = parse_flags(
             Options,
-            sys.argv[1:] if argv is None else argv,
+            words,
             common=Common,
             prog=PROG,
             description="Run several filters in one process, as smtpd-filters.toml(5) declares "
             "them.",
         )
+        if own.check:
+            return check(own)
+        if common.supervised:
+            _supervise(words, own)
         given = {name: value for name, value in vars(common).items() if name in common.given}
-        return check(own) if own.check else _serve(own, given)
+        given.pop("supervised", None)
+        return _serve(own, given)
     except ConfigError as error:
         die(error, PROG)
 
@@ -131,6 +139,25 @@ def _serve(own: Options, common: Mapping[str, object]) -> int:
         process=process,
         prog=PROG,
     )
+
+
+def _supervise(words: Sequence[str], own: Options) -> None:
+    """Become the supervisor of this chain; its file is read first, for errors and deadlines."""
+    from smtpd_filters.runtime.channel import Ends
+    from smtpd_filters.supervise.short_form import supervise_this
+
+    file = ChainFile.read(own.config or _default_path())
+    name = file.chain(own.chain)
+    ends = Ends()  # smtpd must not get what the operator's own modules print
+    try:
+        policies = [each.policy for each in file.declared(name)]
+    finally:
+        ends.give_back()
+    # The strictest of its filters.
+    outcomes = {policy.on_error for policy in policies}
+    on_error = next((each for each in ("tempfail", "junk") if each in outcomes), "proceed")
+    deadline = max((policy.deadline for policy in policies), default=0.0)
+    supervise_this(words, on_error, deadline, file.process(name))
 
 
 def _default_path() -> str:

@@ -27,6 +27,7 @@ from smtpd_filters.errors import os_reason, user_name
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.supervise.program import CHECKING
 
 from .accounts import UnknownError, filters_user
 from .player import LIBEXEC
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
 
 SHELL = "/bin/sh"
 #: The environment of a server.
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    CHECKING: "1",
+}
 #: Seconds for a filter to end after the end of its input.
 LAST_WORDS = 5.0
 #: Bytes that a filter may write to smtpd without a request: a registration takes under 2 KiB.

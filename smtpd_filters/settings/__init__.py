@@ -9,7 +9,9 @@ from __future__ import annotations
 from .declare import Option, Settings, from_mapping, operand, option
 from .flags import (
     MAX_DEADLINE,
+    SUPERVISED,
     CommonSettings,
+    ConversationSettings,
     PolicySettings,
     ProcessSettings,
     common_options,
@@ -47,9 +49,11 @@ __all__ = [
     "REPLY",
     "SECONDS",
     "SIZE",
+    "SUPERVISED",
     "SWITCH",
     "TEXT",
     "CommonSettings",
+    "ConversationSettings",
     "Kind",
     "Loadable",
     "Option",

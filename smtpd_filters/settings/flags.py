@@ -51,8 +51,8 @@ DEADLINE = 30.0  # seconds
 MAX_DEADLINE = 300.0
 
 
-class ProcessSettings(Settings):
-    """Settings of a process, shared by all filters that run in it."""
+class ConversationSettings(Settings):
+    """Settings of a process that smtpd starts, even if it only runs other programs."""
 
     verbose = option(
         SWITCH, default=False, flags=("-v",), help="Log every decision, including those to proceed."
@@ -63,6 +63,11 @@ class ProcessSettings(Settings):
         help="What to do with a line of a message that is too long for smtpd: split it "
         "(a header field is folded, no text is lost) or refuse the message.",
     )
+
+
+class ProcessSettings(ConversationSettings):
+    """Settings of a process, shared by all filters that run in it."""
+
     sandbox = option(
         choice("off", "on", "strict"),
         default="on",
@@ -93,8 +98,18 @@ class PolicySettings(Settings):
     )
 
 
+SUPERVISED = option(
+    SWITCH,
+    default=False,
+    help="Run under filter-supervise, so that smtpd goes on if this process fails, and a reload "
+    "starts it again.",
+)
+
+
 class CommonSettings(PolicySettings, ProcessSettings):
     """Settings of every executable, beside its filter's own."""
+
+    supervised = SUPERVISED
 
 
 def policy_options(

@@ -40,6 +40,8 @@ PAUSE = 20
 ENDING, LEAVING = 5.0, 7.0
 #: Blocks of a message given again that are written in one round.
 BLOCKS = 4
+#: The name of the process on Linux.
+MARK = b"smtpd-supervise"
 _NONE: list[bytes] = []
 
 
@@ -59,6 +61,7 @@ class Loop:
         self.engine, self.log = engine, log
         self.smtpd = Channel(ends.source, ends.sink)
         self.signals = Signals(_nothing)
+        _mark()
         # Its wake-up is all that is needed.
         signal.signal(signal.SIGCHLD, _ignore)
         self.poll, self.nap = select.poll(), select.poll()
@@ -292,6 +295,15 @@ class Loop:
         worker.channel.unread = 0
         if data is not None and not data:
             self._mask(worker.process.fd, 0)
+
+
+def _mark() -> None:
+    """Name this process, so that `smtpd-filters reload` finds it; it handles SIGHUP by now."""
+    try:
+        with open("/proc/self/comm", "wb") as file:  # noqa: PTH123  # pathlib costs start-up
+            file.write(MARK)
+    except OSError:
+        pass  # not Linux
 
 
 def _nothing() -> None:

@@ -66,8 +66,8 @@ def shell_command(words: Sequence[str]) -> str:
 def _find(name: str) -> str:
     if "/" in name or not name:
         return name
-    here = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH100, PTH120  # pathlib costs start-up
-    for place in (here, *LIBEXEC):
+    here = sys.argv[0].rpartition("/")[0]
+    for place in (here, *LIBEXEC) if here else LIBEXEC:
         path = f"{place}/{name}"
         if os.access(path, os.X_OK):
             return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from smtpd_filters.errors import ConfigError, not_started, user_name
@@ -11,7 +12,7 @@ from smtpd_filters.settings import (
     MAX_DEADLINE,
     SECONDS,
     SIZE,
-    ProcessSettings,
+    ConversationSettings,
     Settings,
     choice,
     die,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "filter-supervise"
+#: Set in the environment by `smtpd-filters check`: run the program without supervision, so that its
+#: failure at the start is seen.
+CHECKING = "SMTPD_FILTERS_CHECK"
 DESCRIPTION = (
     "Run a filter program, COMMAND, and keep smtpd running whatever happens to it. What follows "
     "the options is the command."
@@ -75,10 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags, command = split_command(words)
         own, process = parse_flags(
-            Options, flags, common=ProcessSettings, prog=PROG, description=DESCRIPTION
+            Options, flags, common=ConversationSettings, prog=PROG, description=DESCRIPTION
         )
         if not command:
             raise ConfigError("COMMAND is required: the filter program, with its options")  # noqa: TRY301  # as all errors of the command line
+        if os.environ.get(CHECKING):
+            from .process import shell_command
+
+            os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
         return supervise(command, own, process, prog=PROG)
     except ConfigError as error:
         die(error, PROG)
@@ -89,7 +97,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 
     The first word that is neither a flag nor the value of one begins the command.
     """
-    known = spellings([ProcessSettings.options, Options.options], PROG)
+    known = spellings([ConversationSettings.options, Options.options], PROG)
     at = 0
     while at < len(words):
         word = words[at]
@@ -103,7 +111,9 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at:]
 
 
-def supervise(command: Sequence[str], own: Options, process: ProcessSettings, *, prog: str) -> int:
+def supervise(
+    command: Sequence[str], own: Options, process: ConversationSettings, *, prog: str
+) -> int:
     """Serve smtpd with the command as its filter; return the exit status."""
     try:
         from smtpd_filters.runtime.channel import Ends, exit_now, ignore_hangup

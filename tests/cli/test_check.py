@@ -97,6 +97,25 @@ def test_a_filters_error_is_shown(
     assert about(checked, f"{program(DYNDNS)} {flags}") == expected
 
 
+SUPERVISE = "from smtpd_filters.supervise.program import main\nraise SystemExit(main())\n"
+
+
+def test_a_supervised_filter_is_checked_without_its_supervisor(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """The supervisor itself gets ready although the filter doesn't."""
+    dyndns = program(DYNDNS)
+    reason = "filter-dyndns: --allow: /no/such: No such file or directory"
+    assert about(checked, f"{dyndns} --supervised") == f"0 ok (as {ME})"
+    wrong = f"{dyndns} --allow file:/no/such"
+    assert about(checked, f"{wrong} --supervised") == f"1 {reason} (as {ME})"
+    supervise = program(SUPERVISE, "filter-supervise")
+    assert about(checked, f"{supervise} --workers 2 {dyndns}") == f"0 ok (as {ME})"
+    assert about(checked, f"{supervise} {wrong}") == f"1 {reason} (as {ME})"
+    error = 'filter-supervise: --workers: must be at least 1, not "0"'
+    assert about(checked, f"{supervise} --workers 0 {dyndns}") == f"1 {error} (as {ME})"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -229,7 +248,11 @@ def test_it_gets_what_smtpd_gives_it(
     status, lines = checked(used(f'filter f proc-exec "{command}"'))
     assert status == 0
     logged = [line.partition("log: ")[2] for line in lines if "log: " in line]
-    seen = {"['a b', 'c'] / ['LC_CTYPE', 'PATH', 'PWD']", "['a b', 'c'] / ['PATH', 'PWD']"}
+    own = "'SMTPD_FILTERS_CHECK'"
+    seen = {
+        f"['a b', 'c'] / ['LC_CTYPE', 'PATH', 'PWD', {own}]",
+        f"['a b', 'c'] / ['PATH', 'PWD', {own}]",
+    }
     assert logged[0] in seen | {each.replace(", 'PWD'", "") for each in seen}
     assert logged[1] == "True True"
     assert logged[2].split()[0] == "True"

@@ -80,7 +80,7 @@ def test_the_shell_can_read_it(path: Path) -> None:
     ("words", "expected"),
     [
         (["smtpd-filters", ""], set(VERBS)),
-        (["smtpd-filters", "re"], {"record", "replay"}),
+        (["smtpd-filters", "re"], {"record", "reload", "replay"}),
         (["smtpd-filters", "learn", ""], {"ham", "spam"}),
         (["smtpd-filters", "check", "--ch"], {"--chain", "--chains"}),
         (["smtpd-filters", "replay", "--protocol", ""], {"0.5", "0.6", "0.7"}),

@@ -168,7 +168,7 @@ def test_an_upgrade_keeps_state_and_owner(built: Built, machine: Machine, tmp_pa
         listen_in(smtpd, machine.root / "run")
         said = machine.run("dpkg", "-i", machine.put(later(built.deb, tmp_path / "later")))
     version = built.deb.name.split("_")[1]
-    assert f"filters that run stay at version {version} until smtpd is restarted" in said
+    assert f"stay at version {version} until smtpd is restarted" in said
     assert (machine.root / STATE / "kept").read_text() == "kept\n"
     # What the administrator has said about it goes before what we think.
     assert machine.run("stat", "-c", "%U:%G %a", f"/{STATE}") == "opensmtpd:root 770\n"

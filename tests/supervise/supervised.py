@@ -32,7 +32,7 @@ PATIENCE = 60.0
 class Client:
     """One session: each method goes on to the reply of the filter."""
 
-    def __init__(self, smtpd: Supervised, number: int) -> None:
+    def __init__(self, smtpd: Started, number: int) -> None:
         self.smtpd = smtpd
         self.name = b"%016x" % (0x7641DF97 << 32 | number)
         self.results: list[Result] = []
@@ -86,35 +86,36 @@ class Client:
         self.report("link-disconnect")
 
 
-class Supervised:
-    """A filter-supervise that runs a command."""
+class Started:
+    """A command that smtpd has started as a filter."""
 
-    def __init__(
-        self,
-        *flags: str,
-        command: Sequence[str] = PROGRAM,
-        protocol: tuple[int, int] = (0, 7),
-        before: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, command: Sequence[str], *, protocol: tuple[int, int] = (0, 7)) -> None:
         self.side = SmtpdConnection(protocol)
         self.oracle = Oracle()
         self.clients: dict[bytes, Client] = {}
         self._socket, theirs = socket.socketpair()
         reader, writer = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smtpd_filters.supervise.program", *flags, *command],
-            stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=writer, cwd=ROOT,
-        )  # fmt: skip
+            command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=writer, cwd=ROOT
+        )
         theirs.close()
         os.close(writer)
         self._socket.settimeout(PATIENCE)
         self._errors = reader
         os.set_blocking(reader, False)
         self._log = b""
-        if before:
-            before()
-        self.send(self.side.configure())
-        self.until(lambda: self.side.ready)
+        try:
+            self.send(self.side.configure())
+            self.until(lambda: self.side.ready)
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._socket.close()
+        os.close(self._errors)
 
     def __enter__(self) -> Self:
         return self
@@ -128,11 +129,8 @@ class Supervised:
         try:
             status = self.process.wait(PATIENCE)
         finally:
-            self.process.kill()
-            self._socket.close()
-            self.process.wait()
             log = self.log
-            os.close(self._errors)
+            self._close()
         if kind is None:
             assert status == 0, log
             self.oracle.finish()
@@ -202,3 +200,16 @@ class Supervised:
     def reload(self) -> None:
         """Have it reload."""
         self.process.send_signal(signal.SIGHUP)
+
+
+class Supervised(Started):
+    """A filter-supervise that runs a command."""
+
+    def __init__(
+        self,
+        *flags: str,
+        command: Sequence[str] = PROGRAM,
+        protocol: tuple[int, int] = (0, 7),
+    ) -> None:
+        start = [sys.executable, "-m", "smtpd_filters.supervise.program"]
+        super().__init__([*start, *flags, *command], protocol=protocol)

@@ -1,0 +1,95 @@
+"""`smtpd-filters reload` finds supervisors, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.cli import main, reload
+from tests.supervise.supervised import PROGRAM, Supervised
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_supervised_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with Supervised() as smtpd:
+        pid = str(smtpd.process.pid)
+        assert main(["reload", pid]) == 0
+        assert f" {pid} reloads\n" in capsys.readouterr().out
+        smtpd.logged("supervise reload", "result=ok")
+
+
+def test_the_name_of_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "filter-of-this-test"
+    program.write_text(f"#!/bin/sh\nexec {' '.join(PROGRAM)}\n", "utf-8")
+    program.chmod(0o755)
+    with Supervised(command=(str(program), "--flag")) as one, Supervised() as other:
+        assert main(["reload", "filter-of-this-test"]) == 0
+        out = capsys.readouterr().out
+        assert out == f"filter-of-this-test: {one.process.pid} reloads\n"
+        one.logged("supervise reload", "result=ok")
+        assert not any("supervise reload" in line for line in other.log)
+
+
+def test_a_name_that_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reload", "filter-nothing"]) == 1
+    assert capsys.readouterr().err == (
+        "smtpd-filters reload: filter-nothing: not a supervised filter that runs\n"
+    )
+
+
+def test_processes_that_only_look_like_one(capsys: pytest.CaptureFixture[str]) -> None:
+    script = "import sys; print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", script, "filter-supervise", "filter-looks-like-one"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert main(["reload", "filter-looks-like-one"]) == 1
+        assert main(["reload", str(process.pid)]) == 1
+        assert process.poll() is None
+        process.communicate()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (
+            "python3 -IS /libexec/filter-supervise --workers 2 filter-a -x",
+            "filter-a -x",
+        ),
+        ("/usr/bin/python3.11 -m smtpd_filters.supervise.program -- /x/filter-a", "/x/filter-a"),
+        (
+            "python3 -c import smtpd_filters.supervise.program; x -v -- python3 /x/filter-a -y",
+            "python3 /x/filter-a -y",
+        ),
+        ("vim /usr/libexec/opensmtpd/filter-supervise", ""),
+        ("python3 /usr/bin/other filter-supervise filter-a", ""),
+        ("python3 filter-supervise", ""),
+        ("", ""),
+    ],
+)
+def test_command_lines(line: str, command: str) -> None:
+    words = line.split(" ")
+    if "-c" in words:
+        at, end = words.index("-c") + 1, words.index("-v")
+        words = [*words[:at], " ".join(words[at:end]), *words[end:]]
+    found = [" ".join(each.command) for each in reload._parse(7, words)]
+    assert found == ([command] if command else [])
+    if command:
+        [each] = reload._parse(7, words)
+        assert each.name == "filter-a"
+
+
+def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "_PROC", "/nonexistent")
+    listed = [
+        "    1 /sbin/init",
+        " 4711 /usr/local/bin/python3.12 -IS /libexec/filter-supervise filter-a",
+    ]
+    monkeypatch.setattr(reload, "_ps", lambda: listed)
+    assert [(each.pid, each.name) for each in reload.supervisors()] == [(4711, "filter-a")]
