@@ -14,9 +14,11 @@ import signal
 from time import monotonic
 
 from smtpd_filters.runtime.channel import HIGH_WATER, LOW_WATER, Channel, Signals
+from smtpd_filters.runtime.log import fold_traceback
 
 from .fleet import Fleet, Worker
 from .process import Process
+from .transit import NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +95,9 @@ class Loop:
                 short = True
             except SystemError:  # raised if there is no memory for the MemoryError
                 short = True
+            except Exception as error:  # noqa: BLE001  # Alive
+                self.log.limited("loop", NAME, "bug", error=fold_traceback(error))
+                self.nap.poll(PAUSE)
         self._finish()
 
     def _round(self) -> None:

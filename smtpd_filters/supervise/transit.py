@@ -20,6 +20,7 @@ from smtpd_filters.message.spool import Spool, SpoolError, Store
 from smtpd_filters.protocol import long_lines
 from smtpd_filters.protocol.data_lines import TOO_LONG
 from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.runtime.log import fold_traceback
 
 from .ledger import GIVEN, HELD, LOST, PASSED, Message
 
@@ -291,11 +292,14 @@ class Transit:
             self._arrive(message, block)
 
     def _arrive(self, message: Message, block: bytes) -> None:
-        """Process whole lines of smtpd; without memory the message is lost."""
+        """Process whole lines of smtpd; without memory, or by a bug, the message is lost."""
         try:
             self._forward(message, block)
         except MemoryError:
             self._spoil(message)
+        except Exception as error:  # noqa: BLE001  # Alive
+            self._spoil(message)
+            self._log.limited("bug", NAME, "bug", error=fold_traceback(error))
 
     def _forward(self, message: Message, block: bytes) -> None:
         message.received += len(block)
@@ -339,7 +343,7 @@ class Transit:
         """Write lines of smtpd back to it, except for the final dot."""
         rows = block.split(b"\n")
         rows.pop()
-        contents = [row.split(b"|", 7)[7] for row in rows]
+        contents = [row.split(b"|", 7)[-1] for row in rows]
         if message.ended and contents and contents[-1] == b".":
             contents.pop()
         self.write(message, contents)

@@ -18,6 +18,7 @@ with atheris.instrument_imports(
         "smtpd_filters.chain",
         "smtpd_filters.session",
         "smtpd_filters.message",
+        "smtpd_filters.supervise",
     ]
 ):
     from tests.fuzz import fuzz_protocol

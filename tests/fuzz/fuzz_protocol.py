@@ -36,6 +36,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.in_process import Served
 from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play
+from tests.supervise import hostile as supervised
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
 CHOICES = 16
@@ -318,10 +319,14 @@ def ancient(stream: bytes) -> bool:
 
 def fuzz(data: bytes) -> None:
     """The first byte chooses the way in."""
-    if data[:1] < b"\x70":
+    if data[:1] < b"\x50":
         play(data[1:])
-    elif data[:1] < b"\xe0":
+    elif data[:1] < b"\x70":
+        supervised.play(data[1:])
+    elif data[:1] < b"\xd0":
         raw(data[1:])
+    elif data[:1] < b"\xe0":
+        supervised.raw(data[1:])
     else:
         grown(data[1:])
 
@@ -343,3 +348,5 @@ def corpus(folder: Path) -> None:
         (folder / f"recorded-{number:03}").write_bytes(b"\xc0" + choices + stream)
         (folder / f"grown-{number:03}").write_bytes(b"\xff" + choices[3:4] + stream)
         (folder / f"steps-{number:03}").write_bytes(b"\0" + stream[200:1200])
+        (folder / f"programs-{number:03}").write_bytes(b"\x50" + stream[200:1200])
+        (folder / f"supervised-{number:03}").write_bytes(b"\xd0" + stream)

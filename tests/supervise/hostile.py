@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from functools import cache
 
+from smtpd_filters.oracle.lines import LINE_LIMIT
 from smtpd_filters.oracle.rules import Kind
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Reject
 from smtpd_filters.protocol.filter_side import FilterConnection
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.supervise.engine import Engine
@@ -338,6 +340,37 @@ class Stage:
         hanging = [c for c in self.smtpd.oracle.complaints if c.kind is Kind.HANGS_SESSION]
         assert not hanging, hanging
         assert not any(each.waiting for each in self.smtpd.sessions if not each.gone)
+
+
+def raw(data: bytes) -> None:
+    """Give the bytes to both sides as they are; raise AssertionError if an end is not clean.
+
+    The engine takes anything, answers nothing that is not a whole line, and keeps no session that
+    has ended. `\\xff` at the start of a line changes the side.
+    """
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(SmtpdConnection().configure())
+    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
+    engine.admit(link)
+    for piece in data.split(b"\n\xff"):
+        engine.from_smtpd(piece + b"\n")
+        engine.transit.feed(link)
+        engine.from_program(link, b"".join(link.out).replace(b"filter|", b"filter-dataline|"))
+        engine.from_program(link, piece[:200])
+        engine.now += 30
+        engine.expire()
+        if fault := link.fault or engine.overdue(link):
+            engine.lost(link, fault)
+            link = Link()
+            engine.attach(link)
+            engine.from_program(link, b"register|report|smtp-in|*\nregister|ready\n")
+            engine.admit(link)
+        engine.settle()
+    for output in (*engine.answers, *engine.lines):
+        assert output.endswith(b"\n")
+        assert max(map(len, output.split(b"\n"))) < LINE_LIMIT
+    assert all(engine.sessions.get(session.id) is session for session in engine.waiting)
 
 
 def play(data: bytes) -> None:

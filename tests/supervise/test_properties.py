@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.protocol.events import Line, Result
 from smtpd_filters.protocol.long_lines import content_limit
+from smtpd_filters.recording import Recording
 from smtpd_filters.supervise.ledger import KEPT
 from tests.effort import part
 from tests.protocol.hostile import BODY, Choices, Session, Smtpd
-from tests.supervise.hostile import Stage, play
+from tests.supervise.hostile import Stage, play, raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol"
+#: Lines of real servers, some of which change the side.
+RECORDED = [
+    mark + line
+    for line in Recording.read(FIXTURES / "7.8.0p1" / "ehlo-message.session").to_filter()
+    for mark in (b"", b"\xff")
+]
 #: Lines that neither server has to have broken.
 SHORT = tuple(line for line in BODY if len(line) <= content_limit(cuts=True))
 
@@ -127,6 +136,34 @@ def test_smtpd_survives_every_program(data: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_messages_are_whole_or_refused(data: bytes) -> None:
     check_told(act_honestly(data))
+
+
+@settings(max_examples=part(1000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.binary(max_size=60)
+        | st.sampled_from(RECORDED).flatmap(
+            lambda line: st.binary(max_size=3).map(lambda more: line + more)
+        ),
+        max_size=40,
+    )
+)
+def test_any_bytes_of_both_sides(lines: list[bytes]) -> None:
+    raw(b"\n".join(lines))
+
+
+def test_a_line_of_a_message_with_too_few_bars() -> None:
+    session = b"|smtp-in|data-line|00000000000000ee|00000000000000a0|"
+    raw(
+        b"\n".join(
+            [
+                b"report|0.7|1.0|smtp-in|link-connect|00000000000000ee|h|pass|a:1|b:2",
+                b"filter|0.7|1.0" + session + b"one",
+                b"\xfffilterx0.7x1.0" + session + b"two",
+                b"filter|0.7|1.0" + session + b".",
+            ]
+        )
+    )
 
 
 def test_long_conversations() -> None:
