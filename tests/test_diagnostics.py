@@ -1,7 +1,7 @@
-"""Log lines that the documentation shows are lines that the code can write.
+"""The log lines of the documentation are those that the code writes.
 
-What is fixed in such a line, between what stands for something, is looked for among the texts of
-the package: operators search for it.
+The fixed parts of each line in the documentation are searched for among the texts of the package,
+and each event that the package logs is searched for in the documentation.
 """
 
 from __future__ import annotations
@@ -137,6 +137,83 @@ def test_each_line_that_the_page_on_troubles_explains_can_be_logged() -> None:
     assert len(shown) > 15
     assert shown >= THEIRS
     assert {code: rest for code in shown - THEIRS if (rest := set(made_up(code)) - OTHERS)} == {}
+
+
+#: The calls of the log and of `Remarks` whose event is not a text, with the events that they log;
+#: None for the name of a phase or a report, whose lines the page explains by their `key=value`.
+COMPUTED: dict[str, tuple[str, ...] | None] = {
+    "chain.py: event": ("link_disconnect",),
+    "chain.py: guard.phase": None,
+    "chain.py: what": ("refresh", "close"),
+    "checks/client_filter.py: REPLY_UNUSED": ("--reply has no effect",),
+    "filters/dnsbl/score.py: text": ("cannot be reached, the weights of the lists add up to",),
+    "filters/mailfrom/policy.py: REPLY_UNUSED": ("--reply has no effect",),
+    "filters/trace.py: DATA_LINE": None,
+    "filters/trace.py: report.name": None,
+    "guard.py: self.phase": None,
+    "protocol/filter_side.py: event.kind": ("smtpd-filters unexpected: ",),
+    "protocol/filter_side.py: kind": ("smtpd-filters unexpected: ",),
+    "runtime/engine.py: remark.kind": None,  # those of `Remarks.mail`
+    "runtime/engine.py: f'{remark.sort}: {remark.kind}'": None,  # those of the others
+}
+LOG = re.compile(r"(?:[\w.]+\.)?_?(?:log|remarks)")
+
+
+def logged() -> dict[str, str]:
+    """Return the event of each call that logs one, by file and source; NUL where values go."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        if "testing" in path.parts or path.name == "log.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            method = node.func.attr
+            if not LOG.fullmatch(ast.unparse(node.func.value)):
+                continue
+            # The kind of line, the name, the event: only `Log` is given a name.
+            skipped = 1 if method in {"limited", "failure"} else 0
+            if method not in {"event", "limited", "failure", "unexpected", "bug", "mail"}:
+                continue
+            if written(node.args[skipped]) == "smtpd-filters" or (
+                ast.unparse(node.args[skipped]) == "filter_.name"
+            ):
+                skipped += 1
+            event = node.args[skipped]
+            sort = {"unexpected": "unexpected: ", "bug": "bug: "}.get(method, "")
+            name = f"{path.relative_to(PACKAGE).as_posix()}: {ast.unparse(event)}"
+            found[name] = sort + written(event)
+    return found
+
+
+def explained(event: str) -> bool:
+    """Whether the page on troubles, or the manual page of a filter, shows this event."""
+    if event.startswith(("unexpected: ", "bug: ")):  # the page explains their sorts
+        event = event.partition(" ")[0] + " "
+    pattern = r"[^\n`]+?".join(map(re.escape, event.strip().split("\0")))
+    return re.search(rf"(?<![\w-]){pattern}", PROSE) is not None
+
+
+PROSE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8") + "".join(
+    page.read_text("utf-8").replace("\\-", "-").replace("\\&", "")
+    for page in sorted((ROOT / "docs" / "man").glob("*.8"))
+)
+
+
+def test_each_event_that_is_logged_is_explained() -> None:
+    events = logged()
+    computed = {name for name, event in events.items() if not event.rpartition(": ")[2].strip("\0")}
+    assert computed == set(COMPUTED)
+    texts = [event for name, event in events.items() if name not in COMPUTED]
+    texts += [text for more in COMPUTED.values() for text in more or ()]
+    assert len(texts) > 40
+    assert [event for event in texts if not explained(event)] == []
+
+
+def test_an_event_without_explanation_is_found() -> None:
+    assert explained("held up all sessions for \0 s")
+    assert not explained("held up every session for \0 s")
+    assert not explained("odd: \0 again")
 
 
 def test_what_nobody_logs_is_found() -> None:
