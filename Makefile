@@ -5,7 +5,7 @@
 #   make unit     the tests that need no server, with a part of their examples, in a minute
 #   make clock    the demo and the tests on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
-#   make reference    write docs/reference.md from the docstrings
+#   make reference    write docs/reference.md and the tables of docs/protocol.md from the code
 #   make api-check      what breaks code that was written for the last release's interface
 #   make release-check  version, dates and interface of a release agree
 #   make bench    this project compared with established filters, as ratios
@@ -88,6 +88,7 @@ check: $(INSTALLED)
 
 reference: $(INSTALLED)
 	$(BIN)/python packaging/update_reference.py
+	$(BIN)/python packaging/update_protocol.py
 
 api-check: $(INSTALLED)
 	$(BIN)/python packaging/api_check.py

@@ -1,69 +1,62 @@
-"""The tables in docs/protocol.md, which are generated from the code.
-
-`python tests/test_reference.py` updates them.
-"""
+"""The tables and diagrams in docs/protocol.md, which `make reference` generates from the code."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from smtpd_filters.oracle.rules import RULES
-from smtpd_filters.protocol.decisions import Disconnect, Junk, Proceed, Reject, Rewrite
-from smtpd_filters.protocol.versions import DIALECTS
-from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from smtpd_filters.protocol.vocabulary import PHASES
 
 PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
-BEGIN, END = "<!-- made from the code: begin -->\n", "<!-- made from the code: end -->\n"
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+def program() -> Any:
+    path = PAGE.parents[1] / "packaging" / "update_protocol.py"
+    loader = SourceFileLoader(path.stem, str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
-def tables() -> str:
-    kinds = (Proceed, Junk, Reject, Disconnect, Rewrite)
-    phases = [
-        (
-            f"`{phase.name}`",
-            f"`{phase.handler}({f'session, {phase.argument}' if phase.argument else 'session'})`",
-            *("yes" if kind in phase.legal else "" for kind in kinds),
-            ", ".join(phase.fallbacks),
-            phase.fallbacks["tempfail"].text,
-        )
-        for phase in PHASES.values()
-    ]
-    reports = [
-        (
-            f"`{name}`",
-            *(" ".join(dialect.reports[name.encode()].fields) for dialect in DIALECTS.values()),
-        )
-        for name in REPORTS
-    ]
-    fatal = [(rule.kind.name.lower().replace("_", " "), rule.why) for rule in RULES.values()]
-    words = ("proceed", "junk", "reject", "disconnect", "rewrite")
-    return "\n".join(
-        (
-            "## Phases and their legal decisions\n",
-            table(("phase", "handler", *words, "`--on-error`", "its tempfail"), phases),
-            "## Reports and their fields\n",
-            table(("report", *(f"protocol {d.name}" for d in DIALECTS.values())), reports),
-            "## How smtpd reacts to a filter's mistakes\n",
-            table(("effect", "mistake"), fatal),
-        )
-    )
+MODULE = program()
 
 
-def test_the_page_has_the_tables_of_the_code() -> None:
-    text = PAGE.read_text()
-    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == tables()
+def test_the_page_is_that_of_the_code() -> None:
+    text = PAGE.read_text("utf-8")
+    assert text == MODULE.page(text), "run make reference"
+
+
+def test_every_state_leads_back_to_the_idle_one() -> None:
+    edges = {edge for edge in MODULE.Explorer().edges if edge[0] != edge[1]}
+    done = {"idle"}
+    while more := {a for a, b in edges if b in done} - done:
+        done |= more
+    assert done == {state for edge in edges for state in edge}
+    assert len(done) > 7
+
+
+def test_an_answer_and_a_final_dot_are_written_once() -> None:
+    edges = MODULE.Explorer().edges
+    assert edges
+    for (before, after), steps in edges.items():
+        assert steps
+        for step in steps:
+            _, _, written = step.partition(" / ")
+            answered = "pending" in before or (before, after) == ("idle, refused", "idle")
+            assert (written == "filter-result") == answered
+            dot = before.split(",")[0] in {"passing", "whole message"} and after.startswith("idle")
+            assert (written == "final dot") == dot
+
+
+def test_smtpd_requests_each_phase() -> None:
+    asked = {phase for edge in MODULE.orders() for phase in edge} - {"[*]", "data-line"}
+    assert asked == set(PHASES)
 
 
 def test_the_architecture_shows_the_layers_that_are_enforced() -> None:
@@ -96,9 +89,3 @@ def test_the_oracle_states_the_rules_by_itself() -> None:
     assert {name.lstrip(".") for name in used if name.startswith(".")} <= {
         file.stem for file in folder.glob("*.py")
     }
-
-
-if __name__ == "__main__":
-    page = PAGE.read_text()
-    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-    PAGE.write_text(f"{before}{BEGIN}{tables()}{after}")
