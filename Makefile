@@ -42,6 +42,8 @@ INSTALLED = $(VENV)/.installed
 BIN = $(VENV)/bin
 # The real clock, without faketime or datefudge: pip checks certificates with it.
 TRUE_CLOCK = unset LD_PRELOAD
+# Tests start Python hundreds of times; without bytecode each start compiles all modules again.
+BYTECODE = unset PYTHONDONTWRITEBYTECODE
 # The modules whose branch coverage must be complete.
 CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
 
@@ -57,7 +59,7 @@ demo:
 # If the system packages are installed, a skipped end-to-end test is an error. --basetemp: with the clock
 # moved, pytest would consider the temporary folders of other runs abandoned, and delete them.
 test: $(INSTALLED)
-	@if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
+	@$(BYTECODE); if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
 	tests/fetch-data $(BIN)/python || true; \
 	mkdir -p build; [ -n "$(TESTS)" ] || set -- --cov --cov-report=; \
@@ -70,7 +72,7 @@ test: $(INSTALLED)
 # All tests without a server; `make test` runs all tests.
 unit: $(INSTALLED)
 	@tests/fetch-data $(BIN)/python || true
-	@mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
+	@$(BYTECODE); mkdir -p build; SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --quiet --numprocesses 2 \
 		--dist worksteal -m "not e2e and not packaging and not allocations" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
 
 clock: $(INSTALLED)
