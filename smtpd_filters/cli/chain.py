@@ -102,8 +102,8 @@ class Common(Settings):
     supervised = SUPERVISED
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the executable filter-chain."""
+def main(argv: Sequence[str] | None = None, *, places: Sequence[str] = PLACES) -> int:
+    """Run the executable filter-chain; `places` are the files to try without --config."""
     try:
         words = sys.argv[1:] if argv is None else argv
         own, common = parse_flags(
@@ -115,20 +115,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             "them.",
         )
         if own.check:
-            return check(own)
+            return check(own, places)
         if common.supervised:
-            _supervise(words, own)
+            _supervise(words, own, places)
         given = {name: value for name, value in vars(common).items() if name in common.given}
         given.pop("supervised", None)
-        return _serve(own, given)
+        return _serve(own, places, given)
     except ConfigError as error:
         die(error, PROG)
 
 
-def _serve(own: Options, common: Mapping[str, object]) -> int:
+def _serve(own: Options, places: Sequence[str], common: Mapping[str, object]) -> int:
     if own.user:
         raise ConfigError("--user requires --check")
-    file = ChainFile.read(own.config or _default_path())
+    file = ChainFile.read(own.config or _default_path(places))
     name = file.chain(own.chain)
     process = file.process(name)
     if common:
@@ -141,12 +141,12 @@ def _serve(own: Options, common: Mapping[str, object]) -> int:
     )
 
 
-def _supervise(words: Sequence[str], own: Options) -> None:
+def _supervise(words: Sequence[str], own: Options, places: Sequence[str]) -> None:
     """Become the supervisor of this chain; its file is read first, for errors and deadlines."""
     from smtpd_filters.runtime.channel import Ends
     from smtpd_filters.supervise.short_form import supervise_this
 
-    file = ChainFile.read(own.config or _default_path())
+    file = ChainFile.read(own.config or _default_path(places))
     name = file.chain(own.chain)
     ends = Ends()  # smtpd must not get what the operator's own modules print
     try:
@@ -160,12 +160,12 @@ def _supervise(words: Sequence[str], own: Options) -> None:
     supervise_this(words, on_error, deadline, file.process(name))
 
 
-def _default_path() -> str:
+def _default_path(places: Sequence[str]) -> str:
     """Return the path of the file without --config; raise ConfigError if there is none."""
-    for path in PLACES:
+    for path in places:
         if os.path.lexists(path):  # a dangling link is an error of its own
             return path
-    raise ConfigError(f"no such file: {', '.join(PLACES)}; name one with --config")
+    raise ConfigError(f"no such file: {', '.join(places)}; name one with --config")
 
 
 def _chain(file: ChainFile, name: str, log: Log) -> Chain:
@@ -197,13 +197,13 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
 # -- checking ------------------------------------------------------------------------------
 
 
-def check(own: Options) -> int:
+def check(own: Options, places: Sequence[str] = PLACES) -> int:
     """Print each error of the file in one line, or that there is none; return the exit status."""
     _become(own.user)
     faults = 0
     checked: list[str] = []
     try:
-        for fault in _faults(own, checked):
+        for fault in _faults(own, places, checked):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -218,10 +218,10 @@ def check(own: Options) -> int:
     return FAULTY if faults else FINE
 
 
-def _faults(own: Options, checked: list[str]) -> Iterator[ConfigError]:
+def _faults(own: Options, places: Sequence[str], checked: list[str]) -> Iterator[ConfigError]:
     """Yield every error; add the path and the names of the filters to `checked`."""
     try:
-        file = ChainFile.read(own.config or _default_path())
+        file = ChainFile.read(own.config or _default_path(places))
         chains = [file.chain(own.chain)] if own.chain else file.chains
     except ConfigError as error:
         yield from (error, *error.others)

@@ -19,7 +19,7 @@ from smtpd_filters.settings.kinds import printable, quote
 
 from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user
-from .starter import try_program
+from .starter import Conditions, try_program
 from .verb import Verb
 
 TYPE_CHECKING = False
@@ -72,8 +72,19 @@ class Options(Settings):
     )
 
 
-def run(options: Options, _rest: list[str]) -> int:
-    """Check the files, print each result in one line, and return the exit status."""
+def run(
+    options: Options,
+    _rest: list[str],
+    *,
+    conditions: Conditions = Conditions(),  # noqa: B008  # immutable
+    places: tuple[str, ...] = PLACES,
+    chain_places: tuple[str, ...] = chain.PLACES,
+) -> int:
+    """Check the files, print each result in one line, and return the exit status.
+
+    `places` and `chain_places` are the files of smtpd and of filter-chain to try by default.
+    """
+    conditions = conditions._replace(ready=options.timeout)
     _check_user(options.user)
     if options.chain and options.chains is None:
         raise ConfigError("--chain requires --chains")
@@ -81,13 +92,13 @@ def run(options: Options, _rest: list[str]) -> int:
         if options.config is not None:
             raise ConfigError("--chains and --config exclude each other: check one file at a time")
         return _chain_file(options, options.chains)
-    config = options.config or _first(PLACES)
-    chains = None if options.config else _first(chain.PLACES)
+    config = options.config or _first(places)
+    chains = None if options.config else _first(chain_places)
     if config is None and chains is None:
-        raise ConfigError(f"no such file: {', '.join(PLACES)}; name one with --config")
+        raise ConfigError(f"no such file: {', '.join(places)}; name one with --config")
     statuses = []
     if config is not None:
-        statuses.append(_configuration(options, config))
+        statuses.append(_configuration(options, config, conditions))
     if chains is not None:
         statuses.append(_chain_file(options, chains))
     return max(statuses)
@@ -110,14 +121,14 @@ def _first(places: tuple[str, ...]) -> str | None:
 # -- smtpd.conf ------------------------------------------------------------------------------
 
 
-def _configuration(options: Options, path: str) -> int:
+def _configuration(options: Options, path: str, conditions: Conditions) -> int:
     read = smtpd_conf.read(path, _macros(options.macro))
     for problem in read.problems:
         _print(str(problem))
     wrong = len(read.errors)
     for program in read.programs:
         _flush()
-        result = try_program(program, options.user, options.timeout)
+        result = try_program(program, options.user, conditions)
         wrong += bool(result.error)
         _show(program, result)
     if read.errors:

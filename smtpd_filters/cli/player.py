@@ -46,14 +46,14 @@ class FatalError(Exception):
     """The filter would have ended or hung smtpd; the text is the reason."""
 
 
-def find(command: Sequence[str]) -> list[str]:
+def find(command: Sequence[str], *, libexec: Sequence[str] = LIBEXEC) -> list[str]:
     """Return the command with the path of its program, searched for as by smtpd and a shell.
 
     Raises ConfigError if there is no such program.
     """
     name = command[0]
     beside = str(Path(sys.argv[0]).parent)
-    for path in (None, os.pathsep.join(LIBEXEC), beside, str(Path(sys.executable).parent)):
+    for path in (None, os.pathsep.join(libexec), beside, str(Path(sys.executable).parent)):
         if found := shutil.which(name, path=path):
             return [found, *command[1:]]
     raise ConfigError(f"{name}: no such program")

@@ -12,10 +12,11 @@ PROGRESS = 0.2
 class Progress:
     """A line on stderr that is overwritten by each update; nothing unless `wanted`."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, interval: float = PROGRESS) -> None:
         self._wanted = wanted
+        self._interval = interval
         self._shown = False
-        self._next = monotonic() + PROGRESS
+        self._next = monotonic() + self._interval
 
     def due(self) -> bool:
         """Return whether it is time for the next update."""
@@ -23,7 +24,7 @@ class Progress:
 
     def show(self, where: str) -> None:
         """Write the progress as one line."""
-        self._next = monotonic() + PROGRESS
+        self._next = monotonic() + self._interval
         self._shown = True
         sys.stderr.write(f"\r\033[K{where}")
         sys.stderr.flush()

@@ -35,7 +35,7 @@ from smtpd_filters.settings import (
 from smtpd_filters.settings.kinds import printable
 
 from .player import FatalError, Process, find
-from .progress import Progress
+from .progress import PROGRESS, Progress
 from .verb import Verb
 
 TYPE_CHECKING = False
@@ -258,8 +258,8 @@ def play(file: str, command: Sequence[str], options: Options, progress: _Progres
 class _Progress(Progress):
     """The numbers of files and steps."""
 
-    def __init__(self, files: int, *, wanted: bool) -> None:
-        super().__init__(wanted=wanted)
+    def __init__(self, files: int, *, wanted: bool, interval: float = PROGRESS) -> None:
+        super().__init__(wanted=wanted, interval=interval)
         self._files = files
         self._done = self._steps = 0
         self._file = ""

@@ -34,6 +34,7 @@ from .player import LIBEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, BinaryIO
 
     from .accounts import Account
@@ -45,12 +46,8 @@ ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     CHECKING: "1",
 }
-#: Seconds for a filter to end after the end of its input.
-LAST_WORDS = 5.0
 #: Bytes that a filter may write to smtpd without a request: a registration takes under 2 KiB.
 MAX_OUTPUT = 1 << 17
-#: Seconds for the system to close the files of killed processes.
-_KILLED = 1.0
 #: Bytes of a program that are searched for this package's name, and bytes of a log that are read.
 _HEAD = 1 << 16
 #: Interpreters before the file of a filter in a command.
@@ -110,6 +107,19 @@ class _Child:
         return f"{path}: not a file that can be executed" if test.wait() else ""
 
 
+class Conditions(NamedTuple):
+    """The conditions under which a filter is tried; the defaults are those of a server."""
+
+    #: Seconds for a filter to get ready.
+    ready: float = 30.0
+    #: Seconds for a filter to end after the end of its input.
+    ending: float = 5.0
+    #: Seconds for the system to close the files of killed processes.
+    closing: float = 1.0
+    #: The directories of commands without a slash.
+    libexec: Sequence[str] = LIBEXEC
+
+
 class Result(NamedTuple):
     """The result of checking a command."""
 
@@ -125,7 +135,7 @@ class Result(NamedTuple):
     remains: bool = False
 
 
-def try_program(program: Program, user: str, timeout: float) -> Result:
+def try_program(program: Program, user: str, conditions: Conditions) -> Result:
     """Start a program if it is a filter of this package; else check whether it can be run."""
     if program.chroot and os.geteuid():
         return Result(untried="only root can try it in its chroot")
@@ -133,17 +143,17 @@ def try_program(program: Program, user: str, timeout: float) -> Result:
         account = _account(program, user)
     except UnknownError as unknown:
         return Result(f"{unknown}: smtpd will not start")
-    text = command_line(program.command)
+    text = command_line(program.command, conditions.libexec)
     path = _program(text)
     child = _Child(account, program.chroot)
     try:
-        result = _try(text, path, child, program.chroot, timeout)
+        result = _try(text, path, child, program.chroot, conditions)
     except OSError as failure:  # the command is too long, say
         result = Result(f"the command can't be run: {os_reason(failure)}")
     return result._replace(user=account.name if account else user_name())
 
 
-def _try(text: str, path: str, child: _Child, root: str, timeout: float) -> Result:
+def _try(text: str, path: str, child: _Child, root: str, conditions: Conditions) -> Result:
     """Start a command with this program's file, or only check the file. Raises OSError."""
     if error := child.unusable(path):
         return Result(error)
@@ -151,7 +161,7 @@ def _try(text: str, path: str, child: _Child, root: str, timeout: float) -> Resu
         return Result(untried="only the shell can expand the program's name")
     if not _is_ours(text, path, root):
         return Result(untried=f"not a filter of this package; {path} can be run")
-    return _start(text, child, timeout)
+    return _start(text, child, conditions)
 
 
 def _account(program: Program, user: str) -> Account | None:
@@ -163,12 +173,12 @@ def _account(program: Program, user: str) -> Account | None:
     return account if as_root else None
 
 
-def command_line(command: str) -> str:
+def command_line(command: str, libexec: Sequence[str]) -> str:
     """Return the command with its program's directory, as smtpd passes it to the shell."""
     if command.startswith("/"):
         return command
-    known = [directory for directory in LIBEXEC if Path(directory).is_dir()]
-    return f"{(known or LIBEXEC)[0]}/{command}"
+    known = [directory for directory in libexec if Path(directory).is_dir()]
+    return f"{(known or libexec)[0]}/{command}"
 
 
 def _program(text: str) -> str:
@@ -203,7 +213,7 @@ def _uses_us(path: str) -> bool:
     return b"smtpd_filters" in head and b"\0" not in head
 
 
-def _start(text: str, child: _Child, timeout: float) -> Result:
+def _start(text: str, child: _Child, conditions: Conditions) -> Result:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, tempfile.TemporaryFile() as log:
         with theirs:
@@ -215,16 +225,16 @@ def _start(text: str, child: _Child, timeout: float) -> Result:
             )
         talk = _HandShake(ours)
         try:
-            error = talk.start(timeout)
+            error = talk.start(conditions.ready)
             if error in {"", _CLOSED}:
                 # The end of input ends the filter, if it hasn't failed already.
-                deadline = monotonic() + LAST_WORDS
+                deadline = monotonic() + conditions.ending
                 error = talk.end(deadline) or error
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(deadline - monotonic(), 0))
         finally:
             _end(process)
-        remains = talk.is_held()
+        remains = talk.is_held(conditions.closing)
         lines = _lines(log)
     if error == _CLOSED:
         reported = [line for line in lines if _OURS.match(line)] or lines
@@ -278,9 +288,9 @@ class _HandShake:
             pass  # the deadline has passed, or the filter has ended
         return ""
 
-    def is_held(self) -> bool:
+    def is_held(self, timeout: float) -> bool:
         """Return whether, after the filter was killed, a process still has its stdin or stdout."""
-        deadline = monotonic() + _KILLED
+        deadline = monotonic() + timeout
         try:
             while self._receive(deadline):
                 pass

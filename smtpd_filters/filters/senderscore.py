@@ -84,7 +84,6 @@ _CLIENT_TIMEOUT = 120
 _SMTPD_TIMEOUT = 300
 # The share of the shorter one, and of --deadline, that a delay may take.
 _OF_TIMEOUT = 0.5
-_OF_DEADLINE = 0.9
 # Seconds. In test mode the process itself sleeps, and would be interrupted after 5 s.
 _TEST_DELAY = 4.0
 _TEST_UNKNOWN = 255
@@ -180,10 +179,12 @@ class Senderscore(Filter):
     dns = Resolver.setting(
         timing=lambda filter_: (
             filter_.settings.timeout,
-            min(LOOKUP * filter_.settings.timeout, _OF_DEADLINE * filter_.deadline),
+            min(LOOKUP * filter_.settings.timeout, filter_.share * filter_.deadline),
         )
     )
 
+    #: The part of `--deadline` that look-ups may take.
+    share = 0.9
     _exempt = Exempt()
     _slow = 0.0  # seconds of delay for a score of 0
     _longest = 0.0
@@ -366,7 +367,7 @@ class Senderscore(Filter):
             value = self.smtpd.get("smtp-session-timeout", "")
             smtpd = int(value[:9]) if value.isascii() and value.isdigit() else _SMTPD_TIMEOUT
             shorter = _OF_TIMEOUT * min(smtpd, _CLIENT_TIMEOUT)
-            self._longest = min(shorter, _OF_DEADLINE * self.deadline)
+            self._longest = min(shorter, self.share * self.deadline)
         return self._longest
 
     # -- scores --------------------------------------------------------------------------

@@ -68,14 +68,18 @@ class Engine:
     A loop that can run coroutines sets `spawn`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only: one for each limit
         self,
         policy: Policy,
         log: Log,
         *,
         refuse_long_lines: bool = False,
         spool: Spool | None = None,
+        max_sessions: int = MAX_SESSIONS,
+        reserve: int = RESERVE,
+        checked: int = SESSIONS,
     ) -> None:
+        """Memory is checked for each `checked` new sessions; `reserve` is for lack of it."""
         self.connection = FilterConnection(
             self, refuse_long_lines=refuse_long_lines, pass_all=not policy.content
         )
@@ -106,8 +110,10 @@ class Engine:
         self._since = 0.0
         #: Sessions and coroutines that have begun; a coroutine counts as `SESSIONS // TASKS`.
         self._begun = 0
-        self._reserve: bytes | None = bytes(RESERVE)
-        self._max_sessions = self._max_tasks = MAX_SESSIONS
+        self._checked = checked
+        self._reserve_size = reserve
+        self._reserve: bytes | None = bytes(reserve)
+        self._limit = self._max_sessions = self._max_tasks = max_sessions
         #: Handles lines of messages.
         self.content = self.messages.content
 
@@ -220,14 +226,14 @@ class Engine:
     def _recover(self) -> None:
         """Allocate the reserve again and lift the limits, if there is memory, or after RECOVERY."""
         try:
-            bytes(2 * RESERVE)
-            self._reserve = bytes(RESERVE)
+            bytes(2 * self._reserve_size)
+            self._reserve = bytes(self._reserve_size)
         except MemoryError:
             if monotonic() - self._since < RECOVERY:
                 return
         self.scarce = False
         self.pressed = 0
-        self._max_sessions, self._max_tasks = MAX_SESSIONS, MAX_SESSIONS
+        self._max_sessions, self._max_tasks = self._limit, self._limit
 
     def abandon(self) -> None:
         """Drop all sessions and coroutines at the end of the conversation."""
@@ -317,7 +323,7 @@ class Engine:
         if len(self.sessions) >= self._max_sessions:
             self._make_room(1)
         self._begun += 1
-        if not self._begun % SESSIONS:
+        if not self._begun % self._checked:
             self._look_ahead()
         session = Session(key)
         if self._policy.fields:
@@ -379,7 +385,7 @@ class Engine:
             then(decide_at_once(pending))
             return
         self._begun += SESSIONS // TASKS
-        if not self._begun % SESSIONS:
+        if not self._begun % self._checked:
             self._look_ahead()
         task = self.spawn(pending, done, price)
         self._tasks[key] = task

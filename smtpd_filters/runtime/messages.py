@@ -126,6 +126,8 @@ class Messages:
         self._waiting: deque[Intake] = deque()
         #: The budget used by the headers that are being judged, in bytes.
         self._judging = 0
+        #: The cost of a turn of `work`.
+        self.turn = TURN
 
     @property
     def pending(self) -> bool:
@@ -155,11 +157,11 @@ class Messages:
             self._host.failed(key, error)
 
     def work(self) -> None:
-        """Judge and return messages, up to a cost of about `TURN`.
+        """Judge and return messages, up to a cost of about `turn`.
 
         Raise MemoryError; then it is to be called again.
         """
-        budget = TURN
+        budget = self.turn
         queue = self.queue
         while queue and budget > 0:
             # It stays in the queue until it has been processed.

@@ -666,23 +666,21 @@ def test_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-n, --check" in capsys.readouterr().out
 
 
-def test_the_file_is_beside_smtpd_conf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_file_is_beside_smtpd_conf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = [tmp_path / "a.toml", tmp_path / "b.toml"]
-    monkeypatch.setattr(program, "PLACES", tuple(map(str, places)))
+    tried = tuple(map(str, places))
     with pytest.raises(SystemExit):
-        program.main([])
+        program.main([], places=tried)
     nowhere = f"no such file: {places[0]}, {places[1]}; name one with --config"
     assert capsys.readouterr().err == f"filter-chain: {nowhere}\n"
     places[0].symlink_to("nowhere")
     with pytest.raises(SystemExit):
-        program.main([])
+        program.main([], places=tried)
     assert capsys.readouterr().err == f"filter-chain: {places[0]}: No such file or directory\n"
     places[0].unlink()
     places[1].write_text("nonsense")
     with pytest.raises(SystemExit):
-        program.main([])
+        program.main([], places=tried)
     assert capsys.readouterr().err.startswith(f"filter-chain: {places[1]}:1: ")
 
 

@@ -3,18 +3,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
-from smtpd_filters.cli import chain, check, main, starter
-from smtpd_filters.errors import user_name
+from smtpd_filters.cli import check, main
+from smtpd_filters.cli.starter import Conditions
+from smtpd_filters.cli.verb import Verb
+from smtpd_filters.errors import ConfigError, user_name
 from tests.cli.configurations import used
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Capture = pytest.CaptureFixture[str]
 
@@ -43,10 +47,10 @@ def program(tmp_path: Path) -> Callable[..., str]:
 def checked(tmp_path: Path, capsys: Capture) -> Callable[..., tuple[int, list[str]]]:
     """Check a file of this text: the status, and the lines without the file's name."""
 
-    def run(text: str, *flags: str) -> tuple[int, list[str]]:
+    def run(text: str, *flags: str, **conditions: Any) -> tuple[int, list[str]]:
         path = tmp_path / "smtpd.conf"
         path.write_text(text)
-        status = main(["check", "--config", str(path), *AS_ME, *flags])
+        status = check_under(["--config", str(path), *AS_ME, *flags], **conditions)
         out, err = capsys.readouterr()
         assert err == ""
         lines = out.splitlines()
@@ -57,11 +61,21 @@ def checked(tmp_path: Path, capsys: Capture) -> Callable[..., tuple[int, list[st
     return run
 
 
-def about(checked: Callable[..., tuple[int, list[str]]], command: str, *flags: str) -> str:
+def check_under(words: Sequence[str], **conditions: Any) -> int:
+    """Run `smtpd-filters check` under these conditions of `Conditions`."""
+    run = partial(check.run, conditions=Conditions(**conditions))
+    return Verb("check", run, options=check.Options, description="Check.").run(words)
+
+
+def about(
+    checked: Callable[..., tuple[int, list[str]]], command: str, *flags: str, **conditions: Any
+) -> str:
     """The one line on a filter with this command."""
     options = f' user "{ME}"' if "user" not in command else ""
     quoted = command.replace('"', '\\"')
-    status, [line, *rest] = checked(used(f'filter f proc-exec "{quoted}"{options}'), *flags)
+    status, [line, *rest] = checked(
+        used(f'filter f proc-exec "{quoted}"{options}'), *flags, **conditions
+    )
     summary = [each for each in rest if each.startswith(" 1 filter, ")]
     assert summary == [f" 1 filter, {'1 error' if status else 'no errors'}"]
     prefix = '1: filter "f": '
@@ -142,11 +156,9 @@ def test_a_filter_that_does_not_get_ready(
     reason: str,
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
     flags = ("--timeout", "500ms") if "not ready" in reason else ()
-    assert about(checked, program(text), *flags).startswith(f"1 {reason}")
+    assert about(checked, program(text), *flags, ending=0.1).startswith(f"1 {reason}")
 
 
 @pytest.mark.parametrize(
@@ -189,10 +201,8 @@ def test_invalid_output(
 def test_a_process_that_leaves_the_process_group_is_reported(
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(starter, "_KILLED", 0.1)
     pid = tmp_path / "pid"
     text = f"""
     import smtpd_filters, os, subprocess
@@ -201,9 +211,9 @@ def test_a_process_that_leaves_the_process_group_is_reported(
     os.write(1, b"register|ready\\n")
     os._exit(0)
     """
-    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
     try:
-        status, lines = checked(used(f'filter f proc-exec "{program(text)}"'))
+        configuration = used(f'filter f proc-exec "{program(text)}"')
+        status, lines = checked(configuration, ending=0.1, closing=0.1)
     finally:
         os.kill(int(pid.read_text()), signal.SIGKILL)
     assert status == 0
@@ -223,11 +233,9 @@ def test_what_a_filter_logs_at_the_start(
 def test_a_filter_that_outlives_its_input_is_ended(
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(starter, "LAST_WORDS", 0.1)
     text = "import smtpd_filters, time\nprint('register|ready', flush=True)\ntime.sleep(60)\n"
-    assert about(checked, program(text)) == f"0 ok (as {ME})"
+    assert about(checked, program(text), ending=0.1) == f"0 ok (as {ME})"
 
 
 def test_it_gets_what_smtpd_gives_it(
@@ -276,15 +284,16 @@ def test_a_command_without_a_path_is_in_libexec(
     tmp_path: Path,
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(starter, "LIBEXEC", ("/no/such", str(tmp_path), "/usr"))
+    libexec = ("/no/such", str(tmp_path), "/usr")
     program(DYNDNS, "filter-mine")
-    assert about(checked, "filter-mine") == f"0 ok (as {ME})"
+    assert about(checked, "filter-mine", libexec=libexec) == f"0 ok (as {ME})"
     missing = f"{tmp_path}/filter-yours: No such file or directory"
-    assert about(checked, "filter-yours -v") == f"1 {missing} (as {ME})"
-    monkeypatch.setattr(starter, "LIBEXEC", ("/no/such", "/nor/this"))
-    assert about(checked, "filter-mine").startswith("1 /no/such/filter-mine: No such file")
+    assert about(checked, "filter-yours -v", libexec=libexec) == f"1 {missing} (as {ME})"
+    nowhere = ("/no/such", "/nor/this")
+    assert about(checked, "filter-mine", libexec=nowhere).startswith(
+        "1 /no/such/filter-mine: No such file"
+    )
 
 
 def test_a_proc_is_checked(
@@ -494,29 +503,31 @@ def test_a_chain_file_that_takes_too_long(
 def test_both_files_where_they_usually_are(
     tmp_path: Path,
     chains: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
     configuration = tmp_path / "smtpd.conf"
     nowhere = str(tmp_path / "nowhere")
-    monkeypatch.setattr(check, "PLACES", (nowhere, str(configuration)))
-    monkeypatch.setattr(chain, "PLACES", (nowhere, str(tmp_path / "smtpd-filters.toml")))
-    with pytest.raises(SystemExit) as ended:
-        main(["check", *AS_ME])
-    assert ended.value.code == 2
+    run = partial(
+        check.run,
+        places=(nowhere, str(configuration)),
+        chain_places=(nowhere, str(tmp_path / "smtpd-filters.toml")),
+    )
+    verb = Verb("check", run, options=check.Options, description="Check.")
+    with pytest.raises(ConfigError) as raised:
+        verb.run(AS_ME)
     said = f"no such file: {nowhere}, {configuration}; name one with --config"
-    assert capsys.readouterr().err == f"smtpd-filters check: {said}\n"
+    assert str(raised.value) == said
     configuration.write_text("listen on lo\n")
-    assert main(["check", *AS_ME]) == 0
+    assert verb.run(AS_ME) == 0
     path = chains(BAD)
-    assert main(["check", *AS_ME]) == 1
+    assert verb.run(AS_ME) == 1
     out = capsys.readouterr().out
     assert f"{configuration}: no filters, no errors\n" in out
     assert f"{path}: [filter.dyndns]: unknown key" in out
     # The chain file alone, and the other alone.
     configuration.unlink()
     chains(GOOD)
-    assert main(["check", *AS_ME]) == 0
+    assert verb.run(AS_ME) == 0
     configuration.write_text("listen on lo\n")
     chains(BAD)
-    assert main(["check", "-f", str(configuration), *AS_ME]) == 0
+    assert verb.run(["-f", str(configuration), *AS_ME]) == 0

@@ -348,13 +348,11 @@ def test_phases_are_in_smtpds_order() -> None:
     assert listing._place("unheard-of")[0] > order("commit")
 
 
-def test_programs_are_found_where_smtpd_looks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_are_found_where_smtpd_looks(tmp_path: Path) -> None:
     script = tmp_path / "filter-mine"
     script.touch(0o755)
-    monkeypatch.setattr(player, "LIBEXEC", (str(tmp_path),))
-    assert player.find(["filter-mine", "-x"]) == [str(script), "-x"]
+    found = player.find(["filter-mine", "-x"], libexec=(str(tmp_path),))
+    assert found == [str(script), "-x"]
 
 
 def test_no_filter_is_in_two_modules() -> None:

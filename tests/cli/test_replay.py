@@ -534,9 +534,8 @@ def test_no_process_is_left_behind(
 # -- progress ----------------------------------------------------------------------------
 
 
-def test_progress_is_shown_and_taken_away(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.cli.progress.PROGRESS", 0.0)
-    progress = _Progress(3, wanted=True)
+def test_progress_is_shown_and_taken_away(capsys: Capture) -> None:
+    progress = _Progress(3, wanted=True, interval=0.0)
     progress.begin("x" * 200)
     progress.tick()
     progress.clear()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.cli.smtpd_conf import Configuration, read
-from smtpd_filters.cli.smtpd_conf.lexer import DEEPEST
+from smtpd_filters.cli.smtpd_conf.lexer import DEEPEST, LARGEST
 from smtpd_filters.errors import ConfigError
 from tests.cli.configurations import ACCEPTED, REFUSED, RULES, Case, used
 
@@ -134,10 +134,12 @@ def test_an_included_file_that_is_not_regular(path: Path, tmp_path: Path) -> Non
         assert str(error) == f"{path}:1: include: {name}: {reason}"
 
 
-def test_a_file_that_is_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.cli.smtpd_conf.lexer.LARGEST", 10)
-    with pytest.raises(ConfigError, match=f"{path}: larger than 0 MiB"):
-        parse(path, "listen on socket\n")
+def test_a_file_that_is_too_large(path: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, LARGEST + 1)
+    [error, *_] = parse(path, f'include "{large}"\n').errors
+    assert str(error) == f"{path}:1: include: {large}: larger than 16 MiB"
 
 
 def test_a_file_that_includes_itself(path: Path) -> None:

@@ -76,11 +76,13 @@ class Holds(Knows):
 class Talk:
     """An engine, and smtpd."""
 
-    def __init__(self, filter_: Filter, book: Logbook, spool: Spool | None = None) -> None:
+    def __init__(
+        self, filter_: Filter, book: Logbook, spool: Spool | None = None, **limits: Any
+    ) -> None:
         self.smtpd = SmtpdConnection()
         self.oracle = Oracle()
         chain = Chain([(filter_, "proceed", 1.0)], book.log)
-        self.engine = Engine(chain, book.log, spool=spool)
+        self.engine = Engine(chain, book.log, spool=spool, **limits)
         self.say(self.smtpd.configure())
 
     def say(self, data: bytes) -> list[Register | Result | Line | Malformed]:
@@ -116,12 +118,10 @@ def test_scarce_memory_changes_no_answer(
     stream: bytes,
     size: int,
     logbook: Logbook,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # It is set aside again with each read, and megabytes take their time.
-    monkeypatch.setattr("smtpd_filters.runtime.engine.RESERVE", 1)
     chains = [Chain([(kind(), "proceed", 1.0)], logbook.log) for _ in range(2)]
-    plenty, scarce = (Engine(chain, logbook.log) for chain in chains)
+    # The reserve is allocated again with each read, and megabytes take their time.
+    plenty, scarce = (Engine(chain, logbook.log, reserve=1) for chain in chains)
     said: dict[Engine, list[bytes]] = {plenty: [], scarce: []}
     for at in range(0, len(stream), size):
         # What is read is taken in piece by piece.
@@ -153,12 +153,9 @@ def test_facts_are_kept_however_long_a_session_is_silent(logbook: Logbook) -> No
     assert len(talk.engine.sessions) == 1
 
 
-def test_the_number_of_sessions_is_bounded(
-    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smtpd_filters.runtime.engine.MAX_SESSIONS", 10)
+def test_the_number_of_sessions_is_bounded(logbook: Logbook) -> None:
     filter_ = Passes()
-    talk = Talk(filter_, logbook)
+    talk = Talk(filter_, logbook, max_sessions=10)
     for number in range(10):
         talk.connect(sid(number))
     # The oldest is in the middle of a message.
@@ -174,18 +171,15 @@ def test_the_number_of_sessions_is_bounded(
     assert [each.line for each in said if isinstance(each, Line)][-1] == b"."
 
 
-def test_a_session_with_a_refused_message_is_not_dropped(
-    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_with_a_refused_message_is_not_dropped(logbook: Logbook) -> None:
     """As an unknown session it would have its message accepted."""
 
     class Refuses(Knows):
         def headers(self, session: Session, headers: Headers) -> Reject:  # noqa: ARG002
             return Reject("550 5.7.1 no")
 
-    monkeypatch.setattr("smtpd_filters.runtime.engine.MAX_SESSIONS", 2)
     filter_ = Refuses()
-    talk = Talk(filter_, logbook)
+    talk = Talk(filter_, logbook, max_sessions=2)
     for number in range(2):
         talk.connect(sid(number))
     talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"Subject: x", b"", b"body"]))
@@ -212,9 +206,8 @@ def test_without_memory_the_oldest_sessions_make_room(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("smtpd_filters.runtime.engine.monotonic", lambda: now[0])
-    monkeypatch.setattr("smtpd_filters.runtime.engine.SESSIONS", 1)
     filter_ = Knows()
-    talk = Talk(filter_, logbook)
+    talk = Talk(filter_, logbook, checked=1)
     for number in range(16):
         talk.connect(sid(number))
     engine = talk.engine

@@ -96,8 +96,6 @@ _SHARES = 3
 # The prices (`pace`) of a query whose answer is mostly cached, and of awaiting an answer.
 _ASK = 5
 _WAIT = 60
-# A share of `--deadline`.
-_OF_DEADLINE = 0.9
 #: The seconds for which the look-ups for a client are not repeated after a failure.
 _RETRY_AFTER = 30.0
 
@@ -238,7 +236,8 @@ class Dnsbl(Filter):
         timeout=None,
         timing=lambda filter_: (filter_.longest / _SHARES, filter_.longest),
     )
-
+    #: The part of `--deadline` that look-ups may take.
+    share = 0.9
     _exempt: Exempt
     _book: Book
     _watch: Watch
@@ -252,7 +251,7 @@ class Dnsbl(Filter):
     def longest(self) -> float:
         """The deadline of a look-up in seconds."""
         # Before `--deadline`, when the removal of a header field would be undone.
-        return min(self.settings.timeout, _OF_DEADLINE * self.deadline)
+        return min(self.settings.timeout, self.share * self.deadline)
 
     def setup(self) -> Registration:
         """Prepare the lists, the thresholds and the reply."""

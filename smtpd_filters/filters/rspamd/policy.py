@@ -69,8 +69,6 @@ SMALL = 64 << 10
 _MBOX = b"From "
 #: Chunks that are read in a row, while all other sessions wait.
 ROW = 16
-#: The share of `--deadline` for the daemons' replies; the rest is for the filter's own work.
-SHARE = 0.95
 # RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
 # another exchanger may accept the message.
 TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
@@ -96,7 +94,7 @@ class _ClientSetting(Shared[Client]):
         return SharedClient(
             filter_._urls,  # noqa: SLF001  # one module
             timeout=settings.timeout,
-            deadline=filter_.deadline * SHARE,
+            deadline=filter_.deadline * filter_.share,
             connections=settings.connections,
         )
 
@@ -112,6 +110,8 @@ class Rspamd(Filter):
     on_error: Outcome = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 60.0
+    #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
+    share = 0.95
 
     class Options(Settings):
         """The daemons, the facts in a request, exempt clients, and the use of a reply."""

@@ -13,13 +13,14 @@ import pytest
 from smtpd_filters import PROCEED, Message, Proceed, Session
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.rspamd import Rspamd, policy
+from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.rspamd.kinds import ACTION
 from smtpd_filters.filters.rspamd.policy import SMALL
 from smtpd_filters.lookups.http import zstd
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
+from tests.effort import part
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -532,13 +533,16 @@ def test_a_daemon_that_is_not_there(stub: RspamdStub) -> None:
         assert deliver(smtpd).verb == "proceed"
 
 
-def test_a_daemon_that_is_too_slow_for_the_deadline(
-    stub: RspamdStub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What is left of the deadline then is more than enough.
-    monkeypatch.setattr(policy, "SHARE", 0.01)
+class Hasty(Rspamd):
+    """A daemon gets a small part of the deadline, so that the rest suffices on any machine."""
+
+    name = "rspamd"
+    share = 0.01
+
+
+def test_a_daemon_that_is_too_slow_for_the_deadline(stub: RspamdStub) -> None:
     stub.answer = Answer.of(CLEAN, behaviour="drop")
-    with Conversation(Rspamd, "-url", stub.url, "--deadline", "30s") as smtpd:
+    with Conversation(Hasty, "-url", stub.url, "--deadline", "30s") as smtpd:
         assert deliver(smtpd).reply == LATER
         cause = f'cause="{stub.url} timeout"'
         assert logged(smtpd) == [f"rspamd message result=reject {cause}{SAID}"]
@@ -612,7 +616,7 @@ async def decompressed(frame: bytes) -> bytes:
 
 
 @needs_zstd
-@pytest.mark.parametrize("size", [1, 3 << 20])
+@pytest.mark.parametrize("size", [1, part(3 << 20)])
 def test_messages_are_compressed(stub: RspamdStub, size: int) -> None:
     packed = b"".join(CODEC.compress([json.dumps(said(action="reject")).encode()]))
     stub.answer = Answer(packed, headers=(("Compression", "zstd"),))
