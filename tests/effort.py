@@ -1,8 +1,14 @@
-"""The number of examples that a test tries: all of them, or a part in `make unit`."""
+"""The effort of the tests: all examples and sizes, or a part of them in `make unit`."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T")
 
 #: `make unit` tries one in so many of what `make test` tries.
 SHARE = 8 if os.environ.get("SMTPD_FILTERS_TESTS") == "quick" else 1
@@ -11,3 +17,8 @@ SHARE = 8 if os.environ.get("SMTPD_FILTERS_TESTS") == "quick" else 1
 def part(number: int) -> int:
     """Return how many of this number are tried; at least one."""
     return max(1, number // SHARE)
+
+
+def some(cases: Iterable[T]) -> list[T]:
+    """Return the cases of a costly test that are tried: all, or one in `SHARE`."""
+    return list(cases)[::SHARE]

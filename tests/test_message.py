@@ -26,6 +26,7 @@ from smtpd_filters.message import (
 )
 from smtpd_filters.message.folding import MAX_LINE, field_lines
 from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
+from tests import effort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -608,10 +609,10 @@ def test_what_is_kept_comes_back(
 def test_rows_are_bounded_by_their_number_and_by_their_bytes() -> None:
     spool = Spool()
     for text, most in ((b"", ROWS), (b"x" * 100, CHUNK // 101), (b"y" * 100_000, 1)):
-        store = kept(spool, *[[text] * 100] * 50)
+        store = kept(spool, *[[text] * 100] * effort.part(50))
         some, _ = store.rows(0)
         assert 0 < len(some) <= most
-        assert rows(store) == [text] * 5000
+        assert rows(store) == [text] * 100 * effort.part(50)
         store.discard()
 
 

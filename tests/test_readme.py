@@ -15,6 +15,7 @@ import pytest
 
 from smtpd_filters.testing.server import Smtpd, script_command
 from tests.demo.configuration import CONF
+from tests.type_check import type_check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +64,7 @@ def test_the_filter_is_a_program(known: Path) -> None:
 
 def test_the_filter_is_type_checked(known: Path) -> None:
     (known.parent / "test_known.py").write_text(TEST, "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", known.name, "test_known.py"],
-        cwd=known.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = type_check(known.parent, known.name, "test_known.py")
     assert done.returncode == 0, done.stdout
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from smtpd_filters.testing.server import BIN, Smtpd, file_path
+from tests.type_check import type_check
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "writing-a-filter.md").read_text("utf-8")
@@ -148,7 +149,8 @@ def test_the_filter_with_exemptions_does_what_the_page_says(folder: Path) -> Non
 
 
 def test_its_code_is_type_checked(folder: Path) -> None:
-    run(folder, "-m", "mypy", "--strict", "--no-incremental", *FILTERS, *TESTS)
+    done = type_check(folder, *FILTERS, *TESTS)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["known.py", "strict.py"])
@@ -156,13 +158,7 @@ def test_a_forgotten_outcome_is_reported(name: str, folder: Path) -> None:
     code = re.sub(r" {12}case Unavailable\(\).*\n.*\n", "", FILES[name])
     assert code != FILES[name]
     (folder / name).write_text(code, "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", name],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = type_check(folder, name)
     assert "error: Missing return statement  [return]" in done.stdout
 
 

@@ -20,6 +20,7 @@ from tests.bench.lookups import (
 )
 from tests.bench.player import MisbehaviourError, Player
 from tests.bench.workloads import message
+from tests.effort import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def test_one_client_in_ten_is_looked_up_in_vain() -> None:
 
 
 CASES = [*SESSIONS.items(), *PHASES.items()]
+#: Sessions of a run.
+MANY = part(100)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,8 @@ def place() -> Iterator[Place]:
 
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
 def test_what_is_known_is_not_looked_up_again(place: Place, case: Case) -> None:
-    found = warm(place, 100, case, message(12))
-    assert [run.sessions for run in found.values()] == [100, 100]
+    found = warm(place, MANY, case, message(12))
+    assert [run.sessions for run in found.values()] == [MANY, MANY]
     assert found.keys() == {"warm cache", "look-ups off"}
 
 
@@ -78,7 +81,7 @@ def test_a_surplus_look_up_is_noticed() -> None:
         many = [f"127.0.4.{last}" for last in range(MAX_RECORDS)]
         place.dns.zone["*.score.senderscore.com"] = {"A": many}
         with pytest.raises(MisbehaviourError, match="look-ups of what was known"):
-            warm(place, 100, PHASES["senderscore"], [])
+            warm(place, MANY, PHASES["senderscore"], [])
 
 
 def test_where_there_can_be_no_network_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +33,7 @@ from smtpd_filters.settings import Settings, common_options, from_mapping, parse
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+from tests.effort import some
 from tests.filters.dnsbl.zones import addresses, domains
 
 if TYPE_CHECKING:
@@ -433,8 +434,15 @@ def test_a_stranger_is_refused(setup: Setup) -> None:
         assert "cause=" not in smtpd.log[-1]
 
 
-@pytest.mark.parametrize("client", [{"local": True}, {"address": "127.0.0.7"}, {"address": "::1"}])
-@pytest.mark.parametrize("words", [(), ("local",), ("socket",), ("authenticated",)])
+@pytest.mark.parametrize(
+    ("words", "client"),
+    some(
+        product(
+            [(), ("local",), ("socket",), ("authenticated",)],
+            [{"local": True}, {"address": "127.0.0.7"}, {"address": "::1"}],
+        )
+    ),
+)
 def test_a_local_client_is_exempt_if_the_word_says_so(
     setup: Setup, client: dict[str, Any], words: tuple[str, ...]
 ) -> None:

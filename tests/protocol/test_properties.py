@@ -205,7 +205,7 @@ def test_cutting_the_input_changes_nothing(messages: str, stream: bytes, cuts: l
     without=st.frozensets(st.sampled_from(("ask", "known", "receive")), min_size=1),
     size=st.sampled_from((50, 1000, 1 << 16)),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=part(120), deadline=None)
 def test_the_short_ways_have_the_result_of_the_long_ones(
     messages: str, stream: bytes, without: frozenset[str], size: int
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from smtpd_filters.filter import CONTENT
 from smtpd_filters.protocol.vocabulary import PHASES
 from tests import hostile_filter as hostile
+from tests.effort import some
 from tests.runtime.process import FilterProcess, sid
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def places(mode: str, *, later: bool) -> Sequence[str]:
     return hostile.PLACES
 
 
-@pytest.mark.parametrize(("mode", "later"), MODES, ids=IDS)
+@pytest.mark.parametrize(("mode", "later"), some(MODES), ids=some(IDS))
 def test_at_every_phase(mode: str, later: bool) -> None:  # noqa: FBT001
     where = places(mode, later=later)
     with start(mode, "--phase", *where, later=later).hand_shake() as process:
@@ -105,7 +106,7 @@ def test_at_every_phase(mode: str, later: bool) -> None:  # noqa: FBT001
     assert "Traceback" not in process.last_words
 
 
-@pytest.mark.parametrize("mode", hostile.MODES)
+@pytest.mark.parametrize("mode", some(hostile.MODES))
 def test_in_a_first_step(mode: str) -> None:
     """Which is taken by hand; where that is, makes no difference."""
     where = ("mail-from", "headers")

@@ -19,6 +19,7 @@ from smtpd_filters.runtime import asyncio_loop
 from smtpd_filters.runtime.channel import READ, Channel
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.poll_loop import add_chore, do_chore
+from tests.effort import part
 from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
@@ -367,7 +368,7 @@ def test_pending_requests_are_answered_at_the_end_of_input() -> None:
 @pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
 @PIPES
 def test_a_large_message_is_returned(name: str, pipes: bool) -> None:  # noqa: FBT001
-    lines = body(4 * MEGABYTE)
+    lines = body(part(4 * MEGABYTE))
     with serve(name, pipes=pipes) as process:
         process.connect(sid(1))
         back = process.message(sid(1), lines)
@@ -384,7 +385,7 @@ def test_a_large_message_is_returned(name: str, pipes: bool) -> None:  # noqa: F
 @pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
 def test_a_peer_that_does_not_read(name: str) -> None:
     """While 50 MB are pending memory is bounded, and nothing is lost when it reads again."""
-    lines = body(50 * MEGABYTE)
+    lines = body(part(50 * MEGABYTE))
     with serve(name) as process:
         process.connect(sid(1))
         before = process.memory()

@@ -6,12 +6,13 @@ import importlib.util
 import resource
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from smtpd_filters.protocol.events import Result
-from tests.effort import part
+from tests.effort import part, some
 from tests.runtime.process import ROOT, TOKENS, FilterProcess, policy, sid
 
 MEGABYTE = 1 << 20
@@ -56,8 +57,7 @@ def test_any_allocation_may_fail(program: tuple[str, ...]) -> None:
     assert int(tried.split()[0]) > part(500)
 
 
-@pytest.mark.parametrize("name", ["Plain", "Later"])
-@pytest.mark.parametrize("spare", [0, 1, 4])
+@pytest.mark.parametrize(("spare", "name"), some(product([0, 1, 4], ["Plain", "Later"])))
 def test_all_are_answered_when_sessions_take_all_memory(name: str, spare: int) -> None:
     """Sessions that are never closed, each of which asks, and where there are coroutines waits."""
     count = 6000
@@ -84,8 +84,9 @@ def test_all_are_answered_when_sessions_take_all_memory(name: str, spare: int) -
         process.finish()
 
 
-@pytest.mark.parametrize("name", ["Head", "HeadLater", "Whole", "WholeLater"])
-@pytest.mark.parametrize("spare", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("name", "spare"), some(product(["Whole", "Head", "HeadLater", "WholeLater"], [0, 1, 4]))
+)
 def test_a_process_lives_on_when_it_gets_no_more(name: str, spare: int) -> None:
     header = [b"Subject: x", *[b"X: " + b"a" * 900] * 1000]
     with FilterProcess(policy(name, "--on-error", "tempfail")) as process:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from tests.effort import some
 from tests.runtime.process import PATIENCE, POLICIES, ROOT, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
@@ -135,15 +136,18 @@ def test_without_smtpd_a_filter_ends_at_once(number: int, name: bytes) -> None:
     assert done.stderr == b"filter-plain: %b is closed: a filter must be started by smtpd\n" % name
 
 
-@pytest.mark.parametrize("name", ["Plain", "Later"])
 @pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        ("null", b""),
-        *((kind, said) for kind in ("file", "pipe") for said in (b"", GREETING)),
-    ],
+    ("output", "kind", "given", "name"),
+    some(
+        (output, kind, given, name)
+        for output in ("null", "file", "pipe")
+        for kind, given in [
+            ("null", b""),
+            *((kind, said) for kind in ("file", "pipe") for said in (b"", GREETING)),
+        ]
+        for name in ("Plain", "Later")
+    ),
 )
-@pytest.mark.parametrize("output", ["null", "file", "pipe"])
 def test_by_hand_input_may_be_anything(
     name: str, kind: str, given: bytes, output: str, tmp_path: Path
 ) -> None:

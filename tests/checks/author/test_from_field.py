@@ -25,6 +25,7 @@ from smtpd_filters.main import set_up
 from smtpd_filters.message import Headers
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
+from tests.effort import some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -396,7 +397,7 @@ def calls(policy: Mailfrom, value: str) -> int:
     return count
 
 
-@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: ascii(value)[:16])
+@pytest.mark.parametrize("value", some(HOSTILE), ids=lambda value: ascii(value)[:16])
 def test_no_field_costs_more_than_its_length(value: str) -> None:
     assert len(value) <= FROM_MAX
     policy = judging(

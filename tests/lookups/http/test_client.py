@@ -847,10 +847,11 @@ def test_connections_are_kept_over_tls(tls: ssl.SSLContext) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        pytest.param(CHUNKED + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", id="chunks"),
-        pytest.param(b"HTTP/1.1 100 C\r\n\r\n" * 3000, id="responses"),
+        pytest.param(CHUNKED + b"1\r\nx\r\n" * part(10_000) + b"0\r\n\r\n", id="chunks"),
+        pytest.param(b"HTTP/1.1 100 C\r\n\r\n" * part(3000), id="responses"),
         pytest.param(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" + b"HTTP/1.1 100 C\r\n\r\n" * 3000,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+            + b"HTTP/1.1 100 C\r\n\r\n" * part(3000),
             id="after the content",
         ),
     ],
