@@ -344,13 +344,15 @@ def _uncommented(line: str) -> str:
 
 
 def _invalid(place: str, text: str, error: ValueError) -> ConfigError:
-    reason: object = error
+    reason = str(error)
     if any("\udc80" <= char <= "\udcff" for char in text):
         reason = "not UTF-8"
+    # "expected a key and a value, not 'bob'", or "longer than 1023 bytes: 'xxx...'"
+    wrong = f"{reason}{', not' if reason.startswith('expected') else ':'} {shown(text)}"
     if place:
-        return ConfigError(f"{place}: {reason} in {shown(text)}")
+        return ConfigError(f"{place}: {wrong}")
     several = "; write several entries in braces and quotes: '{ a, b }'" if "," in text else ""
-    return ConfigError(f"{reason} in {shown(text)}{several}")
+    return ConfigError(f"{wrong}{several}")
 
 
 def shown(text: str) -> str:

@@ -691,7 +691,7 @@ def test_what_is_being_looked_up_is_given_up_with_the_client(server: DNSServer) 
         (("--domains", "<domains>"), "--domains: '<domains>': tables of smtpd.conf can't be used "),
         (
             ("--domains", "a.org,b.org"),
-            "--domains: ',' can't be in .* in 'a.org,b.org'; write several entries in braces and q",
+            "--domains: ',' can't be in .*: 'a.org,b.org'; write several entries in braces and q",
         ),
         (
             ("--domains", "{", "a.org,", "b.org", "}"),

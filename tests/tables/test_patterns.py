@@ -132,7 +132,7 @@ def test_bad_pattern_names_its_line(tmp_path: Path) -> None:
     path.write_text("# good\n^ok$\n\n(a\n")
     with pytest.raises(ConfigError) as caught:
         RegexTable(f"file:{path}")
-    assert str(caught.value) == f"{path}:4: unmatched ( (at character 3) in '(a'"
+    assert str(caught.value) == f"{path}:4: unmatched ( (at character 3): '(a'"
 
 
 def test_total_cost_is_bounded(tmp_path: Path) -> None:

@@ -378,7 +378,7 @@ def test_an_empty_file_without_a_comment_is_rejected(file: Path, text: str) -> N
 @pytest.mark.parametrize("kind", [RegexTable, StringTable])
 def test_control_characters_are_invalid(file: Path, kind: type[Table]) -> None:
     file.write_bytes(b"one\n\tt\xe9\t \nELF\x01\n")
-    with pytest.raises(ConfigError, match=rf"^{file}:3: control character in 'ELF\\x01'$"):
+    with pytest.raises(ConfigError, match=rf"^{file}:3: control character: 'ELF\\x01'$"):
         kind(str(file))
     file.write_bytes(b"one\ntwo\x7f\n")
     with pytest.raises(ConfigError, match=f"^{file}:2: control character"):
@@ -401,7 +401,7 @@ def test_a_pattern_is_shown_as_it_was_written(file: Path) -> None:
     file.write_text("\\.good$\nit's(\\.bad\n")
     with pytest.raises(ConfigError) as caught:
         RegexTable(str(file))
-    reason = f"""{file}:2: unmatched ( (at character 11) in "it's(\\.bad\""""
+    reason = f"""{file}:2: unmatched ( (at character 11): "it's(\\.bad\""""
     assert str(caught.value) == reason
 
 
