@@ -129,12 +129,16 @@ class Conversation(Peer):
             raise AssertionError("the filter is not ready")
         return self
 
-    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
         try:
             self._served.close()
         finally:
             if kind is None:
                 self.verify()
+            elif error is not None and self.errors and not self._errors_allowed:
+                # They are often the reason why the test failed.
+                listed = "".join(f"\n  {each}" for each in self.errors)
+                error.add_note(f"errors in the filter:{listed}")
 
     def verify(self) -> None:
         """Raise AssertionError if a real smtpd would have exited, hung or misbehaved.

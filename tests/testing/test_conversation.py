@@ -587,6 +587,18 @@ class Errs(Filter):
             raise ValueError("in close")
 
 
+def test_a_test_that_fails_shows_the_errors_of_the_filter() -> None:
+    with pytest.raises(AssertionError) as raised, Conversation(Errs, "--at", "event") as smtpd:
+        smtpd.connect()
+        raise AssertionError
+    [note] = raised.value.__notes__
+    assert note.startswith("errors in the filter:\n  errs link_connect: ValueError: at an event [")
+    with pytest.raises(AssertionError) as raised, Conversation(Errs) as smtpd:
+        smtpd.connect()
+        raise AssertionError
+    assert not hasattr(raised.value, "__notes__")
+
+
 @pytest.mark.parametrize(
     ("at", "error"),
     [
