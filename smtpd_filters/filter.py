@@ -79,7 +79,7 @@ _EVENTS_AND_SETUP = _EVENTS | {"setup", "needs"}
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 
-#: The reports that smtpd may have sent before a phase, beyond `link-connect`.
+#: The reports that smtpd may have sent before a phase or an event, beyond `link-connect`.
 _REPORTED_BY: dict[str, tuple[str, ...]] = {
     "connect": (),
     **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-greeting", "link-tls")),
@@ -88,14 +88,18 @@ _REPORTED_BY: dict[str, tuple[str, ...]] = {
     ),
 }
 _ALL_REPORTS = tuple(reported.FIELDS)
+_REPORTED_BEFORE: dict[str, tuple[str, ...]] = {
+    "link_identify": ("link-greeting", "link-identify", "link-tls"),
+    "link_disconnect": _ALL_REPORTS,
+}
 
 
 class Registration:
     """The registrations of a filter with its settings, returned by `Filter.setup`.
 
     `handlers` are names of methods, by default all that the class defines. `reports` are those that
-    the handlers read from the session (smtpd-filters(7): `link-auth`), by default all that may
-    precede their phases. `events` are the names of the event methods to call, by default all that
+    the methods read from the session (smtpd-filters(7): `link-auth`), by default all that may
+    precede the handlers' phases and the events. `events` are the names of the event methods to call, by default all that
     the class defines. With `junk=False` no handler marks, and with `waits=False` no handler waits:
     then the process needs no event loop. `opens` are the names of the `Shared` attributes (`dns`)
     to open at start, by default all of them if the filter waits. With `data`, messages pass through
@@ -292,13 +296,15 @@ class Filter:
         return self.registration.waits and any(map(is_coroutine, called))
 
     def required_reports(self) -> frozenset[str]:
-        """Return the reports that the registered handlers may read."""
+        """Return the reports that the registered handlers and the events may read."""
         if self.registration.reports is not None:
             return self.registration.reports
         known: set[str] = set()
         for name in self.registered:
             phase = HANDLERS.get(name)
             known.update(_REPORTED_BY.get(phase.name, _ALL_REPORTS) if phase else _ALL_REPORTS)
+        for event in self.events:
+            known.update(_REPORTED_BEFORE.get(event, ()))
         return frozenset(known)
 
     @property

@@ -397,6 +397,17 @@ def test_it_asks_for_what_may_be_read() -> None:
     assert define(headers=handler("headers"))().required_reports() == set(FIELDS)
 
 
+def test_an_event_may_read_what_came_before_it() -> None:
+    def event(self: object, session: object) -> None: ...
+
+    connects = define(connect=handler(), link_connect=event)
+    assert connects().required_reports() == set()
+    identifies = define(connect=handler(), link_identify=event)
+    assert identifies().required_reports() == {"link-greeting", "link-identify", "link-tls"}
+    disconnects = define(connect=handler(), link_disconnect=event)
+    assert disconnects().required_reports() == set(FIELDS)
+
+
 @pytest.mark.parametrize("reports", [{"link-auth"}, set()])
 def test_it_asks_for_the_reports_that_it_registers(reports: set[str]) -> None:
     made = define(commit=handler())()
