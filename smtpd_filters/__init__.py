@@ -35,7 +35,7 @@ from .settings import Settings, option
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .lookups.dns import Resolver
-    from .lookups.outcome import Found, NotFound, Outcome, Unavailable
+    from .lookups.outcome import MX, Found, NotFound, Outcome, Unavailable
     from .message import Headers, Message
     from .sandbox import Needs
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Needs": "sandbox",
     "Resolver": "lookups.dns",
-    **dict.fromkeys(("Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
+    **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
 }
 
@@ -59,6 +59,7 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "JUNK",
     "MARKED",
+    "MX",
     "PROCEED",
     "Answer",
     "ConfigError",
