@@ -99,13 +99,13 @@ class Registration:
 
     `handlers` are names of methods, by default all that the class defines. `reports` are those that
     the methods read from the session (smtpd-filters(7): `link-auth`), by default all that may
-    precede the handlers' phases and the events. `events` are the names of the event methods to call, by default all that
-    the class defines. With `junk=False` no handler marks, and with `waits=False` no handler waits:
-    then the process needs no event loop. `opens` are the names of the `Shared` attributes (`dns`)
-    to open at start, by default all of them if the filter waits. With `data`, messages pass through
-    the process even without a handler for them. `points` are the bounds of the points that handlers
-    give with these settings, in place of the class's. `taps` and `outgoing` (reports of sessions in
-    which smtpd is the client) are for tracing.
+    precede the handlers' phases and the events. `events` are the names of the event methods to
+    call, by default all that the class defines. With `junk=False` no handler marks, and with
+    `waits=False` no handler waits: then the process needs no event loop. `opens` are the names of
+    the `Shared` attributes (`dns`) to open at start, by default all of them if the filter waits.
+    With `data`, messages pass through the process even without a handler for them. `points` are the
+    bounds of the points that handlers give with these settings, in place of the class's. `taps` and
+    `outgoing` (reports of sessions in which smtpd is the client) are for tracing.
     """
 
     __slots__ = (

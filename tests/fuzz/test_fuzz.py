@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.messages import Messages
 from tests.fuzz import fuzz_protocol
 from tests.runtime.process import TOKENS, sid
 
@@ -49,7 +50,9 @@ def test_a_turn_that_is_too_long_is_found() -> None:
     served.output()
     served.close()
     served = fuzz_protocol.Counted([fuzz_protocol.Reads()], (), None)
-    served.engine.messages.turn = 1 << 30
+    messages = served.engine.messages
+    assert isinstance(messages, Messages)
+    messages.turn = 1 << 30
     served.receive(stream)
     with pytest.raises(AssertionError):
         served.output()
