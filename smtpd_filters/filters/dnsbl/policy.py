@@ -56,23 +56,22 @@ from smtpd_filters.settings import (
     option,
 )
 
-from .inquiry import Inquiry, Question
 from .options import SITES, old_style
 from .reply import Reply
 from .score import DISCONNECT, JUNK, NOTHING, configured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterable, Sequence
     from typing import NoReturn, TypeAlias
 
-    from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.runtime.pace import Pace
     from smtpd_filters.session import Session
 
+    from .answers import Answers
+    from .inquiry import Inquiry
     from .lists import Watch
     from .options import Sites
     from .questions import Asked, Book
@@ -241,6 +240,7 @@ class Dnsbl(Filter):
     _exempt: Exempt
     _book: Book
     _watch: Watch
+    _answers: Answers
     _pace: Callable[[], Pace]
     _kinds: frozenset[str] = frozenset(_KNOWN_AT)
     _phase: str = ""  # before `setup`
@@ -320,6 +320,7 @@ class Dnsbl(Filter):
         """Prepare the look-ups; these imports are not needed for --help."""
         from smtpd_filters.runtime.pace import pace
 
+        from .answers import Answers
         from .lists import Watch
         from .questions import Book
 
@@ -327,6 +328,7 @@ class Dnsbl(Filter):
         self._pace = pace
         self._book = Book(given, settings.key, settings.untested)
         self._watch = Watch(self._book.asked, self.dns, self.log)
+        self._answers = Answers(self.dns, self._watch, self._thresholds)
         for sites in given.values():
             sites.reloaded = self._reload
         # RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening
@@ -398,7 +400,7 @@ class Dnsbl(Filter):
         if inquiry.pending:
             # The lists that could not change the decision, which were queried long ago.
             await self._pace().admit(_WAIT * len(inquiry.pending))
-            await self._answers(inquiry)
+            await self._answers.wait(inquiry)
         for listing in reversed(inquiry.listings):
             headers.prepend(FIELD, f"Listed at {listing}")
         return PROCEED
@@ -449,7 +451,7 @@ class Dnsbl(Filter):
                 if known is not None:
                     del session.scratch[self]
                 return PROCEED
-            inquiry = self._ask(asked)
+            inquiry = self._answers.cached(asked)
             if inquiry.finished and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return await self._wait(session, key)
@@ -466,19 +468,6 @@ class Dnsbl(Filter):
         import asyncio
 
         return asyncio.get_running_loop().time()
-
-    def _ask(self, asked: Iterable[Asked]) -> Inquiry:
-        """Return an inquiry with the cached answers."""
-        inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
-        for question in list(inquiry.pending):
-            outcome = self.dns.known(question.name, "A")
-            if outcome is not None:
-                self._take(inquiry, question, outcome)
-        return inquiry
-
-    def _take(self, inquiry: Inquiry, question: Question, outcome: Outcome[str]) -> None:
-        if inquiry.take(question, outcome).odd:
-            self._watch.suspect()
 
     def _is_ready(self, inquiry: Inquiry) -> bool:
         """Return whether the decision needs no further look-up."""
@@ -506,28 +495,7 @@ class Dnsbl(Filter):
     async def _query(self, session: Session, key: tuple[str, str]) -> Inquiry:
         """Query the lists, and wait until no pending answer can change the level."""
         await self._pace().admit(_WAIT * self._book.size)
-        inquiry = self._ask(self._book.about(session, self._address(session), *key))
-        if not inquiry.finished:
-            await self._answers(inquiry, early=True)
-        return inquiry
-
-    async def _answers(self, inquiry: Inquiry, *, early: bool = False) -> None:
-        """Wait for the pending answers, with `early` only for those that matter."""
-        import asyncio
-
-        waiting: dict[asyncio.Future[Outcome[str]], Question] = {
-            asyncio.ensure_future(self.dns.query(question.name, "A")): question
-            for question in inquiry.pending
-        }
-        try:
-            while waiting and not (early and inquiry.finished):
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for answered in done:
-                    self._take(inquiry, waiting.pop(answered), answered.result())
-        finally:
-            # The look-ups themselves continue, for the cache.
-            for future in waiting:
-                future.cancel()
+        return await self._answers.enough(self._book.about(session, self._address(session), *key))
 
     def _decide(self, session: Session, key: tuple[str, str], inquiry: Inquiry) -> Verdict:
         """Return the decision, and keep it for the rest of the message or session."""

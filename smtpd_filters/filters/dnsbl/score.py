@@ -20,11 +20,27 @@ from smtpd_filters.errors import ConfigError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+    from typing import Protocol
 
     from smtpd_filters.runtime.log import FilterLog
 
     from .options import Sites
-    from .policy import Dnsbl
+
+    class Actions(Protocol):
+        """The settings of a filter that say what to do from which score on."""
+
+        junk_at: int | None
+        reject_at: int | None
+        disconnect_at: int | None
+        mark: bool
+        header: bool
+        reply: str
+
+        @property
+        def given(self) -> AbstractSet[str]:
+            """The names of the settings that were given."""
+
 
 #: The levels of action, in order of severity.
 NOTHING, JUNK, REJECT, DISCONNECT = range(4)
@@ -98,7 +114,7 @@ class Tally:
         return self.level > NOTHING or self.decided
 
 
-def configured(settings: Dnsbl.Options, given: Sequence[Sites], log: FilterLog) -> Thresholds:
+def configured(settings: Actions, given: Sequence[Sites], log: FilterLog) -> Thresholds:
     """Return the thresholds of the settings, and log settings without effect.
 
     `given` are the lists. Raises ConfigError if thresholds contradict each other, or if no client
@@ -132,7 +148,7 @@ def configured(settings: Dnsbl.Options, given: Sequence[Sites], log: FilterLog) 
 
 
 def _check_reach(
-    settings: Dnsbl.Options,
+    settings: Actions,
     named: Sequence[tuple[str, int]],
     given: Sequence[Sites],
     log: FilterLog,
