@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         reject_at: int | None
         disconnect_at: int | None
         mark: bool
+        points: bool
         header: bool
         reply: str
 
