@@ -23,6 +23,7 @@ Importing this module imports aiohttp.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from contextvars import ContextVar
 
@@ -32,6 +33,8 @@ from smtpd_filters.runtime.pace import pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -115,8 +118,7 @@ class Intake(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close the connection at once."""
-        if not self._lost:
-            self.transport.abort()
+        self._unless_lost(self.transport.abort)
 
     def expect(self, size: int) -> None:
         """Treat the next `size` bytes as content of a known length."""
@@ -255,13 +257,18 @@ class Intake(asyncio.BufferedProtocol):
 
     def _pause(self) -> None:
         self._paused = True
-        if not self._lost:
-            self.transport.pause_reading()
+        self._unless_lost(self.transport.pause_reading)
 
     def _resume(self) -> None:
         self._paused = False
+        self._unless_lost(self.transport.resume_reading)
+
+    def _unless_lost(self, call: Callable[[], None]) -> None:
+        """Call a method of the transport, unless the connection is lost."""
         if not self._lost:
-            self.transport.resume_reading()
+            # asyncio's transport for TLS lacks its protocol after a second `close`.
+            with contextlib.suppress(AttributeError):
+                call()
 
 
 class _Watching(aiohttp.BaseConnector):

@@ -905,7 +905,7 @@ def test_replies_that_come_at_once_are_parsed_at_a_pace(
     context = tls if scheme == "https" else None
     replies = by_hand(serve, work, scheme=scheme, tls=context, **patience)
     if said.startswith(CHUNKED):
-        assert {reply.body for reply in replies} == {b"x" * 10_000}
+        assert {reply.body for reply in replies} == {b"x" * part(10_000)}
     assert sum(turns) >= 64 * 1024
     assert max(turns) <= 2 * TURN * 2 + PIECE
     assert 0 < max(waiting) <= 2 * intake.READ
@@ -934,6 +934,30 @@ def test_the_end_does_not_wait_for_unread_data(intakes: list[Intake]) -> None:
         assert intakes[-1]._end is None
 
     by_hand(serve, work)
+
+
+class ClosedTwice(asyncio.Transport):
+    """asyncio's transport for TLS after two calls of `close`: it lacks its protocol."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__({"socket": sock})
+
+    def _fail(self) -> None:
+        raise AttributeError("'NoneType' object has no attribute '_abort'")
+
+    abort = pause_reading = resume_reading = _fail
+
+
+def test_a_connection_that_was_closed_twice_is_aborted() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            intake = Intake(ClosedTwice(ours), asyncio.Protocol())
+            intake._pause()
+            intake._resume()
+            intake.abort()
+
+    asyncio.run(main())
 
 
 def test_a_large_reply_is_read_in_pieces_at_a_pace(
