@@ -153,9 +153,13 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "guard.py: self.phase": None,
     "protocol/filter_side.py: event.kind": ("smtpd-filters unexpected: ",),
     "protocol/filter_side.py: kind": ("smtpd-filters unexpected: ",),
+    "scoring/chain.py: each.phase": None,
+    "scoring/chain.py: phase": None,
     "runtime/engine.py: remark.kind": None,  # those of `Remarks.mail`
     "runtime/engine.py: f'{remark.sort}: {remark.kind}'": None,  # those of the others
 }
+#: What stands for the name of a filter or of the process in a call of `Log`.
+NAMES = {"'smtpd-filters'", "filter_.name", "owner", "NAME"}
 LOG = re.compile(r"(?:[\w.]+\.)?_?(?:log|remarks)")
 
 
@@ -175,9 +179,7 @@ def logged() -> dict[str, str]:
             skipped = 1 if method in {"limited", "failure"} else 0
             if method not in {"event", "limited", "failure", "unexpected", "bug", "mail"}:
                 continue
-            if written(node.args[skipped]) == "smtpd-filters" or (
-                ast.unparse(node.args[skipped]) == "filter_.name"
-            ):
+            if ast.unparse(node.args[skipped]) in NAMES:
                 skipped += 1
             event = node.args[skipped]
             sort = {"unexpected": "unexpected: ", "bug": "bug: "}.get(method, "")
