@@ -24,7 +24,7 @@ STANDS_FOR = re.compile(
 #: What smtpd and the system say.
 OTHERS = {
     *("lost processor", "exited abnormally", "exec", "not found"),
-    *("permission denied", "cannot allocate memory", "too many open files"),
+    *("permission denied", "cannot allocate memory", "too many open files", "PermissionError"),
 }
 #: Lines that are all theirs: tests/e2e/test_troubleshooting.py holds them to real servers.
 THEIRS = {
@@ -153,13 +153,14 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "guard.py: self.phase": None,
     "protocol/filter_side.py: event.kind": ("smtpd-filters unexpected: ",),
     "protocol/filter_side.py: kind": ("smtpd-filters unexpected: ",),
+    "supervise/engine.py: phase.name": None,
     "scoring/chain.py: each.phase": None,
     "scoring/chain.py: phase": None,
     "runtime/engine.py: remark.kind": None,  # those of `Remarks.mail`
     "runtime/engine.py: f'{remark.sort}: {remark.kind}'": None,  # those of the others
 }
 #: What stands for the name of a filter or of the process in a call of `Log`.
-NAMES = {"'smtpd-filters'", "filter_.name", "owner", "NAME"}
+NAMES = {"'smtpd-filters'", "filter_.name", "owner", "NAME", "self._name"}
 LOG = re.compile(r"(?:[\w.]+\.)?_?(?:log|remarks)")
 
 

@@ -211,7 +211,7 @@ class File:
             if _inode(self.path) != damaged:
                 return
             aside = _free_name(self.path)
-            # The file last: without its log it is damaged, whoever opens it in between.
+            # The file last: without its log it is damaged for a process that opens it in between.
             for suffix in ("-wal", "-shm", ""):
                 try:
                     os.rename(self.path + suffix, aside + suffix)  # noqa: PTH104  # paths as text
