@@ -339,6 +339,7 @@ def test_a_bucket_never_gives_more_than_its_burst_and_rate(
                 taken.append((now, cost))
     finally:
         loop.close()
+    assert len(taken) == len(steps)
     for first in range(len(taken)):
         total = 0.0
         for when, cost in taken[first:]:

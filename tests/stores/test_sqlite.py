@@ -84,7 +84,11 @@ def test_after_a_restart_of_the_machine_time_has_passed(
     assert 700 <= left <= 1000
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 4e9), st.booleans()), max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1e6), st.floats(0, 4e9), st.booleans()), min_size=1, max_size=20
+    )
+)
 def test_the_clock_of_a_file_never_goes_back(steps: list[tuple[float, float, bool]]) -> None:
     stored: Epoch | None = None
     latest, boot, monotonic = 0.0, 0, 0.0
@@ -97,6 +101,7 @@ def test_the_clock_of_a_file_never_goes_back(steps: list[tuple[float, float, boo
         assert now >= latest - 1e-3
         latest = now
         stored = found._replace(passed=max(found.passed, now))
+    assert stored is not None
 
 
 def test_without_an_identifier_a_boot_is_told_by_the_clocks() -> None:
