@@ -134,6 +134,7 @@ class _Hosts:
     """The check of connections and datagrams: hosts as well as ports, and unix sockets."""
 
     def __init__(self, needs: Needs) -> None:
+        self._anywhere = needs.anywhere
         self._allowed: set[tuple[object, int]] = set()
         #: Ports of hosts that are given by name, and may have any address.
         self._ports: set[int] = set()
@@ -149,8 +150,8 @@ class _Hosts:
         address = arguments[1]
         if isinstance(address, tuple):
             host, port = address[0], address[1]
-            if not isinstance(host, str) or port in self._ports:
-                return  # not of the Internet
+            if self._anywhere or not isinstance(host, str) or port in self._ports:
+                return  # or not of the Internet
             if (packed_address(host) or host.lower(), port) not in self._allowed:
                 raise _refused(f"connecting to {host[:100]} port {port}")
         elif isinstance(address, str | bytes):

@@ -51,18 +51,18 @@ def version(libc: Libc) -> int:
 class Ruleset:
     """What a process may do from `restrict` on; `close` it."""
 
-    def __init__(self, libc: Libc, abi: int, *, abstract_sockets: bool) -> None:
+    def __init__(self, libc: Libc, abi: int, *, abstract_sockets: bool, any_port: bool) -> None:
         """Raise OSError if the kernel refuses it."""
         self._libc = libc
         files = _ALL_OF_1
         for introduced, right in ((2, _REFER), (3, TRUNCATE), (5, _IOCTL_DEV)):
             files |= right if abi >= introduced else 0
         self._files = files
-        self._ports = abi >= TCP
+        self._ports = 0 if abi < TCP else _BIND_TCP if any_port else _BIND_TCP | _CONNECT_TCP
         scopes = _SIGNALS if abstract_sockets else _SIGNALS | _ABSTRACT_SOCKETS
         attributes = _quad(files)
         if abi >= TCP:
-            attributes += _quad(_BIND_TCP | _CONNECT_TCP)
+            attributes += _quad(self._ports)
         if abi >= SCOPES:
             attributes += _quad(scopes)
         self._fd = libc.call("syscall", _CREATE_RULESET, attributes, len(attributes), 0)
@@ -93,7 +93,7 @@ class Ruleset:
         self._allow_port(_BIND_TCP, port)
 
     def _allow_port(self, right: int, port: int) -> None:
-        if self._ports:
+        if self._ports & right:
             rule = _quad(right) + _quad(port)
             self._libc.call("syscall", _ADD_RULE, self._fd, _NET_PORT, rule, 0)
 
@@ -117,7 +117,7 @@ def confine(libc: Libc, needs: Needs) -> list[str]:
     """
     abi = version(libc)
     abstract = any(path.startswith("\0") for path in needs.sockets)
-    rules = Ruleset(libc, abi, abstract_sockets=abstract)
+    rules = Ruleset(libc, abi, abstract_sockets=abstract, any_port=needs.anywhere)
     try:
         for path, allowed in rights(needs).items():
             rules.allow(path, allowed)

@@ -63,8 +63,8 @@ class Needs:
     """
 
     __slots__ = (
-        "descriptors", "listening", "memory", "programs", "read", "replaced", "runs", "sockets",
-        "tcp", "threads", "udp", "write",
+        "anywhere", "descriptors", "listening", "memory", "programs", "read", "replaced", "runs",
+        "sockets", "tcp", "threads", "udp", "write",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -78,6 +78,8 @@ class Needs:
         self.tcp: list[Destination] = []
         #: Hosts that datagrams are sent to.
         self.udp: list[Destination] = []
+        #: Whether servers are connected to that are known only later.
+        self.anywhere = False
         #: Paths of unix sockets that are connected to.
         self.sockets: list[str] = []
         #: Ports of listening TCP sockets.
@@ -121,6 +123,10 @@ class Needs:
         """
         (self.udp if udp else self.tcp).append((host, port))
 
+    def to_connect_anywhere(self) -> None:
+        """Connect to servers that are known only later, as those of a cluster: to any, by TCP."""
+        self.anywhere = True
+
     def to_connect_unix(self, path: str) -> None:
         """Connect to a unix socket."""
         self.sockets.append(path if path.startswith("\0") else _absolute(path))
@@ -152,12 +158,14 @@ class Needs:
     @property
     def resolves(self) -> bool:
         """Whether the C library resolves names of hosts."""
-        return any(packed_address(host) is None for host, _ in (*self.tcp, *self.udp))
+        return self.anywhere or any(
+            packed_address(host) is None for host, _ in (*self.tcp, *self.udp)
+        )
 
     @property
     def internet(self) -> bool:
         """Whether it needs sockets of the Internet."""
-        return bool(self.tcp or self.udp or self.listening)
+        return bool(self.tcp or self.udp or self.listening or self.anywhere)
 
 
 def packed_address(host: str) -> bytes | None:
@@ -182,7 +190,7 @@ def readable(needs: Needs) -> Iterator[str]:
     yield from SYSTEM
     yield from of_python()
     yield from needs.read
-    if needs.tcp:
+    if needs.tcp or needs.anywhere:
         yield from of_certificates()
     if needs.resolves:
         yield from RESOLVING_FILES

@@ -119,9 +119,14 @@ class Kind(Generic[T]):
             raise ValueError(f"expected {noun}")
 
     def declare(self, value: T, needs: Needs) -> None:
-        """Declare what a value needs after the start: by default to reload a table's files."""
+        """Declare what a value needs after the start: by default to reload a table's files.
+
+        A table whose reload may find further files has `directories` of them.
+        """
         for path in getattr(value, "files", ()):
             needs.to_reload(path)
+        for path in getattr(value, "directories", ()):
+            needs.to_read(path)
 
 
 def not_an_array(noun: str, value: object) -> ValueError:

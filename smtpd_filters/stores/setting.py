@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import PurePath
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
@@ -14,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from smtpd_filters.sandbox import Needs
 
     from .store import Store
 
@@ -128,6 +131,19 @@ class StoreSetting(_Base):
             prefix=value("store_prefix"),
             certificates=value("store_ca_file") or "",
         )
+
+    def declare(self, filter_: Any, needs: Needs) -> None:
+        """Declare the directory of a file, or the servers."""
+        address = _address(filter_)
+        if address.scheme == "sqlite":
+            # Files beside it have its name: -wal, -shm and -journal.
+            needs.to_write(str(PurePath(address.path).parent))
+        elif address.scheme == "unix":
+            needs.to_connect_unix(address.path)
+        elif address.scheme in {"sentinel", "cluster"}:
+            needs.to_connect_anywhere()  # they name the servers
+        for server in address.hosts:
+            needs.to_connect(*server)
 
 
 def _address(filter_: Any) -> Address:

@@ -121,6 +121,17 @@ def test_listening_is_a_right_of_its_own() -> None:
     assert kernel.ports() == {(1, 8080)}
 
 
+def test_servers_that_are_known_later_may_be_anywhere() -> None:
+    needs = Needs()
+    needs.to_connect_anywhere()
+    needs.to_listen(8080)
+    kernel = Kernel(6)
+    assert linux(kernel, needs) == []
+    assert kernel.ruleset()[1] == 1  # listening only
+    assert kernel.ports() == {(1, 8080)}
+    assert set(openbsd.promises(needs)) >= {"inet", "dns"}
+
+
 def test_names_are_resolved_over_tcp_too() -> None:
     needs = Needs()
     needs.to_connect("mail.example", 11333)

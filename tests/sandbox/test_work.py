@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.authentication.dkim.keys import ED25519
+from smtpd_filters.authentication.dkim.private_keys import new_private_key
 from tests.runtime.process import ROOT, FilterProcess, sid
 from tests.sandbox.kernel import LANDLOCK, SECCOMP, STRICT, without
 
@@ -77,6 +79,31 @@ def test_a_table_behind_a_link_that_is_changed_is_reloaded(tmp_path: Path) -> No
         process.kill(signal.SIGHUP)
         process.until_logged("result=ok")
         assert ask(process, "rcpt-to", b"b@example.org", 2).verb == b"junk"
+        process.finish()
+
+
+def test_a_key_that_a_rotation_adds_is_read(tmp_path: Path) -> None:
+    for name in ("a.key", "b.key"):
+        (tmp_path / name).write_bytes(new_private_key(ED25519, 0))
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "b.key").rename(tmp_path / "later")
+    keys = tmp_path / "keys"
+    keys.write_text(f"example.org a {tmp_path}/a.key\n")
+    words = [
+        "-m",
+        "smtpd_filters.filters.dkimsign",
+        "--sandbox",
+        "strict",
+        "--keys",
+        f"file:{keys}",
+    ]
+    with FilterProcess(words) as process:
+        process.hand_shake()
+        (tmp_path / "later").rename(tmp_path / "b.key")
+        replace(keys, f"example.org b {tmp_path}/b.key\n")
+        process.kill(signal.SIGHUP)
+        process.until_logged("reload table=keys")
+        assert "result=ok" in process.logged
         process.finish()
 
 

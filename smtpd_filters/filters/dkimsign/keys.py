@@ -159,6 +159,11 @@ class KeyTable(Table):
         own = (self._from.path,) if self._from.is_file else ()
         return (*own, *self._content.files)
 
+    @property
+    def directories(self) -> frozenset[str]:
+        """The directories of the keys, where a rotation adds others."""
+        return frozenset(os.path.dirname(path) for path in self._content.files)  # noqa: PTH120  # as open
+
     def reload(self) -> Generator[None, None, bool]:
         """Read the table and all keys again, as `Table.reload` does."""
         changed = yield from self._from.changed()
