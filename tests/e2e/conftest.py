@@ -18,9 +18,13 @@ from smtpd_filters.testing.server import (
     script_command,
 )
 
+from tests.sandbox.kernel import complete
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+#: What a filter logs that can't give up all that it does not need.
+INCOMPLETE = "sandbox is incomplete"
 SERVERS = pytest.StashKey[list[Smtpd]]()
 
 
@@ -105,6 +109,9 @@ def start(version: str, request: pytest.FixtureRequest) -> Iterator[Start]:
             return stack.enter_context(server)
 
         yield start
+    if complete():  # so that each test here is one of `--sandbox strict` as well
+        lacks = [line for server in servers for line in server.log if INCOMPLETE in line]
+        assert lacks == []
 
 
 @pytest.fixture(scope="session")
