@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.authentication.dkim.keys import ED25519
+from smtpd_filters.authentication.dkim.private_keys import new_private_key
 from smtpd_filters.protocol.events import Result
 from tests.runtime.process import FilterProcess, sid
 from tests.sandbox import intruder
@@ -33,6 +36,8 @@ FILTERS = {
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),
     "rspamd.policy:Rspamd by name": ("message", ["-url", "http://localhost:9"]),
     "rspamd.policy:Rspamd by socket": ("message", ["-url", "/nonexistent/socket"]),
+    "auth.policy:Auth": ("mail-from", []),
+    "dkimsign.policy:Dkimsign": ("message", ["--keys", "{ example.org = 's KEYS/key' }"]),
     "trace:Trace": ("message", ["--detail", "headers"]),
 }
 #: Of what Python does, what only the kernel refuses: there are no events for it, or no rules.
@@ -77,12 +82,18 @@ def start(name: str, *flags: str) -> FilterProcess:
     # No name server is there.
     if name in DNS:
         own = [*own, "--nameserver", "127.0.0.1:9"]
+    if "--keys" in own:
+        folder = Path(os.environ["TMPDIR"]).with_name("keys")
+        folder.mkdir()
+        (folder / "key").write_bytes(new_private_key(ED25519, 0))
+        (folder / "key").chmod(0o600)
+        own = [word.replace("KEYS", str(folder)) for word in own]
     return FilterProcess([SCRIPT, module, *own, "--on-error", "tempfail", *flags])
 
 
 DNS = {
     "fcrdns:Fcrdns --verify", "dnsbl.policy:Dnsbl", "senderscore:Senderscore", "sender:Sender",
-    "helo:Helo",
+    "helo:Helo", "auth.policy:Auth",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from smtpd_filters.testing import DNSServer
 from tests.sandbox.kernel import STRICT
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-FILTERS = ("dnsbl", "dyndns", "fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore")
+FILTERS = ("auth", "dnsbl", "dyndns", "fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore")
 SESSIONS = [
     pytest.param(name, path, id=f"{name}-{path.stem}")
     for name in FILTERS
