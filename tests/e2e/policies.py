@@ -19,6 +19,7 @@ from smtpd_filters.protocol.decisions import (
     Reject,
     Rewrite,
 )
+from smtpd_filters.sandbox import Needs
 from smtpd_filters.session import Session
 from smtpd_filters.settings import PATH, Settings, option
 
@@ -32,6 +33,9 @@ class Seen(Filter):
         into = option(PATH, required=True, help="The file.")
 
     settings: Options
+
+    def needs(self, needs: Needs) -> None:
+        needs.to_write(str(Path(self.settings.into).parent))
 
     def _note(self, text: str) -> Proceed:
         with Path(self.settings.into).open("a", encoding="utf-8") as file:
