@@ -40,6 +40,7 @@ from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
     Misdeed = Callable[[Session, object], object]
@@ -55,6 +56,8 @@ NEEDS_LOOP: set[str] = set()
 SLOW = {"loop", "sleep", "read", "regex", "stubborn-loop", "await-forever", "swallow-cancel"}
 #: Number of tasks at which "leak-blocking-task" stops leaking: the handler's, and one leaked.
 MANY = 2
+#: Modes that the sandbox would refuse: they fork.
+FORKS = {"fork", "fork-exit", "multiprocessing"}
 #: The mode that leaves a task behind, which blocks the process after the session has ended.
 LEAK_BLOCKING_TASK = "leak-blocking-task"
 #: Bytes that "memory" may allocate in addition, limited by RLIMIT_AS.
@@ -523,6 +526,10 @@ def _handler(misdeed: Misdeed, *, later: bool, first: bool, argument: bool, retu
     return made
 
 
+def _needs(_filter: Filter, needs: Needs) -> None:
+    needs.to_run()
+
+
 def hostile(
     mode: str, phases: Sequence[str], *, later: bool = False, first: bool = False
 ) -> type[Filter]:
@@ -550,6 +557,8 @@ def hostile(
         )
     if mode == LEAK_BLOCKING_TASK:
         members["link_disconnect"] = _disconnect
+    if mode in FORKS:
+        members["needs"] = _needs
     assert members.keys() & (HANDLERS.keys() | CONTENT.keys())  # there are some
     return type("Hostile", (Filter,), members)
 
