@@ -186,8 +186,9 @@ def make(arch: int, column: int, needs: Needs, pid: int) -> bytes:
         numbers = [each[column] for each in table.values()]
         program.jump_if_any([each for each in numbers if each is not None], "refuse")
     checks = {"socket": "socket", "prlimit64": "own or 0"}
-    checks |= dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), "own")
     if not needs.runs:
+        # Otherwise it may signal its children; Landlock excludes other processes.
+        checks |= dict.fromkeys(("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), "own")
         # The flags of clone3 are in memory, where a filter can't see them.
         checks |= {"clone": "thread", "clone3": "unknown"}
     for name, place in checks.items():

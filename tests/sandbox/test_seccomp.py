@@ -121,6 +121,9 @@ def test_a_process_signals_only_itself(machine: tuple[int, int]) -> None:
         assert judge(machine, name, PID, 6) == ALLOW
         for other in (1, 0, -1, PID + 1):
             assert judge(machine, name, other, 6) == EPERM
+        needs = Needs()
+        needs.to_run()
+        assert judge(machine, name, PID + 1, 6, needs=needs) == ALLOW
     assert judge(machine, "prlimit64", 0, 7) == judge(machine, "prlimit64", PID, 7) == ALLOW
     assert judge(machine, "prlimit64", 1, 7) == EPERM
 
