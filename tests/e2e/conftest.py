@@ -17,7 +17,6 @@ from smtpd_filters.testing.server import (
     scratch_path,
     script_command,
 )
-
 from tests.sandbox.kernel import complete
 
 if TYPE_CHECKING:
