@@ -128,5 +128,7 @@ def test_a_store_needs_its_file_or_its_servers(store: str, expected: dict[str, o
     needs, empty = Needs(), Needs()
     filter_ = _Filter(store)
     StoreSetting().declare(filter_, needs)
-    for name in Needs.__slots__:
-        assert getattr(needs, name) == expected.get(name, getattr(empty, name)), name
+    assert {name: getattr(needs, name) for name in Needs.__slots__} == {
+        **{name: getattr(empty, name) for name in Needs.__slots__},
+        **expected,
+    }
