@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.authentication.dkim.arc import MAX_SETS, ArcResult, ArcSet
 from smtpd_filters.authentication.dkim.canonical import relaxed_field
+from smtpd_filters.authentication.dkim.private_keys import parse_private_key
+from smtpd_filters.authentication.dkim.seal import MESSAGE as MESSAGE_SIGNATURE
+from smtpd_filters.authentication.dkim.seal import RESULTS, SEAL, NewSet, NotSealedError
+from smtpd_filters.authentication.dkim.sign import SigningKey
+from smtpd_filters.authentication.dkim.signed_fields import SignedFields
+from smtpd_filters.authentication.dkim.tags import base64_value, parse_tags
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 from tests.authentication.signing import (
     MESSAGE,
     NAME,
     NOW,
     chain,
+    hashed,
     key_record,
+    message,
     rsa_key,
     signature_of,
     signed,
@@ -188,3 +197,87 @@ def test_no_chain_raises(seal: bytes, results: bytes) -> None:
     odd += b"ARC-Authentication-Results: " + results.replace(b"\n", b"\n\t") + b"\r\n"
     assert chain(odd + raw, key_record(), NOW).result == "fail"
     assert b64encode(raw)
+
+
+# -- sealing -----------------------------------------------------------------------------------
+
+SIGNING = "arc/arc-draft-sign-tests.yml"
+#: The cases of the suite: 17, of which one is not sealed.
+SEALED = {"Canonicalization": 9, "Existant Seal Headers": 8}
+
+
+@pytest.mark.parametrize("group", SEALED)
+def test_the_suite_of_sealing(group: str) -> None:
+    path = need_data(data_file(SIGNING), SIGNING)
+    scenarios = [each for each in yaml.safe_load_all(path.read_text()) if each]
+    (scenario,) = (each for each in scenarios if each["description"] == group)
+    assert len(scenario["tests"]) == SEALED[group]
+    key = SigningKey(
+        scenario["domain"], scenario["sel"], parse_private_key(scenario["privatekey"].encode())
+    )
+    keys: dict[str, Outcome[bytes]] = {
+        name: Found((text.encode(),), 60) for name, text in scenario["txt-records"].items()
+    }
+    for name, case in scenario["tests"].items():
+        raw = case["message"].encode()
+        names = tuple(case["sig-headers"].encode().split(b":"))
+        if not case["AS"]:
+            with pytest.raises(NotSealedError, match="sealed as failed"):
+                seal(raw, key, case["srv-id"], names, case["t"])
+            continue
+        results, ams, last, whole = seal(raw, key, case["srv-id"], names, case["t"])
+        assert " ".join(results.split()) == " ".join(case["AAR"].split()), name
+        for ours, theirs in ((ams, case["AMS"]), (last, case["AS"])):
+            expected, found = parse_tags(theirs.encode()), parse_tags(ours)
+            assert expected.keys() == found.keys(), name
+            for tag in expected.keys() - {"b", "bh", "h"}:
+                assert found[tag] == expected[tag], (name, tag)
+        assert base64_value(parse_tags(ams)["bh"]) == base64_value(
+            parse_tags(case["AMS"].encode())["bh"]
+        )
+        failed = b"cv=fail" in last
+        assert chain(whole, keys, now=case["t"]).result == ("fail" if failed else "pass"), name
+
+
+def seal(
+    raw: bytes, key: SigningKey, authserv_id: str, names: tuple[bytes, ...], now: float
+) -> tuple[str, bytes, bytes, bytes]:
+    """Return the three values of a new set, and the message with it."""
+    made = message(raw)
+    new = NewSet(SignedFields(made.headers), authserv_id, names, key, now)
+    body = hashed(made, [("relaxed", None)])["relaxed"].digest()
+    assert body is not None
+    unsigned = new.message(body)
+    ams = unsigned.value(key.key.sign(unsigned.digest))
+    unsigned = new.seal(ams)
+    last = unsigned.value(key.key.sign(unsigned.digest))
+    for name, value in ((RESULTS, new.results), (MESSAGE_SIGNATURE, ams), (SEAL, last)):
+        made.headers.prepend(name, value)
+    head = b"\r\n".join([*made.headers.lines(), b"", b""])
+    return new.results, ams, last, head + b"".join(made.body(crlf=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"Authentication-Results: example.org", b"Authentication-Results: other", "no results of"),
+        (b"arc=pass", b"x=pass", "no arc= in the results"),
+        (b"ARC-Seal:", b"X:", "its chain is broken: incomplete sets"),
+        (b"i=1; a=rsa-sha256; cv=none", b"i=1; a=rsa-sha256; cv=fail", "sealed as failed"),
+    ],
+)
+def test_a_message_that_is_not_sealed(old: bytes, new: bytes, reason: str) -> None:
+    own = SigningKey("example.org", "sel", parse_private_key(rsa_pem()))
+    raw = b"Authentication-Results: example.org; arc=pass; spf=pass\r\n" + sealed()
+    names = (b"from", b"to")
+    assert chain(seal(raw, own, "Example.ORG", names, NOW)[3], key_record()).result == "pass"
+    with pytest.raises(NotSealedError, match=reason):
+        seal(raw.replace(old, new), own, "example.org", names, NOW)
+
+
+def rsa_pem() -> bytes:
+    return rsa_key().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

@@ -19,7 +19,7 @@ from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.dkimsign.author import author_domain
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing import Conversation
-from tests.authentication.signing import ed25519_key, rsa_key, verified
+from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +261,32 @@ def test_a_large_body(key: str) -> None:
     mail, _ = delivered(*flags, raw=MESSAGE + b"a line of text\r\n" * 30_000)
     (result,) = checked(mail, records("sel"))
     assert result.result == "pass"
+
+
+def test_a_message_is_sealed(key: str) -> None:
+    raw = b"Authentication-Results: mx.example.org; arc=none; spf=pass\r\n" + MESSAGE
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal")
+    for authserv_id in ("mx.example.org", "admd"):
+        mail, _ = delivered(*flags, authserv_id, raw=raw)
+        assert mail.headers.names()[:3] == [
+            "ARC-Seal",
+            "ARC-Message-Signature",
+            "ARC-Authentication-Results",
+        ]
+        assert mail.headers.get("DKIM-Signature") is None
+        result = chain(whole(mail), records("sel"), now=time())
+        assert (result.result, [each.domain for each in result.sets]) == ("pass", ["example.org"])
+        again, _ = delivered(*flags, "other.example", raw=whole(mail))
+        assert again.headers.names().count("ARC-Seal") == 1
+    mail, log = delivered(*flags, "other.example", raw=raw)
+    assert mail.headers.get("ARC-Seal") is None
+    assert any("not sealed" in line and "no results of other.example" in line for line in log)
+
+
+def test_sealing_needs_an_rsa_key(tmp_path: Path) -> None:
+    path = written(tmp_path / "key", pem(ed25519=True))
+    found = refused("-k", path, "-s", "sel", "-d", "example.org", "--arc-seal", "admd")
+    assert "the first domain has no RSA key" in found
 
 
 # -- flags -------------------------------------------------------------------------------------

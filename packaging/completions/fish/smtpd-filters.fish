@@ -146,6 +146,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s z -l copies -d
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l keys -x -d 'Domains with their own keys, as lines of DOMAIN SELECTOR KEYFILE'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l oversign -x -d 'Fields of which none can be added without breaking the signature'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l only -x -d 'Sign only mail of these clients: authenticated, local (on this machine), or both, separated by a comma'
+complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l arc-seal -x -d 'Seal messages with ARC in place of signing them with DKIM, for a server that forwards mail: with the first domain, its first RSA key, and the results in Authentication-Results fields with this id, which a filter before this one has added'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l workers -x -d 'How many processes make signatures that take more than a millisecond, so that they delay no session: those of RSA keys of more than 2048 bits, and of all RSA keys if the Python package cryptography is missing'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # RFC 8617 section 4.2.1: "the maximum number of ARC Sets ... is 50".
 MAX_SETS: Final = 50
-_KINDS: Final = (b"arc-authentication-results", b"arc-message-signature", b"arc-seal")
+KINDS: Final = (b"arc-authentication-results", b"arc-message-signature", b"arc-seal")
 _INSTANCE = re.compile(rb"[0-9]{1,2}")
 #: The beginning of an AAR (RFC 8617 section 4.1.1).
 _RESULTS_INSTANCE = re.compile(rb"[ \t]*i[ \t]*=[ \t]*([0-9]{1,2})[ \t]*;")
@@ -101,7 +101,7 @@ class _Seal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Set:
+class SetFields:
     """The three fields of an instance."""
 
     results: Lines
@@ -117,16 +117,16 @@ class Chain:
 
     def __init__(self, fields: SignedFields, now: float) -> None:
         self._fields = fields
-        self._sets: list[_Set] = []
+        self._sets: list[SetFields] = []
         self._seals: list[_Seal] = []
         self._message: SignatureTags | None = None
         #: The result, as soon as it is known.
         self._known: ArcResult | None = None
-        if not any(map(fields.named, _KINDS)):
+        if not any(map(fields.named, KINDS)):
             self._known = NO_CHAIN
             return
         try:
-            self._sets = _sets(fields)
+            self._sets = complete_sets(fields)
             self._seals = _seals(self._sets)
             self._message = check_tags(read_tags(self._sets[-1].message), now, arc=True)
         except Problem as problem:
@@ -186,7 +186,7 @@ def _problem(reason: str) -> Problem:
     return Problem("fail", reason)
 
 
-def _sets(fields: SignedFields) -> list[_Set]:
+def complete_sets(fields: SignedFields) -> list[SetFields]:
     """Return the sets of a complete chain, the oldest first. Raises Problem.
 
     RFC 8617 section 5.2, step 3: each instance has each field once, without gaps.
@@ -194,7 +194,7 @@ def _sets(fields: SignedFields) -> list[_Set]:
     if fields.too_long:
         raise _problem("header too long")
     numbered: list[dict[int, Lines]] = []
-    for kind in _KINDS:
+    for kind in KINDS:
         found = fields.named(kind)
         if len(found) > MAX_SETS:
             raise _problem(f"more than {MAX_SETS} sets")
@@ -206,11 +206,11 @@ def _sets(fields: SignedFields) -> list[_Set]:
     instances = range(1, len(seals) + 1)
     if not set(results) == set(messages) == set(seals) == set(instances):
         raise _problem("incomplete sets")
-    return [_Set(results[each], messages[each], seals[each]) for each in instances]
+    return [SetFields(results[each], messages[each], seals[each]) for each in instances]
 
 
 def _instance(kind: bytes, field: Lines) -> int:
-    if kind == _KINDS[0]:
+    if kind == KINDS[0]:
         match = _RESULTS_INSTANCE.match(_value(field))
         value = match[1] if match else b""
     else:
@@ -229,7 +229,7 @@ def _text(field: Lines) -> str:
     return value.strip(b" \t").decode("utf-8", "surrogateescape")
 
 
-def _seals(sets: list[_Set]) -> list[_Seal]:
+def _seals(sets: list[SetFields]) -> list[_Seal]:
     """Return the seals of a chain, checked. Raises Problem."""
     seals = []
     for number, each in enumerate(sets, 1):

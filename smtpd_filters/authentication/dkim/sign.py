@@ -68,13 +68,14 @@ class Style:
 class Unsigned:
     """A signature that lacks only its value: `digest` is to be signed."""
 
-    def __init__(self, text: bytes, digest: bytes) -> None:
+    def __init__(self, name: str, text: bytes, digest: bytes) -> None:
+        self.name = name
         self._text = text
         self.digest = digest
 
     def value(self, signature: bytes) -> bytes:
         """Return the value of the field, folded."""
-        return self._text + _folded_base64(self._text, b64encode(signature))
+        return self._text + _folded_base64(self.name, self._text, b64encode(signature))
 
 
 class SigningFields:
@@ -110,17 +111,23 @@ class SigningFields:
             tags.append(b"x=%d" % (now + style.lifetime))
         tags += [
             b"bh=" + b64encode(body),
-            b"h=" + b":".join(self._names),
+            b"h=" + self.names,
             b"d=" + signing.domain.encode(),
         ]
-        text = _folded(tags)
-        return Unsigned(text, self._digest(text))
+        return self.unsigned_field(NAME, tags)
 
-    def _digest(self, text: bytes) -> bytes:
+    def unsigned_field(self, name: str, tags: Iterable[bytes]) -> Unsigned:
+        """Return a signature with these tags, to which b= is added."""
+        text = folded(name, tags)
         form = self._style.header_form
         parts = [self._fields.canonical(field, form) for _, field in self._selected]
-        parts.append(without_value(field_lines(NAME, text), form))
-        return sha256(b"".join(parts)).digest()
+        parts.append(without_value(field_lines(name, text), form))
+        return Unsigned(name, text, sha256(b"".join(parts)).digest())
+
+    @property
+    def names(self) -> bytes:
+        """The value of h=."""
+        return b":".join(self._names)
 
     def _copies(self) -> Iterator[bytes]:
         """Yield the fields for z= (RFC 6376 section 3.5)."""
@@ -138,10 +145,10 @@ def _quoted(value: bytes) -> bytes:
     )
 
 
-def _folded(tags: Iterable[bytes]) -> bytes:
+def folded(name: str, tags: Iterable[bytes]) -> bytes:
     """Return tags separated by semicolons, folded before a tag or a colon, up to `b=`."""
     lines = [b""]
-    column = len(NAME) + 2
+    column = len(name) + 2
 
     def add(piece: bytes, *, blank: bool) -> None:
         nonlocal column
@@ -167,10 +174,10 @@ def _breakable(tag: bytes) -> list[bytes]:
     return _WHOLE_CODES.findall(tag) if tag.startswith(b"z=") else [tag]
 
 
-def _folded_base64(text: bytes, value: bytes) -> bytes:
+def _folded_base64(name: str, text: bytes, value: bytes) -> bytes:
     """Return Base64 in lines that follow a folded text."""
     begun = text.rpartition(b"\n")[2]
-    room = _WIDTH - (len(begun) + _TAB - 1 if b"\r\n" in text else len(NAME) + 2 + len(begun))
+    room = _WIDTH - (len(begun) + _TAB - 1 if b"\r\n" in text else len(name) + 2 + len(begun))
     pieces = [value[: max(room, 0)]]
     rest = value[max(room, 0) :]
     width = _WIDTH - _TAB

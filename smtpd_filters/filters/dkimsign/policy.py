@@ -9,6 +9,7 @@ Invariants
 (`smtpd_filters.message.completion`), and fields that smtpd removes or adds later are left alone.
 *Never a broken signature*: a message with a line that smtpd would cut, or that this process would
 break, is not signed, and the log says so.
+*Sealed or signed*: with `--arc-seal` a message is sealed with ARC and not signed with DKIM.
 *Never unsigned by accident*: if signing fails, `--on-error` decides, by default with 451.
 """
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING
 
-from smtpd_filters.authentication.dkim.canonical import SIMPLE, BodyHash
+from smtpd_filters.authentication.dkim.canonical import RELAXED, SIMPLE, BodyHash
+from smtpd_filters.authentication.dkim.keys import RSA
 from smtpd_filters.authentication.dkim.private_keys import ADVISED_BITS
 from smtpd_filters.authentication.dkim.sign import (
     NAME,
@@ -35,7 +37,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
 from smtpd_filters.runtime.pace import pace
-from smtpd_filters.settings import INTEGER, LIST, SWITCH, Settings, Shared, option, table
+from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, Settings, Shared, option, table
 
 from .author import author_domain
 from .keys import KEY, DomainList, KeyTable
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.authentication.dkim.private_keys import PrivateKey
     from smtpd_filters.filter import Outcome
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.session import Session
 
     from .workers import Workers
@@ -181,6 +183,14 @@ class Dkimsign(Filter):
             "both, separated by a comma. By default all mail is signed that passes the filter.",
         )
 
+        arc_seal = option(
+            TEXT,
+            default=None,
+            help="Seal messages with ARC in place of signing them with DKIM, for a server that "
+            "forwards mail: with the first domain, its first RSA key, and the results in "
+            "Authentication-Results fields with this id, which a filter before this one has "
+            "added. The word admd stands for the id of smtpd.",
+        )
         workers = option(
             INTEGER(low=0, high=64),
             default=2,
@@ -213,15 +223,17 @@ class Dkimsign(Filter):
             raise ConfigError("-k or --keys is required")
         self._style = Style(
             header_form=settings.canonicalization[0],
-            body_form=settings.canonicalization[1],
+            body_form=RELAXED if settings.arc_seal else settings.canonicalization[1],
             names=tuple(name.encode() for name in settings.headers),
             oversigned=tuple(name.encode() for name in settings.oversign),
             time=settings.time,
             lifetime=settings.expire,
             copies=min(settings.copies, 2),
         )
+        if settings.arc_seal is not None and not self._sealing_keys():
+            raise ConfigError("--arc-seal: the first domain has no RSA key")
         for signing in self._every_key():
-            if signing.key.bits < ADVISED_BITS and signing.key.kind == "rsa":
+            if signing.key.bits < ADVISED_BITS and signing.key.kind == RSA:
                 self.log.event(
                     f"the key of {signing.selector}._domainkey.{signing.domain} has "
                     f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
@@ -291,6 +303,8 @@ class Dkimsign(Filter):
         body = await self._hash(message)
         if body is None or self._breaks(headers.lines()):
             return self._unsigned(session, "a line is too long for this smtpd")
+        if self.settings.arc_seal:
+            return await self._seal(session, headers, body)
         domain = self._domain_of(author_domain(headers.get("From", "")))
         fields = SigningFields(SignedFields(headers), self._style)
         now = time()
@@ -301,6 +315,33 @@ class Dkimsign(Filter):
         for value in reversed(values):
             headers.prepend(NAME, value)
         return PROCEED.because(f"signed for {domain}")
+
+    async def _seal(self, session: Session, headers: Headers, body: bytes) -> Proceed:
+        """Add a set of ARC, with its fields in the order that most validators expect."""
+        from smtpd_filters.authentication.dkim import seal  # needed for --arc-seal only
+
+        authserv_id = self.settings.arc_seal or ""
+        if authserv_id == "admd":
+            authserv_id = self.smtpd.get("admd", "")
+        (key, *_) = self._sealing_keys()
+        try:
+            new = seal.NewSet(SignedFields(headers), authserv_id, self._style.names, key, time())
+        except seal.NotSealedError as error:
+            self.log.event("not sealed", session, reason=str(error))
+            return PROCEED
+        unsigned = new.message(body)
+        message = unsigned.value(await self._sign(key.key, unsigned.digest))
+        unsigned = new.seal(message)
+        value = unsigned.value(await self._sign(key.key, unsigned.digest))
+        headers.prepend(seal.RESULTS, new.results)
+        headers.prepend(seal.MESSAGE, message)
+        headers.prepend(seal.SEAL, value)
+        return PROCEED.because(f"sealed as {new.instance}, cv={new.cv}")
+
+    def _sealing_keys(self) -> list[SigningKey]:
+        """Return the RSA keys of the first domain; RFC 8617 has no other algorithm."""
+        domain = next(iter(self._all_domains()))
+        return [each for each in self._keys_of(domain) if each.key.kind == RSA]
 
     async def _sign(self, key: PrivateKey, digest: bytes) -> bytes:
         if key.costly and self._delegates:
