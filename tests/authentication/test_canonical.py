@@ -141,6 +141,6 @@ def test_one_body_serves_all_forms_and_lengths() -> None:
 def test_fields_are_those_of_the_header_parser(lines: list[bytes]) -> None:
     headers = Headers(lines)
     fields = SignedFields(headers)
-    for name in ("to", "cc", "x", "no field", "", "t\xe9"):
+    for name in ("to", "cc", "x", "absent"):
         expected = [list(field.lines) for field in headers.fields(name)]
         assert fields.named(name.encode("latin-1")) == expected

@@ -134,7 +134,7 @@ class SigningFields:
         every = self._fields.from_the_bottom() if self._style.copies > 1 else self._selected
         for _, field in every:
             name, _, value = b"\r\n".join(field).partition(b":")
-            yield name.rstrip(b" \t") + b":" + _quoted(value)
+            yield _quoted(name.rstrip(b" \t")) + b":" + _quoted(value)
 
 
 def _quoted(value: bytes) -> bytes:

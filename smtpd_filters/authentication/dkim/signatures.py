@@ -136,7 +136,9 @@ def _read(field: Lines, now: float, fields: SignedFields) -> _Candidate:
         selector=checked.selector,
         identity=checked.identity,
         algorithm=checked.algorithm,
-        b=shown(tags, "b")[:SHOWN],
+        b=tags["b"][:SHOWN].decode("ascii")
+        if tags["b"][:SHOWN].isalnum()
+        else shown(tags, "b")[:SHOWN],
     )
     return _Candidate(field, known, checked)
 

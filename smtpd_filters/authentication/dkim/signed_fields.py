@@ -12,7 +12,6 @@ beyond the topmost it selects nothing, which protects against added fields.
 
 from __future__ import annotations
 
-import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 #: Bytes of a header block whose signatures are verified.
 MAX_BLOCK: Final = 256 << 10
 _WHITE: Final = (b" ", b"\t")
-_NAME = re.compile(rb"[!-9;-~]++")
 
 
 class SignedFields:
@@ -41,9 +39,11 @@ class SignedFields:
         lines = headers.lines()
         #: Whether the block is too long to be verified, or was cut.
         self.too_long = headers.cut or sum(map(len, lines)) > MAX_BLOCK
-        self._every = list(_split(lines))
+        self._lines = lines
+        #: All fields, if they were asked for: a block may have 16,000.
+        self._every: list[tuple[bytes, Lines]] | None = None
         self._named: dict[bytes, list[Lines]] = {}
-        for name, field in self._every:
+        for name, field in _split(lines):
             self._named.setdefault(name, []).append(field)
         self._canonical: dict[tuple[str, int], bytes] = {}
 
@@ -53,6 +53,8 @@ class SignedFields:
 
     def from_the_bottom(self) -> list[tuple[bytes, Lines]]:
         """Return all fields from the bottom to the top, with their names in lower case."""
+        if self._every is None:
+            self._every = list(_split(self._lines))
         return self._every[::-1]
 
     def canonical(self, field: Lines, form: str) -> bytes:
@@ -94,7 +96,7 @@ def _split(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Lines]]:
             field.append(line)
             continue
         field = [line]
-        name = line[: line.find(b":")].rstrip(b" \t") if b":" in line else b""
-        if _NAME.fullmatch(name):
-            # Continuation lines follow.
-            yield name.lower(), field
+        name, colon, _ = line.partition(b":")
+        if colon:
+            # Continuation lines follow. A name that is invalid is in no h=.
+            yield name.rstrip(b" \t").lower(), field
