@@ -15,6 +15,7 @@ break, is not signed, and the log says so.
 
 from __future__ import annotations
 
+import os
 from time import time
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from smtpd_filters.authentication.dkim.private_keys import PrivateKey
     from smtpd_filters.filter import Outcome
     from smtpd_filters.message import Headers, Message
+    from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
     from .workers import Workers
@@ -244,6 +246,12 @@ class Dkimsign(Filter):
         )
         opens = {"_workers"} if self._delegates else set()
         return Registration(reports={"link-greeting", *users}, junk=False, opens=opens)
+
+    def needs(self, needs: Needs) -> None:
+        """Declare the directories of the keys: after a rotation the table names new files there."""
+        if self.settings.keys is not None:
+            for directory in {os.path.dirname(path) for path in self.settings.keys.files}:  # noqa: PTH120  # as given
+                needs.to_read(directory)
 
     def _check_key(self) -> None:
         """Raise ConfigError unless -k, -s and -d or -D are given together."""
