@@ -577,6 +577,15 @@ def test_numbers_that_take_long_to_read_are_refused(number: str, place: str) -> 
         said('{"action":"no action",' + place.format(number) + "}")
 
 
+@pytest.mark.parametrize("before", range(60))
+def test_a_number_is_measured_wherever_it_is(before: int) -> None:
+    """Only some of the bytes are looked at first."""
+    text = '{"action":"no action","x":' + " " * before
+    assert said(text + "7" * 500 + "}").action == "no action"
+    with pytest.raises(ReplyError, match="a number of more than 500 digits"):
+        said(text + "7" * 501 + "}")
+
+
 def test_digits_in_a_text_are_no_number() -> None:
     """The sender of a message chooses its Message-ID."""
     assert Done({"message-id": "1" * 5000 + "@example.net", "score": 1.5}).accepted
