@@ -23,6 +23,7 @@ import asyncio
 import errno
 import os
 from _socket import gaierror
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -187,7 +188,7 @@ class Exchange:
 
     def _fields(self) -> list[tuple[str, str]]:
         fields = list(self._request.headers)
-        text = "".join([part for field in fields for part in field])
+        text = "".join(chain.from_iterable(fields))
         if "\r" in text or "\n" in text:
             raise BadReplyError("not sent: a header field of more than one line")
         if not text.isascii():
