@@ -1,4 +1,4 @@
-"""The time of a look-up while a crowd waits for names whose servers never answer.
+"""The time of a look-up while a crowd has names looked up whose servers never answer.
 
     python -m tests.bench.crowd [CROWD] [SECONDS]
 
