@@ -291,18 +291,93 @@ def test_a_coroutine_has_a_current_task() -> None:
         assert first.get_name() == "first step"
         assert not first.done()
         assert not first.cancelled()
-        with pytest.raises(AttributeError, match="get_coro: this coroutine has not waited yet"):
-            first.get_coro()
+        with pytest.raises(AttributeError, match="get_stack: this coroutine has not waited yet"):
+            first.get_stack()
         await asyncio.sleep(0)
         task: Any = asyncio.current_task()
         assert task is not None
         assert first.get_name() == task.get_name()
-        assert first.get_coro() is task.get_coro()
+        assert first.get_stack() == task.get_stack()
         assert not first.done()
         assert not first.cancelled()
         return PROCEED
 
     assert run(policy) is PROCEED
+
+
+def test_it_passes_for_a_task() -> None:
+    seen: list[object] = []
+
+    async def policy() -> object:
+        task: Any = asyncio.current_task()
+        assert isinstance(task, asyncio.Task)
+        assert asyncio.isfuture(task)
+        assert task.get_loop() is asyncio.get_running_loop()
+        assert task.get_coro() is work[0]
+        task.set_name("a name")
+        assert task.get_name() == "a name"
+        task.add_done_callback(seen.append)
+        assert task.remove_done_callback(print) == 0
+        task.add_done_callback(print)
+        task.add_done_callback(print)
+        assert task.remove_done_callback(print) == 2
+        for ask in (task.result, task.exception):
+            with pytest.raises(asyncio.InvalidStateError):
+                ask()
+        await asyncio.sleep(0)
+        assert task.get_name() == "a name"
+        task.set_name("another")
+        assert task.get_name() == "another"
+        task.add_done_callback(seen.append)
+        task.add_done_callback(print)
+        assert task.remove_done_callback(print) == 1
+        with pytest.raises(asyncio.InvalidStateError):
+            task.exception()
+        seen.append(task)
+        return PROCEED
+
+    work: list[Coroutine[Any, Any, object]] = []
+
+    def begun() -> Coroutine[Any, Any, object]:
+        work.append(policy())
+        return work[0]
+
+    assert run(begun) is PROCEED
+    first, *told = seen
+    assert told == [first, first]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_another_task_may_wait_for_it(*, waits: bool, fails: bool) -> None:
+    found: list[object] = []
+
+    async def wait_for(task: Any) -> None:
+        await asyncio.wait({task})
+        assert task.done()
+        assert not task.cancelled()
+        found.append(task.exception())
+        try:
+            found.append(await task)
+        except ValueError as error:
+            found.append(error)
+
+    async def policy() -> object:
+        other = asyncio.create_task(wait_for(asyncio.current_task()))
+        others.append(other)
+        current: Any = asyncio.current_task()
+        current.add_done_callback(lambda _: found.append("done"))
+        if waits:
+            await asyncio.sleep(0)
+        if fails:
+            raise failure
+        return PROCEED
+
+    failure = ValueError()
+    others: list[object] = []
+    result = run(policy)
+    assert (result.error if fails else result) is (failure if fails else PROCEED)
+    assert found == ["done", failure if fails else None, failure if fails else PROCEED]
 
 
 def test_the_current_task_stays_the_same_for_code_that_keeps_it() -> None:
