@@ -92,27 +92,34 @@ class Places:
 
     async def take(self, *, again: bool) -> Place | None:
         """Wait for a place; None if too many wait.  `again`: it is for a repeated query."""
+        place = Place(self)
         if self._free:
             self._free -= 1
-            return Place(self)
+            return place
         granted = asyncio.get_running_loop().create_future()
-        if again:
-            self._again.append(granted)
-        else:
-            self._first.append(granted)
-            self._waiting += 1
-            if len(self._first) > self._room and not (oldest := self._first.popleft()).done():
-                oldest.set_result(False)
-                self._waiting -= 1
-            self._watch()
+        self._waiting += not again
         try:
-            return Place(self) if await granted else None
-        except asyncio.CancelledError:
-            if granted.cancelled():
+            (self._again if again else self._first).append(granted)
+            if len(self._first) > self._room:
+                self._refuse()
+            if not again:
+                self._watch()
+            return place if await granted else None
+        except BaseException:  # cancelled; or no memory
+            if granted.done() and not granted.cancelled():
+                if granted.result():
+                    self._grant()
+            else:
+                granted.cancel()
                 self._waiting -= not again
-            elif granted.result():
-                self._grant()
             raise
+
+    def _refuse(self) -> None:
+        """Refuse a place to the oldest first query."""
+        oldest = self._first.popleft()
+        if not oldest.done():  # cancelled
+            oldest.set_result(False)
+            self._waiting -= 1
 
     def started(self, place: Place) -> None:
         """Note that a query is in flight from now on."""

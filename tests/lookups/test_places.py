@@ -184,3 +184,22 @@ def test_a_place_granted_to_a_query_that_is_cancelled_goes_to_the_next(again: bo
         assert isinstance(other.result(), Place)
 
     asyncio.run(main())
+
+
+def test_without_memory_to_wait_no_place_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_places: Places) -> None:
+        raise MemoryError
+
+    async def main() -> None:
+        places = Places(1)
+        place = await places.take(again=False)
+        assert place is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(Places, "_watch", fails)
+            with pytest.raises(MemoryError):
+                await places.take(again=False)
+        place.release()
+        assert (places._free, places._waiting) == (1, 0)
+        assert await places.take(again=False) is not None
+
+    asyncio.run(main())
