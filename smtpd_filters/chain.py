@@ -328,13 +328,15 @@ class Chain:
         """Call a filter's `refresh`; never raises."""
         import asyncio  # it is there already where there are coroutines
 
+        limit: asyncio.Timeout | None = None
         try:
             async with asyncio.timeout(max(filter_.refresh_interval, 1)) as limit:
                 await filter_.refresh()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  # failures are a filter's own
-            _failed(filter_, "refresh", error, expected=limit.expired())
+            expected = limit is not None and limit.expired()
+            _failed(filter_, "refresh", error, expected=expected)
 
     async def close(self) -> None:
         """Release what the filters hold."""

@@ -137,10 +137,10 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
 
         # From here on the filters' own code runs, and its output must not reach smtpd.
         ends = Ends()
+        log = Log(fd=ends.log(), verbose=process.verbose)
     except OSError as error:
         raise not_started(error) from None
     ignore_hangup()
-    log = Log(verbose=process.verbose)
     try:
         chain = make(log)
     except BaseException:

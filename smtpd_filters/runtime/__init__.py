@@ -45,21 +45,24 @@ def serve(  # noqa: PLR0913  # what a process has once
     the process does not need. Raise ConfigError, before `register|ready`, if it does, or if the
     server's protocol is not supported.
     """
-    from .channel import Channel, Ends  # not needed by users of the log alone
-    from .engine import Engine
-
     sys.unraisablehook = log.unraisable
     threads = sys.modules.get("threading")
     if threads is not None:
         threads.excepthook = log.unraisable  # type: ignore[attr-defined]
-    engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
-    ends = ends or Ends()
-    if taps:
-        from .wiretap import TappedChannel  # only for tracing
+    try:
+        from .channel import Channel, Ends  # not needed by users of the log alone
+        from .engine import Engine
 
-        channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
-    else:
-        channel = Channel(ends.source, ends.sink)
+        engine = Engine(service, log, refuse_long_lines=refuse_long_lines)
+        ends = ends or Ends()
+        if taps:
+            from .wiretap import TappedChannel  # only for tracing
+
+            channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
+        else:
+            channel = Channel(ends.source, ends.sink)
+    except (OSError, ImportError) as error:
+        raise not_started(error) from None
     try:
         if service.waits:
             from .asyncio_loop import run  # asyncio costs more than all the rest

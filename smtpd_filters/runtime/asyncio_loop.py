@@ -23,6 +23,7 @@ from .poll_loop import PAUSE, add_chore, do_chore, hand_over, may_work, protect,
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import Context
     from types import FrameType
     from typing import Any
 
@@ -42,6 +43,8 @@ YOUNG = 10_000
 READS = 4
 #: Seconds between two calls of a policy's `refresh`, at least.
 SHORTEST = 0.01
+#: The same if a policy has replaced its interval with something that is not a number.
+UNKNOWN = 3600.0
 #: Code of asyncio that runs a callback, or a step of a task.
 _RUN = asyncio.Handle._run.__code__  # noqa: SLF001  # no public name
 #: The modules whose callbacks are the framework's.
@@ -119,6 +122,18 @@ class _EventLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock is not affected by a policy that patches `time`."""
 
     time = staticmethod(monotonic)
+
+    def call_at(  # type: ignore[override]  # any arguments
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call a function at a time; raise ValueError for NaN, which hides timers after it."""
+        if when != when:  # noqa: PLR0124
+            raise ValueError("a time that is not a number")
+        return super().call_at(when, callback, *args, context=context)
 
 
 class _Loop:
@@ -330,7 +345,7 @@ class _Loop:
         task = asyncio.Task(self.service.refresh(refresher), loop=self.loop)
         self.refreshing.add(task)
         task.add_done_callback(self.refreshing.discard)
-        pause = max(refresher.refresh_interval, SHORTEST)
+        pause = _pause(refresher)
         task.add_done_callback(lambda _: self.loop.call_later(pause, self._refresh, refresher))
         self._watch()
 
@@ -439,6 +454,15 @@ class _Loop:
         self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())
+
+
+def _pause(refresher: Refresher) -> float:
+    """Return the seconds until the next call of `refresh`, whatever a policy has set."""
+    try:
+        seconds = float(refresher.refresh_interval)
+    except Exception:  # noqa: BLE001  # a policy's own value
+        return UNKNOWN
+    return max(seconds, SHORTEST) if seconds == seconds else UNKNOWN  # noqa: PLR0124  # NaN
 
 
 def _callback(frame: FrameType | None) -> asyncio.Handle | None:

@@ -74,6 +74,10 @@ class Ends:
         """Return whether both are a terminal, since the command was started by hand."""
         return os.isatty(self.source) and os.isatty(self.sink)
 
+    def log(self) -> int:
+        """Return another descriptor of the log: a policy may close stderr and reuse its number."""
+        return _duplicate(2)
+
     def give_back(self) -> None:
         """Restore the standard descriptors, if there is to be no conversation."""
         _log_lines()

@@ -250,6 +250,29 @@ class StubbornLater(Stubborn):
         return PROCEED
 
 
+class Numbers(Noting):
+    """Has invalid numbers."""
+
+    refresh_interval = 0.01
+
+    async def refresh(self) -> None:
+        self.refresh_interval = float("nan")
+        raise RuntimeError("refreshed")
+
+    async def helo(self, session: Session, identity: str) -> Proceed:
+        await asyncio.sleep(float("nan"))
+        return PROCEED
+
+
+class Reusing(Noting):
+    """Closes stderr, and opens a file, which gets its number."""
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        os.close(2)
+        assert os.open(str(self.settings.notes), os.O_WRONLY) == 2
+        raise ValueError("for the log")
+
+
 class Readable(Noting):
     """Watches a descriptor that is always readable, with a callback that blocks."""
 
@@ -365,6 +388,6 @@ if __name__ == "__main__":
         WholeLater,
     )
     kinds += (EndlessHandler, EndlessClose, EndlessCloseLater, Texts, TextsLater, Exiting)
-    kinds += (Alarming, AlarmingLater, Stubborn, StubbornLater, Readable)
+    kinds += (Alarming, AlarmingLater, Stubborn, StubbornLater, Readable, Numbers, Reusing)
     classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))

@@ -330,6 +330,37 @@ def test_a_descriptor_whose_callback_blocks_is_no_longer_watched() -> None:
     assert process.last_words.count("OverdueError") == 1
 
 
+def test_times_that_are_no_numbers_stop_nothing() -> None:
+    with serve("Numbers", "--on-error", "tempfail") as process:
+        process.until_logged("refreshed")
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), b"x").verb == b"reject"
+        process.until_asleep()
+        process.finish()
+    assert "ValueError: a time that is not a number" in process.last_words
+    # The second call was due before the interval was replaced.
+    assert 1 <= process.last_words.count("RuntimeError: refreshed") <= 2
+
+
+@pytest.mark.parametrize("interval", [None, "x", float("nan"), -1.0, 0.02])
+def test_the_interval_of_refresh(interval: Any) -> None:
+    refresher: Any = SimpleNamespace(refresh_interval=interval)
+    known = isinstance(interval, float) and interval == interval  # noqa: PLR0124  # not NaN
+    wanted = max(interval, asyncio_loop.SHORTEST) if known else asyncio_loop.UNKNOWN
+    assert asyncio_loop._pause(refresher) == wanted
+
+
+def test_a_file_that_gets_the_number_of_stderr_is_not_the_log(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    with serve("Reusing", "--notes", str(notes), "--on-error", "tempfail") as process:
+        process.connect(sid(1))
+        assert process.ask("helo", sid(1), b"x").verb == b"reject"
+        process.until_logged("ValueError: for the log")
+        assert notes.read_text() == ""
+        process.finish()
+
+
 def test_a_task_factory_that_exits_ends_nothing(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.touch()
