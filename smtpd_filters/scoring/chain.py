@@ -35,7 +35,7 @@ from smtpd_filters.session import text
 from .bypass import BypassTables
 from .rules import Bypass, RuleError, Treatment, actions_of
 from .tally import CONTENT as CONTENT_ORDER
-from .tally import DATA, ORDER, Slot, Tally
+from .tally import DATA, ORDER, Outlook, Plan, Slot, Tally
 from .tally import MAIL_FROM as MESSAGE_ORDER
 
 TYPE_CHECKING = False
@@ -71,12 +71,12 @@ RCPT_TO = PHASES["rcpt-to"]
 class _State:
     """What the chain knows of a session."""
 
-    __slots__ = ("bypass", "others", "recipients", "seen", "tally")
+    __slots__ = ("message", "others", "recipients", "seen", "session", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
-        #: Why the session or its message bypasses the chain; "" if it does not.
-        self.bypass = {"session": "", "message": ""}
+        #: Why the session, or its message, bypasses the chain; "" if it does not.
+        self.session = self.message = ""
         #: Whether the client has been looked up in the tables.
         self.seen = False
         #: The numbers of the message's recipients that bypass the chain, and of the others.
@@ -84,12 +84,12 @@ class _State:
 
     def end_message(self) -> None:
         self.tally.end_message()
-        self.bypass["message"] = ""
+        self.message = ""
         self.recipients = self.others = 0
 
     def bypassed(self, order: int) -> str:
         """Return why the chain is bypassed at a phase."""
-        why = self.bypass["session"] or self.bypass["message"]
+        why = self.session or self.message
         if not why and order > ORDER["rcpt-to"] and self.recipients and not self.others:
             why = "all recipients"
         return why
@@ -121,12 +121,25 @@ class ScoringChain(Chain):
         #: The least score from which a handler is called.
         self._least: dict[Guard, int] = {}
         super().__init__(filters, log, watchdog)
-        #: By the order of a phase: the slots of later phases.
-        self._later = {
-            order: [slot for slot in dict.fromkeys(self._slots.values()) if slot.order > order]
-            for order in set(ORDER.values())
+        every = list(self._slots.values())
+        #: By phase, and "content" for messages.
+        self._plans = {
+            phase.name: self._plan(ORDER.get(phase.name, -1), self._guards[phase], every)
+            for phase in self._guards
         }
+        #: The phases at which a handler may be left out.
+        self._choosy = {
+            phase.name
+            for phase, guards in self._guards.items()
+            if any(each in self._only_points or each in self._least for each in guards)
+        }
+        self._plans["content"] = self._plan(
+            CONTENT_ORDER, [each for each, _ in self._content], every
+        )
         self._check_rules()
+
+    def _plan(self, order: int, guards: Iterable[Guard], every: Iterable[Slot]) -> Plan:
+        return Plan(order, [self._slots[each] for each in guards if each in self._slots], every)
 
     # -- registration --------------------------------------------------------------------
 
@@ -263,10 +276,10 @@ class ScoringChain(Chain):
             state.end_message()
         if self._passes(phase, session, state, arguments):
             return marked(phase, session, PROCEED)
-        guards = self._guards[phase]
-        state.tally.forget(self._slots[each] for each in guards if each in self._slots)
-        before = state.tally.snapshot()
-        decision = await self._ask(phase, session, arguments, state, guards)
+        plan = self._plans[phase.name]
+        state.tally.forget(order, plan.slots)
+        before = state.tally.snapshot() if phase is RCPT_TO else {}
+        decision = await self._ask(phase, session, arguments, state, Outlook(state.tally, plan))
         refused = decision.verb in REFUSALS
         if phase is RCPT_TO:
             if refused:
@@ -281,28 +294,29 @@ class ScoringChain(Chain):
             decision = self._mark_at_data(phase, session, state, decision)
         return marked(phase, session, decision)
 
-    async def _ask(
+    async def _ask(  # noqa: C901, PLR0912  # one loop: a call for each handler costs as much
         self,
         phase: Phase,
         session: Session,
         arguments: tuple[str, ...],
         state: _State,
-        guards: Sequence[Guard],
+        outlook: Outlook,
     ) -> Decision:
         """Ask the filters until the score or one of them decides; return the decision."""
         result: Decision = PROCEED
-        behind = list(guards)
+        behind: Sequence[Guard] = self._guards[phase]
+        choosy = phase.name in self._choosy
         early: dict[Guard, Early] = {}
         try:
             while True:
-                refusal = self._refusal(phase.name, session, state, behind)
-                if refusal is not None:
-                    return refusal
-                behind = self._open(session, state, behind, ORDER.get(phase.name, -1))
+                if self._refuses(phase.name, outlook):
+                    return self._refusal(phase.name, session, outlook)
+                if choosy:
+                    behind = self._open(session, outlook, behind)
                 if not behind:
                     return result
-                guard = behind.pop(0)
-                called = early.pop(guard, None)
+                guard, *behind = behind
+                called = early.pop(guard, None) if early else None
                 if called is None:
                     asked = guard.ask(session, *arguments)
                 else:
@@ -310,10 +324,12 @@ class ScoringChain(Chain):
                 if not isinstance(asked, Decision):
                     asked.wait.beside = self._ask_early(session, arguments, behind, early)
                     asked = await asked
-                if isinstance(asked, Bypass):
+                decision = self._counted(guard, outlook, asked)
+                if decision is PROCEED:
+                    continue
+                if isinstance(decision, Bypass):
                     self._bypass(phase.name, state, guard.filter)
-                    return asked
-                decision = self._counted(guard, state, asked)
+                    return decision
                 result = combined(phase, session, result, decision)
                 if decision.verb in REFUSALS:
                     return decision
@@ -321,17 +337,18 @@ class ScoringChain(Chain):
                     arguments = (handed_on(phase, decision),)
                     self._drop(early)
         finally:
-            self._drop(early)
+            if early:
+                self._drop(early)
 
-    def _counted(self, guard: Guard, state: _State, decision: Decision) -> Decision:
+    def _counted(self, guard: Guard, outlook: Outlook, decision: Decision) -> Decision:
         """Put the points of a handler into its slot; return what is left of its decision."""
         slot = self._slots.get(guard)
         if type(decision) is Points:
             if slot is not None:
-                state.tally.put(slot, decision.thousandths, temporary=decision.temporary)
+                outlook.answer(slot, decision.thousandths, temporary=decision.temporary)
             return PROCEED
         if slot is not None:
-            state.tally.put(slot, 0)
+            outlook.answer_nothing(slot)
         return decision
 
     def _ask_early(
@@ -344,44 +361,38 @@ class ScoringChain(Chain):
         ungated = [guard for guard in behind if guard not in self._least]
         return super()._ask_early(session, arguments, ungated, early)
 
-    def _bounds(self, state: _State, behind: Iterable[Guard], order: int) -> tuple[int, int]:
-        slots = [self._slots[each] for each in behind if each in self._slots]
-        return state.tally.bounds(slots, self._later.get(order, ()))
-
-    def _open(
-        self, session: Session, state: _State, behind: list[Guard], order: int
-    ) -> list[Guard]:
+    def _open(self, session: Session, outlook: Outlook, behind: Sequence[Guard]) -> Sequence[Guard]:
         """Return the handlers that are still to be called (*Decided when certain*)."""
-        while behind and self._least.get(behind[0], state.tally.total) > state.tally.total:
+        while behind and behind[0] in self._least:
+            if self._least[behind[0]] <= outlook.tally.total:
+                break
+            if (slot := self._slots.get(behind[0])) is not None:
+                outlook.close(slot)
             behind = behind[1:]
-        if not any(each in self._only_points for each in behind):
-            return behind
-        low, high = self._bounds(state, behind, order)
         # A message that passes shows its whole score in its header.
-        certain = self._scale.refuses(low) if self._header else self._scale.certain(low, high)
-        if not certain:
+        if self._header:
+            certain = self._scale.refuses(outlook.low)
+        else:
+            certain = self._scale.certain(outlook.low, outlook.high)
+        if not certain or self._only_points.isdisjoint(behind):
             return behind
-        kept = [each for each in behind if each not in self._only_points]
         if self.log.verbose:
             for each in behind:
                 if each in self._only_points:
                     each.log.event(each.phase, session, result="skipped", reason="score is certain")
-        return kept
+        return [each for each in behind if each not in self._only_points]
 
     # -- the score -----------------------------------------------------------------------
 
-    def _refusal(
-        self, phase: str, session: Session, state: _State, behind: Iterable[Guard]
-    ) -> Decision | None:
-        """Return the refusal of the score at a phase, or None (*Decided when certain*)."""
-        order = ORDER.get(phase, -1)
-        if order < self._from or self._scale.reject is None:
-            return None
-        low, _ = self._bounds(state, behind, order)
-        if not self._scale.refuses(low):
-            return None
+    def _refuses(self, phase: str, outlook: Outlook) -> bool:
+        """Return whether the score refuses at a phase (*Decided when certain*)."""
+        reject = self._scale.reject
+        return reject is not None and outlook.low >= reject and ORDER.get(phase, -1) >= self._from
+
+    def _refusal(self, phase: str, session: Session, outlook: Outlook) -> Decision:
+        """Return the refusal of the score at a phase, and log it."""
         # *Temporary when in doubt*
-        permanent = self._scale.refuses(low - state.tally.temporary)
+        permanent = self._scale.refuses(outlook.low - outlook.tally.temporary)
         decision: Decision
         if phase == "connect":
             # smtpd would keep the connection open after a reject.
@@ -390,7 +401,7 @@ class ScoringChain(Chain):
         else:
             given = self._rules.settings.score_reply or REPLY
             decision = Reject(given if permanent else TEMPORARY)
-        self._log_score(phase, session, state, decision.verb, decision.text)
+        self._log_score(phase, session, outlook.tally, decision.verb, decision.text)
         return decision
 
     def _mark_at_data(
@@ -399,11 +410,11 @@ class ScoringChain(Chain):
         """Mark the message at `data` if the score says so."""
         marks = self._scale.marks(state.tally.total)
         if marks or self.log.verbose:
-            self._log_score(phase.name, session, state, "junk" if marks else "proceed")
+            self._log_score(phase.name, session, state.tally, "junk" if marks else "proceed")
         return combined(phase, session, decision, JUNK) if marks else decision
 
     def _log_score(
-        self, phase: str, session: Session, state: _State, result: str, reply: str = ""
+        self, phase: str, session: Session, tally: Tally, result: str, reply: str = ""
     ) -> None:
         scale = self._scale
         thresholds = {
@@ -415,9 +426,9 @@ class ScoringChain(Chain):
             phase,
             session.id,
             result=result,
-            score=show_points(state.tally.total),
+            score=show_points(tally.total),
             **thresholds,
-            points=state.tally.shown(),
+            points=tally.shown(),
             reply=reply,
         )
 
@@ -436,14 +447,17 @@ class ScoringChain(Chain):
     ) -> Decision:
         """Have a message judged by each filter and by the score."""
         edited = headers if message is None else message
-        state.tally.forget(self._slots[each] for each, _ in self._content if each in self._slots)
-        for at, (guard, whole) in enumerate(self._content):
-            behind = [each for each, _ in self._content[at:]]
-            refusal = self._refusal(guard.phase, session, state, behind)
-            if refusal is not None:
+        plan = self._plans["content"]
+        state.tally.forget(plan.order, plan.slots)
+        outlook = Outlook(state.tally, plan)
+        for guard, whole in self._content:
+            if self._refuses(guard.phase, outlook):
                 session.mark = ""
-                return refusal
+                return self._refusal(guard.phase, session, outlook)
+            slot = self._slots.get(guard)
             if self._least.get(guard, state.tally.total) > state.tally.total:
+                if slot is not None:
+                    outlook.close(slot)
                 continue
             before: Any = edited.snapshot()
             asked = guard.ask(session, message if whole else headers)
@@ -456,20 +470,21 @@ class ScoringChain(Chain):
                 return PROCEED
             if type(decision) is Points and decision.instead == "marked":
                 edited.restore(before)  # the mark is among its edits
-            self._counted(guard, state, decision)
-        return self._final(session, headers, state)
+            self._counted(guard, outlook, decision)
+        return self._final(session, headers, state, outlook)
 
-    def _final(self, session: Session, headers: Headers, state: _State) -> Decision:
+    def _final(
+        self, session: Session, headers: Headers, state: _State, outlook: Outlook
+    ) -> Decision:
         """Apply the final score to a message."""
-        refusal = self._refusal("message", session, state, ())
-        if refusal is not None:
+        if self._refuses("message", outlook):
             session.mark = ""
-            return refusal
+            return self._refusal("message", session, outlook)
         marks = self._scale.marks(state.tally.total)
         if marks:
             session.mark = "message"
         if marks or self.log.verbose:
-            self._log_score("message", session, state, "junk" if marks else "proceed")
+            self._log_score("message", session, state.tally, "junk" if marks else "proceed")
         if self._header:
             headers.prepend(FIELD, self._shown(state))
         return PROCEED
@@ -489,13 +504,14 @@ class ScoringChain(Chain):
     ) -> bool:
         """Return whether the chain is bypassed at a phase."""
         order = ORDER.get(phase.name, CONTENT_ORDER)
+        before = state.session
         if not state.seen:
             state.seen = True
-            if why := self._tables.of_client(session):
-                self._note(phase.name, session, state, "session", why)
-        asks = order >= MESSAGE_ORDER and not state.bypass["session"]
-        if asks and (why := self._tables.of_user(session)):
-            self._note(phase.name, session, state, "session", why)
+            state.session = self._tables.of_client(session)
+        if order >= MESSAGE_ORDER and not state.session:
+            state.session = self._tables.of_user(session)
+        if state.session != before:
+            self._log_bypass(phase.name, session, state.session)
         if state.bypassed(order):
             return True
         if phase is RCPT_TO and (why := self._tables.of_recipient(*arguments)):
@@ -510,12 +526,10 @@ class ScoringChain(Chain):
         if phase == RCPT_TO.name:
             state.recipients += 1
             return
-        what = "session" if ORDER[phase] < MESSAGE_ORDER else "message"
-        state.bypass[what] = f"verdict of {filter_}"
-
-    def _note(self, phase: str, session: Session, state: _State, what: str, why: str) -> None:
-        state.bypass[what] = why
-        self._log_bypass(phase, session, why)
+        if ORDER[phase] < MESSAGE_ORDER:
+            state.session = f"verdict of {filter_}"
+        else:
+            state.message = f"verdict of {filter_}"
 
     def _log_bypass(self, phase: str, session: Session, why: str) -> None:
         if self.log.verbose:

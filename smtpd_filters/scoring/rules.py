@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 #: The actions that points can stand for, and that a verdict of a filter can bypass a chain with.
 ACTIONS = ("junk", "reject", "tempfail")
-_THRESHOLD = NUMBER(low=0.001, high=MAX_POINTS)
 _AT = choice("connect", "helo", "mail-from", "rcpt-to", "data")
 
 
@@ -50,13 +49,30 @@ class RuleError(ConfigError):
         self.filter = filter_
 
 
+class _Thousandths(Kind[float]):
+    """A number with at most three decimals."""
+
+    metavar = "NUMBER"
+    noun = "a number"
+    toml = (int, float)
+
+    def __init__(self, low: float) -> None:
+        self._number = NUMBER(low=low, high=MAX_POINTS)
+
+    def parse(self, text: str) -> float:
+        value = self._number.parse(text)
+        if round(value, 3) != value:
+            raise ValueError(f"expected at most three decimals, not {quote(text)}")
+        return value
+
+
 class _PointsKind(Kind["dict[str, float]"]):
     """Points by action; one number stands for all actions."""
 
     metavar = "POINTS"
     noun = "points: a number, or a table such as { junk = 2, reject = 5 }"
     toml = (int, float, dict)
-    _number = NUMBER(low=-MAX_POINTS, high=MAX_POINTS)
+    _number = _Thousandths(-MAX_POINTS)
 
     def parse(self, text: str) -> dict[str, float]:
         if "=" not in text:
@@ -100,6 +116,9 @@ class FilterRules(Settings):
         help="The actions of the filter that, instead of being taken, end the chain for this "
         "session or message.",
     )
+
+
+_THRESHOLD = _Thousandths(0.001)
 
 
 class RuleSettings(Settings):

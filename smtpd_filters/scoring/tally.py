@@ -61,7 +61,10 @@ class Scale:
 
     def certain(self, low: int, high: int) -> bool:
         """Return whether all scores from `low` to `high` reach the same thresholds."""
-        return self.level(low) == self.level(high)
+        for step in self._steps:  # noqa: SIM110  # a generator costs four times as much
+            if low < step <= high:
+                return False
+        return True
 
 
 class Slot:
@@ -82,29 +85,44 @@ class Slot:
 class Tally:
     """The points of a session so far, and of its message."""
 
-    __slots__ = ("_message", "_session")
+    __slots__ = ("_message", "_session", "latest", "total")
 
     def __init__(self) -> None:
         self._session: dict[Slot, tuple[int, bool]] = {}
         self._message: dict[Slot, tuple[int, bool]] = {}
+        #: The score.
+        self.total = 0
+        #: The order of the latest phase with a value; no slot of a later one has a value.
+        self.latest = -1
 
     def put(self, slot: Slot, thousandths: int, *, temporary: bool = False) -> None:
         """Set the value of a slot; at rcpt-to only if it is more than that of former recipients."""
         values = self._session if slot.order < MAIL_FROM else self._message
-        if slot.order == RCPT_TO and slot in values and values[slot][0] >= thousandths:
+        known = values.get(slot)
+        if known is None:
+            if not thousandths and slot.order != RCPT_TO:
+                return
+        elif slot.order == RCPT_TO and known[0] >= thousandths:
             return
+        else:
+            self.total -= known[0]
         values[slot] = thousandths, temporary
+        self.total += thousandths
+        self.latest = max(self.latest, slot.order)
 
-    def forget(self, slots: Iterable[Slot]) -> None:
+    def forget(self, order: int, slots: Iterable[Slot]) -> None:
         """Remove the values of a command that is repeated; a recipient repeats none."""
+        if self.latest < order or order == RCPT_TO:
+            return
         for slot in slots:
-            if slot.order != RCPT_TO:
-                self._session.pop(slot, None)
-                self._message.pop(slot, None)
+            for values in (self._session, self._message):
+                if (known := values.pop(slot, None)) is not None:
+                    self.total -= known[0]
 
     def end_message(self) -> None:
         """Remove the values of the message."""
-        self._message.clear()
+        if self._message:
+            self.restore({})
 
     def snapshot(self) -> dict[Slot, tuple[int, bool]]:
         """Return the values of the message, to `restore` them if its recipient is refused."""
@@ -113,11 +131,15 @@ class Tally:
     def restore(self, message: dict[Slot, tuple[int, bool]]) -> None:
         """Replace the values of the message by those of a snapshot."""
         self._message = message
+        self.total = sum(value for value, _ in self._values())
+        self.latest = max((slot.order for slot in (*self._session, *message)), default=-1)
 
-    @property
-    def total(self) -> int:
-        """The score."""
-        return sum(value for value, _ in self._values())
+    def open(self, slot: Slot) -> tuple[int, int]:
+        """Return the least and the most that an answer can add, of a slot of this phase."""
+        known = self._message.get(slot) if slot.order == RCPT_TO else None
+        if known is None:
+            return slot.low, slot.high
+        return 0, max(slot.high - known[0], 0)  # of a former recipient
 
     def bounds(self, behind: Iterable[Slot], later: Iterable[Slot]) -> tuple[int, int]:
         """Return the least and the most that the score can be in the end.
@@ -127,12 +149,9 @@ class Tally:
         """
         low = high = self.total
         for slot in behind:
-            known = self._message.get(slot)
-            if known is None:
-                low += slot.low
-                high += slot.high
-            else:  # of a former recipient
-                high += max(slot.high - known[0], 0)
+            least, most = self.open(slot)
+            low += least
+            high += most
         for slot in later:
             if slot not in self._session and slot not in self._message:
                 low += slot.low
@@ -155,3 +174,56 @@ class Tally:
     def _values(self) -> Iterable[tuple[int, bool]]:
         yield from self._session.values()
         yield from self._message.values()
+
+
+class Plan:
+    """The slots of a phase, and the sums of the bounds of those of later phases."""
+
+    __slots__ = ("high", "later", "low", "order", "own_high", "own_low", "slots")
+
+    def __init__(self, order: int, slots: Iterable[Slot], every: Iterable[Slot]) -> None:
+        self.order = order
+        self.slots = tuple(dict.fromkeys(slots))
+        self.later = tuple(slot for slot in dict.fromkeys(every) if slot.order > order)
+        self.own_low = sum(slot.low for slot in self.slots)
+        self.own_high = sum(slot.high for slot in self.slots)
+        self.low = sum(slot.low for slot in self.later)
+        self.high = sum(slot.high for slot in self.later)
+
+
+class Outlook:
+    """The bounds of the final score during a phase, as its filters answer one after the other."""
+
+    __slots__ = ("high", "low", "tally")
+
+    def __init__(self, tally: Tally, plan: Plan) -> None:
+        self.tally = tally
+        if tally.latest < plan.order:  # nothing of this phase or a later one has a value
+            self.low = tally.total + plan.own_low + plan.low
+            self.high = tally.total + plan.own_high + plan.high
+        else:
+            self.low, self.high = tally.bounds(plan.slots, plan.later)
+
+    def answer(self, slot: Slot, thousandths: int, *, temporary: bool = False) -> None:
+        """Take the points of a slot, which is open no more."""
+        tally = self.tally
+        low, high = tally.open(slot)
+        before = tally.total
+        tally.put(slot, thousandths, temporary=temporary)
+        gain = tally.total - before
+        self.low += gain - low
+        self.high += gain - high
+
+    def answer_nothing(self, slot: Slot) -> None:
+        """Take no points of a slot, which is open no more."""
+        if slot.order == RCPT_TO:
+            self.answer(slot, 0)  # a former recipient may have had fewer
+        else:
+            self.low -= slot.low
+            self.high -= slot.high
+
+    def close(self, slot: Slot) -> None:
+        """Leave a slot without an answer."""
+        low, high = self.tally.open(slot)
+        self.low -= low
+        self.high -= high

@@ -776,6 +776,18 @@ UNREACHABLE = "reject-at: 6.5 cannot be reached, the points of the filters add u
             'score: unknown action "spam" (choose from junk, reject, tempfail)',
         ),
         (
+            "reject-at = 6",
+            "reject-at = 5.9999",
+            11,
+            'reject-at: expected at most three decimals, not "5.9999"',
+        ),
+        (
+            "score = 1.5",
+            "score = { junk = 0.0001 }",
+            6,
+            'score: expected at most three decimals, not "0.0001"',
+        ),
+        (
             "score = 1.5",
             "score = {}",
             6,

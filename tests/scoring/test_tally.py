@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters import JUNK, PROCEED, Points
 from smtpd_filters.protocol.decisions import MAX_POINTS, show_points
-from smtpd_filters.scoring.tally import ORDER, Scale, Slot, Tally
+from smtpd_filters.scoring.tally import ORDER, Outlook, Plan, Scale, Slot, Tally
 
 THOUSANDTHS = st.integers(-20_000, 20_000)
 SLOTS = st.lists(
@@ -71,7 +71,8 @@ def test_a_repeated_command_has_its_points_once() -> None:
     slot, recipient = Slot("f", "ehlo", 0, 9_000), Slot("f", "rcpt-to", 0, 9_000)
     tally = Tally()
     for value in (9_000, 2_000):
-        tally.forget([slot, recipient])
+        for each in (slot, recipient):
+            tally.forget(each.order, [each])
         tally.put(slot, value)
         tally.put(recipient, value)
     assert tally.total == 2_000 + 9_000
@@ -112,3 +113,42 @@ def test_points_are_decisions_of_their_own() -> None:
     match Points(2.5):
         case Points(points):
             assert points == 2.5
+
+
+PUT = st.tuples(st.integers(0, 4), THOUSANDTHS, st.booleans())
+
+
+@given(SLOTS, st.lists(PUT), st.sampled_from(sorted(ORDER)), st.data())
+def test_the_outlook_has_the_bounds_of_what_is_open(
+    made: list[tuple[str, int, int]],
+    before: list[tuple[int, int, bool]],
+    phase: str,
+    data: st.DataObject,
+) -> None:
+    slots = [
+        Slot(f"f{at}", where, min(one, two), max(one, two))
+        for at, (where, one, two) in enumerate(made)
+    ]
+    order = ORDER[phase]
+    plan = Plan(order, [slot for slot in slots if slot.order == order], slots)
+    tally = Tally()
+    for at, value, message in before:
+        if message:
+            tally.end_message()
+        slot = slots[at % len(slots)]
+        tally.put(slot, max(slot.low, min(value, slot.high)))
+    tally.forget(order, plan.slots)
+    outlook = Outlook(tally, plan)
+    behind = list(plan.slots)
+    while True:
+        assert (outlook.low, outlook.high) == tally.bounds(behind, plan.later)
+        if not behind:
+            break
+        slot = behind.pop(data.draw(st.integers(0, len(behind) - 1)))
+        kind = data.draw(st.integers(0, 2))
+        if kind == 0:
+            outlook.answer(slot, data.draw(st.integers(slot.low, slot.high)))
+        elif kind == 1:
+            outlook.answer_nothing(slot)
+        else:
+            outlook.close(slot)
