@@ -31,15 +31,15 @@ FILTERS = {
 }
 
 
-def supervised(version: str, name: str, faults: int, clients: int, pause: float) -> bool:
+def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
     """Run one storm; return whether no mail was lost, repeated or altered."""
     command, marker, signals = FILTERS[name]
-    flags = ("--deadline", "5s")
+    flags = ("--deadline", "5s", "--workers", str(options.workers))
     filters = {"stormy": filter_command("supervise", *flags, *shlex.split(command))}
     with Smtpd(version, filters=filters) as server:
         storm = Storm(server, marker, signals)
         started = time.monotonic()
-        result = storm.blow(faults, clients=clients, pause=pause)
+        result = storm.blow(options.faults, clients=options.clients, pause=options.pause)
         seconds = time.monotonic() - started
         try:
             storm.check()
@@ -76,7 +76,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two, on average")
+    parser.add_argument("--pause", type=float, default=1.0, help="a program's life on average, s")
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--filter", action="append", choices=FILTERS)
     parser.add_argument("--version", action="append", choices=VERSIONS)
     parser.add_argument("--unsupervised", action="store_true")
@@ -90,7 +91,7 @@ def main() -> int:
             if options.unsupervised:
                 unsupervised(version, name, options.clients)
             else:
-                fine &= supervised(version, name, options.faults, options.clients, options.pause)
+                fine &= supervised(version, name, options)
     return 0 if fine else 1
 
 

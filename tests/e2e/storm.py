@@ -56,37 +56,41 @@ class Storm:
         self._chance = random.Random(seed)  # noqa: S311  # the same storm in every run
         self._lock = threading.Lock()
         self._over = threading.Event()
+        #: When each program fails, by its process.
+        self._lives: dict[int, float] = {}
         self._numbers = iter(range(1, 1 << 30))
 
-    def blow(self, faults: int, *, clients: int = 20, pause: float = 0.5) -> Result:
-        """Cause so many faults, `pause` seconds apart on average, under the load of clients."""
+    def blow(self, faults: int, *, clients: int = 20, pause: float = 1.0) -> Result:
+        """Cause so many faults under the load of clients; a program lives `pause` s on average."""
         with ThreadPoolExecutor(clients) as pool:
             loads = [pool.submit(self._load, seed) for seed in range(clients)]
             try:
                 while self.result.faults < faults and self.server.alive():
-                    self._fail()
-                    self._over.wait(self._chance.uniform(0, 2 * pause))
+                    self._fail(pause)
+                    self._over.wait(0.05)
             finally:
                 self._over.set()
             for load in loads:
                 load.result()
         return self.result
 
-    def _fail(self) -> None:
-        """Make a program fail."""
-        programs = [
-            process.pid
-            for process in self.server.find(self.marker)
-            if "filter-supervise" not in " ".join(process.arguments)
-            and process.arguments[:2] != ["sh", "-c"]
-        ]
-        if not programs:
-            return
-        try:
-            os.kill(self._chance.choice(programs), self._chance.choice(self.signals))
-        except ProcessLookupError:
-            return
-        self.result.faults += 1
+    def _fail(self, pause: float) -> None:
+        """Make the programs fail whose time has come: some before they are ready."""
+        now = time.monotonic()
+        for process in self.server.find(self.marker):
+            words = process.arguments
+            if "filter-supervise" in " ".join(words) or words[:2] == ["sh", "-c"]:
+                continue
+            life = self._lives.setdefault(process.pid, now + self._chance.uniform(0, 2 * pause))
+            if now < life:
+                continue
+            try:
+                os.kill(process.pid, self._chance.choice(self.signals))
+            except ProcessLookupError:
+                continue
+            # One that survives it is hit again.
+            self._lives[process.pid] = now + self._chance.uniform(0, 2 * pause)
+            self.result.faults += 1
 
     # -- clients ---------------------------------------------------------------------------
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from smtpd_filters.protocol.vocabulary import PHASES
-from tests.supervise.supervised import PROGRAM, Supervised
+from tests.supervise.supervised import PROGRAM, ROOT, Supervised
+from tests.test_start import HEAVY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -370,3 +372,18 @@ def test_a_program_that_registers_more_later(register: str, tmp_path: Path) -> N
             assert smtpd.connect().ask("data").verb == b"proceed"
         # What it has not registered it is not asked.
         assert smtpd.connect().ask("mail-from", b"exit2@example.org").verb == b"proceed"
+
+
+def test_what_takes_long_to_import_is_not() -> None:
+    words = [sys.executable, "-S", "-E", "-X", "importtime", "-m"]
+    done = subprocess.run(
+        [*words, "smtpd_filters.supervise.program", "/nonexistent"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
+    imported = {line.rpartition(b"|")[2].strip().decode() for line in done.stderr.splitlines()}
+    assert "smtpd_filters.supervise.loop" in imported
+    assert imported.isdisjoint({*HEAVY, "subprocess", "threading", "contextvars"})
