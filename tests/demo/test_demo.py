@@ -198,7 +198,7 @@ def test_the_configuration() -> None:
         SMTP: ["rdns", "fcrdns", "dyndns", "senderscore", "mailfrom", "rspamd"],
         SUBMISSION: ["mailfrom", "rspamd"],
     }
-    assert commands(conf())["dyndns"] == "filter-dyndns --action junk"
+    assert commands(conf())["dyndns"] == "filter-dyndns --action junk --supervised"
     changed = laboratory(conf(), "http://127.0.0.1:1")
     # What decides about mail is the operator's.
     for line in conf().splitlines():
