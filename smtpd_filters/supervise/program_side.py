@@ -107,6 +107,9 @@ class ProgramSide:
         """
         if len(data) > self._transit.limit or b"\0" in data:
             return False
+        second = data.find(b"\n") + 1
+        if not data.startswith(data[:HEAD], second):
+            return False  # the lines of several messages take turns
         lines = count_lines(data)
         last = data.rfind(b"\n", 0, len(data) - 1) + 1
         present: list[Message] = []

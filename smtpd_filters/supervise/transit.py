@@ -238,6 +238,10 @@ class Transit:
         none is a final dot. No text contains a key: session and token are random numbers that only
         smtpd and the program know. MemoryError means that nothing was processed.
         """
+        second = data.find(b"\n") + 1
+        first = data[self._key_at : self._body_at]
+        if data[second + self._key_at : second + self._body_at] != first:
+            return False  # the lines of several messages take turns
         lines = count_lines(data)
         last = data.rfind(b"\n", 0, len(data) - 1) + 1
         present = []

@@ -15,19 +15,22 @@ import argparse
 import shlex
 import sys
 import time
+from pathlib import Path
 
 from smtpd_filters.testing.server import Smtpd, filter_command, unavailable
 from smtpd_filters.testing.server.releases import VERSIONS
 from tests.e2e.storm import MISBEHAVES, STOPS, Storm
 from tests.e2e.test_supervise import ECHO
+from tests.e2e.test_supervise_storm import INSIDE, LIBEXEC
 
+BINDS = {INSIDE: Path(LIBEXEC)}
 #: By name: the command, a part of it by which its processes are found, and what happens to them.
 FILTERS = {
     "script": (shlex.join(ECHO), "misbehaving", MISBEHAVES),
     "whole": (shlex.join([*ECHO, "--whole"]), "misbehaving", MISBEHAVES),
     "trace": (filter_command("trace", "--detail", "headers"), "filter-trace", STOPS),
-    "senderscore": ("/usr/libexec/opensmtpd/filter-senderscore", "filter-senderscore", STOPS),
-    "rspamd": ("/usr/libexec/opensmtpd/filter-rspamd", "filter-rspamd", STOPS),
+    "senderscore": (f"{INSIDE}/filter-senderscore", "filter-senderscore", STOPS),
+    "rspamd": (f"{INSIDE}/filter-rspamd", "filter-rspamd", STOPS),
 }
 
 
@@ -36,7 +39,7 @@ def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
     command, marker, signals = FILTERS[name]
     flags = ("--deadline", "5s", "--workers", str(options.workers))
     filters = {"stormy": filter_command("supervise", *flags, *shlex.split(command))}
-    with Smtpd(version, filters=filters) as server:
+    with Smtpd(version, filters=filters, binds=BINDS) as server:
         storm = Storm(server, marker, signals)
         started = time.monotonic()
         result = storm.blow(options.faults, clients=options.clients, pause=options.pause)
@@ -58,7 +61,7 @@ def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
 def unsupervised(version: str, name: str, clients: int) -> None:
     """Run the filter alone, and show how long the server lives after the first failure."""
     command, marker, signals = FILTERS[name]
-    with Smtpd(version, filters={"stormy": command}) as server:
+    with Smtpd(version, filters={"stormy": command}, binds=BINDS) as server:
         server.expect_end()
         storm = Storm(server, marker, signals[:1])
         started = time.monotonic()

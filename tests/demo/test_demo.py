@@ -205,7 +205,9 @@ def test_the_configuration() -> None:
         if line.startswith("match"):
             assert line in changed
         if line.startswith("filter"):
-            assert line.removesuffix('"').partition('"filter-')[2] in changed
+            name, *flags = line.removesuffix('"').partition('"filter-')[2].split()
+            found = re.findall(rf'proc-exec "\S+/filter-{name} (.*)"', changed)
+            assert any(set(flags) <= set(each.split()) for each in found)
     assert "filter-rspamd -url http://127.0.0.1:1 " in changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 LIBEXEC = "/usr/libexec/opensmtpd"
 
 
+#: Where filters of Debian are inside, on any server.
+INSIDE = "/srv/debian"
+
+
 def storm(start: Start, marker: str, command: str, signals: tuple[int, ...], faults: int) -> None:
-    server = start(filters={"stormy": command})
+    server = start(filters={"stormy": command}, binds={INSIDE: Path(LIBEXEC)})
     storm = Storm(server, marker, signals)
     result = storm.blow(faults)
     storm.check()
@@ -42,8 +47,8 @@ def test_a_storm_of_our_own_filter(start: Start) -> None:
     storm(start, "filter-trace", supervised(*shlex.split(command)), STOPS, 20)
 
 
-@pytest.mark.parametrize("name", ["filter-senderscore", "filter-rspamd"])
-def test_a_storm_of_a_filter_in_go(start: Start, name: str) -> None:
+def test_a_storm_of_a_filter_in_go(start: Start) -> None:
+    name = "filter-senderscore"
     if shutil.which(name, path=LIBEXEC) is None:
         need(f"{LIBEXEC}/{name}")
-    storm(start, name, supervised(name), ENDS, 20)
+    storm(start, name, supervised(f"{INSIDE}/{name}"), ENDS, 20)
