@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Spawn = Callable[[], Process]
 
+#: Seconds that a program may take to start, at least: it may load large tables.
+START = 60.0
 #: Seconds between asking a program to end and killing it.
 GRACE = 2.0
 #: Seconds for which a program with a closed output may take to exit.
@@ -176,8 +178,9 @@ class Fleet:
         if worker.closed or worker.channel.broken:
             late = worker.closed and now - worker.closed <= CLOSING
             return "" if late else f"closed its {'output' if worker.closed else 'input'}"
-        if not worker.ready and now - worker.started > engine.deadline:
-            return f"not ready after {engine.deadline:g} s"
+        start = max(engine.deadline, START)
+        if not worker.ready and now - worker.started > start:
+            return f"not ready after {start:g} s"
         if process.memory and (used := process.resident()) > process.memory:
             return f"uses {used >> 20} MiB of memory, more than --memory-limit"
         if worker.until and now >= worker.until:

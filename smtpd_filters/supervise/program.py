@@ -47,8 +47,9 @@ class Options(Settings):
     deadline = option(
         SECONDS(low=0.1, high=MAX_DEADLINE),
         default=60.0,
-        help="How long the program may take to start, to answer, to return a message after its "
-        "end, and to read what is sent to it. It is ended if it takes longer.",
+        help="How long the program may take to answer, to return a message after its end, and to "
+        "read what is sent to it. It is ended if it takes longer. It may take as long to start, "
+        "and at least a minute.",
     )
     workers = option(
         INTEGER(low=1, high=64),
