@@ -42,6 +42,11 @@ def check_next(smtpd: Supervised) -> None:
     client.quit()
 
 
+def started(smtpd: Supervised, count: int) -> None:
+    """Wait until so many programs have got ready, which may take longer than a deadline."""
+    smtpd.until(lambda: sum("supervise ready" in line for line in smtpd.log) >= count)
+
+
 @pytest.mark.parametrize("protocol", [(0, 6), (0, 7)])
 @pytest.mark.parametrize("mode", FAULTS)
 def test_a_fault_at_a_request(mode: str, protocol: tuple[int, int]) -> None:
@@ -68,6 +73,7 @@ def test_a_program_that_hangs(mode: str) -> None:
         client = smtpd.connect()
         assert client.begin(f"{mode}@example.org".encode()).argument == TEMPFAIL
         smtpd.logged("supervise ended", HANGS[mode])
+        started(smtpd, 2)
         check_next(smtpd)
 
 
@@ -194,6 +200,7 @@ def test_a_program_that_does_not_read() -> None:
         client.lines([b"Do: deaf", *[b"x" * 900] * 5000])
         smtpd.logged("supervise ended", "has not read")
         client.quit()
+        started(smtpd, 2)
         check_next(smtpd)
 
 
@@ -242,7 +249,7 @@ def test_a_command_that_does_not_exist() -> None:
 
 def test_programs_end_with_smtpd() -> None:
     with Supervised("--workers", "2", command=(*PROGRAM,)) as smtpd:
-        smtpd.until(lambda: sum("supervise ready" in line for line in smtpd.log) == 2)
+        started(smtpd, 2)
         pids = {smtpd.connect().who()[0] for _ in range(2)}
         assert len(pids) == 2
         os.kill(pids.pop(), signal.SIGSTOP)
@@ -282,13 +289,13 @@ def test_workers_share_the_sessions() -> None:
         first = pids[0]
         for client in by_pid[first]:
             client.quit()
-        smtpd.until(lambda: sum("supervise ready" in line for line in smtpd.log) == 2)
+        started(smtpd, 2)
         assert smtpd.connect().who()[0] in {*pids, smtpd.connect().who()[0]}
 
 
 def test_a_worker_takes_only_its_own_sessions_with_it() -> None:
     with Supervised("--workers", "2") as smtpd:
-        smtpd.until(lambda: sum("supervise ready" in line for line in smtpd.log) == 2)
+        started(smtpd, 2)
         one, two = smtpd.connect(), smtpd.connect()
         one.begin()
         two.begin()
