@@ -63,6 +63,8 @@ class Ends:
         self.source, self.sink = _duplicate(0), _duplicate(1)
         #: A duplicate of stderr while stderr is /dev/null, or -1.
         self._log = -1
+        #: The descriptor that `log` has returned, or -1.
+        self._copy = -1
         if _shared(2, (self.source, self.sink)):
             self._log = _duplicate(2)
             _to_null(2, os.O_WRONLY)
@@ -76,7 +78,8 @@ class Ends:
 
     def log(self) -> int:
         """Return another descriptor of the log: a policy may close stderr and reuse its number."""
-        return _duplicate(2)
+        self._copy = _duplicate(2)
+        return self._copy
 
     def give_back(self) -> None:
         """Restore the standard descriptors, if there is to be no conversation."""
@@ -85,6 +88,8 @@ class Ends:
             if fd >= 0:
                 os.dup2(fd, number)
                 os.close(fd)
+        if self._copy >= 0:
+            os.close(self._copy)
 
 
 def _log_lines() -> None:
