@@ -31,6 +31,10 @@ MODES = (
 )  # fmt: skip
 
 
+#: Signals at which it writes.
+INTERRUPTIONS = {signal.SIGUSR1, signal.SIGUSR2}
+
+
 class Program:
     """Its state."""
 
@@ -43,9 +47,11 @@ class Program:
         self.sink = 1
 
     def write(self, data: bytes) -> None:
-        """Write all of it."""
+        """Write all of it; what a signal makes it write comes before or after, not within."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
         while data:
             data = data[os.write(self.sink, data) :]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
 
     def run(self) -> None:
         """Serve until the input ends."""
