@@ -767,7 +767,7 @@ UNREACHABLE = "reject-at: 6.5 cannot be reached, the points of the filters add u
             '"192.0.2.99"',
             '"192.0.2.999"',
             12,
-            "bypass-clients: not an address or network in '192.0.2.999'",
+            "bypass-clients: not an address or network: '192.0.2.999'",
         ),
         (
             "score = 1.5",
@@ -1019,7 +1019,7 @@ def test_the_example_is_one(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(content.replace("/etc/mail", str(tmp_path)))
     assert is_well(path)
     commands = re.findall(r'proc-exec "filter-chain(.*)"$', content, re.MULTILINE)
-    chains = [word.split()[-1] for word in commands]
+    chains = [word.split("--chain ")[1].split()[0] for word in commands]
     assert sorted(chains) == sorted(tomllib.loads(content)["chain"])
     for chain in chains:
         done = filter_chain("-f", path, "--chain", chain, data=SmtpdConnection().configure())
