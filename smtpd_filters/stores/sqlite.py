@@ -2,7 +2,8 @@
 
 A thread of the store does all work on the file (`sqlite_file`), so that the event loop never waits
 for a disk. It takes the requests that are queued, up to `BATCH`, and applies them in one
-transaction.
+transaction. It starts with the first request: the sandbox binds threads only if they start after it
+(docs/decisions/sandbox.md).
 
 Invariants
 ----------
@@ -23,7 +24,7 @@ import asyncio
 import signal
 import time
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.errors import ConfigError, UnavailableError
@@ -45,8 +46,7 @@ BATCH = 128
 MAX_QUEUED = 4096
 #: Entries that `scan` reads at a time.
 PAGE = 512
-#: Seconds for which the start, and the end, of the process waits for the thread.
-START = 5.0
+#: Seconds for which the end of the process waits for the thread.
 LAST = 2.0
 
 
@@ -87,27 +87,19 @@ class SQLiteStore(Store):
         # Notes of the thread; the loop logs them.
         self._notes: SimpleQueue[str] = SimpleQueue()
         self._file = File(path, max_size=max_size, busy=timeout, times=times, note=self._notes.put)
-        self._failure: FileError | None = None
-        opened = Event()
-        self._thread = Thread(target=self._run, args=(opened,), name="store", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise ConfigError(f"{self.label}: {error}") from None
-        if not opened.wait(START):
-            note(f"{self.label}: not opened within {START:g} s")
-        self._check_opened()
-        self._log_notes()
+        self._thread: Thread | None = None
+        self._try_file()
 
-    def _check_opened(self) -> None:
-        """Raise or note the failure of the thread to open the file."""
-        failure = self._failure
-        if failure is None:
-            return
-        if failure.lasting:
-            self._queue.put(None)
-            raise ConfigError(f"{self.label}: {failure}")
-        self._note(f"{self.label}: {failure}")
+    def _try_file(self) -> None:
+        """Open the file, and close it for the thread; raise ConfigError for a lasting failure."""
+        try:
+            self._file.open()
+        except FileError as error:
+            if error.lasting:
+                raise ConfigError(f"{self.label}: {error}") from None
+            self._note(f"{self.label}: {error}")
+        self._file.close()
+        self._log_notes()
 
     # -- the event loop's side ---------------------------------------------------------------
 
@@ -126,6 +118,8 @@ class SQLiteStore(Store):
             raise self._unavailable("does not respond")
         if self._queue.qsize() >= MAX_QUEUED:
             raise self._unavailable("too many requests are pending")
+        if self._thread is None:
+            self._start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
         timer = loop.call_later(self._timeout, self._expire, done)
@@ -134,6 +128,14 @@ class SQLiteStore(Store):
             return await done
         finally:
             timer.cancel()
+
+    def _start(self) -> None:
+        thread = Thread(target=self._run, name="store", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # a limit of the user or the system
+            raise self._unavailable(str(error) or "out of memory") from None
+        self._thread = thread
 
     def _expire(self, done: asyncio.Future[Any]) -> None:
         if not done.done():
@@ -154,10 +156,11 @@ class SQLiteStore(Store):
         """End the thread after the requests that are queued."""
         self._closed = True
         self._queue.put(None)
-        try:
-            await asyncio.to_thread(self._thread.join, LAST)
-        except RuntimeError:  # no thread can be started: the process ends anyway
-            pass
+        if self._thread is not None:
+            try:
+                await asyncio.to_thread(self._thread.join, LAST)
+            except RuntimeError:  # no thread can be started: the process ends anyway
+                pass
         self._log_notes()
 
     def _deliver(self, results: Sequence[tuple[_Request, Any]]) -> None:
@@ -180,16 +183,9 @@ class SQLiteStore(Store):
 
     # -- the thread's side -------------------------------------------------------------------
 
-    def _run(self, opened: Event) -> None:
-        """Open the file, then carry out requests until there is a None; the thread never fails."""
+    def _run(self) -> None:
+        """Carry out requests until there is a None; the thread never fails."""
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._file.open()
-        except FileError as error:
-            self._failure = error
-        except Exception as error:  # noqa: BLE001  # no memory, say
-            self._failure = FileError(str(error))
-        opened.set()
         last = False
         while not last:
             batch, last = self._next_batch()
