@@ -6,34 +6,44 @@ encoder writes what smtpd writes (strnvis(3) with VIS_SAFE and VIS_WHITE); bars 
 
 from __future__ import annotations
 
-import re
-
-_ESCAPE = re.compile(
-    rb"\\(?:(?P<octal>[0-7]{1,3})|M(?:-(?P<meta>[\x21-\x7e])|\^(?P<metacontrol>[?-_]))"
-    rb"|\^(?P<control>[?-_])|(?P<named>[\\nrbavtfsE])|(?P<hidden>[\n$]))",
-    re.DOTALL,
-)
-_NAMED = dict(zip(b"\\nrbavtfsE", b"\\\n\r\b\a\v\t\f \x1b", strict=True))
+# Without `re`, which takes a tenth of the start and of the memory: every filter loads this module,
+# and few decode a name.
+_OCTAL = b"01234567"
+_NAMED = {
+    b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"b": b"\b", b"a": b"\a", b"v": b"\v",
+    b"t": b"\t", b"f": b"\f", b"s": b" ", b"E": b"\x1b", b"\n": b"", b"$": b"",
+}  # fmt: skip
 
 
 def unvis(text: bytes) -> bytes:
     """Return the text without its escapes."""
-    return _ESCAPE.sub(_decode, text) if b"\\" in text else text
+    if b"\\" not in text:
+        return text
+    pieces: list[bytes] = []
+    at = 0
+    while (found := text.find(b"\\", at)) >= 0:
+        decoded, size = _decoded(text[found + 1 : found + 4])
+        pieces += (text[at:found], decoded)
+        at = found + 1 + size
+    return b"".join([*pieces, text[at:]])
 
 
-def _decode(match: re.Match[bytes]) -> bytes:
-    kind, value = match.lastgroup, match[match.lastgroup or 0]
-    if kind == "octal":
-        return bytes([int(value, 8) & 0xFF])
-    if kind == "meta":
-        return bytes([value[0] | 0x80])
-    if kind == "named":
-        return bytes([_NAMED[value[0]]])
-    if kind == "hidden":
-        return b""
-    # "^?" is DEL, "^@" to "^_" are the other control characters.
-    control = 0x7F if value == b"?" else value[0] & 0x1F
-    return bytes([control | 0x80 if kind == "metacontrol" else control])
+def _decoded(escape: bytes) -> tuple[bytes, int]:
+    """Return what the bytes after a backslash stand for, and how many of them belong to it."""
+    digits = len(escape) - len(escape.lstrip(_OCTAL))
+    if digits:
+        return bytes([int(escape[:digits], 8) & 0xFF]), digits
+    if escape[:1] in _NAMED:
+        return _NAMED[escape[:1]], 1
+    if escape[:2] == b"M-" and b"!" <= escape[2:] <= b"~":
+        return bytes([escape[2] | 0x80]), 3
+    meta = escape[:2] == b"M^"
+    control = escape[meta : meta + 2]
+    if control[:1] == b"^" and b"?" <= control[1:] <= b"_":
+        # "^?" is DEL, "^@" to "^_" are the other control characters.
+        byte = 0x7F if control[1:] == b"?" else control[1] & 0x1F
+        return bytes([byte | meta << 7]), 2 + meta
+    return b"\\", 0
 
 
 def vis(text: bytes) -> bytes:

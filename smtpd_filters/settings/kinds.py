@@ -15,7 +15,6 @@ reason, in one line, without the name of the flag or key, which the caller adds.
 
 from __future__ import annotations
 
-import re
 from math import isfinite
 
 from smtpd_filters.protocol.decisions import check_reply
@@ -56,7 +55,6 @@ _HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and th
 
 # As Go's flag package parses them (strconv.ParseBool).
 _BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
-_ENHANCED = re.compile(r"([0-9])\.[0-9]{1,3}\.[0-9]{1,3}(?= |$)")  # RFC 3463 section 2
 _TIMES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 # Powers of 1024, as in smtpd.conf(5), by scan_scaled(3).
 _SIZES = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10))
@@ -162,14 +160,22 @@ class _Reply(_Text):
         if text.isdigit() and len(text) == _CODE_DIGITS:
             raise ValueError(f"a code without a text, {quote(text)}: quote the whole reply")
         check_reply(text)
-        enhanced = _ENHANCED.match(text, 4)
-        if enhanced and enhanced[1] != text[0]:
+        status = text[4:].partition(" ")[0]
+        if status[:1] != text[0] and _is_status(status):
             # RFC 2034 section 4: the codes must "be congruent".
             raise ValueError(
-                f"the codes {text[:3]} and {enhanced[0]} contradict each other: both begin with "
+                f"the codes {text[:3]} and {status} contradict each other: both begin with "
                 f"4 (try again later) or both with 5 (never), not {quote(text)}"
             )
         return text
+
+
+def _is_status(word: str) -> bool:
+    """Return whether a word is an enhanced status code (RFC 3463 section 2)."""
+    numbers = word.split(".")
+    if len(numbers) != 3 or len(numbers[0]) != 1 or max(map(len, numbers)) > 3:
+        return False
+    return word.isascii() and all(map(str.isdigit, numbers))
 
 
 class _Path(Kind[str]):
