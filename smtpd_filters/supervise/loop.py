@@ -40,6 +40,8 @@ TICK = 1.0
 PAUSE = 20
 #: Seconds after the end of smtpd until programs get SIGTERM, and SIGKILL.
 ENDING, LEAVING = 5.0, 7.0
+#: Reads of what a program has left in its socket, and in its log: more than their buffers hold.
+LAST_READS = 64
 #: Blocks of a message given again that are written in one round.
 BLOCKS = 4
 #: The name of the process on Linux.
@@ -199,15 +201,21 @@ class Loop:
         """Wait for a program no more; read what one has left that has exited."""
         process = worker.process
         exited = process.status is not None
-        while exited and self._read_program(worker):
-            pass
+        # A process that the program has left behind may go on writing.
+        reads = LAST_READS if exited else 0
+        for _ in range(reads):
+            if not self._read_program(worker):
+                break
         self._forget(process.fd)
         if exited and process.stderr >= 0:
-            while lines := process.log_lines():
+            for _ in range(reads):
+                if not (lines := process.log_lines()):
+                    break
                 worker.log.write(lines, self._now)
-            worker.log.finish()
             self._forget(process.stderr)
             process.close_log()
+        if exited:  # its log may have ended before
+            worker.log.finish()
 
     def _mask(self, fd: int, mask: int) -> None:
         """Wait for these events of a descriptor, or for none."""

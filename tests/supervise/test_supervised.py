@@ -223,6 +223,14 @@ def test_the_log_of_a_program() -> None:
         assert len(smtpd.log) < 400
 
 
+def test_a_process_that_a_program_leaves_behind_and_that_never_stops_writing() -> None:
+    """It ends when its log is closed, which must not wait for the end of what it writes."""
+    leaves = "setsid sh -c 'kill $0; exec yes >&2' $$ & wait"
+    with Supervised(command=("sh", "-c", leaves)) as smtpd:
+        assert smtpd.side.phases >= {*PHASES}
+        assert smtpd.connect().begin(b"alice@example.org").verb == b"reject"
+
+
 def test_a_program_that_fails_at_every_start(tmp_path: Path) -> None:
     fail = tmp_path / "fail"
     fail.touch()
