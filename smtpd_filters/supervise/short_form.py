@@ -1,4 +1,4 @@
-"""The short form `--supervised`: an executable of ours becomes the supervisor of itself."""
+"""The short form `--supervised`: an executable becomes its own supervisor."""
 
 from __future__ import annotations
 
