@@ -36,7 +36,7 @@ MAX_OPERATIONS = 32
 
 
 class Store:
-    """A store; `open_store` makes one from its address."""
+    """A store, which `Store.setting` opens for a filter."""
 
     #: The address for the log.
     label: str
