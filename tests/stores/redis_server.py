@@ -55,10 +55,13 @@ class RedisServer:
             )
         until = time.monotonic() + PATIENCE
         while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.02)
+            try:
+                self.process.wait(0.02)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < until:
+                    continue
+            self.stop()
+            raise RuntimeError((self.folder / "log").read_text()[-2000:])
         return self.process
 
     def _arguments(self) -> Sequence[str]:
