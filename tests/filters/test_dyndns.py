@@ -9,14 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from smtpd_filters.checks.dynamic import BUILTIN, SERVER, embeds_address, is_server
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.dyndns import (
-    BUILTIN,
-    SERVER,
-    Dyndns,
-    embeds_address,
-    is_server,
-)
+from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
 from smtpd_filters.runtime.log import Log
