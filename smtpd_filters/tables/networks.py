@@ -115,6 +115,25 @@ def parse_address(text: str) -> tuple[int, int]:
     return _address(text.strip("[]").partition("%")[0] if "%" in text else text)
 
 
+def network_of(address: str, prefix4: int, prefix6: int) -> str:
+    """Return the network of an address, `192.0.2.0/24`, by the prefix length for its family.
+
+    Raises ValueError if the text isn't an address.
+    """
+    family, value = parse_address(address)
+    prefix = prefix4 if family == _V4 else prefix6
+    value = value >> (family - prefix) << (family - prefix)
+    return f"{_shown(family, value)}/{prefix}"
+
+
+def _shown(family: int, value: int) -> str:
+    if family == _V4:
+        return ".".join(str(octet) for octet in value.to_bytes(4, "big"))
+    from ipaddress import IPv6Address  # start-up time
+
+    return str(IPv6Address(value))
+
+
 def _network(text: str) -> tuple[int, int, int]:
     """Return family, network (bits after the prefix included) and prefix length of an entry."""
     if text[0] == "[" and text[-1] == "]":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import IPTable, NetworkTable
-from smtpd_filters.tables.networks import parse_address
+from smtpd_filters.tables.networks import network_of, parse_address
 from tests.loading import loaded
 
 type_v4 = st.ip_addresses(v=4)
@@ -196,3 +196,21 @@ def test_ip_tables_reject_local() -> None:
     assert IPTable("{ 10/8, ::1 }").match("10.1.2.3") == "10/8"
     with pytest.raises(ConfigError, match="expected an address or network"):
         IPTable("{ 10/8, LOCAL }")
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.77", "192.0.2.0/24"),
+        ("::ffff:192.0.2.77", "192.0.2.0/24"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("[2001:DB8::7%em0]", "2001:db8::/64"),
+    ],
+)
+def test_the_network_of_an_address(address: str, network: str) -> None:
+    assert network_of(address, 24, 64) == network
+    assert NetworkTable.of([network]).match(address) == network
+    assert network_of(address, 32, 128).rpartition("/")[2] in {"32", "128"}
+    assert network_of(address, 0, 0) in {"0.0.0.0/0", "::/0"}
+    with pytest.raises(ValueError, match="not an address"):
+        network_of(f"x{address}", 24, 64)
