@@ -13,7 +13,7 @@ from .address import Address, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from smtpd_filters.sandbox import Needs
@@ -106,31 +106,8 @@ class StoreSetting(_Base):
 
     def open(self, filter_: Any) -> Store:
         """Open the store."""
-        value: Callable[[str], Any] = lambda name: filter_.pool.value(filter_, name)  # noqa: E731  # brief
-        address = _address(filter_)
-        timeout: float = value("store_timeout")
-        try:
-            if address.scheme == "memory":
-                from .memory import MemoryStore
-
-                return MemoryStore()
-            if address.scheme == "sqlite":
-                from .sqlite import SQLiteStore
-
-                return SQLiteStore(address.path, timeout=timeout, note=filter_.log.event)
-        except ConfigError as error:
-            raise ConfigError(f"--store: {error}") from None
-        from .redis_store import RedisStore
-
-        if not address.tls and value("store_ca_file") is not None:
-            raise ConfigError("--store-ca-file requires a --store with TLS, such as rediss://HOST")
-        return RedisStore(
-            address,
-            timeout=timeout,
-            password=read_secret(value("store_password_file"), "--store-password-file"),
-            prefix=value("store_prefix"),
-            certificates=value("store_ca_file") or "",
-        )
+        values = {name: filter_.pool.value(filter_, name) for name in self.options}
+        return open_store({**values, "store": _address(filter_)}, filter_.log.event)
 
     def declare(self, filter_: Any, needs: Needs) -> None:
         """Declare the directory of a file, or the servers."""
@@ -146,7 +123,43 @@ class StoreSetting(_Base):
             needs.to_connect(*server)
 
 
+def default_address(name: str) -> Address:
+    """Return the address of a filter's store if none is given: a file with the filter's name."""
+    return Address("sqlite", f"{STATE}/{name}.sqlite")
+
+
+def open_store(values: Mapping[str, Any], note: Callable[[str], object]) -> Store:
+    """Open the store that the values of `StoreSetting.options` describe.
+
+    `note` takes a text for the log. Raises ConfigError.
+    """
+    address: Address = values["store"]
+    timeout: float = values["store_timeout"]
+    try:
+        if address.scheme == "memory":
+            from .memory import MemoryStore
+
+            return MemoryStore()
+        if address.scheme == "sqlite":
+            from .sqlite import SQLiteStore
+
+            return SQLiteStore(address.path, timeout=timeout, note=note)
+    except ConfigError as error:
+        raise ConfigError(f"--store: {error}") from None
+    from .redis_store import RedisStore
+
+    if not address.tls and values["store_ca_file"] is not None:
+        raise ConfigError("--store-ca-file requires a --store with TLS, such as rediss://HOST")
+    return RedisStore(
+        address,
+        timeout=timeout,
+        password=read_secret(values["store_password_file"], "--store-password-file"),
+        prefix=values["store_prefix"],
+        certificates=values["store_ca_file"] or "",
+    )
+
+
 def _address(filter_: Any) -> Address:
     """Return the store's address; by default a file with the filter's name."""
     given: Address | None = filter_.pool.value(filter_, "store")
-    return Address("sqlite", f"{STATE}/{filter_.name}.sqlite") if given is None else given
+    return default_address(filter_.name) if given is None else given

@@ -1,0 +1,81 @@
+"""The store of a filter, for verbs that show or change what the filter remembers.
+
+Invariants
+----------
+*Not created*: a verb never creates a file, since a file of root's would be out of the filter's
+reach.
+*As its owner*: run by root, the process becomes the owner of the file before it opens it, so that
+the files that SQLite creates beside it are the owner's as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
+from smtpd_filters.settings import Settings
+from smtpd_filters.stores.setting import StoreSetting, default_address, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smtpd_filters.stores import Store
+
+#: The exit status if the store fails: EX_TEMPFAIL of sysexits(3).
+TEMPFAIL = 75
+_OPTIONS = StoreSetting().options
+
+
+class StoreOptions(Settings):
+    """The flags of a filter's store, as the filter itself has them."""
+
+    store = _OPTIONS["store"]
+    store_password_file = _OPTIONS["store_password_file"]
+    store_ca_file = _OPTIONS["store_ca_file"]
+    store_prefix = _OPTIONS["store_prefix"]
+    store_timeout = _OPTIONS["store_timeout"]
+
+
+def with_store(options: StoreOptions, name: str, work: Callable[[Store], Awaitable[int]]) -> int:
+    """Do some work with the store of the filter `name`; return the work's exit status.
+
+    The status is TEMPFAIL if the store fails. Raises ConfigError if it can't be used.
+    """
+    values = {each: vars(options)[each] for each in StoreOptions.options}
+    if values["store"] is None:
+        values["store"] = default_address(name)
+    address = values["store"]
+    if address.scheme == "memory":
+        raise ConfigError("--store: memory: is in the filter's process, where no other can read it")
+    if address.scheme == "sqlite":
+        _become_owner(address.path)
+
+    async def opened() -> int:
+        store = open_store(values, lambda text: sys.stderr.write(f"{text}\n"))
+        try:
+            return await work(store)
+        finally:
+            await store.aclose()
+
+    try:
+        return asyncio.run(opened())
+    except UnavailableError as error:
+        sys.stderr.write(f"{error}\n")
+        return TEMPFAIL
+
+
+def _become_owner(path: str) -> None:
+    try:
+        status = os.stat(path)  # noqa: PTH116  # a path as text
+    except OSError as error:
+        hint = (
+            " (filters create it when they start)" if isinstance(error, FileNotFoundError) else ""
+        )
+        raise ConfigError(f"--store: {path}: {os_reason(error)}{hint}") from None
+    if os.geteuid() == 0 and status.st_uid != 0:
+        os.setgroups([status.st_gid])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
