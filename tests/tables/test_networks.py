@@ -174,6 +174,25 @@ def test_parse_address() -> None:
             parse_address(text)
 
 
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.77", "192.0.2.0/24"),
+        ("[::ffff:192.0.2.77]", "192.0.2.0/24"),
+        ("2001:db8:1:2:3::4", "2001:db8:1::/48"),
+        ("::1", "::/48"),
+    ],
+)
+def test_network_of(address: str, network: str) -> None:
+    assert network_of(address, 24, 48) == network
+    assert address in NetworkTable(network)
+
+
+def test_network_of_no_address() -> None:
+    with pytest.raises(ValueError, match="not an address"):
+        network_of("local", 24, 48)
+
+
 def test_large_table() -> None:
     table = NetworkTable.of([f"10.{n >> 8 & 255}.{n & 255}.0/24" for n in range(1 << 16)])
     assert len(table) == 1 << 16
