@@ -116,7 +116,7 @@ class Chain:
         #: Callbacks for when a report has been applied to its session.
         self.hooks: dict[str, Callable[[Session], None]] = {
             event.replace("_", "-"): partial(self._notify, event, called)
-            for event in ("link_connect", "link_identify")
+            for event in ("link_connect", "link_identify", "link_auth")
             if (called := [each for each in self.filters if event in each.events])
         }
         #: The filters that maintain something beside their sessions.
@@ -189,8 +189,9 @@ class Chain:
     def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the fields that a session needs, and the reports that fill them."""
         read = {report for each in self.filters for report in each.required_reports()}
-        if any("link_identify" in each.events for each in self.filters):
-            read.add("link-identify")
+        for event, report in (("link_identify", "link-identify"), ("link_auth", "link-auth")):
+            if any(event in each.events for each in self.filters):
+                read.add(report)
         known = [report for report in FIELDS if report in read]
         fields = tuple(field for report in known for field in FIELDS[report])
         reports: tuple[str, ...] = ("link-connect", "link-disconnect")

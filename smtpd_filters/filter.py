@@ -72,7 +72,9 @@ SCORED = frozenset(
     {"connect", "helo", "ehlo", "starttls", "auth", "mail_from", "rcpt_to", "data", *CONTENT}
 )
 #: Events of the session and of the process; a filter that does not define the method is not called.
-_EVENTS = frozenset({"refresh", "link_connect", "link_identify", "link_disconnect", "close"})
+_EVENTS = frozenset(
+    {"refresh", "link_connect", "link_identify", "link_auth", "link_disconnect", "close"}
+)
 #: Public methods other than handlers.
 _EVENTS_AND_SETUP = _EVENTS | {"setup", "needs"}
 #: Annotations of a handler that returns a coroutine but isn't `async def`.
@@ -90,6 +92,7 @@ _REPORTED_BY: dict[str, tuple[str, ...]] = {
 _ALL_REPORTS = tuple(reported.FIELDS)
 _REPORTED_BEFORE: dict[str, tuple[str, ...]] = {
     "link_identify": ("link-greeting", "link-identify", "link-tls"),
+    "link_auth": _REPORTED_BY["auth"],
     "link_disconnect": _ALL_REPORTS,
 }
 
@@ -259,6 +262,9 @@ class Filter:
 
     def link_identify(self, session: Session) -> None:
         """Start look-ups for a client whose greeting smtpd has accepted."""
+
+    def link_auth(self, session: Session) -> None:
+        """Note the result of an authentication: `session.username`, or a `failed_username`."""
 
     def link_disconnect(self, session: Session) -> None:
         """Release the data of a session that has ended."""

@@ -70,6 +70,7 @@ class Session:
 
     __slots__ = (
         "_connect",
+        "failed_username",
         "identity",
         "key",
         "mark",
@@ -94,6 +95,8 @@ class Session:
     tls: str | None
     #: The authenticated user; None before authentication and after a failure.
     username: str | None
+    #: The user name of the last authentication, if it failed; else None.
+    failed_username: str | None
     #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
     #: and `commit`, but none in `mail_from`, whose decision begins it.
     tx: Transaction | None
@@ -221,7 +224,10 @@ class Session:
 
     def _link_auth(self, result: bytes, username: bytes) -> None:
         # smtpd encodes the name with vis(3), in 6.8 as well as in 7.8.
-        self.username = text(unvis(username)) if result == b"pass" else None
+        user = text(unvis(username))
+        passed = result == b"pass"
+        self.username = user if passed else None
+        self.failed_username = None if passed else user
 
     def _tx_begin(self, msgid: bytes) -> None:
         self.tx = Transaction(text(msgid))
@@ -292,7 +298,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-greeting": ("server_name",),
     "link-identify": ("method", "identity"),
     "link-tls": ("tls",),
-    "link-auth": ("username",),
+    "link-auth": ("username", "failed_username"),
     "tx-begin": ("tx", "refused_recipients"),
 }
 #: Initial values of fields, where they aren't None.

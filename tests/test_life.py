@@ -59,6 +59,9 @@ class Witness(Filter):
     def link_identify(self, session: Session) -> None:
         self.seen.append(f"link_identify {session.identity}")
 
+    def link_auth(self, session: Session) -> None:
+        self.seen.append(f"link_auth {session.username} {session.failed_username}")
+
     def mail_from(self, session: Session, address: str) -> Proceed:
         self.seen.append(f"mail-from {self.smtpd['admd']}")
         return PROCEED
@@ -70,12 +73,16 @@ def test_a_life() -> None:
         assert isinstance(filter_, Witness)
         client = smtpd.connect(address="192.0.2.9")
         client.ehlo("mail.example.net")
+        client.auth("jörg", "wrong", ok=False)
+        client.auth("jörg", "right")
         client.mail_from("a@example.net")
         smtpd.refresh()
     assert filter_.seen == [
         "refresh",
         "link_connect 192.0.2.9",
         "link_identify mail.example.net",
+        "link_auth None jörg",
+        "link_auth jörg None",
         "mail-from mx.example.org",
         "refresh",
     ]
@@ -87,9 +94,9 @@ def test_nothing_is_asked_of_smtpd_that_nobody_hears() -> None:
             return PROCEED
 
     with Conversation(Deaf) as smtpd:
-        assert "link-identify" not in smtpd.reports
+        assert smtpd.reports.isdisjoint({"link-identify", "link-auth"})
     with Conversation(Witness) as smtpd:
-        assert "link-identify" in smtpd.reports
+        assert smtpd.reports.issuperset({"link-identify", "link-auth"})
 
 
 class Clumsy(Filter):

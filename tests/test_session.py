@@ -121,6 +121,13 @@ def test_only_who_passes_is_authenticated(result: bytes) -> None:
     assert made.username is None
 
 
+def test_who_fails_has_a_name() -> None:
+    made = session(("link-auth", (b"fail", b"j\\M-C\\M-6rg")))
+    assert made.failed_username == "jörg"
+    made.apply("link-auth", (b"pass", b"a"))
+    assert made.failed_username is None  # type: ignore[unreachable]  # it has changed
+
+
 def test_a_transaction_from_beginning_to_end() -> None:
     made = session(("tx-begin", (b"1ef1c203",)))
     tx = made.tx
