@@ -4,9 +4,10 @@ A verb's module declares its flags and operands as settings and names them in it
 Only the module of the verb that runs is loaded: `learn` must start quickly. The manual page and the
 shells' completions are generated from the same declarations.
 
-Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `replay` a difference or `list`
-a filter that can't be loaded, 2 for an invalid flag or file, 3 if a replayed filter would have
-ended or hung smtpd. `learn` uses those of sysexits(3), and `run` those of the filter.
+Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `auth` a message that would not
+pass, `replay` a difference or `list` a filter that can't be loaded, 2 for an invalid flag or file,
+3 if a replayed filter would have ended or hung smtpd, or if a look-up of `auth` failed. `learn`
+uses those of sysexits(3), and `run` those of the filter.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PROG = "smtpd-filters"
 #: The verbs, with the modules that declare them.
 VERBS = {
+    "auth": "auth",
     "check": "check",
     "dkim": "dkim",
     "help": "overview",

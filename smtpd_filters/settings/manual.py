@@ -116,7 +116,10 @@ def command_text(
     words = [prog, "[option ...]", *map(_operand, operands)]
     words += [f"{d.flags[-1]} {d.metavar}" for d in options if d.required]
     usage = " ".join([*words, f"[-- {behind}]"] if behind else words)
-    parts = [f"usage: {usage}", textwrap.fill(" ".join(description.split()), _WIDTH)]
+    parts = [
+        textwrap.fill(f"usage: {usage}", _WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False),
+        textwrap.fill(" ".join(description.split()), _WIDTH),
+    ]
     if operands:
         parts.append("Operands:\n" + "\n".join(map(_help_entry, operands)))
     parts.append("Options:\n" + "\n".join(map(_help_entry, [*options, *_RESERVED])))

@@ -13,7 +13,7 @@ controls has a limit: `signed_fields.MAX_BLOCK`, `field.MAX_FIELD` and `MAX_NAME
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from .field import SHOWN, SignatureTags, check_tags, read_tags, shown
@@ -41,7 +41,8 @@ class Signature:
     The other texts are from the signature, and may be empty if it is invalid: its domain in
     canonical form, its selector, identity and algorithm, and the first characters of b= (RFC 6008).
     They have no controls; quote them. `bits` is the size of the key if it was used, and `testing`
-    whether its record has the flag y, which does not change the result.
+    whether its record has the flag y, which does not change the result. `tags` are those of a
+    signature that is valid apart from its key and hashes.
     """
 
     result: str
@@ -53,6 +54,7 @@ class Signature:
     b: str = ""
     bits: int = 0
     testing: bool = False
+    tags: SignatureTags | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ def _read(field: Lines, now: float, fields: SignedFields) -> _Candidate:
         b=tags["b"][:SHOWN].decode("ascii")
         if tags["b"][:SHOWN].isalnum()
         else shown(tags, "b")[:SHOWN],
+        tags=checked,
     )
     return _Candidate(field, known, checked)
 
@@ -163,6 +166,7 @@ def _result(known: Signature, checked: Checked) -> Signature:
         known.b,
         checked.bits,
         checked.testing,
+        known.tags,
     )
 
 

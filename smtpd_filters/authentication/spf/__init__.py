@@ -15,7 +15,7 @@ than some milliseconds; the numbers of look-ups are those of RFC 7208 section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from smtpd_filters.authentication.inquiry import Engine, Known, Question
     from smtpd_filters.lookups.outcome import Outcome
+
+    from .trace import Trace
 
 # The longest chain of dependent look-ups within the limits of RFC 7208: the record itself and ten
 # terms, each with two steps (MX and its addresses, PTR and its addresses), and an explanation.
@@ -39,7 +41,8 @@ class Verdict:
     `result` is a word of RFC 7208 section 2.6: none, neutral, pass, fail, softfail, temperror or
     permerror. `domain` is the domain that was checked. `mechanism` is the term of its record that
     matched, `problem` the reason of an error; both are for the log and may hold the domain owner's
-    text, as may `explanation`, the owner's text for a `fail`, in printable ASCII.
+    text, as may `explanation`, the owner's text for a `fail`, in printable ASCII. `trace` is the
+    course of the evaluation, if it was asked for.
     """
 
     result: str
@@ -47,6 +50,7 @@ class Verdict:
     mechanism: str = ""
     problem: str = ""
     explanation: str = ""
+    trace: Trace | None = field(default=None, compare=False, repr=False)
 
 
 def load() -> None:
@@ -75,7 +79,8 @@ def check(  # noqa: PLR0913  # options, given by name
 
     `client` is the client's IP address, `helo` the name in its greeting, `sender` the envelope's
     sender, `receiver` our name for the macro `%{r}`, and `now` the time in seconds of the epoch for
-    `%{t}`. With `explain` the owner's explanation of a `fail` is looked up. `cached` returns an
+    `%{t}`. With `explain` the verdict has its trace, and the owner's explanation of a `fail`, which
+    is looked up. `cached` returns an
     outcome that is available at once (`Resolver.known`), which saves a run of the evaluation.
     Raises ValueError for an invalid address of a client.
     """
@@ -96,8 +101,9 @@ def check(  # noqa: PLR0913  # options, given by name
             known,
             work,
             cached,
+            explain=explain,
         )
-        verdict = evaluation.verdict(explain=explain)
+        verdict = evaluation.verdict()
         if not evaluation.wanted:
             return verdict
         questions = list(evaluation.wanted)

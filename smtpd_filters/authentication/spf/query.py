@@ -6,6 +6,7 @@ Importing this module imports pyspf and dnspython.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import spf
@@ -14,6 +15,7 @@ from smtpd_filters.lookups.dns.names import Owner, canonical
 from smtpd_filters.lookups.outcome import MX, Found, Unavailable
 
 from . import PERMERROR, Verdict, macros
+from .trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,6 +96,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         known: dict[Question, Outcome[Any]],
         work: Work,
         cached: Known | None = None,
+        *,
+        explain: bool = False,
     ) -> None:
         client, helo, local, domain, receiver, now = subject
         # "h" and "s" as the constructor likes them: it splits a sender at the first `@`.
@@ -105,10 +109,19 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self._cached = cached
         self._work = work
         self._voids: set[int] = set()
+        self._trace = Trace() if explain else None
 
-    def verdict(self, *, explain: bool) -> Verdict:
+    def verdict(self) -> Verdict:
         """Run the evaluation; the verdict is void if questions are `wanted`."""
+        verdict = self._evaluated()
+        if self._trace is None:
+            return verdict
+        self._trace.lookups, self._trace.voids = self.lookups, len(self._voids)
+        return replace(verdict, trace=self._trace)
+
+    def _evaluated(self) -> Verdict:
         domain = self.o
+        explain = self._trace is not None
         try:
             result, _, text = self.check()
             explanation = self._explanation(text) if explain and result == "fail" else ""
@@ -156,6 +169,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         if outcome is None:
             self.wanted[question] = None
             raise _PendingError
+        if self._trace is not None:
+            self._trace.answered(question, outcome)
         if isinstance(outcome, Unavailable):
             raise spf.TempError(f"DNS: {outcome.cause}")
         if isinstance(outcome, Found):
@@ -224,12 +239,20 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
 
     def check0(self, spf: str, recursion: int) -> tuple[str, int, str]:
         """Evaluate a record; if an answer is missing, want those of its other terms as well."""
+        step = self._trace and spf and self._trace.record(self.d, spf)
         try:
             record = self._normalised(spf) if spf else spf
             result: tuple[str, int, str] = super().check0(record, recursion)
         except _PendingError:
             self._look_ahead(spf)
             raise
+        except Exception as error:
+            if self._trace and step:
+                self._trace.failed(step, str(error))
+            raise
+        if self._trace and step:
+            self._trace.ended(step, result[0])
+            return (str(result[0]), *result[1:])
         return result
 
     def _normalised(self, record: str) -> str:
@@ -295,7 +318,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
                 term = mech, "exists", "", self.cidrmax, "neutral"
             if not _BY_LOOKUP.search(mech):
                 self._work.terms[key] = term
-        return term
+        return term if self._trace is None else self._trace.term(term, self.d)
 
     def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
         """Return whether the client is in a network of one of these addresses."""

@@ -104,10 +104,13 @@ class Work(Generic[T]):
 class Envelope:
     """The evaluations of SPF for one session."""
 
-    __slots__ = ("_dns", "_receiver", "address", "helo", "identity", "mail", "sender")
+    __slots__ = ("_dns", "_explain", "_receiver", "address", "helo", "identity", "mail", "sender")
 
-    def __init__(self, dns: Resolver, address: str, receiver: str) -> None:
+    def __init__(
+        self, dns: Resolver, address: str, receiver: str, *, explain: bool = False
+    ) -> None:
         self._dns = dns
+        self._explain = explain
         self._receiver = receiver
         self.address = address
         self.identity = ""
@@ -139,6 +142,7 @@ class Envelope:
             sender,
             now=time(),
             receiver=self._receiver,
+            explain=self._explain,
             cached=self._dns.known,
         )
         return Work(engine, self._dns)

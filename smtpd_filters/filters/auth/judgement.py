@@ -153,6 +153,10 @@ class Judgement:
         text = f"Not authenticated, refused per DMARC policy of {domain}"
         self._add(domain, action, reason, ("7.26", text))
 
+    def trusts(self, domain: str) -> bool:
+        """Return whether the ARC seals of a domain are trusted."""
+        return bool(self._trusts(domain))
+
     def _overriding(self, domain: str, evidence: Evidence) -> str:
         """Return the trusted sealer that has seen DMARC pass for a domain, or "".
 

@@ -141,6 +141,8 @@ class Auth(Filter):
         "--deadline are temperror"
     )
 
+    #: Whether the verdicts of SPF have their traces: for the operator's tool.
+    _explains = False
     _exempt: Exempt
     _actions: Actions
 
@@ -211,7 +213,7 @@ class Auth(Filter):
 
         envelope: Envelope | None = session.scratch.get(self)
         if envelope is None and (address := known_address(session)):
-            envelope = Envelope(self.dns, address, self._id(session))
+            envelope = Envelope(self.dns, address, self._id(session), explain=self._explains)
             session.scratch[self] = envelope
         return envelope
 
@@ -236,6 +238,19 @@ class Auth(Filter):
                 own = results.write(self._id(session), envelope_results(session))
                 message.headers.prepend(results.FIELD, own)
             return exempted(self, why)
+        evidence, judgement = await self._judge(session, message)
+        decision = judgement.decision(self.on_error)
+        if isinstance(decision, Reject):
+            return decision
+        removed = self._scrub(session, message.headers)
+        self._write(session, message.headers, evidence, judgement)
+        if removed:
+            both = (decision.reason, _removed(removed))
+            decision = decision.because("; ".join(filter(None, both)))
+        return decision
+
+    async def _judge(self, session: Session, message: Message) -> tuple[Evidence, Judgement]:
+        """Find out the results for a message, and judge them."""
         from .authors import authors_of
         from .evidence import collect
         from .judgement import Judgement
@@ -253,15 +268,7 @@ class Auth(Filter):
             excepts=_finder(self.settings.except_domains),
             trusts=_finder(self.settings.trusted_sealers),
         )
-        decision = judgement.decision(self.on_error)
-        if isinstance(decision, Reject):
-            return decision
-        removed = self._scrub(session, message.headers)
-        self._write(session, message.headers, evidence, judgement)
-        if removed:
-            both = (decision.reason, _removed(removed))
-            decision = decision.because("; ".join(filter(None, both)))
-        return decision
+        return evidence, judgement
 
     def _write(
         self, session: Session, headers: Headers, evidence: Evidence, judgement: Judgement
