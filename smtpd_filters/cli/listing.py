@@ -21,7 +21,8 @@ from smtpd_filters.filter import Filter
 from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.settings import SWITCH, Settings, option
+from smtpd_filters.settings import SWITCH, Pool, Settings, option
+from smtpd_filters.stores.address import MEMORY
 
 from .verb import Verb
 
@@ -121,7 +122,8 @@ def describe(cls: type[Filter]) -> Listed:
 def _described(cls: type[Filter], log: Log) -> Listed:
     remark = ""
     try:
-        ready = set_up(cls(cls.Options()), log)
+        # Without the files of stores, which root would create.
+        ready = set_up(cls(cls.Options()), log, pool=Pool(store=MEMORY))
     except (ConfigError, TypeError) as error:
         # A required setting is missing: list every phase and report that it may register.
         ready = cls(cls.Options.__new__(cls.Options)), cls.on_error, cls.deadline

@@ -210,6 +210,8 @@ def _mdoc_word(text: str) -> str:
     escaped = text.replace("\\", "\\e").replace('"', "\\(dq")
     if len(text) <= 3 and not text.isdigit():  # macros have two letters or three
         escaped = f"\\&{escaped}"
+    if text.endswith(":"):  # mandoc would want a blank before it
+        escaped = f"{escaped}\\&"
     return f'"{escaped}"' if " " in text else escaped
 
 

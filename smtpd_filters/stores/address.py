@@ -50,10 +50,14 @@ class Address(NamedTuple):
         return self._replace(username="").text
 
 
+#: The store in a process's own memory.
+MEMORY = Address("memory")
+
+
 def parse(text: str) -> Address:
     """Parse an address; raise ValueError with the reason."""
     if text == "memory:":
-        return Address("memory")
+        return MEMORY
     if text.startswith("sqlite:"):
         path = text.removeprefix("sqlite:")
         if not path.startswith("/"):

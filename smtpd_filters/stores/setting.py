@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import PurePath
+from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
@@ -107,7 +108,7 @@ class StoreSetting(_Base):
     def open(self, filter_: Any) -> Store:
         """Open the store."""
         values = {name: filter_.pool.value(filter_, name) for name in self.options}
-        return open_store({**values, "store": _address(filter_)}, filter_.log.event)
+        return open_store({**values, "store": _address(filter_)}, filter_.log.event, filter_.now)
 
     def declare(self, filter_: Any, needs: Needs) -> None:
         """Declare the directory of a file, or the servers."""
@@ -128,10 +129,15 @@ def default_address(name: str) -> Address:
     return Address("sqlite", f"{STATE}/{name}.sqlite")
 
 
-def open_store(values: Mapping[str, Any], note: Callable[[str], object]) -> Store:
+def open_store(
+    values: Mapping[str, Any],
+    note: Callable[[str], object],
+    clock: Callable[[], float] = monotonic,
+) -> Store:
     """Open the store that the values of `StoreSetting.options` describe.
 
-    `note` takes a text for the log. Raises ConfigError.
+    `note` takes a text for the log. `clock` is that of a store in memory, `Filter.now` for a
+    filter, which a test advances. Raises ConfigError.
     """
     address: Address = values["store"]
     timeout: float = values["store_timeout"]
@@ -139,7 +145,7 @@ def open_store(values: Mapping[str, Any], note: Callable[[str], object]) -> Stor
         if address.scheme == "memory":
             from .memory import MemoryStore
 
-            return MemoryStore()
+            return MemoryStore(clock=clock)
         if address.scheme == "sqlite":
             from .sqlite import SQLiteStore
 

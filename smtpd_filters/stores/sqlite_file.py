@@ -147,6 +147,8 @@ class File:
 
     def _open(self) -> _Rows:
         self._inode = _inode(self.path)
+        if self._inode == (0, 0) and os.geteuid() == 0:
+            self._create_for_owner()
         # Autocommit: transactions are begun by statements of our own.
         connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
         self._connection = connection
@@ -162,6 +164,19 @@ class File:
             raise
         self._inode = _inode(self.path)  # it may be new
         return _Rows(connection, found, self._times, self._max_size)
+
+    def _create_for_owner(self) -> None:
+        """Create the file for the owner of its directory.
+
+        Otherwise the filter, which is not root, could not use a file that root's tool has created.
+        SQLite gives the files beside it the same owner.
+        """
+        owner = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120  # a path as text
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(fd)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Bring the schema to the newest version."""

@@ -22,6 +22,7 @@ from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.helo import Helo
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
@@ -312,6 +313,8 @@ CASES = (
     *(dnsbl("sender", "names.example", at) for at in EVERY_PHASE[2:]),
     *(Case(Senderscore, at, ("-blockBelow=50", "-blockPhase", at, "--nameserver=ZONE"),
            "unavailable", exempts=frozenset({"local"})) for at in SCORE_PHASES),
+    *(Case(Greylist, at, ("--store=memory:", "--key=network", "--phase", at), "unavailable")
+      for at in ("rcpt-to", "data")),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
     Case(Auth, "commit", ("--dmarc-reject=reject", "--nameserver=ZONE"), "as a stranger",
          {"sender": "bob@bad.example"}),
@@ -483,7 +486,7 @@ def test_a_client_in_a_table_is_exempt(
 
 
 def test_a_user_is_exempt_once_it_has_authenticated(setup: Setup) -> None:
-    late = setup.case.phase in {"mail-from", "rcpt-to", "commit", "quit"}
+    late = setup.case.phase in {"mail-from", "rcpt-to", "data", "commit", "quit"}
     with setup.talk("--exempt=authenticated") as smtpd:
         assert come(smtpd, **setup.case.says, user="anna").refused is not late
         assert come(smtpd, **setup.case.says).refused

@@ -10,6 +10,7 @@ from smtpd_filters.testing import Conversation
 NEEDED = {
     "dnsbl": ("--client", "bl.example", "--untested", "bl.example"),
     "fcrdns": ("--verify",),
+    "greylist": ("--store", "memory:"),
     "rcpt": ("--domains", "example.org", "--unknown-domain", "log"),
     "senderscore": ("-junkBelow", "50"),
 }

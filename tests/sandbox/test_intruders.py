@@ -32,6 +32,7 @@ FILTERS = {
     "senderscore:Senderscore": ("connect", ["-blockBelow", "1", "-blockPhase", "connect"]),
     "sender:Sender": ("mail-from", []),
     "rcpt:Rcpt": ("rcpt-to", ["--max-recipients", "1"]),
+    "greylist.policy:Greylist": ("rcpt-to", ["--store", "memory:"]),
     "mailfrom.policy:Mailfrom": ("mail-from", ["--domains", "example.org"]),
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),
     "rspamd.policy:Rspamd by name": ("message", ["-url", "http://localhost:9"]),
@@ -93,7 +94,7 @@ def start(name: str, *flags: str) -> FilterProcess:
 
 DNS = {
     "fcrdns:Fcrdns --verify", "dnsbl.policy:Dnsbl", "senderscore:Senderscore", "sender:Sender",
-    "helo:Helo", "auth.policy:Auth",
+    "helo:Helo", "auth.policy:Auth", "greylist.policy:Greylist",
 }  # fmt: skip
 
 

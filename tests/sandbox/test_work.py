@@ -107,6 +107,32 @@ def test_a_key_that_a_rotation_adds_is_read(tmp_path: Path) -> None:
         process.finish()
 
 
+# -- stores ----------------------------------------------------------------------------------
+
+
+def test_a_store_in_a_file_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    words = [
+        *("-m", "smtpd_filters.filters.greylist", "--sandbox", "strict"),
+        *("--store", f"sqlite:{folder}/greylist.sqlite", "--nameserver", "127.0.0.1:9"),
+        *("--key", "spf", "--only-if", "dynamic", "--deadline", "1", "--on-error", "junk"),
+    ]
+    with FilterProcess(words) as process:
+        process.hand_shake()
+        name = b"192-0-2-1.dsl.example.net"
+        for number, address in ((1, b"192.0.2.1:25"), (2, b"192.0.2.1:26")):
+            session = sid(number)
+            process.report("link-connect", session, name, b"pass", address, b"198.51.100.25:25")
+            process.report("tx-begin", session, b"1ef1c203")
+            process.report("tx-mail", session, b"1ef1c203", b"ok", b"a@missing.example")
+            said = process.ask("rcpt-to", session, b"b@example.org")
+            assert (said.argument or b"").startswith(b"451 4.7.1 Greylisted")
+        process.until_logged("retried too early")
+        process.finish()
+    assert [each.name for each in folder.iterdir()] == ["greylist.sqlite"]
+
+
 # -- messages --------------------------------------------------------------------------------
 
 

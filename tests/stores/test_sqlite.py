@@ -49,6 +49,18 @@ def test_entries_outlive_the_process(tmp_path: Path, clock: Clock, notes: list[s
     )
 
 
+def test_a_file_that_root_creates_belongs_to_the_owner_of_its_directory(
+    tmp_path: Path, clock: Clock, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda _, *owner: given.append(owner))
+    for _ in range(2):
+        run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=100)))
+    assert given == [(tmp_path.stat().st_uid, tmp_path.stat().st_gid)]
+    assert path_of(tmp_path).stat().st_mode & 0o777 == 0o640
+
+
 def test_a_jump_of_the_wall_clock_ages_nothing(
     tmp_path: Path, clock: Clock, notes: list[str]
 ) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "align",
     "discover",
     "evaluate",
+    "organization",
     "parse",
 ]
 
@@ -133,6 +134,15 @@ def discover(author: str) -> Engine[Policy]:
     return Policy(
         domain, record, source, organization, requested, applied, walk_failure=walk.failure
     )
+
+
+def organization(name: str) -> Engine[str]:
+    """Find the Organizational Domain of a canonical name, if a record says what it is.
+
+    The result is "" if there is no record above the name, or if a look-up failed.
+    """
+    walk = Walk(name, (yield questions(name)))
+    return "" if walk.failure or not walk.records else walk.organization
 
 
 def align(policy: Policy, identifiers: Iterable[Identifier]) -> Engine[Verdict]:

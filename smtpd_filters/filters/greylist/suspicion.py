@@ -1,0 +1,87 @@
+"""The suspicious clients by `--only-if`, and the lists of good ones.
+
+A look-up that fails says nothing about a client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import canonical
+from smtpd_filters.lookups.dns.names import reverse
+from smtpd_filters.lookups.outcome import Found
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from smtpd_filters.checks.dynamic import DynamicNames
+    from smtpd_filters.lookups.dns import Resolver
+    from smtpd_filters.session import Session
+
+#: What is no listing: answers outside 127.0.0.0/8 (RFC 5782 section 2.1), and those by which lists
+#: refuse a name server, 127.255.255.x by convention and 127.0.0.255 of dnswl.org.
+_LISTING = "127."
+_REFUSALS = ("127.255.255.", "127.0.0.255")
+
+
+class Suspicion:
+    """The conditions of `--only-if`, and the DNS lists of `listed` and of `allowed` clients."""
+
+    def __init__(
+        self,
+        conditions: Sequence[str],
+        dynamic: DynamicNames | None,
+        *,
+        listed: Sequence[str],
+        allowed: Sequence[str],
+        dns: Resolver | None,
+    ) -> None:
+        self._conditions = frozenset(conditions)
+        self._dynamic = dynamic
+        self._lists = tuple(listed)
+        self._allows = tuple(allowed)
+        self._dns = dns
+
+    def start(self, address: str) -> None:
+        """Start the look-ups in the lists."""
+        if self._dns is not None:
+            for zone in (*self._lists, *self._allows):
+                self._dns.start(reverse(address, zone=zone), "A")
+
+    async def innocence(self, session: Session, address: str) -> str:
+        """Return why a client doesn't wait; "" if it has to."""
+        suspicious = (
+            not self._conditions
+            or self._looks_bad(session, address)
+            or await self._listed(address, self._lists)
+        )
+        if not suspicious:
+            return "not suspicious"
+        if zone := await self._listed(address, self._allows):
+            return f"listed by {zone}"
+        return ""
+
+    def _looks_bad(self, session: Session, address: str) -> bool:
+        """Return whether a condition holds that needs no look-up."""
+        conditions, name = self._conditions, session.rdns
+        if not name:
+            return bool(conditions & {"no-rdns", "unconfirmed"})
+        if "unconfirmed" in conditions and session.fcrdns != "pass":
+            return True
+        dynamic = self._dynamic if "dynamic" in conditions else None
+        return dynamic is not None and dynamic.reason(canonical(name), address) is not None
+
+    async def _listed(self, address: str, zones: Iterable[str]) -> str:
+        """Return the first zone that has the address, or ""."""
+        zones = tuple(zones)
+        if self._dns is None or not zones:
+            return ""
+        outcomes = await self._dns.query_all([(reverse(address, zone=each), "A") for each in zones])
+        for zone, outcome in zip(zones, outcomes, strict=True):
+            if isinstance(outcome, Found) and any(map(_is_listing, outcome.records)):
+                return zone
+        return ""
+
+
+def _is_listing(answer: str) -> bool:
+    return answer.startswith(_LISTING) and not answer.startswith(_REFUSALS)

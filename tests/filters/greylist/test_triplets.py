@@ -1,0 +1,225 @@
+"""The memory of filter-greylist over every kind of store."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.filters.greylist.triplets import (
+    ALLOWED,
+    MAX_KNOWN,
+    RENEW,
+    Standing,
+    Terms,
+    Triplets,
+    client_key,
+    triplet_key,
+)
+from smtpd_filters.stores import Get, Put
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.stores import Store
+    from tests.stores.conftest import Clock
+
+TERMS = Terms(delay=300, window=7200, lifetime=864_000, known_after=3)
+NET, ANNA, BERT, YOU = "192.0.2.0/24", "anna@example.org", "bert@example.org", "you@example.net"
+
+
+class Memory:
+    """Triplets on a store with a test's clock."""
+
+    def __init__(self, store: Store, clock: Clock, terms: Terms = TERMS) -> None:
+        self.store, self.clock = store, clock
+        self.triplets = Triplets(store, terms)
+        self.asked = 0
+        apply = store._apply
+
+        async def counted(operations: Sequence[Any]) -> Any:
+            self.asked += 1
+            return await apply(operations)
+
+        store._apply = counted  # type: ignore[method-assign]  # it counts
+
+    async def comes(self, sender: str = ANNA, *recipients: str, after: float = 0) -> str:
+        """Return what becomes of a message after some seconds."""
+        return (await self.standing(sender, *recipients, after=after)).state
+
+    async def standing(self, sender: str = ANNA, *recipients: str, after: float = 0) -> Standing:
+        self.clock.advance(after)
+        self.asked = 0
+        return await self.triplets.judge(NET, sender, recipients or (YOU,), address="192.0.2.7")
+
+    async def close(self) -> None:
+        await self.store.aclose()
+
+
+def lived(body: Any, store: Store, clock: Clock, terms: Terms = TERMS) -> None:
+    async def live() -> None:
+        memory = Memory(store, clock, terms)
+        try:
+            await body(memory)
+        finally:
+            await memory.close()
+
+    asyncio.run(live())
+
+
+def test_a_triplet_waits_once(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        assert await memory.standing() == Standing("new", 300)
+        assert memory.asked == 1
+        early = await memory.standing(after=100)
+        assert (early.state, early.wait) == ("waiting", 200)
+        assert memory.asked == 1
+        waited = await memory.standing(after=200)
+        assert waited.state == "waited"
+        assert waited.seconds == pytest.approx(300)
+        assert await memory.comes(after=5) == "passed"
+        assert memory.asked == 1
+        assert await memory.comes(after=800_000) == "passed"
+        assert await memory.comes(after=800_000) == "passed"  # renewed by use
+
+    lived(body, store, clock, TERMS._replace(known_after=0))
+
+
+def test_who_comes_back_too_late_waits_again(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        assert await memory.comes() == "new"
+        assert await memory.comes(after=7201) == "new"
+        assert await memory.comes(after=301) == "waited"
+        assert await memory.comes(after=864_001) == "new"
+
+    lived(body, store, clock, TERMS._replace(known_after=0))
+
+
+def test_each_part_of_a_triplet_counts(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.comes()
+        assert await memory.comes(after=301) == "waited"
+        assert await memory.comes(BERT) == "new"
+        assert await memory.comes(ANNA, "other@example.net") == "new"
+        assert await memory.comes("") == "new"
+        other = await memory.triplets.judge("198.51.100.0/24", ANNA, [YOU])
+        assert other.state == "new"
+
+    lived(body, store, clock)
+
+
+def test_one_recipient_that_has_waited_is_enough(store: Store, clock: Clock) -> None:
+    many = [f"user{number}@example.net" for number in range(70)]
+
+    async def body(memory: Memory) -> None:
+        assert await memory.comes(ANNA, many[5]) == "new"
+        assert await memory.comes(ANNA, *many, after=301) == "waited"
+        for one in (many[0], many[69]):
+            assert await memory.comes(ANNA, one) == "passed"
+        assert await memory.comes(BERT, *many) == "new"
+        assert await memory.comes(BERT, *many[::-1], after=301) == "waited"
+
+    lived(body, store, clock)
+
+
+def test_the_rest_of_a_message_passes_with_it(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        standing = await memory.triplets.judge(NET, ANNA, [YOU], retried=True)
+        assert standing.state == "passed"
+        assert await memory.comes() == "passed"
+
+    lived(body, store, clock)
+
+
+def test_a_client_is_known_after_some_messages(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.comes()
+        assert await memory.comes(after=301) == "waited"
+        for _ in range(5):  # in the same hour they count as one
+            assert await memory.comes(after=10) == "passed"
+        assert await memory.comes(after=RENEW) == "passed"
+        assert await memory.comes(BERT) == "new"
+        assert await memory.comes(after=RENEW) == "passed"
+        assert await memory.comes(BERT) == "known"
+        assert memory.asked == 1
+        assert await memory.comes("carl@example.org", after=RENEW) == "known"
+        assert memory.asked == 2  # renewed
+        assert await memory.comes("carl@example.org", after=864_001) == "new"
+
+    lived(body, store, clock)
+
+
+def test_no_client_is_known_if_none_is_to_be(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.comes()
+        for _ in range(8):
+            assert await memory.comes(after=RENEW) in {"waited", "passed"}
+        assert await memory.comes(BERT) == "new"
+
+    lived(body, store, clock, TERMS._replace(known_after=0))
+
+
+def test_a_client_may_be_known_at_once(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.comes()
+        assert await memory.comes(after=301) == "waited"
+        assert await memory.comes(BERT) == "known"
+
+    lived(body, store, clock, TERMS._replace(known_after=1))
+
+
+def test_the_operators_word_holds_for_its_time(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.store.ask(Put(client_key(NET), ALLOWED, 10_000))
+        for _ in range(3):
+            assert await memory.comes(after=3000) == "known"
+        assert await memory.comes(after=3000) == "new"
+        entry = await memory.store.ask(Get(triplet_key(NET, ANNA, YOU)))
+        assert entry is not None
+        assert entry.value == b"waiting 192.0.2.7"
+
+    lived(body, store, clock)
+
+
+def test_known_clients_fill_neither_the_store_nor_the_process(
+    store: Store,
+    clock: Clock,
+) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.store.ask(Put(client_key(NET), ALLOWED, 10_000))
+        memory.triplets._known.update(dict.fromkeys(map(str, range(MAX_KNOWN))))
+        await memory.comes()
+        assert len(memory.triplets._known) == MAX_KNOWN
+        assert await memory.comes(BERT) == "known"
+        assert await memory.store.ask(Get(triplet_key(NET, BERT, YOU))) is None
+
+    lived(body, store, clock)
+
+
+def test_one_of_two_exchangers_counts(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        other = Triplets(memory.store, TERMS)
+        await memory.comes()
+        clock.advance(301)
+        both = await asyncio.gather(
+            *(each.judge(NET, ANNA, [YOU]) for each in (memory.triplets, other) for _ in range(5))
+        )
+        assert {each.state for each in both} <= {"waited", "passed"}
+        entry = await memory.store.ask(Get(client_key(NET)))
+        assert entry is not None
+        assert entry.value == b"1"
+
+    lived(body, store, clock)
+
+
+def test_odd_addresses_are_keys_like_others(store: Store, clock: Clock) -> None:
+    odd = ["\udcff{}:%@example.net", "x" * 5000, "", "a b@[ipv6:::1]"]
+
+    async def body(memory: Memory) -> None:
+        for each in odd:
+            assert await memory.comes(each, each) == "new"
+        for each in odd:
+            assert await memory.comes(each, each) == "waiting"
+
+    lived(body, store, clock)
