@@ -331,9 +331,12 @@ class Greylist(Filter):
         """Judge recipients of a message."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
+        address = client_address(session)
+        if address is None:  # a client on smtpd's socket, which is not exempt
+            return PROCEED
         judged: _Judged | None = tx.scratch.get(self)
         if judged is None:
-            judged = await self._identify(session, sender)
+            judged = await self._identify(session, address, sender)
             tx.scratch[self] = judged
         why = judged.exempt or self._exempt_recipient(recipients)
         if why:
@@ -345,18 +348,14 @@ class Greylist(Filter):
             judged.client,
             senders.sender(sender),
             [senders.recipient(each) for each in recipients],
-            address=session.address or "",
+            address=address,
             retried=judged.passed,
         )
         return self._decision(judged, standing)
 
-    async def _identify(self, session: Session, sender: str) -> _Judged:
+    async def _identify(self, session: Session, address: str, sender: str) -> _Judged:
         """Return the client of a message, or why it is exempt."""
         judged = _Judged()
-        address = client_address(session)
-        if address is None:  # on smtpd's socket, with --exempt authenticated
-            judged.exempt = "local"
-            return judged
         judged.exempt = self._exempt_sender(session, sender) or await self._suspicion.innocence(
             session, address
         )
