@@ -135,14 +135,20 @@ RECORDS: dict[str, Record | None] = {
     "v=DMARC1; t=y": Record(testing=True),
     "v=DMARC1; t=yes": Record(),
     "v=DMARC1; pct=0": Record(testing=True),
-    "v=DMARC1; pct=50; rf=afrf; ri=86400; fo=1; x=y": Record(),
+    "v=DMARC1; pct=50; rf=afrf; ri=86400; fo=1:D; x=y": Record(fo="1:d"),
     "v=DMARC1; psd=y": Record(psd="y"),
     "v=DMARC1; psd=N": Record(psd="n"),
     "v=DMARC1; psd=u": Record(),
     "v=DMARC1; psd=1": Record(),
-    "v=DMARC1; rua=mailto:a@example.com": Record(reports=True),
+    "v=DMARC1; rua=mailto:A@example.com": Record(rua=("mailto:A@example.com",)),
     "v=DMARC1; rua=a@example.com": Record(),
-    "v=DMARC1; rua=a@example.com, mailto:b@example.com!10m": Record(reports=True),
+    "v=DMARC1; rua=a@example.com, mailto:b@example.com!10m": Record(
+        rua=("mailto:b@example.com!10m",)
+    ),
+    "v=DMARC1; rua=" + ",".join(["mailto:a@example.com"] * 9): Record(
+        rua=("mailto:a@example.com",) * 8
+    ),
+    f"v=DMARC1; rua=mailto:{'a' * 320}@example.com": Record(),
     "v=DMARC1; p=reject; p=none": Record(p="reject"),
     "v=DMARC1; =; ;;p=reject": Record(p="reject"),
     "v=DMARC1; p=reject\u00fc": Record(p="invalid"),

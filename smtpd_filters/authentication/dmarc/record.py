@@ -10,6 +10,8 @@ NOTHING, QUARANTINE, REJECT = POLICIES = ("none", "quarantine", "reject")
 # RFC 9989 section 4.8: the version is the first tag, and case-sensitive, unlike all other values.
 _VERSION = re.compile(rb"v[ \t]*+=[ \t]*+DMARC1[ \t]*+(?:;|\Z)")
 _URI = re.compile("[a-z][a-z0-9+.-]*+:[^,! \t]", re.IGNORECASE)
+#: Addresses for reports that are used, and characters of one.
+MAX_URIS, MAX_URI = 8, 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,8 @@ class Record:
     """A policy record.
 
     `p`, `sp` and `np` are policies: "" if the tag is absent, "invalid" if its value is. `testing`
-    is the owner's test mode; `psd` is y, n or u. `reports` tells whether `rua` has an address.
+    is the owner's test mode; `psd` is y, n or u. `rua` are the URIs for aggregate reports, as they
+    are written; `fo` are the options for failure reports.
     """
 
     p: str = ""
@@ -27,7 +30,8 @@ class Record:
     strict_spf: bool = False
     testing: bool = False
     psd: str = "u"
-    reports: bool = False
+    rua: tuple[str, ...] = ()
+    fo: str = ""
 
     def is_strict(self, method: str) -> bool:
         """Return whether identifiers of this method have to equal the author's domain."""
@@ -48,7 +52,7 @@ class Record:
         policy = next(filter(None, policies), "invalid")
         if policy in POLICIES:
             return policy
-        return NOTHING if self.reports else ""
+        return NOTHING if self.rua else ""
 
 
 def parse(text: bytes) -> Record | None:
@@ -63,7 +67,10 @@ def parse(text: bytes) -> Record | None:
     for tag in text.decode("ascii", "replace").split(";")[1:]:
         name, equals, value = tag.partition("=")
         if equals:
-            tags.setdefault(name.strip(" \t").lower(), value.strip(" \t").lower())
+            tags.setdefault(name.strip(" \t").lower(), value.strip(" \t"))
+    uris = (each.strip(" \t") for each in tags.get("rua", "").split(","))
+    rua = [each for each in uris if _URI.match(each) and len(each) <= MAX_URI]
+    tags = {name: value.lower() for name, value in tags.items()}
     psd = tags.get("psd", "u")
     return Record(
         p=_policy(tags, "p"),
@@ -74,7 +81,8 @@ def parse(text: bytes) -> Record | None:
         # "pct" is not a tag of RFC 9989. OpenDMARC treats 0 as "t=y", and so do we.
         testing=tags.get("t") == "y" or tags.get("pct") == "0",
         psd=psd if psd in {"y", "n"} else "u",
-        reports=any(_URI.match(each.strip()) for each in tags.get("rua", "").split(",")),
+        rua=tuple(rua[:MAX_URIS]),
+        fo=tags.get("fo", ""),
     )
 
 

@@ -1,0 +1,102 @@
+"""The rows of a report and the policy that it is about, as they are stored.
+
+A message is a row of the report for the domain of its policy. Equal rows are counted together.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Bytes of a stored row or policy: that of a value in a store.
+MAX_STORED = 4096
+#: Characters of a text that explains a result, and of a name.
+MAX_TEXT, MAX_NAME = 120, 255
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A policy that was applied, found at `domain`.
+
+    `p`, `sp` and `np` are policies, "" if the record has none; `adkim` and `aspf` are r or s,
+    `testing` y or n. `rua` are the URIs for reports.
+    """
+
+    domain: str
+    p: str = ""
+    sp: str = ""
+    np: str = ""
+    adkim: str = "r"
+    aspf: str = "r"
+    testing: str = "n"
+    fo: str = ""
+    rua: tuple[str, ...] = ()
+
+    def stored(self) -> bytes:
+        """Return it as bytes, of at most `MAX_STORED`."""
+        return _bytes(asdict(self))
+
+    @classmethod
+    def restored(cls, data: bytes) -> Published:
+        """Return what `stored` returned. Raises ValueError."""
+        values = _values(data, cls.__slots__)
+        values["rua"] = tuple(values["rua"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is reported of a message.
+
+    `source` is the client's address, `header_from` the author's domain, `envelope_from` that of
+    the sender. `disposition` is none, pass, quarantine or reject; `dkim` and `spf` tell whether an
+    aligned identifier passed. `reasons` are the types and comments of RFC 9990, why the disposition
+    is not the policy. `signatures` are domain, selector, result and reason of DKIM signatures, and
+    `sender` domain, result and reason of SPF, empty if it was not evaluated.
+    """
+
+    source: str
+    header_from: str
+    envelope_from: str
+    disposition: str
+    dkim: bool
+    spf: bool
+    reasons: tuple[tuple[str, str], ...] = ()
+    signatures: tuple[tuple[str, str, str, str], ...] = ()
+    sender: tuple[str, ...] = ()
+
+    def stored(self) -> bytes:
+        """Return it as bytes, of at most `MAX_STORED`: without its last signatures if necessary."""
+        values = asdict(self)
+        while len(data := _bytes(values)) > MAX_STORED and values["signatures"]:
+            values["signatures"] = values["signatures"][:-1]
+        return data
+
+    @classmethod
+    def restored(cls, data: bytes) -> Row:
+        """Return what `stored` returned. Raises ValueError."""
+        values = _values(data, cls.__slots__)
+        for name in ("reasons", "signatures"):
+            values[name] = tuple(tuple(each) for each in values[name])
+        values["sender"] = tuple(values["sender"])
+        return cls(**values)
+
+
+def cut(text: str, length: int = MAX_TEXT) -> str:
+    """Return a text of at most so many characters."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _bytes(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def _values(data: bytes, names: tuple[str, ...]) -> dict[str, Any]:
+    values = json.loads(data)
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError("stored by another version")
+    return values
