@@ -33,6 +33,7 @@ VERBS = {
     "auth": "auth",
     "check": "check",
     "dkim": "dkim",
+    "dmarc": "dmarc",
     "help": "overview",
     "learn": "learn",
     "list": "listing",

@@ -50,6 +50,9 @@ else:
 class StoreSetting(_Base):
     """The flags `--store` and those of its servers, and the store that they configure."""
 
+    #: The option with the address.
+    address = "store"
+
     def __init__(self) -> None:
         """See `Store.setting`."""
         store: Any = option(
@@ -95,24 +98,25 @@ class StoreSetting(_Base):
     def key(self, filter_: Any) -> tuple[object, ...]:
         """Return all options: filters share a store that they configure alike."""
         values = (filter_.pool.value(filter_, name) for name in self.options)
-        return (_address(filter_), *values)
+        return (self._address(filter_), *values)
 
     def check(self, filter_: Any) -> None:
         """Raise ConfigError for an option that has no effect."""
-        if _address(filter_).scheme in {"sqlite", "memory"}:
+        if self._address(filter_).scheme in {"sqlite", "memory"}:
             for name in ("store_password_file", "store_ca_file", "store_prefix"):
                 if name in filter_.settings.given:
-                    flag = "--" + name.replace("_", "-")
-                    raise ConfigError(f"{flag} requires a --store of Redis or Valkey")
+                    flag, store = (f"--{each.replace('_', '-')}" for each in (name, self.address))
+                    raise ConfigError(f"{flag} requires a {store} of Redis or Valkey")
 
     def open(self, filter_: Any) -> Store:
         """Open the store."""
         values = {name: filter_.pool.value(filter_, name) for name in self.options}
-        return open_store({**values, "store": _address(filter_)}, filter_.log.event, filter_.now)
+        address = self._address(filter_)
+        return open_store({**values, "store": address}, filter_.log.event, filter_.now)
 
     def declare(self, filter_: Any, needs: Needs) -> None:
         """Declare the directory of a file, or the servers."""
-        address = _address(filter_)
+        address = self._address(filter_)
         if address.scheme == "sqlite":
             # Files beside it have its name: -wal, -shm and -journal.
             needs.to_write(str(PurePath(address.path).parent))
@@ -122,6 +126,11 @@ class StoreSetting(_Base):
             needs.to_connect_anywhere()  # they name the servers
         for server in address.hosts:
             needs.to_connect(*server)
+
+    def _address(self, filter_: Any) -> Address:
+        """Return the store's address; by default a file with the filter's name."""
+        given: Address | None = filter_.pool.value(filter_, self.address)
+        return default_address(filter_.name) if given is None else given
 
 
 def default_address(name: str) -> Address:
@@ -163,9 +172,3 @@ def open_store(
         prefix=values["store_prefix"],
         certificates=values["store_ca_file"] or "",
     )
-
-
-def _address(filter_: Any) -> Address:
-    """Return the store's address; by default a file with the filter's name."""
-    given: Address | None = filter_.pool.value(filter_, "store")
-    return default_address(filter_.name) if given is None else given

@@ -81,8 +81,8 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "VERB is required: auth, check, dkim, help, learn, list, record, reload, replay, run"),
-        (["xyzzy"], 'unknown verb "xyzzy" (there is auth, check, dkim, help, '),
+        ([], "VERB is required: auth, check, dkim, dmarc, help, learn, "),
+        (["xyzzy"], 'unknown verb "xyzzy" (there is auth, check, dkim, dmarc, help, '),
         (["reply"], 'unknown verb "reply", did you mean "replay"?'),
         (["--verison"], 'unknown flag --verison, did you mean "--version"?'),
         (["--verison", "list"], 'unknown flag --verison, did you mean "--version"?'),

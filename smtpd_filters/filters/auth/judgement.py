@@ -73,8 +73,8 @@ class Finding:
 class Judgement:
     """The findings on one message; `troubles` are the failures of look-ups that matter.
 
-    `excepts` tells whether a domain's failures are only logged; `trusts` whether a sealer's word
-    overrides DMARC.
+    `excepts` returns the entry of a table that excepts a domain from all actions; `trusts` that of
+    a sealer whose word overrides DMARC.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class Judgement:
         self.findings: list[Finding] = []
         self.troubles: list[Finding] = []
         self.overridden: list[str] = []
+        #: The action for each of the author's domains that failed DMARC.
+        self.taken: dict[str, str] = {}
         self._judge_spf(evidence)
         self._judge_dkim(evidence)
         self._judge_authors(evidence)
@@ -151,7 +153,7 @@ class Judgement:
             self.overridden.append(domain)
             action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
         text = f"Not authenticated, refused per DMARC policy of {domain}"
-        self._add(domain, action, reason, ("7.26", text))
+        self.taken[domain] = self._add(domain, action, reason, ("7.26", text))
 
     def trusts(self, domain: str) -> bool:
         """Return whether the ARC seals of a domain are trusted."""
@@ -176,12 +178,14 @@ class Judgement:
                         return each.domain
         return ""
 
-    def _add(self, domain: str, action: str, reason: str, refusal: tuple[str, str]) -> None:
+    def _add(self, domain: str, action: str, reason: str, refusal: tuple[str, str]) -> str:
+        """Add a finding; return its action, which an exception changes."""
         if action == "ignore":
-            return
+            return action
         if domain and action in _EFFECTIVE and (entry := self._excepts(domain)):
             action, reason = "log", f"{reason}, excepted: {entry}"
         self.findings.append(Finding(action, reason, *refusal))
+        return action
 
     def _trouble(self, actions: Iterable[str], cause: str, detail: str) -> None:
         if any(each in _EFFECTIVE for each in actions):

@@ -31,19 +31,22 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
+from smtpd_filters.stores.setting import STORE, StoreSetting
 from smtpd_filters.tables import DomainTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from smtpd_filters.authentication.spf import Verdict
     from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.session import Session
 
     from .evidence import Envelope, Evidence
     from .judgement import Actions, Judgement
+    from .reporting import Reporter
 
     Finder: TypeAlias = Callable[[str], str | None]
 
@@ -54,8 +57,30 @@ _ACTION = choice("ignore", "log", "junk", "tempfail", "reject")
 _CHECKING = (
     "arc_results", "received_spf", "spf_fail", "spf_softfail", "dkim_fail", "dmarc",
     "dmarc_quarantine", "dmarc_reject", "bad_from", "except_domains", "trusted_sealers",
-    "nameserver", "timeout",
+    "nameserver", "timeout", "report_to", "store_password_file", "store_ca_file", "store_prefix",
+    "store_timeout",
 )  # fmt: skip
+_STORE = ("store_password_file", "store_ca_file", "store_prefix", "store_timeout")
+
+
+class ReportSetting(StoreSetting):
+    """The flags `--report-to` and those of its servers, and the store that they configure."""
+
+    address = "report_to"
+
+    def __init__(self) -> None:
+        """Declare the flags."""
+        super().__init__()
+        store: Any = option(
+            STORE,
+            default=None,
+            help="Record the results of DMARC in a store, for domains that ask for reports, so "
+            "that `smtpd-filters dmarc report` can make aggregate reports of them: sqlite:PATH, a "
+            "file; or servers of Redis or Valkey that several exchangers share: "
+            "redis://[USER@]HOST[:PORT][/DB], rediss://... for TLS, unix://PATH, "
+            "redis+sentinel://HOST[:PORT],HOST.../MASTER, redis+cluster://HOST[:PORT],HOST...",
+        )
+        self.options = {"report_to": store, **{name: self.options[name] for name in _STORE}}
 
 
 def _action_option(whom: str) -> str:
@@ -141,10 +166,13 @@ class Auth(Filter):
         "--deadline are temperror"
     )
 
+    reports = ReportSetting()
+
     #: Whether the verdicts of SPF have their traces: for the operator's tool.
     _explains = False
     _exempt: Exempt
     _actions: Actions
+    _reporter: Reporter | None = None
 
     def setup(self) -> Registration:
         """Check that the settings are consistent, and import what evaluates."""
@@ -174,7 +202,25 @@ class Auth(Filter):
         return Registration(
             {"mail_from", "message"},
             reports={*reports, "link-identify", "tx-begin"},
+            opens={"dns", *self._reporting()},
         )
+
+    def _reporting(self) -> tuple[str, ...]:
+        """Prepare to record results, and return what is to be opened for that."""
+        if vars(self.settings)["report_to"] is None:
+            for name in _STORE:
+                if name in self.settings.given:
+                    raise ConfigError(f"{self.settings.options[name].shown} requires --report-to")
+            return ()
+        from .reporting import Reporter
+
+        self._reporter = Reporter(self.log)
+        return ("reports",)
+
+    async def close(self) -> None:
+        """Wait until the results are recorded."""
+        if self._reporter is not None:
+            await self._reporter.aclose()
 
     def _refuse_unused(self) -> None:
         """Raise ConfigError for an option without effect beside `--scrub-only`."""
@@ -240,6 +286,7 @@ class Auth(Filter):
             return exempted(self, why)
         evidence, judgement = await self._judge(session, message)
         decision = judgement.decision(self.on_error)
+        self._report(session, evidence, judgement, decision)
         if isinstance(decision, Reject):
             return decision
         removed = self._scrub(session, message.headers)
@@ -248,6 +295,17 @@ class Auth(Filter):
             both = (decision.reason, _removed(removed))
             decision = decision.because("; ".join(filter(None, both)))
         return decision
+
+    def _report(
+        self, session: Session, evidence: Evidence, judgement: Judgement, decision: Decision
+    ) -> None:
+        """Record the results of DMARC; not those of a message that will come again."""
+        if self._reporter is None or decision.text.startswith("4"):
+            return
+        from .reporting import rows_of
+
+        for published, row in rows_of(session, evidence, judgement, dry=self.dry_run):
+            self._reporter.note(self.reports, published, row)
 
     async def _judge(self, session: Session, message: Message) -> tuple[Evidence, Judgement]:
         """Find out the results for a message, and judge them."""

@@ -1,0 +1,272 @@
+"""`smtpd-filters dmarc report`: aggregate reports of DMARC from what filter-auth has recorded.
+
+Invariants
+----------
+*Not sent by itself*: without `--send` reports are only written to files.
+*Asked for*: a report is sent only to addresses that the policy names, and outside its organization
+only to those that agree (`authentication.dmarc.reports.destinations`).
+*Once*: what was sent is noted in the store, so that nothing is sent twice, by whichever machine.
+*Bounded*: at most `--limit` mails are sent in a run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from email.message import EmailMessage
+from email.utils import format_datetime, parseaddr
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import canonical
+from smtpd_filters.authentication.dmarc.reports import Report, destinations, xml
+from smtpd_filters.authentication.inquiry import settle
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.filters.auth.reporting import claim, day_of, rows_on, unclaim
+from smtpd_filters.lookups.dns import Resolver
+from smtpd_filters.settings import (
+    ENDPOINT,
+    INTEGER,
+    LIST,
+    PATH,
+    SWITCH,
+    TEXT,
+    Kind,
+    choice,
+    operand,
+    option,
+    package,
+)
+from smtpd_filters.settings.kinds import printable
+
+from .stores import StoreOptions, with_store
+from .verb import Verb
+
+if TYPE_CHECKING:
+    from smtpd_filters.authentication.dmarc.reports import Destination
+    from smtpd_filters.stores import Store
+
+#: The filter whose store it reads.
+FILTER = "auth"
+SENDMAIL = "/usr/sbin/sendmail"
+#: Seconds that sendmail may take.
+PATIENCE = 60.0
+#: Bytes of Base64 for one of a file, with line ends: RFC 2045 section 6.8.
+ENLARGED = 1.4
+
+
+class _Day(Kind[str]):
+    metavar = "DATE"
+    noun = "a date such as 2026-11-30"
+
+    def parse(self, text: str) -> str:
+        try:
+            return date.fromisoformat(text).isoformat()
+        except ValueError:
+            raise ValueError(f"expected {self.noun}, not {text[:60]!r}") from None
+
+
+class _Address(Kind[str]):
+    metavar = "ADDRESS"
+    noun = "a mail address"
+
+    def parse(self, text: str) -> str:
+        local, at, domain = text.rpartition("@")
+        if parseaddr(text)[1] != text or not (local and at and "." in domain and text.isascii()):
+            raise ValueError(f"expected {self.noun}, not {text[:60]!r}")
+        if text.startswith("-"):
+            raise ValueError("an address that begins with a hyphen can't be given to sendmail")
+        return text
+
+
+class Options(StoreOptions):
+    """The day, the reporter, and where reports go."""
+
+    action = operand(
+        choice("report"),
+        required=True,
+        metavar="ACTION",
+        help="report makes the aggregate reports of a day.",
+    )
+    day = option(_Day(), default=None, help="The day, in UTC. By default yesterday.")
+    domain = option(
+        LIST(TEXT),
+        default=(),
+        help="Report only to the owners of these domains, at which the policies are published.",
+    )
+    organization = option(TEXT, required=True, help="The name of your organization.")
+    email = option(
+        _Address(),
+        required=True,
+        help="The address that answers questions about reports, from which they are sent.",
+    )
+    output = option(PATH, default=None, help="Write the reports to files in this directory.")
+    send = option(
+        SWITCH,
+        default=False,
+        help="Send the reports by mail to the addresses that ask for them. Addresses outside the "
+        "domain's organization must agree in the DNS (RFC 9990 section 4).",
+    )
+    limit = option(INTEGER(low=1), default=200, help="The number of mails sent in one run.")
+    sendmail = option(
+        PATH, default=SENDMAIL, help="The program that submits mail, with sendmail's options."
+    )
+    nameserver = option(
+        LIST(ENDPOINT(port=53, host="ADDRESS")),
+        default=(),
+        help="The address of a recursive name server to use instead of those in resolv.conf(5).",
+    )
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Make the reports; return 1 if any could not be written or sent, or later ones are left."""
+    if not options.send and options.output is None:
+        raise ConfigError("report requires --output, --send or both")
+    day = options.day or day_of(time() - 86400)
+    if day >= day_of(time()):
+        raise ConfigError(f"--day: {day} is not over")
+    folder = Path(options.output).absolute() if options.output else None
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--output: {folder}: not a directory")
+
+    async def work(store: Store) -> int:
+        reporting = _Reporting(options, store, day, folder)
+        async with Resolver(options.nameserver or None) as resolver:
+            return await reporting.run(resolver)
+
+    return with_store(options, FILTER, work)
+
+
+class _Reporting:
+    """The reports of a day."""
+
+    def __init__(self, options: Options, store: Store, day: str, folder: Path | None) -> None:
+        self._options = options
+        self._store = store
+        self._day = day
+        self._folder = folder
+        self._left = options.limit
+        self._failed = False
+
+    async def run(self, resolver: Resolver) -> int:
+        wanted = set(map(canonical, self._options.domain))
+        submitter = canonical(self._options.email.rpartition("@")[2])
+        begin = int(datetime.fromisoformat(self._day).replace(tzinfo=UTC).timestamp())
+        found = await rows_on(self._store, self._day)
+        for domain, (published, rows) in found.items():
+            if wanted and domain not in wanted:
+                continue
+            report = Report(
+                self._options.organization,
+                self._options.email,
+                submitter,
+                begin,
+                published,
+                rows,
+                package(),
+            )
+            data = gzip.compress(xml(report), mtime=report.end)
+            _print(f"{domain}: {sum(count for _, count in rows)} messages in {len(rows)} rows")
+            self._write(report, data)
+            if self._options.send:
+                for each in await settle(destinations(domain, published.rua), resolver):
+                    await self._send(report, data, each)
+        return 1 if self._failed else 0
+
+    def _write(self, report: Report, data: bytes) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / report.file_name
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            self._problem(f"{path}: {os_reason(error)}")
+        else:
+            _print(f"  wrote {path}")
+
+    async def _send(self, report: Report, data: bytes, to: Destination) -> None:
+        """Send a report to a destination, unless it was sent there."""
+        domain = report.published.domain
+        if not to.address:
+            # The owner's mistake is not ours; a failed look-up may pass.
+            self._failed = self._failed or to.temporary
+            _print(f"  not sent to {to.uri}: {to.problem}")
+        elif to.limit is not None and len(data) * ENLARGED > to.limit:
+            _print(f"  not sent to {to.address}: larger than {to.limit} bytes")
+        elif not self._left:
+            self._problem(f"  not sent to {to.address}: --limit is reached")
+        elif not await claim(self._store, self._day, domain, to.address):
+            _print(f"  sent to {to.address} before")
+        else:
+            self._left -= 1
+            if problem := self._submit(mail(report, data, to.address), to.address):
+                await unclaim(self._store, self._day, domain, to.address)
+                self._problem(f"  not sent to {to.address}: {problem}")
+            else:
+                _print(f"  sent to {to.address}")
+
+    def _submit(self, message: EmailMessage, address: str) -> str:
+        """Give a mail to sendmail; return the problem, "" if it was taken."""
+        sendmail = self._options.sendmail
+        try:
+            done = subprocess.run(  # noqa: S603  # the operator's own program
+                [sendmail, "-i", "-f", self._options.email, "--", address],
+                input=message.as_bytes(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"{sendmail}: not done within {PATIENCE:g} s"
+        except OSError as error:
+            return f"{sendmail}: {os_reason(error)}"
+        if not done.returncode:
+            return ""
+        lines = done.stderr.decode("utf-8", "replace").splitlines()
+        return f"{sendmail}: {lines[-1] if lines else f'status {done.returncode}'}"
+
+    def _problem(self, text: str) -> None:
+        self._failed = True
+        _print(text)
+
+
+def mail(report: Report, data: bytes, address: str) -> EmailMessage:
+    """Return the mail with a report, in its compressed form (RFC 9990 section 3.5.2)."""
+    message = EmailMessage()
+    message["From"] = report.email
+    message["To"] = address
+    message["Subject"] = report.subject
+    message["Date"] = format_datetime(datetime.fromtimestamp(int(time()), UTC))
+    message["Message-ID"] = f"<{report.id}@{report.submitter}>"
+    message["Auto-Submitted"] = "auto-generated"
+    first = datetime.fromtimestamp(report.begin, UTC).date()
+    message.set_content(
+        f"This is an aggregate report of DMARC for {report.published.domain}, about mail that\n"
+        f"{report.organization} received on {first} (UTC). Your DMARC record asks for it.\n"
+    )
+    message.add_attachment(data, maintype="application", subtype="gzip", filename=report.file_name)
+    return message
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{printable(line)}\n")
+
+
+VERB = Verb(
+    "dmarc",
+    run,
+    options=Options,
+    description="Make aggregate reports of DMARC (RFC 9990) from what filter-auth has recorded "
+    "with --report-to. They are written to files, and sent only with --send.",
+    ending="The exit status is 1 if a report could not be written or sent, or if --limit was "
+    "reached: run the command again; it sends what is missing. It is 75 if the store fails.",
+)

@@ -1,0 +1,232 @@
+"""The record of results for aggregate reports of DMARC, in a store.
+
+Each message is counted in the row of its day, its policy and its results. `smtpd-filters dmarc`
+makes reports of the rows.
+
+Invariants
+----------
+*Nobody waits*: a message is counted after its decision, in a task of its own. If more than
+`MAX_PENDING` are waiting, or the store fails, a message is not counted, which is logged.
+*Bounded*: a row takes at most some KiB, and the store has a bound of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from hashlib import sha256
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.authentication.dmarc.reports import is_domain
+from smtpd_filters.authentication.dmarc.reports.rows import MAX_NAME, Published, Row, cut
+from smtpd_filters.checks.exemptions import known_address
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.stores import Add, Count, Put, Store, join, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.authentication import dmarc
+    from smtpd_filters.runtime.log import FilterLog
+    from smtpd_filters.session import Session
+
+    from .evidence import Evidence
+    from .judgement import Judgement
+
+#: Seconds for which a day's rows are kept: time enough to mend a report that could not be sent.
+KEPT = 8 * 86400.0
+#: Messages that wait to be counted.
+MAX_PENDING = 1000
+#: Seconds for which the end of the process waits for them.
+LAST = 2.0
+
+_SPACE = "dmarc-report"
+_POLICY, _ROW, _COUNT = b"policy", b"row", b"count"
+_DISPOSITIONS = {"junk": "quarantine", "reject": "reject"}
+
+
+def rows_of(
+    session: Session, evidence: Evidence, judgement: Judgement, *, dry: bool
+) -> Iterator[tuple[Published, Row]]:
+    """Yield the policies that request reports on a message, each with the message's row.
+
+    With `dry` nothing was done to the message.
+    """
+    source = known_address(session)
+    if source is None:
+        return
+    sender = "" if evidence.null else (session.tx and session.tx.sender) or ""
+    for verdict in evidence.verdicts:
+        policy = verdict.policy
+        record = policy.record
+        if record is None or not record.rua or policy.domain in evidence.authors.readings:
+            continue
+        if not is_domain(policy.source):
+            continue
+        disposition, reasons = _evaluated(verdict, judgement, dry=dry)
+        aligned = {each.method for each in verdict.aligned}
+        yield (
+            Published(
+                policy.source,
+                p=record.p,
+                sp=record.sp,
+                np=record.np,
+                adkim="s" if record.strict_dkim else "r",
+                aspf="s" if record.strict_spf else "r",
+                testing="y" if record.testing else "n",
+                fo=cut(record.fo, 20),
+                rua=record.rua,
+            ),
+            Row(
+                source=source,
+                header_from=cut(policy.domain, MAX_NAME),
+                envelope_from=cut(sender.rpartition("@")[2].lower(), MAX_NAME),
+                disposition=disposition,
+                dkim="dkim" in aligned,
+                spf="spf" in aligned,
+                reasons=tuple(reasons),
+                signatures=tuple(_signatures(evidence, verdict)),
+                sender=_sender(evidence),
+            ),
+        )
+
+
+def _evaluated(
+    verdict: dmarc.Verdict, judgement: Judgement, *, dry: bool
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return what was done because of a verdict, and why that is not the owner's policy."""
+    policy = verdict.policy
+    if verdict.result == "pass":
+        return "none" if policy.requested == "none" else "pass", []
+    if verdict.result != "fail":
+        return "none", [("other", cut(f"temporary error: {verdict.problem}"))]
+    action = "log" if dry else judgement.taken.get(policy.domain, "log")
+    disposition = _DISPOSITIONS.get(action, "none")
+    reasons = []
+    if policy.applied != policy.requested:
+        reasons.append(("policy_test_mode", ""))
+    if policy.domain in judgement.overridden:
+        reasons.append(("trusted_forwarder", "ARC"))
+    elif disposition != policy.applied:
+        reasons.append(("local_policy", ""))
+    return disposition, reasons
+
+
+def _signatures(evidence: Evidence, verdict: dmarc.Verdict) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the signatures, in RFC 9990's order of preference (section 3.1.3)."""
+    aligned = {each.domain for each in verdict.aligned if each.method == "dkim"}
+    domain = verdict.policy.domain
+    for each in sorted(
+        evidence.verified.signatures,
+        key=lambda each: (
+            each.result != "pass",
+            each.domain != domain,
+            each.domain not in aligned,
+        ),
+    ):
+        if each.domain:
+            names = cut(each.domain, MAX_NAME), cut(each.selector, MAX_NAME)
+            yield (*names, each.result, cut(each.reason))
+
+
+def _sender(evidence: Evidence) -> tuple[str, ...]:
+    verdict = evidence.mail
+    if verdict is None:
+        return ()
+    return cut(verdict.domain, MAX_NAME), verdict.result, cut(verdict.problem)
+
+
+class Reporter:
+    """The record of results, in a store."""
+
+    def __init__(self, log: FilterLog) -> None:
+        self._log = log
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def note(self, store: Store, published: Published, row: Row) -> None:
+        """Count a message; return at once."""
+        if len(self._pending) >= MAX_PENDING:
+            self._failed("too many results wait for the store")
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._count(store, published, row), name="count a result"
+        )
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _count(self, store: Store, published: Published, row: Row) -> None:
+        try:
+            await count(store, day_of(time()), published, row)
+        except UnavailableError as error:
+            self._failed(str(error))
+
+    def _failed(self, cause: str) -> None:
+        self._log.limited("report", "report", error=f"a result is not reported: {cause}")
+
+    async def aclose(self) -> None:
+        """Wait, for some seconds, until everything is counted."""
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=LAST)
+        for task in self._pending:
+            task.cancel()
+
+
+def day_of(now: float) -> str:
+    """Return the day, in UTC, of a time in seconds since the epoch."""
+    return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+
+async def count(store: Store, day: str, published: Published, row: Row) -> None:
+    """Count a message. Raises UnavailableError."""
+    shard = f"{day}/{published.domain}".encode("utf-8", "surrogateescape")
+    stored = row.stored()
+    digest = sha256(stored).digest()[:16]
+    await store.ask(
+        Put(join(_SPACE, shard, _POLICY), published.stored(), KEPT),
+        Add(join(_SPACE, shard, _ROW, digest), stored, KEPT),
+        Count(join(_SPACE, shard, _COUNT, digest), KEPT),
+    )
+
+
+async def rows_on(store: Store, day: str) -> dict[str, tuple[Published, list[tuple[Row, int]]]]:
+    """Return the policies that were applied on a day, by their domains, with rows and counts.
+
+    What another version has stored is left out. Raises UnavailableError.
+    """
+    policies: dict[bytes, Published] = {}
+    rows: dict[bytes, dict[bytes, Row]] = {}
+    counts: dict[tuple[bytes, bytes], int] = {}
+    async for key, entry in store.scan(f"{_SPACE}:{{{day}/".encode()):
+        shard, kind, *rest = split(key)
+        try:
+            if kind == _POLICY:
+                policies[shard] = Published.restored(entry.value)
+            elif kind == _ROW:
+                rows.setdefault(shard, {})[rest[0]] = Row.restored(entry.value)
+            elif kind == _COUNT:
+                counts[shard, rest[0]] = int(entry.value)
+        except ValueError:
+            continue
+    return {
+        published.domain: (
+            published,
+            [(row, counts.get((shard, key), 1)) for key, row in rows[shard].items()],
+        )
+        for shard, published in sorted(policies.items())
+        if shard in rows and is_domain(published.domain)
+    }
+
+
+async def claim(store: Store, day: str, domain: str, address: str) -> bool:
+    """Return whether nobody has sent the report on a domain's day to an address, and note it."""
+    key = join(_SPACE, f"sent/{day}/{domain}".encode("utf-8", "surrogateescape"), address.encode())
+    return await store.ask(Add(key, b"sent", KEPT)) is None
+
+
+async def unclaim(store: Store, day: str, domain: str, address: str) -> None:
+    """Undo `claim`: the report could not be sent."""
+    from smtpd_filters.stores import Delete
+
+    key = join(_SPACE, f"sent/{day}/{domain}".encode("utf-8", "surrogateescape"), address.encode())
+    await store.ask(Delete(key))

@@ -1,0 +1,253 @@
+"""The verb dmarc: reports from a store, written, and sent by a program in place of sendmail."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from dataclasses import replace
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.authentication.dmarc.reports import Published, Row
+from smtpd_filters.cli import dmarc, main
+from smtpd_filters.filters.auth.reporting import count
+from smtpd_filters.stores.sqlite import SQLiteStore
+from smtpd_filters.testing import DNSServer
+from tests.authentication.aggregate_schema import every, text_at, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from email.message import EmailMessage
+
+    Capture = pytest.CaptureFixture[str]
+
+DAY = "2026-11-29"
+BEGIN = 1_795_910_400
+ZONE: dict[str, dict[str, Any]] = {
+    "_dmarc.example.org": {"TXT": "v=DMARC1; p=none"},
+    "example.org._report._dmarc.reports.example": {"TXT": "v=DMARC1"},
+    "_dmarc.broken.example": {"servfail": True},
+    "example.com._report._dmarc.broken.example": {"servfail": True},
+}
+ROW = Row("192.0.2.1", "example.org", "example.org", "pass", dkim=True, spf=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DNSServer]:
+    with DNSServer(ZONE) as running:
+        yield running
+
+
+class Tool:
+    """The command, a store, and a program in place of sendmail."""
+
+    DAY: tuple[str, ...] = ("--day", DAY)
+
+    def __init__(self, server: DNSServer, capsys: Capture, folder: Path) -> None:
+        self.store = folder / "auth.sqlite"
+        self.sent = folder / "sent"
+        self.sent.mkdir()
+        self.sendmail = folder / "sendmail"
+        self.reports = folder / "reports"
+        self.reports.mkdir()
+        self._server = server
+        self._capsys = capsys
+        self.accept()
+
+    def accept(self) -> None:
+        self._program(
+            f'n=$(ls {self.sent} | wc -l); cat > "{self.sent}/$n"; echo "$@" >> "{self.sent}/$n"'
+        )
+
+    def refuse(self) -> None:
+        self._program("cat > /dev/null; echo 'first' >&2; echo 'queue is full' >&2; exit 75")
+
+    def _program(self, text: str) -> None:
+        self.sendmail.write_text(f"#!/bin/sh\n{text}\n")
+        self.sendmail.chmod(0o700)
+
+    def record(self, *results: tuple[Published, Row]) -> None:
+        async def write() -> None:
+            store = SQLiteStore(str(self.store), timeout=30, note=print)
+            try:
+                for published, row in results:
+                    await count(store, DAY, published, row)
+            finally:
+                await store.aclose()
+
+        asyncio.run(write())
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        given = (
+            "dmarc", "report", "--organization", "Example", "--email", "dmarc@mx.example",
+            "--store", f"sqlite:{self.store}", *self.DAY, "--sendmail", str(self.sendmail),
+            "--nameserver", f"{self._server.address}:{self._server.port}", *words,
+        )  # fmt: skip
+        try:
+            status = main(given)
+        except SystemExit as end:
+            status = int(str(end.code))
+        out, err = self._capsys.readouterr()
+        return status, out, err
+
+    def mails(self) -> list[tuple[EmailMessage, str]]:
+        """Return the mails that were submitted, each with sendmail's arguments."""
+        found = []
+        for path in sorted(self.sent.iterdir()):
+            content, _, arguments = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+            message: Any = message_from_bytes(content, policy=policy.default)
+            found.append((message, arguments.decode()))
+        return found
+
+
+@pytest.fixture
+def tool(server: DNSServer, capsys: Capture, tmp_path: Path) -> Tool:
+    return Tool(server, capsys, tmp_path)
+
+
+def asking(domain: str, *addresses: str) -> Published:
+    return Published(domain, p="none", rua=tuple(f"mailto:{each}" for each in addresses))
+
+
+def test_reports_are_written(tool: Tool) -> None:
+    com, org = asking("example.com", "x@example.com"), asking("example.org", "x@example.org")
+    tool.record((com, ROW), (org, ROW), (org, ROW))
+    status, out, err = tool.run("--output", str(tool.reports))
+    assert (status, err) == (0, "")
+    first, second = sorted(tool.reports.iterdir())
+    assert first.name.startswith(f"mx.example!example.com!{BEGIN}!{BEGIN + 86399}!")
+    assert out.splitlines() == [
+        "example.com: 1 messages in 1 rows",
+        f"  wrote {first}",
+        "example.org: 2 messages in 1 rows",
+        f"  wrote {second}",
+    ]
+    root = validate(gzip.decompress(second.read_bytes()))
+    assert text_at(root, "policy_published/domain") == "example.org"
+    assert text_at(root, "record/row/count") == "2"
+    assert (text_at(root, "report_metadata/generator") or "").startswith("smtpd-filters ")
+    # Again: the same files.
+    before = first.read_bytes()
+    assert tool.run("--output", str(tool.reports))[0] == 0
+    assert len(list(tool.reports.iterdir())) == 2
+    assert first.read_bytes() == before
+    assert tool.mails() == []
+    # One domain only.
+    _, out, _ = tool.run("--output", str(tool.reports), "--domain", "EXAMPLE.org")
+    assert "example.com" not in out
+
+
+def test_reports_are_sent_once(tool: Tool) -> None:
+    addresses = "a@example.org", "b@reports.example", "c@refuses.example", "d@example.org!1m"
+    signatures = tuple(("example.org", f"{n:064x}", "fail", "") for n in range(8))
+    row = replace(ROW, signatures=signatures)
+    rows = [replace(row, source=f"2001:db8::{n:x}") for n in range(0, 65536, 4096)]
+    published = asking("example.org", *addresses)
+    tool.record(*((published, each) for each in rows))
+    status, out, _ = tool.run("--send")
+    assert status == 0
+    assert out.splitlines()[1:] == [
+        "  sent to a@example.org",
+        "  sent to b@reports.example",
+        "  not sent to mailto:c@refuses.example: refuses.example has not agreed to reports",
+        "  sent to d@example.org",
+    ]
+    mails = tool.mails()
+    assert [arguments for _, arguments in mails] == [
+        f"-i -f dmarc@mx.example -- {to}"
+        for to in ("a@example.org", "b@reports.example", "d@example.org")
+    ]
+    message, _ = mails[1]
+    assert (message["From"], message["To"]) == ("dmarc@mx.example", "b@reports.example")
+    subject = message["Subject"].split()
+    assert subject[:5] == ["Report", "Domain:", "example.org", "Submitter:", "mx.example"]
+    assert message["Message-ID"] == subject[6]
+    assert message["Auto-Submitted"] == "auto-generated"
+    (attached,) = message.iter_attachments()
+    assert attached.get_content_type() == "application/gzip"
+    assert str(attached.get_filename()).startswith(f"mx.example!example.org!{BEGIN}!")
+    root = validate(gzip.decompress(attached.get_content()))
+    assert len(every(root, "record")) == len(rows)
+    # Again: nothing is sent twice.
+    status, out, _ = tool.run("--send")
+    assert (status, len(tool.mails())) == (0, 3)
+    assert "  sent to a@example.org before" in out
+
+
+def test_what_can_not_be_sent_is_sent_later(tool: Tool) -> None:
+    tool.record((asking("example.org", "a@example.org", "b@example.org", "c@example.org!10"), ROW))
+    tool.refuse()
+    status, out, _ = tool.run("--send")
+    assert status == 1
+    assert f"  not sent to a@example.org: {tool.sendmail}: queue is full" in out.splitlines()
+    assert "  not sent to c@example.org: larger than 10 bytes" in out.splitlines()
+    tool.sendmail.unlink()
+    status, out, _ = tool.run("--send")
+    assert (status, "No such file" in out) == (1, True)
+    tool.accept()
+    status, out, _ = tool.run("--send", "--limit", "1")
+    assert status == 1
+    assert out.splitlines()[1:3] == [
+        "  sent to a@example.org",
+        "  not sent to b@example.org: --limit is reached",
+    ]
+    status, out, _ = tool.run("--send", "--limit", "1")
+    assert (status, len(tool.mails())) == (0, 2)
+
+
+def test_sendmail_that_hangs(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dmarc, "PATIENCE", 0.05)
+    tool.record((asking("example.org", "a@example.org"), ROW))
+    tool._program("exec sleep 60")
+    status, out, _ = tool.run("--send")
+    assert (status, "not done within 0.05 s" in out) == (1, True)
+
+
+def test_a_destination_that_is_not_known(tool: Tool) -> None:
+    tool.record((asking("example.com", "a@broken.example", "b\n@example.com"), ROW))
+    status, out, _ = tool.run("--send")
+    assert status == 1
+    assert "  not sent to mailto:a@broken.example: " in out
+    assert "  not sent to mailto:b\\n@example.com: not a plain address" in out.splitlines()
+
+
+def test_a_folder_that_is_read_only(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool.record((asking("example.org"), ROW))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    status, out, _ = tool.run("--output", str(tool.reports))
+    assert (status, "No space left on device" in out) == (1, True)
+    assert list(tool.reports.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ((), "report requires --output, --send or both"),
+        (("--send", "--day", "2926-01-01"), "--day: 2926-01-01 is not over"),
+        (("--send", "--day", "monday"), "--day: expected a date such as"),
+        (("--send", "--email", "Ann <a@mx.example>"), "--email: expected a mail address"),
+        (("--send", "--email", "-oQ@mx.example"), "begins with a hyphen"),
+        (("--output", "/nonexistent"), "--output: /nonexistent: not a directory"),
+        (("--send", "--store", "memory:"), "--store: memory:"),
+    ],
+)
+def test_a_wrong_command_line(tool: Tool, words: tuple[str, ...], error: str) -> None:
+    tool.record((asking("example.org"), ROW))
+    status, out, err = tool.run(*words)
+    assert (status, out) == (2, "")
+    assert error in err
+
+
+def test_yesterday_is_the_default(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dmarc, "time", lambda: BEGIN + 2 * 86400 - 1.0)
+    tool.record((asking("example.org"), ROW))
+    monkeypatch.setattr(Tool, "DAY", ())
+    _, out, _ = tool.run("--output", str(tool.reports))
+    assert out.startswith("example.org: 1 messages")
