@@ -140,8 +140,8 @@ class Served:
 
     def close(self) -> None:
         """End as at the end of input, and cancel everything that is left."""
-        self.engine.abandon()
         try:
+            self._in_loop(self.engine.abandon)
             self._loop.run_until_complete(self.chain.close())
             self._loop.run_until_complete(asyncio.sleep(0))  # a task must start to be cancelled
             while left := asyncio.all_tasks(self._loop):
