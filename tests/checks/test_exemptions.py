@@ -24,6 +24,7 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.helo import Helo
+from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.filters.rspamd import Rspamd
@@ -315,6 +316,10 @@ CASES = (
            "unavailable", exempts=frozenset({"local"})) for at in SCORE_PHASES),
     *(Case(Greylist, at, ("--store=memory:", "--key=network", "--phase", at), "unavailable")
       for at in ("rcpt-to", "data")),
+    Case(Limit, "commit", ("--store=memory:", "--limit=sender bytes 10/1d"), "as a stranger",
+         exempts=frozenset()),
+    Case(Limit, "commit", ("--store=memory:", "--limit=client+sender bytes 10/1d"), "unavailable",
+         exempts=frozenset()),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
     Case(Auth, "commit", ("--dmarc-reject=reject", "--nameserver=ZONE"), "as a stranger",
          {"sender": "bob@bad.example"}),

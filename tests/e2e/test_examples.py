@@ -139,6 +139,8 @@ def test_each_command_of_an_example_starts(command: list[str], files: Path) -> N
     program, *words = [local(word, files) for word in command]
     if program == "filter-chain" and "--config" not in words:
         words += ["--config", str(files / "smtpd-filters.toml")]
+    if program == "filter-limit":
+        words += ["--store", f"sqlite:{files}/limit.sqlite"]
     installed = Path(sys.executable).parent / Path(program).name
     if not installed.exists():
         pytest.fail(f"{program} is none of the executables")

@@ -1,0 +1,394 @@
+"""The requests of filter-limit to its store: the claims of a command, blocks, and leases.
+
+Invariants
+----------
+*One round trip*: the claims of a command are one request for each subject, and the requests of
+several subjects are made at the same time.
+*Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken.
+*Leases expire*: a connection is a member of a group that expires after `LEASE` seconds unless it is
+renewed, so a process that is killed holds none for longer.
+*Bounded*: at most `MAX_BACKGROUND` requests are made for which no command waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.stores import Add, Count, Get, Join, Leave, Take
+
+from .rules import NETWORKS, REFUSED, Rule
+from .subjects import BLOCK, BREACH, PAST, key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from smtpd_filters.stores import Entry, Store
+    from smtpd_filters.stores.operations import Operation
+
+#: Seconds after which a connection that isn't renewed no longer counts, and between renewals.
+LEASE = 180.0
+RENEWAL = 60.0
+#: Seconds for which a breach is not logged again.
+BREACH_TTL = 3600.0
+#: A block lasts until it is released: ten years, the longest that stores keep anything.
+FOREVER = 10 * 365 * 86400.0
+#: The days before this one with which a sudden rise is compared, and how many of them must have
+#: mail: an account without a past has no rise.
+DAYS, DAYS_MIN = 14, 3
+DAY = 86400
+MAX_BACKGROUND = 2000
+#: Subjects whose past, or whose breaches, are remembered.
+REMEMBERED = 10_000
+#: Operations of a request (`stores.store.MAX_OPERATIONS`).
+AT_ONCE = 32
+#: Refused recipients that are counted at a time.
+REFUSED_MAX = 16
+#: Renewals made at the same time.
+RENEWED = 256
+
+
+class Claim(NamedTuple):
+    """A rule, with the amount for this subject, and what a command costs of it.
+
+    `member` is the connection or the network of a rule that counts members.
+    """
+
+    rule: Rule
+    subject: str
+    cost: int = 1
+    member: str = ""
+
+    @property
+    def key(self) -> bytes:
+        """The key in the store."""
+        return key(self.subject, self.rule.text.encode())
+
+    @property
+    def name(self) -> bytes:
+        """The member's name in the store."""
+        return self.member.encode()
+
+
+class Breach(NamedTuple):
+    """A claim that exceeds its rule."""
+
+    claim: Claim
+    #: Seconds until there is room; 0.0 if that is not known.
+    wait: float
+
+
+class Result(NamedTuple):
+    """The result of claims."""
+
+    breaches: Sequence[Breach]
+    taken: Sequence[Claim]
+    #: The blocked subjects, with the reasons.
+    blocked: Sequence[tuple[str, str]]
+
+
+class Ledger:
+    """The limits in a store; `note` takes a text for the log, once for each cause."""
+
+    def __init__(
+        self,
+        store: Store,
+        note: Callable[[str], object],
+        *,
+        wall: Callable[[], float] = time,
+    ) -> None:
+        self._store = store
+        self._note = note
+        self._wall = wall
+        #: The leases of each connection, by the key of the group.
+        self._held: dict[str, dict[bytes, Claim]] = {}
+        #: The highest of the past days by its key, with the day for which it was read.
+        self._past: dict[bytes, tuple[int, int]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    async def take(self, claims: Iterable[Claim], blocks: Iterable[str] = ()) -> Result:
+        """Take what a command costs, and look up which subjects are blocked.
+
+        Raises UnavailableError if the store fails and nothing refuses the command.
+        """
+        wanted = {claim.key: claim for claim in claims}.values()
+        groups: dict[str, list[Sequence[_Step]]] = {}
+        for subject in dict.fromkeys(blocks):
+            groups.setdefault(subject, []).append([_Blocked(subject)])
+        for claim in wanted:
+            groups.setdefault(claim.subject, []).append(self._steps(claim))
+            if claim.rule.at_once:  # before it is asked: the session may end meanwhile
+                self._held.setdefault(claim.member, {})[claim.key] = claim
+        found = _Found()
+        try:
+            await self._ask_all(
+                [batch for group in groups.values() for batch in packed(group)], found
+            )
+        except UnavailableError:
+            if not (found.breaches or found.blocked):
+                self.put_back(found.taken)
+                raise
+        for breach in found.breaches:
+            self._held.get(breach.claim.member, {}).pop(breach.claim.key, None)
+        return Result(found.breaches, found.taken, found.blocked)
+
+    async def _ask_all(self, batches: Sequence[Sequence[_Step]], found: _Found) -> None:
+        if len(batches) == 1:
+            await self._ask(batches[0], found)
+        elif batches:
+            asked = (self._ask(batch, found) for batch in batches)
+            for error in await asyncio.gather(*asked, return_exceptions=True):
+                if error is not None:
+                    raise error
+
+    async def _ask(self, steps: Sequence[_Step], found: _Found) -> None:
+        results: Any = await self._store.ask(*(step.operation for step in steps))
+        for step, result in zip(steps, results if len(steps) > 1 else (results,), strict=True):
+            step.read(result, found)
+
+    def _steps(self, claim: Claim) -> Sequence[_Step]:
+        rule = claim.rule
+        if rule.amount.rise:
+            return self._rise(claim)
+        if rule.at_once or rule.counted == NETWORKS:
+            return [_Member(claim)]
+        if rule.counted == REFUSED:
+            # One by one, so that none of them counts for nothing; then see if there is one left.
+            each = claim._replace(cost=1)
+            counts = [_Counted(each) for _ in range(min(claim.cost, REFUSED_MAX))]
+            return [*counts, _Tokens(claim._replace(cost=0))]
+        if claim.cost > rule.amount.burst:
+            return [_TooLarge(claim)]
+        return [_Tokens(claim)]
+
+    # -- the own past ------------------------------------------------------------------------
+
+    def _rise(self, claim: Claim) -> Sequence[_Step]:
+        """Count on this day, and read the past days unless they are known."""
+        day = int(self._wall() // DAY)
+        known = self._past.get(claim.key)
+        past = _Past(claim, None if known is None or known[0] != day else known[1])
+        if past.highest is not None:
+            return [_Today(past, day)]
+        past.read_by = lambda highest: self._remember(claim.key, day, highest)
+        return [*(_Day(past, day - ago) for ago in range(1, DAYS + 1)), _Today(past, day)]
+
+    def _remember(self, of: bytes, day: int, highest: int) -> None:
+        if len(self._past) >= REMEMBERED:
+            self._past.pop(next(iter(self._past)))
+        self._past[of] = day, highest
+
+    # -- breaches and blocks -----------------------------------------------------------------
+
+    async def first(self, claim: Claim, *, reason: str = "") -> bool:
+        """Note a breach; return whether it is the first for a while. With a reason, block.
+
+        Raises UnavailableError.
+        """
+        breach = key(claim.subject, BREACH, claim.rule.text.encode())
+        if not reason:
+            return await self._store.ask(Add(breach, b"1", ttl=BREACH_TTL)) is None
+        block = Add(key(claim.subject, BLOCK), reason.encode()[:512], ttl=FOREVER)
+        return await self._store.ask(block) is None
+
+    # -- putting back ------------------------------------------------------------------------
+
+    def put_back(self, claims: Iterable[Claim]) -> None:
+        """Put back what a refused command has taken, in the background."""
+        requests: dict[str, list[Operation[Any]]] = {}
+        for claim in claims:
+            if claim.rule.at_once:
+                self._held.get(claim.member, {}).pop(claim.key, None)
+                operation: Operation[Any] = Leave(claim.key, claim.name)
+            elif claim.rule.amount.rise or claim.rule.counted == NETWORKS or not claim.cost:
+                continue
+            else:
+                operation = _take(claim, -1)
+            requests.setdefault(claim.subject, []).append(operation)
+        for operations in requests.values():
+            self.later(self._store.ask(*operations))
+
+    def leave(self, session: str) -> None:
+        """Release the leases of a session that has ended, in the background."""
+        for claim in self._held.pop(session, {}).values():
+            self.later(self._store.ask(Leave(claim.key, claim.name)))
+
+    async def renew(self) -> None:
+        """Renew all leases. Raises UnavailableError."""
+        every = [claim for held in self._held.values() for claim in held.values()]
+        for at in range(0, len(every), RENEWED):
+            part = every[at : at + RENEWED]
+            # A session may have ended meanwhile.
+            held = [each for each in part if each.key in self._held.get(each.member, ())]
+            await asyncio.gather(*(self._store.ask(_join(each)) for each in held))
+
+    def later(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do work that no command waits for; log if the store fails."""
+        if len(self._tasks) >= MAX_BACKGROUND:
+            work.close()
+            self._note("too many requests are pending")
+            return
+        task = asyncio.get_running_loop().create_task(self._noted(work), name="limit")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _noted(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except UnavailableError as error:
+            self._note(str(error))
+
+    async def close(self) -> None:
+        """Release all leases, and wait for what is pending."""
+        for session in list(self._held):
+            self.leave(session)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+# -- the operations of claims -------------------------------------------------------------------
+
+
+class _Found:
+    """What a command's requests have found so far."""
+
+    def __init__(self) -> None:
+        self.breaches: list[Breach] = []
+        self.taken: list[Claim] = []
+        self.blocked: list[tuple[str, str]] = []
+
+    def settle(self, claim: Claim, *, within: bool, wait: float = 0.0) -> None:
+        if within:
+            self.taken.append(claim)
+        else:
+            self.breaches.append(Breach(claim, wait))
+
+
+class _Step:
+    """An operation, and what its result means."""
+
+    operation: Operation[Any]
+
+    def read(self, result: Any, found: _Found) -> None:
+        raise NotImplementedError
+
+
+class _Blocked(_Step):
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.operation = Get(key(subject, BLOCK))
+
+    def read(self, result: Entry | None, found: _Found) -> None:
+        if result is not None:
+            found.blocked.append((self.subject, result.value.decode("utf-8", "replace")))
+
+
+class _Tokens(_Step):
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.operation = _take(claim, 1)
+
+    def read(self, result: float, found: _Found) -> None:
+        found.settle(self.claim, within=not result, wait=result)
+
+
+class _TooLarge(_Step):
+    """A message that is larger than the bucket, which takes nothing."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.operation = _take(claim, 0)
+
+    def read(self, result: float, found: _Found) -> None:
+        found.settle(self.claim, within=False, wait=result)
+
+
+class _Counted(_Step):
+    """What has happened, and is counted if there is still room."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.operation = _take(claim, 1)
+
+    def read(self, result: float, found: _Found) -> None:
+        del result, found
+
+
+class _Member(_Step):
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.operation = _join(claim)
+
+    def read(self, result: Any, found: _Found) -> None:
+        found.settle(self.claim, within=result.joined)
+
+
+class _Past:
+    """The highest of the past days, while it is read."""
+
+    def __init__(self, claim: Claim, highest: int | None) -> None:
+        self.claim = claim
+        self.highest = highest
+        self.days: list[int] = []
+        self.read_by: Callable[[int], None] | None = None
+
+    def most(self) -> int:
+        """Return the highest; 0 if there is too little of a past."""
+        if self.highest is None:
+            self.highest = max(self.days) if len(self.days) >= DAYS_MIN else 0
+            if self.read_by is not None:
+                self.read_by(self.highest)
+        return self.highest
+
+    def key(self, day: int) -> bytes:
+        claim = self.claim
+        return key(claim.subject, PAST, claim.rule.counted.encode(), b"%d" % day)
+
+
+class _Day(_Step):
+    def __init__(self, past: _Past, day: int) -> None:
+        self._past = past
+        self.operation = Get(past.key(day))
+
+    def read(self, result: Entry | None, found: _Found) -> None:
+        del found
+        if result is not None and result.value.isdigit():
+            self._past.days.append(int(result.value))
+
+
+class _Today(_Step):
+    def __init__(self, past: _Past, day: int) -> None:
+        self._past = past
+        claim = past.claim
+        self.operation = Count(past.key(day), window=(DAYS + 2) * DAY, by=claim.cost)
+
+    def read(self, result: int, found: _Found) -> None:
+        claim = self._past.claim
+        amount = claim.rule.amount
+        most = self._past.most()
+        rises = most > 0 and result >= amount.burst and result > amount.number * most
+        found.settle(claim, within=not rises)
+
+
+def packed(groups: Iterable[Sequence[_Step]]) -> list[list[_Step]]:
+    """Pack the steps of claims into requests; those of one claim stay together."""
+    batches: list[list[_Step]] = []
+    for group in groups:
+        if not batches or len(batches[-1]) + len(group) > AT_ONCE:
+            batches.append([])
+        batches[-1] += group
+    return batches
+
+
+def _take(claim: Claim, sign: int) -> Take:
+    amount = claim.rule.amount
+    return Take(claim.key, amount.rate, amount.burst, sign * min(claim.cost, amount.burst))
+
+
+def _join(claim: Claim) -> Join:
+    amount = claim.rule.amount
+    ttl = LEASE if claim.rule.at_once else amount.period
+    return Join(claim.key, claim.name, amount.number, ttl=ttl)

@@ -1,0 +1,98 @@
+"""filter-limit under real servers: users, connections and passwords, with a store in a file."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+from smtpd_filters.testing.server import filter_command, scratch_path
+from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, attempt, greeted, logged
+
+if TYPE_CHECKING:
+    from smtpd_filters.testing.server import Connection
+    from tests.e2e.conftest import Start
+
+LIMITS = (
+    "user messages 2/1h action=block",
+    "client connections 3",
+    "client+user failed-auth 2/1h",
+    "client refused-recipients 2/1h",
+    "sender bytes 20k/1h",
+)
+
+
+def guess(connection: Connection, user: str, secret: str) -> str:
+    """Try a password; return the reply."""
+    response = base64.b64encode(f"\0{user}\0{secret}".encode()).decode()
+    reply = connection.command(f"AUTH PLAIN {response}")
+    return "" if reply is None else f"{reply.code} {reply.text}"
+
+
+def test_limits(start: Start) -> None:
+    command = filter_command(
+        "limit", *(f"--limit={each}" for each in LIMITS), f"--store=sqlite:{scratch_path('limits')}"
+    )
+    server = start(filters={"limit": command})
+
+    # A user, from wherever the mail comes.
+    assert attempt(server, GOOD, user="alice").stage == ""
+    assert attempt(server, GOOD6, user="alice", sender="other@good.example").stage == ""
+    refused = attempt(server, NAMELESS, user="alice", sender="third@good.example")
+    assert (refused.stage, refused.code) == ("MAIL", 450)
+    assert refused.text.startswith("4.7.1 Too many messages, try again in ")
+    logged(
+        server, f'^limit: .* limit blocked address={NAMELESS} user=alice limit="user messages', 1
+    )
+    blocked = attempt(server, GOOD, user="alice", sender="third@good.example")
+    assert blocked.said == "450 4.7.1 Sending is suspended, please contact the postmaster"
+    assert attempt(server, GOOD, user="bob", sender="b@good.example").stage == ""
+
+    # Connections at once.
+    with server.connection(GOOD) as one, server.connection(GOOD) as two:
+        greeted(one)
+        greeted(two)
+        with server.connection(GOOD) as three:
+            greeted(three)
+            assert attempt(server, GOOD).said == "421 4.7.0 Too many connections"
+            assert attempt(server, NAMELESS, sender="n@good.example").stage == ""
+
+    # Passwords.
+    with server.connection(GOOD6) as connection:
+        greeted(connection)
+        assert connection.starttls() is not None
+        assert connection.command("EHLO client.example") is not None
+        assert guess(connection, "bob", "wrong").startswith("535 ")
+        assert guess(connection, "bob", "wrong").startswith("535 ")
+        assert guess(connection, "bob", "wrong").startswith("421 4.7.0 Too many failed authentic")
+        assert connection.command("NOOP") is None
+    assert attempt(server, GOOD6, user="bob").stage == "AUTH"
+    assert attempt(server, NAMELESS, user="bob", sender="c@good.example").stage == ""
+
+    # Recipients that are unknown.
+    for number in range(2):
+        unknown = attempt(
+            server, NAMELESS, sender="g@good.example", recipients=[f"x{number}@local.example"]
+        )
+        assert unknown.code == 550
+    unknown = attempt(server, NAMELESS, sender="g@good.example", recipients=[ALICE])
+    assert unknown.said.startswith("421 4.7.0 Too many invalid recipients")
+
+    # Bytes.
+    large = b"Subject: large\r\n\r\n" + b"x" * 70 + b"\r\n"
+    sizes = [attempt(server, GOOD, message=large + (b"y" * 70 + b"\r\n") * n) for n in (100, 200)]
+    assert [each.code for each in sizes] == [250, 452]
+    assert attempt(server, GOOD, message=large + (b"y" * 70 + b"\r\n") * 500).code == 552
+    assert len(server.maildir("alice")) == 6
+
+
+def test_what_two_processes_count_is_one(start: Start) -> None:
+    """Two filters with one file, and one of them killed, lose nothing."""
+    flags = ("--limit=sender messages 4/1h", f"--store=sqlite:{scratch_path('limits')}")
+    server = start(
+        filters={
+            "one": filter_command("limit", *flags),
+            "two": filter_command("limit", *flags, "--dry-run"),
+        }
+    )
+    outcomes = [attempt(server, GOOD).code for _ in range(3)]
+    assert outcomes == [250, 250, 450]

@@ -1,0 +1,91 @@
+"""A server with filter-limit and a store whose clock a test moves."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from smtpd_filters.filters.limit import Limit
+from smtpd_filters.stores.memory import MemoryStore
+from smtpd_filters.testing import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.stores import Store
+    from smtpd_filters.testing import Client
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server:
+    """A conversation with filter-limit."""
+
+    def __init__(self, smtpd: Conversation, clock: Clock) -> None:
+        self.smtpd = smtpd
+        self.clock = clock
+        [self.filter] = smtpd.filters
+
+    def advance(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.smtpd.advance(seconds)
+
+    def client(self, address: str = "192.0.2.1", user: str = "", **how: Any) -> Client:
+        """Connect a client that greets and authenticates."""
+        client = self.smtpd.connect(address=address, **how)
+        assert client.greeting.verb == "proceed", client.greeting
+        assert client.ehlo("mail.example.com").verb == "proceed"
+        if user:
+            assert client.auth(user, "secret").verb == "proceed"
+        return client
+
+    def send(
+        self,
+        client: Client,
+        sender: str = "a@example.com",
+        recipients: int = 1,
+        size: int = 100,
+    ) -> str:
+        """Send a message; return the first refusal, or ""."""
+        refused = client.mail_from(sender).reply
+        for number in range(recipients):
+            if not refused:
+                refused = client.rcpt_to(f"r{number}@example.org").reply
+        if refused:
+            if not client.closed:
+                client.rset()
+            return refused
+        return client.message(b"Subject: x\r\n\r\n" + b"x" * size + b"\r\n").reply
+
+    @property
+    def events(self) -> list[str]:
+        """The lines of breaches."""
+        return [
+            line.partition(" limit ")[2]
+            for line in self.smtpd.log
+            if line.split()[2] in {"breach", "blocked"}
+        ]
+
+
+@contextmanager
+def serving(
+    *flags: str, store: Store | None = None, clock: Clock | None = None
+) -> Iterator[Server]:
+    """Serve with these flags."""
+    clock = clock or Clock()
+    with Conversation(Limit, "--store", "memory:", *flags) as smtpd:
+        server = Server(smtpd, clock)
+        vars(server.filter)["store"] = store or MemoryStore(clock=clock)
+        yield server
+
+
+def limits(*rules: str) -> list[str]:
+    return [word for rule in rules for word in ("--limit", rule)]
