@@ -70,6 +70,12 @@ class MemoryStore(Store):
             if step % STEP == 0:
                 await asyncio.sleep(0)
 
+    async def _group_keys(self, prefix: bytes) -> AsyncIterator[bytes]:
+        if self._closed:
+            raise UnavailableError(CLOSED)
+        for key in [key for key in self._rows.groups if key.startswith(prefix)]:
+            yield key
+
     async def aclose(self) -> None:
         """Forget everything."""
         self._closed = True

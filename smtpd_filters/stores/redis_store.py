@@ -172,6 +172,19 @@ class RedisStore(Store):
         except Exception as error:  # noqa: BLE001  # as above
             raise self._unavailable(self._redis.cause(error)) from None
 
+    async def _group_keys(self, prefix: bytes) -> AsyncIterator[bytes]:
+        if self._closed:
+            raise UnavailableError(CLOSED)
+        seen: set[bytes] = set()
+        try:
+            async for keys in self._connections.scan(self._prefix + prefix, PAGE):
+                for key in keys:
+                    if key.endswith(b"+") and key not in seen:
+                        seen.add(key)
+                        yield key.removeprefix(self._prefix).removesuffix(b"+")
+        except Exception as error:  # noqa: BLE001  # as above
+            raise self._unavailable(self._redis.cause(error)) from None
+
     async def aclose(self) -> None:
         """Close the connections, after the commands that are pending."""
         self._closed = True

@@ -57,6 +57,8 @@ class _Request(NamedTuple):
     operations: Sequence[Operation[Any]]
     #: Of a scan: the prefix, and the key after which the page begins.
     page: tuple[bytes, bytes] | None = None
+    #: Whether it is a scan of groups.
+    groups: bool = False
 
 
 class SQLiteStore(Store):
@@ -108,7 +110,11 @@ class SQLiteStore(Store):
         return result
 
     async def _request(
-        self, operations: Sequence[Operation[Any]], page: tuple[bytes, bytes] | None = None
+        self,
+        operations: Sequence[Operation[Any]],
+        page: tuple[bytes, bytes] | None = None,
+        *,
+        groups: bool = False,
     ) -> Any:
         """Have the thread carry out a request; return its result within the timeout."""
         if self._closed:
@@ -124,7 +130,7 @@ class SQLiteStore(Store):
         done: asyncio.Future[Any] = loop.create_future()
         timer = loop.call_later(self._timeout, self._expire, done)
         try:
-            self._queue.put(_Request(done, operations, page))
+            self._queue.put(_Request(done, operations, page, groups))
             return await done
         finally:
             timer.cancel()
@@ -151,6 +157,12 @@ class SQLiteStore(Store):
             for key, entry in page:
                 yield key, entry
             after = key
+
+    async def _group_keys(self, prefix: bytes) -> AsyncIterator[bytes]:
+        after = b""
+        while page := await self._request((), (prefix, after), groups=True):
+            for after in page:
+                yield after
 
     async def aclose(self) -> None:
         """End the thread after the requests that are queued."""
@@ -227,7 +239,9 @@ class SQLiteStore(Store):
         for request in batch:
             if request.page is not None:
                 try:
-                    done.append((request, self._file.page(*request.page, PAGE)))
+                    file = self._file
+                    page = file.group_page if request.groups else file.page
+                    done.append((request, page(*request.page, PAGE)))
                 except Exception as error:  # noqa: BLE001  # the thread never fails
                     done.append((request, self._failed(error)))
         return done

@@ -124,6 +124,11 @@ class File:
         with self._translated():
             return self._ready().page(prefix, after, count)
 
+    def group_page(self, prefix: bytes, after: bytes, count: int) -> list[bytes]:
+        """Return the first keys of groups, in their order, with a prefix and after a key."""
+        with self._translated():
+            return self._ready().group_page(prefix, after, count)
+
     def close(self) -> None:
         """Close the file."""
         connection, self._connection, self._rows = self._connection, None, None
@@ -340,13 +345,21 @@ class _Rows:
         return here
 
     def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry]]:
-        beyond = prefix[:-1] + bytes([prefix[-1] + 1])  # keys begin with ASCII text
+        beyond = _beyond(prefix)
         rows = self._execute(
             "SELECT key, value, written, expires FROM entries"
             " WHERE key > ? AND key >= ? AND key < ? AND expires > ? ORDER BY key LIMIT ?",
             (after, prefix, beyond, self.now, count),
         )
         return [(key, entry_of(Row(*row), self.now)) for key, *row in rows]
+
+    def group_page(self, prefix: bytes, after: bytes, count: int) -> list[bytes]:
+        rows = self._execute(
+            "SELECT DISTINCT key FROM members"
+            " WHERE key > ? AND key >= ? AND key < ? AND expires > ? ORDER BY key LIMIT ?",
+            (after, prefix, _beyond(prefix), self.now, count),
+        )
+        return [key for (key,) in rows]
 
     def _sweep(self) -> None:
         """Delete rows that have expired, or that are the first to expire of too many."""
@@ -366,6 +379,11 @@ class _Rows:
                 " WHERE expires <= ? ORDER BY expires LIMIT ?)",
                 (until, limit),
             )
+
+
+def _beyond(prefix: bytes) -> bytes:
+    """Return the end of the keys with a prefix: they begin with ASCII text."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
 def _code(error: sqlite3.Error) -> int:

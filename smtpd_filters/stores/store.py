@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .keys import shard_of
+from .operations import Join
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -97,6 +98,20 @@ class Store:
         For the operator's tools, not for decisions: it reads the store in steps, and entries that
         are written meanwhile may be missing. Groups are not listed. Raises UnavailableError.
         """
+        raise NotImplementedError
+
+    async def groups(self, prefix: bytes) -> AsyncIterator[tuple[bytes, int]]:
+        """Iterate over the groups whose keys have a prefix, with the numbers of their members.
+
+        As `scan`, for the operator's tools.
+        """
+        async for key in self._group_keys(prefix):
+            # Nobody joins a group of at most none: it is counted.
+            if members := (await self.ask(Join(key, b"", 0, ttl=1))).members:
+                yield key, members
+
+    def _group_keys(self, prefix: bytes) -> AsyncIterator[bytes]:
+        """Iterate over the keys of groups with a prefix."""
         raise NotImplementedError
 
     async def aclose(self) -> None:

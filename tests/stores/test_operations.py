@@ -243,6 +243,26 @@ def test_a_scan_lists_the_entries_with_a_prefix(store: Store, clock: Clock) -> N
     run(store, steps)
 
 
+def test_groups_are_listed_with_the_numbers_of_their_members(store: Store, clock: Clock) -> None:
+    async def steps(store: Store) -> None:
+        keys = [join("test", b"%d" % shard, b"x") for shard in range(600)]
+        for at in range(0, len(keys), 100):
+            await asyncio.gather(
+                *(store.ask(Join(key, b"m", 9, ttl=100)) for key in keys[at : at + 100])
+            )
+        await store.ask(Join(keys[0], b"n", 9, ttl=100))
+        await store.ask(Join(keys[1], b"expired", 9, ttl=1))
+        await store.ask(Join(join("test", b"expired"), b"m", 9, ttl=1))
+        await store.ask(Join(join("other", b"1"), b"m", 9, ttl=100))
+        await store.ask(Put(join("test", b"entry"), b"v", ttl=100))
+        clock.advance(1)
+        found = {key: members async for key, members in store.groups(b"test:")}
+        assert found == {**dict.fromkeys(keys, 1), keys[0]: 2}
+        assert [key async for key, _ in store.groups(b"nothing:")] == []
+
+    run(store, steps)
+
+
 def test_a_request_has_one_shard_and_a_bounded_number_of_operations(store: Store) -> None:
     async def steps(store: Store) -> None:
         with pytest.raises(ValueError, match="same shard"):
@@ -262,6 +282,8 @@ def test_a_closed_store_is_unavailable(store: Store) -> None:
             await store.ask(Get(A))
         with pytest.raises(UnavailableError, match="closed"):
             _ = [key async for key in store.scan(b"test:")]
+        with pytest.raises(UnavailableError, match="closed"):
+            _ = [key async for key in store.groups(b"test:")]
 
     run(store, steps)
 
