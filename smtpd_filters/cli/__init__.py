@@ -36,6 +36,7 @@ VERBS = {
     "dmarc": "dmarc",
     "help": "overview",
     "learn": "learn",
+    "limit": "limit",
     "list": "listing",
     "record": "record",
     "reload": "reload",

@@ -344,8 +344,7 @@ class _Past:
         return self.highest
 
     def key(self, day: int) -> bytes:
-        claim = self.claim
-        return key(claim.subject, PAST, claim.rule.counted.encode(), b"%d" % day)
+        return past_key(self.claim.subject, self.claim.rule.counted.encode(), day)
 
 
 class _Day(_Step):
@@ -371,6 +370,11 @@ class _Today(_Step):
         most = self._past.most()
         rises = most > 0 and result >= amount.burst and result > amount.number * most
         found.settle(claim, within=not rises)
+
+
+def past_key(subject: str, counted: bytes, day: int) -> bytes:
+    """Return the key of what a subject has sent on a day."""
+    return key(subject, PAST, counted, b"%d" % day)
 
 
 def packed(groups: Iterable[Sequence[_Step]]) -> list[list[_Step]]:

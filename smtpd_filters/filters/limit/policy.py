@@ -80,7 +80,7 @@ class Limit(Filter):
 
         limit = option(
             LIST(LIMIT),
-            required=True,
+            default=(),
             help="A limit, as SUBJECT COUNTED AMOUNT; see LIMITS.",
         )
         action = option(
@@ -135,6 +135,8 @@ class Limit(Filter):
         self._prefixes = Prefixes(
             settings.client_prefix6, settings.network_prefix4, settings.network_prefix6
         )
+        if not settings.limit:
+            raise ConfigError("--limit is required")
         seen: set[str] = set()
         for rule in settings.limit:
             if rule.text in seen:
@@ -356,14 +358,14 @@ class Limit(Filter):
     async def _note_breach(self, session: Session, breach: Breach) -> None:
         """Log the first breach of a limit by a subject, and block the subject if it says so."""
         claim = breach.claim
+        blocks = self._blocks(claim.rule)
         now = self.now()
         known = claim.subject, claim.rule.text
-        if now - self._noted.get(known, -FORGOTTEN) < FORGOTTEN:
+        if not blocks and now - self._noted.get(known, -FORGOTTEN) < FORGOTTEN:
             return
         if len(self._noted) >= REMEMBERED:
             self._noted.clear()
         self._noted[known] = now
-        blocks = self._blocks(claim.rule)
         try:
             first = await self._ledger.first(claim, reason=claim.rule.text if blocks else "")
         except UnavailableError as error:

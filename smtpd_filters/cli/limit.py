@@ -1,0 +1,266 @@
+"""`smtpd-filters limit`: what filter-limit has counted, and the subjects that it blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.limit.ledger import FOREVER, past_key
+from smtpd_filters.filters.limit.rules import (
+    NETWORKS,
+    SUBJECTS,
+    parse_rule,
+)
+from smtpd_filters.filters.limit.subjects import (
+    BLOCK,
+    BREACH,
+    PAST,
+    SPACE,
+    Prefixes,
+    key,
+    part,
+    read_key,
+    written,
+)
+from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice, operand, option
+from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.stores import Delete, Put
+
+from .stores import StoreOptions, with_store
+from .verb import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from smtpd_filters.filters.limit.rules import Rule
+    from smtpd_filters.stores import Store
+
+TOP, SHOW, RESET, BLOCKING, RELEASE = ACTIONS = ("top", "show", "reset", "block", "release")
+BY_HAND = "by hand"
+
+
+class Options(StoreOptions):
+    """What to do, with which subject."""
+
+    action = operand(
+        choice(*ACTIONS),
+        required=True,
+        metavar="ACTION",
+        help="top shows the subjects that have used most of their limits, show shows a subject, or "
+        "without one all that are blocked, reset forgets what was counted of a subject, block "
+        "blocks it, release releases and resets it.",
+    )
+    subject = operand(
+        LIST(TEXT),
+        default=(),
+        metavar="SUBJECT",
+        help="A subject: user=NAME, client=ADDRESS, network=NETWORK, sender=ADDRESS and so on; "
+        "several of a limit by a combination, in its order. A word without = is a user.",
+    )
+    number = option(INTEGER(low=1), default=20, help="For top: how many subjects.")
+    reason = option(TEXT, default=BY_HAND, help="For block: why, for the log.")
+    duration = option(
+        SECONDS(low=1, high=FOREVER),
+        default=FOREVER,
+        help="For block: how long. By default until it is released.",
+    )
+    client_prefix6 = option(
+        INTEGER(low=16, high=128), default=64, help="As of the filter: the prefix of client=."
+    )
+    network_prefix4 = option(
+        INTEGER(low=8, high=32), default=24, help="As of the filter: the prefix of network=."
+    )
+    network_prefix6 = option(
+        INTEGER(low=16, high=128), default=48, help="As of the filter: the prefix of network=."
+    )
+    json = option(SWITCH, default=False, help="Print JSON.")
+
+
+@dataclass(frozen=True)
+class Use:
+    """How much of a limit a subject has used, or that it is blocked."""
+
+    subject: str
+    #: The limit; "" if the subject is blocked.
+    limit: str
+    used: float
+    #: How much there is in all.
+    of: float
+    #: Seconds until the bucket is full again or the block ends; None if that is not known.
+    seconds: float | None
+    #: Why it is blocked.
+    blocked: str = ""
+
+    @property
+    def share(self) -> float:
+        """The used part; blocked subjects come first."""
+        return float("inf") if self.blocked else self.used / self.of
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Do what the operand says."""
+    subject = subject_of(options)
+    if options.action in {RESET, BLOCKING, RELEASE} and not subject:
+        raise ConfigError(f"{options.action} requires a SUBJECT")
+    if options.action == TOP and subject:
+        raise ConfigError("top has no SUBJECT (see show)")
+    work: dict[str, Callable[[Store], Coroutine[Any, Any, int]]] = {
+        TOP: lambda store: _top(store, options),
+        SHOW: lambda store: _show(store, options, subject),
+        RESET: lambda store: _reset(store, subject),
+        BLOCKING: lambda store: _block(store, options, subject),
+        RELEASE: lambda store: _release(store, subject),
+    }
+    return with_store(options, SPACE, work[options.action])
+
+
+def subject_of(options: Options) -> str:
+    """Return the subject of the operands as the filter writes it. Raises ConfigError."""
+    prefixes = Prefixes(options.client_prefix6, options.network_prefix4, options.network_prefix6)
+    parts = []
+    for word in options.subject:
+        kind, equals, value = word.partition("=")
+        if not equals:
+            kind, value = "user", word
+        if kind not in SUBJECTS or kind == "all" or not value:
+            raise ConfigError(f"SUBJECT: {quote(word)} is not user=NAME or another kind of subject")
+        try:
+            parts.append(part(kind, _value(kind, value, prefixes)))
+        except ValueError as error:
+            raise ConfigError(f"SUBJECT: {quote(word)}: {error}") from None
+    return " ".join(parts)
+
+
+def _value(kind: str, value: str, prefixes: Prefixes) -> str:
+    if kind in {"client", "network"}:
+        address, slash, prefix = value.partition("/")
+        if slash and prefix.isdigit():
+            given = int(prefix)
+            prefixes = Prefixes(given, given, given)
+        named: str = getattr(prefixes, kind)(address)
+        return named
+    if kind == "user":
+        return folded(value)
+    return canonical(value) if kind.endswith("-domain") else written(path(value))
+
+
+# -- actions -----------------------------------------------------------------------------------
+
+
+async def _top(store: Store, options: Options) -> int:
+    uses = await _uses(store, key_prefix(""))
+    uses.sort(key=lambda use: use.share, reverse=True)
+    _print(uses[: options.number], options)
+    return 0
+
+
+async def _show(store: Store, options: Options, subject: str) -> int:
+    uses = await _uses(store, key_prefix(subject))
+    if not subject:
+        uses = [use for use in uses if use.blocked]
+    _print(uses, options)
+    return 0
+
+
+async def _reset(store: Store, subject: str) -> int:
+    prefix = key_prefix(subject)
+    today: dict[bytes, int] = {}
+    doomed = [each async for each, _ in store.groups(prefix)]
+    async for each, _ in store.scan(prefix):
+        _, parts = read_key(each)
+        if parts[:1] == [BLOCK]:
+            continue
+        if parts[:1] == [PAST]:  # the past stays, without this day
+            today[parts[1]] = max(today.get(parts[1], 0), int(parts[2]))
+        else:
+            doomed.append(each)
+    doomed += [past_key(subject, counted, day) for counted, day in today.items()]
+    await asyncio.gather(*(store.ask(Delete(each)) for each in doomed))
+    return 0
+
+
+async def _block(store: Store, options: Options, subject: str) -> int:
+    block = Put(key(subject, BLOCK), options.reason.encode()[:512], ttl=options.duration)
+    await store.ask(block)
+    return 0
+
+
+async def _release(store: Store, subject: str) -> int:
+    """Release a subject, and reset it, since it would be blocked at once again."""
+    await _reset(store, subject)
+    if await store.ask(Delete(key(subject, BLOCK))):
+        return 0
+    sys.stderr.write(f"{printable(subject)} was not blocked\n")
+    return 1
+
+
+# -- what is counted ---------------------------------------------------------------------------
+
+
+def key_prefix(subject: str) -> bytes:
+    """Return the beginning of the keys of a subject, or of all."""
+    return key(subject) + b":" if subject else f"{SPACE}:".encode()
+
+
+async def _uses(store: Store, prefix: bytes) -> list[Use]:
+    """Return what has been used of all limits."""
+    uses = []
+    async for each, entry in store.scan(prefix):
+        subject, parts = read_key(each)
+        if parts[:1] == [BLOCK]:
+            reason = entry.value.decode("utf-8", "replace")
+            uses.append(Use(subject, "", 0.0, 0.0, _ends(entry.left), reason))
+        elif (rule := _rule(parts)) is not None and rule.amount.period and rule.counted != NETWORKS:
+            used = min(entry.left * rule.amount.rate, rule.amount.burst)
+            uses.append(Use(subject, rule.text, used, rule.amount.burst, entry.left))
+    async for each, members in store.groups(prefix):
+        subject, parts = read_key(each)
+        if (rule := _rule(parts)) is not None:
+            uses.append(Use(subject, rule.text, members, rule.amount.number, None))
+    return uses
+
+
+def _ends(left: float) -> float | None:
+    return None if left > FOREVER / 2 else left
+
+
+def _rule(parts: Any) -> Rule | None:
+    """Return the rule of a key; None if it is of no rule of this release."""
+    if len(parts) != 1 or parts[0] in {BLOCK, BREACH, PAST}:
+        return None
+    try:
+        return parse_rule(parts[0].decode("utf-8", "replace"))
+    except ValueError:
+        return None
+
+
+def _print(uses: list[Use], options: Options) -> None:
+    if options.json:
+        json.dump([asdict(use) for use in uses], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    for use in uses:
+        subject = printable(use.subject or "all")
+        if use.blocked:
+            ends = "" if use.seconds is None else f" for {use.seconds:.0f} s"
+            sys.stdout.write(f"{subject}: blocked{ends}: {printable(use.blocked)}\n")
+        else:
+            room = "" if use.seconds is None else f", none after {use.seconds:.0f} s"
+            sys.stdout.write(f"{subject}: {use.used:.0f} of {printable(use.limit)}{room}\n")
+
+
+VERB = Verb(
+    "limit",
+    run,
+    options=Options,
+    description="Show what filter-limit has counted, and block or release users, clients and "
+    "senders. The flags of the store are those of the filter.",
+    ending="The exit status is 1 if what is to be released was not blocked, and 75 if the store "
+    "fails.",
+)

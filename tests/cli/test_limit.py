@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.cli import main
+from smtpd_filters.filters.limit import Limit
+from smtpd_filters.testing import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+RULES = (
+    "user messages 4/1h action=block",
+    "client connections 5",
+    "client+sender recipients 10/1h",
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return f"sqlite:{tmp_path}/limit.sqlite"
+
+
+def talk(store: str) -> Conversation:
+    return Conversation(Limit, *(f"--limit={each}" for each in RULES), "--store", store)
+
+
+def send(smtpd: Conversation, user: str, messages: int, address: str = "192.0.2.1") -> list[str]:
+    """Send messages; return the replies of those that are refused."""
+    client = smtpd.connect(address=address)
+    client.ehlo("mail.example.com")
+    client.auth(user, "secret")
+    refused = []
+    for _ in range(messages):
+        reply = client.mail_from(f"{user}@example.com").reply
+        if not reply:
+            assert client.rcpt_to("a@example.org").verb == "proceed"
+        refused += [reply] if reply else []
+        client.rset()
+    return refused
+
+
+def limit(store: str, *words: str) -> int:
+    return main(["limit", *words, "--store", store])
+
+
+def shown(capsys: pytest.CaptureFixture[str], store: str, *words: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert limit(store, *words, "--json") == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_what_was_counted_is_shown(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with talk(store) as smtpd:
+        send(smtpd, "alice", 3)
+        send(smtpd, "bob", 1)
+        uses = shown(capsys, store, "top")
+        found = [(use["subject"], use["limit"], round(use["used"]), use["of"]) for use in uses]
+        assert found == [
+            ("user=alice", "user messages 4/1h", 3, 4),
+            ("client=192.0.2.1", "client connections 5", 2, 5),
+            ("client=192.0.2.1 sender=alice@example.com", "client+sender recipients 10/1h", 3, 10),
+            ("user=bob", "user messages 4/1h", 1, 4),
+            ("client=192.0.2.1 sender=bob@example.com", "client+sender recipients 10/1h", 1, 10),
+        ]
+        assert [use["subject"] for use in shown(capsys, store, "top", "--number", "1")] == [
+            "user=alice"
+        ]
+        assert [use["subject"] for use in shown(capsys, store, "show", "alice")] == ["user=alice"]
+        [use] = shown(capsys, store, "show", "client=192.0.2.1", "sender=Alice@EXAMPLE.com")
+        assert round(use["used"]) == 3
+        assert limit(store, "show", "alice") == 0
+        assert capsys.readouterr().out.startswith(
+            "user=alice: 3 of user messages 4/1h, none after "
+        )
+
+
+def test_a_user_is_blocked_until_released(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with talk(store) as smtpd:
+        assert send(smtpd, "alice", 5)[0].startswith("450 4.7.1 Too many messages")
+        assert shown(capsys, store, "show") == [
+            {
+                "subject": "user=alice",
+                "limit": "",
+                "used": 0.0,
+                "of": 0.0,
+                "seconds": None,
+                "blocked": "user messages 4/1h",
+            }
+        ]
+        assert limit(store, "reset", "alice") == 0
+        assert send(smtpd, "alice", 1)[0].startswith("450 4.7.1 Sending is suspended")
+        assert limit(store, "release", "Alice") == 0
+        assert send(smtpd, "alice", 4) == []
+        assert shown(capsys, store, "show") == []
+        assert limit(store, "release", "alice") == 1
+        assert capsys.readouterr().err == "user=alice was not blocked\n"
+
+
+def test_blocking_by_hand(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with talk(store) as smtpd:
+        assert limit(store, "block", "alice", "--reason", "left us", "--duration", "1h") == 0
+        assert limit(store, "block", "client=2001:db8:1:2:3::4") == 0
+        assert send(smtpd, "alice", 1)
+        assert 'reason="user=alice is blocked: left us"' in smtpd.log[-1]
+        assert smtpd.connect(address="2001:db8:1:2::1").greeting.verb == "disconnect"
+        assert send(smtpd, "bob", 1) == []
+        blocked = {use["subject"]: use["blocked"] for use in shown(capsys, store, "show")}
+        assert blocked == {"user=alice": "left us", "client=2001:db8:1:2::/64": "by hand"}
+        limit(store, "show")
+        assert "user=alice: blocked for 3600 s: left us\n" in capsys.readouterr().out
+
+
+def test_a_reset_forgets_connections_as_well(store: str) -> None:
+    with talk(store) as smtpd:
+        clients = [smtpd.connect(address="192.0.2.9") for _ in range(6)]
+        assert clients[-1].greeting.refused
+        assert limit(store, "reset", "client=192.0.2.9") == 0
+        assert smtpd.connect(address="192.0.2.9").greeting.verb == "proceed"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["block"], "block requires a SUBJECT"),
+        (["release"], "release requires a SUBJECT"),
+        (["reset"], "reset requires a SUBJECT"),
+        (["top", "alice"], "top has no SUBJECT (see show)"),
+        (["show", "users=alice"], '"users=alice" is not user=NAME'),
+        (["show", "user="], '"user=" is not user=NAME'),
+        (["show", "all=x"], '"all=x" is not user=NAME'),
+        (["show", "client=alice"], "not an address"),
+    ],
+)
+def test_a_wrong_command_line(
+    store: str, words: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with talk(store), pytest.raises(SystemExit) as raised:
+        limit(store, *words)
+    assert raised.value.code == 2
+    assert reason in capsys.readouterr().err
