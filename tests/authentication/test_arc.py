@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.authentication.dkim import arc
 from smtpd_filters.authentication.dkim.arc import MAX_SETS, ArcResult, ArcSet
 from smtpd_filters.authentication.dkim.canonical import relaxed_field
 from smtpd_filters.authentication.dkim.private_keys import parse_private_key
@@ -118,10 +120,10 @@ SET = ArcSet(1, "example.org", "sel", "example.org; spf=pass")
 
 def test_a_chain_of_two() -> None:
     once = sealed()
-    assert chain(once, key_record()) == ArcResult("pass", sets=(SET,))
+    assert chain(once, key_record()) == ArcResult("pass", sets=(SET,), oldest=0)
     twice = sealed(once)
     second = ArcSet(2, "example.org", "sel", "example.org; spf=pass")
-    assert chain(twice, key_record()) == ArcResult("pass", sets=(SET, second))
+    assert chain(twice, key_record()) == ArcResult("pass", sets=(SET, second), oldest=0)
     # The order of the fields doesn't matter (RFC 8617 section 5.1.1), other fields neither.
     fields = twice.partition(b"From:")[0]
     seals = re.findall(rb"(?s)ARC-Seal:.*?\r\n(?![ \t])", fields)
@@ -144,7 +146,20 @@ def test_a_changed_message() -> None:
     assert changed.reason == "seal 1: signature mismatch"
     # Only the newest signature of the message is required (RFC 8617 section 5.2, step 4).
     twice = sealed(sealed().replace(b"dinner", b"supper"))
-    assert chain(twice, key_record()).result == "pass"
+    assert chain(twice, key_record()) == replace(chain(twice, key_record()), oldest=2)
+
+
+def test_the_oldest_valid_message_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    # RFC 8617 section 5.2, step 5: a change below instance 3 of 4; an invalid one; another key.
+    changed = sealed(sealed(sealed(sealed()).replace(b"dinner", b"supper")))
+    assert chain(changed, key_record()).oldest == 3
+    assert chain(sealed(sealed(sealed(sealed()))), key_record()).oldest == 0
+    odd = chain(sealed(sealed(sealed(old="h=from:to", new="l=x; h=from:to"))), key_record())
+    assert (odd.result, odd.oldest) == ("pass", 2)
+    # Of a long chain only so many are verified.
+    monkeypatch.setattr(arc, "MAX_OLDER", 2)
+    assert chain(sealed(sealed(sealed(sealed()))), key_record()).oldest == 2
+    assert chain(sealed(sealed(sealed())), key_record()).oldest == 0
 
 
 @pytest.mark.parametrize(

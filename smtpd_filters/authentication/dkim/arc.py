@@ -10,6 +10,7 @@ Invariants
 is valid, and every seal is. Any other chain is fail, whatever the cause: RFC 8617 knows no
 temporary errors; `ArcResult.temporary` tells.
 *Linear*: the sets below a seal are hashed once, and the seals fork that hash.
+*Bounded*: of the older message signatures the newest `MAX_OLDER` are verified.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 # RFC 8617 section 4.2.1: "the maximum number of ARC Sets ... is 50".
 MAX_SETS: Final = 50
+MAX_OLDER: Final = 8
 KINDS: Final = (b"arc-authentication-results", b"arc-message-signature", b"arc-seal")
 _INSTANCE = re.compile(rb"[0-9]{1,2}")
 #: The beginning of an AAR (RFC 8617 section 4.1.1).
@@ -72,6 +74,8 @@ class ArcResult:
     """The result for a chain, none, pass or fail; `reason` explains fail.
 
     `sets` are the sets, the oldest first; empty unless the structure of the chain is complete.
+    `oldest` is the instance of the oldest message signature that is known to be valid together with
+    all newer ones, 0 if all are (RFC 8617 section 5.2, step 5); None unless the chain passes.
     `temporary` is set if a key could not be looked up, so that a later check may differ.
     """
 
@@ -79,6 +83,7 @@ class ArcResult:
     reason: str = ""
     sets: tuple[ArcSet, ...] = ()
     temporary: bool = False
+    oldest: int | None = None
 
 
 #: The result of a message without a chain.
@@ -120,6 +125,8 @@ class Chain:
         self._sets: list[SetFields] = []
         self._seals: list[_Seal] = []
         self._message: SignatureTags | None = None
+        #: Older message signatures, the newest first, with their fields.
+        self._older: list[tuple[Lines, SignatureTags]] = []
         #: The result, as soon as it is known.
         self._known: ArcResult | None = None
         if not any(map(fields.named, KINDS)):
@@ -131,6 +138,13 @@ class Chain:
             self._message = check_tags(read_tags(self._sets[-1].message), now, arc=True)
         except Problem as problem:
             self._known = ArcResult("fail", str(problem))
+            return
+        for each in self._sets[-2 : -2 - MAX_OLDER : -1]:
+            try:
+                tags = check_tags(read_tags(each.message), now, arc=True)
+            except Problem:
+                break
+            self._older.append((each.message, tags))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,14 +152,16 @@ class Chain:
         if self._known or self._message is None:
             return ()
         seals = (seal.key_name for seal in self._seals)
-        return tuple(dict.fromkeys((self._message.key_name, *seals)))
+        older = (tags.key_name for _, tags in self._older)
+        return tuple(dict.fromkeys((self._message.key_name, *seals, *older)))
 
     @property
     def bodies(self) -> list[tuple[str, int | None]]:
         """The hashes of the body that are needed, for `BodyHashes`."""
         if self._known or self._message is None:
             return []
-        return [(self._message.body_form, self._message.length)]
+        every = [self._message, *(tags for _, tags in self._older)]
+        return [(tags.body_form, tags.length) for tags in every]
 
     def result(self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]) -> ArcResult:
         """Return the result."""
@@ -162,7 +178,16 @@ class Chain:
                 what = f"seal {len(self._seals) - number + 1}" if number else "message signature"
                 temporary = checked.result == "temperror"
                 return ArcResult("fail", f"{what}: {checked.reason}", sets, temporary)
-        return ArcResult("pass", "", sets)
+        return ArcResult("pass", "", sets, oldest=self._oldest(bodies, keys))
+
+    def _oldest(self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]) -> int:
+        """Return the oldest instance from which on all message signatures are valid; 0 for all."""
+        instance = len(self._sets)
+        for field, tags in self._older:
+            if check(field, tags, self._fields, bodies, keys).result != "pass":
+                break
+            instance -= 1
+        return 0 if instance == 1 else instance
 
     def _check_seals(self, keys: Mapping[str, Outcome[bytes]]) -> list[Checked]:
         """Check the seals, and return the results from the newest to the oldest."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.authentication.dmarc.walk import questions
 from smtpd_filters.lookups.outcome import MX, Found, NotFound, Unavailable
+from smtpd_filters.protocol.decisions import Points
 
 if TYPE_CHECKING:
     from smtpd_filters.authentication import dmarc, spf
@@ -52,6 +53,7 @@ def explain(found: Examined) -> dict[str, Any]:
         "result": decision.verb,
         "reason": decision.reason,
         "reply": decision.text,
+        "points": decision.points if isinstance(decision, Points) else 0,
     }
     described["fields"] = [line.decode("utf-8", "backslashreplace") for line in found.fields]
     described["uncertain"] = "temperror" in results
@@ -151,6 +153,7 @@ def _arc(verified: Verified, judgement: Judgement) -> dict[str, Any]:
     return {
         "result": arc.result,
         "reason": arc.reason,
+        "oldest-pass": arc.oldest,
         "sets": [
             {
                 "instance": each.instance,

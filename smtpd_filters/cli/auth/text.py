@@ -104,7 +104,9 @@ def _arc(arc: Part) -> Iterator[str]:
     for each in arc["sets"]:
         trust = "trusted" if each["trusted"] else "not trusted"
         yield f"  i={each['instance']} sealed by {each['domain']} ({trust}): {each['results']}"
-    yield _because(f"  {arc['result']}", arc["reason"])
+    oldest = arc["oldest-pass"]
+    since = f"(message signatures valid from instance {oldest or 1} on)"
+    yield _because(_with(f"  {arc['result']}", "" if oldest is None else since), arc["reason"])
 
 
 def _dmarc(dmarc: Part) -> Iterator[str]:
@@ -143,7 +145,8 @@ def _decision(found: Part) -> Iterator[str]:
     for cause in found.get("failures", ()):
         yield f"  --on-error decides: {cause}"
     decision = found["decision"]
-    yield _because(f"  {decision['result']}", decision["reply"] or "")
+    points = f"{decision['points']:g} points" if decision["points"] else ""
+    yield _because(f"  {decision['result']}", decision["reply"] or points)
     if found["fields"]:
         yield "  and adds:"
         for line in found["fields"]:

@@ -35,8 +35,10 @@ def results(session: Session, evidence: Evidence, overridden: Sequence[str]) -> 
     arc = evidence.verified.arc
     if arc.result != "none":
         address = known_address(session)
-        properties = (("smtp.remote-ip", address),) if address else ()
-        found.append(Result("arc", arc.result, properties, reason=arc.reason))
+        properties = [("smtp.remote-ip", address)] if address else []
+        if arc.oldest is not None:
+            properties.insert(0, ("header.oldest-pass", str(arc.oldest)))
+        found.append(Result("arc", arc.result, tuple(properties), reason=arc.reason))
     found += _dmarc(evidence, overridden)
     return found
 

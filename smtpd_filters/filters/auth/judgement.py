@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from smtpd_filters.addresses import canonical
 from smtpd_filters.authentication.results import parse
 from smtpd_filters.checks.exemptions import UNKNOWN
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject, reply
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Points, Proceed, Reject, reply
+
+from .actions import POINTS, points_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
 
     from .evidence import Evidence
 
-    Answer: TypeAlias = Proceed | Junk | Reject
+    Answer: TypeAlias = Proceed | Junk | Reject | Points
 
-#: The actions, in order of strictness.
-ACTIONS = ("ignore", "log", "junk", "tempfail", "reject")
-#: Those that change what becomes of a message.
-_EFFECTIVE = ("junk", "tempfail", "reject")
+#: The actions, in order of strictness. The number of points follows, as in "points=2.5".
+ACTIONS = ("ignore", "log", POINTS, "junk", "tempfail", "reject")
+#: Those that decide what becomes of a message.
+_DECISIVE = ("junk", "tempfail", "reject")
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """The action for each finding, a word of `ACTIONS`."""
+    """The action for each finding, a word of `ACTIONS`; behind `points` follows their number."""
 
     spf_fail: str
     spf_softfail: str
@@ -45,18 +47,32 @@ class Actions:
     reject: str
     bad_from: str
 
+    @property
+    def points(self) -> float:
+        """The most points that a message can get."""
+        spf = max(points_of(self.spf_fail), points_of(self.spf_softfail))
+        dmarc = max(points_of(self.quarantine), points_of(self.reject))
+        return spf + dmarc + points_of(self.dkim_fail) + points_of(self.bad_from)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A finding: its action, its reason for the log, and the detail and text of a refusal.
 
-    `detail` is an enhanced code without its class.
+    `detail` is an enhanced code without its class. Of several findings of one `method` the most
+    points count.
     """
 
     action: str
     reason: str
     detail: str
     text: str
+    method: str = ""
+
+    @property
+    def strictness(self) -> int:
+        """The rank of its action."""
+        return ACTIONS.index(self.action.partition("=")[0])
 
     def decision(self) -> Answer:
         """Return the decision for the action."""
@@ -182,13 +198,13 @@ class Judgement:
         """Add a finding; return its action, which an exception changes."""
         if action == "ignore":
             return action
-        if domain and action in _EFFECTIVE and (entry := self._excepts(domain)):
+        if domain and action not in {"ignore", "log"} and (entry := self._excepts(domain)):
             action, reason = "log", f"{reason}, excepted: {entry}"
-        self.findings.append(Finding(action, reason, *refusal))
+        self.findings.append(Finding(action, reason, *refusal, method=reason.partition("=")[0]))
         return action
 
     def _trouble(self, actions: Iterable[str], cause: str, detail: str) -> None:
-        if any(each in _EFFECTIVE for each in actions):
+        if any(each in _DECISIVE for each in actions):
             text = "Temporary failure of authentication, please try again later"
             self.troubles.append(Finding("tempfail", cause, detail, text))
 
@@ -197,10 +213,19 @@ class Judgement:
         decided: Answer = PROCEED
         reasons = [each.reason for each in self.findings]
         if self.findings:
-            strictest = max(self.findings, key=lambda each: ACTIONS.index(each.action))
+            strictest = max(self.findings, key=lambda each: each.strictness)
             decided = strictest.decision()
+            if points_of(strictest.action):
+                decided = Points(self._points())
         if self.troubles:
             reasons += [each.reason for each in self.troubles]
-            if type(decided) is Proceed and on_error != "proceed":
+            if isinstance(decided, Proceed | Points) and on_error != "proceed":
                 decided = JUNK if on_error == "junk" else self.troubles[0].decision()
         return decided.because("; ".join(dict.fromkeys(reasons))) if reasons else decided
+
+    def _points(self) -> float:
+        """Return the sum of the points of all methods."""
+        most: dict[str, float] = {}
+        for each in self.findings:
+            most[each.method] = max(most.get(each.method, 0), points_of(each.action))
+        return sum(most.values())

@@ -29,10 +29,12 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import run
-from smtpd_filters.protocol.decisions import PROCEED, Junk, Proceed, Reject
+from smtpd_filters.protocol.decisions import MAX_POINTS, PROCEED, Junk, Points, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
 from smtpd_filters.stores.setting import STORE, StoreSetting
 from smtpd_filters.tables import DomainTable
+
+from .actions import ACTION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
 
 #: The share of `--deadline` in which the results have to be there; the rest is for the decision.
 SHARE = 0.8
-_ACTION = choice("ignore", "log", "junk", "tempfail", "reject")
+#: The beginning of the names of fields with a scanner's verdict, in lower case.
+SPAM = "x-spam"
+FORGED = Reject(f"550 5.7.1 {results.FIELD} field in the name of this server")
 #: The options that have no effect with `--scrub-only`.
 _CHECKING = (
     "arc_results", "received_spf", "spf_fail", "spf_softfail", "dkim_fail", "dmarc",
@@ -83,14 +87,15 @@ class ReportSetting(StoreSetting):
         self.options = {"report_to": store, **{name: self.options[name] for name in _STORE}}
 
 
-def _action_option(whom: str) -> str:
-    return option(_ACTION, default="log", help=f"What to do with a message {whom}.")
+def _action_option(whom: str, actions: str = "") -> str:
+    return option(ACTION, default="log", help=f"What to do with a message {whom}{actions}.")
 
 
 class Auth(Filter):
     """Check messages by SPF, DKIM, ARC and DMARC, and state the results in the header."""
 
     name = "auth"
+    points = (0, MAX_POINTS)  # `setup` returns closer bounds
 
     class Options(Settings):
         """The fields, the actions, and the exceptions."""
@@ -106,6 +111,20 @@ class Auth(Filter):
             default=False,
             help="Only remove fields from outside that claim our name, and check nothing.",
         )
+        refuse_forged = option(
+            SWITCH,
+            default=False,
+            flags=("-r",),
+            help="Refuse a message with a field from outside that claims our name, instead of "
+            "removing the field. Authenticated clients are not refused.",
+        )
+        scrub_spam = option(
+            SWITCH,
+            default=False,
+            flags=("-s",),
+            help="Also remove the fields from outside whose names begin with X-Spam: those of "
+            "other servers' scanners.",
+        )
         arc_results = option(
             SWITCH,
             default=False,
@@ -118,7 +137,10 @@ class Auth(Filter):
             default=False,
             help="Write a Received-SPF field as well.",
         )
-        spf_fail = _action_option("whose sender's domain does not permit the client (SPF fail)")
+        spf_fail = _action_option(
+            "whose sender's domain does not permit the client (SPF fail)",
+            ": ignore, log, junk, tempfail, reject, or points=N for the score of a chain",
+        )
         spf_softfail = _action_option(
             "whose sender's domain probably does not permit the client (SPF softfail)"
         )
@@ -131,13 +153,13 @@ class Auth(Filter):
             "quarantine or reject is marked as junk; see --dmarc-reject.",
         )
         dmarc_quarantine = option(
-            _ACTION,
+            ACTION,
             default=None,
             help="What to do with a message that fails DMARC under the policy quarantine. By "
             "default --dmarc decides.",
         )
         dmarc_reject = option(
-            _ACTION,
+            ACTION,
             default=None,
             help="What to do with a message that fails DMARC under the policy reject. By default "
             "--dmarc decides. Mailing lists break signatures: a message should not be refused "
@@ -183,7 +205,9 @@ class Auth(Filter):
         reports = {"link-auth", "link-greeting"}
         if settings.scrub_only:
             self._refuse_unused()
-            return Registration({"headers"}, reports=reports, events=(), junk=False, waits=False)
+            return Registration(
+                {"headers"}, reports=reports, events=(), junk=False, waits=False, points=(0, 0)
+            )
         try:
             from . import authors, evidence, fields, judgement  # noqa: F401  # all of them now
 
@@ -203,6 +227,7 @@ class Auth(Filter):
             {"mail_from", "message"},
             reports={*reports, "link-identify", "tx-begin"},
             opens={"dns", *self._reporting()},
+            points=(0, self._actions.points),
         )
 
     def _reporting(self) -> tuple[str, ...]:
@@ -265,16 +290,18 @@ class Auth(Filter):
 
     # -- messages ------------------------------------------------------------------------
 
-    def headers(self, session: Session, headers: Headers) -> Proceed:
+    def headers(self, session: Session, headers: Headers) -> Proceed | Reject:
         """Remove forged fields, with `--scrub-only`."""
         if why := self._exempt.reason(session):
             if why == AUTHENTICATED:
                 self._scrub(session, headers)
             return exempted(self, why)
         removed = self._scrub(session, headers)
-        return PROCEED.because(_removed(removed)) if removed else PROCEED
+        if removed and self.settings.refuse_forged:
+            return FORGED.because(_forged(removed))
+        return PROCEED.because(f"removed {_forged(removed)}") if removed else PROCEED
 
-    async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject:
+    async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject | Points:
         """Check a message, state the results in its header, and decide."""
         if why := self._exempt.reason(session):
             if why == AUTHENTICATED:
@@ -285,14 +312,17 @@ class Auth(Filter):
                 message.headers.prepend(results.FIELD, own)
             return exempted(self, why)
         evidence, judgement = await self._judge(session, message)
+        removed = self._scrub(session, message.headers)
         decision = judgement.decision(self.on_error)
+        if removed and self.settings.refuse_forged and not isinstance(decision, Reject):
+            reasons = filter(None, (decision.reason, _forged(removed)))
+            decision = FORGED.because("; ".join(reasons))
         self._report(session, evidence, judgement, decision)
         if isinstance(decision, Reject):
             return decision
-        removed = self._scrub(session, message.headers)
         self._write(session, message.headers, evidence, judgement)
         if removed:
-            both = (decision.reason, _removed(removed))
+            both = (decision.reason, f"removed {_forged(removed)}")
             decision = decision.because("; ".join(filter(None, both)))
         return decision
 
@@ -353,6 +383,11 @@ class Auth(Filter):
             headers.prepend(results.FIELD, results.write(own, found))
 
     def _scrub(self, session: Session, headers: Headers) -> int:
+        """Remove forged fields; return the number of those that claim our name."""
+        if self.settings.scrub_spam:
+            for name in headers.names():
+                if name.lower().startswith(SPAM):
+                    headers.remove(name)
         return results.remove_forged(headers, self._id(session))
 
     def _id(self, session: Session) -> str:
@@ -375,8 +410,8 @@ def _finder(domains: DomainTable | None) -> Finder:
     return (lambda _: None) if domains is None else domains.match
 
 
-def _removed(count: int) -> str:
-    return f"removed {count} forged {results.FIELD}"
+def _forged(count: int) -> str:
+    return f"{count} forged {results.FIELD}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

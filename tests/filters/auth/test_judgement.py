@@ -11,10 +11,12 @@ from smtpd_filters.authentication.dkim.arc import ArcResult, ArcSet
 from smtpd_filters.authentication.dkim.driver import Verified
 from smtpd_filters.authentication.dkim.signatures import Signature
 from smtpd_filters.authentication.results import parse, write
+from smtpd_filters.filters.auth.actions import points_of
 from smtpd_filters.filters.auth.authors import Authors
 from smtpd_filters.filters.auth.evidence import Evidence
 from smtpd_filters.filters.auth.fields import results
 from smtpd_filters.filters.auth.judgement import ACTIONS, Actions, Judgement
+from smtpd_filters.protocol.decisions import Points
 from smtpd_filters.session import Session
 
 if TYPE_CHECKING:
@@ -86,8 +88,13 @@ def test_a_trusted_sealer_changes_the_action_and_not_the_result(
     ]
 
 
-@given(st.lists(st.sampled_from(ACTIONS), min_size=6, max_size=6), st.sampled_from(
-    ["proceed", "junk", "tempfail"]))  # fmt: skip
+WORDS = [word for word in ACTIONS if word != "points"]
+
+
+@given(
+    st.lists(st.sampled_from([*WORDS, "points=1.5", "points=0.25"]), min_size=6, max_size=6),
+    st.sampled_from(["proceed", "junk", "tempfail"]),
+)
 def test_the_strictest_action_is_taken(actions: list[str], on_error: str) -> None:
     evidence = Evidence(
         Authors(problem="no From field"),
@@ -99,11 +106,15 @@ def test_the_strictest_action_is_taken(actions: list[str], on_error: str) -> Non
     judgement = Judgement(made, evidence, excepts=lambda _: None, trusts=lambda _: None)
     decision = judgement.decision(on_error)
     taken = [made.spf_softfail, made.dkim_fail, made.reject, made.bad_from]
-    strictest = max(taken, key=ACTIONS.index)
+    strictest = max((each.partition("=")[0] for each in taken), key=ACTIONS.index)
     codes = {"tempfail": "451 4.7.", "reject": "550 5.7."}
     assert decision.text.startswith(codes.get(strictest, ""))
     verbs = {"junk": "junk", "tempfail": "reject", "reject": "reject"}
     assert decision.verb == verbs.get(strictest, "proceed")
+    if strictest == "points":
+        assert isinstance(decision, Points)
+        assert decision.points == sum(map(points_of, taken))
+        assert decision.points <= made.points
     assert len(list(filter(None, decision.reason.split("; ")))) == sum(
         each != "ignore" for each in taken
     )
@@ -130,3 +141,32 @@ def test_no_text_of_a_sender_is_a_result(domain: str, identity: str, user: str, 
             (each.method, each.result) for each in written
         ]
     assert ("dmarc", "pass") not in [(each.method, each.result) for each in written]
+
+
+def test_of_several_authors_the_most_points_count() -> None:
+    others = [
+        dmarc.Verdict("fail", dmarc.Policy(name, dmarc.Record(p=p), requested=p, applied=p), p)
+        for name, p in (("a.example", "quarantine"), ("b.example", "reject"), ("c.example", "none"))
+    ]
+    evidence = Evidence(
+        Authors(tuple(each.policy.domain for each in others)),
+        mail=spf.Verdict("fail", "x.example"),
+        verdicts=tuple(others),
+    )
+    actions = Actions("points=1", "points=9", "log", "points=2", "points=4", "log")
+
+    def excepts(domain: str) -> str | None:
+        return domain if domain == "x.example" else None
+
+    for exceptions, points in ((lambda _: None, 5.0), (excepts, 4.0)):
+        judgement = Judgement(actions, evidence, excepts=exceptions, trusts=lambda _: None)
+        decision = judgement.decision("tempfail")
+        assert isinstance(decision, Points)
+        assert (decision.points, actions.points) == (points, 13.0)
+
+
+def test_no_points_depend_on_a_failed_look_up() -> None:
+    evidence = Evidence(Authors(), mail=spf.Verdict("temperror", "x.example", problem="x"))
+    actions = Actions("points=1", "points=9", "log", "log", "log", "log")
+    judgement = Judgement(actions, evidence, excepts=lambda _: None, trusts=lambda _: None)
+    assert judgement.decision("tempfail").verb == "proceed"

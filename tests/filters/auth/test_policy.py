@@ -8,6 +8,7 @@ import pytest
 from smtpd_filters.authentication.results import parse
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.auth import Auth, policy
+from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, of, send, signed_by, zone
 
@@ -416,3 +417,60 @@ def test_look_ups_begin_at_the_greeting_and_the_sender() -> None:
         assert {"mail.example.com", "example.org"} <= before
         client.message(MESSAGE)
         assert server.queries.count(("example.org", "TXT")) == 1
+
+
+# -- points ----------------------------------------------------------------------------------
+
+
+def test_points_in_a_chain(server: DNSServer) -> None:
+    flags = ("--spf-fail", "points=2.5", "--dmarc-reject", "points=3", "--bad-from", "points=0")
+    rules = Rules(RuleSettings(junk_at=5.5, score_header=True))
+    with talk(server, *flags, rules=rules) as smtpd:
+        assert smtpd.filters[0].registration.points == (0.0, 5.5)
+        client = smtpd.connect(address=FAILS)
+        client.ehlo("mail.example.com")
+        delivery = send(smtpd, client=client)
+        assert delivery.headers.get("X-Smtpd-Filters-Score") == "5.5 (junk-at 5.5) auth=5.5"
+        assert delivery.headers.get("X-Spam") == "Yes"
+        # SPF alone.
+        second = send(smtpd, of("x@nowhere.example"), client=client)
+        assert second.headers.get("X-Smtpd-Filters-Score") == "2.5 (junk-at 5.5) auth=2.5"
+        assert second.headers.get_all("X-Spam") == []
+        # In the field the result is the same.
+        assert "dmarc=none" in str(second.headers.get(FIELD))
+
+
+@pytest.mark.parametrize("text", ["points", "points=", "points=-1", "points=x", "point=1", "drop"])
+def test_invalid_points(text: str) -> None:
+    with pytest.raises(ConfigError, match="--spf-fail"):
+        Conversation(Auth, "--spf-fail", text)
+
+
+# -- forged fields ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [("-r",), ("-r", "--scrub-only")])
+def test_forged_fields_can_be_refused(server: DNSServer, flags: tuple[str, ...]) -> None:
+    forged = b"Authentication-Results: mx.example.org; dkim=pass\r\n" + MESSAGE
+    with talk(server, *flags) as smtpd:
+        client = smtpd.connect(address=PASSES)
+        client.ehlo("mail.example.com")
+        assert send(smtpd, client=client).verb == "proceed"
+        delivery = send(smtpd, forged, client=client)
+        assert delivery.reply == (
+            "550 5.7.1 Authentication-Results field in the name of this server"
+        )
+        client.auth("ann", "secret")
+        delivery = send(smtpd, forged, client=client)
+        assert delivery.verb == "proceed"
+        assert b"dkim=pass" not in b"\n".join(delivery.content)
+    assert reasons(smtpd)[0] == "1 forged Authentication-Results"
+
+
+@pytest.mark.parametrize("flags", [("-s",), ("-s", "--scrub-only")])
+def test_fields_of_other_scanners_can_be_removed(server: DNSServer, flags: tuple[str, ...]) -> None:
+    spam = b"X-Spam: No\r\nx-spam-status:\r\n No\r\nX-Spamd-Bar: +\r\nX-Spa: kept\r\n"
+    delivery = sent(server, *flags, content=spam + MESSAGE)
+    names = [name.lower() for name in delivery.headers.names()]
+    assert "x-spa" in names
+    assert not any(name.startswith("x-spam") for name in names)
