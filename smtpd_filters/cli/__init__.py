@@ -34,6 +34,7 @@ VERBS = {
     "check": "check",
     "dkim": "dkim",
     "dmarc": "dmarc",
+    "greylist": "greylist",
     "help": "overview",
     "learn": "learn",
     "limit": "limit",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -65,8 +66,8 @@ def test_the_verbs_are_shown(words: list[str], capsys: Capture) -> None:
     for verb in VERBS:
         assert f"\n  {verb} " in shown
     assert (
-        "\n  list    List the filters, with the phases and reports that they register at smtpd\n"
-        in shown
+        "\n  list List the filters, with the phases and reports that they register at smtpd\n"
+        in (re.sub("(?<=[a-z]) +", " ", shown))
     )
 
 
@@ -81,8 +82,8 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "VERB is required: auth, check, dkim, dmarc, help, learn, "),
-        (["xyzzy"], 'unknown verb "xyzzy" (there is auth, check, dkim, dmarc, help, '),
+        ([], "VERB is required: auth, check, dkim, dmarc, "),
+        (["xyzzy"], 'unknown verb "xyzzy" (there is auth, check, dkim, dmarc, '),
         (["reply"], 'unknown verb "reply", did you mean "replay"?'),
         (["--verison"], 'unknown flag --verison, did you mean "--version"?'),
         (["--verison", "list"], 'unknown flag --verison, did you mean "--version"?'),

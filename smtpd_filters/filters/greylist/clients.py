@@ -64,13 +64,16 @@ class Clients:
         self._dynamic = dynamic
         self._seconds = seconds
 
-    async def client(self, session: Session, address: str, sender: str) -> str:
-        """Return the client of a session; `sender` is that of the envelope."""
-        network = network_of(address, *self._prefixes)
+    def network(self, address: str) -> str:
+        """Return the network of a client's address."""
+        return network_of(address, *self._prefixes)
+
+    async def domain(self, session: Session, address: str, sender: str) -> str:
+        """Return the domain that is the client, or ""; `sender` is that of the envelope."""
         if self._dns is None:
-            return network
+            return ""
         engine = self._domain(session, address, sender)
-        return await _within(self._seconds, engine, self._dns) or network
+        return await _within(self._seconds, engine, self._dns)
 
     def _domain(self, session: Session, address: str, sender: str) -> Engine[str]:
         """Find the domain that the client sends for; "" if nothing says so."""

@@ -91,10 +91,10 @@ ZONE = _Zone()
 class _Judged:
     """What is known of a message: its client, why it is exempt, and the result for its header."""
 
-    __slots__ = ("client", "exempt", "passed", "result")
+    __slots__ = ("client", "exempt", "network", "passed", "result")
 
     def __init__(self) -> None:
-        self.client = self.exempt = self.result = ""
+        self.client = self.network = self.exempt = self.result = ""
         #: Whether one of its recipients has passed.
         self.passed = False
 
@@ -343,15 +343,17 @@ class Greylist(Filter):
             judged.result = judged.result or f"not delayed: {why}"
             return exempted(self, why)
         from . import senders
+        from .triplets import Attempt
 
-        standing = await self._triplets.judge(
+        attempt = Attempt(
             judged.client,
             senders.sender(sender),
             [senders.recipient(each) for each in recipients],
+            network=judged.network,
             address=address,
             retried=judged.passed,
         )
-        return self._decision(judged, standing)
+        return self._decision(judged, await self._triplets.judge(attempt))
 
     async def _identify(self, session: Session, address: str, sender: str) -> _Judged:
         """Return the client of a message, or why it is exempt."""
@@ -360,7 +362,9 @@ class Greylist(Filter):
             session, address
         )
         if not judged.exempt:
-            judged.client = await self._clients.client(session, address, sender)
+            judged.network = self._clients.network(address)
+            domain = await self._clients.domain(session, address, sender)
+            judged.client = domain or judged.network
         return judged
 
     def _exempt_sender(self, session: Session, sender: str) -> str:

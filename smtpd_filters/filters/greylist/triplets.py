@@ -12,7 +12,7 @@ Invariants
 (`Replace` expects the number that was read). A count is never more than the hours in which the
 client has passed.
 *One round trip*: a decision is one request. A second one follows when a triplet passes for the
-first time, and then once an hour.
+first time, and then once an hour; and if a domain would have to wait, about its client's network.
 """
 
 from __future__ import annotations
@@ -49,8 +49,28 @@ class Terms(NamedTuple):
     known_after: int
 
 
+class Attempt(NamedTuple):
+    """An attempt of a client to send a message; sender and recipients are those of `senders`.
+
+    `network` is that of a client which is a domain: what is known of it counts as well. `address`
+    is that of the client, to be shown. `retried` is whether another recipient of the message has
+    passed.
+    """
+
+    client: str
+    sender: str
+    recipients: Sequence[str]
+    network: str = ""
+    address: str = ""
+    retried: bool = False
+
+    def keys(self, client: str) -> list[bytes]:
+        """Return the keys of its triplets with a client."""
+        return [triplet_key(client, self.sender, each) for each in dict.fromkeys(self.recipients)]
+
+
 class Standing(NamedTuple):
-    """The standing of a message.
+    """The standing of an attempt.
 
     `state` is "known" for a client that needs no triplet, "passed" for one that had passed before,
     "waited" for one that has now waited long enough, `seconds` in all, "waiting" for one that waits
@@ -79,41 +99,54 @@ class Triplets:
         self._terms = terms
         self._known: dict[str, None] = {}
 
-    async def judge(
-        self,
-        client: str,
-        sender: str,
-        recipients: Sequence[str],
-        *,
-        address: str = "",
-        retried: bool = False,
-    ) -> Standing:
-        """Return the standing of a message, and begin or end the wait of its triplets.
+    async def judge(self, attempt: Attempt) -> Standing:
+        """Return the standing of an attempt, and begin or end the wait of its triplets.
 
-        One recipient that has waited is enough: it shows that the client retries. Sender and
-        recipients are those of `senders`, `address` is that of the client, to be shown. `retried`
-        is whether another recipient of the message has passed. Raises UnavailableError.
+        One recipient that has waited is enough: it shows that the client retries. Raises
+        UnavailableError.
         """
+        client = attempt.client
         own = client_key(client)
         if client in self._known:
             entry = await self._store.ask(Get(own))
             if is_known(entry):
                 return await self._welcome(client, own, entry)
             del self._known[client]
-        keys = [triplet_key(client, sender, each) for each in dict.fromkeys(recipients)]
-        new = _value(WAITING, address)
+        new = _value(WAITING, attempt.address)
         found: dict[bytes, Entry | None] = {}
         entry = None
-        for some in _chunks(keys):
+        for some in _chunks(attempt.keys(client)):
             adds = [Add(key, new, self._terms.window) for key in some]
             entry, *entries = await self._store.ask(Get(own), *adds)
             if is_known(entry):
                 return await self._welcome(client, own, entry)
             found |= zip(some, entries, strict=True)
-        standing = Standing("passed") if retried else self._standing(found.values())
-        if standing.passes:
-            await self._pass(own, entry, found, address)
+        standing = self._standing(found.values())
+        if attempt.retried:
+            standing = Standing("passed")
+        elif not standing.passes and attempt.network not in {"", client}:
+            standing = await self._by_network(standing, attempt)
+        if standing.passes and standing.state != "known":
+            await self._pass(own, entry, found, attempt.address)
         return standing
+
+    async def _by_network(self, standing: Standing, attempt: Attempt) -> Standing:
+        """Return the standing of an attempt by its client's network, if that is better.
+
+        The operator may have allowed the network, or imported it, or it has waited while the
+        client's domain could not be looked up.
+        """
+        own = Get(client_key(attempt.network))
+        gets = [Get(key) for key in attempt.keys(attempt.network)]
+        found: list[Entry | None] = []
+        for some in _chunks(gets):
+            known, *entries = await self._store.ask(own, *some)
+            if is_known(known):
+                return Standing("known")
+            found += entries
+        other = self._standing(found)
+        better = other.passes or (other.state == "waiting" and other.seconds < standing.seconds)
+        return other if better else standing
 
     def _standing(self, entries: Iterable[Entry | None]) -> Standing:
         entries = list(entries)

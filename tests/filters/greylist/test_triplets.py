@@ -11,6 +11,7 @@ from smtpd_filters.filters.greylist.triplets import (
     ALLOWED,
     MAX_KNOWN,
     RENEW,
+    Attempt,
     Standing,
     Terms,
     Triplets,
@@ -51,7 +52,9 @@ class Memory:
     async def standing(self, sender: str = ANNA, *recipients: str, after: float = 0) -> Standing:
         self.clock.advance(after)
         self.asked = 0
-        return await self.triplets.judge(NET, sender, recipients or (YOU,), address="192.0.2.7")
+        return await self.triplets.judge(
+            Attempt(NET, sender, recipients or (YOU,), address="192.0.2.7")
+        )
 
     async def close(self) -> None:
         await self.store.aclose()
@@ -103,7 +106,7 @@ def test_each_part_of_a_triplet_counts(store: Store, clock: Clock) -> None:
         assert await memory.comes(BERT) == "new"
         assert await memory.comes(ANNA, "other@example.net") == "new"
         assert await memory.comes("") == "new"
-        other = await memory.triplets.judge("198.51.100.0/24", ANNA, [YOU])
+        other = await memory.triplets.judge(Attempt("198.51.100.0/24", ANNA, [YOU]))
         assert other.state == "new"
 
     lived(body, store, clock)
@@ -125,7 +128,7 @@ def test_one_recipient_that_has_waited_is_enough(store: Store, clock: Clock) -> 
 
 def test_the_rest_of_a_message_passes_with_it(store: Store, clock: Clock) -> None:
     async def body(memory: Memory) -> None:
-        standing = await memory.triplets.judge(NET, ANNA, [YOU], retried=True)
+        standing = await memory.triplets.judge(Attempt(NET, ANNA, [YOU], retried=True))
         assert standing.state == "passed"
         assert await memory.comes() == "passed"
 
@@ -197,13 +200,41 @@ def test_known_clients_fill_neither_the_store_nor_the_process(
     lived(body, store, clock)
 
 
+def test_what_is_known_of_a_network_counts_for_its_domain(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        async def by_domain(*recipients: str) -> Standing:
+            memory.asked = 0
+            return await memory.triplets.judge(
+                Attempt("example.org", ANNA, recipients, network=NET)
+            )
+
+        await memory.comes(ANNA, YOU)
+        clock.advance(200)
+        waiting = await by_domain(YOU, "other@example.net")
+        assert (waiting.state, waiting.wait, memory.asked) == ("waiting", 100, 2)
+        clock.advance(101)
+        waited = await by_domain(YOU)
+        assert (waited.state, round(waited.seconds)) == ("waited", 301)
+        assert (await by_domain(YOU)).state == "passed"
+        assert memory.asked == 1
+        assert (await by_domain("new@example.net")).state == "new"
+        await memory.store.ask(Put(client_key(NET), ALLOWED, 10_000))
+        assert (await by_domain("new@example.net")).state == "known"
+
+    lived(body, store, clock)
+
+
 def test_one_of_two_exchangers_counts(store: Store, clock: Clock) -> None:
     async def body(memory: Memory) -> None:
         other = Triplets(memory.store, TERMS)
         await memory.comes()
         clock.advance(301)
         both = await asyncio.gather(
-            *(each.judge(NET, ANNA, [YOU]) for each in (memory.triplets, other) for _ in range(5))
+            *(
+                each.judge(Attempt(NET, ANNA, [YOU]))
+                for each in (memory.triplets, other)
+                for _ in range(5)
+            )
         )
         assert {each.state for each in both} <= {"waited", "passed"}
         entry = await memory.store.ask(Get(client_key(NET)))

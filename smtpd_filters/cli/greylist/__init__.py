@@ -1,0 +1,327 @@
+"""`smtpd-filters greylist`: the memory of filter-greylist, shown, changed, exported, imported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from smtpd_filters.addresses import canonical
+from smtpd_filters.cli.stores import StoreOptions, with_store
+from smtpd_filters.cli.verb import Verb
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.filters.greylist import Greylist, senders
+from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key, triplet_key
+from smtpd_filters.settings import LIST, SECONDS, SWITCH, TEXT, choice, operand, option
+from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.stores import Delete, Put
+from smtpd_filters.tables.networks import network_of
+
+from . import dumps
+from .records import ALL, Record, of_entry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from smtpd_filters.stores import Store
+
+NAME = Greylist.name
+#: Requests that are pending at a time.
+AT_ONCE = 64
+_OWN: Any = Greylist.Options.options
+_DAY = 86400.0
+
+
+class Options(StoreOptions):
+    """What to do, with which clients, in which store."""
+
+    action = operand(
+        choice("list", "show", "allow", "forget", "stats", "export", "import"),
+        required=True,
+        metavar="ACTION",
+        help="list shows all entries, or those of some clients; show tells what becomes of a "
+        "client, or of a triplet; allow lets clients in without waiting; forget removes clients "
+        "with their triplets, or a triplet; stats counts; export writes all entries, one JSON "
+        "object in a line; import reads them, or dumps of postgrey and spamd, from files or the "
+        "standard input.",
+    )
+    what = operand(
+        LIST(TEXT),
+        default=(),
+        metavar="CLIENT",
+        help="Clients, each an address, a network or a domain. show and forget take triplets, too: "
+        "CLIENT SENDER RECIPIENT, with '' for the null sender. For import, files.",
+    )
+    json = option(SWITCH, default=False, help="Print JSON.")
+    duration = option(
+        SECONDS(low=1, high=3660 * _DAY),
+        default=366 * _DAY,
+        help="For allow: how long.",
+    )
+    ipv4_prefix = _OWN["ipv4_prefix"]
+    ipv6_prefix = _OWN["ipv6_prefix"]
+    delay = _OWN["delay"]
+    window = _OWN["window"]
+    lifetime = _OWN["lifetime"]
+    known_after = _OWN["known_after"]
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Do what the operand says."""
+    if options.action == "import":
+        # With the rights of the caller, before the process becomes another user's.
+        with ExitStack() as stack:
+            files = [_opened(name, stack) for name in options.what] or [sys.stdin.buffer]
+            return with_store(options, NAME, lambda store: _import(store, options, files))
+    action, what = _ACTIONS[options.action], list(options.what)
+    return with_store(options, NAME, lambda store: action(store, options, what))
+
+
+# -- showing -------------------------------------------------------------------------------------
+
+
+async def _records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
+    async for key, entry in store.scan(prefix):
+        if (record := of_entry(key, entry)) is not None:
+            yield record
+
+
+async def _list(store: Store, options: Options, what: list[str]) -> int:
+    """Print all entries, or those of some clients."""
+    prefixes = [client_key(_client(each, options)) for each in what] or [ALL]
+    found = [record for prefix in prefixes async for record in _records(store, prefix)]
+    found.sort(key=lambda each: (each.client, each.is_triplet, each.sender, each.recipient))
+    _print(found, options)
+    return 0
+
+
+async def _show(store: Store, options: Options, what: list[str]) -> int:
+    """Print the entries of a client or a triplet; return 1 if there is none."""
+    client, triplet = _subject(what, options)
+    found = [record async for record in _records(store, client_key(client))]
+    if triplet:
+        found = [each for each in found if (each.sender, each.recipient) == triplet]
+    _print(found, options)
+    if not found and not options.json:
+        sys.stdout.write(f"{printable(client)}: not known\n")
+    return 0 if found else 1
+
+
+async def _stats(store: Store, options: Options, what: list[str]) -> int:
+    """Print the numbers of entries."""
+    _no_more(what, options)
+    counts: Counter[str] = Counter(waiting=0, passed=0, counted=0, known=0, allowed=0)
+    clients: set[str] = set()
+    async for record in _records(store):
+        counts[record.state] += 1
+        if record.is_triplet:
+            clients.add(record.client)
+    numbers = {
+        "triplets waiting": counts["waiting"],
+        "triplets passed": counts["passed"],
+        "clients with triplets": len(clients),
+        "clients counted": counts["counted"],
+        "clients known": counts["known"],
+        "clients allowed": counts["allowed"],
+    }
+    if options.json:
+        _print_json({name.replace(" ", "_"): number for name, number in numbers.items()})
+    else:
+        sys.stdout.writelines(f"{name:22} {number:>9}\n" for name, number in numbers.items())
+    return 0
+
+
+def _print(records: list[Record], options: Options) -> None:
+    if options.json:
+        _print_json([each.shown for each in records])
+    else:
+        sys.stdout.writelines(f"{_line(each)}\n" for each in records)
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _line(record: Record) -> str:
+    """Return a line: what, the state, and the times."""
+    who = printable(record.client)
+    if record.is_triplet:
+        who += f" <{printable(record.sender or '')}> <{printable(record.recipient or '')}>"
+    state = record.state if record.count is None else f"passed {record.count} times"
+    address = f" from {printable(record.address)}" if record.address else ""
+    return f"{who} {state}{address}, {_time(record.age)} ago, expires in {_time(record.left)}"
+
+
+def _time(seconds: float) -> str:
+    """Return a time in its two largest units."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / _DAY
+    if days >= 1:
+        return f"{int(days)}d{int(hours % 24)}h"
+    if hours >= 1:
+        return f"{int(hours)}h{int(minutes % 60)}m"
+    return f"{int(minutes)}m{int(seconds % 60)}s"
+
+
+# -- changing ------------------------------------------------------------------------------------
+
+
+async def _allow(store: Store, options: Options, what: list[str]) -> int:
+    """Let clients in without waiting."""
+    if not what:
+        raise ConfigError("allow requires a CLIENT")
+    clients = [_client(each, options) for each in what]
+    for client in clients:
+        await store.ask(Put(client_key(client), ALLOWED, options.duration))
+    _report("allowed", clients, options)
+    return 0
+
+
+async def _forget(store: Store, options: Options, what: list[str]) -> int:
+    """Remove clients with their triplets, or a triplet; return 1 if there was nothing."""
+    if not what:
+        raise ConfigError("forget requires a CLIENT")
+    if len(what) == 3 and ("@" in what[2] or not what[1]):
+        client, triplet = _subject(what, options)
+        keys = [triplet_key(client, *triplet)] if triplet else []
+        names = [" ".join(what)]
+    else:
+        names = [_client(each, options) for each in what]
+        keys = [key for each in names async for key, _ in store.scan(client_key(each))]
+    removed = await _all(store.ask(Delete(key)) for key in keys)
+    if options.json:
+        _print_json({"forgotten": sum(removed)})
+    else:
+        sys.stdout.write(
+            f"forgotten: {sum(removed)} entries of {', '.join(map(printable, names))}\n"
+        )
+    return 0 if any(removed) else 1
+
+
+def _report(what: str, clients: list[str], options: Options) -> None:
+    if options.json:
+        _print_json({what: clients})
+    else:
+        sys.stdout.write(f"{what}: {', '.join(map(printable, clients))}\n")
+
+
+# -- export and import ---------------------------------------------------------------------------
+
+
+async def _export(store: Store, options: Options, what: list[str]) -> int:
+    """Print all entries, one JSON object in a line."""
+    _no_more(what, options)
+    async for record in _records(store):
+        sys.stdout.write(f"{json.dumps(record.shown)}\n")
+    return 0
+
+
+async def _import(store: Store, options: Options, files: list[BinaryIO]) -> int:
+    """Read entries from files."""
+    terms = dumps.Terms(
+        now=time.time(),
+        delay=options.delay,
+        window=options.window,
+        lifetime=options.lifetime,
+        known_after=options.known_after,
+        prefixes=(options.ipv4_prefix, options.ipv6_prefix),
+    )
+    imported = skipped = 0
+    for file in files:
+        try:
+            found = list(dumps.read(file, terms))
+        except OSError as error:
+            raise ConfigError(f"{file.name}: {os_reason(error)}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{file.name}: {error}") from None
+        records = [each for each in found if each is not None]
+        await _all(store.ask(each.operation) for each in records)
+        imported += len(records)
+        skipped += len(found) - len(records)
+    if options.json:
+        _print_json({"imported": imported, "skipped": skipped})
+    else:
+        sys.stdout.write(
+            f"{imported} imported, {skipped} skipped: expired, or without a meaning here\n"
+        )
+    return 0
+
+
+def _opened(name: str, stack: ExitStack) -> BinaryIO:
+    """Open a file."""
+    try:
+        return stack.enter_context(open(name, "rb"))  # noqa: PTH123  # a name as given
+    except OSError as error:
+        raise ConfigError(f"{name}: {os_reason(error)}") from None
+
+
+async def _all(requests: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Await requests, some at a time."""
+    results: list[Any] = []
+    pending: list[Awaitable[Any]] = []
+    for request in requests:
+        pending.append(request)
+        if len(pending) >= AT_ONCE:
+            results += await asyncio.gather(*pending)
+            pending.clear()
+    return results + await asyncio.gather(*pending)
+
+
+# -- operands ------------------------------------------------------------------------------------
+
+
+def _client(text: str, options: Options) -> str:
+    """Return the client that an operand names. Raises ConfigError."""
+    prefixes = (options.ipv4_prefix, options.ipv6_prefix)
+    place, slash, length = text.partition("/")
+    try:
+        if not slash:
+            return network_of(text, *prefixes)
+        if length.isascii() and length.isdigit() and int(length) <= (128 if ":" in text else 32):
+            return network_of(place, int(length), int(length))
+    except ValueError:
+        pass
+    else:
+        raise ConfigError(f"{quote(text)} is not a network")
+    name = canonical(text)
+    if slash or not name or "." not in name or " " in name or "@" in name or ":" in name:
+        raise ConfigError(f"{quote(text)} is neither an address nor a network or domain")
+    return name
+
+
+def _subject(what: list[str], options: Options) -> tuple[str, tuple[str, str] | None]:
+    """Return the client of operands, and sender and recipient if they are a triplet."""
+    if len(what) not in {1, 3}:
+        raise ConfigError(f"{options.action} requires CLIENT, or CLIENT SENDER RECIPIENT")
+    client = _client(what[0], options)
+    if len(what) == 1:
+        return client, None
+    return client, (senders.sender(what[1]), senders.recipient(what[2]))
+
+
+def _no_more(what: list[str], options: Options) -> None:
+    if what:
+        raise ConfigError(f"{options.action} takes no operand: {quote(what[0])}")
+
+
+_ACTIONS: dict[str, Callable[[Store, Options, list[str]], Awaitable[int]]] = {
+    "list": _list,
+    "show": _show,
+    "allow": _allow,
+    "forget": _forget,
+    "stats": _stats,
+    "export": _export,
+}
+
+VERB = Verb(
+    "greylist",
+    run,
+    options=Options,
+    description="Show and change what filter-greylist remembers. The flags of the store, of "
+    "prefixes and of times are those of the filter.",
+    ending="Exit status: 0, 1 when show or forget find nothing, 75 when the store fails.",
+)
