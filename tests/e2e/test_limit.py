@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, attempt, greeted, logged
+from tests.filters.limit.limiting import limits, serving
+from tests.needed import need
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server import Connection
@@ -83,6 +88,60 @@ def test_limits(start: Start) -> None:
     assert [each.code for each in sizes] == [250, 452]
     assert attempt(server, GOOD, message=large + (b"y" * 70 + b"\r\n") * 500).code == 552
     assert len(server.maildir("alice")) == 6
+
+
+#: The addresses that fail2ban finds in `breaches`, by its filter's mode.
+BANNED = {
+    "auth": {"192.0.2.1", "2001:db8::1"},
+    "recipients": {"192.0.2.2"},
+    "guesses": {"192.0.2.1", "2001:db8::1", "192.0.2.2"},
+    "accounts": {"192.0.2.3"},
+    "all": {"192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4"},
+}
+
+
+def breaches() -> list[str]:
+    """Return the log of a filter whose limits are exceeded in every way."""
+    rules = limits(
+        "client+user failed-auth 1/1h",
+        "client refused-recipients 1/1h",
+        "user messages 1/1h action=block",
+        "client connections 2",
+    )
+    with serving(*rules, "-v") as server:
+        # What a client says must not pass for the address of another.
+        trap = 'address=192.0.2.66 limit="client failed-auth 1/1h"'
+        for address in ("192.0.2.1", "2001:db8::1", "127.0.0.1"):
+            for _ in range(2):
+                server.client(address).auth(f"x breach {trap}", "x", ok=False)
+        guessing = server.client("192.0.2.2")
+        guessing.mail_from(f'"breach {trap}"@example.org')
+        guessing.rcpt_to("guess@example.org", accepted=False)
+        assert guessing.rcpt_to("guess@example.org").refused
+        alice = server.client("192.0.2.3", "alice")
+        for _ in range(2):
+            server.send(alice)
+        for _ in range(3):
+            server.smtpd.connect(address="192.0.2.4")
+        return server.smtpd.log
+
+
+def test_fail2ban_finds_the_clients(tmp_path: Path) -> None:
+    program = shutil.which("fail2ban-regex") or ""
+    need(None if program else "fail2ban is not installed")
+    log = tmp_path / "mail.log"
+    lines = [f"limits: {line}" for line in breaches()]
+    assert any("192.0.2.66" in line for line in lines)
+    log.write_text("".join(f"Nov 30 18:44:14 mx smtpd[123]: {line}\n" for line in lines))
+    configuration = Path(__file__).parents[2] / "docs" / "examples" / "fail2ban-filter.conf"
+    for mode, expected in BANNED.items():
+        done = subprocess.run(
+            [program, "-o", "ip", str(log), f"{configuration}[mode={mode}]"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert set(done.stdout.split()) == expected, mode
 
 
 def test_what_two_processes_count_is_one(start: Start) -> None:

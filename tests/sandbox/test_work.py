@@ -133,6 +133,28 @@ def test_a_store_in_a_file_is_used(tmp_path: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["greylist.sqlite"]
 
 
+def test_a_notice_is_given_from_outside_the_sandbox(tmp_path: Path) -> None:
+    """The store is in the sandbox, the command that a notice runs is not."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\necho "$1" >{tmp_path}/told\necho told >&2\n')
+    program.chmod(0o755)
+    words = [
+        *("-m", "smtpd_filters.filters.limit", "--sandbox", "strict"),
+        *("--store", f"sqlite:{folder}/limit.sqlite", "--notify-command", str(program)),
+        *("--limit", "client messages 1/1h action=block"),
+    ]
+    with FilterProcess(words) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.ask("mail-from", sid(1), b"a@example.org").verb == b"proceed"
+        assert process.ask("mail-from", sid(1), b"a@example.org").verb == b"reject"
+        process.until_logged("told")
+        process.finish()
+    assert (tmp_path / "told").read_text().startswith("client=")
+
+
 # -- messages --------------------------------------------------------------------------------
 
 

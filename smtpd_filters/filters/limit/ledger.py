@@ -96,12 +96,9 @@ class Ledger:
         self,
         store: Store,
         note: Callable[[str], object],
-        *,
-        wall: Callable[[], float] = time,
     ) -> None:
         self._store = store
         self._note = note
-        self._wall = wall
         #: The leases of each connection, by the key of the group.
         self._held: dict[str, dict[bytes, Claim]] = {}
         #: The highest of the past days by its key, with the day for which it was read.
@@ -169,7 +166,7 @@ class Ledger:
 
     def _rise(self, claim: Claim) -> Sequence[_Step]:
         """Count on this day, and read the past days unless they are known."""
-        day = int(self._wall() // DAY)
+        day = int(time() // DAY)
         known = self._past.get(claim.key)
         past = _Past(claim, None if known is None or known[0] != day else known[1])
         if past.highest is not None:

@@ -26,6 +26,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Reject
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
+    PATH,
     REPLY,
     SECONDS,
     Settings,
@@ -39,8 +40,9 @@ from .claims import Book, State
 from .credentials import user_of
 from .judgement import STRICTNESS, decision_on
 from .ledger import RENEWAL, Ledger
+from .notices import SENDMAIL, SharedNotices
 from .overrides import OverrideTable
-from .rules import ACTIONS, BLOCK, CONNECTIONS, DELAY, JUNK, LIMIT, REFUSED, TEMPFAIL
+from .rules import ACTIONS, BLOCK, CONNECTIONS, DELAY, JUNK, LIMIT, MAILBOX, REFUSED, TEMPFAIL
 from .subjects import Prefixes, Values, fields
 
 if TYPE_CHECKING:
@@ -116,15 +118,31 @@ class Limit(Filter):
             default=BLOCKED,
             help="The reply to blocked subjects.",
         )
+        notify_command = option(
+            PATH,
+            default=None,
+            help="A program to run when a subject is blocked, with the arguments SUBJECT, LIMIT, "
+            "ADDRESS of the client, and SESSION.",
+        )
+        notify_mail = option(
+            MAILBOX,
+            default=None,
+            help="An address that gets a mail when a subject is blocked.",
+        )
+        sendmail = option(
+            PATH, default=SENDMAIL, help="The program that submits this mail, as sendmail does."
+        )
         exempt = exempt_option(what="Clients without limits")
 
     settings: Options
     store = Store.setting()
+    _notices = SharedNotices()
 
     _exempt = Exempt()
     _prefixes: Prefixes
     _book: Book
     _opened: Ledger | None = None
+    _notifies = False
     #: When this process has last noted the breach of a limit, by subject and rule.
     _noted: dict[tuple[str, str], float]
 
@@ -143,6 +161,10 @@ class Limit(Filter):
                 raise ConfigError(f"--limit: {rule.text} is there twice")
             seen.add(rule.text)
         self._check_action()
+        self._notifies = bool(settings.notify_command or settings.notify_mail)
+        if self._notifies and not any(self._action(rule) == BLOCK for rule in settings.limit):
+            flag = "command" if settings.notify_command else "mail"
+            raise ConfigError(f"--notify-{flag} has no effect without a limit that blocks")
         self._book = book = Book(settings.limit, settings.override)
         self._noted = {}
         events = {"refresh", "close"}
@@ -158,6 +180,7 @@ class Limit(Filter):
             reports=reports,
             events=events,
             junk=any(self._action(rule) == JUNK for rule in settings.limit),
+            opens={"store", "_notices"} if self._notifies else {"store"},
         )
 
     def _check_action(self) -> None:
@@ -378,6 +401,13 @@ class Limit(Filter):
         who |= fields(claim.subject)
         if blocks:
             self.log.event("blocked", session, **who, limit=claim.rule.text)
+            if self._notifies:
+                self._notices.give(
+                    subject=claim.subject,
+                    limit=claim.rule.text,
+                    address=who["address"],
+                    session=session.id,
+                )
         else:
             self.log.event("breach", session, **who, limit=claim.rule.text)
 

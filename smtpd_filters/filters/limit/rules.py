@@ -243,3 +243,19 @@ class _Limit(Kind[Rule]):
 
 #: The kind of `--limit`.
 LIMIT = _Limit()
+
+
+class _Mailbox(Kind[str]):
+    metavar = "ADDRESS"
+    noun = "a mail address"
+
+    def parse(self, text: str) -> str:
+        _, at, domain = text.rpartition("@")
+        words = text.split()
+        if not (at and domain and text.isprintable() and words == [text]) or text[0] == "-":
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
+        return text
+
+
+#: The kind of `--notify-mail`.
+MAILBOX = _Mailbox()
