@@ -1,18 +1,15 @@
 """The engine: takes the bytes of smtpd and of the programs, and makes the bytes for both.
 
 It has no descriptor and no clock: `now` is set from outside. This module has the sessions and their
-requests, `transit` their messages, `program_side` what programs write.
+requests, `transit` their messages, `smtpd_side` and `program_side` read what both sides write.
 
 Invariants
 ----------
 *Once*: a request is in one of three places, and leaves it with its answer: with a program
 (`Link.open`), waiting for one (`waiting`), or nowhere, since it is answered at once.
-*Retried*: a line of smtpd that is not processed for lack of memory is processed again.
 """
 
 from __future__ import annotations
-
-from itertools import chain
 
 from smtpd_filters.message.spool import Spool
 from smtpd_filters.protocol.decisions import PROCEED
@@ -24,12 +21,11 @@ from .ledger import GIVEN, HELD, KEPT, Session, report_name
 from .link import Link, Loss
 from .program_side import ProgramSide
 from .registration import SMTP_IN, SMTP_OUT, Registered
+from .smtpd_side import SmtpdSide
 from .transit import COMMIT, NAME, TEMPFAIL, Transit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.protocol.vocabulary import Phase
     from smtpd_filters.runtime.log import Log
@@ -77,6 +73,9 @@ class Engine:
         #: Pending output to smtpd. Answers may overtake lines of messages of other sessions.
         self.answers: list[bytes] = []
         self.lines = self.transit.lines
+        self.smtpd = SmtpdSide(self.transit, self._line)
+        #: Process bytes of smtpd.
+        self.from_smtpd = self.smtpd.receive
         #: Process bytes of a program, up to its first fault.
         self.from_program = ProgramSide(
             log, self.transit, self.answers, self._on_registration
@@ -91,18 +90,6 @@ class Engine:
         self.links: list[Link] = []
         self.starting: dict[Link, None] = {}
         self.sessions: dict[bytes, Session] = {}
-        self._handlers = {
-            b"report": self._report,
-            b"filter": self._request,
-            b"config": self._configure,
-        }
-        #: Lines of smtpd are left unprocessed, for lack of memory.
-        self.stalled = False
-        self._partial = bytearray()
-        #: Lines to process: those of known messages, then one to process again, then the others.
-        self._run: dict[bytes, list[bytes]] = {}
-        self._row = b""
-        self._rows: Iterator[bytes] = iter(())
 
     @property
     def now(self) -> float:
@@ -217,75 +204,24 @@ class Engine:
 
     # -- input of smtpd ------------------------------------------------------------------
 
-    def from_smtpd(self, data: bytes) -> None:
-        """Process bytes of smtpd.
-
-        If memory runs out, the rest is kept (`stalled`), for `resume`. Raise MemoryError only if
-        nothing of it was taken.
-        """
-        if self._partial:
-            data = bytes(self._partial) + data
-        end = data.rfind(b"\n") + 1
-        rest = data[end:]
-        whole = data[:end] if rest else data
-        partial = bytearray(rest)
-        if self.transit.known and self.transit.pass_whole(whole):
-            self._partial = partial
-            return
-        rows = whole.split(b"\n")
-        rows.pop()
-        every = iter(rows)
-        # From here on the input counts as taken.
-        self._partial = partial
-        self._rows = every
+    def _line(self, row: bytes) -> bytes:
+        """Process a line of smtpd; return the key of a message that begins with it."""
+        fields = row[:-1].split(b"|", 7)
+        kind = fields[0]
         try:
-            if not (rows and self.transit.known and self.transit.bulk(rows, whole)):
-                self._process()
+            if kind == b"filter":
+                return self._request(row, fields)
+            if kind == b"report":
+                self._report(row, fields)
+            elif kind == b"config":
+                self._configure(row, fields)
+            else:
+                self._unexpected("line")
         except MemoryError:
-            self.stalled = True
-
-    def resume(self) -> None:
-        """Process what was left for lack of memory; to be called before further `from_smtpd`."""
-        try:
-            self._process()
-        except MemoryError:
-            self.stalled = True
-
-    def _process(self) -> None:
-        """Process the lines.  What is kept if it raises MemoryError is kept without allocating."""
-        transit, run = self.transit, self._run
-        known = transit.known
-        rows = chain((self._row,), self._rows) if self._row else self._rows
-        self.stalled, self._row = False, b""
-        row = b""
-        try:
-            for row in rows:
-                if known and len(row) != transit.dot_size:
-                    key = transit.key(row)
-                    same = run.get(key)
-                    if same is not None:
-                        same.append(row)
-                        continue
-                    if key in known:
-                        run[key] = [row]
-                        continue
-                if run:
-                    transit.runs(run)
-                    run.clear()
-                fields = row.split(b"|", 7)
-                try:
-                    self._handlers.get(fields[0], self._unknown)(row, fields)
-                except MemoryError:
-                    raise
-                except Exception as error:  # noqa: BLE001  # Alive
-                    self._failed(fields, error)
-            row = b""
-            if run:
-                transit.runs(run)
-                run.clear()
-        except MemoryError:
-            self._row = row
             raise
+        except Exception as error:  # noqa: BLE001  # Alive
+            self._failed(fields, error)
+        return b""
 
     def _failed(self, fields: list[bytes], error: Exception) -> None:
         """Handle a bug of ours: it costs at most an answer by `on_error`."""
@@ -295,16 +231,13 @@ class Engine:
         if phase is not None and (session is None or session.phase is None):
             self._answer(fields[5], fields[6], self._fallback(phase).wire)
 
-    def _unknown(self, _row: bytes, _fields: list[bytes]) -> None:
-        self._unexpected("line")
-
     def _unexpected(self, what: str) -> None:
         self.log.limited(f"unexpected {what}", NAME, "unexpected", input=what)
 
     def _configure(self, row: bytes, fields: list[bytes]) -> None:
-        self.config.append(row + b"\n")
+        self.config.append(row)
         for link in self.starting:
-            link.out.append(row + b"\n")
+            link.out.append(row)
         key = fields[1] if len(fields) > 1 else b""
         value = fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
         if key == b"subsystem":
@@ -369,7 +302,7 @@ class Engine:
             if kept:
                 return
         if link is not None and name in link.reports.get(fields[3], ()):
-            link.out.append(row + b"\n")
+            link.out.append(row)
         if name == _DISCONNECT:
             self._close(session)
 
@@ -391,9 +324,8 @@ class Engine:
         self._reset(session)
         link = session.link
         if link is not None:
-            if session.id in link.open:
+            if link.open.pop(session.expected, None):
                 link.owe(session.id)
-                del link.open[session.id]
             link.sessions.pop(session.id, None)
         self.waiting.pop(session, None)
         self.sessions.pop(session.id, None)
@@ -422,7 +354,7 @@ class Engine:
             return None
         link = links[0] if len(links) == 1 else min(links, key=_load)
         link.out += [
-            row + b"\n"
+            row
             for row in session.lines
             if report_name(row) in link.reports.get(row.split(b"|", 4)[3], ())
         ]
@@ -432,43 +364,41 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------
 
-    def _request(self, row: bytes, fields: list[bytes]) -> None:
+    def _request(self, row: bytes, fields: list[bytes]) -> bytes:
+        """Process a request; return the key of a message that begins with it."""
         if len(fields) < 7:
             self._unexpected("request")
-            return
+            return b""
         name, id_, token = fields[4:7]
-        session = self.sessions.get(id_)
-        if session is None:
-            session = self._new_session(id_)
+        session = self.sessions.get(id_) or self._new_session(id_)
+        link = session.link
         if name == _DATA_LINE:
-            link = session.link
             if link is None and session.message is None:
                 link = self._bind(session)
             line = fields[7] if len(fields) > 7 else b""
-            self.transit.line(session, token, row, line, link)
-            return
+            return self.transit.line(session, token, row, line, link)
         phase = PHASES_ON_WIRE.get(name)
         if session.message is not None:
             self._cut_short(session.message)
         if phase is None or session.phase is not None:
             self._unexpected("request")
             self._answer(id_, token, PROCEED.wire)
-            return
-        if session.refusal and phase is COMMIT:
+        elif session.refusal and phase is COMMIT:
             self._answer(id_, token, session.refusal)
             session.refusal = b""
             session.judged = False
-            return
-        link = session.link or self._bind(session)
-        if link is None:
+        elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
         elif name in link.phases:
-            link.open[id_] = session
-            link.out.append(row + b"\n")
+            expected = b"filter-result|%b|%b|proceed\n" % (id_, token)
+            link.open[expected] = session
+            link.out.append(row)
             # From here on no memory is needed.
+            session.expected = expected
             session.phase, session.token, session.since = phase, token, self.now
         else:
             self._answer(id_, token, PROCEED.wire)
+        return b""
 
     def _cut_short(self, message: Message) -> None:
         """End a message before a request: smtpd exits on a result before the final dot."""
@@ -514,7 +444,7 @@ class Engine:
         if session.row:
             row, session.row = session.row, b""
             since, session.phase = session.since, None
-            self._request(row, row.split(b"|", 7))
+            self._request(row, row[:-1].split(b"|", 7))
             session.since = since
 
     def _unserved(self, session: Session, why: str) -> None:

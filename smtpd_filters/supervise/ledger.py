@@ -39,6 +39,7 @@ class Session:
 
     __slots__ = (
         "begun",
+        "expected",
         "id",
         "judged",
         "lines",
@@ -68,6 +69,8 @@ class Session:
         self.token = b""
         self.since = 0.0
         self.row = b""
+        #: The line with which a program would let the request pass.
+        self.expected = b""
         #: The message in transit.
         self.message: Message | None = None
         #: The answer to `commit` if the message is refused in the program's place.
@@ -146,7 +149,7 @@ class Message:
         self.session = session
         #: The start of each line on its way back.
         self.prefix = b"filter-dataline|%b|%b|" % (session.id, token)
-        #: The key of the message's lines in a chunk (`engine`), or empty.
+        #: The key of the message's lines (`Transit.key`), or empty.
         self.key = b""
         self.state = HELD
         self.link: Link | None = None

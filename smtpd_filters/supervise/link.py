@@ -27,9 +27,10 @@ class Link:
         self.useful = False
         self.phases: frozenset[bytes] = frozenset()
         self.reports: dict[bytes, frozenset[bytes]] = {}
-        #: By session: all that the program has; those with an open request; messages in transit.
+        #: The sessions that the program has; those with an open request, by `Session.expected`.
         self.sessions: dict[bytes, Session] = {}
         self.open: dict[bytes, Session] = {}
+        #: Messages in transit by session.
         self.messages: dict[bytes, Message] = {}
         #: Messages in transit by the start of their lines on the way back.
         self.returning: dict[bytes, Message] = {}

@@ -104,8 +104,8 @@ class Loop:
 
     def _round(self) -> None:
         engine, fleet = self.engine, self.fleet
-        if engine.stalled:
-            engine.resume()
+        if engine.smtpd.stalled:
+            engine.smtpd.resume()
         events = self.poll.poll(self._timeout())
         now = monotonic()
         if self.smtpd.size < HIGH_WATER:
@@ -125,7 +125,7 @@ class Loop:
 
     def _timeout(self) -> float | None:
         """Return the milliseconds to wait: none limit while nothing is pending."""
-        if self.engine.stalled or self._soon:
+        if self.engine.smtpd.stalled or self._soon:
             return 0
         busy = bool(self.engine.waiting)
         for worker in self.fleet.workers:
@@ -152,7 +152,7 @@ class Loop:
             self.fleet.reload()
 
     def _read_smtpd(self) -> None:
-        if self.engine.stalled:
+        if self.engine.smtpd.stalled:
             return
         data = self.smtpd.read()
         if data:
@@ -240,7 +240,7 @@ class Loop:
         engine, smtpd = self.engine, self.smtpd
         smtpd.write(engine.answers, engine.lines)
         room = smtpd.size < HIGH_WATER
-        full = engine.stalled
+        full = engine.smtpd.stalled
         for worker in self.fleet.workers:
             if worker.kill:
                 continue

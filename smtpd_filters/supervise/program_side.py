@@ -1,7 +1,7 @@
 """The engine's ear for programs: every line that one writes is checked before smtpd gets it.
 
-A chunk that consists of lines of messages which need no change is passed on in one piece; any other
-line by line. The first fault ends the processing of a program's output: it is to be ended.
+Lines of messages that need no change are passed on in blocks, and the answer `proceed` is looked up
+as a whole line. The first fault ends the processing of a program's output: it is to be ended.
 
 Invariants
 ----------
@@ -9,16 +9,18 @@ Invariants
 *Expected*: an answer is passed on only to the open request of the program's own session, with its
 token; a line of a message only if the program was given the message, before its final dot.
 *All or a fault*: if memory runs out the program is at fault, since its answers may be lost.
+*Marked first*: a message counts as returned before something of it is written, whatever fails then.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from operator import itemgetter
 
 from smtpd_filters.runtime.log import fold_traceback
 
 from .answers import FaultError, check
-from .transit import COMMIT, HEAD, NAME, count_lines
+from .transit import COMMIT, HEAD, NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.runtime.log import Log
 
-    from .ledger import Message
+    from .ledger import Message, Session
     from .link import Link
     from .transit import Transit
 
@@ -38,8 +40,8 @@ GROWTH_FACTOR = 4
 #: Characters of a faulty line in the log.
 SHOWN = 60
 
-#: Length of the line of a final dot.
-_DOT = HEAD + len(b".")
+#: Lengths of an empty line, and of a final dot.
+_EMPTY, _DOT = HEAD + len(b"\n"), HEAD + len(b".\n")
 _head = itemgetter(slice(0, HEAD))
 
 
@@ -66,6 +68,8 @@ class ProgramSide:
             return
         try:
             self._receive(link, data)
+        except FaultError as error:
+            link.fault = str(error)
         except MemoryError:
             # What it wrote may be lost in part.
             link.fault = "no memory for its answers"
@@ -78,120 +82,92 @@ class ProgramSide:
         if not end:
             link.partial += data
             if len(link.partial) > MAX_LINE:
-                self._fault(link, "line without an end", bytes(link.partial[:SHOWN]))
+                raise _fault("line without an end", bytes(link.partial[:SHOWN]))
             return
-        whole = data[:end] if end < len(data) else data
+        whole = data[:end]
         if link.partial:
             whole = bytes(link.partial) + whole
         link.partial = bytearray(data[end:])
-        if link.returning and self._whole(link, whole):
-            return
-        rows = whole.split(b"\n")
-        rows.pop()
+        rows = list(BytesIO(whole))
         if not link.ready:
             self._register(link, rows)
-        elif not self._all_returning(link, rows, whole):
-            self._answered(link, rows)
+        elif not (link.returning and self._pass_back(link, rows, whole)):
+            self._process(link, rows)
 
-    def _fault(self, link: Link, what: str, row: bytes) -> None:
-        """Note that a program must be ended. Of an answer its parameter is not shown."""
-        head = b"|".join(row[: 2 * HEAD].split(b"|")[:4])[:SHOWN]
-        link.fault = f"{what}: {head.decode('utf-8', 'backslashreplace')}"
+    def _pass_back(self, link: Link, rows: list[bytes], data: bytes) -> bool:
+        """Pass on the lines of `data` in one piece; return False if that can't be done.
 
-    def _whole(self, link: Link, data: bytes) -> bool:
-        """Pass a chunk on without splitting it; return False if that can't be done.
-
-        It consists of lines of one or two messages, those of its first and its last line, and none
-        is a final dot or needs a change. Each line but the first is counted with the line end
-        before it, so no text of a message can pass for the start of a line.
+        They are lines of messages that the program was given, need no change, and none is a final
+        dot.
         """
-        if len(data) > self._transit.limit or b"\0" in data:
-            return False
-        second = data.find(b"\n") + 1
-        if not data.startswith(data[:HEAD], second):
-            return False  # the lines of several messages take turns
-        lines = count_lines(data)
-        last = data.rfind(b"\n", 0, len(data) - 1) + 1
-        present: list[Message] = []
-        for at in (0, last):
-            head = data[at : at + HEAD]
-            message = link.returning.get(head)
-            if message is None or head + b".\n" in data:
-                return False
-            if message not in present:
-                present.append(message)
-                lines -= data.count(b"\n" + head) + data.startswith(head)
-            if not lines:
-                break
-        if lines:
-            return False
-        self._transit.lines.append(data)
-        for message in present:
-            if message.header and message.prefix + b"\n" in data:
-                message.header = False
-            self._progress(link, message, len(data))
-        return True
-
-    def _all_returning(self, link: Link, rows: list[bytes], data: bytes) -> bool:
-        """Pass a chunk on in one piece if it consists of lines of messages that need no change."""
         heads = set(map(_head, rows))
         if not link.returning.keys() >= heads:
             return False
-        if min(map(len, rows)) <= _DOT and b"|.\n" in data:
+        sizes = set(map(len, rows))
+        if _DOT in sizes and b"|.\n" in data:
             return False
-        return self._pass_back(link, rows, data, heads)
-
-    def _pass_back(self, link: Link, rows: list[bytes], data: bytes, heads: set[bytes]) -> bool:
-        """Pass lines on in one piece, none a final dot; return False if some need change."""
-        limit = self._transit.limit + HEAD
-        if (len(data) > limit and max(map(len, rows)) > limit) or b"\0" in data:
+        if b"\0" in data or max(sizes) > self._transit.limit + _EMPTY:
             return False
+        messages = [link.returning[head] for head in heads]
+        for message in messages:
+            message.returned = True
         self._transit.lines.append(data)
-        for head in heads:
-            message = link.returning[head]
-            if message.header and head in rows:
+        for message in messages:
+            if message.header and _EMPTY in sizes and message.prefix + b"\n" in rows:
                 message.header = False
             self._progress(link, message, len(data))
+        for message in messages:
+            _check_growth(message)
         return True
 
     def _progress(self, link: Link, message: Message, size: int) -> None:
-        """Note that the program has returned something of a message."""
-        message.returned = True
+        """Note how much of a message the program has returned."""
         message.since = self._transit.now
         message.sent += size
         if message.kept and message not in link.feeding:
             message.release()
-        if message.sent > GROWTH_FACTOR * message.received + GROWTH:
-            self._fault(link, "flood of lines", message.prefix)
 
-    def _answered(self, link: Link, rows: list[bytes]) -> None:
-        """Process lines of a program, one at a time where necessary."""
-        returning = link.returning
-        run: list[bytes] = []
+    def _process(self, link: Link, rows: list[bytes]) -> None:
+        """Process lines of a program: those of messages in blocks, others one at a time."""
+        returning, open_, answers = link.returning, link.open, self._answers
+        gathered: dict[bytes, list[bytes]] = {}
         for row in rows:
-            if returning and len(row) != _DOT and row[:HEAD] in returning:
-                run.append(row)
-                continue
-            if run:
-                self._run_back(link, run)
-                run = []
-            if link.fault:
-                return
-            if row.startswith(b"filter-result|"):
-                self._result(link, row)
-            elif row.startswith(b"filter-dataline|"):
-                self._line_back(link, row)
-            elif not row.startswith(b"register|"):  # smtpd ignores a late registration
-                self._fault(link, "unknown line", row)
-        if run:
-            self._run_back(link, run)
+            head = row[:HEAD]
+            same = gathered.get(head)
+            if same is not None:
+                same.append(row)
+            elif head in returning:
+                gathered[head] = [row]
+            elif session := open_.pop(row, None):  # proceed
+                answers.append(row)
+                _answered(link, session)
+            else:
+                self._blocks_back(link, gathered)
+                self._single(link, row[:-1])
+        self._blocks_back(link, gathered)
 
-    def _run_back(self, link: Link, rows: list[bytes]) -> None:
-        data = b"\n".join([*rows, b""])
-        if not self._pass_back(link, rows, data, set(map(_head, rows))):
-            for row in rows:
-                if not link.fault:
-                    self._line_back(link, row)
+    def _blocks_back(self, link: Link, gathered: dict[bytes, list[bytes]]) -> None:
+        """Process lines of messages, by their heads, and remove them from `gathered`."""
+        for head, rows in gathered.items():
+            message = link.returning[head]
+            end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")
+            if end:
+                rows.pop()
+            if rows and not self._pass_back(link, rows, b"".join(rows)):
+                for row in rows:
+                    self._line_back(link, row[:-1])
+            if end:
+                self._end(link, message)
+        gathered.clear()
+
+    def _single(self, link: Link, row: bytes) -> None:
+        """Process one line."""
+        if row.startswith(b"filter-result|"):
+            self._result(link, row)
+        elif row.startswith(b"filter-dataline|"):
+            self._line_back(link, row)
+        elif not row.startswith(b"register|"):  # smtpd ignores a late registration
+            raise _fault("unknown line", row)
 
     def _line_back(self, link: Link, row: bytes) -> None:
         """Process one line of a message from a program."""
@@ -200,72 +176,88 @@ class ProgramSide:
         if message is None or not row.startswith(message.prefix):
             if message is None and len(fields) == 4 and fields[1] in link.late:
                 return
-            self._fault(link, "line outside of a message", row)
-            return
+            raise _fault("line outside of a message", row)
         line = fields[3]
-        if line != b".":
+        if line == b".":
+            self._end(link, message)
+        else:
+            message.returned = True
             self._transit.write(message, [line.replace(b"\0", b"")])
             self._progress(link, message, len(row))
-            return
+            _check_growth(message)
+
+    def _end(self, link: Link, message: Message) -> None:
+        """Process the final dot of a message."""
         if not message.ended or message in link.feeding:
-            self._fault(link, "end of a message before its end", row)
-            return
+            raise _fault("end of a message before its end", message.prefix)
+        # The program may have a verdict on it for `commit`.
+        message.session.judged = COMMIT.wire in link.phases
+        message.returned = True
         self._transit.finish(message)
         link.remove(message)
         link.useful = True
-        # The program may have a verdict on it for `commit`.
-        message.session.judged = COMMIT.wire in link.phases
         message.release()
 
     def _result(self, link: Link, row: bytes) -> None:
         """Process the answer to a request."""
         fields = row.split(b"|", 4)
         if len(fields) < 4:
-            self._fault(link, "incomplete answer", row)
-            return
+            raise _fault("incomplete answer", row)
         id_, token, verb = fields[1:4]
-        session = link.open.get(id_)
+        session = link.sessions.get(id_)
+        if session is not None and link.open.get(session.expected) is not session:
+            session = None
         if session is None or token != session.token:
             if session is None and id_ in link.late:
                 return
-            self._fault(link, "answer without a request", row)
-            return
+            raise _fault("answer without a request", row)
         phase = session.phase
         parameter = fields[4] if len(fields) > 4 else None
-        if verb != b"proceed" or parameter is not None:
-            try:
-                wire = check(phase, verb, parameter)  # type: ignore[arg-type]  # it is open
-            except FaultError as error:
-                self._fault(link, str(error), row)
-                return
-            if row[-len(wire) :] != wire:
-                name = phase.name if phase is not None else ""
-                self._log.limited(
-                    f"unsafe {name}",
-                    NAME,
-                    "unsafe answer",
-                    id_.decode("latin-1"),
-                    phase=name,
-                    answer=verb.decode("latin-1"),
-                )
-            self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, wire))
-        else:
-            self._answers.append(row + b"\n")
-        del link.open[id_]
-        session.phase = None
-        link.useful = True
-        if phase is COMMIT:
-            session.judged = False
+        try:
+            wire = check(phase, verb, parameter)  # type: ignore[arg-type]  # it is open
+        except FaultError as error:
+            raise _fault(str(error), row) from None
+        if row[-len(wire) :] != wire:
+            name = phase.name if phase is not None else ""
+            self._log.limited(
+                f"unsafe {name}",
+                NAME,
+                "unsafe answer",
+                id_.decode("latin-1"),
+                phase=name,
+                answer=verb.decode("latin-1"),
+            )
+        self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, wire))
+        del link.open[session.expected]
+        _answered(link, session)
 
     def _register(self, link: Link, rows: list[bytes]) -> None:
         for at, row in enumerate(rows):
             try:
-                done = link.registration.add(row)
+                done = link.registration.add(row[:-1])
             except ValueError as error:
-                self._fault(link, str(error), row)
-                return
+                raise _fault(str(error), row[:-1]) from None
             if done:
                 self._on_registration(link)
-                if link.ready and rows[at + 1 :]:
-                    self._answered(link, rows[at + 1 :])
+                if link.ready:
+                    self._process(link, rows[at + 1 :])
                 return
+
+
+def _fault(what: str, row: bytes) -> FaultError:
+    """Return the error for a faulty line. Of an answer its parameter is not shown."""
+    head = b"|".join(row[: 2 * HEAD].split(b"|")[:4])[:SHOWN]
+    return FaultError(f"{what}: {head.decode('utf-8', 'backslashreplace')}")
+
+
+def _check_growth(message: Message) -> None:
+    if message.sent > GROWTH and message.sent > GROWTH_FACTOR * message.received + GROWTH:
+        raise _fault("flood of lines", message.prefix)
+
+
+def _answered(link: Link, session: Session) -> None:
+    """Note that a request was answered."""
+    if session.phase is COMMIT:
+        session.judged = False
+    session.phase = None
+    link.useful = True

@@ -1,9 +1,8 @@
 """Messages in transit: given to a program, kept for the next one, passed on without one, or lost.
 
-Lines are processed in bulk where that is possible, as by the filter's side of the protocol
-(`protocol.data_lines`). After its first line a message has a key: the bytes of its lines from the
-bar before `smtp-in` to the bar after the token, at the same offset in each line, where no text of
-the message can get.
+Lines are processed in blocks, as by the filter's side of the protocol (`protocol.data_lines`). With
+its first line a message gets a key: the bytes of its lines from the bar before `smtp-in` to the bar
+after the token, at the same offset in each line, where no text of the message can get.
 
 Invariants
 ----------
@@ -50,11 +49,6 @@ _PAIR = 2 * (16 + 1)
 HEAD = len(b"filter-dataline|") + _PAIR
 
 
-def count_lines(data: bytes) -> int:
-    """Return the number of line ends, six times as fast as `bytes.count` of one byte."""
-    return len(data) - len(data.replace(b"\n", b""))
-
-
 class Transit:
     """The messages of one conversation with smtpd.
 
@@ -82,7 +76,7 @@ class Transit:
         self.key = itemgetter(slice(0, 0))
         self._key_at = self._body_at = 0
         #: The length of the line of a final dot.
-        self.dot_size = 0
+        self._dot_size = 0
         #: Bytes of a line that the server accepts whole.
         self.limit = long_lines.content_limit(cuts=False)
 
@@ -94,32 +88,33 @@ class Transit:
 
     def line(
         self, session: Session, token: bytes, row: bytes, line: bytes, link: Link | None
-    ) -> None:
-        """Process a line of a message that has no key yet, or its final dot."""
-        message = session.message
-        if message is None:
-            message = self._begin(session, token, link)
-        elif message.ended:
+    ) -> bytes:
+        """Process a line that belongs to no known message.
+
+        Return the key of its message if it is still to be processed, in a block.
+        """
+        message = session.message or self._begin(session, token, link)
+        if message.ended:
             if message.state in (LOST, PASSED):  # there was no memory for the dot
                 self.finish(message)
             else:
-                self._log.limited(
-                    "line after the dot", NAME, "unexpected", input="line after the dot"
-                )
-            return
-        if line != b".":
-            if not message.key:
-                self._add_key(message, row)
-            self._arrive(message, row + b"\n")
-            return
-        self.forget_key(message)
-        message.ended, message.since = True, self.now
-        self._arrive(message, row + b"\n")
-        if message.state in (LOST, PASSED):
-            self.finish(message)
+                self._after_dot()
+            return b""
+        if not message.key:
+            self._add_key(message, row)
+        if message.key and self.key(row) == message.key:
+            return message.key
+        end = line == b"."
+        self._arrive(message, row, end=end)
+        if end:
+            self._ended(message)
+        return b""
+
+    def _after_dot(self) -> None:
+        self._log.limited("line after the dot", NAME, "unexpected", input="line after the dot")
 
     def _begin(self, session: Session, token: bytes, link: Link | None) -> Message:
-        message = session.message = Message(session, token)
+        message = Message(session, token)
         session.refusal, session.judged = b"", False
         if link is not None:
             self.give(message, link)
@@ -127,6 +122,7 @@ class Transit:
             self._waiting[session] = None
         else:
             self.do_without(message)
+        session.message = message
         return message
 
     def give(self, message: Message, link: Link) -> None:
@@ -196,9 +192,10 @@ class Transit:
         message.release()
 
     def finish(self, message: Message) -> None:
-        """Write the final dot of a message."""
-        self.lines.append(message.prefix + b".\n")
-        message.session.message = None
+        """Write the final dot of a message, once."""
+        if message.session.message is message:
+            self.lines.append(message.prefix + b".\n")
+            message.session.message = None
         self.forget_key(message)
 
     def feed(self, link: Link) -> None:
@@ -231,72 +228,76 @@ class Transit:
 
     # -- lines ----------------------------------------------------------------------------
 
-    def pass_whole(self, data: bytes) -> bool:
-        """Process a chunk of whole lines without splitting it; return False if that can't be done.
+    def pass_on(self, rows: list[bytes], data: bytes) -> bool:
+        """Process the lines of `data` in one piece; return False if that can't be done.
 
-        It consists of lines of one or two known messages, those of its first and its last line, and
-        none is a final dot. No text contains a key: session and token are random numbers that only
-        smtpd and the program know. MemoryError means that nothing was processed.
-        """
-        second = data.find(b"\n") + 1
-        first = data[self._key_at : self._body_at]
-        if data[second + self._key_at : second + self._body_at] != first:
-            return False  # the lines of several messages take turns
-        lines = count_lines(data)
-        last = data.rfind(b"\n", 0, len(data) - 1) + 1
-        present = []
-        for at in (0, last):
-            key = data[at + self._key_at : at + self._body_at]
-            message = self.known.get(key)
-            if message is None or key + b".\n" in data:
-                return False
-            if message not in present:
-                present.append(message)
-                lines -= data.count(key)
-            if not lines:
-                break
-        if lines:
-            return False
-        if len(present) == 1:
-            self._arrive(present[0], data)
-            return True
-        return self._pass_shared(present, data)
-
-    def _pass_shared(self, messages: list[Message], data: bytes) -> bool:
-        """Pass on lines of several messages if all of these are on their way to one program."""
-        link = messages[0].link
-        if link is None or not all(
-            each.link is link and each.returned and each not in link.feeding for each in messages
-        ):
-            return False
-        link.out.append(data)
-        for each in messages:
-            each.received += len(data)
-        return True
-
-    def bulk(self, rows: list[bytes], data: bytes) -> bool:
-        """Pass on a chunk of lines of known messages, as it is; return False if that can't be done.
-
-        `data` was split into `rows`. MemoryError means that nothing was processed.
+        They are lines of known messages, none a final dot; if there are several messages, all are
+        on their way to one program. MemoryError means that nothing was processed.
         """
         keys = set(map(self.key, rows))
         if not self.known.keys() >= keys:
             return False
-        if min(map(len, rows)) <= self.dot_size and b"|.\n" in data:
+        if self._dot_size in map(len, rows) and b"|.\n" in data:
             return False
-        return self._pass_shared([self.known[key] for key in keys], data)
+        messages = [self.known[key] for key in keys]
+        if len(messages) == 1:
+            self._arrive(messages[0], data, end=False)
+            return True
+        link = messages[0].link
+        if link is None or not all(each.link is link and each.returned for each in messages):
+            return False
+        if link.feeding and any(each in link.feeding for each in messages):
+            return False
+        link.out.append(data)
+        size = len(data)
+        for each in messages:
+            each.received += size
+        return True
 
-    def runs(self, rows: dict[bytes, list[bytes]]) -> None:
-        """Process lines of known messages, by their keys.
+    def blocks(self, gathered: dict[bytes, list[bytes]]) -> None:
+        """Process lines of known messages by key, and remove them from `gathered`.
 
-        MemoryError means that none was processed.
+        MemoryError means that those that are left were not processed, except that a message may
+        have ended without its final dot.
         """
-        blocks = [(self.known[key], b"\n".join([*some, b""])) for key, some in rows.items()]
-        for message, block in blocks:
-            self._arrive(message, block)
+        blocks = [
+            (key, self.known[key], self._find_dot(rows), b"".join(rows))
+            for key, rows in gathered.items()
+        ]
+        for key, message, end, block in blocks:
+            if not message.ended:
+                self._arrive(message, block, end=end)
+            if end:
+                self._ended(message)
+            del gathered[key]
 
-    def _arrive(self, message: Message, block: bytes) -> None:
-        """Process whole lines of smtpd; without memory, or by a bug, the message is lost."""
+    def _find_dot(self, rows: list[bytes]) -> bool:
+        """Return whether the last line is a final dot; drop lines after it."""
+        size = self._dot_size
+        sizes = list(map(len, rows))
+        if size not in sizes:
+            return False
+        for at in range(sizes.index(size), len(rows)):
+            if sizes[at] == size and rows[at].endswith(b"|.\n"):
+                if at + 1 < len(rows):
+                    del rows[at + 1 :]
+                    self._after_dot()
+                return True
+        return False
+
+    def _ended(self, message: Message) -> None:
+        """Complete a message after its final dot was processed.  Raise MemoryError."""
+        if message.state in (LOST, PASSED):
+            self.finish(message)
+        self.forget_key(message)
+
+    def _arrive(self, message: Message, block: bytes, *, end: bool) -> None:
+        """Process lines, with the final dot if `end`.
+
+        Without memory, or by a bug, the message is lost.
+        """
+        if end:
+            message.ended, message.since = True, self.now
         try:
             self._forward(message, block)
         except MemoryError:
@@ -375,7 +376,7 @@ class Transit:
                 message.session.refusal = message.session.refusal or TOO_LONG.wire
 
     def _add_key(self, message: Message, row: bytes) -> None:
-        """Store the key of the message's lines, so that further lines are processed in bulk."""
+        """Store the key of the message's lines, so that these are processed in blocks."""
         if len(message.prefix) != HEAD:
             return
         at = row.find(_MARK)
@@ -383,10 +384,12 @@ class Transit:
         if at != self._key_at or body_at != self._body_at:
             if self.known:
                 return
-            self._key_at, self._body_at, self.dot_size = at, body_at, body_at + 1
+            self._key_at, self._body_at = at, body_at
+            self._dot_size = body_at + len(b".\n")
             self.key = itemgetter(slice(at, body_at))
-        message.key = row[at:body_at]
-        self.known[message.key] = message
+        key = row[at:body_at]
+        self.known[key] = message
+        message.key = key
 
     def forget_key(self, message: Message) -> None:
         """Process further lines of the message one at a time."""
