@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from time import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from smtpd_filters.authentication.dkim.private_keys import parse_private_key
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing.server import file_path, filter_command, scratch_path
 from tests.authentication.signing import verified
+from tests.e2e import opendkim
 from tests.e2e.sending import ZONE, greeted, logged, transact
 from tests.filters.test_dkimsign import pem
 from tests.needed import need
@@ -46,6 +48,7 @@ MESSAGES = {
 TABLE = "good.example rsa {rsa}\ngood.example ed {ed}\n"
 
 
+@cache
 def keys() -> dict[str, Outcome[bytes]]:
     """Return the records of both keys."""
     found: dict[str, Outcome[bytes]] = {}
@@ -97,9 +100,9 @@ def test_what_is_delivered_verifies(signing: Callable[..., Smtpd], form: str) ->
 
 
 def test_opendkim_agrees(signing: Callable[..., Smtpd], tmp_path: Path) -> None:
-    opendkim = shutil.which("opendkim")
-    need(None if opendkim else "opendkim is missing")
-    assert opendkim
+    program = shutil.which("opendkim")
+    need(None if program else "opendkim is missing")
+    assert program
     server = signing("-c", "relaxed/simple")
     (tmp_path / "keys").write_text(
         "".join(
@@ -116,9 +119,23 @@ def test_opendkim_agrees(signing: Callable[..., Smtpd], tmp_path: Path) -> None:
             path = tmp_path / f"{number}.eml"
             path.write_bytes(_without(text, b"s=ed;").replace(b"\r\n", b"\n"))
             done = subprocess.run(
-                [opendkim, "-x", conf, "-t", path], capture_output=True, text=True, check=False
+                [program, "-x", conf, "-t", path], capture_output=True, text=True, check=False
             )
             assert expected in done.stdout + done.stderr, text[:2000]
+
+
+@pytest.mark.parametrize("form", ["simple/simple", "relaxed/relaxed"])
+def test_signatures_of_opendkim_are_valid(tmp_path: Path, form: str) -> None:
+    program = shutil.which("opendkim")
+    need(None if program else "opendkim is missing")
+    assert program
+    with opendkim.daemon(program, tmp_path, pem(form="PKCS1"), form) as path:
+        for name, message in MESSAGES.items():
+            if name == "only a header":
+                continue
+            raw = opendkim.sign(path, message)
+            assert _results(raw) == [("rsa", "pass")], name
+            assert _results(raw.replace(b"joe@", b"jim@")) == [("rsa", "fail")], name
 
 
 def test_a_line_that_the_server_cuts(signing: Callable[..., Smtpd], version: str) -> None:

@@ -20,10 +20,13 @@ from urllib.request import Request, urlopen
 import dkim
 import pytest
 
+from smtpd_filters.filters.dkimsign import Dkimsign
+from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
 from smtpd_filters.testing.rspamd.stub import CLEAN, Answer, RspamdStub
 from smtpd_filters.testing.server import DOMAIN, Lab, LabError, Smtpd, file_path, filter_command
 from smtpd_filters.testing.server import unavailable as no_lab
+from tests.authentication import signing
 from tests.e2e.conftest import Start
 from tests.e2e.rspamd_set_up import (
     LUA,
@@ -51,6 +54,8 @@ from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from smtpd_filters.lookups.outcome import Outcome as Found
 
 GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 EIGHT_BIT = bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256)) + b"\r\n"
@@ -303,8 +308,17 @@ def wire(content: bytes) -> bytes:
 
 
 def verified(content: bytes, index: int = 0) -> bool:
-    """Whether the signature of this number from the top is good."""
-    return bool(dkim.DKIM(wire(content)).verify(index, dnsfunc=published))
+    """Whether the signature of this number from the top is good: as dkimpy says, and as we do."""
+    found = signing.verified(wire(content), records(), now=time.time())
+    theirs = bool(dkim.DKIM(wire(content)).verify(index, dnsfunc=published))
+    assert (found[index].result == "pass") == theirs
+    return theirs
+
+
+def records() -> dict[str, Found[bytes]]:
+    """The keys in the zone, for our own verifier."""
+    names = (f"{SELECTOR}._domainkey.{domain}" for domain in (SIGNED, SEALED))
+    return signing.records(**dict.fromkeys(names, key()[1]))
 
 
 @pytest.mark.parametrize("way", ["socket", "submission"])
@@ -400,6 +414,8 @@ def test_arc_sets_are_in_order(scan: Start) -> None:
         assert found == ["ARC-Seal", "ARC-Message-Signature", "ARC-Authentication-Results"]
         verdict, _, reason = dkim.ARC(wire(each.content)).verify(dnsfunc=published)
         assert verdict == dkim.CV_Pass, reason
+        ours = signing.chain(wire(each.content), records(), now=time.time())
+        assert (ours.result, ours.oldest) == ("pass", 0)
 
 
 def test_a_second_arc_set(scan: Start) -> None:
@@ -412,6 +428,8 @@ def test_a_second_arc_set(scan: Start) -> None:
     assert re.findall(rb"^ARC-Seal: i=(\d)", twice, re.MULTILINE) == [b"2", b"1"]
     verdict, _, reason = dkim.ARC(wire(twice)).verify(dnsfunc=published)
     assert verdict == dkim.CV_Pass, reason
+    ours = signing.chain(wire(twice), records(), now=time.time())
+    assert ours.result == "pass", ours.reason
 
 
 # -- what must not change --------------------------------------------------------------------------
@@ -600,14 +618,33 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
 # -- the daemon itself -----------------------------------------------------------------------------
 
 
-def test_a_daemon_without_a_lab() -> None:
+def by_dkimsign(message: bytes, path: Path, *flags: str) -> bytes:
+    """Return a message that filter-dkimsign has signed or sealed."""
+    path.write_text(key()[0])
+    path.chmod(0o600)
+    own = ("-k", str(path), "-s", SELECTOR, "-d", "good.example", "-c", "relaxed/relaxed")
+    results = b"Authentication-Results: mx.good.example; spf=pass\r\n" if flags else b""
+    with Conversation(Dkimsign, *own, *flags) as smtpd:
+        client = smtpd.connect(address=GOOD)
+        client.ehlo("client.example")
+        client.mail_from(SENDER)
+        client.rcpt_to(ALICE)
+        lines = client.message(results + message).content
+    return b"\r\n".join([*lines, b""])
+
+
+def test_a_daemon_without_a_lab(tmp_path: Path) -> None:
     """It listens in this process's network, gets its rules, and leaves nothing behind."""
     need(no_lab())
-    published = {"good.example": {"TXT": "v=spf1 -all"}}
+    published = {
+        "good.example": {"TXT": "v=spf1 -all"},
+        f"{SELECTOR}._domainkey.good.example": {"TXT": key()[1]},
+    }
     with Rspamd(zone=published, lua=LUA, override={"greylist.conf": "enabled = false;"}) as one:
 
-        def ask(url: str, **fields: str) -> dict[str, Any]:
-            request = Request(url, data=mail(score=3), headers=fields)  # noqa: S310  # it is http
+        def ask(url: str, message: bytes | None = None, **fields: str) -> dict[str, Any]:
+            data = mail(score=3) if message is None else message
+            request = Request(url, data=data, headers=fields)  # noqa: S310  # it is http
             with urlopen(request, timeout=PATIENCE) as response:  # noqa: S310
                 said: dict[str, Any] = json.load(response)
                 return said
@@ -615,6 +652,15 @@ def test_a_daemon_without_a_lab() -> None:
         reply = ask(f"{one.url}/checkv2", IP=GOOD, From=SENDER)
         assert {"TEST_SCORE", "R_SPF_FAIL"} <= reply["symbols"].keys()
         assert ("good.example", "TXT") in one.dns.queries
+        # It agrees with us about our own signatures and seals.
+        for flags, passes, fails in (
+            ((), "R_DKIM_ALLOW", "R_DKIM_REJECT"),
+            (("--arc-seal", "mx.good.example"), "ARC_ALLOW", "ARC_REJECT"),
+        ):
+            ours = by_dkimsign(mail(), tmp_path / "key", *flags)
+            for message, symbol in ((ours, passes), (ours.replace(b"hello", b"hallo"), fails)):
+                symbols = ask(f"{one.url}/checkv2", message)["symbols"]
+                assert symbol in symbols
         where = one.url, one.controller_url
         with pytest.raises(HTTPError):
             ask(f"{one.controller_url}/checkv2")
