@@ -18,6 +18,7 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.auth import Auth
+from smtpd_filters.filters.correspondents import CorrespondentsFilter
 from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dyndns import Dyndns
@@ -327,7 +328,7 @@ CASES = (
          {"sender": "bob@spf.example"}),
 )  # fmt: skip
 #: Filters that judge nobody.
-IMPARTIAL = {Dkimsign, Trace}
+IMPARTIAL = {CorrespondentsFilter, Dkimsign, Trace}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ FILTERS = {
     "sender:Sender": ("mail-from", []),
     "rcpt:Rcpt": ("rcpt-to", ["--max-recipients", "1"]),
     "greylist.policy:Greylist": ("rcpt-to", ["--store", "memory:"]),
+    "correspondents:CorrespondentsFilter": ("rcpt-to", ["--store", "memory:"]),
     "limit.policy:Limit": ("mail-from", ["--limit", "sender messages 99/1h", "--store", "memory:"]),
     "mailfrom.policy:Mailfrom": ("mail-from", ["--domains", "example.org"]),
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),

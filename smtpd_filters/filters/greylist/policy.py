@@ -17,6 +17,7 @@ filters ahead of it have accepted the command.
 from __future__ import annotations
 
 from smtpd_filters.addresses import path
+from smtpd_filters.checks.correspondents import Correspondents, CorrespondentsSetting
 from smtpd_filters.checks.exemptions import (
     Exempt,
     allow_option,
@@ -66,6 +67,8 @@ SECONDS_LEFT = "%{seconds}"
 ROLES = frozenset({"postmaster", "abuse"})
 #: The share of `--deadline` for the look-ups that identify a client; the store is asked after them.
 SHARE = 0.4
+#: Recipients of a message whose correspondents are looked up.
+RECIPIENTS_MAX = 20
 _SECONDS = SECONDS(low=1, high=366 * 86400)
 _PREFIX4, _PREFIX6 = INTEGER(low=8, high=32), INTEGER(low=16, high=128)
 
@@ -215,11 +218,13 @@ class Greylist(Filter):
         "network is used"
     )
     store = Store.setting()
+    correspondents = CorrespondentsSetting()
 
     _exempt = Exempt()
     _triplets: Triplets
     _clients: Clients
     _suspicion: Suspicion
+    _friends: Correspondents | None = None
 
     def setup(self) -> Registration:
         """Check that the settings are consistent, and prepare."""
@@ -239,12 +244,16 @@ class Greylist(Filter):
             reports.add("link-auth")
         if settings.key != "network":
             reports.add("link-identify")
+        opens = {"store", *(("dns",) if uses_dns else ())}
+        if vars(settings)["correspondents"] is not None:
+            opens.add("correspondents")
+            self._friends = Correspondents(self.correspondents, vars(settings)["correspondents_of"])
         return Registration(
             handlers,
             reports=reports,
             events={"link_connect"} if settings.dnsbl or settings.dnswl else (),
             junk=False,
-            opens={"store", "dns"} if uses_dns else {"store"},
+            opens=opens,
         )
 
     def _check_settings(self) -> None:
@@ -339,6 +348,8 @@ class Greylist(Filter):
             judged = await self._identify(session, address, sender)
             tx.scratch[self] = judged
         why = judged.exempt or self._exempt_recipient(recipients)
+        if not why and await self._is_friend(sender, recipients):
+            why = "a correspondent"
         if why:
             judged.result = judged.result or f"not delayed: {why}"
             return exempted(self, why)
@@ -389,6 +400,15 @@ class Greylist(Filter):
             if allowed is not None and (entry := allowed.find(address)):
                 return f"recipient {entry}"
         return ""
+
+    async def _is_friend(self, sender: str, recipients: Sequence[str]) -> bool:
+        """Return whether one of the recipients has written to the sender."""
+        if self._friends is None or not sender:
+            return False
+        for each in recipients[:RECIPIENTS_MAX]:
+            if await self._friends.knows(each, sender):
+                return True
+        return False
 
     def _decision(self, judged: _Judged, standing: Standing) -> Proceed | Reject:
         client = judged.client
