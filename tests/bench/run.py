@@ -16,8 +16,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.dns import DNSServer
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised"),
+    *("stalls", "supervised", "greylist"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -456,6 +458,20 @@ class Bench:
             ("USS of the supervisor, MiB", own / MIB, "<=", 12),
         ):
             self.target(title, value, sense, limit)
+
+    def greylist(self) -> None:
+        """Measure filter-greylist by store and number of triplets, and beside postgrey."""
+        from tests.bench import greylist
+
+        progress("greylist")
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            sizes = greylist.QUICK if self.sizes is QUICK else greylist.Sizes()
+            figures, targets = greylist.measure(sizes, Path(folder))
+        for name, values in figures.items():
+            self.report.figures[f"greylist, {name}"] = values
+        for name, value, sense, limit in targets:
+            self.target(f"greylist: {name}", value, sense, limit)
 
     def _beside(
         self,

@@ -17,8 +17,9 @@ A look-up that fails leads to the next of them, so that a failure never refuses 
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from time import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.authentication import dmarc, spf
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.session import Session
 
-T = TypeVar("T")
+#: A client asks several times, for its recipients and messages.
+_network_of = lru_cache(1024)(network_of)
 
 NETWORK, SPF, DOMAIN = "network", "spf", "domain"
 
@@ -66,7 +68,7 @@ class Clients:
 
     def network(self, address: str) -> str:
         """Return the network of a client's address."""
-        return network_of(address, *self._prefixes)
+        return _network_of(address, *self._prefixes)
 
     async def domain(self, session: Session, address: str, sender: str) -> str:
         """Return the domain that is the client, or ""; `sender` is that of the envelope."""

@@ -45,6 +45,9 @@ from smtpd_filters.settings.kinds import Kind, quote
 from smtpd_filters.stores import Store
 from smtpd_filters.tables import AddressTable, HostTable
 
+from . import senders
+from .triplets import Attempt, Terms, Triplets
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
 
     from .clients import Clients
     from .suspicion import Suspicion
-    from .triplets import Standing, Triplets
+    from .triplets import Standing
 
 #: The header field, named as by milter-greylist and postgrey.
 FIELD = "X-Greylist"
@@ -270,7 +273,6 @@ class Greylist(Filter):
         from smtpd_filters.checks.dynamic import DynamicNames
 
         from .suspicion import Suspicion
-        from .triplets import Terms, Triplets
 
         settings = self.settings
         try:
@@ -353,9 +355,6 @@ class Greylist(Filter):
         if why:
             judged.result = judged.result or f"not delayed: {why}"
             return exempted(self, why)
-        from . import senders
-        from .triplets import Attempt
-
         attempt = Attempt(
             judged.client,
             senders.sender(sender),
@@ -391,12 +390,11 @@ class Greylist(Filter):
 
     def _exempt_recipient(self, recipients: Sequence[str]) -> str:
         """Return why one of the recipients wants no mail to wait, or ""."""
-        settings = self.settings
-        for each in recipients:
+        roles, allowed = self.settings.exempt_roles, self.settings.allow_recipients
+        for each in recipients if roles or allowed is not None else ():
             address = path(each)
-            if settings.exempt_roles and address.local.lower() in ROLES:
+            if roles and address.local.lower() in ROLES:
                 return f"recipient {address.local.lower()}"
-            allowed = settings.allow_recipients
             if allowed is not None and (entry := allowed.find(address)):
                 return f"recipient {entry}"
         return ""
