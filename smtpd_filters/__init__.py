@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from . import startup  # noqa: F401  # first of all: see there
 from .errors import ConfigError, UnavailableError
-from .filter import Filter, Registration
-from .main import run
 from .protocol.decisions import (
     JUNK,
     MARKED,
@@ -29,22 +27,27 @@ from .protocol.decisions import (
     Rewrite,
     reply,
 )
-from .session import Session, Transaction
 from .settings import Settings, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .filter import Filter, Registration
     from .lookups.dns import Resolver
     from .lookups.outcome import MX, Found, NotFound, Outcome, Unavailable
+    from .main import run
     from .message import Headers, Message
     from .sandbox import Needs
+    from .session import Session, Transaction
 
-#: Names that only some filters use, and where they are.
+#: Names that only some processes use, and where they are: filter-supervise is no filter itself.
 _LAZY = {
+    **dict.fromkeys(("Filter", "Registration"), "filter"),
     "Needs": "sandbox",
     "Resolver": "lookups.dns",
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
+    **dict.fromkeys(("Session", "Transaction"), "session"),
+    "run": "main",
 }
 
 

@@ -401,4 +401,5 @@ def test_what_takes_long_to_import_is_not() -> None:
     assert done.returncode == 0
     imported = {line.rpartition(b"|")[2].strip().decode() for line in done.stderr.splitlines()}
     assert "smtpd_filters.supervise.loop" in imported
-    assert imported.isdisjoint({*HEAVY, "subprocess", "threading", "contextvars"})
+    assert imported.isdisjoint({*HEAVY, "subprocess", "threading", "contextvars", "socket"})
+    assert imported.isdisjoint(f"smtpd_filters.{name}" for name in ("filter", "main", "session"))
