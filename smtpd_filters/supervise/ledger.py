@@ -160,7 +160,7 @@ class Message:
         self.kept = self.fed = 0
         #: How many programs have got it.
         self.given = 0
-        #: smtpd has sent the final dot; and since when the program owes a line, if so.
+        #: smtpd has sent the final dot; and when, if so.
         self.ended = False
         self.since = 0.0
         #: Something has gone back to smtpd; only lines of the header so far.

@@ -49,7 +49,8 @@ class Options(Settings):
         default=60.0,
         help="How long the program may take to answer, to return a message after its end, and to "
         "read what is sent to it. It is ended if it takes longer. It may take as long to start, "
-        "and at least a minute.",
+        "and at least a minute. A client waits at the end of a message for two of these: the "
+        "message, and the answer at commit.",
     )
     workers = option(
         INTEGER(low=1, high=64),

@@ -122,7 +122,6 @@ class ProgramSide:
 
     def _progress(self, link: Link, message: Message, size: int) -> None:
         """Note how much of a message the program has returned."""
-        message.since = self._transit.now
         message.sent += size
         if message.kept and message not in link.feeding:
             message.release()
