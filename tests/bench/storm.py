@@ -2,10 +2,10 @@
 
     python -m tests.bench.storm [--faults 1000] [--clients 100] [--filter NAME]... [--version 6.8]
 
-Under the load of clients, programs of a supervised filter are killed, stopped or made to write
-nonsense at random. At the end each accepted message must have been delivered once and unaltered,
-and every other must have been refused with 4xx; otherwise the exit status is 1. With
-`--unsupervised` the same filter runs without filter-supervise, and the time is shown until the
+Under the load of clients, programs of a supervised filter are killed, stopped, or made to write
+nonsense or to use all memory, at random. At the end each accepted message must have been delivered
+once and unaltered, and every other must have been refused with 4xx; otherwise the exit status is 1.
+With `--unsupervised` the same filter runs without filter-supervise, and the time is shown until the
 server is down. Needs root, as the end-to-end tests do.
 """
 
@@ -21,7 +21,7 @@ from smtpd_filters.testing.server import Smtpd, filter_command, unavailable
 from smtpd_filters.testing.server.releases import VERSIONS
 from tests.e2e.storm import MISBEHAVES, STOPS, Storm
 from tests.e2e.test_supervise import ECHO
-from tests.e2e.test_supervise_storm import INSIDE, LIBEXEC
+from tests.e2e.test_supervise_storm import INSIDE, LIBEXEC, MEMORY, RSPAMD, SENDERSCORE, daemon
 
 BINDS = {INSIDE: Path(LIBEXEC)}
 #: By name: the command, a part of it by which its processes are found, and what happens to them.
@@ -29,23 +29,25 @@ FILTERS = {
     "script": (shlex.join(ECHO), "misbehaving", MISBEHAVES),
     "whole": (shlex.join([*ECHO, "--whole"]), "misbehaving", MISBEHAVES),
     "trace": (filter_command("trace", "--detail", "headers"), "filter-trace", STOPS),
-    "senderscore": (f"{INSIDE}/filter-senderscore", "filter-senderscore", STOPS),
-    "rspamd": (f"{INSIDE}/filter-rspamd", "filter-rspamd", STOPS),
+    "senderscore": (SENDERSCORE, "filter-senderscore", STOPS),
+    "rspamd": (RSPAMD, "filter-rspamd", STOPS),
 }
 
 
 def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
     """Run one storm; return whether no mail was lost, repeated or altered."""
     command, marker, signals = FILTERS[name]
-    flags = ("--deadline", "5s", "--workers", str(options.workers))
+    flags = ["--deadline", "5s", "--workers", str(options.workers)]
+    if signals is MISBEHAVES:
+        flags += MEMORY
     filters = {"stormy": filter_command("supervise", *flags, *shlex.split(command))}
-    with Smtpd(version, filters=filters, binds=BINDS) as server:
+    with Smtpd(version, filters=filters, binds=BINDS) as server, daemon(server.lab):
         storm = Storm(server, marker, signals)
         started = time.monotonic()
         result = storm.blow(options.faults, clients=options.clients, pause=options.pause)
         seconds = time.monotonic() - started
         try:
-            storm.check()
+            storm.check(patience=1800)
             verdict = "no mail lost, repeated or altered"
         except AssertionError as error:
             verdict = f"FAILED: {str(error)[:200]}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: What happens to a program, by signals: those of `tests/supervise/misbehaving.py` besides.
 ENDS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 STOPS = (*ENDS, signal.SIGSTOP)
-MISBEHAVES = (*STOPS, signal.SIGUSR1, signal.SIGUSR2)
+MISBEHAVES = (*STOPS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _NUMBER = re.compile(rb"(?m)^X-Number: ([0-9]+)$")
 
 
@@ -158,13 +158,16 @@ class Storm:
 
     # -- afterwards ------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Raise AssertionError if mail was lost, repeated or altered, or a client got no reply."""
+    def check(self, *, patience: float = 300) -> None:
+        """Raise AssertionError if mail was lost, repeated or altered, or a client got no reply.
+
+        Wait so many seconds at most until all is delivered.
+        """
         assert self.server.alive()
         assert self.result.wrong == []
         accepted = self.result.accepted
         delivered: dict[int, bytes] = {}
-        self.server.settle(timeout=300)
+        self.server.settle(timeout=patience)
         for path in self.server.path(f"{MAIL}/alice").glob("new/*"):
             mail = path.read_bytes()
             found = _NUMBER.search(mail)
