@@ -1,4 +1,4 @@
-"""Whatever programs do, no request stays open for longer than the deadline and a look at it."""
+"""Deadlines: no request stays open for longer than one, whatever programs do."""
 
 from __future__ import annotations
 
