@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from dataclasses import asdict, dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical, folded, path
@@ -35,7 +36,7 @@ from .stores import StoreOptions, with_store
 from .verb import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from typing import Any
 
     from smtpd_filters.filters.limit.rules import Rule
@@ -154,17 +155,23 @@ def _value(kind: str, value: str, prefixes: Prefixes) -> str:
 
 
 async def _top(store: Store, options: Options) -> int:
-    uses = await _uses(store, key_prefix(""))
-    uses.sort(key=lambda use: use.share, reverse=True)
-    _print(uses[: options.number], options)
+    # Of a large store only these are kept.
+    top: list[Use] = []
+    async for use in _uses(store, key_prefix("")):
+        top.append(use)
+        if len(top) >= 2 * options.number:
+            top = nlargest(options.number, top, key=_share)
+    _print(nlargest(options.number, top, key=_share), options)
     return 0
 
 
+def _share(use: Use) -> float:
+    return use.share
+
+
 async def _show(store: Store, options: Options, subject: str) -> int:
-    uses = await _uses(store, key_prefix(subject))
-    if not subject:
-        uses = [use for use in uses if use.blocked]
-    _print(uses, options)
+    every = _uses(store, key_prefix(subject))
+    _print([use async for use in every if subject or use.blocked], options)
     return 0
 
 
@@ -208,22 +215,20 @@ def key_prefix(subject: str) -> bytes:
     return key(subject) + b":" if subject else f"{SPACE}:".encode()
 
 
-async def _uses(store: Store, prefix: bytes) -> list[Use]:
-    """Return what has been used of all limits."""
-    uses = []
+async def _uses(store: Store, prefix: bytes) -> AsyncIterator[Use]:
+    """Iterate over what has been used of all limits."""
     async for each, entry in store.scan(prefix):
         subject, parts = read_key(each)
         if parts[:1] == [BLOCK]:
             reason = entry.value.decode("utf-8", "replace")
-            uses.append(Use(subject, "", 0.0, 0.0, _ends(entry.left), reason))
+            yield Use(subject, "", 0.0, 0.0, _ends(entry.left), reason)
         elif (rule := _rule(parts)) is not None and rule.amount.period and rule.counted != NETWORKS:
             used = min(entry.left * rule.amount.rate, rule.amount.burst)
-            uses.append(Use(subject, rule.text, used, rule.amount.burst, entry.left))
+            yield Use(subject, rule.text, used, rule.amount.burst, entry.left)
     async for each, members in store.groups(prefix):
         subject, parts = read_key(each)
         if (rule := _rule(parts)) is not None:
-            uses.append(Use(subject, rule.text, members, rule.amount.number, None))
-    return uses
+            yield Use(subject, rule.text, members, rule.amount.number, None)
 
 
 def _ends(left: float) -> float | None:

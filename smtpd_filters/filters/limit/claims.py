@@ -90,7 +90,18 @@ class Book:
                 claims.append(claim._replace(cost=new_refusals(session, state)))
             else:
                 claims.append(claim)
+        if handler == "mail_from":
+            claims += self._kept(values, session, state)
         return claims
+
+    def _kept(self, values: Values, session: Session, state: State) -> Iterable[Claim]:
+        """Return the claims of a connection that another process has let in.
+
+        That process has ended, under a supervisor: this one was never asked about the connection.
+        """
+        for claim in self._claims("connect", values, 1):
+            if claim.rule.at_once and claim.key not in state.counted:
+                yield claim._replace(member=session.id, kept=True)
 
     def of_refusals(self, values: Values, session: Session, state: State) -> list[Claim]:
         """Return the claims of refused recipients alone."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Join, Leave, Take
+from smtpd_filters.stores.operations import MAX_MEMBERS
 
 from .rules import NETWORKS, REFUSED, Rule
 from .subjects import BLOCK, BREACH, PAST, key
@@ -53,13 +54,15 @@ RENEWED = 256
 class Claim(NamedTuple):
     """A rule, with the amount for this subject, and what a command costs of it.
 
-    `member` is the connection or the network of a rule that counts members.
+    `member` is the connection or the network of a rule that counts members. A connection that is
+    there already, since a process that has ended had let it in, is `kept` beyond the limit.
     """
 
     rule: Rule
     subject: str
     cost: int = 1
     member: str = ""
+    kept: bool = False
 
     @property
     def key(self) -> bytes:
@@ -392,4 +395,5 @@ def _take(claim: Claim, sign: int) -> Take:
 def _join(claim: Claim) -> Join:
     amount = claim.rule.amount
     ttl = LEASE if claim.rule.at_once else amount.period
-    return Join(claim.key, claim.name, amount.number, ttl=ttl)
+    limit = MAX_MEMBERS if claim.kept else amount.number
+    return Join(claim.key, claim.name, limit, ttl=ttl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ class Server:
             assert client.auth(user, "secret").verb == "proceed"
         return client
 
+    def settle(self) -> None:
+        """Wait for what no command waits for."""
+        ledger = vars(self.filter).get("_opened")
+        if ledger is not None and ledger._tasks:
+            self.smtpd._served._loop.run_until_complete(asyncio.wait(set(ledger._tasks)))
+
     def send(
         self,
         client: Client,
@@ -77,13 +84,15 @@ class Server:
 
 @contextmanager
 def serving(
-    *flags: str, store: Store | None = None, clock: Clock | None = None
+    *flags: str, store: Store | None = None, clock: Clock | None = None, replaced: bool = True
 ) -> Iterator[Server]:
-    """Serve with these flags."""
+    """Serve with these flags, and with a store in memory unless that of the flags is to be used."""
     clock = clock or Clock()
-    with Conversation(Limit, "--store", "memory:", *flags) as smtpd:
+    words = ("--store", "memory:", *flags) if replaced else flags
+    with Conversation(Limit, *words) as smtpd:
         server = Server(smtpd, clock)
-        vars(server.filter)["store"] = store or MemoryStore(clock=clock)
+        if replaced:
+            vars(server.filter)["store"] = store or MemoryStore(clock=clock)
         yield server
 
 

@@ -197,6 +197,24 @@ def test_leases_are_released_when_the_process_ends() -> None:
             server.client()
 
 
+def test_a_connection_that_another_process_let_in_counts() -> None:
+    """Under a supervisor, a new process gets the reports of sessions, not their requests."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    with serving(*limits("client connections 1"), store=store, clock=clock) as server:
+        first = server.client()
+        # As if the process had been killed: what it knew of the session is gone.
+        vars(server.filter)["_opened"] = None
+        server.smtpd._served.engine.sessions[first.id.encode()].scratch.clear()
+        server.advance(LEASE + 1)
+        second = server.client()
+        assert server.send(first) == "", "it is there already"
+        second.quit()
+        assert server.smtpd.connect(address="192.0.2.1").greeting.refused
+        first.quit()
+        server.client()
+
+
 # -- authentication --------------------------------------------------------------------------
 
 
