@@ -138,7 +138,7 @@ def run(options: Options, _rest: list[str]) -> int:
         async with Resolver(options.nameserver or None) as resolver:
             return await reporting.run(resolver)
 
-    return with_store(options, FILTER, work)
+    return with_store(options, FILTER, work, "report-to")
 
 
 class _Reporting:

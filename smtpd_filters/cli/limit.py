@@ -265,7 +265,8 @@ VERB = Verb(
     run,
     options=Options,
     description="Show what filter-limit has counted, and block or release users, clients and "
-    "senders. The flags of the store are those of the filter.",
+    "senders. The store is that of the filter in smtpd.conf or smtpd-filters.toml, unless --store "
+    "is given.",
     ending="The exit status is 1 if what is to be released was not blocked, and 75 if the store "
     "fails.",
 )

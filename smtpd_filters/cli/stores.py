@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.settings import Settings
-from smtpd_filters.stores.setting import StoreSetting, default_address, open_store
+from smtpd_filters.stores.setting import default_address, open_store
+
+from .store_search import OPTIONS as _OPTIONS
+from .store_search import find_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
 #: The exit status if the store fails: EX_TEMPFAIL of sysexits(3).
 TEMPFAIL = 75
-_OPTIONS = StoreSetting().options
 
 
 class StoreOptions(Settings):
@@ -39,12 +41,22 @@ class StoreOptions(Settings):
     store_timeout = _OPTIONS["store_timeout"]
 
 
-def with_store(options: StoreOptions, name: str, work: Callable[[Store], Awaitable[int]]) -> int:
+def with_store(
+    options: StoreOptions,
+    name: str,
+    work: Callable[[Store], Awaitable[int]],
+    flag: str = "store",
+) -> int:
     """Do some work with the store of the filter `name`; return the work's exit status.
 
-    The status is TEMPFAIL if the store fails. Raises ConfigError if it can't be used.
+    Without `--store` it is that of the filter in smtpd.conf or in the chain file, where `flag` has
+    its address, or the filter's default. The status is TEMPFAIL if the store fails. Raises
+    ConfigError if it can't be used.
     """
     values = {each: vars(options)[each] for each in StoreOptions.options}
+    if values["store"] is None:
+        found = find_store(name, flag)
+        values |= {each: found[each] for each in found if each not in options.given}
     if values["store"] is None:
         values["store"] = default_address(name)
     address = values["store"]

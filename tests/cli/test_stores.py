@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.cli.store_search import find_store
 from smtpd_filters.cli.stores import TEMPFAIL, StoreOptions, with_store
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Get, Put, Store, join
@@ -95,3 +96,109 @@ def test_root_becomes_the_owner_of_the_file(
     with pytest.raises(RuntimeError):
         with_store(options(f"sqlite:{path}"), "limit", read)
     assert become == [("setgroups", [1234]), ("setgid", 1234), ("setuid", 4321)]
+
+
+# -- the store in the configuration ----------------------------------------------------------
+
+
+def search(tmp_path: Path, conf: str = "", chains: str = "", flag: str = "store") -> dict[str, Any]:
+    (tmp_path / "smtpd.conf").write_text(conf)
+    (tmp_path / "chains.toml").write_text(chains)
+    return find_store(
+        "limit",
+        flag,
+        [f"{tmp_path}/missing", f"{tmp_path}/smtpd.conf"],
+        [f"{tmp_path}/missing.toml", f"{tmp_path}/chains.toml"],
+    )
+
+
+REDIS = STORE.parse("redis://redis.example.org")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "filter-limit --store redis://redis.example.org --limit 'all messages 1/1h'",
+        "/usr/local/libexec/smtpd/filter-limit --store=redis://redis.example.org",
+        "filter-supervise --workers 2 -- filter-limit --store=redis://redis.example.org",
+    ],
+)
+def test_the_store_in_smtpd_conf(tmp_path: Path, command: str) -> None:
+    assert search(tmp_path, f'filter limits proc-exec "{command}"\n') == {"store": REDIS}
+
+
+def test_all_flags_of_the_store_in_smtpd_conf(tmp_path: Path) -> None:
+    command = (
+        "filter-limit --store rediss://r --store-password-file /p --store-prefix=x: "
+        "--store-timeout 5s"
+    )
+    found = search(tmp_path, f'filter limits proc-exec "{command}"\n')
+    assert found == {
+        "store": STORE.parse("rediss://r"),
+        "store_password_file": "/p",
+        "store_prefix": "x:",
+        "store_timeout": 5.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "chains",
+    [
+        '[filter.limit]\nstore = "redis://redis.example.org"\n',
+        '[filter.users]\nuse = "limit"\nstore = "redis://redis.example.org"\nlimit = ["x"]\n',
+    ],
+)
+def test_the_store_in_a_chain_file(tmp_path: Path, chains: str) -> None:
+    assert search(tmp_path, chains=chains) == {"store": REDIS}
+    other = tmp_path / "other.toml"
+    other.write_text(chains)
+    conf = f'filter x proc-exec "filter-chain --config {other} --supervised"\n'
+    assert search(tmp_path, conf) == {"store": REDIS}
+
+
+def test_another_flag_has_the_address(tmp_path: Path) -> None:
+    conf = 'filter x proc-exec "filter-limit --report-to redis://redis.example.org --store x"\n'
+    assert search(tmp_path, conf, flag="report-to") == {"store": REDIS}
+
+
+@pytest.mark.parametrize(
+    ("conf", "chains"),
+    [
+        ("", ""),
+        ('filter limits proc-exec "filter-limit --limit x"\n', ""),
+        ('filter x proc-exec "filter-greylist --store redis://redis.example.org"\n', ""),
+        ('filter limits proc-exec "filter-limit --store \'x"\n', ""),
+        ("", "[filter\n"),
+        ("", "filter = 5\n"),
+        ("", "[filter.limit]\ntimeout = 5\n"),
+    ],
+)
+def test_no_store_is_configured(tmp_path: Path, conf: str, chains: str) -> None:
+    assert search(tmp_path, conf, chains) == {}
+
+
+def test_several_stores_are_an_error(tmp_path: Path) -> None:
+    conf = "".join(
+        f'filter x{n} proc-exec "filter-limit --store redis://redis.example.org/{n % 2}"\n'
+        for n in range(3)
+    )
+    with pytest.raises(ConfigError, match="filter-limit has several stores: --store is required"):
+        search(tmp_path, conf)
+
+
+def test_an_invalid_store_in_the_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='--store of the filter: "x": expected sqlite:PATH'):
+        search(tmp_path, 'filter x proc-exec "filter-limit --store x"\n')
+
+
+def test_a_verb_uses_the_store_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "limits"
+    path.touch()
+    configured = {"store": STORE.parse(f"sqlite:{path}"), "store_timeout": 7.0}
+    monkeypatch.setattr(
+        "smtpd_filters.cli.stores.find_store", lambda name, flag: configured if name else flag
+    )
+    assert with_store(StoreOptions(), "limit", write) == 0
+    assert with_store(options(f"sqlite:{path}"), "limit", read) == ord("x")

@@ -1,0 +1,129 @@
+"""The search for the store of a filter in smtpd.conf and in the chain file.
+
+Only the flags of stores are read, so that a verb runs without the filter's tables. A file that is
+missing or can't be read has no store; `smtpd-filters check` says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.kinds import quote
+from smtpd_filters.stores.setting import StoreSetting
+
+from .chain import PLACES as CHAIN_PLACES
+from .chain_file import USE
+from .check import PLACES
+from .smtpd_conf import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+#: The options that describe a store.
+OPTIONS = StoreSetting().options
+
+
+def find_store(
+    name: str,
+    flag: str = "store",
+    places: Sequence[str] = PLACES,
+    chain_places: Sequence[str] = CHAIN_PLACES,
+) -> dict[str, Any]:
+    """Return the values of the options of the store that the filter `name` is configured with.
+
+    The dictionary is empty if no file has one; `flag` has the store's address. Raises ConfigError
+    if the files have several.
+    """
+    commands = list(_commands(places))
+    paths = [path for words in commands if (path := _chain_file(words))] or [*chain_places]
+    texts = [each for words in commands if (each := _of_command(words, name, flag))]
+    texts += [each for path in paths for each in _of_chain(path, name, flag)]
+    found: list[dict[str, Any]] = []
+    for each in texts:
+        if "store" in each and (values := _parsed(each)) not in found:
+            found.append(values)
+    if len(found) > 1:
+        shown = ", ".join(each["store"].text for each in found)
+        raise ConfigError(f"filter-{name} has several stores: --{flag} is required ({shown})")
+    return found[0] if found else {}
+
+
+def _commands(places: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the words of the commands in the first smtpd.conf."""
+    for path in places:
+        try:
+            programs = read(path).programs
+        except ConfigError:
+            continue
+        for program in programs:
+            try:
+                yield shlex.split(program.command)
+            except ValueError:
+                continue
+        return
+
+
+def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str]:
+    """Return the texts of the options in a command of the filter, maybe under a supervisor."""
+    for at, word in enumerate(words):
+        if word.rpartition("/")[2] == f"filter-{name}":
+            return _of_words(words[at + 1 :], flag)
+    return {}
+
+
+def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
+    found = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        spelt, equals, value = word.partition("=")
+        if (option := _option(spelt.removeprefix("--"), flag)) and spelt.startswith("--"):
+            found[option] = value if equals else following
+    return found
+
+
+def _chain_file(words: Sequence[str]) -> str:
+    """Return the file that a command of filter-chain names; "" if it names none."""
+    if not any(word.rpartition("/")[2] == "filter-chain" for word in words):
+        return ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        spelt, equals, value = word.partition("=")
+        if spelt in {"--config", "-f"}:
+            return value if equals else following
+    return ""
+
+
+def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
+    """Yield the texts of the options of the filters of a kind in a chain file."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # a path as text
+            content: Mapping[str, Any] = tomllib.load(file)
+    except (OSError, ValueError):
+        return
+    filters = content.get("filter")
+    for instance, keys in filters.items() if isinstance(filters, dict) else ():
+        if isinstance(keys, dict) and keys.get(USE, instance) == name:
+            texts = {
+                option: str(value) for key, value in keys.items() if (option := _option(key, flag))
+            }
+            if texts:
+                yield texts
+
+
+def _option(spelt: str, flag: str) -> str:
+    """Return the option of a store that a flag or key is; "" for any other."""
+    name = "store" if spelt == flag else spelt.replace("-", "_")
+    return name if name in OPTIONS and (name != "store" or spelt == flag) else ""
+
+
+def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of options. Raises ConfigError for an invalid one."""
+    values = {}
+    for name, text in texts.items():
+        try:
+            values[name] = OPTIONS[name].kind.parse(text)
+        except ValueError as error:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} of the filter: {quote(text)}: {error}") from None
+    return values
