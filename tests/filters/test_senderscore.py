@@ -574,9 +574,10 @@ def test_a_broken_dns_is_waited_for_once_in_a_session() -> None:
         flags = asking(dead, "--timeout", "20ms", "-blockBelow=50", "-blockPhase", "rcpt-to")
         with Conversation(Senderscore, *flags, "-slowFactor=1000", "-scoreHeader") as smtpd:
             assert come(smtpd).verb == "proceed"
-            assert len(dead.queries) == 2
+            asked = len(dead.queries)
+            assert asked
             smtpd.filters[0].dns._cache.clear()  # type: ignore[attr-defined]
-        assert len(dead.queries) == 2
+        assert len(dead.queries) == asked
 
 
 def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:

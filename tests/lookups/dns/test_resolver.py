@@ -267,8 +267,8 @@ def test_names_that_nobody_answers_for_do_not_delay_others(server: DNSServer) ->
 
 def test_without_a_place_in_the_queue_a_look_up_fails_at_once(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> list[Outcome[Any]]:
-        waiting = [resolver.query(f"drop{number}.example", "A") for number in range(4)]
-        return await asyncio.gather(*waiting)
+        types: list[Any] = ["A", "AAAA", "MX", "TXT"]
+        return await asyncio.gather(*(resolver.query("drop.example", each) for each in types))
 
     with mock.patch.object(places, "QUEUE", 1):
         outcomes = run(server, test, in_flight=1, timeout=60, deadline=0.1)
