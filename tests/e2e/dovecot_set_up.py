@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.server import Lab, LabError
 from smtpd_filters.testing.server.lab import ENVIRONMENT, wait_ended
-from smtpd_filters.testing.server.layout import PYCACHE
 from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.programs import PACKAGE, Programs
 from smtpd_filters.testing.server.releases import release_root
@@ -225,7 +224,7 @@ class Dovecot:
                     BIN: self._folder / "bin",
                 },
                 exposed=self._programs.exposed,
-                directories={MAIL: 0o777, STATE: 0o755, PYCACHE: 0o755},
+                directories={MAIL: 0o777, STATE: 0o755},
                 beside=self._network,
             )
             stack.enter_context(self.lab)
@@ -313,8 +312,7 @@ class Dovecot:
         self.lab.run("mount", "-o", "remount,bind,rw", ETC)
         for name in SIEVE:
             self.lab.run("sievec", f"{LEARN}/{name}")
-        # As if installed, what it imports is compiled as well: of no message it learns nothing.
-        self.lab.run(f"{BIN}/smtpd-filters", "learn", "ham", check=False)
+        self._programs.compile(self.lab)
 
     def _start(self) -> None:
         process = self.lab.spawn(

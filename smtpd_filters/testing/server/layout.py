@@ -10,7 +10,6 @@ LIBRARIES = "/srv/site-packages"
 BIN = "/srv/lab/bin"
 FILES = "/srv/lab/files"
 SCRATCH = "/srv/lab/scratch"  # filters may write here
-PYCACHE = "/srv/lab/pycache"
 MAIL = "/srv/mail"
 CONF = "/srv/lab/smtpd.conf"
 QUEUE = "/var/spool/smtpd/queue"

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import smtpd_filters
 
-from .layout import CODE, LIBRARIES, PYCACHE
+from .layout import CODE, LIBRARIES
 from .releases import SYSTEM
 
 if TYPE_CHECKING:
     from .lab import Lab
 
 PACKAGE = Path(smtpd_filters.__file__).resolve().parent
-# The package's bytecode as a tar archive, by the server's file system.
-_compiled: dict[Path, bytes] = {}
+# The file systems of servers for whose Python the package is compiled.
+_compiled: set[Path] = set()
 
 
 class Programs:
@@ -47,7 +47,6 @@ class Programs:
         head = (
             f"#!{self._python} -I\n"
             "import sys\n"
-            f"sys.pycache_prefix = {PYCACHE!r}\n"
             f"sys.path[:0] = {self._import_path!r}\n"
         )
         modules = {
@@ -64,23 +63,25 @@ class Programs:
             for name, module in modules.items()
         }
         launchers["python"] = (
-            f"#!/bin/sh\nPYTHONPATH={':'.join(self._import_path)}\n"
-            f"PYTHONPYCACHEPREFIX={PYCACHE}\nexport PYTHONPATH PYTHONPYCACHEPREFIX\n"
+            f"#!/bin/sh\nPYTHONPATH={':'.join(self._import_path)}\nexport PYTHONPATH\n"
             f'exec {self._python} -s "$@"\n'
         )
         return launchers
 
-    def bytecode(self, lab: Lab) -> bytes:
-        """Return the package compiled for the server's Python as a tar archive, which is cached.
+    def compile(self, lab: Lab) -> None:
+        """Compile the package for the server's Python, beside the sources; once in this process.
 
         The checkout is read-only inside and filters run unprivileged; without this, each of them
         would compile the package at each start.
         """
         if self._root not in _compiled:
-            options = ["-X", f"pycache_prefix={PYCACHE}", "-m", "compileall", "-q"]
-            options += ["-x", "/testing/"]
-            # A file that doesn't compile is reported by its filter.
-            lab.run(self._python, *options, f"{CODE}/smtpd_filters", check=False)
-            packed = lab.run("tar", "-cf", "-", "-C", PYCACHE, ".")
-            _compiled[self._root] = packed.stdout
-        return _compiled[self._root]
+            compiling = [self._python, "-I", "-m", "compileall", "-q", "-x", "/testing/"]
+            compiling.append(f"{CODE}/smtpd_filters")
+            # A file that doesn't compile is reported by its filter, as is a folder that can't be
+            # written.
+            lab.run(
+                *("unshare", "--mount", "sh", "-c", 'mount -o remount,bind,rw "$0" && exec "$@"'),
+                *(CODE, *compiling),
+                check=False,
+            )
+            _compiled.add(self._root)

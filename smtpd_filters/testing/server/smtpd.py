@@ -28,7 +28,6 @@ from .layout import (
     MAIL,
     PROBE,
     PROBER,
-    PYCACHE,
     QUEUE,
     SCRATCH,
     file_path,
@@ -162,7 +161,7 @@ class Smtpd:
             root=root_of(version),
             binds={**self._programs.binds, **(binds or {})},
             exposed=self._programs.exposed,
-            directories={BIN: 0o755, FILES: 0o755, SCRATCH: 0o1777, PYCACHE: 0o755, MAIL: 0o755},
+            directories={BIN: 0o755, FILES: 0o755, SCRATCH: 0o1777, MAIL: 0o755},
             beside=lab,
         )
 
@@ -429,7 +428,7 @@ class Smtpd:
         conf.write_text(self.configuration(), "utf-8")
         conf.chmod(0o600)
         if self._filters:
-            self.lab.run("tar", "-xf", "-", "-C", PYCACHE, input=self._programs.bytecode(self.lab))
+            self._programs.compile(self.lab)
 
     def configuration(self) -> str:
         """Return the text of smtpd.conf(5) that the server was started with."""

@@ -888,6 +888,7 @@ def test_replies_that_come_at_once_are_parsed_at_a_pace(
             all_came.set()
         await all_came.wait()
         await writer.drain()
+        writer.close()
 
     async def work(client: Client) -> list[Any]:
         async def tick() -> None:
