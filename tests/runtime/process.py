@@ -113,7 +113,7 @@ class FilterProcess:
             self.sink = -1
 
     def send(self, data: bytes, *, reading: bool = True) -> None:
-        """Write all of it, reading what comes meanwhile."""
+        """Write all of it, or what a process takes that ends; read what comes meanwhile."""
         self.oracle.from_smtpd(data)
         end = monotonic() + PATIENCE
         rest = memoryview(data)
@@ -125,7 +125,10 @@ class FilterProcess:
             if readable:
                 self.read()
             if writable:
-                rest = rest[os.write(self.sink, rest[: 1 << 16]) :]
+                try:
+                    rest = rest[os.write(self.sink, rest[: 1 << 16]) :]
+                except BrokenPipeError:
+                    return
 
     def read(self) -> bytes:
         """Read what is there."""

@@ -34,12 +34,19 @@ HANGS = {"stop": "no answer at mail-from", "hang": "no answer", "half": "no answ
 
 
 def check_next(smtpd: Supervised) -> None:
-    """The next session is served by a program."""
+    """A program serves the next session, or one after it where it misses a short deadline."""
+    assert any(served(smtpd) for _ in range(20)), smtpd.log
+
+
+def served(smtpd: Supervised) -> bool:
     client = smtpd.connect()
-    assert client.begin().verb == b"proceed"
-    assert client.message(*MESSAGE).verb == b"proceed"
-    assert client.returned == [*MESSAGE, b"."]
+    proceeds = (
+        client.begin().verb == b"proceed"
+        and client.message(*MESSAGE).verb == b"proceed"
+        and client.returned == [*MESSAGE, b"."]
+    )
     client.quit()
+    return proceeds
 
 
 def started(smtpd: Supervised, count: int) -> None:
