@@ -1,9 +1,9 @@
 """A check that a test run was complete: no test skipped, and all required tests run.
 
-usage: complete.py [--unit PYTHON] JUNIT-XML
+usage: complete.py [--unit PYTHON] JUNIT-XML...
 
-By default the run must include tests on real servers; with --unit, many tests on the given Python,
-such as "3.13".
+All reports are of one run. By default it must include tests on real servers; with --unit, many
+tests on the given Python, such as "3.13".
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: `make unit` runs some 12,000.
 MANY = 8_000
 
 
-def complaints(report: Path, python: str | None = None) -> list[str]:
-    """Return what is missing from the run in the JUnit file `report`; see this module."""
-    if not report.exists():
-        return [f"{report}: the tests wrote no report"]
-    cases = list(ET.parse(report).iter("testcase"))  # noqa: S314  # pytest's own output
+def complaints(reports: Sequence[Path], python: str | None = None) -> list[str]:
+    """Return what is missing from the run in these JUnit files; see this module."""
+    if missing := [report for report in reports if not report.exists()]:
+        return [f"{report}: the tests wrote no report" for report in missing]
+    parsed = [ET.parse(report) for report in reports]  # noqa: S314  # pytest's own output
+    cases = [case for tree in parsed for case in tree.iter("testcase")]
     names = [f"{case.get('classname')}::{case.get('name')}" for case in cases]
     skipped = [
         f"skipped: {name}: {reason.get('message', '')}"
@@ -43,9 +48,9 @@ def main() -> int:
     """Print what is missing; the exit status tells whether anything is."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--unit", metavar="PYTHON")
-    parser.add_argument("report", type=Path)
+    parser.add_argument("reports", nargs="+", type=Path)
     options = parser.parse_args()
-    found = complaints(options.report, options.unit)
+    found = complaints(options.reports, options.unit)
     for line in found:
         print(f"incomplete: {line}", file=sys.stderr)
     return 1 if found else 0

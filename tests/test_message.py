@@ -866,6 +866,7 @@ def test_an_edited_header_waits_within_the_budget(*, count: int, replace: bool) 
         assert (edited if not replace else spool.used) >= 5 * count
         # As one block, not with an object for each line.
         assert edited <= 7 * count + 2 * STORE_COST + 1024
+        assert not held.drained
         sent = 0
         while some := held.drain():
             sent += len(some)

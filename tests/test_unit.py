@@ -27,7 +27,7 @@ def test_it_is_chosen_by_markers_alone() -> None:
     unit = recipe("unit")
     [expression] = re.findall(r'-m "(.*?)"', unit)
     assert set(expression.split(" and ")) == {f"not {marker}" for marker in LEFT_OUT}
-    command = unit[unit.index("-m pytest") :]
+    command = unit[unit.index("$(PYTEST)") :]
     assert not re.search(r"--ignore|--deselect| -k |\$\(TESTS\)|tests/", command)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     markers = project["tool"]["pytest"]["ini_options"]["markers"]
@@ -36,8 +36,23 @@ def test_it_is_chosen_by_markers_alone() -> None:
 
 def test_nothing_is_left_out_of_the_whole() -> None:
     whole = recipe("test")
-    assert "-m pytest" in whole
-    assert not re.search(r'-m "|--ignore|--deselect| -k ', whole)
+    # The tests that cover the core run by themselves, and are left out of the other run alone.
+    measured, _, others = whole.partition("--ignore=$$each")
+    assert "for each in $(CORE_TESTS); do" in measured
+    assert re.search(r"\$\(PYTEST\) .*--cov .*\$\(CORE_TESTS\)", measured)
+    assert "$(PYTEST)" in others
+    assert not re.search(r'-m "|--ignore|--deselect| -k ', measured + others)
+    assert "-m pytest" in MAKEFILE
+
+
+def test_a_report_each_tells_that_both_runs_were_complete(tmp_path: Path) -> None:
+    for name, test in (("core", "tests.test_message"), ("tests", "tests.e2e.test_helo")):
+        (tmp_path / f"{name}.xml").write_text(f"<testsuite>{CASE.format(test, '')}</testsuite>")
+    program = str(ROOT / ".ci" / "complete.py")
+    for names, status in (("core tests", 0), ("core", 1), ("core other tests", 1)):
+        reports = [str(tmp_path / f"{name}.xml") for name in names.split()]
+        done = subprocess.run([sys.executable, program, *reports], capture_output=True, check=False)
+        assert done.returncode == status
 
 
 def test_what_needs_a_server_has_a_marker(monkeypatch: pytest.MonkeyPatch) -> None:
