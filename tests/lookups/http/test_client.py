@@ -843,6 +843,13 @@ def test_connections_are_kept_over_tls(tls: ssl.SSLContext) -> None:
     assert [each.body for each in said] == [b"01"] * 9
 
 
+async def read_to_the_body(reader: asyncio.StreamReader) -> None:
+    """Read a request with the body `body`; end the connection of a ping, which has none."""
+    if b"/checkv2" not in await reader.readuntil(b"\r\n\r\n"):
+        raise ConnectionError
+    await reader.readexactly(len(b"body"))
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     "said",
@@ -880,9 +887,7 @@ def test_replies_that_come_at_once_are_parsed_at_a_pace(
     all_came = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if b"/checkv2" not in await reader.readuntil(b"\r\n\r\n"):
-            return  # a ping
-        await reader.readexactly(len(b"body"))
+        await read_to_the_body(reader)
         came.append(writer)
         if len(came) == 64:
             for each in came:
