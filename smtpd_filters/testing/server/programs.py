@@ -44,11 +44,7 @@ class Programs:
 
     def launchers(self) -> dict[str, str]:
         """Return the text of each program by name; `python` runs scripts."""
-        head = (
-            f"#!{self._python} -I\n"
-            "import sys\n"
-            f"sys.path[:0] = {self._import_path!r}\n"
-        )
+        head = f"#!{self._python} -I\nimport sys\nsys.path[:0] = {self._import_path!r}\n"
         modules = {
             "smtpd-filters": "smtpd_filters.cli",
             "filter-chain": "smtpd_filters.cli.chain",
