@@ -866,13 +866,19 @@ def test_an_edited_header_waits_within_the_budget(*, count: int, replace: bool) 
         assert (edited if not replace else spool.used) >= 5 * count
         # As one block, not with an object for each line.
         assert edited <= 7 * count + 2 * STORE_COST + 1024
-        assert not held.drained
         sent = 0
         while some := held.drain():
             sent += len(some)
         assert held.drained
         assert sent == len(lines) + (not replace)
     assert spool.used == 0
+
+
+def test_an_edited_header_waits_to_be_drained() -> None:
+    with message([b"A: 1", b"", b"body"]) as held:
+        held.headers.prepend("X", "1")
+        held.release()
+        assert not held.drained
 
 
 def test_a_message_of_which_nothing_is_left() -> None:
