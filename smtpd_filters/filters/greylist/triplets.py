@@ -149,16 +149,19 @@ class Triplets:
         return other if better else standing
 
     def _standing(self, entries: Iterable[Entry | None]) -> Standing:
-        entries = list(entries)
-        ages = [entry.age for entry in entries if entry is not None]
-        if any(entry is not None and state_of(entry) == PASSED for entry in entries):
-            return Standing("passed")
-        if not ages:
-            return Standing("new", self._terms.delay)
-        longest = max(ages)
-        if longest >= self._terms.delay:
+        longest = -1.0
+        for entry in entries:
+            if entry is None:
+                continue
+            if entry.value.startswith(PASSED):
+                return Standing("passed")
+            longest = max(longest, entry.age)
+        delay = self._terms.delay
+        if longest < 0:
+            return Standing("new", delay)
+        if longest >= delay:
             return Standing("waited", longest)
-        return Standing("waiting", self._terms.delay - longest)
+        return Standing("waiting", delay - longest)
 
     async def _welcome(self, client: str, own: bytes, entry: Entry | None) -> Standing:
         """Let a known client in, and renew its entry; that of the operator isn't renewed."""
