@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.authentication import dmarc, spf
 from smtpd_filters.authentication.inquiry import at_once, settle
+from smtpd_filters.lookups.cache import Cache
 from smtpd_filters.tables.networks import network_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 #: A client asks several times, for its recipients and messages.
 _network_of = lru_cache(1024)(network_of)
 
+#: An evaluation of SPF costs as much as ten decisions: seconds for which its result is kept, and
+#: the number of clients.
+KEPT = 60.0
+CLIENTS = 4096
 NETWORK, SPF, DOMAIN = "network", "spf", "domain"
 
 
@@ -65,6 +70,7 @@ class Clients:
         self._dns = dns
         self._dynamic = dynamic
         self._seconds = seconds
+        self._found: Cache[str] = Cache(CLIENTS)
 
     def network(self, address: str) -> str:
         """Return the network of a client's address."""
@@ -74,8 +80,15 @@ class Clients:
         """Return the domain that is the client, or ""; `sender` is that of the envelope."""
         if self._dns is None:
             return ""
-        engine = self._domain(session, address, sender)
-        return await _within(self._seconds, engine, self._dns)
+        # Macros of SPF may look at the local part, but a domain is one client all the same.
+        key = address, sender.rpartition("@")[2].lower() or f"helo {session.identity}"
+        now = monotonic()
+        known = self._found.get(key, now)
+        if known is None:
+            engine = self._domain(session, address, sender)
+            known = await _within(self._seconds, engine, self._dns)
+            self._found.put(key, known, now + KEPT)
+        return known
 
     def _domain(self, session: Session, address: str, sender: str) -> Engine[str]:
         """Find the domain that the client sends for; "" if nothing says so."""

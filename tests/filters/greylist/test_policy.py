@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.authentication import spf
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.dyndns import Dyndns
-from smtpd_filters.filters.greylist import Greylist
+from smtpd_filters.filters.greylist import Greylist, clients
 from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from smtpd_filters.stores.address import MEMORY
 from smtpd_filters.stores.memory import MemoryStore
@@ -327,6 +328,28 @@ def test_a_domain_whose_spf_passes_is_one_client(
     again: bool,  # noqa: FBT001
 ) -> None:
     assert waits_again(sender, *flags, helo="mx.helo.example") is again
+
+
+def test_the_domain_of_a_client_is_found_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[str] = []
+    check, now = spf.check, [1000.0]
+
+    def counted(client: str, helo: str, sender: str, **options: Any) -> Any:
+        evaluated.append(sender)
+        return check(client, helo, sender, **options)
+
+    monkeypatch.setattr(spf, "check", counted)
+    monkeypatch.setattr(clients, "monotonic", lambda: now[0])
+    with DNSServer(POOL) as server:
+        where = (server.address, server.port)
+        with Conversation(Greylist, "--store", "memory:", nameserver=where) as smtpd:
+            for name in ("one@big.example", "two@BIG.example", "three@small.example"):
+                assert not passes(smtpd, name, **ONE)
+            assert not passes(smtpd, "four@big.example", **TWO)
+            assert evaluated == ["one@big.example", "three@small.example", "four@big.example"]
+            now[0] += 61
+            assert not passes(smtpd, "five@big.example", **ONE)
+    assert evaluated[3:] == ["five@big.example"]
 
 
 @pytest.mark.parametrize(
