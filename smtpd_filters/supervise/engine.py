@@ -369,15 +369,15 @@ class Engine:
         if len(fields) < 7:
             self._unexpected("request")
             return b""
-        name, id_, token = fields[4:7]
+        id_ = fields[5]
         session = self.sessions.get(id_) or self._new_session(id_)
         link = session.link
-        if name == _DATA_LINE:
+        if fields[4] == _DATA_LINE:
             if link is None and session.message is None:
                 link = self._bind(session)
             line = fields[7] if len(fields) > 7 else b""
-            return self.transit.line(session, token, row, line, link)
-        phase = PHASES_ON_WIRE.get(name)
+            return self.transit.line(session, fields[6], row, line, link)
+        phase, token = PHASES_ON_WIRE.get(fields[4]), fields[6]
         if session.message is not None:
             self._cut_short(session.message)
         if phase is None or session.phase is not None:
@@ -389,13 +389,15 @@ class Engine:
             session.judged = False
         elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
-        elif name in link.phases:
+        elif phase.wire in link.phases:
             expected = b"filter-result|%b|%b|proceed\n" % (id_, token)
             link.open[expected] = session
             link.out.append(row)
             # From here on no memory is needed.
             session.expected = expected
-            session.phase, session.token, session.since = phase, token, self.now
+            session.phase, session.token, session.since = phase, token, self.transit.now
+            if phase is COMMIT:
+                session.judged = False  # the program is asked for it
         else:
             self._answer(id_, token, PROCEED.wire)
         return b""

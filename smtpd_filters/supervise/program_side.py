@@ -24,7 +24,7 @@ from .transit import COMMIT, HEAD, NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from smtpd_filters.runtime.log import Log
 
@@ -91,18 +91,24 @@ class ProgramSide:
         rows = list(BytesIO(whole))
         if not link.ready:
             self._register(link, rows)
-        elif not (link.returning and self._pass_back(link, rows, whole)):
+        elif not self._only_messages(link, rows, whole):
             self._process(link, rows)
 
-    def _pass_back(self, link: Link, rows: list[bytes], data: bytes) -> bool:
+    def _only_messages(self, link: Link, rows: list[bytes], data: bytes) -> bool:
+        """Pass on a read if it is nothing but lines of messages; return False if it is not."""
+        returning = link.returning
+        if rows[0][:HEAD] not in returning or rows[-1][:HEAD] not in returning:
+            return False
+        heads = set(map(_head, rows))
+        return returning.keys() >= heads and self._pass_back(link, heads, rows, data)
+
+    def _pass_back(
+        self, link: Link, heads: Iterable[bytes], rows: list[bytes], data: bytes
+    ) -> bool:
         """Pass on the lines of `data` in one piece; return False if that can't be done.
 
-        They are lines of messages that the program was given, need no change, and none is a final
-        dot.
+        They are lines of the messages with these heads. None is a final dot or needs a change.
         """
-        heads = set(map(_head, rows))
-        if not link.returning.keys() >= heads:
-            return False
         sizes = set(map(len, rows))
         if _DOT in sizes and b"|.\n" in data:
             return False
@@ -131,19 +137,26 @@ class ProgramSide:
         returning, open_, answers = link.returning, link.open, self._answers
         gathered: dict[bytes, list[bytes]] = {}
         for row in rows:
-            head = row[:HEAD]
-            same = gathered.get(head)
-            if same is not None:
-                same.append(row)
-            elif head in returning:
-                gathered[head] = [row]
-            elif session := open_.pop(row, None):  # proceed
+            if returning:
+                head = row[:HEAD]
+                same = gathered.get(head)
+                if same is not None:
+                    same.append(row)
+                    continue
+                if head in returning:
+                    gathered[head] = [row]
+                    continue
+            session = open_.pop(row, None)
+            if session is not None:  # proceed
                 answers.append(row)
-                _answered(link, session)
+                session.phase = None
+                link.useful = True
             else:
-                self._blocks_back(link, gathered)
+                if gathered:
+                    self._blocks_back(link, gathered)
                 self._single(link, row[:-1])
-        self._blocks_back(link, gathered)
+        if gathered:
+            self._blocks_back(link, gathered)
 
     def _blocks_back(self, link: Link, gathered: dict[bytes, list[bytes]]) -> None:
         """Process lines of messages, by their heads, and remove them from `gathered`."""
@@ -152,7 +165,7 @@ class ProgramSide:
             end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")
             if end:
                 rows.pop()
-            if rows and not self._pass_back(link, rows, b"".join(rows)):
+            if rows and not self._pass_back(link, (head,), rows, b"".join(rows)):
                 for row in rows:
                     self._line_back(link, row[:-1])
             if end:
@@ -228,7 +241,8 @@ class ProgramSide:
             )
         self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, wire))
         del link.open[session.expected]
-        _answered(link, session)
+        session.phase = None
+        link.useful = True
 
     def _register(self, link: Link, rows: list[bytes]) -> None:
         for at, row in enumerate(rows):
@@ -252,11 +266,3 @@ def _fault(what: str, row: bytes) -> FaultError:
 def _check_growth(message: Message) -> None:
     if message.sent > GROWTH and message.sent > GROWTH_FACTOR * message.received + GROWTH:
         raise _fault("flood of lines", message.prefix)
-
-
-def _answered(link: Link, session: Session) -> None:
-    """Note that a request was answered."""
-    if session.phase is COMMIT:
-        session.judged = False
-    session.phase = None
-    link.useful = True

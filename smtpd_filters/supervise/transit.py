@@ -234,12 +234,15 @@ class Transit:
         They are lines of known messages, none a final dot; if there are several messages, all are
         on their way to one program. MemoryError means that nothing was processed.
         """
-        keys = set(map(self.key, rows))
-        if not self.known.keys() >= keys:
+        known, key = self.known, self.key
+        if key(rows[0]) not in known or key(rows[-1]) not in known:
+            return False  # the most frequent reason
+        keys = set(map(key, rows))
+        if not known.keys() >= keys:
             return False
         if self._dot_size in map(len, rows) and b"|.\n" in data:
             return False
-        messages = [self.known[key] for key in keys]
+        messages = [known[key] for key in keys]
         if len(messages) == 1:
             self._arrive(messages[0], data, end=False)
             return True
