@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.runtime.log import Log
 
-    from .ledger import Message, Session
+    from .ledger import Message
     from .link import Link
     from .transit import Transit
 

@@ -247,9 +247,9 @@ class Transit:
             self._arrive(messages[0], data, end=False)
             return True
         link = messages[0].link
-        if link is None or not all(each.link is link and each.returned for each in messages):
-            return False
-        if link.feeding and any(each in link.feeding for each in messages):
+        if link is None or not all(
+            each.link is link and each.returned and each not in link.feeding for each in messages
+        ):
             return False
         link.out.append(data)
         size = len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.authentication.dkim.keys import ED25519
-from smtpd_filters.authentication.dkim.private_keys import new_private_key
+from smtpd_filters.authentication.dkim.keys import ED25519, RSA
+from smtpd_filters.authentication.dkim.private_keys import new_private_key, parse_private_key
+from smtpd_filters.filters.dkimsign.workers import Workers
+from smtpd_filters.runtime.log import FilterLog, Log
 from tests.runtime.process import ROOT, FilterProcess, sid
 from tests.sandbox.kernel import LANDLOCK, SECCOMP, STRICT, without
 
@@ -304,3 +307,24 @@ def test_nothing_is_loaded_for_nothing(sandbox: str) -> None:
     assert ours == ({"needs", "confinement", "audit", *kernel} if sandbox == "on" else set())
     assert ("_ctypes" in loaded) is (sandbox == "on")
     assert not {"ctypes", "struct", "_socket", "threading"} & loaded
+
+
+def test_the_processes_that_sign_are_confined_before_they_get_a_key() -> None:
+    key = parse_private_key(new_private_key(RSA, 2048))
+
+    async def sign() -> bytes:
+        workers = Workers(1, FilterLog(Log(fd=2), "dkimsign"))
+        try:
+            workers.confine()
+            workers.confine()
+            assert await workers.sign(key, bytes(32)) == key.sign(bytes(32))
+            (worker,) = workers._workers
+            assert not worker.ended
+            with open(f"/proc/{worker._process.pid}/status", "rb") as file:  # noqa: PTH123, ASYNC230  # it is in memory
+                return file.read()
+        finally:
+            await workers.aclose()
+
+    status = asyncio.run(sign())
+    assert b"NoNewPrivs:\t1\n" in status
+    assert b"Seccomp:\t2\n" in status

@@ -248,7 +248,12 @@ class Dkimsign(Filter):
         return Registration(reports={"link-greeting", *users}, junk=False, opens=opens)
 
     def needs(self, needs: Needs) -> None:
-        """Declare the directories of the keys: after a rotation the table names new files there."""
+        """Declare the directories of the keys: after a rotation the table names new files there.
+
+        The processes that sign need nothing, and give up everything now.
+        """
+        if self._delegates:
+            self._workers.confine()
         if self.settings.keys is not None:
             for directory in {os.path.dirname(path) for path in self.settings.keys.files}:  # noqa: PTH120  # as given
                 needs.to_read(directory)

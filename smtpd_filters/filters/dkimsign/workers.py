@@ -7,6 +7,8 @@ Invariants
 ----------
 *Never stuck*: if a process ends, or its reply is not a signature, this process signs itself.
 *One at a time*: a process has one request; further ones wait for the process that has the fewest.
+*Confined*: with the sandbox on, a process gives up everything but its descriptors before it gets a
+key.
 *No descriptor of smtpd*: a process has its own socket, /dev/null and the log. It ends when its
 socket is closed, however this process ends.
 """
@@ -33,6 +35,11 @@ _KINDS: Final = (RSA, ED25519)
 #: The kind, the size of the key, the digest; and the size of the signature.
 _REQUEST: Final = struct.Struct("!BH32s")
 _REPLY: Final = struct.Struct("!H")
+#: The kind of a request without a reply: to give up everything.
+_CONFINE: Final = 255
+#: Bytes of memory, and descriptors, of a confined process, beside those it has.
+_MEMORY: Final = 64 << 20
+_DESCRIPTORS: Final = 16
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from smtpd_filters.filters.dkimsign.workers import serve; serve()"
@@ -48,6 +55,13 @@ class Workers:
         """Start them. Raises OSError."""
         self._log = log
         self._workers = [_Worker() for _ in range(count)]
+        self._confined = False
+
+    def confine(self) -> None:
+        """Have the processes give up everything that they don't need, which is nearly all."""
+        for worker in () if self._confined else self._workers:
+            worker.confine()
+        self._confined = True
 
     async def sign(self, key: PrivateKey, digest: bytes) -> bytes:
         """Return the signature of a digest."""
@@ -86,6 +100,13 @@ class _Worker:
         self._lock = asyncio.Lock()
         self.waiting = 0
         self.ended = False
+
+    def confine(self) -> None:
+        """Have the process enter its sandbox before its next request."""
+        try:
+            self._socket.send(_REQUEST.pack(_CONFINE, 0, b""))
+        except OSError:
+            self.ended = True
 
     async def ask(self, key: PrivateKey, digest: bytes) -> bytes:
         """Return a signature; empty if the process has ended."""
@@ -133,11 +154,24 @@ def serve() -> None:
     with suppress(OSError, EOFError):
         while True:
             kind, size, digest = _REQUEST.unpack(_read(_REQUEST.size))
+            if kind == _CONFINE:
+                _enter_sandbox()
+                continue
             secret = _read(size)
             if (kind, secret) not in keys:
                 keys[kind, secret] = PrivateKey(_KINDS[kind], secret)
             signature = keys[kind, secret].sign(digest)
             os.write(0, _REPLY.pack(len(signature)) + signature)
+
+
+def _enter_sandbox() -> None:
+    """Give up everything. What the kernel lacks, the process that asks has logged for itself."""
+    from smtpd_filters.sandbox import Needs, confinement  # not with --sandbox off
+
+    # The library for signatures, which may still be read afterwards, is loaded by the first one.
+    needs = Needs()
+    needs.memory, needs.descriptors = _MEMORY, _DESCRIPTORS
+    confinement.confine(needs)
 
 
 def _read(size: int) -> bytes:
