@@ -2,15 +2,19 @@
 
 An engine is a generator: it yields the questions that it has, is sent their outcomes in the same
 order, and returns its result. It does no I/O and has no clock. The questions of one step are
-independent of each other, so that the driver asks them side by side.
+independent of each other, so that the driver asks them side by side. A step without questions is a
+pause: the work so far has taken milliseconds, and others should have a turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from smtpd_filters.lookups.dns import RecordType, Resolver
     from smtpd_filters.lookups.outcome import Outcome
 
@@ -27,11 +31,16 @@ Engine: TypeAlias = Generator["Asked", "Answers", T]
 
 
 def at_once(engine: Engine[T], resolver: Resolver) -> tuple[T, None] | tuple[None, Asked]:
-    """Begin an engine: return its result, or the first questions that the cache doesn't answer."""
+    """Begin an engine: return its result, or the first questions that the cache doesn't answer.
+
+    At a pause it returns none.
+    """
     known: Known = resolver.known
     try:
         questions = next(engine)
         while True:
+            if not questions:
+                return None, questions
             answers = []
             for question in questions:
                 answer = known(*question)
@@ -43,16 +52,30 @@ def at_once(engine: Engine[T], resolver: Resolver) -> tuple[T, None] | tuple[Non
         return end.value, None
 
 
-async def settle(engine: Engine[T], resolver: Resolver, questions: Asked | None = None) -> T:
+@coroutine
+def _turn() -> Generator[None, None, None]:
+    """Let the event loop serve others once."""
+    yield
+
+
+async def settle(
+    engine: Engine[T],
+    resolver: Resolver,
+    questions: Asked | None = None,
+    pause: Callable[[], Awaitable[None]] = _turn,
+) -> T:
     """Return the result of an engine whose questions a resolver answers.
 
-    `questions` are those that an engine has which has begun (`at_once`).
+    `questions` are those that an engine has which has begun (`at_once`). `pause` is awaited when it
+    pauses.
     """
     try:
         if questions is None:
             questions = next(engine)
         while True:
-            questions = engine.send(await resolver.query_all(questions))
+            if not questions:
+                await pause()
+            questions = engine.send(await resolver.query_all(questions) if questions else ())
     except StopIteration as end:
         result: T = end.value
         return result

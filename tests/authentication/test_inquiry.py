@@ -115,3 +115,28 @@ def test_an_engine_whose_answers_are_cached_needs_no_task(server: DNSServer) -> 
             assert len(server.queries) == count
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_others_have_a_turn_at_a_pause(server: DNSServer, *, paced: bool) -> None:
+    turns: list[str] = []
+
+    def engine() -> Engine[str]:
+        for _ in range(3):
+            asyncio.get_running_loop().call_soon(turns.append, "other")
+            assert list((yield [])) == []
+            turns.append("engine")
+        return "done"
+
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async def run() -> None:
+        async with Resolver([(server.address, server.port)]) as resolver:
+            begun = engine()
+            assert at_once(begun, resolver) == (None, [])
+            settling = settle(begun, resolver, [], pause) if paced else settle(begun, resolver, [])
+            assert await settling == "done"
+
+    asyncio.run(run())
+    assert turns == ["other", "engine"] * 3

@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 
 from smtpd_filters.authentication import spf
 from smtpd_filters.authentication.spf import Verdict, macros
-from smtpd_filters.authentication.spf.query import MAX_PARSED, MAX_RECORD, MAX_TERM, MAX_TERMS
+from smtpd_filters.authentication.spf.query import (
+    MAX_PARSED,
+    MAX_RECORD,
+    MAX_TERM,
+    MAX_TERMS,
+    STEP,
+    Work,
+)
 from tests.authentication.zones import TIMEOUT, Steps, Zone, solve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from smtpd_filters.authentication.inquiry import Engine
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 SENDER = "user@example.com"
@@ -272,6 +281,18 @@ def test_a_foreign_exception_is_a_permerror(monkeypatch: pytest.MonkeyPatch) -> 
         check("v=spf1 -all")
 
 
+def test_an_unused_redirect_counts_as_a_look_up() -> None:
+    """A difference to RFC 7208 that pyspf has: docs/decisions/spf.md."""
+    terms = " ".join(f"a:a{n}.example.com" for n in range(8))
+    zone = {f"a{n}.example.com": {"A": "203.0.113.1"} for n in range(8)}
+    zone["last.example.com"] = {"A": V4}
+    for more, result in (("", "pass"), ("a:a0.example.com", "pass")):
+        record = f"v=spf1 {terms} {more} a:last.example.com redirect=x.example.com"
+        expected = "permerror" if more else result
+        assert check(record, zone).result == expected
+        assert check(record.replace("redirect", "other"), zone).result == result
+
+
 def test_an_include_in_a_circle() -> None:
     verdict = check("v=spf1 include:a.example.com -all",
                     {"a.example.com": {"TXT": "v=spf1 include:example.com -all"}})  # fmt: skip
@@ -318,6 +339,56 @@ def test_the_costliest_chain_is_bounded(terms: str) -> None:
     assert verdict.problem in {
         f"more than {MAX_PARSED} terms", "Too many DNS lookups", "more than 2 void look-ups",
     }  # fmt: skip
+
+
+def _counting(engine: Engine[Verdict], parsed: list[int]) -> Engine[Verdict]:
+    """Run an engine, with a number for each step."""
+    sent: Any = None
+    try:
+        while True:
+            sent = yield engine.send(sent)
+            parsed.append(0)
+    except StopIteration as end:
+        verdict: Verdict = end.value
+        return verdict
+
+
+def test_a_costly_chain_comes_in_steps_even_if_all_answers_are_cached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step costs some 5 ms: it parses one record beyond its limit."""
+    terms = " ".join(f"ip4:10.{n}.2.0/24" for n in range(250))
+    zone = Zone({"example.com": {"TXT": "v=spf1 include:n0.example.com -all"}, **chain(terms, 12)})
+    parsed = [0]
+    charge = Work.charge
+
+    def counted(work: Work, units: int) -> None:
+        parsed[-1] += units
+        charge(work, units)
+
+    monkeypatch.setattr(Work, "charge", counted)
+    engine = spf.check(
+        V4, "h.example", SENDER, now=0, cached=lambda name, rdtype: zone((name, rdtype))
+    )
+    steps = Steps(zone)
+    assert steps.solve(_counting(engine, parsed)).problem == f"more than {MAX_PARSED} terms"
+    assert steps.questions == []
+    assert sum(parsed) == MAX_PARSED + 1
+    assert max(parsed) <= STEP + MAX_TERMS
+    assert len(parsed) >= 8
+
+
+def test_an_ordinary_record_is_evaluated_at_once() -> None:
+    terms = " ".join(f"ip4:10.{n}.0.0/16" for n in range(20))
+    names = {f"n{n}.example.com": {"TXT": f"v=spf1 {terms} ?all"} for n in range(5)}
+    record = "v=spf1 " + " ".join(f"include:{name}" for name in names) + " -all"
+    zone = Zone({"example.com": {"TXT": record}, **names})
+    engine = spf.check(
+        V4, "h.example", SENDER, now=0, cached=lambda name, rdtype: zone((name, rdtype))
+    )
+    with pytest.raises(StopIteration) as end:
+        next(engine)
+    assert end.value.value.result == "fail"
 
 
 _TERM = st.one_of(

@@ -8,6 +8,8 @@ Invariants
 ----------
 *Seven results*: an evaluation returns one of the results of RFC 7208 section 2.6, whatever the
 records and the client's texts are.
+*In steps*: an evaluation that takes long is interrupted; the engine then asks nothing, and goes on
+when it is resumed.
 *Bounded*: records beyond the limits of `query` are a permerror, so that no record costs more
 than some milliseconds; the numbers of look-ups are those of RFC 7208 section 4.6.4.
 *Silent*: nothing is printed; pyspf would print to smtpd with `verbose`.
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 # The longest chain of dependent look-ups within the limits of RFC 7208: the record itself and ten
-# terms, each with two steps (MX and its addresses, PTR and its addresses), and an explanation.
-MAX_RUNS = 32
+# terms, each with two steps (MX and its addresses, PTR and its addresses), and an explanation; and
+# the runs that are interrupted, each after more than `query.STEP` terms.
+MAX_RUNS = 32 + 16
 NONE, PERMERROR = "none", "permerror"
 
 
@@ -104,7 +107,7 @@ def check(  # noqa: PLR0913  # options, given by name
             explain=explain,
         )
         verdict = evaluation.verdict()
-        if not evaluation.wanted:
+        if not evaluation.wanted and not evaluation.interrupted:
             return verdict
         questions = list(evaluation.wanted)
         known.update(zip(questions, (yield questions), strict=True))

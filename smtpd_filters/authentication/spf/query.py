@@ -35,6 +35,9 @@ MAX_TERMS = 256
 #: Terms that are parsed in an evaluation, each taking some 10 us. Ten records of a provider have
 #: less than 500. Macros of so many octets count as a term.
 MAX_PARSED = 2048
+#: Terms after which a run is interrupted at the next record, so that others have their turn: a
+#: record has at most 256, and a step of an evaluation takes some milliseconds.
+STEP = 128
 _EXPANDED = 32
 #: Characters of the reason of an error.
 _MAX_PROBLEM = 200
@@ -64,18 +67,23 @@ class _Deferred(str):
 
 
 class Work:
-    """What the runs of one evaluation share: parsed terms, matched networks, and their number."""
+    """What the runs of one evaluation share: parsed terms, matched networks, and their number.
 
-    __slots__ = ("_parsed", "expansions", "matches", "terms")
+    `step` is the work of the current run.
+    """
+
+    __slots__ = ("_parsed", "expansions", "matches", "step", "terms")
 
     def __init__(self) -> None:
         self.terms: dict[tuple[str, str], Term] = {}
         self.expansions: dict[tuple[str, str], str] = {}
         self.matches: dict[tuple[str, int], bool] = {}
+        self.step = 0
         self._parsed = 0
 
     def charge(self, units: int) -> None:
         """Count a piece of work of so many terms; raise PermError beyond `MAX_PARSED`."""
+        self.step += units
         self._parsed += units
         if self._parsed > MAX_PARSED:
             raise spf.PermError(f"more than {MAX_PARSED} terms")
@@ -87,7 +95,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
     `subject` are the client's address, the name in its greeting, the local part and the domain of
     the sender, the receiver, and the time. `known` are the outcomes of this evaluation, to which
     those that `cached` returns are added. `wanted` are the questions that were not known in this
-    run: then its verdict is void.
+    run, and `interrupted` tells that it took too long: then its verdict is void.
     """
 
     def __init__(
@@ -105,6 +113,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self.s, self.l, self.o, self.d = f"{local}@{domain}", local, domain, domain
         self.t = now
         self.wanted: dict[Question, None] = {}
+        self.interrupted = False
+        work.step = 0
         self._known = known
         self._cached = cached
         self._work = work
@@ -168,6 +178,10 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         outcome = self._outcome(question)
         if outcome is None:
             self.wanted[question] = None
+            raise _PendingError
+        if self._work.step > STEP:
+            # The outcome is kept, and so is what was parsed: the next run goes further.
+            self.interrupted = True
             raise _PendingError
         if self._trace is not None:
             self._trace.answered(question, outcome)
@@ -244,7 +258,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             record = self._normalised(spf) if spf else spf
             result: tuple[str, int, str] = super().check0(record, recursion)
         except _PendingError:
-            self._look_ahead(spf)
+            if not self.interrupted:
+                self._look_ahead(spf)
             raise
         except Exception as error:
             if self._trace and step:

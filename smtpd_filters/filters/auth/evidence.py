@@ -22,6 +22,7 @@ from smtpd_filters.authentication.dkim.arithmetic import MissingError, arithmeti
 from smtpd_filters.authentication.dkim.driver import Verified, verify
 from smtpd_filters.authentication.dkim.signatures import Signature
 from smtpd_filters.authentication.inquiry import at_once, settle
+from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -73,6 +74,14 @@ class Evidence:
         return found
 
 
+#: The price of a step of an engine that pauses (`runtime.pace`): some milliseconds.
+_STEP = 4000
+
+
+async def _pause() -> None:
+    await pace().admit(_STEP)
+
+
 class Work(Generic[T]):
     """An engine at work: its result if the cache has all answers, or a task."""
 
@@ -84,7 +93,7 @@ class Work(Generic[T]):
         self._result, questions = at_once(engine, dns)
         if questions is not None:
             loop = asyncio.get_running_loop()
-            self.task = loop.create_task(settle(engine, dns, questions), name="look up")
+            self.task = loop.create_task(settle(engine, dns, questions, _pause), name="look up")
 
     def result(self, otherwise: T) -> T:
         """Return the result, or another if it is not there."""

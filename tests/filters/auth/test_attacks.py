@@ -1,7 +1,8 @@
 """Known attacks on the composition of SPF, DKIM and DMARC: none ends in an aligned pass.
 
 They are those of "Composition Kills: A Case Study of Email Sender Authentication" (Chen, Paxson
-and Jiang, 2020), with `bank.example` in place of the sender that is imitated.
+and Jiang, 2020), with `bank.example` in place of the sender that is imitated. A number such as A5
+is that of the attack in the authors' tool, espoofer, whose 19 attacks on servers are all here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def server() -> Iterator[DNSServer]:
     with DNSServer(
         {
             "bank.example": {"TXT": "v=spf1 -all"},
+            "sel._domainkey.bank.example": {"TXT": key},
             "_dmarc.bank.example": {"TXT": "v=DMARC1; p=reject"},
             "evil.example": {"TXT": SPF},
             "_dmarc.evil.example": {"TXT": "v=DMARC1; p=none"},
@@ -65,11 +67,16 @@ def passed(delivery: Delivery) -> set[str]:
 #: The sender and the greeting, beside a From of the bank.
 ENVELOPES = {
     "HELO in place of a sender without SPF": ("a@nowhere.example", "helo.evil.example"),
+    "A1, a sub-domain of the bank that does not exist": (
+        "a@mailfrom.notexist.bank.example",
+        "helo.evil.example",
+    ),
+    "A2, an empty sender to some": ("(a@bank.example", "bank.example"),
     "HELO of the bank": ("a@nowhere.example", "bank.example"),
     "null sender, HELO of the attacker": ("", "helo.evil.example"),
-    "a parenthesis in the domain": ("a@bank.example(.evil.example", "helo.evil.example"),
-    "a quote around the bank's address": ("'a@bank.example'@evil.example", "helo.evil.example"),
-    "a source route": ("@bank.example,@x.example:a@evil.example", "helo.evil.example"),
+    "A5, a parenthesis in the domain": ("a@bank.example(.evil.example", "helo.evil.example"),
+    "A6, a quote around the bank's address": ("'a@bank.example'@evil.example", "helo.evil.example"),
+    "A7, a source route": ("@bank.example,@x.example:'a@evil.example", "helo.evil.example"),
     "two at signs": ("a@bank.example@evil.example", "helo.evil.example"),
     "a quoted local part": ('"a@bank.example"@evil.example', "helo.evil.example"),
     "the attacker's own domain": ("a@evil.example", "helo.evil.example"),
@@ -89,9 +96,9 @@ SIGNATURES = {
     "the attacker's own": ("evil.example", "sel"),
     "a parenthesis in the domain": ("bank.example(.evil.example", "sel"),
     "a NUL in the domain": ("bank.example\x00.evil.example", "sel"),
-    "a NUL in the selector": ("bank.example", "sel._domainkey.evil.example.\x00.any"),
+    "A3, a NUL in the selector": ("bank.example", "sel._domainkey.evil.example.\x00.any"),
     "a selector with dots": ("bank.example", "sel._domainkey.evil.example#"),
-    "a quote in the domain": ("bank.example'a.evil.example", "sel"),
+    "A4, a quote in the domain": ("bank.example'a.evil.example", "sel"),
     "a top-level domain": ("example", "sel"),
 }
 
@@ -108,21 +115,28 @@ def test_attacks_on_signatures(server: DNSServer, domain: str, selector: str) ->
 #: The beginning of the header; the attacker's SPF and signature are valid.
 FIELDS = {
     "two fields": b"From: " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
-    "two fields, the other way": b"From: <a@evil.example>\r\nFrom: " + BANK + b"\r\n",
+    "A8, two fields, the other way": b"From: <a@evil.example>\r\nFrom: " + BANK + b"\r\n",
+    "A9, a blank before the first": b" From: <a@evil.example>\r\nFrom: " + BANK + b"\r\n",
+    "A10, a blank before the colon": b"From: <a@evil.example>\r\nFrom : " + BANK + b"\r\n",
+    "A11, a folded name before another": b"From\r\n : <a@evil.example>\r\nFrom: " + BANK + b"\r\n",
+    "A12, Sender": b"From\r\n : <a@evil.example>\r\nSender: " + BANK + b"\r\n",
+    "A13, Resent-From": b"From\r\n : <a@evil.example>\r\nResent-From: " + BANK + b"\r\n",
     "a blank before the colon": b"From : " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
     "a bare CR": b"From: <a@evil.example>\rFrom: " + BANK + b"\r\n",
     "two addresses": b"From: " + BANK + b", <a@evil.example>\r\n",
-    "two addresses, the other way": b"From: <a@evil.example>, " + BANK + b"\r\n",
+    "A14, two addresses, the other way": b"From: <a@evil.example>, " + BANK + b"\r\n",
     "a name with the address": b"From: admin@bank.example <a@evil.example>\r\n",
     "no comma": b"From: " + BANK + b" <a@evil.example>\r\n",
-    "an address behind the brackets": b"From: <a@evil.example> admin@bank.example\r\n",
-    "a route": b"From: <@evil.example,@x.example:admin@bank.example>\r\n",
-    "a quoted pair": b"From: " + BANK + b"\\,<a@evil.example>\r\n",
+    "A18, an address without brackets": b"From: admin@bank.example,<a@evil.example>\r\n",
+    "A19, an address behind the brackets": b"From: <a@evil.example> admin@bank.example\r\n",
+    "A16, a route": b"From: <@evil.example,@x.example:admin@bank.example>\r\n",
+    "A17, a quoted pair": b"From: " + BANK + b"\\,<a@evil.example>\r\n",
     "a NUL": b"From: " + BANK + b"\x00<a@evil.example>\r\n",
     "a NUL in the address": b"From: <admin@bank.example\x00@evil.example>\r\n",
     "8-bit junk": b"From: " + BANK + b"\xff\xfe<a@evil.example>\r\n",
     "a comment": b"From: " + BANK + b"(comment)<a@evil.example>\r\n",
-    "an encoded address": b"From: =?utf-8?b?PGFkbWluQGJhbmsuZXhhbXBsZT4=?=,<a@evil.example>\r\n",
+    "A15, an encoded address": b"From: =?utf-8?b?PGFkbWluQGJhbmsuZXhhbXBsZT4=?=,"
+    b"<a@evil.example>\r\n",
     "an empty group": b"From: undisclosed:;\r\n",
     "no field": b"Sender: <a@evil.example>\r\n",
     "a folded name": b"From\r\n : " + BANK + b"\r\n",
@@ -136,6 +150,16 @@ def test_attacks_on_from(server: DNSServer, fields: bytes) -> None:
     delivery = attack(server, content, "a@evil.example", "helo.evil.example")
     assert delivery.reply.startswith(("550 5.7.26 ", "550 5.7.1 "))
     assert not any(each.endswith("bank.example") for each in passed(delivery))
+
+
+def test_a_signed_message_is_sent_again_with_another_body(server: DNSServer) -> None:
+    # "Composition Kills", section 6: l= covers a part of the body, h= the first Subject.
+    template = TEMPLATE.format(domain="bank.example").replace("h=from", "l=0; h=from")
+    content = signed(b"From: " + BANK + b"\r\n" + REST, template)
+    replayed = b"Subject: y\r\n" + content.replace(b"\r\n\r\nx", b"\r\n\r\nanother body")
+    delivery = attack(server, replayed, "a@evil.example", "helo.evil.example")
+    assert delivery.reply.startswith("550 5.7.26 ")
+    assert passed(delivery) == set()
 
 
 def test_what_is_not_an_attack(server: DNSServer) -> None:
