@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 SENDER, HELO, OWN = "ann@example.org", "mail.example.com", "mx.example.net"
 LINE = b"A line of a message of two kilobytes, more or less.\r\n"
-ROUNDS = 500
+#: The fastest of some batches counts: others use the machine as well.
+BATCHES, ROUNDS = 8, 200
 LOGGED = judgement.Actions(*["log"] * 6)
 
 
@@ -121,16 +122,22 @@ async def messages() -> None:
     with DNSServer(zone()) as server:
         async with Resolver([(server.address, server.port)]) as dns:
             await _judge(content, session, dns)
-            began = time.process_time()
-            for _ in range(ROUNDS):
-                await _judge(content, session, dns)
-            ours = ROUNDS / (time.process_time() - began)
+            took = []
+            for _ in range(BATCHES):
+                began = time.process_time()
+                for _ in range(ROUNDS):
+                    await _judge(content, session, dns)
+                took.append(time.process_time() - began)
+            ours = ROUNDS / min(took)
     key = f"v=DKIM1; p={public(rsa_key())}".encode()
-    began = time.process_time()
-    for _ in range(ROUNDS):
-        if not dkim.verify(content, dnsfunc=lambda *_, **__: key):
-            raise AssertionError("the signature is invalid")
-    theirs = ROUNDS / (time.process_time() - began)
+    took = []
+    for _ in range(BATCHES):
+        began = time.process_time()
+        for _ in range(ROUNDS):
+            if not dkim.verify(content, dnsfunc=lambda *_, **__: key):
+                raise AssertionError("the signature is invalid")
+        took.append(time.process_time() - began)
+    theirs = ROUNDS / min(took)
     print(
         f"{len(content)} bytes: ours {ours:.0f} messages/s (SPF, DKIM, DMARC, fields), "
         f"dkimpy {theirs:.0f} (DKIM)"

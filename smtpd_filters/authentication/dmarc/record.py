@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 NOTHING, QUARANTINE, REJECT = POLICIES = ("none", "quarantine", "reject")
 
 # RFC 9989 section 4.8: the version is the first tag, and case-sensitive, unlike all other values.
 _VERSION = re.compile(rb"v[ \t]*+=[ \t]*+DMARC1[ \t]*+(?:;|\Z)")
 _URI = re.compile("[a-z][a-z0-9+.-]*+:[^,! \t]", re.IGNORECASE)
+#: Bytes of a record that is kept when it has been parsed: many messages have the same author.
+_KEPT = 512
 #: Addresses for reports that are used, and characters of one.
 MAX_URIS, MAX_URI = 8, 320
 
@@ -61,6 +64,10 @@ def parse(text: bytes) -> Record | None:
     Unknown tags are ignored, an invalid value stands for the tag's default, and of several tags of
     one name the first counts.
     """
+    return _parse_kept(text) if len(text) <= _KEPT else _parse(text)
+
+
+def _parse(text: bytes) -> Record | None:
     if not _VERSION.match(text):
         return None
     tags: dict[str, str] = {}
@@ -84,6 +91,9 @@ def parse(text: bytes) -> Record | None:
         rua=tuple(rua[:MAX_URIS]),
         fo=tags.get("fo", ""),
     )
+
+
+_parse_kept = lru_cache(512)(_parse)
 
 
 def _policy(tags: dict[str, str], name: str) -> str:

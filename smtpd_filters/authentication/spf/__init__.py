@@ -94,8 +94,12 @@ def check(  # noqa: PLR0913  # options, given by name
     # multi-label domain name": none. An address literal has no record either.
     if "." not in domain or domain[0] == "[":
         return Verdict(NONE, domain, problem="not the name of a domain")
+    from . import memo
     from .query import Evaluation, Work
 
+    key = client, domain, receiver
+    if cached is not None and not explain and (verdict := memo.MEMO.get(key, cached)):
+        return verdict
     known: dict[Question, Outcome[Any]] = {}
     work = Work()
     for _ in range(MAX_RUNS):
@@ -108,6 +112,8 @@ def check(  # noqa: PLR0913  # options, given by name
         )
         verdict = evaluation.verdict()
         if not evaluation.wanted and not evaluation.interrupted:
+            if cached is not None and not explain:
+                memo.MEMO.put(key, verdict, work.letters, evaluation.used)
             return verdict
         questions = list(evaluation.wanted)
         known.update(zip(questions, (yield questions), strict=True))

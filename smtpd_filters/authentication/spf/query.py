@@ -69,12 +69,13 @@ class _Deferred(str):
 class Work:
     """What the runs of one evaluation share: parsed terms, matched networks, and their number.
 
-    `step` is the work of the current run.
+    `step` is the work of the current run. `letters` are the macros that were expanded.
     """
 
-    __slots__ = ("_parsed", "expansions", "matches", "step", "terms")
+    __slots__ = ("_parsed", "expansions", "letters", "matches", "step", "terms")
 
     def __init__(self) -> None:
+        self.letters: set[str] = set()
         self.terms: dict[tuple[str, str], Term] = {}
         self.expansions: dict[tuple[str, str], str] = {}
         self.matches: dict[tuple[str, int], bool] = {}
@@ -95,7 +96,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
     `subject` are the client's address, the name in its greeting, the local part and the domain of
     the sender, the receiver, and the time. `known` are the outcomes of this evaluation, to which
     those that `cached` returns are added. `wanted` are the questions that were not known in this
-    run, and `interrupted` tells that it took too long: then its verdict is void.
+    run, and `interrupted` tells that it took too long: then its verdict is void. `used` are the
+    outcomes on which it depends.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self.s, self.l, self.o, self.d = f"{local}@{domain}", local, domain, domain
         self.t = now
         self.wanted: dict[Question, None] = {}
+        self.used: dict[Question, Outcome[Any]] = {}
         self.interrupted = False
         work.step = 0
         self._known = known
@@ -183,6 +186,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             # The outcome is kept, and so is what was parsed: the next run goes further.
             self.interrupted = True
             raise _PendingError
+        self.used[question] = outcome
         if self._trace is not None:
             self._trace.answered(question, outcome)
         if isinstance(outcome, Unavailable):
@@ -385,6 +389,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         """Return the value of a macro in a name or an explanation."""
         if letter not in _LETTERS or (in_name and letter in _FOR_EXPLANATIONS):
             raise macros.MacroError(f"unknown macro %{{{letter}}}")
+        self._work.letters.add(letter)
         if letter == "p":
             self.getp()
         value: str = getattr(self, letter)
