@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist"),
+    *("stalls", "supervised", "greylist", "signatures"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -88,6 +88,8 @@ class Sizes:
     floods: int = 500_000
     # Entries of a table that is reloaded.
     table: int = 1_000_000
+    verified: int = 400
+    signed: int = 1_000
 
 
 QUICK = Sizes(
@@ -111,6 +113,8 @@ QUICK = Sizes(
     flood=2_000_000,
     floods=50_000,
     table=100_000,
+    verified=50,
+    signed=100,
 )
 
 
@@ -472,6 +476,38 @@ class Bench:
             self.report.figures[f"greylist, {name}"] = values
         for name, value, sense, limit in targets:
             self.target(f"greylist: {name}", value, sense, limit)
+
+    def signatures(self) -> None:
+        """Measure verification beside dkimpy, signing beside Debian's filter-dkimsign (C)."""
+        from tests.bench import authentication, signatures
+
+        sizes = self.sizes
+        judged, verified = [], []
+        for number in range(sizes.rounds):
+            progress(f"signatures: round {number + 1} of {sizes.rounds}")
+            judged.append(authentication.measure_messages(sizes.verified))
+            verified.append(signatures.measure_verification(2 << 10, sizes.verified))
+        for title, found in (("SPF, DKIM, DMARC, 2 KB", judged), ("DKIM, 2 KB", verified)):
+            for name, median in medians(found).items():
+                self.report.figures[f"{title}, {name}"] = median
+        rate = medians(judged)["filter-auth"]["messages/s"]
+        self.target("SPF, DKIM, DMARC, 2 KB: messages/s", rate, ">=", 1500)
+        times = compare(verified, "ours", "dkimpy", "messages/s")
+        self.target("DKIM, 2 KB: messages/s, ours : dkimpy", times, ">=", 5)
+        with tempfile.TemporaryDirectory() as folder:
+            key = signatures.write_key(Path(folder))
+            for title, lines in (("2 KB", 33), ("100 KB", 1640)):
+                count = sizes.signed if lines == 33 else sizes.signed // 5
+                rounds = [
+                    signatures.measure_signing(key, lines, count) for _ in range(sizes.rounds)
+                ]
+                for name, median in medians(rounds).items():
+                    self.report.figures[f"sign {title}, {name}"] = median
+                if "C" not in rounds[0]:
+                    self.report.left_out.append("signatures: no filter-dkimsign of Debian's")
+                    return
+                value = compare(rounds, "ours", "C", "sessions/s")
+                self.target(f"sign {title}: sessions/s, ours : C", value, ">=", 1)
 
     def _beside(
         self,
