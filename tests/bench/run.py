@@ -88,7 +88,7 @@ class Sizes:
     floods: int = 500_000
     # Entries of a table that is reloaded.
     table: int = 1_000_000
-    verified: int = 400
+    verified: int = 200
     signed: int = 1_000
 
 

@@ -57,14 +57,13 @@ LINE = b"We lost the game. Are you hungry yet? It is late, and the shops are abo
 
 def best(work: Callable[[], object], count: int) -> float:
     """Return the processor time of a call, in seconds."""
-    return min(_timed(work, count) for _ in range(ROUNDS))
-
-
-def _timed(work: Callable[[], object], count: int) -> float:
-    begun = time.process_time()
-    for _ in range(count):
-        work()
-    return (time.process_time() - begun) / count
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.process_time()
+        for _ in range(count):
+            work()
+        times.append((time.process_time() - begun) / count)
+    return min(times)
 
 
 #: The trace and MIME fields of ordinary mail.
@@ -159,8 +158,8 @@ def main() -> int:
 def measure_verification(size: int, count: int) -> dict[str, dict[str, float]]:
     """Return the rates of our verification and of dkimpy's, in one round."""
     raw = of_size(size)
-    works = {"ours": (ours(raw), count), "dkimpy": (theirs(raw), max(1, count // 5))}
-    return {name: {"messages/s": 1 / _timed(*each)} for name, each in works.items()}
+    works = {"ours": (ours(raw), count), "dkimpy": (theirs(raw), max(1, count // 10))}
+    return {name: {"messages/s": 1 / best(*each)} for name, each in works.items()}
 
 
 def measure_signing(key: Path, lines: int, count: int) -> dict[str, dict[str, float]]:

@@ -42,9 +42,13 @@ class SignedFields:
         self._lines = lines
         #: All fields, if they were asked for: a block may have 16,000.
         self._every: list[tuple[bytes, Lines]] | None = None
-        self._named: dict[bytes, list[Lines]] = {}
+        named: dict[bytes, list[Lines]] = {}
         for name, field in _split(lines):
-            self._named.setdefault(name, []).append(field)
+            if name in named:
+                named[name].append(field)
+            else:
+                named[name] = [field]
+        self._named = named
         self._canonical: dict[tuple[str, int], bytes] = {}
 
     def named(self, key: bytes) -> list[Lines]:
@@ -77,7 +81,8 @@ class SignedFields:
 
     def digest(self, names: Iterable[bytes], form: str, signature: Lines) -> bytes:
         """Return the SHA-256 hash of the selected fields and the signature without its b=."""
-        parts = [self.canonical(field, form) for field in self.selected(names, signature)]
+        canonical = self.canonical
+        parts = [canonical(field, form) for field in self.selected(names, signature)]
         parts.append(without_value(signature, form))
         return sha256(b"".join(parts)).digest()
 

@@ -10,7 +10,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.auth import Auth, policy
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.testing import Conversation, DNSServer
-from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, of, send, signed_by, zone
+from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, SPF, of, send, signed_by, zone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -369,6 +369,50 @@ def test_failed_look_ups(server: DNSServer, flags: list[str], content: bytes, co
             assert delivery.reply.startswith(code if refused else "")
             marked = bool(code) and on_error == "junk"
             assert (delivery.headers.get("X-Spam") == "Yes") is marked
+
+
+#: How the servers of a domain fail: SPF, the key and the policy alike.
+FAULTS: dict[str, dict[str, object]] = {
+    "dead": {"drop": True},
+    "slow": {"delay": 600},
+    "refused": {"refused": True},
+    "malformed": {"malformed": True},
+    "bytes behind the answer": {"trailing": True},
+    "wrong id": {"wrong-id": True},
+    "wrong question": {"wrong-name": True},
+    "another name's records": {"wrong-owner": True},
+    "TCP only, which is closed": {"truncate": True, "no-tcp": True},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_dns_that_fails_or_lies_is_no_evidence(fault: str) -> None:
+    names = zone()
+    for owner in ("f.example", "_dmarc.f.example", "sel._domainkey.f.example"):
+        # What a lie would be believed for.
+        names[owner] = {"TXT": SPF if owner == "f.example" else "v=DMARC1; p=reject",
+                        **FAULTS[fault]}  # fmt: skip
+    content = signed_by("f.example", of("x@f.example"))
+    with DNSServer(names) as own, talk(own, "--dmarc", "honour", "--timeout", "50ms") as smtpd:
+        client = smtpd.connect(address=PASSES)
+        client.ehlo("mail.example.com")
+        found = stated(send(smtpd, content, "a@f.example", client=client))
+    assert found["smtp.mailfrom"].startswith("temperror")
+    assert found["dkim"].startswith("temperror f.example")
+    assert found["dmarc"].startswith("temperror f.example")
+
+
+@pytest.mark.parametrize("behaviour", ["spoof", "truncate", "flap"])
+def test_a_dns_that_can_be_read_all_the_same(behaviour: str) -> None:
+    names = zone()
+    for owner in ("example.org", "_dmarc.example.org", "sel._domainkey.example.org"):
+        names[owner][behaviour] = True
+    with DNSServer(names) as own, talk(own, "--timeout", "500ms") as smtpd:
+        client = smtpd.connect(address=PASSES)
+        client.ehlo("mail.example.com")
+        found = stated(send(smtpd, signed_by("example.org"), client=client))
+    assert (found["smtp.mailfrom"], found["dmarc"]) == ("pass", "pass example.org none")
+    assert found["dkim"].startswith("pass")
 
 
 def test_results_that_are_not_there_in_time(
