@@ -252,11 +252,11 @@ def test_any_input_is_read_or_refused(data: bytes, start: bytes) -> None:
     try:
         found = read(start + data)
     except ConfigError:
-        return
-    for record in found:
-        if record is not None:
-            assert record.operation.ttl > 0
-            assert of_json(json.loads(json.dumps(record.shown))).client == record.client
+        found = []
+    records = [record for record in found if record is not None]
+    assert all(record.operation.ttl > 0 for record in records)
+    again = [of_json(json.loads(json.dumps(record.shown))) for record in records]
+    assert [record.client for record in again] == [record.client for record in records]
 
 
 def test_mistakes(tool: Tool, tmp_path: Path) -> None:

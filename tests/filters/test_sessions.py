@@ -108,7 +108,7 @@ def test_a_recording_is_of_a_server_and_a_script_of_none(suffix: str) -> None:
 @pytest.mark.parametrize("cls", [Auth, Fcrdns, Helo, Mailfrom, Sender, Senderscore])
 def test_each_example_of_the_documentation_starts(cls: type[Filter], tmp_path: Path) -> None:
     docs = (FIXTURES.parent / "docs" / "man" / f"filter-{cls.name}.8").read_text()
-    docs = docs.replace("\\e\n", "")
+    docs = docs.replace("\\e\n", "").replace("/var/lib/smtpd-filters", str(tmp_path))
     commands = re.findall(rf'proc-exec "filter-{cls.name}(.*)"$', docs, re.MULTILINE)
     assert len(commands) >= 3
     for name, content in FILES.items():
