@@ -195,34 +195,36 @@ class Lab:
                 connection.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
             connection.bind((source, 0))
             with self._connecting:
-                self._wait_for_room(port, timeout)
+                self._wait_for_room(port, timeout, sixth=sixth)
                 connection.connect((to or ("::1" if sixth else "127.0.0.1"), port))
         except OSError:
             connection.close()
             raise
         return connection
 
-    def _wait_for_room(self, port: int, timeout: float) -> None:
-        """Wait until the listeners on this port have accepted pending connections.
+    def _wait_for_room(self, port: int, timeout: float, *, sixth: bool) -> None:
+        """Wait until the listeners of this family on this port have accepted connections.
 
         smtpd listens with a backlog of 5. Beyond that the kernel drops SYNs and retries after
         seconds, so that many clients would measure the kernel's retries and not smtpd.
         """
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and self._pending(port) > ROOM:
+        while time.monotonic() < deadline and self._pending(port, sixth=sixth) > ROOM:
             select.select([], [], [], 0.001)
 
-    def _pending(self, port: int) -> int:
-        """Return the number of connections pending on this port."""
+    def _pending(self, port: int, *, sixth: bool) -> int:
+        """Return the number of IPv4 or IPv6 connections pending on this port."""
         most = 0
-        for table in ("tcp", "tcp6"):
-            with contextlib.suppress(FileNotFoundError):
-                lines = Path(f"/proc/{self.pid}/net/{table}").read_text("ascii").splitlines()[1:]
-                # proc(5): sl local remote st tx_queue:rx_queue ...; a listener's rx_queue is the
-                # number of pending connections.
-                for _, local, _, state, queues, *_ in map(str.split, lines):
-                    if state == TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
-                        most = max(most, int(queues.partition(":")[2], 16))
+        # One table only: the kernel takes milliseconds for each.
+        table = Path(f"/proc/{self.pid}/net/{'tcp6' if sixth else 'tcp'}")
+        with contextlib.suppress(FileNotFoundError):
+            # proc(5): sl local remote st tx_queue:rx_queue ...; a listener's rx_queue is the
+            # number of pending connections.
+            for _, local, _, state, queues, *_ in map(
+                str.split, table.read_text("ascii").splitlines()[1:]
+            ):
+                if state == TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
+                    most = max(most, int(queues.partition(":")[2], 16))
         return most
 
     def command(
