@@ -146,6 +146,21 @@ def test_an_export_is_imported_elsewhere(
     assert copy.run_filter(ONE)[0].startswith("451 ")  # its wait has begun again
 
 
+def test_many_entries_are_imported_and_forgotten(tool: Tool, tmp_path: Path) -> None:
+    you, many = "you@example.net", tmp_path / "many"
+    records = [
+        Record("192.0.2.0/24", "passed", 9000, sender=f"{name}@example.org", recipient=you).shown
+        for name in range(300)
+    ]
+    many.write_text("".join(f"{json.dumps(each)}\n" for each in records))
+    assert tool.json("import", str(many)) == {"imported": 300, "skipped": 0}
+    assert len(tool.json("list")) == len(tool("export").splitlines()) == 300
+    assert tool.json("forget", "192.0.2.7") == {"forgotten": 300}
+    assert tool.json("list") == []
+    many.write_text(f"{json.dumps(records[0])}\nnonsense\n")
+    assert "many: line 2: neither an export nor" in tool.fails("import", str(many))
+
+
 POSTGREY = rb"""VERSION=3
 format=print
 type=btree

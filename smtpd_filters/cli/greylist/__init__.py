@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from smtpd_filters.addresses import canonical
@@ -25,9 +26,10 @@ from . import dumps
 from .records import ALL, Record, of_entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from smtpd_filters.stores import Store
+    from smtpd_filters.stores.operations import Operation
 
 NAME = Greylist.name
 #: Requests that are pending at a time.
@@ -93,22 +95,25 @@ async def _records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
 async def _list(store: Store, options: Options, what: list[str]) -> int:
     """Print all entries, or those of some clients."""
     prefixes = [client_key(_client(each, options)) for each in what] or [ALL]
-    found = [record for prefix in prefixes async for record in _records(store, prefix)]
-    found.sort(key=lambda each: (each.client, each.is_triplet, each.sender, each.recipient))
-    _print(found, options)
+    await _print(
+        (record for prefix in prefixes async for record in _records(store, prefix)), options
+    )
     return 0
 
 
 async def _show(store: Store, options: Options, what: list[str]) -> int:
     """Print the entries of a client or a triplet; return 1 if there is none."""
     client, triplet = _subject(what, options)
-    found = [record async for record in _records(store, client_key(client))]
-    if triplet:
-        found = [each for each in found if (each.sender, each.recipient) == triplet]
-    _print(found, options)
-    if not found and not options.json:
+    found = (
+        record
+        async for record in _records(store, client_key(client))
+        if triplet is None or (record.sender, record.recipient) == triplet
+    )
+    if await _print(found, options):
+        return 0
+    if not options.json:
         sys.stdout.write(f"{printable(client)}: not known\n")
-    return 0 if found else 1
+    return 1
 
 
 async def _stats(store: Store, options: Options, what: list[str]) -> int:
@@ -135,11 +140,19 @@ async def _stats(store: Store, options: Options, what: list[str]) -> int:
     return 0
 
 
-def _print(records: list[Record], options: Options) -> None:
+async def _print(records: AsyncIterator[Record], options: Options) -> int:
+    """Print records as they come, of which there may be a million; return their number."""
+    count = 0
+    async for record in records:
+        if options.json:
+            sys.stdout.write(",\n" if count else "[\n")
+            sys.stdout.write(json.dumps(record.shown))
+        else:
+            sys.stdout.write(f"{_line(record)}\n")
+        count += 1
     if options.json:
-        _print_json([each.shown for each in records])
-    else:
-        sys.stdout.writelines(f"{_line(each)}\n" for each in records)
+        sys.stdout.write("\n]\n" if count else "[]\n")
+    return count
 
 
 def _print_json(value: object) -> None:
@@ -192,14 +205,12 @@ async def _forget(store: Store, options: Options, what: list[str]) -> int:
     else:
         names = [_client(each, options) for each in what]
         keys = [key for each in names async for key, _ in store.scan(client_key(each))]
-    removed = await _all(store.ask(Delete(key)) for key in keys)
+    removed = await _ask_all(store, map(Delete, keys))
     if options.json:
-        _print_json({"forgotten": sum(removed)})
+        _print_json({"forgotten": removed})
     else:
-        sys.stdout.write(
-            f"forgotten: {sum(removed)} entries of {', '.join(map(printable, names))}\n"
-        )
-    return 0 if any(removed) else 1
+        sys.stdout.write(f"forgotten: {removed} entries of {', '.join(map(printable, names))}\n")
+    return 0 if removed else 1
 
 
 def _report(what: str, clients: list[str], options: Options) -> None:
@@ -231,17 +242,23 @@ async def _import(store: Store, options: Options, files: list[BinaryIO]) -> int:
         prefixes=(options.ipv4_prefix, options.ipv6_prefix),
     )
     imported = skipped = 0
+
+    def operations(file: BinaryIO) -> Iterator[Operation[Any]]:
+        nonlocal imported, skipped
+        for record in dumps.read(file, terms):
+            if record is None:
+                skipped += 1
+            else:
+                imported += 1
+                yield record.operation
+
     for file in files:
         try:
-            found = list(dumps.read(file, terms))
+            await _ask_all(store, operations(file))
         except OSError as error:
             raise ConfigError(f"{file.name}: {os_reason(error)}") from None
         except ConfigError as error:
             raise ConfigError(f"{file.name}: {error}") from None
-        records = [each for each in found if each is not None]
-        await _all(store.ask(each.operation) for each in records)
-        imported += len(records)
-        skipped += len(found) - len(records)
     if options.json:
         _print_json({"imported": imported, "skipped": skipped})
     else:
@@ -259,16 +276,12 @@ def _opened(name: str, stack: ExitStack) -> BinaryIO:
         raise ConfigError(f"{name}: {os_reason(error)}") from None
 
 
-async def _all(requests: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Await requests, some at a time."""
-    results: list[Any] = []
-    pending: list[Awaitable[Any]] = []
-    for request in requests:
-        pending.append(request)
-        if len(pending) >= AT_ONCE:
-            results += await asyncio.gather(*pending)
-            pending.clear()
-    return results + await asyncio.gather(*pending)
+async def _ask_all(store: Store, operations: Iterable[Operation[Any]]) -> int:
+    """Apply operations, some at a time, each as one request; return how many returned True."""
+    done, rest = 0, iter(operations)
+    while some := [*islice(rest, AT_ONCE)]:
+        done += (await asyncio.gather(*map(store.ask, some))).count(True)
+    return done
 
 
 # -- operands ------------------------------------------------------------------------------------
