@@ -20,6 +20,7 @@ from tests.e2e.sending import (
     folders,
     logged,
 )
+from tests.e2e.test_chain_file import CHAINS, command
 from tests.stores.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -29,6 +30,24 @@ if TYPE_CHECKING:
     from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
 
+CHAIN = f"""\
+[chain.inbound]
+filters = ["dyndns", "fcrdns", "greylist"]
+greylist-at = 2
+
+[filter.dyndns]
+score = 2
+
+[filter.fcrdns]
+score = 2
+
+[filter.greylist]
+only-if = ["dynamic", "no-rdns"]
+store = "sqlite:{scratch_path("greylist.sqlite")}"
+delay = 1
+ipv4-prefix = 32
+nameserver = ["127.0.0.1"]
+"""
 FIRST = re.compile(r"451 4\.7\.1 Greylisted, please try again in 1 seconds")
 STORE = f"sqlite:{scratch_path('greylist.sqlite')}"
 #: Seconds for a client to be accepted that retries all the time.
@@ -36,10 +55,10 @@ PATIENCE = 60.0
 
 
 def launch(start: Start, *flags: str, store: str = STORE, **more: object) -> Smtpd:
-    command = filter_command(
+    words = filter_command(
         "greylist", "--store", store, "--delay", "1", "--ipv4-prefix", "32", *flags
     )
-    return start(zone=ZONE, filters={"greylist": command}, **more)
+    return start(zone=ZONE, filters={"greylist": words}, **more)
 
 
 def refused(outcome: Outcome, stage: str = "RCPT") -> bool:
@@ -73,9 +92,10 @@ def test_clients_wait_once(start: Start) -> None:
     logged(server, r"^greylist: [0-9a-f]{16} greylist data result=proceed reason=.*waited", 1)
 
 
-def test_only_the_suspicious_wait(start: Start) -> None:
-    flags = ("--only-if", "no-rdns", "--only-if", "dynamic", "--key", "network")
-    server = launch(start, *flags)
+def test_in_a_chain_only_the_suspicious_wait(start: Start) -> None:
+    server = start(
+        zone=ZONE, files={CHAINS: CHAIN}, filters={"chain": command("--chain", "inbound")}
+    )
     assert attempt(server, GOOD).stage == ""
     for source in (DYNAMIC, NAMELESS):
         assert refused(attempt(server, source, recipients=[ALICE, BOB]))
