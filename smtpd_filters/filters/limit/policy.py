@@ -271,7 +271,10 @@ class Limit(Filter):
     async def refresh(self) -> None:
         """Renew the leases of connections."""
         if self._opened is not None:
-            await self._opened.renew()
+            try:
+                await self._opened.renew()
+            except UnavailableError as error:
+                self._note(str(error))
 
     async def close(self) -> None:
         """Release the leases."""

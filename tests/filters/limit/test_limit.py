@@ -529,6 +529,20 @@ def test_a_broken_store_refuses_nothing() -> None:
         assert all("sqlite:/x: disk full" in line for line in causes)
 
 
+def test_leases_that_a_broken_store_does_not_renew_are_logged_as_its_failure() -> None:
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    with serving(*limits("client connections 1"), store=store, clock=clock) as server:
+        server.client()
+        ledger = vars(server.filter)["_opened"]
+        ledger._store = Broken()
+        server.smtpd.refresh()
+        assert server.smtpd.log == ['limit store error="sqlite:/x: disk full"']
+        ledger._store = store
+        server.smtpd.refresh()
+        assert server.smtpd.connect(address="192.0.2.1").greeting.refused
+
+
 def test_a_broken_store_refuses_everything_if_it_should() -> None:
     flags = (*limits("user messages 1/1h"), "--on-error", "tempfail")
     with serving(*flags, store=Broken()) as server:
