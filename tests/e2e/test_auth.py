@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from email import message_from_bytes
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smtpd_filters.authentication.results import parse
-from smtpd_filters.testing.server import filter_command
+from smtpd_filters.filters.auth.reporting import day_of, rows_on
+from smtpd_filters.stores.sqlite import SQLiteStore
+from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.authentication.signing import public, rsa_key, signed
 from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, ZONE, attempt, folders, logged
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
 
@@ -42,7 +48,7 @@ def zone(**more: dict[str, Any]) -> dict[str, Any]:
     return {
         **ZONE,
         "good.example": {"TXT": SPF},
-        "_dmarc.good.example": {"TXT": "v=DMARC1; p=reject"},
+        "_dmarc.good.example": {"TXT": "v=DMARC1; p=reject; rua=mailto:dmarc@good.example"},
         "sel._domainkey.good.example": {"TXT": key},
         "soft.example": {"TXT": "v=spf1 ~all"},
         "_dmarc.soft.example": {"TXT": "v=DMARC1; p=quarantine"},
@@ -72,8 +78,9 @@ PASS = {"smtp.mailfrom": "pass", "dkim": "pass", "dmarc": "pass"}
 
 
 @pytest.mark.parametrize("form", ["relaxed/relaxed", "simple/simple"])
-def test_signed_mail(start: Start, form: str) -> None:
-    server = launch(start, "--dmarc-reject=reject")
+def test_signed_mail(start: Start, form: str, tmp_path: Path) -> None:
+    store = f"--report-to=sqlite:{scratch_path('auth.sqlite')}"
+    server = launch(start, "--dmarc-reject=reject", store)
     for source in (GOOD, GOOD6):
         for body in BODIES.values():
             message = signed(HEAD + b"\r\n" + body, TEMPLATE.format(form=form))
@@ -82,6 +89,34 @@ def test_signed_mail(start: Start, form: str) -> None:
     assert len(mails) == 2 * len(BODIES)
     for mail in mails:
         assert results(mail.content).items() >= PASS.items()
+    # Filters end before the server does, and record what waits.
+    server.terminate()
+    counts = recorded(server, tmp_path)
+    assert counts == {GOOD: len(BODIES), GOOD6: len(BODIES)}
+
+
+def recorded(server: Smtpd, folder: Path) -> dict[str, int]:
+    """Return the numbers of messages in the filter's store, by clients."""
+    for name in ("auth.sqlite", "auth.sqlite-wal"):
+        path = server.path(scratch_path(name))
+        if path.exists():
+            (folder / name).write_bytes(path.read_bytes())
+
+    async def read() -> dict[str, int]:
+        store = SQLiteStore(str(folder / "auth.sqlite"), timeout=60, note=print)
+        try:
+            days = [await rows_on(store, day_of(time() - ago)) for ago in (0, 86400)]
+        finally:
+            await store.aclose()
+        return {
+            row.source: number
+            for day in days
+            for published, rows in day.values()
+            for row, number in rows
+            if (published.domain, row.disposition) == ("good.example", "pass")
+        }
+
+    return asyncio.run(read())
 
 
 def test_mail_that_is_not_what_it_claims(start: Start) -> None:
