@@ -16,6 +16,7 @@ import pytest
 from smtpd_filters.filters.auth import Auth
 from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
+from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.helo import Helo
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
@@ -42,6 +43,7 @@ FILTERS: tuple[type[Filter], ...] = (
     Auth,
     Dyndns,
     Fcrdns,
+    Greylist,
     Helo,
     Mailfrom,
     Rcpt,
