@@ -15,33 +15,24 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import Shared
 from smtpd_filters.settings.kinds import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from . import notifier
 
+if TYPE_CHECKING:
     from smtpd_filters.runtime.log import FilterLog
 
 SENDMAIL = "/usr/sbin/sendmail"
-_START = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from smtpd_filters.filters.limit.notices import serve; serve(sys.argv[1:])"
-)
-#: Seconds for a command, and for the process to end after its socket was closed.
-_COMMAND: Final = 60.0
+#: Seconds for the process to end after its socket was closed.
 _PATIENCE: Final = 5.0
-#: Bytes of a notice.
-_MOST: Final = 16_384
-#: What a notice says.
-FIELDS = ("subject", "limit", "address", "session")
 
 
 class Notices:
@@ -52,7 +43,8 @@ class Notices:
         self._log = log
         # A datagram is written as a whole or not at all, and its end is seen.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        start = [sys.executable, "-E", "-S", "-c", _START.format(path=sys.path)]
+        # The file alone: it needs nothing of the package, which would take three times the memory.
+        start = [sys.executable, "-I", "-S", str(Path(notifier.__file__))]
         try:
             self._process = subprocess.Popen(  # noqa: S603  # our own code
                 [*start, command, mail, sendmail],
@@ -67,7 +59,7 @@ class Notices:
         self._socket.setblocking(False)  # noqa: FBT003  # its only parameter
 
     def give(self, **fields: str) -> None:
-        """Give a notice with FIELDS; never wait, and never raise."""
+        """Give a notice with `notifier.FIELDS`; never wait, and never raise."""
         values = {name: printable(text)[:1000] for name, text in fields.items()}
         try:
             self._socket.send(json.dumps(values).encode())
@@ -110,60 +102,3 @@ class SharedNotices(_Base):
             return Notices(command, mail, sendmail, filter_.log)
         except OSError as error:
             raise ConfigError(f"--notify-command: {os_reason(error)}") from None
-
-
-# -- the process -------------------------------------------------------------------------------
-
-
-def serve(arguments: Sequence[str]) -> None:
-    """Give notices until the socket at descriptor 0 is closed: the main function of a process."""
-    command, mail, sendmail = arguments
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    receiver = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    while data := receiver.recv(_MOST):
-        fields: Mapping[str, str] = json.loads(data)
-        values = [fields.get(name, "") for name in FIELDS]
-        if command:
-            _run([command, *values], b"")
-        if mail:
-            _run([sendmail, "-i", "--", mail], letter(mail, fields))
-
-
-def letter(mail: str, fields: Mapping[str, str]) -> bytes:
-    """Return the mail of a notice."""
-    lines = [
-        f"To: {mail}",
-        f"Subject: blocked: {fields['subject'][:200]}",
-        # RFC 3834 section 5: so that nobody answers automatically.
-        "Auto-Submitted: auto-generated",
-        "Content-Type: text/plain; charset=utf-8",
-        "Content-Transfer-Encoding: 8bit",
-        "",
-        f"{fields['subject']} has exceeded a limit and can send no mail until it is released:",
-        "",
-        *(f"    {name}: {fields[name]}" for name in FIELDS),
-        "",
-        "When the cause is mended, such as a stolen password, release it with",
-        "",
-        f"    smtpd-filters limit release '{fields['subject']}'",
-        "",
-    ]
-    return "\n".join(lines).encode("utf-8", "replace")
-
-
-def _run(command: Sequence[str], text: bytes) -> None:
-    """Run a command within its time; log if it fails."""
-    try:
-        done = subprocess.run(  # noqa: S603  # of the settings
-            command, input=text, stdout=subprocess.DEVNULL, timeout=_COMMAND, check=False
-        )
-        problem = f"exited with {done.returncode}" if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        problem = f"not done within {_COMMAND:g} s"
-    except OSError as error:
-        problem = os_reason(error)
-    if problem:
-        os.write(2, f'limit notice error="{command[0]}: {problem}"\n'.encode())

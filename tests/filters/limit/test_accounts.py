@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.limit import Limit, ledger, notices
+from smtpd_filters.filters.limit import Limit, ledger, notices, notifier
 from smtpd_filters.filters.limit.ledger import DAY, DAYS
 from smtpd_filters.testing import Conversation
 from tests.filters.limit.limiting import limits, serving
@@ -227,6 +227,12 @@ def test_a_mail_is_sent_once(script: Path) -> None:
     assert "    limit: user messages 1/1h\n" in body
     assert "    address: 192.0.2.1\n" in body
     assert "smtpd-filters limit release 'user=alice_$(x)'\n" in body
+
+
+def test_the_mail_has_a_word_for_each_part_of_a_subject() -> None:
+    fields = dict.fromkeys(notifier.FIELDS, "x") | {"subject": "client=192.0.2.1 user=o'hara"}
+    text = notifier.letter("root@example.org", fields).decode()
+    assert """ release client=192.0.2.1 'user=o'"'"'hara'\n""" in text
 
 
 def test_a_command_that_fails_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
