@@ -18,6 +18,7 @@ from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from tests.effort import some
 from tests.filters.executables import (
     answered,
     come,
@@ -424,7 +425,7 @@ def broken(name: str, fault: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("fault", "name", "timeout", "on_error"),
-    [
+    some(
         # Where somebody answers too, there has to be time for it.
         (fault, name, timeout if fault in SILENT else "5s", on_error)
         for name, timeout, outcomes in (
@@ -433,7 +434,7 @@ def broken(name: str, fault: str) -> dict[str, dict[str, Any]]:
         )
         for fault in (*KINDS, "delay")
         for on_error in outcomes
-    ],
+    ),
 )
 def test_a_broken_dns_is_a_temporary_failure(
     fault: str, name: str, timeout: str, on_error: str

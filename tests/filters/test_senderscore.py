@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from smtpd_filters.filters.senderscore import NEUTRAL, UNREGISTERED, Senderscore, _read
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from tests.effort import some
 from tests.filters.executables import at_once, complaint
 from tests.runtime.process import FilterProcess, sid
 
@@ -543,7 +544,7 @@ FAULTS["alias in a circle"] = {"CNAME": name("192.0.2.7")}
 
 @pytest.mark.parametrize("phase", ["connect", "mail-from"])
 @pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
-@pytest.mark.parametrize("entry", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("entry", some(FAULTS.values()), ids=some(FAULTS))
 def test_a_broken_dns_is_never_held_against_the_client(
     entry: Mapping[str, Any], on_error: str, phase: str
 ) -> None:
