@@ -54,7 +54,7 @@ def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
         print(
             f"{version} {name}: {result.faults} failures in {seconds:.0f} s, "
             f"{len(result.accepted)} accepted, {result.refused} refused for now, "
-            f"slowest reply {result.slowest:.1f} s: {verdict}",
+            f"slowest reply {result.slowest:.1f} s, to {result.slowest_to}: {verdict}",
             flush=True,
         )
         return not verdict.startswith("FAILED")

@@ -21,7 +21,7 @@ from smtpd_filters.testing.server.layout import MAIL
 from tests.e2e.sending import ALICE, SENDER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from smtpd_filters.testing.server import Connection, Reply, Smtpd
 
@@ -41,8 +41,9 @@ class Result:
     refused: int = 0
     #: Replies that a client must not get, and connections that ended without one.
     wrong: list[str] = field(default_factory=list)
-    #: Seconds that the slowest reply took.
+    #: Seconds that the slowest reply took, and to what it was one.
     slowest: float = 0.0
+    slowest_to: str = ""
 
 
 class Storm:
@@ -105,7 +106,7 @@ class Storm:
 
     def _session(self, connection: Connection, chance: random.Random) -> None:
         """Send a few messages, or until something is refused."""
-        if not self._expect(self._timed(connection.reply), 220):
+        if not self._expect(self._timed(connection.reply, "the connection"), 220):
             return
         for line in ("EHLO client.example", *[""] * chance.randrange(1, 4)):
             if line:
@@ -135,14 +136,15 @@ class Storm:
         return False
 
     def _command(self, connection: Connection, line: str) -> Reply | None:
-        return self._timed(lambda: connection.command(line))
+        return self._timed(lambda: connection.command(line), line)
 
-    def _timed(self, ask: object) -> Reply | None:
+    def _timed(self, ask: Callable[[], Reply | None], line: str) -> Reply | None:
         started = time.monotonic()
-        reply: Reply | None = ask()  # type: ignore[operator]
+        reply = ask()
         took = time.monotonic() - started
         with self._lock:
-            self.result.slowest = max(self.result.slowest, took)
+            if took > self.result.slowest:
+                self.result.slowest, self.result.slowest_to = took, line
         return reply
 
     def _expect(self, reply: Reply | None, code: int) -> bool:
