@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.server import file_path, filter_command, scratch_path
+from smtpd_filters.testing.server import CODE, file_path, filter_command, scratch_path
 from tests.e2e.sending import DYNAMIC, GOOD, LIAR, NAMELESS, ZONE, attempt, folders, logged
 from tests.needed import need
 from tests.sandbox.kernel import complete
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Start
 
 STRICT = ("--sandbox", "strict")
+#: The folder of the package; and a directory to which a filter is confined by smtpd itself.
+PACKAGE = Path(__file__).parents[2]
+JAIL = "/srv/jail"
 #: A filter of the operator's own, whose policy reads what it has not declared.
 OWN = """\
 from pathlib import Path
@@ -118,3 +123,34 @@ def test_a_mistake_of_an_own_filter_is_answered_for(start: Start) -> None:
     server.signal_filter("chain", signal.SIGHUP)
     server.wait_for("dyndns reload table=allow result=ok")
     assert attempt(server, DYNAMIC).stage == ""
+
+
+def test_a_filter_in_a_chroot_of_another_user(start: Start) -> None:
+    """With what it takes there, and nothing else: no /proc, no /etc."""
+    system = {name: Path(f"/usr/{name}") for name in ("bin", "lib", "lib64")}
+    inside = {"usr": Path("/usr"), "dev": Path("/dev"), CODE: PACKAGE, **system}
+    run = f"/usr/bin/env PYTHONPATH={CODE} /usr/bin/python3 -s -m smtpd_filters"
+    filter_ = f"{run}.filters.dyndns --action reject --sandbox strict"
+    server = start(
+        zone=ZONE,
+        binds={f"{JAIL}/{name.strip('/')}": path for name, path in inside.items()},
+        declarations=f'filter "jailed" proc-exec "{run}.supervise.program {filter_}" '
+        f'user nobody group nogroup chroot "{JAIL}"',
+        listeners='listen on lo port 25 hostname "mx.local.example" filter "jailed"',
+    )
+    assert attempt(server, GOOD).stage == ""
+    assert attempt(server, DYNAMIC).stage == "connect"
+    found = [each for each in server.find("filters.dyndns") if each.arguments[0] != "sh"]
+    assert len(found) == 2  # and its supervisor
+    for process in found:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "Uid:\t65534\t65534\t65534\t65534\n" in status
+        assert str(Path(f"/proc/{process.pid}/root").readlink()).endswith(JAIL)
+        assert ("Seccomp:\t2\n" in status) is ("supervise" not in " ".join(process.arguments))
+    # A program that ends is started again there.
+    lines = len(server.log)
+    for process in found:
+        if "supervise" not in " ".join(process.arguments):
+            os.kill(process.pid, signal.SIGKILL)
+    server.wait_for("supervise ready", since=lines)
+    assert attempt(server, DYNAMIC).stage == "connect"
