@@ -134,6 +134,12 @@ class Player:
         said = self._log.read().decode("utf-8", "replace").strip()
         return MisbehaviourError(f"{reason}\n{said}" if said else reason)
 
+    def logged(self, text: str) -> int:
+        """Return how often a text is in the filter's log."""
+        # The offset of the file is the filter's as well.
+        log = os.pread(self._log.fileno(), PIECE, 0)
+        return log.decode("utf-8", "replace").count(text)
+
     def wait(self, *, sending: bool) -> int:
         """Wait until the socket can be read or, when `sending`, written; return the poll events."""
         self._poll.modify(self._socket, select.POLLIN | (select.POLLOUT if sending else 0))

@@ -1,12 +1,14 @@
 """A storm of 1,000 failures on real servers: what a supervised filter's end costs clients and mail.
 
     python -m tests.bench.storm [--faults 1000] [--clients 100] [--filter NAME]... [--version 6.8]
+    python -m tests.bench.storm --reloads 1000
 
 Under the load of clients, programs of a supervised filter are killed, stopped, or made to write
 nonsense or to use all memory, at random. At the end each accepted message must have been delivered
 once and unaltered, and every other must have been refused with 4xx; otherwise the exit status is 1.
 With `--unsupervised` the same filter runs without filter-supervise, and the time is shown until the
-server is down. Needs root, as the end-to-end tests do.
+server is down. With `--reloads` nothing fails, but the programs are replaced so often, and no
+client may notice. Needs root, as the end-to-end tests do.
 """
 
 from __future__ import annotations
@@ -60,6 +62,30 @@ def supervised(version: str, name: str, options: argparse.Namespace) -> bool:
         return not verdict.startswith("FAILED")
 
 
+def reloaded(version: str, name: str, options: argparse.Namespace) -> bool:
+    """Replace the programs under load; return whether no client noticed."""
+    command, marker, _ = FILTERS[name]
+    flags = ["--workers", str(options.workers)]
+    filters = {"calm": filter_command("supervise", *flags, *shlex.split(command))}
+    with Smtpd(version, filters=filters, binds=BINDS) as server, daemon(server.lab):
+        storm = Storm(server, marker, ())
+        started = time.monotonic()
+        result = storm.reload(options.reloads, clients=options.clients)
+        seconds = time.monotonic() - started
+        try:
+            assert result.refused == 0, f"{result.refused} refused"
+            storm.check(patience=1800)
+            verdict = "no session lost, no mail refused"
+        except AssertionError as error:
+            verdict = f"FAILED: {str(error)[:200]}"
+        print(
+            f"{version} {name}: {options.reloads} reloads in {seconds:.0f} s, "
+            f"{len(result.accepted)} accepted: {verdict}",
+            flush=True,
+        )
+        return not verdict.startswith("FAILED")
+
+
 def unsupervised(version: str, name: str, clients: int) -> None:
     """Run the filter alone, and show how long the server lives after the first failure."""
     command, marker, signals = FILTERS[name]
@@ -86,6 +112,7 @@ def main() -> int:
     parser.add_argument("--filter", action="append", choices=FILTERS)
     parser.add_argument("--version", action="append", choices=VERSIONS)
     parser.add_argument("--unsupervised", action="store_true")
+    parser.add_argument("--reloads", type=int, default=0, help="reload, and cause no failures")
     options = parser.parse_args()
     fine = True
     for version in options.version or VERSIONS:
@@ -95,6 +122,8 @@ def main() -> int:
         for name in options.filter or FILTERS:
             if options.unsupervised:
                 unsupervised(version, name, options.clients)
+            elif options.reloads:
+                fine &= reloaded(version, name, options)
             else:
                 fine &= supervised(version, name, options)
     return 0 if fine else 1

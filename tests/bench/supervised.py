@@ -59,7 +59,9 @@ def measure_workers(command: Sequence[str], count: int) -> dict[str, Sessions]:
     }
     for name, words in contestants.items():
         with Player(words) as player:
-            sessions(player, count // 2, CONCURRENT, text)  # until both are ready
+            while player.logged("supervise ready") < (2 if name == TWO else 1):
+                sessions(player, CONCURRENT, CONCURRENT, text)
+            sessions(player, count // 2, CONCURRENT, text)  # warm
             found[name] = sessions(player, count, CONCURRENT, text)
     return found
 

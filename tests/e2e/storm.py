@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from smtpd_filters.testing.server.layout import MAIL
 from tests.e2e.sending import ALICE, SENDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.testing.server import Connection, Reply, Smtpd
 
@@ -63,17 +64,37 @@ class Storm:
 
     def blow(self, faults: int, *, clients: int = 20, pause: float = 1.0) -> Result:
         """Cause so many faults under the load of clients; a program lives `pause` s on average."""
-        with ThreadPoolExecutor(clients) as pool:
-            loads = [pool.submit(self._load, seed) for seed in range(clients)]
+        with self._clients(clients):
+            while self.result.faults < faults and self.server.alive():
+                self._fail(pause)
+                self._over.wait(0.05)
+        return self.result
+
+    def reload(self, times: int, *, clients: int = 20) -> Result:
+        """Have the programs replaced so often under the load of clients, each time completely."""
+        supervisor = next(
+            process
+            for process in self.server.find("filter-supervise")
+            if process.arguments[:2] != ["sh", "-c"]
+        )
+        with self._clients(clients):
+            for _ in range(times):
+                lines = len(self.server.log)
+                os.kill(supervisor.pid, signal.SIGHUP)
+                self.server.wait_for("supervise reload result=ok", since=lines)
+        return self.result
+
+    @contextmanager
+    def _clients(self, count: int) -> Iterator[None]:
+        """Have so many clients send mail."""
+        with ThreadPoolExecutor(count) as pool:
+            loads = [pool.submit(self._load, seed) for seed in range(count)]
             try:
-                while self.result.faults < faults and self.server.alive():
-                    self._fail(pause)
-                    self._over.wait(0.05)
+                yield
             finally:
                 self._over.set()
             for load in loads:
                 load.result()
-        return self.result
 
     def _fail(self, pause: float) -> None:
         """Make the programs fail whose time has come: some before they are ready."""
