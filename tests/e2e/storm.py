@@ -64,9 +64,9 @@ class Storm:
 
     def blow(self, faults: int, *, clients: int = 20, pause: float = 1.0) -> Result:
         """Cause so many faults under the load of clients; a program lives `pause` s on average."""
-        with self._clients(clients):
+        with self.clients(clients):
             while self.result.faults < faults and self.server.alive():
-                self._fail(pause)
+                self.fail(pause)
                 self._over.wait(0.05)
         return self.result
 
@@ -77,7 +77,7 @@ class Storm:
             for process in self.server.find("filter-supervise")
             if process.arguments[:2] != ["sh", "-c"]
         )
-        with self._clients(clients):
+        with self.clients(clients):
             for _ in range(times):
                 lines = len(self.server.log)
                 os.kill(supervisor.pid, signal.SIGHUP)
@@ -85,7 +85,7 @@ class Storm:
         return self.result
 
     @contextmanager
-    def _clients(self, count: int) -> Iterator[None]:
+    def clients(self, count: int) -> Iterator[None]:
         """Have so many clients send mail."""
         with ThreadPoolExecutor(count) as pool:
             loads = [pool.submit(self._load, seed) for seed in range(count)]
@@ -96,7 +96,7 @@ class Storm:
             for load in loads:
                 load.result()
 
-    def _fail(self, pause: float) -> None:
+    def fail(self, pause: float) -> None:
         """Make the programs fail whose time has come: some before they are ready."""
         now = time.monotonic()
         for process in self.server.find(self.marker):
