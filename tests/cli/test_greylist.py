@@ -33,7 +33,7 @@ class Tool:
 
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
-        self.store = ("--store", f"sqlite:{path}")
+        self.store = ("--store", f"sqlite:{path}", "--store-timeout", "60")
         self.run_filter()
 
     def __call__(self, *words: str, status: int = 0) -> str:
@@ -68,6 +68,10 @@ def tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Tool:
     return Tool(tmp_path / "greylist.sqlite", capsys)
 
 
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**each, "age": 0, "left": 0} for each in records]
+
+
 ONE = ("192.0.2.7", "Anna@example.org", "you@example.net")
 TWO = ("2001:db8::7", "list-5@example.org", "you@example.net")
 
@@ -76,11 +80,12 @@ def test_what_the_filter_remembers_is_shown(tool: Tool) -> None:
     assert all(reply.startswith("451 4.7.1") for reply in tool.run_filter(ONE, TWO))
     first, second = tool("list").splitlines()
     assert first.startswith(
-        "192.0.2.0/24 <anna@example.org> <you@example.net> waiting from 192.0.2.7, 0m"
+        "192.0.2.0/24 <anna@example.org> <you@example.net> waiting from 192.0.2.7, "
     )
     assert second.startswith("2001:db8::/64 <list-#@example.org> <you@example.net> waiting")
-    assert " ago, expires in 23h59m" in first
-    assert tool("list", "192.0.2.200").splitlines() == tool("show", "192.0.2.0/24").splitlines()
+    assert " ago, expires in 23h" in first
+    for line in (tool("list", "192.0.2.200"), tool("show", "192.0.2.0/24")):
+        assert line.partition(",")[0] == first.partition(",")[0]
     [shown] = tool.json("list", "192.0.2.7")
     assert shown == {
         "client": "192.0.2.0/24",
@@ -91,7 +96,8 @@ def test_what_the_filter_remembers_is_shown(tool: Tool) -> None:
         "age": shown["age"],
         "left": shown["left"],
     }
-    assert tool.json("show", *ONE) == tool.json("show", "192.0.2.7")
+    both = tool.json("show", *ONE), tool.json("show", "192.0.2.7")
+    assert without_times(both[0]) == without_times(both[1])
     assert tool.json("show", "192.0.2.7", "", "you@example.net", status=1) == []
     assert tool("show", "198.51.100.1", status=1) == "198.51.100.0/24: not known\n"
     assert tool.json("stats") == {
@@ -110,7 +116,7 @@ def test_who_is_allowed_passes_until_forgotten(tool: Tool) -> None:
         "allowed: 192.0.2.0/24, example.org\n"
     )
     assert tool.run_filter(ONE) == [""]
-    assert "192.0.2.0/24 allowed, 0m" in tool("list")
+    assert "192.0.2.0/24 allowed, " in tool("list")
     assert tool.json("show", "example.org")[0]["state"] == "allowed"
     assert tool("forget", "192.0.2.0/24") == "forgotten: 2 entries of 192.0.2.0/24\n"
     assert tool.run_filter(ONE)[0].startswith("451 ")
@@ -138,10 +144,6 @@ def test_an_export_is_imported_elsewhere(
     assert copy("import", str(exported)) == (
         "4 imported, 0 skipped: expired, or without a meaning here\n"
     )
-
-    def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**each, "age": 0, "left": 0} for each in records]
-
     assert without_times(copy.json("list")) == without_times(tool.json("list"))
     assert copy.run_filter(ONE)[0].startswith("451 ")  # its wait has begun again
 

@@ -44,6 +44,7 @@ score = 2
 [filter.greylist]
 only-if = ["dynamic", "no-rdns"]
 store = "sqlite:{scratch_path("greylist.sqlite")}"
+store-timeout = 30
 delay = 1
 ipv4-prefix = 32
 nameserver = ["127.0.0.1"]
@@ -56,7 +57,8 @@ PATIENCE = 60.0
 
 def launch(start: Start, *flags: str, store: str = STORE, **more: object) -> Smtpd:
     words = filter_command(
-        "greylist", "--store", store, "--delay", "1", "--ipv4-prefix", "32", *flags
+        *("greylist", "--store", store, "--store-timeout", "30", "--delay", "1"),
+        *("--ipv4-prefix", "32", *flags),
     )
     return start(zone=ZONE, filters={"greylist": words}, **more)
 
@@ -107,7 +109,7 @@ def test_what_one_exchanger_has_refused_another_accepts(start: Start, tmp_path: 
     try:
         tmp_path.chmod(0o755)
         more = {"binds": {"/mnt": redis.folder}}
-        flags = ("--key", "network", "--store-timeout", "30")
+        flags = ("--key", "network")
         one, two = (launch(start, *flags, store="unix:///mnt/redis.sock", **more) for _ in "12")
         assert refused(attempt(one, NAMELESS))
         assert accepted_at_last(lambda: attempt(two, NAMELESS))

@@ -118,8 +118,15 @@ def test_a_store_in_a_file_is_used(tmp_path: Path) -> None:
     folder.mkdir()
     words = [
         *("-m", "smtpd_filters.filters.greylist", "--sandbox", "strict"),
-        *("--store", f"sqlite:{folder}/greylist.sqlite", "--nameserver", "127.0.0.1:9"),
-        *("--key", "spf", "--only-if", "dynamic", "--deadline", "1", "--on-error", "junk"),
+        *(
+            "--store",
+            f"sqlite:{folder}/greylist.sqlite",
+            "--store-timeout",
+            "25",
+            "--nameserver",
+            "127.0.0.1:9",
+        ),
+        *("--key", "spf", "--only-if", "dynamic", "--timeout", "0.05", "--on-error", "junk"),
     ]
     with FilterProcess(words) as process:
         process.hand_shake()

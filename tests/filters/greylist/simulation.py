@@ -164,6 +164,16 @@ class Week:
             yield from self._written(source, people=3, mails=8)
 
 
+class Timed(Greylist):
+    """The filter, with the clock of the simulation."""
+
+    name = "greylist"
+
+    def now(self) -> float:
+        """Return the time of the simulation."""
+        return self.advanced
+
+
 class Exchanger:
     """The filter, with some flags."""
 
@@ -173,15 +183,14 @@ class Exchanger:
         own, general = parse_flags(Greylist.Options, words, common=common, prog="simulation")
         made: Any = own
         self._pool = Pool(nameserver=((server.address, server.port),))
-        self._filter, _, _ = set_up(Greylist(made), Log(), general, self._pool)
-        self._start = self._filter.now()
+        self._filter, _, _ = set_up(Timed(made), Log(), general, self._pool)
         self._sessions = count(1)
         self._fields = [*("tx", "username", "identity", "method", "refused_recipients")]
 
     async def accepts(self, now: float, mail: Mail, place: int) -> bool:
         """Return whether a message is accepted from one of its source's addresses."""
         greylist: Any = self._filter
-        greylist.advanced += self._start + now - greylist.now()
+        greylist.advanced = now
         address, name = mail.source.addresses[place]
         session = Session(b"%016x" % next(self._sessions)).expect(self._fields)
         confirmed = b"pass" if name and mail.source.confirmed else b"fail"
