@@ -18,6 +18,7 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.helo import Helo
+from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.filters.sender import Sender
@@ -45,6 +46,7 @@ FILTERS: tuple[type[Filter], ...] = (
     Fcrdns,
     Greylist,
     Helo,
+    Limit,
     Mailfrom,
     Rcpt,
     Sender,
@@ -89,7 +91,7 @@ def test_each_filter_has_sessions_of_several_kinds(cls: type[Filter]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["auth", "fcrdns", "helo", "mailfrom", "rcpt", "sender", "senderscore"]
+    "name", ["auth", "fcrdns", "helo", "limit", "mailfrom", "rcpt", "sender", "senderscore"]
 )
 def test_the_readme_lists_the_sessions(name: str) -> None:
     files = {path.stem for path in sessions(name)}
