@@ -41,6 +41,9 @@ MAX_PENDING = 1000
 #: Seconds for which the end of the process waits for them.
 LAST = 2.0
 
+#: The reason of a temporary error.
+FAILED = "a look-up failed"
+
 _SPACE = "dmarc-report"
 _POLICY, _ROW, _COUNT = b"policy", b"row", b"count"
 _DISPOSITIONS = {"junk": "quarantine", "reject": "reject"}
@@ -100,7 +103,7 @@ def _evaluated(
     if verdict.result == "pass":
         return "none" if policy.requested == "none" else "pass", []
     if verdict.result != "fail":
-        return "none", [("other", cut(f"temporary error: {verdict.problem}"))]
+        return "none", [("other", FAILED)]
     action = "log" if dry else judgement.taken.get(policy.domain, "log")
     disposition = _DISPOSITIONS.get(action, "none")
     reasons = []
@@ -127,14 +130,20 @@ def _signatures(evidence: Evidence, verdict: dmarc.Verdict) -> Iterator[tuple[st
     ):
         if each.domain:
             names = cut(each.domain, MAX_NAME), cut(each.selector, MAX_NAME)
-            yield (*names, each.result, cut(each.reason))
+            yield (*names, each.result, _reason(each.result, each.reason))
 
 
 def _sender(evidence: Evidence) -> tuple[str, ...]:
     verdict = evidence.mail
     if verdict is None:
         return ()
-    return cut(verdict.domain, MAX_NAME), verdict.result, cut(verdict.problem)
+    reason = _reason(verdict.result, verdict.problem)
+    return cut(verdict.domain, MAX_NAME), verdict.result, reason
+
+
+def _reason(result: str, reason: str) -> str:
+    """Return the reason of a result for others: not the address of our name server."""
+    return FAILED if result == "temperror" else cut(reason)
 
 
 class Reporter:

@@ -135,12 +135,13 @@ def test_a_failed_look_up(server: DNSServer, tmp_path: Path) -> None:
     names["broken.example"] = {"servfail": True}
     names["_dmarc.broken.example"] = {"TXT": f"v=DMARC1; p=reject{RUA}"}
     with DNSServer(names) as own:
-        ((row, _),) = rows_after(
-            own, tmp_path / "s", content=of("x@broken.example"), sender="a@broken.example"
-        )
+        content = signed_by("broken.example", of("x@broken.example"))
+        ((row, _),) = rows_after(own, tmp_path / "s", content=content, sender="a@broken.example")
     assert row.disposition == "none"
-    assert row.reasons == (("other", "temporary error: spf of broken.example: temperror"),)
-    assert row.sender[:2] == ("broken.example", "temperror")
+    # The causes have the address of our name server, which does not belong into a report.
+    assert row.reasons == (("other", "a look-up failed"),)
+    assert row.sender == ("broken.example", "temperror", "a look-up failed")
+    assert row.signatures == (("broken.example", "sel", "temperror", "a look-up failed"),)
 
 
 @pytest.mark.parametrize(
