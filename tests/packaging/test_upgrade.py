@@ -32,12 +32,18 @@ FIXTURES = SOURCE / "fixtures"
 #: The flags have a filter do all that it can; ZONE is a name server, RSPAMD
 #: a daemon, FOLDER is one's own.
 COMMANDS = {
-    "auth": "--dmarc honour --dkim-fail reject --received-spf --nameserver ZONE",
+    "auth": "--dmarc honour --dkim-fail reject --received-spf --report-to sqlite:FOLDER/reports "
+    "--nameserver ZONE",
     "chain": "--config FOLDER/chain.toml",
+    "dkimsign": "-d example.org -s test -k FOLDER/key --arc-seal mx.example.org",
     "dnsbl": "--client bl.example --helo dbl.example --reject-at 2 --nameserver ZONE",
     "dyndns": "--extra-patterns '[.]pool[.]' --action reject",
     "fcrdns": "--verify --nameserver ZONE",
+    "greylist": "--dnswl wl.example --header --correspondents sqlite:FOLDER/correspondents "
+    "--store sqlite:FOLDER/greylist --nameserver ZONE",
     "helo": "--unknown reject --nameserver ZONE",
+    "limit": "--limit 'client connections 100/1h' --limit 'client connections 50' "
+    "--limit 'sender messages 100/1d' --store sqlite:FOLDER/limit",
     "mailfrom": "--domains example.org --check-header --check-display",
     "rcpt": "--domains example.org --unknown-domain reject --delay 10ms --nameserver ZONE",
     "rspamd": "-url RSPAMD",
@@ -115,6 +121,12 @@ def play(name: str, filter_: BufferedRWPair, registered: set[bytes]) -> int:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_path: Path) -> None:
     (tmp_path / "chain.toml").write_text(CHAIN)
+    subprocess.run(
+        ["openssl", "genrsa", "-out", "key", "2048"],  # noqa: S607  # wherever the system has it
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     module = "smtpd_filters.cli.chain" if name == "chain" else f"smtpd_filters.filters.{name}"
     zone = FIXTURES / name / "zone.json"
     ours, its = socket.socketpair()

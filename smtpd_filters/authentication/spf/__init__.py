@@ -58,7 +58,7 @@ class Verdict:
 
 def load() -> None:
     """Import pyspf now, rather than with the first evaluation: it takes a tenth of a second."""
-    from . import query  # noqa: F401  # for the import
+    from . import memo, query  # noqa: F401  # for the import
 
 
 def check_helo(

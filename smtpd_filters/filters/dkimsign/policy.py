@@ -232,8 +232,11 @@ class Dkimsign(Filter):
             lifetime=settings.expire,
             copies=min(settings.copies, 2),
         )
-        if settings.arc_seal is not None and not self._sealing_keys():
-            raise ConfigError("--arc-seal: the first domain has no RSA key")
+        if settings.arc_seal is not None:
+            from smtpd_filters.authentication.dkim import seal  # noqa: F401  # for `_seal`
+
+            if not self._sealing_keys():
+                raise ConfigError("--arc-seal: the first domain has no RSA key")
         for signing in self._every_key():
             if signing.key.bits < ADVISED_BITS and signing.key.kind == RSA:
                 self.log.event(
