@@ -77,6 +77,42 @@ class SevenLater(SevenPhases):
         return PROCEED
 
 
+class One(SevenPhases):
+    """One of six in a process, each in the phases of the practical limit."""
+
+    name = "one"
+
+
+class Two(SevenPhases):
+    """Another one like it."""
+
+    name = "two"
+
+
+class Three(SevenPhases):
+    """Another one like it."""
+
+    name = "three"
+
+
+class Four(SevenPhases):
+    """Another one like it."""
+
+    name = "four"
+
+
+class Five(SevenPhases):
+    """Another one like it."""
+
+    name = "five"
+
+
+class Six(SevenPhases):
+    """Another one like it."""
+
+    name = "six"
+
+
 class SpendsAMillisecond(Filter):
     """Spend 1 ms of processor time in one phase of each session, as a signature would."""
 
@@ -200,10 +236,15 @@ def fourth() -> int:
 
 def four() -> int:
     """Run the four of them as a chain in one process."""
+    return _chain(First, Second, Third, Fourth)
+
+
+def six() -> int:
+    """Run the six with seven phases as a chain in one process."""
+    return _chain(One, Two, Three, Four, Five, Six)
+
+
+def _chain(*kinds: type[Filter]) -> int:
     log, watchdog = Log(verbose=False), Watchdog(5.0)
-    chain = Chain(
-        [(kind(), kind.on_error, kind.deadline) for kind in (First, Second, Third, Fourth)],
-        log,
-        watchdog,
-    )
+    chain = Chain([(kind(), kind.on_error, kind.deadline) for kind in kinds], log, watchdog)
     return serve(chain, log, watchdog)

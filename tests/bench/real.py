@@ -11,17 +11,21 @@ import select
 import shlex
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.dns import host
 from smtpd_filters.testing.server import (
     BIN,
+    CODE,
     DOMAIN,
     VERSIONS,
     Smtpd,
+    filter_command,
     system_version,
     unavailable,
 )
+from tests.bench.player import ROOT
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +50,13 @@ def our(name: str) -> str:
     return shlex.join([f"{BIN}/python", "-c", code])
 
 
-def line_ups(senderscore: Sequence[str] | None) -> dict[str, dict[str, str]]:
+#: The practical limit, and six filters of ours with the same phases, alone and supervised.
+LIMIT, SIX, SIX_SUPERVISED = "the practical limit", "six in one process", "six, supervised"
+
+
+def line_ups(
+    senderscore: Sequence[str] | None, limit: Sequence[str] | None
+) -> dict[str, dict[str, str]]:
     """The compared servers, with the filters of each."""
     found = {
         "no filter": {},
@@ -54,6 +64,12 @@ def line_ups(senderscore: Sequence[str] | None) -> dict[str, dict[str, str]]:
         "four in one process": {"four": our("four")},
         "four processes": {name: our(name) for name in ("first", "second", "third", "fourth")},
     }
+    if limit:
+        found[LIMIT] = {"limit": f"{CODE}/{Path(limit[0]).relative_to(ROOT)}"}
+        found[SIX] = {"six": our("six")}
+        found[SIX_SUPERVISED] = {
+            "six": filter_command("supervise", *shlex.split(our("six"))),
+        }
     if senderscore:
         found["senderscore"] = {"senderscore": shlex.join(senderscore)}
     return found

@@ -380,11 +380,15 @@ class Bench:
             self.report.left_out.append(f"messages through a real smtpd: {reason}")
             return
         progress("real smtpd")
-        line_up = real.line_ups(self.others.get("senderscore"))
+        line_up = real.line_ups(self.others.get("senderscore"), echo())
         found = real.measure(line_up, self.sizes.rounds, self.sizes.mails)
         for name, median in medians(found).items():
             median[": no filter"] = compare(found, name, "no filter", "messages/s")
             self.report.figures[f"real smtpd, {name}"] = median
+        if real.LIMIT in line_up:
+            for name, limit in ((real.SIX, 0.92), (real.SIX_SUPERVISED, 0.85)):
+                value = compare(found, name, real.LIMIT, "messages/s")
+                self.target(f"real smtpd: messages/s, {name} : limit", value, ">=", limit)
 
     def rspamd(self) -> None:
         """Compare filter-rspamd with Debian's, with the same daemon."""
