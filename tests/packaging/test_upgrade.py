@@ -35,6 +35,7 @@ COMMANDS = {
     "auth": "--dmarc honour --dkim-fail reject --received-spf --report-to sqlite:FOLDER/reports "
     "--nameserver ZONE",
     "chain": "--config FOLDER/chain.toml",
+    "correspondents": "--store sqlite:FOLDER/store --header",
     "dkimsign": "-d example.org -s test -k FOLDER/key --arc-seal mx.example.org",
     "dnsbl": "--client bl.example --helo dbl.example --reject-at 2 --nameserver ZONE",
     "dyndns": "--extra-patterns '[.]pool[.]' --action reject",
