@@ -793,7 +793,7 @@ def test_describe() -> None:
     assert [key for key, d in described.items() if not d.default] == [
         "key", "nameserver", "password", "from",
     ]  # fmt: skip
-    assert describe(Odd)[4].default == "x" * 57 + "..."
+    assert describe(Odd)[4].default == "x" * 61 + "..."
     assert describe(Odd)[5].default == "0"
 
 

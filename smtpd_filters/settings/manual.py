@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .declare import Option, Settings
 
 _WIDTH = 79
-_DEFAULT_MAX = 60  # a longer default, such as an inline table, is cut
+_DEFAULT_MAX = 64  # a longer default, such as an inline table, is cut
 _UNBROKEN = 72  # the longest .Op that groff's mdoc doesn't break
 
 
