@@ -15,6 +15,7 @@ token; a line of a message only if the program was given the message, before its
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import groupby
 from operator import itemgetter
 
 from smtpd_filters.runtime.log import fold_traceback
@@ -136,25 +137,20 @@ class ProgramSide:
         """Process lines of a program: those of messages in blocks, others one at a time."""
         returning, open_, answers = link.returning, link.open, self._answers
         gathered: dict[bytes, list[bytes]] = {}
-        for row in rows:
-            if returning:
-                head = row[:HEAD]
-                same = gathered.get(head)
-                if same is not None:
-                    same.append(row)
-                    continue
-                if head in returning:
-                    gathered[head] = [row]
-                    continue
-            session = open_.pop(row, None)
-            if session is not None:  # proceed
-                answers.append(row)
-                session.phase = None
-                link.useful = True
-            else:
-                if gathered:
-                    self._blocks_back(link, gathered)
-                self._single(link, row[:-1])
+        for head, group in groupby(rows, _head):
+            if head in returning:
+                gathered.setdefault(head, []).extend(group)
+                continue
+            for row in group:
+                session = open_.pop(row, None)
+                if session is not None:  # proceed
+                    answers.append(row)
+                    session.phase = None
+                    link.useful = True
+                else:
+                    if gathered:
+                        self._blocks_back(link, gathered)
+                    self._single(link, row[:-1])
         if gathered:
             self._blocks_back(link, gathered)
 
