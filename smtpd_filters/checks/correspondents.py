@@ -107,7 +107,8 @@ class CorrespondentsSetting(StoreSetting):
         """Open the store."""
         values = {name: filter_.pool.value(filter_, name) for name in self._servers}
         address = self._address(filter_)
-        return open_store({**values, "store": address}, filter_.log.event)
+        values["store"] = address
+        return open_store(values, filter_.log.event, flag="--correspondents")
 
 
 def _hash(text: str) -> bytes:

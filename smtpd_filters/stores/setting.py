@@ -105,14 +105,16 @@ class StoreSetting(_Base):
         if self._address(filter_).scheme in {"sqlite", "memory"}:
             for name in ("store_password_file", "store_ca_file", "store_prefix"):
                 if name in filter_.settings.given:
-                    flag, store = (f"--{each.replace('_', '-')}" for each in (name, self.address))
-                    raise ConfigError(f"{flag} requires a {store} of Redis or Valkey")
+                    required = f"{_flag(self.address)} of Redis or Valkey"
+                    raise ConfigError(f"{_flag(name)} requires a {required}")
 
     def open(self, filter_: Any) -> Store:
         """Open the store."""
         values = {name: filter_.pool.value(filter_, name) for name in self.options}
         address = self._address(filter_)
-        return open_store({**values, "store": address}, filter_.log.event, filter_.now)
+        return open_store(
+            {**values, "store": address}, filter_.log.event, filter_.now, flag=_flag(self.address)
+        )
 
     def declare(self, filter_: Any, needs: Needs) -> None:
         """Declare the directory of a file, or the servers."""
@@ -142,11 +144,14 @@ def open_store(
     values: Mapping[str, Any],
     note: Callable[[str], object],
     clock: Callable[[], float] = monotonic,
+    *,
+    flag: str = "--store",
 ) -> Store:
     """Open the store that the values of `StoreSetting.options` describe.
 
     `note` takes a text for the log. `clock` is that of a store in memory, `Filter.now` for a
-    filter, which a test advances. Raises ConfigError.
+    filter, which a test advances. `flag` is the one that gave the store's address. Raises
+    ConfigError.
     """
     address: Address = values["store"]
     timeout: float = values["store_timeout"]
@@ -160,11 +165,11 @@ def open_store(
 
             return SQLiteStore(address.path, timeout=timeout, note=note)
     except ConfigError as error:
-        raise ConfigError(f"--store: {error}") from None
+        raise ConfigError(f"{flag}: {error}") from None
     from .redis_store import RedisStore
 
     if not address.tls and values["store_ca_file"] is not None:
-        raise ConfigError("--store-ca-file requires a --store with TLS, such as rediss://HOST")
+        raise ConfigError(f"--store-ca-file requires a {flag} with TLS, such as rediss://HOST")
     return RedisStore(
         address,
         timeout=timeout,
@@ -172,3 +177,7 @@ def open_store(
         prefix=values["store_prefix"],
         certificates=values["store_ca_file"] or "",
     )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -21,13 +21,14 @@ once. So are all requests while the thread has been stuck for longer than the ti
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.errors import ConfigError, UnavailableError, user_name
 
 from .clock import read_times
 from .sqlite_file import File, FileError
@@ -59,6 +60,14 @@ class _Request(NamedTuple):
     page: tuple[bytes, bytes] | None = None
     #: Whether it is a scan of groups.
     groups: bool = False
+
+
+def _advice(path: str) -> str:
+    """Return what the operator has to do if the directory of the file is missing, or ""."""
+    directory = os.path.dirname(path)  # noqa: PTH120  # as given
+    if os.path.exists(directory):  # noqa: PTH110
+        return ""
+    return f"create the directory {directory}, in which user {user_name()} may write"
 
 
 class SQLiteStore(Store):
@@ -98,7 +107,7 @@ class SQLiteStore(Store):
             self._file.open()
         except FileError as error:
             if error.lasting:
-                raise ConfigError(f"{self.label}: {error}") from None
+                raise ConfigError(f"{self.label}: {_advice(self._file.path) or error}") from None
             self._note(f"{self.label}: {error}")
         self._file.close()
         self._log_notes()

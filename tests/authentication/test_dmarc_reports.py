@@ -191,7 +191,8 @@ ZONE = Zone(
         *((f"mailto:{each}", Destination(f"mailto:{each}", problem="not a plain address"))
           for each in ("-oQ/tmp@example.org", "a@-", "a@localhost", "%22a%40b%22@example.org",
                        "a%0AB@example.org", "a,b@example.org", "a@[192.0.2.1]", "a%20b@example.org",
-                       "a@b%0a.example", "x" * 255)),
+                       "a@b%0a.example", "x" * 255, "=%3Futf-8%3Fq%3F%3F=@example.org",
+                       "=%3Futf-8%3Fq%3Fa=0Ab%3F=@example.org")),
     ],
 )  # fmt: skip
 def test_a_destination(uri: str, expected: Destination) -> None:

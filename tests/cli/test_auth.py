@@ -104,6 +104,12 @@ def test_it_adds_the_field_of_the_filter_itself(server: DNSServer, tool: Tool) -
     assert found["decision"]["reason"] == f"removed 1 forged {FIELD}"
 
 
+def test_it_records_nothing_for_reports(tool: Tool, tmp_path: Path) -> None:
+    store = tmp_path / "reports.sqlite"
+    status, _ = tool.check(MESSAGE, "--report-to", f"sqlite:{store}", "--store-timeout", "1s")
+    assert (status, store.exists()) == (0, False)
+
+
 def test_the_terms_of_a_record(tool: Tool) -> None:
     status, found = tool.json(sender="x@long.example", address=FAILS)
     assert status == 0

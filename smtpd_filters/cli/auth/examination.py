@@ -75,6 +75,9 @@ class _Watched(Auth):
     judgement: Judgement | None = None
     written: tuple[bytes, ...] = ()
 
+    def _reporting(self) -> tuple[str, ...]:
+        return ()  # the message has not arrived: no report counts it
+
     async def _judge(self, session: Session, message: Message) -> tuple[Evidence, Judgement]:
         self.evidence, self.judgement = await super()._judge(session, message)
         return self.evidence, self.judgement

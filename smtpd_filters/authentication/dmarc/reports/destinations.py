@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 _MAILTO = re.compile(
     r"mailto:([^?!]+)(?:\?[^!]*)?(?:!([0-9]{1,12})([kmgt]?))?", re.IGNORECASE | re.DOTALL
 )
-# A plain address: it is given to sendmail as a word of its command line, and written in To.
-_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~][A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]*@([^@\s]+)")
+# A plain address: it is given to sendmail as a word of its command line, and written in To, where
+# an encoded word would be decoded.
+_ADDRESS = re.compile(
+    r"(?!.*=\?)[A-Za-z0-9!#$%&'*+/=?^_`{|}~][A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]*@([^@\s]+)"
+)
 _DOMAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 #: Octets of a name in the DNS, as text.

@@ -47,7 +47,7 @@ class Report:
     def id(self) -> str:
         """The unique id, the same if the report is made again."""
         text = f"{self.submitter} {self.published.domain} {self.begin}"
-        return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property
     def file_name(self) -> str:
