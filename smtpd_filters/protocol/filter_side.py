@@ -30,7 +30,7 @@ from .codec import decode
 from .data_lines import TOO_LONG, Transit
 from .decisions import PROCEED, Decision, Disconnect, Reject, Rewrite
 from .events import Config, Lines, Malformed, Report, Request
-from .versions import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, version
+from .versions import DIALECTS, NEWEST, OLDEST, cuts_lines, dialect, require_supported, version
 from .vocabulary import PHASES, PHASES_ON_WIRE
 
 TYPE_CHECKING = False
@@ -48,10 +48,6 @@ MAX_TOKENS = 64
 COMMIT = PHASES["commit"]
 _DATA_LINE = b"data-line"
 _ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
-
-
-class UnsupportedProtocolError(Exception):
-    """The server's protocol is too old.  Raised before `register|ready`."""
 
 
 class FilterConnection:
@@ -124,21 +120,18 @@ class FilterConnection:
         server exits on an unknown one. Raise UnsupportedProtocolError if the server has announced a
         protocol below 0.5.
         """
-        if self.config.get("protocol") and self.dialect.version < OLDEST:
-            spoken = self.config["protocol"]
-            raise UnsupportedProtocolError(
-                f"smtpd has filter protocol {spoken}; at least 0.5 is required"
-            )
+        if announced := self.config.get("protocol"):
+            require_supported(self.dialect, announced)
         wanted = dict.fromkeys(phases)
         if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
-        announced = self.subsystems or {"smtp-in"}
+        subsystems = self.subsystems or {"smtp-in"}
         for kind, subsystem, names in (
             ("report", "smtp-in", reports),
             ("report", "smtp-out", outgoing),
             ("filter", "smtp-in", wanted),
         ):
-            if subsystem in announced:
+            if subsystem in subsystems:
                 self.answers += [f"register|{kind}|{subsystem}|{n}\n".encode() for n in names]
         self.answers.append(b"register|ready\n")
         self._ready = True

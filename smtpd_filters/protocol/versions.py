@@ -24,6 +24,10 @@ FIRST_WHOLE = (7, 4)
 CUT = 1997
 
 
+class UnsupportedProtocolError(Exception):
+    """The server's protocol is too old.  Raised before `register|ready`."""
+
+
 def version(text: str) -> tuple[int, int] | None:
     """Return the first two numbers of a version such as `0.7` or `6.8.0p2`; None if invalid."""
     major, dot, rest = text.partition(".")
@@ -73,6 +77,14 @@ def dialect(spoken: tuple[int, int]) -> Dialect:
     if spoken < OLDEST:
         return _ANCIENT
     return DIALECTS[min(spoken, NEWEST)]
+
+
+def require_supported(spoken: Dialect, announced: str) -> None:
+    """Raise UnsupportedProtocolError if the version announced at the start is below 0.5."""
+    if spoken.version < OLDEST:
+        raise UnsupportedProtocolError(
+            f"smtpd has filter protocol {announced}; at least 0.5 is required"
+        )
 
 
 def cuts_lines(smtpd_version: str) -> bool:

@@ -12,7 +12,7 @@ from collections import deque
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
+from smtpd_filters.protocol.versions import UnsupportedProtocolError
 
 from .channel import CLOSING, ENDING, HIGH_WATER, LAST_WORDS, LEAVING, READ, Signals, exit_now
 from .jobs import Job

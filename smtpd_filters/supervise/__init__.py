@@ -16,7 +16,8 @@ valid, before anything else of that session.
 
 How it works
 ------------
-`engine` has no descriptors: it takes bytes of both sides and makes those for the other side.
+`engine` has no descriptors: it takes bytes of both sides (`smtpd_side`, `program_side`) and makes
+those for the other side.
 `ledger` is what it keeps of each session, `answers` the rules for an answer, `registration` those
 for what a program registers. `fleet` decides when programs are started, replaced and ended;
 `process` starts one and has its descriptors; `loop` waits for all of them.

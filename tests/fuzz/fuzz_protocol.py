@@ -31,8 +31,8 @@ from smtpd_filters import (
 )
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.oracle.rules import Kind
-from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.protocol.versions import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.in_process import Served
 from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play

@@ -17,9 +17,9 @@ from smtpd_filters.protocol.filter_side import (
     MAX_INPUT,
     MAX_TOKENS,
     FilterConnection,
-    UnsupportedProtocolError,
 )
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.protocol.versions import UnsupportedProtocolError
 from smtpd_filters.protocol.vocabulary import PHASES
 
 TYPE_CHECKING = False

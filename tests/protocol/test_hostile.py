@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.oracle.rules import RULES
-from smtpd_filters.protocol.filter_side import UnsupportedProtocolError
+from smtpd_filters.protocol.versions import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from tests.effort import part
 from tests.fuzz import fuzz_protocol
