@@ -4,7 +4,8 @@ Invariants
 ----------
 *One round trip*: the claims of a command are one request for each subject, and the requests of
 several subjects are made at the same time.
-*Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken.
+*Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken, and
+is no part of the past with which a rise is compared, whichever limit refuses it.
 *Leases expire*: a connection is a member of a group that expires after `LEASE` seconds unless it is
 renewed, so a process that is killed holds none for longer.
 *Bounded*: at most `MAX_BACKGROUND` requests are made for which no command waits.
@@ -56,6 +57,7 @@ class Claim(NamedTuple):
 
     `member` is the connection or the network of a rule that counts members. A connection that is
     there already, since a process that has ended had let it in, is `kept` beyond the limit.
+    `day` is that of the epoch on which a rise has counted it.
     """
 
     rule: Rule
@@ -63,6 +65,7 @@ class Claim(NamedTuple):
     cost: int = 1
     member: str = ""
     kept: bool = False
+    day: int = 0
 
     @property
     def key(self) -> bytes:
@@ -90,6 +93,12 @@ class Result(NamedTuple):
     taken: Sequence[Claim]
     #: The blocked subjects, with the reasons.
     blocked: Sequence[tuple[str, str]]
+
+    @property
+    def counted(self) -> Sequence[Claim]:
+        """What a refused command puts back; a rise counts a command that exceeds it as well."""
+        rises = (each.claim for each in self.breaches if each.claim.rule.amount.rise)
+        return [*self.taken, *rises]
 
 
 class Ledger:
@@ -170,12 +179,13 @@ class Ledger:
     def _rise(self, claim: Claim) -> Sequence[_Step]:
         """Count on this day, and read the past days unless they are known."""
         day = int(time() // DAY)
+        claim = claim._replace(day=day)
         known = self._past.get(claim.key)
         past = _Past(claim, None if known is None or known[0] != day else known[1])
         if past.highest is not None:
-            return [_Today(past, day)]
+            return [_Today(past)]
         past.read_by = lambda highest: self._remember(claim.key, day, highest)
-        return [*(_Day(past, day - ago) for ago in range(1, DAYS + 1)), _Today(past, day)]
+        return [*(_Day(past, day - ago) for ago in range(1, DAYS + 1)), _Today(past)]
 
     def _remember(self, of: bytes, day: int, highest: int) -> None:
         if len(self._past) >= REMEMBERED:
@@ -204,8 +214,10 @@ class Ledger:
             if claim.rule.at_once:
                 self._held.get(claim.member, {}).pop(claim.key, None)
                 operation: Operation[Any] = Leave(claim.key, claim.name)
-            elif claim.rule.amount.rise or claim.rule.counted == NETWORKS or not claim.cost:
+            elif claim.rule.counted == NETWORKS or not claim.cost:
                 continue
+            elif claim.rule.amount.rise:
+                operation = _count(claim, -1)
             else:
                 operation = _take(claim, -1)
             requests.setdefault(claim.subject, []).append(operation)
@@ -343,26 +355,23 @@ class _Past:
                 self.read_by(self.highest)
         return self.highest
 
-    def key(self, day: int) -> bytes:
-        return past_key(self.claim.subject, self.claim.rule.counted.encode(), day)
-
 
 class _Day(_Step):
     def __init__(self, past: _Past, day: int) -> None:
         self._past = past
-        self.operation = Get(past.key(day))
+        self.operation = Get(_day_key(past.claim, day))
 
     def read(self, result: Entry | None, found: _Found) -> None:
         del found
-        if result is not None and result.value.isdigit():
-            self._past.days.append(int(result.value))
+        # A day on which each command was refused is 0.
+        if result is not None and result.value.isdigit() and (number := int(result.value)):
+            self._past.days.append(number)
 
 
 class _Today(_Step):
-    def __init__(self, past: _Past, day: int) -> None:
+    def __init__(self, past: _Past) -> None:
         self._past = past
-        claim = past.claim
-        self.operation = Count(past.key(day), window=(DAYS + 2) * DAY, by=claim.cost)
+        self.operation = _count(past.claim, 1)
 
     def read(self, result: int, found: _Found) -> None:
         claim = self._past.claim
@@ -390,6 +399,14 @@ def packed(groups: Iterable[Sequence[_Step]]) -> list[list[_Step]]:
 def _take(claim: Claim, sign: int) -> Take:
     amount = claim.rule.amount
     return Take(claim.key, amount.rate, amount.burst, sign * min(claim.cost, amount.burst))
+
+
+def _count(claim: Claim, sign: int) -> Count:
+    return Count(_day_key(claim, claim.day), window=(DAYS + 2) * DAY, by=sign * claim.cost)
+
+
+def _day_key(claim: Claim, day: int) -> bytes:
+    return past_key(claim.subject, claim.rule.counted.encode(), day)
 
 
 def _join(claim: Claim) -> Join:

@@ -338,7 +338,7 @@ class Limit(Filter):
             return PROCEED, ()
         result = await self._ledger.take(claims, blocks)
         if result.blocked:
-            self._ledger.put_back(result.taken)
+            self._ledger.put_back(result.counted)
             subject, reason = result.blocked[0]
             refusal = Disconnect if handler == "connect" else Reject
             why = f"{subject} is blocked: {reason}"
@@ -359,7 +359,7 @@ class Limit(Filter):
             await self._note_breach(session, each)
         decision = decision_on(breach, self._action(breach.claim.rule), handler)
         if decision.verb in {"reject", "disconnect"}:
-            self._ledger.put_back(result.taken)
+            self._ledger.put_back(result.counted)
             return decision, ()
         return decision, result.taken
 

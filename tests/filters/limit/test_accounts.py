@@ -11,6 +11,8 @@ import pytest
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit import Limit, ledger, notices, notifier
 from smtpd_filters.filters.limit.ledger import DAY, DAYS
+from smtpd_filters.filters.limit.subjects import BLOCK, key
+from smtpd_filters.stores import Delete
 from smtpd_filters.testing import Conversation
 from tests.filters.limit.limiting import limits, serving
 
@@ -182,6 +184,55 @@ def test_recipients_rise_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
         alice.mail_from("a@example.com")
         replies = [alice.rcpt_to(f"{n}@example.org").reply[:9] for n in range(6)]
         assert replies == ["", "", "", "", "452 4.5.3", SUSPENDED[:9]]
+
+
+def test_what_is_refused_is_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(*limits("user messages 2x floor=1")) as server:
+        days = Days(server, monkeypatch)
+        for _ in range(3):
+            days.send(2)
+            days.next()
+        assert days.send(30) == 4
+        days.next()
+        assert days.send(30) == 8, "not twice the 30 that were tried"
+
+
+def test_what_others_refuse_is_no_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = limits(
+        "user messages 3/1d", "user messages 2x floor=1 action=block", "client messages 1000/1h"
+    )
+    with serving(*rules) as server:
+        days = Days(server, monkeypatch)
+        for _ in range(3):
+            days.send(2)
+            days.next()
+        assert days.send(20) == 3
+        assert server.events == ['breach address=192.0.2.1 user=alice limit="user messages 3/1d"']
+
+
+def test_what_a_block_refuses_is_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(*limits("user messages 2x floor=1 action=block")) as server:
+        days = Days(server, monkeypatch)
+        for _ in range(3):
+            days.send(2)
+            days.next()
+        assert days.send(30) == 4
+        release = server.filter.store.ask(Delete(key("user=alice", BLOCK)))  # type: ignore[attr-defined]
+        server.smtpd._served._loop.run_until_complete(release)
+        days.next()
+        assert days.send(30) == 8
+
+
+def test_days_on_which_all_was_refused_are_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = limits("user messages 2x floor=1", "client messages 1/10d")
+    with serving(*rules) as server:
+        days = Days(server, monkeypatch)
+        for passing in (1, 0, 0, 0):
+            assert days.send(3) == passing
+            days.next()
+        days.next(7)
+        replies = [server.send(server.client(f"198.51.100.{n}", "alice")) for n in range(9)]
+        assert replies == [""] * 9, "one day with mail is no past"
 
 
 def test_a_wall_clock_that_jumps_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
