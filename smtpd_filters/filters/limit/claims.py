@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .ledger import Claim
 from .rules import (
+    ADDRESSES,
     AUTH_FAILURES,
     BYTES,
     CONNECT,
@@ -53,6 +54,8 @@ class Book:
         kinds = {kind for rule in rules for kind in rule.subject}
         #: Whether any is by user.
         self.by_user = "user" in kinds
+        #: Whether any is by an address, which the server's name may complete.
+        self.by_address = not kinds.isdisjoint(ADDRESSES)
         self.counts_refused = any(rule.counted == REFUSED for rule in rules)
         self.at_once = any(rule.at_once for rule in rules)
         #: The subjects that may be blocked.

@@ -10,15 +10,18 @@ from binascii import Error
 
 #: The longest initial response that is decoded, in characters.
 LONGEST = 12_288
+_WHITE_SPACE = dict.fromkeys(map(ord, " \t\n\v\f\r"))
 
 
 def user_of(argument: str) -> str | None:
     """Return the user in an initial response; None if there is none, or it is invalid.
 
     RFC 4616 section 2: the message of PLAIN is [authzid] NUL authcid NUL passwd. LOGIN has no
-    specification; its initial response is the name alone.
+    specification; its initial response is the name alone. As for smtpd, a tab ends the mechanism if
+    there is no blank, and white space anywhere in the response is skipped (b64_pton(3)).
     """
-    mechanism, _, response = argument.partition(" ")
+    mechanism, _, response = argument.partition(" " if " " in argument else "\t")
+    response = response.translate(_WHITE_SPACE)
     if not response or len(response) > LONGEST:
         return None
     try:

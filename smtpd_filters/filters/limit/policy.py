@@ -173,6 +173,8 @@ class Limit(Filter):
         if "auth" in book.handlers:
             events.add("link_auth")
         reports = {"link-auth"} if book.by_user or self._exempt.users else set()
+        if book.by_address:
+            reports.add("link-greeting")
         if book.counts_refused or book.handlers.keys() & {"rcpt_to", "message"}:
             reports.add("tx-begin")
         return Registration(
@@ -293,7 +295,15 @@ class Limit(Filter):
         self, session: Session, sender: str | None = None, recipient: str | None = None
     ) -> Values:
         user = session.username if self._book.by_user else None
-        return Values(session, self._prefixes, user=user, sender=sender, recipient=recipient)
+        server_name = session.server_name if self._book.by_address else None
+        return Values(
+            session,
+            self._prefixes,
+            user=user,
+            sender=sender,
+            recipient=recipient,
+            server_name=server_name,
+        )
 
     async def _judge(  # noqa: PLR0913  # given by name
         self,

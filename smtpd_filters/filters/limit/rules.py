@@ -60,6 +60,8 @@ _OF_CLIENTS = {"all", "client", "network", "user"}
 #: The least number of a day for a sudden rise.
 FLOOR = 50
 _MOST = 1 << 40
+#: What is an address of the envelope, or its domain.
+ADDRESSES = {"sender", "sender-domain", "recipient", "recipient-domain"}
 #: The members of a group are counted exactly up to this number (`stores.operations.MAX_MEMBERS`).
 _MOST_MEMBERS = 9_999
 _PERIOD = SECONDS(low=1, high=366 * 86400)

@@ -42,11 +42,14 @@ class Prefixes:
 
 
 class Values:
-    """What is known of a session by the kinds of subjects, while a command is judged."""
+    """What is known of a session by the kinds of subjects, while a command is judged.
+
+    An address without a domain gets `server_name`, as in smtpd.
+    """
 
     __slots__ = ("_prefixes", "_session", "_values")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         session: Session,
         prefixes: Prefixes,
@@ -54,13 +57,14 @@ class Values:
         user: str | None = None,
         sender: str | None = None,
         recipient: str | None = None,
+        server_name: str | None = None,
     ) -> None:
         self._session, self._prefixes = session, prefixes
         self._values: dict[str, str] = {"all": ""}
         if user:
             self._values["user"] = folded(user)
         for kind, text in (("sender", sender), ("recipient", recipient)):
-            mailbox = path(text or "")
+            mailbox = path(text or "").completed(server_name)
             if mailbox:
                 self._values[kind] = written(mailbox)
                 if mailbox.domain:

@@ -97,6 +97,24 @@ def test_recipients() -> None:
         )
 
 
+def test_an_address_without_a_domain_is_on_this_server() -> None:
+    rules = limits("sender messages 2/1h", "recipient recipients 2/1h")
+    with serving(*rules) as server:
+        client = server.client()
+        senders = [server.send(client, text) for text in ("a@mx.example.org", "A", "a+b")]
+        assert senders == ["", "", "450 4.7.1 Too many messages, try again in 1800 s"]
+        client.mail_from("b")
+        recipients = [client.rcpt_to(text).reply for text in ("x", "x@MX.example.org", "x+y", "z")]
+        assert recipients == ["", "", "452 4.5.3 Too many recipients, try again in 1800 s", ""]
+    rules = limits("sender-domain messages 2/1h", "recipient-domain recipients 2/1h")
+    with serving(*rules) as server:
+        client = server.client()
+        assert [server.send(client, text)[:3] for text in ("a", "b", "c")] == ["", "", "450"]
+        assert client.mail_from("").reply == "", "the null sender has no domain"
+        recipients = [client.rcpt_to(text).reply[:3] for text in ("a", "b@mx.example.org", "c")]
+        assert recipients == ["", "", "452"]
+
+
 def test_messages_to_a_recipient() -> None:
     with serving(*limits("recipient messages 1/1h")) as server:
         client = server.client()
@@ -278,8 +296,13 @@ def test_a_user_that_is_named_later_counts() -> None:
         ("PLAIN " + base64.b64encode("\0jörg\0x".encode()).decode(), "jörg"),
         ("PLAIN " + base64.b64encode(b"\0\xff\0x").decode(), "\udcff"),
         ("LOGIN " + base64.b64encode(b"alice").decode(), "alice"),
+        ("PLAIN AGFsaW NlAHNl\x0b\x0cY3 JldA==", "alice"),
+        ("PLAIN  \tAGFsaWNlAHNlY3JldA = = ", "alice"),
+        ("PLAIN\tAGFsaWNlAHNlY3JldA==", "alice"),
+        ("LOGIN YWxp\tY2U=", "alice"),
         ("PLAIN", None),
         ("LOGIN", None),
+        ("PLAIN  ", None),
         ("PLAIN =", None),
         ("PLAIN !", None),
         ("PLAIN " + base64.b64encode(b"alice").decode(), None),
@@ -582,6 +605,8 @@ def test_settings_without_a_meaning(flags: Sequence[str], reason: str) -> None:
         ("client failed-auth 1/1h", {"auth", "mail-from"}, {"link-auth"}),
         ("all messages 1/1h", {"mail-from"}, set()),
         ("user recipients 1/1h", {"rcpt-to", "mail-from"}, {"link-auth", "tx-begin"}),
+        ("sender messages 1/1h", {"mail-from"}, {"link-greeting"}),
+        ("client+recipient-domain messages 1/1h", {"rcpt-to"}, {"link-greeting", "tx-begin"}),
         ("user bytes 1k/1h", {"data-line", "commit", "mail-from"}, {"link-auth", "tx-begin"}),
     ],
 )
@@ -590,7 +615,8 @@ def test_only_what_a_limit_needs_is_registered(
 ) -> None:
     with serving(*limits(rule)) as server:
         assert server.smtpd.phases == phases
-        assert server.smtpd.reports & {"link-auth", "tx-begin"} == reports
+        kept = {"link-auth", "link-greeting", "tx-begin"}
+        assert server.smtpd.reports & kept == reports
 
 
 def test_exempt_clients_have_no_limits() -> None:
