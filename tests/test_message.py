@@ -874,6 +874,11 @@ def test_an_edited_header_waits_within_the_budget(*, count: int, replace: bool) 
     assert spool.used == 0
 
 
+def test_the_size_of_what_was_received_is_dot_stuffed() -> None:
+    with message([b"A: 1", b"", b"..x"]) as held:
+        assert held.stored == len(b"A: 1\n\n..x\n")
+
+
 def test_an_edited_header_waits_to_be_drained() -> None:
     with message([b"A: 1", b"", b"body"]) as held:
         held.headers.prepend("X", "1")
