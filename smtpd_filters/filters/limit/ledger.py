@@ -5,7 +5,8 @@ Invariants
 *One round trip*: the claims of a command are one request for each subject, and the requests of
 several subjects are made at the same time.
 *Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken, and
-is no part of the past with which a rise is compared, whichever limit refuses it.
+is no part of the networks of a user, or of the past with which a rise is compared, whichever limit
+refuses it.
 *Leases expire*: a connection is a member of a group that expires after `LEASE` seconds unless it is
 renewed, so a process that is killed holds none for longer.
 *Bounded*: at most `MAX_BACKGROUND` requests are made for which no command waits.
@@ -14,6 +15,7 @@ renewed, so a process that is killed holds none for longer.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,8 +165,11 @@ class Ledger:
         rule = claim.rule
         if rule.amount.rise:
             return self._rise(claim)
-        if rule.at_once or rule.counted == NETWORKS:
+        if rule.at_once:
             return [_Member(claim)]
+        if rule.counted == NETWORKS:
+            here = _Here(claim)
+            return [here, _Member(claim, here)]
         if rule.counted == REFUSED:
             # One by one, so that none of them counts for nothing; then see if there is one left.
             each = claim._replace(cost=1)
@@ -214,8 +219,10 @@ class Ledger:
             if claim.rule.at_once:
                 self._held.get(claim.member, {}).pop(claim.key, None)
                 operation: Operation[Any] = Leave(claim.key, claim.name)
-            elif claim.rule.counted == NETWORKS or not claim.cost:
+            elif not claim.cost:
                 continue
+            elif claim.rule.counted == NETWORKS:
+                operation = Leave(claim.key, claim.name)
             elif claim.rule.amount.rise:
                 operation = _count(claim, -1)
             else:
@@ -329,13 +336,27 @@ class _Counted(_Step):
         del result, found
 
 
-class _Member(_Step):
+class _Here(_Step):
+    """Whether a network is in its group already: then a refused command doesn't remove it."""
+
     def __init__(self, claim: Claim) -> None:
+        self.known = False
+        self.operation = replace(_join(claim), limit=0)
+
+    def read(self, result: Any, found: _Found) -> None:
+        del found
+        self.known = result.joined
+
+
+class _Member(_Step):
+    def __init__(self, claim: Claim, here: _Here | None = None) -> None:
         self.claim = claim
+        self._here = here
         self.operation = _join(claim)
 
     def read(self, result: Any, found: _Found) -> None:
-        found.settle(self.claim, within=result.joined)
+        known = self._here is not None and self._here.known
+        found.settle(self.claim._replace(cost=0) if known else self.claim, within=result.joined)
 
 
 class _Past:

@@ -169,14 +169,18 @@ def parse_amount(counted: str, text: str, options: dict[str, str] | None = None)
     if not slash:
         if counted != CONNECTIONS:
             raise ValueError(f"{counted} require a period, as in {number}/1h")
-        if many > _MOST_MEMBERS:
-            raise ValueError(f"at most {_MOST_MEMBERS} at once can be counted")
-        return Amount(many)
+        return Amount(_members(many))
     seconds = _PERIOD.parse(period)
     if counted == NETWORKS:
-        return Amount(many, seconds, many)
+        return Amount(_members(many), seconds, many)
     burst = options.pop("burst", "")
     return Amount(many, seconds, _number(burst, size=size) if burst else many)
+
+
+def _members(number: int) -> int:
+    if number > _MOST_MEMBERS:
+        raise ValueError(f"at most {_MOST_MEMBERS} at once can be counted")
+    return number
 
 
 def _number(text: str, *, size: bool = False) -> int:

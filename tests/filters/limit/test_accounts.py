@@ -118,6 +118,23 @@ def test_the_networks_of_a_user() -> None:
         assert server.send(server.client("127.0.0.1", "alice")) == "", "a web mail on this machine"
 
 
+def test_networks_whose_mail_is_refused_do_not_count() -> None:
+    rules = limits("user networks 2/1h action=block", "user messages 1/30m")
+    with serving(*rules) as server:
+
+        def sends(address: str) -> str:
+            return server.send(server.client(address, "alice"))[:3]
+
+        assert sends("192.0.2.1") == ""
+        assert [sends(f"198.51.{n}.1") for n in range(3)] == ["450"] * 3
+        assert sends("192.0.2.1") == "450", "which has sent, and stays counted"
+        server.advance(1800)
+        assert sends("203.0.113.1") == "", "the second one"
+        server.advance(1700)
+        assert sends("198.51.0.1") == "450"
+        assert server.events[-1].endswith('limit="user networks 2/1h"')
+
+
 # -- rises -------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def test_a_rule_is_written_as_it_is_read(text: str) -> None:
         ("sender connections 5/1h", "a rate of connections is by"),
         ("recipient bytes 5M/1h", "can't be counted by recipient"),
         ("recipient recipients 10x", "can't be counted by recipient"),
+        ("user networks 10000/1h", "at most 9999 at once can be counted"),
         ("user bytes 10x", "a rise is one of messages or recipients"),
         ("client connections 5 action=delay", "action=delay is for rates"),
         ("client failed-auth 5/1h action=junk", "no message to mark yet"),
