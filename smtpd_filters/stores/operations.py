@@ -43,6 +43,16 @@ class Entry(NamedTuple):
     #: Seconds until it expires.
     left: float
 
+    @property
+    def number(self) -> int | None:
+        """The number of a counter that isn't negative; None if the value isn't one."""
+        digits = self.value
+        return int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
+
+
+#: Digits of a 64-bit integer, beyond which a store has no counter.
+_DIGITS = 19
+
 
 class Joined(NamedTuple):
     """The result of `Join`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -251,6 +253,12 @@ def test_what_is_imported_passes(tool: Tool, tmp_path: Path) -> None:
         (b"VERSION=3\nformat=print\nHEADER=END\n a/b\n c\n", "line 4: not an entry of postgrey"),
         (b"{}\n", "line 1: not a record of an export"),
         (b"{\n", "line 1: "),
+        (b'{"a":' + b"[" * 200_000, "line 1: not a record"),
+        (b"VERSION=3\nformat=print\nHEADER=END\n 192.0.2.1\n 7,nan\n", "line 4: not an entry of p"),
+        (b"VERSION=3\nformat=print\nHEADER=END\n 192.0.2.1/a@b/c@d\n nan,1\n", "line 4: not an"),
+        (b"VERSION=3\nformat=print\nHEADER=END\n 192.0.2.1/a@b/c@d\n 1,inf\n", "line 4: not an"),
+        (b"WHITE|192.0.2.7|||1|2|nan|4|5\n", "line 1: not an entry of spamdb"),
+        (b"GREY|192.0.2.7|h|a@b|c@d|1|2|inf|4|5\n", "line 1: not an entry of spamdb"),
         (b'{"client": "a.example", "state": "known", "left": -1}', "line 1: not a record"),
         (b'{"client": "a.example", "state": "counted", "left": 1}', "line 1: not a record"),
         (b'{"client": "a.example", "state": "waiting", "left": 1}', "line 1: not a record"),
@@ -274,6 +282,27 @@ def test_any_input_is_read_or_refused(data: bytes, start: bytes) -> None:
     assert all(record.operation.ttl > 0 for record in records)
     again = [of_json(json.loads(json.dumps(record.shown))) for record in records]
     assert [record.client for record in again] == [record.client for record in records]
+
+
+def test_what_is_before_an_invalid_line_is_imported(tool: Tool, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    entry = '{"client": "%d.example.org", "state": "known", "left": 9}\n'
+    dump.write_text("".join(entry % n for n in range(70)) + "{}\n" + entry % 99)
+    assert f"{dump}: line 71: not a record of an export (70 imported before)" in (
+        tool.fails("import", str(dump))
+    )
+    assert tool.json("stats")["clients_known"] == 70
+
+
+def test_values_that_no_filter_has_written_are_left_out(tool: Tool, tmp_path: Path) -> None:
+    tool("allow", "example.org")
+    values = ["\N{SUPERSCRIPT TWO}".encode(), b"9" * 5000, b"-1", b"0", b"", None, 5.5]
+    with closing(sqlite3.connect(tmp_path / "greylist.sqlite")) as file, file:
+        rows = [(b"greylist:{%d.example}" % n, each, 1, 9e12) for n, each in enumerate(values)]
+        file.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
+    assert [each["client"] for each in tool.json("list")] == ["example.org"]
+    assert tool.json("stats")["clients_allowed"] == 1
+    assert len(tool("export").splitlines()) == 1
 
 
 def test_mistakes(tool: Tool, tmp_path: Path) -> None:

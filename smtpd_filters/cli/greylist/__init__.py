@@ -242,23 +242,26 @@ async def _import(store: Store, options: Options, files: list[BinaryIO]) -> int:
         prefixes=(options.ipv4_prefix, options.ipv6_prefix),
     )
     imported = skipped = 0
+    invalid = ""
 
     def operations(file: BinaryIO) -> Iterator[Operation[Any]]:
-        nonlocal imported, skipped
-        for record in dumps.read(file, terms):
-            if record is None:
-                skipped += 1
-            else:
-                imported += 1
-                yield record.operation
+        nonlocal imported, skipped, invalid
+        try:
+            for record in dumps.read(file, terms):
+                if record is None:
+                    skipped += 1
+                else:
+                    imported += 1
+                    yield record.operation
+        except OSError as error:
+            invalid = os_reason(error)
+        except ConfigError as error:
+            invalid = str(error)
 
     for file in files:
-        try:
-            await _ask_all(store, operations(file))
-        except OSError as error:
-            raise ConfigError(f"{file.name}: {os_reason(error)}") from None
-        except ConfigError as error:
-            raise ConfigError(f"{file.name}: {error}") from None
+        await _ask_all(store, operations(file))
+        if invalid:
+            raise ConfigError(f"{file.name}: {invalid} ({imported} imported before)")
     if options.json:
         _print_json({"imported": imported, "skipped": skipped})
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
@@ -66,6 +67,8 @@ def read(lines: Iterable[bytes], terms: Terms) -> Iterator[Record | None]:
 def _exported(line: bytes, number: int) -> Record:
     try:
         return of_json(json.loads(line))
+    except RecursionError:
+        raise ConfigError(f"line {number}: not a record of an export") from None
     except ValueError as error:
         raise ConfigError(f"line {number}: {error}") from None
 
@@ -75,6 +78,14 @@ def _valid(found: Iterator[Record | None], number: int, what: str) -> Record | N
         return next(found)
     except (ValueError, IndexError):
         raise ConfigError(f"line {number}: not an entry of {what}") from None
+
+
+def _seconds(text: str) -> float:
+    """Return a time; raise ValueError if it is not a finite number."""
+    seconds = float(text)
+    if not isfinite(seconds):
+        raise ValueError(text)
+    return seconds
 
 
 def _text(line: bytes) -> str:
@@ -87,11 +98,11 @@ def _text(line: bytes) -> str:
 def _spamd(fields: list[str], terms: Terms) -> Iterator[Record | None]:
     kind, address = fields[:2]
     if kind == "WHITE":
-        left = float(fields[6]) - terms.now
+        left = _seconds(fields[6]) - terms.now
         client = terms.client(address)
         yield Record(client, "known", left) if left > 0 else None
     elif kind == "GREY":
-        left = float(fields[7]) - terms.now
+        left = _seconds(fields[7]) - terms.now
         sender, recipient = senders.sender(fields[3]), senders.recipient(fields[4])
         client = terms.client(address)
         record = Record(
@@ -130,7 +141,7 @@ def _undumped(text: bytes, *, printed: bool) -> bytes:
 def _entry(dumped: bytes, value: bytes, terms: Terms, *, printed: bool) -> Iterator[Record | None]:
     key, times = (_text(_undumped(each, printed=printed)) for each in (dumped, value))
     one, last, *_ = times.split(",")
-    left = float(last) + terms.lifetime - terms.now
+    left = _seconds(last) + terms.lifetime - terms.now
     network, slash, rest = key.partition("/")
     if not slash:
         yield _client(key, int(one), left, terms)
@@ -141,8 +152,9 @@ def _entry(dumped: bytes, value: bytes, terms: Terms, *, printed: bool) -> Itera
     sender, recipient = both.groups()
     client = terms.client(network)
     state = "passed"
-    if float(last) - float(one) < terms.delay:
-        state, left = "waiting", float(one) + terms.window - terms.now
+    first = _seconds(one)
+    if _seconds(last) - first < terms.delay:
+        state, left = "waiting", first + terms.window - terms.now
     # postgrey has left out what varies, in its own way: the rest is left out here.
     record = Record(
         client, state, left, sender=senders.sender(sender), recipient=senders.recipient(recipient)

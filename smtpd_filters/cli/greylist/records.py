@@ -83,10 +83,11 @@ def of_entry(key: bytes, entry: Entry) -> Record | None:
     state, _, address = entry.value.decode("utf-8", "surrogateescape").partition(" ")
     client, *rest = parts
     if not rest:
-        count = int(state) if state.isdigit() else None
-        return Record(
-            client, COUNTED if count is not None else state, entry.left, entry.age, count=count
-        )
+        count = entry.number
+        state = COUNTED if count else state
+        if state not in CLIENT_STATES or (state == COUNTED) is not bool(count):
+            return None
+        return Record(client, state, entry.left, entry.age, count=count)
     if len(rest) != 2 or state not in TRIPLET_STATES:
         return None
     sender, recipient = rest

@@ -194,9 +194,9 @@ class Triplets:
             return []
         if entry is None:
             return [Add(own, KNOWN if after == 1 else b"1", lifetime)]
-        if entry.age < RENEW or not entry.value.isdigit():
+        if entry.age < RENEW or entry.number is None:
             return []
-        count = int(entry.value) + 1
+        count = entry.number + 1
         value = KNOWN if count >= after else b"%d" % count
         return [Replace(own, value, lifetime, entry.value)]
 

@@ -385,8 +385,8 @@ class _Day(_Step):
     def read(self, result: Entry | None, found: _Found) -> None:
         del found
         # A day on which each command was refused is 0.
-        if result is not None and result.value.isdigit() and (number := int(result.value)):
-            self._past.days.append(number)
+        if result is not None and result.number:
+            self._past.days.append(result.number)
 
 
 class _Today(_Step):
