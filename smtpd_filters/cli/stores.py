@@ -16,8 +16,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
-from smtpd_filters.settings import Settings
-from smtpd_filters.stores.setting import default_address, open_store
+from smtpd_filters.settings import Settings, option
+from smtpd_filters.stores.setting import STORE, default_address, open_store
 
 from .store_search import OPTIONS as _OPTIONS
 from .store_search import find_store
@@ -32,13 +32,21 @@ TEMPFAIL = 75
 
 
 class StoreOptions(Settings):
-    """The flags of a filter's store, as the filter itself has them."""
+    """The flags of a filter's store, named as the filter's own."""
 
-    store = _OPTIONS["store"]
+    store = option(
+        STORE,
+        default=None,
+        help="The store of the filter, as in its own flag. By default that of the filter in "
+        "smtpd.conf(5) or smtpd-filters.toml(5); if none is given there, or there is no such "
+        "filter, the filter's default. memory: can't be reached.",
+    )
     store_password_file = _OPTIONS["store_password_file"]
     store_ca_file = _OPTIONS["store_ca_file"]
     store_prefix = _OPTIONS["store_prefix"]
-    store_timeout = _OPTIONS["store_timeout"]
+    store_timeout = option(
+        _OPTIONS["store_timeout"].kind, default=2.0, help="How long to wait for the store."
+    )
 
 
 def with_store(

@@ -62,8 +62,9 @@ class StoreSetting(_Base):
             "of Redis or Valkey that several exchangers share: redis://[USER@]HOST[:PORT][/DB], "
             "the same with rediss:// for TLS, unix://PATH, "
             "redis+sentinel://HOST[:PORT],HOST.../MASTER, redis+cluster://HOST[:PORT],HOST...; or "
-            "memory:, which is forgotten when the filter ends. By default a file with the "
-            "filter's name in the package's state directory.",
+            "memory:, which is forgotten when the filter ends. By default the file NAME.sqlite, "
+            "with the name of the filter, in /var/lib/smtpd-filters, on BSD systems in "
+            "/var/db/smtpd-filters.",
         )
         password: Any = option(
             PATH,

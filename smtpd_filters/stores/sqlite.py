@@ -63,11 +63,19 @@ class _Request(NamedTuple):
 
 
 def _advice(path: str) -> str:
-    """Return what the operator has to do if the directory of the file is missing, or ""."""
-    directory = os.path.dirname(path)  # noqa: PTH120  # as given
-    if os.path.exists(directory):  # noqa: PTH110
-        return ""
-    return f"create the directory {directory}, in which user {user_name()} may write"
+    """Return what keeps the file from being opened, and what to do about it; "" if unknown."""
+    from shlex import quote  # needed only for an error
+
+    directory = os.path.dirname(path) or "."  # noqa: PTH120  # as given
+    user = user_name()
+    how = f"install -d -o {user} -m 700 {quote(directory)}"
+    if not os.path.exists(directory):  # noqa: PTH110
+        return f"the directory {directory} is missing; create it as root: {how}"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"user {user} may not write in the directory {directory}"
+    if os.path.isfile(path) and not os.access(path, os.R_OK | os.W_OK):  # noqa: PTH113
+        return f"user {user} may not read and write the file"
+    return ""
 
 
 class SQLiteStore(Store):

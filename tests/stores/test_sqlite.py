@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import random
 import signal
 import sqlite3
@@ -212,8 +213,38 @@ def opened(path: Path | str, notes: list[str]) -> SQLiteStore:
 
 
 def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path, notes: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"missing/x: create the directory /.*/missing, in which"):
-        opened(tmp_path / "missing" / "x", notes)
+    missing = tmp_path / "missing"
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    with pytest.raises(ConfigError) as raised:
+        opened(missing / "x", notes)
+    assert str(raised.value) == (
+        f"sqlite:{missing}/x: the directory {missing} is missing; create it as root: "
+        f"install -d -o {user} -m 700 {missing}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("closed", "reason"),
+    [(".", "write in the directory"), ("x", "read and write the file")],
+    ids=["directory", "file"],
+)
+def test_the_error_says_what_the_user_may_not_do(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch, closed: str, reason: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"")
+    forbidden = str(tmp_path / closed)
+    monkeypatch.setattr(os, "access", lambda asked, _: str(asked) != forbidden)
+
+    def refuse(*_: object, **__: object) -> None:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    with pytest.raises(ConfigError, match=f"^sqlite:{path}: user {user} may not {reason}"):
+        opened(path, notes)
 
 
 def test_a_folder_is_no_file(tmp_path: Path, notes: list[str]) -> None:
