@@ -190,6 +190,44 @@ def test_a_socket_without_filters(path: Path) -> None:
     assert warnings(path, "listen on 127.0.0.1\n") == []
 
 
+FOR_USERS = [
+    "filter-limit --limit 'user messages 200/1h'",
+    "/opt/filter-limit --limit 'all bytes 1M/1d' --limit='client+user failed-auth 5/1h'",
+    "filter-supervise filter-mailfrom --senders file:/etc/mail/senders",
+]
+LISTENERS = "listen on 127.0.0.1 filter l\n{}\nlisten on socket\n"
+
+
+@pytest.mark.parametrize("command", FOR_USERS)
+def test_a_filter_for_users_where_nobody_authenticates(path: Path, command: str) -> None:
+    declared = f'filter l proc-exec "{command}"\n'
+    [warning] = warnings(path, declared + LISTENERS.format(""))
+    assert warning.startswith('1: warning: filter "l": --')
+    assert warning.endswith("users, and no listener with `auth` names the filter")
+    for auth in ("auth", "auth <users>", "auth-optional"):
+        users = f"table users {{ a = b }}\nlisten on 127.0.0.1 port 587 tls-require {auth} filter l"
+        assert warnings(path, declared + LISTENERS.format(users)) == []
+    # In a chain and as a proc as well.
+    text = f'proc p "{command}"\nfilter x proc p\nfilter l chain {{ x }}\n'
+    [warning] = warnings(path, text + LISTENERS.format(""))
+    assert warning.startswith('1: warning: proc "p": --')
+    users = "listen on 127.0.0.1 port 587 tls-require auth filter l"
+    assert warnings(path, text + LISTENERS.format(users)) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "filter-limit --limit 'client messages 200/1h' --override user",
+        "filter-mailfrom --domains example.org",
+        "filter-other --limit 'user messages 200/1h'",
+        "filter-limit --limit 'user",
+    ],
+)
+def test_a_filter_for_all_where_nobody_authenticates(path: Path, command: str) -> None:
+    assert warnings(path, f'filter l proc-exec "{command}"\n' + LISTENERS.format("")) == []
+
+
 @pytest.mark.parametrize(
     ("builtin", "warning"),
     [

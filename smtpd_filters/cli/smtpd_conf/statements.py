@@ -11,6 +11,7 @@ from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.kinds import quote
 
 from .lexer import MARK, NUMBER, STRING, WORD, Lexer, Place, StatementError, Token
+from .users import for_users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class _Parser:
         self._filters: dict[str, _Filter] = {}
         self._procs: dict[str, Place] = {}
         self._used: set[str] = set()
+        #: The filters of listeners on which clients can authenticate.
+        self._of_users: set[str] = set()
         self._has_socket = False
         self._start = self._lexer.place()
 
@@ -255,14 +258,17 @@ class _Parser:
     def _listen(self, words: _Words) -> None:
         rest = list(words.rest())
         self._has_socket |= any(token[:2] == (WORD, "socket") for token in rest[1:2])
-        self._use(rest)
+        names = self._use(rest)
+        if any(token.kind == WORD and token.text in ("auth", "auth-optional") for token in rest):
+            self._of_users.update(names)
 
     def _action(self, words: _Words) -> None:
         self._use(list(words.rest()))
 
-    def _use(self, tokens: list[Token]) -> None:
-        """Parse the filters of a listener or an action."""
+    def _use(self, tokens: list[Token]) -> list[str]:
+        """Parse the filters of a listener or an action; return their names."""
         seen = False
+        names: list[str] = []
         for at, token in enumerate(tokens):
             if token[:2] != (WORD, "filter"):
                 continue
@@ -278,18 +284,39 @@ class _Parser:
                 names = [words.string()]
                 self._known(names[0], self._filters, "filter", token.place)
             self._used.update(names)
+        return names
+
+    def _with_members(self, names: set[str]) -> set[str]:
+        """Return the filters, and those in the chains among them."""
+        chains = [each for name in names if (each := self._filters[name]).kind == "chain"]
+        return names.union(*(chain.members for chain in chains))
+
+    def _procs_of(self, names: set[str]) -> set[str]:
+        """Return the procs that run filters."""
+        filters = [each for name in names if (each := self._filters[name]).kind == "proc"]
+        return {member for each in filters for member in each.members}
+
+    def _warn_of_users(self, used: set[str]) -> None:
+        """Warn of filters with settings for users on listeners that have none."""
+        named = self._with_members(self._of_users)
+        fitting = {"filter": named, "proc": self._procs_of(named)}
+        somewhere = {"filter": used, "proc": self._procs_of(used)}
+        for program in self._made.programs:
+            kind, name = program.statement, program.name
+            if name not in somewhere[kind] or name in fitting[kind]:
+                continue
+            if setting := for_users(program.command):
+                text = (
+                    f"{kind} {quote(name)}: {setting} has no effect: it concerns authenticated "
+                    "users, and no listener with `auth` names the filter"
+                )
+                self._made.problems.append(Problem(program.place, text, warning=True))
 
     def _warn(self) -> None:
         """Warn of unused declarations."""
-        used = set(self._used)
-        for name in self._used:
-            used.update(self._filters[name].members if self._filters[name].kind == "chain" else ())
-        procs = {
-            member
-            for name in used
-            if (declared := self._filters[name]).kind == "proc"
-            for member in declared.members
-        }
+        used = self._with_members(self._used)
+        procs = self._procs_of(used)
+        self._warn_of_users(used)
         for what, known, wanted in (
             ("filter", {name: each.place for name, each in self._filters.items()}, used),
             ("proc", self._procs, procs),
