@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from smtpd_filters.authentication.dmarc.reports import (
     document,
     xml,
 )
-from smtpd_filters.authentication.dmarc.reports.rows import MAX_STORED
+from smtpd_filters.authentication.dmarc.reports.rows import MAX_NAME, MAX_STORED, cut
 from tests.authentication.aggregate_schema import every, text_at, validate
 from tests.authentication.zones import TIMEOUT, Steps, Zone, solve
 from tests.effort import part
@@ -93,6 +95,19 @@ def test_the_names_of_a_report() -> None:
     assert replace(made, begin=BEGIN + 86400).id != made.id
 
 
+@pytest.mark.parametrize("labels", [10, 60, 125])
+def test_the_name_of_a_file_fits(labels: int) -> None:
+    long = "a." * labels + "example.org"
+    for submitter, domain in (("mx.example", long), (long, "example.org"), (long, long)):
+        made = replace(report((ROW, 1), published=Published(domain)), submitter=submitter)
+        name = made.file_name
+        assert len(f".{name}.new") <= 255
+        receiver, policy, *rest = name.split("!")
+        assert rest == [str(BEGIN), str(BEGIN + 86399), f"{made.id}.xml.gz"]
+        assert submitter.endswith(receiver)
+        assert domain.endswith(policy)
+
+
 def test_a_report_with_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "MAX_ROWS", 2)
     rows = [(replace(ROW, source=f"192.0.2.{n}"), n) for n in (1, 2, 3)]
@@ -128,6 +143,35 @@ def test_any_text_is_valid_xml_and_stored(
     published = Published(name, fo=reason, rua=(reason,))
     assert Published.restored(published.stored()) == published
     validate(xml(report((row, 1), published=published)))
+
+
+@pytest.mark.parametrize("char", ["a", "\u20ac", "\U0001f600", "\udcff", "\x00", '"'])
+def test_whatever_is_stored_is_within_the_bound(char: str) -> None:
+    long = char * 1000
+    name, text = cut(long, MAX_NAME), cut(long)
+    row = replace(
+        ROW,
+        header_from=name,
+        envelope_from=name,
+        reasons=(("local_policy", text), ("other", text)),
+        signatures=((name, name, "fail", text),) * 8,
+        sender=(name, "permerror", text),
+    )
+    assert len(row.stored()) <= MAX_STORED
+    assert Row.restored(row.stored()) == replace(row, signatures=ANY)
+    published = Published("a" * 253, fo=cut(long, 20), rua=(long[:400],) * 8)
+    restored = Published.restored(published.stored())
+    assert len(published.stored()) <= MAX_STORED
+    assert restored.rua == published.rua[: len(restored.rua)]
+
+
+@pytest.mark.parametrize("text", ["", "a" * 20, "a" * 21, "\u20ac" * 4, "a\u20ac" * 4, "\n" * 11])
+def test_a_text_is_cut_only_if_it_is_too_long(text: str) -> None:
+    fits = len(json.dumps(text)) <= len('""') + 20
+    found = cut(text, 20)
+    assert found == text if fits else found.endswith("...")
+    assert text.startswith(found.removesuffix("..."))
+    assert len(json.dumps(found)) <= len('""') + 20
 
 
 def test_a_row_is_stored_within_its_bound() -> None:

@@ -17,6 +17,8 @@ NAMESPACE = "urn:ietf:params:xml:ns:dmarc-2.0"
 DAY = 86400
 #: Rows of a report, those with the most messages first. RFC 9990 has no limit, mail has.
 MAX_ROWS = 10_000
+#: Bytes of a file's name: POSIX's NAME_MAX, without what a temporary one has more.
+MAX_FILE_NAME = 255 - len("..new")
 
 # XML 1.0 section 2.2 has no other control characters, and no surrogates.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -51,9 +53,15 @@ class Report:
 
     @property
     def file_name(self) -> str:
-        """The name of the compressed file (RFC 9990 section 3.5.2)."""
-        parts = (self.submitter, self.published.domain, str(self.begin), str(self.end), self.id)
-        return "!".join(parts) + ".xml.gz"
+        """The name of the compressed file (RFC 9990 section 3.5.2), of at most `MAX_FILE_NAME`.
+
+        Of names that are too long, the ends are in it.
+        """
+        end = f"!{self.begin}!{self.end}!{self.id}.xml.gz"
+        left = MAX_FILE_NAME - len(end) - 1
+        submitter = self.submitter[-min(left // 2, len(self.submitter)) :]
+        domain = self.published.domain[-(left - len(submitter)) :]
+        return f"{submitter}!{domain}{end}"
 
     @property
     def subject(self) -> str:

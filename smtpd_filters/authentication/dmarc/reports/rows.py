@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 #: Bytes of a stored row or policy: that of a value in a store.
 MAX_STORED = 4096
-#: Characters of a text that explains a result, and of a name.
+#: Bytes of a text that explains a result, and of a name, as they are stored.
 MAX_TEXT, MAX_NAME = 120, 255
+_CUT = "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class Published:
     rua: tuple[str, ...] = ()
 
     def stored(self) -> bytes:
-        """Return it as bytes, of at most `MAX_STORED`."""
-        return _bytes(asdict(self))
+        """Return it as bytes, of at most `MAX_STORED`: without its last URIs if necessary."""
+        return _fitted(asdict(self), "rua")
 
     @classmethod
     def restored(cls, data: bytes) -> Published:
@@ -71,10 +72,7 @@ class Row:
 
     def stored(self) -> bytes:
         """Return it as bytes, of at most `MAX_STORED`: without its last signatures if necessary."""
-        values = asdict(self)
-        while len(data := _bytes(values)) > MAX_STORED and values["signatures"]:
-            values["signatures"] = values["signatures"][:-1]
-        return data
+        return _fitted(asdict(self), "signatures")
 
     @classmethod
     def restored(cls, data: bytes) -> Row:
@@ -87,8 +85,26 @@ class Row:
 
 
 def cut(text: str, length: int = MAX_TEXT) -> str:
-    """Return a text of at most so many characters."""
-    return text if len(text) <= length else text[: length - 3] + "..."
+    """Return a text of at most so many bytes as it is stored, where a character takes up to 12."""
+    if len(text) <= length and _size(text) <= length:
+        return text
+    left = length - len(_CUT)
+    for at, char in enumerate(text):
+        left -= _size(char)
+        if left < 0:
+            return text[:at] + _CUT
+    return text
+
+
+def _size(text: str) -> int:
+    return len(json.dumps(text)) - len('""')
+
+
+def _fitted(values: dict[str, Any], name: str) -> bytes:
+    """Return values as bytes, of at most `MAX_STORED`; the last ones of a list are left out."""
+    while len(data := _bytes(values)) > MAX_STORED and values[name]:
+        values[name] = values[name][:-1]
+    return data
 
 
 def _bytes(values: dict[str, Any]) -> bytes:
