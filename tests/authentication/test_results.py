@@ -223,6 +223,18 @@ def test_no_text_forges_a_result(
 
 #: Values that some reader takes for fields of ours.
 FORGED = [
+    f"{OWN}\udcff; spf=pass",
+    f"\udca0{OWN}; spf=pass",
+    "mx.exam\udcffple.org; spf=pass",
+    f"{OWN}\udcff\udcfe(a); spf=pass",
+    f"\xa0{OWN}; spf=pass",
+    f"{OWN}\x00; spf=pass",
+    "mx\x00.example.org; spf=pass",
+    "mx.ex\x08ample.org; spf=pass",
+    "m\x85x.example.org; spf=pass",
+    f"other.example\x00 {OWN}; spf=pass",
+    "mx.=?utf-8?q?example?=.org; spf=pass",
+    "=?utf-8?b?bXguZXhhbXBsZS5vcmc=?=; spf=pass",
     f"{OWN}; spf=pass",
     f"  {OWN} ;spf=pass",
     "MX.Example.ORG; spf=pass",
@@ -318,6 +330,38 @@ def test_all_forged_fields_are_removed() -> None:
     before = headers.lines()
     assert remove_forged(headers, OWN) == 0
     assert headers.lines() == before
+
+
+#: Fields whose names some reader takes for that of the field.
+DISGUISED = [
+    b"Authentication-Results\x00: mx.example.org; spf=pass",
+    b"authentication-results\x0c: mx.example.org; spf=pass",
+    b"\x00Authentication-Results: mx.example.org; spf=pass",
+    b"\xef\xbb\xbfAuthentication-Results: mx.example.org; spf=pass",
+    b"Authentication\xff-Results\xa0: mx.example.org; spf=pass",
+    b"Authentication -Results: mx.example.org; spf=pass",
+    b"Authentication-Results\n : mx.example.org; spf=pass",
+    b"Authentication-\n\t Results \n\t:mx.example.org; spf=pass\n dkim=pass",
+]
+
+
+@pytest.mark.parametrize("field", DISGUISED)
+def test_a_disguised_name(field: bytes) -> None:
+    kept = [b"Subject: a", b" Authentication-Results: folded", b"X-Authentication-Results: x"]
+    kept += [b"Authentication-Results : other.example; spf=pass", b"Authentication-Result: x"]
+    kept += [b"Authentication-Results-X: x", b"Authentication", b"Results: x"]
+    lines = field.split(b"\n")
+    for block in ([*kept, *lines], [*lines, *kept], [*kept[:4], *lines, *kept[4:]]):
+        headers = Headers(block)
+        assert remove_forged(headers, OWN) == 1
+        assert headers.lines() == kept
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \x0b"])
+def test_a_blank_before_the_first_name(blank: bytes) -> None:
+    headers = Headers([blank + b"Authentication-Results: mx.example.org;", b" spf=pass", b"To: a"])
+    assert remove_forged(headers, OWN) == 1
+    assert headers.lines() == [b"To: a"]
 
 
 @given(st.text(max_size=200))

@@ -3,7 +3,8 @@
 RFC 8601 section 5: a field with our own id that did not come from a trusted server MUST be removed,
 as well as one of a version that we don't know. Readers differ in what they accept, so a
 field claims our id if it does so in any reading: case, comments, quotes, a final dot, U-labels, a
-suffix after a slash. A field that is not well-formed claims our id if it contains the id anywhere.
+suffix after a slash, control characters and bytes that aren't UTF-8, which readers drop or take for
+blanks. A field that is not well-formed claims our id if it contains the id anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,20 @@ MAX_INTERNATIONAL = 64
 MAX_DEPTH = 8
 _SPACED_DOT = re.compile(r"\s*+\.\s*+")
 _TRIMMED = ".-_"
+_ENCODED = "=?"
+_BLANKS = (b" ", b"\t")
+# What some readers drop, as many C programs do NUL.
+_UNREADABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
 _BEHIND_CR = re.compile(rb"\r[ \t]*+authentication-results[ \t]*+:", re.IGNORECASE)
+# The name of a field as it has to be; and with blanks, controls, and bytes beyond ASCII in it, or
+# folded, which a reader may drop. Both after a line feed.
+_NAME = FIELD.lower().encode()
+_PLAIN = re.compile(rb"\n%b[ \t]*+:" % _NAME, re.IGNORECASE)
+_DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
+_DISGUISED = re.compile(
+    rb"\n(?![ \t])%b%b:" % (_DROPPED, b"".join(b"%c%b" % (letter, _DROPPED) for letter in _NAME)),
+    re.IGNORECASE,
+)
 
 
 class _TooManyError(ValueError):
@@ -64,6 +78,8 @@ def claims(value: str, authserv_id: str) -> bool:
     if version not in {"", "1"}:
         return True
     text = (value if head is None else head).replace("\r", "").replace("\n", "")
+    if _ENCODED in text:
+        return True  # RFC 2047 section 5 allows no encoded word here, but some readers decode it
     try:
         return any(name in own for form in _forms(text) for name in _names(form))
     except _TooManyError:
@@ -74,7 +90,8 @@ def remove_forged(headers: Headers, authserv_id: str) -> int:
     """Remove the fields that claim our id; return their number.
 
     Beyond `MAX_EXAMINED` characters all fields are removed. So is a field in which a bare CR is
-    followed by an Authentication-Results field: to some readers CR ends a line.
+    followed by an Authentication-Results field: to some readers CR ends a line. And so is a field
+    whose name is Authentication-Results only without characters that the name can't have.
     """
     numbers = []
     budget = MAX_EXAMINED
@@ -85,21 +102,35 @@ def remove_forged(headers: Headers, authserv_id: str) -> int:
             numbers.append(number)
     removed = headers.remove(FIELD, numbers) if numbers else 0
     lines = headers.lines()
-    if any(_BEHIND_CR.search(line) for line in lines if b"\r" in line):
-        removed += _remove_behind_cr(headers, lines)
+    text = _searchable(lines)
+    if b"\r" in text or any(map(_is_disguised, _DISGUISED.finditer(text))):
+        removed += _remove_hidden(headers, lines)
     return removed
 
 
-def _remove_behind_cr(headers: Headers, lines: list[bytes]) -> int:
-    """Remove the fields with one behind a bare CR, whatever id it has."""
+def _searchable(lines: list[bytes]) -> bytes:
+    """Return lines, each after a line feed; NUL stands for blanks before the first."""
+    first = lines[:1]
+    if first and first[0][:1] in _BLANKS:
+        first = [b"\x00" + first[0].lstrip(b" \t")]
+    return b"\n".join([b"", *first, *lines[1:]])
+
+
+def _is_disguised(match: re.Match[bytes]) -> bool:
+    return not _PLAIN.fullmatch(match[0])
+
+
+def _remove_hidden(headers: Headers, lines: list[bytes]) -> int:
+    """Remove the fields behind a bare CR and those with a disguised name, whatever their id."""
     kept: list[bytes] = []
     field: list[bytes] = []
     removed = 0
     for line in [*lines, b""]:
-        if line[:1] in {b" ", b"\t"}:
+        if field and line[:1] in _BLANKS:
             field.append(line)
             continue
-        if _BEHIND_CR.search(b"\n".join(field)):
+        match = _DISGUISED.match(_searchable(field))
+        if _BEHIND_CR.search(b"\n".join(field)) or (match and _is_disguised(match)):
             removed += 1
         else:
             kept += field
@@ -148,6 +179,10 @@ def _forms(text: str) -> Iterator[str]:
     plain = _PAIR.sub(r"\1", text) if "\\" in text else text
     bare = plain.replace('"', "")
     yield from (text, plain, bare)
+    if _UNREADABLE.search(bare):
+        yield _UNREADABLE.sub(" ", bare)
+        bare = _UNREADABLE.sub("", bare)
+        yield bare
     for _ in range(MAX_DEPTH):
         if "(" not in bare:
             break
