@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # RFC 5321 section 4.5.3.1.1 has 64; twice that for quotes and backslashes.
 _LOCAL_MAX = 128
-# The maximum of names considered that end at white space within a domain.
+# The maximum of names considered that end at white space or an empty label within a domain.
 _GAPS_MAX = 8
 
 # A quoted string; or a quoted pair, in which a quote doesn't begin a string.
@@ -32,12 +32,13 @@ _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _IN_ATOM = r"""[^\s\x00-\x20\x7f."\\()<>,;:@\[\]]"""
 _LAST_AT = re.compile("@(?!@)")
 # To the right of an `@`: a literal; or atoms, perhaps after punctuation, with white space around
-# the dots as in obs-domain (RFC 5322 section 4.4).
+# the dots as in obs-domain (RFC 5322 section 4.4), and dots in a row, which programs may ignore.
 _AFTER = re.compile(
     rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]*+:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
-    rf"""({_IN_ATOM}++(?:\s*+\.\s*+{_IN_ATOM}++)*+))"""
+    rf"""({_IN_ATOM}++(?:\s*+\.[\s.]*+{_IN_ATOM}++)*+))"""
 )
-_GAP = re.compile(r"\s+\.\s*|\.\s+")
+_GAP = re.compile(r"\s+\.\s*|\.[\s.]+")
+_DOTS = re.compile(r"\.\.+")
 _SPACE = re.compile(r"\s+")
 # To the left of an `@`, in reverse: atoms, perhaps after punctuation.
 _BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
@@ -68,8 +69,8 @@ class Sighting:
     """An address in a text.
 
     `local_parts` are the readings of its local part, the literal one first. `domain` is the domain
-    up to the first white space; `whole` goes on if a dot joins the parts. `domains` are these two
-    and all other readings of the domain.
+    up to the first white space or empty label; `whole` goes on if a dot joins the parts. `domains`
+    are these two and all other readings of the domain.
     """
 
     __slots__ = ("domain", "domains", "local_parts", "whole")
@@ -144,6 +145,7 @@ def _domains(written: str) -> tuple[str, ...]:
     if not whole:
         return ()
     others = {closed.rstrip("."): None, whole.lstrip("_"): None, _JOINED.split(whole, 1)[0]: None}
+    others[_DOTS.sub(".", whole)] = None
     gaps = [gap.start() for _, gap in zip(range(_GAPS_MAX), _GAP.finditer(written), strict=False)]
     names = [name for gap in gaps if (name := _cut(_SPACE.sub("", written[:gap])))]
     if names:

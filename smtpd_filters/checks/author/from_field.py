@@ -59,6 +59,9 @@ _FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*+")
 # as white space.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 _CONTROLS_AND_SPACES = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]+")
+# Bytes that aren't UTF-8. Programs display them as Windows-1252, as a mark, or not at all.
+_INVALID = re.compile("[\udc80-\udcff]")
+_BY_WINDOWS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") for byte in range(128, 256)}
 _BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
 
 
@@ -257,9 +260,10 @@ class _Field:
             for sighting in sightings(view, quoting=quoting):
                 self._author.count(sighting, shown=not quoting)
                 yield sighting, True
-        if not has_controls and not any(map(is_directed, views)):
+        lenient = [each for view in views if _INVALID.search(view) for each in _by_bytes(view)]
+        if not has_controls and not lenient and not any(map(is_directed, views)):
             return
-        for view in self._as_shown(views):
+        for view in self._as_shown([*views, *lenient]):
             if view not in plain:
                 for sighting in sightings(view, quoting=quoting):
                     self._author.count(sighting, shown=not quoting)
@@ -275,6 +279,11 @@ class _Field:
                 self._author.count_directed(text)
                 found.update(dict.fromkeys(display_orders(text)))
         return found
+
+
+def _by_bytes(view: str) -> tuple[str, ...]:
+    """Return what programs display for a text with bytes that aren't UTF-8."""
+    return view.translate(_BY_WINDOWS), _INVALID.sub(" ", view), _INVALID.sub("", view)
 
 
 def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:

@@ -150,7 +150,8 @@ class Auth(Filter):
             default="record",
             help="What to do with a message that fails DMARC: record the result and log it, or "
             "honour the policy of the author's domain. With honour, a message under the policy "
-            "quarantine or reject is marked as junk; see --dmarc-reject.",
+            "quarantine or reject is marked as junk, and so is one whose author can't be judged; "
+            "see --dmarc-reject and --bad-from.",
         )
         dmarc_quarantine = option(
             ACTION,
@@ -165,9 +166,13 @@ class Auth(Filter):
             "--dmarc decides. Mailing lists break signatures: a message should not be refused "
             "because of the policy alone.",
         )
-        bad_from = _action_option(
-            "without an author that DMARC could judge: with no From field, several, one without an "
-            "address, or one with many domains"
+        bad_from = option(
+            ACTION,
+            default=None,
+            help="What to do with a message without an author that DMARC could judge: with no "
+            "From field, several, one without an address, with an invalid domain or with many "
+            "domains or addresses, or in a header of more than 1 MiB. By default --dmarc decides, "
+            "so that such a message does not escape the policy of the domain that it shows.",
         )
         except_domains = option(
             table(DomainTable),
@@ -221,7 +226,7 @@ class Auth(Filter):
             dkim_fail=settings.dkim_fail,
             quarantine=settings.dmarc_quarantine or honours,
             reject=settings.dmarc_reject or honours,
-            bad_from=settings.bad_from,
+            bad_from=settings.bad_from or honours,
         )
         return Registration(
             {"mail_from", "message"},

@@ -124,6 +124,17 @@ def test_addresses_in_from(value: str, addresses: list[str], shown: list[str]) -
         # Where an address is due, white space belongs to it, and may not.
         ("a@b.example . c", ["a@b.example.c"], ["a@b.example"]),
         ("a@b . c . d", ["a@b.c.d"], ["a@b", "a@b.c"]),
+        # Some programs ignore an empty label, others end the address before it.
+        ("a@b..example", ["a@b..example"], ["a@b", "a@b.example"]),
+        ("a@b.example...", ["a@b.example"], []),
+        ("a@b.example... or", ["a@b.example...or"], ["a@b.example", "a@b.example.or"]),
+        ("a@b.example...or <c@d.example>", ["a@b.example", "c@d.example"],
+         ["a@b.example...or", "a@b.example.or", "a@b.example"]),
+        # Bytes that aren't UTF-8: Windows-1252, a blank, nothing
+        ("a@b.example\udca0", ["a@b.example\udca0"], ["a@b.example"]),
+        ("a@b\udce4c.example", ["a@b\udce4c.example"], ["a@b\xe4c.example", "a@b", "a@bc.example"]),
+        ("<a\udcff@b.example>", ["a\udcff@b.example"],
+         ["a\xff@b.example", "a@b.example"]),
         # Comments may be dropped together with what they part.
         ("a@b.exam(x)ple", ["a@b.exam"], ["a@b.example"]),
         # Marks

@@ -18,7 +18,7 @@ from tests.authentication.signing import public, rsa_key, signed
 from tests.filters.auth.mail import PASSES, TEMPLATE, send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.testing import Delivery
 
@@ -37,6 +37,7 @@ def server() -> Iterator[DNSServer]:
             "sel._domainkey.bank.example": {"TXT": key},
             "_dmarc.bank.example": {"TXT": "v=DMARC1; p=reject"},
             "evil.example": {"TXT": SPF},
+            "_dmarc.xn--bnk-qla.example": {"TXT": "v=DMARC1; p=reject"},
             "_dmarc.evil.example": {"TXT": "v=DMARC1; p=none"},
             "sel._domainkey.evil.example": {"TXT": key},
             "helo.evil.example": {"TXT": SPF},
@@ -45,8 +46,10 @@ def server() -> Iterator[DNSServer]:
         yield running
 
 
-def attack(server: DNSServer, content: bytes, sender: str, helo: str) -> Delivery:
-    with Conversation(Auth, *STRICT, nameserver=(server.address, server.port)) as smtpd:
+def attack(
+    server: DNSServer, content: bytes, sender: str, helo: str, flags: Sequence[str] = STRICT
+) -> Delivery:
+    with Conversation(Auth, *flags, nameserver=(server.address, server.port)) as smtpd:
         client = smtpd.connect(address=PASSES)
         client.ehlo(helo)
         return send(smtpd, content, sender, client=client)
@@ -150,6 +153,52 @@ def test_attacks_on_from(server: DNSServer, fields: bytes) -> None:
     delivery = attack(server, content, "a@evil.example", "helo.evil.example")
     assert delivery.reply.startswith(("550 5.7.26 ", "550 5.7.1 "))
     assert not any(each.endswith("bank.example") for each in passed(delivery))
+
+
+#: Domains that a mail program may show as the bank's.
+INVALID = {
+    "ISO 8859-1's no-break space": b"admin@bank.example\xa0",
+    "in brackets": b"<admin@bank.example\xa0>",
+    "before the domain": b"<admin@\xa0bank.example>",
+    "a byte that is never UTF-8": b"<admin@bank.example\xff>",
+    "within the domain": b"<admin@ba\xffnk.example>",
+    "a soft hyphen": b"<admin@bank.ex\xadample>",
+    "a part of a character": b"<admin@bank.example\xe2\x80>",
+    "many": b"<admin@bank.example\xe2\xc3\x8a\xf0\xff>",
+    "an empty label": b"admin@bank..example",
+    "empty labels in brackets": b"<admin@bank...example>",
+    "blanks between dots": b"<admin@bank. . example>",
+    "an empty label with NUL": b"<admin@bank.\x00.example>",
+    "an encoded byte": b"=?utf-8?q?admin=40bank.example=FF?=",
+    "a label that is too long": b"<admin@" + b"a" * 64 + b".bank.example>",
+    "the bank in ISO 8859-1": b"<admin@b\xe4nk.example>",
+}
+
+
+@pytest.mark.parametrize("value", INVALID.values(), ids=INVALID)
+def test_invalid_domains(server: DNSServer, value: bytes) -> None:
+    content = signed(b"From: " + value + b"\r\n" + REST, TEMPLATE.format(domain="evil.example"))
+    ignoring = ("--dmarc-reject", "reject", "--bad-from", "ignore")
+    delivery = attack(server, content, "a@evil.example", "helo.evil.example", ignoring)
+    assert delivery.reply.startswith("550 5.7.26 ")
+
+
+#: Fields without an author that can be judged.
+NOBODY = {
+    "a byte of another character set": b"From: <admin@\xc2\xc1\xce\xcb.example>\r\n",
+    "two fields": b"From: " + BANK + b"\r\nFrom: " + BANK + b"\r\n",
+    "a large header": b"From: " + BANK + b"\r\n" + b"X: %b\r\n" % (b"x" * 900) * 1200,
+    "a large field": b"From: " + b'"%b"\r\n ' % (b"x" * 900) * 40 + BANK + b"\r\n",
+    "many addresses": b"From: " + b"\r\n ".join(b"a@%d.example," % n for n in range(300)) + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("fields", NOBODY.values(), ids=NOBODY)
+def test_an_author_who_cannot_be_judged_is_marked(server: DNSServer, fields: bytes) -> None:
+    flags = ("--dmarc", "honour", "--dmarc-reject", "reject")
+    delivery = attack(server, fields + REST, "a@evil.example", "helo.evil.example", flags)
+    assert delivery.verb == "proceed"
+    assert delivery.headers.get("X-Spam") == "Yes"
 
 
 def test_a_signed_message_is_sent_again_with_another_body(server: DNSServer) -> None:
