@@ -367,7 +367,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l dry-run -d 'Only l
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l limit -x -d 'A limit, as SUBJECT COUNTED AMOUNT'
+complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l limit -x -d 'A limit, as SUBJECT COUNTED AMOUNT: see Limits in filter-limit(8)'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l action -x -a 'delay tempfail reject junk log block' -d 'What to do beyond a limit that has no action of its own: delay the reply until there is room, but at most --max-delay, and then refuse temporarily'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l override -x -d 'Users, addresses, domains (@example.org) and networks with limits of their own: lines of KEY unlimited, or KEY COUNTED AMOUNT, COUNTED AMOUNT and so on'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l max-delay -x -d 'The longest delay of a reply'

@@ -83,7 +83,7 @@ class Limit(Filter):
         limit = option(
             LIST(LIMIT),
             default=(),
-            help="A limit, as SUBJECT COUNTED AMOUNT; see LIMITS.",
+            help="A limit, as SUBJECT COUNTED AMOUNT: see Limits in filter-limit(8).",
         )
         action = option(
             choice(*ACTIONS),
