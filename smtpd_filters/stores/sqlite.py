@@ -68,8 +68,11 @@ def _advice(path: str) -> str:
 
     directory = os.path.dirname(path) or "."  # noqa: PTH120  # as given
     user = user_name()
-    how = f"install -d -o {user} -m 700 {quote(directory)}"
     if not os.path.exists(directory):  # noqa: PTH110
+        by_hand = os.geteuid() == 0  # smtpd runs no filter as root
+        owner = "USER" if by_hand else user
+        which = " with the user that smtpd runs filters as" if by_hand else ""
+        how = f"install -d -o {owner} -m 700 {quote(directory)}{which}"
         return f"the directory {directory} is missing; create it as root: {how}"
     if not os.access(directory, os.W_OK | os.X_OK):
         return f"user {user} may not write in the directory {directory}"

@@ -212,14 +212,24 @@ def opened(path: Path | str, notes: list[str]) -> SQLiteStore:
     return SQLiteStore(str(path), timeout=PATIENCE, note=notes.append)
 
 
-def test_a_missing_folder_is_an_error_at_the_start(tmp_path: Path, notes: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (12345678, "-o 12345678 -m 700 {}"),
+        (0, "-o USER -m 700 {} with the user that smtpd runs filters as"),
+    ],
+    ids=["smtpd's user", "root, by hand"],
+)
+def test_a_missing_folder_is_an_error_at_the_start(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch, number: int, how: str
+) -> None:
     missing = tmp_path / "missing"
-    user = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(os, "geteuid", lambda: number)
     with pytest.raises(ConfigError) as raised:
         opened(missing / "x", notes)
     assert str(raised.value) == (
         f"sqlite:{missing}/x: the directory {missing} is missing; create it as root: "
-        f"install -d -o {user} -m 700 {missing}"
+        f"install -d {how.format(missing)}"
     )
 
 
