@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import os_reason
@@ -152,8 +153,8 @@ class File:
 
     def _open(self) -> _Rows:
         self._inode = _inode(self.path)
-        if self._inode == (0, 0) and os.geteuid() == 0:
-            self._create_for_owner()
+        if self._inode == (0, 0):
+            self._create()
         # Autocommit: transactions are begun by statements of our own.
         connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
         self._connection = connection
@@ -170,16 +171,21 @@ class File:
         self._inode = _inode(self.path)  # it may be new
         return _Rows(connection, found, self._times, self._max_size)
 
-    def _create_for_owner(self) -> None:
-        """Create the file for the owner of its directory.
+    def _create(self) -> None:
+        """Create the file, which others may not read, since it has senders and recipients.
 
-        Otherwise the filter, which is not root, could not use a file that root's tool has created.
-        SQLite gives the files beside it the same owner.
+        If root creates it, it is for the owner of its directory. Otherwise the filter, which is not
+        root, could not use a file of root's tool. SQLite gives the files beside it the same owner
+        and mode.
         """
-        owner = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120  # a path as text
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
-            os.fchown(fd, owner.st_uid, owner.st_gid)
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        except OSError:
+            return  # SQLite finds out why
+        try:
+            if os.geteuid() == 0:
+                owner = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120  # a path as text
+                os.fchown(fd, owner.st_uid, owner.st_gid)
         finally:
             os.close(fd)
 
@@ -204,7 +210,7 @@ class File:
     def _epoch(self, connection: sqlite3.Connection) -> Epoch:
         """Return the epoch of this boot (`clock`), and write it if it is new."""
         row = connection.execute("SELECT boot, offset, passed FROM epoch").fetchone()
-        stored = Epoch(*row) if row is not None else None
+        stored = Epoch(*row) if row is not None and _is_epoch(*row) else None
         found = epoch(self._times(), stored)
         if found != stored:
             connection.execute("INSERT OR REPLACE INTO epoch VALUES (1, ?, ?, ?)", found)
@@ -413,6 +419,11 @@ def _inode(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     return found.st_dev, found.st_ino
+
+
+def _is_epoch(boot: object, offset: object, passed: object) -> bool:
+    times = all(isinstance(each, int | float) and isfinite(each) for each in (offset, passed))
+    return isinstance(boot, str) and times
 
 
 def _free_name(path: str) -> str:

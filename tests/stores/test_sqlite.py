@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,41 @@ def test_a_file_that_root_creates_belongs_to_the_owner_of_its_directory(
         run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=100)))
     assert given == [(tmp_path.stat().st_uid, tmp_path.stat().st_gid)]
     assert path_of(tmp_path).stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_others_may_not_read_a_file(
+    tmp_path: Path, clock: Clock, notes: list[str], monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+
+    def modes() -> dict[str, int]:
+        return {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+
+    async def written(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=100))
+        assert modes() == {f"store.sqlite{suffix}": 0o640 for suffix in ("", "-wal", "-shm")}
+
+    before = os.umask(0o022)
+    try:
+        run(open_sqlite(tmp_path, clock, notes), written)
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["offset = 'abc'", "offset = NULL, passed = NULL", "passed = 9e999", "boot = x'00'"],
+)
+def test_a_time_in_the_file_that_is_none_is_ignored(
+    tmp_path: Path, clock: Clock, notes: list[str], change: str
+) -> None:
+    run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=100)))
+    with closing(sqlite3.connect(path_of(tmp_path))) as connection, connection:
+        connection.execute(f"UPDATE epoch SET {change}")  # noqa: S608  # of this test
+    entry = run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Get(A)))
+    assert entry is not None
+    assert entry.value == b"v"
 
 
 def test_a_jump_of_the_wall_clock_ages_nothing(
