@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 TOP, SHOW, RESET, BLOCKING, RELEASE = ACTIONS = ("top", "show", "reset", "block", "release")
 BY_HAND = "by hand"
+ALL = "all"
 
 
 class Options(StoreOptions):
@@ -114,28 +115,37 @@ def run(options: Options, _rest: list[str]) -> int:
     work: dict[str, Callable[[Store], Coroutine[Any, Any, int]]] = {
         TOP: lambda store: _top(store, options),
         SHOW: lambda store: _show(store, options, subject),
-        RESET: lambda store: _reset(store, subject),
+        RESET: lambda store: _reset(store, options, subject),
         BLOCKING: lambda store: _block(store, options, subject),
-        RELEASE: lambda store: _release(store, subject),
+        RELEASE: lambda store: _release(store, options, subject),
     }
     return with_store(options, SPACE, work[options.action])
 
 
 def subject_of(options: Options) -> str:
     """Return the subject of the operands as the filter writes it. Raises ConfigError."""
+    if options.subject == (ALL,):
+        if options.action in {BLOCKING, RELEASE}:
+            raise ConfigError(
+                "SUBJECT: all mail can't be blocked (a user of this name is user=all)"
+            )
+        return ALL
     prefixes = Prefixes(options.client_prefix6, options.network_prefix4, options.network_prefix6)
-    parts = []
+    parts: dict[str, str] = {}
     for word in options.subject:
         kind, equals, value = word.partition("=")
         if not equals:
             kind, value = "user", word
-        if kind not in SUBJECTS or kind == "all" or not value:
-            raise ConfigError(f"SUBJECT: {quote(word)} is not user=NAME or another kind of subject")
+        if kind not in SUBJECTS or kind == ALL or not value:
+            kinds = ", ".join(f"{each}=" for each in SUBJECTS if each not in {ALL, "user"})
+            raise ConfigError(f"SUBJECT: {quote(word)} is not user=NAME or one of {kinds}")
+        if kind in parts:
+            raise ConfigError(f"SUBJECT: {kind}= is there twice (one subject has it once)")
         try:
-            parts.append(part(kind, _value(kind, value, prefixes)))
+            parts[kind] = part(kind, _value(kind, value, prefixes))
         except ValueError as error:
             raise ConfigError(f"SUBJECT: {quote(word)}: {error}") from None
-    return " ".join(parts)
+    return " ".join(parts.values())
 
 
 def _value(kind: str, value: str, prefixes: Prefixes) -> str:
@@ -171,11 +181,23 @@ def _share(use: Use) -> float:
 
 async def _show(store: Store, options: Options, subject: str) -> int:
     every = _uses(store, key_prefix(subject))
-    _print([use async for use in every if subject or use.blocked], options)
-    return 0
+    uses = [use async for use in every if subject or use.blocked]
+    _print(uses, options)
+    if uses or options.json:
+        return 0 if uses or not subject else 1
+    sys.stdout.write(f"{printable(subject)}: not known\n" if subject else "none is blocked\n")
+    return 1 if subject else 0
 
 
-async def _reset(store: Store, subject: str) -> int:
+async def _reset(store: Store, options: Options, subject: str) -> int:
+    if await _forget(store, subject):
+        return _done("reset", subject, options)
+    sys.stderr.write(f"{printable(subject)}: nothing is counted\n")
+    return 1
+
+
+async def _forget(store: Store, subject: str) -> bool:
+    """Forget what was counted of a subject; return whether there was something."""
     prefix = key_prefix(subject)
     today: dict[bytes, int] = {}
     doomed = [each async for each, _ in store.groups(prefix)]
@@ -188,23 +210,32 @@ async def _reset(store: Store, subject: str) -> int:
         else:
             doomed.append(each)
     doomed += [past_key(subject, counted, day) for counted, day in today.items()]
-    await asyncio.gather(*(store.ask(Delete(each)) for each in doomed))
-    return 0
+    return any(await asyncio.gather(*(store.ask(Delete(each)) for each in doomed)))
 
 
 async def _block(store: Store, options: Options, subject: str) -> int:
     block = Put(key(subject, BLOCK), options.reason.encode()[:512], ttl=options.duration)
     await store.ask(block)
-    return 0
+    return _done("blocked", subject, options)
 
 
-async def _release(store: Store, subject: str) -> int:
+async def _release(store: Store, options: Options, subject: str) -> int:
     """Release a subject, and reset it, since it would be blocked at once again."""
-    await _reset(store, subject)
+    await _forget(store, subject)
     if await store.ask(Delete(key(subject, BLOCK))):
-        return 0
+        return _done("released", subject, options)
     sys.stderr.write(f"{printable(subject)} was not blocked\n")
     return 1
+
+
+def _done(what: str, subject: str, options: Options) -> int:
+    """Print what was done; return the exit status."""
+    if options.json:
+        json.dump({what: subject}, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(f"{printable(subject)}: {what}\n")
+    return 0
 
 
 # -- what is counted ---------------------------------------------------------------------------
@@ -256,7 +287,7 @@ def _print(uses: list[Use], options: Options) -> None:
             ends = "" if use.seconds is None else f" for {use.seconds:.0f} s"
             sys.stdout.write(f"{subject}: blocked{ends}: {printable(use.blocked)}\n")
         else:
-            room = "" if use.seconds is None else f", none after {use.seconds:.0f} s"
+            room = "" if use.seconds is None else f", back to 0 in {use.seconds:.0f} s"
             sys.stdout.write(f"{subject}: {use.used:.0f} of {printable(use.limit)}{room}\n")
 
 
@@ -267,6 +298,6 @@ VERB = Verb(
     description="Show what filter-limit has counted, and block or release users, clients and "
     "senders. The store is that of the filter in smtpd.conf or smtpd-filters.toml, unless --store "
     "is given.",
-    ending="The exit status is 1 if what is to be released was not blocked, and 75 if the store "
-    "fails.",
+    ending="The exit status is 1 if show finds nothing of a subject, if reset has nothing to "
+    "forget, or if what is to be released was not blocked, and 75 if the store fails.",
 )

@@ -33,7 +33,7 @@ class Options(Settings):
         default=(),
         metavar="NAME",
         help="A filter by the name of its executable, such as filter-rspamd, or by the number of "
-        "its supervisor's process; all that run, by default.",
+        "its supervisor's process; by default all that run on this machine.",
     )
 
 

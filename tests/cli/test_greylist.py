@@ -102,6 +102,10 @@ def test_what_the_filter_remembers_is_shown(tool: Tool) -> None:
     assert without_times(both[0]) == without_times(both[1])
     assert tool.json("show", "192.0.2.7", "", "you@example.net", status=1) == []
     assert tool("show", "198.51.100.1", status=1) == "198.51.100.0/24: not known\n"
+    assert tool("list", "198.51.100.1", "example.net", status=1) == (
+        "198.51.100.0/24: not known\nexample.net: not known\n"
+    )
+    assert tool.json("list", "198.51.100.1", status=1) == []
     assert tool.json("stats") == {
         "triplets_waiting": 2,
         "triplets_passed": 0,
@@ -127,10 +131,20 @@ def test_who_is_allowed_passes_until_forgotten(tool: Tool) -> None:
     assert tool.json("forget", "192.0.2.7", status=1) == {"forgotten": 0}
 
 
+def test_a_client_that_is_stored_as_a_domain_is_named(tool: Tool, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    entry = {"client": "example.net", "state": "waiting", "left": 99, "address": "198.51.100.66"}
+    dump.write_text(json.dumps({**entry, "sender": "a@example.net", "recipient": "b@c.example"}))
+    tool("import", str(dump))
+    line = "198.51.100.0/24: not known (198.51.100.66 is stored as example.net)\n"
+    assert tool("show", "198.51.100.66", status=1) == line
+    assert tool("list", "198.51.100.66", status=1) == line
+
+
 def test_a_triplet_may_be_forgotten_alone(tool: Tool) -> None:
     other = (ONE[0], "", ONE[2])
     tool.run_filter(ONE, ("192.0.2.9", "bert@example.org", "you@example.net"))
-    tool("forget", *ONE)
+    assert tool("forget", *ONE).startswith("forgotten: 1 entry of 192.0.2.7 ")
     assert [each["sender"] for each in tool.json("list")] == ["bert@example.org"]
     assert tool("forget", *other, status=1).startswith("forgotten: 0 entries")
 

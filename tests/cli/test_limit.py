@@ -76,7 +76,7 @@ def test_what_was_counted_is_shown(store: str, capsys: pytest.CaptureFixture[str
         assert round(use["used"]) == 3
         assert limit(store, "show", "alice") == 0
         assert capsys.readouterr().out.startswith(
-            "user=alice: 3 of user messages 4/1h, none after "
+            "user=alice: 3 of user messages 4/1h, back to 0 in "
         )
 
 
@@ -100,6 +100,27 @@ def test_a_user_is_blocked_until_released(store: str, capsys: pytest.CaptureFixt
         assert shown(capsys, store, "show") == []
         assert limit(store, "release", "alice") == 1
         assert capsys.readouterr().err == "user=alice was not blocked\n"
+
+
+def test_what_was_done_is_printed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert limit(store, *words) == status
+        return capsys.readouterr().out
+
+    with talk(store) as smtpd:
+        assert printed("show") == "none is blocked\n"
+        assert printed("top") == ""
+        assert printed("show", "Alice", status=1) == "user=alice: not known\n"
+        assert printed("show", "alice", "--json", status=1) == "[]\n"
+        assert printed("block", "bob@example.org") == "user=bob@example.org: blocked\n"
+        assert printed("block", "bob", "--json") == '{"blocked": "user=bob"}\n'
+        assert printed("release", "bob") == "user=bob: released\n"
+        assert limit(store, "reset", "alice") == 1
+        assert capsys.readouterr().err == "user=alice: nothing is counted\n"
+        send(smtpd, "alice", 1)
+        assert printed("reset", "alice") == "user=alice: reset\n"
+        assert printed("show", "all", status=1) == "all: not known\n"
 
 
 def test_blocking_by_hand(store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +153,9 @@ def test_a_reset_forgets_connections_as_well(store: str) -> None:
         (["reset"], "reset requires a SUBJECT"),
         (["top", "alice"], "top has no SUBJECT (see show)"),
         (["show", "users=alice"], '"users=alice" is not user=NAME'),
+        (["show", "users=alice"], "one of client=, network=, sender=, sender-domain=, recipient="),
+        (["block", "all"], "all mail can't be blocked (a user of this name is user=all)"),
+        (["block", "user=a", "user=b"], "user= is there twice"),
         (["show", "user="], '"user=" is not user=NAME'),
         (["show", "all=x"], '"all=x" is not user=NAME'),
         (["show", "client=alice"], "not an address"),

@@ -26,7 +26,7 @@ from . import dumps
 from .records import ALL, Record, of_entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from smtpd_filters.stores import Store
     from smtpd_filters.stores.operations import Operation
@@ -93,12 +93,15 @@ async def _records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
 
 
 async def _list(store: Store, options: Options, what: list[str]) -> int:
-    """Print all entries, or those of some clients."""
-    prefixes = [client_key(_client(each, options)) for each in what] or [ALL]
-    await _print(
+    """Print all entries, or those of some clients; return 1 if these have none."""
+    clients = [_client(each, options) for each in what]
+    prefixes = [client_key(each) for each in clients] or [ALL]
+    found = await _print(
         (record for prefix in prefixes async for record in _records(store, prefix)), options
     )
-    return 0
+    if found or not what:
+        return 0
+    return await _not_known(store, options, dict(zip(clients, what, strict=True)))
 
 
 async def _show(store: Store, options: Options, what: list[str]) -> int:
@@ -111,8 +114,21 @@ async def _show(store: Store, options: Options, what: list[str]) -> int:
     )
     if await _print(found, options):
         return 0
-    if not options.json:
-        sys.stdout.write(f"{printable(client)}: not known\n")
+    return await _not_known(store, options, {client: what[0]})
+
+
+async def _not_known(store: Store, options: Options, clients: Mapping[str, str]) -> int:
+    """Print that clients have no entries, by the operands that name them; return 1."""
+    if options.json:
+        return 1
+    names: dict[str, set[str]] = {}
+    async for record in _records(store):  # by SPF or a reverse name, an address is a domain
+        if record.address in clients.values():
+            names.setdefault(record.address, set()).add(record.client)
+    for client, operand_ in clients.items():
+        stored = ", ".join(map(printable, sorted(names.get(operand_, ()))))
+        hint = f" ({printable(operand_)} is stored as {stored})" if stored else ""
+        sys.stdout.write(f"{printable(client)}: not known{hint}\n")
     return 1
 
 
@@ -165,9 +181,13 @@ def _line(record: Record) -> str:
     who = printable(record.client)
     if record.is_triplet:
         who += f" <{printable(record.sender or '')}> <{printable(record.recipient or '')}>"
-    state = record.state if record.count is None else f"passed {record.count} times"
+    state = record.state if record.count is None else f"passed {_number(record.count, 'time')}"
     address = f" from {printable(record.address)}" if record.address else ""
     return f"{who} {state}{address}, {_time(record.age)} ago, expires in {_time(record.left)}"
+
+
+def _number(count: int, of: str, more: str = "") -> str:
+    return f"{count} {of if count == 1 else more or f'{of}s'}"
 
 
 def _time(seconds: float) -> str:
@@ -209,7 +229,8 @@ async def _forget(store: Store, options: Options, what: list[str]) -> int:
     if options.json:
         _print_json({"forgotten": removed})
     else:
-        sys.stdout.write(f"forgotten: {removed} entries of {', '.join(map(printable, names))}\n")
+        entries = _number(removed, "entry", "entries")
+        sys.stdout.write(f"forgotten: {entries} of {', '.join(map(printable, names))}\n")
     return 0 if removed else 1
 
 
@@ -339,5 +360,6 @@ VERB = Verb(
     options=Options,
     description="Show and change what filter-greylist remembers. The flags of the store, of "
     "prefixes and of times are those of the filter.",
-    ending="Exit status: 0, 1 when show or forget find nothing, 75 when the store fails.",
+    ending="Exit status: 0, 1 when list or show of a client, or forget, find nothing, 75 when the "
+    "store fails.",
 )
