@@ -91,9 +91,13 @@ class RedisStore(Store):
         keys = [self._prefix + operation.key for operation in operations]
         arguments = [each for operation in operations for each in encode(operation)]
         results = await self._within_timeout(keys, arguments)
-        return [
-            decode(operation, result) for operation, result in zip(operations, results, strict=True)
-        ]
+        try:
+            return [
+                decode(operation, result)
+                for operation, result in zip(operations, results, strict=True)
+            ]
+        except (TypeError, ValueError, OverflowError):
+            raise self._unavailable("invalid result") from None
 
     async def _within_timeout(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
         """Run the script within the timeout; raise UnavailableError if that fails."""

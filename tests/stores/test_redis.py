@@ -234,6 +234,30 @@ def test_nonsense_in_place_of_a_server_is_unavailable() -> None:
     asyncio.run(steps())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [b"+OK\r\n", b":5\r\n", b"*1\r\n:5\r\n", b"*1\r\n*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n"],
+)
+def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                writer.write(reply if b"EVAL" in data else b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+            try:
+                with pytest.raises(UnavailableError, match=r": invalid result$"):
+                    await store.ask(Get(A))
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
 RACING = """
 import asyncio, sys
 from smtpd_filters.stores import Add, Count, join
