@@ -7,6 +7,8 @@ Invariants
 only to those that agree (`authentication.dmarc.reports.destinations`).
 *Once*: what was sent is noted in the store, so that nothing is sent twice, by whichever machine.
 *Bounded*: at most `--limit` mails are sent in a run.
+*In turns*: of domains with the same last two labels the first come before all others' second, so
+that the names of one owner don't use up the limit.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
+from itertools import zip_longest
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -111,7 +114,12 @@ class Options(StoreOptions):
         help="Send the reports by mail to the addresses that ask for them. Addresses outside the "
         "domain's organization must agree in the DNS (RFC 9990 section 4).",
     )
-    limit = option(INTEGER(low=1), default=200, help="The number of mails sent in one run.")
+    limit = option(
+        INTEGER(low=1),
+        default=200,
+        help="The number of mails sent in one run. Domains with the same last two labels take "
+        "turns with the others.",
+    )
     sendmail = option(
         PATH, default=SENDMAIL, help="The program that submits mail, with sendmail's options."
     )
@@ -157,9 +165,12 @@ class _Reporting:
         submitter = canonical(self._options.email.rpartition("@")[2])
         begin = int(datetime.fromisoformat(self._day).replace(tzinfo=UTC).timestamp())
         found = await rows_on(self._store, self._day)
-        for domain, (published, rows) in found.items():
-            if wanted and domain not in wanted:
-                continue
+        domains = [domain for domain in found if not wanted or domain in wanted]
+        if not domains:
+            where = " of these domains" if wanted else ""
+            _print(f"no results{where} on {self._day}")
+        for domain in in_turns(domains):
+            published, rows = found[domain]
             report = Report(
                 self._options.organization,
                 self._options.email,
@@ -237,6 +248,15 @@ class _Reporting:
     def _problem(self, text: str) -> None:
         self._failed = True
         _print(text)
+
+
+def in_turns(domains: list[str]) -> list[str]:
+    """Return domains in turns: of those with the same last two labels one in each."""
+    turns: dict[str, list[str]] = {}
+    for domain in domains:
+        turns.setdefault(".".join(domain.split(".")[-2:]), []).append(domain)
+    rounds = zip_longest(*turns.values())
+    return [each for turn in rounds for each in turn if each is not None]
 
 
 def mail(report: Report, data: bytes, address: str) -> EmailMessage:

@@ -198,6 +198,24 @@ def test_what_can_not_be_sent_is_sent_later(tool: Tool) -> None:
     assert (status, len(tool.mails())) == (0, 2)
 
 
+def test_the_names_of_one_owner_do_not_use_up_the_limit(tool: Tool) -> None:
+    names = [f"{n}.evil.example" for n in range(4)]
+    tool.record(*((asking(each, f"a@{each}", f"b@{each}"), ROW) for each in names))
+    tool.record((asking("example.org", "a@example.org"), ROW))
+    status, out, _ = tool.run("--send", "--limit", "3")
+    assert (status, out.count("--limit is reached")) == (1, 6)
+    assert "a@example.org" in [message["To"] for message, _ in tool.mails()]
+
+
+def test_nothing_to_report(tool: Tool) -> None:
+    tool.record((asking("example.org", "a@example.org"), ROW))
+    status, out, _ = tool.run("--send", "--domain", "example.net")
+    assert (status, out) == (0, f"no results of these domains on {DAY}\n")
+    tool.DAY = ("--day", "2026-11-28")
+    status, out, _ = tool.run("--send")
+    assert (status, out) == (0, "no results on 2026-11-28\n")
+
+
 def test_sendmail_that_hangs(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dmarc, "PATIENCE", 0.05)
     tool.record((asking("example.org", "a@example.org"), ROW))
