@@ -212,6 +212,7 @@ VERB = Verb(
     "check",
     run,
     options=Options,
+    stray="-f names a smtpd.conf, --chains a smtpd-filters.toml",
     description="Check the filters of smtpd.conf(5) and smtpd-filters.toml(5). Each filter of this "
     "package is started as smtpd would start it, as the same user; other programs only have to "
     "be executable. smtpd -n starts no filters: run both before smtpd is restarted.",

@@ -135,7 +135,9 @@ def _make(path: str, options: Options) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+        folder = Path(path).absolute().parent
+        hint = f" (make the directory {folder} first)" if not folder.is_dir() else ""
+        raise ConfigError(f"{path}: {os_reason(error)}{hint}") from None
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(text)
@@ -228,6 +230,10 @@ def _rotate(options: Options) -> int:
     if key.kind != kind:
         raise ConfigError(f"{new}: not a key of the type {kind}")
     if status := _check(options, key):
+        sys.stdout.write(
+            f"{path} is unchanged. To print the record of {new} again: smtpd-filters dkim dns "
+            f"-d {options.domain} -s {options.selector} -k {new}\n"
+        )
         return status
     _replace(path, options, {each.selector for each in old}, new)
     selectors = ", ".join(each.selector for each in old)

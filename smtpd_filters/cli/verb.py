@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import parse_command
+from smtpd_filters.settings.declare import spellings
 
 from . import PROG
 
@@ -33,8 +34,10 @@ class Verb:
         description: str,
         ending: str = "",
         behind: str = "",
+        others: Callable[[], type[Settings]] | None = None,
         hands_over: bool = False,
         usage: int = USAGE,
+        stray: str = "",
     ) -> None:
         self.name = name
         self.options = options
@@ -44,10 +47,14 @@ class Verb:
         self.ending = ending
         #: The placeholder of the words after "--"; empty if none are allowed.
         self.behind = behind
+        #: Returns the options of the other program, whose flags follow after "--".
+        self.others = others
         #: Whether all words after its first operand belong to another program.
         self.hands_over = hands_over
         #: The exit status for a wrong command line.
         self.usage = usage
+        #: A hint in the error about an unexpected argument.
+        self.stray = stray
         self._run = run
 
     @property
@@ -65,8 +72,26 @@ class Verb:
         words, rest = self._split(list(words))
         if rest and not (self.behind or self.hands_over):
             raise ConfigError(f"{self.prog}: takes no command after --")
-        options = parse_command(self.options, words, prog=self.prog, shown=self.help)
+        self._refuse_misplaced(words, rest)
+        options = parse_command(
+            self.options, words, prog=self.prog, shown=self.help, stray=self.stray
+        )
         return self._run(options, rest)
+
+    def _refuse_misplaced(self, words: list[str], rest: list[str]) -> None:
+        """Raise ConfigError for a flag on the wrong side of "--"."""
+        if self.others is None:
+            return
+        own = spellings([self.options.options], self.name)
+        theirs = spellings([self.others().options], self.name)
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag in theirs and flag not in own:
+                raise ConfigError(f"{self.prog}: {flag} belongs behind --")
+        for word in rest:
+            flag = word.partition("=")[0]
+            if flag in own and flag not in theirs:
+                raise ConfigError(f"{self.prog}: {flag} belongs before --")
 
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
         """Split off the words of another program."""

@@ -178,15 +178,18 @@ def parse_flags(
     return build(own, values), build(common, values)
 
 
-def parse_command(own: type[S], argv: Sequence[str], *, prog: str, shown: Callable[[], str]) -> S:
+def parse_command(
+    own: type[S], argv: Sequence[str], *, prog: str, shown: Callable[[], str], stray: str = ""
+) -> S:
     """Parse the flags and operands of a command typed by hand; `shown` returns its `--help`.
 
-    As `parse_flags`, except that the last value of a repeated flag counts.
+    As `parse_flags`, except that the last value of a repeated flag counts, and that the error about
+    an unexpected argument has the hint `stray`.
     """
     operands = [declared for declared in own.options.values() if declared.positional]
     known = spellings([own.options], own.__qualname__)
     try:
-        values, requested = _parse(argv, known, operands, last_counts=True)
+        values, requested = _parse(argv, known, operands, last_counts=True, stray=stray)
         for declared in [] if requested else absent(own, values):
             raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
     except ConfigError as error:
@@ -203,6 +206,7 @@ def _parse(
     operands: Sequence[Option] = (),
     *,
     last_counts: bool = False,
+    stray: str = "",
 ) -> tuple[dict[str, Any], str]:
     """Return the values by the names of their options, and the first `RESERVED` flag or ""."""
     values: dict[str, Any] = {}
@@ -219,7 +223,7 @@ def _parse(
             if word in _HELP:
                 return values, "--help"
             if not (free and _parse_operand(free, word, values)):
-                raise _unknown(word, flag, known, before)
+                raise _unknown(word, flag, known, before, stray)
             before = ""
             continue
         before = ""
@@ -268,9 +272,12 @@ def _value_of(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> s
     return text
 
 
-def _unknown(word: str, flag: str, known: Mapping[str, Option], before: str) -> ConfigError:
+def _unknown(
+    word: str, flag: str, known: Mapping[str, Option], before: str, stray: str
+) -> ConfigError:
     if not word.startswith("-") or word in ("-", "--"):
         hint = f" (put quotes around the value of {before} if this is part of it)" if before else ""
+        hint = hint or (f" ({stray})" if stray else "")
         return ConfigError(f"unexpected argument {quote(word)}{hint}")
     near = suggest(flag, (*known, *RESERVED))
     return ConfigError(f"unknown flag {printable(flag)}{near}")

@@ -235,7 +235,9 @@ def test_what_else_it_says_in_words(tool: Tool) -> None:
     assert status == 3
     assert "  --on-error decides: spf: DNS: " in text
     status, text = tool.check(MESSAGE, "--exempt", PASSES)
-    assert (status, "not checked: " in text) == (0, True)
+    assert (status, f"not checked, exempt: {PASSES} (--exempt)\n" in text) == (0, True)
+    status, text = tool.check(MESSAGE, address="127.0.0.1")
+    assert (status, "not checked, exempt: local (--exempt)\n" in text) == (0, True)
     status, text = tool.check(MESSAGE, sender="<x@no.example>", address=FAILS)
     assert f"  the owner explains: {FAILS} is not ours" in text
     many = b"".join([signed_by("list.example")[: -len(MESSAGE)]] * 9) + MESSAGE
@@ -246,7 +248,7 @@ def test_a_message_from_stdin(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> No
     words = ("check", "-", "--client", "::1", "--helo", "x", "--mail-from", "")
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(MESSAGE)))
     status, out, _ = tool.run(*words)
-    assert (status, "not checked: " in out) == (0, True)
+    assert (status, "not checked, exempt: " in out) == (0, True)
     monkeypatch.setattr(sys, "stdin", None)
     assert tool.run(*words) == (2, "", "smtpd-filters auth: stdin is closed\n")
 
@@ -261,6 +263,12 @@ def test_a_message_from_stdin(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> No
          "/nonexistent/x: No such file"),
         (("check", "/dev/null", "--client", "::1", "--helo", "a", "--mail-from", "b", "--", "-x"),
          "filter-auth: unknown flag -x"),
+        (("check", "/dev/null", "--client", "::1", "--dmarc", "honour"),
+         "auth: --dmarc belongs behind --"),
+        (("check", "/dev/null", "--client", "::1", "--nameserver=::1", "--", "--dmarc", "honour"),
+         "auth: --nameserver belongs behind --"),
+        (("check", "/dev/null", "--client", "::1", "--", "--dmarc", "honour", "--json"),
+         "auth: --json belongs before --"),
         (("check", "/dev/null", "--client", "::1", "--helo", "a", "--mail-from", "b", "--",
           "--scrub-only"), "--scrub-only checks nothing"),
     ],

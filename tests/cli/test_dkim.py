@@ -120,6 +120,8 @@ def test_a_rotation(capsys: Capture, tmp_path: Path) -> None:
         status, out, _ = run(capsys, *words, *given)
         assert (status, table.read_text()) == (1, text)
         assert "not published (nxdomain)" in out
+        again = f"smtpd-filters dkim dns -d example.org -s new -k {new}\n"
+        assert out.endswith(f"{table} is unchanged. To print the record of {new} again: {again}")
     with DNSServer({NAME: {"TXT": record}}) as server:
         given = ("--nameserver", f"{server.address}:{server.port}")
         status, out, _ = run(capsys, *words, *given)
@@ -149,6 +151,13 @@ def test_wrong_words(capsys: Capture, words: tuple[str, ...], text: str) -> None
     assert status == 2
     assert text in err
     assert err.count("\n") == 1
+
+
+def test_a_key_in_a_directory_that_is_missing(capsys: Capture, tmp_path: Path) -> None:
+    key = tmp_path / "dkim" / "key"
+    status, _, err = run(capsys, "keygen", *FLAGS, "-k", str(key))
+    assert status == 2
+    assert f"{key}: No such file or directory (make the directory {key.parent} first)" in err
 
 
 def test_rotate_needs_a_key_of_the_domain(capsys: Capture, tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def _content(name: str) -> bytes:
         raise ConfigError(f"{name}: {os_reason(error)}") from None
 
 
+def _others() -> type[Settings]:
+    """Return the options of filter-auth."""
+    from smtpd_filters.filters.auth import Auth
+
+    return Auth.Options
+
+
 VERB = Verb(
     "auth",
     run,
@@ -107,6 +114,7 @@ VERB = Verb(
     description="Explain the verdict of filter-auth on a message, step by step. The flags of the "
     "filter follow after --.",
     behind="FLAG ...",
+    others=_others,
     ending="Exit status: 0 if the filter would accept the message unmarked, 1 if it would mark or "
     "refuse it, 2 for a wrong flag or an unreadable file, 3 if a look-up failed, so that the "
     "verdict may be another one later.",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
-    from smtpd_filters.protocol.decisions import Decision
+    from smtpd_filters.protocol.decisions import Decision, Junk, Points, Proceed, Reject
     from smtpd_filters.settings import PolicySettings
 
 PROG = "filter-auth"
@@ -53,8 +53,8 @@ class Examined:
     """What filter-auth found out about a message, and what it did.
 
     `reverse` is the client's name and smtpd's word for its confirmation. `evidence` and `judgement`
-    are None if the client is exempt. `fields` are the lines that it added, none if it refused the
-    message. `answers` are those of the DNS.
+    are None if the client is exempt, by the entry `exempt`. `fields` are the lines that it added,
+    none if it refused the message. `answers` are those of the DNS.
     """
 
     arrival: Arrival
@@ -62,6 +62,7 @@ class Examined:
     decision: Decision
     evidence: Evidence | None
     judgement: Judgement | None
+    exempt: str
     fields: tuple[bytes, ...]
     answers: dict[tuple[str, str], Outcome[Any]]
 
@@ -74,9 +75,15 @@ class _Watched(Auth):
     evidence: Evidence | None = None
     judgement: Judgement | None = None
     written: tuple[bytes, ...] = ()
+    #: The entry of --exempt that covers the client.
+    exempt_by = ""
 
     def _reporting(self) -> tuple[str, ...]:
         return ()  # the message has not arrived: no report counts it
+
+    async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject | Points:
+        self.exempt_by = self._exempt.reason(session) or ""
+        return await super().message(session, message)
 
     async def _judge(self, session: Session, message: Message) -> tuple[Evidence, Judgement]:
         self.evidence, self.judgement = await super()._judge(session, message)
@@ -135,6 +142,7 @@ async def _examine(
         decision,
         watched.evidence,
         watched.judgement,
+        watched.exempt_by,
         watched.written,
         recorder.answers,
     )

@@ -43,7 +43,7 @@ def explain(found: Examined) -> dict[str, Any]:
             "helo": arrival.helo,
             "mail-from": arrival.sender,
         },
-        "exempt": decision.reason or "yes" if found.evidence is None else "",
+        "exempt": found.exempt,
     }
     results: list[str] = []
     if found.evidence is not None and found.judgement is not None:

@@ -29,7 +29,7 @@ def _lines(found: Part) -> Iterator[str]:
     client = found["client"]
     yield f"client {client['address']} {client['name']}, reverse name: {client['confirmed']}"
     if found["exempt"]:
-        yield f"not checked: {found['exempt']}"
+        yield f"not checked, exempt: {found['exempt']} (--exempt)"
     else:
         for each in found["spf"]:
             yield from _spf(each, client)
