@@ -126,7 +126,7 @@ class Ledger:
 
         Raises UnavailableError if the store fails and nothing refuses the command.
         """
-        wanted = {claim.key: claim for claim in claims}.values()
+        wanted = _once({claim.key: claim for claim in claims}.values())
         groups: dict[str, list[Sequence[_Step]]] = {}
         for subject in dict.fromkeys(blocks):
             groups.setdefault(subject, []).append([_Blocked(subject)])
@@ -405,6 +405,19 @@ class _Today(_Step):
 def past_key(subject: str, counted: bytes, day: int) -> bytes:
     """Return the key of what a subject has sent on a day."""
     return key(subject, PAST, counted, b"%d" % day)
+
+
+def _once(claims: Iterable[Claim]) -> list[Claim]:
+    """Return the claims; of several rises with one past, only the first costs something."""
+    once: list[Claim] = []
+    rises: set[tuple[str, str]] = set()
+    for claim in claims:
+        past = claim.subject, claim.rule.counted
+        again = claim.rule.amount.rise and past in rises
+        if claim.rule.amount.rise:
+            rises.add(past)
+        once.append(claim._replace(cost=0) if again else claim)
+    return once
 
 
 def packed(groups: Iterable[Sequence[_Step]]) -> list[list[_Step]]:

@@ -155,11 +155,12 @@ class Limit(Filter):
         )
         if not settings.limit:
             raise ConfigError("--limit is required")
-        seen: set[str] = set()
+        seen = set()
         for rule in settings.limit:
-            if rule.text in seen:
+            same = frozenset(rule.subject), rule.counted, rule.amount
+            if same in seen:
                 raise ConfigError(f"--limit: {rule.text} is there twice")
-            seen.add(rule.text)
+            seen.add(same)
         self._check_action()
         self._notifies = bool(settings.notify_command or settings.notify_mail)
         if self._notifies and not any(self._action(rule) == BLOCK for rule in settings.limit):

@@ -227,6 +227,17 @@ def test_what_others_refuse_is_no_rise(monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.events == ['breach address=192.0.2.1 user=alice limit="user messages 3/1d"']
 
 
+def test_two_rises_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(*limits("user messages 9x floor=1", "user messages 2x floor=7")) as server:
+        days = Days(server, monkeypatch)
+        for _ in range(3):
+            assert days.send(2) == 2
+            days.next()
+        assert days.send(20) == 6
+        days.next()
+        assert days.send(20) == 12
+
+
 def test_what_a_block_refuses_is_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(*limits("user messages 2x floor=1 action=block")) as server:
         days = Days(server, monkeypatch)

@@ -588,6 +588,10 @@ def test_a_client_whose_address_is_unknown_is_for_on_error() -> None:
     [
         ((), "--limit is required"),
         (limits("user messages 1/1h", "user messages 1/1h"), "user messages 1/1h is there twice"),
+        (
+            limits("client+user messages 1/1h", "user+client messages 1/1h"),
+            "user+client messages 1/1h is there twice",
+        ),
         ((*limits("all messages 1/1h"), "--action", "block"), "--action: all messages 1/1h: "),
         ((*limits("client connections 1"), "--action", "delay"), "action=delay is for rates"),
     ],
