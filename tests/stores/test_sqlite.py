@@ -236,7 +236,7 @@ def test_a_killed_process_loses_nothing_that_was_answered(tmp_path: Path, notes:
         assert await store.ask(Count(join("t", b"s"), 1000, by=0)) >= 180
 
     run(SQLiteStore(path, timeout=PATIENCE, note=notes.append), steps)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
 
@@ -299,7 +299,7 @@ def test_a_folder_is_no_file(tmp_path: Path, notes: list[str]) -> None:
 
 
 def test_a_database_of_another_program_is_left_alone(tmp_path: Path, notes: list[str]) -> None:
-    with sqlite3.connect(path_of(tmp_path)) as connection:
+    with closing(sqlite3.connect(path_of(tmp_path))) as connection, connection:
         connection.execute("CREATE TABLE mail (x)")
     connection.close()
     with pytest.raises(ConfigError, match="a database of another program"):
@@ -310,7 +310,7 @@ def test_a_file_of_a_newer_release_is_left_alone(
     tmp_path: Path, clock: Clock, notes: list[str]
 ) -> None:
     run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Put(A, b"v", ttl=9)))
-    with sqlite3.connect(path_of(tmp_path)) as connection:
+    with closing(sqlite3.connect(path_of(tmp_path))) as connection, connection:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
     with pytest.raises(ConfigError, match="written by a newer release"):
@@ -490,7 +490,7 @@ def test_expired_rows_are_deleted(tmp_path: Path, clock: Clock, notes: list[str]
             await store.ask(Put(A, b"v", ttl=1000))
 
     run(open_sqlite(tmp_path, clock, notes), steps)
-    with sqlite3.connect(path_of(tmp_path)) as connection:
+    with closing(sqlite3.connect(path_of(tmp_path))) as connection, connection:
         assert connection.execute("SELECT count(*) FROM entries").fetchone() == (1,)
     connection.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from tests.runtime.process import FilterProcess, sid
@@ -68,7 +68,8 @@ def test_a_killed_process_forgets_nothing_that_it_has_answered(tmp_path: Path) -
             # Of those that are not answered, any number has counted.
             passed += [answer.verb for answer in answers(each, kill)].count(b"proceed")
             each.child.kill()
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with closing(sqlite3.connect(path)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     with process(path, "all messages 12/365d") as each:
         each.hand_shake()
         for number in range(12):
@@ -93,9 +94,8 @@ def test_the_connections_of_a_killed_process_count_until_they_expire(tmp_path: P
         each.connect(sid(2))
         request("connect", sid(2), each)
         assert answers(each, 1)[0].verb == b"disconnect"
-        with sqlite3.connect(path) as file:
+        with closing(sqlite3.connect(path)) as file, file:
             file.execute("UPDATE members SET expires = expires - 181")
-        file.close()
         each.connect(sid(3))
         request("connect", sid(3), each)
         assert answers(each, 1)[0].verb == b"proceed"
