@@ -339,8 +339,11 @@ class Auth(Filter):
             return
         from .reporting import rows_of
 
-        for published, row in rows_of(session, evidence, judgement, dry=self.dry_run):
-            self._reporter.note(self.reports, published, row)
+        try:
+            for published, row in rows_of(session, evidence, judgement, dry=self.dry_run):
+                self._reporter.note(self.reports, published, row)
+        except Exception as error:  # noqa: BLE001  # a report decides no message
+            self._reporter.failed(f"{type(error).__name__}: {error}")
 
     async def _judge(self, session: Session, message: Message) -> tuple[Evidence, Judgement]:
         """Find out the results for a message, and judge them."""

@@ -156,7 +156,7 @@ class Reporter:
     def note(self, store: Store, published: Published, row: Row) -> None:
         """Count a message; return at once."""
         if len(self._pending) >= MAX_PENDING:
-            self._failed("too many results wait for the store")
+            self.failed("too many results wait for the store")
             return
         task = asyncio.get_running_loop().create_task(
             self._count(store, published, row), name="count a result"
@@ -168,9 +168,10 @@ class Reporter:
         try:
             await count(store, day_of(time()), published, row)
         except UnavailableError as error:
-            self._failed(str(error))
+            self.failed(str(error))
 
-    def _failed(self, cause: str) -> None:
+    def failed(self, cause: str) -> None:
+        """Log, at intervals, that a message is not counted."""
         self._log.limited("report", "report", error=f"a result is not reported: {cause}")
 
     async def aclose(self) -> None:

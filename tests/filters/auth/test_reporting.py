@@ -68,6 +68,23 @@ def rows_after(server: DNSServer, path: Path, *flags: str, **message: Any) -> li
     return [row for _, rows in recorded(path).values() for row in rows]
 
 
+@pytest.mark.parametrize("address", [PASSES, FAILS])
+def test_a_failure_of_the_record_changes_no_verdict(
+    server: DNSServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    flags = ("--dmarc", "honour", "--dmarc-reject", "reject")
+    with talk(server, tmp_path / "auth.sqlite", *flags, "--on-error", "tempfail") as smtpd:
+        monkeypatch.setattr(reporting, "rows_of", broken)
+        verb = send(smtpd, of("x@example.org"), address=address).verb
+        assert verb == ("proceed" if address == PASSES else "reject")
+        assert any(
+            'error="a result is not reported: ValueError: a bug"' in line for line in smtpd.log
+        )
+
+
 def test_equal_results_are_counted_together(server: DNSServer, tmp_path: Path) -> None:
     path = tmp_path / "auth.sqlite"
     # Two processes at once, as behind two listeners.
