@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _run(command: Sequence[str], text: bytes) -> None:
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
-        os.write(2, f'limit notice error="{command[0]}: {problem}"\n'.encode())
+        with suppress(OSError):  # smtpd reads no log, or has ended
+            os.write(2, f'limit notice error="{command[0]}: {problem}"\n'.encode())
 
 
 if __name__ == "__main__":
