@@ -105,7 +105,7 @@ async def _list(store: Store, options: Options, what: list[str]) -> int:
 
 
 async def _show(store: Store, options: Options, what: list[str]) -> int:
-    """Print the entries of a client or a triplet; return 1 if there is none."""
+    """Print the entries of a client or a triplet; return 1 if the store has no such entry."""
     client, triplet = _subject(what, options)
     found = (
         record

@@ -98,7 +98,11 @@ def _consent(domain: str, host: str) -> str:
 def _checked(
     destination: Destination, cause: str | None, outcome: Outcome[Any] | None
 ) -> list[Destination]:
-    """Check a destination: `cause` is None inside the organization, `outcome` is the consent."""
+    """Return the destination as its host wants it, or with the `problem`.
+
+    `cause` is None for a host in the organization of the policy. For any other, `outcome` is that
+    of the look-up of its consent, and `cause` why this could not be looked up, or "".
+    """
     if cause is None:
         return [destination]
     uri = destination.uri
