@@ -62,11 +62,15 @@ class Suspicion:
         return ""
 
     def _looks_bad(self, session: Session, address: str) -> bool:
-        """Return whether a condition holds that needs no look-up."""
+        """Return whether a condition holds that needs no look-up.
+
+        Where smtpd's own look-up failed, it is not known whether the name is missing or false.
+        """
         conditions, name = self._conditions, session.rdns
+        failed = session.fcrdns == "error"
         if not name:
-            return bool(conditions & {"no-rdns", "unconfirmed"})
-        if "unconfirmed" in conditions and session.fcrdns != "pass":
+            return not failed and bool(conditions & {"no-rdns", "unconfirmed"})
+        if "unconfirmed" in conditions and session.fcrdns != "pass" and not failed:
             return True
         dynamic = self._dynamic if "dynamic" in conditions else None
         return dynamic is not None and dynamic.reason(canonical(name), address) is not None

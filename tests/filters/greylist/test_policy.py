@@ -237,13 +237,15 @@ HONEST = {"rdns": "mail.example.com", "address": "192.0.2.1"}
 DYNAMIC = {"rdns": "192-0-2-77.dsl.example.com", "address": "192.0.2.77"}
 NAMELESS = {"rdns": None}
 LIAR = {"rdns": "mail.example.com", "fcrdns": "fail"}
+# smtpd could not look the name up, or not look up its address.
+UNKNOWN = [{"rdns": None, "fcrdns": "error"}, {"rdns": "mail.example.com", "fcrdns": "error"}]
 
 
 @pytest.mark.parametrize(
     ("words", "waiting", "others"),
     [
-        (("no-rdns",), [NAMELESS], [HONEST, LIAR, DYNAMIC]),
-        (("unconfirmed",), [NAMELESS, LIAR], [HONEST, DYNAMIC]),
+        (("no-rdns",), [NAMELESS], [HONEST, LIAR, DYNAMIC, *UNKNOWN]),
+        (("unconfirmed",), [NAMELESS, LIAR], [HONEST, DYNAMIC, *UNKNOWN]),
         (("dynamic",), [DYNAMIC], [HONEST, NAMELESS, LIAR]),
         (("no-rdns", "dynamic"), [NAMELESS, DYNAMIC], [HONEST, LIAR]),
     ],
