@@ -41,6 +41,12 @@ def server() -> Iterator[DNSServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it be the last second of the day after `DAY`."""
+    monkeypatch.setattr(dmarc, "time", lambda: BEGIN + 2 * 86400 - 1.0)
+
+
 class Tool:
     """The command, a store, and a program in place of sendmail."""
 
@@ -264,7 +270,6 @@ def test_a_wrong_command_line(tool: Tool, words: tuple[str, ...], error: str) ->
 
 
 def test_yesterday_is_the_default(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dmarc, "time", lambda: BEGIN + 2 * 86400 - 1.0)
     tool.record((asking("example.org"), ROW))
     monkeypatch.setattr(Tool, "DAY", ())
     _, out, _ = tool.run("--output", str(tool.reports))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,7 +123,9 @@ def test_by_default_it_is_a_file_with_the_filters_name(logbook: Logbook) -> None
 
 def test_a_password_is_read_from_a_file(tmp_path: Path, logbook: Logbook) -> None:
     file = tmp_path / "password"
-    with pytest.raises(ConfigError, match=f"^--store-password-file: {file}: No such file"):
+    with pytest.raises(
+        ConfigError, match=f"^--store-password-file: {re.escape(str(file))}: No such file"
+    ):
         made(logbook, store="redis://h", **{"store-password-file": str(file)})
     file.write_text("\n")
     with pytest.raises(ConfigError, match="no password in the first line"):
