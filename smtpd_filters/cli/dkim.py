@@ -98,8 +98,7 @@ class Options(Settings):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Do what the operand says."""
-    if options.keys is not None and options.action != "rotate":
-        raise ConfigError(f"--keys has no effect with {options.action}")
+    _refuse_unused(options)
     if options.selector is None:
         raise ConfigError("-s is required")
     if options.action == "rotate":
@@ -113,6 +112,19 @@ def run(options: Options, _rest: list[str]) -> int:
         return _check(options, key)
     sys.stdout.write(zone_record(options.selector, options.domain, key.record()))
     return 0
+
+
+def _refuse_unused(options: Options) -> None:
+    """Raise ConfigError for an option without effect."""
+    action = options.action
+    if options.keys is not None and action != "rotate":
+        raise ConfigError(f"--keys has no effect with {action}")
+    if action in ("dns", "check"):
+        for name in ("type", "bits"):
+            if name in options.given:
+                raise ConfigError(f"--{name} has no effect with {action}: the key exists")
+    if options.type == "ed25519" and "bits" in options.given:
+        raise ConfigError("--bits has no effect with --type ed25519: all its keys have 256 bits")
 
 
 def zone_record(selector: str, domain: str, text: str) -> str:

@@ -178,6 +178,14 @@ def parse_flags(
     return build(own, values), build(common, values)
 
 
+def _needed(declared: Option) -> str:
+    """Return the name of a required setting for the error, with the choices of an operand."""
+    kind = declared.kind
+    if declared.positional and kind.literal and kind.metavar != declared.shown:
+        return f"{declared.shown} ({kind.metavar})"
+    return declared.shown
+
+
 def parse_command(
     own: type[S], argv: Sequence[str], *, prog: str, shown: Callable[[], str], stray: str = ""
 ) -> S:
@@ -191,7 +199,7 @@ def parse_command(
     try:
         values, requested = _parse(argv, known, operands, last_counts=True, stray=stray)
         for declared in [] if requested else absent(own, values):
-            raise ConfigError(f"{declared.shown} is required")  # noqa: TRY301  # prog is added below
+            raise ConfigError(f"{_needed(declared)} is required")  # noqa: TRY301  # prog below
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error}") from None
     if requested:

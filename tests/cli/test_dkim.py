@@ -136,6 +136,12 @@ def test_a_rotation(capsys: Capture, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        ((), "ACTION (keygen|dns|check|rotate) is required"),
+        (("dns", *FLAGS, "-k", "k", "--bits", "2048"), "--bits has no effect with dns"),
+        (
+            ("keygen", *FLAGS, "-k", "k", "--type", "ed25519", "--bits", "2048"),
+            "--bits has no effect",
+        ),
         (("keygen",), "--domain is required"),
         (("keygen", "-d", "example.org"), "-s is required"),
         (("keygen", *FLAGS), "keygen requires -k"),

@@ -86,6 +86,12 @@ class ReportSetting(StoreSetting):
         )
         self.options = {"report_to": store, **{name: self.options[name] for name in _STORE}}
 
+    def check(self, filter_: Any) -> None:
+        """Raise ConfigError for a store from which no report can be made."""
+        super().check(filter_)
+        if self._address(filter_).scheme == "memory":
+            raise ConfigError("--report-to: memory: is lost before a report is made of it")
+
 
 def _action_option(whom: str, actions: str = "") -> str:
     return option(ACTION, default="log", help=f"What to do with a message {whom}{actions}.")

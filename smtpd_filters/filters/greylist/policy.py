@@ -16,6 +16,8 @@ filters ahead of it have accepted the command.
 
 from __future__ import annotations
 
+import re
+
 from smtpd_filters.addresses import path
 from smtpd_filters.checks.correspondents import Correspondents, CorrespondentsSetting
 from smtpd_filters.checks.exemptions import (
@@ -65,6 +67,7 @@ FIELD = "X-Greylist"
 # or per-recipient filtering".
 TEXT_OF_REPLY = "451 4.7.1 Greylisted, please try again in %{seconds} seconds"
 SECONDS_LEFT = "%{seconds}"
+_PLACEHOLDER = re.compile(r"%\{[^}]*\}?")
 #: Local parts that `--exempt-roles` exempts: RFC 5321 section 4.5.1 requires that postmaster takes
 #: mail, RFC 2142 section 4 names abuse.
 ROLES = frozenset({"postmaster", "abuse"})
@@ -251,6 +254,8 @@ class Greylist(Filter):
         if vars(settings)["correspondents"] is not None:
             opens.add("correspondents")
             self._friends = Correspondents(self.correspondents, vars(settings)["correspondents_of"])
+        elif "correspondents_of" in settings.given:
+            raise ConfigError("--correspondents-of requires --correspondents")
         return Registration(
             handlers,
             reports=reports,
@@ -265,6 +270,9 @@ class Greylist(Filter):
             raise ConfigError("--delay must be shorter than --window")
         if not settings.reply.startswith("4"):
             raise ConfigError("--reply: must be temporary, with a code that begins with 4")
+        others = _PLACEHOLDER.findall(settings.reply.replace(SECONDS_LEFT, ""))
+        if others:
+            raise ConfigError(f"--reply: unknown placeholder {others[0]}: expected {SECONDS_LEFT}")
         if bool(settings.dnsbl) is not ("listed" in settings.only_if):
             raise ConfigError("--only-if listed and --dnsbl require each other")
 

@@ -258,6 +258,7 @@ def test_days_are_those_of_utc() -> None:
         (("--report-to", "memory:", "--store-prefix", "x"),
          "--store-prefix requires a --report-to of Redis or Valkey"),
         (("--report-to", "/var/x"), "--report-to"),
+        (("--report-to", "memory:"), "--report-to: memory: is lost"),
     ],
 )  # fmt: skip
 def test_wrong_flags(flags: tuple[str, ...], error: str) -> None:

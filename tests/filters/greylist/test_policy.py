@@ -447,6 +447,8 @@ def test_what_smtpd_has_not_reported_is_not_guessed() -> None:
         (("--dnsbl", "bad.example"), "--only-if listed and --dnsbl require each other"),
         (("--dnsbl", "not a zone"), 'expected the name of a DNS list, not "not a zone"'),
         (("--nameserver", "127.0.0.1"), "--nameserver requires --key, --dnsbl or --dnswl"),
+        (("--correspondents-of", "server"), "--correspondents-of requires --correspondents"),
+        (("--reply", "451 4.7.1 %{secs}"), "--reply: unknown placeholder %{secs}: expected"),
         (("--delay", "0"), "--delay: must be at least 1s"),
         (("--store", "redis:"), "--store"),
     ],
