@@ -89,7 +89,7 @@ _REPORTED_BY: dict[str, tuple[str, ...]] = {
         ("auth", "mail-from"), ("link-greeting", "link-identify", "link-tls", "link-auth")
     ),
 }
-_ALL_REPORTS = tuple(reported.FIELDS)
+_ALL_REPORTS = tuple(each for each in reported.FIELDS if each not in reported.NAMED_ONLY)
 _REPORTED_BEFORE: dict[str, tuple[str, ...]] = {
     "link_identify": ("link-greeting", "link-identify", "link-tls"),
     "link_auth": _REPORTED_BY["auth"],

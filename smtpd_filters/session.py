@@ -73,6 +73,7 @@ class Session:
         "failed_username",
         "identity",
         "key",
+        "mail_command",
         "mark",
         "method",
         "refused_recipients",
@@ -97,6 +98,9 @@ class Session:
     username: str | None
     #: The user name of the last authentication, if it failed; else None.
     failed_username: str | None
+    #: The client's last MAIL command with its parameters, `MAIL FROM:<a@b> SIZE=1000`; None before
+    #: it. Only if a `Registration` names the report `protocol-client`.
+    mail_command: str | None
     #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
     #: and `commit`, but none in `mail_from`, whose decision begins it.
     tx: Transaction | None
@@ -229,6 +233,11 @@ class Session:
         self.username = user if passed else None
         self.failed_username = None if passed else user
 
+    def _protocol_client(self, command: bytes) -> None:
+        # smtpd reports a command before it asks filters about it.
+        if command[:5].upper() == b"MAIL ":
+            self.mail_command = text(command)
+
     def _tx_begin(self, msgid: bytes) -> None:
         self.tx = Transaction(text(msgid))
 
@@ -287,6 +296,7 @@ _ACTIONS: dict[str, Callable[..., None]] = {
     "link-identify": Session._link_identify,  # noqa: SLF001
     "link-tls": Session._link_tls,  # noqa: SLF001
     "link-auth": Session._link_auth,  # noqa: SLF001
+    "protocol-client": Session._protocol_client,  # noqa: SLF001
     "tx-begin": Session._tx_begin,  # noqa: SLF001
     "tx-mail": Session._tx_mail,  # noqa: SLF001
     "tx-rcpt": Session._tx_rcpt,  # noqa: SLF001
@@ -300,7 +310,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-tls": ("tls",),
     "link-auth": ("username", "failed_username"),
     "tx-begin": ("tx", "refused_recipients"),
+    "protocol-client": ("mail_command",),
 }
+#: Reports that only filters get that name them: there is one for each command of a client.
+NAMED_ONLY = frozenset({"protocol-client"})
 #: Initial values of fields, where they aren't None.
 _AT_FIRST: dict[str, Any] = {"refused_recipients": 0}
 #: Reports that are registered together with another: a transaction is described by several.

@@ -113,6 +113,15 @@ def test_the_greeting_is_the_last_one() -> None:
     assert (made.method, made.identity) == ("EHLO", "second|third")
 
 
+def test_the_mail_command_is_the_last_one() -> None:
+    assert session(("protocol-client", (b"EHLO mail.example.net",))).mail_command is None
+    made = session(("protocol-client", (b"mail from:<a|b@example.net> SIZE=10",)))
+    made.apply("protocol-client", (b"RCPT TO:<b@example.net>",))
+    assert made.mail_command == "mail from:<a|b@example.net> SIZE=10"
+    made.apply("protocol-client", (b"MAIL FROM:<>",))
+    assert made.mail_command == "MAIL FROM:<>"
+
+
 @pytest.mark.parametrize("result", [b"fail", b"error", b"", b"PASS"])
 def test_only_who_passes_is_authenticated(result: bytes) -> None:
     made = session(("link-auth", (b"pass", b"a|b")))

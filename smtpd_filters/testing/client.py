@@ -136,11 +136,14 @@ class Client:
         self._report("link-auth", b"pass" if ok else b"fail", vis(wire(user)))
         return verdict if ok else _refused(verdict, "535 Authentication failed")
 
-    def mail_from(self, address: str = "") -> Verdict:
-        """Send MAIL FROM; the address is without angle brackets, "" is the null sender."""
+    def mail_from(self, address: str = "", *, parameters: str = "") -> Verdict:
+        """Send MAIL FROM; the address is without angle brackets, "" is the null sender.
+
+        `parameters` follow it, such as `SIZE=1000`.
+        """
         self._require(bool(self._identity), "Command not allowed at this point")
         self._require(not self._msgid, "Already in transaction")
-        self._command(f"MAIL FROM:<{address}>")
+        self._command(f"MAIL FROM:<{address}> {parameters}".rstrip())
         verdict = self._ask("mail-from", wire(address))
         if not verdict.refused:
             self._msgid = self._smtpd.message_id()
