@@ -18,6 +18,7 @@ with atheris.instrument_imports(
         "smtpd_filters.chain",
         "smtpd_filters.session",
         "smtpd_filters.message",
+        "smtpd_filters.milter",
         "smtpd_filters.supervise",
     ]
 ):

@@ -6,7 +6,7 @@ turns the bytes into steps of a legal smtpd and of a hostile listener (`tests.pr
 policies once and then many times as long: what takes more than in proportion is found by its time.
 In each of them no turn may write more than `BYTES` and `LINES`.  `python -m tests.fuzz` runs all
 three under atheris, from a corpus that `corpus` makes of the recordings; its arguments are
-libFuzzer's.
+libFuzzer's. Other parsers of bytes from outside have modules of their own: `fuzz_milter`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.versions import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from smtpd_filters.testing.in_process import Served
+from tests.fuzz import fuzz_milter
 from tests.protocol.hostile import DEADLY, DECISIONS, SERVERS, Choices, play
 from tests.supervise import hostile as supervised
 
@@ -327,6 +328,8 @@ def fuzz(data: bytes) -> None:
         raw(data[1:])
     elif data[:1] < b"\xe0":
         supervised.raw(data[1:])
+    elif data[:1] < b"\xe8":
+        fuzz_milter.fuzz(data[1:])
     else:
         grown(data[1:])
 
@@ -350,3 +353,5 @@ def corpus(folder: Path) -> None:
         (folder / f"steps-{number:03}").write_bytes(b"\0" + stream[200:1200])
         (folder / f"programs-{number:03}").write_bytes(b"\x50" + stream[200:1200])
         (folder / f"supervised-{number:03}").write_bytes(b"\xd0" + stream)
+    for number, stream in enumerate(fuzz_milter.seeds()):
+        (folder / f"milter-{number:03}").write_bytes(b"\xe0" + stream)

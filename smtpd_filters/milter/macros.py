@@ -1,0 +1,47 @@
+"""The macros that precede each event: the usual ones, or those for which the milter asked.
+
+The usual ones are those of Postfix (milter_connect_macros and others). A macro whose value isn't
+known is left out, never sent empty.
+"""
+
+from __future__ import annotations
+
+from . import vocabulary as v
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .negotiation import Agreement
+
+#: The usual macros by event.
+USUAL: dict[bytes, tuple[bytes, ...]] = {
+    v.CONNECT: (b"j", b"_", b"v", b"{daemon_name}", b"{daemon_addr}", b"{daemon_port}"),
+    v.HELO: (b"{tls_version}", b"{cipher}", b"{cipher_bits}"),
+    v.MAIL: (
+        b"i", b"{auth_type}", b"{auth_authen}", b"{auth_author}", b"{mail_addr}", b"{mail_host}",
+        b"{mail_mailer}",
+    ),
+    v.RCPT: (b"i", b"{rcpt_addr}", b"{rcpt_host}", b"{rcpt_mailer}"),
+    v.DATA: (b"i",),
+    v.END_OF_HEADER: (b"i",),
+    v.END_OF_BODY: (b"i",),
+}  # fmt: skip
+
+
+def chosen(
+    event: bytes, values: Mapping[bytes, bytes], agreed: Agreement | None
+) -> list[tuple[bytes, bytes]]:
+    """Return the macros for an event, of those whose values are known.
+
+    The list of a milter replaces the usual one; its names may lack their braces.
+    """
+    asked = agreed.macros.get(event) if agreed is not None else None
+    names = USUAL.get(event, ()) if asked is None else map(_braced, asked)
+    return [(name, values[name]) for name in dict.fromkeys(names) if name in values]
+
+
+def _braced(name: bytes) -> bytes:
+    if len(name) > 1 and not name.startswith(b"{"):
+        return b"{%b}" % name
+    return name
