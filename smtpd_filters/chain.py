@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .runtime.interfaces import Ask
     from .runtime.log import Log
     from .runtime.pace import Pace
+    from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session
 
@@ -351,6 +352,11 @@ class Chain:
                 await pool.aclose()
             except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
                 self.log.event("smtpd-filters", "close", error=fold_traceback(error))
+
+    def probes(self) -> Iterator[Probe]:
+        """Yield the probes of the services that the filters depend on."""
+        for filter_ in self.filters:
+            yield from filter_.all_probes()
 
     def declare(self, needs: Needs) -> None:
         """Declare what the filters need after the start, and the files of large messages."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .message import Headers, Message
     from .protocol.decisions import Decision
+    from .runtime.probes import Probe
     from .runtime.wiretap import Tap
     from .sandbox import Needs
     from .session import Session
@@ -251,6 +252,13 @@ class Filter:
         such as a database that it reads, is out of reach with `--sandbox`.
         """
 
+    def probes(self) -> Iterable[Probe]:
+        """Return probes of services that the filter's own code asks, for `check --online`.
+
+        Those of `Shared` attributes, such as name servers, are added by the framework.
+        """
+        return ()
+
     async def refresh(self) -> None:
         """Maintain data outside of sessions, once at start and every `refresh_interval`.
 
@@ -337,6 +345,12 @@ class Filter:
         for name in sorted(self.opens):
             getattr(type(self), name).declare(self, needs)
         self.needs(needs)
+
+    def all_probes(self) -> Iterator[Probe]:
+        """Yield the probes of its `Shared` attributes and its own."""
+        for name in sorted(self.opens):
+            yield from getattr(type(self), name).probes(self)
+        yield from self.probes()
 
     def open_shared(self) -> None:
         """Open the `Shared` attributes in `opens`. Raises ConfigError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .chain import Chain
@@ -9,7 +10,7 @@ from .errors import ConfigError, not_started, user_name
 from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
-from .settings import common_options, die, parse_flags
+from .settings import CHECKING, ONLINE, common_options, die, parse_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
                 "smtpd starts this filter, see smtpd.conf(5)\n"
             )
         return 0
+    confines = None if process.sandbox == "off" else lambda: confine(chain, log, process)
+    if os.environ.get(CHECKING) == ONLINE:
+        return ask_services(chain, log, confines)
     return serve(
         chain,
         log,
@@ -161,8 +165,25 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
         refuse_long_lines=process.long_lines == "refuse",
         taps=chain.taps,
         ends=ends,
-        confine=None if process.sandbox == "off" else lambda: confine(chain, log, process),
+        confine=confines,
     )
+
+
+def ask_services(chain: Chain, log: Log, confines: Callable[[], None] | None) -> int:
+    """Ask the services of a chain's filters, in its sandbox, and log each answer."""
+    from asyncio import run
+
+    from .runtime.probes import ask
+
+    async def examine() -> None:
+        for answer in await ask(chain.probes()):
+            log.line(answer.line())
+        await chain.close()
+
+    if confines is not None:
+        confines()
+    run(examine())
+    return 0
 
 
 def confine(chain: Chain, log: Log, process: ProcessSettings) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from smtpd_filters.chain import Chain
+    from smtpd_filters.filter import Filter
     from smtpd_filters.main import Ready
 
     from .chain_file import Declared
@@ -82,6 +83,12 @@ class Options(Settings):
         default="",
         help="With --check, as root: the user to check as, the one that smtpd runs the filter as. "
         "By default it is smtpd's own (_smtpd, opensmtpd or smtpd), if it exists.",
+    )
+    online = option(
+        SWITCH,
+        default=False,
+        help="With --check: have the filters ask the services that their settings name, such as "
+        "name servers, and report each answer as a line of JSON.",
     )
 
 
@@ -126,8 +133,9 @@ def main(argv: Sequence[str] | None = None, *, places: Sequence[str] = PLACES) -
 
 
 def _serve(own: Options, places: Sequence[str], common: Mapping[str, object]) -> int:
-    if own.user:
-        raise ConfigError("--user requires --check")
+    for name in ("user", "online"):
+        if name in own.given:
+            raise ConfigError(f"--{name} requires --check")
     file = ChainFile.read(own.config or _default_path(places))
     name = file.chain(own.chain)
     process = file.process(name)
@@ -202,8 +210,9 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
     _become(own.user)
     faults = 0
     checked: list[str] = []
+    ready: dict[str, Ready | None] = {}
     try:
-        for fault in _faults(own, places, checked):
+        for fault in _faults(own, places, checked, ready):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -215,18 +224,37 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
     if not faults:
         text = f"configuration OK: {' '.join(checked)}, as {user_name()}"
         sys.stderr.write(f"{printable(text)}\n")
+        if own.online:
+            _ask_services([each[0] for each in ready.values() if each is not None])
     return FAULTY if faults else FINE
 
 
-def _faults(own: Options, places: Sequence[str], checked: list[str]) -> Iterator[ConfigError]:
-    """Yield every error; add the path and the names of the filters to `checked`."""
+def _ask_services(filters: Sequence[Filter]) -> None:
+    """Have filters ask their services, and write the answers."""
+    import asyncio
+
+    from smtpd_filters.runtime.probes import ask
+
+    async def write() -> None:
+        for answer in await ask(probe for each in filters for probe in each.all_probes()):
+            sys.stderr.write(f"{answer.line()}\n")
+
+    asyncio.run(write())
+
+
+def _faults(
+    own: Options, places: Sequence[str], checked: list[str], ready: dict[str, Ready | None]
+) -> Iterator[ConfigError]:
+    """Yield every error.
+
+    Add the path and the names of the filters to `checked`, and the filters to `ready`.
+    """
     try:
         file = ChainFile.read(own.config or _default_path(places))
         chains = [file.chain(own.chain)] if own.chain else file.chains
     except ConfigError as error:
         yield from (error, *error.others)
         return
-    ready: dict[str, Ready | None] = {}
     declared: dict[str, Declared] = {}
     if not own.chain:
         for name in file.filters:

@@ -14,18 +14,15 @@ import subprocess
 import sys
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings import LIST, PATH, SECONDS, TEXT, Settings, option
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.runtime.probes import TIMEOUT, Answer
+from smtpd_filters.settings import LIST, PATH, SECONDS, SWITCH, TEXT, Settings, option
+from smtpd_filters.settings.kinds import quote
 
 from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user
+from .check_report import JsonReport, TextReport
 from .starter import Conditions, try_program
 from .verb import Verb
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .smtpd_conf import Program
-    from .starter import Result
 
 FINE, FAULTY = 0, 1
 #: The default paths of smtpd.conf: on OpenBSD, FreeBSD, Debian, elsewhere.
@@ -70,6 +67,14 @@ class Options(Settings):
     timeout = option(
         SECONDS(low=0.001), default=30.0, help="How long a filter may take to get ready."
     )
+    online = option(
+        SWITCH,
+        default=False,
+        help="Have each filter of this package ask the services that its settings name, as smtpd's "
+        "user and in its sandbox: name servers, the test entries of DNS lists, stores, daemons. "
+        "The report says how long each took. It takes at most 10 s more for each filter.",
+    )
+    json = option(SWITCH, default=False, help="Write the report as JSON.")
 
 
 def run(
@@ -80,28 +85,30 @@ def run(
     places: tuple[str, ...] = PLACES,
     chain_places: tuple[str, ...] = chain.PLACES,
 ) -> int:
-    """Check the files, print each result in one line, and return the exit status.
+    """Check the files, report each result, and return the exit status.
 
     `places` and `chain_places` are the files of smtpd and of filter-chain to try by default.
     """
-    conditions = conditions._replace(ready=options.timeout)
+    conditions = conditions._replace(ready=options.timeout, online=options.online)
     _check_user(options.user)
     if options.chain and options.chains is None:
         raise ConfigError("--chain requires --chains")
-    if options.chains is not None:
-        if options.config is not None:
-            raise ConfigError("--chains and --config exclude each other: check one file at a time")
-        return _chain_file(options, options.chains)
-    config = options.config or _first(places)
-    chains = None if options.config else _first(chain_places)
+    if options.chains is not None and options.config is not None:
+        raise ConfigError("--chains and --config exclude each other: check one file at a time")
+    config, chains = options.config, options.chains
     if config is None and chains is None:
-        raise ConfigError(f"no such file: {', '.join(places)}; name one with --config")
+        config, chains = _first(places), _first(chain_places)
+        if config is None and chains is None:
+            raise ConfigError(f"no such file: {', '.join(places)}; name one with --config")
+    check = _Check(options, conditions)
     statuses = []
     if config is not None:
-        statuses.append(_configuration(options, config, conditions))
+        statuses.append(check.configuration(config))
     if chains is not None:
-        statuses.append(_chain_file(options, chains))
-    return max(statuses)
+        statuses.append(check.chain_file(chains))
+    status = max(statuses)
+    check.report.close(status)
+    return status
 
 
 def _check_user(name: str) -> None:
@@ -118,29 +125,6 @@ def _first(places: tuple[str, ...]) -> str | None:
     return next((path for path in places if os.path.lexists(path)), None)
 
 
-# -- smtpd.conf ------------------------------------------------------------------------------
-
-
-def _configuration(options: Options, path: str, conditions: Conditions) -> int:
-    read = smtpd_conf.read(path, _macros(options.macro))
-    for problem in read.problems:
-        _print(str(problem))
-    wrong = len(read.errors)
-    for program in read.programs:
-        _flush()
-        result = try_program(program, options.user, conditions)
-        wrong += bool(result.error)
-        _show(program, result)
-    if read.errors:
-        _print(f"{path}: smtpd -n -f {path} checks the rest of the file")
-    if os.geteuid():
-        _print(f"{path}: only root can try filters as smtpd's user, whose rights may differ")
-    count = len(read.programs)
-    errors = f"{wrong or 'no'} error{'' if wrong == 1 else 's'}"
-    _print(f"{path}: {count or 'no'} filter{'' if count == 1 else 's'}, {errors}")
-    return FAULTY if wrong else FINE
-
-
 def _macros(given: tuple[str, ...]) -> dict[str, str]:
     """Parse macros as cmdline_symset() of parse.y: the last "=" separates name and value."""
     macros = {}
@@ -152,60 +136,74 @@ def _macros(given: tuple[str, ...]) -> dict[str, str]:
     return macros
 
 
-def _show(program: Program, result: Result) -> None:
-    where = f"{program.place}: {program.statement} {quote(program.name)}"
-    as_user = f" (as {result.user})" if result.user else ""
-    if result.error:
-        _print(f"{where}: {result.error}{as_user}")
-    elif result.untried:
-        _print(f"{where}: not checked: {result.untried}{as_user}")
-    else:
-        _print(f"{where}: ok{as_user}")
-    if result.remains:
-        _print(f"{where}: warning: a process that it started in a session of its own still runs")
-    for line in result.logged:
-        _print(f"{where}: log: {line}")
+class _Check:
+    """The checks of one run, and their report."""
 
+    def __init__(self, options: Options, conditions: Conditions) -> None:
+        self.report = JsonReport() if options.json else TextReport()
+        self._options = options
+        self._conditions = conditions
 
-# -- smtpd-filters.toml ----------------------------------------------------------------------
+    def configuration(self, path: str) -> int:
+        """Check a smtpd.conf and try its programs; return the exit status."""
+        report, options = self.report, self._options
+        read = smtpd_conf.read(path, _macros(options.macro))
+        for problem in read.problems:
+            report.problem(problem)
+        wrong = len(read.errors)
+        phases: dict[tuple[str, str], frozenset[str]] = {}
+        for program in read.programs:
+            report.flush()
+            result = try_program(program, options.user, self._conditions)
+            wrong += bool(result.error) + sum(bool(each.fault) for each in result.services)
+            phases[program.statement, program.name] = result.phases
+            report.program(program, result)
+            for problem in smtpd_conf.about_program(program, foreign=result.foreign):
+                report.problem(problem)
+        for problem in smtpd_conf.crowded(read, phases):
+            report.problem(problem)
+        if read.errors:
+            report.line(f"{path}: smtpd -n -f {path} checks the rest of the file")
+        if os.geteuid():
+            report.line(
+                f"{path}: only root can try filters as smtpd's user, whose rights may differ"
+            )
+        report.summary(path, len(read.programs), wrong)
+        return FAULTY if wrong else FINE
 
-
-def _chain_file(options: Options, path: str) -> int:
-    """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user."""
-    words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # not resolved
-    words += [f"--chain={options.chain}"] if options.chain else []
-    words += [f"--user={options.user}"] if options.user else []
-    # Import modules from where this process does, and nowhere else: it may run as root.
-    modules = f"import sys; sys.path = {sys.path!r}"
-    program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
-    command = [sys.executable, "-I", "-c", program]
-    _flush()
-    try:
-        done = subprocess.run(  # noqa: S603  # our own program
-            [*command, "--check", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            timeout=options.timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        _print(f"{path}: not checked within {options.timeout:g} s")
-        return FAULTY
-    for line in done.stderr.splitlines():
-        _print(line.removeprefix(f"{chain.PROG}: "))
-    return FAULTY if done.returncode else FINE
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{printable(line)}\n")
-
-
-def _flush() -> None:
-    """Show the results so far, since the next check may take a while."""
-    sys.stdout.flush()
+    def chain_file(self, path: str) -> int:
+        """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user."""
+        options, report = self._options, self.report
+        words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # not resolved
+        words += [f"--chain={options.chain}"] if options.chain else []
+        words += [f"--user={options.user}"] if options.user else []
+        words += ["--online"] if options.online else []
+        # Import modules from where this process does, and nowhere else: it may run as root.
+        modules = f"import sys; sys.path = {sys.path!r}"
+        program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
+        command = [sys.executable, "-I", "-c", program]
+        report.flush()
+        try:
+            done = subprocess.run(  # noqa: S603  # our own program
+                [*command, "--check", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                timeout=options.timeout + (TIMEOUT if options.online else 0),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            report.chains([f"{path}: not checked within {options.timeout:g} s"], fine=False)
+            return FAULTY
+        answers = [(line, Answer.parse(line)) for line in done.stderr.splitlines()]
+        lines = [line.removeprefix(f"{chain.PROG}: ") for line, answer in answers if answer is None]
+        report.chains(lines, fine=not done.returncode)
+        services = [answer for _, answer in answers if answer is not None]
+        for answer in services:
+            report.service(path, answer)
+        return FAULTY if done.returncode or any(each.fault for each in services) else FINE
 
 
 VERB = Verb(
@@ -216,6 +214,6 @@ VERB = Verb(
     description="Check the filters of smtpd.conf(5) and smtpd-filters.toml(5). Each filter of this "
     "package is started as smtpd would start it, as the same user; other programs only have to "
     "be executable. smtpd -n starts no filters: run both before smtpd is restarted.",
-    ending="Exit status: 0 when nothing is wrong, 1 when something is, 2 for a wrong flag or an "
-    "unreadable file. Warnings don't count.",
+    ending="Exit status: 0 when nothing is wrong, 1 when something is, such as a service that does "
+    "not answer, 2 for a wrong flag or an unreadable file. Warnings don't count.",
 )

@@ -26,8 +26,9 @@ from typing import NamedTuple
 from smtpd_filters.errors import os_reason, user_name
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime.probes import TIMEOUT, Answer
+from smtpd_filters.settings import CHECKING, ONLINE
 from smtpd_filters.settings.kinds import printable, quote
-from smtpd_filters.supervise.program import CHECKING
 
 from .accounts import UnknownError, filters_user
 from .player import LIBEXEC
@@ -92,7 +93,7 @@ class _Child:
         """Start the shell as system(3) does; `how` are arguments of Popen."""
         if not self._prefix:
             how["executable"] = SHELL
-        return subprocess.Popen([*self._prefix, "sh", "-c", *words], **self._how, **how)  # noqa: S603  # as smtpd does
+        return subprocess.Popen([*self._prefix, "sh", "-c", *words], **{**self._how, **how})  # noqa: S603  # as smtpd does
 
     def unusable(self, path: str) -> str:
         """Return why the user can't run a file, or the shell in the root directory, or ""."""
@@ -118,6 +119,8 @@ class Conditions(NamedTuple):
     closing: float = 1.0
     #: The directories of commands without a slash.
     libexec: Sequence[str] = LIBEXEC
+    #: Whether to start each filter a second time and have it ask its services.
+    online: bool = False
 
 
 class Result(NamedTuple):
@@ -127,12 +130,18 @@ class Result(NamedTuple):
     error: str = ""
     #: Why it was not started, or "".
     untried: str = ""
+    #: Whether it was not started because it is not a program of this package.
+    foreign: bool = False
     #: The user that ran it.
     user: str = ""
     #: The log of a filter that got ready.
     logged: tuple[str, ...] = ()
     #: Whether a process that it started has left its process group, and so was not killed.
     remains: bool = False
+    #: The names of the requests that it has registered for.
+    phases: frozenset[str] = frozenset()
+    #: The answers of its services.
+    services: tuple[Answer, ...] = ()
 
 
 def try_program(program: Program, user: str, conditions: Conditions) -> Result:
@@ -160,8 +169,30 @@ def _try(text: str, path: str, child: _Child, root: str, conditions: Conditions)
     if not path:
         return Result(untried="only the shell can expand the program's name")
     if not _is_ours(text, path, root):
-        return Result(untried=f"not a filter of this package; {path} can be run")
-    return _start(text, child, conditions)
+        text = f"not a filter of this package; {path} can be run"
+        return Result(untried=text, foreign=True)
+    result = _start(text, child, conditions)
+    if conditions.online and not result.error:
+        result = result._replace(services=_ask(text, child, conditions))
+    return result
+
+
+def _ask(text: str, child: _Child, conditions: Conditions) -> tuple[Answer, ...]:
+    """Start a filter that asks its services and ends; return their answers."""
+    with tempfile.TemporaryFile() as log:
+        process = child.start(
+            f"exec {text}",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env={**ENVIRONMENT, CHECKING: ONLINE},
+        )
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TIMEOUT + conditions.ready)
+        finally:
+            _end(process)
+        return tuple(answer for line in _lines(log) if (answer := Answer.parse(line)) is not None)
 
 
 def _account(program: Program, user: str) -> Account | None:
@@ -240,7 +271,12 @@ def _start(text: str, child: _Child, conditions: Conditions) -> Result:
         reported = [line for line in lines if _OURS.match(line)] or lines
         status = process.returncode
         error = reported[-1] if reported else f"ends with status {status} before it is ready"
-    return Result(error, logged=() if error else tuple(lines), remains=remains)
+    return Result(
+        error,
+        logged=() if error else tuple(lines),
+        remains=remains,
+        phases=frozenset(talk.phases),
+    )
 
 
 _CLOSED = "closed"
@@ -276,6 +312,11 @@ class _HandShake:
         except OSError:
             return _CLOSED
         return ""
+
+    @property
+    def phases(self) -> set[str]:
+        """The names of the requests that the filter has registered for."""
+        return self._smtpd.phases
 
     def end(self, deadline: float) -> str:
         """End the filter's input and read until it ends; return what is invalid, or ""."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from .declare import Option, Settings, from_mapping, operand, option
 from .flags import (
+    CHECKING,
     MAX_DEADLINE,
+    ONLINE,
     SUPERVISED,
     CommonSettings,
     ConversationSettings,
@@ -40,11 +42,13 @@ from .kinds import (
 from .shared import Pool, Shared
 
 __all__ = [
+    "CHECKING",
     "ENDPOINT",
     "INTEGER",
     "LIST",
     "MAX_DEADLINE",
     "NUMBER",
+    "ONLINE",
     "PATH",
     "REPLY",
     "SECONDS",

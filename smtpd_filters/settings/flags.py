@@ -98,6 +98,11 @@ class PolicySettings(Settings):
     )
 
 
+#: Set in the environment by `smtpd-filters check`. Then a program is run without supervision, so
+#: that its failure at the start is seen; and with `ONLINE` a filter asks its services and ends.
+CHECKING = "SMTPD_FILTERS_CHECK"
+ONLINE = "online"
+
 SUPERVISED = option(
     SWITCH,
     default=False,

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
     from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
     from .declare import Option
@@ -63,6 +64,10 @@ class Shared(Generic[T]):
 
     def declare(self, filter_: Any, needs: Needs) -> None:
         """Declare what the resource needs after the start, beyond its options."""
+
+    def probes(self, filter_: Any) -> Iterable[Probe]:  # noqa: ARG002  # an override's
+        """Return the probes of the services behind the resource, for `check --online`."""
+        return ()
 
     async def close(self, opened: T) -> None:
         """Close a resource that it opened; never raise.

@@ -6,23 +6,28 @@ import sys
 from pathlib import PurePath
 from time import monotonic
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
 from smtpd_filters.settings.secrets import read_secret
 
 from .address import Address, parse
+from .keys import join
+from .operations import Get
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
     from .store import Store
 
 #: The folder of the packages for files of filters, writable to smtpd's unprivileged user.
 STATE = "/var/lib/smtpd-filters" if sys.platform.startswith("linux") else "/var/db/smtpd-filters"
+#: A key that no filter writes.
+_PROBED = join("probe", b"probe")
 #: The first part of all keys on a server.
 PREFIX = "smtpd-filters:"
 
@@ -129,6 +134,21 @@ class StoreSetting(_Base):
             needs.to_connect_anywhere()  # they name the servers
         for server in address.hosts:
             needs.to_connect(*server)
+
+    def probes(self, filter_: Any) -> Iterator[Probe]:
+        """Yield a probe that reads from the store."""
+        from smtpd_filters.runtime.probes import Probe
+
+        store: Store = getattr(filter_, self.name)
+
+        async def read() -> str:
+            try:
+                await store.ask(Get(_PROBED))
+            except UnavailableError as error:
+                return str(error)
+            return ""
+
+        yield Probe(f"store {self._address(filter_).label}", read)
 
     def _address(self, filter_: Any) -> Address:
         """Return the store's address; by default a file with the filter's name."""

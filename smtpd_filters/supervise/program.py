@@ -8,6 +8,7 @@ import sys
 from smtpd_filters.errors import ConfigError, not_started, user_name
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import (
+    CHECKING,
     INTEGER,
     MAX_DEADLINE,
     SECONDS,
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "filter-supervise"
-#: Set in the environment by `smtpd-filters check`: run the program without supervision, so that its
-#: failure at the start is seen.
-CHECKING = "SMTPD_FILTERS_CHECK"
 DESCRIPTION = (
     "Run a filter program, COMMAND, and keep smtpd running whatever happens to it. What follows "
     "the options is the command."

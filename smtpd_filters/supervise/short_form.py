@@ -6,9 +6,7 @@ import os
 import sys
 
 from smtpd_filters.errors import ConfigError, not_started
-from smtpd_filters.settings import MAX_DEADLINE
-
-from .program import CHECKING
+from smtpd_filters.settings import CHECKING, MAX_DEADLINE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

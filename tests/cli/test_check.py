@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import sys
 from functools import partial
@@ -14,6 +16,7 @@ from smtpd_filters.cli import check, main
 from smtpd_filters.cli.starter import Conditions
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, user_name
+from smtpd_filters.testing.dns import DNSServer
 from tests.cli.configurations import used
 
 TYPE_CHECKING = False
@@ -301,6 +304,98 @@ def test_a_proc_is_checked(
 ) -> None:
     text = used(f'proc p "{program(DYNDNS)}"\nfilter f proc p\n')
     assert checked(text)[1][0] == f'1: proc "p": ok (as {ME})'
+
+
+# -- services --------------------------------------------------------------------------------
+
+DNSBL = DYNDNS.replace("dyndns", "dnsbl")
+GREYLIST = DYNDNS.replace("dyndns", "greylist")
+LISTED = {"2.0.0.127.good.example": {"A": ["127.0.0.2"]}}
+
+
+def answers(lines: list[str]) -> list[str]:
+    """The lines about services, without their times."""
+    return [re.sub(r"[0-9]+ ms", "T ms", line) for line in lines if " ms" in line]
+
+
+def test_services_are_asked(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    with DNSServer(LISTED) as server:
+        flags = f"--nameserver {server.address}:{server.port} --client good.example"
+        text = used(f'filter f proc-exec "{program(DNSBL)} {flags}"')
+        status, lines = checked(text, "--online")
+        assert status == 0
+        where = '1: filter "f": '
+        assert answers(lines) == [
+            f"{where}name server {server.address} port {server.port}: ok, T ms",
+            f"{where}list good.example of addresses: ok, T ms",
+        ]
+        assert answers(checked(text)[1]) == []
+
+
+def test_services_that_fail(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path = program(DNSBL)
+    with DNSServer({}) as server:
+        address = f"{server.address}:{server.port}"
+    # Nothing is listening there any more.
+    text = used(f'filter f proc-exec "{path} --nameserver {address} --client good.example"')
+    status, lines = checked(text, "--online")
+    assert status == 1
+    faults = [line for line in lines if " ms)" in line]
+    assert len(faults) == 2
+    assert all("refused" in line for line in faults), faults
+    assert lines[-1] == " 1 filter, 2 errors"
+
+
+def test_a_report_in_json(program: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "smtpd.conf"
+    store = tmp_path / "s.sqlite"
+    command = f"{program(GREYLIST)} --key network --store sqlite:{store}"
+    path.write_text(used(f'filter f proc-exec "{command}"\nfilter g proc-exec "/no/such"'))
+    words = ["--config", str(path), *AS_ME, "--json", "--online"]
+    assert check_under(words) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert {each["severity"] for each in report["problems"]} == {"warning"}
+    one, two = report["programs"]
+    assert (one["name"], one["result"], one["phases"]) == ("f", "ok", ["data", "rcpt-to"])
+    [service] = one["services"]
+    assert (service["subject"], service["fault"]) == (f"store sqlite:{store}", "")
+    assert (two["result"], two["text"]) == ("error", "/no/such: No such file or directory")
+
+
+def test_services_of_a_chain(tmp_path: Path, capsys: Capture) -> None:
+    path, store = tmp_path / "chains.toml", tmp_path / "s.sqlite"
+    path.write_text(
+        f'[filter.greylist]\nkey = "network"\nstore = "sqlite:{store}"\n'
+        '[chain.x]\nfilters = ["greylist"]\n'
+    )
+    path.chmod(0o644)
+    words = ["--chains", str(path), *AS_ME]
+    assert check_under([*words, "--online"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert answers(lines) == [f"{path}: store sqlite:{store}: ok, T ms"]
+    assert check_under([*words, "--online", "--json"]) == 0
+    [about] = json.loads(capsys.readouterr().out)["chains"]
+    assert about["services"][0]["subject"] == f"store sqlite:{store}"
+    assert check_under(words) == 0
+    assert answers(capsys.readouterr().out.splitlines()) == []
+
+
+def test_colours_on_a_terminal(
+    program: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    path = tmp_path / "smtpd.conf"
+    path.write_text(used(f'filter f proc-exec "{program(DYNDNS)}"'))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    check_under(["--config", str(path), *AS_ME])
+    assert "\033[32m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    check_under(["--config", str(path), *AS_ME])
+    assert "\033" not in capsys.readouterr().out
 
 
 # -- programs of others, and what smtpd does not find ----------------------------------------

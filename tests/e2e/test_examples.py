@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from smtpd_filters.supervise.program import CHECKING
+from smtpd_filters.settings import CHECKING
 from smtpd_filters.testing.server import Lab, root_of
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,26 @@ Invariants
 runs. A statement that smtpd accepts but that is probably a mistake is a warning.
 """
 
-from .lexer import Place
-from .statements import Configuration, Problem, Program, read
+from __future__ import annotations
 
-__all__ = ["Configuration", "Place", "Problem", "Program", "read"]
+from .advice import about_program, advise, crowded
+from .lexer import Place
+from .model import Configuration, Problem, Program
+from .statements import parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Configuration", "Place", "Problem", "Program", "about_program", "crowded", "read"]
+
+
+def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:
+    """Parse a file, and add warnings of probable mistakes; `macros` are as for smtpd's `-D`.
+
+    Raises ConfigError if the file can't be read.
+    """
+    made = parse(path, macros or {})
+    made.problems += advise(made)
+    made.problems.sort(key=lambda problem: not problem.warning)
+    return made

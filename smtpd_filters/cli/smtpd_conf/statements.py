@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.kinds import quote
 
 from .lexer import MARK, NUMBER, STRING, WORD, Lexer, Place, StatementError, Token
-from .users import for_users
+from .model import Configuration, Filter, Listener, Problem, Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+#: The actions of smtpd's own filters.
+_ACTIONS = frozenset({"bypass", "disconnect", "junk", "reject", "report", "rewrite"})
 _CODE = re.compile(r"[45][0-9]{2} .")
 #: The first words of statements; any other first word sets a macro.
 _STATEMENTS = (
@@ -25,53 +26,9 @@ _STATEMENTS = (
 )
 
 
-class Problem(NamedTuple):
-    """An error, or a probable mistake (`warning`)."""
-
-    place: Place
-    text: str
-    warning: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.place}: {'warning: ' if self.warning else ''}{self.text}"
-
-
-class Program(NamedTuple):
-    """A command that smtpd starts: that of a `filter ... proc-exec`, or of a `proc`."""
-
-    place: Place
-    statement: str  # "filter" or "proc"
-    name: str
-    command: str
-    user: str = ""
-    group: str = ""
-    chroot: str = ""
-
-
-class Configuration:
-    """The programs and the problems of a file."""
-
-    def __init__(self) -> None:
-        self.programs: list[Program] = []
-        self.problems: list[Problem] = []
-
-    @property
-    def errors(self) -> list[Problem]:
-        """The problems on which smtpd ends."""
-        return [problem for problem in self.problems if not problem.warning]
-
-
-def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:
+def parse(path: str, macros: Mapping[str, str]) -> Configuration:
     """Parse a file; `macros` are as for smtpd's `-D`. Raises ConfigError if it can't be read."""
-    return _Parser(path, macros or {}).parse()
-
-
-class _Filter(NamedTuple):
-    """A declared filter, with the filters and procs that it names."""
-
-    place: Place
-    kind: str
-    members: tuple[str, ...] = ()
+    return _Parser(path, macros).parse()
 
 
 class _Parser:
@@ -79,14 +36,9 @@ class _Parser:
 
     def __init__(self, path: str, macros: Mapping[str, str]) -> None:
         self._lexer = Lexer(path, macros)
-        self._made = Configuration()
-        self._filters: dict[str, _Filter] = {}
-        self._procs: dict[str, Place] = {}
-        self._used: set[str] = set()
-        #: The filters of listeners on which clients can authenticate.
-        self._of_users: set[str] = set()
-        self._has_socket = False
-        self._start = self._lexer.place()
+        self._made = Configuration(self._lexer.place())
+        self._filters = self._made.filters
+        self._procs = self._made.procs
 
     def parse(self) -> Configuration:
         """Parse the whole file."""
@@ -99,7 +51,6 @@ class _Parser:
                     self._take(tokens)
             except StatementError as error:
                 self._made.problems.append(Problem(error.place, str(error)))
-        self._warn()
         return self._made
 
     def _statement(self) -> list[Token] | None:
@@ -192,22 +143,22 @@ class _Parser:
         if name in self._filters:
             raise StatementError(words.place, f"filter {quote(name)} is declared twice")
         kind = words.next_word()
-        members: tuple[str, ...] = ()
+        declared = Filter(words.place, kind or "")
         if kind == "proc-exec":
             self._add(words, "filter", name)
         elif kind == "proc":
-            members = (words.string(),)
+            declared = declared._replace(members=(words.string(),))
             words.end()
-            self._known(members[0], self._procs, "proc", words.place)
+            self._known(declared.members[0], self._procs, "proc", words.place)
         elif kind == "chain":
-            members = tuple(words.names())
+            declared = declared._replace(members=tuple(words.names()))
             words.end()
-            self._check_chain(name, members, words.place)
+            self._check_chain(name, declared.members, words.place)
         elif kind == "phase":
-            self._builtin(name, words)
+            declared = self._builtin(name, words, declared)
         else:
             raise words.wrong("expected proc-exec, proc, phase or chain after the filter's name")
-        self._filters[name] = _Filter(words.place, kind, members)
+        self._filters[name] = declared
 
     def _known(
         self, name: str, known: Mapping[str, object], what: str, place: Place, why: str = ""
@@ -229,7 +180,7 @@ class _Parser:
             if member in members[:at]:
                 raise StatementError(place, f"{of}{quote(member)} is given twice")
 
-    def _builtin(self, name: str, words: _Words) -> None:
+    def _builtin(self, name: str, words: _Words, declared: Filter) -> Filter:
         """Parse one of smtpd's own filters; warn of probable mistakes."""
         rest = list(words.rest())
         if not rest:
@@ -255,12 +206,18 @@ class _Parser:
                     )
                 )
 
+        words_of = [token.text for token in rest if token.kind == WORD]
+        action = next((text for text in reversed(words_of) if text in _ACTIONS), "")
+        return declared._replace(phase=rest[0].text, action=action)
+
     def _listen(self, words: _Words) -> None:
         rest = list(words.rest())
-        self._has_socket |= any(token[:2] == (WORD, "socket") for token in rest[1:2])
         names = self._use(rest)
-        if any(token.kind == WORD and token.text in ("auth", "auth-optional") for token in rest):
-            self._of_users.update(names)
+        authenticates = any(
+            token.kind == WORD and token.text in ("auth", "auth-optional") for token in rest
+        )
+        name = " ".join(token.text for token in rest[1:2])
+        self._made.listeners.append(Listener(words.place, name, tuple(names), authenticates))
 
     def _action(self, words: _Words) -> None:
         self._use(list(words.rest()))
@@ -283,68 +240,8 @@ class _Parser:
             else:
                 names = [words.string()]
                 self._known(names[0], self._filters, "filter", token.place)
-            self._used.update(names)
+            self._made.used.update(names)
         return names
-
-    def _with_members(self, names: set[str]) -> set[str]:
-        """Return the filters, and those in the chains among them."""
-        chains = [each for name in names if (each := self._filters[name]).kind == "chain"]
-        return names.union(*(chain.members for chain in chains))
-
-    def _procs_of(self, names: set[str]) -> set[str]:
-        """Return the procs that run filters."""
-        filters = [each for name in names if (each := self._filters[name]).kind == "proc"]
-        return {member for each in filters for member in each.members}
-
-    def _warn_of_users(self, used: set[str]) -> None:
-        """Warn of filters with settings for users on listeners that have none."""
-        named = self._with_members(self._of_users)
-        fitting = {"filter": named, "proc": self._procs_of(named)}
-        somewhere = {"filter": used, "proc": self._procs_of(used)}
-        for program in self._made.programs:
-            kind, name = program.statement, program.name
-            if name not in somewhere[kind] or name in fitting[kind]:
-                continue
-            if setting := for_users(program.command):
-                text = (
-                    f"{kind} {quote(name)}: {setting} has no effect: it concerns authenticated "
-                    "users, and no listener with `auth` names the filter"
-                )
-                self._made.problems.append(Problem(program.place, text, warning=True))
-
-    def _warn(self) -> None:
-        """Warn of unused declarations."""
-        used = self._with_members(self._used)
-        procs = self._procs_of(used)
-        self._warn_of_users(used)
-        for what, known, wanted in (
-            ("filter", {name: each.place for name, each in self._filters.items()}, used),
-            ("proc", self._procs, procs),
-        ):
-            self._made.problems += [
-                Problem(
-                    place,
-                    f"{what} {quote(name)} is not used: "
-                    + (
-                        "no listener or action names it"
-                        if what == "filter"
-                        else "no filter names it"
-                    ),
-                    warning=True,
-                )
-                for name, place in known.items()
-                if name not in wanted
-            ]
-        if self._used and not self._has_socket:
-            self._made.problems.append(
-                Problem(
-                    self._start,
-                    "no `listen on socket filter ...`: mail that programs of this machine send "
-                    "through the socket passes no filter",
-                    warning=True,
-                )
-            )
-        self._made.problems.sort(key=lambda problem: not problem.warning)
 
 
 class _Words:

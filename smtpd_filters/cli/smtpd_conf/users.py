@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 _LIMIT, _MAILFROM = "filter-limit", "filter-mailfrom"
 
 
+def programs_named(command: str) -> frozenset[str]:
+    """Return the names of files in a command: those of programs, also behind a supervisor."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return frozenset()
+    return frozenset(word.rpartition("/")[2] for word in words)
+
+
 def for_users(command: str) -> str:
     """Return a setting of the command that has an effect on authenticated users only, or ""."""
     try:

@@ -15,6 +15,7 @@ they are ::FFFF:7F00:2 and ::FFFF:7F00:1, in lists of names TEST and INVALID.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from smtpd_filters.lookups.outcome import INVALID, Found, NotFound, Unavailable
 
@@ -23,12 +24,13 @@ from .codes import NAME, V4, V6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.runtime.log import FilterLog
+    from smtpd_filters.runtime.probes import Probe
 
     from .sites import Site
 
@@ -236,6 +238,21 @@ class Watch:
         With `remind`, lists that are still off are logged again.
         """
         await asyncio.shield(self._start(remind=remind))
+
+    def probes(self) -> Iterator[Probe]:
+        """Yield a probe of the test entries of each list.
+
+        Those of IPv6 are not tried: most lists have none.
+        """
+        from smtpd_filters.runtime.probes import Probe
+
+        async def test(each: List, about: str) -> str:
+            return (await each.test(about, self._resolver))[0]
+
+        for each, about in self._asked:
+            if about != V6:
+                kind = "addresses" if about == V4 else "names"
+                yield Probe(f"list {each.shown} of {kind}", partial(test, each, about))
 
     def suspect(self) -> None:
         """Test again because of an odd answer, unless the last test is only `PAUSE` seconds old."""

@@ -62,12 +62,13 @@ from .score import DISCONNECT, JUNK, NOTHING, configured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import NoReturn, TypeAlias
 
     from smtpd_filters.message import Headers
     from smtpd_filters.protocol.decisions import Answer
     from smtpd_filters.runtime.pace import Pace
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.session import Session
 
     from .answers import Answers
@@ -340,6 +341,10 @@ class Dnsbl(Filter):
         """Use the lists of a reloaded file."""
         self._book.renew()
         self._watch.replace(self._book.asked)
+
+    def probes(self) -> Iterator[Probe]:
+        """Yield a probe of each list's test entries."""
+        return self._watch.probes()
 
     async def close(self) -> None:
         """Stop testing the lists."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.settings import ENDPOINT, LIST, SECONDS, Shared, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.settings import Option
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 #: A look-up has two rounds over the servers; the second has twice the timeout.
 ROUNDS = 2
 LOOKUP = 4
+#: The domain of a probe: every recursive name server can look it up, and reverse names need it.
+_EVERYWHERE = "in-addr.arpa"
 
 
 if TYPE_CHECKING:
@@ -108,11 +114,30 @@ class ResolverSetting(_Base):
             needs.to_connect(*server, udp=True)
         needs.to_open(MAX_IN_FLIGHT)
 
+    def probes(self, filter_: Any) -> Iterator[Probe]:
+        """Yield a probe for each name server: a query that any of them can answer."""
+        from smtpd_filters.runtime.probes import Probe
+
+        resolver: Resolver = getattr(filter_, self.name)
+        timeout, _ = self._times(filter_)
+        for server in resolver.servers:
+            subject = f"name server {server[0]} port {server[1]}"
+            yield Probe(subject, partial(_query, server, timeout))
+
     async def close(self, opened: Resolver) -> None:
         """Close the resolver, of which `aclose` raises RuntimeError."""
         from .resolver import Resolver
 
         await Resolver.aclose(opened)
+
+
+async def _query(server: tuple[str, int], seconds: float) -> str:
+    """Query one name server; return why it can't be used, or ""."""
+    from .resolver import Resolver
+
+    async with Resolver([server], timeout=seconds, deadline=seconds, attempts=1) as resolver:
+        outcome = await resolver.query(_EVERYWHERE, "NS")
+    return outcome.cause if isinstance(outcome, Unavailable) else ""
 
 
 def note_timeout(filter_: Any) -> None:

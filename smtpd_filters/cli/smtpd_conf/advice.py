@@ -1,0 +1,177 @@
+"""Warnings about a smtpd.conf(5) that smtpd accepts: declarations that are probably mistakes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from smtpd_filters.settings.kinds import quote
+
+from .model import Problem
+from .users import for_users, programs_named
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from .model import Configuration, Listener, Program
+
+
+class _Order(NamedTuple):
+    """A program that must not be ahead of another one on a listener, and why."""
+
+    first: str
+    second: str
+    why: str
+
+
+_SIGNS = "changes messages after they were signed, so the signature fails; put it ahead"
+_ORDERS = (
+    _Order("filter-dkimsign", "filter-rewrite", _SIGNS),
+    _Order("filter-dkimsign", "filter-content", _SIGNS),
+    _Order("filter-dkimsign", "filter-milter", _SIGNS),
+    _Order(
+        "filter-rspamd",
+        "filter-auth",
+        "writes Authentication-Results that Rspamd could use if it were ahead",
+    ),
+)
+#: The actions of smtpd's own filters after which no other filter is asked at that phase.
+_LAST = frozenset({"bypass", "junk", "rewrite"})
+#: Programs of other packages for which this package has one of the same name.
+OURS = frozenset(
+    {
+        "filter-auth", "filter-clamav", "filter-dkimsign", "filter-dnsbl", "filter-fcrdns",
+        "filter-greylist", "filter-rspamd", "filter-senderscore",
+    }
+)  # fmt: skip
+#: Phases of messages' lines; smtpd sends each line to each filter that has registered for it.
+_LINES = "data-line"
+
+
+def advise(read: Configuration) -> Iterator[Problem]:
+    """Yield the warnings about a file that has been read."""
+    used = set(read.members(read.used)) | read.used
+    yield from _of_users(read, used)
+    yield from _unused(read, used)
+    yield from _orders(read)
+    yield from _unfiltered(read)
+
+
+def crowded(
+    read: Configuration, phases: Mapping[tuple[str, str], frozenset[str]]
+) -> Iterator[Problem]:
+    """Yield a warning for each listener on which several programs read the lines of messages.
+
+    `phases` are what programs have registered for, by statement and name.
+    """
+    for listener in read.listeners:
+        named = [
+            name
+            for name in read.members(listener.filters)
+            if (program := read.program(name)) is not None
+            and _LINES in phases.get((program.statement, program.name), ())
+        ]
+        if len(named) > 1:
+            yield _warning(
+                listener,
+                f"{_shown(named)} each read the lines of messages, which smtpd sends from one to "
+                "the next; filter-chain runs them in one process",
+            )
+
+
+def about_program(program: Program, *, foreign: bool) -> Iterator[Problem]:
+    """Yield a warning about a program that isn't of this package and runs without a supervisor."""
+    if not foreign:
+        return
+    where = f"{program.statement} {quote(program.name)}"
+    named = sorted(programs_named(program.command) & OURS)
+    instead = f", or use this package's {named[0]}" if named else ""
+    text = f"{where}: smtpd ends if this program does; run it by filter-supervise{instead}"
+    yield Problem(program.place, text, warning=True)
+
+
+def _shown(names: Iterable[str]) -> str:
+    *most, last = map(quote, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _warning(listener: Listener, text: str) -> Problem:
+    return Problem(listener.place, f"listen on {listener.name}: {text}", warning=True)
+
+
+def _of_users(read: Configuration, used: set[str]) -> Iterator[Problem]:
+    """Yield warnings of filters with settings for users on listeners that have none."""
+    fitting = {
+        name for each in read.listeners if each.authenticates for name in read.members(each.filters)
+    }
+    somewhere = [read.program(name) for name in used]
+    there = [read.program(name) for name in fitting]
+    for program in read.programs:
+        if program not in somewhere or program in there:
+            continue
+        if setting := for_users(program.command):
+            text = (
+                f"{program.statement} {quote(program.name)}: {setting} has no effect: it concerns "
+                "authenticated users, and no listener with `auth` names the filter"
+            )
+            yield Problem(program.place, text, warning=True)
+
+
+def _unused(read: Configuration, used: set[str]) -> Iterator[Problem]:
+    """Yield warnings of declarations without effect."""
+    for name, declared in read.filters.items():
+        if name not in used:
+            text = f"filter {quote(name)} is not used: no listener or action names it"
+            yield Problem(declared.place, text, warning=True)
+    procs = {read.filters[name].members for name in used if read.filters[name].kind == "proc"}
+    for name, place in read.procs.items():
+        if (name,) not in procs:
+            text = f"proc {quote(name)} is not used: no filter names it"
+            yield Problem(place, text, warning=True)
+
+
+def _orders(read: Configuration) -> Iterator[Problem]:
+    """Yield warnings of filters of a listener that are in the wrong order."""
+    told: set[tuple[str, ...]] = set()
+    for listener in read.listeners:
+        names = read.members(listener.filters)
+        for at, name in enumerate(names):
+            for behind in names[at + 1 :]:
+                for text in _of_two(read, name, behind):
+                    if (name, behind) not in told:
+                        told.add((name, behind))
+                        yield _warning(listener, text)
+
+
+def _of_two(read: Configuration, name: str, behind: str) -> Iterator[str]:
+    """Yield what is wrong with the order of two filters."""
+    first, second = read.filters[name], read.filters[behind]
+    if first.action in _LAST and first.phase == second.phase:
+        yield (
+            f"filter {quote(behind)} is not asked about what {quote(name)} matches: smtpd ends "
+            f"the phase {first.phase} at `{first.action}`"
+        )
+    one, two = read.program(name), read.program(behind)
+    if one is None or two is None:
+        return
+    ahead, after = programs_named(one.command), programs_named(two.command)
+    for order in _ORDERS:
+        if order.first in ahead and order.second in after:
+            yield f"filter {quote(behind)}, behind {quote(name)}, {order.why}"
+
+
+def _unfiltered(read: Configuration) -> Iterator[Problem]:
+    """Yield warnings of listeners whose mail passes no filter, if any listener has one."""
+    if not read.used:
+        return
+    sockets = [each for each in read.listeners if each.name == "socket"]
+    for each in read.listeners:
+        if not each.filters and each.name != "socket":
+            yield _warning(each, "no filter: what arrives here passes none")
+    if not sockets:
+        yield Problem(
+            read.start,
+            "no `listen on socket filter ...`: mail that programs of this machine send "
+            "through the socket passes no filter",
+            warning=True,
+        )

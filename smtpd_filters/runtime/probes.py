@@ -1,0 +1,93 @@
+"""Probes: questions to the services that filters depend on, for `smtpd-filters check --online`.
+
+A filter that is started with the environment of `check --online` serves no sessions: it asks its
+services once, in its sandbox and with its user's rights, and writes each result as a line of JSON.
+
+Invariants
+----------
+*Ends*: every probe has a time limit, and all are asked side by side.
+*One each*: filters of a process that ask the same service alike have one probe.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .log import MAX_TEXT, fold_traceback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+#: The start of a line with a result, which is followed by JSON.
+MARK = "smtpd-filters-probe "
+#: Seconds for the answer to a probe.
+TIMEOUT = 10.0
+
+
+class Probe(NamedTuple):
+    """A question to a service.
+
+    `subject` names the service, as in "name server 192.0.2.53". `ask` returns "", or why the
+    service can't be used; what it raises counts as the latter.
+    """
+
+    subject: str
+    ask: Callable[[], Awaitable[str]]
+
+
+class Answer(NamedTuple):
+    """The result of a probe: the fault is "" if the service answers as it should."""
+
+    subject: str
+    seconds: float
+    fault: str
+
+    def line(self) -> str:
+        """Return it as a line for the process that reads the results."""
+        from json import dumps
+
+        return f"{MARK}{dumps(self._asdict())}"
+
+    @classmethod
+    def parse(cls, line: str) -> Answer | None:
+        """Parse a line; None if it isn't a result."""
+        from json import loads
+
+        if not line.startswith(MARK):
+            return None
+        try:
+            found = loads(line[len(MARK) :])
+            return cls(str(found["subject"]), float(found["seconds"]), str(found["fault"]))
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return None
+
+
+async def ask(probes: Iterable[Probe], seconds: float = TIMEOUT) -> list[Answer]:
+    """Ask all side by side; return the answers in the order of the probes, one for each subject."""
+    from asyncio import gather
+
+    return list(await gather(*(_ask(each, seconds) for each in _distinct(probes))))
+
+
+def _distinct(probes: Iterable[Probe]) -> Iterator[Probe]:
+    seen: set[str] = set()
+    for each in probes:
+        if each.subject not in seen:
+            seen.add(each.subject)
+            yield each
+
+
+async def _ask(probe: Probe, seconds: float) -> Answer:
+    from asyncio import timeout
+    from time import monotonic
+
+    began = monotonic()
+    try:
+        async with timeout(seconds):
+            fault = await probe.ask()
+    except TimeoutError:
+        fault = f"no answer within {seconds:g} s"
+    except Exception as error:  # noqa: BLE001  # of a filter's own code
+        fault = fold_traceback(error)
+    return Answer(probe.subject, monotonic() - began, fault[:MAX_TEXT])

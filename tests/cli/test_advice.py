@@ -1,0 +1,85 @@
+"""Warnings about listeners, orders and programs of a smtpd.conf that smtpd accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smtpd_filters.cli.smtpd_conf import about_program, crowded, read
+
+LISTEN = "listen on socket filter {}\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "smtpd.conf"
+
+
+def warnings(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    found = read(str(path))
+    assert found.errors == []
+    return [str(problem).removeprefix(f"{path}:") for problem in found.problems]
+
+
+def declared(**commands: str) -> str:
+    return "".join(f'filter {name} proc-exec "{text}"\n' for name, text in commands.items())
+
+
+def test_a_listener_without_filters(path: Path) -> None:
+    text = declared(f="x") + LISTEN.format("f") + "listen on 127.0.0.1 port 587\n"
+    [warning] = warnings(path, text)
+    assert warning == "3: warning: listen on 127.0.0.1: no filter: what arrives here passes none"
+
+
+@pytest.mark.parametrize("first", ["filter-dkimsign -d x", "filter-supervise filter-dkimsign"])
+@pytest.mark.parametrize("second", ["filter-rewrite", "/usr/bin/filter-content --rules x"])
+def test_a_filter_that_changes_messages_behind_the_signer(
+    path: Path, first: str, second: str
+) -> None:
+    text = declared(sign=first, edit=second)
+    [warning] = warnings(path, text + LISTEN.format("{ sign, edit }"))
+    assert warning.startswith('3: warning: listen on socket: filter "edit", behind "sign", changes')
+    assert warnings(path, text + LISTEN.format("{ edit, sign }")) == []
+    chain = "filter c chain { sign, edit }\n"
+    assert len(warnings(path, text + chain + LISTEN.format("c"))) == 1
+
+
+def test_an_order_is_told_once(path: Path) -> None:
+    text = (
+        declared(sign="filter-dkimsign", edit="filter-rewrite") + "filter c chain { sign edit }\n"
+    )
+    assert len(warnings(path, text + LISTEN.format("c") + "listen on lo filter c\n")) == 1
+
+
+@pytest.mark.parametrize("action", ["junk", "bypass"])
+def test_a_filter_of_smtpd_that_ends_the_phase(path: Path, action: str) -> None:
+    text = f"filter a phase connect match !rdns {action}\nfilter b phase {{}} match rdns junk\n"
+    used = LISTEN.format("{ a, b }")
+    [warning] = warnings(path, text.format("connect") + used)
+    assert warning.endswith(
+        f'"b" is not asked about what "a" matches: smtpd ends the phase connect at `{action}`'
+    )
+    assert warnings(path, text.format("helo") + used) == []
+
+
+def test_several_programs_that_read_messages(path: Path) -> None:
+    path.write_text(declared(a="x", b="y", c="z") + LISTEN.format("{ a, b, c }"))
+    found = read(str(path))
+    lines, others = frozenset({"data-line", "commit"}), frozenset({"connect"})
+    registered = {("filter", "a"): lines, ("filter", "b"): others, ("filter", "c"): lines}
+    [problem] = crowded(found, registered)
+    assert str(problem).startswith(f'{path}:4: warning: listen on socket: "a" and "c" each read')
+    assert list(crowded(found, {("filter", "a"): lines})) == []
+
+
+def test_a_program_of_others(path: Path) -> None:
+    path.write_text(declared(a="/opt/filter-rspamd -v", b="x") + LISTEN.format("{ a, b }"))
+    known, unknown = read(str(path)).programs
+    [problem] = about_program(known, foreign=True)
+    assert problem.warning
+    assert problem.text.endswith("by filter-supervise, or use this package's filter-rspamd")
+    [problem] = about_program(unknown, foreign=True)
+    assert problem.text.endswith("smtpd ends if this program does; run it by filter-supervise")
+    assert list(about_program(known, foreign=False)) == []

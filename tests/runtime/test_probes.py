@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.runtime.probes import MARK, Answer, Probe, ask
+from tests.effort import part
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def says(fault: str) -> Callable[[], Awaitable[str]]:
+    async def answer() -> str:
+        return fault
+
+    return answer
+
+
+async def fails() -> str:
+    raise OSError("no route")
+
+
+async def never() -> str:
+    await asyncio.get_running_loop().create_future()
+    return ""
+
+
+def test_all_are_asked() -> None:
+    probes = [Probe("a", says("")), Probe("b", says("refused")), Probe("c", fails)]
+    a, b, c = asyncio.run(ask(probes))
+    assert (a.subject, a.fault) == ("a", "")
+    assert (b.subject, b.fault) == ("b", "refused")
+    assert c.fault.startswith("OSError: no route")
+
+
+def test_a_service_that_never_answers() -> None:
+    [answer] = asyncio.run(ask([Probe("a", never)], seconds=0.01))
+    assert answer.fault == "no answer within 0.01 s"
+
+
+def test_each_service_is_asked_once() -> None:
+    answers = asyncio.run(ask([Probe("a", says("first")), Probe("a", says("second"))]))
+    assert [each.fault for each in answers] == ["first"]
+
+
+@settings(max_examples=part(200), deadline=None)
+@given(st.builds(Answer, st.text(), st.floats(0, 100), st.text()))
+def test_an_answer_is_read_back(answer: Answer) -> None:
+    line = answer.line()
+    assert line.isascii()
+    assert "\n" not in line
+    assert Answer.parse(line) == answer
+
+
+@settings(max_examples=part(200), deadline=None)
+@given(st.text())
+def test_other_lines_are_no_answers(text: str) -> None:
+    found = Answer.parse(f"{MARK}{text}")
+    assert found is None or isinstance(found, Answer)
+    assert Answer.parse(f"x{text}") is None
+
+
+def test_a_line_that_is_nearly_one() -> None:
+    for text in ("", "{}", "[]", "1", '{"subject": 1, "seconds": "x", "fault": ""}', "[" * 100_000):
+        assert Answer.parse(f"{MARK}{text}") is None
