@@ -1,9 +1,11 @@
-"""An HTTP client with fail-over, its connections, and a circuit breaker for its servers."""
+"""An HTTP client with fail-over, and its connections."""
 
 from __future__ import annotations
 
+from smtpd_filters.lookups.failover.failures import BadReplyError, NotKeptError
+
 from .client import Client, SharedClient
-from .messages import BadReplyError, Endpoint, NotKeptError, Request, Response
+from .messages import Endpoint, Request, Response
 
 __all__ = [
     "BadReplyError",

@@ -1,27 +1,8 @@
 """An HTTP client for one of several equivalent servers, over kept-alive connections.
 
 A request is a POST (a GET without a body). The module is cheap to import; creating a `Client`
-imports aiohttp, at start rather than at the first mail. Causes are texts for the log without
-details that differ between requests, since the log suppresses repeated lines.
-
-Invariants
-----------
-*Never raises*: the result of a request is the reply, or `Unavailable` with the cause, within its
-deadline; only cancellation is raised.
-*Fail-over*: servers are asked in the given order, except those with an open circuit (`breaker`).
-After a refused or broken connection, a timeout or an invalid reply, the next server is asked; when
-all have failed, those that broke the connection are asked again after a pause (`retry`).
-*Timeouts aren't repeated*: a request that timed out would probably do so again, usually because
-of load.
-*Repeated once*: a request without any reply is sent again at once before it counts as a failure,
-since a server may close a kept-alive connection just as it is used, or restart. So a request must
-be safe to repeat. A server that breaks off twice but answers a ping then is healthy and rejects
-this request, such as a message above its own limit; other requests still go to it.
-*Bounded*: a body is sent as it is read, a reply is read as it arrives, up to its limit, and the
-number of pending requests at one server is limited. Waiting for a turn counts against the
-deadline, not against the server.
-*Short of descriptors*: a request without a connection because this machine is short of descriptors
-waits for another request's connection, or for a descriptor, until the deadline (`sockets`).
+imports aiohttp, at start rather than at the first mail. A request is sent to one server after
+another as `smtpd_filters.lookups.failover.group` says, which has the invariants.
 """
 
 from __future__ import annotations
@@ -29,28 +10,23 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.lookups.retry import Failure, Plan
+from smtpd_filters.lookups.failover.group import CONNECTIONS, Group
 
-from .breaker import Breaker
-from .messages import CLOSED, Endpoint, Trouble
+from .messages import Endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeVar
 
+    from smtpd_filters.lookups.outcome import Unavailable
+
     from .messages import Request, Response
 
     T = TypeVar("T")
 
-#: Pending requests at one server, with a connection each; further requests wait.
-CONNECTIONS = 64
-#: How often each server is asked at most.
-ROUNDS = 2
 
-
-class Client:
+class Client(Group):
     """A client for the servers at `urls`, which are as for `Endpoint`.
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
@@ -79,16 +55,9 @@ class Client:
         except ImportError as error:
             label = endpoints[0].label
             raise ConfigError(f"aiohttp is needed to ask {label}: {error}") from None
-        from smtpd_filters.lookups.sockets import Shortage
-
-        #: Requests that wait because this machine is short of descriptors.
-        self.shortage = Shortage()
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
-        self._breaker = Breaker([endpoint.label for endpoint in endpoints])
-        self.timeout = timeout
-        self._deadline = deadline
-        self._clock = clock
-        self._closed = False
+        labels = [endpoint.label for endpoint in endpoints]
+        super().__init__(self.hosts, labels, timeout=timeout, deadline=deadline, clock=clock)
 
     async def ask(
         self, request: Request, read: Callable[[Response], Awaitable[T]]
@@ -101,56 +70,10 @@ class Client:
         """
         from .attempts import Attempts  # loaded by `__init__`
 
-        if self._closed:
-            return Unavailable(CLOSED)
-        now = self._clock()
-        plan = Plan(
-            self._breaker,
-            now,
-            attempts=ROUNDS,
-            timeout=self.timeout,
-            deadline=now + self._deadline,
-        )
-        attempts = Attempts(self, request, read, now + self._deadline)
-        while True:
-            step = plan.next(self._clock())
-            if isinstance(step, Unavailable):
-                return step
-            result = await attempts.ask(step)
-            if not isinstance(result, Trouble):
-                plan.answered()
-                request.trouble = plan.cause("")
-                return result
-            if result.final:
-                return Unavailable(result.cause)
-            plan.failed(result.failure, result.cause, self._clock())
-            if result.failure is Failure.SHORT:
-                await self._wait_for_resources(now + self._deadline)
-
-    async def _wait_for_resources(self, until: float) -> None:
-        """Wait until a connection or a descriptor is free, or until the deadline."""
-        import asyncio
-
-        try:
-            async with asyncio.timeout(max(self.left(until), 0)):
-                await self.shortage.freed()
-        except TimeoutError:
-            pass
-
-    async def aclose(self) -> None:
-        """Close the connections; the result of pending requests is Unavailable."""
-        self._closed = True
-        for host in self.hosts:
-            await host.close()
-
-    def left(self, until: float) -> float:
-        """Return the seconds until a deadline."""
-        return until - self._clock()
-
-    def may_pass(self, server: int) -> bool:
-        """Return whether a server's circuit is open and another's is not."""
-        states = [self._breaker.is_open(each) for each in range(len(self.hosts))]
-        return states[server] and not all(states)
+        attempts = Attempts(self, request, read)
+        result = await self.run(attempts)
+        request.trouble = attempts.trouble
+        return result
 
 
 class SharedClient(Client):

@@ -20,19 +20,23 @@ the rest.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-from _socket import gaierror
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
+from smtpd_filters.lookups.failover.failures import (
+    CLOSED,
+    BadReplyError,
+    Trouble,
+    connect_trouble,
+    reason,
+)
 from smtpd_filters.lookups.retry import Failure
 
 from .intake import UNLIMITED, TCPConnector, UnixConnector, current
-from .messages import CLOSED, BadReplyError, Response, Trouble
+from .messages import Response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -47,10 +51,6 @@ if TYPE_CHECKING:
 KEPT_ALIVE = 75.0
 #: Seconds to establish a connection: a lost SYN is sent again after 1 and after 3 (RFC 6298).
 CONNECT = 5.0
-# Failures of this machine, not of the server: no descriptors, which other requests release, and
-# no local address.
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_LOCAL = frozenset({errno.EADDRNOTAVAIL})
 #: The errors of a failed connect, and of any broken connection, which include those.
 UNCONNECTED = aiohttp.ClientConnectorError
 BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -236,47 +236,14 @@ def trouble(error: Exception, *, replied: bool) -> Trouble:
     unreachable = Failure.UNREACHABLE
     if isinstance(error, aiohttp.ClientConnectorError):
         # The error of a certificate has another attribute.
-        return _connect_trouble(getattr(error, "certificate_error", None) or error.os_error)
+        return connect_trouble(getattr(error, "certificate_error", None) or error.os_error)
     lost = isinstance(error, (OSError, aiohttp.ClientError))  # not a bug of our own
     if isinstance(error, aiohttp.ClientPayloadError) or (replied and lost):
         return Trouble(unreachable, "reply cut short")
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return Trouble(unreachable, "closed the connection")
     if isinstance(error, OSError):  # some of aiohttp's are
-        return Trouble(unreachable, _reason(error, "connection lost"))
+        return Trouble(unreachable, reason(error, "connection lost"))
     if isinstance(error, aiohttp.ClientResponseError):
         return Trouble(Failure.BROKEN, "invalid HTTP response")
     return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])
-
-
-def _connect_trouble(why: Exception) -> Trouble:
-    """Translate the error of a failed connect."""
-    number = getattr(why, "errno", None)
-    if isinstance(why, gaierror):
-        # Without a free descriptor resolving a host's name fails, with various errors.
-        number = _shortage() or number
-    if number in _SHORT:
-        return Trouble(Failure.SHORT, os.strerror(number).lower())
-    failure = Failure.LOCAL if number in _LOCAL else Failure.UNREACHABLE
-    return Trouble(failure, _reason(why, "cannot connect"))
-
-
-def _shortage() -> int:
-    """Return the system's error number for another descriptor; 0 if there is one."""
-    try:
-        os.close(os.dup(0))
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
-def _reason(error: BaseException | None, otherwise: str) -> str:
-    """Return the system's text for a failure, in a few words."""
-    number = getattr(error, "errno", None)
-    if reason := getattr(error, "verify_message", None):
-        return f"bad certificate: {reason}"
-    if reason := getattr(error, "reason", None):  # an SSLError's errno is not the system's
-        return f"no TLS: {reason}".lower().replace("_", " ").replace("tls", "TLS")
-    if isinstance(number, int) and number > 0:
-        return os.strerror(number).lower()
-    return getattr(error, "strerror", None) or otherwise

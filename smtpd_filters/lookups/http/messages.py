@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 
-from smtpd_filters.lookups.outcome import Value
+from smtpd_filters.lookups.failover.failures import (
+    OVERSIZED,
+    BadReplyError,
+    declare_host,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +19,6 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from smtpd_filters.lookups.retry import Failure
     from smtpd_filters.sandbox import Needs
 
     from .connection import Exchange
@@ -25,20 +28,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a reply at most.
 REPLY_LIMIT = 1 << 20
-OVERSIZED = "oversized reply"
 #: Units of work (`pace`) for a piece of content, and bytes for one additional unit.
 _PIECE, _PER_UNIT = 50, 100
-CLOSED = "the client is closed"
-#: Threads in which the C library resolves names of hosts.
-RESOLVING = 8
-
-
-class BadReplyError(Exception):
-    """A server's reply is invalid; the text is the reason."""
-
-
-class NotKeptError(Exception):
-    """A reply can't be stored here, whichever server sends it; the text is the reason."""
 
 
 class Response:
@@ -119,18 +110,6 @@ class Request:
         self.trouble = ""
 
 
-class Trouble(Value):
-    """Why a try failed; `final` if no other server is to be asked."""
-
-    __match_args__ = ("failure", "cause", "final")
-    __slots__ = __match_args__
-
-    def __init__(self, failure: Failure, cause: str, *, final: bool = False) -> None:
-        self.failure = failure
-        self.cause = cause
-        self.final = final
-
-
 class Endpoint:
     """The address of a server: `url` is `http://HOST[:PORT][/PATH]` or the path of a unix socket.
 
@@ -171,6 +150,4 @@ class Endpoint:
             needs.to_connect_unix(self.socket)
             return
         host, port = self._server
-        needs.to_connect(host, port)
-        if needs.resolves:
-            needs.to_start_threads(RESOLVING)
+        declare_host(needs, host, port)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.failover.failures import CLOSED
 from smtpd_filters.lookups.http import (
     BadReplyError,
     Client,
@@ -29,7 +30,6 @@ from smtpd_filters.lookups.http import (
     intake,
 )
 from smtpd_filters.lookups.http.intake import HEAD, PIECE, Intake
-from smtpd_filters.lookups.http.messages import CLOSED
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.runtime.pace import TURN, Pace, pace

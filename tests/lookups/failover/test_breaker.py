@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from smtpd_filters.lookups.http.breaker import Breaker
+from smtpd_filters.lookups.failover.breaker import Breaker
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Failure, Plan
 
