@@ -450,7 +450,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l connections -x -
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l skip -x -a 'local socket authenticated TABLE' -d 'The same as --exempt'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l max-size -x -d 'The size up to which messages are scanned'
-complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l larger -x -a 'skip tempfail' -d 'What to do with a larger message: accept it without a scan, or refuse it with a temporary code'
+complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l larger -x -a 'skip tempfail reject' -d 'What to do with a larger message: accept it without a scan, or refuse it with a temporary or a permanent code'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l headers -x -a 'minimal extended' -d 'The header fields of a message that the daemon marks: X-Spam alone, or X-Spam-Score and X-Spam-Status as well'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l action -x -d 'The outcome of an action of the daemon, such as one added by its configuration: accept, junk (mark), rewrite (the subject), tempfail or reject'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l envelope-changes -x -a 'log tempfail' -d 'What to do when the daemon requests another sender or other recipients, which smtpd accepts from no filter: log it and continue, or refuse the message with a temporary code'

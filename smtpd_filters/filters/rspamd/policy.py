@@ -8,9 +8,8 @@ Invariants
 ----------
 *Never unscanned by accident*: a message that can't be scanned is refused temporarily, unless the
 operator chose otherwise: `--on-error` decides about every failure between here and the daemon.
-*As delivered*: a message is scanned once, when it is complete, and as it will be delivered, with
-From, To and Cc as smtpd completes them after all filters, so that the daemon's signatures are
-valid there (`smtpd_filters.message.completion`). A first line of an mbox file is left out.
+*As delivered*: a message is scanned once, when it is complete, and as it will be delivered
+(`smtpd_filters.scanning.intake`).
 *Bounded*: memory and work are limited, however many messages are pending and whatever a daemon
 replies: a small message is sent at once, a large one is read as it is sent, and a reply is read as
 it arrives.
@@ -18,29 +17,25 @@ it arrives.
 
 from __future__ import annotations
 
-from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option, exempted
+from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request, SharedClient
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
-from smtpd_filters.message.completion import complete
-from smtpd_filters.protocol.decisions import PROCEED, Marked, Proceed, Reject
-from smtpd_filters.settings import (
-    INTEGER,
-    LIST,
-    MAX_DEADLINE,
-    PATH,
-    SECONDS,
-    SIZE,
-    SWITCH,
-    TEXT,
-    Settings,
-    Shared,
-    choice,
-    option,
+from smtpd_filters.scanning.intake import Content
+from smtpd_filters.scanning.intake import Intake as Messages
+from smtpd_filters.scanning.options import (
+    connections_option,
+    envelope_option,
+    headers_option,
+    larger_option,
+    max_size_option,
+    timeout_option,
 )
+from smtpd_filters.scanning.servers import SHARE, ServersSetting
+from smtpd_filters.settings import LIST, PATH, SWITCH, TEXT, Settings, choice, option
 from smtpd_filters.settings.secrets import read_secret
 
 from .edits import Options as Edits
@@ -51,48 +46,28 @@ from .request import Facts, fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.lookups.http.zstd import Codec
-    from smtpd_filters.message import Headers, Message
-    from smtpd_filters.sandbox import Needs
+    from smtpd_filters.message import Message
+    from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
     from smtpd_filters.session import Session
 
     from .reply_reader import Intake
 
 #: The path of a scan.
 SCAN = "/checkv2"
-#: Bytes of a message that is sent at once; most mail is smaller.
-SMALL = 64 << 10
-#: The start of an mbox file's first line.
-_MBOX = b"From "
-#: Chunks that are read in a row, while all other sessions wait.
-ROW = 16
-# RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
-# another exchanger may accept the message.
-TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
 
 
-class _ClientSetting(Shared[Client]):
+class _ClientSetting(ServersSetting[Client]):
     """The HTTP client, shared by the filters of a process that ask the same daemons alike."""
-
-    def key(self, filter_: Rspamd) -> tuple[object, ...]:
-        """Return the daemons, the times and the number of connections."""
-        settings = filter_.settings
-        urls = filter_._urls  # noqa: SLF001  # one module
-        return urls, settings.timeout, filter_.deadline, settings.connections
-
-    def declare(self, filter_: Rspamd, needs: Needs) -> None:
-        """Declare a descriptor for each connection; the option `url` declares the daemons."""
-        settings = filter_.settings
-        needs.to_open(settings.connections * len(settings.url))
 
     def open(self, filter_: Rspamd) -> Client:
         """Return a client; it connects when it is asked."""
         settings = filter_.settings
         return SharedClient(
-            filter_._urls,  # noqa: SLF001  # one module
+            filter_.servers,
             timeout=settings.timeout,
             deadline=filter_.deadline * filter_.share,
             connections=settings.connections,
@@ -111,7 +86,7 @@ class Rspamd(Filter):
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 60.0
     #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
-    share = 0.95
+    share = SHARE
 
     class Options(Settings):
         """The daemons, the facts in a request, exempt clients, and the use of a reply."""
@@ -130,40 +105,17 @@ class Rspamd(Filter):
             flags=("-settings-id",),
             help="The id of the section of the daemon's settings module to apply.",
         )
-        timeout = option(
-            SECONDS(low=0.01, high=MAX_DEADLINE),
-            default=15.0,
-            help="How long to wait for a daemon's reply before the next one is asked. The daemon's "
-            "own limit, task_timeout, should be lower. The limit for all daemons together is "
-            "--deadline.",
-        )
-        connections = option(
-            INTEGER(low=1, high=10000),
-            default=64,
-            help="How many messages are sent to a daemon at a time; further ones wait.",
-        )
+        timeout = timeout_option(15.0, "The daemon's own limit, task_timeout, should be lower.")
+        connections = connections_option()
         exempt = exempt_option(what="Clients whose mail is not scanned")
         skip = option(EXEMPT, default=Exempt(), help="The same as --exempt.")
-        max_size = option(
-            SIZE(low=1 << 10),
-            default=50 << 20,
-            help="The size up to which messages are scanned. It should not be above the daemon's "
-            "own limit, max_message, which has the same default: scanning a message above that "
-            "limit fails.",
+        max_size = max_size_option(
+            50 << 20,
+            "It should not be above the daemon's own limit, max_message, which has the same "
+            "default: scanning a message above that limit fails.",
         )
-        larger = option(
-            choice("skip", "tempfail"),
-            default="skip",
-            help="What to do with a larger message: accept it without a scan, or refuse it with a "
-            "temporary code.",
-        )
-        headers = option(
-            choice("minimal", "extended"),
-            default="extended",
-            help="The header fields of a message that the daemon marks: X-Spam alone, or "
-            "X-Spam-Score and X-Spam-Status as well. The header fields that the daemon itself adds "
-            "are added in any case.",
-        )
+        larger = larger_option()
+        headers = headers_option()
         action = option(
             LIST(ACTION),
             default=(),
@@ -171,13 +123,7 @@ class Rspamd(Filter):
             "accept, junk (mark), rewrite (the subject), tempfail or reject. An unknown action is "
             "a failure. By default discard rejects, and quarantine marks.",
         )
-        envelope_changes = option(
-            choice("log", "tempfail"),
-            default="log",
-            help="What to do when the daemon requests another sender or other recipients, which "
-            "smtpd accepts from no filter: log it and continue, or refuse the message with a "
-            "temporary code.",
-        )
+        envelope_changes = envelope_option()
         authserv_id = option(
             TEXT,
             default="",
@@ -214,16 +160,19 @@ class Rspamd(Filter):
 
     settings: Options
 
-    _exempt: Exempt
     _client = _ClientSetting()
     _codec: Codec | None
-    _urls: tuple[str, ...]
+    #: The URLs of the daemons.
+    servers: tuple[str, ...]
+    _messages: Messages
     _intake: Intake
 
     def setup(self) -> None:
         """Prepare requests and edits."""
         settings = self.settings
-        self._exempt = settings.exempt + settings.skip
+        self._messages = Messages(
+            settings.exempt + settings.skip, max_size=settings.max_size, larger=settings.larger
+        )
         self._codec = _codec(settings.compress)
         self._facts = Facts(
             settings_id=settings.settings_id,
@@ -240,7 +189,7 @@ class Rspamd(Filter):
             headers=settings.headers,
         )
         try:
-            self._urls = tuple(checked(url) for url in settings.url)
+            self.servers = tuple(checked(url) for url in settings.url)
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
         from .reply_reader import Intake  # imports asyncio
@@ -261,25 +210,17 @@ class Rspamd(Filter):
 
     async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         """Scan the message, unless its client is exempt."""
-        if why := self._exempt.reason(session):
-            return exempted(self, why)
-        if session.server_name:
-            complete(message.headers, session.server_name)
-        head = _without_mbox_line(message.headers)
-        size, whole = await _measure(message.iter_bytes(head=head))
-        if size > self.settings.max_size:
-            reason = f"not scanned: {size} bytes are more than --max-size"
-            return (PROCEED if self.settings.larger == "skip" else TOO_LARGE).because(reason)
+        content = await self._messages.content(self, session, message)
+        if not isinstance(content, Content):
+            return content
         headers, left_out = fields(session, self._facts, self.smtpd.get("admd", ""))
-        limit = MAX_JSON + 2 * size
+        limit = MAX_JSON + 2 * content.size
         codec = self._codec
         if codec is not None:
-            packed = lambda: codec.compress(message.iter_bytes(head=head))  # noqa: E731  # a body
+            packed = lambda: codec.compress(content.chunks())  # noqa: E731  # a body
             request = Request(SCAN, headers, packed, limit=limit)
         else:
-            # Only a small message is in memory.
-            body = (lambda: message.iter_bytes(head=head)) if whole is None else whole
-            request = Request(SCAN, headers, body, size=size, limit=limit)
+            request = Request(SCAN, headers, content.body, size=content.size, limit=limit)
         intake = self._intake
         reply = await self._client.ask(
             request, lambda response: intake.read(response, message.new_body, limit)
@@ -294,39 +235,6 @@ class Rspamd(Filter):
             return await apply(reply, message, self._edits)
         except ReplyError as error:
             raise UnavailableError(str(error)) from None
-
-
-def _without_mbox_line(headers: Headers) -> list[bytes] | None:
-    """Return the lines of a header block without the first line of an mbox file; None if not found.
-
-    A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
-    There the daemon would parse it as the end of the header, and raise the score for every missing
-    field.
-    """
-    lines = headers.lines()
-    for at, line in enumerate(lines):
-        # "From :" is a field in obsolete syntax: RFC 5322 section 4.5.2.
-        if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
-            end = at + 1
-            while end < len(lines) and lines[end].startswith((b" ", b"\t")):
-                end += 1
-            return lines[:at] + lines[end:]
-    return None
-
-
-async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
-    """Return the size of a message in bytes, and the message itself if it is small."""
-    size = 0
-    parts: list[bytes] = []
-    for at, chunk in enumerate(chunks, 1):
-        size += len(chunk)
-        if size <= SMALL:
-            parts.append(chunk)
-        elif at % ROW == 0:
-            from asyncio import sleep  # already loaded
-
-            await sleep(0)
-    return size, b"".join(parts) if size <= SMALL else None
 
 
 def _codec(compress: str) -> Codec | None:

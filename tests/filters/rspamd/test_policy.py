@@ -15,8 +15,8 @@ from smtpd_filters.checks.exemptions import EXEMPT, Exempt
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.rspamd.kinds import ACTION
-from smtpd_filters.filters.rspamd.policy import SMALL
 from smtpd_filters.lookups.http import zstd
+from smtpd_filters.scanning.intake import SMALL
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, RspamdStub

@@ -1,0 +1,130 @@
+"""The message as a scanner gets it: measured, complete, and read as it is sent.
+
+Invariants
+----------
+*As delivered*: a message is scanned as it will be delivered, with From, To and Cc as smtpd
+completes them after all filters, so that a scanner's signatures are valid there
+(`smtpd_filters.message.completion`). A first line of an mbox file is left out.
+*Bounded*: only a small message is in memory; a large one is read from the spool each time that it
+is sent.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.checks.exemptions import exempted
+from smtpd_filters.message.completion import complete
+from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from smtpd_filters.checks.exemptions import Exempt
+    from smtpd_filters.filter import Filter
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.session import Session
+
+#: Bytes of a message that is sent at once; most mail is smaller.
+SMALL = 64 << 10
+#: The start of an mbox file's first line.
+_MBOX = b"From "
+#: Chunks that are read in a row, while all other sessions wait.
+ROW = 16
+# RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
+# another exchanger may accept the message.
+TOO_LARGE = Reject("451 4.3.4 Message too large to be scanned, please try again later")
+#: The same for good.
+NEVER = Reject("552 5.3.4 Message too large to be scanned")
+#: What may become of a larger message.
+LARGER = ("skip", "tempfail", "reject")
+_LARGER: dict[str, Proceed | Reject] = {"skip": PROCEED, "tempfail": TOO_LARGE, "reject": NEVER}
+
+
+class Content:
+    """A message to be scanned; `size` is its bytes, each line end counted as one (LF)."""
+
+    __slots__ = ("_head", "_message", "_whole", "size")
+
+    def __init__(
+        self, message: Message, head: list[bytes] | None, size: int, whole: bytes | None
+    ) -> None:
+        self._message = message
+        self._head = head
+        self._whole = whole
+        self.size = size
+
+    def chunks(self) -> Iterator[bytes]:
+        """Return the chunks of the message from its beginning; this can be called repeatedly."""
+        if self._whole is not None:
+            return iter((self._whole,))
+        return self._message.iter_bytes(head=self._head)
+
+    @property
+    def body(self) -> bytes | Callable[[], Iterator[bytes]]:
+        """The message if it is small, otherwise a function that returns its chunks."""
+        return self.chunks if self._whole is None else self._whole
+
+
+class Intake:
+    """Decides whether a message is scanned: by its client (`exempt`) and its size.
+
+    `max_size` is in bytes; `larger`, one of `LARGER`, is for messages above it.
+    """
+
+    __slots__ = ("exempt", "max_size", "too_large")
+
+    def __init__(self, exempt: Exempt, *, max_size: int, larger: str) -> None:
+        self.exempt = exempt
+        self.max_size = max_size
+        self.too_large = _LARGER[larger]
+
+    async def content(
+        self, filter_: Filter, session: Session, message: Message
+    ) -> Content | Proceed | Reject:
+        """Return the message to be scanned, completed, or the decision if it isn't.
+
+        Raises SpoolError.
+        """
+        if why := self.exempt.reason(session):
+            return exempted(filter_, why)
+        if session.server_name:
+            complete(message.headers, session.server_name)
+        head = without_mbox_line(message.headers)
+        size, whole = await _measure(message.iter_bytes(head=head))
+        if size > self.max_size:
+            reason = f"not scanned: {size} bytes are more than --max-size"
+            return self.too_large.because(reason)
+        return Content(message, head, size, whole)
+
+
+def without_mbox_line(headers: Headers) -> list[bytes] | None:
+    """Return the lines of a header block without the first line of an mbox file; None if not found.
+
+    A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
+    There a scanner would parse it as the end of the header, and raise the score for every missing
+    field.
+    """
+    lines = headers.lines()
+    for at, line in enumerate(lines):
+        # "From :" is a field in obsolete syntax: RFC 5322 section 4.5.2.
+        if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
+            end = at + 1
+            while end < len(lines) and lines[end].startswith((b" ", b"\t")):
+                end += 1
+            return lines[:at] + lines[end:]
+    return None
+
+
+async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
+    """Return the size of a message in bytes, and the message itself if it is small."""
+    size = 0
+    parts: list[bytes] = []
+    for at, chunk in enumerate(chunks, 1):
+        size += len(chunk)
+        if size <= SMALL:
+            parts.append(chunk)
+        elif at % ROW == 0:
+            from asyncio import sleep  # already loaded
+
+            await sleep(0)
+    return size, b"".join(parts) if size <= SMALL else None

@@ -1,0 +1,87 @@
+"""The client of scanners' servers, shared by the filters of a process that ask them alike."""
+
+from __future__ import annotations
+
+from smtpd_filters.settings import Shared
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any, Protocol, TypeVar
+
+    from smtpd_filters.lookups.stream import Address, Client
+    from smtpd_filters.lookups.stream.connection import Connection
+    from smtpd_filters.sandbox import Needs
+    from smtpd_filters.settings.shared import Closable
+
+    T = TypeVar("T", bound=Closable)
+
+    class Scanner(Protocol):
+        """What a filter has whose client is shared."""
+
+        #: The settings, with `timeout` and `connections`.
+        settings: Any
+        deadline: float
+        #: The part of `deadline` for the servers' replies (`SHARE`).
+        share: float
+
+        @property
+        def servers(self) -> Sequence[Any]:
+            """The addresses of the servers, after `setup`."""
+
+else:  # the same name without the cost of importing typing
+    T = None
+
+#: The part of `--deadline` for the servers' replies; the rest is for the filter's own work.
+SHARE = 0.95
+
+
+class ServersSetting(Shared[T]):
+    """A client that is opened for `filter.servers`; a subclass makes it."""
+
+    def key(self, filter_: Scanner) -> tuple[object, ...]:
+        """Return the servers, the times and the number of connections."""
+        settings = filter_.settings
+        servers = tuple(filter_.servers)
+        return servers, settings.timeout, filter_.deadline, settings.connections
+
+    def declare(self, filter_: Scanner, needs: Needs) -> None:
+        """Declare a descriptor for each connection; the option of the servers declares them."""
+        needs.to_open(filter_.settings.connections * len(filter_.servers))
+
+
+class StreamSetting(ServersSetting["Client"]):
+    """A client of `smtpd_filters.lookups.stream`; its parameters are those of `Client`."""
+
+    def __init__(
+        self,
+        *,
+        ping: Callable[[Connection], Awaitable[Any]] | None = None,
+        idle: float = 0.0,
+    ) -> None:
+        self._ping = ping
+        self._idle = idle
+
+    def key(self, filter_: Scanner) -> tuple[object, ...]:
+        """Return what makes two clients alike."""
+        return (*super().key(filter_), self._ping, self._idle)
+
+    def open(self, filter_: Scanner) -> Client:
+        """Return a client; it connects when it is asked."""
+        from smtpd_filters.lookups.stream.client import SharedClient  # start-up time
+
+        servers: Sequence[Address] = filter_.servers
+        return SharedClient(
+            servers,
+            timeout=filter_.settings.timeout,
+            deadline=filter_.deadline * filter_.share,
+            connections=filter_.settings.connections,
+            ping=self._ping,
+            idle=self._idle,
+        )
+
+    async def close(self, opened: Client) -> None:
+        """Close the client, of which `aclose` raises RuntimeError."""
+        from smtpd_filters.lookups.stream.client import Client
+
+        await Client.aclose(opened)

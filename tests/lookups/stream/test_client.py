@@ -1,0 +1,531 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.lookups.failover.failures import CLOSED
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.retry import SILENCES
+from smtpd_filters.lookups.stream import Address, BadReplyError, Client, NotKeptError
+from smtpd_filters.lookups.stream.connection import HIGH, Connection, LostError, connect
+from tests.effort import part
+from tests.loading import loaded
+from tests.lookups.stream.peer import broken, close, echo, flood, half, hang, reset, says, served
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.lookups.stream.peer import Script
+
+#: Where nobody listens: a port below those that the system gives.
+NOWHERE = Address("127.0.0.1", 1)
+MIB = 1 << 20
+
+
+async def line(connection: Connection) -> bytes:
+    """Send a line and return the server's."""
+    await connection.write(b"hello\n")
+    return await connection.read_until(b"\n", 100)
+
+
+async def kept_line(connection: Connection) -> bytes:
+    """The same, after which the connection may be used again."""
+    said = await line(connection)
+    connection.keep()
+    return said
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true, which the server's side makes so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0.001)
+
+
+async def write_on(connection: Connection) -> None:
+    """Write until that fails."""
+    while True:
+        await connection.write(b"x" * 65536)
+
+
+def client(*addresses: Address, **given: Any) -> Client:
+    return Client(addresses, **{"timeout": 5.0, "deadline": 20.0, **given})
+
+
+def asked(
+    script: Script,
+    exchange: Callable[[Connection], Awaitable[Any]] = line,
+    *more: Script,
+    path: str = "",
+    **given: Any,
+) -> Any:
+    """Return the result of an exchange with a server with this script."""
+
+    async def ask() -> Any:
+        async with served(script, *more, path=path) as peer:
+            one = client(peer.address, **given)
+            said = await one.ask(exchange)
+            await one.aclose()
+            return said
+
+    return asyncio.run(ask())
+
+
+def test_a_reply() -> None:
+    assert asked(echo) == b"hello\n"
+
+
+def test_a_reply_over_a_unix_socket(tmp_path: Path) -> None:
+    assert asked(echo, path=str(tmp_path / "socket")) == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        (hang, "timeout"),
+        (close, "closed the connection"),
+        (broken, "connection reset by peer"),
+        (half, "reply cut short"),
+        (flood, "oversized reply"),
+        (says(b"x" * 100 + b"\n"), "oversized reply"),
+    ],
+)
+def test_a_failure_is_a_value_with_its_cause(script: Script, cause: str) -> None:
+    said = asked(script, timeout=0.2)
+    assert isinstance(said, Unavailable)
+    assert said.cause.endswith(f" {cause}")
+    assert said.cause.startswith("127.0.0.1:")
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    async def ask() -> Any:
+        return await client(NOWHERE, Address(path=str(tmp_path / "socket"))).ask(line)
+
+    assert asyncio.run(ask()) == Unavailable(
+        f"127.0.0.1:1 connection refused, {tmp_path}/socket no such file or directory"
+    )
+
+
+def test_a_host_that_does_not_exist() -> None:
+    said = asyncio.run(client(Address("host.invalid", 25)).ask(line))
+    assert isinstance(said, Unavailable)
+
+
+def test_a_name_of_a_host() -> None:
+    async def ask() -> Any:
+        async with served(echo) as peer:
+            return await client(Address("localhost", peer.address.port)).ask(line)
+
+    assert asyncio.run(ask()) == b"hello\n"
+
+
+@pytest.mark.parametrize("script", [hang, close, broken, half, flood])
+def test_the_next_server_is_asked(script: Script) -> None:
+    async def ask() -> tuple[Any, list[str]]:
+        trouble: list[str] = []
+        async with served(script) as bad, served(echo) as good:
+            said = await client(NOWHERE, bad.address, good.address, timeout=0.2).ask(
+                line, trouble=trouble
+            )
+        return said, trouble
+
+    said, trouble = asyncio.run(ask())
+    assert said == b"hello\n"
+    assert trouble[0].startswith("127.0.0.1:1 connection refused, 127.0.0.1:")
+
+
+def test_a_request_without_a_reply_is_repeated_once() -> None:
+    assert asked(broken, line, echo) == b"hello\n"
+    assert asked(close, line, echo) == b"hello\n"
+
+
+def test_a_server_that_breaks_off_but_answers_a_ping_is_healthy() -> None:
+    async def ping(connection: Connection) -> None:
+        await connection.write(b"ping\n")
+        await connection.read_until(b"\n", 10)
+
+    said = asked(broken, line, broken, echo, ping=ping)
+    assert said.cause.endswith("closed the connection, but answers a ping")
+
+
+def test_a_dead_server_costs_a_few_time_outs() -> None:
+    async def ask() -> int:
+        async with served(hang) as bad, served(echo) as good:
+            one = client(bad.address, good.address, timeout=0.05)
+            for _ in range(SILENCES + 3):
+                assert await one.ask(line) == b"hello\n"
+            return bad.accepted
+
+    assert asyncio.run(ask()) == SILENCES
+
+
+def test_it_is_over_at_the_deadline() -> None:
+    async def ask() -> Any:
+        async with served(hang) as one, served(hang) as two:
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            said = await client(one.address, two.address, timeout=5, deadline=0.2).ask(line)
+            return said, loop.time() - started
+
+    said, took = asyncio.run(ask())
+    assert isinstance(said, Unavailable)
+    assert took < 4
+
+
+def test_no_more_connections_than_allowed_are_opened() -> None:
+    most = [0]
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = await reader.readline()
+        for _ in range(20):
+            await asyncio.sleep(0)
+            most[0] = max(most[0], peer_of[0].open)
+        writer.write(said)
+
+    peer_of: list[Any] = []
+
+    async def ask() -> list[Any]:
+        async with served(slow) as peer:
+            peer_of.append(peer)
+            one = client(peer.address, connections=3)
+            return await asyncio.gather(*(one.ask(line) for _ in range(20)))
+
+    assert asyncio.run(ask()) == [b"hello\n"] * 20
+    assert 1 <= most[0] <= 3
+
+
+# -- connections ------------------------------------------------------------------------------
+
+
+def test_connections_are_closed_unless_they_are_kept() -> None:
+    async def ask(exchange: Callable[[Connection], Awaitable[bytes]], idle: float) -> int:
+        async with served(echo) as peer:
+            one = client(peer.address, idle=idle)
+            for _ in range(3):
+                assert await one.ask(exchange) == b"hello\n"
+            await one.aclose()
+            return peer.accepted
+
+    assert asyncio.run(ask(line, 0)) == 3
+    assert asyncio.run(ask(line, 60)) == 3
+    assert asyncio.run(ask(kept_line, 0)) == 3
+    assert asyncio.run(ask(kept_line, 60)) == 1
+
+
+def test_an_unused_connection_is_closed_after_a_time() -> None:
+    async def ask() -> int:
+        async with served(echo) as peer:
+            one = client(peer.address, idle=0.02)
+            await one.ask(kept_line)
+            await until(lambda: not peer.open)
+            await one.ask(kept_line)
+            await one.aclose()
+            return peer.accepted
+
+    assert asyncio.run(ask()) == 2
+
+
+def test_a_connection_is_used_for_its_lifetime() -> None:
+    async def ask(lifetime: float) -> int:
+        async with served(echo) as peer:
+            one = client(peer.address, idle=60, lifetime=lifetime)
+            for _ in range(3):
+                await one.ask(kept_line)
+            await one.aclose()
+            return peer.accepted
+
+    assert asyncio.run(ask(0)) == 3
+    assert asyncio.run(ask(60)) == 1
+
+
+@pytest.mark.parametrize("unasked", [b"", b"x", b"hello\n"])
+def test_a_connection_with_anything_unread_is_not_used_again(unasked: bytes) -> None:
+    """The server says more than it was asked for, or nothing more."""
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.readline():
+            writer.write(said + unasked)
+
+    async def ask() -> int:
+        async with served(twice) as peer:
+            one = client(peer.address, idle=60)
+            for _ in range(3):
+                assert await one.ask(kept_line) == b"hello\n"
+            await one.aclose()
+            return peer.accepted
+
+    assert asyncio.run(ask()) == (3 if unasked else 1)
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_nothing() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+
+    async def ask() -> int:
+        async with served(once) as peer:
+            one = client(peer.address, idle=60)
+            for _ in range(5):
+                assert await one.ask(kept_line) == b"hello\n"
+            await one.aclose()
+            return peer.accepted
+
+    assert asyncio.run(ask()) == 5
+
+
+def test_kept_connections_that_are_all_stale_cost_one_repeated_request() -> None:
+    """The server takes the second request of each connection, and restarts."""
+
+    async def stale(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await reader.readline()
+        reset(writer)
+
+    async def ask() -> Any:
+        async with served(stale, stale, echo) as peer:
+            one = client(peer.address, idle=60)
+            await asyncio.gather(one.ask(kept_line), one.ask(kept_line))
+            said = await one.ask(kept_line)
+            await one.aclose()
+            return said
+
+    assert asyncio.run(ask()) == b"hello\n"
+
+
+def test_an_exchange_that_is_given_up_leaves_nothing_behind() -> None:
+    async def ask() -> None:
+        async with served(hang) as peer:
+            one = client(peer.address, connections=1, idle=60)
+            for _ in range(3):
+                work = asyncio.ensure_future(one.ask(kept_line))
+                await until(lambda: peer.open > 0)
+                work.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await work
+                await until(lambda: not peer.open)
+
+    asyncio.run(ask())
+
+
+def test_a_closed_client_is_unavailable() -> None:
+    async def ask() -> list[Any]:
+        async with served(hang) as peer:
+            one = client(peer.address)
+            pending = asyncio.ensure_future(one.ask(line))
+            await until(lambda: peer.open > 0)
+            await one.aclose()
+            return [await pending, await one.ask(line)]
+
+    pending, later = asyncio.run(ask())
+    assert CLOSED in pending.cause
+    assert later == Unavailable(CLOSED)
+
+
+def test_a_socket_whose_queue_is_full_is_waited_for(tmp_path: Path) -> None:
+    """asyncio would take the connection for established."""
+    path = str(tmp_path / "socket")
+
+    async def ask() -> Any:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen(0)
+            waiting = []
+            try:
+                for _ in range(64):
+                    one = socket.socket(socket.AF_UNIX)
+                    waiting.append(one)
+                    one.setblocking(False)  # noqa: FBT003  # its only parameter
+                    one.connect(path)
+            except BlockingIOError:
+                pass
+            else:  # another system than Linux, or a queue without end
+                pytest.skip("the queue of this system doesn't fill")
+            asked = asyncio.ensure_future(client(Address(path=path), timeout=10).ask(line))
+            await asyncio.sleep(0)
+            for one in waiting:
+                one.close()
+            server.setblocking(False)  # noqa: FBT003  # its only parameter
+            loop = asyncio.get_running_loop()
+            while True:
+                accepted, _ = await loop.sock_accept(server)
+                with accepted:
+                    if await loop.sock_recv(accepted, 10):
+                        await loop.sock_sendall(accepted, b"yes\n")
+                        return await asked
+
+    assert asyncio.run(ask()) == b"yes\n"
+
+
+# -- what an exchange reads and writes ----------------------------------------------------------
+
+
+def test_the_forms_of_reading() -> None:
+    async def read(connection: Connection) -> list[bytes]:
+        await connection.write(b"\n")
+        return [
+            await connection.read_exactly(3),
+            await connection.read_until(b"--", 10),
+            await connection.read(2),
+            await connection.read_to_end(100),
+            await connection.read(),
+        ]
+
+    assert asked(says(b"abcde--fghij"), read) == [b"abc", b"de--", b"fg", b"hij", b""]
+
+
+@pytest.mark.parametrize("size", [100, HIGH, 3 * HIGH])
+def test_a_read_has_a_limit(size: int) -> None:
+    async def until(connection: Connection) -> bytes:
+        await connection.write(b"\n")
+        return await connection.read_until(b"\n", size)
+
+    async def to_end(connection: Connection) -> bytes:
+        await connection.write(b"\n")
+        return await connection.read_to_end(size)
+
+    data = b"x" * (size - 1) + b"\n"
+    for exchange in (until, to_end):
+        assert asked(says(data), exchange) == data
+        assert isinstance(asked(says(b"x" + data), exchange), Unavailable)
+
+
+def test_what_is_not_read_is_not_taken_from_the_server() -> None:
+    sent = [0]
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        while sent[0] < 64 * MIB:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent[0] += 65536
+
+    async def read(connection: Connection) -> bytes:
+        await connection.write(b"\n")
+        before = -1
+        while sent[0] != before:
+            before = sent[0]
+            await asyncio.sleep(0.05)
+        return await connection.read(1)
+
+    assert asked(pour, read) == b"x"
+    assert sent[0] < 32 * MIB
+
+
+def test_what_is_sent_is_made_no_faster_than_it_is_taken() -> None:
+    made = [0]
+
+    async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: ARG001
+        await asyncio.sleep(30)
+
+    def chunks() -> Any:
+        for _ in range(1000):
+            made[0] += 65536
+            yield b"x" * 65536
+
+    async def send(connection: Connection) -> bool:
+        return await connection.send(chunks())
+
+    assert isinstance(asked(idle, send, timeout=0.5), Unavailable)
+    assert made[0] < 32 * MIB
+
+
+@pytest.mark.parametrize("ends", ["close", "reset", "half-close"])
+@pytest.mark.parametrize("over", ["tcp", "unix"])
+def test_a_reply_may_come_before_all_is_sent(tmp_path: Path, ends: str, over: str) -> None:
+    """The server says why it doesn't read on, and closes with bytes of ours unread."""
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"too large\n")
+        await writer.drain()
+        if ends == "half-close":
+            writer.write_eof()
+            await reader.read(1000)
+        elif ends == "close":
+            writer.transport.abort()
+
+    async def send(connection: Connection) -> tuple[bool, bytes]:
+        whole = await connection.send(itertools.repeat(b"x" * 65536, 1000))
+        return whole, await connection.read_until(b"\n", 100)
+
+    path = str(tmp_path / "socket") if over == "unix" else ""
+    for _ in range(10):
+        assert asked(early, send, path=path) == (False, b"too large\n")
+
+
+def test_a_failed_write_does_not_lose_what_has_arrived(tmp_path: Path) -> None:
+    """The reply is there, but asyncio learns first that nothing can be written any more."""
+    path = str(tmp_path / "socket")
+
+    async def write() -> bytes:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            connection = await connect(Address(path=path))
+            accepted, _ = server.accept()
+            accepted.sendall(b"too large\n")
+            accepted.close()
+            with pytest.raises(LostError):
+                await write_on(connection)
+            return await connection.read_until(b"\n", 100)
+
+    assert asyncio.run(write()) == b"too large\n"
+
+
+def test_a_chunk_that_cannot_be_made_ends_it() -> None:
+    def chunks() -> Any:
+        yield b"x"
+        raise OSError("disk on fire")
+
+    async def send(connection: Connection) -> bool:
+        return await connection.send(chunks())
+
+    assert asked(hang, send) == Unavailable("disk on fire")
+
+
+def test_an_exchange_decides_about_the_reply() -> None:
+    async def invalid(connection: Connection) -> None:
+        await line(connection)
+        raise BadReplyError("not what was asked for")
+
+    async def full(connection: Connection) -> None:
+        await line(connection)
+        raise NotKeptError("no space left")
+
+    async def buggy(connection: Connection) -> None:
+        await line(connection)
+        raise KeyError("x")
+
+    assert asked(echo, invalid).cause.endswith(" not what was asked for")
+    assert asked(echo, full) == Unavailable("no space left")
+    assert asked(echo, buggy).cause.endswith(" KeyError: 'x'")
+
+
+@settings(max_examples=part(50), deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=50), max_size=8), st.booleans())
+def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes], resets: bool) -> None:  # noqa: FBT001  # drawn
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        if resets:
+            reset(writer)
+
+    said = asked(say)
+    sent = b"".join(pieces)
+    if isinstance(said, Unavailable):
+        assert resets or b"\n" not in sent[:100]
+    else:
+        assert said == sent[: sent.index(b"\n") + 1]
+
+
+def test_importing_it_does_not_import_asyncio() -> None:
+    assert "asyncio" not in loaded("import smtpd_filters.lookups.stream")

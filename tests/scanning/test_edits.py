@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.message import Headers
+from smtpd_filters.scanning.edits import Edits
+from smtpd_filters.scanning.outcomes import LONGEST, refusal, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+RECEIVED = b"Received: from client by mx"
+
+
+def edited(block: list[bytes], work: Callable[[Edits], Awaitable[object]]) -> list[bytes]:
+    """The lines of a header block after its edits; nothing may be left out."""
+
+    async def edit() -> list[bytes]:
+        headers = Headers(block)
+        notes: list[str] = []
+        await work(Edits(headers, notes.append))
+        assert notes == []
+        return headers.lines()
+
+    return asyncio.run(edit())
+
+
+def test_the_clients_own_fields_are_removed() -> None:
+    block = [
+        b"X-Spam: Yes",
+        b"X-Spam-Status: Yes, by an earlier filter",
+        RECEIVED,
+        b"Received: from elsewhere",
+        b"x-sPam-status: No",
+        b"\tfolded",
+        b"Subject: X-Spam-Score: 1",
+        b"X-Virus-Status: Clean",
+        b"X-Spammer: me",
+    ]
+    kept = [*block[:4], block[6], block[8]]
+    assert edited(block, lambda edits: edits.remove_foreign("X-Spam-", "X-Virus-")) == kept
+
+
+def test_a_block_without_any_stays_as_it_is() -> None:
+    block = [RECEIVED, b"Subject : odd", b"no field"]
+    assert edited(block, lambda edits: edits.remove_foreign("X-Spam-")) == block
+
+
+def test_without_smtpds_own_received_all_are_the_clients() -> None:
+    block = [b"X-Spam-Status: No", b"Subject: x"]
+    assert edited(block, lambda edits: edits.remove_foreign("X-Spam-")) == block[1:]
+
+
+@pytest.mark.parametrize(
+    ("subject", "tag", "tagged"),
+    [
+        ([b"Subject: hello"], "***SPAM***", b"Subject: ***SPAM*** hello"),
+        ([b"Subject: ***SPAM*** hello"], "***SPAM***", b"Subject: ***SPAM*** hello"),
+        ([], "***SPAM***", b"Subject: ***SPAM***"),
+        ([b"Subject: h\xe9llo"], "[junk]", b"Subject: [junk] h\xe9llo"),
+        ([b"Subject: x"], "Späm", b"Subject: =?utf-8?B?U3DDpG0=?= x"),
+    ],
+)
+def test_a_subject_is_tagged(subject: list[bytes], tag: str, tagged: bytes) -> None:
+    assert edited([RECEIVED, *subject], lambda edits: edits.tag_subject(tag)) == [RECEIVED, tagged]
+
+
+def test_places_count_from_smtpds_own_received() -> None:
+    async def add(edits: Edits) -> None:
+        await edits.settle()
+        for order in (1, None, -1, 2, 0):
+            await edits.add(f"X-{order}", "v", order)
+
+    assert edited([b"X-Spam: Yes", RECEIVED, b"Subject: x"], add) == [
+        b"X-0: v",
+        b"X-Spam: Yes",
+        RECEIVED,
+        b"X-1: v",
+        b"X-2: v",
+        b"Subject: x",
+        b"X-None: v",
+        b"X--1: v",
+    ]
+
+
+def test_a_mark_replaces_others_of_its_name() -> None:
+    async def mark(edits: Edits) -> None:
+        await edits.settle()
+        await edits.describe(7.25, 5, [("B", 1), ("A", 6.25)])
+        await edits.mark()
+
+    assert edited([RECEIVED, b"X-Spam-Score: 0", b"X-Spam: No"], mark) == [
+        b"X-Spam: Yes",
+        b"X-Spam-Score: 7.25 / 5",
+        b"X-Spam-Status: Yes, score=7.250 required=5.000 tests=[A=6.250, B=1.000]",
+        RECEIVED,
+    ]
+
+
+@given(st.binary(max_size=400) | st.text(max_size=400))
+def test_any_text_is_made_safe(text: bytes | str) -> None:
+    shown = safe(text)
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert len(shown) <= LONGEST
+    assert shown == shown.strip(" ")
+    for outcome in ("reject", "tempfail"):
+        assert len(refusal(outcome, shown).text) <= 510
+
+
+def test_a_name_stays_as_it_is() -> None:
+    assert safe(b"Win.Test.EICAR_HDB-1") == "Win.Test.EICAR_HDB-1"
+    assert safe("a\r\n250 b\xe9") == "a 250 b?"
