@@ -1,4 +1,4 @@
-"""What becomes of a scanned message: outcomes by name, and their replies.
+"""The outcomes of a scan by name, and their replies.
 
 An outcome is accept, header (fields that name the result, without a mark), junk (a mark by which
 mail is filed as junk), tempfail or reject.
