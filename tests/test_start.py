@@ -18,6 +18,7 @@ COMMANDS = {
     "mailfrom": ["--domains", "example.org"],
     "rcpt": [],
     "sender": ["--unknown", "off", "--null-mx", "off", "--bad-mx", "off"],
+    "tls": ["--require", "1.2 sender-domain=example.org"],
     "trace": [],
 }
 #: Each of these takes about as long to import as the interpreter takes to start, or longer.

@@ -84,6 +84,8 @@ class Client:
         #: The lines sent so far within DATA; None outside.
         self._sent: list[bytes] | None = None
         self._session_junk = self._message_junk = False
+        #: What smtpd writes about TLS into its Received field.
+        self._secured = ""
 
     def begin(self, tls: str) -> None:
         """Request a verdict on the connection and greet the client."""
@@ -91,7 +93,7 @@ class Client:
         if self.greeting.refused:
             return
         if tls:
-            self._report("link-tls", wire(tls))
+            self._secure(tls, verified=False)
         self._report("protocol-server", b"220 %s ESMTP OpenSMTPD" % HOST.encode())
         self._report("link-greeting", HOST.encode())
 
@@ -112,15 +114,22 @@ class Client:
             self._report("link-identify", method.encode(), wire(verdict.parameter))
         return verdict
 
-    def tls(self, cipher: str = TLS) -> Verdict:
-        """Send STARTTLS; the client must greet again afterwards."""
+    def tls(self, cipher: str = TLS, *, verified: bool = False) -> Verdict:
+        """Send STARTTLS; the client must greet again afterwards.
+
+        `verified` is whether the client has a certificate that smtpd verifies.
+        """
         self._require(bool(self._identity), "Command not allowed at this point")
         self._command("STARTTLS")
         verdict = self._ask("starttls", b"")
         if not verdict.refused:
-            self._report("link-tls", wire(cipher))
+            self._secure(cipher, verified=verified)
             self._identity = ""
         return verdict
+
+    def _secure(self, cipher: str, *, verified: bool) -> None:
+        self._secured = f" ({cipher}:{'YES' if verified else 'NO'})"
+        self._report("link-tls", wire(cipher))
 
     def auth(
         self, user: str, password: str = "", *, ok: bool = True, mechanism: str = "PLAIN"
@@ -293,9 +302,10 @@ class Client:
 
     def _own_fields(self) -> list[bytes]:
         """Return the fields that smtpd adds at the top of a message."""
+        method = "ESMTPS" if self._secured else "ESMTP"
         lines = [
             f"Received: from {self._identity} ({self._rdns} [{self._host.strip('[]')}])",
-            f"\tby {HOST} (OpenSMTPD) with ESMTP id {self._msgid.decode()}",
+            f"\tby {HOST} (OpenSMTPD) with {method} id {self._msgid.decode()}{self._secured}",
             f"\tfor <{self._recipients[0]}>;",
             "\tTue, 14 Nov 2023 22:13:20 +0000 (UTC)",
         ]

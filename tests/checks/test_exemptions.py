@@ -31,6 +31,7 @@ from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.sender import Sender
 from smtpd_filters.filters.senderscore import Senderscore
+from smtpd_filters.filters.tls import Tls
 from smtpd_filters.filters.trace import Trace
 from smtpd_filters.session import Session
 from smtpd_filters.settings import Settings, common_options, from_mapping, parse_flags
@@ -322,6 +323,9 @@ CASES = (
     Case(Limit, "commit", ("--store=memory:", "--limit=client+sender bytes 10/1d"), "unavailable",
          exempts=frozenset()),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
+    *(Case(Tls, at, (f"--require=any bits=300 {whom}",), "as a stranger",
+           exempts=frozenset({"local"}))
+      for at, whom in (("mail-from", "sender=@"), ("rcpt-to", "recipient=@"))),
     Case(Auth, "commit", ("--dmarc-reject=reject", "--nameserver=ZONE"), "as a stranger",
          {"sender": "bob@bad.example"}),
     Case(Auth, "commit", ("--spf-fail=reject", "--nameserver=ZONE"), "unavailable",

@@ -28,6 +28,7 @@ FILES = {
     "friends": "*.example.net\n",
     "lists": "zen.example=127.0.0.[2..11]*3\nlist.example=127.0.[0..255].[1..3]*-2\n",
     "ours": "192.0.2.0/24\n",
+    "partner-domains": "bank.example\n",
     "partners": "192.0.2.7\n",
     "pools": "\\.pool\\.example\\.net$\n",
     "senders": "anna anna@example.org, info@example.org\n",

@@ -73,7 +73,7 @@ def come(  # noqa: PLR0913  # all that a client does
     said = there.greeting
     steps: list[Callable[[], Verdict]] = [
         there.helo if helo else there.ehlo,
-        *([there.tls, there.ehlo] if tls else []),
+        *((there.tls, there.ehlo) if tls else ()),
         *([lambda: there.auth(user)] if user else []),
         lambda: there.mail_from("bob@example.net"),
         lambda: there.rcpt_to("anna@example.org"),

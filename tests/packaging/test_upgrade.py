@@ -50,6 +50,7 @@ COMMANDS = {
     "rspamd": "-url RSPAMD",
     "sender": "--nameserver ZONE",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
+    "tls": "--require '1.2 sender=@example.org' --require 'any certificate action=log'",
     "trace": "--detail all --record FOLDER --anonymise",
 }
 MARKED = b'{"action": "add header", "score": 7.5, "required_score": 15.0, "symbols": {}}'

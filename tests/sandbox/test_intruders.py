@@ -41,6 +41,7 @@ FILTERS = {
     "rspamd.policy:Rspamd by socket": ("message", ["-url", "/nonexistent/socket"]),
     "auth.policy:Auth": ("mail-from", []),
     "dkimsign.policy:Dkimsign": ("message", ["--keys", "{ example.org = 's KEYS/key' }"]),
+    "tls.policy:Tls": ("mail-from", ["--require", "any"]),
     "trace:Trace": ("message", ["--detail", "headers"]),
 }
 #: Of what Python does, what only the kernel refuses: there are no events for it, or no rules.
