@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.settings import Shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from typing import Any, Protocol, TypeVar
 
     from smtpd_filters.lookups.stream import Address, Client
     from smtpd_filters.lookups.stream.connection import Connection
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.settings.shared import Closable
 
@@ -80,8 +84,31 @@ class StreamSetting(ServersSetting["Client"]):
             idle=self._idle,
         )
 
+    def probes(self, filter_: Scanner) -> Iterator[Probe]:
+        """Yield a probe for each server: a ping, if the protocol has one."""
+        from smtpd_filters.runtime.probes import Probe
+
+        if self._ping is not None:
+            for server in filter_.servers:
+                ask = partial(_exchange, server, self._ping, filter_.settings.timeout)
+                yield Probe(f"daemon {server.label}", ask)
+
     async def close(self, opened: Client) -> None:
         """Close the client, of which `aclose` raises RuntimeError."""
         from smtpd_filters.lookups.stream.client import Client
 
         await Client.aclose(opened)
+
+
+async def _exchange(
+    server: Address, exchange: Callable[[Connection], Awaitable[Any]], seconds: float
+) -> str:
+    """Have an exchange with one server; return why it fails, or ""."""
+    from smtpd_filters.lookups.stream.client import Client
+
+    client = Client((server,), timeout=seconds, deadline=seconds)
+    try:
+        result = await client.ask(exchange)
+    finally:
+        await client.aclose()
+    return result.cause if isinstance(result, Unavailable) else ""

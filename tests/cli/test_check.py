@@ -17,6 +17,7 @@ from smtpd_filters.cli.starter import Conditions
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.testing.dns import DNSServer
+from smtpd_filters.testing.rspamd.stub import RspamdStub
 from tests.cli.configurations import used
 
 TYPE_CHECKING = False
@@ -348,6 +349,16 @@ def test_services_that_fail(
     assert len(faults) == 2
     assert all("refused" in line for line in faults), faults
     assert lines[-1] == " 1 filter, 2 errors"
+
+
+def test_rspamd_is_pinged(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path = program(DYNDNS.replace("dyndns", "rspamd"))
+    with RspamdStub() as stub:
+        text = used(f'filter f proc-exec "{path} -url {stub.url}"')
+        status, lines = checked(text, "--online")
+        assert (status, answers(lines)) == (0, [f'1: filter "f": Rspamd {stub.url}: ok, T ms'])
 
 
 def test_a_report_in_json(program: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:

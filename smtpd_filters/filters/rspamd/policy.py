@@ -17,6 +17,8 @@ it arrives.
 
 from __future__ import annotations
 
+from functools import partial
+
 from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
@@ -46,18 +48,21 @@ from .request import Facts, fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
+    from smtpd_filters.lookups.http import Response
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.session import Session
 
     from .reply_reader import Intake
 
 #: The path of a scan.
 SCAN = "/checkv2"
+HTTP_OK = 200
 
 
 class _ClientSetting(ServersSetting[Client]):
@@ -73,9 +78,35 @@ class _ClientSetting(ServersSetting[Client]):
             connections=settings.connections,
         )
 
+    def probes(self, filter_: Rspamd) -> Iterator[Probe]:
+        """Yield a probe for each daemon: its /ping, which costs no scan."""
+        from smtpd_filters.runtime.probes import Probe
+
+        for url in filter_.servers:
+            yield Probe(f"Rspamd {url}", partial(_ping, url, filter_.settings.timeout))
+
     async def close(self, opened: Client) -> None:
         """Close the client, of which `aclose` raises RuntimeError."""
         await Client.aclose(opened)
+
+
+async def _ping(url: str, seconds: float) -> str:
+    """Ping a daemon; return why it can't be used, or ""."""
+    from smtpd_filters.lookups.http.attempts import PING
+
+    client = Client((url,), timeout=seconds, deadline=seconds)
+    try:
+        reply = await client.ask(PING, _status)
+    finally:
+        await client.aclose()
+    if isinstance(reply, Unavailable):
+        return reply.cause
+    return "" if reply == HTTP_OK else f"status {reply}"
+
+
+async def _status(response: Response) -> int:
+    await response.read()
+    return response.status
 
 
 class Rspamd(Filter):
