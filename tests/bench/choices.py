@@ -2,7 +2,7 @@
 
     python -m tests.bench.choices [PART]...
 
-Parts are start, loops, regex, dns and log; all by default. Times are of the processor where
+Parts are start, loops, regex, dns, log and mime; all by default. Times are of the processor where
 they are short, medians of several runs.
 """
 
@@ -29,6 +29,7 @@ from smtpd_filters.tables.automaton import Automaton
 from smtpd_filters.tables.ere import parse
 from smtpd_filters.tables.patterns import MEMORY
 from smtpd_filters.testing.dns import DNSServer
+from tests.bench import mime
 from tests.bench.player import ROOT, Player
 from tests.bench.workloads import message, sessions
 
@@ -245,7 +246,15 @@ def log() -> None:
     os.close(sink)
 
 
-PARTS = {"start": start, "sandbox": sandbox, "loops": loops, "regex": regex, "dns": dns, "log": log}
+PARTS = {
+    "start": start,
+    "sandbox": sandbox,
+    "loops": loops,
+    "regex": regex,
+    "dns": dns,
+    "log": log,
+    "mime": mime.run,
+}
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""The fuzzer as a program: `python -m tests.fuzz [libFuzzer's options] [CORPUS...]`.
+"""The fuzzer as a program: `python -m tests.fuzz [mime] [libFuzzer's options] [CORPUS...]`.
+
+It fuzzes the protocol, or with `mime` the reader of MIME.
 
 Inputs that fail are left in `build/fuzz`; `python -m tests.fuzz FILE` runs one of them again.
 """
@@ -19,10 +21,11 @@ with atheris.instrument_imports(
         "smtpd_filters.session",
         "smtpd_filters.message",
         "smtpd_filters.milter",
+        "smtpd_filters.mime",
         "smtpd_filters.supervise",
     ]
 ):
-    from tests.fuzz import fuzz_protocol
+    from tests.fuzz import fuzz_mime, fuzz_protocol
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 
@@ -30,14 +33,19 @@ BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 def main() -> None:
     """Make the corpus and fuzz."""
     arguments = sys.argv[1:]
+    target, build = fuzz_protocol.fuzz, BUILD
+    make_corpus = fuzz_protocol.corpus
+    if arguments[:1] == ["mime"]:
+        del arguments[0]
+        target, make_corpus, build = fuzz_mime.fuzz, fuzz_mime.corpus, BUILD / "mime"
     if all(argument.startswith("-") for argument in arguments):
-        fuzz_protocol.corpus(BUILD / "corpus")
-        grown = BUILD / "grown"
+        make_corpus(build / "corpus")
+        grown = build / "grown"
         grown.mkdir(exist_ok=True)
-        arguments += [str(grown), str(BUILD / "corpus")]
+        arguments += [str(grown), str(build / "corpus")]
     options = ["-max_len=16384", "-timeout=25", "-rss_limit_mb=1024", "-print_final_stats=1"]
-    options += [f"-artifact_prefix={BUILD}/"]
-    atheris.Setup([sys.argv[0], *options, *arguments], fuzz_protocol.fuzz)
+    options += [f"-artifact_prefix={build}/"]
+    atheris.Setup([sys.argv[0], *options, *arguments], target)
     atheris.Fuzz()
 
 

@@ -1,0 +1,438 @@
+"""Archives: the names and kinds of their members, and those of archives in them.
+
+The directory of a zip file, the headers of a tar file and the streams of gzip, bzip2 and xz are
+read in steps. The standard library's modules for them can't be interrupted, and trust the sizes
+that a file declares.
+"""
+
+from __future__ import annotations
+
+from struct import error as StructError  # noqa: N812  # a class
+from struct import unpack_from
+from typing import NamedTuple
+
+from .content import Member
+from .limits import ARCHIVES as LEVELS
+from .limits import HEAD, READ
+from .names import all_readings
+from .signatures import ARCHIVES, READABLE, sniff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from typing import Protocol
+
+    from .content import Content, Part, Storage
+
+    class Decompressor(Protocol):
+        """A decompressor of the standard library, by what zlib's and the others have in common."""
+
+        @property
+        def eof(self) -> bool:
+            """Whether the end of the stream has been reached."""
+
+        def decompress(self, data: bytes, max_length: int = ..., /) -> bytes:
+            """Decompress some data."""
+
+
+#: Units of work: of a member, and of a piece of READ bytes that is unpacked.
+_MEMBER_COST, _PIECE_COST = 40, 700
+_TAR = 512
+_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
+#: The longest comment of a zip file behind its record, and its record.
+_ZIP_END = 22 + 65535
+#: A memory limit for xz, whose files say how much they need.
+_XZ_MEMORY = 64 << 20
+_MACRO_NAMES = ("vbaproject.bin", "macrosheets/", "basic/script-lc.xml")
+
+
+class _Piece(NamedTuple):
+    """Where the packed bytes of a member are."""
+
+    at: int
+    size: int
+    method: int
+
+
+def inspect(store: Storage, part: Part, content: Content) -> Iterator[int]:
+    """Look into the archive of a part; yield the units of work of each step."""
+    try:
+        yield from _Inspection(part, content).look(store, part.kind, part.names, 1)
+    except (StructError, ValueError, OverflowError):
+        part.traits.add("unreadable")
+
+
+class _Inspection:
+    """One look into an archive and those in it."""
+
+    def __init__(self, part: Part, content: Content) -> None:
+        self._part = part
+        self._content = content
+
+    def look(self, store: Storage, kind: str, names: tuple[str, ...], depth: int) -> Iterator[int]:
+        """Look into an archive of a kind."""
+        if kind not in READABLE:
+            self._part.traits.add("unreadable")
+        elif depth > LEVELS:
+            self._content.odd("too many levels of archives")
+            self._part.traits.add("unreadable")
+        elif kind == "zip":
+            yield from self._zip(store, depth)
+        elif kind == "tar":
+            yield from self._tar(store, depth)
+        else:
+            yield from self._packed(store, kind, names, depth)
+
+    def _add(self, raw: list[str], kind: str, depth: int) -> Member | None:
+        if self._content.members_left <= 0:
+            self._content.odd("too many members of archives")
+            return None
+        self._content.members_left -= 1
+        names, more = all_readings(raw)
+        if more:
+            self._content.odd("too many names of a member")
+        member = Member(names, kind, depth)
+        self._part.members.append(member)
+        return member
+
+    # -- streams -------------------------------------------------------------------------
+
+    def _packed(
+        self, store: Storage, kind: str, names: tuple[str, ...], depth: int
+    ) -> Iterator[int]:
+        """Unpack a stream, which is a file or a tar archive."""
+        inner = self._content.storage()
+        try:
+            whole = yield from self._unpack(store, 0, store.size, _decompressor(kind), inner)
+            if not whole:
+                self._part.traits.add("unreadable")
+            found = sniff(inner.read(0, HEAD))
+            if found != "tar":
+                stems = [name.rpartition(".")[0] for name in names]
+                if self._add([*stems, *_gzip_name(store, kind)], found, depth) is None:
+                    return
+                if found in ARCHIVES:
+                    yield from self.look(inner, found, names, depth + 1)
+            else:
+                yield from self._tar(inner, depth)
+        finally:
+            inner.discard()
+
+    def _unpack(
+        self, store: Storage, at: int, size: int, unpacker: Decompressor, into: Storage
+    ) -> Generator[int, None, bool]:
+        """Unpack bytes of a storage into another; return whether all could be unpacked."""
+        end = at + size
+        data = b""
+        while not _has_ended(unpacker):
+            if not data and getattr(unpacker, "needs_input", True):
+                data = store.read(at, min(READ // 4, end - at))
+                at += len(data)
+                if not data:
+                    return isinstance(unpacker, _Stored)
+            try:
+                out = unpacker.decompress(data, READ)
+            except Exception:  # noqa: BLE001  # zlib.error, OSError, LZMAError, EOFError: invalid
+                return False
+            # zlib returns what it hasn't consumed, the others keep it.
+            data = getattr(unpacker, "unconsumed_tail", b"")
+            self._content.bytes_left -= len(out)
+            if self._content.bytes_left < 0:
+                self._content.odd("archives unpack to too many bytes")
+                return False
+            into.write(out)
+            yield _PIECE_COST
+        return True
+
+    # -- tar -----------------------------------------------------------------------------
+
+    def _tar(self, store: Storage, depth: int) -> Iterator[int]:
+        at = 0
+        longer: list[str] = []
+        while at + _TAR <= store.size:
+            head = store.read(at, _TAR)
+            if not head.strip(b"\0"):
+                return
+            size = _tar_number(head[124:136])
+            if size is None or head[257:262] not in (b"ustar", b"\0\0\0\0\0"):
+                self._part.traits.add("unreadable")
+                return
+            kind = head[156:157]
+            data = at + _TAR
+            at = data + (size + _TAR - 1) // _TAR * _TAR
+            if kind in (b"L", b"x"):
+                longer.append(_tar_name(store.read(data, min(size, 4096)), pax=kind == b"x"))
+                yield _MEMBER_COST
+                continue
+            if kind in (b"0", b"\0", b"7"):
+                prefix, name = head[345:500], head[:100]
+                path = [_string(name), _string(prefix) + "/" + _string(name), *longer]
+                found = sniff(store.read(data, min(size, HEAD)))
+                if self._add([each for each in path if each], found, depth) is None:
+                    return
+                if found in ARCHIVES:
+                    yield from self._nested(store, _Piece(data, size, _STORED), found, depth)
+            longer = []
+            yield _MEMBER_COST
+        if at > store.size:
+            self._part.traits.add("unreadable")
+
+    def _nested(self, store: Storage, piece: _Piece, kind: str, depth: int) -> Iterator[int]:
+        """Unpack an archive in an archive and look into it."""
+        if depth >= LEVELS or kind not in READABLE:
+            if kind in READABLE:
+                self._content.odd("too many levels of archives")
+            self._part.traits.add("unreadable")
+            return
+        inner = self._content.storage()
+        try:
+            unpacker = _unpacker(piece.method)
+            if unpacker is None:
+                self._part.traits.add("unreadable")
+                return
+            whole = yield from self._unpack(store, piece.at, piece.size, unpacker, inner)
+            if not whole:
+                self._part.traits.add("unreadable")
+            names = self._part.members[-1].names
+            yield from self.look(inner, kind, names, depth + 1)
+        finally:
+            inner.discard()
+
+    # -- zip -----------------------------------------------------------------------------
+
+    def _zip(self, store: Storage, depth: int) -> Iterator[int]:
+        found = _zip_directory(store)
+        if found is None:
+            self._part.traits.add("unreadable")
+            yield from self._zip_forward(store, depth)
+            return
+        at, end, shift, several = found
+        if several:
+            self._content.odd("zip file with two directories")
+        before = len(self._part.members)
+        while at + 46 <= end:
+            head = store.read(at, 46)
+            if head[:4] != b"PK\x01\x02":
+                self._part.traits.add("unreadable")
+                break
+            flags, method = unpack_from("<HH", head, 8)
+            packed, _, name, extra, comment = unpack_from("<LLHHH", head, 20)
+            (offset,) = unpack_from("<L", head, 42)
+            raw = store.read(at + 46, name)
+            more = store.read(at + 46 + name, min(extra, 1024))
+            at += 46 + name + extra + comment
+            local = store.read(offset + shift, 30)
+            full = yield from self._zip_member(
+                store, raw, more, flags, _local(store, local, offset + shift, packed, method), depth
+            )
+            if full:
+                return
+        else:
+            if at != end:
+                self._part.traits.add("unreadable")
+        self._name_kind(before, depth)
+
+    def _zip_member(  # noqa: PLR0913  # the parts of one header
+        self,
+        store: Storage,
+        raw: bytes,
+        extra: bytes,
+        flags: int,
+        local: tuple[bytes, _Piece] | None,
+        depth: int,
+    ) -> Generator[int, None, bool]:
+        """Add a member; return whether there are too many."""
+        names = _zip_names(raw, extra, flags)
+        if flags & 1:
+            self._part.traits.add("encrypted")
+        if local is None:
+            self._content.odd("zip directory that doesn't agree with the file")
+        elif local[0] != raw:
+            self._content.odd("zip directory that doesn't agree with the file")
+            names += _zip_names(local[0], b"", flags)
+        kind = ""
+        if local is not None and not flags & 1 and not raw.endswith(b"/"):
+            kind = sniff(_peek(store, local[1]))
+        lower = raw.lower()
+        if any(each.encode() in lower for each in _MACRO_NAMES):
+            self._part.traits.add("macros")
+        if self._add(names, kind, depth) is None:
+            return True
+        yield _MEMBER_COST
+        if kind in ARCHIVES and local is not None:
+            yield from self._nested(store, local[1], kind, depth)
+        return False
+
+    def _zip_forward(self, store: Storage, depth: int) -> Iterator[int]:
+        """Read the headers of members from the start, where the directory is missing."""
+        at = 0
+        while True:
+            local = store.read(at, 30)
+            if len(local) < 30 or local[:4] != b"PK\x03\x04":
+                return
+            flags, method = unpack_from("<HH", local, 6)
+            packed, _, name, extra = unpack_from("<LLHH", local, 18)
+            piece = _Piece(at + 30 + name + extra, packed, method)
+            raw = store.read(at + 30, name)
+            full = yield from self._zip_member(store, raw, b"", flags, (raw, piece), depth)
+            if full or flags & 8:
+                return
+            at = piece.at + packed
+
+    def _name_kind(self, before: int, depth: int) -> None:
+        """Recognise formats that are zip files by the names in them: members after `before`."""
+        members = [each for each in self._part.members[before:] if each.depth == depth]
+        kind = _zip_kind(members)
+        if not kind:
+            return
+        if depth == 1:
+            self._part.kind = kind
+        else:
+            self._part.members[before - 1].kind = kind
+
+
+def _zip_kind(members: list[Member]) -> str:
+    """Return the kind of a zip file with these members; "" if it isn't a format of its own."""
+    names = {name.lower() for member in members for name in member.names}
+    if "[content_types].xml" in names:
+        return "ooxml"
+    if "classes.dex" in names or "androidmanifest.xml" in names:
+        return "apk"
+    if "manifest.mf" in names and any(member.kind == "class" for member in members):
+        return "jar"
+    return "odf" if {"content.xml", "mimetype"} <= names else ""
+
+
+def _zip_directory(store: Storage) -> tuple[int, int, int, bool] | None:
+    """Find the directory of a zip file.
+
+    Return its start and end, what to add to offsets, and whether there may be another one.
+    """
+    start = max(0, store.size - _ZIP_END)
+    tail = store.read(start, _ZIP_END)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(tail):
+        return None
+    entries, size, offset = unpack_from("<HLL", tail, at + 10)
+    end = start + at
+    if 0xFFFFFFFF in (size, offset) or entries == 0xFFFF:
+        locator = store.read(end - 20, 20) if end >= 20 else b""
+        if locator[:4] == b"PK\x06\x07":
+            (record,) = unpack_from("<Q", locator, 8)
+            head = store.read(record, 56)
+            if len(head) < 56 or head[:4] != b"PK\x06\x06":
+                return None
+            size, offset = unpack_from("<QQ", head, 40)
+            end = record
+    if size > end:
+        return None
+    several = tail.count(b"PK\x05\x06") > 1
+    # Data may precede the archive: its directory ends where its record begins.
+    return end - size, end, end - size - offset, several
+
+
+def _local(
+    store: Storage, head: bytes, at: int, packed: int, method: int
+) -> tuple[bytes, _Piece] | None:
+    """Return the name in the header of a member, and where its bytes are."""
+    if at < 0 or len(head) < 30 or head[:4] != b"PK\x03\x04":
+        return None
+    name, extra = unpack_from("<HH", head, 26)
+    return store.read(at + 30, name), _Piece(at + 30 + name + extra, packed, method)
+
+
+def _zip_names(raw: bytes, extra: bytes, flags: int) -> list[str]:
+    """Return the readings of a name in a zip file."""
+    found = [raw.decode("utf-8", "surrogateescape")]
+    if not raw.isascii() and not flags & 0x800:
+        found.append(raw.decode("cp437"))
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = unpack_from("<HH", extra, at)
+        if kind == 0x7075:  # Info-ZIP Unicode Path
+            found.append(extra[at + 9 : at + 4 + size].decode("utf-8", "surrogateescape"))
+        at += 4 + size
+    return found
+
+
+def _peek(store: Storage, piece: _Piece) -> bytes:
+    """Return the first bytes of a member, unpacked."""
+    data = store.read(piece.at, min(piece.size, HEAD))
+    unpacker = _unpacker(piece.method)
+    if unpacker is None:
+        return b"\0"
+    try:
+        return unpacker.decompress(data, HEAD)
+    except Exception:  # noqa: BLE001  # zlib.error, OSError, LZMAError: invalid
+        return b"\0"
+
+
+class _Stored:
+    """A decompressor of what isn't compressed."""
+
+    eof = False
+    needs_input = True
+
+    def decompress(self, data: bytes, _max: int = 0, /) -> bytes:
+        return data
+
+
+def _has_ended(unpacker: Decompressor) -> bool:
+    return unpacker.eof
+
+
+def _unpacker(method: int) -> Decompressor | None:
+    match method:
+        case 0:
+            return _Stored()
+        case 8:
+            from zlib import decompressobj
+
+            return decompressobj(-15)
+        case 12:
+            return _decompressor("bzip2")
+        case _:
+            return None
+
+
+def _decompressor(kind: str) -> Decompressor:
+    if kind == "gzip":
+        from zlib import decompressobj
+
+        return decompressobj(31)
+    if kind == "bzip2":
+        from bz2 import BZ2Decompressor
+
+        return BZ2Decompressor()
+    from lzma import LZMADecompressor
+
+    return LZMADecompressor(memlimit=_XZ_MEMORY)
+
+
+def _gzip_name(store: Storage, kind: str) -> list[str]:
+    """Return the name in the header of a gzip file (RFC 1952 section 2.3)."""
+    head = store.read(0, 1024)
+    if kind != "gzip" or len(head) < 12 or not head[3] & 8 or head[3] & 4:
+        return []
+    return [head[10:].partition(b"\0")[0].decode("utf-8", "surrogateescape")]
+
+
+def _tar_number(field: bytes) -> int | None:
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.strip(b" \0")
+    try:
+        return int(digits or b"0", 8)
+    except ValueError:
+        return None
+
+
+def _tar_name(data: bytes, *, pax: bool) -> str:
+    if pax:
+        _, found, data = data.partition(b" path=")
+        data = data.partition(b"\n")[0] if found else b""
+    return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _string(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")

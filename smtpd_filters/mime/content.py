@@ -1,0 +1,132 @@
+"""The result of reading a message: its parts, and where programs would disagree about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .limits import FIELDS, MEMBERS, PARTS, UNPACKED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Storage(Protocol):
+        """Bytes that are written once and read anywhere."""
+
+        size: int
+
+        def write(self, data: bytes) -> None:
+            """Append bytes."""
+
+        def read(self, at: int, size: int) -> bytes:
+            """Return at most `size` bytes from an offset; empty at the end."""
+
+        def discard(self) -> None:
+            """Release the bytes."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A file in an archive: its names by all readings, its kind (`signatures`), its level."""
+
+    names: tuple[str, ...]
+    kind: str = ""
+    depth: int = 1
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of a message that isn't a container of parts, or an attached message.
+
+    `start`, `body` and `end` are offsets in the body of the message: of its header block, of its
+    content, and of the line behind it; `start` is -1 for the message's own content, and all are -1
+    for parts in encoded ones. `kind` is the type by content.
+    """
+
+    number: int
+    depth: int
+    type: str = ""
+    types: tuple[str, ...] = ()
+    encoding: str = ""
+    disposition: str = ""
+    charset: str = ""
+    names: tuple[str, ...] = ()
+    kind: str = ""
+    size: int = 0
+    start: int = -1
+    body: int = -1
+    end: int = -1
+    head: bytes = b""
+    #: Some of `encrypted`, `macros`, `unreadable` (an archive), `message` (an attached one).
+    traits: set[str] = field(default_factory=set)
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def attached(self) -> bool:
+        """Whether a program would offer it as a file rather than show it as the text."""
+        shown = self.is_text and self.kind in {"", "text", "html"}
+        return bool(self.names) or self.disposition == "attachment" or not shown
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is declared as text, or not at all."""
+        return not self.type or self.type.startswith("text/")
+
+
+@dataclass(slots=True)
+class FieldSeen:
+    """A header field of a part: its raw lines, and whether it is in an attached message."""
+
+    raw: bytes
+    nested: bool
+
+
+@dataclass(slots=True)
+class Content:
+    """What was found in a message, and what is left of its limits.
+
+    `storage` makes a place for the decoded bytes of an archive.
+    """
+
+    storage: Callable[[], Storage]
+    parts: list[Part] = field(default_factory=list)
+    #: Where programs disagree, or where a limit was reached: a text for each, without repeats.
+    oddities: dict[str, None] = field(default_factory=dict)
+    #: Fields of parts and attached messages, if `keep_fields`.
+    fields: list[FieldSeen] = field(default_factory=list)
+    keep_fields: bool = False
+    members_left: int = MEMBERS
+    bytes_left: int = UNPACKED
+    fields_left: int = FIELDS
+    text_left: int = 0
+    #: Bytes of work done since it was last asked for.
+    work: int = 0
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether programs would disagree about the message, or it is beyond a limit."""
+        return bool(self.oddities)
+
+    def odd(self, what: str) -> None:
+        """Note an oddity."""
+        self.oddities[what] = None
+
+    def add(self, depth: int) -> Part | None:
+        """Return a new part; None if there are too many."""
+        if len(self.parts) >= PARTS:
+            self.odd("too many parts")
+            return None
+        part = Part(len(self.parts), depth)
+        self.parts.append(part)
+        return part
+
+    def keep(self, raw: bytes, *, nested: bool) -> None:
+        """Keep a field for checks of the fields of parts."""
+        if not self.keep_fields:
+            return
+        self.fields_left -= len(raw) + 64
+        if self.fields_left < 0:
+            self.odd("too many fields in parts")
+            return
+        self.fields.append(FieldSeen(raw, nested))

@@ -1,0 +1,279 @@
+"""The content of a part: decoded as it streams by, recognised, and kept if it is an archive."""
+
+from __future__ import annotations
+
+import re
+from binascii import Error, a2b_base64, a2b_qp, a2b_uu
+
+from .limits import HEAD
+from .names import all_readings
+from .signatures import ARCHIVES, ISO, ISO_AT, sniff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .content import Content, Part, Storage
+
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_OTHERS = bytes(set(range(256)) - set(_ALPHABET))
+BASE64, QUOTED, UU = "base64", "quoted-printable", "x-uuencode"
+#: Other names of the encodings.
+ENCODINGS = {
+    BASE64: BASE64,
+    QUOTED: QUOTED,
+    "uuencode": UU,
+    "x-uuencode": UU,
+    "x-uue": UU,
+    "uue": UU,
+    "7bit": "",
+    "8bit": "",
+    "binary": "",
+    "": "",
+}
+#: What a macro leaves in the bytes of a file: in OLE directories, in WordprocessingML and in MHTML.
+_MACROS = (
+    "_VBA_PROJECT".encode("utf-16-le"),
+    b"vbaProject.bin",
+    b"QWN0aXZlTWltZQ",
+    b"w:binData",
+)
+_ENCRYPTED = ("EncryptedPackage".encode("utf-16-le"),)
+_MARKED = frozenset({"ole", "text", "mhtml", "html"})
+_OVERLAP = 32
+#: The beginning of a file within text; yEnc's line and BinHex's as well.
+_BEGIN = re.compile(
+    rb"(?:\A|(?<=\n))(?:begin(?:-base64)?[ \t]++[0-7]{3,4}[ \t]++([^\n]{1,255}+)\n"
+    rb"|=ybegin [^\n]{0,200}? name=([^\n]{1,255}+)\n|\(This file must be converted with BinHex)"
+)
+_END = re.compile(rb"(?:\A|(?<=\n))(?:end|====|=yend[^\n]*+)[ \t]*+(?:\n|\Z)")
+#: Bytes of a line that is still incomplete in encoded text.
+_LINE = 1 << 10
+
+
+class Decoder:
+    """A decoder of one transfer encoding that accepts anything."""
+
+    __slots__ = ("_rest", "encoding", "padded", "resumed")
+
+    def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
+        self._rest = b""
+        #: Whether base64 has ended with padding, and whether there was more behind it: some
+        #: programs decode that, others don't.
+        self.padded = self.resumed = False
+
+    def decode(self, data: bytes) -> bytes:
+        """Decode a piece of whole lines (base64: any piece)."""
+        match self.encoding:
+            case "base64":
+                return self._base64(data)
+            case "quoted-printable":
+                return a2b_qp(data)
+            case "x-uuencode":
+                return b"".join(map(_uu_line, data.split(b"\n")))
+            case _:
+                return data
+
+    def finish(self) -> bytes:
+        """Return what is left at the end."""
+        rest, self._rest = self._rest, b""
+        return _quads(rest)
+
+    def _base64(self, data: bytes) -> bytes:
+        data = self._rest + data.translate(None, _OTHERS)
+        self._rest = b""
+        if b"=" in data:
+            *ended, data = data.split(b"=")
+            if any(ended[1:]) or data or self.padded:
+                self.resumed = self.resumed or any((*ended, data)[1:]) or self.padded
+            self.padded = True
+            decoded = b"".join(map(_quads, ended))
+        else:
+            self.resumed = self.resumed or (self.padded and bool(data))
+            decoded = b""
+        cut = len(data) & ~3
+        self._rest = data[cut:]
+        return decoded + a2b_base64(data[:cut]) if cut else decoded
+
+
+def _quads(letters: bytes) -> bytes:
+    if len(letters) % 4 == 1:
+        letters = letters[:-1]
+    return a2b_base64(letters + b"=" * (-len(letters) % 4)) if letters else b""
+
+
+def _uu_line(line: bytes) -> bytes:
+    line = line.rstrip(b"\r")
+    if not line or line.startswith((b"begin ", b"end")):
+        return b""
+    try:
+        return a2b_uu(line)
+    except Error:
+        # Encoders count the last line wrongly, or leave blanks out.
+        length = ((line[0] - 32 & 63) * 4 + 5) // 3
+        try:
+            return a2b_uu(line[: length or 1])
+        except Error:
+            return b""
+
+
+class Leaf:
+    """The content of one part, written in pieces of whole lines; `done` gets kept archives.
+
+    `inner` gets the decoded content instead, if that is a message or has parts.
+    """
+
+    __slots__ = (
+        "_at", "_child", "_content", "_decoder", "_done", "_head", "_inner", "_iso", "_line",
+        "_seam", "_sniffed", "_store", "part",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        content: Content,
+        part: Part,
+        encoding: str,
+        done: Callable[[Part, Storage], None],
+        inner: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._content = content
+        self.part = part
+        self._decoder = Decoder(encoding)
+        self._done = done
+        self._inner = inner
+        self._head = b""
+        self._seam = b""
+        self._iso = b""
+        self._line = b""
+        self._at = 0
+        self._sniffed = False
+        self._store: Storage | None = None
+        #: The file in this text that is being read.
+        self._child: Leaf | None = None
+
+    def write(self, data: bytes) -> None:
+        """Add a piece of the encoded content: whole lines."""
+        if data:
+            self._decoded(self._decoder.decode(data))
+
+    def close(self) -> None:
+        """End the content."""
+        self._decoded(self._decoder.finish())
+        if self._line:
+            self._text(b"", last=True)
+        self._end_child()
+        if not self._sniffed:
+            self._recognise()
+        if self._decoder.resumed:
+            self._content.odd("base64 continues behind its padding")
+        if self._store is not None:
+            self._done(self.part, self._store)
+            self._store = None
+
+    def discard(self) -> None:
+        """Drop what was kept."""
+        if self._child is not None:
+            self._child.discard()
+        if self._store is not None:
+            self._store.discard()
+            self._store = None
+
+    def _decoded(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._inner is not None:
+            self._inner(data)
+            return
+        before, self._at = self._at, self._at + len(data)
+        self.part.size = self._at
+        if not self._sniffed:
+            self._head += data
+            if len(self._head) >= HEAD:
+                self._recognise()
+        elif self._store is not None:
+            self._store.write(data)
+        kind = self.part.kind
+        if kind in _MARKED or not self._sniffed:
+            self._look_for_macros(data)
+        if self._at > ISO_AT and len(self._iso) < len(ISO):
+            skip = max(ISO_AT - before, 0)
+            self._iso += data[skip : skip + len(ISO) - len(self._iso)]
+            if self._iso == ISO:
+                self.part.kind = "iso"
+                self.part.traits.add("unreadable")
+        if self.part.is_text:
+            self._text(data)
+
+    def _recognise(self) -> None:
+        """Recognise the kind by the first bytes, and begin to keep an archive."""
+        self._sniffed = True
+        part = self.part
+        kind = part.kind = sniff(self._head[: HEAD * 2])
+        if kind in ARCHIVES:
+            self._store = self._content.storage()
+            self._store.write(self._head)
+        if part.is_text and self._content.text_left > 0:
+            part.head = self._head[:HEAD]
+            self._content.text_left -= len(part.head)
+        self._head = b""
+
+    def _look_for_macros(self, data: bytes) -> None:
+        data = self._seam + data
+        self._seam = data[-_OVERLAP:]
+        traits = self.part.traits
+        # In text that has no name the words are only mentioned.
+        if self.part.attached and any(mark in data for mark in _MACROS):
+            traits.add("macros")
+        if any(mark in data for mark in _ENCRYPTED):
+            traits.add("encrypted")
+
+    # -- files within text ---------------------------------------------------------------
+
+    def _text(self, data: bytes, *, last: bool = False) -> None:
+        """Look for files in decoded text."""
+        if self._line:
+            data, self._line = self._line + data, b""
+        if not last:
+            cut = data.rfind(b"\n") + 1
+            self._line = data[cut:][-_LINE:]
+            data = data[:cut]
+        at = 0
+        while at < len(data):
+            at = self._in_file(data, at) if self._child else self._in_text(data, at)
+
+    def _in_text(self, data: bytes, at: int) -> int:
+        # The pattern is slow where nothing of it occurs.
+        likely = b"begin" in data or b"BinHex" in data
+        match = _BEGIN.search(data, at) if likely else None
+        if match is None:
+            return len(data)
+        part = self._content.add(self.part.depth + 1)
+        if part is None:
+            return len(data)
+        raw = (match[1] or match[2] or b"").decode("utf-8", "surrogateescape").strip()
+        part.names, _ = all_readings([raw])
+        part.disposition = "attachment"
+        part.type = "application/octet-stream"
+        encoding = BASE64 if match[0].startswith(b"begin-") else UU
+        if not match[1]:
+            encoding = ""
+            part.kind = "data"
+            part.traits.add("unreadable")
+        self._child = Leaf(self._content, part, encoding, self._done)
+        return match.end()
+
+    def _in_file(self, data: bytes, at: int) -> int:
+        assert self._child is not None  # noqa: S101  # the caller has looked
+        likely = b"end" in data or b"====" in data
+        match = _END.search(data, at) if likely else None
+        self._child.write(data[at : match.start() if match else len(data)])
+        if match is None:
+            return len(data)
+        self._end_child()
+        return match.end()
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None

@@ -1,0 +1,30 @@
+"""Limits of the reader: what it looks at, beyond which a message is odd."""
+
+from __future__ import annotations
+
+#: Levels of parts within parts and messages within messages. Mail programs nest 5 or 6.
+DEPTH = 20
+#: Parts of a message, those in attached messages and uuencoded ones included.
+PARTS = 1_000
+#: Bytes of the header block of a part.
+HEADER = 1 << 16
+#: Characters of the Content-Type and Content-Disposition fields of a part that are parsed.
+PARAMETERS = 1 << 13
+#: Names of a part or a member of an archive, by all readings; and characters of a name, which are
+#: the last ones of a longer name.
+NAMES = 20
+NAME = 255
+#: Bytes of fields that are kept for checks, of all parts of a message.
+FIELDS = 1 << 18
+#: Bytes of decoded content by which a type is recognised, and those of text that are kept for it.
+HEAD = 1 << 12
+TEXT = 1 << 16
+#: Levels of archives within archives.
+ARCHIVES = 4
+#: Members of the archives of a message, and bytes unpacked to look into them.
+MEMBERS = 5_000
+UNPACKED = 64 << 20
+#: Bytes of an archive's own metadata that are read at a time.
+READ = 1 << 16
+#: Bytes given to the scanner at a time.
+BLOCK = 1 << 13

@@ -1,0 +1,494 @@
+"""A scanner of a message that streams by: parts, their names, their types by content.
+
+`feed` takes the body in pieces of whole lines, at most `limits.BLOCK` each, and `work` looks into
+archives that have ended; the result is `content`.
+
+Invariants
+----------
+*One pass*: the scanner holds no content but a piece of each open part and archives, which are in
+the storage of `Content`.
+*Union*: where programs disagree (two boundaries, an encoded multipart, a part behind the closing
+boundary), the parts of all readings are found, and an oddity is noted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from .archives import inspect
+from .content import Content
+from .leaf import ENCODINGS, Leaf
+from .limits import DEPTH, HEADER, PARAMETERS, TEXT
+from .names import all_readings, extension
+from .parameters import (
+    boundaries,
+    charset,
+    count_boundaries,
+    first,
+    media_type,
+    names,
+    token,
+    unfolded,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .content import Part, Storage
+
+_DASHES = re.compile(rb"\n[ \t]*+--")
+_BARE = re.compile(rb"\r(?!\n)")
+_DASHES_FIRST = re.compile(rb"[ \t]*+--")
+# RFC 5322 section 2.2; section 4.5 for white space before the colon.
+_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
+_MESSAGES = frozenset(
+    {"message/rfc822", "message/global", "message/news", "message/rfc822-headers"}
+)
+_TYPE, _ENCODING, _DISPOSITION = (
+    b"content-type",
+    b"content-transfer-encoding",
+    b"content-disposition",
+)
+
+
+class _Level:
+    """A multipart that is open: its delimiters, and whether the closing one has been seen.
+
+    Without `boundaries` the first line with two dashes declares it.
+    """
+
+    __slots__ = ("boundaries", "closed", "depth", "nested")
+
+    def __init__(self, boundaries: list[bytes], depth: int, *, nested: bool) -> None:
+        self.boundaries = boundaries
+        self.closed = False
+        self.depth = depth
+        self.nested = nested
+
+
+class _Lines:
+    """A cutter of pieces into whole lines, for a scanner of decoded content."""
+
+    __slots__ = ("_rest", "_scan")
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+        self._rest = b""
+
+    def write(self, data: bytes) -> None:
+        data = self._rest + data
+        cut = data.rfind(b"\n") + 1
+        if not cut and len(data) < HEADER:
+            self._rest = data
+            return
+        self._rest = data[cut:] if cut else b""
+        self._scan.feed(data[:cut] if cut else data)
+
+    def drop(self) -> None:
+        self._scan.drop()
+
+    def close(self) -> None:
+        if self._rest:
+            self._scan.feed(self._rest + b"\n")
+        self._scan.close()
+
+
+class Scan:
+    """A scan of one message or entity, which begins with its header block unless it has `fields`.
+
+    `raw` tells whether offsets are those of the message's body, `nested` whether this is in an
+    attached message.
+    """
+
+    def __init__(  # noqa: PLR0913  # options, given by name
+        self,
+        content: Content,
+        archives: deque[tuple[Part, Storage]],
+        *,
+        depth: int = 0,
+        raw: bool = True,
+        nested: bool = False,
+        fields: list[bytes] | None = None,
+    ) -> None:
+        self.content = content
+        self._archives = archives
+        self._depth, self._raw, self._nested = depth, raw, nested
+        self._levels: list[_Level] = []
+        self._delimiters: dict[bytes, int] = {}
+        self._starts: tuple[bytes, ...] = ()
+        #: Attached messages that haven't ended, each with the number of levels around it.
+        self._messages: list[tuple[int, Part]] = []
+        self._leaf: Leaf | None = None
+        self._inner: _Lines | None = None
+        self._in_header = True
+        self._fields: list[bytes] = fields or []
+        #: Those of them that describe the content.
+        self._described: list[bytes] = []
+        self._header_size = 0
+        self._header_at = -1
+        self._offset = 0
+        if fields is not None:
+            self._begin_entity()
+
+    def feed(self, block: bytes) -> None:
+        """Scan a piece of the body: whole lines that end in LF, not dot-stuffed."""
+        if b"\r" in block:
+            # Programs end a line there; offsets stay those of the message.
+            block, bare = _BARE.subn(b"\n", block)
+            if bare:
+                self.content.odd("bare carriage return")
+        at, end = 0, len(block)
+        while at < end:
+            at = self._header(block, at) if self._in_header else self._body(block, at)
+        self._offset += end
+
+    def close(self) -> None:
+        """End the message."""
+        if self._in_header:
+            self._begin_entity(self._offset)
+        self._end_leaf(self._offset)
+        self._end_messages(-1, self._offset)
+        if any(not level.closed for level in self._levels):
+            self.content.odd("no closing boundary")
+
+    def drop(self) -> None:
+        """Release what is stored of open parts."""
+        if self._leaf is not None:
+            self._leaf.discard()
+        if self._inner is not None:
+            self._inner.drop()
+
+    # -- header blocks of parts ----------------------------------------------------------
+
+    def _header(self, block: bytes, at: int) -> int:
+        """Read lines of a header block; return where it stopped."""
+        end = len(block)
+        while at < end:
+            line_end = block.find(b"\n", at) + 1 or end
+            line = block[at:line_end].rstrip(b"\r\n")
+            if not line.rstrip():
+                if line:
+                    self.content.odd("blanks in the line that ends a header block")
+                self._begin_entity(self._offset + line_end)
+                return line_end
+            if line.lstrip(b" \t").startswith(b"--"):
+                level = self._delimiter(line)
+                if level is not None:
+                    self._begin_entity(self._offset + at)
+                    self._cross(level, at, line_end)
+                    return line_end
+            self._head_line(line)
+            at = line_end
+            if self._header_size > HEADER:
+                self.content.odd("header block of a part too long")
+                self._begin_entity(self._offset + at)
+                return at
+        return at
+
+    def _head_line(self, line: bytes) -> None:
+        self._header_size += len(line) + 1
+        fields = self._fields
+        if line.startswith((b" ", b"\t")) and fields:
+            fields[-1] += b"\n" + line if len(fields[-1]) < PARAMETERS else b""
+        elif _FIELD.match(line):
+            fields.append(line)
+        elif fields or self._levels:
+            # Programs ignore the line, or end the header before it.
+            self.content.odd("line in a header block that isn't a field")
+
+    # -- entities ------------------------------------------------------------------------
+
+    def _values(self, wanted: bytes) -> list[str]:
+        """Return the values of the fields of a name (in lower case), unfolded."""
+        found = []
+        for raw in self._described:
+            match = _FIELD.match(raw)
+            if match and match[1].lower() == wanted:
+                value = unfolded(raw[match.end() :])
+                if len(value) > PARAMETERS:
+                    self.content.odd("parameters of a part too long")
+                found.append(value[:PARAMETERS])
+        return found
+
+    def _begin_entity(self, at: int = 0) -> None:
+        """Begin what a header block describes; its content is at this offset."""
+        self._in_header = False
+        self._header_size = 0
+        if self._levels or self._depth:
+            for raw in self._fields:
+                self.content.keep(raw, nested=self._nested)
+        self._described = [each for each in self._fields if each[:8].lower() == b"content-"]
+        types = self._values(_TYPE)
+        declared = tuple(dict.fromkeys(filter(None, map(media_type, types))))
+        depth = self._depth
+        if len(declared) > 1:
+            self.content.odd("two types")
+        encoding = self._encoding()
+        if depth >= DEPTH and any(
+            each in _MESSAGES or each.startswith("multipart/") for each in declared
+        ):
+            self.content.odd("too many levels")
+            declared = ("application/octet-stream",)
+        if any(each.startswith("multipart/") for each in declared):
+            self._begin_multipart(types, encoding)
+        elif any(each in _MESSAGES for each in declared):
+            self._begin_message(types, declared, encoding, at)
+        else:
+            self._begin_leaf(types, declared, encoding, at)
+        self._fields = []
+
+    def _encoding(self) -> str:
+        values = [token(each) for each in self._values(_ENCODING)]
+        known = list(dict.fromkeys(ENCODINGS.get(each, "") for each in values))
+        if len(known) > 1 or any(each not in ENCODINGS for each in values):
+            self.content.odd("unknown or several encodings")
+        return first(known)
+
+    def _begin_multipart(self, types: list[str], encoding: str) -> None:
+        every = [each for value in types for each in boundaries(value)]
+        found = [each.encode("utf-8", "surrogateescape").rstrip() for each in dict.fromkeys(every)]
+        found = [each for each in found if each]
+        if not found:
+            self.content.odd("multipart without a boundary")
+        elif sum(map(count_boundaries, types)) > 1:
+            self.content.odd("two boundaries")
+        if encoding:
+            # The encoded reading: what isn't a part by the raw one is decoded, and read again.
+            self.content.odd("encoded multipart")
+            self._read_decoded(encoding, self._described, self._depth + 1)
+        self._levels.append(_Level(found, self._depth, nested=self._nested))
+        self._depth += 1
+        self._index_delimiters()
+
+    def _read_decoded(self, encoding: str, fields: list[bytes], depth: int) -> Leaf | None:
+        part = self.content.add(self._depth)
+        if part is None:
+            return None
+        part.type = "multipart/encoded" if fields else "message/rfc822"
+        kept = [each for each in fields if not each.lower().startswith(_ENCODING)]
+        scan = Scan(
+            self.content,
+            self._archives,
+            depth=depth,
+            raw=False,
+            nested=self._nested or not fields,
+            fields=kept or None,
+        )
+        self._inner = lines = _Lines(scan)
+        self._leaf = Leaf(self.content, part, encoding, self._ended, lines.write)
+        return self._leaf
+
+    def _begin_message(
+        self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
+    ) -> None:
+        if encoding:
+            leaf = self._read_decoded(encoding, [], self._depth + 1)
+            if leaf is not None:
+                self._describe(leaf.part, types, declared, encoding, at)
+                leaf.part.traits.add("message")
+            return
+        part = self.content.add(self._depth)
+        if part is not None:
+            self._describe(part, types, declared, encoding, at)
+            part.traits.add("message")
+            if self._raw:
+                self._messages.append((len(self._levels), part))
+        self._in_header = True
+        self._nested = True
+        self._depth += 1
+        self._header_at = -1
+
+    def _begin_leaf(
+        self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
+    ) -> None:
+        part = self.content.add(self._depth)
+        if part is None:
+            self._leaf = None
+            return
+        self._describe(part, types, declared, encoding, at)
+        self._leaf = Leaf(self.content, part, encoding, self._ended)
+
+    def _describe(
+        self, part: Part, types: list[str], declared: tuple[str, ...], encoding: str, at: int
+    ) -> None:
+        """Fill in what the fields say of a part."""
+        dispositions = self._values(_DISPOSITION)
+        raw = [each for value in (*dispositions, *types) for each in names(value)]
+        part.names, more = all_readings(raw)
+        if more:
+            self.content.odd("too many names of a part")
+        if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
+            self.content.odd("several names of a part")
+        part.types = declared
+        part.type = first(declared)
+        part.encoding = encoding
+        part.disposition = first(map(token, dispositions))
+        part.charset = first(map(charset, types))
+        if self._raw:
+            part.start, part.body = (self._header_at, at) if self._levels else (-1, at)
+
+    # -- bodies --------------------------------------------------------------------------
+
+    def _body(self, block: bytes, at: int) -> int:
+        """Read up to the next delimiter or the end; return where it stopped."""
+        if not self._levels:
+            self._emit(block[at:])
+            return len(block)
+        start, end = at, len(block)
+        adopts = not self._levels[-1].boundaries
+        while at < end:
+            if _DASHES_FIRST.match(block, at):
+                found = at
+            else:
+                match = _DASHES.search(block, at)
+                if match is None:
+                    break
+                found = match.start() + 1
+            line_end = block.find(b"\n", found) + 1 or end
+            line = block[found:line_end]
+            if adopts:
+                adopts = not self._adopt(line)
+            level = self._delimiter(line)
+            if level is not None:
+                self._emit(block[start:found])
+                self._cross(level, found, line_end)
+                return line_end
+            at = line_end
+        self._emit(block[start:])
+        return end
+
+    def _emit(self, data: bytes) -> None:
+        if self._leaf is not None and data:
+            self._leaf.write(data)
+
+    def _adopt(self, line: bytes) -> bool:
+        """Take the boundary of a multipart that declares none from a line; return whether it has.
+
+        The line begins with two dashes.
+        """
+        text = line.strip()[2:].strip()
+        if not text or text in self._delimiters:
+            return False
+        self._levels[-1].boundaries.append(text)
+        self._index_delimiters()
+        return True
+
+    def _delimiter(self, line: bytes) -> tuple[int, bool] | None:
+        """Return the level of a delimiter, and whether it is the closing one; None if it isn't."""
+        text = line.rstrip()
+        plain = text.lstrip()
+        name = plain[2:]
+        known = self._delimiters
+        found: tuple[int, bool] | None = None
+        if name in known:
+            found = known[name], False
+        elif name.endswith(b"--") and name[:-2] in known:
+            found = known[name[:-2]], True
+        elif (start := self._prefix(name)) is not None:
+            self.content.odd("text behind a boundary")
+            found = start, name.startswith(b"--", len(self._longest(name)))
+        if found is not None and plain != text:
+            self.content.odd("indented boundary")
+        return found
+
+    def _longest(self, name: bytes) -> bytes:
+        return max((each for each in self._delimiters if name.startswith(each)), key=len)
+
+    def _prefix(self, name: bytes) -> int | None:
+        """Return the level whose boundary a line begins with, followed by a blank or dashes."""
+        if not name.startswith(self._starts):
+            return None
+        longest = self._longest(name)
+        rest = name[len(longest) :]
+        return self._delimiters[longest] if rest.startswith((b" ", b"\t", b"--")) else None
+
+    def _index_delimiters(self) -> None:
+        self._delimiters = {
+            boundary: number
+            for number, level in enumerate(self._levels)
+            for boundary in level.boundaries
+        }
+        self._starts = tuple(self._delimiters)
+
+    def _cross(self, found: tuple[int, bool], start: int, end: int) -> None:
+        """Cross a delimiter whose line is there in the block."""
+        number, closing = found
+        self._end_leaf(self._offset + start)
+        self._end_messages(number, self._offset + start)
+        if any(not each.closed for each in self._levels[number + 1 :]):
+            self.content.odd("no closing boundary")
+        if len(self._levels) > number + 1:
+            del self._levels[number + 1 :]
+            self._index_delimiters()
+        level = self._levels[number]
+        self._depth = level.depth + 1
+        self._nested = level.nested
+        if closing:
+            level.closed = True
+            return
+        if level.closed:
+            self.content.odd("part behind the closing boundary")
+            level.closed = False
+        self._in_header = True
+        self._header_size = 0
+        self._fields = []
+        self._header_at = self._offset + end
+
+    def _end_leaf(self, at: int) -> None:
+        leaf, self._leaf = self._leaf, None
+        if leaf is None:
+            return
+        leaf.close()
+        if self._inner is not None:
+            inner, self._inner = self._inner, None
+            inner.close()
+        if self._raw and leaf.part.body >= 0:
+            leaf.part.end = at
+
+    def _end_messages(self, number: int, at: int) -> None:
+        """End the attached messages in the levels above this number."""
+        while self._messages and self._messages[-1][0] > number:
+            self._messages.pop()[1].end = at
+
+    def _ended(self, part: Part, store: Storage) -> None:
+        self._archives.append((part, store))
+
+
+class Scanner(Scan):
+    """A scanner of one message with this header block; `storage` makes places for archives.
+
+    With `keep_fields` the fields of parts and attached messages are in `Content.fields`.
+    """
+
+    def __init__(
+        self,
+        head: Iterable[bytes],
+        storage: Callable[[], Storage],
+        *,
+        keep_fields: bool = False,
+    ) -> None:
+        content = Content(storage, keep_fields=keep_fields, text_left=TEXT)
+        super().__init__(content, deque())
+        for line in head:
+            self._head_line(line)
+        self._begin_entity()
+
+    def work(self) -> Iterator[int]:
+        """Look into the archives that have ended; yield the units of work of each step.
+
+        A unit is about a microsecond, as in `runtime.pace`.
+        """
+        while self._archives:
+            part, store = self._archives.popleft()
+            try:
+                yield from inspect(store, part, self.content)
+            finally:
+                store.discard()
+
+    def discard(self) -> None:
+        """Release what is stored; the scanner can't be used afterwards."""
+        self.drop()
+        while self._archives:
+            self._archives.popleft()[1].discard()

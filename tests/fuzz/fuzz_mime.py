@@ -1,0 +1,39 @@
+"""No message makes the reader of MIME raise, leave something stored, or depend on its blocks.
+
+`python -m tests.fuzz mime` runs it under atheris, from the messages of `tests.mime`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_filters.mime import limits
+from tests.mime.reading import EXE, Memory, attached, mixed, read, zipped
+from tests.mime.test_corpus import NAMES, STRUCTURES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fuzz(data: bytes) -> None:
+    """Read a message in blocks of two sizes; the first byte is one of them."""
+    size, message = data[0] + 1 if data else 1, data[1:]
+    whole = read(message, keep_fields=True)
+    cut = read(message, size, keep_fields=True)
+    assert whole.parts == cut.parts
+    assert set(whole.oddities) == set(cut.oddities)
+    assert whole.fields == cut.fields
+    assert len(whole.parts) <= limits.PARTS
+    assert all(len(part.names) <= limits.NAMES for part in whole.parts)
+    assert Memory.kept == 0
+
+
+def corpus(folder: Path) -> None:
+    """Write the messages of the tests to files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    messages = [message for message, _ in STRUCTURES.values()]
+    disposition = b"Content-Disposition: attachment; "
+    messages += [mixed(disposition + field + b"\n\nx\n") for field, _ in NAMES.values()]
+    messages.append(attached(zipped(("a.exe", EXE), ("b.zip", zipped(("c.exe", EXE))))))
+    for number, message in enumerate(messages):
+        (folder / str(number)).write_bytes(b"\x20" + message)

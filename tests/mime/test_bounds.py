@@ -1,0 +1,128 @@
+"""Bounds: depth, parts and sizes that no mail has, and the same result however it arrives."""
+
+from __future__ import annotations
+
+import base64
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.mime import limits
+from smtpd_filters.mime.scanner import Scanner
+from tests.effort import part as part_of
+from tests.mime.reading import EXE, Memory, blocks, mixed, read, zipped
+from tests.mime.test_corpus import NAMES, STRUCTURES
+
+
+def test_levels() -> None:
+    levels = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (level, level)
+        for level in range(100)
+    )
+    content = read(levels)
+    assert "too many levels" in content.oddities
+    messages = b"Content-Type: message/rfc822\n\n" * 100
+    content = read(messages)
+    assert "too many levels" in content.oddities
+    assert max(part.depth for part in content.parts) <= limits.DEPTH
+
+
+def test_levels_in_base64() -> None:
+    message = b"Content-Type: text/plain; name=a.exe\n\nx\n"
+    head = b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n"
+    for _ in range(limits.DEPTH + 3):
+        message = head + base64.b64encode(message) + b"\n"
+    assert "too many levels" in read(message).oddities
+
+
+def test_parts() -> None:
+    content = read(mixed(*[b"Content-Type: x/y; name=a.exe\n\nMZ\n"] * 10_000))
+    assert len(content.parts) == limits.PARTS
+    assert "too many parts" in content.oddities
+
+
+def test_names_of_a_part() -> None:
+    names = b"".join(b"; filename=%d.txt" % number for number in range(100))
+    content = read(mixed(b"Content-Disposition: attachment" + names + b"\n\nx\n"))
+    assert len(content.parts[-1].names) == limits.NAMES
+    assert "too many names of a part" in content.oddities
+
+
+def test_the_header_block_of_a_part() -> None:
+    content = read(mixed(b"X: y\n" * 20_000 + b"Content-Type: x/y; name=a.exe\n\nx\n"))
+    assert "header block of a part too long" in content.oddities
+
+
+@pytest.mark.parametrize("encoding", [b"base64", b"7bit", b"quoted-printable", b"x-uuencode"])
+def test_a_message_of_35_mb_takes_little_memory(encoding: bytes) -> None:
+    line = base64.encodebytes(bytes(57)) if encoding == b"base64" else b"M" + b"!" * 60 + b"\n"
+    block = line * (limits.BLOCK // len(line))
+    part = b"--b\nContent-Type: x/y\nContent-Transfer-Encoding: " + encoding + b"\n\n"
+    scanner = Scanner([b"Content-Type: multipart/mixed; boundary=b"], Memory)
+    scanner.feed(part)
+    tracemalloc.start()
+    for _ in range(part_of((35 << 20) // len(block))):
+        scanner.feed(block)
+    scanner.close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    assert scanner.content.parts[-1].size > 1 << 20
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            b"--b\n", b"--b--\n", b"--c\n", b"\n", b"\n", b" \n", b"x\n", b"\r", b"begin 644 a\n",
+            b"end\n", b"=ybegin name=x\n", b"Content-Transfer-Encoding: base64\n", b"a.exe",
+            b"Content-Type: multipart/mixed; boundary=b\n", b"Content-Type: message/rfc822\n",
+            b"Content-Type: multipart/mixed; boundary=c\n", b"Content-Type: multipart/digest\n",
+            base64.b64encode(zipped(("a.exe", EXE))) + b"\n", base64.encodebytes(EXE),
+            b"Content-Disposition: attachment; filename*0=", b"=?utf-8?B?", b'"', b";", b"--",
+        ]
+    ),
+    st.sampled_from([b"filename=" + each for each, _ in NAMES.values()]),
+    st.binary(max_size=30),
+)  # fmt: skip
+
+
+@settings(max_examples=part_of(400), deadline=None)
+@given(pieces=st.lists(PIECES, max_size=40), size=st.integers(1, 200))
+def test_the_result_does_not_depend_on_the_blocks(pieces: list[bytes], size: int) -> None:
+    message = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"".join(pieces)
+    whole, cut = read(message), read(message, size)
+    assert whole.parts == cut.parts
+    assert whole.oddities == cut.oddities
+    assert Memory.kept == 0
+
+
+@settings(max_examples=part_of(200), deadline=None)
+@given(message=st.binary(max_size=400))
+def test_any_bytes_are_read(message: bytes) -> None:
+    read(message)
+
+
+@settings(max_examples=part_of(200), deadline=None)
+@given(data=st.data())
+def test_broken_archives_are_read(data: st.DataObject) -> None:
+    archive = bytearray(zipped(("a.exe", EXE), ("b.zip", zipped(("c", b"x")))))
+    for _ in range(data.draw(st.integers(1, 8))):
+        archive[data.draw(st.integers(0, len(archive) - 1))] = data.draw(st.integers(0, 255))
+    head = b"Content-Transfer-Encoding: base64\n\n"
+    content = read(head + base64.encodebytes(archive))
+    assert len(content.parts) == 1
+    assert Memory.kept == 0
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_every_structure_in_blocks_of_any_size(case: str) -> None:
+    message, _ = STRUCTURES[case]
+    expected = read(message)
+    for size in (1, 7, 40):
+        assert read(message, size).parts == expected.parts
+
+
+def test_blocks_are_whole_lines() -> None:
+    assert list(blocks(b"ab\nc\nlonger\n", 4)) == [b"ab\n", b"c\n", b"longer\n"]

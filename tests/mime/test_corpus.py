@@ -1,0 +1,233 @@
+"""Hostile and broken MIME, each with the names that some mail program shows of it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+import pytest
+
+from tests.mime.reading import EXE, attached, every_name, mixed, read
+
+#: A field of the attachment, and a name that must be among its readings.
+NAMES = {
+    "plain": (b'filename="a.exe"', "a.exe"),
+    "upper case": (b'FILENAME="A.EXE"', "A.EXE"),
+    "with blanks, unquoted": (b"filename=my invoice.exe", "my invoice.exe"),
+    "up to a blank": (b"filename=a.exe and more", "a.exe"),
+    "in ticks": (b"filename='a.exe'", "a.exe"),
+    "an apostrophe within": (b"filename=\"it's.exe\"", "it's.exe"),
+    "open quote": (b'filename="a.exe', "a.exe"),
+    "open quote before a parameter": (b'filename="a.exe; size=3', "a.exe"),
+    "escaped quote": (b'filename="a\\".exe"', 'a".exe'),
+    "continuations": (b"filename*0=a.; filename*1=exe", "a.exe"),
+    "continuations in the wrong order": (b"filename*1=exe; filename*0=a.", "a.exe"),
+    "a gap in continuations": (b"filename*0=a.; filename*2=exe", "a.exe"),
+    "encoded continuations": (b"filename*0*=utf-8''a%2E; filename*1*=%65xe", "a.exe"),
+    "extended": (b"filename*=UTF-8''a%2Eexe", "a.exe"),
+    "extended in quotes": (b"filename*=\"UTF-8''a%2Eexe\"", "a.exe"),
+    "extended without a character set": (b"filename*=''a%2Eexe", "a.exe"),
+    "extended without ticks": (b"filename*=a%2Eexe", "a.exe"),
+    "extended beside plain": (b"filename=\"a.txt\"; filename*=UTF-8''a%2Eexe", "a.exe"),
+    "in UTF-16": (b"filename*=UTF-16BE''%00a%00.%00e%00x%00e", "a.exe"),
+    "the second of two": (b'filename="a.txt"; filename="a.exe"', "a.exe"),
+    "the first of two": (b'filename="a.exe"; filename="a.txt"', "a.exe"),
+    "encoded word": (b'filename="=?utf-8?Q?a=2Eexe?="', "a.exe"),
+    "unquoted encoded word": (b"filename==?utf-8?B?YS5leGU=?=", "a.exe"),
+    "two encoded words": (b'filename="=?utf-8?Q?a=2E?= =?utf-8?Q?exe?="', "a.exe"),
+    "an encoded word in continuations": (
+        b'filename*0="=?utf-8?Q?a="; filename*1="2Eexe?="', "a.exe",
+    ),
+    "a folded name": (b'filename="a.\n exe"', "a. exe"),
+    "no semicolon": (b' filename="a.exe"', "a.exe"),
+    "blanks around the sign": (b'filename = "a.exe"', "a.exe"),
+    "trailing dots and blanks": (b'filename="a.exe . ."', "a.exe"),
+    "controls": (b'filename="a.e\x01xe"', "a.exe"),
+    "a NUL": (b'filename="a.exe\x00.txt"', "a.exe"),
+    "raw UTF-8": ('filename="ä.exe"'.encode(), "ä.exe"),
+    "bytes of no encoding": (b'filename="\xe4.exe"', "\udce4.exe"),
+    "from right to left": ('filename="a\u202etxt.exe"'.encode(), "atxt.exe"),
+    "a full-width dot": ('filename="a\uff0eexe"'.encode(), "a.exe"),
+    "a path": (b'filename="C:\\\\x\\\\a.exe"', "a.exe"),
+    "a path with slashes": (b'filename="../x/a.exe"', "a.exe"),
+    "a stream": (b'filename="a.exe:x.txt"', "a.exe"),
+    "the default stream": (b'filename="a.exe::$DATA"', "a.exe"),
+    "a comment behind": (b"filename=a.exe (a comment)", "a.exe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMES)
+@pytest.mark.parametrize(
+    "field", [b"Content-Disposition: attachment; ", b"Content-Disposition: inline; "]
+)
+def test_names(case: str, field: bytes) -> None:
+    parameter, name = NAMES[case]
+    assert name in every_name(read(mixed(field + parameter + b"\n\nx\n")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (b"Content-Type: a/b; name=a.exe\nContent-Disposition: x; filename=a.txt\n", 2),
+        (b"Content-Disposition: x; filename=a.txt\nContent-Disposition: x; filename=a.exe\n", 2),
+        (b"Content-Disposition : attachment; filename=a.exe\n", 1),
+        (b"Content-Disposition:\n attachment;\n\tfilename=a.exe\n", 1),
+        (b"garbage\nContent-Disposition: attachment; filename=a.exe\n", 1),
+        (b"Content-Disposition: attachment filename=a.exe\n", 1),
+    ],
+)
+def test_fields_of_a_part(fields: bytes, names: int) -> None:
+    content = read(mixed(fields + b"\nx\n"))
+    assert "a.exe" in every_name(content)
+    assert len(every_name(content)) == names
+    assert content.ambiguous == (names == 2 or fields.startswith(b"garbage"))
+
+
+PART = b"Content-Disposition: attachment; filename=a.exe\n\nMZ\n"
+MIXED = b"Content-Type: multipart/mixed; boundary=b\n"
+INNER = b"Subject: x\n" + MIXED + b"\n--b\n" + PART + b"--b--\n"
+#: Messages with one attachment, a.exe, and the oddity that must be noted ("" for none).
+STRUCTURES = {
+    "as it should be": (MIXED + b"\n--b\n" + PART + b"--b--\n", ""),
+    "no MIME-Version, blank boundary": (
+        b'Content-Type: multipart/mixed; boundary="a b"\n\n--a b\n' + PART + b"--a b--\n", "",
+    ),
+    "blanks behind the boundary": (MIXED + b"\n--b \t\n" + PART + b"--b-- \n", ""),
+    "boundary in continuations": (
+        b"Content-Type: multipart/mixed; boundary*0=b; boundary*1=c\n\n--bc\n" + PART + b"--bc--\n",
+        "",
+    ),
+    "no boundary": (
+        b"Content-Type: multipart/mixed\n\n--b\n" + PART + b"--b--\n",
+        "multipart without a boundary",
+    ),
+    "indented boundary": (MIXED + b"\n  --b\n" + PART + b"--b--\n", "indented boundary"),
+    "text behind a boundary": (MIXED + b"\n--b x\n" + PART + b"--b--\n", "text behind a boundary"),
+    "the second boundary": (
+        b"Content-Type: multipart/mixed; boundary=c; boundary=b\n\n--b\n" + PART + b"--b--\n",
+        "two boundaries",
+    ),
+    "the first boundary": (
+        b"Content-Type: multipart/mixed; boundary=b; boundary=c\n\n--b\n" + PART + b"--b--\n",
+        "two boundaries",
+    ),
+    "no closing boundary": (MIXED + b"\n--b\n" + PART, "no closing boundary"),
+    "a part behind the closing boundary": (
+        MIXED + b"\n--b--\n--b\n" + PART + b"--b--\n", "part behind the closing boundary",
+    ),
+    "the second type": (
+        b"Content-Type: text/plain\n" + MIXED + b"\n--b\n" + PART + b"--b--\n", "two types",
+    ),
+    "a multipart in base64": (
+        MIXED + b"Content-Transfer-Encoding: base64\n\n"
+        + base64.encodebytes(b"--b\n" + PART + b"--b--\n"),
+        "encoded multipart",
+    ),
+    "a multipart that claims base64": (
+        MIXED + b"Content-Transfer-Encoding: base64\n\n--b\n" + PART + b"--b--\n",
+        "encoded multipart",
+    ),
+    "a bare carriage return": (
+        MIXED + b"\n--b\r" + PART.replace(b"\n", b"\r") + b"--b--\n", "bare carriage return",
+    ),
+    "carriage returns at line ends": (
+        MIXED + b"\n--b\r\n" + PART.replace(b"\n", b"\r\n") + b"--b--\r\n", "",
+    ),
+    "an inner multipart without its end": (
+        b"Content-Type: multipart/mixed; boundary=o\n\n--o\n" + MIXED + b"\n--b\n" + PART
+        + b"--o--\n",
+        "no closing boundary",
+    ),
+    "an attached message": (
+        b"Content-Type: multipart/mixed; boundary=o\n\n--o\nContent-Type: message/rfc822\n\n"
+        + INNER + b"--o--\n",
+        "",
+    ),
+    "an attached message in base64": (
+        b"Content-Type: multipart/mixed; boundary=o\n\n--o\nContent-Type: message/rfc822\n"
+        b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(INNER) + b"--o--\n",
+        "",
+    ),
+    "no parts at all": (b"Content-Type: application/octet-stream; name=a.exe\n\nMZ\n", ""),
+    "uuencoded": (
+        b"Subject: x\n\nhello\nbegin 644 a.exe\n" + binascii.b2a_uu(b"MZ\0\0") + b"end\n", "",
+    ),
+    "uuencoded, in quoted-printable": (
+        b"Content-Transfer-Encoding: quoted-printable\n\nbegin=20644 a=2Eexe\n"
+        + binascii.b2a_uu(b"MZ") + b"end\n",
+        "",
+    ),
+    "yEnc": (b"Subject: x\n\n=ybegin line=128 size=2 name=a.exe\nxx\n=yend size=2\n", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_structures(case: str) -> None:
+    message, oddity = STRUCTURES[case]
+    content = read(message)
+    assert "a.exe" in every_name(content)
+    # The raw reading of an encoded multipart has no end.
+    several = oddity == "encoded multipart"
+    assert list(content.oddities)[: 1 if several else None] == ([oddity] if oddity else [])
+
+
+#: Contents, with their encodings, that must be recognised as programs.
+PROGRAMS = {
+    "base64": base64.encodebytes(EXE),
+    "base64 in one line": base64.b64encode(EXE) + b"\n",
+    "base64 with garbage": b"!!" + base64.encodebytes(EXE).replace(b"A", b"A -\x01", 9),
+    "base64 without padding": base64.b64encode(EXE + b"x").rstrip(b"=") + b"\n",
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_programs_by_content(case: str) -> None:
+    part = b"Content-Transfer-Encoding: base64\nContent-Type: image/png; name=a.png\n\n"
+    content = read(mixed(part + PROGRAMS[case]))
+    assert content.parts[-1].kind == "exe"
+    assert not content.ambiguous
+
+
+def test_base64_behind_padding_is_ambiguous() -> None:
+    data = base64.b64encode(b"x") + b"\n" + base64.encodebytes(EXE)
+    content = read(mixed(b"Content-Transfer-Encoding: base64\n\n" + data))
+    assert content.parts[-1].size == 1 + len(EXE)
+    assert list(content.oddities) == ["base64 continues behind its padding"]
+
+
+def test_quoted_printable() -> None:
+    data = b"".join(b"=%02X" % byte for byte in EXE)
+    part = b"Content-Transfer-Encoding: quoted-printable\nContent-Type: x/y\n\n" + data + b"=\n"
+    assert read(mixed(part)).parts[-1].kind == "exe"
+
+
+def test_tnef_is_a_leaf() -> None:
+    content = read(
+        attached(b"\x78\x9f\x3e\x22" + b"\0" * 9, b"Content-Type: application/ms-tnef\n")
+    )
+    assert content.parts[-1].kind == "tnef"
+
+
+def test_offsets_are_those_of_the_part_in_the_body() -> None:
+    message = STRUCTURES["an attached message"][0]
+    body = message.partition(b"\n\n")[2]
+    attachment = next(part for part in read(message).parts if part.names)
+    outer = next(part for part in read(message).parts if "message" in part.traits)
+    assert body[attachment.start : attachment.end] == PART
+    assert body[attachment.body : attachment.end] == b"MZ\n"
+    assert body[outer.body : outer.end] == INNER
+
+
+def test_fields_of_parts_are_kept_for_checks() -> None:
+    content = read(STRUCTURES["an attached message"][0], keep_fields=True)
+    assert [(field.raw, field.nested) for field in content.fields] == [
+        (b"Content-Type: message/rfc822", False),
+        (b"Subject: x", True),
+        (b"Content-Type: multipart/mixed; boundary=b", True),
+        (b"Content-Disposition: attachment; filename=a.exe", True),
+    ]
+
+
+def test_character_set_and_text() -> None:
+    content = read(b"Content-Type: text/plain; charset=KOI8-R\n\n\xf0\xd2\xc9\n")
+    assert (content.parts[0].charset, content.parts[0].head) == ("koi8-r", b"\xf0\xd2\xc9\n")
