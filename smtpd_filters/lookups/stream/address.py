@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
 
+    from .connection import Connection
+
 #: unix(7): sun_path has 108 bytes with the final null.
 LONGEST_PATH = 107
 _UNIX = "unix:"
@@ -22,6 +24,8 @@ class Address(Value):
 
     __match_args__ = ("host", "port", "path")
     __slots__ = __match_args__
+    #: The most connections that the server allows, 0 for any number.
+    most = 0
 
     def __init__(self, host: str = "", port: int = 0, *, path: str = "") -> None:
         self.host = host
@@ -42,6 +46,12 @@ class Address(Value):
     def label(self) -> str:
         """The address in logs."""
         return self.path or ENDPOINT.show((self.host, self.port))
+
+    async def connect(self) -> Connection:
+        """Return a new connection. Raises UnconnectedError."""
+        from .connection import connect  # imports asyncio
+
+        return await connect(self)
 
     def declare(self, needs: Needs) -> None:
         """Declare that a process connects to this server after its start."""

@@ -18,14 +18,13 @@ from smtpd_filters.lookups.failover.failures import (
 )
 from smtpd_filters.lookups.retry import Failure
 
-from .connection import LostError, UnconnectedError, connect
+from .connection import LostError, UnconnectedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
-    from .address import Address
-    from .client import Client
+    from .client import Client, Server
     from .connection import Connection
 
 T = TypeVar("T")
@@ -34,10 +33,10 @@ T = TypeVar("T")
 class Host:
     """A server and its connections: those in use, and those that are kept for the next use."""
 
-    def __init__(self, address: Address, connections: int, *, idle: float, lifetime: float) -> None:
-        self._address = address
+    def __init__(self, server: Server, connections: int, *, idle: float, lifetime: float) -> None:
+        self._server = server
         self._idle_for, self._lifetime = idle, lifetime
-        self.turns = asyncio.Semaphore(connections)
+        self.turns = asyncio.Semaphore(min(connections, server.most or connections))
         self._used: set[Connection] = set()
         #: Kept connections with the time until which they are kept; the last was used last.
         self._kept: list[tuple[float, Connection]] = []
@@ -58,7 +57,7 @@ class Host:
             else:
                 kept.abort()
         if connection is None:
-            connection = await connect(self._address)
+            connection = await self._server.connect()
             try:
                 self._check()
             except BadReplyError:

@@ -22,14 +22,28 @@ from smtpd_filters.lookups.failover.group import CONNECTIONS, Group
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Any, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     from smtpd_filters.lookups.outcome import Unavailable
 
-    from .address import Address
     from .connection import Connection
 
     T = TypeVar("T")
+
+    class Server(Protocol):
+        """What a client connects to: an `Address`, or what stands for one."""
+
+        @property
+        def label(self) -> str:
+            """Its name in logs."""
+
+        @property
+        def most(self) -> int:
+            """The most connections that it allows, 0 for any number."""
+
+        async def connect(self) -> Connection:
+            """Return a new connection. Raises UnconnectedError."""
+
 
 #: Seconds for which a connection is used, as Postfix's smtpd_policy_service_max_ttl.
 LIFETIME = 1000.0
@@ -47,7 +61,7 @@ class Client(Group):
 
     def __init__(  # noqa: PLR0913  # one for each limit
         self,
-        addresses: Sequence[Address],
+        addresses: Sequence[Server],
         *,
         timeout: float,
         deadline: float,

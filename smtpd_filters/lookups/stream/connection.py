@@ -301,14 +301,18 @@ class Connection(asyncio.BufferedProtocol):
 
 async def connect(address: Address) -> Connection:
     """Return a new connection to a server. Raises UnconnectedError."""
-    loop = asyncio.get_running_loop()
     try:
         if address.path:
-            sock = await _connect_unix(address.path)
-            return (await loop.create_unix_connection(Connection, sock=sock))[1]
+            return await over(await _connect_unix(address.path))
         return await _connect_tcp(address.host, address.port)
     except OSError as error:
         raise UnconnectedError(error) from None
+
+
+async def over(sock: socket.socket) -> Connection:
+    """Return a connection over a unix socket that is connected."""
+    loop = asyncio.get_running_loop()
+    return (await loop.create_unix_connection(Connection, sock=sock))[1]
 
 
 async def _connect_unix(path: str) -> socket.socket:

@@ -529,3 +529,30 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes], resets: b
 
 def test_importing_it_does_not_import_asyncio() -> None:
     assert "asyncio" not in loaded("import smtpd_filters.lookups.stream")
+
+
+class _Elsewhere:
+    """A server that is reached in another way, and allows one connection."""
+
+    label, most = "elsewhere", 1
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self.connections = 0
+
+    async def connect(self) -> Connection:
+        self.connections += 1
+        return await connect(self._address)
+
+
+def test_a_server_that_is_no_address_and_allows_one_connection() -> None:
+    async def run() -> None:
+        async with served(echo) as peer:
+            server = _Elsewhere(peer.address)
+            one = Client([server], timeout=20.0, deadline=40.0, idle=60.0)
+            said = await asyncio.gather(*(one.ask(kept_line) for _ in range(5)))
+            await one.aclose()
+            assert said == [b"hello\n"] * 5
+            assert server.connections == 1
+
+    asyncio.run(run())
