@@ -39,6 +39,8 @@ FILTERS = {
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),
     "rspamd.policy:Rspamd by name": ("message", ["-url", "http://localhost:9"]),
     "rspamd.policy:Rspamd by socket": ("message", ["-url", "/nonexistent/socket"]),
+    "policy.policy:Policy": ("rcpt-to", ["--server", "127.0.0.1:9"]),
+    "policy.policy:Policy by program": ("rcpt-to", ["--server", "exec:/bin/true"]),
     "auth.policy:Auth": ("mail-from", []),
     "dkimsign.policy:Dkimsign": ("message", ["--keys", "{ example.org = 's KEYS/key' }"]),
     "tls.policy:Tls": ("mail-from", ["--require", "any"]),

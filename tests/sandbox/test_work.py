@@ -165,6 +165,30 @@ def test_a_notice_is_given_from_outside_the_sandbox(tmp_path: Path) -> None:
     assert (tmp_path / "told").read_text().startswith("client=")
 
 
+def test_a_policy_server_that_is_a_program_is_started_from_outside_the_sandbox(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "program"
+    told = tmp_path / "told"
+    program.write_text(
+        f'#!/bin/sh\nwhile read -r line; do [ -n "$line" ] && continue\n'
+        f'echo told >>{told}; printf "action=550 told\\n\\n"; done\n'
+    )
+    program.chmod(0o755)
+    server = ["--server", f"exec:{program}"]
+    words = ["-m", "smtpd_filters.filters.policy", "--sandbox", "strict", *server]
+    with FilterProcess(words) as process:
+        process.hand_shake()
+        process.connect(sid(1))
+        process.report("tx-begin", sid(1), b"1ef1c203")
+        process.report("tx-mail", sid(1), b"1ef1c203", b"ok", b"a@example.org")
+        for _ in range(2):
+            said = process.ask("rcpt-to", sid(1), b"b@example.org")
+            assert said.argument == b"550 told"
+        process.finish()
+    assert told.read_text() == "told\ntold\n"
+
+
 # -- messages --------------------------------------------------------------------------------
 
 

@@ -1,0 +1,146 @@
+"""Programs that speak the protocol on stdin and stdout, as Postfix's spawn(8) starts them.
+
+A process of its own starts the program, because the filter itself can start nothing after it has
+given up its rights (`--sandbox`).
+
+Invariants
+----------
+*One child*: there is one program at a time. A further one is started when the socket of the one
+before was closed: after a program that has ended, that didn't answer in time, or that was out of
+step.
+*No descriptor of smtpd*: the process has its own socket, /dev/null and the log; the program has a
+socket and the log. Both end when their socket is closed, however the filter ends.
+*Not confined*: the process starts before the sandbox, and runs nothing but the program of the
+settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.lookups.stream.connection import Connection, UnconnectedError, over
+
+from . import spawner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+#: Seconds for the process to end after its socket was closed.
+_PATIENCE = spawner.PATIENCE + 2
+#: Bytes of an answer: the number of the request, and that of an error.
+_MAX_ANSWER = 100
+
+
+class Children:
+    """The process that starts a program; for a client it is a server with one connection.
+
+    `label` is the program's name in the log.
+    """
+
+    most = 1  # One child
+
+    def __init__(self, label: str, command: Sequence[str]) -> None:
+        """Start it. Raises ConfigError for a program that can't be run."""
+        self.label = label
+        program = command[0]
+        if not (os.path.isfile(program) and os.access(program, os.X_OK)):  # noqa: PTH113  # a path as text
+            raise ConfigError(f"{program}: not a program that this user may run")
+        self._number = 0
+        self._lock: asyncio.Lock | None = None
+        # A datagram is written as a whole or not at all, and its end is seen.
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The file alone: it needs nothing of the package, which would take three times the memory.
+        start = [sys.executable, "-I", "-S", str(Path(spawner.__file__))]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own code
+                [*start, *command], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+            )
+        except OSError as error:
+            self._control.close()
+            raise ConfigError(f"{program}: {os_reason(error)}") from None
+        finally:
+            theirs.close()
+        self._control.setblocking(False)  # noqa: FBT003  # its only parameter
+
+    async def connect(self) -> Connection:
+        """Start the program; return a connection to its stdin and stdout.
+
+        Raises UnconnectedError if it can't be started.
+        """
+        try:
+            return await over(await self._start())
+        except OSError as error:
+            raise UnconnectedError(error) from None
+
+    async def _start(self) -> socket.socket:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            self._number += 1
+            request = b"%d " % self._number
+            self._control.send(request)
+            while True:
+                await self._readable()
+                with _Answer(self._control) as answer:
+                    # The answer to an earlier request, whose caller was cancelled, is dropped.
+                    if answer.text.startswith(request):
+                        return answer.socket(answer.text.removeprefix(request))
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        descriptor = self._control.fileno()
+        loop.add_reader(descriptor, _resolve, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(descriptor)
+
+    async def aclose(self) -> None:
+        """End the process, and with it the program."""
+        self._control.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _resolve(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+class _Answer:
+    """An answer of the process; a descriptor that isn't used is closed."""
+
+    def __init__(self, control: socket.socket) -> None:
+        """Read it. Raises OSError if the process has ended."""
+        text, self._descriptors, _, _ = socket.recv_fds(control, _MAX_ANSWER, 1)
+        if not text:
+            raise OSError(0, "the process that starts it has ended")
+        self.text = text
+
+    def socket(self, error: bytes) -> socket.socket:
+        """Return the socket of the program. Raises OSError with the number `error` without one."""
+        if not self._descriptors:
+            number = int(error or b"0")
+            raise OSError(number, os.strerror(number) if number else "not started")
+        started = socket.socket(fileno=self._descriptors.pop())
+        started.setblocking(False)  # noqa: FBT003  # its only parameter
+        return started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._descriptors:
+            os.close(each)

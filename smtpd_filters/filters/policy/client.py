@@ -1,0 +1,77 @@
+"""The client of filter-policy: one request at a time on each connection, which is kept.
+
+Importing this module imports asyncio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smtpd_filters.lookups.stream import BadReplyError, Client
+from smtpd_filters.lookups.stream.connection import LostError
+
+from .children import Children
+from .reply import ReplyError, ReplyParser
+from .servers import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.lookups.outcome import Unavailable
+    from smtpd_filters.lookups.stream.connection import Connection
+
+    from .servers import Server
+
+#: Seconds for which an unused connection is kept: Postfix's smtpd_policy_service_max_idle.
+IDLE = 300.0
+
+
+class PolicyClient(Client):
+    """A client for policy servers; times are in seconds, as those of its base."""
+
+    def __init__(
+        self, servers: Sequence[Server], *, timeout: float, deadline: float, connections: int
+    ) -> None:
+        """Start what starts programs. Raises ConfigError."""
+        self._children: list[Children] = []
+        self.servers = [
+            self._started(each) if isinstance(each, Program) else each for each in servers
+        ]
+        super().__init__(
+            self.servers,
+            timeout=timeout,
+            deadline=deadline,
+            connections=connections,
+            idle=IDLE,
+        )
+
+    def _started(self, program: Program) -> Children:
+        children = Children(program.label, program.command)
+        self._children.append(children)
+        return children
+
+    async def ask_policy(self, request: bytes) -> str | Unavailable:
+        """Return the action in the reply to a request, or Unavailable."""
+
+        async def exchange(connection: Connection) -> str:
+            parser = ReplyParser()
+            await connection.write(request)
+            action = None
+            while action is None:
+                data = await connection.read()
+                if not data:
+                    raise LostError
+                try:
+                    action = parser.feed(data)
+                except ReplyError as error:
+                    raise BadReplyError(str(error)) from None
+            connection.keep()
+            return action
+
+        return await self.ask(exchange)
+
+    async def aclose(self) -> None:
+        """Close the connections, and end the programs."""
+        await super().aclose()
+        for each in self._children:
+            await each.aclose()

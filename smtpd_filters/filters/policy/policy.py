@@ -1,0 +1,352 @@
+"""filter-policy: ask policy servers that were written for Postfix.
+
+`request` builds the request, `reply` parses the reply and `actions` turns it into a decision, all
+without I/O; `servers` and `client` ask the servers, `children` those that are programs.
+
+Invariants
+----------
+*Asked in turn*: a server may remember or count what it is asked, so that a chain asks it only when
+the filters ahead of it have accepted the command.
+*Only where asked*: the filter registers the stages of `--at`, and the header only if a field may be
+added to it.
+*Failure is no permission*: if no server gives a valid reply, or an action is not possible,
+`--on-error` decides.
+*Bounded*: a message gets at most `MAX_FIELDS` fields of `MAX_BYTES` in all.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.checks.exemptions import Exempt, client_address, exempt_option, exempted
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns.setting import note_timeout
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.main import run
+from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.scanning.servers import SHARE
+from smtpd_filters.settings import (
+    INTEGER,
+    LIST,
+    MAX_DEADLINE,
+    SECONDS,
+    TEXT,
+    Kind,
+    Settings,
+    choice,
+    option,
+)
+
+from . import actions, request
+from .servers import SERVER, ClientSetting, Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.decisions import Decision, Proceed
+    from smtpd_filters.session import Session, Transaction
+
+    from .actions import Action
+
+#: The handlers of each stage.
+STAGES = {
+    "connect": ("connect",),
+    "helo": ("helo", "ehlo"),
+    "mail-from": ("mail_from",),
+    "rcpt-to": ("rcpt_to",),
+    "data": ("data",),
+    "end-of-message": ("message",),
+}
+#: Fields that servers add to a message, and their bytes.
+MAX_FIELDS, MAX_BYTES = 50, 64 << 10
+
+
+class _Outcome(Kind["tuple[str, str]"]):
+    metavar = "ACTION=OUTCOME"
+    noun = (
+        f"ACTION=OUTCOME with an action of {', '.join(actions.DEFAULTS).lower()} and an outcome "
+        f"of {', '.join(actions.OUTCOMES)}"
+    )
+
+    def parse(self, text: str) -> tuple[str, str]:
+        name, _, outcome = text.partition("=")
+        name = name.upper()
+        if name not in actions.DEFAULTS or outcome not in actions.OUTCOMES:
+            raise ValueError(f"expected {self.noun}, not {text[:60]!r}")
+        if outcome == "rewrite" and name != "REDIRECT":
+            raise ValueError(f"rewrite is an outcome of redirect, not {text[:60]!r}")
+        return name, outcome
+
+    def show(self, value: tuple[str, str]) -> str:
+        name, outcome = value
+        return f"{name.lower()}={outcome}"
+
+
+class _State:
+    """What a filter keeps of a session."""
+
+    __slots__ = ("fields", "messages", "of_session", "tx")
+
+    def __init__(self) -> None:
+        #: The number of the message; those of a session differ.
+        self.messages = 0
+        #: The transaction that `fields` belong to; None between MAIL and the next command.
+        self.tx: Transaction | None = None
+        #: Fields to add to this message, and to each message of the session.
+        self.fields: list[tuple[str, str]] = []
+        self.of_session: list[tuple[str, str]] = []
+
+    def begin(self, tx: Transaction | None) -> None:
+        """Begin a message."""
+        self.messages += 1
+        self.tx = tx
+        self.fields = []
+
+    def enter(self, tx: Transaction | None) -> None:
+        """Note the transaction of a command after MAIL."""
+        if self.tx is None and self.messages:
+            self.tx = tx  # that of the MAIL command before
+        elif self.tx is not tx:
+            self.begin(tx)
+
+    def add(self, field: tuple[str, str], *, to_session: bool) -> bool:
+        """Keep a field; return whether there is room for it. One that is there is kept once."""
+        every = [*self.of_session, *self.fields]
+        if field in every:
+            return True
+        size = sum(len(name) + len(value) for name, value in (*every, field))
+        if len(every) >= MAX_FIELDS or size > MAX_BYTES:
+            return False
+        (self.of_session if to_session else self.fields).append(field)
+        return True
+
+
+class Policy(Filter):
+    """Ask policy servers that speak Postfix's policy delegation protocol."""
+
+    name = "policy"
+    on_error: Outcome = "tempfail"  # as Postfix
+    early = False  # Asked in turn
+    deadline = 60.0
+    share = SHARE
+
+    class Options(Settings):
+        """The servers, when to ask them, and what becomes of their actions."""
+
+        server = option(
+            LIST(SERVER),
+            required=True,
+            help="A policy server: HOST:PORT or the path of a socket, also as Postfix writes them "
+            "(inet:HOST:PORT, unix:/PATH); or exec:COMMAND, a program that is asked on its stdin, "
+            "one process of which is kept. If given several times, the next server is asked when "
+            "the ones before it fail; a server that failed three times in a row is passed over for "
+            "30 seconds.",
+        )
+        at = option(
+            LIST(choice(*STAGES)),
+            default=("rcpt-to",),
+            help="When to ask: at connect, at helo (HELO or EHLO), at mail-from, at rcpt-to (each "
+            "recipient), at data, and at end-of-message, when the size is known.",
+        )
+        timeout = option(
+            SECONDS(low=0.01, high=MAX_DEADLINE),
+            default=15.0,
+            help="How long to wait for a server's reply before the next one is asked. The limit "
+            "for all servers together is --deadline.",
+        )
+        connections = option(
+            INTEGER(low=1, high=1000),
+            default=16,
+            help="How many requests are sent to a server at a time, over a connection each, which "
+            "is kept for further ones; more requests wait. There is one exec:COMMAND.",
+        )
+        prepend = option(
+            choice("add", "ignore"),
+            default="add",
+            help="Whether the action PREPEND adds its field to the header. With ignore messages "
+            "don't pass through the filter, unless it is asked at end-of-message.",
+        )
+        action = option(
+            LIST(_Outcome()),
+            default=(),
+            help="What to do for an action that smtpd doesn't have (hold, discard, redirect, "
+            "filter, bcc): proceed, junk, tempfail, reject, rewrite the recipient (redirect at "
+            "rcpt-to), or fail, as --on-error says. By default hold is junk, discard is reject, "
+            "redirect is rewrite, and the others fail.",
+        )
+        context = option(
+            TEXT,
+            default="",
+            help="The attribute policy_context of requests, for servers with several policies.",
+        )
+        exempt = exempt_option("local", "authenticated", what="Clients that no server is asked of")
+
+    settings: Options
+
+    _client = ClientSetting()
+    _exempt = Exempt()
+    _outcomes: dict[str, str]
+
+    def setup(self) -> Registration:
+        """Register the stages of `--at`."""
+        settings = self.settings
+        self._exempt = settings.exempt
+        self._outcomes = self._chosen()
+        if "connect" in settings.at:
+            self._exempt.note_phase("connect", self.log)
+        handlers = {handler for stage in settings.at for handler in STAGES[stage]}
+        if settings.prepend == "add" and "message" not in handlers:
+            handlers.add("headers")
+        reports = {"link-identify", "link-tls", "link-auth"}
+        if handlers - {"connect", "helo", "ehlo"}:
+            reports.add("tx-begin")
+        if handlers & {"mail_from", "rcpt_to", "data"}:
+            reports.add("protocol-client")  # the size
+        note_timeout(self)
+        return Registration(handlers, reports=reports)
+
+    def _chosen(self) -> dict[str, str]:
+        """Return the outcome of each action; raise ConfigError for two outcomes."""
+        chosen: dict[str, str] = {}
+        for name, outcome in self.settings.action:
+            if chosen.setdefault(name, outcome) != outcome:
+                raise ConfigError(
+                    f"--action: {name.lower()} is given twice, as {chosen[name]} and as {outcome}"
+                )
+        return actions.DEFAULTS | chosen
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """The servers in the order in which they are asked."""
+        return self.settings.server
+
+    # -- stages --------------------------------------------------------------------------
+
+    async def connect(self, session: Session) -> Decision:
+        """Ask about a client."""
+        return await self._ask(session, "connect", {"protocol_state": "CONNECT"})
+
+    async def helo(self, session: Session, identity: str) -> Decision:
+        """Ask about a greeting."""
+        values = {"protocol_state": "HELO", "helo_name": identity, "protocol_name": "SMTP"}
+        return await self._ask(session, "helo", values)
+
+    async def ehlo(self, session: Session, identity: str) -> Decision:
+        """Ask about a greeting."""
+        values = {"protocol_state": "EHLO", "helo_name": identity, "protocol_name": "ESMTP"}
+        return await self._ask(session, "ehlo", values)
+
+    async def mail_from(self, session: Session, address: str) -> Decision:
+        """Ask about a sender."""
+        self._state(session).begin(None)
+        values = {"protocol_state": "MAIL", "sender": request.address(address)}
+        return await self._ask(session, "mail_from", values)
+
+    async def rcpt_to(self, session: Session, address: str) -> Decision:
+        """Ask about a recipient."""
+        tx = self._transaction(session)
+        values = _of_transaction(tx) | {
+            "protocol_state": "RCPT",
+            "recipient": request.address(address),
+            "recipient_count": "0",
+        }
+        return await self._ask(session, "rcpt_to", values)
+
+    async def data(self, session: Session) -> Decision:
+        """Ask about a message before its content."""
+        values = _of_transaction(self._transaction(session)) | {"protocol_state": "DATA"}
+        return await self._ask(session, "data", values)
+
+    async def message(self, session: Session, message: Message) -> Decision:
+        """Ask about a message whose size is known."""
+        values = _of_transaction(self._transaction(session)) | {
+            "protocol_state": "END-OF-MESSAGE",
+            "size": str(message.stored),
+        }
+        decision = await self._ask(session, "message", values)
+        if self.settings.prepend == "add" and decision.verb in ("proceed", "junk"):
+            self._prepend(session, message.headers)
+        return decision
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Add the fields of the servers."""
+        self._prepend(session, headers)
+        return PROCEED
+
+    def _prepend(self, session: Session, headers: Headers) -> None:
+        state = self._state(session)
+        state.enter(session.tx)
+        # access(5): "the first prepended header appears before the second".
+        for name, value in reversed([*state.of_session, *state.fields]):
+            headers.prepend(name, value)
+
+    # -- the request ---------------------------------------------------------------------
+
+    def _state(self, session: Session) -> _State:
+        state: _State | None = session.scratch.get(self)
+        if state is None:
+            state = session.scratch[self] = _State()
+        return state
+
+    def _transaction(self, session: Session) -> Transaction:
+        """Return the transaction. Raises UnavailableError if smtpd reported none."""
+        tx = session.tx
+        if tx is None or tx.sender is None:
+            raise UnavailableError("the sender is not known", actions.MISCONFIGURED)
+        self._state(session).enter(tx)
+        return tx
+
+    async def _ask(self, session: Session, phase: str, values: dict[str, str]) -> Decision:
+        """Ask the servers; return the decision of their action."""
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
+        client_address(session)  # a client whose address is not known
+        state = self._state(session)
+        known = {
+            **request.of_session(session),
+            "instance": f"{session.id}.{state.messages}",
+            "policy_context": self.settings.context,
+            "recipient_count": "0",
+            "size": "0",
+        }
+        if phase in ("mail_from", "rcpt_to", "data"):
+            known["size"] = str(request.declared_size(session.mail_command))
+        reply = await self._client.ask_policy(request.build(known | values))
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause, actions.MISCONFIGURED)
+        action = actions.parse(reply)
+        decision = actions.decide(action, phase, self._outcomes)
+        self._note(session, phase, action)
+        return decision
+
+    def _note(self, session: Session, phase: str, action: Action) -> None:
+        """Log an action that is only to be logged, and keep the field of a PREPEND."""
+        if action.name in actions.NOTED:
+            self.log.event(phase.replace("_", "-"), session, action=action.name, text=action.text)
+        if action.name != actions.PREPEND or self.settings.prepend != "add":
+            return
+        field = actions.field(action)
+        to_session = phase in ("connect", "helo", "ehlo")
+        if field is None:
+            self.log.limited("field", "not a header field", session, text=action.text)
+        elif not self._state(session).add(field, to_session=to_session):
+            self.log.limited("fields", "too many header fields", session, text=action.text)
+
+
+def _of_transaction(tx: Transaction) -> dict[str, str]:
+    """Return the attributes of a transaction, as Postfix has them from DATA on."""
+    recipients = tx.recipients
+    return {
+        "sender": request.address(tx.sender or ""),
+        # SMTPD_POLICY_README: "the recipient is empty ... when there is more than one".
+        "recipient": request.address(recipients[0]) if len(recipients) == 1 else "",
+        "recipient_count": str(len(recipients)),
+        "queue_id": tx.msgid,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-policy."""
+    return run(Policy, argv=argv)

@@ -1,0 +1,280 @@
+"""Servers that fail: each costs the chosen outcome and a line, in time, and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.policy import Policy
+from smtpd_filters.filters.policy.client import PolicyClient
+from smtpd_filters.filters.policy.request import build
+from smtpd_filters.filters.policy.servers import SERVER, Program
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.testing import Conversation
+from tests.filters.policy import program
+from tests.filters.policy.scripted import PATIENCE, Scripted, action
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from tests.filters.policy.scripted import Script
+
+T = TypeVar("T")
+REQUEST = build({"request": "smtpd_access_policy", "protocol_state": "RCPT"})
+#: A time-out that passes in a test, and one that doesn't.
+SOON = "200ms"
+FAILED = "451 4.3.5 "
+FLOOD = 64 << 20
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    with Scripted() as server:
+        yield server
+
+
+def ask(*names: str, flags: tuple[str, ...] = ()) -> tuple[str, list[str]]:
+    """Return the reply to a recipient, and the log."""
+    servers = [word for name in names for word in ("--server", name)]
+    with Conversation(Policy, *servers, *flags) as smtpd:
+        client = smtpd.connect()
+        client.ehlo("mail.example.net")
+        client.mail_from("alice@example.net")
+        return client.rcpt_to("bob@example.org").reply, smtpd.log
+
+
+def closes(_request: dict[str, str]) -> tuple[bytes, bool]:
+    return b"", True
+
+
+def with_client(use: Callable[[PolicyClient], Awaitable[T]], *names: str) -> T:
+    """Run a coroutine with a client."""
+
+    async def run() -> T:
+        client = PolicyClient(
+            [SERVER.parse(name) for name in names],
+            timeout=PATIENCE,
+            deadline=4 * PATIENCE,
+            connections=4,
+        )
+        try:
+            return await use(client)
+        finally:
+            await client.aclose()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        (closes, "closed the connection"),
+        (lambda _: (b"action=DUN", True), "cut short"),
+        (lambda _: (b"action=DUNNO\n", True), "cut short"),
+        (lambda _: b"220 mail.example.org ESMTP\r\n", "not an action"),
+        (lambda _: b"action=DUNNO\n\naction=REJECT\n\n", "more than one reply"),
+        (lambda _: b"\n", "without an action"),
+        (lambda _: b"action=" + b"x" * FLOOD, "more than"),
+        (lambda _: b"action=x\n" * (FLOOD // 9), "not an action"),
+        (lambda _: b"", "timeout"),
+        (lambda _: b"action=DUNNO\n", "timeout"),
+        (lambda _: action("permit_mynetworks"), "is not possible"),
+    ],
+)
+@pytest.mark.parametrize(("outcome", "reply"), [("tempfail", FAILED), ("proceed", "")])
+def test_a_server_that_fails(
+    server: Scripted, script: Script, cause: str, outcome: str, reply: str
+) -> None:
+    server.script = script
+    flags = ("--timeout", SOON) if cause == "timeout" else ()
+    said, log = ask(server.name, flags=(*flags, "--on-error", outcome))
+    assert said.startswith(reply)
+    assert bool(said) is bool(reply)
+    assert any(cause in line for line in log), log
+    assert server.sent < FLOOD // 2  # what the kernel buffers
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    said, log = ask(str(tmp_path / "socket"))
+    assert said.startswith(FAILED)
+    assert any("no such file" in line for line in log)
+
+
+@pytest.mark.parametrize("script", [closes, lambda _: b"", lambda _: b"220 hello\r\n"])
+def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
+    with Scripted(script=script) as first:
+        said, _ = ask(first.name, server.name, flags=("--timeout", SOON))
+    assert not said
+    assert len(server.seen) == 1
+
+
+def test_a_request_that_was_not_answered_is_sent_once_more(server: Scripted) -> None:
+    def script(_request: dict[str, str]) -> bytes | tuple[bytes, bool]:
+        return action("REJECT again") if len(server.requests) > 1 else (b"", True)
+
+    server.script = script
+    assert ask(server.name)[0] == "554 5.7.1 again"
+    assert [number for number, _ in server.requests] == [1, 2]
+
+
+def test_a_server_that_restarts_between_two_requests(tmp_path: Path) -> None:
+    with Scripted(tmp_path / "socket") as server:
+
+        async def use(client: PolicyClient) -> None:
+            assert await client.ask_policy(REQUEST) == "DUNNO"
+            await asyncio.to_thread(server.stop)
+            server.start()
+            assert await client.ask_policy(REQUEST) == "DUNNO"
+
+        with_client(use, server.name)
+        assert len(server.requests) == 2
+
+
+def test_what_arrives_later_is_not_the_next_reply(server: Scripted) -> None:
+    async def use(client: PolicyClient) -> None:
+        server.script = lambda _: b"action=DUNNO\n\n"
+        assert await client.ask_policy(REQUEST) == "DUNNO"
+        [host] = client.hosts
+        [(_, kept)] = host._kept
+        # The server says more when it isn't asked.
+        for link in server._open:
+            link.sendall(action("OK stale"))
+        async with asyncio.timeout(PATIENCE):
+            while kept.fresh:  # noqa: ASYNC110  # nothing says when it has arrived
+                await asyncio.sleep(0)
+        server.script = lambda _: action("REJECT")
+        assert await client.ask_policy(REQUEST) == "REJECT"
+
+    with_client(use, server.name)
+    assert server.connections == 2
+
+
+def test_fifty_requests_at_once_share_a_few_connections(server: Scripted) -> None:
+    server.script = lambda request: action(f"WARN {request['recipient']}")
+
+    async def use(client: PolicyClient) -> list[str | Unavailable]:
+        requests = [build({"recipient": str(number)}) for number in range(50)]
+        return await asyncio.gather(*map(client.ask_policy, requests))
+
+    assert with_client(use, server.name) == [f"WARN {number}" for number in range(50)]
+    assert server.connections <= 4
+
+
+# -- programs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behaviour(tmp_path: Path) -> Path:
+    path = tmp_path / "behaviour"
+    behave(path, "")
+    return path
+
+
+def behave(path: Path, how: str) -> None:
+    path.write_text(how)
+
+
+def started(behaviour: Path) -> str:
+    return str(Program(f"{sys.executable} -I -S {program.__file__} {behaviour}"))
+
+
+def process(said: str | Unavailable) -> tuple[int, int]:
+    """Return the id of the program, and the number of its request."""
+    assert isinstance(said, str), said
+    word, pid, count = said.split()
+    assert word == "WARN"
+    return int(pid), int(count)
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process has ended."""
+    async with asyncio.timeout(PATIENCE):
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(pid, 0)
+                await asyncio.sleep(0.01)
+
+
+def test_one_program_is_kept(behaviour: Path) -> None:
+    pid = 0
+
+    async def use(client: PolicyClient) -> None:
+        nonlocal pid
+        said = await asyncio.gather(*[client.ask_policy(REQUEST) for _ in range(20)])
+        [pid] = {process(each)[0] for each in said}
+        assert sorted(process(each)[1] for each in said) == list(range(1, 21))
+
+    with_client(use, started(behaviour))
+    asyncio.run(gone(pid))
+
+
+@pytest.mark.parametrize("fault", ["die", "silent", "half", "linger"])
+def test_a_program_that_fails_is_started_again(behaviour: Path, fault: str) -> None:
+    async def use(client: PolicyClient) -> None:
+        first, _ = process(await client.ask_policy(REQUEST))
+        behave(behaviour, fault)
+        client.timeout = 0.3 if fault in ("silent", "linger") else PATIENCE
+        assert isinstance(await client.ask_policy(REQUEST), Unavailable)
+        behave(behaviour, "")
+        client.timeout = PATIENCE
+        second, count = process(await client.ask_policy(REQUEST))
+        assert (second != first, count) == (True, 1)
+        await gone(first)
+
+    with_client(use, started(behaviour))
+
+
+def test_a_program_that_has_gone_is_started_again(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        first, _ = process(await client.ask_policy(REQUEST))
+        os.kill(first, 9)
+        await gone(first)
+        second, count = process(await client.ask_policy(REQUEST))
+        assert (second != first, count) == (True, 1)
+
+    with_client(use, started(behaviour))
+
+
+def test_a_request_that_is_cancelled_does_not_take_the_next_ones_program(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        task = asyncio.ensure_future(client.ask_policy(REQUEST))
+        await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert process(await client.ask_policy(REQUEST))[1] == 1
+
+    with_client(use, started(behaviour))
+
+
+def test_the_process_that_starts_programs_has_ended(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        children._process.kill()
+        children._process.wait()
+        said = await client.ask_policy(REQUEST)
+        assert isinstance(said, Unavailable)
+
+    with_client(use, started(behaviour))
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_text("no script")
+    with pytest.raises(ConfigError, match="not a program"):
+        with_client(lambda client: client.ask_policy(REQUEST), f"exec:{path}")
+    path.chmod(0o755)
+
+    async def use(client: PolicyClient) -> None:
+        said = await client.ask_policy(REQUEST)
+        assert isinstance(said, Unavailable)
+        assert "exec format" in said.cause
+
+    with_client(use, f"exec:{path}")
