@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session
+    from .tables.remote.source import Refresher
 
 MAIL_FROM = PHASES["mail-from"]
 #: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
@@ -120,12 +121,18 @@ class Chain:
             for event in ("link_connect", "link_identify", "link_auth")
             if (called := [each for each in self.filters if event in each.events])
         }
-        #: The filters that maintain something beside their sessions.
-        self.refreshing = [each for each in self.filters if "refresh" in each.events]
+        #: Tables that are kept elsewhere.
+        self.remote_tables = [each for one in self.filters for each in one.remote_tables()]
+        #: The filters that maintain something beside their sessions, and loaded remote tables.
+        self.refreshing: list[Filter | Refresher] = [
+            *(each for each in self.filters if "refresh" in each.events),
+            *(each.refresher() for each in self.remote_tables if not each.asks),
+        ]
         #: What the filters have opened together.
         self._pools = list({id(each.pool): each.pool for each in self.filters}.values())
         #: Whether there is something to release when the process ends.
-        self.closing = any("close" in each.events for each in self.filters) or any(self._pools)
+        closing = any("close" in each.events for each in self.filters)
+        self.closing = closing or any(self._pools) or bool(self.remote_tables)
         #: Whether any handler may wait: then the chain runs on asyncio.
         self.waits = any(each.waits for each in self.filters)
         if self.waits:
@@ -326,10 +333,13 @@ class Chain:
                     filter_.log.defect(event, session, text)
                 filter_.log.failure(event, event, session.id, {}, error=text)
 
-    async def refresh(self, filter_: Filter) -> None:
-        """Call a filter's `refresh`; never raises."""
+    async def refresh(self, filter_: Filter | Refresher) -> None:
+        """Call a filter's or a table's `refresh`; never raises."""
         import asyncio  # it is there already where there are coroutines
 
+        if not isinstance(filter_, Filter):
+            await filter_.refresh()
+            return
         limit: asyncio.Timeout | None = None
         try:
             async with asyncio.timeout(max(filter_.refresh_interval, 1)) as limit:
@@ -347,6 +357,8 @@ class Chain:
                 await filter_.close()
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 _failed(filter_, "close", error)
+        for table in self.remote_tables:
+            await table.remote.aclose()
         for pool in self._pools:
             try:
                 await pool.aclose()

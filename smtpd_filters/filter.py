@@ -304,6 +304,11 @@ class Filter:
     @property
     def waits(self) -> bool:
         """Whether it needs an event loop: it has `refresh`, or a registered handler may wait."""
+        return self._waits or bool(self.remote_tables())
+
+    @property
+    def _waits(self) -> bool:
+        """Whether it needs an event loop, remote tables aside."""
         if "refresh" in self.events:
             return True
         called = [self.handlers[name] for name in self.handlers.keys() & self.registered]
@@ -327,7 +332,12 @@ class Filter:
         chosen = self.registration.opens
         if chosen is not None:
             return chosen
-        return self.defined_shared() if self.waits else frozenset()
+        return self.defined_shared() if self._waits else frozenset()
+
+    def remote_tables(self) -> list[Any]:
+        """Return the tables of its settings that are kept elsewhere, as in a database."""
+        values = vars(self.settings).values()
+        return [table for value in values for table in getattr(value, "remotes", ())]
 
     def defined_shared(self) -> frozenset[str]:
         """Return the names of the `Shared` attributes that the class defines."""

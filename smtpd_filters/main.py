@@ -90,6 +90,8 @@ def set_up(
     if pool is not None:
         filter_.pool = pool
     try:
+        for table in filter_.remote_tables():
+            table.remote.attach(filter_.log.event)
         filter_.registration = filter_.setup() or Registration()
         filter_.open_shared()
     except ConfigError:

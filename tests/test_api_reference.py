@@ -31,7 +31,17 @@ FRAMEWORK = {
         *("restore", "revert", "snapshot", "stored"),
     },
     "Resolver": {"aclose"},
-    "Table": {"contents", "files", "reload"},
+    "Table": {
+        "asked_keys",
+        "contents",
+        "files",
+        "load_asking",
+        "refresher",
+        "reload",
+        "remote",
+        "service",
+        "unload",
+    },
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Proceed
     from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.session import Session
+    from smtpd_filters.tables import Table
 
 LOCAL, SOCKET, AUTHENTICATED = WORDS = ("local", "socket", "authenticated")
 #: The cause logged for a check that needs the client's address and doesn't have it.
@@ -137,6 +138,11 @@ class Exempt:
     def files(self) -> tuple[str, ...]:
         """The paths of the files."""
         return tuple(path for each in self.tables for path in each.files)
+
+    @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The tables that are kept elsewhere, as in a database."""
+        return tuple(remote for each in self.tables for remote in each.remotes)
 
     @property
     def entries(self) -> int:

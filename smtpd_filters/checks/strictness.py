@@ -166,7 +166,7 @@ def require_entries(settings: Settings, *names: str) -> None:
     """
     for name in names:
         given: Table | None = getattr(settings, name)
-        if given is not None and not given.is_file and not len(given):
+        if given is not None and not (given.is_file or given.remotes or len(given)):
             raise ConfigError(f"--{settings.options[name].key}: no entries in {given.source}")
 
 

@@ -72,7 +72,7 @@ class Dyndns(ClientFilter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(HostTable),
+            table(HostTable, asks=True),
             default=None,
             help="Reverse names that are never refused, such as mail.example.org or *.example.org.",
         )
@@ -109,7 +109,7 @@ class Dyndns(ClientFilter):
             return PROCEED  # clients without a name are left to filter-fcrdns
         name = canonical(session.rdns)
         names = self.settings.allow_names
-        if names is not None and (entry := names.match(name)):
+        if names is not None and (entry := await names.look_up(name)):
             return exempted(self, entry)
         reason = self._looks_dynamic(name, session.address or "")
         return self._refused.because(reason) if reason else PROCEED

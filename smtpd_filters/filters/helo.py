@@ -52,13 +52,15 @@ from smtpd_filters.tables import DomainTable, HostTable, IPTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any, TypeAlias
+    from collections.abc import Coroutine, Sequence
+    from typing import Any, TypeAlias, TypeVar
 
     from smtpd_filters.checks.hosts import Address
     from smtpd_filters.lookups.dns import RecordType
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.session import Session
+
+    T = TypeVar("T")
 
     Decision: TypeAlias = Proceed | Junk | Reject
 
@@ -150,7 +152,7 @@ class Helo(Filter):
             "forbids refusing mail for this alone.",
         )
         own_names = option(
-            table(HostTable),
+            table(HostTable, asks=True),
             default=None,
             help="Further own names. A star covers one label: *.example.org is a.example.org, but "
             "neither example.org nor a.b.example.org.",
@@ -161,7 +163,7 @@ class Helo(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(DomainTable),
+            table(DomainTable, asks=True),
             default=None,
             help="Greetings that are never refused. Any client can use them.",
         )
@@ -217,18 +219,21 @@ class Helo(Filter):
     def link_identify(self, session: Session) -> None:
         """Start to look up the name ahead of the client's mail."""
         identity = session.identity or ""
-        if self._exempt.reason(session) or self._allowed(identity):
+        tables = (self.settings.allow_names, self.settings.own_names)
+        if any(names is not None and names.asks for names in tables):
+            return  # they may have to be waited for
+        if self._exempt.reason(session) or done(self._allowed(identity)):
             return
-        greeting = self._greeting(session, identity)
+        greeting = done(self._greeting(session, identity))
         if greeting.name and not greeting.findings.refused:
             for rdtype in self._types(session):
                 self.dns.start(greeting.name, rdtype)
 
     async def helo(self, session: Session, identity: str) -> Proceed | Junk | Reject:
         """Judge the client at its greeting."""
-        if why := self._exempt.reason(session) or self._allowed(identity):
+        if why := self._exempt.reason(session) or await self._allowed(identity):
             return exempted(self, why)
-        greeting = self._greeting(session, identity)
+        greeting = await self._greeting(session, identity)
         if greeting.decision is not None:
             return greeting.decision
         if self._uses_dns and greeting.name and not greeting.findings.refused:
@@ -248,33 +253,34 @@ class Helo(Filter):
 
     rcpt_to = mail_from
 
-    def _allowed(self, identity: str) -> str:
+    async def _allowed(self, identity: str) -> str:
         """Return the entry of `--allow-names` that covers a HELO name, or ""."""
         names = self.settings.allow_names
-        return (names is not None and names.match(identity)) or ""
+        return (names is not None and await names.look_up(identity)) or ""
 
-    def _greeting(self, session: Session, identity: str) -> Greeting:
+    async def _greeting(self, session: Session, identity: str) -> Greeting:
         """Return the greeting, its syntax checked once for all messages and recipients."""
         greeting: Greeting | None = session.scratch.get(self)
         if greeting is None or greeting.identity != identity or greeting.unavailable:
-            greeting = session.scratch[self] = Greeting(identity)
+            greeting = Greeting(identity)
             if name := read_name(identity):
-                self._check_name(session, greeting, name)
+                await self._check_name(session, greeting, name)
             else:
-                self._check_literal(session, greeting)
+                await self._check_literal(session, greeting)
+            session.scratch[self] = greeting
         return greeting
 
-    def _check_name(self, session: Session, greeting: Greeting, name: str) -> None:
+    async def _check_name(self, session: Session, greeting: Greeting, name: str) -> None:
         findings = greeting.findings
         confirmed = is_confirmed(session, name)
         if not confirmed:
             greeting.name = name
-            if self._is_own_name(name) and not self._is_from_us(session):
+            if await self._is_own_name(name) and not self._is_from_us(session):
                 findings.failed(self._checks["own"], f"helo {greeting} is a name of ours")
         if "." not in name:
             findings.failed(self._checks["non_fqdn"], f"helo {greeting} is not fully qualified")
 
-    def _check_literal(self, session: Session, greeting: Greeting) -> None:
+    async def _check_literal(self, session: Session, greeting: Greeting) -> None:
         findings = greeting.findings
         address, is_literal = read_address(greeting.identity)
         if not is_literal:
@@ -284,7 +290,7 @@ class Helo(Filter):
             findings.failed(self._checks["own"], f"helo {greeting} is an address of ours")
         # Unicode and two final dots are invalid in HELO, but an own name in that form is still one.
         name = read_name(canonical(greeting.identity))
-        if name and self._is_own_name(name) and not self._is_from_us(session):
+        if name and await self._is_own_name(name) and not self._is_from_us(session):
             findings.failed(self._checks["own"], f"helo {greeting} is a name of ours")
         if address is None or session.by_socket:
             return
@@ -294,11 +300,11 @@ class Helo(Filter):
         elif address != address_of(client):
             findings.failed(self._checks["foreign_literal"], f"helo {greeting} is not {client}")
 
-    def _is_own_name(self, name: str) -> bool:
+    async def _is_own_name(self, name: str) -> bool:
         if name in _LOCALHOST or name == canonical(self.smtpd.get("admd", "")):
             return True
         names = self.settings.own_names
-        return names is not None and names.match(name) is not None
+        return names is not None and await names.look_up(name) is not None
 
     def _is_from_us(self, session: Session) -> bool:
         return session.local or self._is_own_address(session, address_of(session.address))
@@ -371,6 +377,18 @@ class Helo(Filter):
                     greeting.findings.unavailable(check, f"helo name: {answer.cause}")
                     return
         greeting.findings.failed(check, f"helo {greeting} does not exist")
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that doesn't wait."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        work.close()
+    raise RuntimeError("it waits")
 
 
 def is_confirmed(session: Session, name: str) -> bool:

@@ -80,7 +80,7 @@ class Rcpt(Filter):
         """The checks, their tables and limits, and the exemptions."""
 
         domains = option(
-            table(DomainTable),
+            table(DomainTable, asks=True),
             default=None,
             help="Own domains, for which mail is not relayed. A star covers one label.",
         )
@@ -96,7 +96,7 @@ class Rcpt(Filter):
             "MX). Requires --domains.",
         )
         traps = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="Spam traps: addresses that were never in use and never published.",
         )
@@ -247,7 +247,7 @@ class Rcpt(Filter):
         if (disconnect := self._disconnection(session)) is not None:
             return disconnect
         found = Findings()
-        domain = self._check(session, path(address), found)
+        domain = await self._check(session, path(address), found)
         asks = self._unknown_domain.on and domain and not found.refused
         if seconds := self._wait(session):
             from asyncio import sleep  # already loaded if the filter waits
@@ -298,11 +298,12 @@ class Rcpt(Filter):
 
     # -- the recipient ---------------------------------------------------------------------
 
-    def _check(self, session: Session, address: Address, found: Findings) -> str:
-        """Make the checks without look-ups; return the domain to look up, or ""."""
+    async def _check(self, session: Session, address: Address, found: Findings) -> str:
+        """Make the checks without the DNS; return the domain to look up, or ""."""
         self._check_client(session, found)
         domain = canonical(address.domain)
-        ours = self.settings.domains is not None and self.settings.domains.match(domain) is not None
+        domains = self.settings.domains
+        ours = domains is not None and await domains.look_up(domain) is not None
         is_literal = bool(literal(domain))
         # RFC 5321 section 4.1.1.3: "RCPT TO:<Postmaster> (with no domain)" is valid.
         is_name = "." in domain and domain[0] != "["
@@ -312,7 +313,7 @@ class Rcpt(Filter):
             found.failed(self._non_fqdn, f"recipient {address} is not fully qualified")
         self._check_message(session, found)
         if self._trapped.on and not _note(self, session).trap:
-            self._check_traps(session, address, found)
+            await self._check_traps(session, address, found)
         return domain if domain and not (ours or is_literal) else ""
 
     def _check_message(self, session: Session, found: Findings) -> None:
@@ -327,12 +328,12 @@ class Rcpt(Filter):
         if session.tx.sender == "" and _exceeds(count - 1, self._null):
             found.failed(self._null, "null sender with several recipients")
 
-    def _check_traps(self, session: Session, address: Address, found: Findings) -> None:
+    async def _check_traps(self, session: Session, address: Address, found: Findings) -> None:
         traps = self.settings.traps
         if traps is None:
             return
         address = address.completed(session.server_name)
-        trap = traps.find(address)
+        trap = await traps.look_up_address(address)
         # *Traps last*
         if trap is not None and not (session.tx is not None and session.tx.sender == ""):
             _note(self, session).trap = str(address)

@@ -161,7 +161,7 @@ class Sender(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_senders = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="Senders that are never refused: user@example.org, @example.org.",
         )
@@ -202,17 +202,19 @@ class Sender(Filter):
         """Judge the sender."""
         if not address:
             return PROCEED
-        if why := self._exempt.reason(session) or self._allowed(address):
+        if why := self._exempt.reason(session) or await self._allowed(address):
             return exempted(self, why)
         findings, domain = self._written(address)
         if self._uses_dns and domain and not findings.refused:
             await self._look_up(domain, findings)
         return findings.decision()
 
-    def _allowed(self, address: str) -> str:
+    async def _allowed(self, address: str) -> str:
         """Return the entry of `--allow-senders` that covers a sender, or ""."""
         senders = self.settings.allow_senders
-        return (senders is not None and senders.find(path(address))) or ""
+        if senders is None:
+            return ""
+        return await senders.look_up_address(path(address)) or ""
 
     def _written(self, address: str) -> tuple[Findings, str]:
         """Check a sender's syntax; return the findings, and the domain to look up or ""."""

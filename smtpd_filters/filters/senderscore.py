@@ -50,6 +50,7 @@ from smtpd_filters.settings import (
     table,
 )
 from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables.source import REMOTE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class _AllowList(NetworkTable):
     @classmethod
     def load(cls, spec: str) -> Self:
         inline = spec.lstrip().startswith("{")
-        return cls(spec if inline or spec.startswith(("file:", "/")) else f"file:{spec}")
+        given = spec.startswith(("file:", "/", *(f"{scheme}:" for scheme in REMOTE)))
+        return cls(spec if inline or given else f"file:{spec}")
 
 
 class Senderscore(Filter):

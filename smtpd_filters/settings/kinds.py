@@ -21,7 +21,7 @@ from smtpd_filters.protocol.decisions import check_reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Generic, Literal, Protocol, Self, TypeVar
+    from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
     T = TypeVar("T")
     N = TypeVar("N", int, float)
@@ -125,6 +125,8 @@ class Kind(Generic[T]):
             needs.to_reload(path)
         for path in getattr(value, "directories", ()):
             needs.to_read(path)
+        for remote in getattr(value, "remotes", ()):
+            remote.remote.declare(needs)
 
 
 def not_an_array(noun: str, value: object) -> ValueError:
@@ -433,13 +435,16 @@ class _List(Kind[tuple[T, ...]]):
 
 class _Table(Kind[L]):
     metavar = "TABLE"
-    noun = 'a table: "{ a, b }", "file:PATH" or one entry'
+    noun = 'a table: "{ a, b }", "file:PATH", "sqlite:PATH" and the like, or one entry'
 
-    def __init__(self, table_class: type[L]) -> None:
+    def __init__(self, table_class: type[L], *, asks: bool = False) -> None:
         self.table_class = table_class
+        self.asks = asks
 
     def parse(self, text: str) -> L:
-        return self.table_class.load(text)
+        cls: Any = self.table_class
+        loaded: L = cls.load_asking(text) if self.asks else cls.load(text)
+        return loaded
 
     def show(self, value: L) -> str:
         return value.source
@@ -479,6 +484,11 @@ def choice(*choices: W) -> Kind[W]:
     return _Choice(choices)
 
 
-def table(table_class: type[L]) -> Kind[L]:
-    """Return the kind that loads a table of this class: an inline list, a file or one entry."""
-    return _Table(table_class)
+def table(table_class: type[L], *, asks: bool = False) -> Kind[L]:
+    """Return the kind that loads a table of this class: an inline list, a file or one entry.
+
+    Of a remote table all entries are loaded. With `asks` its keys are looked up one by one where
+    its source can answer so; the filter then calls `look_up` and its like, which wait, and neither
+    `match` nor iterates over the entries.
+    """
+    return _Table(table_class, asks=asks)

@@ -9,8 +9,10 @@ Specification
     A file has one entry per line. In a mapping, a blank or a colon separates the key from the
     value (a key in brackets, such as `[::1]`, may contain colons). A hash mark at the start of a
     line or after a blank begins a comment. The option decides whether a file is a list or a
-    mapping, not its first line; a line of the other form is an error. Other table types of smtpd
-    (`db:`, `sqlite:` and so on) are not supported.
+    mapping, not its first line; a line of the other form is an error.
+
+    `sqlite:` is a remote table (`remote.source`). Other table types of smtpd (`db:`, `postgres:`
+    and so on) are not supported.
 
     An invalid line stops the filter at start, with an error that names the file and the line. So
     does a file without an entry or a comment; a comment marks a file as empty on purpose. On

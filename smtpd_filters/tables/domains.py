@@ -23,7 +23,7 @@ from .table import Content, Table, checked_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import ClassVar
 
 # RFC 1035 section 2.3.4, with the underscore, which DNS names may contain. RFC 3696 section 2:
@@ -137,6 +137,11 @@ class DomainTable(Table):
     __slots__ = ()
     _content: _Domains
     contents: ClassVar[type[_Domains]] = _Domains
+    service = "domain"
+
+    def asked_keys(self, key: str) -> Sequence[str]:
+        """Return the canonical domain: a remote source has no stars."""
+        return (canonical(key),)
 
 
 class HostTable(DomainTable):
@@ -208,10 +213,31 @@ class AddressTable(Table):
     __slots__ = ()
     _content: _Addresses
     contents = _Addresses
+    service = "mailaddr"
 
     def find(self, address: Address) -> str | None:
         """Return the entry that covers a parsed address, or None."""
         return self._content.of(address)
+
+    def asked_keys(self, key: str) -> Sequence[str]:
+        """Return the address, the address without its tag, and its domain after an `@`."""
+        return _keys(Address.parse(key))
+
+    async def look_up_address(self, address: Address) -> str | None:
+        """Do as `find`, and wait for an answer if the entries are kept elsewhere."""
+        if self._asked is None:
+            return self._content.of(address)
+        return await self._first(_keys(address))
+
+
+def _keys(address: Address) -> tuple[str, ...]:
+    if not address:
+        return ()  # the null sender
+    user, domain = folded(address.local), canonical(address.domain)
+    plain = user.partition("+")[0] or user
+    if not domain:
+        return tuple(dict.fromkeys((user, plain)))
+    return tuple(dict.fromkeys((f"{user}@{domain}", f"{plain}@{domain}", f"@{domain}")))
 
 
 def address_entry(text: str) -> tuple[str, str]:

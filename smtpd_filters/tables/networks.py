@@ -97,6 +97,7 @@ class NetworkTable(Table):
     __slots__ = ()
     _content: _Networks
     contents: ClassVar[type[_Networks]] = _Networks
+    service = "netaddr"
 
 
 class IPTable(NetworkTable):

@@ -89,6 +89,7 @@ class RegexTable(Table):
     __slots__ = ()
     _content: _Patterns
     contents = _Patterns
+    service = "regex"
 
 
 def _lower(text: str) -> str:

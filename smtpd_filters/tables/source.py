@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 KEY_MAX = 1023
 BLANKS = " \t\n\v\f\r"  # isspace(3) in the C locale
 
-# The back-ends of smtpd, its database and its table packages, of which only `file:` is supported:
-# without this list, `db:/etc/mail/x.db` would be a table of one odd entry.
+# Back-ends of smtpd and its table packages that are not supported: without this list,
+# `db:/etc/mail/x.db` would be a table of one odd entry.
 _FOREIGN = frozenset({
-    "db", "getpwnam", "ldap", "mysql", "passwd", "postgres", "proc", "proc-exec", "redis",
-    "socketmap", "sqlite",
+    "db", "getpwnam", "mysql", "passwd", "postgres", "proc-exec", "socketmap",
 })  # fmt: skip
+#: The schemes of remote sources (`remote.source`).
+REMOTE = frozenset({"ldap", "proc", "redis", "sqlite"})
 _SHOWN = 80
 _SPLIT = " (put quotes around the braces, or the shell splits what is in them)"
 
@@ -65,6 +66,8 @@ class Source:
     __slots__ = ("spec",)
     #: Whether the source is a file, and so may change.
     is_file = False
+    #: Whether the source is kept elsewhere (`remote.source.RemoteSource`).
+    is_remote = False
     #: The path of the file.
     path = ""
 
@@ -386,11 +389,12 @@ def _pair(line: str) -> tuple[str, str]:
     return line[:end], value
 
 
-def parse(spec: str) -> Source:
+def parse(spec: str, service: str = "string") -> Source:
     """Return the source that a specification names, without reading it.
 
     `{ a, b }` and `{ k = v }` are inline tables, `file:PATH` and an absolute path are files, and
-    anything else is a table of that single entry. Raises ConfigError for an inline table without
+    anything else is a table of that single entry. `service` is smtpd's word for the kind of the
+    table, for remote sources. Raises ConfigError for an inline table without
     its closing brace, an empty text, and unsupported back-ends of smtpd.
     """
     text = spec.strip(BLANKS)
@@ -414,6 +418,10 @@ def parse(spec: str) -> Source:
         if not path:
             raise ConfigError("file: needs a path")
         return _File(text, path)
+    if colon and scheme in REMOTE:
+        from .remote.source import RemoteSource  # start-up time
+
+        return RemoteSource(text, service)
     if colon and scheme in _FOREIGN:
         raise ConfigError(f'{shown(text)}: tables of type "{scheme}" are not supported')
     return Source(text)

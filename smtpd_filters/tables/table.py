@@ -4,7 +4,8 @@ Invariants
 ----------
 *All or nothing*: a table is loaded when it is created, and again by `reload()`. The new content is
 complete before one assignment replaces the old one.
-*Total look-ups*: a look-up never raises, whatever the key; keys come from clients.
+*Total look-ups*: a look-up never raises, whatever the key; keys come from clients. Only a table
+that is kept elsewhere raises UnavailableError.
 *Case*: comparison ignores the case of ASCII letters, since smtpd converts the entries of a table
 and the keys of a look-up to lower case. Values keep their case.
 *Constant cost*: the cost of a look-up doesn't grow with the number of entries, with two exceptions:
@@ -25,8 +26,10 @@ from .source import KEY_MAX, BuiltIn, parse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
-    from typing import ClassVar, Self
+    from typing import Any, ClassVar, Self
 
+    from .remote.asked import Asked
+    from .remote.source import Refresher, RemoteSource
     from .source import Source
 
 _UPPER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
@@ -81,18 +84,34 @@ class Table:
     Raises ConfigError if the table can't be loaded.
     """
 
-    __slots__ = ("_content", "_from")
+    __slots__ = ("_asked", "_content", "_from")
     _content: Content
     #: The class of the content.
     contents: ClassVar[type[Content]]
+    #: smtpd's word for this kind of table (table(5)), by which remote sources distinguish queries.
+    service: ClassVar[str] = "string"
 
     def __init__(self, spec: str) -> None:
-        self._begin(parse(spec))
+        self._begin(parse(spec, self.service))
 
     @classmethod
     def load(cls, spec: str) -> Self:
         """Create a table, as calling the class does."""
         return cls(spec)
+
+    @classmethod
+    def load_asking(cls, spec: str) -> Self:
+        """Create a table whose keys are looked up one by one if it is remote and can answer so.
+
+        Only `look_up` and its like can be used then, which wait.
+        """
+        source = parse(spec, cls.service)
+        remote: Any = source
+        if not source.is_remote or not remote.ask_by_key():
+            return cls.load(spec)
+        table = cls.__new__(cls)
+        table._ask(remote)  # noqa: SLF001  # an instance of its own class
+        return table
 
     @classmethod
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
@@ -103,9 +122,53 @@ class Table:
 
     def _begin(self, source: Source) -> None:
         self._from = source
+        self._asked: Asked | None = None
         self._content = self.contents(0)  # replaced and released by `_load`
+        if source.is_remote:
+            remote: Any = source
+            remote.fetch()
+            if remote.down:
+                self.unload(remote.down)
+                return
+            for _ in source.changed():
+                pass
         for _ in self._load():
             pass
+
+    def _ask(self, source: RemoteSource) -> None:
+        self._from = source
+        self._asked = source.asked
+        self.unload("its keys are looked up one by one, and this use of it can't wait")
+
+    def unload(self, cause: str) -> None:
+        """Have every look-up in a remote table raise UnavailableError."""
+        from .remote.source import Unloaded  # it is loaded
+
+        unloaded: Any = Unloaded(f"{self.source}: {cause}")
+        self._content = unloaded
+
+    @property
+    def remote(self) -> RemoteSource | None:
+        """The source if it is kept elsewhere."""
+        remote: Any = self._from
+        return remote if self._from.is_remote else None
+
+    @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The table itself if it is kept elsewhere."""
+        return (self,) if self._from.is_remote else ()
+
+    def refresher(self) -> Refresher:
+        """Return what loads the entries of a remote table again and again."""
+        from .remote.source import Refresher  # it is loaded
+
+        remote: Any = self._from
+        return Refresher(self, remote)
+
+    @property
+    def asks(self) -> bool:
+        """Whether its keys are looked up one by one."""
+        return self._asked is not None
 
     @property
     def source(self) -> str:
@@ -153,8 +216,32 @@ class Table:
         yield from old.release()
 
     def match(self, key: str) -> str | None:
-        """Return the entry that covers the key, as it is written in the table, or None."""
+        """Return the entry that covers the key, as it is written in the table, or None.
+
+        Raises UnavailableError if the entries are kept elsewhere and are not known.
+        """
         return self._content.find(key)
+
+    async def look_up(self, key: str) -> str | None:
+        """Do as `match`, and wait for an answer if the entries are kept elsewhere."""
+        if self._asked is None:
+            return self._content.find(key)
+        return await self._first(self.asked_keys(key))
+
+    def asked_keys(self, key: str) -> Sequence[str]:
+        """Return the keys that a remote source is asked for, the first answer being the best."""
+        return (lower(key),)
+
+    async def _first(self, keys: Sequence[str]) -> str | None:
+        """Return the first of these keys that the source has. Raises UnavailableError."""
+        asked = self._asked
+        assert asked is not None  # noqa: S101  # checked by the callers
+        if len(keys) > 1:
+            asked.start(keys)
+        for key in keys:
+            if await asked.look_up(key) is not None:
+                return key
+        return None
 
     def __len__(self) -> int:
         return len(self._content)
@@ -258,9 +345,17 @@ class MappingTable(Table):
     _content: Pairs
     contents = Pairs
 
+    service = "mapping"
+
     def get(self, key: str) -> str | None:
         """Return the value of the key, or None."""
         return self._content.value(key)
+
+    async def look_up_value(self, key: str) -> str | None:
+        """Do as `get`, and wait for an answer if the entries are kept elsewhere."""
+        if self._asked is None:
+            return self._content.value(key)
+        return await self._asked.look_up(lower(key))
 
 
 def checked_key(text: str) -> str:

@@ -19,6 +19,7 @@ from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
 from tests.filters.executables import (
     answered,
+    at_once,
     come,
     complaint,
     loaded_to_set_up,
@@ -633,13 +634,13 @@ def test_checks_that_are_cut_off_start_anew() -> None:
         session = Session(b"7641df9771b4ed00")
         client = (b"mail.example.net", b"pass", b"192.0.2.1:33174", b"198.51.100.25:25")
         session.apply("link-connect", client)
-        greeting = helo._greeting(session, "x.example")
-        assert helo._greeting(session, "x.example") is greeting
+        greeting = at_once(helo._greeting(session, "x.example"))
+        assert at_once(helo._greeting(session, "x.example")) is greeting
         helo.dns = silent = SilentOnMX()
         asking = helo._look_up(session, greeting)
         asking.send(None)
         assert silent.asked == ["x.example"]
         asking.close()  # at its deadline
-        again = helo._greeting(session, "x.example")
+        again = at_once(helo._greeting(session, "x.example"))
         assert again is not greeting
         assert again.findings.decision() == PROCEED

@@ -186,17 +186,17 @@ class Greylist(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(HostTable),
+            table(HostTable, asks=True),
             default=None,
             help="Reverse names of clients that never wait, if they resolve to the client.",
         )
         allow_senders = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="Senders that never wait: user@example.org, @example.org. Senders can be forged.",
         )
         allow_recipients = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="Recipients whose mail never waits.",
         )
@@ -357,7 +357,7 @@ class Greylist(Filter):
         if judged is None:
             judged = await self._identify(session, address, sender)
             tx.scratch[self] = judged
-        why = judged.exempt or self._exempt_recipient(recipients)
+        why = judged.exempt or await self._exempt_recipient(recipients)
         if not why and await self._is_friend(sender, recipients):
             why = "a correspondent"
         if why:
@@ -376,34 +376,35 @@ class Greylist(Filter):
     async def _identify(self, session: Session, address: str, sender: str) -> _Judged:
         """Return the client of a message, or why it is exempt."""
         judged = _Judged()
-        judged.exempt = self._exempt_sender(session, sender) or await self._suspicion.innocence(
-            session, address
-        )
+        judged.exempt = await self._exempt_sender(
+            session, sender
+        ) or await self._suspicion.innocence(session, address)
         if not judged.exempt:
             judged.network = self._clients.network(address)
             domain = await self._clients.domain(session, address, sender)
             judged.client = domain or judged.network
         return judged
 
-    def _exempt_sender(self, session: Session, sender: str) -> str:
+    async def _exempt_sender(self, session: Session, sender: str) -> str:
         """Return the entry of a table that covers the client or the sender, or ""."""
         settings = self.settings
         name = session.rdns if session.fcrdns == "pass" else None
         names, senders = settings.allow_names, settings.allow_senders
-        if names is not None and name and (entry := names.match(name)):
+        if names is not None and name and (entry := await names.look_up(name)):
             return f"name {entry}"
-        if senders is not None and sender and (entry := senders.find(path(sender))):
-            return f"sender {entry}"
+        if senders is not None and sender:
+            entry = await senders.look_up_address(path(sender))
+            return f"sender {entry}" if entry else ""
         return ""
 
-    def _exempt_recipient(self, recipients: Sequence[str]) -> str:
+    async def _exempt_recipient(self, recipients: Sequence[str]) -> str:
         """Return why one of the recipients wants no mail to wait, or ""."""
         roles, allowed = self.settings.exempt_roles, self.settings.allow_recipients
         for each in recipients if roles or allowed is not None else ():
             address = path(each)
             if roles and address.local.lower() in ROLES:
                 return f"recipient {address.local.lower()}"
-            if allowed is not None and (entry := allowed.find(address)):
+            if allowed is not None and (entry := await allowed.look_up_address(address)):
                 return f"recipient {entry}"
         return ""
 

@@ -28,7 +28,7 @@ from smtpd_filters.checks.author.candidate import Candidate
 from smtpd_filters.checks.client_filter import ACTIONS, REPLY_UNUSED, decision
 from smtpd_filters.checks.exemptions import AUTHENTICATED, Exempt, exempt_option, exempted
 from smtpd_filters.checks.strictness import require_entries
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Proceed, Reject
@@ -86,6 +86,7 @@ class SendersTable(MappingTable):
 
     __slots__ = ()
     contents = _Senders
+    service = "mailaddrmap"
 
 
 def _split(addresses: str) -> list[str]:
@@ -110,7 +111,7 @@ class Mailfrom(Filter):
         """The own addresses, the clients and users that may use them, and the action."""
 
         domains = option(
-            table(DomainTable),
+            table(DomainTable, asks=True),
             default=None,
             help="Own domains. A star covers one label: *.example.org is a.example.org, but "
             "neither example.org nor a.b.example.org; see --subdomains.",
@@ -121,7 +122,7 @@ class Mailfrom(Filter):
             help="Treat everything below an own domain as own as well.",
         )
         addresses = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="Own addresses in domains that are not in --domains: user@example.org, "
             "@example.org.",
@@ -139,7 +140,7 @@ class Mailfrom(Filter):
             "authentication: the same as --exempt TABLE.",
         )
         senders = option(
-            table(SendersTable),
+            table(SendersTable, asks=True),
             default=None,
             help="Users and the addresses that each may use, as for smtpd's senders: a user name, "
             "then addresses separated by commas; @example.org is every address there. Users not "
@@ -220,27 +221,32 @@ class Mailfrom(Filter):
             {"mail_from", "headers"} if header else {"mail_from"},
             reports=reports,
             junk="junk" in actions.values(),
+            waits=False,  # only for a remote table
         )
 
-    def mail_from(self, session: Session, address: str) -> Proceed | Junk | Reject | Disconnect:
+    async def mail_from(
+        self, session: Session, address: str
+    ) -> Proceed | Junk | Reject | Disconnect:
         """Judge the envelope sender."""
         sender = path(address)
         if not sender:
             return PROCEED
         if why := self._exempt_reason(session):
             return exempted(self, why)
-        reason = self._judge(session, Candidate((sender.local,), sender.domain))
+        reason = await self._judge(session, Candidate((sender.local,), sender.domain))
         if reason is None:
             return PROCEED
         return self._replies["mail", bool(session.username)].because(f"sender {reason}")
 
-    def headers(self, session: Session, headers: Headers) -> Proceed | Junk | Reject | Disconnect:
+    async def headers(
+        self, session: Session, headers: Headers
+    ) -> Proceed | Junk | Reject | Disconnect:
         """Judge the authors in the header."""
         if why := self._exempt_reason(session):
             return exempted(self, why)
         from smtpd_filters.checks.author.from_field import values_of_from
 
-        reason = self._judge_from(session, values_of_from(headers))
+        reason = await self._judge_from(session, values_of_from(headers))
         if reason is None and headers.cut:
             reason = "cannot be judged: there may be another one beyond what is read of the header"
         if reason is None:
@@ -253,7 +259,7 @@ class Mailfrom(Filter):
             return ""  # *Users by list*
         return self._exempt.reason(session)
 
-    def _judge_from(self, session: Session, values: list[str]) -> str | None:
+    async def _judge_from(self, session: Session, values: list[str]) -> str | None:
         from smtpd_filters.checks.author.from_field import TooLargeError, read_from
 
         try:
@@ -261,44 +267,47 @@ class Mailfrom(Filter):
         except TooLargeError as error:
             return f"cannot be judged: {error}"
         for candidate in author.addresses:
-            if (reason := self._judge(session, candidate)) is not None:
+            if (reason := await self._judge(session, candidate)) is not None:
                 return reason if len(values) == 1 else f"{reason}, in one of {len(values)} fields"
         for candidate in author.possible:
-            if (reason := self._judge_own(session, candidate)) is not None:
+            if (reason := await self._judge_own(session, candidate)) is not None:
                 return reason
         if self.settings.check_display:
             for candidate in author.shown:
-                if (reason := self._judge_own(session, candidate)) is not None:
+                if (reason := await self._judge_own(session, candidate)) is not None:
                     return f"{reason}, shown as a name"
         return None
 
-    def _judge(self, session: Session, candidate: Candidate) -> str | None:
+    async def _judge(self, session: Session, candidate: Candidate) -> str | None:
         """Return why a client may not use an address, or None."""
         senders = self.settings.senders
         if not session.username or senders is None:
-            return self._judge_own(session, candidate)
+            return await self._judge_own(session, candidate)
         # smtpd completes an address before it looks for it in its own `senders`.
         candidate = candidate.completed(session.server_name)
-        if (addresses := senders.get(session.username)) is not None:
-            listed = _owned(addresses)
+        if (addresses := await senders.look_up_value(session.username)) is not None:
+            try:
+                listed = _owned(addresses)
+            except ConfigError as error:  # of a remote table
+                raise UnavailableError(f"{senders.source}: {error}") from None
             for local in candidate.local_parts:
                 if listed.find(Address(local, candidate.domain)):
                     return None
         return f"{candidate} is not of user {session.username}"
 
-    def _judge_own(self, session: Session, candidate: Candidate) -> str | None:
+    async def _judge_own(self, session: Session, candidate: Candidate) -> str | None:
         """Return why a client may not use a name or another reading of an address, or None.
 
         Neither is a claim to a foreign address.
         """
-        own = self._is_own(candidate)
+        own = await self._is_own(candidate)
         if not own:
             return None
         if session.username and self.settings.senders is not None:
-            return self._judge(session, candidate)
+            return await self._judge(session, candidate)
         return f"{candidate} is own: {own}"
 
-    def _is_own(self, candidate: Candidate) -> str | None:
+    async def _is_own(self, candidate: Candidate) -> str | None:
         """Return the entry or the reason that makes an address own, or None."""
         settings = self.settings
         if not candidate.domain:
@@ -306,16 +315,17 @@ class Mailfrom(Filter):
             guards = settings.domains or settings.addresses or settings.patterns
             return "it has no domain but the server's" if guards else None
         for domain in readings(candidate.domain):
-            if settings.domains is not None and (entry := self._own_domain(domain)):
+            if settings.domains is not None and (entry := await self._own_domain(domain)):
                 return entry
             for local in candidate.local_parts:
-                if entry := self._own_address(Address(local, domain)):
+                if entry := await self._own_address(Address(local, domain)):
                     return entry
         return None
 
-    def _own_address(self, address: Address) -> str | None:
+    async def _own_address(self, address: Address) -> str | None:
         settings = self.settings
-        if settings.addresses is not None and (entry := settings.addresses.find(address)):
+        own = settings.addresses
+        if own is not None and (entry := await own.look_up_address(address)):
             return entry
         if settings.patterns is None:
             return None
@@ -325,16 +335,16 @@ class Mailfrom(Filter):
                 return entry
         return None
 
-    def _own_domain(self, domain: str) -> str | None:
+    async def _own_domain(self, domain: str) -> str | None:
         """Return the entry that covers a canonical domain, or with `--subdomains` one above it."""
         domains = self.settings.domains
         assert domains is not None  # noqa: S101  # checked by the caller
         # A longer name is not a domain, but its parents may be.
         domain = domain[-NAME_MAX:]
-        entry = domains.match(domain)
+        entry = await domains.look_up(domain)
         while entry is None and self.settings.subdomains and "." in domain:
             domain = domain.partition(".")[2]
-            entry = domains.match(domain)
+            entry = await domains.look_up(domain)
         return entry
 
 

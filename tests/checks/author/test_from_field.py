@@ -26,6 +26,7 @@ from smtpd_filters.message import Headers
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 from tests.effort import some
+from tests.filters.executables import at_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -402,7 +403,7 @@ def calls(policy: Mailfrom, value: str) -> int:
     before = sys.getprofile()
     sys.setprofile(counted)
     try:
-        policy._judge_from(session, [value])
+        at_once(policy._judge_from(session, [value]))
     finally:
         sys.setprofile(before)
     return count
@@ -439,9 +440,9 @@ def test_no_field_raises(values: list[str]) -> None:
         senders="{ anna = @example.org }",
     )  # fmt: skip
     session = stranger()
-    assert policy._judge_from(session, values) is None or values
+    assert at_once(policy._judge_from(session, values)) is None or values
     session.apply("link-auth", (b"pass", b"anna"))
-    assert policy._judge_from(session, values) is None or values
+    assert at_once(policy._judge_from(session, values)) is None or values
 
 
 @given(before=WILD, after=WILD)

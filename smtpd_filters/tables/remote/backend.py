@@ -1,0 +1,78 @@
+"""The interface of back-ends of remote tables, and their failures.
+
+Invariants
+----------
+*Unavailable is not absent*: `look_up` returns None only if the source has stated that it has no
+entry. A timeout, an error, a missing base or an answer that can't be read is a BackendError.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.sandbox import Needs
+
+#: Entries of a list that is loaded, at most: about 200 MB.
+LIST_MAX = 1_000_000
+#: Characters of a value that is looked up, at most: as of a line in a file (`source.LINE_MAX`).
+VALUE_MAX = 1 << 15
+#: Rows, entries or values of one look-up, at most: table-ldap's limit.
+ROWS_MAX = 100
+#: The seconds that a look-up may take, by default. A list may take `LIST_FACTOR` times as long.
+TIMEOUT = 2.0
+LIST_FACTOR = 10
+
+
+class BackendError(Exception):
+    """A source can't be asked now; the text is the cause, without the key."""
+
+
+class Backend:
+    """A source of entries; used within one event loop.
+
+    `timeout` is in seconds, of one look-up. `joined` tells whether several values of a key are one
+    value, joined by commas, as of smtpd's aliases.
+    """
+
+    #: Its label for the log: the specification of the table.
+    label = ""
+    timeout = TIMEOUT
+    #: Whether it can be asked for a key, and for all entries.
+    asks = True
+    lists = True
+    #: The number of the content that the last answer came from: answers of another one are stale.
+    version = 0
+
+    async def look_up(self, key: str) -> str | None:
+        """Return the value of a key, "" for an entry without one; None if there is no entry.
+
+        Raises BackendError.
+        """
+        raise NotImplementedError
+
+    async def entries(self) -> Sequence[tuple[str, str]]:
+        """Return all entries and their values, "" in a list. Raises BackendError."""
+        raise NotImplementedError
+
+    def declare(self, needs: Needs) -> None:
+        """Declare what it needs after the start."""
+
+    async def aclose(self) -> None:
+        """Release everything; never raise. It can be used again, in another event loop."""
+
+
+def value_of(values: Sequence[str], *, joined: bool) -> str | None:
+    """Return the value of an entry with these values; None without any.
+
+    Raises BackendError for one that no table can have.
+    """
+    if not values:
+        return None
+    value = ", ".join(values) if joined else values[0]
+    if len(value) > VALUE_MAX:
+        raise BackendError(f"a value longer than {VALUE_MAX} characters")
+    if not value.isprintable() and any(char < " " and char != "\t" for char in value):
+        raise BackendError("a value with control characters")
+    return value

@@ -1,0 +1,243 @@
+r"""The remote sources of tables, by the scheme of their specification.
+
+`sqlite:PATH`, `ldap:PATH`, `redis:PATH` name configuration files; `sqlite:PATH?query=SQL` and
+`sqlite:PATH?list=SQL` a database with the query itself; `proc:COMMAND` starts a table program.
+
+An option that can wait for an answer (`table(DomainTable, asks=True)`) has its keys looked up one
+by one if the source can answer so. Every other option loads all entries at start, and again every
+`refresh` seconds; the source must then be able to list them. Networks and regular expressions are
+always loaded, since no source could find the entry that covers a key.
+
+Invariants
+----------
+*Starts without it*: a source that is unavailable when the filter starts is no error. Until it
+answers, `--on-error` decides. A mistake in its configuration is a ConfigError.
+*Old content has an end*: a list that can't be refreshed is used for an hour more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+from time import monotonic
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.tables.source import Source, shown
+
+from .backend import LIST_FACTOR, BackendError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from typing import Any, NoReturn
+
+    from smtpd_filters.sandbox import Needs
+
+    from .asked import Asked
+    from .backend import Backend
+
+#: The modules of the schemes; each has a function `open_backend(text, service)` that returns the
+#: back-end and the times of its configuration.
+SCHEMES = {
+    "sqlite": "sqlite",
+}
+#: Seconds that a list is used beyond its refresh while the source is unavailable.
+OLD_MAX = 3600.0
+# RFC 3463 section 3.5, X.4.3: "Directory server failure".
+_STATUS = "4.4.3"
+
+
+class RemoteSource(Source):
+    """A remote source; `service` is what smtpd calls the kind of its table (table(5))."""
+
+    __slots__ = (
+        "_lister", "_loaded", "_note", "_read", "_unsaid", "asked", "backend", "down",
+        "refresh_interval", "rows", "times",
+    )  # fmt: skip
+    is_remote = True
+
+    def __init__(self, spec: str, service: str) -> None:
+        super().__init__(spec)
+        scheme, _, text = spec.partition(":")
+        module = import_module(f".{SCHEMES[scheme]}", __package__)
+        self.backend: Backend
+        self.backend, self.times = module.open_backend(text, service)
+        self.backend.label = spec
+        self.backend.timeout = self.times["timeout"]
+        #: The look-ups, if its keys are looked up one by one.
+        self.asked: Asked | None = None
+        #: The entries that were listed last, until they are loaded.
+        self.rows: Sequence[tuple[str, str]] = ()
+        #: Why it could not be listed the last time; "" if it could.
+        self.down = ""
+        self.refresh_interval = self.times["refresh"]
+        self._read: int | None = None
+        self._loaded: int | None = None
+        self._note: Callable[[str], object] | None = None
+        self._unsaid = ""
+
+    def ask_by_key(self) -> bool:
+        """Have keys looked up one by one; return False if the source can't answer so."""
+        if not self.backend.asks:
+            return False
+        from .asked import Asked
+
+        self.asked = Asked(
+            self.backend,
+            ttl=self.times["cache"],
+            missing=self.times["cache_missing"],
+            stale=self.times["stale"],
+        )
+        return True
+
+    def attach(self, note: Callable[[str], object]) -> None:
+        """Set what takes texts for the log."""
+        self._note = note
+        if self._unsaid:
+            note(self._unsaid)
+            self._unsaid = ""
+        if self.asked is not None:
+            self.asked.note = note
+
+    def declare(self, needs: Needs) -> None:
+        """Declare what it needs after the start."""
+        self.backend.declare(needs)
+
+    # -- a list ----------------------------------------------------------------------------
+
+    def fetch(self) -> None:
+        """List the entries at start, in a thread with a loop of its own.
+
+        Raises ConfigError if the source can't list.
+        """
+        if not self.backend.lists:
+            raise ConfigError(
+                f"{shown(self.spec)}: this option loads all entries, which this source can't list"
+            )
+        from threading import Thread  # only here
+
+        def run() -> None:
+            asyncio.run(self._fetch_once())
+
+        thread = Thread(target=run)
+        thread.start()
+        thread.join()
+
+    async def _fetch_once(self) -> None:
+        await self.list()
+        await self.backend.aclose()
+
+    async def list(self) -> None:
+        """List the entries into `rows`; `down` says why that failed. Never raises."""
+        seconds = LIST_FACTOR * self.backend.timeout
+        cause = ""
+        try:
+            async with asyncio.timeout(seconds):
+                self.rows = await self.backend.entries()
+        except BackendError as error:
+            cause = str(error)
+        except TimeoutError:
+            cause = f"no list within {seconds:g} s"
+        except (OSError, MemoryError) as error:
+            cause = str(error) or type(error).__name__
+        if cause and not self.down:
+            self.say(f"{self.spec}: unavailable: {cause}")
+        if self.down and not cause:
+            self.say(f"{self.spec}: answers again")
+        self.down = cause
+
+    def say(self, text: str) -> None:
+        """Log a text, or keep it until there is a log."""
+        if self._note is None:
+            self._unsaid = text
+        else:
+            self._note(text)
+
+    def changed(self) -> Generator[None, None, bool]:
+        """Check, in steps, whether the rows differ from those loaded last."""
+        digest = 0
+        for number, row in enumerate(self.rows):
+            digest = hash((digest, row))
+            if not number % 1000:
+                yield
+        self._read = digest
+        return digest != self._loaded
+
+    def loaded(self) -> None:
+        """Record that the table now has the rows."""
+        self._loaded = self._read
+        self.rows = ()
+
+    def texts(self, add: Callable[[str], int]) -> Iterator[None]:
+        """Read the rows of a list, in steps."""
+        return self._rows(lambda row: add(row[0]))
+
+    def pairs(self, add: Callable[[str, str], int]) -> Iterator[None]:
+        """Read the rows of a mapping, in steps."""
+        return self._rows(lambda row: add(*row))
+
+    def _rows(self, add: Callable[[tuple[str, str]], int]) -> Iterator[None]:
+        from smtpd_filters.tables.source import LINE, STEP
+
+        left = STEP
+        for number, row in enumerate(self.rows, 1):
+            left -= LINE + len(row[0])
+            if row[0]:
+                try:
+                    left -= add(row)
+                except ValueError as error:
+                    reason = f"{error}: {shown(row[0])}"
+                    raise ConfigError(f"{self.spec}: entry {number}: {reason}") from None
+            if left <= 0:
+                left = STEP
+                yield
+
+    async def aclose(self) -> None:
+        """Release everything; never raise."""
+        if self.asked is not None:
+            await self.asked.aclose()
+        else:
+            await self.backend.aclose()
+
+
+class Unloaded:
+    """The content of a table that has not been loaded: every use raises UnavailableError."""
+
+    def __init__(self, cause: str) -> None:
+        self._cause = cause
+
+    def release(self) -> Iterator[None]:
+        """Release nothing."""
+        yield from ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise UnavailableError(self._cause, _STATUS)
+
+
+class Refresher:
+    """Lists a table's source again and again, in the loop of its filter."""
+
+    def __init__(self, table: Any, source: RemoteSource) -> None:
+        self._table = table
+        self._source = source
+        self.refresh_interval = source.refresh_interval
+        self._good = monotonic()
+
+    async def refresh(self) -> None:
+        """Load the entries if they have changed; never raises but for a cancellation."""
+        source = self._source
+        await source.list()
+        if not source.down:
+            try:
+                for _ in self._table.reload():
+                    await asyncio.sleep(0)
+            except ConfigError as error:
+                source.down = str(error)
+                source.say(f"{error}; the entries are kept")
+        if not source.down:
+            self._good = monotonic()
+        elif monotonic() > self._good + source.refresh_interval + OLD_MAX:
+            self._table.unload(source.down)

@@ -1,0 +1,247 @@
+"""Tables in SQLite: `sqlite:PATH` of a configuration file, `sqlite:PATH?query=SQL` of a database.
+
+The file has the keys of table-sqlite(5): `dbpath`, and `query_SERVICE` for each kind of table, with
+one `?` for the key. `query` is for any kind. `list_SERVICE` and `list` are statements without a
+`?` that return all entries, or all keys and values of a mapping.
+
+A thread reads the database, which is opened read-only, with a deadline for each statement, and
+again when the file at the path is another one. It is checked at start that a statement can be
+compiled and has the columns that its kind requires.
+
+Read-only: a database in WAL mode can be read only if its files `-wal` and `-shm` are there or
+the filter may create them in its directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from smtpd_filters.errors import ConfigError, os_reason
+
+from .backend import LIST_FACTOR, LIST_MAX, ROWS_MAX, Backend, BackendError, value_of
+from .configuration import TIMES, Configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from smtpd_filters.sandbox import Needs
+
+T = TypeVar("T")
+
+#: What table-sqlite knows and we don't use.
+_IGNORED = ("fetch_source", "fetch_source_expire", "fetch_source_refresh")
+#: Services of smtpd (table(5)), and our own.
+SERVICES = (
+    "alias", "domain", "credentials", "netaddr", "userinfo", "source", "mailaddr", "addrname",
+    "mailaddrmap", "relayhost", "string", "regex", "mapping",
+)  # fmt: skip
+#: Values that are joined by commas, as table-sqlite does.
+JOINED = frozenset({"alias", "mailaddrmap"})
+#: Services whose entries have a value.
+_MAPPINGS = frozenset({"alias", "credentials", "userinfo", "mailaddrmap", "mapping"})
+#: Columns of a look-up other than one.
+_COLUMNS = {"credentials": 2, "userinfo": 3}
+#: Instructions of SQLite's machine between two looks at the clock: less than a millisecond.
+_STEPS = 4000
+
+
+def open_backend(text: str, service: str) -> tuple[Backend, dict[str, float]]:
+    """Return the back-end and the times of its configuration. Raises ConfigError."""
+    path, question, rest = text.partition("?")
+    if not path:
+        raise ConfigError("sqlite: needs a path")
+    if question:
+        name, _, statement = rest.partition("=")
+        if name not in {"query", "list"} or not statement.strip():
+            raise ConfigError(
+                f"sqlite:{path}?...: expected ?query=SQL or ?list=SQL, not {rest[:40]!r}"
+            )
+        query, listing = (statement, None) if name == "query" else (None, statement)
+        return SQLite(path, service, query, listing), dict(TIMES)
+    known = ["dbpath", "query", "list"]
+    known += [f"{kind}_{each}" for kind in ("query", "list") for each in SERVICES]
+    file = Configuration(path, known, _IGNORED)
+    times = {name: file.seconds(name) for name in TIMES}
+    query = file.get(f"query_{service}") or file.get("query")
+    listing = file.get(f"list_{service}") or file.get("list")
+    if query is None and listing is None:
+        raise ConfigError(f"{path}: expected query_{service}, list_{service}, query or list")
+    return SQLite(file.required("dbpath"), service, query, listing, times["timeout"]), times
+
+
+class SQLite(Backend):
+    """One table in the database at `path`; `query` finds a key, `listing` all entries."""
+
+    def __init__(
+        self,
+        path: str,
+        service: str,
+        query: str | None,
+        listing: str | None,
+        timeout: float = TIMES["timeout"],
+    ) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.asks, self.lists = query is not None, listing is not None
+        self._query, self._listing = query, listing
+        self._joined = service in JOINED
+        self._mapping = service in _MAPPINGS
+        self._columns = _COLUMNS.get(service, 1)
+        self._database = _Database(path)
+        self._thread: ThreadPoolExecutor | None = None
+        self._check()
+
+    def _check(self) -> None:
+        """Compile the statements. Raises ConfigError for what only an operator can mend."""
+        try:
+            for statement, keys, columns in (
+                (self._query, ("",), self._columns),
+                (self._listing, (), 2 if self._mapping else 1),
+            ):
+                if statement is not None:
+                    found = self._database.columns(statement, keys, self.timeout)
+                    if found != columns:
+                        shown = f"{statement[:80]!r} returns {found} columns, not {columns}"
+                        raise ConfigError(f"{self.path}: {shown}")
+        except _LastingError as error:
+            raise ConfigError(f"{self.path}: {error}") from None
+        except BackendError:
+            pass  # locked, perhaps
+        finally:
+            self._database.close()
+
+    async def look_up(self, key: str) -> str | None:
+        """Return the value of a key, or None. Raises BackendError."""
+        rows = await self._run(self._query or "", (key,), ROWS_MAX, self.timeout)
+        # A row with a NULL is none, as in table-sqlite.
+        values = [":".join(row) for row in rows if None not in row]
+        return value_of(values, joined=self._joined)
+
+    async def entries(self) -> Sequence[tuple[str, str]]:
+        """Return all entries. Raises BackendError."""
+        limit = LIST_MAX + 1
+        rows = await self._run(self._listing or "", (), limit, LIST_FACTOR * self.timeout)
+        if len(rows) == limit:
+            raise BackendError(f"more than {LIST_MAX} entries")
+        if self._mapping:
+            return [(row[0], row[1]) for row in rows if None not in row]
+        return [(row[0], "") for row in rows if row[0] is not None]
+
+    async def _run(self, statement: str, keys: tuple[str, ...], most: int, seconds: float) -> Any:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "sqlite-table")
+        due = monotonic() + seconds
+        rows, self.version = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._database.rows, statement, keys, most, due
+        )
+        return rows
+
+    def declare(self, needs: Needs) -> None:
+        """Declare the directory: SQLite reads files beside the database."""
+        needs.to_read(str(PurePath(self.path).parent))
+        needs.to_start_threads(1)
+        needs.to_open(4)
+
+    async def aclose(self) -> None:
+        """Close the file; a statement that runs ends at its deadline."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.get_running_loop().run_in_executor(thread, self._database.close)
+            thread.shutdown(wait=True)
+
+
+class _LastingError(BackendError):
+    """An error that only an operator can mend."""
+
+
+class _Database:
+    """The file, used in one thread at a time, and opened when it is first needed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._opened = 0
+
+    def columns(self, statement: str, keys: tuple[str, ...], seconds: float) -> int:
+        """Return the number of columns of a statement. Raises BackendError."""
+        return self._translated(lambda: self._columns(statement, keys, monotonic() + seconds))
+
+    def rows(
+        self, statement: str, keys: tuple[str, ...], most: int, due: float
+    ) -> tuple[list[tuple[str | None, ...]], int]:
+        """Return the first rows of a statement, as texts, and the version of the content."""
+        return self._translated(lambda: self._rows(statement, keys, most, due))
+
+    def close(self) -> None:
+        """Close the file."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _columns(self, statement: str, keys: tuple[str, ...], due: float) -> int:
+        cursor = self._open(due).execute(statement, keys)
+        return len(cursor.description or ())
+
+    def _rows(
+        self, statement: str, keys: tuple[str, ...], most: int, due: float
+    ) -> tuple[list[tuple[str | None, ...]], int]:
+        connection = self._open(due)
+        ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+        rows = connection.execute(statement, keys).fetchmany(most)
+        return [tuple(map(_text, row)) for row in rows], self._opened << 32 | version
+
+    def _open(self, due: float) -> sqlite3.Connection:
+        """Return a connection to the file at the path, which may be another one by now."""
+        found = os.stat(self._path)  # noqa: PTH116  # pathlib costs more
+        inode = found.st_dev, found.st_ino
+        if self._connection is None or inode != self._inode:
+            self.close()
+            connection = sqlite3.connect(
+                f"file:{quote(self._path)}?mode=ro",
+                uri=True,
+                timeout=0.5,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            connection.text_factory = _decoded
+            connection.execute("PRAGMA query_only = 1")
+            self._connection, self._inode = connection, inode
+            self._opened += 1
+        self._connection.set_progress_handler(lambda: monotonic() > due, _STEPS)
+        return self._connection
+
+    def _translated(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FileNotFoundError as error:
+            self.close()
+            raise _LastingError(os_reason(error)) from None
+        except OSError as error:
+            self.close()
+            raise _LastingError(os_reason(error)) from None
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_INTERRUPT:
+                raise BackendError("the statement took too long") from None
+            if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise BackendError("locked by another process") from None
+            self.close()
+            raise _LastingError(str(error)) from None
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return _decoded(value) if isinstance(value, bytes) else str(value)

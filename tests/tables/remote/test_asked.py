@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.tables.remote import asked as module
+from smtpd_filters.tables.remote.asked import FAILURES, PENDING_MAX, REST, Asked, askable
+from smtpd_filters.tables.remote.backend import VALUE_MAX, Backend, BackendError, value_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+
+class Scripted(Backend):
+    """Answers from a dict, and fails or waits on request."""
+
+    label = "scripted:"
+
+    def __init__(self, **values: str) -> None:
+        self.values = values
+        self.asked: list[str] = []
+        self.fails = ""
+        self.gate: asyncio.Event | None = None
+
+    async def look_up(self, key: str) -> str | None:
+        self.asked.append(key)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fails:
+            raise BackendError(self.fails)
+        return self.values.get(key)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def table(backend: Backend, clock: Clock, stale: float = 0.0) -> Asked:
+    return Asked(backend, ttl=60, missing=10, stale=stale, clock=clock)
+
+
+def test_answers_are_cached_each_for_its_time() -> None:
+    async def main() -> None:
+        backend, clock = Scripted(a="1", b=""), Clock()
+        asked = table(backend, clock)
+        assert [await asked.look_up(key) for key in "abcabc"] == ["1", "", None] * 2
+        assert backend.asked == ["a", "b", "c"]
+        clock.now += 11
+        assert [await asked.look_up(key) for key in "abc"] == ["1", "", None]
+        assert backend.asked == ["a", "b", "c", "c"]
+        clock.now += 50
+        assert (await asked.ask("a")).origin == "source"
+        assert (await asked.ask("a")).origin == "cache"
+
+    run(main())
+
+
+def test_a_key_is_asked_once_at_a_time_and_survives_a_caller() -> None:
+    async def main() -> None:
+        backend = Scripted(a="1")
+        backend.gate = asyncio.Event()
+        asked = table(backend, Clock())
+        callers = [asyncio.ensure_future(asked.look_up("a")) for _ in range(20)]
+        await asyncio.sleep(0)
+        callers[0].cancel()
+        await asyncio.sleep(0)
+        backend.gate.set()
+        assert await asyncio.gather(*callers[1:]) == ["1"] * 19
+        assert backend.asked == ["a"]
+        await asked.aclose()
+
+    run(main())
+
+
+def test_a_failure_is_never_an_absence() -> None:
+    async def main() -> None:
+        backend = Scripted()
+        backend.fails = "connection refused"
+        asked = table(backend, Clock())
+        with pytest.raises(UnavailableError, match=r"^scripted:: connection refused$"):
+            await asked.look_up("a")
+        backend.fails = ""
+        assert await asked.look_up("a") is None
+
+    run(main())
+
+
+def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
+    async def main() -> None:
+        backend, clock = Scripted(a="1"), Clock()
+        asked = table(backend, clock)
+        said: list[str] = []
+        asked.note = said.append
+        backend.fails = "down"
+        for _ in range(20):
+            assert (await asked.ask("a")).cause == "scripted:: down"
+        assert len(backend.asked) == FAILURES
+        clock.now += REST
+        assert (await asked.ask("a")).cause
+        assert (await asked.ask("b")).cause
+        assert len(backend.asked) == FAILURES + 1
+        backend.fails = ""
+        clock.now += REST
+        assert await asked.look_up("a") == "1"
+        assert await asked.look_up("b") is None
+        assert said == ["scripted:: unavailable: down", "scripted:: answers again"]
+
+    run(main())
+
+
+def test_a_stale_answer_is_used_for_its_time_if_it_is_configured() -> None:
+    async def main() -> None:
+        for stale in (0.0, 300.0):
+            backend, clock = Scripted(a="1"), Clock()
+            asked = table(backend, clock, stale)
+            await asked.look_up("a")
+            clock.now += 61
+            backend.fails = "down"
+            answer = await asked.ask("a")
+            assert (answer.value, answer.origin) == (("1", "stale") if stale else (None, "source"))
+            clock.now += 300
+            assert (await asked.ask("a")).cause
+
+    run(main())
+
+
+def test_a_slow_source_misses_its_deadline() -> None:
+    async def main() -> None:
+        backend = Scripted()
+        backend.timeout = 0.01
+        backend.gate = asyncio.Event()
+        asked = table(backend, Clock())
+        assert "no answer within 0.01 s" in (await asked.ask("a")).cause
+
+    run(main())
+
+
+def test_pending_look_ups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PENDING_MAX", 5)
+
+    async def main() -> None:
+        backend = Scripted()
+        backend.gate = asyncio.Event()
+        asked = table(backend, Clock())
+        asked.start(str(number) for number in range(50))
+        await asyncio.sleep(0)
+        assert len(backend.asked) == 5 < PENDING_MAX
+        assert "too many look-ups" in (await asked.ask("x")).cause
+        await asked.aclose()
+
+    run(main())
+
+
+def test_a_change_of_the_source_empties_the_cache() -> None:
+    async def main() -> None:
+        backend = Scripted(a="1", b="2")
+        asked = table(backend, Clock())
+        await asked.look_up("a")
+        backend.values = {"a": "3"}
+        backend.version += 1
+        assert await asked.look_up("b") is None
+        assert await asked.look_up("a") == "3"
+
+    run(main())
+
+
+@given(st.text())
+def test_keys_that_no_table_has_are_not_asked(key: str) -> None:
+    fits = 0 < len(key.encode("utf-8", "surrogatepass")) <= 1023
+    assert not askable(key) or (key.isprintable() and fits)
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "a\0", "a\r", "x" * 1024, "ü" * 600, "\udcff"])
+def test_keys_from_hostile_clients_are_absent(key: str) -> None:
+    async def main() -> None:
+        backend = Scripted()
+        assert await table(backend, Clock()).look_up(key) is None
+        assert backend.asked == []
+
+    run(main())
+
+
+def test_values() -> None:
+    assert value_of([], joined=True) is None
+    assert value_of(["a", "b"], joined=True) == "a, b"
+    assert value_of(["a", "b"], joined=False) == "a"
+    for wrong in ("x" * (VALUE_MAX + 1), "a\nb", "a\0"):
+        with pytest.raises(BackendError):
+            value_of([wrong], joined=False)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from threading import active_count
+
+import pytest
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.sandbox import Needs
+from smtpd_filters.tables import (
+    AddressTable,
+    DomainTable,
+    MappingTable,
+    NetworkTable,
+    RegexTable,
+)
+from smtpd_filters.testing import Conversation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from smtpd_filters.tables import Table
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "mail.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE domains (name TEXT PRIMARY KEY);
+            INSERT INTO domains VALUES ('example.org'), ('xn--bcher-kva.example');
+            CREATE TABLE people (address TEXT PRIMARY KEY, user TEXT);
+            INSERT INTO people VALUES ('anna@example.org', 'anna'), ('@example.net', NULL),
+                ('sales@example.org', 'anna');
+            CREATE TABLE nets (net TEXT);
+            INSERT INTO nets VALUES ('192.0.2.0/24'), ('2001:db8::/32');
+            """
+        )
+    connection.close()
+    return path
+
+
+def asking(database: Path, statement: str) -> str:
+    return f"sqlite:{database}?query={statement}"
+
+
+def listing(database: Path, statement: str) -> str:
+    return f"sqlite:{database}?list={statement}"
+
+
+def aside(database: Path) -> None:
+    database.rename(database.with_name("aside"))
+
+
+def back(database: Path) -> None:
+    database.with_name("aside").rename(database)
+
+
+def changed(path: Path, statement: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def run(work: Coroutine[Any, Any, None], *tables: Table) -> None:
+    async def main() -> None:
+        try:
+            await work
+        finally:
+            for table in tables:
+                assert table.remote is not None
+                await table.remote.aclose()
+
+    asyncio.run(main())
+
+
+def domains(database: Path) -> DomainTable:
+    return DomainTable.load_asking(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
+
+
+def test_a_domain_is_looked_up_in_its_canonical_form(database: Path) -> None:
+    table = domains(database)
+
+    async def main() -> None:
+        assert await table.look_up("EXAMPLE.org.") == "example.org"
+        assert await table.look_up("Bücher.example") == "xn--bcher-kva.example"
+        assert await table.look_up("sub.example.org") is None
+        assert await table.look_up("'; DROP TABLE domains; --") is None
+        with pytest.raises(UnavailableError, match="can't wait"):
+            table.match("example.org")
+
+    run(main(), table)
+
+
+def test_an_address_is_looked_up_with_its_tag_without_it_and_by_domain(database: Path) -> None:
+    table = AddressTable.load_asking(asking(database, "SELECT 1 FROM people WHERE address=?"))
+
+    async def main() -> None:
+        for key, entry in (
+            ("Anna@Example.org", "anna@example.org"),
+            ("anna+x@example.org", "anna@example.org"),
+            ("who@example.net", "@example.net"),
+            ("who@example.org", None),
+            ("", None),
+        ):
+            assert await table.look_up(key) == entry
+
+    run(main(), table)
+
+
+def test_the_configuration_of_table_sqlite(database: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sqlite.conf"
+    lines = (
+        "# as of smtpd",
+        f"dbpath\t{database}",
+        "query_domain: SELECT name FROM domains WHERE name=?;",
+        "query_mailaddrmap SELECT address FROM people WHERE user=? ORDER BY address",
+        "query_mailaddrmap SELECT 'the first line counts' WHERE ?",
+        "fetch_source SELECT 1",
+        "cache 5m",
+    )
+    file.write_text("\n".join(lines))
+    table = DomainTable.load_asking(f"sqlite:{file}")
+    senders = Mailfrom.Options.options["senders"].kind.parse(f"sqlite:{file}")
+
+    async def main() -> None:
+        assert await table.look_up("example.org") == "example.org"
+        value = await senders.look_up_value("anna")
+        assert value == "anna@example.org, sales@example.org"
+        assert await senders.look_up_value("bob") is None
+
+    run(main(), table, senders)
+    needs = Needs()
+    Mailfrom.Options.options["senders"].kind.declare(senders, needs)
+    assert needs.read == [str(tmp_path)]
+
+
+def test_lists_are_loaded(database: Path) -> None:
+    nets = NetworkTable.load(listing(database, "SELECT net FROM nets"))
+    assert nets.match("192.0.2.77") == "192.0.2.0/24"
+    pairs = MappingTable.load(listing(database, "SELECT address, user FROM people"))
+    assert pairs.get("ANNA@example.org") == "anna"
+    assert pairs.get("@example.net") is None  # a NULL
+    names = RegexTable.load(listing(database, "SELECT name FROM domains"))
+    assert names.match("www.example.org") == "example.org"
+    assert active_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ("{0}?query=SELECT a FROM missing WHERE a = ?", "{0}: no such table: missing"),
+        ("{0}?query=SELECT name, 1 FROM domains WHERE name = ?", "returns 2 columns, not 1"),
+        ("{0}?query=SELECT name FROM domains", "Incorrect number of bindings supplied"),
+        ("{0}?query=DELETE FROM domains WHERE name = ?", "attempt to write a readonly database"),
+        ("{0}?quary=SELECT 1", "expected ?query=SQL or ?list=SQL, not 'quary=SELECT 1'"),
+        ("{0}.missing?query=SELECT ?", "{0}.missing: No such file or directory"),
+        ("{0}", "mail.db: not UTF-8"),
+        ("{1}", "sqlite.conf:1: unknown key 'dbpaht' (expected one of "),
+        ("", "sqlite: needs a path"),
+    ],
+)
+def test_mistakes_are_found_at_start(database: Path, spec: str, error: str) -> None:
+    file = database.parent / "sqlite.conf"
+    file.write_text("dbpaht /x\n")
+    if spec == "{0}":
+        database.write_bytes(b"\xff")
+    with pytest.raises(ConfigError) as raised:
+        DomainTable.load_asking("sqlite:" + spec.format(database, file))
+    assert error.format(database) in str(raised.value)
+
+
+def test_an_option_that_cannot_wait_requires_a_list(database: Path) -> None:
+    with pytest.raises(ConfigError, match="loads all entries, which"):
+        NetworkTable.load(asking(database, "SELECT net FROM nets WHERE net = ?"))
+
+
+def test_a_database_that_goes_away_is_unavailable_until_it_is_back(database: Path) -> None:
+    table = domains(database)
+
+    async def main() -> None:
+        assert await table.look_up("example.org")
+        aside(database)
+        with pytest.raises(UnavailableError, match="No such file"):
+            await table.look_up("example.com")
+        back(database)
+        assert await table.look_up("example.com") is None
+        changed(database, "DROP TABLE domains")
+        with pytest.raises(UnavailableError, match="no such table"):
+            await table.look_up("example.edu")
+
+    run(main(), table)
+
+
+def test_a_change_is_seen_with_the_next_query(database: Path) -> None:
+    table = domains(database)
+
+    async def main() -> None:
+        assert await table.look_up("new.example") is None
+        changed(database, "INSERT INTO domains VALUES ('new.example')")
+        assert await table.look_up("other.example") is None  # notices the change
+        assert await table.look_up("new.example") == "new.example"
+
+    run(main(), table)
+
+
+def test_a_statement_that_never_ends_is_interrupted(database: Path) -> None:
+    table = DomainTable.load_asking(
+        asking(
+            database,
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+            " SELECT i FROM n WHERE i = ?",
+        )
+    )
+    assert table.remote is not None
+    table.remote.backend.timeout = 0.05
+
+    async def main() -> None:
+        with pytest.raises(UnavailableError, match=r"took too long|no answer within"):
+            await table.look_up("example.org")
+
+    run(main(), table)
+
+
+def test_a_locked_database_is_unavailable(database: Path) -> None:
+    table = domains(database)
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+
+    async def main() -> None:
+        with pytest.raises(UnavailableError, match="locked"):
+            await table.look_up("example.org")
+        other.execute("COMMIT")
+        assert await table.look_up("example.org") == "example.org"
+
+    run(main(), table)
+    other.close()
+
+
+# -- in filters ----------------------------------------------------------------------------
+
+
+def test_a_filter_asks_and_on_error_decides(database: Path) -> None:
+    traps = asking(database, "SELECT 1 FROM people WHERE address = ?")
+    flags = ("--traps", traps, "--trapped", "reject", "--on-error", "tempfail")
+    with Conversation(Rcpt, *flags) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("bob@example.com")
+        assert client.rcpt_to("who@example.org").verb == "proceed"
+        assert client.rcpt_to("anna@example.org").refused
+        database.unlink()
+        late = smtpd.connect()
+        late.ehlo()
+        late.mail_from("bob@example.com")
+        assert late.rcpt_to("late@example.org").reply.startswith("451 4.4.3 ")
+        assert any("unavailable: No such file" in line for line in smtpd.log)
+
+
+def test_a_list_is_loaded_again(database: Path) -> None:
+    trusted = listing(database, "SELECT net FROM nets")
+    flags = ("--domains", "example.org", "--trusted", trusted)
+    with Conversation(Mailfrom, *flags) as smtpd:
+
+        def sends(address: str) -> bool:
+            client = smtpd.connect(address=address)
+            client.ehlo()
+            return client.mail_from("anna@example.org").verb == "proceed"
+
+        assert sends("192.0.2.1")
+        assert not sends("198.51.100.1")
+        changed(database, "INSERT INTO nets VALUES ('198.51.100.0/24')")
+        smtpd.refresh()
+        assert sends("198.51.100.1")
+        changed(database, "INSERT INTO nets VALUES ('nonsense')")
+        smtpd.refresh()
+        assert sends("198.51.100.1")
+        assert any("'nonsense'; the entries are kept" in line for line in smtpd.log)
