@@ -1,0 +1,226 @@
+"""The guard of the page: a middleware that every request passes before its handler.
+
+A request is answered if its `Host` is one of ours (DNS rebinding), if its sender may read the page,
+and if, when it could change something, it comes from the page itself (CSRF).
+
+Invariants
+----------
+*Never open*: without passwords and without a proxy only connections of this machine are accepted,
+which `check_exposure` ensures at start.
+*Proxy named*: the header with a user's name is believed on connections of a named proxy only.
+*Same origin*: a POST needs an `Origin`, or `Sec-Fetch-Site`, of the page, and its form's token.
+*No leak*: every response has the headers of `HEADERS`; nothing is cached, framed, or loaded from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from hmac import compare_digest
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from aiohttp import web
+
+from smtpd_filters.errors import ConfigError
+
+from .logins import Attempts, Login, Logins
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from .passwords import Passwords
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: What the page may load, where it may send forms, and who may frame it: itself, and nobody.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+#: The name of the cookie; with TLS it is bound to the host and the path / by its prefix.
+COOKIE, SECURE_COOKIE = "smtpd-filters", "__Host-smtpd-filters"
+SAFE = frozenset({"GET", "HEAD"})
+#: Paths, below the prefix, that need no log-in.
+OPEN = ("/login", "/static/")
+#: Names of this machine that a browser on it uses.
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+#: Characters of a user's name in a proxy's header.
+_USER_MAX = 200
+_LOG = logging.getLogger(__name__)
+
+
+class Access(NamedTuple):
+    """Who may read the page.
+
+    `hosts` are the names in `Host` that are ours, without a port; none for any, on a unix socket.
+    `proxies` are the addresses of proxies, "unix" for those on a unix socket, whose header
+    `user_header` names the user. `prefix` is the path of the page, "" for the root. `secure` is
+    whether browsers reach it by TLS.
+    """
+
+    passwords: Passwords | None = None
+    user_header: str = ""
+    proxies: Collection[str] = ()
+    hosts: Collection[str] = ()
+    prefix: str = ""
+    secure: bool = False
+
+
+def check_exposure(addresses: Sequence[str], access: Access) -> None:
+    """Raise ConfigError if anybody could read the page.
+
+    `addresses` are those that it listens on: IP addresses, or paths of unix sockets.
+    """
+    if access.passwords is not None or (access.user_header and access.proxies):
+        return
+    for address in addresses:
+        if not address.startswith("/") and not ip_address(address).is_loopback:
+            raise ConfigError(
+                f"--listen {address}: anybody could read the page; add --passwords, or "
+                "--user-header and --proxy"
+            )
+
+
+class Guard:
+    """The guard; `middleware` is its entry for aiohttp."""
+
+    def __init__(self, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+        self.access = access
+        self.logins = Logins()
+        self.attempts = Attempts()
+        self._clock = clock
+        self._cookie = SECURE_COOKIE if access.secure else COOKIE
+
+    @property
+    def middleware(self) -> Any:
+        """The middleware of an application."""
+
+        @web.middleware
+        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                response = await self._answer(request, handler)
+            except web.HTTPException as error:
+                error.headers.update(HEADERS)
+                raise
+            except Exception:  # noqa: BLE001  # the reader gets no details
+                _LOG.exception("%s %s", request.method, request.path)
+                raise web.HTTPInternalServerError(headers=HEADERS) from None
+            if not response.prepared:
+                response.headers.update(HEADERS)
+            return response
+
+        return guarded
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not self._is_ours(request.host):
+            raise web.HTTPMisdirectedRequest(text="This host is not served here.\n")
+        login = self.login(request)
+        path = request.path.removeprefix(self.access.prefix)
+        if login is None and not path.startswith(OPEN):
+            if request.method not in SAFE or self.access.passwords is None:
+                raise web.HTTPForbidden(text="Not logged in.\n")
+            raise web.HTTPSeeOther(
+                f"{self.access.prefix}/login?to={quote(request.path_qs, safe='')}"
+            )
+        if request.method not in SAFE:
+            await self._check_origin(request)
+        return await handler(request)
+
+    def _is_ours(self, host: str) -> bool:
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        return not self.access.hosts or name.lower() in self.access.hosts
+
+    def login(self, request: web.Request) -> Login | None:
+        """Return the log-in of a request; None if its sender has to log in, or may not."""
+        access, now = self.access, self._clock()
+        if access.user_header:
+            if self._peer(request) not in access.proxies:
+                return None
+            user = request.headers.get(access.user_header, "")[:_USER_MAX]
+            return Login(user, "", now) if user else None
+        if access.passwords is None:
+            return Login("", "", now)
+        return self.logins.find(request.cookies.get(self._cookie, ""), now)
+
+    def form(self, request: web.Request) -> str:
+        """Return the token that each form on the page of a request must have."""
+        known = self.login(request) is not None
+        return self.logins.form(request.cookies.get(self._cookie, "") if known else "")
+
+    @staticmethod
+    def _peer(request: web.Request) -> str:
+        """Return the address of the connection's other end; "unix" for a unix socket."""
+        peer: Any = request.transport.get_extra_info("peername") if request.transport else None
+        return peer[0] if isinstance(peer, tuple) else "unix"
+
+    async def _check_origin(self, request: web.Request) -> None:
+        """Raise HTTPForbidden unless the request comes from a form of the page."""
+        origin = request.headers.get("Origin")
+        if origin is not None:
+            same = urlsplit(origin).netloc.lower() == request.host.lower()
+        else:
+            same = request.headers.get("Sec-Fetch-Site") == "same-origin"
+        form = (await request.post()).get("form", "")
+        expected = self.form(request)
+        if not (
+            same and isinstance(form, str) and compare_digest(form.encode(), expected.encode())
+        ):
+            raise web.HTTPForbidden(
+                text="This form is not of this page, or too old: load it again.\n"
+            )
+
+    # -- logging in --------------------------------------------------------------------------
+
+    def wait(self, request: web.Request) -> float:
+        """Return the seconds for which a client has to wait before its next attempt, or 0."""
+        return self.attempts.wait(self._peer(request), self._clock())
+
+    async def log_in(
+        self, request: web.Request, user: str, password: str
+    ) -> web.HTTPSeeOther | None:
+        """Return the redirection to the page for the right password, else None.
+
+        Raises BusyError.
+        """
+        passwords, peer = self.access.passwords, self._peer(request)
+        if passwords is None or not await passwords.check(user, password):
+            self.attempts.failed(peer, self._clock())
+            return None
+        self.attempts.passed(peer)
+        self.logins.end(request.cookies.get(self._cookie, ""))
+        response = web.HTTPSeeOther(self.target(request.query.get("to", "")))
+        response.set_cookie(
+            self._cookie,
+            self.logins.begin(user, self._clock()),
+            path="/",
+            httponly=True,
+            samesite="Strict",
+            secure=self.access.secure,
+        )
+        return response
+
+    def log_out(self, request: web.Request) -> web.HTTPSeeOther:
+        """End the log-in of a request; return the redirection to the log-in page."""
+        self.logins.end(request.cookies.get(self._cookie, ""))
+        response = web.HTTPSeeOther(f"{self.access.prefix}/login")
+        response.del_cookie(self._cookie, path="/")
+        return response
+
+    def target(self, path: str) -> str:
+        """Return a path of the page to go to after the log-in; the overview for any other text."""
+        prefix = self.access.prefix
+        inside = path.startswith(f"{prefix}/") and path[1:2] not in {"/", "\\"}
+        plain = path.isascii() and path.isprintable() and "\\" not in path
+        return path if inside and plain else f"{prefix}/"

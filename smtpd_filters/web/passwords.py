@@ -1,0 +1,189 @@
+"""The password file of the page: a line `USER:HASH` for each user, hashed by scrypt (RFC 7914).
+
+Invariants
+----------
+*No hint*: an unknown user takes as long to refuse as a wrong password.
+*Bounded*: passwords are hashed in a thread, one at a time, since each takes 16 MiB and a fifth of
+a second. Further log-ins than `QUEUE` are refused at once.
+*Private*: a file that others may read or write is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import re
+import secrets
+import stat
+from hashlib import scrypt
+from hmac import compare_digest
+from typing import NamedTuple
+
+from smtpd_filters.errors import ConfigError, os_reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+#: The parameters of new hashes. RFC 7914 section 2: N is the cost, r the block size, p the
+#: parallelisation. OWASP's recommendation for 16 MiB of memory.
+COST, BLOCK, PARALLEL = 1 << 14, 8, 5
+#: The limits of a file's hashes: memory is 128 * N * r bytes.
+MAX_COST, MAX_BLOCK, MAX_PARALLEL = 1 << 17, 8, 16
+_SALT, _LENGTH = 16, 32
+#: Log-ins that may wait for their turn.
+QUEUE = 8
+#: Characters of a password; more than any manager makes.
+MAX_PASSWORD = 1024
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+#: Bytes of a file.
+_LARGEST = 1 << 20
+
+
+class Hash(NamedTuple):
+    """A hash with its parameters."""
+
+    cost: int
+    block: int
+    parallel: int
+    salt: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, password: str) -> Self:
+        """Return the hash of a password, with a new salt."""
+        salt = secrets.token_bytes(_SALT)
+        digest = _hashed(password, COST, BLOCK, PARALLEL, salt, _LENGTH)
+        return cls(COST, BLOCK, PARALLEL, salt, digest)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `scrypt$N$r$p$SALT$DIGEST`; raise ValueError."""
+        name, *numbers, salt, digest = text.split("$")
+        if name != "scrypt" or len(numbers) != 3:
+            raise ValueError("expected scrypt$N$r$p$SALT$DIGEST")
+        if not all(each.isascii() and each.isdecimal() and len(each) < 8 for each in numbers):
+            raise ValueError("N, r and p must be numbers")
+        cost, block, parallel = map(int, numbers)
+        if not 1 < cost <= MAX_COST or cost & (cost - 1) or not 1 <= block <= MAX_BLOCK:
+            raise ValueError(f"N must be a power of 2 up to {MAX_COST}, r at most {MAX_BLOCK}")
+        if not 1 <= parallel <= MAX_PARALLEL:
+            raise ValueError(f"p must be at most {MAX_PARALLEL}")
+        try:
+            parts = [base64.b64decode(each, validate=True) for each in (salt, digest)]
+        except binascii.Error:
+            raise ValueError("salt and digest must be base64") from None
+        if not all(8 <= len(each) <= 64 for each in parts):
+            raise ValueError("salt and digest must have 8 to 64 bytes")
+        return cls(cost, block, parallel, *parts)
+
+    def __str__(self) -> str:
+        salt, digest = (base64.b64encode(each).decode() for each in (self.salt, self.digest))
+        return f"scrypt${self.cost}${self.block}${self.parallel}${salt}${digest}"
+
+    def fits(self, password: str) -> bool:
+        """Return whether it is the hash of this password; takes a fifth of a second."""
+        size = len(self.digest)
+        found = _hashed(password, self.cost, self.block, self.parallel, self.salt, size)
+        return compare_digest(found, self.digest)
+
+
+def _hashed(password: str, cost: int, block: int, parallel: int, salt: bytes, size: int) -> bytes:  # noqa: PLR0913  # of scrypt
+    memory = 128 * block * (cost + parallel) + (1 << 20)
+    data = password.encode("utf-8", "surrogatepass")
+    return scrypt(data, salt=salt, n=cost, r=block, p=parallel, maxmem=memory, dklen=size)
+
+
+class BusyError(Exception):
+    """Too many log-ins wait for their turn."""
+
+
+class Passwords:
+    """The users of a file, read at start."""
+
+    def __init__(self, users: dict[str, Hash]) -> None:
+        self._users = users
+        self._nobody = Hash(COST, BLOCK, PARALLEL, secrets.token_bytes(_SALT), bytes(_LENGTH))
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Read a file; raise ConfigError, with the file and the line, for a mistake in it."""
+        return cls(dict(_entries(path)))
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._users
+
+    async def check(self, user: str, password: str) -> bool:
+        """Return whether this is the password of the user. Raises BusyError."""
+        if self._waiting >= QUEUE:
+            raise BusyError
+        self._waiting += 1
+        try:
+            async with self._turn:
+                hashed = self._users.get(user, self._nobody)
+                fits = await asyncio.to_thread(hashed.fits, password[:MAX_PASSWORD])
+        finally:
+            self._waiting -= 1
+        return fits and user in self._users
+
+
+def _entries(path: str) -> list[tuple[str, Hash]]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # the descriptor is examined
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path}: not a regular file")
+            if mode & 0o037:
+                raise ConfigError(
+                    f"{path}: mode {stat.S_IMODE(mode):o}: others may read or change it; "
+                    f"run chmod 0640 {path}"
+                )
+            data = file.read(_LARGEST)
+    except OSError as error:
+        raise ConfigError(f"{path}: {os_reason(error)}") from None
+    found: dict[str, Hash] = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, colon, text = line.strip().partition(":")
+        try:
+            if not colon or not _USER.fullmatch(user):
+                raise ValueError("expected USER:HASH")  # noqa: TRY301  # the place is added below
+            if user in found:
+                raise ValueError(f"a second line for {user}")  # noqa: TRY301
+            found[user] = Hash.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from None
+    if not found:
+        raise ConfigError(f"{path}: no user; add one with smtpd-filters web password USER")
+    return list(found.items())
+
+
+def with_user(path: str, user: str, password: str) -> None:
+    """Add a user to a file, or change the password; the file is made if it is missing.
+
+    Raises ConfigError.
+    """
+    if not _USER.fullmatch(user):
+        raise ConfigError(f"USER: expected letters, digits and any of ._@-, not {user!r}")
+    users = dict(_entries(path)) if os.path.lexists(path) else {}
+    users[user] = Hash.of(password)
+    text = "".join(f"{name}:{hashed}\n" for name, hashed in users.items())
+    temporary = f"{path}.new"
+    try:
+        owner = os.stat(path) if os.path.lexists(path) else None  # noqa: PTH116  # as the rest
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            if owner is not None:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+                os.fchmod(fd, stat.S_IMODE(owner.st_mode))
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)  # noqa: PTH105  # as the rest
+    except OSError as error:
+        raise ConfigError(f"{path}: {os_reason(error)}") from None

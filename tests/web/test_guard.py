@@ -1,0 +1,242 @@
+"""The guard in front of an application of two pages and a form."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, CookieJar, web
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.web import passwords
+from smtpd_filters.web.guard import HEADERS, LOCAL_NAMES, Access, Guard, check_exposure
+from smtpd_filters.web.logins import TRIES
+from smtpd_filters.web.passwords import Hash, Passwords
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Visit = Callable[["Visitor"], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "COST", 2)
+    monkeypatch.setattr(passwords, "PARALLEL", 1)
+
+
+class Visitor:
+    """A browser at the page; `guard` is behind it."""
+
+    def __init__(self, session: ClientSession, base: str, guard: Guard) -> None:
+        self.session = session
+        self.base = base
+        self.guard = guard
+
+    async def get(self, path: str, **headers: str) -> tuple[int, str, Any]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.get(
+            self.base + path, headers=named, allow_redirects=False
+        ) as response:
+            assert HEADERS.items() <= dict(response.headers).items()
+            return response.status, await response.text(), response.headers
+
+    async def post(
+        self, path: str, fields: dict[str, str], origin: str | None = "", **headers: str
+    ) -> tuple[int, Any]:
+        if origin is not None:
+            headers["Origin"] = origin or self.base
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.post(
+            self.base + path, data=fields, headers=named, allow_redirects=False
+        ) as response:
+            assert HEADERS.items() <= dict(response.headers).items()
+            return response.status, response.headers
+
+    async def log_in(self, user: str, password: str) -> tuple[int, Any]:
+        _, form, _ = await self.get("/login")
+        fields = {"user": user, "password": password, "form": form}
+        return await self.post("/login", fields)
+
+
+def application(guard: Guard) -> web.Application:
+    async def page(request: web.Request) -> web.Response:
+        if request.query_string == "bug":
+            raise ValueError("a bug")
+        login = guard.login(request)
+        return web.Response(text=login.user if login else None)
+
+    async def form(request: web.Request) -> web.Response:
+        return web.Response(text=guard.form(request))
+
+    async def log_in(request: web.Request) -> web.Response:
+        if guard.wait(request):
+            raise web.HTTPTooManyRequests
+        fields = await request.post()
+        if redirection := await guard.log_in(request, str(fields["user"]), str(fields["password"])):
+            raise redirection
+        raise web.HTTPForbidden
+
+    async def log_out(request: web.Request) -> web.Response:
+        raise guard.log_out(request)
+
+    app = web.Application(middlewares=[guard.middleware])
+    prefix = guard.access.prefix
+    app.router.add_get(f"{prefix}/", page)
+    app.router.add_get(f"{prefix}/form", form)
+    app.router.add_post(f"{prefix}/form", form)
+    app.router.add_get(f"{prefix}/login", form)
+    app.router.add_post(f"{prefix}/login", log_in)
+    app.router.add_post(f"{prefix}/logout", log_out)
+    return app
+
+
+def visit(access: Access, visiting: Visit) -> None:
+    async def run() -> None:
+        guard = Guard(access)
+        runner = web.AppRunner(application(guard))
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = runner.addresses[0][1]
+            async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
+                base = f"http://127.0.0.1:{port}{access.prefix}"
+                await visiting(Visitor(session, base, guard))
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def users(**known: str) -> Passwords:
+    return Passwords({user: Hash.of(password) for user, password in known.items()})
+
+
+def test_without_passwords_everybody_here_reads() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        assert (await visitor.get("/"))[:2] == (200, "")
+        assert (await visitor.get("/none"))[0] == 404
+        status, text, _ = await visitor.get("/?bug")
+        assert (status, "bug" in text) == (500, False)
+
+    visit(Access(), visiting)
+
+
+def test_a_password_is_asked_for() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        status, _, headers = await visitor.get("/form?a=b")
+        assert (status, headers["Location"]) == (303, "/login?to=/form?a%3Db")
+        assert (await visitor.post("/form", {}))[0] == 403
+        assert (await visitor.log_in("ann", "wrong"))[0] == 403
+        status, headers = await visitor.log_in("ann", "wonder")
+        assert (status, headers["Location"]) == (303, "/")
+        cookie = headers["Set-Cookie"].lower()
+        assert all(word in cookie for word in ("httponly", "samesite=strict", "path=/"))
+        assert (await visitor.get("/"))[:2] == (200, "ann")
+        _, form, _ = await visitor.get("/form")
+        assert (await visitor.post("/logout", {"form": form}))[0] == 303
+        assert (await visitor.get("/"))[0] == 303
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_a_log_in_expires() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.log_in("ann", "wonder")
+        now = visitor.guard._clock()
+        visitor.guard._clock = lambda: now + 13 * 3600
+        assert (await visitor.get("/"))[0] == 303
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_wrong_passwords_have_to_wait() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        for _ in range(TRIES):
+            assert (await visitor.log_in("ann", "wrong"))[0] == 403
+        assert (await visitor.log_in("ann", "wonder"))[0] == 429
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_forms_of_others() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        _, form, _ = await visitor.get("/form")
+        assert (await visitor.post("/form", {"form": form}))[0] == 200
+        for origin in ("http://evil.example", "null", "http://127.0.0.1", None):
+            assert (await visitor.post("/form", {"form": form}, origin))[0] == 403
+        assert (await visitor.post("/form", {"form": form}, None, Sec_Fetch_Site="cross-site"))[
+            0
+        ] == 403
+        same = {"Sec_Fetch_Site": "same-origin"}
+        assert (await visitor.post("/form", {"form": form}, None, **same))[0] == 200
+        for wrong in ({}, {"form": "x"}, {"form": "ä"}, {"form": form + "0"}):
+            assert (await visitor.post("/form", wrong))[0] == 403
+
+    visit(Access(), visiting)
+
+
+def test_names_of_others() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        assert (await visitor.get("/"))[0] == 200
+        for host in ("localhost", "LOCALHOST:99", "[::1]:8025"):
+            assert (await visitor.get("/", Host=host))[0] == 200
+        for host in ("evil.example", "evil.example:8025", "127.0.0.1.evil.example", "::1"):
+            assert (await visitor.get("/", Host=host))[0] == 421
+
+    visit(Access(hosts=LOCAL_NAMES), visiting)
+
+
+def test_the_user_that_a_proxy_names() -> None:
+    named = {"X_Remote_User": "ann"}
+
+    async def visiting(visitor: Visitor) -> None:
+        assert (await visitor.get("/", **named))[:2] == (200, "ann")
+        assert (await visitor.get("/"))[0] == 403
+
+    visit(Access(user_header="X-Remote-User", proxies={"127.0.0.1"}), visiting)
+
+    async def from_elsewhere(visitor: Visitor) -> None:
+        assert (await visitor.get("/", **named))[0] == 403
+
+    visit(Access(user_header="X-Remote-User", proxies={"192.0.2.1"}), from_elsewhere)
+
+
+def test_a_page_below_a_path() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        status, _, headers = await visitor.get("/")
+        assert (status, headers["Location"]) == (303, "/mail/login?to=/mail/")
+        status, headers = await visitor.log_in("ann", "wonder")
+        assert (status, headers["Location"]) == (303, "/mail/")
+        assert (await visitor.get("/"))[:2] == (200, "ann")
+
+    visit(Access(passwords=users(ann="wonder"), prefix="/mail"), visiting)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//evil.example", "/\\evil.example", "https://evil.example/", "", "x", "/a\r\nb: c", "/ä",
+     "/x\\y", "\t//x"],
+)  # fmt: skip
+def test_no_redirection_to_others(path: str) -> None:
+    assert Guard(Access()).target(path) == "/"
+
+
+def test_a_redirection_to_a_page_of_ours() -> None:
+    assert Guard(Access()).target("/story/1?x=y") == "/story/1?x=y"
+    assert Guard(Access(prefix="/mail")).target("/mail/story") == "/mail/story"
+    assert Guard(Access(prefix="/mail")).target("/other") == "/mail/"
+
+
+def test_it_refuses_to_be_open() -> None:
+    check_exposure(["127.0.0.1", "::1", "/run/web.sock"], Access())
+    check_exposure(["192.0.2.1"], Access(passwords=users(ann="wonder")))
+    check_exposure(["192.0.2.1"], Access(user_header="X-User", proxies={"192.0.2.2"}))
+    for address in ("192.0.2.1", "0.0.0.0", "::"):  # noqa: S104  # refused
+        with pytest.raises(ConfigError, match="anybody could read the page"):
+            check_exposure([address], Access())
+    with pytest.raises(ConfigError):
+        check_exposure(["192.0.2.1"], Access(user_header="X-User"))

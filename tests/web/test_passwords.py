@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.web import passwords
+from smtpd_filters.web.passwords import BusyError, Hash, Passwords, with_user
+from tests.effort import part
+
+CHEAP = "scrypt$2$1$1$AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "COST", 2)
+    monkeypatch.setattr(passwords, "PARALLEL", 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "users"
+
+
+def check(path: Path, user: str, password: str) -> bool:
+    return asyncio.run(Passwords.read(str(path)).check(user, password))
+
+
+def test_a_user_is_added_and_changed(path: Path) -> None:
+    with_user(str(path), "ann", "wonder")
+    with_user(str(path), "bob", "builder")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert check(path, "ann", "wonder")
+    assert not check(path, "ann", "builder")
+    assert not check(path, "eve", "wonder")
+    path.chmod(0o640)
+    with_user(str(path), "ann", "other")
+    assert check(path, "ann", "other")
+    assert not check(path, "ann", "wonder")
+    assert check(path, "bob", "builder")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_password_is_not_in_the_file(path: Path) -> None:
+    with_user(str(path), "ann", "wonder")
+    assert "wonder" not in path.read_text()
+    assert path.read_text().startswith("ann:scrypt$2$8$1$")
+
+
+@pytest.mark.parametrize("user", ["", "a:b", "a\nb", "-x", "ä", "x" * 65])
+def test_names_that_no_user_has(path: Path, user: str) -> None:
+    with pytest.raises(ConfigError, match="USER"):
+        with_user(str(path), user, "wonder")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "no user; add one with smtpd-filters web password USER"),
+        ("ann\n", "1: expected USER:HASH"),
+        (f"# users\n\nann:{CHEAP}\nann:{CHEAP}\n", "4: a second line for ann"),
+        ("ann:$apr1$x$y\n", "1: expected scrypt$N$r$p$SALT$DIGEST"),
+        (f"ann:{CHEAP.replace('$2$', '$3$')}\n", "1: N must be a power of 2 up to 131072"),
+        (f"ann:{CHEAP.replace('$2$', '$262144$')}\n", "1: N must be a power of 2 up to 131072"),
+        (f"ann:{CHEAP.replace('$2$', '$x$')}\n", "1: N, r and p must be numbers"),
+        (f"ann:{CHEAP.replace('$1$1$', '$1$99$')}\n", "1: p must be at most 16"),
+        (f"ann:{CHEAP.replace('$2$', '$' + '9' * 5000 + '$')}\n", "1: N, r and p must be numbers"),
+        ("ann:scrypt$2$1$1$!$!\n", "1: salt and digest must be base64"),
+        ("ann:scrypt$2$1$1$AAAA$AAAA\n", "1: salt and digest must have 8 to 64 bytes"),
+    ],
+)
+def test_files_with_mistakes(path: Path, text: str, error: str) -> None:
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError) as raised:
+        Passwords.read(str(path))
+    assert str(raised.value).removeprefix(f"{path}:").strip().startswith(error)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
+def test_a_file_that_others_may_read(path: Path, mode: int) -> None:
+    path.write_text(f"ann:{CHEAP}\n")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 0640"):
+        Passwords.read(str(path))
+
+
+@settings(max_examples=part(300), deadline=None)
+@given(st.text())
+def test_a_hash_is_parsed_or_refused(text: str) -> None:
+    for each in (text, f"scrypt${text}", CHEAP + text):
+        try:
+            parsed = Hash.parse(each)
+        except ValueError:
+            continue
+        assert Hash.parse(str(parsed)) == parsed
+
+
+@settings(max_examples=part(50), deadline=None)
+@given(st.text(max_size=50))
+def test_any_text_is_a_password(text: str) -> None:
+    assert Hash.of(text).fits(text)
+    assert not Hash.of(text).fits(text + "x")
+
+
+def test_only_so_many_wait(path: Path) -> None:
+    with_user(str(path), "ann", "wonder")
+
+    async def run() -> list[object]:
+        users = Passwords.read(str(path))
+        tries = [users.check("ann", "x") for _ in range(passwords.QUEUE + 2)]
+        return await asyncio.gather(*tries, return_exceptions=True)
+
+    results = asyncio.run(run())
+    assert [type(each) for each in results].count(BusyError) == 2
+    assert results.count(False) == passwords.QUEUE
