@@ -319,7 +319,8 @@ class Policy(Filter):
         action = actions.parse(reply)
         decision = actions.decide(action, phase, self._outcomes)
         self._note(session, phase, action)
-        return decision
+        accepts = action.name in actions.ACCEPTING or action.name in actions.NOTED
+        return PROCEED if accepts and not self.log.verbose else decision
 
     def _note(self, session: Session, phase: str, action: Action) -> None:
         """Log an action that is only to be logged, and keep the field of a PREPEND."""

@@ -24,7 +24,7 @@ PATIENCE = 60.0
 
 
 def action(text: str) -> bytes:
-    return f"action={text}\n\n".encode()
+    return f"action={text}\n\n".encode("utf-8", "surrogateescape")
 
 
 def dunno(_request: dict[str, str]) -> bytes:
@@ -34,9 +34,15 @@ def dunno(_request: dict[str, str]) -> bytes:
 class Scripted:
     """The server; `script` may be replaced at any time."""
 
-    def __init__(self, path: Path | None = None, script: Script = dunno) -> None:
-        """Listen on a unix socket, or without one at a free port."""
+    def __init__(
+        self,
+        path: Path | None = None,
+        script: Script = dunno,
+        listener: Callable[[], socket.socket] = socket.socket,
+    ) -> None:
+        """Listen on a unix socket, or without one at a free port, with the socket of `listener`."""
         self.script = script
+        self._new = listener
         #: Each request with its connection's number.
         self.requests: list[tuple[int, dict[str, str]]] = []
         #: What was wrong with a request.
@@ -59,7 +65,7 @@ class Scripted:
             self._listener.bind(str(self._path))
             self._path.chmod(0o777)
         else:
-            self._listener = socket.socket()
+            self._listener = self._new()
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._listener.bind(("127.0.0.1", self.port))
             self.port = self._listener.getsockname()[1]
