@@ -31,7 +31,9 @@ from tests.e2e.sending import (
     NAMELESS,
     SENDER,
     ZONE,
+    Outcome,
     attempt,
+    crowd,
     greeted,
     logged,
 )
@@ -251,3 +253,29 @@ def test_faults(start: Start, network: Lab, scripted: Scripted) -> None:
     scripted.start()
     assert attempt(server).stage == ""
     assert server.alive()
+
+
+@pytest.mark.parametrize("version", [system_version()], indirect=True)
+def test_a_server_that_breaks_off_under_load(
+    start: Start, network: Lab, scripted: Scripted
+) -> None:
+    server = start(filters={"policy": policy(scripted.name, "--timeout", "20s")}, lab=network)
+    seen = 0
+
+    def script(_request: dict[str, str]) -> bytes | tuple[bytes, bool]:
+        nonlocal seen
+        seen += 1
+        return (b"", True) if seen % 7 == 0 else action("PREPEND X-Asked: yes")
+
+    def send(source: str) -> Outcome:
+        return attempt(server, source)
+
+    scripted.script = script
+    outcomes = crowd(send, [{"source": source} for source in (GOOD, NAMELESS) * 25])
+    assert {each.code for each in outcomes} <= {250, 451}
+    accepted = [each for each in outcomes if each.code == 250]
+    assert len(accepted) >= 40
+    # None is accepted of which the server was not asked, and none is lost.
+    mails = server.maildir("alice")
+    assert len(mails) == len(accepted)
+    assert all(b"X-Asked: yes\n" in mail.content for mail in mails)
