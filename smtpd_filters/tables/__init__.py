@@ -11,8 +11,8 @@ Specification
     line or after a blank begins a comment. The option decides whether a file is a list or a
     mapping, not its first line; a line of the other form is an error.
 
-    `sqlite:` is a remote table (`remote.source`). Other table types of smtpd (`db:`, `postgres:`
-    and so on) are not supported.
+    `sqlite:`, `ldap:`, `redis:` and `proc:` are remote tables (`remote.source`). Other types, such
+    as `db:` and `postgres:`, are not supported.
 
     An invalid line stops the filter at start, with an error that names the file and the line. So
     does a file without an entry or a comment; a comment marks a file as empty on purpose. On

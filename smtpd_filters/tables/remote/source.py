@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: The modules of the schemes; each has a function `open_backend(text, service)` that returns the
 #: back-end and the times of its configuration.
 SCHEMES = {
+    "ldap": "ldap",
+    "proc": "proc",
+    "redis": "redis",
     "sqlite": "sqlite",
 }
 #: Seconds that a list is used beyond its refresh while the source is unavailable.

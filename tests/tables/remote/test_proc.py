@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.sandbox import Needs
+from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable
+from smtpd_filters.tables.remote.backend import BackendError
+from smtpd_filters.tables.remote.proc import TableProgram
+from smtpd_filters.testing import Conversation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+PROGRAM = f"proc:{sys.executable} {Path(__file__).with_name('table_program.py')}"
+
+
+def run(
+    work: Callable[[TableProgram], Coroutine[Any, Any, None]],
+    mode: str = "",
+    service: str = "domain",
+) -> None:
+    table = TableProgram([*PROGRAM.removeprefix("proc:").split(), mode], service)
+
+    async def main() -> None:
+        try:
+            await work(table)
+        finally:
+            await table.aclose()
+
+    asyncio.run(main())
+
+
+async def failure(table: TableProgram, key: str) -> str:
+    with pytest.raises(BackendError) as raised:
+        await table.look_up(key)
+    return str(raised.value)
+
+
+def test_domains_and_mappings() -> None:
+    domains = DomainTable.load_asking(PROGRAM)
+    users = MappingTable.load_asking(PROGRAM)
+
+    async def main() -> None:
+        assert await domains.look_up("EXAMPLE.org") == "example.org"
+        assert await domains.look_up("example.com") is None
+        assert await users.look_up_value("Joe") == "joe@example.org, j@example.org"
+        assert await users.look_up_value("jane") is None
+        with pytest.raises(UnavailableError, match="the program failed: database is down"):
+            await domains.look_up("error.example")
+        for table in (domains, users):
+            assert table.remote is not None
+            await table.remote.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause"),
+    [
+        ("ends", "the program did not start: the program has ended"),
+        ("other", "the program does not offer 'domain'"),
+    ],
+)
+def test_programs_that_are_of_no_use(mode: str, cause: str) -> None:
+    async def work(table: TableProgram) -> None:
+        assert await failure(table, "example.org") == cause
+        assert await failure(table, "example.org") == "the program has ended"
+
+    run(work, mode)
+
+
+def test_a_mute_program_is_killed() -> None:
+    async def work(table: TableProgram) -> None:
+        table.timeout = 0.2
+        assert await failure(table, "example.org") == ("the program did not start: no registration")
+
+    run(work, "mute")
+
+
+@pytest.mark.parametrize("key", ["die.example", "garbage.example", "slow.example"])
+def test_a_program_that_fails_is_started_again(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_filters.tables.remote.proc._PAUSE", 0.0)
+
+    async def work(table: TableProgram) -> None:
+        before = await table.look_up("pid")
+        if key == "slow.example":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await table.look_up(key)
+        else:
+            assert "the program" in await failure(table, key)
+        after = await table.look_up("pid")
+        assert after is not None
+        assert after != before
+
+    run(work, service="alias")
+
+
+def test_fifty_requests_at_once_and_no_child_is_left() -> None:
+    async def work(table: TableProgram) -> None:
+        keys = [*("joe", "pid"), *(f"key{number}" for number in range(48))]
+        found = await asyncio.gather(*map(table.look_up, keys))
+        assert found[0] == "joe@example.org, j@example.org"
+        assert found[2:] == [None] * 48
+        await table.aclose()
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(found[1] or "0"), 0)
+
+    run(work, service="alias")
+
+
+def test_mistakes_are_found_at_start() -> None:
+    for spec, error in (
+        ("proc:", "needs a command"),
+        ("proc:/missing/program", "/missing/program is not a program that can be run"),
+        ("proc:'", "No closing quotation"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            DomainTable.load_asking(spec)
+    with pytest.raises(ConfigError, match="loads all entries"):
+        NetworkTable.load(PROGRAM)
+    needs = Needs()
+    table = DomainTable.load_asking(PROGRAM)
+    assert table.remote is not None
+    table.remote.declare(needs)
+    assert needs.runs
+    assert needs.programs == [sys.executable]
+
+
+def test_in_a_filter() -> None:
+    flags = ("--domains", PROGRAM, "--non-fqdn", "reject", "--on-error", "tempfail")
+    with Conversation(Rcpt, *flags) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("bob@example.net")
+        assert client.rcpt_to("anna@example.org").verb == "proceed"
+        assert client.rcpt_to("anna@error.example").reply.startswith("451 4.4.3 ")
