@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Outcome
+    from .journal.collector import Collector
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
     from .runtime.coroutines import Early, Pending
@@ -69,6 +70,8 @@ class Chain:
     _pace: Callable[[], Pace]
     #: Whether the chain itself decides, and edits headers: for a subclass with rules of its own.
     decides = reads_headers = False
+    #: What keeps the verdicts for the journal; None without one.
+    journal: Collector | None = None
 
     def __init__(
         self,
@@ -178,6 +181,14 @@ class Chain:
                     guard = Guard(filter_, handler, on_error, deadline, self.watchdog)
                     guards.setdefault(handler, []).append(guard)
         return guards
+
+    def keep_journal(self, journal: Collector) -> None:
+        """Give the journal all verdicts from now on; to be called before anything is registered."""
+        self.journal = journal
+        self.reports += tuple(name for name in journal.reports if name not in self.reports)
+        for guards in (*self._guards.values(), [guard for guard, _ in self._content]):
+            for guard in guards:
+                guard.journal = journal
 
     def _prepare(self, guards: dict[str, list[Guard]]) -> None:
         """Change the guards before anything is registered: for a subclass."""
@@ -298,6 +309,8 @@ class Chain:
         return begin(self._judge(session, message.headers, message))
 
     async def _judge(self, session: Session, headers: Headers, message: Message | None) -> Decision:
+        if self.journal is not None:
+            self.journal.message(session, headers)
         edited = headers if message is None else message
         for guard, whole in self._content:
             before = edited.snapshot()
@@ -317,6 +330,8 @@ class Chain:
         """Call the filters' `link_disconnect`."""
         if self._disconnected:
             self._notify("link_disconnect", self._disconnected, session)
+        if self.journal is not None:
+            self.journal.closed(session)
 
     def _notify(self, event: str, filters: Sequence[Filter], session: Session) -> None:
         """Call an event method of filters."""
@@ -374,6 +389,8 @@ class Chain:
         """Declare what the filters need after the start, and the files of large messages."""
         for filter_ in self.filters:
             filter_.declare(needs)
+        if self.journal is not None:
+            self.journal.sender.declare(needs)
         if self.content:
             from .message.spool import directories  # loaded by now
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Filter, Outcome
+    from .journal.collector import Collector
     from .runtime.watchdog import Watchdog
     from .session import Session
 
@@ -79,11 +80,13 @@ class Guard:
         "filter",
         "first_step",
         "handler",
+        "journal",
         "legal",
         "log",
         "may_mark",
         "phase",
         "points",
+        "settings",
         "treat",
         "watchdog",
         "where",
@@ -134,6 +137,9 @@ class Guard:
         self.dry = filter.dry_run
         self.log = filter.log
         self.watchdog = watchdog
+        #: What keeps the verdicts for the journal; None without one.
+        self.journal: Collector | None = None
+        self.settings: object = filter.settings
 
     def ask(self, session: Session, *arguments: object) -> Decision | Pending:
         """Call the handler.  Never raises; the result of pending work is a decision as well."""
@@ -148,6 +154,8 @@ class Guard:
             watchdog.running = 0.0
             return self._thrown(session, error, started)
         if result is PROCEED and not (watchdog.noticed or self.log.verbose):
+            if self.journal is not None:
+                self.journal.passed(session, self, started)
             return PROCEED
         return self._returned(session, result, started)
 
@@ -171,6 +179,8 @@ class Guard:
             watchdog.running = 0.0
             return self._thrown(session, error, started)
         if result is PROCEED and not (watchdog.noticed or self.log.verbose):
+            if self.journal is not None:
+                self.journal.passed(session, self, started)
             return PROCEED
         return self._returned(session, result, started)
 
@@ -290,12 +300,17 @@ class Guard:
                 )
         if self.treat is not None:
             decision = self.treat(decision)
-        if decision is not PROCEED or self.log.verbose:
-            took = monotonic() - started
-            self.log.verdict(session, self.phase, decision, took, dry=self.dry)
+        self._note(session, decision, monotonic() - started)
         if self.dry or (self.treat is None and type(decision) is Points):
             return PROCEED
         return decision
+
+    def _note(self, session: Session, decision: Decision, took: float) -> None:
+        """Log a decision, and give it to the journal."""
+        if decision is not PROCEED or self.log.verbose:
+            self.log.verdict(session, self.phase, decision, took, dry=self.dry)
+        if self.journal is not None:
+            self.journal.decided(session, self, decision, took)
 
     def _illegal(self, result: object) -> str:
         """Describe what was returned in place of a decision that is allowed."""
@@ -349,6 +364,9 @@ class Guard:
         if fallback.verb in REFUSALS:
             why["reply"] = fallback.text
         self.log.failure(kind, self.phase, session.id, result, **why)
+        if self.journal is not None:
+            cause = why.get("cause") or why.get("error") or FAILED
+            self.journal.decided(session, self, fallback, 0.0, failure=cause)
         return PROCEED.because(FAILED) if self.dry else fallback
 
 

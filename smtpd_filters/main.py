@@ -146,6 +146,11 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
     ignore_hangup()
     try:
         chain = make(log)
+        if process.journal is not None:
+            from .journal.collector import Collector  # only with a journal
+            from .journal.sender import Sender
+
+            chain.keep_journal(Collector(Sender(process.journal, log), prog, log))
     except BaseException:
         ends.give_back()
         raise

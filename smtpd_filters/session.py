@@ -80,6 +80,7 @@ class Session:
         "rewrites",
         "scratch",
         "server_name",
+        "story",
         "tls",
         "tx",
         "username",
@@ -118,6 +119,8 @@ class Session:
         self.mark = ""
         #: Rewritten parameters by phase, until smtpd's report of the command.
         self.rewrites: dict[str, str] | None = None
+        #: The events of the session for the journal (`journal.collector`).
+        self.story: Any = None
 
     def expect(self, fields: Iterable[str]) -> Session:
         """Make these fields readable: their reports are registered."""

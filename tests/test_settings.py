@@ -721,11 +721,13 @@ def test_private_names_are_free() -> None:
 def test_common_options() -> None:
     common = common_options(("proceed", "tempfail"), "tempfail", 5)
     assert list(common.options) == [
-        *("verbose", "long_lines", "sandbox", "on_error", "deadline", "dry_run", "supervised"),
+        *("verbose", "long_lines", "journal", "sandbox", "on_error", "deadline", "dry_run"),
+        "supervised",
     ]
     assert vars(common()) == {
         "verbose": False,
         "long_lines": "split",
+        "journal": None,
         "sandbox": "on",
         "on_error": "tempfail",
         "deadline": 5,

@@ -4,10 +4,10 @@ A verb's module declares its flags and operands as settings and names them in it
 Only the module of the verb that runs is loaded: `learn` must start quickly. The manual page and the
 shells' completions are generated from the same declarations.
 
-Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `auth` a message that would not
-pass, `replay` a difference or `list` a filter that can't be loaded, 2 for an invalid flag or file,
-3 if a replayed filter would have ended or hung smtpd, or if a look-up of `auth` failed. `learn`
-uses those of sysexits(3), and `run` those of the filter.
+Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `auth` a message that would
+not pass, `replay` a difference, `list` a filter that can't be loaded, or `why` nothing, 2 for an
+invalid flag or file, 3 if a replayed filter would have ended or hung smtpd, or if a look-up of
+`auth` failed. `learn` uses those of sysexits(3), and `run` those of the filter.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ VERBS = {
     "dmarc": "dmarc",
     "greylist": "greylist",
     "help": "overview",
+    "journal": "journal",
     "learn": "learn",
     "limit": "limit",
     "list": "listing",
@@ -43,6 +44,9 @@ VERBS = {
     "reload": "reload",
     "replay": "replay",
     "run": "run",
+    "stats": "stats",
+    "tail": "tail",
+    "why": "why",
 }
 
 

@@ -106,6 +106,11 @@ class Common(Settings):
         default=ProcessSettings.options["sandbox"].default,
         help=f"{ProcessSettings.options['sandbox'].help} This overrides the file's.",
     )
+    journal = option(
+        PATH,
+        default=None,
+        help=f"{ProcessSettings.options['journal'].help} This overrides the file's.",
+    )
     supervised = SUPERVISED
 
 

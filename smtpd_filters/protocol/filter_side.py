@@ -69,6 +69,8 @@ class FilterConnection:
         self._version = self._version_bytes = b""
         #: Announced subsystems: "smtp-in", and "smtp-out" for sessions with smtpd as the client.
         self.subsystems: set[str] = set()
+        #: Whether the report of a reply which isn't a refusal is skipped: most of them say nothing.
+        self.skips_replies = False
         self._ready = False
         #: The beginning of an incomplete line, and whether the rest of it is dropped.
         self._partial = bytearray()
@@ -376,6 +378,8 @@ class FilterConnection:
 
     def _take(self, row: bytes) -> None:
         """Process any line that is not a body line of a known message."""
+        if self.skips_replies and row.startswith(b"report|") and _is_plain_reply(row):
+            return
         if row[7:11] != self._version_bytes and not row.startswith(b"config"):
             self._read_version(row)
         event = decode(row, self.dialect)
@@ -493,3 +497,9 @@ class FilterConnection:
         if self.dialect.token_first:
             session, token = token, session
         out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
+
+
+def _is_plain_reply(row: bytes) -> bool:
+    """Whether this reports a reply of smtpd that accepts a command, or asks for more."""
+    fields = row.split(b"|", 6)
+    return fields[4:5] == [b"protocol-server"] and fields[6:] != [] and fields[6][:1] in b"23"

@@ -24,6 +24,7 @@ from time import monotonic
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import CUT
+from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import Session
 
 from .coroutines import decide_at_once
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .log import Log
     from .messages import Intake, Messages
 
+MAIL_FROM = PHASES["mail-from"]
 #: Sessions at a time. A server runs out of descriptors before; sessions beyond are some whose end
 #: was not reported.
 MAX_SESSIONS = 1 << 15
@@ -90,6 +92,9 @@ class Engine:
         policy.refuses_coroutines = self._too_many
         self._asks = policy.ask
         self._hooks = policy.hooks
+        self._journal = policy.journal
+        self._watches = {} if self._journal is None else self._journal.watches
+        self.connection.skips_replies = self._journal is not None
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages: Messages | NoMessages = NoMessages()
@@ -278,6 +283,8 @@ class Engine:
                 session.apply(name, values)
                 if self._hooks and name in self._hooks:
                     self._hooks[name](session)
+                if name in self._watches:
+                    self._watches[name](session, values)
         except BaseException as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
 
@@ -291,6 +298,8 @@ class Engine:
             if session.rewrites:
                 # A rewrite that was not reported, since another filter refused the command.
                 session.rewrites.pop(phase.name, None)
+            if self._journal is not None and phase is MAIL_FROM:
+                self._journal.mail_from(session, argument)
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
         refresh_interval: float
 
+    class Journal(Protocol):
+        """Sees what smtpd reports of sessions; no method raises."""
+
+        #: By report: what to call with the session and the report's fields.
+        watches: dict[str, Callable[[Any, tuple[bytes, ...]], None]]
+
+        def mail_from(self, session: Any, argument: bytes) -> None:
+            """Handle the sender that a client names, before the policy is asked."""
+
     class Policy(Protocol):
         """Makes the decisions.  No method raises; the result of a coroutine is a decision."""
 
@@ -52,6 +61,10 @@ if TYPE_CHECKING:
         otherwise_content: Decision
         #: By report: the callback after the report was applied to its session; none raises.
         hooks: dict[str, Callable[[Session], None]]
+
+        @property
+        def journal(self) -> Journal | None:
+            """What sees the sessions for the journal, if one is configured."""
 
         def configured(self, smtpd: Mapping[str, str]) -> None:
             """Handle smtpd's configuration, before anything is registered."""

@@ -431,11 +431,26 @@ class ScoringChain(Chain):
             points=tally.shown(),
             reply=reply,
         )
+        if self.journal is not None:
+            at = "junk-at" if result == "junk" else "reject-at"
+            self.journal.noted(
+                session,
+                NAME,
+                phase,
+                result,
+                reason=tally.shown(),
+                reply=reply,
+                points=tally.total,
+                setting=f"{at} {thresholds[at]}" if thresholds.get(at) else "",
+                flags="s",
+            )
 
     # -- messages ------------------------------------------------------------------------
 
     async def _judge(self, session: Session, headers: Headers, message: Message | None) -> Decision:
         state = self._state(session)
+        if self.journal is not None:
+            self.journal.message(session, headers)
         if self._header:
             headers.remove(FIELD)  # a forged one
         why = state.bypassed(CONTENT_ORDER)
@@ -534,6 +549,8 @@ class ScoringChain(Chain):
     def _log_bypass(self, phase: str, session: Session, why: str) -> None:
         if self.log.verbose:
             self.log.event("bypass", phase, session.id, result="proceed", reason=why)
+        if self.journal is not None:
+            self.journal.noted(session, "bypass", phase, "proceed", reason=why, setting="bypass")
 
 
 def _itself(decision: Decision) -> Decision:

@@ -32,7 +32,7 @@ from .declare import (
     spellings,
     suggest,
 )
-from .kinds import SECONDS, SWITCH, choice, printable, quote
+from .kinds import PATH, SECONDS, SWITCH, choice, printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ class ConversationSettings(Settings):
         default="split",
         help="What to do with a line of a message that is too long for smtpd: split it "
         "(a header field is folded, no text is lost) or refuse the message.",
+    )
+    journal = option(
+        PATH,
+        default=None,
+        help="Send what is decided to the journal with this socket (see smtpd-filters journal), "
+        "without ever waiting for it. By default nothing is sent.",
     )
 
 

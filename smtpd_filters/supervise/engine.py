@@ -19,6 +19,7 @@ from smtpd_filters.runtime.log import fold_traceback
 
 from .ledger import GIVEN, HELD, KEPT, Session, report_name
 from .link import Link, Loss
+from .observer import Unobserved
 from .program_side import ProgramSide
 from .registration import SMTP_IN, SMTP_OUT, Registered
 from .smtpd_side import SmtpdSide
@@ -57,8 +58,10 @@ class Engine:
         register_all: bool = False,
         refuse_long_lines: bool = False,
         spool: Spool | None = None,
+        observer: Unobserved | None = None,
     ) -> None:
         self.log = log
+        self._observer = observer or Unobserved()
         self.on_error, self.deadline = on_error, deadline
         self._register_all = register_all
         #: Sessions with a request or a message that no program has.
@@ -78,7 +81,7 @@ class Engine:
         self.from_smtpd = self.smtpd.receive
         #: Process bytes of a program, up to its first fault.
         self.from_program = ProgramSide(
-            log, self.transit, self.answers, self._on_registration
+            log, self.transit, self.answers, self._on_registration, self._observer
         ).receive
         #: The registration with smtpd, or None before.
         self.registered: Registered | None = None
@@ -262,7 +265,8 @@ class Engine:
         self.starting.pop(link, None)
         registration = link.registration
         if self.registered is None:
-            self.register(Registered(registration.entries, self.subsystems))
+            wanted = [*registration.entries, *self._observer.entries]
+            self.register(Registered(wanted, self.subsystems))
         elif missing := self.registered.missing(registration, self.subsystems):
             link.fault = (
                 f"registers {', '.join(missing)}, which was not registered with smtpd at its "
@@ -290,6 +294,7 @@ class Engine:
             if name in (_DISCONNECT, _RESET):
                 return
             session = self._new_session(id_)
+        self._observer.reported(session, name, row)
         kept = name in KEPT
         if kept:
             session.keep(name, row)
@@ -321,6 +326,7 @@ class Engine:
 
     def _close(self, session: Session) -> None:
         """Forget a session that has ended."""
+        self._observer.closed(session)
         self._reset(session)
         link = session.link
         if link is not None:
@@ -378,6 +384,7 @@ class Engine:
             line = fields[7] if len(fields) > 7 else b""
             return self.transit.line(session, fields[6], row, line, link)
         phase, token = PHASES_ON_WIRE.get(fields[4]), fields[6]
+        self._observer.asked(session, phase, row)
         if session.message is not None:
             self._cut_short(session.message)
         if phase is None or session.phase is not None:
@@ -424,6 +431,7 @@ class Engine:
         """Answer a request in the place of a program."""
         decision = self._fallback(phase)
         self._answer(session.id, token, decision.wire)
+        self._observer.answered_for(session, phase, decision, why)
         session.phase, session.row = None, b""
         if phase is COMMIT:
             session.judged = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from smtpd_filters.journal.collector import Story
     from smtpd_filters.message.spool import Store
     from smtpd_filters.protocol.vocabulary import Phase
 
@@ -51,6 +52,7 @@ class Session:
         "refusal",
         "row",
         "since",
+        "story",
         "token",
     )
 
@@ -77,6 +79,8 @@ class Session:
         self.refusal = b""
         #: The program has returned a message, and so may have a verdict on it.
         self.judged = False
+        #: Its events for the journal.
+        self.story: Story | None = None
 
     def keep(self, name: bytes, row: bytes) -> None:
         """Keep a report, which is one of `KEPT`."""

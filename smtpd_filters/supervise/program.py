@@ -137,12 +137,22 @@ def supervise(
     keep_to_ourselves()
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
+    observer = None
+    if process.journal is not None:
+        from smtpd_filters.journal.collector import Collector  # only with a journal
+        from smtpd_filters.journal.sender import Sender
+
+        from .observer import Observer
+
+        name = os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
+        observer = Observer(Collector(Sender(process.journal, log), prog, log), name)
     engine = Engine(
         log,
         on_error=own.on_error,
         deadline=own.deadline,
         register_all=own.register == "all",
         refuse_long_lines=process.long_lines == "refuse",
+        observer=observer,
     )
     memory = own.memory_limit or 0
     loop = Loop(

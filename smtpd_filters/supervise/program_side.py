@@ -21,6 +21,7 @@ from operator import itemgetter
 from smtpd_filters.runtime.log import fold_traceback
 
 from .answers import FaultError, check
+from .observer import Unobserved
 from .transit import COMMIT, HEAD, NAME
 
 TYPE_CHECKING = False
@@ -59,9 +60,11 @@ class ProgramSide:
         transit: Transit,
         answers: list[bytes],
         registered: Callable[[Link], None],
+        observer: Unobserved | None = None,
     ) -> None:
         self._log, self._transit, self._answers = log, transit, answers
         self._on_registration = registered
+        self._observer = observer or Unobserved()
 
     def receive(self, link: Link, data: bytes) -> None:
         """Process bytes of a program, up to its first fault."""
@@ -145,6 +148,9 @@ class ProgramSide:
                 session = open_.pop(row, None)
                 if session is not None:  # proceed
                     answers.append(row)
+                    if session.phase is not None:
+                        took = self._transit.now - session.since
+                        self._observer.passed(session, session.phase, took)
                     session.phase = None
                     link.useful = True
                 else:
@@ -237,6 +243,8 @@ class ProgramSide:
             )
         self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, wire))
         del link.open[session.expected]
+        if phase is not None:
+            self._observer.answered(session, phase, wire, self._transit.now - session.since)
         session.phase = None
         link.useful = True
 

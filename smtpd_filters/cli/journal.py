@@ -1,0 +1,139 @@
+"""`smtpd-filters journal`: the service that keeps what the filters have decided."""
+
+from __future__ import annotations
+
+import grp
+import os
+import secrets
+import sys
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.journal.archive import Archive
+from smtpd_filters.journal.places import DIRECTORY, KEY, SOCKET, read_key
+from smtpd_filters.journal.privacy import MODES, Privacy
+from smtpd_filters.journal.service import Service
+from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, TEXT, Settings, choice, option
+from smtpd_filters.settings.kinds import printable
+
+from .accounts import UnknownError, filters_user
+from .verb import Verb
+
+#: Characters of a key for hashes.
+KEY_SIZE = 32
+
+
+class Options(Settings):
+    """Where the journal is, what it keeps, and for how long."""
+
+    directory = option(
+        PATH,
+        default=DIRECTORY,
+        help="The directory of its files, one for each day. It must belong to the journal alone.",
+    )
+    socket = option(
+        PATH,
+        default=SOCKET,
+        help="The socket to which filters send, as their --journal says. Its directory must exist.",
+    )
+    socket_group = option(
+        TEXT,
+        default="",
+        help="The group that may write to the socket; the journal must be a member of it. By "
+        "default that of smtpd's filters.",
+    )
+    days = option(INTEGER(low=1, high=3660), default=30, help="How many days to keep.")
+    size = option(
+        SIZE(low=16 << 20),
+        default=2 << 30,
+        help="The size of all files above which the oldest is deleted.",
+    )
+    free = option(
+        SIZE(low=1 << 20),
+        default=256 << 20,
+        help="How much space must be free on the file system: nothing is written below that.",
+    )
+    addresses = option(
+        choice(*MODES),
+        default="plain",
+        help="How to store addresses and names of clients, senders, recipients and users: plain; "
+        "shortened (the network of a client, the first letter and the domain of an address); or "
+        "hashed with a key, which is made in the directory, so that only who knows an address "
+        "finds it.",
+    )
+    subjects = option(
+        SWITCH, default=False, help="Store the subjects of messages. Bodies are never stored."
+    )
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Serve until SIGTERM."""
+    directory = os.path.abspath(options.directory)  # noqa: PTH100  # paths as text
+    try:
+        os.makedirs(directory, mode=0o750, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise ConfigError(f"--directory: {directory}: {os_reason(error)}") from None
+    archive = Archive(
+        directory,
+        Privacy(options.addresses, _key(directory) if options.addresses == "hashed" else b""),
+        days=options.days,
+        size=options.size,
+        floor=options.free,
+        subjects=options.subjects,
+        note=_note,
+    )
+    group = _group(options.socket_group)
+    service = Service(archive, os.path.abspath(options.socket), group=group, note=_note)  # noqa: PTH100
+    try:
+        service.open()
+        _note(f"ready, files in {directory}, socket {options.socket}")
+        service.run()
+    finally:
+        service.close()
+    return 0
+
+
+def _note(text: str) -> None:
+    """Write a line to the log."""
+    try:
+        sys.stderr.write(f"smtpd-filters journal: {printable(text)}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def _group(name: str) -> int | None:
+    """Return the number of the socket's group; None if there is no user of filters."""
+    if name:
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            raise ConfigError(f"--socket-group: no group {printable(name)}") from None
+    try:
+        return filters_user().gid
+    except UnknownError:
+        return None
+
+
+def _key(directory: str) -> bytes:
+    """Return the key of hashes; make it if there is none."""
+    path = os.path.join(directory, KEY)  # noqa: PTH118
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return read_key(directory)
+    except OSError as error:
+        raise ConfigError(f"{path}: {os_reason(error)}") from None
+    with open(fd, "wb") as file:  # noqa: PTH123  # a descriptor
+        file.write(secrets.token_hex(KEY_SIZE).encode())
+    return read_key(directory)
+
+
+VERB = Verb(
+    "journal",
+    run,
+    options=Options,
+    description="Keep what filters decide, for why, stats and tail. Filters with --journal send it "
+    "to a socket; it is stored in a SQLite file for each day. It runs until SIGTERM.",
+    ending="The exit status is 0 after SIGTERM, and 2 if it can't start: another journal has the "
+    "directory or the socket, or a newer release has written the files.",
+)

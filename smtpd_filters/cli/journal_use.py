@@ -1,0 +1,74 @@
+"""The common part of the verbs that read the journal: its place, times and output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.journal.places import DIRECTORY, read_key
+from smtpd_filters.journal.query import Journal, TooSlowError
+from smtpd_filters.settings import PATH, SECONDS, SWITCH, Settings, choice, option
+from smtpd_filters.settings.kinds import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Seconds of the longest time that can be asked for: ten years.
+LONGEST = 3660 * 86400
+DAY = 86400.0
+
+
+class JournalOptions(Settings):
+    """Which journal to read."""
+
+    directory = option(PATH, default=DIRECTORY, help="The directory of the journal's files.")
+    color = option(
+        choice("auto", "always", "never"),
+        default="auto",
+        help="Whether to use colours; by default on a terminal, unless NO_COLOR is set.",
+    )
+    json = option(SWITCH, default=False, help="Print JSON.")
+
+
+SINCE = SECONDS(low=1, high=LONGEST)
+
+
+def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
+    """Call `work` with the journal; return its status. Raises ConfigError if there is none."""
+    journal = Journal(options.directory, key=b"")
+    try:
+        if journal.extent() is None:
+            raise ConfigError(f"{printable(options.directory)}: no files of a journal")
+        journal = Journal(options.directory, key=_key(options.directory))
+        status = work(journal)
+    except TooSlowError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ConfigError(f"{printable(options.directory)}: {os_reason(error)}") from None
+    for path, why in journal.unread.items():
+        sys.stderr.write(f"smtpd-filters: {printable(path)}: not read: {printable(why)}\n")
+    return status
+
+
+def _key(directory: str) -> bytes:
+    try:
+        return read_key(directory)
+    except ConfigError:  # addresses need not be hashed
+        return b""
+
+
+def since(seconds: float) -> float:
+    """Return the time so many seconds ago."""
+    return time() - seconds
+
+
+def in_colour(options: JournalOptions) -> bool:
+    """Whether to use colours."""
+    if options.color == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return options.color == "always"

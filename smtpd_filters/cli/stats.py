@@ -1,0 +1,123 @@
+"""`smtpd-filters stats`: how many messages were accepted and refused, by filter and day."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from time import time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.journal.query import RANKED
+from smtpd_filters.journal.stories import OUTCOMES
+from smtpd_filters.journal.telling import coloured, safe
+from smtpd_filters.settings import INTEGER, choice, option
+
+from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
+from .verb import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.journal.query import Journal, Overview, Passing
+
+#: Columns of the chart.
+WIDTH = 50
+
+
+class Options(JournalOptions):
+    """The time, and what to count."""
+
+    since = option(SINCE, default=7 * DAY, help="How far back to count.")
+    by = option(
+        choice("filter", "day", "hour", "reason", *RANKED),
+        default="filter",
+        help="What to list below the chart: filters with their verdicts, days, hours, reasons of "
+        "refusals, or the most active senders, clients or users.",
+    )
+    number = option(INTEGER(low=1, high=1000), default=20, help="How many lines at most.")
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Print the numbers."""
+    return reading(options, lambda journal: _stats(journal, options))
+
+
+def _stats(journal: Journal, options: Options) -> int:
+    begin, end = since(options.since), time()
+    steps = 1 << 20 if options.by == "hour" else max(1, round(options.since / DAY))
+    found = journal.overview(begin, end, steps=steps)
+    ranked = (
+        journal.rankings(options.by, begin, end, options.number) if options.by in RANKED else []
+    )
+    if options.json:
+        json.dump(
+            {**asdict(found), "ranked": [asdict(each) for each in ranked]}, sys.stdout, indent=2
+        )
+        sys.stdout.write("\n")
+        return 0
+    colour = in_colour(options)
+    lines = list(_totals(found, colour=colour))
+    lines += ["", *_chart(found, options, colour=colour), ""]
+    if options.by == "filter":
+        lines += list(_filters(found.verdicts))[: options.number + 1]
+    elif options.by == "reason":
+        lines += [
+            f"{n:>8} {outcome:<9} {safe(name):<14} {safe(reason)}"
+            for name, outcome, reason, n in found.reasons[: options.number]
+        ]
+    elif ranked:
+        lines += [
+            f"{each.count:>8} {safe(each.word)}  "
+            + ", ".join(f"{n} {name}" for name, n in each.outcomes.items())
+            for each in ranked
+        ]
+    sys.stdout.write("\n".join(lines).rstrip("\n") + "\n")
+    return 0
+
+
+def _totals(found: Overview, *, colour: bool) -> Iterator[str]:
+    every = sum(found.outcomes.values()) or 1
+    for name in OUTCOMES:
+        n = found.outcomes[name]
+        share = f"{100 * n / every:5.1f} %"
+        yield f"{n:>8} {share} {coloured(name, name, colour=colour)}"
+
+
+def _chart(found: Overview, options: Options, *, colour: bool) -> Iterator[str]:
+    """Yield a line for each step: its bar has a part for each outcome, in the same order."""
+    most = max((sum(counts.values()) for _, counts in found.steps), default=0) or 1
+    hourly = found.step < DAY or options.by == "hour"
+    for at, counts in found.steps:
+        moment = datetime.fromtimestamp(at, UTC).astimezone()
+        label = moment.strftime("%Y-%m-%d %H:%M" if hourly else "%Y-%m-%d")
+        bar = "".join(
+            coloured(_bar(counts.get(name, 0) / most, name), name, colour=colour)
+            for name in OUTCOMES
+        )
+        yield f"{label} {sum(counts.values()):>8} {bar}".rstrip()
+
+
+def _bar(share: float, outcome: str) -> str:
+    """Return a part of a bar; the letters tell outcomes apart without colours."""
+    return outcome[:1] * round(share * WIDTH)
+
+
+def _filters(verdicts: tuple[Passing, ...]) -> Iterator[str]:
+    yield f"{'filter':<20} {'phase':<10} {'verdict':<18} {'number':>8} {'mean':>9} {'longest':>9}"
+    for each in sorted(verdicts, key=lambda one: (one.filter, one.phase, -one.count)):
+        mean = each.seconds / each.count * 1000 if each.count else 0.0
+        yield (
+            f"{safe(each.filter):<20} {each.phase:<10} {each.verb:<18} {each.count:>8} "
+            f"{mean:>6.1f} ms {each.longest * 1000:>6.1f} ms"
+        )
+
+
+VERB = Verb(
+    "stats",
+    run,
+    options=Options,
+    description="Show how many messages were accepted, marked, refused and abandoned, with a chart "
+    "by day, and the verdicts of each filter.",
+)

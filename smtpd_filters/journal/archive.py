@@ -1,0 +1,257 @@
+"""The directory of days: which file is written to, what is purged, and what is done about faults.
+
+Invariants
+----------
+*Purge is unlink*: a file is deleted as a whole; no row ever is.
+*Room for others*: nothing is written while the file system has less free space than the floor.
+*Goes on*: a damaged file is renamed, and a new one begun; a full disk costs stories, and is logged
+once; when there is room again they are written again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from .day import Day, NewerError, check_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .privacy import Privacy
+    from .reception import Part
+    from .rollups import Sums
+
+#: The names of files; a day has several if one is larger than a part of the whole.
+NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?\.sqlite")
+#: The part of the size of all that one file may have.
+SHARE = 8
+#: Seconds between two purges, and between two looks at free space.
+PURGE_INTERVAL, LOOK_INTERVAL = 600.0, 2.0
+#: Seconds until a file is opened again after a failure.
+PAUSE = 5.0
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def files(directory: str) -> list[tuple[str, int, str]]:
+    """Return the files of a directory: days as in their names, parts and paths, oldest first.
+
+    Raises OSError.
+    """
+    return sorted(
+        (match[1], int(match[2] or 0), os.path.join(directory, match[0]))  # noqa: PTH118
+        for match in map(NAME.fullmatch, os.listdir(directory))  # noqa: PTH208  # paths as text
+        if match and _is_date(match[1])
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Archive:
+    """The files of a journal.
+
+    `days` are kept, and `size` bytes; `floor` are the bytes that stay free for others. `note`
+    takes lines for the log.
+    """
+
+    def __init__(  # noqa: PLR0913  # keyword-only: the settings
+        self,
+        directory: str,
+        privacy: Privacy,
+        *,
+        days: int,
+        size: int,
+        floor: int,
+        subjects: bool,
+        note: Callable[[str], object],
+    ) -> None:
+        self.directory = directory
+        #: Stories that could not be written.
+        self.unwritten = 0
+        self._privacy, self._subjects, self._note = privacy, subjects, note
+        self._days, self._size, self._floor = days, size, floor
+        self._day: Day | None = None
+        self._name = ""
+        self._next_purge = self._next_look = self._next_try = 0.0
+        self._full = self._failing = False
+
+    def open(self, now: float) -> None:
+        """Open the file of today; `now` are seconds since 1970. Raises NewerError, OSError."""
+        existing = files(self.directory)
+        if existing:
+            self._require_ours(existing[-1][2])
+        try:
+            self._ready(now)
+        except sqlite3.Error as error:
+            self._failed(now, str(error))
+
+    @staticmethod
+    def _require_ours(path: str) -> None:
+        connection = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)
+        try:
+            check_version(connection, path)
+        except sqlite3.Error:  # damaged: see below
+            pass
+        finally:
+            connection.close()
+
+    def write(self, stories: Sequence[Part], now: float, sums: Sums | None = None) -> bool:
+        """Write stories that are complete at `now`; return whether they were written."""
+        if now >= self._next_purge:
+            self._next_purge = now + PURGE_INTERVAL
+            self.purge(now)
+        try:
+            if now >= self._next_try and self._has_room(now):
+                self._ready(now).write([(now, story) for story in stories], sums)
+                if self._failing:
+                    self._failing = False
+                    self._note(f"writing again; {self.unwritten} stories were lost")
+                return True
+        except NewerError as error:
+            self._failed(now, str(error))
+        except sqlite3.Error as error:
+            self._failed(now, self._about(error, now))
+        except OSError as error:
+            self._failed(now, error.strerror or str(error))
+        self.unwritten += len(stories)
+        return False
+
+    def _ready(self, now: float) -> Day:
+        """Return the file to write to."""
+        today = datetime.fromtimestamp(now, UTC).date().isoformat()
+        day = self._day
+        if day is not None and self._name == today and day.size() < self._size // SHARE:
+            return day
+        if day is not None:
+            self._close(finished=True)
+            self._next_purge = 0.0
+        self._day = self._open(self._next_path(today))
+        self._name = today
+        return self._day
+
+    def _next_path(self, today: str) -> str:
+        """Return the path of today's last file, or of the next one if that is full."""
+        parts = [(part, path) for day, part, path in files(self.directory) if day == today]
+        if not parts:
+            return os.path.join(self.directory, f"{today}.sqlite")  # noqa: PTH118
+        part, path = parts[-1]
+        if os.stat(path).st_size < self._size // SHARE:  # noqa: PTH116
+            return path
+        return os.path.join(self.directory, f"{today}.{part + 1}.sqlite")  # noqa: PTH118
+
+    def _open(self, path: str) -> Day:
+        try:
+            return Day(path, self._privacy, subjects=self._subjects)
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_NOTADB)
+            if code & 0xFF not in _DAMAGED:
+                raise
+            self._set_aside(path, str(error))
+            return Day(path, self._privacy, subjects=self._subjects)
+
+    def _set_aside(self, path: str, why: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        aside = f"{path}.damaged-{stamp}"
+        for suffix in ("-wal", "-shm", ""):
+            try:
+                os.rename(path + suffix, aside + suffix)  # noqa: PTH104  # paths as text
+            except FileNotFoundError:
+                pass
+        self._note(f"{path} is damaged ({why}): renamed to {aside}, and a new one begun")
+
+    def _about(self, error: sqlite3.Error, now: float) -> str:
+        """Return what an error means; set a damaged file aside."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _DAMAGED and self._day is not None:
+            path = self._day.path
+            self._close()
+            self._set_aside(path, str(error))
+            self._next_try = now
+            return "the file was damaged"
+        return str(error)
+
+    def _failed(self, now: float, why: str) -> None:
+        self._next_try = now + PAUSE
+        self._close()
+        if not self._failing:
+            self._failing = True
+            self._note(f"{self.directory}: not written: {why}; mail is not affected")
+
+    def _has_room(self, now: float) -> bool:
+        """Return whether there is free space."""
+        if now >= self._next_look or self._full:
+            self._next_look = now + LOOK_INTERVAL
+            found = os.statvfs(self.directory)
+            full = found.f_bavail * found.f_frsize < self._floor
+            if full and not self._full:
+                self._note(
+                    f"{self.directory}: not written while less than {self._floor >> 20} MiB are "
+                    "free; mail is not affected"
+                )
+            elif self._full and not full:
+                self._note(f"writing again; {self.unwritten} stories were lost")
+            self._full = full
+        return not self._full
+
+    def purge(self, now: float) -> None:
+        """Delete what is older than the days to keep, and the oldest of more than the size."""
+        try:
+            limit = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self._days)
+            kept = []
+            for day, _, path in files(self.directory):
+                if date.fromisoformat(day) < limit:
+                    self._delete(path)
+                else:
+                    kept.append(path)
+            total = sum(map(_size, kept))
+            current = self._day.path if self._day is not None else ""
+            for path in kept:
+                if total <= self._size:
+                    break
+                if path != current:
+                    total -= _size(path)
+                    self._delete(path)
+        except OSError as error:
+            self._note(f"{self.directory}: not purged: {error.strerror or error}")
+
+    @staticmethod
+    def _delete(path: str) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                os.unlink(path + suffix)  # noqa: PTH108  # paths as text
+            except FileNotFoundError:
+                pass
+
+    def _close(self, *, finished: bool = False) -> None:
+        day, self._day = self._day, None
+        if day is not None:
+            day.close(finished=finished)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+
+def _size(path: str) -> int:
+    """Return the bytes of a file and of its log."""
+    total = 0
+    for suffix in ("", "-wal"):
+        try:
+            total += os.stat(path + suffix).st_size  # noqa: PTH116  # paths as text
+        except FileNotFoundError:
+            pass
+    return total
+
+
+def quoted(path: str) -> str:
+    """Return a path for a URI of SQLite."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

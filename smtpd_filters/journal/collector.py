@@ -1,0 +1,423 @@
+"""The memory of a deciding process for the journal: a story for each session.
+
+Invariants
+----------
+*Cheap*: a verdict to proceed costs a look-up and a few additions; everything is encoded once, when
+the transaction or the session ends.
+*Bounded*: of a session at most `MAX_VERDICTS`, `MAX_RECIPIENTS` and `MAX_ANSWERS` are kept; further
+ones are only counted.
+*Never raises*: a failure drops the story, and is logged.
+*No credentials*: the argument of `auth` is never kept, nor a rewritten one.
+"""
+
+from __future__ import annotations
+
+from time import monotonic, time
+
+from smtpd_filters.protocol.decisions import PROCEED, Decision, Points, Rewrite
+from smtpd_filters.protocol.vis import unvis
+from smtpd_filters.runtime.log import fold_traceback
+
+from .wire import VERSION, encode, trimmed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    from smtpd_filters.runtime.log import Log
+
+    from .sender import Sender
+    from .wire import Row
+
+    class Keeper(Protocol):
+        """A session, which keeps its story."""
+
+        story: Story | None
+
+        @property
+        def id(self) -> Any:
+            """Smtpd's id, text or bytes."""
+
+    class Source(Protocol):
+        """Who decides: one handler of one filter."""
+
+        filter: str
+        phase: str
+        dry: bool
+        settings: object
+
+    class HeaderBlock(Protocol):
+        """The header of a message."""
+
+        def get(self, name: str) -> str | None:
+            """Return the first field of this name."""
+
+
+MAX_VERDICTS = 64
+MAX_RECIPIENTS = 50
+MAX_ANSWERS = 16
+#: Characters of an address, of a name and of a text.
+MAX_ADDRESS, MAX_NAME, MAX_TEXT = 320, 255, 200
+_RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
+_REFUSALS = frozenset({"reject", "disconnect"})
+RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
+
+
+class Story:
+    """What is known of a session and its current transaction."""
+
+    __slots__ = (
+        "answers", "at", "client", "confidential", "end", "greeting", "left_out",
+        "message_id", "msgid", "passed", "recipients", "refused", "sender", "sent", "size", "start",
+        "subject", "tls", "unnamed", "users", "verdicts",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.client: list[str] = []
+        self.greeting: list[str] = []
+        self.tls = ""
+        #: The authenticated user, and that of a failed authentication.
+        self.users: list[str] = []
+        #: Whether a part was sent.
+        self.sent = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the transaction."""
+        #: The start, in seconds since 1970 and of the monotonic clock.
+        self.at, self.start = time(), monotonic()
+        self.msgid = self.end = self.sender = self.message_id = self.subject = ""
+        self.size = 0
+        self.recipients: list[list[Any]] = []
+        self.answers: list[str] = []
+        #: By source: how often it let pass, the seconds in total, the longest, and when at first.
+        self.passed: dict[Any, list[float]] = {}
+        self.verdicts: list[Row] = []
+        #: Verdicts at `rcpt-to` whose recipient smtpd has not reported yet.
+        self.unnamed: list[Row] = []
+        #: Whether something was refused; and whether the reply to that may repeat a credential.
+        self.refused = self.confidential = False
+        self.left_out = 0
+
+
+class Collector:
+    """The stories of a process.
+
+    `who` is its name; `log` gets failures.
+    """
+
+    #: The reports that it needs.
+    reports = (
+        "link-connect", "link-disconnect", "link-identify", "link-tls", "link-auth", "tx-begin",
+        "tx-mail", "tx-rcpt", "tx-reset", "tx-commit", "tx-rollback", "protocol-server",
+    )  # fmt: skip
+
+    def __init__(self, sender: Sender, who: str, log: Log) -> None:
+        self.sender = sender
+        self._who, self._log = who, log
+        #: By report: what to call with the session and the report's fields.
+        self.watches: dict[str, Callable[[Any, tuple[bytes, ...]], None]] = {
+            name: self._guarded(handle)
+            for name, handle in {
+                "link-connect": self._connected,
+                "link-identify": self._identified,
+                "link-tls": self._encrypted,
+                "link-auth": self._authenticated,
+                "tx-begin": self._begun,
+                "tx-mail": self._sender,
+                "tx-rcpt": self._recipient,
+                "tx-commit": self._committed,
+                "tx-rollback": self._rolled_back,
+                "tx-reset": self._reset,
+                "protocol-server": self._answered,
+            }.items()
+        }
+
+    # -- verdicts ------------------------------------------------------------------------
+
+    def passed(self, session: Keeper, source: Source, started: float) -> None:
+        """Note that a handler which was called at `started` let the command pass."""
+        try:
+            story = session.story
+            if story is None:
+                story = session.story = Story()
+            took = monotonic() - started
+            sums = story.passed.get(source)
+            if sums is None:
+                story.passed[source] = [1, took, took, started - story.start]
+            else:
+                sums[0] += 1
+                sums[1] += took
+                sums[2] = max(sums[2], took)
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    def decided(
+        self, session: Keeper, source: Source, decision: Decision, took: float, failure: str = ""
+    ) -> None:
+        """Note a decision, which took so many seconds; `failure` is why the filter has none."""
+        if decision is PROCEED and not failure:
+            self.passed(session, source, monotonic() - took)
+            return
+        try:
+            flags = ("d" if source.dry else "") + ("f" if failure else "")
+            points = 0
+            verb, reply, reason = decision.verb, "", decision.reason
+            setting = "--on-error" if failure else ""
+            if type(decision) is Points:
+                verb, points = "points", decision.thousandths
+                flags += "t" if decision.temporary else ""
+                setting = setting or ("score" if decision.instead else "")
+            elif source.phase != CONFIDENTIAL:
+                reply = "" if type(decision) is Rewrite else decision.text
+            if not setting:
+                setting = setting_of(source.settings, decision)
+            self._keep(
+                session,
+                [source.filter, source.phase, verb, 0, int(took * 1e6), 1, 0,
+                 _clip(failure or reason), _clip(reply), "", points, flags, setting],
+            )  # fmt: skip
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    def noted(  # noqa: PLR0913  # the fields of a verdict
+        self,
+        session: Keeper,
+        name: str,
+        phase: str,
+        verb: str,
+        *,
+        reason: str = "",
+        reply: str = "",
+        points: int = 0,
+        setting: str = "",
+        flags: str = "",
+        took: float = 0.0,
+    ) -> None:
+        """Note a verdict that isn't a handler's, such as the score's."""
+        try:
+            texts = [_clip(reason), _clip(reply)]
+            row = [name, phase, verb, 0, int(took * 1e6), 1, 0, *texts, "", points, flags, setting]
+            self._keep(session, row)
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    def _keep(self, session: Keeper, row: Row) -> None:
+        story = session.story
+        if story is None:
+            story = session.story = Story()
+        if row[2] in _REFUSALS and "d" not in row[11]:
+            story.refused = True
+            story.confidential = row[1] == CONFIDENTIAL
+        if len(story.verdicts) >= MAX_VERDICTS:
+            story.left_out += 1
+            return
+        row[3] = max(0, int((monotonic() - story.start) * 1000))
+        if row[1] == RCPT_TO:
+            story.unnamed.append(row)
+        elif row[1] == "mail-from":
+            row[9] = story.sender
+        story.verdicts.append(row)
+
+    # -- what smtpd reports --------------------------------------------------------------
+
+    def _guarded(
+        self, handle: Callable[[Story, tuple[bytes, ...]], object]
+    ) -> Callable[[Any, tuple[bytes, ...]], None]:
+        def watch(session: Keeper, values: tuple[bytes, ...]) -> None:
+            try:
+                story = session.story
+                if story is None:
+                    story = session.story = Story()
+                if handle(story, values):
+                    self._send(session, story, "tx")
+            except BaseException as error:  # noqa: BLE001  # *Never raises*
+                self._failed(session, error)
+
+        return watch
+
+    @staticmethod
+    def _connected(story: Story, values: tuple[bytes, ...]) -> None:
+        rdns, fcrdns, src, dest = values
+        story.client = [_text(each, MAX_NAME) for each in (src, rdns, fcrdns, dest)]
+
+    @staticmethod
+    def _identified(story: Story, values: tuple[bytes, ...]) -> None:
+        story.greeting = [_text(each, MAX_NAME) for each in values]
+
+    @staticmethod
+    def _encrypted(story: Story, values: tuple[bytes, ...]) -> None:
+        story.tls = _text(values[0], MAX_NAME)
+
+    @staticmethod
+    def _authenticated(story: Story, values: tuple[bytes, ...]) -> None:
+        result, username = values
+        user = _text(unvis(username), MAX_NAME)
+        story.users = [user, ""] if result == b"pass" else ["", user]
+
+    def mail_from(self, session: Keeper, argument: bytes) -> None:
+        """Note the sender that a client names, before the filters are asked.
+
+        What was refused before belongs to an earlier attempt, and is sent.
+        """
+        try:
+            story = session.story
+            if story is None:
+                story = session.story = Story()
+            elif not story.msgid:
+                if story.refused:
+                    self._send(session, story, "session")
+                elif story.sent and not (story.passed or story.verdicts):
+                    story.begin()  # the time since the message before is none of this one's
+            story.sender = _text(argument, MAX_ADDRESS)
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    @staticmethod
+    def _begun(story: Story, values: tuple[bytes, ...]) -> None:
+        story.msgid = _text(values[0], 16)
+
+    @staticmethod
+    def _sender(story: Story, values: tuple[bytes, ...]) -> None:
+        story.sender = _text(values[2], MAX_ADDRESS)
+        if values[1] != b"ok":
+            story.refused = True
+
+    @staticmethod
+    def _recipient(story: Story, values: tuple[bytes, ...]) -> None:
+        address = _text(values[2], MAX_ADDRESS)
+        for row in story.unnamed:
+            row[9] = address
+        story.unnamed.clear()
+        if len(story.recipients) < MAX_RECIPIENTS:
+            story.recipients.append([address, _RESULTS.get(values[1], 2)])
+        else:
+            story.left_out += 1
+
+    @staticmethod
+    def _committed(story: Story, values: tuple[bytes, ...]) -> None:
+        story.end = "commit"
+        story.size = int(values[1]) if values[1].isdigit() and len(values[1]) < 16 else 0
+
+    @staticmethod
+    def _rolled_back(story: Story, _values: tuple[bytes, ...]) -> None:
+        story.end = "rollback"
+
+    @staticmethod
+    def _reset(story: Story, _values: tuple[bytes, ...]) -> bool:
+        return story.msgid != ""
+
+    @staticmethod
+    def _answered(story: Story, values: tuple[bytes, ...]) -> None:
+        # The others are not given to us (`FilterConnection.skips_replies`).
+        if values[0][:1] in (b"4", b"5"):
+            story.refused = True
+            if len(story.answers) < MAX_ANSWERS:
+                answer = _text(values[0], MAX_TEXT)
+                story.answers.append(answer[:3] if story.confidential else answer)
+            else:
+                story.left_out += 1
+
+    def message(self, session: Keeper, headers: HeaderBlock) -> None:
+        """Note what a message says of itself."""
+        try:
+            story = session.story
+            if story is not None:
+                story.message_id = _clip((headers.get("Message-ID") or "").strip(), MAX_NAME)
+                story.subject = _clip((headers.get("Subject") or "").strip())
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    def closed(self, session: Keeper) -> None:
+        """Send what is left of a session that has ended."""
+        try:
+            story = session.story
+            if story is None:
+                return
+            if story.msgid:
+                story.end = story.end or "rollback"
+                self._send(session, story, "tx")
+            elif story.verdicts or story.refused or not story.sent:
+                self._send(session, story, "session")
+            session.story = None
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._failed(session, error)
+
+    # -- sending -------------------------------------------------------------------------
+
+    def _send(self, session: Keeper, story: Story, kind: str) -> None:
+        """Send a story, and begin the next one of the session."""
+        rows = [
+            trimmed([source.filter, source.phase, "proceed", max(0, int(at * 1000)),
+                     int(total * 1e6), int(count), int(longest * 1e6) if count > 1 else 0])
+            for source, (count, total, longest, at) in story.passed.items()
+        ]  # fmt: skip
+        rows += [trimmed(row) for row in story.verdicts]
+        id_ = session.id
+        head: dict[str, Any] = {
+            "v": VERSION,
+            "k": kind,
+            "p": self._who,
+            "s": id_.decode("latin-1") if isinstance(id_, bytes) else id_,
+            "m": story.msgid,
+            "t": int(story.at * 1000),
+            "d": int((monotonic() - story.start) * 1000),
+            "e": story.end,
+            "c": story.client,
+        }
+        facts = (
+            ("h", story.greeting),
+            ("l", story.tls),
+            ("u", story.users),
+            ("f", story.sender),
+            ("r", story.recipients),
+            ("z", story.size),
+            ("i", story.message_id),
+            ("j", story.subject),
+            ("a", story.answers),
+            ("x", self.sender.unreported),
+            ("y", story.left_out),
+        )
+        head |= {key: value for key, value in facts if value}
+        reported = self.sender.unreported
+        sent = [self.sender.send(data) for data in encode(head, rows)]
+        if sent[0]:
+            self.sender.unreported -= reported
+        story.begin()
+        story.sent = True
+
+    def _failed(self, session: Keeper, error: BaseException) -> None:
+        try:
+            session.story = None
+            self._log.limited("journal bug", "journal", "bug", error=fold_traceback(error))
+        except BaseException:  # noqa: BLE001, S110  # *Never raises*
+            pass
+
+
+def setting_of(settings: object, decision: Decision) -> str:
+    """Return the flag whose value is this decision; "" if none or several have it.
+
+    Of several the one that is given counts, rather than those with their defaults.
+    """
+    if decision is PROCEED:
+        return ""
+    found = [
+        name
+        for name, value in getattr(settings, "__dict__", {}).items()
+        if value is not PROCEED
+        and (
+            value == decision.verb or (isinstance(value, Decision) and value.wire == decision.wire)
+        )
+    ]
+    if len(found) > 1:
+        found = [name for name in found if name in getattr(settings, "given", ())]
+    return f"--{found[0].replace('_', '-')}" if len(found) == 1 else ""
+
+
+def _text(value: bytes, limit: int) -> str:
+    return _clip(value.decode("utf-8", "backslashreplace"), limit)
+
+
+def _clip(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,86 @@
+"""Joins the parts of a story: of several processes, and of several datagrams.
+
+A story is complete `HOLD` seconds after its first part: all processes send when smtpd reports the
+end of the transaction to them. A part that comes later is stored as a story of its own, and joined
+when it is read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .reception import Part
+
+#: Seconds to wait for further parts.
+HOLD = 1.0
+#: Stories held at a time; the oldest are complete earlier if there are more.
+MAX_HELD = 20_000
+MAX_ROWS, MAX_ANSWERS = 400, 32
+
+
+class Merger:
+    """The stories that are not complete."""
+
+    def __init__(self, hold: float = HOLD, max_held: int = MAX_HELD) -> None:
+        self._hold, self._max_held = hold, max_held
+        #: In the order of their first parts: since when, and the story so far.
+        self._held: dict[tuple[str, str], tuple[float, Part]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, part: Part, now: float) -> None:
+        """Add a part that came at `now`."""
+        key = part["s"], part["m"]
+        held = self._held.get(key)
+        if held is None:
+            self._held[key] = now, {**part, "p": [part["p"]]}
+        else:
+            join(held[1], {**part, "p": [part["p"]]})
+
+    def due(self, now: float, *, everything: bool = False) -> list[Part]:
+        """Remove and return the stories that are complete."""
+        complete: list[tuple[str, str]] = []
+        for key, (since, _) in self._held.items():
+            surplus = len(self._held) - len(complete) > self._max_held
+            if not (everything or surplus or now - since >= self._hold or since > now):
+                break
+            complete.append(key)
+        return [self._held.pop(key)[1] for key in complete]
+
+
+def join(story: Part, part: Part) -> None:
+    """Add a part to a story; both have lists of processes."""
+    earlier = min(story["t"], part["t"])
+    ends = max(story["t"] + story["d"], part["t"] + part["d"])
+    shift, later = story["t"] - earlier, part["t"] - earlier
+    if shift:
+        for row in story["w"]:
+            row[3] += shift
+    for row in part["w"][: max(0, MAX_ROWS - len(story["w"]))]:
+        story["w"].append([*row[:3], row[3] + later, *row[4:]])
+    story["t"], story["d"] = earlier, ends - earlier
+    for key in ("l", "f", "i", "j"):
+        story[key] = story[key] or part[key]
+    for key in ("c", "h", "u"):
+        story[key] = [mine or theirs for mine, theirs in zip(story[key], part[key], strict=True)]
+    for key in ("r", "a"):
+        if len(part[key]) > len(story[key]):
+            story[key] = part[key]
+    if story["e"] != "commit":
+        story["e"] = part["e"] or story["e"]
+    story["z"] = max(story["z"], part["z"])
+    story["x"] += part["x"]
+    story["y"] += part["y"]
+    story["p"] += [each for each in part["p"] if each not in story["p"]]
+
+
+def joined(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return stored parts of one story as one."""
+    first, *rest = parts
+    for part in rest:
+        join(first, part)
+    return first

@@ -1,0 +1,472 @@
+"""Queries: `Journal` reads the files of a journal, while they are written or later.
+
+The functions return plain records. All texts in them are from outside, to be escaped where they are
+shown. Days are read one after another, newest first; a file that is damaged, of a newer release or
+deleted meanwhile is left out, and named in `Journal.unread`.
+
+Invariants
+----------
+*Read only*: nothing is written, and no transaction is longer than one query.
+*In time*: a query that takes longer than `Journal.deadline` seconds raises TooSlowError.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import sqlite3
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from . import day as schema
+from .archive import files, quoted
+from .day import NewerError, check_version
+from .merging import joined
+from .privacy import Privacy
+from .rollups import BUCKETS, HOUR
+from .stories import OUTCOMES, Story, story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Rows examined in a day for conditions that have no index.
+MAX_SCANNED = 200_000
+#: Words of a day that a part of a word may match.
+MAX_WORDS = 500
+#: Words of each day that are ranked.
+MAX_RANKED = 500
+_HEX = re.compile(r"[0-9a-fA-F]{8,16}")
+_STORY_ID = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?-(\d{1,15})")
+#: The roles of words in `rankings`.
+RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema.OF_USER}
+
+
+class TooSlowError(Exception):
+    """A query took longer than its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to look for; all conditions hold together."""
+
+    #: An address, a domain (`@example.org`), part of an address, a client's address or network, a
+    #: host's name, a user, a Message-ID, or smtpd's id of a session or message; "" for all.
+    text: str = ""
+    #: Seconds since 1970, from and before.
+    since: float = 0.0
+    until: float = 1e12
+    #: Some of `OUTCOMES`; all if empty.
+    outcomes: frozenset[str] = frozenset()
+    #: A filter's name with a verdict that is not to proceed, and the verb of a verdict; "" for any.
+    filter: str = ""
+    verb: str = ""
+    limit: int = 50
+    #: Only stories that are older than this one: its id.
+    before: str = ""
+
+
+@dataclass(slots=True)
+class Passing:
+    """How often, and how long, a filter decided at a phase in one way."""
+
+    filter: str
+    phase: str
+    #: "proceed", "reject", ..., with "/failed" and "/dry" behind it.
+    verb: str
+    count: int = 0
+    #: In total, and the longest.
+    seconds: float = 0.0
+    longest: float = 0.0
+    #: The numbers for each of `BUCKETS`, and above.
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Sums over a time."""
+
+    since: float
+    until: float
+    #: Seconds of a step, and for each step its start and the numbers by outcome.
+    step: int
+    steps: tuple[tuple[float, dict[str, int]], ...]
+    outcomes: dict[str, int]
+    #: The most frequent first.
+    verdicts: tuple[Passing, ...]
+    #: Filters, outcomes, reasons and numbers, the most frequent first.
+    reasons: tuple[tuple[str, str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A sender, client or user, and what became of its mail."""
+
+    word: str
+    outcomes: dict[str, int]
+    #: Messages by day, as in `2026-11-30`.
+    days: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """The number of messages."""
+        return sum(self.outcomes.values())
+
+
+class Journal:
+    """The files of a directory. `key` is that of hashed addresses."""
+
+    def __init__(self, directory: str, *, key: bytes = b"", deadline: float = 20.0) -> None:
+        self.directory = directory
+        self.deadline = deadline
+        self._key = key
+        #: Files that could not be read, with the reasons, since the last query began.
+        self.unread: dict[str, str] = {}
+
+    # -- stories ---------------------------------------------------------------------------
+
+    def search(self, wanted: Search) -> list[Story]:
+        """Return the stories that fit, newest first. Raises TooSlowError, OSError."""
+        found: list[Story] = []
+        before = _STORY_ID.fullmatch(wanted.before)
+        for name, part, path in self._files(wanted.since, wanted.until, newest_first=True):
+            last = 1 << 62
+            if before:
+                place = name, part
+                limit = before[1], int(before[2] or 0)
+                if place > limit:
+                    continue
+                last = int(before[3]) if place == limit else last
+            with self._reading(path) as connection:
+                if connection is None:
+                    continue
+                room = wanted.limit - len(found)
+                prefix = _stem(path)
+                found += [
+                    story(f"{prefix}-{id_}", json.loads(data))
+                    for id_, data in self._rows(connection, wanted, last, room)
+                ]
+            if len(found) >= wanted.limit:
+                break
+        return found
+
+    def _rows(
+        self, connection: sqlite3.Connection, wanted: Search, last: int, limit: int
+    ) -> Iterator[tuple[int, str]]:
+        """Yield ids and data of stories of one file."""
+        conditions = ["s.id < ?", "s.time >= ?", "s.time < ?"]
+        values: list[object] = [last, int(wanted.since * 1000), int(min(wanted.until, 1e12) * 1000)]
+        if wanted.outcomes:
+            numbers = [at for at, name in enumerate(OUTCOMES) if name in wanted.outcomes]
+            conditions.append(f"s.outcome IN ({', '.join(map(str, numbers)) or 'NULL'})")
+        source = "story s"
+        if wanted.text:
+            words, ids = self._looked_up(connection, wanted.text)
+            if ids is not None:
+                conditions.append(ids)
+                values += [wanted.text.lower()] * ids.count("?")
+            else:
+                if not words:
+                    return
+                marks = ", ".join(map(str, words))
+                source = (
+                    f"(SELECT DISTINCT story FROM seen WHERE word IN ({marks}) ORDER BY story DESC)"  # noqa: S608  # numbers
+                    " x CROSS JOIN story s ON s.id = x.story"
+                )
+        scanned = 0
+        rows = connection.execute(
+            f"SELECT s.id, s.data FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608  # of this function
+            " ORDER BY s.id DESC",
+            values,
+        )
+        for id_, data in rows:
+            scanned += 1
+            if limit <= 0 or scanned > MAX_SCANNED:
+                return
+            if (wanted.filter or wanted.verb) and not _fits(json.loads(data), wanted):
+                continue
+            limit -= 1
+            yield id_, data
+
+    def _looked_up(self, connection: sqlite3.Connection, text: str) -> tuple[list[int], str | None]:
+        """Return the numbers of the words that a text means, or a condition for smtpd's ids."""
+        if _HEX.fullmatch(text):
+            column = "msgid" if len(text) == 8 else "session"
+            return [], f"s.{column} = ? AND s.{column} <> ''"
+        execute = connection.execute
+        row = execute("SELECT value FROM meta WHERE key = 'addresses'").fetchone()
+        privacy = Privacy(row[0] if row else "plain", self._key)
+        words = {text, text.lower(), text.strip("<>"), text.strip("<>").lower()}
+        words |= {privacy.mail(text), privacy.client(text), privacy.name(text)}
+        words |= {privacy.name(text.lower())}
+        marks = ", ".join("?" * len(words))
+        kinds = range(5)  # all: the index is by kind and text
+        found = [
+            id_
+            for kind in kinds
+            for (id_,) in execute(
+                f"SELECT id FROM word WHERE kind = ? AND text IN ({marks})",  # noqa: S608
+                (kind, *words),
+            )
+        ]
+        if not found and (network := _network(text)):
+            found = [
+                id_
+                for id_, word in execute(
+                    "SELECT id, text FROM word WHERE kind = ?", (schema.CLIENT,)
+                )
+                if _is_in(word, network)
+            ][:MAX_WORDS]
+        if not found:
+            part = "".join(f"\\{each}" if each in "%_\\" else each for each in text.lower())
+            kind_list = (schema.MAIL, schema.HOST, schema.USER)
+            found = [
+                id_
+                for (id_,) in execute(
+                    f"SELECT id FROM word WHERE kind IN {kind_list}"  # noqa: S608  # numbers
+                    " AND text LIKE ? ESCAPE '\\' LIMIT ?",
+                    (f"%{part}%", MAX_WORDS),
+                )
+            ]
+        return found, None
+
+    def story(self, id_: str) -> Story | None:
+        """Return a story, joined with later parts of its transaction; None if there is none."""
+        match = _STORY_ID.fullmatch(id_)
+        if match is None:
+            return None
+        stem = match[1] + (f".{int(match[2])}" if match[2] else "")
+        path = os.path.join(self.directory, f"{stem}.sqlite")  # noqa: PTH118  # paths as text
+        joint: Story | None = None
+        with self._reading(path) as connection:
+            if connection is None:
+                return None
+            found = connection.execute(
+                "SELECT session, msgid, data FROM story WHERE id = ?", (int(match[3]),)
+            ).fetchone()
+            if found is not None:
+                rows = [found[2:]]
+                if found[1]:
+                    rows = connection.execute(
+                        "SELECT data FROM story WHERE session = ? AND msgid = ? ORDER BY id",
+                        found[:2],
+                    ).fetchall()
+                joint = story(id_, joined(json.loads(data) for (data,) in rows))
+        return joint
+
+    def session(self, session: str) -> list[Story]:
+        """Return the stories of one of smtpd's sessions, oldest first."""
+        return self.search(Search(text=session, limit=1000))[::-1]
+
+    def after(self, last: str, limit: int = 100) -> list[Story]:
+        """Return the stories after the one with this id, oldest first; for a live view.
+
+        With "" it returns the newest one only.
+        """
+        match = _STORY_ID.fullmatch(last)
+        if match is None:
+            return self.search(Search(limit=1))
+        place = match[1], int(match[2] or 0)
+        found: list[Story] = []
+        for name, part, path in self._files(0.0, 1e12, newest_first=False):
+            if (name, part) < place:
+                continue
+            with self._reading(path) as connection:
+                if connection is not None:
+                    beyond = int(match[3]) if (name, part) == place else 0
+                    rows = connection.execute(
+                        "SELECT id, data FROM story WHERE id > ? ORDER BY id LIMIT ?",
+                        (beyond, limit - len(found)),
+                    )
+                    prefix = _stem(path)
+                    found += [story(f"{prefix}-{id_}", json.loads(data)) for id_, data in rows]
+            if len(found) >= limit:
+                break
+        return found
+
+    # -- sums ------------------------------------------------------------------------------
+
+    def overview(self, since: float, until: float, *, steps: int = 48) -> Overview:
+        """Return sums from `since` to `until`, in at most so many steps of whole hours."""
+        hours = max(1, int(until - since) // HOUR)
+        step = HOUR * max(1, -(-hours // max(1, steps)))
+        start = int(since) // HOUR * HOUR
+        series: dict[float, Counter[str]] = {
+            float(at): Counter() for at in range(start, int(until) + 1, step)
+        }
+        totals: Counter[str] = Counter()
+        verdicts: dict[tuple[str, str, str], Passing] = {}
+        reasons: Counter[tuple[str, str, str]] = Counter()
+        for _, _, path in self._files(since, until, newest_first=False):
+            with self._reading(path) as connection:
+                if connection is None:
+                    continue
+                times = start, int(until)
+                where = "WHERE hour >= ? AND hour <= ?"
+                for hour, number, n in connection.execute(
+                    f"SELECT hour, outcome, n FROM outcomes {where}",  # noqa: S608  # constants
+                    times,
+                ):
+                    series[float(start + (hour - start) // step * step)][OUTCOMES[number]] += n
+                    totals[OUTCOMES[number]] += n
+                columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
+                for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
+                    f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608
+                    f" FROM verdicts {where} GROUP BY filter, phase, verb",
+                    times,
+                ):
+                    key = name, phase, verb
+                    passing = verdicts.setdefault(key, Passing(*key))
+                    passing.count += n
+                    passing.seconds += seconds
+                    passing.longest = max(passing.longest, longest)
+                    passing.buckets = [a + b for a, b in zip(passing.buckets, buckets, strict=True)]
+                for name, number, reason, n in connection.execute(
+                    f"SELECT filter, outcome, reason, sum(n) FROM reasons {where}"  # noqa: S608
+                    " GROUP BY filter, outcome, reason",
+                    times,
+                ):
+                    reasons[name, OUTCOMES[number], reason] += n
+        return Overview(
+            since,
+            until,
+            step,
+            tuple((at, dict(counts)) for at, counts in series.items()),
+            {name: totals[name] for name in OUTCOMES},
+            tuple(sorted(verdicts.values(), key=lambda each: (-each.count, each.filter))),
+            tuple((*key, n) for key, n in reasons.most_common()),
+        )
+
+    def rankings(self, kind: str, since: float, until: float, limit: int = 20) -> list[Ranked]:
+        """Return the most active `senders`, `clients` or `users` of whole days, in UTC.
+
+        Of each day the first `MAX_RANKED` count.
+        """
+        role = RANKED[kind]
+        found: dict[str, tuple[Counter[str], Counter[str]]] = {}
+        for name, _, path in self._files(since, until, newest_first=False):
+            with self._reading(path) as connection:
+                if connection is None:
+                    continue
+                rows = connection.execute(
+                    "SELECT word.text, outcome, n FROM ranks JOIN word ON word.id = ranks.word"
+                    " WHERE role = ? AND word IN (SELECT word FROM ranks WHERE role = ?"
+                    " GROUP BY word ORDER BY sum(n) DESC LIMIT ?)",
+                    (role, role, MAX_RANKED),
+                )
+                for word, number, n in rows:
+                    outcomes, days = found.setdefault(word, (Counter(), Counter()))
+                    outcomes[OUTCOMES[number]] += n
+                    days[name] += n
+        ranked = [
+            Ranked(word, {name: outcomes[name] for name in OUTCOMES if outcomes[name]}, dict(days))
+            for word, (outcomes, days) in found.items()
+        ]
+        return sorted(ranked, key=lambda each: (-each.count, each.word))[:limit]
+
+    def extent(self) -> tuple[str, str, int] | None:
+        """Return the first and the last day, and the bytes of all files; None without any."""
+        found = files(self.directory)
+        if not found:
+            return None
+        size = 0
+        for _, _, path in found:
+            try:
+                size += os.stat(path).st_size  # noqa: PTH116  # paths as text
+            except OSError:  # purged meanwhile
+                pass
+        return found[0][0], found[-1][0], size
+
+    # -- files -----------------------------------------------------------------------------
+
+    def _files(
+        self, since: float, until: float, *, newest_first: bool
+    ) -> Sequence[tuple[str, int, str]]:
+        """Return the files with stories of a time; those that arrived later are in the next."""
+        self.unread = {}
+        first = _day(since - 86400)
+        last = _day(until + 86400)
+        found = [each for each in files(self.directory) if first <= each[0] <= last]
+        return found[::-1] if newest_first else found
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[sqlite3.Connection | None]:
+        """Open a file for reading; None if that can't be done."""
+        connection = self._connected(path)
+        if connection is None:
+            yield None
+            return
+        until = monotonic() + self.deadline
+        connection.set_progress_handler(lambda: monotonic() > until, 10_000)
+        try:
+            yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                raise TooSlowError(f"no result within {self.deadline:g} s") from None
+            self.unread[path] = str(error)
+        except (sqlite3.Error, ValueError, KeyError, TypeError, IndexError) as error:  # damaged
+            self.unread[path] = f"{type(error).__name__}: {error}"
+        finally:
+            connection.close()
+
+    def _connected(self, path: str) -> sqlite3.Connection | None:
+        modes = ["mode=ro"]
+        if not os.path.exists(f"{path}-wal"):  # noqa: PTH110  # paths as text
+            # One that isn't written any more is readable without write permission beside it.
+            modes.append("mode=ro&immutable=1")
+        for mode in modes:
+            try:
+                connection = sqlite3.connect(f"file:{quoted(path)}?{mode}", uri=True, timeout=5.0)
+            except sqlite3.Error as error:
+                self.unread[path] = str(error)
+                continue
+            try:
+                if check_version(connection, path):
+                    self.unread.pop(path, None)
+                    return connection
+            except NewerError as error:
+                self.unread[path] = str(error)
+                modes.clear()
+            except sqlite3.Error as error:
+                self.unread[path] = str(error)
+            connection.close()
+        return None
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).removesuffix(".sqlite")  # noqa: PTH119  # paths as text
+
+
+def _day(seconds: float) -> str:
+    seconds = min(max(seconds, 0.0), 4e9)
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
+
+def _fits(part: dict[str, Any], wanted: Search) -> bool:
+    """Whether a verdict is that of a filter, and of this verb."""
+    return any(
+        (not wanted.filter or row[0] == wanted.filter)
+        and (row[2] == wanted.verb if wanted.verb else row[2] != "proceed")
+        for row in part["w"]
+    )
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    if "/" not in text:
+        return None
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _is_in(word: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        return ipaddress.ip_address(word.partition("%")[0]) in network
+    except ValueError:
+        return False

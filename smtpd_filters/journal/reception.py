@@ -1,0 +1,123 @@
+"""The journal's side of a datagram: parse it, and believe nothing that is not checked.
+
+Invariants
+----------
+*Total*: any bytes are parsed to a valid part of a story, or raise `InvalidError`.
+*Bounded*: texts, lists and numbers of a part have limits, and names that are counted are from small
+sets: phases and verbs of the protocol, and plain names of filters.
+*Clean*: texts are valid Unicode, so that they can be stored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from smtpd_filters.protocol.vocabulary import PHASES
+
+from .wire import DEFAULTS, ROW, VERSION
+
+#: Bytes of a datagram that is read.
+MAX_DATAGRAM = 1 << 16
+MAX_TEXT = 512
+MAX_ROWS, MAX_RECIPIENTS, MAX_ANSWERS = 200, 200, 32
+_LARGEST = 1 << 48
+_PHASES = frozenset({*PHASES, "headers", "message"})
+_VERBS = frozenset({"proceed", "junk", "reject", "disconnect", "rewrite", "points"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_ID = re.compile(r"[0-9a-f]{1,16}")
+_FLAGS = frozenset("dfts")
+#: Lists of texts, with their lengths.
+_LISTS = {"c": 4, "h": 2, "u": 2}
+_TEXTS = ("e", "l", "f", "i", "j")
+_NUMBERS = ("t", "d", "z", "x", "y")
+
+#: A part of a story: see `wire`. All keys are there.
+Part = dict[str, Any]
+
+
+class InvalidError(ValueError):
+    """A datagram that is not a part of a story."""
+
+
+def parse(data: bytes) -> Part:
+    """Parse a datagram. Raises InvalidError."""
+    try:
+        found = json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise InvalidError("not JSON") from None
+    if not isinstance(found, dict) or found.get("v") != VERSION:
+        raise InvalidError("another version")
+    session, msgid, kind = found.get("s"), found.get("m", ""), found.get("k")
+    if not isinstance(session, str) or not _ID.fullmatch(session):
+        raise InvalidError("no session")
+    if not isinstance(msgid, str) or not (msgid == "" or _ID.fullmatch(msgid)):
+        raise InvalidError("invalid message id")
+    if kind not in ("tx", "session") or (kind == "tx") != bool(msgid):
+        raise InvalidError("unknown kind")
+    part: Part = {"v": VERSION, "k": kind, "s": session, "m": msgid, "p": name(found.get("p"))}
+    part |= {key: number(found.get(key, 0)) for key in _NUMBERS}
+    part |= {key: text(found.get(key, "")) for key in _TEXTS}
+    for key, length in _LISTS.items():
+        part[key] = [text(each) for each in _list(found.get(key), length)]
+        part[key] += [""] * (length - len(part[key]))
+    if part["e"] not in ("", "commit", "rollback"):
+        raise InvalidError("unknown end")
+    part["r"] = [_recipient(each) for each in _list(found.get("r"), MAX_RECIPIENTS)]
+    part["a"] = [text(each) for each in _list(found.get("a"), MAX_ANSWERS)]
+    part["w"] = [_row(each) for each in _list(found.get("w"), MAX_ROWS)]
+    return part
+
+
+def text(value: object) -> str:
+    """Return a text within its limit. Raises InvalidError."""
+    if not isinstance(value, str):
+        raise InvalidError("not a text")
+    value = value[:MAX_TEXT]
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+
+
+def number(value: object) -> int:
+    """Return a number within its limits. Raises InvalidError."""
+    if type(value) is not int or not -_LARGEST <= value <= _LARGEST:
+        raise InvalidError("not a number")
+    return value
+
+
+def name(value: object) -> str:
+    """Return the name of a filter or a process, or "other" if it is an odd one."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else "other"
+
+
+def _refuse(_word: str) -> None:
+    raise InvalidError("not a finite number")
+
+
+def _list(value: object, limit: int) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > limit:
+        raise InvalidError("not a list, or too long")
+    return value
+
+
+def _recipient(value: object) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 2 or value[1] not in (0, 1, 2):
+        raise InvalidError("invalid recipient")
+    return [text(value[0]), int(value[1])]
+
+
+def _row(value: object) -> list[Any]:
+    if not isinstance(value, list) or not 3 <= len(value) <= len(ROW):
+        raise InvalidError("invalid verdict")
+    row = [*value, *DEFAULTS[len(value) :]]
+    if row[1] not in _PHASES or row[2] not in _VERBS:
+        raise InvalidError("unknown phase or verb")
+    row[0] = name(row[0])
+    for at, default in enumerate(DEFAULTS):
+        row[at] = text(row[at]) if isinstance(default, str) else number(row[at])
+    row[3:7] = [max(0, each) for each in row[3:7]]
+    if not 1 <= row[5] <= 1_000_000 or not _FLAGS.issuperset(row[11]):
+        raise InvalidError("invalid verdict")
+    return row

@@ -1,0 +1,106 @@
+"""Sums over stories, which the overview is read from: scanning the stories takes seconds a month.
+
+Invariants
+----------
+*Bounded*: the labels are hours, outcomes, phases, verbs, and names of filters (`reception`); the
+reasons of a day are at most `MAX_REASONS`, and the rest counts as one.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .reception import Part
+
+HOUR = 3600
+#: Upper limits, in seconds, of the buckets of times that verdicts took; the last has none.
+BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+#: Filters, and reasons, that are distinguished in a day.
+MAX_FILTERS, MAX_REASONS = 200, 2000
+OTHER = "other"
+#: What is left out of a reason, so that refusals for one reason count as one.
+_VARIABLE = re.compile(
+    r"[^\s<>()\[\],;:\"@|=]+@[^\s<>()\[\],;:\"@|=]+|\b[0-9a-fA-F.:]*[0-9][0-9a-fA-F.:]*\b"
+)
+_STATUS = re.compile(r"^([45]\d\d )(\d\.\d{1,3}\.\d{1,3} )?")
+
+
+class Times:
+    """How long verdicts took: their number, the seconds in total, the longest, and a histogram."""
+
+    __slots__ = ("buckets", "count", "longest", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = self.longest = 0.0
+        self.buckets = [0] * (len(BUCKETS) + 1)
+
+    def add(self, row: list[Any]) -> None:
+        """Add a verdict, or several in one row, which count with their mean."""
+        count, seconds = row[5], row[4] / 1e6
+        self.count += count
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds if count == 1 else row[6] / 1e6)
+        self.buckets[bisect_left(BUCKETS, seconds / count)] += count
+
+
+class Sums:
+    """The sums over some stories."""
+
+    def __init__(self) -> None:
+        #: By hour (seconds since 1970) and number of the outcome.
+        self.outcomes: Counter[tuple[int, int]] = Counter()
+        #: By hour, filter, phase and verb (`verb_of`).
+        self.verdicts: dict[tuple[int, str, str, str], Times] = {}
+        #: By hour, filter, number of the outcome, and reason (`reason_of`).
+        self.reasons: Counter[tuple[int, str, int, str]] = Counter()
+        self._filters: set[str] = set()
+
+    def add(self, time: float, story: Part, outcome: int, deciding: list[Any] | None) -> None:
+        """Add a story of this time, in seconds since 1970."""
+        hour = int(time) // HOUR * HOUR
+        self.outcomes[hour, outcome] += 1
+        for row in story["w"]:
+            name = row[0]
+            if name not in self._filters:
+                if len(self._filters) >= MAX_FILTERS:
+                    name = OTHER
+                self._filters.add(name)
+            key = hour, name, row[1], verb_of(row)
+            times = self.verdicts.get(key)
+            if times is None:
+                times = self.verdicts[key] = Times()
+            times.add(row)
+        reason = reason_of(story, deciding)
+        if reason:
+            name = deciding[0] if deciding is not None else "smtpd"
+            self.reasons[hour, name, outcome, reason] += 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.outcomes.clear()
+        self.verdicts.clear()
+        self.reasons.clear()
+
+
+def verb_of(row: list[Any]) -> str:
+    """Return the verb of a verdict, with "/dry" for a dry run and "/failed" after a failure."""
+    flags = row[11]
+    return f"{row[2]}{'/failed' if 'f' in flags else ''}{'/dry' if 'd' in flags else ''}"
+
+
+def reason_of(story: Part, deciding: list[Any] | None) -> str:
+    """Return why a message was refused or marked, without addresses and numbers."""
+    if deciding is not None:
+        reason = deciding[7] or deciding[8]
+    elif story["e"] != "commit" and story["a"]:
+        reason = story["a"][-1]
+    else:
+        return ""
+    status = _STATUS.match(reason)
+    head = status[0] if status else ""
+    return head + _VARIABLE.sub("*", reason[len(head) :])[:100]

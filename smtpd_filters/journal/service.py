@@ -1,0 +1,261 @@
+"""The journal's process: a socket is read in one thread, and files are written in another.
+
+Linux queues only about eleven datagrams of a unix socket, whatever its buffer, so the thread that
+reads does nothing but read. The other parses, joins and writes in batches.
+
+Invariants
+----------
+*One journal*: a second one for the same directory or socket is refused.
+*Bounded*: the queue between the threads has `MAX_QUEUE` datagrams; more are dropped and counted.
+*Clean end*: after SIGTERM everything that was received is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import stat
+from collections import Counter, deque
+from threading import Event, Thread
+from time import monotonic, time
+from typing import TYPE_CHECKING
+
+from smtpd_filters.errors import ConfigError, os_reason
+
+from .archive import Archive
+from .day import NewerError
+from .merging import Merger
+from .reception import MAX_DATAGRAM, InvalidError, parse
+from .rollups import Sums
+from .sender import MAX_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Write permission only: for the journal's user and smtpd's group.
+MODE = 0o620
+#: Datagrams between the two threads, and stories of one transaction.
+MAX_QUEUE, BATCH = 50_000, 500
+#: Seconds between two transactions, and between two lines about losses.
+INTERVAL, REPORTING = 0.2, 60.0
+#: Datagrams read between two looks at the signals.
+READS = 1000
+_BUFFER = 1 << 20
+
+
+class Service:
+    """A journal with its socket and its files.
+
+    `note` takes lines for the log; `group` is the number of the group that may write to the socket,
+    or None for the process's own.
+    """
+
+    def __init__(
+        self, archive: Archive, path: str, *, group: int | None, note: Callable[[str], object]
+    ) -> None:
+        self._archive, self._path, self._group, self._note = archive, path, group, note
+        self._merger = Merger()
+        self._queue: deque[bytes] = deque()
+        #: Something is in the queue; the end was asked for; nothing more will be in the queue.
+        self._arrived, self._ending, self._complete = Event(), Event(), Event()
+        #: Sums over everything since the start, for metrics.
+        self.sums = Sums()
+        #: Counts since the start: received, invalid, overflow (dropped between the threads), lost
+        #: (by the senders), stories, unwritten.
+        self.counts: Counter[str] = Counter()
+        self._lock = self._socket_lock = -1
+        self._socket: socket.socket | None = None
+        self._bound = (0, 0)
+        self._reported: Counter[str] = Counter()
+        self._next_report = 0.0
+
+    # -- start -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Lock the directory, open the file and the socket. Raises ConfigError."""
+        directory = self._archive.directory
+        try:
+            self._lock = _locked(os.path.join(directory, "lock"))  # noqa: PTH118  # paths as text
+        except BlockingIOError:
+            raise ConfigError(f"{directory}: in use by another journal") from None
+        except OSError as error:
+            raise ConfigError(f"{directory}: {os_reason(error)}") from None
+        try:
+            self._archive.open(time())
+        except NewerError as error:
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise ConfigError(f"{directory}: {os_reason(error)}") from None
+        self._bind()
+
+    def _bind(self) -> None:
+        path = self._path
+        if len(os.fsencode(path)) > MAX_PATH:
+            raise ConfigError(f"{path}: longer than {MAX_PATH} bytes, too long for a socket")
+        try:
+            self._socket_lock = _locked(f"{path}.lock")
+        except BlockingIOError:
+            raise ConfigError(f"{path}: in use by another journal") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {os_reason(error)}") from None
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            if os.path.lexists(path):
+                if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                    raise ConfigError(f"{path}: exists, and is not a socket")
+                os.unlink(path)  # noqa: PTH108
+            before = os.umask(0o777 & ~MODE)
+            try:
+                listening.bind(path)
+            finally:
+                os.umask(before)
+            if self._group is not None:
+                os.chown(path, -1, self._group)
+            os.chmod(path, MODE)  # noqa: PTH101
+            found = os.stat(path)  # noqa: PTH116
+        except OSError as error:
+            listening.close()
+            raise ConfigError(f"{path}: {os_reason(error)}") from None
+        self._bound = found.st_dev, found.st_ino
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        listening.setblocking(False)  # noqa: FBT003  # its only parameter
+        self._socket = listening
+
+    # -- receiving -------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; write what was received."""
+        assert self._socket is not None  # noqa: S101  # opened
+        wake, woken = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(woken)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._ending.set())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        writer = Thread(target=self._write, name="writer")
+        writer.start()
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        try:
+            while not self._ending.is_set():
+                poll.poll()
+                self._read(self._socket)
+            self._read(self._socket)  # what came before the signal
+        finally:
+            self._complete.set()
+            self._arrived.set()
+            signal.set_wakeup_fd(-1)
+            writer.join()
+            os.close(wake)
+            os.close(woken)
+
+    def _read(self, listening: socket.socket) -> None:
+        queue = self._queue
+        for _ in range(READS):
+            try:
+                data = listening.recv(MAX_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError:  # of a sender
+                continue
+            if len(queue) >= MAX_QUEUE:
+                self.counts["overflow"] += 1
+                continue
+            queue.append(data)
+        if queue and not self._arrived.is_set():
+            self._arrived.set()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Write until the end: the work of a thread."""
+        while True:
+            ending = self._complete.is_set()
+            try:
+                self._parse_all()
+                self._write_due(everything=ending)
+                self._report()
+            except Exception as error:  # noqa: BLE001  # goes on
+                self._note(f"bug: {type(error).__name__}: {error}")
+            if ending:
+                return
+            if not self._queue and not len(self._merger):
+                self._arrived.wait()
+            self._arrived.clear()
+            if not self._queue:
+                self._complete.wait(INTERVAL)
+
+    def _parse_all(self) -> None:
+        queue, counts = self._queue, self.counts
+        now = monotonic()
+        for _ in range(len(queue)):
+            counts["received"] += 1
+            try:
+                part = parse(queue.popleft())
+            except InvalidError:
+                counts["invalid"] += 1
+                continue
+            counts["lost"] += max(0, part["x"])
+            self._merger.add(part, now)
+
+    def _write_due(self, *, everything: bool) -> None:
+        due = self._merger.due(monotonic(), everything=everything)
+        now = time()
+        for story in due:
+            # A sender's clock is that of this machine; one that says otherwise isn't believed.
+            if not -86400 <= story["t"] / 1000 - now <= 1:
+                story["t"] = int(now * 1000)
+        for at in range(0, len(due), BATCH):
+            batch = due[at : at + BATCH]
+            if self._archive.write(batch, now, self.sums):
+                self.counts["stories"] += len(batch)
+        self.counts["unwritten"] = self._archive.unwritten
+
+    def _report(self) -> None:
+        """Log what was lost, once in a while."""
+        now = monotonic()
+        if now < self._next_report:
+            return
+        kinds = ("invalid", "overflow", "lost")
+        new = {kind: self.counts[kind] - self._reported[kind] for kind in kinds}
+        if any(new.values()):
+            self._next_report = now + REPORTING
+            self._reported.update(new)
+            self._note(" ".join(f"{kind}={count}" for kind, count in new.items() if count))
+
+    def close(self) -> None:
+        """Remove the socket, and release the locks."""
+        self._archive.close()
+        if self._socket is not None:
+            self._socket.close()
+            try:
+                found = os.stat(self._path)  # noqa: PTH116
+                if (found.st_dev, found.st_ino) == self._bound:
+                    os.unlink(self._path)  # noqa: PTH108
+            except OSError:
+                pass
+        for fd in (self._lock, self._socket_lock):
+            if fd >= 0:
+                os.close(fd)
+        self._lock = self._socket_lock = -1
+
+
+def _locked(path: str) -> int:
+    """Lock a file; return its descriptor. Raises BlockingIOError, OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,213 @@
+"""Stories as the journal stores and returns them: plain records, without I/O.
+
+A story is the history of one transaction, or of a session as far as it belongs to none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: The results of a message, in the order of their numbers in the database: accepted; accepted and
+#: marked as junk; refused temporarily; refused permanently; abandoned by the client; a session
+#: without a message.
+ACCEPTED, JUNK, DEFERRED, REFUSED, ABANDONED, NONE = range(6)
+OUTCOMES = ("accepted", "junk", "deferred", "refused", "abandoned", "none")
+#: The results of a recipient.
+RESULTS = ("accepted", "deferred", "refused")
+#: Who decided if no filter did.
+SMTPD = "smtpd"
+#: Replies to wrong commands, which say nothing of the message (RFC 5321 section 4.2.3).
+_SYNTAX = ("500", "501", "502", "503", "504", "555")
+_AUTH = ("530", "535", "538")
+_REFUSALS = ("reject", "disconnect")
+_ORDER = {
+    name: at
+    for at, name in enumerate((
+        "connect", "helo", "ehlo", "starttls", "auth", "mail-from", "rcpt-to", "data", "headers",
+        "message", "commit", "rset", "noop", "quit",
+    ))
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one filter decided at one phase; several verdicts to proceed are one."""
+
+    filter: str
+    phase: str
+    #: proceed, junk, reject, disconnect, rewrite or points.
+    verb: str
+    #: Milliseconds since the start of the story.
+    at: int
+    #: Microseconds, of all together; how many verdicts; and the longest of several.
+    took: int
+    count: int
+    longest: int
+    reason: str
+    #: The reply of a refusal.
+    reply: str
+    #: The address that it is about, at `mail-from` and `rcpt-to`.
+    argument: str
+    #: Thousandths of a point.
+    points: int
+    #: Letters: see `wire.ROW`.
+    flags: str
+    #: The setting that decided, if it is known: a flag, or a threshold of the score.
+    setting: str
+
+    @property
+    def dry(self) -> bool:
+        """Whether it was only logged (`--dry-run`)."""
+        return "d" in self.flags
+
+    @property
+    def failed(self) -> bool:
+        """Whether the filter failed, and `--on-error` decided."""
+        return "f" in self.flags
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refused the command."""
+        return self.verb in _REFUSALS and not self.dry
+
+    @property
+    def marks(self) -> bool:
+        """Whether it marked the message as junk."""
+        return self.verb == "junk" and not self.dry
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The history of a transaction or a session. Texts are from outside: escape them."""
+
+    #: The journal's own id.
+    id: str
+    #: "tx" or "session".
+    kind: str
+    #: The start in seconds since 1970, and the duration in seconds.
+    time: float
+    duration: float
+    #: smtpd's ids; `msgid` is "" for a session.
+    session: str
+    msgid: str
+    #: One of `OUTCOMES`.
+    outcome: str
+    #: The client's address ("" on smtpd's socket), port, reverse name and its check.
+    client: str
+    endpoint: str
+    rdns: str
+    fcrdns: str
+    #: The server's endpoint.
+    server: str
+    #: HELO or EHLO, and the name.
+    method: str
+    identity: str
+    tls: str
+    user: str
+    failed_user: str
+    sender: str
+    #: Addresses with one of `RESULTS`.
+    recipients: tuple[tuple[str, str], ...]
+    size: int
+    message_id: str
+    subject: str
+    #: smtpd's replies with 4xx and 5xx.
+    answers: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    #: The names of the processes that sent it.
+    processes: tuple[str, ...]
+    #: How many verdicts and recipients were left out.
+    left_out: int
+    #: The verdict that decided; None if smtpd or the client did.
+    deciding: Verdict | None = field(default=None)
+
+    @property
+    def decided_by(self) -> str:
+        """The filter that decided, "smtpd", or "" if nothing was refused or marked."""
+        if self.deciding is not None:
+            return self.deciding.filter
+        return SMTPD if self.outcome in ("refused", "deferred") else ""
+
+    @property
+    def reply(self) -> str:
+        """The reply that the client got, if something was refused."""
+        if self.outcome not in ("refused", "deferred"):
+            return ""
+        if self.deciding is not None and self.deciding.reply:
+            return self.deciding.reply
+        return _answer(self.answers, session=self.kind == "session")
+
+
+def verdict(row: list[Any]) -> Verdict:
+    """Return a verdict from its row."""
+    return Verdict(*row)
+
+
+def outcome(part: dict[str, Any]) -> tuple[int, list[Any] | None]:
+    """Return the number of a story's outcome, and the row of the verdict that decided."""
+    rows = part["w"]
+    if part["e"] == "commit":
+        marks = [row for row in rows if row[2] == "junk" and "d" not in row[11]]
+        return (JUNK, marks[-1]) if marks else (ACCEPTED, None)
+    refusing = [row for row in rows if row[2] in _REFUSALS and "d" not in row[11]]
+    if refusing:
+        row = max(refusing, key=lambda each: (_ORDER.get(each[1], 0), each[3]))
+        code = row[8] or (part["a"] or ("5",))[-1]
+        return DEFERRED if code[:1] == "4" else REFUSED, row
+    results = {result for _, result in part["r"]}
+    if results and 0 not in results:
+        return (REFUSED if 2 in results else DEFERRED), None
+    answer = _answer(part["a"], session=part["k"] == "session")
+    if answer:
+        return DEFERRED if answer[:1] == "4" else REFUSED, None
+    return (ABANDONED if part["k"] == "tx" else NONE), None
+
+
+def _answer(answers: tuple[str, ...] | list[str], *, session: bool) -> str:
+    """Return smtpd's last reply that concerns the client or its mail."""
+    ignored = _SYNTAX if session else (*_SYNTAX, *_AUTH)
+    return next((each for each in reversed(answers) if not each.startswith(ignored)), "")
+
+
+def address_of(endpoint: str) -> str:
+    """Return the IP address of smtpd's `ADDRESS:PORT`; "" for a unix socket."""
+    if endpoint.startswith("unix:") or ":" not in endpoint:
+        return ""
+    return endpoint.rpartition(":")[0].strip("[]")
+
+
+def story(id_: str, part: dict[str, Any]) -> Story:
+    """Return a stored story as a record."""
+    number, deciding = outcome(part)
+    endpoint, rdns, fcrdns, server = part["c"]
+    rows = sorted(part["w"], key=lambda row: (row[3], _ORDER.get(row[1], 0)))
+    return Story(
+        id=id_,
+        kind=part["k"],
+        time=part["t"] / 1000,
+        duration=part["d"] / 1000,
+        session=part["s"],
+        msgid=part["m"],
+        outcome=OUTCOMES[number],
+        client=address_of(endpoint),
+        endpoint=endpoint,
+        rdns="" if rdns == "<unknown>" else rdns,
+        fcrdns=fcrdns,
+        server=server,
+        method=part["h"][0],
+        identity=part["h"][1],
+        tls=part["l"],
+        user=part["u"][0],
+        failed_user=part["u"][1],
+        sender=part["f"],
+        recipients=tuple((address, RESULTS[result]) for address, result in part["r"]),
+        size=part["z"],
+        message_id=part["i"],
+        subject=part["j"],
+        answers=tuple(part["a"]),
+        verdicts=tuple(verdict(row) for row in rows),
+        processes=tuple(part["p"]),
+        left_out=part["y"],
+        deciding=None if deciding is None else verdict(deciding),
+    )

@@ -1,0 +1,281 @@
+"""Files of days: what is found in them, what is purged, and what is done about faults."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import namedtuple
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.journal.archive import PAUSE, Archive, files
+from smtpd_filters.journal.day import NewerError
+from smtpd_filters.journal.privacy import Privacy
+from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.rollups import Sums
+
+from .made import DAY, NOON, REFUSED, refused, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Make = Callable[..., Archive]
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def make(tmp_path: Path, notes: list[str]) -> Iterator[Make]:
+    made = []
+
+    def archive(**more: object) -> Archive:
+        limits = {"days": 30, "size": 1 << 30, "floor": 0, "subjects": False} | more
+        privacy = limits.pop("privacy", None) or Privacy("plain")
+        made.append(Archive(str(tmp_path), privacy, note=notes.append, **limits))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield archive
+    for each in made:
+        each.close()
+
+
+def names(path: Path) -> list[str]:
+    return [os.path.basename(file) for _, _, file in files(str(path))]  # noqa: PTH119
+
+
+def test_everything_finds_its_story(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    other: dict[str, Any] = {
+        "f": "carol@example.com",
+        "r": [["dave@example.com", 0]],
+        "c": ["[2001:db8::1]:2"],
+    }
+    assert archive.write([stored(2, h=[], **other), refused(3, i="<x1@mx>", u=["erin", ""])], NOON)
+    journal = Journal(str(tmp_path))
+    wanted = {
+        "alice@example.org": 3, "<Alice@Example.ORG>": 3, "bob@example.net": 3,
+        "dave@example.com": 2, "@example.com": 2, "lice@ex": 3, "192.0.2.1": 3,
+        "192.0.2.0/24": 3, "2001:db8::/32": 2, "mx.example.org": 3, "erin": 3, "x1@mx": 3,
+        f"{3:016x}": 3, f"{3:08x}": 3,
+    }  # fmt: skip
+    for text, number in wanted.items():
+        found = journal.search(Search(text=text))
+        assert [int(each.session, 16) for each in found] == [number], text
+    assert journal.search(Search(text="nobody@example.org")) == []
+    assert journal.search(Search(text="%")) == []
+    assert journal.unread == {}
+
+
+def test_conditions_of_a_search(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(1), refused(2), refused(3, f="")], NOON)
+    archive.write([stored(4)], NOON + DAY)
+    journal = Journal(str(tmp_path))
+
+    def numbers(**conditions: object) -> list[int]:
+        found = journal.search(Search(**conditions))  # type: ignore[arg-type]
+        return [int(each.session, 16) for each in found]
+
+    assert numbers() == [4, 3, 2, 1]
+    assert numbers(outcomes=frozenset({"refused"})) == [3, 2]
+    assert numbers(filter="dnsbl") == [3, 2]
+    assert numbers(filter="fcrdns") == []
+    assert numbers(filter="fcrdns", verb="proceed", limit=2) == [4, 3]
+    newest = journal.search(Search(limit=2))
+    assert numbers(before=newest[-1].id) == [2, 1]
+    assert numbers(before=journal.search(Search(limit=1))[0].id) == [3, 2, 1]
+    assert [each.session for each in journal.after(newest[-1].id)] == [f"{4:016x}"]
+
+
+def test_a_story_says_who_decided(make: Make, tmp_path: Path) -> None:
+    make().write([refused(7)], NOON)
+    journal = Journal(str(tmp_path))
+    [found] = journal.search(Search())
+    assert journal.story(found.id) == found
+    assert (found.outcome, found.decided_by) == ("refused", "dnsbl")
+    assert found.reply == "550 5.7.1 Listed"
+    assert journal.story("2026-11-30-999") is None
+    assert journal.story("../../etc/passwd") is None
+
+
+def test_parts_that_came_late_are_joined(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    archive.write([stored(1, [REFUSED], e="")], NOON + 5)
+    journal = Journal(str(tmp_path))
+    whole = [journal.story(found.id) for found in journal.search(Search())]
+    filters = [{each.filter for each in found.verdicts} for found in whole if found is not None]
+    assert filters == [{"fcrdns", "dnsbl"}] * 2
+
+
+def test_the_overview_counts_what_was_written(make: Make, tmp_path: Path) -> None:
+    archive, sums = make(), Sums()
+    for hour in range(5):
+        stories = [stored(1), refused(2), refused(3)]
+        archive.write(stories, NOON + 3600 * hour, sums)
+    archive.write([refused(4)], NOON + 2 * DAY, sums)
+    found = Journal(str(tmp_path)).overview(NOON, NOON + 3 * DAY, steps=3)
+    assert found.outcomes["accepted"] == 5
+    assert found.outcomes["refused"] == 11
+    assert [sum(counts.values()) for _, counts in found.steps] == [15, 0, 1, 0]
+    verdicts = {(each.filter, each.verb): each for each in found.verdicts}
+    assert verdicts["dnsbl", "reject"].count == 11
+    assert verdicts["dnsbl", "reject"].seconds == pytest.approx(11 * 0.0015)
+    assert sum(verdicts["dnsbl", "reject"].buckets) == 11
+    assert verdicts["fcrdns", "proceed"].count == 16
+    assert found.reasons == (("dnsbl", "refused", "listed in zen.example", 11),)
+    assert sum(sums.outcomes.values()) == 16
+    part = Journal(str(tmp_path)).overview(NOON + 3600, NOON + 7199, steps=3)
+    assert sum(part.outcomes.values()) == 3
+
+
+def test_rankings(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(1), refused(2), stored(3, f="carol@example.com")], NOON)
+    archive.write([refused(4)], NOON + DAY)
+    first, second = Journal(str(tmp_path)).rankings("senders", NOON, NOON + 2 * DAY)
+    assert (first.word, first.count) == ("alice@example.org", 3)
+    assert first.outcomes == {"accepted": 1, "refused": 2}
+    assert first.days == {"2026-11-30": 2, "2026-12-01": 1}
+    assert (second.word, second.count) == ("carol@example.com", 1)
+
+
+@pytest.mark.parametrize("mode", ["shortened", "hashed"])
+def test_addresses_that_are_not_stored_plain(mode: str, make: Make, tmp_path: Path) -> None:
+    row = [*REFUSED]
+    row[7] = "alice@example.org from 192.0.2.1 or 2001:db8::7 is listed"
+    story = refused(1, u=["alice@example.org", ""], i="<alice@example.org>", j="Hello Alice")
+    story["w"].append([*row, "", 0, "", ""])
+    make(privacy=Privacy(mode, b"key")).write([story], NOON)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    for secret in (b"alice@", b"192.0.2.1", b"2001:db8::7", b"Alice"):
+        assert secret not in content
+    journal = Journal(str(tmp_path), key=b"key")
+    for text in ("Alice@example.org", "bob@example.net", "192.0.2.1", "mx.example.org"):
+        assert len(journal.search(Search(text=text))) == 1, text
+    if mode == "hashed":
+        assert Journal(str(tmp_path), key=b"other").search(Search(text="bob@example.net")) == []
+
+
+def test_subjects_only_on_request(make: Make, tmp_path: Path) -> None:
+    make().write([stored(1, j="Secret")], NOON)
+    make(subjects=True).write([stored(2, j="Public")], NOON)
+    found = Journal(str(tmp_path)).search(Search())
+    assert [each.subject for each in found] == ["Public", ""]
+
+
+def test_old_days_are_deleted(make: Make, tmp_path: Path) -> None:
+    archive = make(days=2)
+    for day in range(5):
+        archive.write([stored(day)], NOON + day * DAY)
+    assert names(tmp_path) == ["2026-12-02.sqlite", "2026-12-03.sqlite", "2026-12-04.sqlite"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("2026-11")]
+
+
+def test_the_oldest_of_too_many_bytes_are_deleted(make: Make, tmp_path: Path) -> None:
+    size = 2 << 20
+    archive = make(size=size)
+    for number in range(3000):
+        archive.write([refused(number * 5 + each) for each in range(5)], NOON + number)
+    found = names(tmp_path)
+    assert len(found) > 3
+    assert "2026-11-30.sqlite" not in found
+    archive.purge(NOON + 3000)
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert total <= size + (3 << 20)
+    journal = Journal(str(tmp_path))
+    [newest] = journal.search(Search(limit=1))
+    assert int(newest.session, 16) == 14999
+
+
+@pytest.mark.parametrize("content", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_file_is_set_aside(
+    content: bytes, make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    (tmp_path / "2026-11-30.sqlite").write_bytes(content)
+    archive = make()
+    archive.open(NOON)
+    assert archive.write([stored(1)], NOON)
+    [aside] = tmp_path.glob("2026-11-30.sqlite.damaged-*")
+    assert aside.read_bytes() == content
+    assert len(Journal(str(tmp_path)).search(Search())) == 1
+    [note] = notes
+    assert "is damaged" in note
+
+
+def test_damage_while_it_runs_costs_stories_only(
+    make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    archive = make()
+    archive.write([refused(number) for number in range(500)], NOON)
+    archive.close()
+    path = tmp_path / "2026-11-30.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+    written = [archive.write([stored(at)], NOON + at) for at in range(3)]
+    assert written[-1]
+    assert sum("is damaged" in note for note in notes) == 1
+
+
+def test_a_newer_file_is_refused(make: Make, tmp_path: Path) -> None:
+    make().write([stored(1)], NOON)
+    with sqlite3.connect(tmp_path / "2026-11-30.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(NewerError, match="written by a newer release"):
+        make().open(NOON)
+    with pytest.raises(NewerError, match="written by a newer release"):
+        make().open(NOON + DAY)
+    journal = Journal(str(tmp_path))
+    assert journal.search(Search()) == []
+    assert "newer release" in str(journal.unread)
+
+
+def test_nothing_is_written_below_the_floor(
+    make: Make, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = namedtuple("found", "f_bavail f_frsize")  # noqa: PYI024  # in place of a result
+    free = [10]
+    monkeypatch.setattr(os, "statvfs", lambda _: found(free[0], 1 << 20))
+    archive = make(floor=5 << 20)
+    assert archive.write([stored(1)], NOON)
+    free[0] = 4
+    assert not archive.write([stored(2)], NOON + 10)
+    assert not archive.write([stored(3)], NOON + 20)
+    free[0] = 10
+    assert archive.write([stored(4)], NOON + 30)
+    assert archive.unwritten == 2
+    assert [int(each.session, 16) for each in Journal(str(tmp_path)).search(Search())] == [4, 1]
+    assert len(notes) == 2
+    assert "less than 5 MiB are free" in notes[0]
+    assert notes[1] == "writing again; 2 stories were lost"
+
+
+def test_a_directory_that_goes_away_comes_back(
+    make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    assert not archive.write([stored(2)], NOON + 10)
+    assert not archive.write([stored(3)], NOON + 11)
+    moved.rename(tmp_path)
+    assert archive.write([stored(4)], NOON + 10 + 2 * PAUSE)
+    assert [int(each.session, 16) for each in Journal(str(tmp_path)).search(Search())] == [4, 1]
+    assert len(notes) == 2
+
+
+def test_files_of_others_are_left_alone(make: Make, tmp_path: Path) -> None:
+    for name in ("2020-13-99.sqlite", "notes.txt", "2020-01-01.sqlite.damaged-1", "key"):
+        (tmp_path / name).write_text("x")
+    archive = make(days=1)
+    archive.write([stored(1)], NOON)
+    archive.purge(NOON + DAY)
+    assert len(list(tmp_path.iterdir())) >= 5
+    assert names(tmp_path) == ["2026-11-30.sqlite"]

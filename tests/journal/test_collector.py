@@ -1,0 +1,248 @@
+"""Stories that a deciding process sends of recorded sessions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters import (
+    JUNK,
+    PROCEED,
+    Filter,
+    Junk,
+    Proceed,
+    Reject,
+    Session,
+    Settings,
+    UnavailableError,
+    option,
+)
+from smtpd_filters.journal.collector import MAX_VERDICTS
+from smtpd_filters.journal.stories import Story, story
+from smtpd_filters.message import Headers
+from smtpd_filters.settings import choice
+
+from .deciding import lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .deciding import Decide
+
+RELEASES = ["6.8.0p2", "7.8.0p1"]
+
+
+class Picky(Filter):
+    """Refuse and mark by the first letter."""
+
+    name = "picky"
+
+    class Options(Settings):
+        """How."""
+
+        unknown = option(choice("junk", "reject"), default="reject", help="What to do.")
+
+    settings: Options
+
+    def mail_from(self, _session: Session, address: str) -> Proceed | Reject:
+        if address.startswith("r@"):
+            return Reject("550 5.7.1 No").because("begins with r")
+        return PROCEED
+
+    def rcpt_to(self, _session: Session, address: str) -> Proceed | Reject:
+        if address.startswith("unknown"):
+            return Reject("550 5.1.1 Who?").because("begins with unknown")
+        return PROCEED
+
+    def headers(self, _session: Session, headers: Headers) -> Junk | Proceed:
+        return JUNK.because("odd") if "subject" in headers else PROCEED
+
+
+def stories(parts: list[dict[str, Any]]) -> list[Story]:
+    return [story(str(at), {**part, "p": [part["p"]]}) for at, part in enumerate(parts)]
+
+
+@pytest.fixture
+def picky() -> Picky:
+    return Picky(Picky.Options())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_message_with_refused_recipients(decide: Decide, picky: Picky, release: str) -> None:
+    [told] = stories(decide(picky).replay("rcpts-some-rejected", release))
+    assert told.outcome == "junk"
+    assert told.sender == "s@lab.test"
+    assert told.size == 422
+    assert told.client == "127.0.0.1"
+    assert told.identity == "client.test"
+    assert told.recipients == (
+        ("a@lab.test", "accepted"),
+        ("unknown@lab.test", "refused"),
+        ("b@lab.test", "accepted"),
+        ("x@foreign.test", "refused"),
+        ("bad@@x", "refused"),
+        ("c@lab.test", "accepted"),
+    )
+    passed = {(each.phase, each.count) for each in told.verdicts if each.verb == "proceed"}
+    assert passed == {("mail-from", 1), ("rcpt-to", 4)}
+    refused, marked = (each for each in told.verdicts if each.verb != "proceed")
+    assert (refused.reason, refused.argument) == ("begins with unknown", "unknown@lab.test")
+    assert refused.setting == "--unknown"
+    assert told.deciding == marked
+    assert "550 Invalid recipient: <x@foreign.test>" in told.answers
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_message_of_a_session_is_a_story(decide: Decide, picky: Picky, release: str) -> None:
+    told = stories(decide(picky).replay("multi-transaction", release))
+    assert [each.sender for each in told] == ["s0@lab.test", "s1@lab.test", "s2@lab.test"]
+    assert len({each.msgid for each in told}) == 3
+    assert {each.client for each in told} == {"127.0.0.1"}
+    assert {len(each.verdicts) for each in told} == {3}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_refused_sender_has_no_transaction(decide: Decide, release: str) -> None:
+    class Refuses(Filter):
+        """Refuse all."""
+
+        name = "refuses"
+
+        def mail_from(self, _session: Session, _address: str) -> Reject:
+            return Reject("550 5.7.1 rejected at mail-from").because("all")
+
+    told = stories(decide(Refuses(Refuses.Options())).replay("reject-at-mail-from", release))
+    first = told[0]
+    assert first.kind == "session"
+    assert first.outcome == "refused"
+    assert first.sender == "s@lab.test"
+    assert first.deciding is not None
+    assert (first.decided_by, first.deciding.argument) == ("refuses", "s@lab.test")
+    assert first.reply == "550 5.7.1 rejected at mail-from"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    ("recording", "outcome", "by"),
+    [
+        ("reject-at-commit", "refused", "smtpd"),
+        ("reject-commit-451", "deferred", "smtpd"),
+        ("reject-at-connect", "refused", "smtpd"),
+        ("disconnect-in-data", "abandoned", ""),
+        ("connect-disconnect", "none", ""),
+    ],
+)
+def test_outcomes_that_other_filters_decided(
+    decide: Decide, recording: str, outcome: str, by: str, release: str
+) -> None:
+    class Watches(Filter):
+        """See all, and decide nothing."""
+
+        name = "watches"
+
+        def rcpt_to(self, _session: Session, _address: str) -> Proceed:
+            return PROCEED
+
+    told = stories(decide(Watches(Watches.Options())).replay(recording, release))
+    assert (told[0].outcome, told[0].decided_by) == (outcome, by)
+
+
+def test_failures_have_their_causes(decide: Decide) -> None:
+    class Fails(Filter):
+        """Fail."""
+
+        name = "fails"
+        on_error = "tempfail"
+
+        def rcpt_to(self, _session: Session, _address: str) -> Proceed:
+            raise UnavailableError("the DNS is away")
+
+    deciding = decide(Fails(Fails.Options()))
+    [told] = stories(deciding.replay("reject-at-rcpt-to"))
+    [failed] = [each for each in told.verdicts if each.failed]
+    assert failed.reason == "the DNS is away"
+    assert failed.setting == "--on-error"
+    assert failed.reply.startswith("451 ")
+
+
+def test_a_dry_run_decides_nothing(decide: Decide, picky: Picky) -> None:
+    picky.dry_run = True
+    [told] = stories(decide(picky).replay("rcpts-some-rejected"))
+    assert told.outcome == "accepted"
+    assert [each.dry for each in told.verdicts if each.verb != "proceed"] == [True, True]
+
+
+def test_credentials_are_not_kept(decide: Decide) -> None:
+    class Auth(Filter):
+        """Refuse credentials, and repeat them."""
+
+        name = "auth-x"
+
+        def auth(self, _session: Session, credentials: str) -> Reject:
+            return Reject(f"535 5.7.8 {credentials}")
+
+    deciding = decide(Auth(Auth.Options()))
+    deciding.replay("auth-login-ok")
+    deciding.replay("auth-plain-fail")
+    credentials = {
+        line.rstrip().rpartition(b"|")[2].rpartition(b" ")[2]
+        for line in lines("auth-plain-fail")
+        if b"|auth|" in line and line.startswith(b"filter|")
+    }
+    assert credentials
+    # smtpd tells the client what the filter said.
+    session = next(lines_of(b"|auth|", "auth-plain-fail")).split(b"|")[5]
+    reply = b"report|0.7|1.0|smtp-in|protocol-server|%b|535 5.7.8 %b\n"
+    for row in (*lines("auth-plain-fail"),):
+        if b"link-disconnect" in row:
+            deciding.receive(reply % (session, max(credentials)))
+        deciding.receive(row)
+    for each in credentials:
+        assert not any(each in data for data in deciding.sent.datagrams)
+    assert any(b"535" in data for data in deciding.sent.datagrams)
+
+
+def lines_of(what: bytes, recording: str) -> Iterator[bytes]:
+    return (line for line in lines(recording) if what in line)
+
+
+def test_what_was_lost_is_reported_with_the_next_story(decide: Decide, picky: Picky) -> None:
+    deciding = decide(picky)
+    deciding.sent.full = True
+    assert deciding.replay("rcpts-some-rejected") == []
+    deciding.sent.full = False
+    [part] = deciding.replay("disconnect-in-data")
+    assert part["x"] == 1
+    assert deciding.sent.unreported == 0
+
+
+def test_a_session_keeps_a_bounded_story(decide: Decide, picky: Picky) -> None:
+    deciding = decide(picky)
+    rows = list(lines("rcpts-some-rejected"))
+    at = next(n for n, row in enumerate(rows) if b"|rcpt-to|" in row and b"unknown" in row)
+    report = next(row for row in rows if b"|tx-rcpt|" in row and b"unknown" in row)
+    repeated = rows[: at + 1] + [rows[at], report] * (MAX_VERDICTS * 3) + rows[at + 1 :]
+    for row in repeated:
+        deciding.receive(row)
+        deciding.output()
+    parts = deciding.sent.parts
+    assert sum(len(part["w"]) for part in parts) < MAX_VERDICTS + 5
+    assert sum(part["y"] for part in parts) > MAX_VERDICTS
+
+
+def test_a_bug_of_the_journal_changes_no_decision(decide: Decide, picky: Picky) -> None:
+    def broken(_data: bytes) -> bool:
+        raise RuntimeError("bug")
+
+    deciding, plain = decide(picky), decide(Picky(Picky.Options()))
+    deciding.sent.send = broken  # type: ignore[method-assign, assignment]
+    answers = []
+    for each in (deciding, plain):
+        for line in lines("rcpts-some-rejected"):
+            each.receive(line)
+            answers.append(each.output())
+    half = len(answers) // 2
+    # The registrations are in the first output; they are the same as well.
+    assert answers[:half] == answers[half:]
+    assert any("journal bug" in line for line in deciding.log.lines)

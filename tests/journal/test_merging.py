@@ -1,0 +1,57 @@
+"""Parts of one story, of several processes, become one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.journal.merging import HOLD, Merger
+from smtpd_filters.journal.stories import story
+from tests.effort import part as effort
+
+from .made import NOON, PASSED, REFUSED, part
+
+
+def test_processes_of_one_transaction_are_one_story() -> None:
+    merger = Merger()
+    merger.add(part(1, [PASSED], p="filter-fcrdns", t=int(NOON * 1000) + 20), 0.0)
+    merger.add(part(2, p="filter-fcrdns"), 0.1)
+    merger.add(part(1, [REFUSED], p="filter-dnsbl", c=[], z=0), 0.2)
+    assert merger.due(HOLD - 0.01) == []
+    [first] = merger.due(HOLD)
+    told = story("x", first)
+    assert [(each.filter, each.at) for each in told.verdicts] == [("dnsbl", 3), ("fcrdns", 21)]
+    assert told.processes == ("filter-fcrdns", "filter-dnsbl")
+    assert (told.client, told.size) == ("192.0.2.1", 1234)
+    assert len(merger) == 1
+    assert len(merger.due(0.0, everything=True)) == 1
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up() -> None:
+    merger = Merger()
+    merger.add(part(1), 1000.0)
+    assert len(merger.due(0.0)) == 1
+
+
+@settings(max_examples=effort(50))
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 10))
+def test_no_story_is_lost_and_memory_is_bounded(numbers: list[int], most: int) -> None:
+    merger = Merger(max_held=most)
+    found = []
+    for at, number in enumerate(numbers):
+        merger.add(part(number), at / 1000)
+        found += merger.due(at / 1000)
+        assert len(merger) <= most
+    found += merger.due(0.0, everything=True)
+    assert {each["s"] for each in found} == {f"{number:016x}" for number in numbers}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_end_that_one_process_has_not_seen(order: tuple[int, int]) -> None:
+    parts = [part(1, e="commit"), part(1, e="rollback")]
+    merger = Merger()
+    for at in order:
+        merger.add(parts[at], 0.0)
+    [told] = merger.due(HOLD)
+    assert told["e"] == "commit"

@@ -1,0 +1,221 @@
+"""The journal's process: its socket, its locks, and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.sender import Sender
+from smtpd_filters.journal.wire import encode
+from smtpd_filters.runtime.log import Log
+
+from .made import NOON, PASSED, REFUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Seconds that a process may take.
+PATIENCE = 60.0
+COMMAND = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
+
+
+class Running:
+    """A journal's process."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder = folder
+        self.path = folder / "socket"
+        self.days = folder / "days"
+        self.flags = ("--directory", str(self.days), "--socket", str(self.path), "--free", "1M")
+        self.process = subprocess.Popen(
+            [*COMMAND, "journal", *self.flags, *flags], stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.first = self.process.stderr.readline()
+
+    def end(self, number: int = signal.SIGTERM) -> str:
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=PATIENCE)
+        return said
+
+    def search(self, **wanted: object) -> list[str]:
+        found = Journal(str(self.days)).search(Search(**wanted))  # type: ignore[arg-type]
+        return [each.session for each in found]
+
+    def wait_for(self, count: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while len(self.search(limit=count)) < count:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    assert "ready" in made.first
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+@pytest.fixture
+def sender(tmp_path: Path) -> Iterator[Sender]:
+    made = Sender(str(tmp_path / "socket"), Log(fd=2))
+    yield made
+    made.close()
+
+
+def datagram(number: int) -> bytes:
+    head = {
+        "v": 1, "k": "tx", "p": "x", "s": f"{number:016x}", "m": f"{number:08x}", "e": "rollback",
+        "t": int(NOON * 1000), "f": "alice@example.org",
+    }  # fmt: skip
+    [data] = encode(head, [PASSED, REFUSED])
+    return data
+
+
+def test_a_clean_end_writes_everything(running: Running, sender: Sender) -> None:
+    assert sender.send(b"nonsense")
+    for number in range(5):
+        assert sender.send(datagram(number))
+    assert "invalid=1" in running.end()
+    assert running.process.returncode == 0
+    assert running.search() == [f"{number:016x}" for number in (4, 3, 2, 1, 0)]
+    assert not running.path.exists()
+
+
+def test_who_may_write_to_the_socket(running: Running) -> None:
+    assert stat.S_IMODE(running.path.stat().st_mode) == 0o620
+    assert stat.S_IMODE((running.days / "lock").stat().st_mode) == 0o600
+    [day] = running.days.glob("*.sqlite")
+    assert stat.S_IMODE(day.stat().st_mode) == 0o640
+
+
+def test_a_second_journal_is_refused(running: Running, tmp_path: Path) -> None:
+    for flags, of in (
+        (running.flags, running.days),
+        (("--directory", str(tmp_path / "other"), "--socket", str(running.path)), running.path),
+    ):
+        second = subprocess.run(
+            [*COMMAND, "journal", *flags],
+            stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert second.returncode == 2
+        assert second.stderr == f"smtpd-filters journal: {of}: in use by another journal\n"
+    assert running.process.poll() is None
+    assert running.path.exists()
+
+
+def test_what_is_killed_starts_again(running: Running, sender: Sender, tmp_path: Path) -> None:
+    sender.send(datagram(1))
+    running.wait_for(1)
+    running.end(signal.SIGKILL)
+    assert running.path.is_socket()
+    assert not sender.send(datagram(2))
+    again = Running(tmp_path)
+    assert "ready" in again.first
+    until = time.monotonic() + PATIENCE
+    while not sender.send(datagram(3)):  # it connects again once a second at most
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    again.end()
+    assert again.search() == [f"{number:016x}" for number in (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--socket", "/nowhere/at/all"], "/nowhere/at/all: No such file or directory"),
+        (["--socket", "/dev/" + "x" * 120], "xxx: longer than 103 bytes, too long for a socket"),
+        (["--directory", "/dev/null/x"], "--directory: /dev/null/x: Not a directory"),
+        (["--socket-group", "nobody-at-all"], "--socket-group: no group nobody-at-all"),
+        (["--days", "0"], "--days: "),
+    ],
+)
+def test_flags_that_are_wrong(flags: list[str], error: str, tmp_path: Path) -> None:
+    default = ["--directory", str(tmp_path / "d"), "--socket", str(tmp_path / "s")]
+    ended = subprocess.run(
+        [*COMMAND, "journal", *default, *flags],
+        stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert error in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_file_at_the_sockets_path_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    path.write_text("precious")
+    refused = Running(tmp_path)
+    refused.process.communicate(timeout=PATIENCE)
+    assert refused.process.returncode == 2
+    assert path.read_text() == "precious"
+
+
+def test_a_sender_never_waits(tmp_path: Path, sender: Sender) -> None:
+    assert not sender.send(b"x")  # no socket
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.bind(str(tmp_path / "socket"))
+    sender._next_try = 0.0
+    try:
+        sent = [sender.send(b"x" * 2000) for _ in range(10_000)]
+        assert sent[0]
+        assert not sent[-1]
+        assert sender.dropped == sender.unreported == 1 + sent.count(False)
+        too_large = sender.send(b"x" * (1 << 20))
+        assert not too_large
+    finally:
+        receiver.close()
+    assert not sender.send(b"x")  # nobody receives
+    (tmp_path / "socket").unlink()
+    sender._next_try = 0.0
+    assert not sender.send(b"x")
+
+
+def test_a_journal_that_is_restarted_gets_the_next_story(tmp_path: Path, sender: Sender) -> None:
+    path = tmp_path / "socket"
+    for number in range(3):
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        receiver.bind(str(path))
+        receiver.settimeout(PATIENCE)
+        sender._next_try = 0.0  # a second has passed
+        try:
+            assert sender.send(b"%d" % number)
+            assert receiver.recv(10) == b"%d" % number
+        finally:
+            receiver.close()
+            path.unlink()
+    assert sender.dropped == 0
+
+
+def test_a_burst_of_many_senders(running: Running, tmp_path: Path) -> None:
+    each, threads = 500, 4
+    dropped = []
+
+    def burst(first: int) -> None:
+        sender = Sender(str(running.path), Log(fd=2))
+        for number in range(first, first + each):
+            sender.send(datagram(number))
+        dropped.append(sender.dropped)
+        sender.close()
+
+    workers = [threading.Thread(target=burst, args=(at * each,)) for at in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    running.end()
+    found = running.search(limit=10_000)
+    assert len(found) == len(set(found)) == each * threads - sum(dropped)
+    assert os.listdir(tmp_path / "days")  # noqa: PTH208
