@@ -11,7 +11,7 @@ the filters ahead of it have accepted the command.
 added to it.
 *Failure is no permission*: if no server gives a valid reply, or an action is not possible,
 `--on-error` decides.
-*Bounded*: a message gets at most `MAX_FIELDS` fields of `MAX_BYTES` in all.
+*Bounded*: replies have a length (`reply`), and fields of headers as well (`fields`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from smtpd_filters.settings import (
 )
 
 from . import actions, request
+from .fields import Kept, Messages
 from .servers import SERVER, ClientSetting, Server
 
 TYPE_CHECKING = False
@@ -59,8 +60,6 @@ STAGES = {
     "data": ("data",),
     "end-of-message": ("message",),
 }
-#: Fields that servers add to a message, and their bytes.
-MAX_FIELDS, MAX_BYTES = 50, 64 << 10
 
 
 class _Outcome(Kind["tuple[str, str]"]):
@@ -82,45 +81,6 @@ class _Outcome(Kind["tuple[str, str]"]):
     def show(self, value: tuple[str, str]) -> str:
         name, outcome = value
         return f"{name.lower()}={outcome}"
-
-
-class _State:
-    """What a filter keeps of a session."""
-
-    __slots__ = ("fields", "messages", "of_session", "tx")
-
-    def __init__(self) -> None:
-        #: The number of the message; those of a session differ.
-        self.messages = 0
-        #: The transaction that `fields` belong to; None between MAIL and the next command.
-        self.tx: Transaction | None = None
-        #: Fields to add to this message, and to each message of the session.
-        self.fields: list[tuple[str, str]] = []
-        self.of_session: list[tuple[str, str]] = []
-
-    def begin(self, tx: Transaction | None) -> None:
-        """Begin a message."""
-        self.messages += 1
-        self.tx = tx
-        self.fields = []
-
-    def enter(self, tx: Transaction | None) -> None:
-        """Note the transaction of a command after MAIL."""
-        if self.tx is None and self.messages:
-            self.tx = tx  # that of the MAIL command before
-        elif self.tx is not tx:
-            self.begin(tx)
-
-    def add(self, field: tuple[str, str], *, to_session: bool) -> bool:
-        """Keep a field; return whether there is room for it. One that is there is kept once."""
-        every = [*self.of_session, *self.fields]
-        if field in every:
-            return True
-        size = sum(len(name) + len(value) for name, value in (*every, field))
-        if len(every) >= MAX_FIELDS or size > MAX_BYTES:
-            return False
-        (self.of_session if to_session else self.fields).append(field)
-        return True
 
 
 class Policy(Filter):
@@ -188,12 +148,14 @@ class Policy(Filter):
     _client = ClientSetting()
     _exempt = Exempt()
     _outcomes: dict[str, str]
+    _kept: Kept
 
     def setup(self) -> Registration:
         """Register the stages of `--at`."""
         settings = self.settings
         self._exempt = settings.exempt
         self._outcomes = self._chosen()
+        self._kept = Kept()
         if "connect" in settings.at:
             self._exempt.note_phase("connect", self.log)
         handlers = {handler for stage in settings.at for handler in STAGES[stage]}
@@ -240,7 +202,7 @@ class Policy(Filter):
 
     async def mail_from(self, session: Session, address: str) -> Decision:
         """Ask about a sender."""
-        self._state(session).begin(None)
+        self._messages(session).begin()
         values = {"protocol_state": "MAIL", "sender": request.address(address)}
         return await self._ask(session, "mail_from", values)
 
@@ -276,26 +238,32 @@ class Policy(Filter):
         return PROCEED
 
     def _prepend(self, session: Session, headers: Headers) -> None:
-        state = self._state(session)
-        state.enter(session.tx)
+        messages = self._messages(session)
+        if session.tx is not None:
+            messages.enter(session.tx)
         # access(5): "the first prepended header appears before the second".
-        for name, value in reversed([*state.of_session, *state.fields]):
+        for name, value in reversed(messages.fields):
             headers.prepend(name, value)
+
+    def link_disconnect(self, session: Session) -> None:
+        """Release the fields of a session."""
+        if self in session.scratch:
+            self._messages(session).release()
 
     # -- the request ---------------------------------------------------------------------
 
-    def _state(self, session: Session) -> _State:
-        state: _State | None = session.scratch.get(self)
-        if state is None:
-            state = session.scratch[self] = _State()
-        return state
+    def _messages(self, session: Session) -> Messages:
+        messages: Messages | None = session.scratch.get(self)
+        if messages is None:
+            messages = session.scratch[self] = Messages(self._kept)
+        return messages
 
     def _transaction(self, session: Session) -> Transaction:
         """Return the transaction. Raises UnavailableError if smtpd reported none."""
         tx = session.tx
         if tx is None or tx.sender is None:
             raise UnavailableError("the sender is not known", actions.MISCONFIGURED)
-        self._state(session).enter(tx)
+        self._messages(session).enter(tx)
         return tx
 
     async def _ask(self, session: Session, phase: str, values: dict[str, str]) -> Decision:
@@ -303,10 +271,9 @@ class Policy(Filter):
         if why := self._exempt.reason(session):
             return exempted(self, why)
         client_address(session)  # a client whose address is not known
-        state = self._state(session)
         known = {
             **request.of_session(session),
-            "instance": f"{session.id}.{state.messages}",
+            "instance": f"{session.id}.{self._messages(session).number}",
             "policy_context": self.settings.context,
             "recipient_count": "0",
             "size": "0",
@@ -332,7 +299,7 @@ class Policy(Filter):
         to_session = phase in ("connect", "helo", "ehlo")
         if field is None:
             self.log.limited("field", "not a header field", session, text=action.text)
-        elif not self._state(session).add(field, to_session=to_session):
+        elif not self._messages(session).add(field, to_session=to_session):
             self.log.limited("fields", "too many header fields", session, text=action.text)
 
 
