@@ -32,12 +32,15 @@ class UnavailableError(Exception):
     """Raise from a handler when a dependency is unavailable; `--on-error` decides.
 
     The text is logged as the cause, without a traceback. `status` is the enhanced status code
-    (RFC 3463) of the reply if the request is refused; "4.4.3" is the code for a DNS failure.
+    (RFC 3463) of the reply if the request is refused; "4.4.3" is the code for a DNS failure. What
+    the handler has done to a message is undone, unless it `keeps_edits`: a scanner that fails still
+    removes the fields by which a client claims that its mail was scanned.
     """
 
-    def __init__(self, cause: str, status: str = "4.3.0") -> None:
+    def __init__(self, cause: str, status: str = "4.3.0", *, keeps_edits: bool = False) -> None:
         super().__init__(cause)
         self.status = status
+        self.keeps_edits = keeps_edits
 
 
 def not_started(error: OSError | ImportError) -> ConfigError:

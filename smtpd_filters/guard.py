@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 REFUSALS = frozenset({"reject", "disconnect"})
 #: The reason of a decision that stands in for a handler's own: it distinguishes the two.
 FAILED = "handler failed"
+#: The same if the edits of a message that the handler had made stay (`UnavailableError`).
+KEEPING = "handler failed, its edits stay"
 #: Seconds of a plain handler, or of a first step, after which the log says that it held up the
 #: rest.
 SLOW = 1.0
@@ -338,7 +340,9 @@ class Guard:
             return failed(session, where, status, error=where)
         if status:
             cause = show(error)
-            return failed(session, cause, status, cause=cause)
+            keeps = isinstance(error, UnavailableError) and error.keeps_edits
+            decision = failed(session, cause, status, cause=cause)
+            return decision.because(KEEPING) if keeps and not self.dry else decision
         return failed(session, where, error=fold_traceback(error))
 
     def defect(self, session: Session, kind: str = "", status: str = "", **why: str) -> Decision:
