@@ -60,7 +60,16 @@ OTHERS = {
         "table 5",
         "re_format 7",
     ),
-    *("smtpd-filters 7", "dnsmasq 8", "postscreen 8", "rspamd 8", "smtpd 8", "unbound 8"),
+    *(
+        "smtpd-filters 7",
+        "clamd 8",
+        "clamd.conf 5",
+        "dnsmasq 8",
+        "postscreen 8",
+        "rspamd 8",
+        "smtpd 8",
+        "unbound 8",
+    ),
     "unbound.conf 5",
 }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import PROCEED
-from smtpd_filters.settings import SWITCH, Kind, option, table
+from smtpd_filters.settings import SWITCH, Kind, choice, option, table
 from smtpd_filters.settings.kinds import not_an_array
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
@@ -86,6 +86,12 @@ class Exempt:
         """Return a copy that exempts the addresses of these tables as well."""
         more = [each for each in tables if each is not None]
         return Exempt(self.given, (*self.tables, *more), self._default) if more else self
+
+    def only(self, which: str) -> Exempt:
+        """Return the copy for `--only`: with "untrusted", local and authenticated ones as well."""
+        if which == "all":
+            return self
+        return Exempt(self.words | {LOCAL, AUTHENTICATED}, self.tables, self._default)
 
     def without_users(self) -> Exempt:
         """Return a copy that does not exempt authenticated clients as such."""
@@ -219,6 +225,16 @@ def exempt_option(*default: str, what: str = "Clients that are exempt") -> Exemp
         help=f"{what}: those on this machine (local), those on smtpd's socket alone (socket), "
         "authenticated ones (authenticated), and those whose address is in TABLE. Tables add to "
         "the default; words replace it.",
+    )
+
+
+def only_option(what: str) -> str:
+    """Declare `--only`; `what` says what is done with mail, such as "scanned"."""
+    return option(
+        choice("all", "untrusted"),
+        default="all",
+        help=f"Whose mail is {what}: that of all clients, or not that of local and authenticated "
+        "ones (untrusted), which is the same as --exempt local --exempt authenticated.",
     )
 
 

@@ -134,7 +134,8 @@ class Attempts(Base[T]):
             unreachable = Failure.UNREACHABLE
             if self._connection is not None and self._connection.replied:
                 return Trouble(unreachable, "reply cut short")
-            if error.cause is None:
+            # Which of these it is depends on which side was faster: use one text.
+            if error.cause is None or isinstance(error.cause, ConnectionError):
                 return Trouble(unreachable, "closed the connection")
             return Trouble(unreachable, reason(error.cause, "connection lost"))
         return Trouble(Failure.BROKEN, f"{type(error).__name__}: {error}"[:200])

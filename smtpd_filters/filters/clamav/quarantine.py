@@ -1,0 +1,140 @@
+"""A directory with copies of refused messages, in the form of a maildir.
+
+Invariants
+----------
+*Bounded*: the directory has at most `limit` bytes and `MAX_FILES` files; a copy beyond that is not
+made. What the operator deletes makes room within `RECOUNT` seconds.
+*Whole*: a file in `new` is complete; one that could not be written is removed.
+*Private*: files and directories are for their owner only, and a name is never that of a file that
+exists.
+*Never decides*: a copy that fails is logged, and changes no verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.message.folding import field_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from smtpd_filters.session import Session
+
+#: Files at most, so that counting them is quick.
+MAX_FILES = 10_000
+#: Seconds between two counts of the directory.
+RECOUNT = 60.0
+#: Recipients that are named in a copy.
+_NAMED = 20
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARTS = ("new", "cur", "tmp")
+
+
+class Quarantine:
+    """The directory at `path`, of at most `limit` bytes; raise ConfigError if it can't be used."""
+
+    def __init__(self, path: str, limit: int) -> None:
+        self._path = os.path.abspath(path)  # noqa: PTH100  # pathlib costs start-up
+        self._limit = limit
+        self._serial = 0
+        try:
+            for part in _PARTS:
+                os.makedirs(self._file(part), mode=0o700, exist_ok=True)  # noqa: PTH103
+                if not os.access(self._file(part), os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied")
+            self._count()
+        except OSError as error:
+            raise ConfigError(f"{self._path}: {os_reason(error)}") from None
+
+    @property
+    def path(self) -> str:
+        """The absolute path."""
+        return self._path
+
+    def _file(self, part: str, name: str = "") -> str:
+        return os.path.join(self._path, part, name) if name else os.path.join(self._path, part)  # noqa: PTH118
+
+    def _count(self) -> None:
+        """Count files and bytes."""
+        self._counted = time.monotonic()
+        self._files = self._bytes = 0
+        for part in _PARTS:
+            with os.scandir(self._file(part)) as found:
+                for each in found:
+                    self._files += 1
+                    with contextlib.suppress(FileNotFoundError):
+                        self._bytes += each.stat(follow_symlinks=False).st_size
+                    if self._files > MAX_FILES:
+                        return
+
+    def has_room(self, size: int) -> bool:
+        """Return whether a message of so many bytes fits; count the files again if it is time."""
+        if time.monotonic() - self._counted >= RECOUNT:
+            self._count()
+        return self._files < MAX_FILES and self._bytes + size <= self._limit
+
+    async def keep(self, about: Iterable[bytes], size: int, chunks: Iterator[bytes]) -> str:
+        """Write a copy of a message below the lines `about`; return its name, "" without room.
+
+        Raises OSError, and whatever `chunks` raises; nothing is left then.
+        """
+        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
+
+        head = b"\n".join([*about, b""])
+        size += len(head)
+        if not self.has_room(size):
+            return ""
+        self._serial += 1
+        now = time.time()
+        name = f"{int(now)}.M{int(now % 1 * 1e6)}P{os.getpid()}Q{self._serial}.filter-clamav"
+        here, there = self._file("tmp", name), self._file("new", name)
+        # Before anything is awaited: copies at the same time share the room.
+        self._files += 1
+        self._bytes += size
+        try:
+            number = os.open(here, _FLAGS, 0o600)
+            try:
+                _write(number, head)
+                for chunk in chunks:
+                    await pace().admit(20 + len(chunk) // 1000)
+                    _write(number, chunk)
+            finally:
+                os.close(number)
+            os.rename(here, there)  # noqa: PTH104  # pathlib costs start-up
+        except BaseException:
+            self._files -= 1
+            self._bytes -= size
+            with contextlib.suppress(OSError):
+                os.unlink(here)  # noqa: PTH108  # pathlib costs start-up
+            raise
+        return name
+
+
+def _write(number: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(number, view) :]
+
+
+def about(session: Session, name: str) -> list[bytes]:
+    """Return the fields above a copy: the signature's name, the client and the envelope."""
+    transaction = session.tx
+    sender, recipients = "", [""]
+    if transaction is not None:
+        sender = transaction.sender or ""
+        recipients = list(transaction.recipients)
+    named = ", ".join(f"<{each}>" for each in recipients[:_NAMED])
+    if len(recipients) > _NAMED:
+        named += f" and {len(recipients) - _NAMED} more"
+    fields = (
+        ("X-Virus-Status", f"Infected ({name})"),
+        ("X-Envelope-From", f"<{sender}>"),
+        ("X-Envelope-To", named),
+        ("X-Client", f"{session.address or 'unknown'} ({session.rdns or 'unknown'})"),
+    )
+    return [line for key, value in fields for line in field_lines(key, value)]
