@@ -46,6 +46,7 @@ VERBS = {
     "run": "run",
     "stats": "stats",
     "tail": "tail",
+    "web": "web",
     "why": "why",
 }
 

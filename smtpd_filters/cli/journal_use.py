@@ -42,7 +42,7 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     try:
         if journal.extent() is None:
             raise ConfigError(f"{printable(options.directory)}: no files of a journal")
-        journal = Journal(options.directory, key=_key(options.directory))
+        journal = Journal(options.directory, key=key_of(options.directory))
         status = work(journal)
     except TooSlowError as error:
         raise ConfigError(str(error)) from None
@@ -55,7 +55,8 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     return status
 
 
-def _key(directory: str) -> bytes:
+def key_of(directory: str) -> bytes:
+    """Return the key of hashed addresses, b"" if there is none or it can't be read."""
     try:
         return read_key(directory)
     except ConfigError:  # addresses need not be hashed

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Size of a chart, of its margins, and of a sparkline, in units of the SVG.
 WIDTH, HEIGHT = 720, 220
-LEFT, TOP, BOTTOM = 44, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 44, 24, 10, 24
 SPARK_WIDTH, SPARK_HEIGHT = 120, 24
 #: Labels on the axis of time, at most.
 LABELS = 8
@@ -72,14 +72,14 @@ class Stack(NamedTuple):
                 Markup(
                     '<line class="grid" x1="{x}" x2="{w}" y1="{y}" y2="{y}"/>'
                     '<text class="tick" aria-hidden="true" x="{t}" y="{y}" dy="4">{n}</text>'
-                ).format(x=LEFT, w=WIDTH, y=y, t=LEFT - 6, n=number(at * step))
+                ).format(x=LEFT, w=WIDTH - RIGHT, y=y, t=LEFT - 6, n=number(at * step))
             )
         return lines
 
     def _bars(self, top: float) -> list[Markup]:
         if not self.labels:
             return []
-        space = (WIDTH - LEFT) / len(self.labels)
+        space = (WIDTH - LEFT - RIGHT) / len(self.labels)
         wide = max(space * 0.8, 0.5)
         bars = []
         for at, label in enumerate(self.labels):
@@ -111,7 +111,7 @@ class Stack(NamedTuple):
     def _times(self) -> list[Markup]:
         count = len(self.labels)
         every = max(1, ceil(count / LABELS))
-        space = (WIDTH - LEFT) / max(count, 1)
+        space = (WIDTH - LEFT - RIGHT) / max(count, 1)
         return [
             Markup('<text class="time" aria-hidden="true" x="{x}" y="{y}">{label}</text>').format(
                 x=f"{LEFT + (at + 0.5) * space:.1f}", y=HEIGHT - 6, label=self.labels[at]

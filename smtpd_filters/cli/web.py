@@ -1,0 +1,209 @@
+"""`smtpd-filters web`: the page that shows what the filters have decided."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from ipaddress import ip_address
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.journal.places import DIRECTORY
+from smtpd_filters.settings import (
+    ENDPOINT,
+    LIST,
+    PATH,
+    SWITCH,
+    TEXT,
+    Kind,
+    Settings,
+    choice,
+    operand,
+    option,
+)
+from smtpd_filters.settings.kinds import printable, quote
+
+from .journal_use import key_of
+from .verb import Verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.web.guard import Access
+
+PORT = 8026
+#: Bytes of a password that is read from standard input.
+_MAX_INPUT = 4096
+
+
+class _Listen(Kind[tuple[str, int]]):
+    metavar = "ADDRESS[:PORT]|PATH"
+    noun = "an IP address with a port, or the path of a unix socket"
+
+    def parse(self, text: str) -> tuple[str, int]:
+        if text.startswith("/"):
+            return text, 0
+        host, port = ENDPOINT(PORT).parse(text)
+        try:
+            return str(ip_address(host)), port
+        except ValueError:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
+
+    def show(self, value: tuple[str, int]) -> str:
+        host, port = value
+        return host if host.startswith("/") else ENDPOINT.show((host, port))
+
+
+class Options(Settings):
+    """Which journal to read, where the page is, and who may read it."""
+
+    action = operand(
+        choice("serve", "password"),
+        default="serve",
+        metavar="ACTION",
+        help="serve, the default, serves the page until SIGTERM; password adds a user to the file "
+        "of --passwords, or changes the password, which it reads from the terminal or the "
+        "standard input.",
+    )
+    who = operand(LIST(TEXT), default=(), metavar="USER", help="For password: the user.")
+    directory = option(PATH, default=DIRECTORY, help="The directory of the journal's files.")
+    listen = option(
+        LIST(_Listen()),
+        default=(("127.0.0.1", PORT),),
+        help="Where to listen. An address that other machines reach requires --passwords, or "
+        "--user-header and --proxy.",
+    )
+    passwords = option(
+        PATH, default=None, help="The file of users and hashed passwords who may read the page."
+    )
+    user_header = option(
+        TEXT,
+        default="",
+        help="The header field in which a proxy names the user that it has authenticated, such as "
+        "X-Remote-User. It is believed on connections of --proxy only.",
+    )
+    proxy = option(
+        LIST(TEXT),
+        default=(),
+        help="The address of such a proxy, or unix for connections to a unix socket.",
+    )
+    host = option(
+        LIST(TEXT),
+        default=(),
+        help="A name by which browsers reach the page, without a port. The addresses of --listen "
+        "and, on loopback, localhost are known.",
+    )
+    prefix = option(
+        TEXT, default="", help="The path below which a proxy serves the page, such as /filters."
+    )
+    tls = option(
+        SWITCH,
+        default=False,
+        help="Browsers reach the page by TLS, through a proxy: the cookie is sent over TLS only.",
+    )
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Serve the page, or write a password."""
+    if options.action == "password":
+        return _write_password(options)
+    if options.who:
+        raise ConfigError(f"serve takes no {quote(options.who[0])}")
+    import asyncio
+
+    try:
+        from smtpd_filters.web.application import Listening, application, serve
+    except ImportError as error:
+        raise ConfigError(f"the page requires aiohttp and jinja2: {error}") from None
+    from smtpd_filters.journal.query import Journal
+
+    access = _access(options)
+    key = key_of(options.directory)
+    app = application(lambda: Journal(options.directory, key=key), access)
+    addresses = [
+        Listening(path=host) if host.startswith("/") else Listening(host, port)
+        for host, port in options.listen
+    ]
+    asyncio.run(serve(app, addresses, access, lambda text: _note(f"ready on {text}")))
+    return 0
+
+
+def _access(options: Options) -> Access:
+    """Return who may read the page. Raises ConfigError."""
+    from smtpd_filters.web.guard import LOCAL_NAMES, Access
+    from smtpd_filters.web.passwords import Passwords
+
+    if bool(options.user_header) is not bool(options.proxy):
+        raise ConfigError("--user-header and --proxy require each other")
+    if options.user_header and options.passwords:
+        raise ConfigError("--passwords and --user-header exclude each other")
+    for each in options.proxy:
+        _check_proxy(each)
+    prefix = options.prefix.rstrip("/")
+    if prefix and (not prefix.startswith("/") or prefix.startswith("//") or "?" in prefix):
+        raise ConfigError(
+            f"--prefix: expected a path such as /filters, not {quote(options.prefix)}"
+        )
+    hosts = {each.lower() for each in options.host}
+    for host, _ in options.listen:
+        if host.startswith("/"):
+            continue
+        parsed = ip_address(host)
+        hosts.add(f"[{parsed}]" if parsed.version == 6 else str(parsed))
+        if parsed.is_loopback:
+            hosts |= LOCAL_NAMES
+    return Access(
+        passwords=Passwords.read(options.passwords) if options.passwords else None,
+        user_header=options.user_header,
+        proxies=frozenset(options.proxy),
+        hosts=frozenset(hosts),
+        prefix=prefix,
+        secure=options.tls,
+    )
+
+
+def _check_proxy(text: str) -> None:
+    if text == "unix":
+        return
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ConfigError(f"--proxy: expected an IP address or unix, not {quote(text)}") from None
+
+
+def _write_password(options: Options) -> int:
+    from smtpd_filters.web.passwords import MAX_PASSWORD, with_user
+
+    if options.passwords is None:
+        raise ConfigError("password requires --passwords FILE")
+    if len(options.who) != 1:
+        raise ConfigError("password requires one USER")
+    [user] = options.who
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise ConfigError("the two passwords differ")
+    else:
+        password = sys.stdin.readline(_MAX_INPUT).rstrip("\r\n")
+    if not password or len(password) > MAX_PASSWORD:
+        raise ConfigError(f"expected a password of 1 to {MAX_PASSWORD} characters")
+    with_user(options.passwords, user, password)
+    _note(f"{options.passwords}: wrote {user}; restart the page to use it")
+    return 0
+
+
+def _note(text: str) -> None:
+    try:
+        sys.stderr.write(f"smtpd-filters web: {printable(text)}\n")
+        sys.stderr.flush()
+    except OSError:
+        os.close(2)
+
+
+VERB = Verb(
+    "web",
+    run,
+    options=Options,
+    description="Show what filters decide, on a page for the browser: messages over time, why each "
+    "was refused, who sends most. It reads the files of smtpd-filters journal.",
+    ending="The exit status is 0 after SIGTERM, and 2 if it can't start.",
+)

@@ -1,0 +1,105 @@
+"""The service of the page: its application, and the addresses that it listens on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiohttp import web
+
+from smtpd_filters.errors import ConfigError, os_reason
+
+from .guard import Access, Guard, check_exposure
+from .page import Pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from smtpd_filters.journal.query import Journal
+
+#: Bytes of a form.
+MAX_FORM = 64 << 10
+#: Seconds for pending responses after SIGTERM.
+SHUTDOWN = 2.0
+#: The mode of a unix socket: the service's group may connect, which is to be the proxy's.
+MODE = 0o660
+
+
+class Listening(NamedTuple):
+    """An address to listen on: `host` and `port`, or the `path` of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.path or f"{host}:{self.port}"
+
+
+def application(journal: Callable[[], Journal], access: Access) -> web.Application:
+    """Return the application; `journal` makes a reader of the journal for each query."""
+    guard = Guard(access)
+    app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_FORM)
+    app.add_routes(Pages(journal, guard).routes())
+    if access.prefix:
+        app.router.add_get(access.prefix, _to_page)
+    return app
+
+
+async def _to_page(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPMovedPermanently(f"{request.path}/")
+
+
+async def serve(
+    app: web.Application,
+    addresses: Sequence[Listening],
+    access: Access,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called with each address.
+
+    Raises ConfigError if it can't listen, or if anybody could read the page.
+    """
+    check_exposure([each.path or each.host for each in addresses], access)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
+    await runner.setup()
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    try:
+        for each in addresses:
+            await _listen(runner, each)
+        for name in runner.addresses:
+            ready(str(Listening(*name[:2]) if isinstance(name, tuple) else name))
+        await ending.wait()
+    finally:
+        await runner.cleanup()
+        for each in addresses:
+            _remove(each.path)
+
+
+async def _listen(runner: web.AppRunner, address: Listening) -> None:
+    """Listen on an address. Raises ConfigError."""
+    try:
+        if address.path:
+            _remove(address.path)
+            await web.UnixSite(runner, address.path).start()
+            os.chmod(address.path, MODE)  # noqa: PTH101  # paths as text
+        else:
+            await web.TCPSite(runner, address.host, address.port).start()
+    except OSError as error:
+        raise ConfigError(f"--listen {address}: {os_reason(error)}") from None
+
+
+def _remove(path: str) -> None:
+    """Remove a socket that nobody serves any more."""
+    try:
+        if path and stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116  # paths as text
+            os.unlink(path)  # noqa: PTH108
+    except OSError:
+        pass

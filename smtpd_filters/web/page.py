@@ -1,0 +1,365 @@
+"""The pages: each handler reads the journal in a thread and renders a template.
+
+Invariants
+----------
+*Escaped*: templates escape every value, and what outsiders wrote passes `texts.foreign` as well.
+*Bounded*: queries have the journal's deadline, results a limit, and only `AT_ONCE` queries run at a
+time, so that readers can't slow the machine down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from smtpd_filters.journal.query import RANKED, Journal, Search, TooSlowError
+from smtpd_filters.journal.stories import OUTCOMES
+
+from . import texts
+from .charts import Series, Stack, number, sparkline
+from .passwords import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import TypeVar
+
+    from smtpd_filters.journal.query import Overview, Ranked
+    from smtpd_filters.journal.stories import Story
+
+    from .guard import Guard
+
+    T = TypeVar("T")
+
+HERE = Path(__file__).parent
+#: Queries at a time; each is a thread.
+AT_ONCE = 4
+#: Messages of a search, and rows of a ranking.
+PER_PAGE, RANKS = 50, 50
+#: Characters of a search.
+LONGEST = 320
+#: Times that can be chosen, in seconds.
+SPANS = {
+    "1h": ("last hour", 3600.0),
+    "1d": ("last 24 hours", 86400.0),
+    "7d": ("last 7 days", 7 * 86400.0),
+    "30d": ("last 30 days", 30 * 86400.0),
+    "all": ("everything", 3660 * 86400.0),
+}
+#: Outcomes in the order of a stack, from the bottom; those of sessions without a message last.
+STACKED = ("accepted", "junk", "deferred", "refused", "abandoned")
+#: Names in messages' lists, at most.
+SHOWN_RECIPIENTS = 3
+STEPS = 48
+
+
+class Asked(NamedTuple):
+    """The search of a page's address."""
+
+    text: str
+    span: str
+    outcome: str
+    filter: str
+    before: str
+
+    @classmethod
+    def of(cls, query: Mapping[str, str], span: str) -> Asked:
+        """Return it from the query of an address; what isn't valid is left out."""
+        chosen = query.get("span", span)
+        outcome = query.get("outcome", "")
+        return cls(
+            query.get("q", "").strip()[:LONGEST],
+            chosen if chosen in SPANS else span,
+            outcome if outcome in OUTCOMES else "",
+            query.get("filter", "")[:LONGEST],
+            query.get("before", "")[:LONGEST],
+        )
+
+    def search(self, now: float) -> Search:
+        """Return it as a search of the journal."""
+        return Search(
+            self.text,
+            since=now - SPANS[self.span][1],
+            outcomes=frozenset({self.outcome} if self.outcome else ()),
+            filter=self.filter,
+            limit=PER_PAGE + 1,
+            before=self.before,
+        )
+
+    def address(self, **changes: str) -> str:
+        """Return the query of an address with changes."""
+        fields = {
+            "q": self.text,
+            "span": self.span,
+            "outcome": self.outcome,
+            "filter": self.filter,
+            **changes,
+        }
+        return urlencode({name: value for name, value in fields.items() if value})
+
+
+class Pages:
+    """The handlers of the pages."""
+
+    def __init__(
+        self, journal: Callable[[], Journal], guard: Guard, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._journal = journal
+        self._guard = guard
+        self._clock = clock
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals.update(
+            prefix=guard.access.prefix, OUTCOMES=texts.OUTCOMES, SPANS=SPANS, stacked=STACKED
+        )
+        self._templates.filters.update(
+            foreign=texts.foreign,
+            moment=texts.moment,
+            machine_time=texts.machine_time,
+            duration=texts.duration,
+            bytes=texts.size,
+            number=number,
+            verdict=texts.verdict,
+            cause=texts.cause,
+            visible=texts.visible,
+        )
+
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """Return the routes."""
+        prefix = self._guard.access.prefix
+        pages: list[tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+            ("/", self.overview),
+            ("/search", self.search),
+            ("/story/{id}", self.story),
+            ("/ranked/{kind}", self.ranked),
+            ("/login", self.login),
+        ]
+        return [
+            *(web.get(f"{prefix}{path}", handler) for path, handler in pages),
+            web.post(f"{prefix}/login", self.log_in),
+            web.post(f"{prefix}/logout", self.log_out),
+            web.static(f"{prefix}/static", HERE / "static"),
+        ]
+
+    # -- reading ---------------------------------------------------------------------------
+
+    async def _read(self, query: Callable[[Journal], T]) -> tuple[T, Mapping[str, str]]:
+        """Return the result of a query, and the files that could not be read."""
+
+        def read() -> tuple[T, Mapping[str, str]]:
+            journal = self._journal()
+            return query(journal), journal.unread
+
+        async with self._turns:
+            try:
+                return await asyncio.to_thread(read)
+            except TooSlowError as error:
+                raise web.HTTPServiceUnavailable(
+                    text=f"The journal took too long: {error}. Choose a shorter time.\n"
+                ) from None
+            except OSError as error:
+                raise web.HTTPServiceUnavailable(
+                    text=f"The journal can't be read: {error.strerror}.\n"
+                ) from None
+
+    def _render(
+        self, request: web.Request, template: str, *, status: int = 200, **values: Any
+    ) -> web.Response:
+        login = self._guard.login(request)
+        text = self._templates.get_template(template).render(
+            user=login.user if login is not None else "",
+            form=self._guard.form(request),
+            here=request.path.removeprefix(self._guard.access.prefix),
+            **values,
+        )
+        return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
+
+    # -- handlers --------------------------------------------------------------------------
+
+    async def overview(self, request: web.Request) -> web.Response:
+        """Show messages over time, the most frequent reasons, and the filters."""
+        asked = Asked.of(request.query, "1d")
+        now = self._clock()
+        length = SPANS[asked.span][1]
+
+        def read(journal: Journal) -> tuple[Overview, tuple[str, str, int] | None]:
+            extent = journal.extent()
+            since = now - length
+            if extent is not None and asked.span == "all":
+                since = max(since, _start(extent[0]))
+            return journal.overview(since, now, steps=STEPS), extent
+
+        (found, extent), unread = await self._read(read)
+        return self._render(
+            request,
+            "overview.html",
+            asked=asked,
+            found=found,
+            chart=_chart(found),
+            extent=extent,
+            unread=unread,
+            filters=_filters(found),
+        )
+
+    async def search(self, request: web.Request) -> web.Response:
+        """Show the messages that fit a search, newest first."""
+        asked = Asked.of(request.query, "7d")
+        wanted = asked.search(self._clock())
+        stories, unread = await self._read(lambda journal: journal.search(wanted))
+        more = ""
+        if len(stories) > PER_PAGE:
+            stories = stories[:PER_PAGE]
+            more = asked.address(before=stories[-1].id)
+        return self._render(
+            request,
+            "search.html",
+            asked=asked,
+            stories=stories,
+            more=more,
+            unread=unread,
+            shown=SHOWN_RECIPIENTS,
+        )
+
+    async def story(self, request: web.Request) -> web.Response:
+        """Show one message: who sent it, what each filter did, and what smtpd answered."""
+        id_ = request.match_info["id"]
+        found, unread = await self._read(lambda journal: _with_session(journal, id_))
+        if found is None:
+            raise web.HTTPNotFound(text="No such message, or it was purged.\n")
+        story, others = found
+        return self._render(request, "story.html", story=story, others=others, unread=unread)
+
+    async def ranked(self, request: web.Request) -> web.Response:
+        """Show the most active senders, clients or users."""
+        kind = request.match_info["kind"]
+        if kind not in RANKED:
+            raise web.HTTPNotFound(text="There are rankings of senders, clients and users.\n")
+        asked = Asked.of(request.query, "7d")
+        now = self._clock()
+        since = now - SPANS[asked.span][1]
+        ranked, unread = await self._read(lambda journal: journal.rankings(kind, since, now, RANKS))
+        days = sorted({day for each in ranked for day in each.days})
+        rows = [(each, _spark(each, days)) for each in ranked]
+        return self._render(
+            request, "ranked.html", asked=asked, kind=kind, rows=rows, unread=unread
+        )
+
+    # -- logging in ------------------------------------------------------------------------
+
+    async def login(self, request: web.Request) -> web.Response:
+        """Show the form to log in."""
+        return self._login_form(request)
+
+    async def log_in(self, request: web.Request) -> web.Response:
+        """Log in, or show the form again."""
+        wait = self._guard.wait(request)
+        if wait > 0:
+            error = f"Too many wrong passwords: wait {texts.duration(wait)}."
+            return self._login_form(request, error, status=429)
+        fields = await request.post()
+        user, password = fields.get("user", ""), fields.get("password", "")
+        if isinstance(user, str) and isinstance(password, str):
+            try:
+                redirection = await self._guard.log_in(request, user, password)
+            except BusyError:
+                return self._login_form(request, "Busy: try again in a moment.", status=503)
+            if redirection is not None:
+                raise redirection
+        return self._login_form(request, "Wrong user or password.", status=403)
+
+    async def log_out(self, request: web.Request) -> web.StreamResponse:
+        """End the log-in."""
+        raise self._guard.log_out(request)
+
+    def _login_form(
+        self, request: web.Request, error: str = "", *, status: int = 200
+    ) -> web.Response:
+        to = request.query.get("to", "")
+        address = urlencode({"to": to}) if to else ""
+        return self._render(request, "login.html", status=status, error=error, address=address)
+
+
+def _with_session(journal: Journal, id_: str) -> tuple[Story, list[Story]] | None:
+    """Return a story, and the others of its session."""
+    story = journal.story(id_)
+    if story is None:
+        return None
+    others = journal.search(Search(story.session, limit=20)) if story.session else []
+    return story, [each for each in others[::-1] if each.id != id_]
+
+
+def _start(day: str) -> float:
+    """Return the beginning of a day in UTC, in seconds since 1970."""
+    from datetime import UTC, datetime
+
+    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+
+
+def _chart(found: Overview) -> Stack:
+    """Return the chart of messages over time."""
+    layout = "%d %b" if found.step >= 86400 else "%a %H:%M"
+    labels = [time.strftime(layout, time.localtime(at)) for at, _ in found.steps]
+    series = [
+        Series(texts.OUTCOMES[name], name, [counts.get(name, 0) for _, counts in found.steps])
+        for name in STACKED
+    ]
+    total = sum(found.outcomes[name] for name in STACKED)
+    shares = ", ".join(
+        f"{found.outcomes[name]} {texts.OUTCOMES[name]}" for name in STACKED if found.outcomes[name]
+    )
+    unit = "hour" if found.step == 3600 else f"{found.step // 3600} hours"
+    return Stack(
+        "messages",
+        f"Messages by {unit}",
+        f"{total} messages: {shares}" if total else "No messages.",
+        labels,
+        series,
+    )
+
+
+class FilterSums(NamedTuple):
+    """What a filter did over a time."""
+
+    name: str
+    decisions: int
+    acted: int
+    failed: int
+    mean: float
+    longest: float
+
+
+def _filters(found: Overview) -> list[FilterSums]:
+    """Return the sums of each filter, those that acted most first."""
+    sums: dict[str, FilterSums] = {}
+    total: dict[str, float] = {}
+    for each in found.verdicts:
+        verb, *flags = each.verb.split("/")
+        old = sums.get(each.filter, FilterSums(each.filter, 0, 0, 0, 0.0, 0.0))
+        acts = verb not in {"proceed", "points"} and "dry" not in flags
+        total[each.filter] = total.get(each.filter, 0.0) + each.seconds
+        decisions = old.decisions + each.count
+        sums[each.filter] = old._replace(
+            decisions=decisions,
+            acted=old.acted + (each.count if acts else 0),
+            failed=old.failed + (each.count if "failed" in flags else 0),
+            mean=total[each.filter] / max(decisions, 1),
+            longest=max(old.longest, each.longest),
+        )
+    return sorted(sums.values(), key=lambda each: (-each.acted, -each.decisions, each.name))
+
+
+def _spark(each: Ranked, days: list[str]) -> Any:
+    counts = [each.days.get(day, 0) for day in days]
+    words = ", ".join(f"{day}: {count}" for day, count in zip(days, counts, strict=True) if count)
+    return sparkline(counts, f"messages by day: {words}")
