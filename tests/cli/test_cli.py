@@ -360,5 +360,9 @@ def test_programs_are_found_where_smtpd_looks(tmp_path: Path) -> None:
 def test_no_filter_is_in_two_modules() -> None:
     found, broken = listing.discover()
     assert not broken
-    chain = Chain([(cls(cls.Options()), cls.on_error, 1.0) for cls in found], Log())
-    assert len(chain.filters) == len(found)
+    # One with a required setting can't be made without it.
+    made = [cls for cls in found if not any(each.required for each in cls.Options.options.values())]
+    assert len(made) >= 15
+    chain = Chain([(cls(cls.Options()), cls.on_error, 1.0) for cls in made], Log())
+    assert len(chain.filters) == len(made)
+    assert len({cls.name for cls in found}) == len(found)
