@@ -87,6 +87,16 @@ class Sequence:
         self.size = sum(part.size for part in parts)
 
 
+class Group(Sequence):
+    """A part in parentheses, with its number from 1 on."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, body: Node, number: int) -> None:
+        super().__init__([body])
+        self.number = number
+
+
 class Choice:
     """Alternatives."""
 
@@ -131,11 +141,13 @@ def parse(pattern: bytes) -> Node:
 
 
 class _Parser:
-    __slots__ = ("at", "text")
+    __slots__ = ("at", "groups", "text")
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.at = 0
+        #: The number of groups so far.
+        self.groups = 0
 
     def fail(self, reason: str) -> NoReturn:
         raise ValueError(f"{reason} (at character {self.at + 1})")
@@ -172,10 +184,12 @@ class _Parser:
         self.at += 1
         match char:
             case b"(":
+                self.groups += 1
+                number = self.groups
                 node = self.choice(depth + 1)
                 if not self.take(b")"):
                     self.fail("unmatched (")
-                return node
+                return Group(node, number)
             case b"[":
                 return Bytes(self.bracket())
             case b".":
