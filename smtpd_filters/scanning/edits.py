@@ -17,6 +17,7 @@ replaces it.
 
 from __future__ import annotations
 
+from smtpd_filters.checks.subject import tag_subject
 from smtpd_filters.message.folding import encoded_word
 
 TYPE_CHECKING = False
@@ -189,11 +190,8 @@ class Edits:
 
     async def tag_subject(self, tag: str) -> None:
         """Put a tag before the subject, unless it is there."""
-        subject = self._headers.get("Subject", "")
-        encoded = tag if tag.isascii() else encoded_word(tag)
-        if not subject.startswith(encoded):
-            await self.spend(subject)
-            self._headers.replace("Subject", f"{encoded} {subject}".rstrip(" "), add=True)
+        await self.spend(self._headers.get("Subject", ""))
+        tag_subject(self._headers, tag)
 
     def _try(self, name: str, edit: Callable[[], None]) -> bool:
         try:

@@ -1,0 +1,79 @@
+"""Tags of subjects: once, and nothing else changes."""
+
+from __future__ import annotations
+
+from email import message_from_bytes
+from email.header import decode_header, make_header
+from email.policy import compat32
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd_filters.checks.subject import is_tagged, tag_subject
+from smtpd_filters.message import Headers
+
+TAG = "[EXTERN]"
+
+
+def tagged(*lines: bytes, tag: str = TAG) -> list[bytes]:
+    headers = Headers.parse(lines)
+    tag_subject(headers, tag)
+    return headers.lines()
+
+
+def shown(lines: list[bytes]) -> str:
+    """The subject as a mail program shows it."""
+    message = message_from_bytes(b"\n".join(lines) + b"\n\n", policy=compat32)
+    return str(make_header(decode_header(message["Subject"])))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([b"Subject: hello"], [b"Subject: [EXTERN] hello"]),
+        ([b"SUBJECT:hello  "], [b"SUBJECT: [EXTERN] hello  "]),
+        ([b"Subject: [EXTERN] hello"], [b"Subject: [EXTERN] hello"]),
+        ([b"Subject: Re: [EXTERN] hello"], [b"Subject: Re: [EXTERN] hello"]),
+        ([b"Subject: AW: RE[2]: [EXTERN] x"], [b"Subject: AW: RE[2]: [EXTERN] x"]),
+        ([b"Subject: about [EXTERN]"], [b"Subject: [EXTERN] about [EXTERN]"]),
+        ([b"Subject:"], [b"Subject: [EXTERN]"]),
+        ([b"From: x"], [b"From: x", b"Subject: [EXTERN]"]),
+        ([b"Subject:", b" hello"], [b"Subject: [EXTERN]", b" hello"]),
+        ([b"Subject: a", b"\tb ", b"To: x"], [b"Subject: [EXTERN] a", b"\tb ", b"To: x"]),
+        (
+            [b"Subject: =?utf-8?q?f=C3=BCr?="],
+            [b"Subject: [EXTERN] =?utf-8?q?f=C3=BCr?="],
+        ),
+        ([b"Subject: =?utf-8?b?W0VYVEVSTl0geA==?="], [b"Subject: =?utf-8?b?W0VYVEVSTl0geA==?="]),
+        ([b"Subject: " + b"x" * 80], [b"Subject: [EXTERN]", b" " + b"x" * 80]),
+    ],
+)
+def test_a_tag(before: list[bytes], after: list[bytes]) -> None:
+    assert tagged(*before) == after
+    assert tagged(*after) == after
+
+
+def test_a_tag_beyond_ascii() -> None:
+    once = tagged(b"Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=", tag="[für außen]")
+    assert shown(once) == "[für außen] grüße"
+    assert tagged(*once, tag="[für außen]") == once
+    assert shown(tagged(b"Subject: plain", tag="[für außen]")) == "[für außen] plain"
+
+
+VALUES = st.lists(st.binary(max_size=40).map(lambda each: each.replace(b"\n", b" ")), max_size=4)
+
+
+@given(VALUES, st.sampled_from([TAG, "[ü]", "***SPAM***"]))
+@example([b"=?utf-8?b?", b" W0VYVEVSTl0=?="], TAG)
+@example([], TAG)
+def test_all_other_bytes_are_kept(values: list[bytes], tag: str) -> None:
+    field = [b"Subject:" + b"".join(values[:1]), *(b" " + each for each in values[1:])]
+    block = [b"From: x", *field, b"To: y"]
+    once = tagged(*block, tag=tag)
+    assert tagged(*once, tag=tag) == once
+    assert once[0] == b"From: x"
+    assert once[-1] == b"To: y"
+    words = b" ".join(b"".join(field).removeprefix(b"Subject:").split())
+    assert b" ".join(b"".join(once[1:-1]).split()).endswith(words)
+    assert is_tagged(Headers.parse(once).get("Subject", ""), tag)
