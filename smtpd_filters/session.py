@@ -76,6 +76,7 @@ class Session:
         "mail_command",
         "mark",
         "method",
+        "rcpt_command",
         "refused_recipients",
         "rewrites",
         "scratch",
@@ -102,6 +103,8 @@ class Session:
     #: The client's last MAIL command with its parameters, `MAIL FROM:<a@b> SIZE=1000`; None before
     #: it. Only if a `Registration` names the report `protocol-client`.
     mail_command: str | None
+    #: The client's last RCPT command, in the same way.
+    rcpt_command: str | None
     #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
     #: and `commit`, but none in `mail_from`, whose decision begins it.
     tx: Transaction | None
@@ -238,8 +241,11 @@ class Session:
 
     def _protocol_client(self, command: bytes) -> None:
         # smtpd reports a command before it asks filters about it.
-        if command[:5].upper() == b"MAIL ":
+        verb = command[:5].upper()
+        if verb == b"MAIL ":
             self.mail_command = text(command)
+        elif verb == b"RCPT ":
+            self.rcpt_command = text(command)
 
     def _tx_begin(self, msgid: bytes) -> None:
         self.tx = Transaction(text(msgid))
@@ -313,7 +319,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-tls": ("tls",),
     "link-auth": ("username", "failed_username"),
     "tx-begin": ("tx", "refused_recipients"),
-    "protocol-client": ("mail_command",),
+    "protocol-client": ("mail_command", "rcpt_command"),
 }
 #: Reports that only filters get that name them: there is one for each command of a client.
 NAMED_ONLY = frozenset({"protocol-client"})

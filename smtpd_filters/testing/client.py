@@ -161,10 +161,13 @@ class Client:
             self._report("tx-mail", self._msgid, b"ok", wire(address))
         return verdict
 
-    def rcpt_to(self, address: str, *, accepted: bool = True) -> Verdict:
-        """Send RCPT TO; `accepted` is whether smtpd itself accepts the recipient."""
+    def rcpt_to(self, address: str, *, accepted: bool = True, parameters: str = "") -> Verdict:
+        """Send RCPT TO; `accepted` is whether smtpd itself accepts the recipient.
+
+        `parameters` follow the address, such as `NOTIFY=NEVER`.
+        """
         self._require(bool(self._msgid), "Command not allowed at this point")
-        self._command(f"RCPT TO:<{address}>")
+        self._command(f"RCPT TO:<{address}> {parameters}".rstrip())
         msgid = self._msgid
         verdict = self._ask("rcpt-to", wire(address))
         if not verdict.refused and not accepted:
