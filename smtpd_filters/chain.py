@@ -91,6 +91,7 @@ class Chain:
         self.watchdog = watchdog or Watchdog()
         self.filters: list[Filter] = []
         guards = self._add(filters)
+        _check_signatures(self.filters)
         self._prepare(guards)
         keeps_marks = any(_may_keep_a_mark(name, of) for name, of in guards.items())
         if keeps_marks and not guards.keys() & {"data", *CONTENT}:
@@ -444,6 +445,18 @@ def _reloaded(value: Any) -> Generator[None, None, dict[str, str]]:
     except MemoryError:
         pass
     return result
+
+
+def _check_signatures(filters: Iterable[Filter]) -> None:
+    """Raise ConfigError for a filter that edits what one ahead of it has signed."""
+    signer = ""
+    for filter_ in filters:
+        if signer and filter_.edits_signed:
+            raise ConfigError(
+                f"{filter_.name} must be ahead of {signer}: its edits would make the signature "
+                "invalid"
+            )
+        signer = filter_.name if filter_.signs else signer
 
 
 def _check(filter_: Filter, on_error: Outcome) -> None:

@@ -165,6 +165,10 @@ class Filter:
     #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
     #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
     early: bool = True
+    #: Whether it signs the header: a signature is invalid after the edit of another filter.
+    signs: bool = False
+    #: Whether it edits fields that signatures cover. On an instance, set by `setup`.
+    edits_signed: bool = False
     #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
     #: score is certain; None for a filter that gives none itself.
     points: ClassVar[tuple[float, float] | None] = None

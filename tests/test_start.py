@@ -17,6 +17,7 @@ COMMANDS = {
     "helo": ["--unknown", "off"],
     "mailfrom": ["--domains", "example.org"],
     "rcpt": [],
+    "rewrite": ["--canonical", "{ a@b.example = c@d.example }", "--where", "envelope"],
     "sender": ["--unknown", "off", "--null-mx", "off", "--bad-mx", "off"],
     "tls": ["--require", "1.2 sender-domain=example.org"],
     "trace": [],

@@ -28,6 +28,7 @@ from smtpd_filters.filters.helo import Helo
 from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.filters.rewrite import Rewriter
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.sender import Sender
 from smtpd_filters.filters.senderscore import Senderscore
@@ -332,7 +333,7 @@ CASES = (
          {"sender": "bob@spf.example"}),
 )  # fmt: skip
 #: Filters that judge nobody.
-IMPARTIAL = {CorrespondentsFilter, Dkimsign, Trace}
+IMPARTIAL = {CorrespondentsFilter, Dkimsign, Rewriter, Trace}
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ COMMANDS = {
     "rspamd": "-url RSPAMD",
     "sender": "--nameserver ZONE",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
+    "rewrite": "--canonical \"regexp:{ '/^(.*)@lan$/ $1@x.org' }\" --subject-prefix [X]",
     "tls": "--require '1.2 sender=@example.org' --require 'any certificate action=log'",
     "trace": "--detail all --record FOLDER --anonymise",
 }

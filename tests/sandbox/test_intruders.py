@@ -43,6 +43,7 @@ FILTERS = {
     "policy.policy:Policy by program": ("rcpt-to", ["--server", "exec:/bin/true"]),
     "auth.policy:Auth": ("mail-from", []),
     "dkimsign.policy:Dkimsign": ("message", ["--keys", "{ example.org = 's KEYS/key' }"]),
+    "rewrite.policy:Rewriter": ("mail-from", ["--canonical", "{ a@b.example = c@d.example }"]),
     "tls.policy:Tls": ("mail-from", ["--require", "any"]),
     "trace:Trace": ("message", ["--detail", "headers"]),
 }

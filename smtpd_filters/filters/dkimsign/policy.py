@@ -97,6 +97,7 @@ class Dkimsign(Filter):
     """Sign messages with DKIM."""
 
     name = "dkimsign"
+    signs = True
     on_error: Outcome = "tempfail"  # Never unsigned by accident
 
     class Options(Settings):

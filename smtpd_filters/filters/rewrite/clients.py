@@ -1,0 +1,115 @@
+"""The clients whose mail is rewritten: the setting `--for`."""
+
+from __future__ import annotations
+
+from smtpd_filters.checks.exemptions import Exempt
+from smtpd_filters.settings import Kind
+from smtpd_filters.settings.kinds import not_an_array, quote
+from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables.table import reload_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from smtpd_filters.session import Session
+
+ALL, INBOUND, OUTBOUND, LOCAL, AUTHENTICATED = WORDS = (
+    "all",
+    "inbound",
+    "outbound",
+    "local",
+    "authenticated",
+)
+
+
+class Clients:
+    """Clients by words of `WORDS` and by tables of addresses."""
+
+    __slots__ = ("_exempt", "tables", "words")
+
+    def __init__(self, words: Iterable[str] = (), tables: Iterable[NetworkTable] = ()) -> None:
+        self.words = frozenset(words)
+        self.tables = tuple(tables)
+        known = {LOCAL, AUTHENTICATED}
+        self._exempt = Exempt(known if OUTBOUND in self.words else known & self.words, self.tables)
+
+    def covers(self, session: Session) -> bool:
+        """Whether a client is one of them."""
+        words = self.words
+        if ALL in words or self._exempt.reason(session):
+            return True
+        return INBOUND in words and not session.local and not session.username
+
+    def __add__(self, other: Clients) -> Clients:
+        return Clients(self.words | other.words, self.tables + other.tables)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Clients):
+            return NotImplemented
+        return (self.words, self.tables) == (other.words, other.tables)
+
+    def __hash__(self) -> int:
+        return hash((self.words, self.tables))
+
+    def __repr__(self) -> str:
+        return f"<clients: {CLIENTS.show(self)}>"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether any table is reloadable."""
+        return any(each.is_file for each in self.tables)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files."""
+        return tuple(path for each in self.tables for path in each.files)
+
+    @property
+    def entries(self) -> int:
+        """The number of entries in the files."""
+        return sum(len(each) for each in self.tables if each.is_file)
+
+    def reload(self) -> Generator[None, None, bool]:
+        """Reload the tables in steps, as `Table.reload` does."""
+        return reload_all(self.tables)
+
+
+class _ClientsKind(Kind[Clients]):
+    metavar = "|".join((*WORDS, "TABLE"))
+    literal = True
+    repeats = True
+    noun = "an array of strings"
+    toml = (list,)
+
+    def parse(self, text: str) -> Clients:
+        if text in WORDS:
+            return Clients((text,))
+        if text.isalpha():
+            raise ValueError(f"expected {self.metavar}, not {quote(text)}")
+        return Clients((), (NetworkTable.load(text),))
+
+    def show(self, value: Clients) -> str:
+        return ", ".join(self.words(value))
+
+    def words(self, value: Clients) -> list[str]:
+        words = [word for word in WORDS if word in value.words]
+        return words + [each.source for each in value.tables]
+
+    def from_toml(self, value: object) -> Clients:
+        if not isinstance(value, list):
+            raise not_an_array(self.noun, value)
+        if not all(isinstance(each, str) for each in value):
+            raise ValueError(f"expected {self.noun}")
+        clients = Clients()
+        for each in value:
+            clients += self.parse(each)
+        return clients
+
+    def check(self, value: Clients) -> None:
+        if not isinstance(value, Clients):
+            raise ValueError("expected Clients")  # noqa: TRY004  # as every kind does
+
+
+#: The kind of `--for`.
+CLIENTS = _ClientsKind()

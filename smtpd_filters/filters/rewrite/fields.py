@@ -1,0 +1,176 @@
+r"""Addresses in the fields of a header block, and their replacement.
+
+Invariants
+----------
+*Nothing else*: only the bytes of addresses change. Display names, comments, groups, white space
+and folds keep theirs.
+*Plain ones only*: an address is replaced if every program reads it alike: alone in angle brackets,
+or alone between commas beside comments and white space. A field with an unterminated quote,
+comment, bracket or group stays as it is.
+*Short lines*: a field stays as it is if a line of it would have more than 998 bytes
+(RFC 5322 section 2.1.1).
+*Linear*: a value is scanned once.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+MAX_LINE = 998
+# RFC 5322 section 3.2: a quoted string, a domain literal, words, white space, single specials.
+_TOKEN = re.compile(
+    rb'"(?:[^"\\]|\\.)*+"|\[[^\[\]\\"<>]*+\]|[ \t\r\n]++|[^ \t\r\n"\\()<>,;:\[\]]++|.', re.DOTALL
+)
+_NEST = re.compile(rb"\\.|[()]", re.DOTALL)
+_BLANKS = b" \t\r\n"
+_WHITE = (b" ", b"\t")
+
+
+def edit_addresses(
+    lines: list[bytes], names: Collection[bytes], replace: Callable[[str], str | None]
+) -> list[bytes] | None:
+    """Replace the addresses in the fields of some names, which are in lower case.
+
+    `replace` gets an address as it is written and returns another one, or None to keep it. Returns
+    the lines of the block, or None if nothing changes.
+    """
+    result: list[bytes] | None = None
+    at = 0
+    while at < len(lines):
+        name, colon, _ = lines[at].partition(b":")
+        end = at + 1
+        while end < len(lines) and lines[end].startswith(_WHITE):
+            end += 1
+        if colon and name.rstrip(b" \t").lower() in names:
+            old = lines[at:end]
+            if (new := _field(old, len(name) + 1, replace)) is not None:
+                if result is None:
+                    result = list(lines)
+                result[at:end] = new  # as many lines as before
+        at = end
+    return result
+
+
+def _field(
+    lines: list[bytes], begin: int, replace: Callable[[str], str | None]
+) -> list[bytes] | None:
+    """Return the lines of a field with its addresses replaced, or None if none is."""
+    text = b"\n".join(lines)
+    made: list[bytes] = []
+    behind = 0
+    for start, end in addresses(text[begin:]):
+        start, end = start + begin, end + begin  # noqa: PLW2901  # in the field
+        new = replace(text[start:end].decode("utf-8", "surrogateescape"))
+        if new is not None:
+            made += (text[behind:start], new.encode("utf-8", "surrogateescape"))
+            behind = end
+    if not made:
+        return None
+    changed = b"".join([*made, text[behind:]]).split(b"\n")
+    long = [new for old, new in zip(lines, changed, strict=True) if len(new) > MAX_LINE]
+    return None if long else changed
+
+
+def addresses(value: bytes) -> list[tuple[int, int]]:
+    """Return where the addresses in a field's value begin and end; none if it is malformed."""
+    return _Scan(value).found
+
+
+class _Scan:
+    """The list of addresses of a value, scanned from its beginning."""
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+        self.found: list[tuple[int, int]] = []
+        self._begin()
+        if not (self._read() and self._end(last=True)):
+            self.found = []
+
+    def _begin(self) -> None:
+        """Begin an element of the list."""
+        #: The pieces outside of angle brackets that aren't white space or comments.
+        self._plain: list[tuple[int, int]] = []
+        #: The pieces inside.
+        self._inside: list[tuple[int, int]] = []
+        #: Whether a bracket is open, and whether one was closed.
+        self._open = self._closed = False
+
+    def _read(self) -> bool:  # noqa: C901, PLR0911, PLR0912  # one branch for each special
+        """Read all; return whether it is well-formed."""
+        value, at, group = self._value, 0, False
+        while at < len(value):
+            token = _TOKEN.match(value, at)
+            if token is None:
+                return False
+            end = token.end()
+            text = token[0]
+            if text == b"(":
+                end = self._comment(at)
+                if end < 0 or self._open:
+                    return False
+            elif text == b"<":
+                if self._open or self._closed:
+                    return False
+                self._open = True
+            elif text == b">":
+                if not self._open:
+                    return False
+                self._open, self._closed = False, True
+            elif text in (b",", b";") and not self._open:
+                if (text == b";" and not group) or not self._end():
+                    return False
+                group = group and text == b","
+            elif text == b":" and not self._open:
+                if group or self._closed:
+                    return False
+                group = True
+                self._begin()
+            elif text in (b")", b"\\", b'"', b"[", b"]"):
+                return False
+            elif text[:1] not in _BLANKS or self._open:
+                (self._inside if self._open else self._plain).append((at, end))
+            at = end
+        return not group
+
+    def _comment(self, at: int) -> int:
+        """Return where a comment ends, or -1."""
+        depth = 0
+        for each in _NEST.finditer(self._value, at):
+            depth += {b"(": 1, b")": -1}.get(each[0], 0)
+            if not depth:
+                return each.end()
+        return -1
+
+    def _end(self, *, last: bool = False) -> bool:
+        """End an element; return whether it is well-formed."""
+        if self._open:
+            return False
+        parts = self._inside if self._closed else self._plain
+        if parts and all(one[1] == two[0] for one, two in pairwise(parts)):
+            begin, end = parts[0][0], parts[-1][1]
+            if _is_plain(self._value[begin:end]):
+                self.found.append((begin, end))
+        if not last:
+            self._begin()
+        return True
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether a text is an address without white space, route or encoded word."""
+    if text.startswith(b'"'):
+        closing = text.rfind(b'"')
+        local, rest = text[: closing + 1], text[closing + 1 :]
+        return rest[:1] in (b"@", b"") and len(local) > 2 and b"@" not in rest[1:]
+    return (
+        text.count(b"@") <= 1
+        and not text.startswith(b"@")
+        and not text.endswith(b"@")
+        and b'"' not in text
+        and b"=?" not in text
+        and not any(byte in text for byte in (b" ", b"\t", b"\r", b"\n", b":", b",", b";", b"\\"))
+    )

@@ -1,0 +1,195 @@
+"""Tables of canonical addresses, and their look-up.
+
+A table is a mapping, in a file or inline, or a table of regular expressions, `regexp:` and `pcre:`
+(`patterns`). In a mapping the key is an address, a user of this server, or `@domain`; the value is
+an address, or `@domain`, which keeps the user. This is canonical(5) of Postfix.
+
+Invariants
+----------
+*One pass*: the result of a look-up is not looked up again.
+*First table*: of several tables the first one that has an entry counts.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.settings import Kind
+from smtpd_filters.settings.kinds import not_an_array
+from smtpd_filters.tables import MappingTable
+from smtpd_filters.tables.table import Pairs, checked_key, reload_all
+
+from .addresses import checked, written
+from .patterns import PatternTable, PerlTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from smtpd_filters.addresses import Address
+
+_DELIMITER = "+"
+
+
+class _Addresses(Pairs):
+    __slots__ = ()
+
+    def add_pair(self, key: str, value: str) -> int:
+        if value.startswith("@"):
+            checked(f"x{value}")
+        else:
+            checked(value)
+        return super().add_pair(_key(key), value)
+
+
+class AddressMap(MappingTable):
+    """A mapping from addresses, users and domains to canonical addresses."""
+
+    __slots__ = ()
+    contents = _Addresses
+
+
+class Maps:
+    """Tables of canonical addresses, in order."""
+
+    __slots__ = ("tables",)
+
+    def __init__(self, tables: Iterable[PatternTable | AddressMap] = ()) -> None:
+        self.tables = tuple(tables)
+
+    def __bool__(self) -> bool:
+        return bool(self.tables)
+
+    def __add__(self, other: Maps) -> Maps:
+        return Maps(self.tables + other.tables)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Maps) and self.tables == other.tables
+
+    def __hash__(self) -> int:
+        return hash(self.tables)
+
+    def __repr__(self) -> str:
+        return f"<canonical: {', '.join(each.source for each in self.tables)}>"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether any table is reloadable."""
+        return any(each.is_file for each in self.tables)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files."""
+        return tuple(path for each in self.tables for path in each.files)
+
+    @property
+    def entries(self) -> int:
+        """The number of entries in the files."""
+        return sum(len(each) for each in self.tables if each.is_file)
+
+    def reload(self) -> Generator[None, None, bool]:
+        """Reload the tables in steps, as `Table.reload` does."""
+        return reload_all(self.tables)
+
+    @property
+    def anchored(self) -> list[str]:
+        """The regular expressions that match whole addresses only, since they have no anchors."""
+        return [
+            text for each in self.tables if isinstance(each, PatternTable) for text in each.anchored
+        ]
+
+    @property
+    def work(self) -> int:
+        """The work of all look-ups by regular expressions so far (`patterns`)."""
+        return sum(each.work for each in self.tables if isinstance(each, PatternTable))
+
+    def get(self, address: Address, server_name: str | None) -> str | None:
+        """Return the canonical address for another one, not yet checked; None if there is none.
+
+        `server_name` is the domain whose users may stand in a mapping without it.
+        """
+        for table in self.tables:
+            if isinstance(table, PatternTable):
+                found = table.get(str(address))
+                found = None if found is None else _expanded(found, address)
+            else:
+                found = _mapped(table, address, server_name)
+            if found is not None:
+                return found
+        return None
+
+
+def _mapped(table: AddressMap, address: Address, server_name: str | None) -> str | None:
+    """Look an address up in a mapping: with its tag, without it, then by user and by domain."""
+    user, delimiter, tag = address.local.partition(_DELIMITER)
+    domain = canonical(address.domain)
+    local = not domain or (server_name is not None and domain == canonical(server_name))
+    for name, rest in ((address.local, ""), *([(user, delimiter + tag)] if delimiter else ())):
+        small = folded(name)
+        for key in (f"{small}@{domain}", *([small] if local else ())):
+            if (found := table.get(key)) is not None:
+                return _with_tag(found, rest, address)
+    found = table.get(f"@{domain}")
+    return None if found is None else _expanded(found, address)
+
+
+def _with_tag(found: str, rest: str, address: Address) -> str:
+    """Return an entry's address with the tag that was not part of its key, as Postfix does."""
+    if not rest or found.startswith("@"):
+        return _expanded(found, address)
+    to = path(found)
+    return found if _DELIMITER in to.local else written(to.local + rest, to.domain)
+
+
+def _expanded(found: str, address: Address) -> str:
+    """Return an entry's address: `@domain` keeps the user."""
+    return written(address.local, found[1:]) if found.startswith("@") else found
+
+
+def _key(text: str) -> str:
+    """Return a key of a mapping in the form in which addresses are looked up."""
+    checked_key(text)
+    if "@" not in text:
+        return folded(text)
+    if text.startswith("@"):
+        return f"@{canonical(text[1:])}"
+    address = path(text)
+    return f"{folded(address.local)}@{canonical(address.domain)}"
+
+
+class _Maps(Kind[Maps]):
+    metavar = "TABLE"
+    repeats = True
+    noun = "an array of strings"
+    toml = (list, str)
+
+    def parse(self, text: str) -> Maps:
+        for kind in (PatternTable, PerlTable):
+            if text.startswith(kind.prefix):
+                return Maps((kind.load(text),))
+        return Maps((AddressMap.load(text),))
+
+    def show(self, value: Maps) -> str:
+        return ", ".join(self.words(value))
+
+    def words(self, value: Maps) -> list[str]:
+        return [each.source for each in value.tables]
+
+    def from_toml(self, value: object) -> Maps:
+        if isinstance(value, str):
+            return self.parse(value)
+        if not isinstance(value, list):
+            raise not_an_array(self.noun, value)
+        if not all(isinstance(each, str) for each in value):
+            raise ValueError(f"expected {self.noun}")
+        maps = Maps()
+        for each in value:
+            maps += self.parse(each)
+        return maps
+
+    def check(self, value: Maps) -> None:
+        if not isinstance(value, Maps):
+            raise ValueError("expected Maps")  # noqa: TRY004  # as every kind does
+
+
+#: The kind of `--canonical` and its like.
+MAPS = _Maps()

@@ -1,0 +1,422 @@
+"""filter-rewrite: canonical addresses, masquerading, tags of recipients, and the subject.
+
+`maps` are tables of canonical addresses and `patterns` those by regular expressions, `masquerade`
+and `tags` the other changes of addresses, `fields` the edit of a header block.
+
+Invariants
+----------
+*Legal results*: an address becomes another valid one of 254 octets at most, or stays.
+*Null sender*: the empty envelope sender is never rewritten.
+*One pass*: no result is looked up again by the table that it comes from.
+*Parameters stay*: the parameters of MAIL and RCPT are kept, which smtpd takes from the answer.
+*Before signatures*: a filter that signs is behind this one, or a chain doesn't start.
+*Bounded*: the addresses of a header block that are looked up, and the time for their patterns.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from smtpd_filters.addresses import Address, path
+from smtpd_filters.checks.strictness import require_entries
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.main import run
+from smtpd_filters.protocol.decisions import PROCEED, Proceed, Rewrite
+from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
+from smtpd_filters.tables import AddressTable, StringTable
+
+from .addresses import checked, same, written
+from .clients import ALL, CLIENTS, OUTBOUND, Clients
+from .fields import edit_addresses
+from .maps import MAPS, Maps
+from .masquerade import ENTRY, masqueraded
+from .tags import DELIMITER, KEEP, MODES, PLUS, split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.message import Headers
+    from smtpd_filters.session import Session
+
+# RFC 5321 section 4.1.1.2: a path, then parameters.
+_COMMAND = re.compile(r'[^<]*<(?:"(?:[^"\\]|\\.)*+"|[^">])*+>(.*)', re.DOTALL)
+SENDERS, RECIPIENTS = frozenset({b"from", b"sender", b"reply-to"}), frozenset({b"to", b"cc"})
+#: Distinct addresses of a header block that are looked up, characters of them, and the work for
+#: regular expressions (`patterns`): each about 25 ms.
+ADDRESSES_MAX, CHARACTERS_MAX, WORK_MAX = 1000, 50_000, 400_000
+_ENVELOPE, _HEADER, _BOTH = PLACES = ("envelope", "header", "both")
+#: Characters of a tag that are written into a field.
+_TAG_MAX = 64
+_TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+class Rewriter(Filter):
+    """Rewrite addresses in envelope and header, and tag subjects."""
+
+    name = "rewrite"
+    on_error: Outcome = "tempfail"
+
+    class Options(Settings):
+        """The changes, and for whose mail they are made."""
+
+        canonical = option(
+            MAPS,
+            default=Maps(),
+            help="Canonical addresses of senders and recipients: a mapping, as a file or inline, "
+            "or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8). The first table with an "
+            "entry counts.",
+        )
+        sender_canonical = option(
+            MAPS, default=Maps(), help="Such tables for senders only, looked up before --canonical."
+        )
+        recipient_canonical = option(
+            MAPS,
+            default=Maps(),
+            help="Such tables for recipients only, looked up before --canonical.",
+        )
+        where = option(
+            choice(*PLACES),
+            default=_BOTH,
+            help="Where canonical addresses are put: into the envelope, the header or both.",
+        )
+        masquerade = option(
+            LIST(ENTRY),
+            default=(),
+            help="A domain whose subdomains are removed from senders, and from all addresses of "
+            "the header. With an exclamation mark, one whose addresses are kept; the first counts "
+            "that fits.",
+        )
+        masquerade_except = option(
+            table(StringTable), default=None, help="Users whose addresses are not masqueraded."
+        )
+        tags = option(
+            choice(*MODES),
+            default=KEEP,
+            help="What to do with a tag in an envelope recipient: keep it, strip it, or write it "
+            "with a plus, which smtpd understands.",
+        )
+        tag_delimiters = option(
+            TEXT, default=DELIMITER, help="The characters between a user and a tag."
+        )
+        mailboxes = option(
+            table(AddressTable),
+            default=None,
+            help="The addresses that have a mailbox: only they have tags, and an address that is "
+            "one of them has none.",
+        )
+        tag_field = option(
+            TEXT,
+            default="",
+            help="A header field to write the tag of the recipient into, if the message has only "
+            "one, and to remove from all messages, such as X-Folder.",
+        )
+        subject_prefix = option(
+            TEXT, default="", help="A text to put before the subject, unless it is there."
+        )
+        for_ = option(
+            CLIENTS,
+            default=Clients(),
+            help="The clients whose mail is changed: all, those on this machine and authenticated "
+            "ones (outbound, or local and authenticated), all others (inbound), and those whose "
+            "address is in TABLE. By default all, but addresses in the header only of outbound "
+            "mail.",
+        )
+        users = option(
+            table(StringTable),
+            default=None,
+            help="Authenticated users whose mail is changed, and no other mail.",
+        )
+
+    settings: Options
+
+    _for: Clients
+    _header_for: Clients
+    _edits: bool
+    _tag_subject: Callable[[Headers, str], bool]
+
+    def setup(self) -> Registration:
+        """Check the settings, and register what they need."""
+        settings = self.settings
+        self._check()
+        given = settings.for_ != Clients()
+        self._for = settings.for_ if given else Clients((ALL,))
+        self._header_for = settings.for_ if given else Clients((OUTBOUND,))
+        canonical = bool(settings.canonical)
+        senders = canonical or bool(settings.sender_canonical)
+        recipients = canonical or bool(settings.recipient_canonical)
+        envelope = settings.where != _HEADER
+        self._edits = bool(settings.masquerade) or (
+            settings.where != _ENVELOPE and (senders or recipients)
+        )
+        handlers = set()
+        if (senders and envelope) or settings.masquerade:
+            handlers.add("mail_from")
+        tags = settings.tags != KEEP or settings.tag_field
+        if (recipients and envelope) or tags:
+            handlers.add("rcpt_to")
+        if self._edits or settings.tag_field or settings.subject_prefix:
+            handlers.add("headers")
+            self.edits_signed = True
+        if not handlers:
+            raise ConfigError("nothing to rewrite: no tables, domains, tags or subject are given")
+        if settings.subject_prefix:
+            from smtpd_filters.checks.subject import tag_subject  # start-up time
+
+            self._tag_subject = tag_subject
+        self._note_anchors()
+        reports = {"link-auth", "link-greeting", "protocol-client"}
+        if handlers & {"rcpt_to", "headers"}:
+            reports.add("tx-begin")
+        return Registration(handlers, reports=reports, junk=False, waits=False)
+
+    def _check(self) -> None:
+        """Raise ConfigError for settings that contradict each other."""
+        settings = self.settings
+        maps = settings.canonical, settings.sender_canonical, settings.recipient_canonical
+        if "where" in settings.given and not any(maps):
+            raise ConfigError("--where has no effect without --canonical or its like")
+        if settings.masquerade_except is not None and not settings.masquerade:
+            raise ConfigError("--masquerade-except requires --masquerade")
+        uses_tags = settings.tags != KEEP or settings.tag_field
+        for flag, name in (("--tag-delimiters", "tag_delimiters"), ("--mailboxes", "mailboxes")):
+            if name in settings.given and not uses_tags:
+                raise ConfigError(f"{flag} has no effect without --tags or --tag-field")
+        delimiters = settings.tag_delimiters
+        if not delimiters or any(
+            char.isalnum() or not "!" <= char <= "~" or char in '@"\\' for char in delimiters
+        ):
+            raise ConfigError(
+                f"--tag-delimiters: expected characters such as +-, not {delimiters!r}"
+            )
+        if settings.tags == PLUS and settings.mailboxes is None:
+            raise ConfigError("--tags plus requires --mailboxes")
+        field = settings.tag_field
+        if field and not (field.isascii() and field.replace("-", "").isalnum() and field[0] != "-"):
+            raise ConfigError(f"--tag-field: expected the name of a field, not {field!r}")
+        prefix = settings.subject_prefix
+        if len(prefix) > 100 or not prefix.isprintable() or prefix != prefix.strip():
+            raise ConfigError("--subject-prefix: expected at most 100 printable characters")
+        require_entries(settings, "mailboxes", "users", "masquerade_except")
+
+    def _note_anchors(self) -> None:
+        """Log that patterns without anchors match whole addresses only."""
+        settings = self.settings
+        texts = [
+            text
+            for each in (
+                settings.canonical,
+                settings.sender_canonical,
+                settings.recipient_canonical,
+            )
+            for text in each.anchored
+        ]
+        if texts:
+            self.log.event(
+                "patterns without ^ and $ match whole addresses only",
+                count=len(texts),
+                first=texts[0],
+            )
+
+    # -- phases --------------------------------------------------------------------------
+
+    def mail_from(self, session: Session, address: str) -> Proceed | Rewrite:
+        """Rewrite the envelope sender."""
+        if not address or not self._covers(session, self._for):
+            return PROCEED
+        maps = () if self.settings.where == _HEADER else self._sender_maps()
+        given = path(address).completed(session.server_name)
+        new = self._mapped(session, given, maps)
+        return self._rewritten(given, self._masqueraded(new), address, session.mail_command)
+
+    def rcpt_to(self, session: Session, address: str) -> Proceed | Rewrite:
+        """Rewrite an envelope recipient."""
+        if not self._covers(session, self._for):
+            return PROCEED
+        maps = () if self.settings.where == _HEADER else self._recipient_maps()
+        given = path(address).completed(session.server_name)
+        new = self._without_tag(session, self._mapped(session, given, maps))
+        return self._rewritten(given, new, address, session.rcpt_command)
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Rewrite the addresses of the header, and add the fields that are wanted."""
+        settings = self.settings
+        if self._edits and self._covers(session, self._header_for):
+            self._edit(session, headers)
+        covered = self._covers(session, self._for)
+        if settings.tag_field:
+            headers.remove(settings.tag_field)
+            if covered and (tag := self._tag(session)):
+                headers.append(settings.tag_field, tag)
+        if settings.subject_prefix and covered:
+            self._tag_subject(headers, settings.subject_prefix)
+        return PROCEED
+
+    def _covers(self, session: Session, clients: Clients) -> bool:
+        users = self.settings.users
+        if users is not None and (not session.username or session.username not in users):
+            return False
+        return clients.covers(session)
+
+    # -- addresses -----------------------------------------------------------------------
+
+    def _sender_maps(self) -> tuple[Maps, ...]:
+        return self.settings.sender_canonical, self.settings.canonical
+
+    def _recipient_maps(self) -> tuple[Maps, ...]:
+        return self.settings.recipient_canonical, self.settings.canonical
+
+    def _mapped(self, session: Session, address: Address, maps: Sequence[Maps]) -> Address:
+        """Return the canonical address; the address itself if there is no valid one."""
+        for each in maps:
+            found = each.get(address, session.server_name) if each else None
+            if found is None:
+                continue
+            try:
+                address = path(checked(found))
+            except ValueError as error:
+                self.log.limited("invalid", "kept", session, address=str(address), error=str(error))
+        return address
+
+    def _masqueraded(self, address: Address) -> Address:
+        settings = self.settings
+        if not settings.masquerade or not address.domain:
+            return address
+        domain = masqueraded(address.domain, settings.masquerade)
+        excepted = settings.masquerade_except
+        if domain == address.domain or (excepted is not None and address.local in excepted):
+            return address
+        return Address(address.local, domain)
+
+    def _without_tag(self, session: Session, address: Address) -> Address:
+        """Return an address as `--tags` has it, and keep its tag for `--tag-field`."""
+        settings = self.settings
+        if settings.tags == KEEP and not settings.tag_field:
+            return address
+        found = split(address, settings.tag_delimiters, settings.mailboxes)
+        if found is None:
+            return address
+        user, tag = found
+        new = address
+        if settings.tags == PLUS:
+            new = Address(f"{user.local}{DELIMITER}{tag}", user.domain)
+        elif settings.tags != KEEP:
+            new = user
+        if settings.tag_field and session.tx is not None:
+            session.tx.scratch.setdefault(self, {})[str(new)] = tag
+        return new
+
+    def _tag(self, session: Session) -> str:
+        """Return the tag of the only recipient, or "" if it is no word."""
+        tx = session.tx
+        if tx is None or len(tx.recipients) != 1:
+            return ""
+        tags: dict[str, str] = tx.scratch.get(self, {})
+        recipient = path(tx.recipients[0]).completed(session.server_name)
+        tag = tags.get(str(recipient), "")
+        return tag if len(tag) <= _TAG_MAX and _TAG.issuperset(tag) else ""
+
+    def _rewritten(
+        self, given: Address, new: Address, address: str, command: str | None
+    ) -> Proceed | Rewrite:
+        """Return the decision for a command whose address has become another one."""
+        if same(given, new):
+            return PROCEED
+        try:
+            text = checked(written(new.local, new.domain))
+        except ValueError as error:
+            return PROCEED.because(f"{address} is kept: {error}")
+        return Rewrite(f"<{text}>{_parameters(command)}").because(f"{address} -> {text}")
+
+    # -- the header ----------------------------------------------------------------------
+
+    def _edit(self, session: Session, headers: Headers) -> None:
+        """Rewrite the addresses in the header."""
+        canonical = self.settings.where != _ENVELOPE
+        seen = _Seen(self._sender_maps() + self._recipient_maps())
+        lines = headers.lines()
+        changed = False
+        for names, maps in (
+            (SENDERS, self._sender_maps() if canonical else ()),
+            (RECIPIENTS, self._recipient_maps() if canonical else ()),
+        ):
+            seen.known.clear()
+            new = edit_addresses(lines, names, seen.using(self._replacement(session, maps)))
+            if new is not None:
+                lines, changed = new, True
+        if seen.full:
+            self.log.limited("addresses", "kept", session, error="too many addresses in the header")
+        if changed:
+            headers.replace_lines(lines)
+
+    def _replacement(self, session: Session, maps: Sequence[Maps]) -> Callable[[str], str | None]:
+        """Return a function that returns the new form of an address in a header, or None."""
+
+        def replace(text: str) -> str | None:
+            address = Address.parse(text)
+            given = address.completed(session.server_name)
+            new = self._masqueraded(self._mapped(session, given, maps))
+            if same(given, new):
+                return None
+            try:
+                return checked(written(new.local, new.domain))
+            except ValueError:
+                return None
+
+        return replace
+
+
+class _Seen:
+    """The addresses of a header block that were looked up (*Bounded*)."""
+
+    __slots__ = ("_characters", "_looked_up", "_maps", "_work", "full", "known")
+
+    def __init__(self, maps: Sequence[Maps]) -> None:
+        self.known: dict[str, str | None] = {}
+        self._maps = maps
+        self._work = sum(each.work for each in maps)
+        self._looked_up = self._characters = 0
+        #: Whether further addresses were not looked up.
+        self.full = False
+
+    def _is_enough(self) -> bool:
+        work = sum(each.work for each in self._maps) - self._work
+        return (
+            self._looked_up > ADDRESSES_MAX or self._characters > CHARACTERS_MAX or work > WORK_MAX
+        )
+
+    def using(self, replace: Callable[[str], str | None]) -> Callable[[str], str | None]:
+        """Return a function that calls another one once for each address."""
+
+        def once(text: str) -> str | None:
+            if text in self.known:
+                return self.known[text]
+            self._looked_up += 1
+            self._characters += len(text)
+            if self.full or self._is_enough():
+                self.full = True
+                return None
+            found = self.known[text] = replace(text)
+            return found
+
+        return once
+
+
+def _parameters(command: str | None) -> str:
+    """Return the parameters of a client's MAIL or RCPT command, with a blank before them."""
+    found = _COMMAND.fullmatch(command or "")
+    words = found[1].split() if found else []
+    legal = all(word.isascii() and word.isprintable() for word in words)
+    return " ".join(["", *words]) if words and legal else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-rewrite."""
+    return run(Rewriter, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
