@@ -41,6 +41,11 @@ QUEUE_FULL = 0.2
 #: Units of work (`pace`) for a read and for a chunk, and bytes for one additional unit of each.
 _READ, _PER_UNIT, _CHUNK, _SENT_PER_UNIT = 10, 100, 20, 1000
 
+#: Linux's option for acknowledging at once; the kernel forgets it after a while.
+_QUICK_ACK = getattr(socket, "TCP_QUICKACK", 0)
+#: The other end has closed its side; FreeBSD and OpenBSD report POLLHUP then.
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)
+
 
 class UnconnectedError(Exception):
     """A connection could not be established; `cause` is the system's error."""
@@ -71,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = self._full = False
         self._waiting: list[asyncio.Future[None]] = []
         self._transport: asyncio.Transport
+        self._tcp = False
         self._kept = self._idle = False
         #: Whether anything has arrived in this exchange.
         self.replied = False
@@ -185,6 +191,35 @@ class Connection(asyncio.BufferedProtocol):
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
+    @property
+    def unread(self) -> bool:
+        """Whether data has arrived that was not read. The end of the connection is not data."""
+        if self._data:
+            return True
+        if self._ended or self._paused:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN | _HUNG_UP)
+        return any(bits == select.POLLIN for _, bits in poll.poll(0))
+
+    def acknowledge(self) -> None:
+        """Acknowledge data from the server at once from now on, as long as the system does so.
+
+        A server that writes several small packets in a row waits up to 40 ms for the first one to
+        be acknowledged (RFC 896, RFC 1122 section 4.2.3.2), unless it has set TCP_NODELAY.
+        """
+        if _QUICK_ACK and self._tcp:
+            link = self._transport.get_extra_info("socket")
+            link.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+
+    def end(self, data: bytes = b"") -> None:
+        """Send last data and close the connection, at once if the server doesn't read it."""
+        if not self._lost:
+            self._transport.write(data)
+            if self._transport.get_write_buffer_size():
+                self.abort()
+            self._transport.close()
+
     def begin(self) -> None:
         """Begin an exchange."""
         self._kept = self._idle = self.replied = False
@@ -203,6 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         """Note the transport."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a stream socket
         self._transport = transport
+        self._tcp = transport.get_extra_info("socket").family != socket.AF_UNIX
         self.opened = asyncio.get_running_loop().time()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio has no hint
