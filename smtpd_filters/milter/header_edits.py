@@ -2,9 +2,10 @@
 
 An MTA hides its own Received field from milters: it isn't sent, and not counted by changes. It is
 counted by insertions, since their index refers to the message as delivered. smtpd's field is the
-first Received, unless there is none; marks for junk (`X-Spam`) above it are those of smtpd and its
-filters, and are hidden and left alone as well, but not counted by insertions: index 1 is below the
-Received field. What a milter inserts above is an ordinary field for the milters behind it.
+first Received, unless there is none. Marks for junk (`X-Spam`) above it are those of smtpd and its
+filters; they are hidden and left alone as well, but not counted by insertions: index 1 is below the
+Received field. So is the first line of an mbox file, if the client has sent one. What a milter
+inserts above is an ordinary field for the milters behind it.
 
 Invariants
 ----------
@@ -32,6 +33,8 @@ _NAME = re.compile(rb"[!-9;-~]{1,900}+")
 _TEXT = re.compile(rb"[\t -~\x80-\xff]*+")
 _WHITE = (b" ", b"\t")
 _MARK, _RECEIVED = b"x-spam", b"received"
+#: The start of an mbox file's first line (RFC 4155), which smtpd delivers below its own field.
+_MBOX = b"From "
 #: Bytes of a line without its end: RFC 5322 section 2.1.1.
 _LINE = 998
 
@@ -74,12 +77,18 @@ class EditedHeaders:
         for line in lines:
             if rest:
                 rest.append(line)
+            elif line.startswith(_MBOX) and not _FIELD.match(line) and self._at_top():
+                entries.append(_Entry([line], b"", 0, _MARKING))
             elif entries and line.startswith(_WHITE):
                 entries[-1].lines.append(line)
             elif match := _FIELD.match(line):
                 entries.append(_Entry([line], match[1], match.end(), _VISIBLE))
             else:
                 rest.append(line)
+
+    def _at_top(self) -> bool:
+        """Whether nothing of the client's own header has been read yet."""
+        return all(each.key in {_RECEIVED, _MARK} for each in self._entries)
 
     def _hide(self) -> None:
         """Find smtpd's own fields."""

@@ -1,8 +1,8 @@
 """The MTA's side of one milter connection, as a state machine without I/O or clock.
 
-Each method for an event returns the bytes to write, which are empty if the milter doesn't want the
-event; `waiting` says whether an answer is due. `receive` takes what the milter wrote, and `answer`
-returns it, one answer at a time.
+Each method for an event returns the bytes to write, which are without the event if the milter
+doesn't want it; `waiting` says whether an answer is due. `receive` takes what the milter wrote, and
+`answer` returns it, one answer at a time.
 
 Invariants
 ----------
@@ -11,7 +11,8 @@ packet raises MilterError before anything is written; libmilter would reset the 
 *One answer*: an answer is taken only while one is due. Anything else, such as a second answer or
 one to an event without a reply, is a MilterError, and the connection can't be used afterwards.
 *Bounded*: packets, edits, their bytes, a new body and progress have limits for each message.
-*Macros with events*: macros are sent only right before an event that is sent.
+*Macros with events*: macros are sent right before their event, and in its place if the milter
+leaves it out, as by Postfix: a milter may read them later.
 """
 
 from __future__ import annotations
@@ -107,11 +108,17 @@ class MtaSide:
 
     def wants(self, event: bytes) -> bool:
         """Whether the milter is sent this event now."""
-        if self.agreed is None or self.finished:
-            return False
-        if event not in _OF_SESSION and (self.done or event in self._skipped):
-            return False
-        return self.agreed.wants(event)
+        return self._listens(event) and self.agreed is not None and self.agreed.wants(event)
+
+    def _listens(self, event: bytes) -> bool:
+        """Whether the milter has not accepted the session or the message, or skipped the event."""
+        return not self.finished and (
+            event in _OF_SESSION or not (self.done or event in self._skipped)
+        )
+
+    def reached(self, event: bytes) -> bool:
+        """Whether this event, or a later one of the message, has had its turn."""
+        return self._rank >= _RANK[event]
 
     def connect(
         self, host: bytes, family: bytes, port: int, address: bytes, macros: Macros = ()
@@ -200,17 +207,19 @@ class MtaSide:
         self._checked(event, payload)
         ended = event == v.END_OF_BODY
         self._rank = _RANK[event]
-        if not self.wants(event):
+        agreed = self.agreed
+        assert agreed is not None  # noqa: S101  # or else it is out of order
+        if not self._listens(event):
             return b""
-        assert self.agreed is not None  # noqa: S101  # `wants` says so
         if event not in _OF_SESSION:
             self.begun = True
-        if ended or self.agreed.answers(event):
-            self._due = event
-        sent = packet(event, payload)
+        sent = b""
         if macros:
-            names = joined(text for pair in macros for text in pair)
-            sent = packet(v.MACROS, event + names) + sent
+            sent = packet(v.MACROS, event + joined(text for pair in macros for text in pair))
+        if agreed.wants(event):
+            sent += packet(event, payload)
+            if ended or agreed.answers(event):
+                self._due = event
         return sent
 
     # -- receiving -----------------------------------------------------------------------

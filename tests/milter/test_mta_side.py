@@ -121,6 +121,15 @@ def test_an_event_that_is_not_wanted(event: bytes, bit: int) -> None:
     assert all(mta.wants(other) for other in others)
 
 
+def test_macros_of_an_event_that_is_not_wanted() -> None:
+    mta = agreed(v.NO_HELO | v.NO_MAIL)
+    assert mta.helo(b"x", [(b"i", b"1")]) == b"\0\0\0\x06DHi\x001\0"
+    assert mta.helo(b"x") == b""
+    assert not mta.waiting
+    assert mta.mail(b"<>", (), [(b"i", b"1")]) == b"\0\0\0\x06DMi\x001\0"
+    assert mta.abort()
+
+
 @pytest.mark.parametrize(("event", "bit"), v.UNANSWERED.items())
 def test_an_event_without_an_answer(event: bytes, bit: int) -> None:
     mta = agreed(bit)
