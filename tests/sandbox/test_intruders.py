@@ -39,6 +39,7 @@ FILTERS = {
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),
     "rspamd.policy:Rspamd by name": ("message", ["-url", "http://localhost:9"]),
     "rspamd.policy:Rspamd by socket": ("message", ["-url", "/nonexistent/socket"]),
+    "milter.policy:Milter": ("mail-from", ["--milter", "inet:9@127.0.0.1"]),
     "policy.policy:Policy": ("rcpt-to", ["--server", "127.0.0.1:9"]),
     "policy.policy:Policy by program": ("rcpt-to", ["--server", "exec:/bin/true"]),
     "auth.policy:Auth": ("mail-from", []),

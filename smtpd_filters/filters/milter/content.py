@@ -1,0 +1,186 @@
+"""The message on its way through several milters, and what each of them wants of it.
+
+Invariants
+----------
+*In order*: each milter is sent the message with the edits of those before it.
+*All or nothing*: edits are collected and applied after the final answer; a milter that fails or
+refuses has changed nothing.
+*Bounded*: the body is read from the spool in pieces as they are sent, a new one is spooled as it
+arrives, and the protocol bounds the edits (`smtpd_filters.milter.Limits`).
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.message.completion import complete
+from smtpd_filters.message.folding import field_lines
+from smtpd_filters.milter import (
+    AddHeader,
+    AddRecipient,
+    ChangeHeader,
+    ChangeSender,
+    DeleteRecipient,
+    EditedHeaders,
+    InsertHeader,
+    NewBody,
+    Quarantine,
+)
+from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.runtime.pace import pace
+from smtpd_filters.scanning.outcomes import safe
+
+from .links import FailedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smtpd_filters.message import Message
+    from smtpd_filters.message.message import Body
+    from smtpd_filters.milter import Edit
+    from smtpd_filters.milter.answers import EnvelopeEdit, HeaderEdit
+
+#: Units of work (`pace`) for an edit, and lines of the header block, and bytes of a new body, for
+#: one additional unit.
+_EDIT, _LINES_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 200
+#: Notes that the log gets of one message.
+NOTES = 8
+#: The field with the reason for which a milter quarantines a message.
+QUARANTINE = "X-Milter-Quarantine"
+
+
+class Draft:
+    """A message with the edits of the milters that have seen it.
+
+    `host` is the name with which smtpd completes addresses, None if that is not known.
+    """
+
+    def __init__(self, message: Message, host: str | None) -> None:
+        if host:
+            complete(message.headers, host)
+        self._message = message
+        self.headers = EditedHeaders(message.headers.lines(), field_lines)
+        #: Notes about the message for the log.
+        self.notes: list[str] = []
+        #: The reason for which it is to be held; None if it isn't.
+        self.quarantine: str | None = None
+        #: Whether a milter has changed the envelope; the recipients that were deleted and added.
+        self.envelope = False
+        self.deleted: set[bytes] = set()
+        self.added: set[bytes] = set()
+
+    def note(self, text: str) -> None:
+        """Keep a note for the log."""
+        if len(self.notes) < NOTES:
+            self.notes.append(text)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body, with CRLF, in pieces that fit into a packet."""
+        rest = b""
+        for chunk in self._chunks():
+            data = rest + chunk if rest else chunk
+            whole = len(data) - len(data) % v.MAX_PAYLOAD
+            for at in range(0, whole, v.MAX_PAYLOAD):
+                yield data[at : at + v.MAX_PAYLOAD]
+            rest = data[whole:]
+        if rest:
+            yield rest
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.headers.rest:
+            # Lines without a field's name end the header, without an empty line.
+            yield b"\r\n".join([*self.headers.rest, b"", b""])
+        yield from self._message.body(crlf=True)
+
+    async def edit(self, edit: HeaderEdit, *, leading_space: bool) -> None:
+        """Apply an edit of the header; one with an invalid name is noted."""
+        await pace().admit(_EDIT + len(self.headers) // _LINES_PER_UNIT)
+        try:
+            self.headers.apply(edit, leading_space=leading_space)
+        except ValueError:
+            self.note(f"not a header's name: {safe(edit.name, 80)!r}")
+
+    def change_envelope(self, edit: EnvelopeEdit) -> None:
+        """Note a change of the envelope, which smtpd takes from no filter."""
+        self.envelope = True
+        address = edit.address
+        match edit:
+            case ChangeSender():
+                self.note(f"not possible: change sender to {safe(address, 80)}")
+            case AddRecipient():
+                self.added.add(address)
+                self.note(f"not possible: add recipient {safe(address, 80)}")
+            case DeleteRecipient():
+                self.deleted.add(address)
+                self.note(f"not possible: delete recipient {safe(address, 80)}")
+
+    def replace_body(self, body: Body) -> None:
+        """Replace the body. Raises SpoolError."""
+        self._message.replace_body(body)
+        self.headers.drop_rest()
+
+    def new_body(self) -> Body:
+        """Return an empty body to write to."""
+        return self._message.new_body()
+
+    def hold(self) -> None:
+        """Add the field with the reason for a quarantine."""
+        reason = safe(self.quarantine or "")
+        edit = AddHeader(QUARANTINE.encode(), reason.encode() or b"no reason given")
+        self.headers.apply(edit, leading_space=False)
+
+    def store(self) -> None:
+        """Write the edits of the header into the message."""
+        if self.headers.changed:
+            self._message.headers.replace_lines(self.headers.lines())
+
+
+class Wishes:
+    """What one milter wants done to a message; `draft` is None if it was sent nothing of it."""
+
+    def __init__(self, draft: Draft | None) -> None:
+        self._draft = draft
+        self._edits: list[HeaderEdit] = []
+        self._envelope: list[EnvelopeEdit] = []
+        self._body: Body | None = None
+        self._quarantine: str | None = None
+
+    async def take(self, edit: Edit) -> None:
+        """Collect an edit. Raises FailedError if there is nothing to edit, and SpoolError."""
+        draft = self._draft
+        if draft is None:
+            raise FailedError("it edits a message of which it wants nothing")
+        work = _EDIT
+        match edit:
+            case NewBody(data):
+                if self._body is None:
+                    self._body = draft.new_body()
+                self._body.write(data)
+                work += len(data) // _BYTES_PER_UNIT
+            case AddHeader() | InsertHeader() | ChangeHeader():
+                self._edits.append(edit)
+            case Quarantine(reason):
+                self._quarantine = safe(reason)
+            case _:
+                self._envelope.append(edit)
+        await pace().admit(work)
+
+    async def apply(self, *, leading_space: bool) -> None:
+        """Apply everything to the message. Raises SpoolError."""
+        draft = self._draft
+        if draft is None:
+            return
+        for edit in self._edits:
+            await draft.edit(edit, leading_space=leading_space)
+        if self._body is not None:
+            body, self._body = self._body, None
+            draft.replace_body(body)
+        for change in self._envelope:
+            draft.change_envelope(change)
+        if self._quarantine is not None:
+            draft.quarantine = self._quarantine
+
+    def discard(self) -> None:
+        """Release a new body that was not used."""
+        if self._body is not None:
+            self._body.discard()
+            self._body = None

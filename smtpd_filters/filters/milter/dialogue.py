@@ -1,0 +1,319 @@
+"""One milter in one session: brought to each stage, however much of the session it has missed.
+
+A milter is connected to at the first stage that is asked about, and is sent what came before. The
+same happens after its connection was lost, or was closed because others need it, and for stages
+that smtpd doesn't ask this filter about.
+
+Invariants
+----------
+*Refused stays refused*: a refusal of the session or of the message is returned at each later stage
+of it, and the milter isn't asked again.
+*Reset between messages*: ABORT is sent after each message that the milter has seen a part of, so
+that a milter that needs it forgets the message.
+*One retry*: if a milter closes a connection that was used before, the stage is repeated once with a
+new one.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.milter import MilterError, Verdict
+from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.milter.macros import chosen
+
+from .content import Wishes
+from .facts import bracketed, encoded
+from .links import FailedError
+from .outcomes import closing, refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from smtpd_filters.lookups.stream.address import Address
+    from smtpd_filters.milter import Agreement, ReplyCode
+    from smtpd_filters.protocol.decisions import Disconnect, Reject
+
+    from .content import Draft
+    from .facts import Facts
+    from .links import Link, Links
+
+    Refusal: TypeAlias = Reject | Disconnect
+
+_SESSION = frozenset({v.CONNECT, v.HELO})
+_CONTENT = frozenset({v.HEADER, v.END_OF_HEADER, v.BODY, v.END_OF_BODY})
+
+
+class Milter:
+    """One milter as it is configured: its address, its times, its connections.
+
+    `agreed` is the result of the trial at start; None if it was not reached. `discarded` is the
+    decision for a message that it discards, None to accept it.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        links: Links,
+        *,
+        command: float,
+        content: float,
+        discarded: Reject | None,
+    ) -> None:
+        self.address = address
+        self.links = links
+        self.command, self.content = command, content
+        self.discarded = discarded
+        self.agreed: Agreement | None = None
+        self.label = address.label
+
+
+class Dialogue:
+    """The state of one milter in one session."""
+
+    __slots__ = (
+        "_greeted",
+        "_over",
+        "_passed",
+        "_refusal",
+        "_refused",
+        "_sent_to",
+        "_serial",
+        "facts",
+        "failed",
+        "link",
+        "milter",
+    )
+
+    def __init__(self, milter: Milter, facts: Facts) -> None:
+        self.milter = milter
+        self.facts = facts
+        self.link: Link | None = None
+        #: The greeting, and the transaction, that the connection has been sent.
+        self._greeted: str | None = None
+        self._serial = 0
+        #: How many of smtpd's recipients it has been sent; -1 if it is sent each as it comes.
+        self._sent_to = 0
+        #: Whether it has accepted the session; the refusal of the session.
+        self._passed = False
+        self._refusal: Refusal | None = None
+        #: The transaction that it has accepted, and the refusal of one.
+        self._over = 0
+        self._refused: tuple[int, Refusal] | None = None
+        #: The transaction in which it failed: it isn't asked again in the same.
+        self.failed = 0
+
+    def settled(self) -> tuple[bool, Refusal | None]:
+        """Return whether the milter has nothing more to say, and its refusal if there is one."""
+        if self._passed or self._refusal is not None:
+            return True, self._refusal
+        serial = self.facts.serial
+        if self._refused is not None and self._refused[0] == serial:
+            return True, self._refused[1]
+        return serial > 0 and self._over == serial, None
+
+    async def at(
+        self, event: bytes, recipient: str | None = None, draft: Draft | None = None
+    ) -> Refusal | None:
+        """Bring the milter to a stage; return its refusal. Raises FailedError.
+
+        `recipient` is the one that is asked about. At the end of the body `draft` is the message,
+        None if the milter wants nothing of it.
+        """
+        over, refused = self.settled()
+        if over:
+            return refused
+        used = self.link is not None and not self.link.closed
+        try:
+            return await self._in_step(event, recipient, draft)
+        except FailedError as error:
+            if not (used and error.lost):
+                raise
+        return await self._in_step(event, recipient, draft)
+
+    async def _in_step(
+        self, event: bytes, recipient: str | None, draft: Draft | None
+    ) -> Refusal | None:
+        link = self.link
+        if link is None or link.closed:
+            link = await self.milter.links.open()
+            self.link = link
+            self._greeted, self._serial, self._sent_to = None, 0, 0
+        link.use()
+        try:
+            refused = await self._reach(link, event, recipient, draft)
+            await link.flush(self.milter.command)
+        except MilterError as error:  # what can't be said to a milter, such as a long field
+            link.abort()
+            raise FailedError(str(error)) from None
+        except BaseException:  # cancelled as well: an answer may be due
+            link.abort()
+            raise
+        link.rest()
+        return refused
+
+    async def _reach(
+        self, link: Link, event: bytes, recipient: str | None, draft: Draft | None
+    ) -> Refusal | None:
+        for step in (self._session, self._message):
+            over, refused = await step(link, event)
+            if over:
+                return refused
+        if recipient is not None:
+            return await self._recipient(link, recipient)
+        if event == v.RCPT:
+            return None
+        if refused := await self._recipients(link):
+            return refused
+        if event == v.DATA or event in _CONTENT:
+            refused = await self._data(link)
+        if refused or event not in _CONTENT:
+            return refused
+        return await self._content(link, draft)
+
+    async def _session(self, link: Link, event: bytes) -> tuple[bool, Refusal | None]:
+        """Send CONNECT and HELO, as far as they are due."""
+        facts, mta = self.facts, link.mta
+        if self._greeted is None:
+            self._greeted = ""
+            sent = mta.connect(*facts.endpoint(), self._macros(link, v.CONNECT))
+            if self._judged(v.CONNECT, await self._tell(link, sent)):
+                return self.settled()
+        if event != v.CONNECT and facts.identity and facts.identity != self._greeted:
+            await self._tell(link, mta.abort())
+            self._greeted = facts.identity
+            self._serial = 0
+            sent = mta.helo(encoded(facts.identity), self._macros(link, v.HELO))
+            if self._judged(v.HELO, await self._tell(link, sent)):
+                return self.settled()
+        return event in _SESSION, None
+
+    async def _message(self, link: Link, event: bytes) -> tuple[bool, Refusal | None]:
+        """Send MAIL, after an ABORT for the message before, unless it was sent."""
+        facts, mta = self.facts, link.mta
+        if self._serial == facts.serial:
+            return event == v.MAIL, None
+        await self._tell(link, mta.abort())
+        self._serial, self._sent_to = facts.serial, 0
+        macros = self._macros(link, v.MAIL)
+        sent = mta.mail(bracketed(facts.sender), facts.parameters, macros)
+        if self._judged(v.MAIL, await self._tell(link, sent)):
+            return self.settled()
+        replayed = event == v.RCPT and facts.recipients
+        if replayed and (refused := await self._recipients(link)):
+            return True, refused
+        return event == v.MAIL, None
+
+    async def _recipient(self, link: Link, recipient: str) -> Refusal | None:
+        """Send one recipient as it comes; its refusal concerns it alone."""
+        if self._sent_to >= 0:
+            # Those before it have been sent, or else smtpd has accepted none.
+            self._sent_to = -1
+        answer = await self._rcpt(link, recipient)
+        refused = refusal(answer) if answer is not None else None
+        if refused is None:
+            self._judged(v.RCPT, answer)
+            return self.settled()[1]
+        return refused
+
+    async def _recipients(self, link: Link) -> Refusal | None:
+        """Send the recipients that smtpd has accepted, unless each was sent as it came.
+
+        It is too late to refuse one of them: the message is refused instead.
+        """
+        if self._sent_to < 0:
+            return None
+        recipients = self.facts.recipients
+        while self._sent_to < len(recipients):
+            recipient = recipients[self._sent_to]
+            self._sent_to += 1
+            if self._judged(v.RCPT, await self._rcpt(link, recipient)):
+                return self.settled()[1]
+        return None
+
+    async def _rcpt(self, link: Link, recipient: str) -> Verdict | ReplyCode | None:
+        macros = self._macros(link, v.RCPT, recipient)
+        return await self._tell(link, link.mta.rcpt(bracketed(recipient), (), macros))
+
+    async def _data(self, link: Link) -> Refusal | None:
+        if link.mta.reached(v.DATA):
+            return None
+        sent = link.mta.data(self._macros(link, v.DATA))
+        self._judged(v.DATA, await self._tell(link, sent))
+        return self.settled()[1]
+
+    async def _content(self, link: Link, draft: Draft | None) -> Refusal | None:
+        """Send the message, and apply what the milter wants of it."""
+        for step in (self._headers, self._end_of_header, self._body):
+            if await step(link, draft):
+                return self.settled()[1]
+        mta, seconds = link.mta, self.milter.content
+        wishes = Wishes(draft)
+        try:
+            sent = mta.end_of_body(self._macros(link, v.END_OF_BODY))
+            answer = await link.tell(sent, seconds, wishes.take)
+            if not self._judged(v.END_OF_BODY, answer) or not self.settled()[1]:
+                # A refusal makes the edits void.
+                agreed = mta.agreed
+                await wishes.apply(leading_space=bool(agreed and agreed.leading_space))
+        finally:
+            wishes.discard()
+        self._over = self.facts.serial
+        await link.tell(mta.abort(), seconds)
+        return self.settled()[1]
+
+    async def _headers(self, link: Link, draft: Draft | None) -> bool:
+        mta, seconds = link.mta, self.milter.content
+        if draft is not None and mta.wants(v.HEADER):
+            for name, value in draft.headers.fields():
+                if self._judged(v.HEADER, await link.tell(mta.header(name, value), seconds)):
+                    return True
+                if not mta.wants(v.HEADER):
+                    break
+        return False
+
+    async def _end_of_header(self, link: Link, _draft: Draft | None) -> bool:
+        sent = link.mta.end_of_header(self._macros(link, v.END_OF_HEADER))
+        return self._judged(v.END_OF_HEADER, await link.tell(sent, self.milter.content))
+
+    async def _body(self, link: Link, draft: Draft | None) -> bool:
+        mta, seconds = link.mta, self.milter.content
+        if draft is not None and mta.wants(v.BODY):
+            for piece in draft.pieces():
+                if self._judged(v.BODY, await link.tell(mta.body(piece), seconds)):
+                    return True
+                if not mta.wants(v.BODY):
+                    break
+        return False
+
+    def _macros(
+        self, link: Link, event: bytes, recipient: str = ""
+    ) -> Sequence[tuple[bytes, bytes]]:
+        return chosen(event, self.facts.macros(event, recipient), link.mta.agreed)
+
+    async def _tell(self, link: Link, sent: bytes) -> Verdict | ReplyCode | None:
+        return await link.tell(sent, self.milter.command)
+
+    def _judged(self, event: bytes, answer: Verdict | ReplyCode | None) -> bool:
+        """Note an answer; return whether the milter has nothing more to say."""
+        if answer is None:
+            return False
+        if refused := refusal(answer):
+            if event == v.CONNECT:
+                self._refusal = closing(refused)
+            elif event == v.HELO:
+                self._refusal = refused
+            else:
+                self._refused = self.facts.serial, refused
+            return True
+        command = answer.command if isinstance(answer, Verdict) else v.CONTINUE
+        if command == v.ACCEPT and event in _SESSION:
+            self._passed = True
+        elif command == v.ACCEPT:
+            self._over = self.facts.serial
+        elif command == v.DISCARD:
+            if self.milter.discarded is None:
+                self._over = self.facts.serial
+            else:
+                self._refused = self.facts.serial, self.milter.discarded
+        return command in {v.ACCEPT, v.DISCARD}

@@ -1,0 +1,249 @@
+"""Connections to one milter: each belongs to a session, and is kept over its messages.
+
+Invariants
+----------
+*In step*: an event is written only when nothing is unread, and its answer is read only after it
+was written. A milter that breaks the protocol, or an exchange that is cancelled, ends its
+connection.
+*Bounded*: at most so many connections are open; when another is needed, the one that has been idle
+for longest is closed. Its session opens another when it needs one.
+*In time*: a report of progress restarts the time for an answer, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from smtpd_filters.lookups.failover.failures import reason
+from smtpd_filters.lookups.stream.connection import (
+    Connection,
+    LostError,
+    UnconnectedError,
+    connect,
+)
+from smtpd_filters.milter import Agreement, Limits, MilterError, MtaSide, ReplyCode, Verdict
+from smtpd_filters.milter import vocabulary as v
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smtpd_filters.lookups.stream.address import Address
+    from smtpd_filters.milter import Answer, Edit, Offer
+
+#: Bytes of events without an answer that are written together.
+TOGETHER = 1 << 16
+
+
+class FailedError(Exception):
+    """A milter has failed; the text is the cause, without details that differ each time.
+
+    `lost` says that it closed a connection, so that a new one may work.
+    """
+
+    def __init__(self, cause: str, *, lost: bool = False) -> None:
+        super().__init__(cause)
+        self.lost = lost
+
+
+class Links:
+    """The connections to one milter, `limit` at most; `seconds` are for connecting."""
+
+    def __init__(self, address: Address, offer: Offer, *, limit: int, seconds: float) -> None:
+        self._address = address
+        self._offer = offer
+        self._seconds = seconds
+        self._turns = asyncio.Semaphore(limit)
+        self._waiting = 0
+        #: The idle connections, the one that is so for longest first.
+        self._idle: dict[Link, None] = {}
+
+    async def open(self) -> Link:
+        """Return a new connection that has negotiated. Raises FailedError."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turn()
+                try:
+                    connection = await connect(self._address)
+                except BaseException:
+                    self._turns.release()
+                    raise
+                link = Link(self, connection, MtaSide(self._offer, Limits()))
+                try:
+                    await link.negotiate()
+                except BaseException:
+                    link.abort()
+                    raise
+                return link
+        except TimeoutError:
+            raise FailedError(f"no connection after {self._seconds:g} s") from None
+        except UnconnectedError as error:
+            raise FailedError(reason(error.cause, "cannot connect")) from None
+
+    async def _turn(self) -> None:
+        """Wait until another connection may be opened."""
+        if self._turns.locked() and self._idle:
+            next(iter(self._idle)).close()
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+
+    def rest(self, link: Link) -> None:
+        """Note that a connection is idle."""
+        self._idle[link] = None
+        if self._waiting:
+            link.close()
+
+    def resting(self, link: Link) -> bool:
+        """Whether a connection is idle."""
+        return link in self._idle
+
+    def use(self, link: Link) -> None:
+        """Note that a connection is in use."""
+        self._idle.pop(link, None)
+
+    def closed(self, link: Link) -> None:
+        """Note that a connection has been closed."""
+        self._idle.pop(link, None)
+        self._turns.release()
+
+    async def aclose(self) -> None:
+        """Close the idle connections; those in use are closed by their sessions."""
+        for link in list(self._idle):
+            link.close()
+
+
+class Link:
+    """One connection to a milter, and the state of the protocol on it."""
+
+    __slots__ = ("_connection", "_ended", "_links", "_pending", "_size", "closed", "mta")
+
+    def __init__(self, links: Links, connection: Connection, mta: MtaSide) -> None:
+        self._links = links
+        self._connection = connection
+        self.mta = mta
+        self.closed = False
+        #: Whether the session has ended.
+        self._ended = False
+        #: Events without an answer that are still to be written.
+        self._pending: list[bytes] = []
+        self._size = 0
+
+    async def negotiate(self) -> None:
+        """Negotiate. Raises FailedError."""
+        await self._exchange(self.mta.negotiate(), None)
+
+    async def tell(
+        self,
+        sent: bytes,
+        seconds: float,
+        edit: Callable[[Edit], Awaitable[None]] | None = None,
+    ) -> Verdict | ReplyCode | None:
+        """Send an event; return its answer, None if it has none. Raises FailedError.
+
+        `edit` is called with each edit. Events without an answer are sent with the next one that
+        has an answer, or by `flush`.
+        """
+        if not sent:
+            return None
+        if not self.mta.waiting:
+            self._pending.append(sent)
+            self._size += len(sent)
+            if self._size > TOGETHER:
+                await self._timed(seconds, None)
+            return None
+        self._pending.append(sent)
+        return await self._timed(seconds, edit)
+
+    async def flush(self, seconds: float) -> None:
+        """Send events that wait for others. Raises FailedError."""
+        if self._pending:
+            await self._timed(seconds, None)
+
+    async def _timed(
+        self, seconds: float, edit: Callable[[Edit], Awaitable[None]] | None
+    ) -> Verdict | ReplyCode | None:
+        sent = b"".join(self._pending)
+        self._pending, self._size = [], 0
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._exchange(sent, limit, seconds, edit)
+        except TimeoutError:
+            raise FailedError(f"no answer after {seconds:g} s") from None
+
+    async def _exchange(
+        self,
+        sent: bytes,
+        limit: asyncio.Timeout | None,
+        seconds: float = 0.0,
+        edit: Callable[[Edit], Awaitable[None]] | None = None,
+    ) -> Verdict | ReplyCode | None:
+        try:
+            self._check_unread()
+            await self._connection.write(sent)
+            while self.mta.waiting:
+                answer = await self._next()
+                if isinstance(answer, Agreement):
+                    return None
+                if isinstance(answer, Verdict) and answer.command == v.PROGRESS:
+                    if limit is not None:
+                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                elif isinstance(answer, Verdict | ReplyCode):
+                    return answer
+                elif edit is not None:
+                    await edit(answer)
+        except MilterError as error:
+            raise FailedError(str(error)) from None
+        except LostError as error:
+            raise FailedError(reason(error.cause, "closed the connection"), lost=True) from None
+        return None
+
+    def _check_unread(self) -> None:
+        """Raise MilterError if the milter has written something without being asked."""
+        if self._connection.unread:
+            raise MilterError("an answer to nothing")
+
+    async def _next(self) -> Answer | Agreement:
+        """Return the next answer. Raises MilterError and LostError."""
+        while (answer := self.mta.answer()) is None:
+            data = await self._connection.read()
+            if not data:
+                raise LostError
+            self._connection.acknowledge()
+            self.mta.receive(data)
+        return answer
+
+    # -- its life --------------------------------------------------------------------------
+
+    def use(self) -> None:
+        """Begin an exchange."""
+        self._links.use(self)
+
+    def rest(self) -> None:
+        """End an exchange."""
+        if self._ended:
+            self.close()
+        elif not self.closed:
+            self._links.rest(self)
+
+    def end(self) -> None:
+        """Note the end of the session: close the connection, or let its exchange do so."""
+        self._ended = True
+        if self._links.resting(self):
+            self.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if not self.closed:
+            self.closed = True
+            self._connection.abort()
+            self._links.closed(self)
+
+    def close(self) -> None:
+        """Close the connection, with QUIT if nothing is due."""
+        if not self.closed:
+            self.closed = True
+            self._connection.end(b"".join([*self._pending, self.mta.quit()]))
+            self._links.closed(self)

@@ -1,0 +1,410 @@
+"""filter-milter: ask milters, the filters of Sendmail and Postfix.
+
+`smtpd_filters.milter` speaks the protocol; `links` are the connections; `dialogue` brings a milter
+to the stage of a session; `facts` is what it gets, `content` the message and its edits,
+`outcomes` are the replies. `probe` asks at start what a milter wants, so that smtpd is asked for
+nothing else.
+
+Invariants
+----------
+*Never unscanned by accident*: a milter that fails is not passed over, unless the operator chose
+so: `--on-error` decides, for each of them; the others are asked in any case.
+*Lazily*: a milter is connected to at the first stage whose answer matters, by default MAIL.
+Sessions without mail cost nothing, and the greeting, TLS and login are known by then.
+*First refusal*: milters are asked in order, and the first refusal ends it.
+*Content at the end*: a refusal of the content is sent at `commit`, and the lines go back unchanged.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.checks.exemptions import exempt_option, exempted
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.main import run
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
+from smtpd_filters.protocol.decisions import reply as smtp_reply
+from smtpd_filters.runtime.log import outcome
+from smtpd_filters.scanning.options import envelope_option
+from smtpd_filters.scanning.outcomes import ENVELOPE
+from smtpd_filters.settings import (
+    INTEGER,
+    LIST,
+    MAX_DEADLINE,
+    SECONDS,
+    TEXT,
+    Settings,
+    choice,
+    option,
+)
+
+from .endpoints import ENDPOINT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.message import Message
+    from smtpd_filters.protocol.decisions import Answer, ContentAnswer
+    from smtpd_filters.sandbox import Needs
+    from smtpd_filters.session import Session
+
+    from .content import Draft
+    from .dialogue import Dialogue
+    from .dialogue import Milter as Configured
+    from .facts import Facts
+
+#: Seconds for all trials at start: smtpd waits for its filters.
+TRIALS = 10.0
+#: The decisions about a message that a milter quarantines, by `--quarantine`.
+HELD = {
+    "tempfail": Reject(smtp_reply(451, "4.7.1", "Message held for review, please try again later")),
+    "reject": Reject(smtp_reply(550, "5.7.1", "Message rejected")),
+}
+#: The reports that the facts are made of; that of commands has the parameters of MAIL.
+REPORTS = (
+    "link-greeting", "link-identify", "link-tls", "link-auth", "tx-begin", "protocol-client",
+)  # fmt: skip
+
+
+class Milter(Filter):
+    """Ask milters, the filters of Sendmail and Postfix."""
+
+    name = "milter"
+    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
+    deadline = MAX_DEADLINE
+    early = False  # milters count what they are asked, and see what comes before
+
+    class Options(Settings):
+        """The milters, when and how they are asked, and what becomes of what smtpd can't do."""
+
+        milter = option(
+            LIST(ENDPOINT),
+            required=True,
+            help="A milter: inet:HOST:PORT or unix:PATH as in Postfix, or inet:PORT@HOST as in the "
+            "configuration of milters. If given several times, they are asked in this order, and "
+            "each sees the edits of those before it.",
+        )
+        connect_timeout = option(
+            SECONDS(low=0.01, high=MAX_DEADLINE),
+            default=30.0,
+            help="How long to wait for a connection to a milter and its first answer.",
+        )
+        command_timeout = option(
+            SECONDS(low=0.01, high=MAX_DEADLINE),
+            default=30.0,
+            help="How long to wait for a milter's answer to a command: connection, greeting, "
+            "sender, recipient, DATA.",
+        )
+        content_timeout = option(
+            SECONDS(low=0.01, high=MAX_DEADLINE),
+            default=MAX_DEADLINE,
+            help="How long to wait for a milter's answer to a part of a message. A milter that "
+            "reports progress has this time again, up to --deadline.",
+        )
+        exempt = exempt_option(what="Clients about which milters aren't asked")
+        first_phase = option(
+            choice("connect", "helo", "mail-from"),
+            default="mail-from",
+            help="The first phase at which milters are asked. With connect, a milter that refuses "
+            "a client does so before its greeting, but it doesn't know the name in smtpd's "
+            "greeting yet, and is asked about clients that send no mail.",
+        )
+        recipients = option(
+            choice("asked", "accepted"),
+            default="asked",
+            help="Which recipients milters are asked about: each one that the client names, before "
+            "smtpd itself may refuse it; or those that smtpd has accepted, when the client sends "
+            "DATA, and then a milter that refuses one refuses the message.",
+        )
+        discard = option(
+            choice("reject", "accept"),
+            default="reject",
+            help="What to do with a message that a milter discards, which smtpd can't: refuse it, "
+            "or accept it.",
+        )
+        quarantine = option(
+            choice("junk", "tempfail", "reject", "accept"),
+            default="junk",
+            help="What to do with a message that a milter quarantines; smtpd can't hold mail. "
+            "Unless it is refused, it gets the milter's reason in the field X-Milter-Quarantine.",
+        )
+        envelope_changes = envelope_option()
+        daemon_name = option(
+            TEXT,
+            default="",
+            help="The value of the macro {daemon_name}, by which a milter may choose its policy; "
+            "by default the name in smtpd's greeting.",
+        )
+        protocol_version = option(
+            INTEGER(low=2, high=6),
+            default=6,
+            help="The newest version of the milter protocol to offer; some old milters refuse a "
+            "newer one than theirs.",
+        )
+        connections = option(
+            INTEGER(low=1, high=10000),
+            default=100,
+            help="How many connections to a milter are open at a time. Beyond that the one that "
+            "has been idle for longest is closed, and opened again when its session needs it.",
+        )
+
+    settings: Options
+
+    _milters: list[Configured]
+
+    @classmethod
+    def outcomes(cls) -> tuple[Outcome, ...]:
+        """Return the choices of `--on-error`.
+
+        `commit` allows no mark, but is registered only if there is none to make.
+        """
+        return ("proceed", "junk", "tempfail")
+
+    def setup(self) -> Registration:
+        """Ask the milters what they want, and register that."""
+        from socket import gethostname
+
+        from smtpd_filters.milter import Offer  # not for --help
+
+        from .dialogue import Milter as Configured
+        from .links import Links  # imports asyncio
+        from .outcomes import DISCARDED
+
+        settings = self.settings
+        self._host = gethostname()
+        offer = Offer.of(settings.protocol_version)
+        self._milters = [
+            Configured(
+                address,
+                Links(address, offer, limit=settings.connections, seconds=settings.connect_timeout),
+                command=settings.command_timeout,
+                content=settings.content_timeout,
+                discarded=Reject(DISCARDED) if settings.discard == "reject" else None,
+            )
+            for address in settings.milter
+        ]
+        self._try(offer)
+        return Registration(self._phases(), reports=REPORTS)
+
+    def _try(self, offer: object) -> None:
+        """Negotiate with each milter, to learn what it wants."""
+        from time import monotonic
+
+        from smtpd_filters.milter.vocabulary import ENVELOPE as CHANGES
+
+        from .probe import NoAgreementError, probe
+
+        until = monotonic() + TRIALS
+        for milter in self._milters:
+            seconds = min(self.settings.connect_timeout, max(until - monotonic(), 0.01))
+            try:
+                milter.agreed = probe(milter.address, offer, seconds)  # type: ignore[arg-type]
+            except NoAgreementError as error:
+                self.log.event(
+                    "not reached at start: registering all phases",
+                    milter=milter.label,
+                    cause=str(error),
+                )
+                continue
+            if milter.agreed.actions & CHANGES:
+                self.log.event(
+                    "may change envelopes, which smtpd takes from no filter",
+                    milter=milter.label,
+                    then=self.settings.envelope_changes,
+                )
+
+    def _phases(self) -> set[str]:
+        from .phases import wanted
+
+        return wanted(
+            [milter.agreed for milter in self._milters],
+            first=self.settings.first_phase,
+            recipients=self.settings.recipients,
+            marks=self.on_error == "junk",
+        )
+
+    def needs(self, needs: Needs) -> None:
+        """Declare a descriptor for each connection; the option `milter` declares the addresses."""
+        needs.to_open(self.settings.connections * len(self.settings.milter))
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        for milter in self._milters:
+            await milter.links.aclose()
+
+    # -- phases ------------------------------------------------------------------------------
+
+    async def connect(self, session: Session) -> Answer:
+        """Ask about the client."""
+        from smtpd_filters.milter.vocabulary import CONNECT
+
+        return await self._at(session, CONNECT)
+
+    async def helo(self, session: Session, identity: str) -> Answer:
+        """Ask about the greeting."""
+        from smtpd_filters.milter.vocabulary import HELO
+
+        self._state(session).facts.identity = identity
+        return await self._at(session, HELO)
+
+    ehlo = helo
+
+    async def mail_from(self, session: Session, address: str) -> Answer:
+        """Ask about the sender."""
+        from smtpd_filters.milter.vocabulary import MAIL
+
+        self._state(session).facts.begin(address)
+        return await self._at(session, MAIL)
+
+    async def rcpt_to(self, session: Session, address: str) -> Answer:
+        """Ask about a recipient."""
+        from smtpd_filters.milter.vocabulary import RCPT
+
+        return await self._at(session, RCPT, address)
+
+    async def data(self, session: Session) -> Answer:
+        """Ask at DATA."""
+        from smtpd_filters.milter.vocabulary import DATA
+
+        return await self._at(session, DATA)
+
+    async def message(self, session: Session, message: Message) -> ContentAnswer:
+        """Pass the message through the milters."""
+        from smtpd_filters.milter.vocabulary import END_OF_BODY
+
+        from .content import Draft
+
+        if why := self.settings.exempt.reason(session):
+            return exempted(self, why)
+        draft = Draft(message, session.server_name)
+        decision = await self._all(session, END_OF_BODY, None, draft)
+        if isinstance(decision, Proceed | Junk):
+            return self._finished(session, draft, decision)
+        return decision
+
+    async def commit(self, session: Session) -> Proceed | Reject | Disconnect:
+        """Ask milters that want nothing of a message."""
+        from smtpd_filters.milter.vocabulary import END_OF_BODY
+
+        decision = await self._at(session, END_OF_BODY)
+        return PROCEED if isinstance(decision, Junk) else decision
+
+    def link_disconnect(self, session: Session) -> None:
+        """Close the connections of the session."""
+        state = session.scratch.pop(self, None)
+        if state is not None:
+            for dialogue in state.dialogues:
+                if dialogue.link is not None:
+                    dialogue.link.end()
+
+    # -- inner parts -------------------------------------------------------------------------
+
+    def _state(self, session: Session) -> _State:
+        state = session.scratch.get(self)
+        if state is None:
+            from .dialogue import Dialogue
+            from .facts import Facts
+
+            facts = Facts(
+                session,
+                host=self._host,
+                daemon=self.settings.daemon_name,
+                version=self.smtpd.get("smtpd-version", ""),
+            )
+            dialogues = [Dialogue(milter, facts) for milter in self._milters]
+            state = session.scratch[self] = _State(facts, dialogues)
+        found: _State = state
+        return found
+
+    async def _at(self, session: Session, event: bytes, recipient: str | None = None) -> Answer:
+        """Ask all milters at a phase, unless the client is exempt."""
+        if why := self.settings.exempt.reason(session):
+            return exempted(self, why)
+        return await self._all(session, event, recipient, None)
+
+    async def _all(
+        self, session: Session, event: bytes, recipient: str | None, draft: Draft | None
+    ) -> Answer:
+        """Bring all milters to a stage; return the first refusal."""
+        state = self._state(session)
+        state.facts.update()
+        result: Proceed | Junk = PROCEED
+        for dialogue in state.dialogues:
+            decision = await self._ask(session, dialogue, event, recipient, draft)
+            if isinstance(decision, Reject | Disconnect):
+                return decision.because(dialogue.milter.label)
+            if isinstance(decision, Junk):
+                result = decision
+        return result
+
+    async def _ask(
+        self,
+        session: Session,
+        dialogue: Dialogue,
+        event: bytes,
+        recipient: str | None,
+        draft: Draft | None,
+    ) -> Proceed | Junk | Reject | Disconnect:
+        """Bring one milter to a stage; return its refusal, or the decision of `--on-error`."""
+        from .links import FailedError
+
+        serial = dialogue.facts.serial
+        if serial and dialogue.failed == serial:
+            return PROCEED  # it has been answered for in this transaction
+        try:
+            return await dialogue.at(event, recipient, draft) or PROCEED
+        except FailedError as error:
+            cause = f"{dialogue.milter.label}: {error}"
+        if self.on_error == "tempfail":
+            raise UnavailableError(cause)
+        dialogue.failed = serial
+        decision = JUNK if self.on_error == "junk" else PROCEED
+        phase = "message" if draft is not None else "milter"
+        self.log.failure(cause, phase, session.id, outcome(decision, dry=False), cause=cause)
+        return decision
+
+    def _finished(
+        self, session: Session, draft: Draft, decision: Proceed | Junk
+    ) -> Proceed | Junk | Reject:
+        """Apply the edits of all milters; return the decision about the message."""
+        settings = self.settings
+        notes = "; ".join(draft.notes)
+        held = draft.quarantine is not None
+        if held and (refused := HELD.get(settings.quarantine)):
+            return refused.because(f"quarantined: {draft.quarantine}")
+        if draft.envelope and settings.envelope_changes == "tempfail":
+            return ENVELOPE.because(notes)
+        recipients = {b"<%b>" % each.encode("utf-8", "surrogateescape") for each in _to(session)}
+        if recipients and recipients <= draft.deleted and not draft.added:
+            from .outcomes import DISCARDED
+
+            if settings.discard == "reject":
+                return Reject(DISCARDED).because("all recipients deleted")
+        if held:
+            draft.hold()
+            notes = "; ".join([f"quarantined: {draft.quarantine}", *draft.notes])
+            if settings.quarantine == "junk":
+                decision = JUNK
+        draft.store()
+        return decision.because(notes) if notes else decision
+
+
+class _State:
+    """The state of one session."""
+
+    __slots__ = ("dialogues", "facts")
+
+    def __init__(self, facts: Facts, dialogues: list[Dialogue]) -> None:
+        self.facts = facts
+        self.dialogues = dialogues
+
+
+def _to(session: Session) -> Sequence[str]:
+    return session.tx.recipients if session.tx else ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-milter."""
+    return run(Milter, argv=argv)

@@ -1,0 +1,315 @@
+"""Milters that are down, slow, out of step, or something else, none of which is passed over."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.filters.milter import Milter
+from smtpd_filters.milter import AddHeader, Agreement, NewBody, Verdict
+from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.testing import Conversation
+
+from .stub import PATIENCE, Stub, milter
+from .test_policy import (
+    ACCEPT,
+    CONTINUE,
+    LATER,
+    NO,
+    REFUSED,
+    SILENT,
+    at_end,
+    deliver,
+    greeted,
+    send,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from smtpd_filters.milter import Event
+
+    from .stub import Seen
+
+EVENTS = [v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA, v.HEADER, v.END_OF_HEADER, v.BODY]
+ALL = [*EVENTS, v.END_OF_BODY]
+EVERY = pytest.mark.parametrize("event", ALL)
+
+
+def outcome(stub: Stub, *flags: str) -> tuple[str, str]:
+    """Send a message as far as it gets; return the refusal and the log."""
+    with Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+        there = greeted(smtpd)
+        said = there.mail_from("bob@example.net").reply
+        said = said or there.rcpt_to("alice@example.org").reply
+        said = said or there.message(b"A: b\r\n\r\nbody\r\n").reply
+        return said, "\n".join(smtpd.log)
+
+
+@EVERY
+def test_hanging_up(event: bytes) -> None:
+    with milter(answers={event: None}) as stub:
+        said, log = outcome(stub)
+        assert said == LATER
+        assert "closed the connection" in log
+        assert outcome(stub, "--on-error", "proceed")[0] == ""
+
+
+@EVERY
+def test_silence(event: bytes) -> None:
+    flags = ("--command-timeout", "0.05", "--content-timeout", "0.05")
+    with milter(answers={event: b""}) as stub:
+        said, log = outcome(stub, *flags)
+        assert said == LATER
+        assert "no answer after 0.05 s" in log
+        assert outcome(stub, *flags, "--on-error", "proceed")[0] == ""
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (b"UNKNOWN COMMAND\n", 'not a milter: it sends \\"UNKN\\"'),
+        (b"\0\0\0\0", "a packet of 0 bytes"),
+        (b"\xff\xff\xff\xff", "a packet of 4294967295 bytes"),
+        (Verdict(b"c").encode() + Verdict(b"c").encode(), "a second answer"),
+        (b"\0\0\0\1O", 'an unknown answer \\"O\\"'),
+        (b"\0\0\0\6y250 \0", "an invalid reply"),
+    ],
+)
+def test_nonsense(event: bytes, answer: bytes, cause: str) -> None:
+    with milter(answers={event: answer}) as stub:
+        said, log = outcome(stub)
+        assert said == LATER
+        assert cause in log
+        assert outcome(stub, "--on-error", "proceed")[0] == ""
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_edits_before_the_end(event: bytes) -> None:
+    with milter(answers={event: AddHeader(b"A", b"b").encode() + CONTINUE}) as stub:
+        assert outcome(stub)[0] == LATER
+
+
+@pytest.mark.parametrize("event", [v.CONNECT, v.MAIL, v.HEADER, v.BODY])
+def test_an_answer_where_it_said_that_there_is_none(event: bytes) -> None:
+    """At the latest the second message notices it, and the connection isn't used again."""
+    ended = threading.Event()
+
+    def script(at: Event, _seen: Seen) -> bytes:
+        if at.command == v.ABORT:
+            ended.set()
+        return ACCEPT if at.command == event else stub.usual(at)
+
+    with (
+        milter(SILENT, script=script) as stub,
+        Conversation(Milter, "--milter", stub.address) as smtpd,
+    ):
+        there = greeted(smtpd)
+        first = send(there).reply
+        assert first or ended.wait(PATIENCE)
+        assert LATER in {first, send(there).reply}
+        assert any("an answer to nothing" in line or "a second" in line for line in smtpd.log)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        [AddHeader(b"A", b"b")] * 1001,
+        [AddHeader(b"A", b"b" * 60_000)] * 20,
+        [NewBody(b"")] * 66_000,
+        [NewBody(b"b" * 65_000)] * 1040,
+        [Verdict(v.PROGRESS)] * 10_001,
+    ],
+)
+def test_a_flood(flood: list[AddHeader]) -> None:
+    with milter(answers=at_end(*flood, Verdict(v.ACCEPT))) as stub:
+        said, log = outcome(stub)
+        assert said == LATER
+        assert "more than" in log
+
+
+def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
+    release = threading.Event()
+
+    def script(event: Event, _seen: Seen) -> bytes:
+        if event.command == v.END_OF_BODY:
+            for link in list(stub._open):  # to write at intervals
+                for _ in range(6):
+                    link.sendall(Verdict(v.PROGRESS).encode())
+                    release.wait(0.05)
+        return stub.usual(event)
+
+    with milter(script=script) as stub:
+        assert outcome(stub, "--content-timeout", "0.2")[0] == ""
+        said, log = outcome(stub, "--content-timeout", "0.2", "--deadline", "0.1")
+        assert said == LATER
+        assert "not done after 0.1 s" in log
+
+
+def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        port = int(stub.address.partition(":")[2].partition("@")[0])
+        there = greeted(smtpd)
+        send(there)
+        stub.stop()
+        stub.listen(port=port)
+        send(there)
+        there.mail_from("bob@example.net")
+        there.rcpt_to("alice@example.org")
+        stub.stop()
+        stub.listen(port=port)
+        there.rcpt_to("carol@example.org")
+        stub.stop()
+        stub.listen(port=port)
+        assert there.message().unchanged
+    commands = [seen.commands for seen in stub.connections]
+    assert commands == [b"CHMRTLLNBEA", b"CHMRTLLNBEAMR", b"CHMRR", b"CHMRRTLNBEAQ"]
+    assert stub.connections[2].fields(v.RCPT) == [
+        (b"<alice@example.org>",),
+        (b"<carol@example.org>",),
+    ]
+
+
+def test_killed_in_the_middle_of_a_message_and_back_at_once() -> None:
+    """The message is sent again once; a milter that dies of it is not asked for ever."""
+
+    def script(event: Event, seen: Seen) -> bytes | None:
+        if event.command == v.BODY and (always or seen is stub.connections[0]):
+            return None
+        if event.command == v.END_OF_BODY:
+            return AddHeader(b"X", b" y").encode() + ACCEPT
+        return stub.usual(event)
+
+    always = False
+    with milter(script=script) as stub:
+        mail = deliver(stub)
+        assert mail.headers.get_all("X") == ["y"]
+    always = True
+    with milter(script=script) as stub:
+        assert outcome(stub)[0] == LATER
+    assert len(stub.connections) == 2
+
+
+def test_down_and_up_again() -> None:
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        port = int(stub.address.partition(":")[2].partition("@")[0])
+        stub.stop()
+        there = greeted(smtpd)
+        assert there.mail_from("bob@example.net").reply == LATER
+        assert "cause=" in smtpd.log[-1]
+        assert "connection refused" in smtpd.log[-1]
+        stub.listen(port=port)
+        assert send(there).unchanged
+
+
+def test_one_that_is_down_does_not_keep_others_from_refusing() -> None:
+    with milter() as down:
+        pass
+    with milter(answers={v.BODY: NO}) as stub:
+        flags = ("--milter", down.address, "--on-error", "proceed")
+        assert outcome(stub, *flags)[0] == REFUSED
+    edits = at_end(AddHeader(b"X", b" y"), Verdict(v.ACCEPT))
+    with milter(answers=edits) as stub:
+        assert (
+            deliver(stub, "--milter", down.address, "--on-error", "proceed").headers.get("X") == "y"
+        )
+        mail = deliver(stub, "--milter", down.address, "--on-error", "junk")
+        assert mail.headers.get("X") == "y"
+        assert mail.headers.get("X-Spam") == "Yes"
+        assert deliver_reply(stub, down) == LATER
+
+
+def deliver_reply(stub: Stub, down: Stub) -> str:
+    """Return the refusal with a second milter that is down."""
+    return outcome(stub, "--milter", down.address)[0]
+
+
+def test_a_milter_that_never_negotiates() -> None:
+    with milter(b"") as stub:
+        flags = ("--connect-timeout", "0.05")
+        said, log = outcome(stub, *flags)
+        assert said == LATER
+        assert "no connection after 0.05 s" in log
+
+
+@pytest.mark.parametrize(
+    "agreement",
+    [
+        b"UNKNOWN COMMAND\n",
+        b"HTTP/1.1 400 Bad\r\n",
+        Agreement(7),
+        Agreement(6, 0x8000),
+        b"\0\0\0\1c",
+    ],
+)
+def test_no_milter_at_all(agreement: bytes) -> None:
+    with milter(agreement) as stub:
+        assert outcome(stub)[0] == LATER
+        assert outcome(stub, "--on-error", "proceed")[0] == ""
+
+
+def test_a_field_that_fits_into_no_packet() -> None:
+    with milter() as stub:
+        long = b"A: " + b"\r\n ".join([b"x" * 900] * 80)
+        with Conversation(Milter, "--milter", stub.address) as smtpd:
+            assert send(greeted(smtpd), long + b"\r\n\r\n").reply == LATER
+            assert "bytes in one packet" in smtpd.log[-1]
+
+
+def test_few_connections_for_many_sessions() -> None:
+    few = ("--connections", "2")
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *few) as smtpd:
+        clients = [greeted(smtpd) for _ in range(5)]
+        for there in clients:
+            there.mail_from("bob@example.net")
+        for there in clients:
+            there.rcpt_to("alice@example.org")
+        for there in clients:
+            assert there.message().unchanged
+    assert len(stub.connections) > 5
+    assert sum(seen.commands.count(v.END_OF_BODY) for seen in stub.connections) == 5
+
+
+def test_a_client_that_goes_away_ends_the_connection() -> None:
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        there = greeted(smtpd)
+        there.mail_from("bob@example.net")
+        there.disconnect()
+    assert stub.seen.commands == b"CHMQ"
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket at which nobody accepts."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        yield listener
+
+
+def test_nobody_accepts(tmp_path: Path) -> None:
+    with listening(tmp_path / "m"):
+        stub = Stub()
+        stub.address = str(tmp_path / "m")
+        said, _ = outcome(stub, "--connect-timeout", "0.05")
+        assert said == LATER
+
+
+def test_a_packet_a_byte_at_a_time() -> None:
+    def script(event: Event, _seen: Seen) -> bytes:
+        if event.command == v.END_OF_BODY:
+            data = AddHeader(b"X", b" y").encode() + ACCEPT
+            for link in list(stub._open):  # to write bytes
+                for at in range(len(data)):
+                    link.sendall(data[at : at + 1])
+            return b""
+        return stub.usual(event)
+
+    with milter(script=script) as stub:
+        assert deliver(stub).headers.get("X") == "y"
