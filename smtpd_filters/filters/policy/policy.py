@@ -227,8 +227,13 @@ class Policy(Filter):
             "protocol_state": "END-OF-MESSAGE",
             "size": str(message.stored),
         }
-        decision = await self._ask(session, "message", values)
-        if self.settings.prepend == "add" and decision.verb in ("proceed", "junk"):
+        try:
+            decision = await self._ask(session, "message", values)
+        except UnavailableError as error:
+            self._prepend(session, message.headers)  # the fields of earlier stages
+            error.keeps_edits = True
+            raise
+        if decision.verb in ("proceed", "junk"):
             self._prepend(session, message.headers)
         return decision
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smtpd_filters.filters.policy import Policy
+from smtpd_filters.filters.policy.servers import SERVER
+from smtpd_filters.runtime.probes import Answer, ask
 from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.client import Delivery
 from tests.filters.executables import complaint
@@ -246,6 +249,17 @@ def test_fields_in_the_order_of_postfix(server: Scripted) -> None:
     assert sum("not a header field" in line for line in smtpd.log) == 1
 
 
+def test_fields_of_earlier_stages_stay_if_the_last_one_fails(server: Scripted) -> None:
+    server.script = lambda request: (
+        action("PREPEND X-A: b") if request["protocol_state"] == "RCPT" else (b"", True)
+    )
+    flags = (*stages("rcpt-to", "end-of-message"), "--on-error", "proceed")
+    with conversation(server, *flags) as smtpd:
+        client = greeted(smtpd)
+        assert not rcpt(client).refused
+        assert client.message(MESSAGE).headers.get("X-A") == "b"
+
+
 def test_fields_are_bounded(server: Scripted) -> None:
     server.script = lambda request: action(f"PREPEND X-{request['recipient']}: {'x' * 3000}")
     with conversation(server) as smtpd:
@@ -337,3 +351,21 @@ def test_a_port_alone_is_one_of_this_machine(server: Scripted) -> None:
     with Conversation(Policy, "--server", f"inet:{server.port}") as smtpd:
         assert not rcpt(greeted(smtpd)).refused
     assert len(server.seen) == 1
+
+
+def test_each_server_is_reached_by_check_online(server: Scripted) -> None:
+    names = (server.name, "/nonexistent", "exec:/bin/cat")
+
+    async def run() -> list[Answer]:
+        filter_ = Policy(Policy.Options(server=tuple(map(SERVER.parse, names))))
+        try:
+            return await ask(Policy._client.probes(filter_))
+        finally:
+            await filter_._client.aclose()
+
+    assert [(each.subject, each.fault) for each in asyncio.run(run())] == [
+        (f"policy server {server.name}", ""),
+        ("policy server /nonexistent", "[Errno 2] No such file or directory"),
+        ("policy server /bin/cat", ""),
+    ]
+    assert not server.seen
