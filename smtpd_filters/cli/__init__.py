@@ -6,8 +6,8 @@ shells' completions are generated from the same declarations.
 
 Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `auth` a message that would
 not pass, `replay` a difference, `list` a filter that can't be loaded, or `why` nothing, 2 for an
-invalid flag or file, 3 if a replayed filter would have ended or hung smtpd, or if a look-up of
-`auth` failed. `learn` uses those of sysexits(3), and `run` those of the filter.
+invalid flag or file, 3 if a replayed filter would have ended or hung smtpd, or if `auth` or `table`
+could not look something up. `learn` uses those of sysexits(3), and `run` those of the filter.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ VERBS = {
     "replay": "replay",
     "run": "run",
     "stats": "stats",
+    "table": "table",
     "tail": "tail",
     "web": "web",
     "why": "why",

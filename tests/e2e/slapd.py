@@ -59,11 +59,18 @@ def free_port() -> int:
 class Slapd:
     """The server; `folder` is for its files, and short enough for a unix socket's path."""
 
-    def __init__(self, folder: Path, people: str = "", *, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        people: str = "",
+        *,
+        certificate: Path | None = None,
+        at: Path | None = None,
+    ) -> None:
         self._folder = folder
         self.port = free_port()
         self.tls_port = free_port() if certificate else 0
-        self.socket = folder / "s"
+        self.socket = at or folder / "s"
         (folder / "db").mkdir()
         lines = [
             f"include /etc/ldap/schema/{s}.schema" for s in ("core", "cosine", "inetorgperson")

@@ -132,13 +132,15 @@ class Request:
 class Program:
     """The side of a table program."""
 
-    __slots__ = ("_lines", "configured", "table")
+    __slots__ = ("_lines", "configured", "invalid", "table")
 
     def __init__(self) -> None:
         self._lines = _Lines()
         #: Whether smtpd has sent its whole configuration, and the table's name.
         self.configured = False
         self.table = ""
+        #: What was wrong with the last line that was no request; "" if all were.
+        self.invalid = ""
 
     @staticmethod
     def registration(services: Iterable[str]) -> bytes:
@@ -147,7 +149,10 @@ class Program:
         return "".join((*lines, "register|ready\n")).encode()
 
     def receive(self, data: bytes) -> Iterator[Request]:
-        """Yield requests. Raises LineError for a line without a number to answer."""
+        """Yield requests; a line without a number to answer is noted in `invalid`.
+
+        Raises LineError for a line that is too long.
+        """
         for line in self._lines.lines(data):
             if line.startswith("config|"):
                 name, _, value = line[7:].partition("|")
@@ -155,7 +160,12 @@ class Program:
                     self.table = value
                 self.configured |= name == "ready"
                 continue
-            yield _request(line)
+            try:
+                request = _request(line)
+            except LineError as error:
+                self.invalid = str(error)
+            else:
+                yield request
 
 
 def _request(line: str) -> Request:

@@ -15,6 +15,9 @@ import asyncio
 import contextlib
 import shlex
 import shutil
+import signal
+from pathlib import Path
+from threading import current_thread, main_thread
 from time import time
 from typing import TYPE_CHECKING
 
@@ -103,6 +106,7 @@ class TableProgram(Backend):
             if loop.time() < self._started + _PAUSE:
                 return "the program has ended"
             self._started = loop.time()
+            _wait_for_children()
             async with asyncio.timeout(self.timeout):
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -132,8 +136,11 @@ class TableProgram(Backend):
             self._starting = None
 
     def declare(self, needs: Needs) -> None:
-        """Declare the program; what it needs itself isn't known."""
+        """Declare the program and the files that it is given; what else it needs isn't known."""
         needs.to_run(self._command[0])
+        for word in self._command[1:]:
+            if word[0:1] == "/" and Path(word).exists():
+                needs.to_read(word)  # its configuration
         needs.to_start_threads(2)
         needs.to_open(4)
 
@@ -151,6 +158,12 @@ class TableProgram(Backend):
     def _forget(self) -> None:
         """Drop the children that have ended."""
         self._children = {each for each in self._children if not each.reaped}
+
+
+def _wait_for_children() -> None:
+    """Have the system keep the status of ended children, if the parent has had it dropped."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN and current_thread() is main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class _Child:

@@ -7,6 +7,7 @@ import time
 RESULTS = {
     "error.example": "error|database is down",
     "example.org": "found",
+    "trap@example.org": "found",
     "joe": "found|joe@example.org, j@example.org",
     "pid": f"found|{os.getpid()}",
 }

@@ -62,6 +62,13 @@ def test_requests_of_smtpd(line: str, request_: tuple[str, str, str]) -> None:
     assert found.answer("ok").startswith(f"{found.verb}-result|58ac03a5|ok".encode())
 
 
+def test_requests_behind_an_invalid_line_are_answered() -> None:
+    program = Program()
+    (found,) = program.receive(b"nonsense\ntable|0.1|1.5|t|check|alias|58ac03a5|joe\n")
+    assert found.key == "joe"
+    assert program.invalid == "an invalid request, 'nonsense'"
+
+
 def test_answers_of_other_programs() -> None:
     host = Host()
     lines = b"register|alias\nregister|ready\nlookup-result|1|error\ncheck-result|2|found\n"

@@ -134,6 +134,7 @@ def test_mistakes_are_found_at_start() -> None:
     table.remote.declare(needs)
     assert needs.runs
     assert needs.programs == [sys.executable]
+    assert needs.read == [PROGRAM.partition(" ")[2]]
 
 
 def test_in_a_filter() -> None:

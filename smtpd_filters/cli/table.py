@@ -1,0 +1,214 @@
+"""`smtpd-filters table`: ask a table as a filter would, and serve tables to smtpd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, operand, option
+from smtpd_filters.settings.kinds import printable
+from smtpd_filters.tables import (
+    AddressTable,
+    DomainTable,
+    HostTable,
+    IPTable,
+    MappingTable,
+    NetworkTable,
+    RegexTable,
+    StringTable,
+    parse,
+)
+
+from .verb import Verb
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from smtpd_filters.tables import Table
+
+GET, LIST, CHECK, SERVE = ACTIONS = ("get", "list", "check", "serve")
+KINDS: dict[str, type[Table]] = {
+    "domains": DomainTable,
+    "hosts": HostTable,
+    "addresses": AddressTable,
+    "networks": NetworkTable,
+    "ips": IPTable,
+    "regex": RegexTable,
+    "strings": StringTable,
+    "mapping": MappingTable,
+}
+#: Exit statuses: the key is not in the table, and the table could not be asked.
+ABSENT, UNAVAILABLE = 1, 3
+#: Kinds without look-ups by key.
+_LOADED = frozenset({"networks", "ips", "regex"})
+
+
+class Options(Settings):
+    """What to do with which table."""
+
+    action = operand(
+        choice(*ACTIONS),
+        required=True,
+        metavar="ACTION",
+        help="get looks a key up as a filter would, and says where the answer came from and how "
+        "long it took; list prints all entries that can be listed; check only opens the table; "
+        "serve speaks the protocol of smtpd's table programs on stdin and stdout.",
+    )
+    table = operand(
+        TEXT,
+        required=True,
+        metavar="TABLE",
+        help="The table, as in a filter's flag: file:PATH, sqlite:PATH and so on.",
+    )
+    key = operand(TEXT, default="", metavar="KEY", help="For get: the key.")
+    kind = option(
+        choice(*KINDS),
+        default="domains",
+        help="The kind of the table, which decides how keys are compared with it.",
+    )
+    service = option(
+        TEXT,
+        default="",
+        help="For serve: the services of table(5) to register, separated by commas. By default "
+        "the one that the kind has in smtpd.",
+    )
+    json = option(SWITCH, default=False, help="Print JSON.")
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Do what the operand says."""
+    if options.action == SERVE:
+        from .table_server import serve
+
+        return serve(options.table, options.kind, options.service)
+    if (options.action == GET) != bool(options.key):
+        raise ConfigError("get requires a KEY" if options.action == GET else "KEY requires get")
+    table = open_table(options.table, options.kind, by_key=options.action != LIST)
+    if options.action == GET:
+        return asyncio.run(_get(table, options))
+    if options.action == LIST:
+        return _list(table, options)
+    return _check(table, options)
+
+
+def open_table(spec: str, kind: str, *, by_key: bool) -> Table:
+    """Open a table as a filter does that looks single keys up, or that loads all entries."""
+    cls = KINDS[kind]
+    return cls.load_asking(spec) if by_key and kind not in _LOADED else cls.load(spec)
+
+
+async def _get(table: Table, options: Options) -> int:
+    begun = perf_counter()
+    origin, value, entry, cause = "memory", None, None, ""
+    try:
+        if table.asks and table.remote is not None:
+            origin = f"{options.table.partition(':')[0]}, by key"
+        if isinstance(table, MappingTable):
+            value = await table.look_up_value(options.key)
+            entry = None if value is None else options.key
+        else:
+            entry = await table.look_up(options.key)
+    except UnavailableError as error:
+        cause = str(error)
+    finally:
+        took = perf_counter() - begun
+        if table.remote is not None:
+            await table.remote.aclose()
+    result: dict[str, Any] = {
+        "key": options.key,
+        "found": None if cause else entry is not None,
+        "entry": entry,
+        "value": value,
+        "from": origin,
+        "milliseconds": round(took * 1000, 3),
+        "cause": cause,
+    }
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        what = f"unavailable: {cause}" if cause else "not found"
+        if entry is not None:
+            what = f"found as {entry}" if value is None else f"is {value}"
+        sys.stdout.write(
+            f"{printable(options.key)}: {printable(what)} (from {origin}, {took * 1000:.1f} ms)\n"
+        )
+    return UNAVAILABLE if cause else 0 if entry is not None else ABSENT
+
+
+def _list(table: Table, options: Options) -> int:
+    if table.remote is None:
+        rows = entries_of(options.table, mapping=options.kind == "mapping")
+    else:
+        asyncio.run(_fetch(table))
+        if table.remote.down:
+            sys.stderr.write(f"{options.table}: unavailable: {table.remote.down}\n")
+            return UNAVAILABLE
+        rows = list(table.remote.rows)
+    for key, value in rows:
+        if options.json:
+            sys.stdout.write(json.dumps({"key": key, "value": value or None}) + "\n")
+        else:
+            sys.stdout.write(printable(f"{key} {value}".rstrip()) + "\n")
+    return 0
+
+
+def entries_of(spec: str, *, mapping: bool) -> list[tuple[str, str]]:
+    """Return the entries of a file or an inline table, as they are written."""
+    rows: list[tuple[str, str]] = []
+
+    def add(key: str, value: str = "") -> int:
+        rows.append((key, value))
+        return 0
+
+    source = parse(spec)
+    for _ in source.pairs(add) if mapping else source.texts(add):
+        pass
+    return rows
+
+
+async def _fetch(table: Table) -> None:
+    if table.remote is not None:
+        await table.remote.list()
+        await table.remote.aclose()
+
+
+def _check(table: Table, options: Options) -> int:
+    remote = table.remote
+    if remote is not None and remote.down:
+        sys.stdout.write(f"{options.table}: unavailable: {printable(remote.down)}\n")
+        return UNAVAILABLE
+    if not table.asks:
+        sys.stdout.write(f"{options.table}: {len(table)} entries\n")
+        return 0
+    # A key that no table has: the answer is of no interest, only that there is one.
+    return asyncio.run(_probe(table, options))
+
+
+async def _probe(table: Table, options: Options) -> int:
+    begun = perf_counter()
+    try:
+        await table.look_up("smtpd-filters-check.invalid")
+    except UnavailableError as error:
+        sys.stdout.write(f"{options.table}: unavailable: {printable(str(error))}\n")
+        return UNAVAILABLE
+    finally:
+        if table.remote is not None:
+            await table.remote.aclose()
+    took = (perf_counter() - begun) * 1000
+    sys.stdout.write(f"{options.table}: answers, in {took:.1f} ms\n")
+    return 0
+
+
+VERB = Verb(
+    "table",
+    run,
+    options=Options,
+    description="Ask a table, or serve it to smtpd. The answers are those that a filter with the "
+    "same TABLE gets.",
+    ending="The exit status is 0 if the key is in the table or the table is right, 1 if the key is "
+    "not in it, 2 for a mistake in the flags or the table, 3 if the table is unavailable.",
+)

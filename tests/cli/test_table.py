@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import shlex
+import sqlite3
+import subprocess
+import sys
+from time import monotonic
+
+import pytest
+
+from smtpd_filters.cli import main
+from smtpd_filters.cli.table import ABSENT, UNAVAILABLE
+from smtpd_filters.tables.remote.lines import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+BY_NAME = "SELECT COLUMN FROM users WHERE name = ?"
+ENDLESS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i = ?"
+)
+TOOL = [sys.executable, "-c", "from smtpd_filters.cli import main; raise SystemExit(main())"]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "mail.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE users (name TEXT, address TEXT)")
+        connection.execute("INSERT INTO users VALUES ('joe', 'joe@example.org'), ('ann', NULL)")
+    connection.close()
+    return path
+
+
+def spec(database: Path, kind: str, statement: str) -> str:
+    return f"sqlite:{database}?{kind}={statement}"
+
+
+def query(database: Path, what: str = "address") -> str:
+    return spec(database, "query", BY_NAME.replace("COLUMN", what))
+
+
+def test_get(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "get", query(database), "JOE", "--kind", "mapping", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found.pop("milliseconds") < 10_000
+    assert found == {
+        "key": "JOE",
+        "found": True,
+        "entry": "JOE",
+        "value": "joe@example.org",
+        "from": "sqlite, by key",
+        "cause": "",
+    }
+    assert main(["table", "get", query(database), "bob", "--kind", "mapping"]) == ABSENT
+    assert capsys.readouterr().out.startswith("bob: not found (from sqlite, by key, ")
+    assert main(["table", "get", "{ 192.0.2.0/24 }", "192.0.2.7", "--kind", "networks"]) == 0
+    assert capsys.readouterr().out.startswith("192.0.2.7: found as 192.0.2.0/24 (from memory, ")
+
+
+def test_what_is_unavailable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ldap.conf"
+    socket = str(tmp_path / "s").replace("/", "%2F")
+    lines = (f"url ldapi://{socket}", "basedn x", "filter (a=%u)", "attributes a")
+    file.write_text("\n".join(lines))
+    for words in (["get", f"ldap:{file}", "a"], ["check", f"ldap:{file}"]):
+        assert main(["table", *words]) == UNAVAILABLE
+        assert "unavailable: " in capsys.readouterr().out
+    assert main(["table", "list", f"ldap:{file}", "--kind", "networks"]) == UNAVAILABLE
+
+
+def test_list_and_check(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listing = spec(database, "list", "SELECT name, address FROM users")
+    assert main(["table", "list", listing, "--kind", "mapping"]) == 0
+    assert capsys.readouterr().out == "joe joe@example.org\n"
+    assert main(["table", "list", "{ a = b, c = d }", "--kind", "mapping", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"key": "a", "value": "b"},
+        {"key": "c", "value": "d"},
+    ]
+    assert main(["table", "check", listing, "--kind", "mapping"]) == 0
+    assert capsys.readouterr().out == f"{listing}: 1 entries\n"
+    assert main(["table", "check", query(database), "--kind", "mapping"]) == 0
+    assert ": answers, in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("get", "{ a }"),
+        ("list", "{ a }", "key"),
+        ("serve", "{ a }", "--service", "auth"),
+        ("serve", "{ a }", "--service", "nonsense"),
+        ("serve", "{ a }", "--service", "source"),
+        ("serve", "{ a }", "--service", "alias"),
+        ("serve", "{ a = b }", "--kind", "mapping", "--service", "domain"),
+        ("serve", "file:/missing"),
+    ],
+)
+def test_mistakes(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["table", *words])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("smtpd-filters table: ")
+
+
+def served(*words: str, lines: Sequence[str]) -> list[str]:
+    """The lines of a program, between its registration and its end."""
+    asked = Host.configuration("t").decode() + "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(
+        [*TOOL, "table", "serve", *words], input=asked.encode(), capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+def request(verb: str, service: str, number: int, key: str) -> str:
+    return f"table|0.1|1.5|t|{verb}|{service}|{number:08x}|{key}"
+
+
+def test_serve(database: Path) -> None:
+    lines = served(
+        *(query(database), "--kind", "mapping", "--service", "alias,mailaddrmap"),
+        lines=[
+            request("lookup", "alias", 1, "joe"),
+            request("lookup", "mailaddrmap", 2, "bob|x"),
+            request("lookup", "domain", 3, "example.org"),
+            "table|0.1|1.5|t|fetch|alias|00000004",
+            "table|0.1|1.5|t|update|00000005",
+            "nonsense",
+            request("check", "alias", 6, "joe"),
+        ],
+    )
+    assert lines[:3] == ["register|alias", "register|mailaddrmap", "register|ready"]
+    assert sorted(lines[3:]) == [
+        "check-result|00000006|found",
+        "fetch-result|00000004|error|fetch of alias is not offered",
+        "lookup-result|00000001|found|joe@example.org",
+        "lookup-result|00000002|not-found",
+        "lookup-result|00000003|error|lookup of domain is not offered",
+        "update-result|00000005|ok",
+    ]
+
+
+def test_serve_answers_in_time_and_outlives_its_source(database: Path) -> None:
+    """smtpd waits for each answer, and ends if the program does."""
+    endless = spec(database, "query", ENDLESS)
+    started = monotonic()
+    lines = served(endless, lines=[request("check", "domain", 1, "example.org")])
+    assert lines[-1] == "check-result|00000001|error|no answer within 1.5 s"
+    assert monotonic() - started < 30
+
+
+def test_a_table_of_a_table(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = [*TOOL, "table", "serve", query(database, "name"), "--service", "domain"]
+    assert main(["table", "get", f"proc:{shlex.join(inner)}", "joe"]) == 0
+    assert capsys.readouterr().out.startswith("joe: found as joe (from proc, by key, ")
