@@ -28,6 +28,8 @@ from .ere import Anchor, Bytes, Choice, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from .ere import Node, Repeat
 
 # The places of an empty match, as bits: inside a key, at its start, at its end, and in an empty
@@ -78,11 +80,13 @@ class Automaton:
 
     __slots__ = (
         "_begin", "_bounds", "_loops", "_memory", "_next", "_null", "_rules", "_sets", "_start",
-        "_states", "accepting", "first", "last", "last_at_end", "size",
+        "_states", "accepting", "first", "last", "last_at_end", "made", "size",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.size = 0
+        #: The number of sets that were not cached.
+        self.made = 0
         self.first = self.last = self.last_at_end = 0
         self._begin = 0  # `first` at the start of the key
         self._next = 0  # positions that the next position may follow
@@ -138,6 +142,30 @@ class Automaton:
         lowest = bisect_right(self._bounds, (hits & -hits).bit_length() - 1) - 1
         return lowest if found is None else min(lowest, found)
 
+    def matches(self, key: bytes, size: int) -> Generator[int, None, set[int]]:
+        """Return the numbers of all patterns that match in the key.
+
+        Yields after each `size` bytes the number of sets that were not cached.
+        """
+        places = _START | _END if key else _EMPTY
+        found = {number for number, null in enumerate(self._null) if null & places}
+        hits = 0
+        state = self._start
+        for at in range(0, len(key), size):
+            before = self.made
+            for byte in key[at : at + size]:
+                state = state[byte]
+                hits |= state.hits
+            yield self.made - before
+        hits |= state.ends
+        while hits:
+            lowest = hits & -hits
+            number = bisect_right(self._bounds, lowest.bit_length() - 1) - 1
+            found.add(number)
+            end = self._bounds[number + 1] if number + 1 < len(self._bounds) else self.size
+            hits = hits >> end << end
+        return found
+
     def follow(self, reached: int) -> int:
         """Return the positions that can follow those reached."""
         follows = (reached & self._next) << 1 | reached & self._loops
@@ -150,6 +178,7 @@ class Automaton:
         """Return the state of a reached set, cached or new."""
         state = self._states.get(reached)
         if state is None:
+            self.made += 1
             if len(self._states) >= self._memory:
                 self._forget()
             state = self._states[reached] = _State(self, reached)

@@ -131,7 +131,7 @@ def parse(pattern: bytes) -> Node:
 
     Raises ValueError if it is invalid, undefined in POSIX, or larger than `POSITIONS_MAX`.
     """
-    parser = _Parser(pattern)
+    parser = Parser(pattern)
     node = parser.choice(0)
     if parser.at < len(pattern):
         parser.fail("unmatched ), write \\)")
@@ -140,8 +140,14 @@ def parse(pattern: bytes) -> Node:
     return node
 
 
-class _Parser:
+class Parser:
+    """A parser of one pattern; subclasses read other dialects.
+
+    `classes` are the named sets of characters.
+    """
+
     __slots__ = ("at", "groups", "text")
+    classes = _CLASSES
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -150,18 +156,22 @@ class _Parser:
         self.groups = 0
 
     def fail(self, reason: str) -> NoReturn:
+        """Raise ValueError with a reason."""
         raise ValueError(f"{reason} (at character {self.at + 1})")
 
     def peek(self) -> bytes:
+        """Return the next character, or nothing at the end."""
         return self.text[self.at : self.at + 1]
 
     def take(self, text: bytes) -> bool:
+        """Pass over a text if it is next; return whether it is."""
         if not self.text.startswith(text, self.at):
             return False
         self.at += len(text)
         return True
 
     def choice(self, depth: int) -> Node:
+        """Parse alternatives."""
         if depth > _DEPTH_MAX:
             self.fail(f"more than {_DEPTH_MAX} levels of nested groups")
         parts = [self.sequence(depth)]
@@ -170,6 +180,7 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Choice(parts)
 
     def sequence(self, depth: int) -> Node:
+        """Parse one alternative."""
         parts: list[Node] = []
         while self.peek() not in (b"", b"|", b")"):
             parts.append(self.repeated(self.atom(depth)))
@@ -178,18 +189,14 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Sequence(parts)
 
     def atom(self, depth: int) -> Node:
+        """Parse what a repeat can follow."""
         char = self.peek()
         if char in (b"*", b"+", b"?", b"{"):
             self.fail(f"nothing to repeat before {char.decode()}")
         self.at += 1
         match char:
             case b"(":
-                self.groups += 1
-                number = self.groups
-                node = self.choice(depth + 1)
-                if not self.take(b")"):
-                    self.fail("unmatched (")
-                return Group(node, number)
+                return self.group(depth + 1)
             case b"[":
                 return Bytes(self.bracket())
             case b".":
@@ -201,7 +208,21 @@ class _Parser:
             case _:
                 return Bytes(1 << char[0])
 
+    def group(self, depth: int) -> Node:
+        """Parse what follows an opening parenthesis."""
+        self.groups += 1
+        number = self.groups
+        return Group(self.closed(depth), number)
+
+    def closed(self, depth: int) -> Node:
+        """Parse alternatives up to the closing parenthesis."""
+        node = self.choice(depth)
+        if not self.take(b")"):
+            self.fail("unmatched (")
+        return node
+
     def escaped(self) -> int:
+        """Parse what follows a backslash; return the character."""
         char = self.peek()
         if not char:
             self.fail("nothing after \\")
@@ -212,6 +233,14 @@ class _Parser:
         return char[0]
 
     def repeated(self, node: Node) -> Node:
+        """Parse the repeat that may follow."""
+        found = self.repeated_once(node)
+        if found is not node and self.peek() in (b"*", b"+", b"?", b"{"):
+            self.fail("a repeat of a repeat needs parentheses")
+        return found
+
+    def repeated_once(self, node: Node) -> Node:
+        """Parse a repeat without what may follow it; return the node itself if there is none."""
         match self.peek():
             case b"*":
                 low, high = 0, None
@@ -226,11 +255,10 @@ class _Parser:
         if isinstance(node, Anchor):
             self.fail("an anchor can't be repeated")
         self.at += 1
-        if self.peek() in (b"*", b"+", b"?", b"{"):
-            self.fail("a repeat of a repeat needs parentheses")
         return Repeat(node, low, high)
 
     def interval(self) -> tuple[int, int | None]:
+        """Parse a repeat in braces; stop at the closing one."""
         close = self.text.find(b"}", self.at)
         first, comma, second = self.text[self.at + 1 : max(close, 0)].partition(b",")
         if not first.isdigit() or not (second or b"0").isdigit():
@@ -243,15 +271,16 @@ class _Parser:
         return low, high
 
     def bracket(self) -> int:
+        """Parse a set of characters in brackets."""
         inverted = self.take(b"^")
         members = 0
         start = self.at
         while self.at == start or self.peek() != b"]":
             if self.take(b"[:"):
                 name = self.until(b":]")
-                if name not in _CLASSES:
+                if name not in self.classes:
                     self.fail("unknown character class")
-                members |= _CLASSES[name]
+                members |= self.classes[name]
                 continue
             if self.take(b"[="):
                 members |= 1 << self.single(b"=]")
@@ -269,6 +298,7 @@ class _Parser:
         return _ANY & ~members if inverted else members
 
     def member(self) -> int:
+        """Parse a character in brackets."""
         if self.take(b"[."):
             return self.single(b".]")
         char = self.peek()
@@ -280,6 +310,7 @@ class _Parser:
         return char[0]
 
     def until(self, close: bytes) -> bytes:
+        """Parse a text up to its end mark."""
         end = self.text.find(close, self.at)
         if end < 0:
             self.fail(f"no closing {close.decode()}")
@@ -287,6 +318,7 @@ class _Parser:
         return name
 
     def single(self, close: bytes) -> int:
+        """Parse a single character up to its end mark."""
         name = self.until(close)
         if len(name) != 1:
             self.fail("not a single character")
