@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .limits import FIELDS, MEMBERS, PARTS, UNPACKED
+from .signatures import TEXTUAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     class Storage(Protocol):
         """Bytes that are written once and read anywhere."""
 
-        size: int
+        @property
+        def size(self) -> int:
+            """The number of bytes."""
 
         def write(self, data: bytes) -> None:
             """Append bytes."""
@@ -41,7 +44,7 @@ class Part:
 
     `start`, `body` and `end` are offsets in the body of the message: of its header block, of its
     content, and of the line behind it; `start` is -1 for the message's own content, and all are -1
-    for parts in encoded ones. `kind` is the type by content.
+    for parts in encoded ones, which are in `outer`. `kind` is the type by content.
     """
 
     number: int
@@ -61,11 +64,12 @@ class Part:
     #: Some of `encrypted`, `macros`, `unreadable` (an archive), `message` (an attached one).
     traits: set[str] = field(default_factory=set)
     members: list[Member] = field(default_factory=list)
+    outer: Part | None = field(default=None, repr=False, compare=False)
 
     @property
     def attached(self) -> bool:
         """Whether a program would offer it as a file rather than show it as the text."""
-        shown = self.is_text and self.kind in {"", "text", "html"}
+        shown = self.is_text and self.kind in TEXTUAL
         return bool(self.names) or self.disposition == "attachment" or not shown
 
     @property

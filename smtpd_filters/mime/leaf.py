@@ -253,6 +253,7 @@ class Leaf:
             return len(data)
         raw = (match[1] or match[2] or b"").decode("utf-8", "surrogateescape").strip()
         part.names, _ = all_readings([raw])
+        part.outer = self.part
         part.disposition = "attachment"
         part.type = "application/octet-stream"
         encoding = BASE64 if match[0].startswith(b"begin-") else UU

@@ -99,7 +99,7 @@ class Scan:
     """A scan of one message or entity, which begins with its header block unless it has `fields`.
 
     `raw` tells whether offsets are those of the message's body, `nested` whether this is in an
-    attached message.
+    attached message, `outer` is the part that this was decoded from.
     """
 
     def __init__(  # noqa: PLR0913  # options, given by name
@@ -111,9 +111,11 @@ class Scan:
         raw: bool = True,
         nested: bool = False,
         fields: list[bytes] | None = None,
+        outer: Part | None = None,
     ) -> None:
         self.content = content
         self._archives = archives
+        self._outer = outer
         self._depth, self._raw, self._nested = depth, raw, nested
         self._levels: list[_Level] = []
         self._delimiters: dict[bytes, int] = {}
@@ -232,7 +234,7 @@ class Scan:
             self.content.odd("too many levels")
             declared = ("application/octet-stream",)
         if any(each.startswith("multipart/") for each in declared):
-            self._begin_multipart(types, encoding)
+            self._begin_multipart(types, encoding, at)
         elif any(each in _MESSAGES for each in declared):
             self._begin_message(types, declared, encoding, at)
         else:
@@ -246,7 +248,7 @@ class Scan:
             self.content.odd("unknown or several encodings")
         return first(known)
 
-    def _begin_multipart(self, types: list[str], encoding: str) -> None:
+    def _begin_multipart(self, types: list[str], encoding: str, at: int) -> None:
         every = [each for value in types for each in boundaries(value)]
         found = [each.encode("utf-8", "surrogateescape").rstrip() for each in dict.fromkeys(every)]
         found = [each for each in found if each]
@@ -257,24 +259,28 @@ class Scan:
         if encoding:
             # The encoded reading: what isn't a part by the raw one is decoded, and read again.
             self.content.odd("encoded multipart")
-            self._read_decoded(encoding, self._described, self._depth + 1)
+            self._read_decoded(encoding, self._described, at)
         self._levels.append(_Level(found, self._depth, nested=self._nested))
         self._depth += 1
         self._index_delimiters()
 
-    def _read_decoded(self, encoding: str, fields: list[bytes], depth: int) -> Leaf | None:
+    def _read_decoded(self, encoding: str, fields: list[bytes], at: int) -> Leaf | None:
         part = self.content.add(self._depth)
         if part is None:
             return None
         part.type = "multipart/encoded" if fields else "message/rfc822"
+        part.outer = self._outer
+        if self._raw:
+            part.start, part.body = self._header_at, at
         kept = [each for each in fields if not each.lower().startswith(_ENCODING)]
         scan = Scan(
             self.content,
             self._archives,
-            depth=depth,
+            depth=self._depth + 1,
             raw=False,
             nested=self._nested or not fields,
             fields=kept or None,
+            outer=part,
         )
         self._inner = lines = _Lines(scan)
         self._leaf = Leaf(self.content, part, encoding, self._ended, lines.write)
@@ -284,7 +290,7 @@ class Scan:
         self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
     ) -> None:
         if encoding:
-            leaf = self._read_decoded(encoding, [], self._depth + 1)
+            leaf = self._read_decoded(encoding, [], at)
             if leaf is not None:
                 self._describe(leaf.part, types, declared, encoding, at)
                 leaf.part.traits.add("message")
@@ -298,7 +304,7 @@ class Scan:
         self._in_header = True
         self._nested = True
         self._depth += 1
-        self._header_at = -1
+        self._header_at = at
 
     def _begin_leaf(
         self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
@@ -321,13 +327,14 @@ class Scan:
             self.content.odd("too many names of a part")
         if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
             self.content.odd("several names of a part")
+        part.outer = part.outer or self._outer
         part.types = declared
         part.type = first(declared)
         part.encoding = encoding
         part.disposition = first(map(token, dispositions))
         part.charset = first(map(charset, types))
         if self._raw:
-            part.start, part.body = (self._header_at, at) if self._levels else (-1, at)
+            part.start, part.body = self._header_at, at
 
     # -- bodies --------------------------------------------------------------------------
 

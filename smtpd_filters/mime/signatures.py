@@ -83,6 +83,8 @@ ARCHIVES = frozenset(
 )
 #: Archives whose contents are looked at; the others can't be read.
 READABLE = frozenset({"zip", "gzip", "xz", "bzip2", "lzma", "tar"})
+#: Kinds that are shown as text if a part is declared as text and has no name.
+TEXTUAL = frozenset({"", "text", *_TEXT_KINDS, "url", "reg", "rtf"})
 #: What a rule may ask for in place of a kind.
 GROUPS = {
     "executable": frozenset({"exe", "elf", "mach-o", "class", "dex", "wasm"}),
