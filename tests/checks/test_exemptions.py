@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.auth import Auth
+from smtpd_filters.filters.content import Content
 from smtpd_filters.filters.correspondents import CorrespondentsFilter
 from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.dnsbl import Dnsbl
@@ -44,13 +46,13 @@ from tests.filters.dnsbl.zones import addresses, domains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.testing import Client, Verdict
 
 # -- the setting -----------------------------------------------------------------------------------
 
+REFUSE_ALL = Path(__file__).parent / "refuse-all.txt"
 SOCKET = "unix:/var/run/smtpd.sock"
 LOOPBACK = ("127.0.0.1:25000", "127.9.9.9:1", "[::1]:25000", "[::ffff:127.0.0.1]:25000")
 STRANGERS = (
@@ -324,6 +326,8 @@ CASES = (
     Case(Limit, "commit", ("--store=memory:", "--limit=client+sender bytes 10/1d"), "unavailable",
          exempts=frozenset()),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
+    Case(Content, "commit", (f"--header-checks=regexp:{REFUSE_ALL}",), "as a stranger",
+         exempts=frozenset()),
     *(Case(Tls, at, (f"--require=any bits=300 {whom}",), "as a stranger",
            exempts=frozenset({"local"}))
       for at, whom in (("mail-from", "sender=@"), ("rcpt-to", "recipient=@"))),

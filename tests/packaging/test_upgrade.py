@@ -51,6 +51,7 @@ COMMANDS = {
     "sender": "--nameserver ZONE",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
     "rewrite": "--canonical \"regexp:{ '/^(.*)@lan$/ $1@x.org' }\" --subject-prefix [X]",
+    "content": "--private --log-only",
     "tls": "--require '1.2 sender=@example.org' --require 'any certificate action=log'",
     "trace": "--detail all --record FOLDER --anonymise",
 }

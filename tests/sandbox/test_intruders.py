@@ -45,6 +45,7 @@ FILTERS = {
     "auth.policy:Auth": ("mail-from", []),
     "dkimsign.policy:Dkimsign": ("message", ["--keys", "{ example.org = 's KEYS/key' }"]),
     "rewrite.policy:Rewriter": ("mail-from", ["--canonical", "{ a@b.example = c@d.example }"]),
+    "content.policy:Content": ("message", []),
     "tls.policy:Tls": ("mail-from", ["--require", "any"]),
     "trace:Trace": ("message", ["--detail", "headers"]),
 }

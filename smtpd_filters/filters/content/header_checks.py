@@ -1,0 +1,322 @@
+"""Postfix's header_checks: its files of patterns, and what they do to a field.
+
+The files are those of regexp_table(5) and pcre_table(5), the actions those of header_checks(5). An
+action or a feature of a pattern that has no counterpart here is an error that names file and line.
+
+Invariants
+----------
+*As Postfix*: one field, with all its lines, is one key; the first pattern that matches decides; a
+pattern ignores case unless it has the flag `i`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.message.folding import field_lines
+from smtpd_filters.protocol.decisions import Reject, check_reply, reply
+from smtpd_filters.settings import Kind
+from smtpd_filters.settings.kinds import quote
+
+from .captures import Captures
+from .dialects import compiled, groups
+from .patterns import Patterns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from smtpd_filters.tables.ere import Node
+
+REJECT, IGNORE, STRIP, PREPEND, REPLACE, WARN, INFO, PASS, DUNNO = ACTIONS = (
+    "REJECT",
+    "IGNORE",
+    "STRIP",
+    "PREPEND",
+    "REPLACE",
+    "WARN",
+    "INFO",
+    "PASS",
+    "DUNNO",
+)
+#: The actions that change the header block.
+EDITING = frozenset({IGNORE, STRIP, PREPEND, REPLACE})
+#: What smtpd has no decision for, and what to use in its place.
+_IMPOSSIBLE = {
+    "BCC": "smtpd's filters can't add recipients",
+    "DISCARD": "smtpd's filters can't discard a message: use REJECT",
+    "FILTER": "smtpd's filters can't choose a transport: use match rules in smtpd.conf",
+    "HOLD": "smtpd has no hold queue for filters",
+    "REDIRECT": "smtpd's filters can't change recipients here",
+    "DELAY": "smtpd's filters can't delay a message",
+}
+#: Bytes of a field that are matched (Postfix: header_size_limit), and of a file.
+KEY_MAX = 1 << 16
+_FILE_MAX = 4 << 20
+_STATUS = re.compile(r"([245]\d\d)(?:\s+|$)|([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
+_SUBSTITUTE = re.compile(r"\$(?:\$|(\d+)|\{(\d+)\}|\((\d+)\))")
+# RFC 3463 section 3.8, X.7.1: "Delivery not authorized, message refused". Postfix's own text.
+_REFUSED = "Message content rejected"
+
+
+class Rule(NamedTuple):
+    """A line of a file: the number of its pattern, whether it is negated, and its action.
+
+    `until` is the index of the rule behind the block that `if` begins; 0 for other lines.
+    """
+
+    pattern: int
+    negated: bool
+    action: str
+    text: str
+    place: str
+    captures: Captures | None = None
+    until: int = 0
+
+
+class Action(NamedTuple):
+    """What a rule does to a field; `text` has its groups filled in."""
+
+    name: str
+    text: str
+    place: str
+
+    def refusal(self) -> Reject:
+        """Return the decision of REJECT."""
+        return Reject(refusal(self.text)).because(self.place)
+
+
+def refusal(text: str) -> str:
+    """Return the reply of REJECT with its optional text: `[CODE] [X.Y.Z] text`."""
+    code, status = 0, ""
+    while match := _STATUS.match(text):
+        if match[1] and not code and not status:
+            code = int(match[1])
+        elif match[2] and not status:
+            status = match[2]
+        else:
+            break
+        text = text[match.end() :]
+    if not code:
+        code = 450 if status.startswith("4") else 550
+    if not status or status[0] != str(code)[0]:
+        status = f"{code // 100}.7.1"
+    return reply(code, status, text or _REFUSED)
+
+
+class Checks:
+    """The rules of one or more files, which are asked in order."""
+
+    def __init__(self, files: tuple[str, ...]) -> None:
+        """Load files, `regexp:PATH` or `pcre:PATH`. Raises ConfigError."""
+        self.files = files
+        self._patterns = Patterns()
+        self._rules: list[Rule] = []
+        for spec in files:
+            self._load(spec)
+        self._patterns.finish()
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    @property
+    def actions(self) -> set[str]:
+        """The actions that occur."""
+        return {rule.action for rule in self._rules}
+
+    def actions_on(self, raw: bytes) -> Generator[int, None, Action | None]:
+        """Return what the rules do to a field, which is its raw lines; None if nothing.
+
+        Yields units of work.
+        """
+        raw = raw[:KEY_MAX]
+        found = yield from self._patterns.matches(raw)
+        at = 0
+        while at < len(self._rules):
+            rule = self._rules[at]
+            matched = (rule.pattern in found) is not rule.negated
+            if rule.until:
+                at = at + 1 if matched else rule.until
+                continue
+            at += 1
+            if matched:
+                if rule.action == DUNNO:
+                    return None
+                text = rule.text
+                if rule.captures is not None:
+                    values = yield from rule.captures.groups(raw)
+                    text = _filled(text, values)
+                return Action(rule.action, text.replace("$$", "$"), rule.place)
+        return None
+
+    # -- files ---------------------------------------------------------------------------
+
+    def _load(self, spec: str) -> None:
+        kind, _, path = spec.partition(":")
+        self._perl = kind == "pcre"
+        problems: list[tuple[int, str]] = []
+        #: The open `if` lines: the index of each rule.
+        blocks: list[tuple[int, int]] = []
+        for number, line in _logical_lines(path):
+            try:
+                self._line(line, f"{path}:{number}", blocks, number)
+            except ValueError as error:
+                problems.append((number, str(error)))
+        problems += [(number, "if without endif") for _, number in blocks]
+        if problems:
+            number, reason = problems[0]
+            more = ", ".join(str(each) for each, _ in problems[1:10])
+            others = f" (and {len(problems) - 1} more, lines {more})" if more else ""
+            raise ConfigError(f"{path}:{number}: {reason}{others}")
+
+    def _line(self, line: str, place: str, blocks: list[tuple[int, int]], number: int) -> None:
+        word, _, rest = line.partition(" ")
+        if line.lower().split()[:1] == ["endif"]:
+            if not blocks:
+                raise ValueError("endif without if")
+            index, _ = blocks.pop()
+            self._rules[index] = self._rules[index]._replace(until=len(self._rules))
+            return
+        if word.lower() == "if" and rest:
+            node, negated, text = self._pattern(rest.lstrip())
+            if text:
+                raise ValueError(f"unexpected text behind the pattern of if: {quote(text)}")
+            blocks.append((len(self._rules), number))
+            # A block without lines is passed over as well.
+            rule = Rule(
+                self._patterns.add(node), negated, "", "", place, None, len(self._rules) + 1
+            )
+            self._rules.append(rule)
+            return
+        node, negated, text = self._pattern(line)
+        action, _, argument = text.partition(" ")
+        self._rules.append(
+            self._rule(node, action.upper(), argument.strip(), place, negated=negated)
+        )
+
+    def _pattern(self, line: str) -> tuple[Node, bool, str]:
+        """Parse a pattern with its flags; return it, whether it is negated, and what follows."""
+        negated = line.startswith("!")
+        body = line[1:].lstrip() if negated else line
+        delimiter = body[:1]
+        if not delimiter or delimiter.isalnum() or delimiter.isspace() or delimiter == "\\":
+            raise ValueError(f"expected /pattern/flags action, not {quote(line)}")
+        at = 1
+        while at < len(body) and body[at] != delimiter:
+            at += 2 if body[at] == "\\" else 1
+        if at >= len(body):
+            raise ValueError(f"no closing {delimiter}")
+        pattern = body[1:at].replace(
+            "\\" + delimiter, delimiter if delimiter == "/" else "\\" + delimiter
+        )
+        flags, _, text = body[at + 1 :].partition(" ")
+        if "!" in flags:
+            raise ValueError("two patterns in one line are not supported: use if and endif")
+        ignore_case, dot_all = self._flags(flags)
+        node = compiled(
+            pattern.encode("utf-8", "surrogateescape"),
+            perl=self._perl,
+            ignore_case=ignore_case,
+            dot_all=dot_all,
+        )
+        return node, negated, text.strip()
+
+    def _flags(self, flags: str) -> tuple[bool, bool]:
+        ignore_case = dot_all = True
+        known = "isAEUX" if self._perl else "ix"
+        for flag in flags:
+            if flag == "i":
+                ignore_case = not ignore_case
+            elif flag == "s" and self._perl:
+                dot_all = not dot_all
+            elif flag not in known or flag in "xA":
+                raise ValueError(f'flag "{flag}" is not supported')
+        return ignore_case, dot_all
+
+    def _rule(self, node: Node, action: str, text: str, place: str, *, negated: bool) -> Rule:
+        if action in {"OK", "DUNNO"}:
+            action = DUNNO
+        if action in _IMPOSSIBLE:
+            raise ValueError(f"{action}: {_IMPOSSIBLE[action]}")
+        if action not in ACTIONS:
+            raise ValueError(f"{quote(action)} is not one of {', '.join(ACTIONS)}")
+        numbers = [
+            int(first or second or third)
+            for first, second, third in _SUBSTITUTE.findall(text)
+            if first or second or third
+        ]
+        captures = None
+        if numbers:
+            if negated:
+                raise ValueError("$ and a number have no meaning with a negated pattern")
+            if max(numbers) > groups(node):
+                raise ValueError(f"${max(numbers)}: the pattern has {groups(node)} groups")
+            captures = Captures(node)
+        if action in {PREPEND, REPLACE}:
+            self._check_field(action, text)
+        if action == REJECT:
+            check_reply(refusal(text))
+        return Rule(self._patterns.add(node), negated, action, text, place, captures)
+
+    def _check_field(self, action: str, text: str) -> None:
+        name, colon, _ = text.partition(":")
+        if not text:
+            raise ValueError(f"{action} requires a field")
+        if "$" not in name:
+            if not colon:
+                raise ValueError(f'{action}: expected "Name: text", not {quote(text)}')
+            field_lines(name.strip(), "")
+
+
+def _filled(text: str, values: dict[int, bytes]) -> str:
+    """Return a text with the groups in it."""
+
+    def value(match: re.Match[str]) -> str:
+        number = match[1] or match[2] or match[3]
+        if not number:
+            return "$$"
+        found = values.get(int(number), b"").replace(b"\n", b"")
+        return found.decode("utf-8", "surrogateescape").replace("$", "$$")
+
+    return _SUBSTITUTE.sub(value, text)
+
+
+def _logical_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file with the numbers of their first ones, continuations joined."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
+            data = file.read(_FILE_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {os_reason(error)}") from None
+    if len(data) > _FILE_MAX:
+        raise ConfigError(f"{path}: larger than {_FILE_MAX} bytes")
+    lines: list[tuple[int, str]] = []
+    for number, raw in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
+        line = raw.rstrip()
+        if not line or line.lstrip().startswith("#"):
+            continue
+        if line[0].isspace() and lines:
+            first, before = lines[-1]
+            lines[-1] = (first, f"{before} {line.strip()}")
+        elif line[0].isspace():
+            raise ConfigError(f"{path}:{number}: a continuation without a line before it")
+        else:
+            lines.append((number, line.replace("\t", " ")))
+    return iter(lines)
+
+
+class _Spec(Kind[str]):
+    metavar = "KIND:PATH"
+    noun = "regexp:PATH or pcre:PATH"
+
+    def parse(self, text: str) -> str:
+        kind, colon, path = text.partition(":")
+        if not colon or kind not in {"regexp", "pcre"} or not path or "\0" in path:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
+        return text
+
+
+#: The kind of a file of checks.
+CHECKS = _Spec()

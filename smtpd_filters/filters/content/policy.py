@@ -1,0 +1,398 @@
+"""filter-content: rules on the header, the attachments and the text of messages.
+
+`rules` has the rules of the operator and `judge` applies them, `header_checks` reads Postfix's
+files; the message is read by `smtpd_filters.mime`.
+
+Invariants
+----------
+*All readings*: a rule on attachments applies if any mail program might show what it describes.
+*In steps*: reading and judging wait for the pace of the loop, block by block.
+*Users only*: fields are removed for privacy from the mail of users alone.
+*Never unread*: if a message can't be read or judged in time, `--on-error` decides, by default 451.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from smtpd_filters.checks.exemptions import exempt_option, exempted
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.main import run
+from smtpd_filters.mime.limits import BLOCK
+from smtpd_filters.mime.scanner import Scanner
+from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Points, Reject
+from smtpd_filters.runtime.pace import pace
+from smtpd_filters.settings import LIST, PATH, REPLY, SWITCH, Settings, choice, option
+
+from .header_checks import (
+    CHECKS,
+    EDITING,
+    IGNORE,
+    PASS,
+    PREPEND,
+    REJECT,
+    REPLACE,
+    STRIP,
+    Checks,
+)
+from .privacy import FIELD, REPLACEMENT, Privacy
+from .rules import HEADER as ADD_HEADER
+from .rules import JUNK as MARK
+from .rules import LOG, NOTE, ON_PARTS, POINTS, REMOVE, RENAME, SUBJECT, Rules
+from .rules import REJECT as REFUSE
+from .storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.mime.content import Content as Parts
+    from smtpd_filters.session import Session
+
+    from .header_checks import Action
+    from .judge import Hit
+
+T = TypeVar("T")
+
+#: The values of `--dangerous`, beside "off".
+DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
+#: The price in units of a block of the body (`runtime.pace`), of a part in it, and the most parts
+#: that count: a block takes 0.05 ms, and 16 ms if it is full of parts.
+_BLOCK, _PART, _MOST_PARTS = 60, 100, 160
+#: Fields of the message that checks are asked about, at most.
+FIELDS_MAX = 16_000
+_MIME = ("content-", "mime-version")
+#: What the log says of a message that a limit kept from being judged whole.
+TOO_LONG = "header too long to be checked"
+
+
+class _Edit(NamedTuple):
+    """What header checks do to a field of the message: its place among all, and the action."""
+
+    place: int
+    action: Action
+
+
+class Content(Filter):
+    """Apply rules to the header, attachments and text of messages."""
+
+    name = "content"
+    on_error: Outcome = "tempfail"  # Never unread
+    deadline = 60.0
+    points = (-1000, 1000)  # `setup` returns closer bounds
+
+    class Options(Settings):
+        """Rules, checks of Postfix, dangerous attachments, and privacy."""
+
+        rules = option(
+            LIST(PATH),
+            default=(),
+            help="A TOML file of rules, see RULES. Rules of several files apply in order.",
+        )
+        dangerous = option(
+            choice(*DANGEROUS, "off"),
+            default=REFUSE,
+            help="What to do with an attachment whose extension or content is that of a program, a "
+            "script, a link or an image of a disk, also in archives; see DANGEROUS ATTACHMENTS.",
+        )
+        reply = option(
+            REPLY,
+            default="550 5.7.1 Attachments of this kind are not accepted",
+            help="The reply to a message that --dangerous refuses.",
+        )
+        header_checks = option(
+            LIST(CHECKS),
+            default=(),
+            help="A file of Postfix's header_checks: regexp:PATH or pcre:PATH. It applies to the "
+            "fields of the message, and to those of parts and attached messages unless these have "
+            "files of their own.",
+        )
+        mime_header_checks = option(
+            LIST(CHECKS),
+            default=(),
+            help="The same for fields that describe content, Content-* and MIME-Version, of the "
+            "message, its parts and attached messages.",
+        )
+        nested_header_checks = option(
+            LIST(CHECKS),
+            default=(),
+            help="The same for the other fields of attached messages.",
+        )
+        private = option(
+            SWITCH,
+            default=False,
+            help="Remove fields that tell about a user's computer and programs from the mail of "
+            "authenticated and local clients: Received fields but smtpd's own, User-Agent, "
+            "X-Mailer, X-Originating-IP and the like, and the comment in MIME-Version.",
+        )
+        private_field = option(
+            LIST(FIELD), default=(), help="A further field that --private removes."
+        )
+        private_keep = option(
+            LIST(FIELD), default=(), help="A field that --private leaves as it is."
+        )
+        private_replace = option(
+            LIST(REPLACEMENT),
+            default=(),
+            help="A field that --private replaces, if there is one of its name.",
+        )
+        log_only = option(
+            SWITCH,
+            default=False,
+            help="Log which rules and checks apply, and do nothing else about them; --private has "
+            "its effect.",
+        )
+        exempt = exempt_option(what="Clients whose mail no rule or check applies to")
+
+    settings: Options
+
+    _rules: Rules
+    _checks: tuple[Checks, Checks, Checks]
+    _privacy: Privacy | None
+    #: Whether it edits fields that signatures cover, or the body.
+    edits_signed = False
+
+    def setup(self) -> Registration:
+        """Load the rules and files."""
+        settings = self.settings
+        self._rules = rules = Rules()
+        if settings.dangerous != "off":
+            self._add_dangerous()
+        for path in settings.rules:
+            rules.load(path)
+        rules.finish()
+        own = Checks(settings.header_checks)
+        self._checks = (
+            own,
+            Checks(settings.mime_header_checks) if settings.mime_header_checks else own,
+            Checks(settings.nested_header_checks) if settings.nested_header_checks else own,
+        )
+        given = settings.private_field or settings.private_keep or settings.private_replace
+        if given and not settings.private:
+            raise ConfigError(
+                "--private-field, --private-keep and --private-replace require --private"
+            )
+        self._privacy = (
+            Privacy(settings.private_field, settings.private_keep, settings.private_replace)
+            if settings.private
+            else None
+        )
+        if not (rules.rules or any(self._checks) or self._privacy):
+            raise ConfigError("nothing to do: --dangerous off, without rules, checks and --private")
+        self.edits_signed = self._edits()
+        points = [rule.points for rule in rules.rules if rule.action == POINTS]
+        low = sum(each for each in points if each < 0)
+        high = sum(each for each in points if each > 0)
+        return Registration({"message"}, points=(low, high))
+
+    def _add_dangerous(self) -> None:
+        table: dict[str, object] = {"action": self.settings.dangerous}
+        if self.settings.dangerous == REFUSE:
+            table["reply"] = self.settings.reply
+        for condition in ("extension", "content"):
+            self._rules.add({**table, condition: "dangerous"}, "dangerous")
+
+    def _edits(self) -> bool:
+        """Return whether an edit would make a signature ahead of this filter invalid."""
+        editing = {SUBJECT, REMOVE, RENAME}
+        rules = any(rule.action in editing and not rule.log_only for rule in self._rules.rules)
+        changing = {IGNORE, STRIP, REPLACE}
+        checks = any(each.actions & changing for each in self._checks)
+        return bool(self._privacy) or ((rules or checks) and not self.settings.log_only)
+
+    async def message(self, session: Session, message: Message) -> Decision:
+        """Judge the message, unless its client is exempt, and edit it."""
+        headers = message.headers
+        decision: Decision = PROCEED
+        if why := self.settings.exempt.reason(session):
+            decision = exempted(self, why)
+        elif self._rules.rules or any(self._checks):
+            decision = await self._judge(session, message)
+        refused = isinstance(decision, Reject)
+        if self._privacy and not refused and (session.username or session.local):
+            changed = self._privacy.apply(headers)
+            if changed and self.log.verbose:
+                self.log.event("private", session, fields=" ".join(changed))
+        return decision
+
+    async def _judge(self, session: Session, message: Message) -> Decision:
+        content, size = await self._read(message)
+        decision = await self._check(session, message.headers, content)
+        if isinstance(decision, Reject):
+            return decision
+        if not self._rules.rules:
+            return decision
+        from .judge import Judge  # needed with rules only
+
+        judge = Judge(self._rules, message.headers, content, size)
+        return await self._act(session, message, await _paced(judge.hits()), decision)
+
+    async def _read(self, message: Message) -> tuple[Parts, int]:
+        """Read the message; return what is in it, and its size."""
+        head = message.headers.lines()
+        scanner = Scanner(head, lambda: Storage(message), keep_fields=any(self._checks[1:]))
+        size = sum(map(len, head)) + len(head) + 1
+        admit = pace().admit
+        try:
+            for block in message.body(BLOCK):
+                size += len(block)
+                await admit(_BLOCK + _PART * min(block.count(b"\n--"), _MOST_PARTS))
+                scanner.feed(block)
+                for work in scanner.work():
+                    await admit(work)
+            scanner.close()
+            for work in scanner.work():
+                await admit(work)
+        finally:
+            scanner.discard()
+        return scanner.content, size
+
+    # -- Postfix's checks ----------------------------------------------------------------
+
+    async def _check(self, session: Session, headers: Headers, content: Parts) -> Decision:
+        """Ask the checks about each field, and edit those of the message."""
+        if not any(self._checks):
+            return PROCEED
+        edits: list[_Edit] = []
+        for place, checks, raw in self._fields(headers, content):
+            if place >= FIELDS_MAX:
+                self.log.event(TOO_LONG, session)
+                break
+            action = await _paced(checks.actions_on(raw)) if checks else None
+            if action is None:
+                continue
+            if action.name == REJECT and not self.settings.log_only:
+                return action.refusal()
+            self._log(session, action, raw, in_part=place < 0)
+            if action.name == PASS:
+                break
+            if place >= 0:
+                edits.append(_Edit(place, action))
+        if edits and not self.settings.log_only:
+            await _edit_fields(headers, edits)
+        return PROCEED
+
+    def _fields(self, headers: Headers, content: Parts) -> Iterator[tuple[int, Checks, bytes]]:
+        """Yield each field with its place (-1 in a part) and the checks that apply to it."""
+        own, mime, nested = self._checks
+        for place, field in enumerate(headers):
+            checks = mime if field.key.startswith(_MIME) else own
+            yield place, checks, b"\n".join(field.lines)
+        for seen in content.fields:
+            key = seen.raw[:64].lower()
+            in_message = seen.nested and not key.startswith((b"content-", b"mime-version"))
+            yield -1, nested if in_message else mime, seen.raw
+
+    def _log(self, session: Session, action: Action, raw: bytes, *, in_part: bool) -> None:
+        name = action.name.lower()
+        event = "check" if self.settings.log_only else name
+        if in_part and action.name in EDITING:
+            event = "not done in a part"
+        self.log.event(
+            event,
+            session,
+            check=action.place,
+            text=action.text,
+            field=raw[:200].decode("utf-8", "replace").replace("\n", " "),
+            would="" if event == name else name,
+        )
+
+    # -- rules ---------------------------------------------------------------------------
+
+    async def _act(
+        self, session: Session, message: Message, hits: list[Hit], decision: Decision
+    ) -> Decision:
+        """Do what the rules that apply say."""
+        done: list[Hit] = []
+        for hit in hits:
+            rule = hit.rule
+            if rule.log_only or self.settings.log_only or rule.action == LOG:
+                would = "" if rule.action == LOG else rule.action
+                self.log.event("rule", session, rule=rule.name, reason=hit.reason, would=would)
+            elif rule.action == REFUSE:
+                return Reject(rule.reply).because(_why(hit))
+            else:
+                done.append(hit)
+        if not done:
+            return decision
+        await self._edit(session, message, done)
+        marks = [hit for hit in done if hit.rule.action == MARK]
+        if marks:
+            return JUNK.because("; ".join(map(_why, marks)))
+        points = [hit for hit in done if hit.rule.action == POINTS]
+        if points:
+            total = sum(hit.rule.points for hit in points)
+            return Points(total).because("; ".join(map(_why, points)))
+        return PROCEED.because("; ".join(map(_why, done)))
+
+    async def _edit(self, session: Session, message: Message, hits: list[Hit]) -> None:
+        from smtpd_filters.scanning.edits import Edits
+
+        from .edits import apply, removal, renaming
+
+        fields = Edits(message.headers, lambda note: self.log.event("edit", session, note=note))
+        for hit in hits:
+            if hit.rule.action == ADD_HEADER:
+                await fields.add(*hit.rule.field)
+            elif hit.rule.action == SUBJECT:
+                await fields.tag_subject(hit.rule.tag)
+        changes = [
+            removal(part, hit.rule.note)
+            if hit.rule.action == REMOVE
+            else renaming(part, hit.rule.suffix, NOTE)
+            for hit in hits
+            if hit.rule.action in ON_PARTS
+            for part in hit.parts
+        ]
+        await apply(message, changes)
+
+
+def _why(hit: Hit) -> str:
+    return f"{hit.rule.name}: {hit.reason}" if hit.reason else hit.rule.name
+
+
+async def _paced(work: Generator[int, None, T]) -> T:
+    """Run a generator that yields units of work within the budget of the loop."""
+    admit = pace().admit
+    try:
+        while True:
+            await admit(next(work))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def _edit_fields(headers: Headers, edits: list[_Edit]) -> None:
+    """Apply header checks to the fields at these places, from the bottom up."""
+    names = [field.key for field in headers]
+    await pace().admit(len(names))
+    counts: dict[str, int] = {}
+    numbers = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        numbers.append(counts[name])
+    for place, action in reversed(edits):
+        await pace().admit(50 + len(names) // 4)
+        name, _, value = action.text.partition(":")
+        if action.name in {IGNORE, STRIP}:
+            headers.remove(names[place], numbers[place])
+        elif action.name in {PREPEND, REPLACE}:
+            _insert(headers, place, name.strip(), value.strip())
+            if action.name == REPLACE:
+                # A new field of the same name stands before it.
+                same = name.strip().lower() == names[place]
+                headers.remove(names[place], numbers[place] + same)
+
+
+def _insert(headers: Headers, place: int, name: str, value: str) -> None:
+    try:
+        headers.insert(place, name, value)
+    except ValueError:  # a name from a group, which isn't one
+        headers.insert(place, "X-Invalid-Field", f"{name}: {value}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-content."""
+    return run(Content, argv=argv)
