@@ -9,7 +9,8 @@ or alone between commas beside comments and white space. A field with an untermi
 comment, bracket or group stays as it is.
 *Short lines*: a field stays as it is if a line of it would have more than 998 bytes
 (RFC 5322 section 2.1.1).
-*Linear*: a value is scanned once.
+*Bounded*: a value is scanned once, and of all values at most `STEPS_MAX` tokens: a field that goes
+beyond that, and those behind it, stay as they are.
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from itertools import pairwise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
 
 MAX_LINE = 998
+#: Tokens of a header block, each about a microsecond: those of some 2,500 addresses with names. A
+#: field counts as `FIELD` more.
+STEPS_MAX, FIELD = 20_000, 20
 # RFC 5322 section 3.2: a quoted string, a domain literal, words, white space, single specials.
 _TOKEN = re.compile(
     rb'"(?:[^"\\]|\\.)*+"|\[[^\[\]\\"<>]*+\]|[ \t\r\n]++|[^ \t\r\n"\\()<>,;:\[\]]++|.', re.DOTALL
+)
+#: An address without white space, route or encoded word, as it is written.
+_PLAIN = re.compile(
+    rb'(?!=\?)(?:"(?:[^"\\\r\n]|\\[^\r\n])++"|[^@"\\ \t\r\n:,;<>()]++)'
+    rb'(?:@[^@"\\ \t\r\n:,;<>()]++)?'
 )
 _NEST = re.compile(rb"\\.|[()]", re.DOTALL)
 _BLANKS = b" \t\r\n"
@@ -32,40 +41,46 @@ _WHITE = (b" ", b"\t")
 
 
 def edit_addresses(
-    lines: list[bytes], names: Collection[bytes], replace: Callable[[str], str | None]
+    lines: list[bytes], replace: Mapping[bytes, Callable[[str], str | None]]
 ) -> list[bytes] | None:
-    """Replace the addresses in the fields of some names, which are in lower case.
+    """Replace the addresses in fields, by their names in lower case.
 
-    `replace` gets an address as it is written and returns another one, or None to keep it. Returns
-    the lines of the block, or None if nothing changes.
+    Each function gets an address as it is written and returns another one, or None to keep it.
+    Returns the lines of the block, as many as before, or None if nothing changes.
     """
     result: list[bytes] | None = None
+    steps = STEPS_MAX
     at = 0
-    while at < len(lines):
+    while at < len(lines) and steps > 0:
         name, colon, _ = lines[at].partition(b":")
-        end = at + 1
-        while end < len(lines) and lines[end].startswith(_WHITE):
-            end += 1
-        if colon and name.rstrip(b" \t").lower() in names:
-            old = lines[at:end]
-            if (new := _field(old, len(name) + 1, replace)) is not None:
-                if result is None:
-                    result = list(lines)
-                result[at:end] = new  # as many lines as before
-        at = end
+        begin, at = at, at + 1
+        edit = replace.get(name.rstrip(b" \t").lower()) if colon else None
+        if edit is None:
+            continue
+        while at < len(lines) and lines[at].startswith(_WHITE):
+            at += 1
+        old = lines[begin:at]
+        scan = _Scan(b"\n".join(old)[len(name) + 1 :], steps)
+        steps -= scan.steps + FIELD
+        if (new := _edited(old, len(name) + 1, scan.found, edit)) is not None:
+            result = result or list(lines)
+            result[begin:at] = new
     return result
 
 
-def _field(
-    lines: list[bytes], begin: int, replace: Callable[[str], str | None]
+def _edited(
+    lines: list[bytes],
+    begin: int,
+    found: list[tuple[int, int]],
+    edit: Callable[[str], str | None],
 ) -> list[bytes] | None:
     """Return the lines of a field with its addresses replaced, or None if none is."""
     text = b"\n".join(lines)
     made: list[bytes] = []
     behind = 0
-    for start, end in addresses(text[begin:]):
-        start, end = start + begin, end + begin  # noqa: PLW2901  # in the field
-        new = replace(text[start:end].decode("utf-8", "surrogateescape"))
+    for one, two in found:
+        start, end = one + begin, two + begin
+        new = edit(text[start:end].decode("utf-8", "surrogateescape"))
         if new is not None:
             made += (text[behind:start], new.encode("utf-8", "surrogateescape"))
             behind = end
@@ -78,14 +93,17 @@ def _field(
 
 def addresses(value: bytes) -> list[tuple[int, int]]:
     """Return where the addresses in a field's value begin and end; none if it is malformed."""
-    return _Scan(value).found
+    return _Scan(value, STEPS_MAX).found
 
 
 class _Scan:
     """The list of addresses of a value, scanned from its beginning."""
 
-    def __init__(self, value: bytes) -> None:
+    def __init__(self, value: bytes, limit: int) -> None:
         self._value = value
+        self._limit = limit
+        #: The tokens that were read.
+        self.steps = 0
         self.found: list[tuple[int, int]] = []
         self._begin()
         if not (self._read() and self._end(last=True)):
@@ -105,7 +123,8 @@ class _Scan:
         value, at, group = self._value, 0, False
         while at < len(value):
             token = _TOKEN.match(value, at)
-            if token is None:
+            self.steps += 1
+            if token is None or self.steps > self._limit:
                 return False
             end = token.end()
             text = token[0]
@@ -153,24 +172,8 @@ class _Scan:
         parts = self._inside if self._closed else self._plain
         if parts and all(one[1] == two[0] for one, two in pairwise(parts)):
             begin, end = parts[0][0], parts[-1][1]
-            if _is_plain(self._value[begin:end]):
+            if _PLAIN.fullmatch(self._value, begin, end):
                 self.found.append((begin, end))
         if not last:
             self._begin()
         return True
-
-
-def _is_plain(text: bytes) -> bool:
-    """Whether a text is an address without white space, route or encoded word."""
-    if text.startswith(b'"'):
-        closing = text.rfind(b'"')
-        local, rest = text[: closing + 1], text[closing + 1 :]
-        return rest[:1] in (b"@", b"") and len(local) > 2 and b"@" not in rest[1:]
-    return (
-        text.count(b"@") <= 1
-        and not text.startswith(b"@")
-        and not text.endswith(b"@")
-        and b'"' not in text
-        and b"=?" not in text
-        and not any(byte in text for byte in (b" ", b"\t", b"\r", b"\n", b":", b",", b";", b"\\"))
-    )

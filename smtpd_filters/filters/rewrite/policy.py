@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 _COMMAND = re.compile(r'[^<]*<(?:"(?:[^"\\]|\\.)*+"|[^">])*+>(.*)', re.DOTALL)
 SENDERS, RECIPIENTS = frozenset({b"from", b"sender", b"reply-to"}), frozenset({b"to", b"cc"})
 #: Distinct addresses of a header block that are looked up, characters of them, and the work for
-#: regular expressions (`patterns`): each about 25 ms.
-ADDRESSES_MAX, CHARACTERS_MAX, WORK_MAX = 1000, 50_000, 400_000
+#: regular expressions (`patterns`): each about 20 ms at most.
+ADDRESSES_MAX, CHARACTERS_MAX, WORK_MAX = 500, 25_000, 200_000
 _ENVELOPE, _HEADER, _BOTH = PLACES = ("envelope", "header", "both")
 #: Characters of a tag that are written into a field.
 _TAG_MAX = 64
@@ -336,20 +336,20 @@ class Rewriter(Filter):
     def _edit(self, session: Session, headers: Headers) -> None:
         """Rewrite the addresses in the header."""
         canonical = self.settings.where != _ENVELOPE
-        seen = _Seen(self._sender_maps() + self._recipient_maps())
-        lines = headers.lines()
-        changed = False
-        for names, maps in (
-            (SENDERS, self._sender_maps() if canonical else ()),
-            (RECIPIENTS, self._recipient_maps() if canonical else ()),
-        ):
-            seen.known.clear()
-            new = edit_addresses(lines, names, seen.using(self._replacement(session, maps)))
-            if new is not None:
-                lines, changed = new, True
+        senders, recipients = self._sender_maps(), self._recipient_maps()
+        seen = _Seen(senders + recipients)
+        replace = {
+            **dict.fromkeys(
+                SENDERS, seen.using(self._replacement(session, senders if canonical else ()))
+            ),
+            **dict.fromkeys(
+                RECIPIENTS, seen.using(self._replacement(session, recipients if canonical else ()))
+            ),
+        }
+        lines = edit_addresses(headers.lines(), replace)
         if seen.full:
             self.log.limited("addresses", "kept", session, error="too many addresses in the header")
-        if changed:
+        if lines is not None:
             headers.replace_lines(lines)
 
     def _replacement(self, session: Session, maps: Sequence[Maps]) -> Callable[[str], str | None]:
@@ -372,10 +372,9 @@ class Rewriter(Filter):
 class _Seen:
     """The addresses of a header block that were looked up (*Bounded*)."""
 
-    __slots__ = ("_characters", "_looked_up", "_maps", "_work", "full", "known")
+    __slots__ = ("_characters", "_looked_up", "_maps", "_work", "full")
 
     def __init__(self, maps: Sequence[Maps]) -> None:
-        self.known: dict[str, str | None] = {}
         self._maps = maps
         self._work = sum(each.work for each in maps)
         self._looked_up = self._characters = 0
@@ -390,16 +389,17 @@ class _Seen:
 
     def using(self, replace: Callable[[str], str | None]) -> Callable[[str], str | None]:
         """Return a function that calls another one once for each address."""
+        known: dict[str, str | None] = {}
 
         def once(text: str) -> str | None:
-            if text in self.known:
-                return self.known[text]
+            if text in known:
+                return known[text]
             self._looked_up += 1
             self._characters += len(text)
             if self.full or self._is_enough():
                 self.full = True
                 return None
-            found = self.known[text] = replace(text)
+            found = known[text] = replace(text)
             return found
 
         return once

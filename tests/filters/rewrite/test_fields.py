@@ -58,17 +58,17 @@ BLOCK = [b"Received: from x <a@b.c>", b"From: A <a@b.c>,", b" a@b.c (A)", b"TO: 
 
 
 def test_only_the_named_fields() -> None:
-    new = edit_addresses(BLOCK, {b"from"}, lambda _: "new@example.org")
+    new = edit_addresses(BLOCK, {b"from": lambda _: "new@example.org"})
     assert new == [
         BLOCK[0], b"From: A <new@example.org>,", b" new@example.org (A)", *BLOCK[3:]
     ]  # fmt: skip
-    assert edit_addresses(BLOCK, {b"cc"}, lambda _: "new@example.org") is None
-    assert edit_addresses(BLOCK, {b"from"}, lambda _: None) is None
+    assert edit_addresses(BLOCK, {b"cc": lambda _: "new@example.org"}) is None
+    assert edit_addresses(BLOCK, {b"from": lambda _: None}) is None
 
 
 def test_a_line_that_would_be_too_long() -> None:
     block = [b"From: " + b"x" * (MAX_LINE - 20) + b" <a@b.c>"]
-    assert edit_addresses(block, {b"from"}, lambda _: "longer-than-before@example.org") is None
+    assert edit_addresses(block, {b"from": lambda _: "longer-than-before@example.org"}) is None
 
 
 PIECES = st.sampled_from(
@@ -93,7 +93,7 @@ def test_nothing_else_changes(value: bytes) -> None:
         seen.append(text)
         return "new@example.org"
 
-    new = edit_addresses(lines, {b"to"}, replace)
+    new = edit_addresses(lines, {b"to": replace})
     if not seen:
         assert new is None
         return
@@ -123,8 +123,16 @@ def test_a_well_formed_list_is_read_as_the_standard_library_reads_it(
     assert [each.decode() for each in found(value.encode())] == theirs
 
 
-def test_a_large_field_takes_linear_time() -> None:
-    value = b",\n ".join([b"Joe <a@b.c>"] * 20_000)
-    assert len(found(value)) == 20_000
+def test_the_work_is_bounded() -> None:
+    value = b",\n ".join([b"Joe <a@b.c>"] * 2_000)
+    assert len(found(value)) == 2_000
+    assert found(b",\n ".join([b"Joe <a@b.c>"] * 10_000)) == []
     assert found(b"(" * 60_000) == []
     assert found(b'"' * 59_999) == []
+    # What goes beyond stays, and so does what is behind it.
+    block = [b"To: a@b.c", b"Cc: " + b"," * 40_000, b"To: a@b.c"]
+    new = edit_addresses(block, dict.fromkeys((b"to", b"cc"), lambda _: "x@y.z"))
+    assert new == [b"To: x@y.z", *block[1:]]
+    new = edit_addresses([b"To: a@b.c"] * 16_000, {b"to": lambda _: "x@y.z"})
+    assert new is not None
+    assert new.count(b"To: x@y.z") < 1_000
