@@ -83,3 +83,31 @@ def test_a_program_of_others(path: Path) -> None:
     [problem] = about_program(unknown, foreign=True)
     assert problem.text.endswith("smtpd ends if this program does; run it by filter-supervise")
     assert list(about_program(known, foreign=False)) == []
+
+
+def test_a_filter_that_replaces_addresses_ahead_of_one_that_checks_them(path: Path) -> None:
+    text = declared(edit="filter-rewrite --tags strip", check="filter-mailfrom --domains x.example")
+    [warning] = warnings(path, text + LISTEN.format("{ edit, check }"))
+    assert '"check", behind "edit", is not asked about addresses that are replaced' in warning
+    assert warnings(path, text + LISTEN.format("{ check, edit }")) == []
+
+
+TLS_FILTER = 'filter "tls" proc-exec "filter-tls --require \'{}\'"\n'
+
+
+@pytest.mark.parametrize("words", ["tls pki x", "tls-require pki x", "smtps pki x"])
+def test_tls_that_a_listener_offers(path: Path, words: str) -> None:
+    text = 'pki x cert "/c"\n' + TLS_FILTER.format("1.2 sender=@x.example")
+    text += LISTEN.format('"tls"') + 'listen on 127.0.0.1 {} filter "tls"\n'
+    assert warnings(path, text.format(words)) == []
+    [warning] = warnings(path, text.format("port 25"))
+    assert "requires TLS (1.2 sender=@x.example), which no client can start here" in warning
+
+
+def test_certificates_that_no_listener_asks_for(path: Path) -> None:
+    text = 'pki x cert "/c"\n' + TLS_FILTER.format("any certificate")
+    text += LISTEN.format('"tls"') + 'listen on 127.0.0.1 tls pki x filter "tls"\n'
+    [warning] = warnings(path, text)
+    assert "requires certificates" in warning
+    text += 'listen on 127.0.0.1 port 2525 tls-require verify pki x filter "tls"\n'
+    assert warnings(path, text) == []

@@ -81,3 +81,13 @@ def test_tags_and_parameters(start: Start) -> None:
             reply = connection.command(command)
             assert reply is not None
             assert (command, reply.code // 100) == (command, code // 100), reply
+
+
+def test_no_filter_behind_it_is_asked_about_a_replaced_address(start: Start) -> None:
+    """As its manual and `smtpd-filters check` say: filters that check addresses come first."""
+    rewrite = filter_command("rewrite", f"--sender-{CANONICAL}", "--where=envelope")
+    server = start(
+        filters={"rewrite": rewrite, "tls": filter_command("tls", "--require=any")}, files=FILES
+    )
+    assert send(server, "a@good.example").startswith("530 5.7.0 TLS is required")
+    assert send(server, ROOT).startswith("250 ")

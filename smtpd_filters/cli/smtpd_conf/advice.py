@@ -7,7 +7,7 @@ from typing import NamedTuple
 from smtpd_filters.settings.kinds import quote
 
 from .model import Problem
-from .users import for_users, programs_named
+from .users import for_users, programs_named, required_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,16 @@ class _Order(NamedTuple):
 
 
 _SIGNS = "changes messages after they were signed, so the signature fails; put it ahead"
+#: Programs that judge addresses of the envelope. smtpd ends a phase at `rewrite`.
+_OF_ADDRESSES = (
+    "filter-dnsbl", "filter-greylist", "filter-limit", "filter-mailfrom", "filter-policy",
+    "filter-rcpt", "filter-sender", "filter-tls",
+)  # fmt: skip
+_NOT_ASKED = (
+    "is not asked about addresses that are replaced there; put it ahead, or both into filter-chain"
+)
 _ORDERS = (
+    *(_Order("filter-rewrite", each, _NOT_ASKED) for each in _OF_ADDRESSES),
     _Order("filter-dkimsign", "filter-rewrite", _SIGNS),
     _Order("filter-dkimsign", "filter-content", _SIGNS),
     _Order("filter-dkimsign", "filter-milter", _SIGNS),
@@ -55,6 +64,7 @@ def advise(read: Configuration) -> Iterator[Problem]:
     yield from _unused(read, used)
     yield from _orders(read)
     yield from _unfiltered(read)
+    yield from _without_tls(read)
 
 
 def crowded(
@@ -175,3 +185,26 @@ def _unfiltered(read: Configuration) -> Iterator[Problem]:
             "through the socket passes no filter",
             warning=True,
         )
+
+
+def _without_tls(read: Configuration) -> Iterator[Problem]:
+    """Yield warnings of filters that require what no client of a listener can have."""
+    verified = {
+        name for each in read.listeners if each.verifies for name in read.members(each.filters)
+    }
+    for listener in read.listeners:
+        for name in read.members(listener.filters) if listener.name != "socket" else ():
+            program = read.program(name)
+            required = [] if program is None else required_tls(program.command)
+            if required and not listener.encrypts:
+                yield _warning(
+                    listener,
+                    f"filter {quote(name)} requires TLS ({required[0]}), which no client can start "
+                    "here: the listener has none of tls, tls-require and smtps",
+                )
+            elif any("certificate" in each.split() for each in required) and name not in verified:
+                yield _warning(
+                    listener,
+                    f"filter {quote(name)} requires certificates, which smtpd asks for only "
+                    "on a listener with tls-require verify",
+                )

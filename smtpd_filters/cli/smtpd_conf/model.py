@@ -49,12 +49,17 @@ class Filter(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """A `listen` statement: its filters as written, and whether clients can authenticate."""
+    """A `listen` statement: its filters as written, and what clients can do there.
+
+    That is to authenticate, to use TLS, and to present a certificate.
+    """
 
     place: Place
     name: str  # what follows `listen on`: an interface, an address or "socket"
     filters: tuple[str, ...]
     authenticates: bool = False
+    encrypts: bool = False
+    verifies: bool = False
 
 
 class Configuration:

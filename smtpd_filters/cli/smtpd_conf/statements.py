@@ -213,11 +213,18 @@ class _Parser:
     def _listen(self, words: _Words) -> None:
         rest = list(words.rest())
         names = self._use(rest)
-        authenticates = any(
-            token.kind == WORD and token.text in ("auth", "auth-optional") for token in rest
-        )
+        given = {token.text for token in rest if token.kind == WORD}
         name = " ".join(token.text for token in rest[1:2])
-        self._made.listeners.append(Listener(words.place, name, tuple(names), authenticates))
+        self._made.listeners.append(
+            Listener(
+                words.place,
+                name,
+                tuple(names),
+                authenticates=bool(given & {"auth", "auth-optional"}),
+                encrypts=bool(given & {"tls", "tls-require", "smtps"}),
+                verifies="verify" in given,
+            )
+        )
 
     def _action(self, words: _Words) -> None:
         self._use(list(words.rest()))

@@ -1,7 +1,8 @@
-"""The settings in a filter's command that concern authenticated users only.
+"""The settings in a filter's command that some listeners can't serve.
 
-Only the words of the command are read: `check` warns where such a filter is on listeners on which
-nobody can authenticate. Settings in a chain file are not considered.
+Only the words of the command are read: `check` warns where a filter with settings for authenticated
+users is on listeners on which nobody can authenticate, and where one that requires TLS is on those
+without it. Settings in a chain file are not considered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LIMIT, _MAILFROM = "filter-limit", "filter-mailfrom"
+_LIMIT, _MAILFROM, _TLS = "filter-limit", "filter-mailfrom", "filter-tls"
 
 
 def programs_named(command: str) -> frozenset[str]:
@@ -35,6 +36,22 @@ def for_users(command: str) -> str:
         if name in (_LIMIT, _MAILFROM):
             return next(iter(_settings(name, words[at + 1 :])), "")
     return ""
+
+
+def required_tls(command: str) -> list[str]:
+    """Return what a filter-tls in the command requires, each as it is written."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return []
+    if not any(word.rpartition("/")[2] == _TLS for word in words):
+        return []
+    return [
+        value if equals else following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for flag, equals, value in [word.partition("=")]
+        if flag == "--require"
+    ]
 
 
 def _settings(name: str, words: Sequence[str]) -> list[str]:
