@@ -63,8 +63,8 @@ class Needs:
     """
 
     __slots__ = (
-        "anywhere", "descriptors", "listening", "memory", "programs", "read", "replaced", "runs",
-        "sockets", "tcp", "threads", "udp", "write",
+        "anywhere", "descriptors", "listening", "memory", "programs", "read", "receives",
+        "replaced", "runs", "sockets", "tcp", "threads", "udp", "write",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -86,6 +86,8 @@ class Needs:
         self.listening: list[int] = []
         #: Whether programs are started.
         self.runs = False
+        #: Whether another process sends it descriptors.
+        self.receives = False
         #: The paths of programs outside of the system's directories.
         self.programs: list[str] = []
         #: Bytes of memory.
@@ -142,6 +144,10 @@ class Needs:
         """
         self.runs = True
         self.programs += map(_absolute, programs)
+
+    def to_receive_descriptors(self) -> None:
+        """Receive descriptors from another process, over a socket that was opened before."""
+        self.receives = True
 
     def to_allocate(self, size: int) -> None:
         """Allocate so many bytes of memory beside what the framework needs."""

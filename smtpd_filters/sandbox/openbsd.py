@@ -38,6 +38,8 @@ def promises(needs: Needs) -> list[str]:
         words.append("dns")
     if needs.sockets:
         words.append("unix")
+    if needs.receives:
+        words.append("recvfd")
     if needs.runs:
         words += ["proc", "exec"]
     return words

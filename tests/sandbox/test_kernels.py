@@ -248,6 +248,7 @@ def test_openbsd_shows_a_filter_without_look_ups_only_software() -> None:
         (lambda needs: needs.to_listen(80), {"inet"}),
         (lambda needs: needs.to_connect_unix("/run/x"), {"unix"}),
         (lambda needs: needs.to_write("/tmp"), {"wpath", "cpath", "flock", "fattr"}),  # noqa: S108
+        (lambda needs: needs.to_receive_descriptors(), {"recvfd"}),
         (lambda needs: needs.to_run(), {"proc", "exec"}),
     ],
 )

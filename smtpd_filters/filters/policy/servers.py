@@ -46,7 +46,8 @@ class Program:
         return self.command[0]
 
     def declare(self, needs: Needs) -> None:
-        """Declare nothing: it is started by a process that has all rights (`children`)."""
+        """Declare that a process with all rights, which starts it, sends a socket (`children`)."""
+        needs.to_receive_descriptors()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and self.command == other.command
