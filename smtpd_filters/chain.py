@@ -25,7 +25,7 @@ from .filter import CONTENT, Filter, legal_outcomes
 from .guard import FAILED, REFUSALS, Guard
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
-from .runtime.coroutines import CANCELLED, begin
+from .runtime.coroutines import CANCELLED, Early, Turn, begin
 from .runtime.log import FilterLog, fold_traceback
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .journal.collector import Collector
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
-    from .runtime.coroutines import Early, Pending
+    from .runtime.coroutines import Pending
     from .runtime.interfaces import Ask
     from .runtime.log import Log
     from .runtime.pace import Pace
@@ -313,14 +313,69 @@ class Chain:
         if self.journal is not None:
             self.journal.message(session, headers)
         edited = headers if message is None else message
-        for guard, whole in self._content:
-            before = edited.snapshot()
-            asked = guard.ask(session, message if whole else headers)
-            decision = asked if isinstance(asked, Decision) else await asked
-            decision, over = judged(session, guard, edited, before, decision)
-            if over:
-                return decision
+        early: dict[Guard, Early] = {}
+        try:
+            for at, (guard, _) in enumerate(self._content):
+                before = edited.snapshot()
+                decision = await self._ask_about(session, headers, message, at, early)
+                decision, over = judged(session, guard, edited, before, decision)
+                if over:
+                    return decision
+        finally:
+            self._drop(early)
         return made_mark(session, headers)
+
+    async def _ask_about(
+        self,
+        session: Session,
+        headers: Headers,
+        message: Message | None,
+        at: int,
+        early: dict[Guard, Early],
+    ) -> Decision:
+        """Have a message judged by one filter, while those behind it that scan begin."""
+        guard, whole = self._content[at]
+        called = early.pop(guard, None)
+        if called is None:
+            asked = guard.ask(session, message if whole else headers)
+        else:
+            assert called.turn is not None  # noqa: S101  # `_scan_beside` has set it
+            called.turn.begin()
+            asked = begin(guard.collect(session, called))
+        if isinstance(asked, Decision):
+            return asked
+        if guard.beside and message is not None:
+            asked.wait.beside += self._scan_beside(session, message, at, early)
+        return await asked
+
+    def _scan_beside(
+        self, session: Session, message: Message, at: int, early: dict[Guard, Early]
+    ) -> tuple[Early, ...]:
+        """Call the filters right behind one that scan as well; return those that wait.
+
+        Each edits the message in its turn only. What exceeds the budget of this turn of the loop is
+        called then.
+        """
+        waiting: tuple[Early, ...] = ()
+        if self.refuses_coroutines():
+            return waiting
+        ahead = self._content[at][0].deadline
+        for guard, _ in self._content[at + 1 :]:
+            if not guard.beside or self._is_gated(guard):
+                break
+            if guard not in early:
+                if not self._pace().take(EARLY):
+                    break
+                call = partial(guard.ask_early, session, message)
+                early[guard] = called = Early.before(Turn(), ahead, call)
+                if not called.ended:
+                    waiting += (called,)
+            ahead += guard.deadline
+        return waiting
+
+    def _is_gated(self, guard: Guard) -> bool:  # noqa: ARG002  # an override's
+        """Return whether a filter may be left out, depending on those in front of it."""
+        return False
 
     def configured(self, smtpd: Mapping[str, str]) -> None:
         """Pass smtpd's configuration to the filters."""

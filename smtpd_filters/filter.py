@@ -165,6 +165,10 @@ class Filter:
     #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
     #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
     early: bool = True
+    #: Whether `message` waits for something that it has asked about the message, such as a scanner,
+    #: and edits nothing before it has awaited `smtpd_filters.runtime.coroutines.my_turn`. A chain
+    #: then calls it while those in front of it that scan as well wait.
+    scans: bool = False
     #: Whether it signs the header: a signature is invalid after the edit of another filter.
     signs: bool = False
     #: Whether it edits fields that signatures cover. On an instance, set by `setup`.

@@ -73,6 +73,7 @@ class Guard:
     __slots__ = (
         "allowed",
         "argument",
+        "beside",
         "coroutine",
         "deadline",
         "declared",
@@ -124,6 +125,8 @@ class Guard:
         self.coroutine = is_coroutine(self.handler)
         #: Whether it may be called before its turn. Messages are edited in order.
         self.early = self.coroutine and filter.early and phase is not None
+        #: Whether it may be called before its turn to read a message (`Filter.scans`).
+        self.beside = self.coroutine and filter.scans and handler == "message"
         #: The decision when the handler fails. Of a message it is as at `data`: the refusal is sent
         #: at `commit`, and a mark is a field of the header by then. A copy, with a reason of its
         #: own.

@@ -10,10 +10,12 @@ runs meanwhile in a job of its own.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
     from typing import Any
@@ -89,6 +91,46 @@ class Pending:
             result = yield wait
 
 
+class Turn:
+    """The turn of a handler that is called before it: to read a message, but not to edit it yet."""
+
+    __slots__ = ("_come", "_waiter")
+
+    def __init__(self) -> None:
+        self._come = False
+        self._waiter: Future[None] | None = None
+
+    def begin(self) -> None:
+        """Begin the turn: resume the handler if it waits for it."""
+        self._come = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait until it begins."""
+        if not self._come:
+            from asyncio import get_running_loop  # there already where there are coroutines
+
+            self._waiter = get_running_loop().create_future()
+            await self._waiter
+
+
+#: The turn of the running handler, None if it was called in turn.
+_TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+async def my_turn() -> bool:
+    """Wait for the turn of the running handler, before it edits anything.
+
+    Returns whether it had been called before its turn, so that others may have edited the message.
+    """
+    turn = _TURN.get()
+    if turn is None:
+        return False
+    await turn.wait()
+    return True
+
+
 class Early:
     """A coroutine that is called before its turn: it runs, and its result is kept.
 
@@ -96,7 +138,9 @@ class Early:
     in seconds from the call to the result, `seconds` the time until its deadline.
     """
 
-    __slots__ = ("_seconds", "_started", "_suspended", "ended", "job", "result", "took", "waiter")
+    __slots__ = (
+        "_seconds", "_started", "_suspended", "ended", "job", "result", "took", "turn", "waiter",
+    )  # fmt: skip
 
     def __init__(self, result: object, started: float, seconds: float) -> None:
         self._started, self._seconds = started, seconds
@@ -109,6 +153,23 @@ class Early:
         self.job: Task | None = None
         #: The callback for the result, of the work that awaits it.
         self.waiter: Callable[[object], None] | None = None
+        #: The turn that it may wait for.
+        self.turn: Turn | None = None
+
+    @classmethod
+    def before(cls, turn: Turn, ahead: float, call: Callable[[], Early]) -> Early:
+        """Return the coroutine that `call` calls, which waits for its turn when it has to.
+
+        `ahead` is how long that may take in seconds: its deadline is so much later.
+        """
+        token = _TURN.set(turn)
+        try:
+            early = call()
+        finally:
+            _TURN.reset(token)
+        early.turn = turn
+        early._seconds += ahead  # noqa: SLF001  # same class
+        return early
 
     async def rest(self) -> Any:
         """Return the coroutine's result: the work of its job."""

@@ -180,7 +180,7 @@ class Job:
         try:
             pending = begin(early.rest())
             assert type(pending) is Pending  # noqa: S101  # it awaits the coroutine first
-            early.job = Job(self._loop, pending, early.finish, early.fail)
+            early.job = Job(self._loop, pending, early.finish, early.fail, self._pace, self._price)
         except BaseException as error:  # noqa: BLE001  # it counts when its turn comes
             early.fail(error)
 

@@ -5,6 +5,9 @@ Invariants
 *As delivered*: a message is scanned as it will be delivered, with From, To and Cc as smtpd
 completes them after all filters, so that a scanner's signatures are valid there
 (`smtpd_filters.message.completion`). A first line of an mbox file is left out.
+*In turn*: in a chain a message may be scanned while filters in front of this one scan it as well
+(`Filter.scans`). So a scanner edits it only after `Content.turn`, and scans it again if they have
+changed what its verdict is about.
 *Bounded*: only a small message is in memory; a large one is read from the spool each time that it
 is sent.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 from smtpd_filters.checks.exemptions import exempted
 from smtpd_filters.message.completion import complete
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
+from smtpd_filters.runtime.coroutines import my_turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,15 +47,29 @@ _LARGER: dict[str, Proceed | Reject] = {"skip": PROCEED, "tempfail": TOO_LARGE, 
 class Content:
     """A message to be scanned; `size` is its bytes, each line end counted as one (LF)."""
 
-    __slots__ = ("_head", "_message", "_whole", "size")
+    __slots__ = ("_before", "_head", "_message", "_replaced", "_whole", "size")
 
     def __init__(
         self, message: Message, head: list[bytes] | None, size: int, whole: bytes | None
     ) -> None:
         self._message = message
-        self._head = head
+        self._before = before = message.headers.lines()
+        # Even if it is edited while a server is asked a second time.
+        self._head = before if head is None else head
+        self._replaced = _replaced(message)
         self._whole = whole
         self.size = size
+
+    async def turn(self, *, headers: bool = True) -> bool:
+        """Wait for the filter's turn; return whether the message still is the one that was scanned.
+
+        Without `headers` only the body counts.
+        """
+        if not await my_turn():
+            return True
+        if self._replaced != _replaced(self._message):
+            return False
+        return not headers or self._before == self._message.headers.lines()
 
     def chunks(self) -> Iterator[bytes]:
         """Return the chunks of the message from its beginning; this can be called repeatedly."""
@@ -113,6 +131,11 @@ def without_mbox_line(headers: Headers) -> list[bytes] | None:
                 end += 1
             return lines[:at] + lines[end:]
     return None
+
+
+def _replaced(message: Message) -> int:
+    """Return how many times the body has been replaced."""
+    return message.snapshot()[1]
 
 
 async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:

@@ -361,6 +361,9 @@ class ScoringChain(Chain):
         ungated = [guard for guard in behind if guard not in self._least]
         return super()._ask_early(session, arguments, ungated, early)
 
+    def _is_gated(self, guard: Guard) -> bool:
+        return guard in self._least
+
     def _open(self, session: Session, outlook: Outlook, behind: Sequence[Guard]) -> Sequence[Guard]:
         """Return the handlers that are still to be called (*Decided when certain*)."""
         while behind and behind[0] in self._least:
@@ -461,11 +464,27 @@ class ScoringChain(Chain):
         self, session: Session, headers: Headers, message: Message | None, state: _State
     ) -> Decision:
         """Have a message judged by each filter and by the score."""
-        edited = headers if message is None else message
         plan = self._plans["content"]
         state.tally.forget(plan.order, plan.slots)
         outlook = Outlook(state.tally, plan)
-        for guard, whole in self._content:
+        early: dict[Guard, Early] = {}
+        try:
+            return await self._weigh_content(session, headers, message, state, outlook, early)
+        finally:
+            self._drop(early)
+
+    async def _weigh_content(  # noqa: PLR0913  # the body of a loop
+        self,
+        session: Session,
+        headers: Headers,
+        message: Message | None,
+        state: _State,
+        outlook: Outlook,
+        early: dict[Guard, Early],
+    ) -> Decision:
+        """Do so; `early` are the filters that scan before their turn."""
+        edited = headers if message is None else message
+        for at, (guard, _) in enumerate(self._content):
             if self._refuses(guard.phase, outlook):
                 session.mark = ""
                 return self._refusal(guard.phase, session, outlook)
@@ -475,8 +494,7 @@ class ScoringChain(Chain):
                     outlook.close(slot)
                 continue
             before: Any = edited.snapshot()
-            asked = guard.ask(session, message if whole else headers)
-            decision = asked if isinstance(asked, Decision) else await asked
+            decision = await self._ask_about(session, headers, message, at, early)
             decision, over = judged(session, guard, edited, before, decision)
             if over:
                 return decision

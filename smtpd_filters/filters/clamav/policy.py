@@ -26,6 +26,7 @@ from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
+from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.scanning.edits import Edits
 from smtpd_filters.scanning.intake import Content, Intake
 from smtpd_filters.scanning.options import (
@@ -77,6 +78,7 @@ class Clamav(Filter):
     # the reply to its final dot, but smtpd only 5.
     deadline = 150.0
     share = SHARE
+    scans = True
 
     class Options(Settings):
         """The daemons, the messages to scan, and what becomes of a finding."""
@@ -174,13 +176,18 @@ class Clamav(Filter):
         """Scan the message, unless its client is exempt."""
         from .exchange import scan  # loaded by `setup`
 
-        content = await self._intake.content(self, session, message)
-        if not isinstance(content, Content):
-            if not self._intake.exempt.reason(session):
-                await self._remove_forged(message)
-            return content
-        trouble: list[str] = []
-        found = await self._client.ask(scan(content), trouble=trouble)
+        while True:
+            content = await self._intake.content(self, session, message)
+            if not isinstance(content, Content):
+                if not self._intake.exempt.reason(session):
+                    await my_turn()
+                    await self._remove_forged(message)
+                return content
+            trouble: list[str] = []
+            found = await self._client.ask(scan(content), trouble=trouble)
+            # Fields of the filters in front change no verdict about a virus.
+            if await content.turn(headers=False):
+                break
         edits = await self._remove_forged(message)
         if isinstance(found, Unavailable):
             raise UnavailableError(found.cause, FAILED, keeps_edits=True)

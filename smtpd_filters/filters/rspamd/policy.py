@@ -43,7 +43,7 @@ from smtpd_filters.settings.secrets import read_secret
 from .edits import Options as Edits
 from .edits import apply
 from .kinds import ACTION, URL, checked
-from .reply import MAX_JSON, ReplyError
+from .reply import MAX_JSON, Reply, ReplyError
 from .request import Facts, fields
 
 TYPE_CHECKING = False
@@ -118,6 +118,7 @@ class Rspamd(Filter):
     deadline = 60.0
     #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
     share = SHARE
+    scans = True
 
     class Options(Settings):
         """The daemons, the facts in a request, exempt clients, and the use of a reply."""
@@ -241,9 +242,24 @@ class Rspamd(Filter):
 
     async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         """Scan the message, unless its client is exempt."""
-        content = await self._messages.content(self, session, message)
-        if not isinstance(content, Content):
-            return content
+        while True:
+            content = await self._messages.content(self, session, message)
+            if not isinstance(content, Content):
+                return content
+            reply = await self._scan(session, message, content)
+            if await _in_turn(content, reply):
+                break
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause)
+        try:
+            return await apply(reply, message, self._edits)
+        except ReplyError as error:
+            raise UnavailableError(str(error)) from None
+
+    async def _scan(
+        self, session: Session, message: Message, content: Content
+    ) -> Reply | Unavailable:
+        """Return the reply of a daemon."""
         headers, left_out = fields(session, self._facts, self.smtpd.get("admd", ""))
         limit = MAX_JSON + 2 * content.size
         codec = self._codec
@@ -256,16 +272,26 @@ class Rspamd(Filter):
         reply = await self._client.ask(
             request, lambda response: intake.read(response, message.new_body, limit)
         )
-        if isinstance(reply, Unavailable):
-            raise UnavailableError(reply.cause)
-        if request.trouble:
-            reply.complain(f"after {request.trouble}")
-        if left_out:
-            reply.complain(f"{left_out} recipients left out")
-        try:
-            return await apply(reply, message, self._edits)
-        except ReplyError as error:
-            raise UnavailableError(str(error)) from None
+        if not isinstance(reply, Unavailable):
+            if request.trouble:
+                reply.complain(f"after {request.trouble}")
+            if left_out:
+                reply.complain(f"{left_out} recipients left out")
+        return reply
+
+
+async def _in_turn(content: Content, reply: Reply | Unavailable) -> bool:
+    """Wait for the filter's turn; return whether the reply still is about this message.
+
+    Otherwise its signatures might not be valid.
+    """
+    same = False
+    try:
+        same = await content.turn()
+    finally:
+        if not same and not isinstance(reply, Unavailable) and reply.block is not None:
+            reply.block.discard()
+    return same
 
 
 def _codec(compress: str) -> Codec | None:
