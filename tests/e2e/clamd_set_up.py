@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Self
 
+    from smtpd_filters.testing.server import Lab
+
 #: In two halves: other scanners would take this file for the virus.
 EICAR = b"X5O!P%@AP[4\\PZX54(P^)7CC)7}" + b"$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 #: What clamd calls it: names from one's own database get the suffix.
@@ -47,11 +49,13 @@ def program() -> str | None:
 class ClamAV:
     """A clamd, started with `with`; `limit` is its StreamMaxLength in bytes, `port` on 127.0.0.1.
 
-    `prefix` is put before its command, such as one that enters a namespace.
+    With `lab` it is in the lab's network; its socket is a file outside, to be bound into labs.
     """
 
-    def __init__(self, *, limit: int = LIMIT, port: int = 0, prefix: tuple[str, ...] = ()) -> None:
-        self._limit, self._port, self._prefix = limit, port, prefix
+    def __init__(self, *, limit: int = LIMIT, port: int = 0, lab: Lab | None = None) -> None:
+        self._limit, self._port = limit, port
+        # Without another PID namespace, so that the process is clamd itself.
+        self._prefix = () if lab is None else ("nsenter", f"--target={lab.pid}", "--net", "--")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -127,7 +131,7 @@ class ClamAV:
         while self.ask(b"zPING\0") != b"PONG\0":
             if self._process.poll() is not None or monotonic() > ends:
                 raise RuntimeError((self.folder / "output").read_text(errors="replace"))
-            with_pause(self._process)
+            _wait_a_moment(self._process)
 
     def kill(self) -> None:
         """Kill the daemon."""
@@ -153,6 +157,11 @@ class ClamAV:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def restart(self) -> None:
+        """End the daemon and start it again."""
+        self.stop()
+        self.start()
+
     def ask(self, command: bytes) -> bytes:
         """Return its reply to a command; b"" if it doesn't answer."""
         try:
@@ -171,8 +180,7 @@ class ClamAV:
         return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
 
-def with_pause(process: subprocess.Popen[bytes]) -> None:
-    """Wait a moment, or for the end of a process."""
+def _wait_a_moment(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(0.02)
     except subprocess.TimeoutExpired:
