@@ -91,6 +91,9 @@ class Service:
         except OSError as error:
             raise ConfigError(f"{directory}: {os_reason(error)}") from None
         self._bind()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._ending.set())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _bind(self) -> None:
         path = self._path
@@ -138,11 +141,10 @@ class Service:
         os.set_blocking(woken, False)
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(woken)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._ending.set())
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         writer = Thread(target=self._write, name="writer")
         writer.start()
+        if self._ending.is_set():  # before there was a descriptor for it
+            os.write(woken, b"!")
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(wake, select.POLLIN)
