@@ -18,7 +18,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Decision, Points, Rewrite
 from smtpd_filters.protocol.vis import unvis
 from smtpd_filters.runtime.log import fold_traceback
 
-from .wire import VERSION, encode, trimmed
+from .wire import PACKED, VERSION, encode, trimmed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -348,11 +348,7 @@ class Collector:
 
     def _send(self, session: Keeper, story: Story, kind: str) -> None:
         """Send a story, and begin the next one of the session."""
-        rows = [
-            trimmed([source.filter, source.phase, "proceed", max(0, int(at * 1000)),
-                     int(total * 1e6), int(count), int(longest * 1e6) if count > 1 else 0])
-            for source, (count, total, longest, at) in story.passed.items()
-        ]  # fmt: skip
+        rows = _packed(story.passed)
         rows += [trimmed(row) for row in story.verdicts]
         id_ = session.id
         head: dict[str, Any] = {
@@ -393,6 +389,24 @@ class Collector:
             self._log.limited("journal bug", "journal", "bug", error=fold_traceback(error))
         except BaseException:  # noqa: BLE001, S110  # *Never raises*
             pass
+
+
+def _packed(passed: dict[Any, list[float]]) -> list[Row]:
+    """Return rows for verdicts to proceed, those of one phase together."""
+    rows: list[Row] = []
+    row: Row = []
+    phase = ""
+    for source, (count, total, longest, at) in passed.items():
+        if count > 1:
+            times = int(at * 1000), int(total * 1e6), count, int(longest * 1e6)
+            rows.append([source.filter, source.phase, "proceed", *times])
+            continue
+        if source.phase != phase or len(row) > 2 * PACKED:
+            phase = source.phase
+            row = [phase, int(at * 1000)]
+            rows.append(row)
+        row += source.filter, int(total * 1e6)
+    return rows
 
 
 def setting_of(settings: object, decision: Decision) -> str:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.protocol.vocabulary import PHASES
 
-from .wire import DEFAULTS, ROW, VERSION
+from .wire import DEFAULTS, PACKED, ROW, VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Bytes of a datagram that is read.
 MAX_DATAGRAM = 1 << 16
@@ -66,7 +69,7 @@ def parse(data: bytes) -> Part:
         raise InvalidError("unknown end")
     part["r"] = [_recipient(each) for each in _list(found.get("r"), MAX_RECIPIENTS)]
     part["a"] = [text(each) for each in _list(found.get("a"), MAX_ANSWERS)]
-    part["w"] = [_row(each) for each in _list(found.get("w"), MAX_ROWS)]
+    part["w"] = [row for each in _list(found.get("w"), MAX_ROWS) for row in _rows(each)]
     return part
 
 
@@ -106,6 +109,18 @@ def _recipient(value: object) -> list[Any]:
     if not isinstance(value, list) or len(value) != 2 or value[1] not in (0, 1, 2):
         raise InvalidError("invalid recipient")
     return [text(value[0]), int(value[1])]
+
+
+def _rows(value: object) -> Iterator[list[Any]]:
+    """Yield the verdicts of a row."""
+    if not isinstance(value, list) or len(value) < 3 or not isinstance(value[1], int):
+        yield _row(value)
+        return
+    phase, at, *passed = value
+    if len(passed) > 2 * PACKED:
+        raise InvalidError("too many verdicts")
+    for filter_, took in zip(passed[::2], passed[1::2], strict=False):
+        yield _row([filter_, phase, "proceed", at, took])
 
 
 def _row(value: object) -> list[Any]:

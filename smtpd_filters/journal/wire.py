@@ -15,7 +15,7 @@ journal joins them, as it joins the stories of several processes.
 | f, r, z | sender; recipients, each with 0 (accepted), 1 (temporarily) or 2 (refused); size |
 | i, j | the message's Message-ID and Subject, if a filter reads headers |
 | a | smtpd's replies with 4xx and 5xx |
-| w | verdicts: see `ROW` |
+| w | verdicts: see `ROW` and `PACKED` |
 | x, y | events lost before in this process; verdicts and recipients left out here |
 """
 
@@ -41,6 +41,9 @@ ROW = (
     "filter", "phase", "verb", "at", "took", "count", "longest", "reason", "reply", "argument",
     "points", "flags", "setting",
 )  # fmt: skip
+#: Verdicts to proceed, which most are, are packed: a row `[phase, at, filter, took, filter, took,
+#: ...]` has up to so many of one phase.
+PACKED = 12
 #: The default of each field.
 DEFAULTS: tuple[Any, ...] = ("", "", "", 0, 0, 1, 0, "", "", "", 0, "", "")
 
@@ -77,7 +80,7 @@ def _split(head: dict[str, Any], rows: list[Row], limit: int) -> list[bytes]:
         kept, taken = _fitting(row, limit // 2)
         if size + taken > limit:
             if len(parts) == MAX_PARTS:
-                left_out += 1
+                left_out += 1 if type(row[1]) is str else len(row) // 2 - 1
                 continue
             parts.append((dict(again), []))
             size = beginning
