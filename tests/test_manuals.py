@@ -68,6 +68,7 @@ OTHERS = {
         "postscreen 8",
         "rspamd 8",
         "smtpd 8",
+        "spamd 8",
         "unbound 8",
     ),
     "unbound.conf 5",

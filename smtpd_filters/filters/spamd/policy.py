@@ -1,0 +1,297 @@
+"""filter-spamd: scan messages with SpamAssassin's spamd and apply its verdict.
+
+`scan` makes the request and sends it, over the client of `smtpd_filters.lookups.stream`, which
+fails over between daemons. `reply` parses the reply, and `edits` applies it to the message.
+`thresholds` has the scores from which something is done. The log has the score and rules of each
+message.
+
+Invariants
+----------
+*Never unscanned by accident*: a message that can't be scanned is refused temporarily, unless the
+operator chose otherwise: `--on-error` decides about every failure between here and the daemon, and
+about a scan that SpamAssassin ended early.
+*No forged verdict*: a client's own X-Spam fields are removed before anything else is done, and so
+even if the scan fails or the message is too large for one.
+*As delivered*: a message is scanned once, when it is complete, and as it will be delivered
+(`smtpd_filters.scanning.intake`).
+*Bounded*: memory and work are limited, however many messages are pending and whatever a daemon
+replies.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.checks.exemptions import Exempt, exempt_option, exempted
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.dns.setting import note_timeout
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.spamd import PORT
+from smtpd_filters.lookups.stream import ADDRESS, Address
+from smtpd_filters.main import run
+from smtpd_filters.protocol.decisions import JUNK, MARKED, PROCEED, Points
+from smtpd_filters.scanning.edits import Edits
+from smtpd_filters.scanning.intake import Content, Intake
+from smtpd_filters.scanning.options import (
+    connections_option,
+    larger_option,
+    max_size_option,
+    timeout_option,
+)
+from smtpd_filters.scanning.outcomes import refusal
+from smtpd_filters.scanning.servers import SHARE, StreamSetting
+from smtpd_filters.settings import LIST, SWITCH, TEXT, Settings, choice, option
+
+from .thresholds import NEVER, SPAM, THRESHOLD, Threshold, check_order
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smtpd_filters.filter import Outcome
+    from smtpd_filters.lookups.stream import Client
+    from smtpd_filters.lookups.stream.connection import Connection
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.decisions import Junk, Marked, Proceed, Reject
+    from smtpd_filters.session import Session
+
+    from .reply import Reply
+
+#: The beginning of the names of spamd's fields.
+FIELDS = "X-Spam-"
+#: The text of a refusal.
+REJECTED = "Spam message rejected"
+#: The bounds of `--points`. Rules of SpamAssassin's own lists take or give 100 and 1000 points; a
+#: chain that had to expect so much could never refuse before the message.
+LEAST, MOST = -10.0, 100.0
+#: Rules that are logged.
+_LOGGED = 50
+
+
+async def _ping(connection: Connection) -> None:
+    from .scan import ping  # imports asyncio
+
+    await ping(connection)
+
+
+class Spamd(Filter):
+    """Scan messages with SpamAssassin's spamd and apply its verdict."""
+
+    name = "spamd"
+    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
+    deadline = 120.0
+    #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
+    share = SHARE
+    points = (LEAST, MOST)
+
+    class Options(Settings):
+        """The daemons, the user, exempt clients, and the use of a verdict."""
+
+        spamd = option(
+            LIST(ADDRESS(PORT)),
+            default=(Address("127.0.0.1", PORT),),
+            help="A daemon: its host and port, or the path of its socket. If given several times, "
+            "the next daemon is asked when the ones before it fail; a daemon that failed three "
+            "times in a row is passed over for 30 seconds.",
+        )
+        user = option(
+            TEXT,
+            default="",
+            help="The user whose preferences and classifier spamd uses; by default its own.",
+        )
+        user_by_recipient = option(
+            choice("no", "address", "local"),
+            default="no",
+            help="Use the recipient as the user, if there is only one: its whole address, or the "
+            "part before the @. With several recipients --user applies.",
+        )
+        junk_at = option(
+            THRESHOLD,
+            default=Threshold(SPAM),
+            help="The score from which a message is marked as junk; spam stands for spamd's "
+            "own threshold (required_score).",
+        )
+        reject_at = option(
+            THRESHOLD,
+            default=Threshold(NEVER),
+            help="The score from which a message is rejected; spam stands for spamd's own "
+            "threshold.",
+        )
+        tag = option(TEXT, default="", help="A text to put before the subject of spam.")
+        tag_at = option(
+            THRESHOLD,
+            default=Threshold(SPAM),
+            help="The score from which --tag is put before the subject.",
+        )
+        headers = option(
+            choice("spamd", "none"),
+            default="spamd",
+            help="The header fields to add to each scanned message: all of spamd's own, as its "
+            "configuration defines them, or none. Junk has X-Spam: Yes in any case.",
+        )
+        rewrite_subject = option(
+            SWITCH,
+            default=False,
+            help="Take over the subject if spamd rewrites it (its rewrite_header).",
+        )
+        new_message = option(
+            SWITCH,
+            default=False,
+            help="Replace spam with the message that spamd makes of it, which has a report, and "
+            "the original as an attachment (its report_safe). By default only the header is "
+            "edited.",
+        )
+        points = option(
+            SWITCH,
+            default=False,
+            help=f"Add spamd's score to that of the chain, as at least {LEAST:g} and at most "
+            f"{MOST:g} points, instead of marking or rejecting the message.",
+        )
+        exempt = exempt_option(what="Clients whose mail is not scanned")
+        max_size = max_size_option(500 << 10, "The default is that of spamc.")
+        larger = larger_option()
+        timeout = timeout_option(
+            60.0, "SpamAssassin's own limit, time_limit, should be lower: it is 300 by default."
+        )
+        connections = connections_option(5)
+        compress = option(
+            choice("none", "zlib"), default="none", help="Compress messages to a distant daemon."
+        )
+
+    settings: Options
+
+    #: The addresses of the daemons.
+    servers: tuple[Address, ...]
+    _client: Client = StreamSetting(ping=_ping)  # type: ignore[assignment]  # a descriptor
+    _exempt: Exempt
+    _messages: Intake
+    _command: str
+
+    def setup(self) -> Registration:
+        """Prepare requests and thresholds."""
+        settings = self.settings
+        self._exempt = settings.exempt
+        self.servers = settings.spamd
+        self._messages = Intake(settings.exempt, max_size=settings.max_size, larger=settings.larger)
+        self._check(settings)
+        # CHECK is as costly for spamd as the others, and doesn't show whether it ended early.
+        if settings.new_message:
+            self._command = "PROCESS"
+        elif settings.headers == "none" and not settings.rewrite_subject:
+            self._command = "SYMBOLS"
+        else:
+            self._command = "HEADERS"
+        from . import scan  # noqa: F401  # imports asyncio: at start, not at the first mail
+
+        note_timeout(self)
+        return Registration(points=(LEAST, MOST) if settings.points else (0, 0))
+
+    def _check(self, settings: Options) -> None:
+        """Raise ConfigError for settings that contradict each other."""
+        given = settings.given
+        for name in ("junk_at", "reject_at"):
+            if settings.points and name in given:
+                raise ConfigError(f"--points: cannot be combined with --{name.replace('_', '-')}")
+        if "tag_at" in given and not settings.tag:
+            raise ConfigError("--tag-at requires --tag")
+        check_order([("--junk-at", settings.junk_at), ("--reject-at", settings.reject_at)])
+        if settings.tag:
+            check_order([("--tag-at", settings.tag_at), ("--reject-at", settings.reject_at)])
+
+    async def headers(self, session: Session, headers: Headers) -> Proceed:
+        """Remove the client's own X-Spam fields, whatever becomes of the scan."""
+        if not self._exempt.reason(session):
+            await Edits(headers, _ignore).remove_foreign(FIELDS)
+        return PROCEED
+
+    async def message(
+        self, session: Session, message: Message
+    ) -> Proceed | Junk | Marked | Reject | Points:
+        """Scan the message, unless its client is exempt."""
+        if why := self._exempt.reason(session):
+            return exempted(self, why)
+        content = await self._messages.content(self, session, message)
+        if not isinstance(content, Content):
+            return content
+        from .scan import Scan, recipient  # loaded by `setup`
+
+        settings = self.settings
+        user = recipient(session, settings.user_by_recipient)
+        scan = Scan(
+            self._command,
+            content,
+            session,
+            message.headers.lines(),
+            user=user or settings.user,
+            new_body=message.new_body if settings.new_message else None,
+        )
+        if settings.compress == "zlib":
+            await scan.compress()
+        notes: list[str] = []
+        reply = await self._client.ask(scan.exchange, trouble=notes)
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause)
+        reply.notes += [f"after {note}" for note in notes]
+        try:
+            return await self._apply(reply, message)
+        finally:
+            reply.discard()
+
+    async def _apply(
+        self, reply: Reply, message: Message
+    ) -> Proceed | Junk | Marked | Reject | Points:
+        """Edit the message and return the decision."""
+        settings = self.settings
+        reason = summary(reply)
+
+        def reaches(threshold: Threshold) -> bool:
+            return threshold.reached(reply.score, is_spam=reply.is_spam)
+
+        if reaches(settings.reject_at) and not settings.points:
+            return refusal("reject", REJECTED).because(reason)
+        await self._edit(reply, message)
+        tagged = settings.tag and reaches(settings.tag_at)
+        if tagged:
+            await Edits(message.headers, _ignore).tag_subject(settings.tag)
+        if settings.points:
+            return Points(min(max(reply.score, LEAST), MOST)).because(reason)
+        if reaches(settings.junk_at):
+            return JUNK.because(reason)
+        return (MARKED if tagged else PROCEED).because(reason)
+
+    async def _edit(self, reply: Reply, message: Message) -> None:
+        """Apply spamd's own edits."""
+        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
+
+        from .edits import add_fields, replace_block, replace_subject
+
+        settings, headers = self.settings, message.headers
+        # Each edit is one pass over the lines.
+        await pace().admit(len(headers.lines()) + len(reply.header or reply.fields))
+        if reply.header is not None and reply.body is not None:
+            replace_block(headers, reply.header)
+            body, reply.body = reply.body, None
+            message.replace_body(body)
+            return
+        if settings.headers == "spamd":
+            add_fields(headers, reply.fields)
+        if settings.rewrite_subject and reply.is_spam and reply.subject:
+            replace_subject(headers, reply.subject)
+
+
+def summary(reply: Reply) -> str:
+    """Return the verdict for the log: `score 7.2/5 RULE,OTHER_RULE`."""
+    rules = ",".join(reply.symbols[:_LOGGED])
+    if len(reply.symbols) > _LOGGED:
+        rules += f" and {len(reply.symbols) - _LOGGED} more"
+    words = [f"score {reply.score:g}/{reply.required:g}", rules, *reply.notes]
+    return "; ".join(filter(None, (" ".join(filter(None, words[:2])), *words[2:])))
+
+
+def _ignore(_note: str) -> None:
+    """Ignore a note: the names of the fields are valid."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the executable filter-spamd."""
+    return run(Spamd, argv=argv)

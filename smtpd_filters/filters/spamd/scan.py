@@ -1,0 +1,180 @@
+"""The request to spamd for one message, and the exchange with a daemon.
+
+The message is sent as a mail file has it: with lines that end in LF, and below a Return-Path with
+the sender of the envelope, from which SpamAssassin takes it, among others for SPF. smtpd's own
+Received is in the message already; SpamAssassin knows its form.
+
+Invariants
+----------
+*Repeatable*: a request may be sent to several daemons, one after another.
+*Bounded*: a large message is read, and compressed, as it is sent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from smtpd_filters.addresses.mailbox import path
+from smtpd_filters.lookups.spamd import ReplyError, request, safe_user
+from smtpd_filters.lookups.stream import BadReplyError, NotKeptError
+from smtpd_filters.lookups.stream.connection import LostError
+from smtpd_filters.message import SpoolError
+from smtpd_filters.runtime.pace import pace
+
+from .reply import Intake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from smtpd_filters.lookups.stream.connection import Connection
+    from smtpd_filters.message import Body
+    from smtpd_filters.scanning.intake import Content
+    from smtpd_filters.session import Session
+
+    from .reply import Reply
+
+#: Characters of an address that are sent: RFC 5321 section 4.5.3.1.3 allows 256 octets for a path.
+_LONGEST = 512
+#: spamc's (zlib's default): higher levels take much longer and save little on mail.
+_LEVEL = 6
+#: Bytes compressed for each unit of work (`pace`): some 30 MB/s.
+_PER_UNIT = 30
+#: Bytes compressed at a time.
+_STEP = 16 << 10
+#: Bytes of a reply that are parsed for each unit of work.
+_PARSED_PER_UNIT = 50
+
+
+class Scan:
+    """The request for one message."""
+
+    def __init__(  # noqa: PLR0913  # one for each part of the request
+        self,
+        command: str,
+        content: Content,
+        session: Session,
+        sent: list[bytes],
+        *,
+        user: str,
+        new_body: Callable[[], Body] | None,
+    ) -> None:
+        """Make a request.
+
+        command: SYMBOLS, HEADERS or PROCESS. sent: the lines of the message's header block. user:
+        the user whose preferences apply, or "". new_body: creates the body of a new message, if it
+        is wanted.
+        """
+        self._command = command
+        self._content = content
+        self._top = return_path(session)
+        self._sent = sent
+        self._user = user
+        self._new_body = new_body
+        #: The bytes of the compressed message; None if it isn't compressed.
+        self._compressed: int | None = None
+
+    async def compress(self) -> None:
+        """Compress the message when it is sent. spamd needs its size in advance."""
+        packer = zlib.compressobj(_LEVEL)
+        size = 0
+        for chunk in _split(self._plain()):
+            size += len(packer.compress(chunk))
+            await pace().admit(len(chunk) // _PER_UNIT)
+        self._compressed = size + len(packer.flush())
+
+    async def exchange(self, connection: Connection) -> Reply:
+        """Send the request and return the reply.
+
+        Raises BadReplyError, NotKeptError, and LostError.
+        """
+        size = len(self._top) + self._content.size
+        intake = Intake(self._command, self._sent, size, self._new_body)
+        try:
+            await self._send(connection, size)
+            await _receive(connection, intake)
+            return intake.close()
+        except BaseException as error:
+            intake.discard()
+            if isinstance(error, ReplyError):
+                raise BadReplyError(str(error)) from None
+            if isinstance(error, SpoolError):
+                raise NotKeptError(str(error)) from None
+            raise
+
+    async def _send(self, connection: Connection, size: int) -> None:
+        head = request(
+            self._command,
+            size if self._compressed is None else self._compressed,
+            user=self._user,
+            compressed=self._compressed is not None,
+        )
+        if await connection.send(self._chunks(head)):
+            # Without it spamd waits for more if the message doesn't end in a line end.
+            connection.write_eof()
+
+    def _plain(self) -> Iterator[bytes]:
+        yield self._top
+        yield from self._content.chunks()
+
+    def _chunks(self, head: bytes) -> Iterator[bytes]:
+        yield head
+        if self._compressed is None:
+            yield from self._plain()
+            return
+        packer = zlib.compressobj(_LEVEL)
+        for chunk in _split(self._plain()):
+            # Empty while zlib collects: then the connection only charges the pace.
+            yield packer.compress(chunk)
+        yield packer.flush()
+
+
+async def _receive(connection: Connection, intake: Intake) -> None:
+    """Read the reply to its end."""
+    while data := await connection.read():
+        await pace().admit(len(data) // _PARSED_PER_UNIT)
+        intake.feed(data)
+    if not connection.replied:
+        raise LostError
+
+
+async def ping(connection: Connection) -> None:
+    """Ask a daemon whether it is there, for `Client`. Raises BadReplyError or LostError."""
+    await connection.write(b"PING SPAMC/1.5\r\n\r\n")
+    reply = await connection.read_to_end(1 << 10)
+    if b" PONG" not in reply:
+        raise BadReplyError("no answer to a ping")
+
+
+def return_path(session: Session) -> bytes:
+    """Return the field with the sender of the envelope; empty if smtpd has reported none."""
+    tx = session.tx
+    if tx is None or tx.sender is None:
+        return b""
+    sender = str(path(tx.sender).completed(session.server_name))
+    safe = "".join(c if c.isprintable() and c not in "<>" else "?" for c in _text(sender))
+    return f"Return-Path: <{safe[:_LONGEST]}>\n".encode()
+
+
+def recipient(session: Session, form: str) -> str:
+    """Return the only recipient as a user's name, or "".
+
+    `form` is "no", "address" or "local", for the part before the "@". In lower case, as smtpd
+    delivers.
+    """
+    tx = session.tx
+    if form == "no" or tx is None or len(tx.recipients) != 1:
+        return ""
+    address = path(tx.recipients[0]).completed(session.server_name)
+    return safe_user(_text(address.local if form == "local" else str(address)).lower())
+
+
+def _text(text: str) -> str:
+    """Replace bytes that aren't UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        for at in range(0, len(chunk), _STEP):
+            yield chunk[at : at + _STEP]
