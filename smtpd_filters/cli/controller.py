@@ -122,14 +122,7 @@ class Controller:
 
     def _connect(self) -> socket.socket:
         if self._path:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(self._timeout)
-            try:
-                connection.connect(self._path)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            return connect_unix(self._path, self._timeout)
         connection = socket.create_connection((self._host, self._port), self._timeout)
         if self._tls:
             import ssl
@@ -141,6 +134,18 @@ class Controller:
                 connection.close()
                 raise
         return connection
+
+
+def connect_unix(path: str, timeout: float) -> socket.socket:
+    """Return a connection to a unix socket; `timeout` in seconds is for each wait."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _endpoint(url: str) -> tuple[str, str, int, str]:

@@ -1,7 +1,7 @@
-"""`smtpd-filters learn`: the training of Rspamd's classifier with messages, as spam or as ham.
+"""`smtpd-filters learn`: the training of Rspamd's or SpamAssassin's classifier with messages.
 
-`--jobs` threads take messages from one iterator (`mailboxes`), send them to the daemon
-(`controller`) and count the results in one `Tally`.
+`--jobs` threads take messages from one iterator (`mailboxes`), send them to the daemon, Rspamd's
+controller (`controller`) or spamd (`teller`), and count the results in one `Tally`.
 
 Invariants
 ----------
@@ -22,6 +22,9 @@ import stat
 import sys
 import threading
 
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.spamd import PORT
+from smtpd_filters.lookups.stream import ADDRESS
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -44,7 +47,17 @@ from .verb import Verb
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO, TextIO
+    from typing import BinaryIO, Protocol, TextIO
+
+    class Daemon(Protocol):
+        """What messages are sent to."""
+
+        def learn(self, mail: Mail) -> str:
+            """Send a message; return "learned", "known" or "skipped".
+
+            Raises Refused, OSError or Gone.
+            """
+
 
 # sysexits(3); the statuses for a message are in `controller`.
 OK, USAGE, NOINPUT, CONFIG = 0, 64, 66, 78
@@ -68,9 +81,14 @@ class _File(Kind[str]):
 
 
 class Options(Settings):
-    """The messages, their class, and the controller."""
+    """The messages, what to do with them, and the daemon."""
 
-    kind = operand(choice("ham", "spam"), required=True, help="The class of the messages.")
+    kind = operand(
+        choice("ham", "spam", "forget", "report", "revoke"),
+        required=True,
+        help="The class of the messages. With --spamd also: forget what was learned, report as "
+        "spam to the services that spamd is configured for, or revoke such a report.",
+    )
     files = operand(
         LIST(_File()),
         default=(),
@@ -94,7 +112,13 @@ class Options(Settings):
         default="",
         help="The owner of the mail, if each user has a classifier of their own.",
     )
-    timeout = option(SECONDS(low=0.001), default=60.0, help="How long to wait for the controller.")
+    spamd = option(
+        ADDRESS(PORT),
+        default=None,
+        help="Teach SpamAssassin's spamd, in place of Rspamd: its host and port, or the path of "
+        "its socket. It must have been started with --allow-tell.",
+    )
+    timeout = option(SECONDS(low=0.001), default=60.0, help="How long to wait for the daemon.")
     jobs = option(
         INTEGER(low=1, high=MAX_JOBS), default=4, help="How many messages to send at a time."
     )
@@ -154,27 +178,20 @@ class Tally:
 
 
 def run(options: Options, more: list[str]) -> int:
-    """Send messages to the controller; return an exit status of sysexits(3)."""
+    """Send messages to the daemon; return an exit status of sysexits(3)."""
     names = [*options.files, *more]
     try:
-        password = _password(options.password_file)
+        daemon = _daemon(options)
     except OSError as error:
         _print_error(f"--password-file: {error.filename or quote('')}: {error.strerror}")
         return CONFIG
-    controller = Controller(
-        options.url,
-        options.kind,
-        password=password,
-        user=options.user,
-        timeout=options.timeout,
-    )
     if not names:
-        return _learn_stdin(controller, mbox=options.mbox)
+        return _learn_stdin(daemon, mbox=options.mbox)
     wanted = sys.stderr.isatty()
     tally = Tally(mailboxes.count(names) if wanted else None)
     progress = _Progress(tally, wanted=wanted)
     try:
-        _learn_all(controller, mailboxes.messages(names), options.jobs, tally, progress)
+        _learn_all(daemon, mailboxes.messages(names), options.jobs, tally, progress)
     except KeyboardInterrupt:
         tally.stopped = "interrupted"
         raise
@@ -182,6 +199,26 @@ def run(options: Options, more: list[str]) -> int:
         progress.clear()
         _print(tally.summary())
     return tally.status
+
+
+def _daemon(options: Options) -> Daemon:
+    """Return the daemon; raise ConfigError, or OSError if the password can't be read."""
+    if options.spamd is not None:
+        if unused := {"url", "password_file"} & options.given:
+            flag = "-url" if "url" in unused else "--password-file"
+            raise ConfigError(f"{flag} is for Rspamd: it cannot be combined with --spamd")
+        from .teller import Teller
+
+        return Teller(options.spamd, options.kind, user=options.user, timeout=options.timeout)
+    if options.kind not in ("ham", "spam"):
+        raise ConfigError(f"{options.kind} requires --spamd")
+    return Controller(
+        options.url,
+        options.kind,
+        password=_password(options.password_file),
+        user=options.user,
+        timeout=options.timeout,
+    )
 
 
 def _print(text: str) -> None:
@@ -204,11 +241,11 @@ def _password(name: str | None) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def _learn_stdin(controller: Controller, *, mbox: bool) -> int:
+def _learn_stdin(daemon: Daemon, *, mbox: bool) -> int:
     tally = Tally(None if mbox else 1)
     try:
         for mail in mailboxes.piped(_stdin(), mbox=mbox):
-            _learn_one(controller, mail, tally)
+            _learn_one(daemon, mail, tally)
             if tally.stopped:
                 break
     except OSError as error:
@@ -228,12 +265,12 @@ def _stdin() -> BinaryIO:
     return stdin.buffer
 
 
-def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> None:
+def _learn_one(daemon: Daemon, mail: Mail | OSError, tally: Tally) -> None:
     if isinstance(mail, OSError):
         tally.fail(mail.filename or quote(""), mail.strerror or str(mail), NOINPUT)
         return
     try:
-        tally.add(controller.learn(mail))
+        tally.add(daemon.learn(mail))
     except Gone:
         pass  # moved or deleted in the meantime
     except Refused as refused:
@@ -244,7 +281,7 @@ def _learn_one(controller: Controller, mail: Mail | OSError, tally: Tally) -> No
 
 
 def _learn_all(
-    controller: Controller,
+    daemon: Daemon,
     mails: Iterator[Mail | OSError],
     jobs: int,
     tally: Tally,
@@ -260,12 +297,12 @@ def _learn_all(
                     mail = next(mails, None)
                 if mail is None:
                     return
-                _learn_one(controller, mail, tally)
+                _learn_one(daemon, mail, tally)
         except BaseException as error:  # noqa: BLE001  # raised in the main thread
             failures.append(error)
             tally.stopped = "given up"
 
-    # An interrupt ends the program at once; the controller drops an incomplete request.
+    # An interrupt ends the program at once; the daemon drops an incomplete request.
     threads = [threading.Thread(target=work, name=f"learn-{n}", daemon=True) for n in range(jobs)]
     try:
         _run_all(threads, progress)
@@ -325,12 +362,13 @@ VERB = Verb(
     "learn",
     run,
     options=Options,
-    description="Send messages to rspamd's controller to learn from. They are learned as spam or "
-    "as ham.",
+    description="Send messages to rspamd's controller, or to SpamAssassin's spamd, to learn from. "
+    "They are learned as spam or as ham.",
     ending="Exit status, of sysexits(3): 0 if every message is learned, was learned before, or is "
-    "skipped by rspamd as too short or not new; 75 if another try may help; 65 for a message that "
-    "can't be learned, 66 for a file that can't be read, 77 for a wrong password, 64 for an "
-    "invalid option, 78 for a password file that can't be read.",
+    "skipped: by rspamd as too short or not new, with --spamd above 500 KB; 75 if another try may "
+    "help; 65 for a message that can't be learned, 66 for a file that can't be read, 77 for a "
+    "wrong password or a spamd without --allow-tell, 64 for an invalid option, 78 for a password "
+    "file that can't be read.",
     behind="FILE ...",
     usage=USAGE,
 )

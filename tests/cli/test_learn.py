@@ -278,7 +278,7 @@ def test_an_empty_path_is_a_file_that_can_not_be_read(
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        ([], 64, "ham|spam is required"),
+        ([], 64, "ham|spam|forget|report|revoke is required"),
         (["eggs"], 64, "invalid choice"),
         (["spam", "--frobnicate"], 64, "--frobnicate"),
         (["spam", "--url", "localhost"], 64, "-url: expected http://HOST:PORT"),
