@@ -36,6 +36,11 @@ _NOT_ASKED = (
 _ORDERS = (
     *(_Order("filter-rewrite", each, _NOT_ASKED) for each in _OF_ADDRESSES),
     _Order("filter-dkimsign", "filter-rewrite", _SIGNS),
+    _Order(
+        "filter-rspamd",
+        "filter-rewrite",
+        "changes messages that Rspamd may have signed; put it ahead",
+    ),
     _Order("filter-dkimsign", "filter-content", _SIGNS),
     _Order("filter-dkimsign", "filter-milter", _SIGNS),
     _Order(

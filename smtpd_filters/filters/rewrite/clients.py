@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
     from smtpd_filters.session import Session
+    from smtpd_filters.tables import Table
 
 ALL, INBOUND, OUTBOUND, LOCAL, AUTHENTICATED = WORDS = (
     "all",
@@ -54,6 +55,11 @@ class Clients:
 
     def __repr__(self) -> str:
         return f"<clients: {CLIENTS.show(self)}>"
+
+    @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The tables that are kept elsewhere, as in a database."""
+        return tuple(remote for each in self.tables for remote in each.remotes)
 
     @property
     def is_file(self) -> bool:

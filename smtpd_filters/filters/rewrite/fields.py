@@ -16,11 +16,12 @@ beyond that, and those behind it, stay as they are.
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import pairwise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
 MAX_LINE = 998
 #: Tokens of a header block, each about a microsecond: those of some 2,500 addresses with names. A
@@ -40,32 +41,49 @@ _BLANKS = b" \t\r\n"
 _WHITE = (b" ", b"\t")
 
 
-def edit_addresses(
-    lines: list[bytes], replace: Mapping[bytes, Callable[[str], str | None]]
-) -> list[bytes] | None:
-    """Replace the addresses in fields, by their names in lower case.
+class Addresses:
+    """The addresses in the fields of a header block, by names of fields in lower case."""
 
-    Each function gets an address as it is written and returns another one, or None to keep it.
-    Returns the lines of the block, as many as before, or None if nothing changes.
-    """
-    result: list[bytes] | None = None
-    steps = STEPS_MAX
-    at = 0
-    while at < len(lines) and steps > 0:
-        name, colon, _ = lines[at].partition(b":")
-        begin, at = at, at + 1
-        edit = replace.get(name.rstrip(b" \t").lower()) if colon else None
-        if edit is None:
-            continue
-        while at < len(lines) and lines[at].startswith(_WHITE):
-            at += 1
-        old = lines[begin:at]
-        scan = _Scan(b"\n".join(old)[len(name) + 1 :], steps)
-        steps -= scan.steps + FIELD
-        if (new := _edited(old, len(name) + 1, scan.found, edit)) is not None:
-            result = result or list(lines)
-            result[begin:at] = new
-    return result
+    def __init__(self, lines: list[bytes], names: Collection[bytes]) -> None:
+        self._lines = lines
+        #: Of each field its name, its lines, where its value begins, and its addresses in that.
+        self._fields: list[tuple[bytes, int, int, int, list[tuple[int, int]]]] = []
+        steps = STEPS_MAX
+        at = 0
+        while at < len(lines) and steps > 0:
+            head, colon, _ = lines[at].partition(b":")
+            name = head.rstrip(b" \t").lower()
+            begin, at = at, at + 1
+            if not colon or name not in names:
+                continue
+            while at < len(lines) and lines[at].startswith(_WHITE):
+                at += 1
+            behind = len(head) + 1
+            scan = _Scan(b"\n".join(lines[begin:at])[behind:], steps)
+            steps -= scan.steps + FIELD
+            if scan.found:
+                self._fields.append((name, begin, at, behind, scan.found))
+
+    def __iter__(self) -> Iterator[tuple[bytes, str]]:
+        """Yield each address as it is written, after the name of its field."""
+        for name, begin, end, behind, found in self._fields:
+            value = b"\n".join(self._lines[begin:end])[behind:]
+            for one, two in found:
+                yield name, value[one:two].decode("utf-8", "surrogateescape")
+
+    def replaced(self, new: Callable[[bytes, str], str | None]) -> list[bytes] | None:
+        """Return the lines of the block with other addresses, or None if nothing changes.
+
+        The function gets what iteration yields, and returns another address, or None to keep it.
+        """
+        result: list[bytes] | None = None
+        for name, begin, end, behind, found in self._fields:
+            old = self._lines[begin:end]
+            edited = _edited(old, behind, found, partial(new, name))
+            if edited is not None:
+                result = result or list(self._lines)
+                result[begin:end] = edited
+        return result
 
 
 def _edited(

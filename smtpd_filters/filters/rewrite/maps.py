@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
     from smtpd_filters.addresses import Address
+    from smtpd_filters.tables import Table
 
 _DELIMITER = "+"
 
@@ -72,6 +73,11 @@ class Maps:
         return f"<canonical: {', '.join(each.source for each in self.tables)}>"
 
     @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The tables that are kept elsewhere, as in a database."""
+        return tuple(remote for each in self.tables for remote in each.remotes)
+
+    @property
     def is_file(self) -> bool:
         """Whether any table is reloadable."""
         return any(each.is_file for each in self.tables)
@@ -102,8 +108,10 @@ class Maps:
         """The work of all look-ups by regular expressions so far (`patterns`)."""
         return sum(each.work for each in self.tables if isinstance(each, PatternTable))
 
-    def get(self, address: Address, server_name: str | None) -> str | None:
+    async def look_up(self, address: Address, server_name: str | None) -> str | None:
         """Return the canonical address for another one, not yet checked; None if there is none.
+
+        Waits only for tables that are kept elsewhere, and raises UnavailableError if they are down.
 
         `server_name` is the domain whose users may stand in a mapping without it.
         """
@@ -112,13 +120,13 @@ class Maps:
                 found = table.get(str(address))
                 found = None if found is None else _expanded(found, address)
             else:
-                found = _mapped(table, address, server_name)
+                found = await _mapped(table, address, server_name)
             if found is not None:
                 return found
         return None
 
 
-def _mapped(table: AddressMap, address: Address, server_name: str | None) -> str | None:
+async def _mapped(table: AddressMap, address: Address, server_name: str | None) -> str | None:
     """Look an address up in a mapping: with its tag, without it, then by user and by domain."""
     user, delimiter, tag = address.local.partition(_DELIMITER)
     domain = canonical(address.domain)
@@ -126,9 +134,9 @@ def _mapped(table: AddressMap, address: Address, server_name: str | None) -> str
     for name, rest in ((address.local, ""), *([(user, delimiter + tag)] if delimiter else ())):
         small = folded(name)
         for key in (f"{small}@{domain}", *([small] if local else ())):
-            if (found := table.get(key)) is not None:
+            if (found := await table.look_up_value(key)) is not None:
                 return _with_tag(found, rest, address)
-    found = table.get(f"@{domain}")
+    found = await table.look_up_value(f"@{domain}")
     return None if found is None else _expanded(found, address)
 
 
@@ -166,7 +174,7 @@ class _Maps(Kind[Maps]):
         for kind in (PatternTable, PerlTable):
             if text.startswith(kind.prefix):
                 return Maps((kind.load(text),))
-        return Maps((AddressMap.load(text),))
+        return Maps((AddressMap.load_asking(text),))
 
     def show(self, value: Maps) -> str:
         return ", ".join(self.words(value))

@@ -29,7 +29,7 @@ from smtpd_filters.tables import AddressTable, StringTable
 
 from .addresses import checked, same, written
 from .clients import ALL, CLIENTS, OUTBOUND, Clients
-from .fields import edit_addresses
+from .fields import Addresses
 from .maps import MAPS, Maps
 from .masquerade import ENTRY, masqueraded
 from .tags import DELIMITER, KEEP, MODES, PLUS, split
@@ -48,6 +48,8 @@ SENDERS, RECIPIENTS = frozenset({b"from", b"sender", b"reply-to"}), frozenset({b
 #: Distinct addresses of a header block that are looked up, characters of them, and the work for
 #: regular expressions (`patterns`): each about 20 ms at most.
 ADDRESSES_MAX, CHARACTERS_MAX, WORK_MAX = 500, 25_000, 200_000
+#: Such addresses if a table is kept elsewhere.
+REMOTE_MAX = 100
 _ENVELOPE, _HEADER, _BOTH = PLACES = ("envelope", "header", "both")
 #: Characters of a tag that are written into a field.
 _TAG_MAX = 64
@@ -103,7 +105,7 @@ class Rewriter(Filter):
             TEXT, default=DELIMITER, help="The characters between a user and a tag."
         )
         mailboxes = option(
-            table(AddressTable),
+            table(AddressTable, asks=True),
             default=None,
             help="The addresses that have a mailbox: only they have tags, and an address that is "
             "one of them has none.",
@@ -126,7 +128,7 @@ class Rewriter(Filter):
             "mail.",
         )
         users = option(
-            table(StringTable),
+            table(StringTable, asks=True),
             default=None,
             help="Authenticated users whose mail is changed, and no other mail.",
         )
@@ -171,7 +173,12 @@ class Rewriter(Filter):
         reports = {"link-auth", "link-greeting", "protocol-client"}
         if handlers & {"rcpt_to", "headers"}:
             reports.add("tx-begin")
-        return Registration(handlers, reports=reports, junk=False, waits=False)
+        return Registration(
+            handlers,
+            reports=reports,
+            junk=False,
+            waits=False,  # only for a remote table
+        )
 
     def _check(self) -> None:
         """Raise ConfigError for settings that contradict each other."""
@@ -223,30 +230,30 @@ class Rewriter(Filter):
 
     # -- phases --------------------------------------------------------------------------
 
-    def mail_from(self, session: Session, address: str) -> Proceed | Rewrite:
+    async def mail_from(self, session: Session, address: str) -> Proceed | Rewrite:
         """Rewrite the envelope sender."""
-        if not address or not self._covers(session, self._for):
+        if not address or not await self._covers(session, self._for):
             return PROCEED
         maps = () if self.settings.where == _HEADER else self._sender_maps()
         given = path(address).completed(session.server_name)
-        new = self._mapped(session, given, maps)
+        new = await self._mapped(session, given, maps)
         return self._rewritten(given, self._masqueraded(new), address, session.mail_command)
 
-    def rcpt_to(self, session: Session, address: str) -> Proceed | Rewrite:
+    async def rcpt_to(self, session: Session, address: str) -> Proceed | Rewrite:
         """Rewrite an envelope recipient."""
-        if not self._covers(session, self._for):
+        if not await self._covers(session, self._for):
             return PROCEED
         maps = () if self.settings.where == _HEADER else self._recipient_maps()
         given = path(address).completed(session.server_name)
-        new = self._without_tag(session, self._mapped(session, given, maps))
+        new = await self._without_tag(session, await self._mapped(session, given, maps))
         return self._rewritten(given, new, address, session.rcpt_command)
 
-    def headers(self, session: Session, headers: Headers) -> Proceed:
+    async def headers(self, session: Session, headers: Headers) -> Proceed:
         """Rewrite the addresses of the header, and add the fields that are wanted."""
         settings = self.settings
-        if self._edits and self._covers(session, self._header_for):
-            self._edit(session, headers)
-        covered = self._covers(session, self._for)
+        if self._edits and await self._covers(session, self._header_for):
+            await self._edit(session, headers)
+        covered = await self._covers(session, self._for)
         if settings.tag_field:
             headers.remove(settings.tag_field)
             if covered and (tag := self._tag(session)):
@@ -255,9 +262,9 @@ class Rewriter(Filter):
             self._tag_subject(headers, settings.subject_prefix)
         return PROCEED
 
-    def _covers(self, session: Session, clients: Clients) -> bool:
-        users = self.settings.users
-        if users is not None and (not session.username or session.username not in users):
+    async def _covers(self, session: Session, clients: Clients) -> bool:
+        users, user = self.settings.users, session.username
+        if users is not None and (not user or await users.look_up(user) is None):
             return False
         return clients.covers(session)
 
@@ -269,10 +276,10 @@ class Rewriter(Filter):
     def _recipient_maps(self) -> tuple[Maps, ...]:
         return self.settings.recipient_canonical, self.settings.canonical
 
-    def _mapped(self, session: Session, address: Address, maps: Sequence[Maps]) -> Address:
+    async def _mapped(self, session: Session, address: Address, maps: Sequence[Maps]) -> Address:
         """Return the canonical address; the address itself if there is no valid one."""
         for each in maps:
-            found = each.get(address, session.server_name) if each else None
+            found = await each.look_up(address, session.server_name) if each else None
             if found is None:
                 continue
             try:
@@ -291,12 +298,12 @@ class Rewriter(Filter):
             return address
         return Address(address.local, domain)
 
-    def _without_tag(self, session: Session, address: Address) -> Address:
+    async def _without_tag(self, session: Session, address: Address) -> Address:
         """Return an address as `--tags` has it, and keep its tag for `--tag-field`."""
         settings = self.settings
         if settings.tags == KEEP and not settings.tag_field:
             return address
-        found = split(address, settings.tag_delimiters, settings.mailboxes)
+        found = await split(address, settings.tag_delimiters, settings.mailboxes)
         if found is None:
             return address
         user, tag = found
@@ -333,76 +340,58 @@ class Rewriter(Filter):
 
     # -- the header ----------------------------------------------------------------------
 
-    def _edit(self, session: Session, headers: Headers) -> None:
-        """Rewrite the addresses in the header."""
+    async def _edit(self, session: Session, headers: Headers) -> None:
+        """Rewrite the addresses in the header (*Bounded*)."""
         canonical = self.settings.where != _ENVELOPE
         senders, recipients = self._sender_maps(), self._recipient_maps()
-        seen = _Seen(senders + recipients)
-        replace = {
-            **dict.fromkeys(
-                SENDERS, seen.using(self._replacement(session, senders if canonical else ()))
-            ),
-            **dict.fromkeys(
-                RECIPIENTS, seen.using(self._replacement(session, recipients if canonical else ()))
-            ),
-        }
-        lines = edit_addresses(headers.lines(), replace)
-        if seen.full:
-            self.log.limited("addresses", "kept", session, error="too many addresses in the header")
+        limit = _Limit((*senders, *recipients))
+        found = Addresses(headers.lines(), SENDERS | RECIPIENTS)
+        new: dict[tuple[bool, str], str | None] = {}
+        for name, text in found:
+            key = name in SENDERS, text
+            if key in new:
+                continue
+            if limit.is_reached(text):
+                self.log.limited(
+                    "addresses", "kept", session, error="too many addresses in the header"
+                )
+                break
+            maps = senders if key[0] else recipients
+            new[key] = await self._in_header(session, text, maps if canonical else ())
+        lines = found.replaced(lambda name, text: new.get((name in SENDERS, text)))
         if lines is not None:
             headers.replace_lines(lines)
 
-    def _replacement(self, session: Session, maps: Sequence[Maps]) -> Callable[[str], str | None]:
-        """Return a function that returns the new form of an address in a header, or None."""
-
-        def replace(text: str) -> str | None:
-            address = Address.parse(text)
-            given = address.completed(session.server_name)
-            new = self._masqueraded(self._mapped(session, given, maps))
-            if same(given, new):
-                return None
-            try:
-                return checked(written(new.local, new.domain))
-            except ValueError:
-                return None
-
-        return replace
+    async def _in_header(self, session: Session, text: str, maps: Sequence[Maps]) -> str | None:
+        """Return the new form of an address in a header, or None."""
+        address = Address.parse(text)
+        given = address.completed(session.server_name)
+        new = self._masqueraded(await self._mapped(session, given, maps))
+        if same(given, new):
+            return None
+        try:
+            return checked(written(new.local, new.domain))
+        except ValueError:
+            return None
 
 
-class _Seen:
-    """The addresses of a header block that were looked up (*Bounded*)."""
+class _Limit:
+    """The limit of the addresses of a header block that are looked up."""
 
-    __slots__ = ("_characters", "_looked_up", "_maps", "_work", "full")
+    __slots__ = ("_characters", "_looked_up", "_maps", "_most", "_work")
 
     def __init__(self, maps: Sequence[Maps]) -> None:
         self._maps = maps
+        self._most = REMOTE_MAX if any(each.remotes for each in maps) else ADDRESSES_MAX
         self._work = sum(each.work for each in maps)
         self._looked_up = self._characters = 0
-        #: Whether further addresses were not looked up.
-        self.full = False
 
-    def _is_enough(self) -> bool:
+    def is_reached(self, text: str) -> bool:
+        """Count an address; return whether it is beyond the limit."""
+        self._looked_up += 1
+        self._characters += len(text)
         work = sum(each.work for each in self._maps) - self._work
-        return (
-            self._looked_up > ADDRESSES_MAX or self._characters > CHARACTERS_MAX or work > WORK_MAX
-        )
-
-    def using(self, replace: Callable[[str], str | None]) -> Callable[[str], str | None]:
-        """Return a function that calls another one once for each address."""
-        known: dict[str, str | None] = {}
-
-        def once(text: str) -> str | None:
-            if text in known:
-                return known[text]
-            self._looked_up += 1
-            self._characters += len(text)
-            if self.full or self._is_enough():
-                self.full = True
-                return None
-            found = known[text] = replace(text)
-            return found
-
-        return once
+        return self._looked_up > self._most or self._characters > CHARACTERS_MAX or work > WORK_MAX
 
 
 def _parameters(command: str | None) -> str:

@@ -21,12 +21,13 @@ DELIMITER = "+"
 _LOCAL_MAX = 64
 
 
-def split(
+async def split(
     address: Address, delimiters: str, mailboxes: AddressTable | None
 ) -> tuple[Address, str] | None:
     """Return the address without its tag, and the tag; None if it has none.
 
-    With `mailboxes` the longest user counts that is there: `jane-doe-news` may be `jane-doe`.
+    With `mailboxes` the longest user counts that is there: `jane-doe-news` may be `jane-doe`. Waits
+    only for mailboxes that are kept elsewhere.
     """
     local = address.local
     if len(local) > _LOCAL_MAX:
@@ -37,10 +38,10 @@ def split(
             return None
         at = places[0]
         return Address(local[:at], address.domain), local[at + 1 :]
-    if DELIMITER not in local and mailboxes.find(address) is not None:
+    if DELIMITER not in local and await mailboxes.look_up_address(address) is not None:
         return None
     for at in reversed(places):
         user = Address(local[:at], address.domain)
-        if DELIMITER not in user.local and mailboxes.find(user) is not None:
+        if DELIMITER not in user.local and await mailboxes.look_up_address(user) is not None:
             return user, local[at + 1 :]
     return None

@@ -199,6 +199,11 @@ class Rules:
         return tuple(found)
 
     @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The tables that are kept elsewhere, as in a database."""
+        return tuple(remote for each in self.tables for remote in each.remotes)
+
+    @property
     def is_file(self) -> bool:
         """Whether any table is reloadable."""
         return any(each.is_file for each in self.tables)
@@ -234,7 +239,7 @@ def parse_rule(text: str) -> Rule:
     if rule.authenticated and "user" in rule.tables:
         raise ValueError("authenticated has no effect beside user=")
     for which, table in rule.tables.items():
-        if not table.is_file and not len(table):
+        if not (table.is_file or table.remotes or len(table)):
             raise ValueError(f"{which}: no entries in {table.source}")
     return rule
 
@@ -262,7 +267,8 @@ def _set(rule: Rule, name: str, value: str, word: str) -> None:
 
 def _table(table: type[Table], name: str, value: str) -> Table:
     try:
-        return table.load(value)
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        return table.load(value[1:-1] if quoted else value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from email.utils import getaddresses
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters.rewrite.fields import MAX_LINE, addresses, edit_addresses
+from smtpd_filters.filters.rewrite.fields import MAX_LINE, Addresses, addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def edit_addresses(
+    lines: list[bytes], new: Mapping[bytes, Callable[[str], str | None]]
+) -> list[bytes] | None:
+    return Addresses(lines, new.keys()).replaced(lambda name, text: new[name](text))
 
 
 def found(value: bytes) -> list[bytes]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.testing import Client, Delivery, Verdict
 
+QUERY = "SELECT new FROM canonical WHERE old = ?"
 LAN = "regexp:{ '/(.*)@(.*)\\.lan/ ${1}-${2}.lan@example.org' }"
 MESSAGE = (
     b'From: "Root, the" <root@h.lan>\r\nTo: joe@x.lan (Joe),\r\n Ann <ann@example.net>\r\n'
@@ -282,3 +285,35 @@ def test_wrong_flags(flags: list[str], reason: str) -> None:
 
 def test_it_needs_no_event_loop() -> None:
     assert "asyncio" not in loaded_to_set_up(Rewriter, "--canonical", LAN, "--subject-prefix=x")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database with a canonical address."""
+    path = tmp_path / "db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE canonical (old TEXT PRIMARY KEY, new TEXT)")
+        connection.execute("INSERT INTO canonical VALUES ('joe@a.example', 'doe@b.example')")
+        connection.execute("INSERT INTO canonical VALUES ('bad@a.example', 'no address')")
+        connection.commit()
+    return path
+
+
+def test_a_table_in_a_database(database: Path) -> None:
+    flags = "--canonical", f"sqlite:{database}?query={QUERY}"
+    with Conversation(Rewriter, *flags) as smtpd:
+        there = client(smtpd, user="joe")
+        assert there.mail_from("joe@a.example").parameter == "<doe@b.example>"
+        assert there.rcpt_to("joe+x@a.example").parameter == "<doe+x@b.example>"
+        mail = there.message(b"From: <Joe@A.example>\r\nTo: bad@a.example\r\n\r\nx\r\n")
+        assert mail.headers.get("From") == "<doe@b.example>"
+        assert mail.headers.get("To") == "bad@a.example"
+    assert "rewrite kept address=bad@a.example" in smtpd.log[-1]
+
+
+def test_a_database_that_is_gone_is_no_missing_entry(database: Path) -> None:
+    flags = "--canonical", f"sqlite:{database}?query={QUERY}"
+    with Conversation(Rewriter, *flags) as smtpd:
+        assert client(smtpd).mail_from("joe@a.example").verb == "rewrite"
+        database.unlink()
+        assert client(smtpd).mail_from("ann@a.example").reply.startswith("451 4.4.3 ")

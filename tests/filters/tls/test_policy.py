@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -235,6 +237,18 @@ def test_tables_are_reloaded(tmp_path: Path) -> None:
         smtpd.reload()
         assert come(smtpd, PLAIN).mail_from("a@other.example").refused
         assert not come(smtpd, PLAIN).mail_from("a@bank.example").refused
+
+
+def test_a_table_in_a_database(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        connection.execute("CREATE TABLE partners (domain TEXT)")
+        connection.execute("INSERT INTO partners VALUES ('bank.example')")
+        connection.commit()
+    query = "SELECT domain FROM partners"
+    rule = f"any sender-domain='sqlite:{tmp_path}/db?list={query}'"
+    with Conversation(Tls, "--require", rule) as smtpd:
+        assert come(smtpd, PLAIN).mail_from("a@bank.example").refused
+        assert not come(smtpd, PLAIN).mail_from("a@other.example").refused
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ SSL = parse_channel("SSLv3:DES-CBC3-SHA:112")
         ("1.2 forward-secrecy", [TLS13, TLS12, ANONYMOUS]),
         ("any cipher=GCM|POLY1305", [TLS13, TLS12]),
         ("any 'cipher=^ECDHE'", None),
+        ("any cipher='^ECDHE-|^DHE-'", [TLS12, OLD]),
         ("any cipher=^ECDHE-", [TLS12, OLD]),
     ],
 )
