@@ -35,6 +35,8 @@ _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 #: The beginnings of the addresses of clients on this machine, in smtpd's notation.
 _LOCAL = (b"unix:", b"127.", b"[::1]:", b"[::ffff:127.")
 _V4_OCTETS, _OCTET_MAX = 4, 255
+#: The mechanisms that smtpd offers.
+_MECHANISMS = frozenset({b"PLAIN", b"LOGIN"})
 #: Phases whose junk marks end with the transaction.
 _OF_TRANSACTIONS = frozenset({"mail-from", "rcpt-to", "data", "headers", "message"})
 
@@ -70,6 +72,7 @@ class Session:
 
     __slots__ = (
         "_connect",
+        "auth_mechanism",
         "failed_username",
         "identity",
         "key",
@@ -105,6 +108,9 @@ class Session:
     mail_command: str | None
     #: The client's last RCPT command, in the same way.
     rcpt_command: str | None
+    #: The mechanism of the client's last AUTH command, PLAIN or LOGIN, passed or failed; None
+    #: before it. With the same report.
+    auth_mechanism: str | None
     #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
     #: and `commit`, but none in `mail_from`, whose decision begins it.
     tx: Transaction | None
@@ -246,6 +252,10 @@ class Session:
             self.mail_command = text(command)
         elif verb == b"RCPT ":
             self.rcpt_command = text(command)
+        elif verb == b"AUTH ":
+            # smtpd masks what follows; nothing else is kept in any case.
+            mechanism = command[5:].partition(b" ")[0].upper()
+            self.auth_mechanism = text(mechanism) if mechanism in _MECHANISMS else None
 
     def _tx_begin(self, msgid: bytes) -> None:
         self.tx = Transaction(text(msgid))
@@ -319,7 +329,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "link-tls": ("tls",),
     "link-auth": ("username", "failed_username"),
     "tx-begin": ("tx", "refused_recipients"),
-    "protocol-client": ("mail_command", "rcpt_command"),
+    "protocol-client": ("mail_command", "rcpt_command", "auth_mechanism"),
 }
 #: Reports that only filters get that name them: there is one for each command of a client.
 NAMED_ONLY = frozenset({"protocol-client"})

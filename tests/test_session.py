@@ -122,6 +122,16 @@ def test_the_mail_command_is_the_last_one() -> None:
     assert made.mail_command == "MAIL FROM:<>"
 
 
+def test_the_mechanism_of_an_authentication_and_nothing_more() -> None:
+    mechanisms = {
+        b"auth login": "LOGIN",
+        b"AUTH PLAIN AGJvYgBzZWNyZXQ=": "PLAIN",
+        b"AUTH c2VjcmV0": None,
+    }
+    for command, mechanism in mechanisms.items():
+        assert session(("protocol-client", (command,))).auth_mechanism == mechanism
+
+
 @pytest.mark.parametrize("result", [b"fail", b"error", b"", b"PASS"])
 def test_only_who_passes_is_authenticated(result: bytes) -> None:
     made = session(("link-auth", (b"pass", b"a|b")))

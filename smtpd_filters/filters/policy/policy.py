@@ -164,8 +164,8 @@ class Policy(Filter):
         reports = {"link-identify", "link-tls", "link-auth"}
         if handlers - {"connect", "helo", "ehlo"}:
             reports.add("tx-begin")
-        if handlers & {"mail_from", "rcpt_to", "data"}:
-            reports.add("protocol-client")  # the size
+        if handlers - {"connect", "helo", "ehlo", "headers"}:
+            reports.add("protocol-client")  # size, sasl_method
         note_timeout(self)
         return Registration(handlers, reports=reports)
 
@@ -283,8 +283,10 @@ class Policy(Filter):
             "recipient_count": "0",
             "size": "0",
         }
-        if phase in ("mail_from", "rcpt_to", "data"):
+        if phase not in ("connect", "helo", "ehlo"):
             known["size"] = str(request.declared_size(session.mail_command))
+            if session.username:
+                known["sasl_method"] = session.auth_mechanism or ""
         reply = await self._client.ask_policy(request.build(known | values))
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause, actions.MISCONFIGURED)

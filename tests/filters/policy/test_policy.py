@@ -131,7 +131,7 @@ def test_who_has_logged_in_over_tls(server: Scripted) -> None:
         client.mail_from("alice@example.net")
         client.rcpt_to("bob@example.org")
     [request] = server.seen
-    assert request["sasl_username"] == "alice"
+    assert (request["sasl_method"], request["sasl_username"]) == ("PLAIN", "alice")
     assert request["encryption_cipher"] == "TLS_AES_256_GCM_SHA384"
 
 
