@@ -22,6 +22,7 @@ from smtpd_filters.settings import (
     option,
 )
 from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.secrets import read_secret
 
 from .journal_use import key_of
 from .verb import Verb
@@ -95,6 +96,12 @@ class Options(Settings):
     prefix = option(
         TEXT, default="", help="The path below which a proxy serves the page, such as /filters."
     )
+    metrics_token = option(
+        PATH,
+        default=None,
+        help="A file with the bearer token by which Prometheus may read /metrics without a log-in: "
+        "its credentials_file.",
+    )
     tls = option(
         SWITCH,
         default=False,
@@ -158,6 +165,7 @@ def _access(options: Options) -> Access:
         hosts=frozenset(hosts),
         prefix=prefix,
         secure=options.tls,
+        token=read_secret(options.metrics_token, "--metrics-token"),
     )
 
 

@@ -104,6 +104,14 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over a file: messages by outcome, and verdicts."""
+
+    outcomes: dict[str, int]
+    verdicts: list[Passing]
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """A sender, client or user, and what became of its mail."""
 
@@ -368,6 +376,31 @@ class Journal:
             for word, (outcomes, days) in found.items()
         ]
         return sorted(ranked, key=lambda each: (-each.count, each.word))[:limit]
+
+    def totals(self, last: int = 2) -> dict[str, Totals]:
+        """Return the sums of the newest files, by file; those of a day grow until it ends."""
+        found: dict[str, Totals] = {}
+        columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
+        self.unread = {}
+        for _, _, path in files(self.directory)[-last:]:
+            with self._reading(path) as connection:
+                if connection is None:
+                    continue
+                outcomes = {
+                    OUTCOMES[number]: n
+                    for number, n in connection.execute(
+                        "SELECT outcome, sum(n) FROM outcomes GROUP BY outcome"
+                    )
+                }
+                verdicts = [
+                    Passing(name, phase, verb, n, seconds, longest, buckets)
+                    for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
+                        f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608  # constants
+                        " FROM verdicts GROUP BY filter, phase, verb"
+                    )
+                ]
+                found[path] = Totals(outcomes, verdicts)
+        return found
 
     def extent(self) -> tuple[str, str, int] | None:
         """Return the first and the last day, and the bytes of all files; None without any."""

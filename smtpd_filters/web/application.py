@@ -44,7 +44,10 @@ def application(journal: Callable[[], Journal], access: Access) -> web.Applicati
     """Return the application; `journal` makes a reader of the journal for each query."""
     guard = Guard(access)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_FORM)
-    app.add_routes(Pages(journal, guard).routes())
+    pages = Pages(journal, guard)
+    app.add_routes(pages.routes())
+    app.on_startup.append(pages.started)
+    app.on_shutdown.append(pages.stopping)
     if access.prefix:
         app.router.add_get(access.prefix, _to_page)
     return app

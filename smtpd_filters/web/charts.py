@@ -143,13 +143,12 @@ def number(value: float) -> str:
 
 
 def _step(most: float) -> float:
-    """Return the distance of the lines behind a chart: 1, 2 or 5 times a power of ten."""
-    if most <= 0:
+    """Return the distance of the lines behind a chart: 1, 2 or 5 times a power of ten, whole."""
+    if most <= 4:
         return 1.0
     rough = most / 4
     power = 10.0 ** floor(log10(rough))
-    step = next(each * power for each in (1, 2, 5, 10) if each * power >= rough)
-    return max(step, 1.0) if most >= 1 else step
+    return next(each * power for each in (1, 2, 5, 10) if each * power >= rough)
 
 
 def _y(value: float, top: float) -> str:

@@ -45,7 +45,8 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    # With `no-referrer` browsers send `Origin: null` with the page's own forms.
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -54,6 +55,8 @@ COOKIE, SECURE_COOKIE = "smtpd-filters", "__Host-smtpd-filters"
 SAFE = frozenset({"GET", "HEAD"})
 #: Paths, below the prefix, that need no log-in.
 OPEN = ("/login", "/static/")
+#: The path, below the prefix, that a bearer token may read as well.
+METRICS = "/metrics"
 #: Names of this machine that a browser on it uses.
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 #: Characters of a user's name in a proxy's header.
@@ -76,6 +79,8 @@ class Access(NamedTuple):
     hosts: Collection[str] = ()
     prefix: str = ""
     secure: bool = False
+    #: What a client that reads metrics sends as a bearer token (RFC 6750); "" for none.
+    token: str = ""
 
 
 def check_exposure(addresses: Sequence[str], access: Access) -> None:
@@ -128,6 +133,8 @@ class Guard:
             raise web.HTTPMisdirectedRequest(text="This host is not served here.\n")
         login = self.login(request)
         path = request.path.removeprefix(self.access.prefix)
+        if path == METRICS and self._has_token(request):
+            return await handler(request)
         if login is None and not path.startswith(OPEN):
             if request.method not in SAFE or self.access.passwords is None:
                 raise web.HTTPForbidden(text="Not logged in.\n")
@@ -141,6 +148,12 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         return not self.access.hosts or name.lower() in self.access.hosts
+
+    def _has_token(self, request: web.Request) -> bool:
+        """Return whether a request has the token for metrics."""
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        expected = f"Bearer {self.access.token}".encode()
+        return bool(self.access.token) and compare_digest(given, expected)
 
     def login(self, request: web.Request) -> Login | None:
         """Return the log-in of a request; None if its sender has to log in, or may not."""

@@ -23,6 +23,8 @@ from smtpd_filters.journal.stories import OUTCOMES
 
 from . import texts
 from .charts import Series, Stack, number, sparkline
+from .guard import HEADERS
+from .live import Live
 from .passwords import BusyError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from smtpd_filters.journal.stories import Story
 
     from .guard import Guard
+    from .metrics import Metrics
 
     T = TypeVar("T")
 
@@ -113,6 +116,8 @@ class Pages:
         self._guard = guard
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._live = Live(self._after, self._row)
+        self._metrics = _metrics()
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -143,6 +148,9 @@ class Pages:
             ("/search", self.search),
             ("/story/{id}", self.story),
             ("/ranked/{kind}", self.ranked),
+            ("/live", self.live),
+            ("/live/events", self.events),
+            ("/metrics", self.metrics),
             ("/login", self.login),
         ]
         return [
@@ -255,6 +263,44 @@ class Pages:
             request, "ranked.html", asked=asked, kind=kind, rows=rows, unread=unread
         )
 
+    async def live(self, request: web.Request) -> web.Response:
+        """Show the newest messages; with JavaScript, further ones as they come."""
+        wanted = Search(limit=PER_PAGE)
+        stories, unread = await self._read(lambda journal: journal.search(wanted))
+        return self._render(
+            request, "live.html", stories=stories, unread=unread, shown=SHOWN_RECIPIENTS
+        )
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Send new messages as rows of the table."""
+        return await self._live.events(request, HEADERS)
+
+    async def _after(self, last: str) -> list[Story]:
+        return (await self._read(lambda journal: journal.after(last)))[0]
+
+    def _row(self, story: Story) -> str:
+        return self._templates.get_template("row.html").render(story=story, shown=SHOWN_RECIPIENTS)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Show the counters, for Prometheus."""
+        if self._metrics is None:
+            raise web.HTTPNotFound(text="The package prometheus-client is not installed.\n")
+        await self._read(self._metrics.look)
+        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def started(self, _app: web.Application) -> None:
+        """Begin to count."""
+        if self._metrics is not None:
+            try:
+                await self._read(self._metrics.look)
+            except web.HTTPException:  # there is no journal yet
+                pass
+
+    async def stopping(self, _app: web.Application) -> None:
+        """End the live feeds, whose connections would delay the end."""
+        await self._live.aclose()
+
     # -- logging in ------------------------------------------------------------------------
 
     async def login(self, request: web.Request) -> web.Response:
@@ -288,6 +334,15 @@ class Pages:
         to = request.query.get("to", "")
         address = urlencode({"to": to}) if to else ""
         return self._render(request, "login.html", status=status, error=error, address=address)
+
+
+def _metrics() -> Metrics | None:
+    """Return the metrics; None without the library."""
+    try:
+        from .metrics import Metrics
+    except ImportError:
+        return None
+    return Metrics()
 
 
 def _with_session(journal: Journal, id_: str) -> tuple[Story, list[Story]] | None:

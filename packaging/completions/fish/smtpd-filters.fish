@@ -216,6 +216,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in web' -l user-header -x -d 'The 
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l proxy -x -d 'The address of such a proxy, or unix for connections to a unix socket'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l host -x -d 'A name by which browsers reach the page, without a port'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l prefix -x -d 'The path below which a proxy serves the page, such as /filters'
+complete -c smtpd-filters -n '__smtpd_filters_in web' -l metrics-token -rF -d 'A file with the bearer token by which Prometheus may read /metrics without a log-in: its credentials_file'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l tls -d 'Browsers reach the page by TLS, through a proxy: the cookie is sent over TLS only'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l version -d 'Print the version and exit'

@@ -1,0 +1,106 @@
+"""The live feed: new stories as server-sent events, to a limited number of readers.
+
+Invariants
+----------
+*Read when needed*: the journal is read only while somebody listens, once a second for all of them.
+*Bounded*: there are at most `MOST` listeners; one that reads slower than `QUEUE` events is dropped.
+*Kept alive*: a comment every `BEAT` seconds shows proxies that the connection lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smtpd_filters.journal.stories import Story
+
+#: Listeners, and events that may wait for one.
+MOST, QUEUE = 20, 500
+#: Seconds between two looks at the journal, and between two comments.
+EVERY, BEAT = 1.0, 15.0
+HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+
+
+class Live:
+    """The feed; `after` returns the stories after an id, `show` the HTML of one."""
+
+    def __init__(
+        self, after: Callable[[str], Awaitable[list[Story]]], show: Callable[[Story], str]
+    ) -> None:
+        self._after = after
+        self._show = show
+        self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def events(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        """Send events until the reader leaves; `headers` are added to the response."""
+        if len(self._listeners) >= MOST:
+            raise web.HTTPServiceUnavailable(text="Too many readers of the live feed.\n")
+        response = web.StreamResponse(headers={**HEADERS, **headers})
+        await response.prepare(request)
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE)
+        self._listeners.add(queue)
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(BEAT):
+                        event = await queue.get()
+                except TimeoutError:
+                    event = b":\n\n"
+                if event is None:
+                    break
+                await response.write(event)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._listeners.discard(queue)
+        return response
+
+    async def _follow(self) -> None:
+        """Read the journal and distribute what is new, until nobody listens."""
+        last = ""
+        try:
+            while self._listeners:
+                stories = await self._after(last)
+                if stories and last:
+                    self._send(stories)
+                last = stories[-1].id if stories else last
+                await asyncio.sleep(EVERY)
+        except web.HTTPException:
+            self._end()
+        finally:
+            self._task = None
+
+    def _send(self, stories: list[Story]) -> None:
+        for story in stories:
+            text = " ".join(self._show(story).split())
+            event = f"id: {story.id}\ndata: {text}\n\n".encode("utf-8", "replace")
+            for queue in list(self._listeners):
+                if queue.full():
+                    self._drop(queue)
+                else:
+                    queue.put_nowait(event)
+
+    def _drop(self, queue: asyncio.Queue[bytes | None]) -> None:
+        """End a listener's feed; its browser connects again."""
+        self._listeners.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    def _end(self) -> None:
+        for queue in list(self._listeners):
+            self._drop(queue)
+
+    async def aclose(self) -> None:
+        """End all feeds."""
+        self._end()
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,181 @@
+"""Metrics for Prometheus, counted from the journal's sums.
+
+Invariants
+----------
+*Monotonic*: counters start at zero with the service and only grow: what a file's sums have gained
+since the last look is added, and a file that is purged takes nothing away.
+*Bounded*: labels are outcomes, phases, verdicts, and names of filters, of which the journal keeps a
+limited number. No address, user or domain is a label: the page answers who.
+
+Names and units follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from smtpd_filters.journal.rollups import BUCKETS
+from smtpd_filters.journal.stories import OUTCOMES
+from smtpd_filters.settings import package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from prometheus_client import Metric
+
+    from smtpd_filters.journal.query import Journal, Passing, Totals
+
+PREFIX = "smtpd_filters"
+#: Series of verdicts and histograms, at most; further ones are left out, and counted.
+MOST = 2000
+#: The label of what was only logged.
+_DRY, _FAILED = "dry", "failed"
+
+
+class _Key(NamedTuple):
+    filter: str
+    phase: str
+    verdict: str
+    result: str  # "applied", "dry_run" or "failed"
+
+
+class Counts:
+    """What the counters have reached."""
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.verdicts: dict[_Key, int] = {}
+        #: Seconds and buckets by filter and phase.
+        self.times: dict[tuple[str, str], tuple[float, list[int]]] = {}
+        self.left_out = 0
+        self._seen: dict[str, Totals] | None = None
+
+    def look(self, totals: dict[str, Totals]) -> None:
+        """Add what the files have gained since the last look; the first look adds nothing."""
+        before, self._seen = self._seen, totals
+        if before is None:
+            return
+        for path, found in totals.items():
+            old = before.get(path)
+            for name, n in found.outcomes.items():
+                self.outcomes[name] += max(n - (old.outcomes.get(name, 0) if old else 0), 0)
+            known = {_name(each): each for each in old.verdicts} if old else {}
+            for each in found.verdicts:
+                self._add(each, known.get(_name(each)))
+
+    def _add(self, each: Passing, old: Passing | None) -> None:
+        gained = each.count - (old.count if old else 0)
+        if gained <= 0:
+            return
+        verb, *flags = each.verb.split("/")
+        result = "failed" if _FAILED in flags else "dry_run" if _DRY in flags else "applied"
+        key = _Key(each.filter, each.phase, verb, result)
+        place = each.filter, each.phase
+        if (key not in self.verdicts or place not in self.times) and len(self.verdicts) >= MOST:
+            self.left_out += gained
+            return
+        self.verdicts[key] = self.verdicts.get(key, 0) + gained
+        seconds, buckets = self.times.get(place, (0.0, [0] * (len(BUCKETS) + 1)))
+        seconds += max(each.seconds - (old.seconds if old else 0.0), 0.0)
+        more = [
+            max(new - was, 0)
+            for new, was in zip(
+                each.buckets, old.buckets if old else [0] * len(buckets), strict=True
+            )
+        ]
+        self.times[place] = seconds, [a + b for a, b in zip(buckets, more, strict=True)]
+
+
+def _name(each: Passing) -> tuple[str, str, str]:
+    return each.filter, each.phase, each.verb
+
+
+class Metrics(Collector):
+    """The metrics of a journal; `journal` makes a reader for each look."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._extent: tuple[str, str, int] | None = None
+        self._unread = 0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def look(self, journal: Journal) -> None:
+        """Read the journal's sums."""
+        self.counts.look(journal.totals())
+        self._unread = len(journal.unread)
+        self._extent = journal.extent()
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return the text in the format that a header field `Accept` asks for, and its type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: names don't have to be known at start."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        counts = self.counts
+        info = InfoMetricFamily(f"{PREFIX}_build", "The version of the package.")
+        info.add_metric((), {"version": package().rpartition(" ")[2]})
+        yield info
+        messages = CounterMetricFamily(
+            f"{PREFIX}_messages", "Messages and sessions by outcome.", labels=("outcome",)
+        )
+        for name, n in counts.outcomes.items():
+            messages.add_metric((name,), n)
+        yield messages
+        yield _verdicts(counts.verdicts)
+        yield _times(counts.times)
+        yield CounterMetricFamily(
+            f"{PREFIX}_verdicts_left_out", "Verdicts of too many filters.", value=counts.left_out
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}_journal_size_bytes",
+            "Size of the journal's files.",
+            value=self._extent[2] if self._extent else 0,
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}_journal_unread_files",
+            "Files of the journal that could not be read.",
+            value=self._unread,
+        )
+
+
+def _verdicts(verdicts: Mapping[_Key, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        f"{PREFIX}_verdicts",
+        "Decisions of filters; result is applied, dry_run, or failed if --on-error decided.",
+        labels=_Key._fields,
+    )
+    for key, n in verdicts.items():
+        family.add_metric(key, n)
+    return family
+
+
+def _times(times: Mapping[tuple[str, str], tuple[float, list[int]]]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(
+        f"{PREFIX}_verdict_duration_seconds",
+        "Time that filters took to decide, look-ups included.",
+        labels=("filter", "phase"),
+    )
+    for labels, (seconds, buckets) in times.items():
+        total = 0
+        rows = []
+        for limit, n in zip([*map(str, BUCKETS), "+Inf"], buckets, strict=True):
+            total += n
+            rows.append((limit, float(total)))
+        family.add_metric(labels, rows, seconds)
+    return family

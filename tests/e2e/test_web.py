@@ -1,0 +1,230 @@
+"""The page in a browser, on a journal of a real server's traffic."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+
+from smtpd_filters.testing.server import filter_command
+from tests.data import ROOT
+from tests.e2e.browser import Browser
+from tests.e2e.sending import ALICE, BOB, GOOD, NAMELESS, ZONE, attempt
+from tests.e2e.test_journal import PATIENCE, SOCKET, TOOL, Kept
+from tests.journal.made import stored
+from tests.needed import need
+from tests.stores.redis_server import free_port
+from tests.web.test_page import HOSTILE
+from tests.web.visitor import written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.conftest import Start
+
+ACCEPTED, REFUSED = 5, 3
+REJECT = ("--require", "rdns", "--action", "reject")
+PASSWORD = "correct horse"  # noqa: S105  # a test's
+RULES = ROOT / "docs" / "examples" / "prometheus-rules.yml"
+PICTURES = ROOT / "build" / "screenshots"
+
+
+class Page:
+    """`smtpd-filters web` on a journal."""
+
+    def __init__(self, days: Path, *flags: str) -> None:
+        words = [
+            *TOOL,
+            "web",
+            "--directory",
+            str(days),
+            "--listen",
+            f"127.0.0.1:{free_port()}",
+            *flags,
+        ]
+        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        found = re.search(r"ready on (\S+)", line)
+        assert found, line
+        self.address = f"http://{found[1]}"
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    (tmp_path / "journal").mkdir()
+    made = Kept(tmp_path / "journal")
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+@pytest.fixture
+def played(start: Start, kept: Kept) -> Kept:
+    """A journal of mail that was accepted, and of clients that were refused."""
+    filters = {
+        "fcrdns": f"{filter_command('fcrdns', *REJECT)} --journal {SOCKET}",
+        "helo": f"{filter_command('helo')} --journal {SOCKET}",
+    }
+    server = start(zone=ZONE, filters=filters, binds=kept.binds)
+    for number in range(ACCEPTED):
+        assert attempt(server, GOOD, sender=f"s{number}@good.example").stage == ""
+    for _ in range(REFUSED):
+        assert attempt(server, NAMELESS, recipients=[BOB]).stage
+    kept.why("@good.example", ACCEPTED)
+    kept.why(NAMELESS, REFUSED)
+    return kept
+
+
+def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    added = [*TOOL, "web", "password", "ann", "--passwords", str(users)]
+    subprocess.run(added, input=f"{PASSWORD}\n", text=True, capture_output=True, check=True)
+    page = Page(played.days, "--passwords", str(users))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            _log_in(browser, page.address)
+            _read_overview(browser)
+            _search_refused_mail(browser)
+            _follow_live(browser, page.address)
+            _look_at_all_sizes(browser, page.address)
+            browser.click("Log out")
+            browser.go(f"{page.address}/search")
+            assert "Password" in browser.text()
+            assert browser.errors() == []
+    finally:
+        page.end()
+
+
+def _log_in(browser: Browser, address: str) -> None:
+    browser.go(f"{address}/")
+    assert "Password" in browser.text()
+    assert browser.violations() == []
+    browser.type("user", "ann")
+    browser.type("password", "wrong")
+    browser.click("Log in")
+    assert "Wrong user or password" in browser.text()
+    # The status of that page is in the console.
+    assert len([each for each in browser.errors() if "403" in each]) == 1
+    browser.type("user", "ann")
+    browser.type("password", PASSWORD)
+    browser.click("Log in")
+    assert "Overview" in browser.text("h1")
+
+
+def _read_overview(browser: Browser) -> None:
+    words = browser.text("figcaption")
+    assert f"{ACCEPTED} accepted" in words
+    drawn = browser.run(
+        "const sums = {};"
+        "for (const each of document.querySelectorAll('rect.bar')) {"
+        "  const kind = each.classList[1];"
+        "  const [count] = each.querySelector('title').textContent.match(/: (\\d+) /).slice(1);"
+        "  sums[kind] = (sums[kind] || 0) + Number(count);"
+        "}"
+        "return sums"
+    )
+    assert drawn["accepted"] == ACCEPTED
+    assert sum(drawn.values()) == ACCEPTED + REFUSED
+    browser.click("The numbers")
+    assert browser.run("return document.querySelector('details').open")
+
+
+def _search_refused_mail(browser: Browser) -> None:
+    browser.click("Messages")
+    browser.type("q", NAMELESS)
+    browser.click("Search")
+    rows = browser.run("return document.querySelectorAll('tbody tr').length")
+    assert rows == REFUSED
+    browser.run("document.querySelector('tbody a').click()")
+    told = browser.text("main")
+    assert NAMELESS in told
+    assert "fcrdns decided at connect" in told
+
+
+def _follow_live(browser: Browser, address: str) -> None:
+    browser.go(f"{address}/live")
+    until = time.monotonic() + PATIENCE
+    while "Connected" not in browser.text("[data-state]"):
+        assert time.monotonic() < until, browser.text()
+        time.sleep(0.05)
+    assert ALICE in browser.text("table")
+
+
+def _look_at_all_sizes(browser: Browser, address: str) -> None:
+    paths = ["/", "/search", "/ranked/senders", "/ranked/clients", "/live"]
+    browser.go(f"{address}/search")
+    paths.append(browser.run("return document.querySelector('tbody a').pathname"))
+    for width, height in ((390, 844), (1400, 900)):
+        browser.resize(width, height)
+        for path in paths:
+            browser.go(address + path)
+            assert browser.violations() == [], (width, path)
+            # Only tables and charts scroll, each in itself.
+            assert browser.run("return document.documentElement.scrollWidth") <= width, path
+        browser.go(f"{address}/")
+        browser.driver.save_screenshot(str(PICTURES / f"overview-{width}.png"))
+    assert browser.errors() == []
+
+
+def test_what_clients_write_stays_text(tmp_path: Path) -> None:
+    row = ["dnsbl", "connect", "reject", 3, 1500, 1, 0, "", "", "", 0, "", ""]
+    now = time.time()
+    stories = []
+    for number, text in enumerate(HOSTILE):
+        row = [*row[:7], text, f"550 {text}", text, 0, "", text]
+        facts: dict[str, Any] = {
+            "f": f"{text}@example.org", "r": [[text, 2]], "i": text, "j": text, "u": [text, text],
+            "h": ["EHLO", text], "c": ["192.0.2.1:1", text, "pass", ""], "a": [f"550 {text}"],
+            "l": text, "t": int(now * 1000) - number,
+        }  # fmt: skip
+        stories.append(stored(number, [row], e="rollback", **facts))
+    written(tmp_path, stories, now)
+    page = Page(tmp_path)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            browser.go(f"{page.address}/search")
+            links = browser.run(
+                "return [...document.querySelectorAll('tbody a')].map(a => a.pathname)"
+            )
+            assert len(links) == len(HOSTILE)
+            for path in ("/", "/search", "/ranked/senders", "/ranked/users", "/live", *links):
+                browser.go(page.address + path)
+                assert browser.run("return document.images.length") == 0
+                assert browser.run("return document.querySelectorAll('script').length") <= 1
+            assert browser.errors() == []
+    finally:
+        page.end()
+
+
+def test_promtool_finds_no_fault(played: Kept) -> None:
+    promtool = shutil.which("promtool")
+    need("not installed: promtool, of the package prometheus" if promtool is None else None)
+    assert promtool is not None
+    page = Page(played.days)
+    try:
+        with urlopen(f"{page.address}/metrics", timeout=PATIENCE) as response:  # noqa: S310  # ours
+            text = response.read()
+    finally:
+        page.end()
+    assert b"smtpd_filters_messages_total" in text
+    for words, given in (
+        ((promtool, "check", "metrics"), text),
+        ((promtool, "check", "rules", str(RULES)), b""),
+    ):
+        checked = subprocess.run(words, input=given, capture_output=True, check=False)
+        assert checked.returncode == 0, checked
+        assert checked.stderr == b""

@@ -1,0 +1,98 @@
+"""The live feed, read as a browser does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.web import live
+from tests.journal.made import refused, stored
+
+from .visitor import Document, Visitor, visit, written
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiohttp import ClientResponse
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY", 0.01)
+
+
+async def event(response: ClientResponse) -> str:
+    """The data of the next event."""
+    async with asyncio.timeout(20):
+        while True:
+            line = (await response.content.readline()).decode()
+            if line.startswith("data: "):
+                return line.removeprefix("data: ")
+            assert line, "the feed has ended"
+
+
+def test_new_messages_arrive(tmp_path: Path) -> None:
+    now = time.time()
+    at: dict[str, Any] = {"t": int(now * 1000)}
+    written(tmp_path, [stored(1, **at)], now)
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/live")
+        assert "alice@example.org" in page.text
+        async with visitor.session.get(f"{visitor.base}/live/events") as response:
+            assert response.content_type == "text/event-stream"
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+            written(tmp_path, [refused(2, f="<b>\u202e@example.com", **at)], now)
+            row = await event(response)
+            assert Document(row).active == []
+            assert "<b>\\u202e@example.com" in Document(row).text
+            assert "listed in zen.example" in row
+
+    visit(tmp_path, visiting)
+
+
+def test_only_so_many_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST", 1)
+
+    async def visiting(visitor: Visitor) -> None:
+        address = f"{visitor.base}/live/events"
+        async with visitor.session.get(address) as first:
+            assert first.status == 200
+            async with visitor.session.get(address) as second:
+                assert second.status == 503
+
+    visit(tmp_path, visiting)
+
+
+def test_a_connection_without_news_is_kept_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "BEAT", 0.01)
+
+    async def visiting(visitor: Visitor) -> None:
+        async with visitor.session.get(f"{visitor.base}/live/events") as response:
+            assert (await response.content.readline()) == b":\n"
+
+    visit(tmp_path, visiting)
+
+
+def test_a_slow_listener_is_dropped() -> None:
+    async def none(_last: str) -> list[object]:
+        return []
+
+    async def run() -> None:
+        feed = live.Live(none, lambda _story: "x")  # type: ignore[arg-type]
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(2)
+        feed._listeners.add(queue)
+
+        class Story:
+            id = "1"
+
+        feed._send([Story()] * 3)  # type: ignore[list-item]
+        assert queue.get_nowait() is None
+        assert not feed._listeners
+
+    asyncio.run(run())

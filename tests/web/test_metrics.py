@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from smtpd_filters.journal.query import Passing, Totals
+from smtpd_filters.web.guard import Access
+from smtpd_filters.web.metrics import MOST, Counts
+from smtpd_filters.web.passwords import Passwords
+from tests.data import ROOT
+from tests.journal.made import PASSED, refused, stored
+
+from .visitor import Visitor, visit, written
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLES = ROOT / "docs" / "examples"
+FAILED = [
+    "rspamd",
+    "message",
+    "reject",
+    9,
+    60_000_000,
+    1,
+    0,
+    "timeout",
+    "451 4.3.0 Later",
+    "",
+    0,
+    "f",
+]
+
+
+def totals(count: int, name: str = "dnsbl", verb: str = "reject", seconds: float = 1.0) -> Totals:
+    buckets = [0] * 11 + [count]
+    return Totals(
+        {"refused": count}, [Passing(name, "connect", verb, count, seconds, 1.0, buckets)]
+    )
+
+
+def test_counters_start_at_zero_and_only_grow() -> None:
+    counts = Counts()
+    counts.look({"a": totals(5)})
+    assert counts.outcomes["refused"] == 0
+    counts.look({"a": totals(7), "b": totals(2)})
+    assert counts.outcomes["refused"] == 4
+    # The oldest file is purged, and another one was begun anew.
+    counts.look({"b": totals(1)})
+    assert counts.outcomes["refused"] == 4
+    counts.look({"b": totals(3), "c": totals(1)})
+    assert counts.outcomes["refused"] == 7
+    [count] = counts.verdicts.values()
+    assert count == 7
+    [(_, buckets)] = counts.times.values()
+    assert sum(buckets) == 7
+
+
+def test_series_are_bounded() -> None:
+    counts = Counts()
+    counts.look({})
+    for number in range(MOST + 10):
+        counts.look({str(number): totals(1, f"f{number}")})
+    assert len(counts.verdicts) == MOST
+    assert counts.left_out == 10
+
+
+async def scraped(visitor: Visitor, **headers: str) -> tuple[int, str]:
+    async with visitor.session.get(f"{visitor.base}/metrics", headers=headers) as response:
+        return response.status, await response.text()
+
+
+def values(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_was_counted_since_the_start(tmp_path: Path) -> None:
+    now = time.time()
+    at: dict[str, Any] = {"t": int((now - 60) * 1000)}
+    written(tmp_path, [stored(1, **at)], now)
+
+    async def visiting(visitor: Visitor) -> None:
+        assert values((await scraped(visitor))[1])["smtpd_filters_messages_total", "accepted"] == 0
+        stories = [stored(2, **at), refused(3, **at)]
+        written(tmp_path, [*stories, stored(4, [PASSED, FAILED], e="rollback", **at)], now)
+        status, text = await scraped(visitor)
+        assert status == 200
+        found = values(text)
+        assert found["smtpd_filters_messages_total", "accepted"] == 1
+        assert found["smtpd_filters_messages_total", "refused"] == 1
+        verdicts = "smtpd_filters_verdicts_total"
+        assert found[verdicts, "dnsbl", "connect", "applied", "reject"] == 1
+        assert found[verdicts, "rspamd", "message", "failed", "reject"] == 1
+        seconds = "smtpd_filters_verdict_duration_seconds"
+        assert found[f"{seconds}_count", "rspamd", "message"] == 1
+        assert found[f"{seconds}_sum", "rspamd", "message"] == pytest.approx(60)
+        assert found[f"{seconds}_bucket", "rspamd", "30.0", "message"] == 0
+        assert found["smtpd_filters_journal_unread_files",] == 0
+        # No address, user or reason is a label.
+        assert not re.search(r"example|192\.0|timeout", text)
+
+    visit(tmp_path, visiting)
+
+
+def test_formats(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        for accept, ending in (("text/plain", "\n"), ("application/openmetrics-text", "# EOF\n")):
+            _, text = await scraped(visitor, Accept=accept)
+            assert text.endswith(ending)
+            assert "smtpd_filters_build_info" in text
+
+    visit(tmp_path, visiting)
+
+
+def test_a_token_reads_metrics_alone(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        named = {"Authorization": "Bearer opensesame"}
+        assert (await scraped(visitor, **named))[0] == 200
+        for wrong in ("Bearer opensesam", "Bearer ", "Basic opensesame", "opensesame"):
+            _, text = await scraped(visitor, Authorization=wrong)
+            assert "Log in" in text
+        async with visitor.session.get(f"{visitor.base}/", headers=named) as response:
+            assert "Log in" in await response.text()
+
+    visit(tmp_path, visiting, Access(passwords=Passwords({}), token="opensesame"))  # noqa: S106  # a test's
+
+
+def test_no_token_is_no_token(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        for wrong in ("Bearer ", "Bearer"):
+            assert "Log in" in (await scraped(visitor, Authorization=wrong))[1]
+
+    visit(tmp_path, visiting, Access(passwords=Passwords({})))
+
+
+def names(text: str) -> set[str]:
+    """The metrics in an expression."""
+    found = re.findall(r"smtpd_filters_\w+", text)
+    return {re.sub(r"_(total|bucket|sum|count)$", "", each) for each in found}
+
+
+def exposed() -> set[str]:
+    """The metrics that the page has."""
+    from smtpd_filters.web.metrics import Metrics
+
+    return {re.sub(r"_total$", "", each.name) for each in Metrics().collect()}
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    board = json.loads((EXAMPLES / "grafana-dashboard.json").read_text("utf-8"))
+    asked = [each["expr"] for panel in board["panels"] for each in panel.get("targets", [])]
+    assert len(asked) >= 6
+    assert set().union(*map(names, asked)) <= exposed()
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_the_alerts_ask_for_metrics_that_exist() -> None:
+    rules = yaml.safe_load((EXAMPLES / "prometheus-rules.yml").read_text("utf-8"))
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert len(alerts) >= 4
+    for each in alerts:
+        assert names(each["expr"]) <= exposed()
+        assert each["annotations"]["summary"]
