@@ -51,7 +51,7 @@ def test_counters_start_at_zero_and_only_grow() -> None:
     assert counts.outcomes["refused"] == 0
     counts.look({"a": totals(7), "b": totals(2)})
     assert counts.outcomes["refused"] == 4
-    # The oldest file is purged, and another one was begun anew.
+    # The oldest file is purged, and another one was begun again.
     counts.look({"b": totals(1)})
     assert counts.outcomes["refused"] == 4
     counts.look({"b": totals(3), "c": totals(1)})
