@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session
+    from .tables import Table
     from .tables.remote.source import Refresher
 
 MAIL_FROM = PHASES["mail-from"]
@@ -126,7 +127,10 @@ class Chain:
             if (called := [each for each in self.filters if event in each.events])
         }
         #: Tables that are kept elsewhere.
-        self.remote_tables = [each for one in self.filters for each in one.remote_tables()]
+        self.remote_tables = [
+            *self.further_remotes(),
+            *(each for one in self.filters for each in one.remote_tables()),
+        ]
         #: The filters that maintain something beside their sessions, and loaded remote tables.
         self.refreshing: list[Filter | Refresher] = [
             *(each for each in self.filters if "refresh" in each.events),
@@ -138,7 +142,7 @@ class Chain:
         closing = any("close" in each.events for each in self.filters)
         self.closing = closing or any(self._pools) or bool(self.remote_tables)
         #: Whether any handler may wait: then the chain runs on asyncio.
-        self.waits = any(each.waits for each in self.filters)
+        self.waits = any(each.waits for each in self.filters) or bool(self.remote_tables)
         if self.waits:
             from .runtime.first_step import first_step  # imports asyncio
             from .runtime.pace import pace
@@ -376,6 +380,10 @@ class Chain:
     def _is_gated(self, guard: Guard) -> bool:  # noqa: ARG002  # an override's
         """Return whether a filter may be left out, depending on those in front of it."""
         return False
+
+    def further_remotes(self) -> Sequence[Table]:
+        """Return the remote tables of the chain itself."""
+        return ()
 
     def configured(self, smtpd: Mapping[str, str]) -> None:
         """Pass smtpd's configuration to the filters."""

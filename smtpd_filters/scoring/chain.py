@@ -15,6 +15,8 @@ nor refused by it from then on; marks and refusals made before remain.
 
 from __future__ import annotations
 
+from functools import partial
+
 from smtpd_filters.chain import MAIL_FROM, Chain, combined, handed_on, judged, made_mark, marked
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.watchdog import Watchdog
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
+    from smtpd_filters.tables import Table
 
     from .rules import Rules
 
@@ -120,6 +123,9 @@ class ScoringChain(Chain):
         self._only_points: set[Guard] = set()
         #: The least score from which a handler is called.
         self._least: dict[Guard, int] = {}
+        for table in self.further_remotes():
+            if table.remote is not None:
+                table.remote.attach(partial(log.event, NAME))
         super().__init__(filters, log, watchdog)
         every = list(self._slots.values())
         #: By phase, and "content" for messages.
@@ -252,6 +258,13 @@ class ScoringChain(Chain):
         for _, value in self._rules.tables:
             for path in value.files:
                 needs.to_reload(path)
+        for table in self.further_remotes():
+            if table.remote is not None:
+                table.remote.declare(needs)
+
+    def further_remotes(self) -> Sequence[Table]:
+        """Return the remote tables of what bypasses the chain."""
+        return [remote for _, value in self._rules.tables for remote in value.remotes]
 
     def reload(self) -> Iterator[None]:
         """Reload the tables of all filters and those of what bypasses the chain."""

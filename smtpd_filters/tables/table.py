@@ -134,6 +134,8 @@ class Table:
                 pass
         for _ in self._load():
             pass
+        if source.is_remote:
+            remote.rows = []
 
     def _ask(self, source: RemoteSource) -> None:
         self._from = source

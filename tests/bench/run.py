@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist", "signatures"),
+    *("stalls", "supervised", "greylist", "signatures", "tables"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -480,6 +480,15 @@ class Bench:
             self.report.figures[f"greylist, {name}"] = values
         for name, value, sense, limit in targets:
             self.target(f"greylist: {name}", value, sense, limit)
+
+    def tables(self) -> None:
+        """Measure look-ups in remote tables, and what loading a list holds up."""
+        from tests.bench import tables
+
+        progress("tables")
+        sizes = tables.QUICK if self.sizes is QUICK else tables.Sizes()
+        for figure in tables.measure(sizes):
+            self.target(f"tables: {figure.name}", figure.value, figure.sense, figure.limit)
 
     def signatures(self) -> None:
         """Measure verification beside dkimpy, signing beside Debian's filter-dkimsign (C)."""

@@ -92,7 +92,7 @@ class Slapd:
             f"rootpw {PASSWORD}",
             f"directory {folder}/db",
             "maxsize 268435456",
-            "index uid,mail eq",
+            "index objectClass,uid,mail eq",
             "limits anonymous size=500 size.pr=500 size.prtotal=unlimited",
         ]
         self._configuration = folder / "c"

@@ -66,6 +66,8 @@ class _SitesTable(Table):
             source = parse_source(spec)
         except ConfigError as error:
             raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
+        if source.is_remote:
+            raise ConfigError("the lists can't be in a database or on a server")
         self._begin(source)
 
     @property

@@ -8,9 +8,12 @@ entry. A timeout, an error, a missing base or an answer that can't be read is a 
 
 from __future__ import annotations
 
+from asyncio import sleep
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from smtpd_filters.sandbox import Needs
 
@@ -23,6 +26,10 @@ ROWS_MAX = 100
 #: The seconds that a look-up may take, by default. A list may take `LIST_FACTOR` times as long.
 TIMEOUT = 2.0
 LIST_FACTOR = 10
+
+
+#: Entries that are handled in one step of the loop.
+SOME = 1000
 
 
 class BackendError(Exception):
@@ -52,7 +59,7 @@ class Backend:
         """
         raise NotImplementedError
 
-    async def entries(self) -> Sequence[tuple[str, str]]:
+    async def entries(self) -> list[tuple[str, str]]:
         """Return all entries and their values, "" in a list. Raises BackendError."""
         raise NotImplementedError
 
@@ -61,6 +68,13 @@ class Backend:
 
     async def aclose(self) -> None:
         """Release everything; never raise. It can be used again, in another event loop."""
+
+
+async def release(rows: list[Any]) -> None:
+    """Empty a list in steps, since freeing a million entries at once holds the loop."""
+    while rows:
+        del rows[-SOME:]
+        await sleep(0)
 
 
 def value_of(values: Sequence[str], *, joined: bool) -> str | None:

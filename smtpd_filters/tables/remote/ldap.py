@@ -13,12 +13,22 @@ base is a mistake in the configuration, a referral may lead anywhere, and a limi
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, os_reason
 
-from .backend import LIST_FACTOR, LIST_MAX, ROWS_MAX, Backend, BackendError, value_of
+from .backend import (
+    LIST_FACTOR,
+    LIST_MAX,
+    ROWS_MAX,
+    SOME,
+    Backend,
+    BackendError,
+    release,
+    value_of,
+)
 from .configuration import TIMES, Configuration
 from .ldap_client import messages
 from .ldap_client.client import Account, Client, Server
@@ -148,18 +158,21 @@ class LDAP(Backend):
             raise BackendError("several values for one key")
         return value_of(values[0], joined=self._joined)
 
-    async def entries(self) -> Sequence[tuple[str, str]]:
+    async def entries(self) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
         search = self._search(self._list_filter, "*", self._list_attributes, 0)
         search.seconds = 0
         found = await self._client.pages(search, self._page, LIST_MAX, LIST_FACTOR * self.timeout)
         first, *others = self._list_attributes
-        rows = []
-        for entry in found:
+        rows: list[tuple[str, str]] = []
+        for number, entry in enumerate(found):
+            if not number % SOME:
+                await asyncio.sleep(0)
             values = entry.values(others[0]) if others else [""]
             if values:
                 value = ", ".join(values)
                 rows += [(each, value) for each in entry.values(first)]
+        await release(found)
         return rows
 
     def declare(self, needs: Needs) -> None:

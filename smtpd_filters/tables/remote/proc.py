@@ -208,7 +208,7 @@ class _Child:
             self._process.stdin.write(data)
 
     async def _read(self) -> None:
-        cause = "the program has ended"
+        cause, wrong = "the program has ended", False
         stdout = self._process.stdout
         try:
             while stdout is not None and (data := await stdout.read(_CHUNK)):
@@ -221,17 +221,27 @@ class _Child:
                     self._ready.set()
                 await asyncio.sleep(0)
         except LineError as error:
-            cause = f"the program wrote {error}"
+            cause, wrong = f"the program wrote {error}", True
         finally:
-            self._end(cause)
+            self._end(cause, wrong=wrong)
 
-    def _end(self, cause: str) -> None:
+    def _end(self, cause: str, *, wrong: bool) -> None:
         self.ended = self.ended or cause
         self._ready.set()
         for pending in self._pending.values():
             if not pending.done():
                 pending.set_exception(BackendError(cause))
-        self.kill()
+        if wrong:
+            self.kill()
+        elif self._process.stdin is not None:
+            # It has ended, or only closed its output. One that has ended must not be killed: that
+            # would take its status from asyncio.
+            self._process.stdin.close()
+            asyncio.get_running_loop().call_later(_PAUSE, self._kill_late)
+
+    def _kill_late(self) -> None:
+        if self._process.returncode is None:
+            self.kill()
 
     def kill(self) -> None:
         """End it at once."""

@@ -18,8 +18,6 @@ from .backend import LIST_MAX, Backend, BackendError, value_of
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.stores.address import Address
 
@@ -78,22 +76,22 @@ class RedisTable(Backend):
             return _value(await self._command("GET", self._name + key))
         return "" if await self._command("EXISTS", self._name + key) else None
 
-    async def entries(self) -> Sequence[tuple[str, str]]:
+    async def entries(self) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
-        found: dict[str, str] = {}
+        found: list[tuple[str, str]] = []
         cursor: Any = 0
         command = "SSCAN" if self._form == "set" else "HSCAN"
         while True:
             cursor, page = await self._command(command, self._name, cursor, "COUNT", _PAGE)
             texts = [_text(each) for each in _flat(page)]
             if self._form == "set":
-                found.update(dict.fromkeys(texts, ""))
+                found += ((text, "") for text in texts)
             else:
-                found.update(zip(texts[::2], texts[1::2], strict=True))
+                found += zip(texts[::2], texts[1::2], strict=True)
             if len(found) > LIST_MAX:
                 raise BackendError(f"more than {LIST_MAX} entries")
             if int(cursor) == 0:
-                return list(found.items())
+                return found
 
     async def _command(self, *words: object) -> Any:
         from smtpd_filters.stores.redis_client import Connections, cause

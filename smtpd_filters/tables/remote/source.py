@@ -24,11 +24,11 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.tables.source import Source, shown
 
-from .backend import LIST_FACTOR, BackendError
+from .backend import LIST_FACTOR, BackendError, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator
     from typing import Any, NoReturn
 
     from smtpd_filters.sandbox import Needs
@@ -70,7 +70,7 @@ class RemoteSource(Source):
         #: The look-ups, if its keys are looked up one by one.
         self.asked: Asked | None = None
         #: The entries that were listed last, until they are loaded.
-        self.rows: Sequence[tuple[str, str]] = ()
+        self.rows: list[tuple[str, str]] = []
         #: Why it could not be listed the last time; "" if it could.
         self.down = ""
         self.refresh_interval = self.times["refresh"]
@@ -169,7 +169,6 @@ class RemoteSource(Source):
     def loaded(self) -> None:
         """Record that the table now has the rows."""
         self._loaded = self._read
-        self.rows = ()
 
     def texts(self, add: Callable[[str], int]) -> Iterator[None]:
         """Read the rows of a list, in steps."""
@@ -240,6 +239,8 @@ class Refresher:
             except ConfigError as error:
                 source.down = str(error)
                 source.say(f"{error}; the entries are kept")
+        rows, source.rows = source.rows, []
+        await release(rows)
         if not source.down:
             self._good = monotonic()
         elif monotonic() > self._good + source.refresh_interval + OLD_MAX:

@@ -20,7 +20,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from smtpd_filters.errors import ConfigError, os_reason
@@ -29,9 +29,12 @@ from .backend import LIST_FACTOR, LIST_MAX, ROWS_MAX, Backend, BackendError, val
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from smtpd_filters.sandbox import Needs
+
+    #: Columns as texts; None for a NULL.
+    _Row: TypeAlias = tuple[str | None, ...]
 
 T = TypeVar("T")
 
@@ -124,22 +127,31 @@ class SQLite(Backend):
         values = [":".join(row) for row in rows if None not in row]
         return value_of(values, joined=self._joined)
 
-    async def entries(self) -> Sequence[tuple[str, str]]:
+    async def entries(self) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
         limit = LIST_MAX + 1
-        rows = await self._run(self._listing or "", (), limit, LIST_FACTOR * self.timeout)
+        convert = _pairs if self._mapping else _single
+        seconds = LIST_FACTOR * self.timeout
+        rows: list[tuple[str, str]] = await self._run(
+            self._listing or "", (), limit, seconds, convert
+        )
         if len(rows) == limit:
             raise BackendError(f"more than {LIST_MAX} entries")
-        if self._mapping:
-            return [(row[0], row[1]) for row in rows if None not in row]
-        return [(row[0], "") for row in rows if row[0] is not None]
+        return rows
 
-    async def _run(self, statement: str, keys: tuple[str, ...], most: int, seconds: float) -> Any:
+    async def _run(  # as the call in the thread
+        self,
+        statement: str,
+        keys: tuple[str, ...],
+        most: int,
+        seconds: float,
+        convert: Callable[[list[_Row]], list[Any]] = list,
+    ) -> Any:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "sqlite-table")
         due = monotonic() + seconds
         rows, self.version = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._database.rows, statement, keys, most, due
+            self._thread, self._database.rows, statement, keys, most, due, convert
         )
         return rows
 
@@ -175,10 +187,16 @@ class _Database:
         return self._translated(lambda: self._columns(statement, keys, monotonic() + seconds))
 
     def rows(
-        self, statement: str, keys: tuple[str, ...], most: int, due: float
-    ) -> tuple[list[tuple[str | None, ...]], int]:
-        """Return the first rows of a statement, as texts, and the version of the content."""
-        return self._translated(lambda: self._rows(statement, keys, most, due))
+        self,
+        statement: str,
+        keys: tuple[str, ...],
+        most: int,
+        due: float,
+        convert: Callable[[list[_Row]], list[Any]],
+    ) -> tuple[list[Any], int]:
+        """Return the first rows of a statement, converted, and the version of the content."""
+        rows, version = self._translated(lambda: self._rows(statement, keys, most, due))
+        return convert(rows), version
 
     def close(self) -> None:
         """Close the file."""
@@ -192,7 +210,7 @@ class _Database:
 
     def _rows(
         self, statement: str, keys: tuple[str, ...], most: int, due: float
-    ) -> tuple[list[tuple[str | None, ...]], int]:
+    ) -> tuple[list[_Row], int]:
         connection = self._open(due)
         ((version,),) = connection.execute("PRAGMA data_version").fetchall()
         rows = connection.execute(statement, keys).fetchmany(most)
@@ -235,6 +253,14 @@ class _Database:
                 raise BackendError("locked by another process") from None
             self.close()
             raise _LastingError(str(error)) from None
+
+
+def _pairs(rows: list[_Row]) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in rows if row[0] is not None and row[1] is not None]
+
+
+def _single(rows: list[_Row]) -> list[tuple[str, str]]:
+    return [(row[0], "") for row in rows if row[0] is not None]
 
 
 def _decoded(text: bytes) -> str:

@@ -19,6 +19,7 @@ from smtpd_filters.tables import (
     RegexTable,
 )
 from smtpd_filters.testing import Conversation
+from tests.effort import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -283,3 +284,38 @@ def test_a_list_is_loaded_again(database: Path) -> None:
         smtpd.refresh()
         assert sends("198.51.100.1")
         assert any("'nonsense'; the entries are kept" in line for line in smtpd.log)
+
+
+def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
+    count = part(100_000)
+    path = tmp_path / "large.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE domains (name TEXT PRIMARY KEY)")
+        names = ((f"d{number}.example",) for number in range(count))
+        connection.executemany("INSERT INTO domains VALUES (?)", names)
+    connection.close()
+    by_key = domains(path)
+    listed = DomainTable.load(listing(path, "SELECT name FROM domains"))
+    assert len(listed) == count
+
+    async def main() -> None:
+        keys = [f"d{number}.example" for number in range(50)]
+        assert await asyncio.gather(*map(by_key.look_up, keys)) == keys
+        changed(path, "DELETE FROM domains WHERE name = 'd0.example'")
+        assert listed.match("d0.example")
+        turns = 0
+
+        async def beside() -> None:
+            nonlocal turns
+            while listed.match("d0.example"):
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(beside())
+        await listed.refresher().refresh()
+        await other
+        assert len(listed) == count - 1
+        # One turn for each thousand entries, in reading and in checking for changes.
+        assert turns > count // 1000
+
+    run(main(), by_key, listed)
