@@ -18,6 +18,7 @@ from __future__ import annotations
 from functools import partial
 
 from smtpd_filters.chain import MAIL_FROM, Chain, combined, handed_on, judged, made_mark, marked
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
 from smtpd_filters.protocol.decisions import (
@@ -548,12 +549,21 @@ class ScoringChain(Chain):
     def _passes(
         self, phase: Phase, session: Session, state: _State, arguments: tuple[str, ...]
     ) -> bool:
-        """Return whether the chain is bypassed at a phase."""
+        """Return whether the chain is bypassed at a phase; a failure bypasses nothing."""
+        try:
+            return self._is_bypassed(phase, session, state, arguments)
+        except UnavailableError as error:  # of a table that is kept elsewhere
+            self.log.limited("bypass", NAME, "bypass", session.id, cause=str(error))
+            return False
+
+    def _is_bypassed(
+        self, phase: Phase, session: Session, state: _State, arguments: tuple[str, ...]
+    ) -> bool:
         order = ORDER.get(phase.name, CONTENT_ORDER)
         before = state.session
         if not state.seen:
-            state.seen = True
             state.session = self._tables.of_client(session)
+            state.seen = True
         if order >= MESSAGE_ORDER and not state.session:
             state.session = self._tables.of_user(session)
         if state.session != before:

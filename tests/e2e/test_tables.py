@@ -10,8 +10,11 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
+import pytest
+
 from smtpd_filters.testing.server import filter_command
-from smtpd_filters.testing.server.layout import file_path
+from smtpd_filters.testing.server.layout import BIN, file_path
+from smtpd_filters.testing.server.releases import root_of
 from tests.e2e.sending import ALICE, BOB, GOOD, SENDER, greeted
 from tests.e2e.slapd import BASE, SLAPD, Slapd, person
 from tests.needed import need
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Start
 
 PROGRAM = Path(__file__).parents[1] / "tables" / "remote" / "table_program.py"
+LIBEXEC = "/usr/libexec/opensmtpd"
 TRAPPED = "550 5.7.1 Refused by local policy"
 #: Seconds for a source to be asked again.
 PATIENCE = 30.0
@@ -129,3 +133,44 @@ def test_a_table_program(start: Start) -> None:
     assert len(server.find("program.py")) >= 1
     server.terminate()
     assert server.find("program.py") == []
+
+
+SCRIPT = f"""#!/bin/sh
+exec {BIN}/python -c 'from smtpd_filters.cli import main; raise SystemExit(main())' \\
+    table serve "sqlite:$1" --kind domains --service domain
+"""
+
+
+def test_our_table_is_one_of_smtpd(version: str, start: Start, tmp_path: Path) -> None:
+    """smtpd asks `smtpd-filters table serve`, and survives that its database goes away."""
+    if version.startswith("6."):
+        pytest.skip("the line protocol of table programs is of 7.6")
+    libexec = tmp_path / "libexec"
+    shutil.copytree(f"{root_of(version)}{LIBEXEC}", libexec, symlinks=True)
+    script = libexec / "table-names"
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    for path in (tmp_path, libexec):
+        path.chmod(0o755)
+    lines = (
+        f"dbpath {file_path('domains.db')}",
+        "query_domain SELECT address FROM traps WHERE address = ?",
+        *("cache 0", "cache_missing 0", "timeout 500ms"),
+    )
+    server = start(
+        files={"sqlite.conf": "\n".join(lines), "domains.db": database("local.example")},
+        binds={LIBEXEC: libexec},
+        declarations=f"table ours names:{file_path('sqlite.conf')}",
+        matches='match from any for domain <ours> action "deliver"\n',
+    )
+    assert says(server, ALICE).startswith("250 ")
+    assert says(server, "x@other.example").startswith("550 ")
+    server.write("domains.db", database())
+    assert says(server, ALICE).startswith("550 ")
+    server.path(file_path("domains.db")).unlink()
+    assert says(server, ALICE).startswith("4")
+    server.write("domains.db", database("local.example"))
+    soon(server, ALICE, "250 ")
+    assert server.alive()
+    server.terminate()
+    assert server.find("table serve") == []

@@ -688,6 +688,16 @@ def test_a_verdict_of_a_filter_ends_the_chain(handler: str) -> None:
     assert (handler == "connect") == (two.asked == [])
 
 
+def test_an_unknown_table_bypasses_nothing() -> None:
+    clients = NetworkTable("192.0.2.0/24")
+    clients.unload("down")
+    one = Acts("one", ehlo=NO)
+    with converse([one], rules(bypass_clients=clients)) as smtpd:
+        for address in ("192.0.2.7", "192.0.2.8"):
+            assert smtpd.connect(address=address).ehlo().reply == NO.text
+        assert any('cause="192.0.2.0/24: down"' in line for line in smtpd.log)
+
+
 def test_a_failure_bypasses_nothing() -> None:
     one = Acts("one", ehlo=UnavailableError("no answer"))
     one.on_error = "junk"

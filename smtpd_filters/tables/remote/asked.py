@@ -6,7 +6,8 @@ Invariants
 *Bounded*: the cache is bounded in entries and memory, and so is the number of pending look-ups.
 *Joined*: a key is asked once at a time, however many handlers wait for it.
 *Failures end soon*: after `FAILURES` in a row, look-ups fail at once for `REST` seconds; then one
-tries again while the others still fail.
+tries again while the others still fail. An error that is the source's answer to a key is no such
+failure: clients choose keys.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import Cache
 from smtpd_filters.tables.source import KEY_MAX
 
-from .backend import BackendError
+from .backend import AnswerError, BackendError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,6 +164,9 @@ class Asked:
         try:
             async with asyncio.timeout(backend.timeout):
                 value = await backend.look_up(key)
+        except AnswerError as error:
+            self._note_success()
+            return Answer(None, cause=str(error))
         except BackendError as error:
             return self._note_failure(str(error))
         except TimeoutError:
@@ -171,10 +175,7 @@ class Asked:
             return self._note_failure(str(error) or type(error).__name__)
         finally:
             self._pending.pop(key, None)
-        self._breaker.succeeded()
-        if self._down:
-            self._down = False
-            self._say("answers again")
+        self._note_success()
         if backend.version != self._version:
             self._version = backend.version
             self._cache.clear()
@@ -184,6 +185,12 @@ class Asked:
         size = _ENTRY + len(key) + len(value or "")
         self._cache.put(key, answer, now + ttl + self._stale, size)
         return answer
+
+    def _note_success(self) -> None:
+        self._breaker.succeeded()
+        if self._down:
+            self._down = False
+            self._say("answers again")
 
     def _note_failure(self, cause: str) -> Answer:
         self._breaker.failed(cause, self._clock())

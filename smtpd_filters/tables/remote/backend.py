@@ -36,6 +36,13 @@ class BackendError(Exception):
     """A source can't be asked now; the text is the cause, without the key."""
 
 
+class AnswerError(BackendError):
+    """The source has answered, with an error: it is alive, and other keys may be fine.
+
+    A client can choose keys that the source has errors for, so they don't count as failures of it.
+    """
+
+
 class Backend:
     """A source of entries; used within one event loop.
 
@@ -86,7 +93,7 @@ def value_of(values: Sequence[str], *, joined: bool) -> str | None:
         return None
     value = ", ".join(values) if joined else values[0]
     if len(value) > VALUE_MAX:
-        raise BackendError(f"a value longer than {VALUE_MAX} characters")
+        raise AnswerError(f"a value longer than {VALUE_MAX} characters")
     if not value.isprintable() and any(char < " " and char != "\t" for char in value):
-        raise BackendError("a value with control characters")
+        raise AnswerError("a value with control characters")
     return value

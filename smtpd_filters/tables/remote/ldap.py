@@ -24,8 +24,8 @@ from .backend import (
     LIST_MAX,
     ROWS_MAX,
     SOME,
+    AnswerError,
     Backend,
-    BackendError,
     release,
     value_of,
 )
@@ -140,22 +140,22 @@ class LDAP(Backend):
         search = self._search(self._template, escape(key), self._attributes, size)
         entries, result = await self._client.search(search, ROWS_MAX)
         if result.code == NO_SUCH_OBJECT:
-            raise BackendError(f"no such base: {self._base}")
+            raise AnswerError(f"no such base: {self._base}")
         if result.code and not (result.code == SIZE_LIMIT and entries):
-            raise BackendError(result.reason)
+            raise AnswerError(result.reason)
         if not entries:
             return None
         if not self._mapping:
             return ""
         if len(entries) > 1 or result.code:
-            raise BackendError("several entries for one key")
+            raise AnswerError("several entries for one key")
         values = [entries[0].values(attribute) for attribute in self._attributes]
         if not all(values):
             return None
         if len(values) > 1:
             return value_of([":".join(each[0] for each in values)], joined=False)
         if len(values[0]) > 1 and not self._joined:
-            raise BackendError("several values for one key")
+            raise AnswerError("several values for one key")
         return value_of(values[0], joined=self._joined)
 
     async def entries(self) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
 
-from .backend import Backend, BackendError, value_of
+from .backend import AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES
 from .lines import ERROR, FOUND, Host, LineError
 
@@ -81,7 +81,7 @@ class TableProgram(Backend):
                 child.kill()
             raise
         if answer.status == ERROR:
-            raise BackendError(f"the program failed: {answer.value[:200] or 'no reason given'}")
+            raise AnswerError(f"the program failed: {answer.value[:200] or 'no reason given'}")
         if answer.status != FOUND:
             return None
         if self._verb == "check":

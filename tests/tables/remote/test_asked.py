@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.tables.remote import asked as module
 from smtpd_filters.tables.remote.asked import FAILURES, PENDING_MAX, REST, Asked, askable
-from smtpd_filters.tables.remote.backend import VALUE_MAX, Backend, BackendError, value_of
+from smtpd_filters.tables.remote.backend import (
+    VALUE_MAX,
+    AnswerError,
+    Backend,
+    BackendError,
+    value_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,6 +123,26 @@ def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
         assert await asked.look_up("a") == "1"
         assert await asked.look_up("b") is None
         assert said == ["scripted:: unavailable: down", "scripted:: answers again"]
+
+    run(main())
+
+
+def test_errors_for_a_key_are_not_failures_of_the_source() -> None:
+    class Choosy(Scripted):
+        async def look_up(self, key: str) -> str | None:
+            if key == "twins":
+                raise AnswerError("several entries for one key")
+            return await super().look_up(key)
+
+    async def main() -> None:
+        backend = Choosy(a="1")
+        asked = table(backend, Clock())
+        said: list[str] = []
+        asked.note = said.append
+        for _ in range(FAILURES + 5):
+            assert "several entries" in (await asked.ask("twins")).cause
+        assert await asked.look_up("a") == "1"
+        assert said == []
 
     run(main())
 

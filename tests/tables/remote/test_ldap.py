@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import re
 import stat
+from pathlib import Path
 
 import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.sandbox import Needs
 from smtpd_filters.tables import AddressTable
+from smtpd_filters.tables.remote.configuration import Configuration
+from smtpd_filters.tables.remote.ldap import KEYS as LDAP_KEYS
+from smtpd_filters.tables.remote.ldap import SERVICES as LDAP
+from smtpd_filters.tables.remote.sqlite import SERVICES as SQLITE
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[3]
 BASE = "dc=example,dc=org"
 
 
@@ -52,6 +55,23 @@ def test_a_file_that_others_may_read_has_no_password(tmp_path: Path) -> None:
     assert path.stat().st_mode & stat.S_IROTH
     with pytest.raises(ConfigError, match="others may read the password"):
         AddressTable.load_asking(f"ldap:{path}")
+
+
+@pytest.mark.parametrize("heading", ["LDAP", "SQLite", "Redis and Valkey"])
+def test_the_samples_of_the_page_are_right(tmp_path: Path, heading: str) -> None:
+    page = (ROOT / "docs" / "tables.md").read_text("utf-8")
+    sample = page.partition(f"## {heading}\n")[2].split("```")[1].strip()
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    sample = re.sub(r"(password_file) .*", rf"\1 {secret}", sample)
+    sample = re.sub(r"ca_file .*\n", "", sample)
+    known = (*LDAP_KEYS, *(f"{each}_{what}" for each in LDAP for what in ("filter", "attributes")))
+    known += ("dbpath", *(f"{kind}_{each}" for kind in ("query", "list") for each in SQLITE))
+    file = tmp_path / "conf"
+    file.write_text(sample)
+    assert len(Configuration(str(file), (*known, "set")).values) == len(sample.splitlines())
+    if heading == "LDAP":
+        assert AddressTable.load_asking(f"ldap:{file}").asks
 
 
 def test_what_it_needs(tmp_path: Path) -> None:
