@@ -1,6 +1,7 @@
-"""The fuzzer as a program: `python -m tests.fuzz [mime] [libFuzzer's options] [CORPUS...]`.
+"""The fuzzer as a program: `python -m tests.fuzz [mime|spamd] [libFuzzer's options] [CORPUS...]`.
 
-It fuzzes the protocol, or with `mime` the reader of MIME.
+It fuzzes the protocol, or with `mime` the reader of MIME, or with `spamd` the parser of spamd's
+replies.
 
 Inputs that fail are left in `build/fuzz`; `python -m tests.fuzz FILE` runs one of them again.
 """
@@ -22,12 +23,15 @@ with atheris.instrument_imports(
         "smtpd_filters.message",
         "smtpd_filters.milter",
         "smtpd_filters.mime",
+        "smtpd_filters.filters.spamd",
+        "smtpd_filters.lookups.spamd",
         "smtpd_filters.supervise",
     ]
 ):
-    from tests.fuzz import fuzz_mime, fuzz_protocol
+    from tests.fuzz import fuzz_mime, fuzz_protocol, fuzz_spamd
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
+OTHERS = {"mime": fuzz_mime, "spamd": fuzz_spamd}
 
 
 def main() -> None:
@@ -35,9 +39,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     target, build = fuzz_protocol.fuzz, BUILD
     make_corpus = fuzz_protocol.corpus
-    if arguments[:1] == ["mime"]:
-        del arguments[0]
-        target, make_corpus, build = fuzz_mime.fuzz, fuzz_mime.corpus, BUILD / "mime"
+    if arguments and arguments[0] in OTHERS:
+        name = arguments.pop(0)
+        other = OTHERS[name]
+        target, make_corpus, build = other.fuzz, other.corpus, BUILD / name
     if all(argument.startswith("-") for argument in arguments):
         make_corpus(build / "corpus")
         grown = build / "grown"

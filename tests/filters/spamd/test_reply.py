@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,7 @@ from smtpd_filters.lookups.spamd import ReplyError
 from smtpd_filters.message import Body, Headers, Message
 from smtpd_filters.message.spool import Spool
 from tests.filters.spamd import stub
+from tests.fuzz import fuzz_spamd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,6 +172,20 @@ def test_a_message_that_is_the_sent_one() -> None:
     reply.discard()
 
 
+def test_a_header_block_is_bounded() -> None:
+    intake = Intake("PROCESS", SENT, 50 << 20)
+    intake.feed(b"SPAMD/1.1 0 EX_OK\r\nContent-length: 9000000\r\nSpam: True ; 9 / 5\r\n\r\n")
+    intake.feed(b"x" * (1 << 20))
+    with pytest.raises(ReplyError, match=r"^oversized header block$"):
+        intake.feed(b"x" * 1000)
+
+
+def test_a_content_type_with_a_carriage_return_is_the_same() -> None:
+    sent = [*SENT, b"Content-Type: text/plain;\r", b"\tcharset=utf-8\r"]
+    same = b"X-Spam-Flag: YES\n" + b"\n".join([*sent, b"", b"body", b""])
+    assert parse(stub.reply(same, stub.SPAM), "PROCESS", sent=sent, new=True).header is None
+
+
 def test_fields_beyond_the_bounds_are_left_out() -> None:
     """A client may have made them: they must not hide the verdict."""
     reply = parse(
@@ -288,3 +304,26 @@ def test_bodies_are_of_the_message() -> None:
     message.replace_body(reply.body)
     assert b"".join(message.body()).endswith(b"\n\nm\n\n------------=_6B0DEBFB.11469C7A--\n")
     message.discard()
+
+
+# -- the fuzzer's target ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", fuzz_spamd.seeds())
+def test_the_seeds_of_the_fuzzer(seed: bytes) -> None:
+    fuzz_spamd.fuzz(seed)
+    command, stream = fuzz_spamd.COMMANDS[seed[0]], seed[2:]
+    if b" 0 EX_OK" in stream:
+        reply = parse(stream, command, sent=fuzz_spamd.SENT, new=True)
+        assert reply.symbols or reply.header
+        reply.discard()
+
+
+@given(st.sampled_from(fuzz_spamd.seeds()), st.data())
+def test_changed_replies(seed: bytes, data: st.DataObject) -> None:
+    head, _, body = seed.partition(b"\r\n\r\n")
+    at = data.draw(st.integers(0, len(body)))
+    cut = data.draw(st.integers(at, len(body)))
+    other = body[:at] + data.draw(st.binary(max_size=20)) + body[cut:]
+    length = b"Content-length: %d" % len(other)
+    fuzz_spamd.fuzz(re.sub(rb"Content-length: \d+", length, head) + b"\r\n\r\n" + other)
