@@ -108,6 +108,8 @@ class Intake:
         #: The pieces of an incomplete line of the header block.
         self._line: list[bytes] = []
         self._block: Block | None = None
+        #: The bytes that the header block may still have.
+        self._room = 2 * sum(len(line) + 2 for line in sent) + MAX_REPORT
         self._reply: Reply | None = None
         #: Whether the header block has ended.
         self._ended = False
@@ -133,6 +135,11 @@ class Intake:
             self._take_body(data)
         else:
             self._take_header(data)
+
+    @property
+    def in_header(self) -> bool:
+        """Whether the header block hasn't ended, whose lines take more work than a body."""
+        return not self._ended
 
     def close(self) -> Reply:
         """Return the reply, at the end of the connection. Raises ReplyError and SpoolError."""
@@ -163,6 +170,9 @@ class Intake:
     def _take_header(self, data: bytes) -> None:
         block = self._block
         assert block is not None  # noqa: S101  # the head is complete
+        self._room -= len(data)
+        if self._room < 0:
+            raise ReplyError("oversized header block")
         cut = data.rfind(b"\n") + 1
         if not cut:
             self._line.append(data)
@@ -293,7 +303,7 @@ def content_type(lines: Iterable[bytes]) -> bytes:
     """Return the digest of the first Content-Type in the lines of a block."""
     block = Block()
     for line in lines:
-        block.add(line)
+        block.add(line.removesuffix(b"\r"))
     block.close()
     return block.content_type
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.addresses.mailbox import path
 from smtpd_filters.lookups.spamd import ReplyError, request, safe_user
 from smtpd_filters.lookups.stream import BadReplyError, NotKeptError
-from smtpd_filters.lookups.stream.connection import LostError
+from smtpd_filters.lookups.stream.connection import HIGH, LostError
 from smtpd_filters.message import SpoolError
 from smtpd_filters.runtime.pace import pace
 
@@ -42,8 +42,9 @@ _LEVEL = 6
 _PER_UNIT = 30
 #: Bytes compressed at a time.
 _STEP = 16 << 10
-#: Bytes of a reply that are parsed for each unit of work.
-_PARSED_PER_UNIT = 50
+#: Bytes of a header block that are parsed at a time: each is a unit of work if it is a line of its
+#: own. And the bytes of a body that are a unit.
+_LINES, _PER_PARSED = 4 << 10, 50
 
 
 class Scan:
@@ -131,8 +132,9 @@ class Scan:
 
 async def _receive(connection: Connection, intake: Intake) -> None:
     """Read the reply to its end."""
-    while data := await connection.read():
-        await pace().admit(len(data) // _PARSED_PER_UNIT)
+    admit = pace().admit
+    while data := await connection.read(_LINES if intake.in_header else HIGH):
+        await admit(len(data) if intake.in_header else len(data) // _PER_PARSED)
         intake.feed(data)
     if not connection.replied:
         raise LostError
