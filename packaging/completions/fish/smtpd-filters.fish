@@ -712,6 +712,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l rewrite-subject -
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l new-message -d 'Replace spam with the message that spamd makes of it, which has a report, and the original as an attachment (its report_safe)'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l points -d 'Add spamd\'s score to that of the chain, as at least -10 and at most 100 points, instead of marking or rejecting the message'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l only -x -a 'all untrusted' -d 'Whose mail is scanned: that of all clients, or not that of local and authenticated ones (untrusted), which is the same as --exempt local --exempt authenticated'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l max-size -x -d 'The size up to which messages are scanned'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l larger -x -a 'skip tempfail reject' -d 'What to do with a larger message: accept it without a scan, or refuse it with a temporary or a permanent code'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l timeout -x -d 'How long to wait for a daemon\'s reply before the next one is asked'

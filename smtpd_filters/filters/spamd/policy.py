@@ -10,8 +10,8 @@ Invariants
 *Never unscanned by accident*: a message that can't be scanned is refused temporarily, unless the
 operator chose otherwise: `--on-error` decides about every failure between here and the daemon, and
 about a scan that SpamAssassin ended early.
-*No forged verdict*: a client's own X-Spam fields are removed before anything else is done, and so
-even if the scan fails or the message is too large for one.
+*No forged verdict*: a client's own X-Spam fields are removed, even if the scan fails or the message
+is too large for one.
 *As delivered*: a message is scanned once, when it is complete, and as it will be delivered
 (`smtpd_filters.scanning.intake`).
 *Bounded*: memory and work are limited, however many messages are pending and whatever a daemon
@@ -20,7 +20,7 @@ replies.
 
 from __future__ import annotations
 
-from smtpd_filters.checks.exemptions import Exempt, exempt_option, exempted
+from smtpd_filters.checks.exemptions import exempt_option, only_option
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns.setting import note_timeout
@@ -29,6 +29,7 @@ from smtpd_filters.lookups.spamd import PORT
 from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import JUNK, MARKED, PROCEED, Points
+from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.scanning.edits import Edits
 from smtpd_filters.scanning.intake import Content, Intake
 from smtpd_filters.scanning.options import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import Outcome
     from smtpd_filters.lookups.stream import Client
     from smtpd_filters.lookups.stream.connection import Connection
-    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Junk, Marked, Proceed, Reject
     from smtpd_filters.session import Session
 
@@ -82,6 +83,7 @@ class Spamd(Filter):
     deadline = 120.0
     #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
     share = SHARE
+    scans = True
     points = (LEAST, MOST)
 
     class Options(Settings):
@@ -148,6 +150,7 @@ class Spamd(Filter):
             f"{MOST:g} points, instead of marking or rejecting the message.",
         )
         exempt = exempt_option(what="Clients whose mail is not scanned")
+        only = only_option("scanned")
         max_size = max_size_option(500 << 10, "The default is that of spamc.")
         larger = larger_option()
         timeout = timeout_option(
@@ -163,16 +166,18 @@ class Spamd(Filter):
     #: The addresses of the daemons.
     servers: tuple[Address, ...]
     _client: Client = StreamSetting(ping=_ping)  # type: ignore[assignment]  # a descriptor
-    _exempt: Exempt
     _messages: Intake
     _command: str
 
     def setup(self) -> Registration:
         """Prepare requests and thresholds."""
         settings = self.settings
-        self._exempt = settings.exempt
-        self.servers = settings.spamd
-        self._messages = Intake(settings.exempt, max_size=settings.max_size, larger=settings.larger)
+        if not settings.spamd:
+            raise ConfigError("--spamd: at least one daemon is needed")
+        self.servers = tuple(dict.fromkeys(settings.spamd))
+        self._messages = Intake(
+            settings.exempt.only(settings.only), max_size=settings.max_size, larger=settings.larger
+        )
         self._check(settings)
         # CHECK is as costly for spamd as the others, and doesn't show whether it ended early.
         if settings.new_message:
@@ -198,21 +203,36 @@ class Spamd(Filter):
         if settings.tag:
             check_order([("--tag-at", settings.tag_at), ("--reject-at", settings.reject_at)])
 
-    async def headers(self, session: Session, headers: Headers) -> Proceed:
-        """Remove the client's own X-Spam fields, whatever becomes of the scan."""
-        if not self._exempt.reason(session):
-            await Edits(headers, _ignore).remove_foreign(FIELDS)
-        return PROCEED
-
     async def message(
         self, session: Session, message: Message
     ) -> Proceed | Junk | Marked | Reject | Points:
         """Scan the message, unless its client is exempt."""
-        if why := self._exempt.reason(session):
-            return exempted(self, why)
-        content = await self._messages.content(self, session, message)
-        if not isinstance(content, Content):
-            return content
+        while True:
+            content = await self._messages.content(self, session, message)
+            if not isinstance(content, Content):
+                if not self._messages.exempt.reason(session):
+                    await my_turn()
+                    await self._remove_forged(message)
+                return content
+            reply = await self._scan(session, message, content)
+            if await self._in_turn(content, reply):
+                break
+        await self._remove_forged(message)
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause, keeps_edits=True)
+        try:
+            return await self._apply(reply, message)
+        finally:
+            reply.discard()
+
+    async def _remove_forged(self, message: Message) -> None:
+        """Remove the client's own X-Spam fields."""
+        await Edits(message.headers, _ignore).remove_foreign(FIELDS)
+
+    async def _scan(
+        self, session: Session, message: Message, content: Content
+    ) -> Reply | Unavailable:
+        """Return the reply of a daemon."""
         from .scan import Scan, recipient  # loaded by `setup`
 
         settings = self.settings
@@ -229,13 +249,22 @@ class Spamd(Filter):
             await scan.compress()
         notes: list[str] = []
         reply = await self._client.ask(scan.exchange, trouble=notes)
-        if isinstance(reply, Unavailable):
-            raise UnavailableError(reply.cause)
-        reply.notes += [f"after {note}" for note in notes]
+        if not isinstance(reply, Unavailable):
+            reply.notes += [f"after {note}" for note in notes]
+        return reply
+
+    async def _in_turn(self, content: Content, reply: Reply | Unavailable) -> bool:
+        """Wait for the filter's turn; return whether the reply still is about this message.
+
+        Fields of the filters in front change no score, but a new message would lack them.
+        """
+        same = False
         try:
-            return await self._apply(reply, message)
+            same = await content.turn(headers=self.settings.new_message)
         finally:
-            reply.discard()
+            if not same and not isinstance(reply, Unavailable):
+                reply.discard()
+        return same
 
     async def _apply(
         self, reply: Reply, message: Message

@@ -67,7 +67,8 @@ class Reply:
         self.required = required
         #: The names of the rules that have matched.
         self.symbols: list[str] = []
-        #: spamd's own fields, in their order; and the fields of the Subject, if it is changed.
+        #: spamd's own fields, in their order; and those of the Subject, if it has changed it: the
+        #: new one, and a copy of the old one.
         self.fields: list[Lines] = []
         self.subject: list[Lines] = []
         #: The header block and the body of a new message, or None.
@@ -196,7 +197,10 @@ class Intake:
         assert reply is not None  # noqa: S101  # the head is complete
         block.close()
         block.describe(reply)
-        if block.whole and block.content_type != content_type(self._sent):
+        sent = _parsed(self._sent)
+        if block.subject == sent.subject:
+            reply.subject = []  # the copy of another one is the client's
+        if block.whole and block.content_type != sent.content_type:
             # spamd's boundary is one that no sender can know.
             assert self._new_body is not None  # noqa: S101  # that is when the block is whole
             reply.header = block.all_fields
@@ -299,13 +303,13 @@ class Block:
                 reply.symbols = _symbols(_tests(b" ".join(field).decode("ascii", "replace")))
 
 
-def content_type(lines: Iterable[bytes]) -> bytes:
-    """Return the digest of the first Content-Type in the lines of a block."""
+def _parsed(lines: Iterable[bytes]) -> Block:
+    """Return the block of a message that was sent."""
     block = Block()
     for line in lines:
         block.add(line.removesuffix(b"\r"))
     block.close()
-    return block.content_type
+    return block
 
 
 def _tests(status: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import struct
@@ -68,11 +69,16 @@ def spam(request: Request) -> bytes:
 
 
 def content(request: Request, fields: str) -> bytes:
-    """The body of a reply to a request for a list, a header block or a message."""
+    """The body of a reply to a request for a list, a header block or a message.
+
+    As spamd does it, the message loses the client's own fields except for X-Spam-Prev-*.
+    """
     if request.command == "SYMBOLS":
         return b"MISSING_MID,URIBL_BLACK"
-    top, _, rest = request.body.partition(b"\n")
-    message = top + b"\n" + fields.encode() + rest
+    head, empty, body = request.body.partition(b"\n\n")
+    head = re.sub(rb"(?mi)^X-Spam-(?!Prev-).*\n(?:[ \t].*\n)*", b"", head + b"\n")
+    top, _, rest = head.partition(b"\n")
+    message = top + b"\n" + fields.encode() + rest[:-1] + empty + body
     if request.command == "HEADERS":
         message = message.partition(b"\n\n")[0] + b"\n\n"
     return message
@@ -104,6 +110,8 @@ class SpamdStub:
     path: Path | None = None
     requests: list[Request] = field(default_factory=list)
     pings: int = 0
+    #: Set by a request.
+    asked: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
         self._ending = threading.Event()
@@ -200,6 +208,7 @@ class SpamdStub:
             body = zlib.decompress(body)
         request = Request(command, fields, body)
         self.requests.append(request)
+        self.asked.set()
         self._reply(connection, answer, request)
 
     def _reply(self, connection: socket.socket, answer: Answer, request: Request) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters import PROCEED, Filter, Message, Proceed, Session
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.filters.spamd.thresholds import THRESHOLD, Threshold
@@ -13,7 +15,7 @@ from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation
 from tests.filters.spamd import stub
-from tests.filters.spamd.stub import Answer, SpamdStub
+from tests.filters.spamd.stub import PATIENCE, Answer, SpamdStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,8 +189,16 @@ def test_a_forged_verdict_is_removed(spamd: SpamdStub, flags: tuple[str, ...], v
     assert b"score=-100" not in delivery.bytes
     assert b"folded" not in delivery.bytes
     assert b"x-spam-flag" not in delivery.bytes
-    for request in spamd.requests:
-        assert b"score=-100" not in request.body
+    if "1k" not in flags:
+        # spamd gets the message as it came.
+        assert b"score=-100" in spamd.requests[0].body
+
+
+def test_a_forged_copy_of_the_subject_is_removed(spamd: SpamdStub) -> None:
+    spamd.answer = Answer(stub.spam)
+    delivery = scan(spamd, "--rewrite-subject", content=b"X-Spam-Prev-Subject: y\r\n" + MESSAGE)
+    assert delivery.headers.get_all("X-Spam-Prev-Subject") == []
+    assert delivery.headers.get_all("Subject") == ["hello"]
 
 
 def test_exempt_clients(spamd: SpamdStub) -> None:
@@ -423,6 +433,29 @@ def test_points(spamd: SpamdStub, answer: Any, shown: str) -> None:
     assert (delivery.headers.get("X-Smtpd-Filters-Score") or "").startswith(shown)
     assert delivery.headers.get("X-Spam") == ("Yes" if answer is stub.spam else None)
     assert "X-Spam-Status" in delivery.headers
+
+
+def test_beside_another_scanner(spamd: SpamdStub) -> None:
+    """It asks before its turn, and edits in its turn."""
+
+    class Other(Filter):
+        scans = True
+
+        async def message(self, session: Session, message: Message) -> Proceed:
+            del session
+            assert await asyncio.to_thread(spamd.asked.wait, PATIENCE)
+            message.headers.prepend("X-Other", "yes")
+            return PROCEED
+
+    for flags, asked in (({}, 1), ({"new-message": True}, 2)):
+        spamd.requests.clear()
+        spamd.asked.clear()
+        second = Spamd(from_mapping(Spamd.Options, {"spamd": [spamd.server], **flags}, "x"))
+        with Conversation([Other(), second]) as smtpd:
+            delivery = deliver(smtpd, FORGED + MESSAGE)
+        assert delivery.headers.names()[:2] == ["X-Spam-Status", "X-Other"]
+        assert delivery.headers.get_all("X-Spam-Flag") == []
+        assert len(spamd.requests) == asked
 
 
 def test_points_are_bounded(spamd: SpamdStub) -> None:

@@ -309,14 +309,14 @@ def test_bodies_are_of_the_message() -> None:
 # -- the fuzzer's target ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", fuzz_spamd.seeds())
+@pytest.mark.parametrize("seed", fuzz_spamd.seeds()[:-1])
 def test_the_seeds_of_the_fuzzer(seed: bytes) -> None:
+    """They are replies that can be used, except for the last one."""
     fuzz_spamd.fuzz(seed)
     command, stream = fuzz_spamd.COMMANDS[seed[0]], seed[2:]
-    if b" 0 EX_OK" in stream:
-        reply = parse(stream, command, sent=fuzz_spamd.SENT, new=True)
-        assert reply.symbols or reply.header
-        reply.discard()
+    reply = parse(stream, command, sent=fuzz_spamd.SENT, new=True)
+    assert reply.symbols or reply.header
+    reply.discard()
 
 
 @given(st.sampled_from(fuzz_spamd.seeds()), st.data())
