@@ -112,9 +112,13 @@ def postgrey(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
-def quota_status(lab: Lab) -> Iterator[None]:
-    """Run Dovecot with quota-status at QUOTA; the mailboxes of ALICE and BOB take MAILBOX."""
-    with _beside(lab, {_DOVECOT: 0o755}, root=str(release_root(VERSIONS["2.3"]))) as inside:
+def quota_status(lab: Lab) -> Iterator[Lab]:
+    """Run Dovecot with quota-status at QUOTA; the mailboxes of ALICE and BOB take MAILBOX.
+
+    Yields the lab of Dovecot, in which its other programs can be run.
+    """
+    directories = {_DOVECOT: 0o755, "/srv/sieve": 0o777}
+    with _beside(lab, directories, root=str(release_root(VERSIONS["2.3"]))) as inside:
         users = "".join(f"{user}::2000:2000::{_DOVECOT}/{user}::\n" for user in (ALICE, BOB))
         for name, text in (("users", users), ("conf", QUOTA_STATUS)):
             inside.run("tee", f"{_DOVECOT}/{name}", input=text.encode())
@@ -130,7 +134,7 @@ def quota_status(lab: Lab) -> Iterator[None]:
         with _running(process):
             try:
                 _await(lab, QUOTA, process)
-                yield
+                yield inside
             except BaseException as error:
                 error.add_note("\n".join(output.lines[-50:]))
                 raise
