@@ -91,9 +91,14 @@ def missing() -> str | None:
     """Return why this can't be measured here; None if it can."""
     if theirs() is None:
         return "needs Debian's opensmtpd-filter-rspamd"
-    if _compiler() is None:
+    if not has_compiler():
         return "needs a C compiler"
     return None
+
+
+def has_compiler() -> bool:
+    """Return whether the daemon can be built."""
+    return _compiler() is not None
 
 
 def missing_daemon() -> str | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist", "signatures", "tables"),
+    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -410,6 +410,22 @@ class Bench:
                 self._beside(f"real Rspamd, {size}", rounds, {"sessions/s": (">=", 1.0)})
         rounds = rspamd.measure_memory(min(3, self.sizes.rounds))
         self._beside("rspamd, 50 x 1 MB", rounds, {"peak RSS MiB": ("<=", 1 / 3)})
+
+    def scanners(self) -> None:
+        """Compare the bridges to scanners with filter-rspamd, each in front of a stub."""
+        from tests.bench import scanners
+
+        if reason := scanners.missing():
+            self.report.left_out.append(f"scanners: {reason}")
+            return
+        progress("scanners")
+        rounds = scanners.measure(self.sizes.rounds, self.sizes.scans)
+        for name, median in medians(rounds).items():
+            self.report.figures[f"bridges, {name}"] = median
+            if name != scanners.REFERENCE:
+                for key in ("CPU µs/message", "CPU ms/MB"):
+                    value = compare(rounds, name, scanners.REFERENCE, key)
+                    self.target(f"{name} : {scanners.REFERENCE}: {key}", value, "<=", 1.3)
 
     def stalls(self) -> None:
         """Measure how long a session waits while one or 200 others send any kind of mail."""
