@@ -105,7 +105,7 @@ class Host:
 class Attempts(Base[T]):
     """The attempts of one exchange at the servers."""
 
-    __slots__ = ("_client", "_connection", "_exchange")
+    __slots__ = ("_client", "_connection", "_exchange", "_server")
 
     broken = (UnconnectedError, LostError)
 
@@ -113,13 +113,15 @@ class Attempts(Base[T]):
         super().__init__(client)
         self._client = client
         self._exchange = exchange
-        #: The connection of the last try, None if it has none.
+        #: The connection of the last try, None if it has none; and the server.
         self._connection: Connection | None = None
+        self._server = -1
 
     async def exchange(self, server: int) -> T:
         """Return the result of the exchange with a server, over a new connection if repeated."""
         host = self._client.hosts[server]
-        repeated, self._connection = self._connection is not None, None
+        repeated = self._connection is not None and self._server == server
+        self._connection, self._server = None, server
         connection = self._connection = await host.acquire(new=repeated)
         try:
             return await self._exchange(connection)

@@ -219,6 +219,18 @@ def test_connections_are_closed_unless_they_are_kept() -> None:
     assert asyncio.run(ask(kept_line, 60)) == 1
 
 
+def test_the_next_servers_connections_are_kept_as_well() -> None:
+    async def ask() -> int:
+        async with served(half) as bad, served(echo) as good:
+            one = client(bad.address, good.address, idle=60)
+            for _ in range(3):
+                assert await one.ask(kept_line) == b"hello\n"
+            await one.aclose()
+            return good.accepted
+
+    assert asyncio.run(ask()) == 1
+
+
 def test_an_unused_connection_is_closed_after_a_time() -> None:
     async def ask() -> int:
         async with served(echo) as peer:
