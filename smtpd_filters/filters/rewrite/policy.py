@@ -23,7 +23,7 @@ from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
-from smtpd_filters.protocol.decisions import PROCEED, Proceed, Rewrite
+from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
 from smtpd_filters.tables import AddressTable, StringTable
 
@@ -336,7 +336,10 @@ class Rewriter(Filter):
             text = checked(written(new.local, new.domain))
         except ValueError as error:
             return PROCEED.because(f"{address} is kept: {error}")
-        return Rewrite(f"<{text}>{_parameters(command)}").because(f"{address} -> {text}")
+        parameters = _parameters(command)
+        if len(text) + len(parameters) > MAX_PARAMETER - len("<>"):
+            parameters = ""  # no honest client sends as many
+        return Rewrite(f"<{text}>{parameters}").because(f"{address} -> {text}")
 
     # -- the header ----------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from smtpd_filters.authentication.dkim.keys import ED25519
 from smtpd_filters.authentication.dkim.private_keys import new_private_key
@@ -14,8 +16,10 @@ from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.rewrite import Rewriter
 from smtpd_filters.filters.rewrite.policy import ADDRESSES_MAX
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.executables import complaint, loaded_to_set_up
+from tests.filters.test_dkimsign import checked, pem, records, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +107,9 @@ def test_parameters_are_kept() -> None:
         assert said.parameter == "<b@x.example> BODY=8BITMIME RET=HDRS"
         said = there.rcpt_to("a@x.example", parameters="NOTIFY=NEVER")
         assert said.parameter == "<b@x.example> NOTIFY=NEVER"
+        there.rset()
+        said = there.mail_from("a@x.example", parameters=f"X={'y' * 60_000}")
+        assert said.parameter == "<b@x.example>"
 
 
 def test_the_header_of_a_user() -> None:
@@ -232,6 +239,38 @@ def test_a_signer_ahead_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rewrite must be ahead of dkimsign"):
         Chain([(dkimsign, "tempfail", 5.0), (rewriter, "tempfail", 5.0)], Log())
     Chain([(rewriter, "tempfail", 5.0), (dkimsign, "tempfail", 5.0)], Log())
+
+
+def test_what_is_signed_behind_it_is_valid(tmp_path: Path) -> None:
+    key = written(tmp_path / "rsa.key", pem())
+    of_signer = ["-k", key, "-s", "sel", "-d", "example.org"]
+    of_rewriter = ["--canonical", LAN, "--subject-prefix", "[für]"]
+    signing, _ = parse_flags(Dkimsign.Options, of_signer, common=common_options(), prog="x")
+    rewriting, _ = parse_flags(Rewriter.Options, of_rewriter, common=common_options(), prog="x")
+    with Conversation([Rewriter(rewriting), Dkimsign(signing)]) as smtpd:
+        there = client(smtpd, user="joe")
+        there.mail_from("root@h.lan")
+        there.rcpt_to("b@example.org")
+        mail = there.message(MESSAGE)
+    [result] = checked(mail, records("sel"))
+    assert (result.result, result.domain) == ("pass", "example.org")
+    assert mail.headers.get("From") == '"Root, the" <root-h.lan@example.org>'
+
+
+WORDS = st.text('abcXYZ019.+-_="\\ @\u00fc', max_size=70)
+
+
+@given(WORDS, WORDS)
+@example('"a b', '"@h.lan')
+@example("x" * 64, "h.lan")
+def test_every_decision_is_legal(local: str, domain: str) -> None:
+    """The kit fails at the end if smtpd would not take what is answered."""
+    flags = "--canonical", LAN, "--masquerade=example.org", "--tags=strip", "--tag-delimiters=+-"
+    with Conversation(Rewriter, *flags) as smtpd:
+        there = client(smtpd)
+        there.mail_from(f"{local}@{domain}.lan")
+        said = there.rcpt_to(f"{local}@{domain}.example.org")
+    assert said.verb == "proceed" or (len(said.parameter) <= 256 and said.parameter.isascii())
 
 
 def test_many_addresses_are_bounded() -> None:
