@@ -368,6 +368,8 @@ class Filter:
         """Yield the probes of its `Shared` attributes and its own."""
         for name in sorted(self.opens):
             yield from getattr(type(self), name).probes(self)
+        for table in self.remote_tables():
+            yield table.remote.probe()
         yield from self.probes()
 
     def open_shared(self) -> None:

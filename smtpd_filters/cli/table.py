@@ -22,6 +22,7 @@ from smtpd_filters.tables import (
     StringTable,
     parse,
 )
+from smtpd_filters.tables.remote.source import PROBED
 
 from .verb import Verb
 
@@ -191,7 +192,7 @@ def _check(table: Table, options: Options) -> int:
 async def _probe(table: Table, options: Options) -> int:
     begun = perf_counter()
     try:
-        await table.look_up("smtpd-filters-check.invalid")
+        await table.look_up(PROBED)
     except UnavailableError as error:
         sys.stdout.write(f"{options.table}: unavailable: {printable(str(error))}\n")
         return UNAVAILABLE

@@ -13,13 +13,16 @@ Invariants
 *Starts without it*: a source that is unavailable when the filter starts is no error. Until it
 answers, `--on-error` decides. A mistake in its configuration is a ConfigError.
 *Old content has an end*: a list that can't be refreshed is used for an hour more.
+*Shared*: filters of a process that look keys up in the same table share its connection and cache.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from importlib import import_module
 from time import monotonic
+from weakref import WeakValueDictionary
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.tables.source import Source, shown
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from typing import Any, NoReturn
 
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
     from .asked import Asked
@@ -44,6 +48,12 @@ SCHEMES = {
     "redis": "redis",
     "sqlite": "sqlite",
 }
+#: Bytes of memory for a list, and for each entry at start: it is there twice, and as rows, while it
+#: is refreshed, and may grow.
+_ROOM = 128 << 20
+_PER_ENTRY = 2000
+#: The key that probes ask for (RFC 2606 section 2: nobody has this domain).
+PROBED = "smtpd-filters-check.invalid"
 #: Seconds that a list is used beyond its refresh while the source is unavailable.
 OLD_MAX = 3600.0
 # RFC 3463 section 3.5, X.4.3: "Directory server failure".
@@ -54,7 +64,7 @@ class RemoteSource(Source):
     """A remote source; `service` is what smtpd calls the kind of its table (table(5))."""
 
     __slots__ = (
-        "_lister", "_loaded", "_note", "_read", "_unsaid", "asked", "backend", "down",
+        "_key", "_loaded", "_note", "_read", "_unsaid", "asked", "backend", "down", "entries",
         "refresh_interval", "rows", "times",
     )  # fmt: skip
     is_remote = True
@@ -67,10 +77,13 @@ class RemoteSource(Source):
         self.backend, self.times = module.open_backend(text, service)
         self.backend.label = spec
         self.backend.timeout = self.times["timeout"]
+        self._key = spec, service, _state(text.partition("?")[0])
         #: The look-ups, if its keys are looked up one by one.
         self.asked: Asked | None = None
         #: The entries that were listed last, until they are loaded.
         self.rows: list[tuple[str, str]] = []
+        #: The number of those that are loaded.
+        self.entries = 0
         #: Why it could not be listed the last time; "" if it could.
         self.down = ""
         self.refresh_interval = self.times["refresh"]
@@ -85,12 +98,15 @@ class RemoteSource(Source):
             return False
         from .asked import Asked
 
-        self.asked = Asked(
-            self.backend,
-            ttl=self.times["cache"],
-            missing=self.times["cache_missing"],
-            stale=self.times["stale"],
-        )
+        shared = _SHARED.get(self._key)
+        if shared is None:
+            shared = _SHARED[self._key] = Asked(
+                self.backend,
+                ttl=self.times["cache"],
+                missing=self.times["cache_missing"],
+                stale=self.times["stale"],
+            )
+        self.asked, self.backend = shared, shared.backend
         return True
 
     def attach(self, note: Callable[[str], object]) -> None:
@@ -105,6 +121,20 @@ class RemoteSource(Source):
     def declare(self, needs: Needs) -> None:
         """Declare what it needs after the start."""
         self.backend.declare(needs)
+        if self.asked is None:
+            needs.to_allocate(_ROOM + _PER_ENTRY * self.entries)
+
+    def probe(self) -> Probe:
+        """Return a probe that asks for a key which no table has, or lists the entries."""
+        from smtpd_filters.runtime.probes import Probe
+
+        async def ask() -> str:
+            if self.asked is not None:
+                return (await self.asked.ask(PROBED)).cause
+            await self.list()
+            return self.down
+
+        return Probe(f"table {self.spec}", ask)
 
     # -- a list ----------------------------------------------------------------------------
 
@@ -169,6 +199,7 @@ class RemoteSource(Source):
     def loaded(self) -> None:
         """Record that the table now has the rows."""
         self._loaded = self._read
+        self.entries = len(self.rows)
 
     def texts(self, add: Callable[[str], int]) -> Iterator[None]:
         """Read the rows of a list, in steps."""
@@ -200,6 +231,20 @@ class RemoteSource(Source):
             await self.asked.aclose()
         else:
             await self.backend.aclose()
+
+
+#: The look-ups of tables by specification, service, and state of the file: tables of a process
+#: that are configured alike share connections and caches.
+_SHARED: WeakValueDictionary[tuple[str, str, tuple[int, ...]], Asked] = WeakValueDictionary()
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Return what changes with a file; nothing for one that isn't there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # a path as text
+    except (OSError, ValueError):
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class Unloaded:

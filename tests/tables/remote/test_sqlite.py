@@ -10,6 +10,7 @@ import pytest
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.mailfrom import Mailfrom
 from smtpd_filters.filters.rcpt import Rcpt
+from smtpd_filters.runtime.probes import ask
 from smtpd_filters.sandbox import Needs
 from smtpd_filters.tables import (
     AddressTable,
@@ -64,6 +65,10 @@ def back(database: Path) -> None:
     database.with_name("aside").rename(database)
 
 
+def gone(database: Path) -> None:
+    database.unlink(missing_ok=True)
+
+
 def changed(path: Path, statement: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
@@ -98,6 +103,27 @@ def test_a_domain_is_looked_up_in_its_canonical_form(database: Path) -> None:
             table.match("example.org")
 
     run(main(), table)
+
+
+def test_tables_that_are_configured_alike_share_look_ups(database: Path) -> None:
+    first, second = domains(database), domains(database)
+    other = AddressTable.load_asking(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
+    assert first.remote is not None
+    assert second.remote is not None
+    assert other.remote is not None
+    assert first.remote.asked is second.remote.asked is not other.remote.asked
+    changed(database, "INSERT INTO domains VALUES ('new.example')")
+    later = domains(database)
+    assert later.remote is not None
+    assert later.remote.asked is not first.remote.asked
+
+    async def main() -> None:
+        assert await first.look_up("example.org") == "example.org"
+        assert second.remote is not None
+        assert second.remote.asked is not None
+        assert (await second.remote.asked.ask("example.org")).origin == "cache"
+
+    run(main(), first, second)
 
 
 def test_an_address_is_looked_up_with_its_tag_without_it_and_by_domain(database: Path) -> None:
@@ -145,6 +171,12 @@ def test_the_configuration_of_table_sqlite(database: Path, tmp_path: Path) -> No
 
 def test_lists_are_loaded(database: Path) -> None:
     nets = NetworkTable.load(listing(database, "SELECT net FROM nets"))
+    assert nets.remote is not None
+    assert nets.remote.entries == 2
+    needs = Needs()
+    before = needs.memory
+    nets.remote.declare(needs)
+    assert needs.memory > before
     assert nets.match("192.0.2.77") == "192.0.2.0/24"
     pairs = MappingTable.load(listing(database, "SELECT address, user FROM people"))
     assert pairs.get("ANNA@example.org") == "anna"
@@ -263,6 +295,30 @@ def test_a_filter_asks_and_on_error_decides(database: Path) -> None:
         late.mail_from("bob@example.com")
         assert late.rcpt_to("late@example.org").reply.startswith("451 4.4.3 ")
         assert any("unavailable: No such file" in line for line in smtpd.log)
+
+
+def test_check_online_asks_tables(database: Path) -> None:
+    settings = Mailfrom.Options(
+        domains=domains(database),
+        trusted=NetworkTable.load(listing(database, "SELECT net FROM nets")),
+    )
+    filter_ = Mailfrom(settings)
+
+    async def main() -> None:
+        for fault in ("", "No such file or directory"):
+            answers = await ask(filter_.all_probes())
+            assert [answer.subject.partition("=")[2][:11] for answer in answers] == [
+                "SELECT 1 FR", "SELECT net ",
+            ]  # fmt: skip
+            assert all(fault in answer.fault for answer in answers)
+            assert all(bool(answer.fault) == bool(fault) for answer in answers)
+            for table in filter_.remote_tables():
+                await table.remote.aclose()
+                if table.asks:
+                    table.remote.asked._cache.clear()
+            gone(database)
+
+    asyncio.run(main())
 
 
 def test_a_list_is_loaded_again(database: Path) -> None:
