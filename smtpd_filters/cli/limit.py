@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical, folded, path
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.limit.ledger import FOREVER, past_key
+from smtpd_filters.filters.limit.ledger import FOREVER
 from smtpd_filters.filters.limit.rules import (
-    NETWORKS,
     SUBJECTS,
-    parse_rule,
 )
 from smtpd_filters.filters.limit.subjects import (
     BLOCK,
-    BREACH,
-    PAST,
     SPACE,
     Prefixes,
     key,
     part,
-    read_key,
     written,
 )
+from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
 from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice, operand, option
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
@@ -36,10 +31,9 @@ from .stores import StoreOptions, with_store
 from .verb import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from smtpd_filters.filters.limit.rules import Rule
     from smtpd_filters.stores import Store
 
 TOP, SHOW, RESET, BLOCKING, RELEASE = ACTIONS = ("top", "show", "reset", "block", "release")
@@ -82,27 +76,6 @@ class Options(StoreOptions):
         INTEGER(low=16, high=128), default=48, help="As of the filter: the prefix of network=."
     )
     json = option(SWITCH, default=False, help="Print JSON.")
-
-
-@dataclass(frozen=True)
-class Use:
-    """How much of a limit a subject has used, or that it is blocked."""
-
-    subject: str
-    #: The limit; "" if the subject is blocked.
-    limit: str
-    used: float
-    #: How much there is in all.
-    of: float
-    #: Seconds until the bucket is full again or the block ends; None if that is not known.
-    seconds: float | None
-    #: Why it is blocked.
-    blocked: str = ""
-
-    @property
-    def share(self) -> float:
-        """The used part; blocked subjects come first."""
-        return float("inf") if self.blocked else self.used / self.of
 
 
 def run(options: Options, _rest: list[str]) -> int:
@@ -167,7 +140,7 @@ def _value(kind: str, value: str, prefixes: Prefixes) -> str:
 async def _top(store: Store, options: Options) -> int:
     # Of a large store only these are kept.
     top: list[Use] = []
-    async for use in _uses(store, key_prefix("")):
+    async for use in uses_of(store, key_prefix("")):
         top.append(use)
         if len(top) >= 2 * options.number:
             top = nlargest(options.number, top, key=_share)
@@ -180,7 +153,7 @@ def _share(use: Use) -> float:
 
 
 async def _show(store: Store, options: Options, subject: str) -> int:
-    every = _uses(store, key_prefix(subject))
+    every = uses_of(store, key_prefix(subject))
     uses = [use async for use in every if subject or use.blocked]
     _print(uses, options)
     if uses or options.json:
@@ -190,27 +163,10 @@ async def _show(store: Store, options: Options, subject: str) -> int:
 
 
 async def _reset(store: Store, options: Options, subject: str) -> int:
-    if await _forget(store, subject):
+    if await forget(store, subject):
         return _done("reset", subject, options)
     sys.stderr.write(f"{printable(subject)}: nothing is counted\n")
     return 1
-
-
-async def _forget(store: Store, subject: str) -> bool:
-    """Forget what was counted of a subject; return whether there was something."""
-    prefix = key_prefix(subject)
-    today: dict[bytes, int] = {}
-    doomed = [each async for each, _ in store.groups(prefix)]
-    async for each, _ in store.scan(prefix):
-        _, parts = read_key(each)
-        if parts[:1] == [BLOCK]:
-            continue
-        if parts[:1] == [PAST]:  # the past stays, without this day
-            today[parts[1]] = max(today.get(parts[1], 0), int(parts[2]))
-        else:
-            doomed.append(each)
-    doomed += [past_key(subject, counted, day) for counted, day in today.items()]
-    return any(await asyncio.gather(*(store.ask(Delete(each)) for each in doomed)))
 
 
 async def _block(store: Store, options: Options, subject: str) -> int:
@@ -221,7 +177,7 @@ async def _block(store: Store, options: Options, subject: str) -> int:
 
 async def _release(store: Store, options: Options, subject: str) -> int:
     """Release a subject, and reset it, since it would be blocked at once again."""
-    await _forget(store, subject)
+    await forget(store, subject)
     if await store.ask(Delete(key(subject, BLOCK))):
         return _done("released", subject, options)
     sys.stderr.write(f"{printable(subject)} was not blocked\n")
@@ -236,44 +192,6 @@ def _done(what: str, subject: str, options: Options) -> int:
     else:
         sys.stdout.write(f"{printable(subject)}: {what}\n")
     return 0
-
-
-# -- what is counted ---------------------------------------------------------------------------
-
-
-def key_prefix(subject: str) -> bytes:
-    """Return the beginning of the keys of a subject, or of all."""
-    return key(subject) + b":" if subject else f"{SPACE}:".encode()
-
-
-async def _uses(store: Store, prefix: bytes) -> AsyncIterator[Use]:
-    """Iterate over what has been used of all limits."""
-    async for each, entry in store.scan(prefix):
-        subject, parts = read_key(each)
-        if parts[:1] == [BLOCK]:
-            reason = entry.value.decode("utf-8", "replace")
-            yield Use(subject, "", 0.0, 0.0, _ends(entry.left), reason)
-        elif (rule := _rule(parts)) is not None and rule.amount.period and rule.counted != NETWORKS:
-            used = min(entry.left * rule.amount.rate, rule.amount.burst)
-            yield Use(subject, rule.text, used, rule.amount.burst, entry.left)
-    async for each, members in store.groups(prefix):
-        subject, parts = read_key(each)
-        if (rule := _rule(parts)) is not None:
-            yield Use(subject, rule.text, members, rule.amount.number, None)
-
-
-def _ends(left: float) -> float | None:
-    return None if left > FOREVER / 2 else left
-
-
-def _rule(parts: Any) -> Rule | None:
-    """Return the rule of a key; None if it is of no rule of this release."""
-    if len(parts) != 1 or parts[0] in {BLOCK, BREACH, PAST}:
-        return None
-    try:
-        return parse_rule(parts[0].decode("utf-8", "replace"))
-    except ValueError:
-        return None
 
 
 def _print(uses: list[Use], options: Options) -> None:

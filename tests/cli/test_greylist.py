@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from smtpd_filters.cli import main
 from smtpd_filters.cli.greylist import dumps
-from smtpd_filters.cli.greylist.records import Record, of_json
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.greylist import Greylist
+from smtpd_filters.filters.greylist.records import Record, of_json
 from smtpd_filters.testing import Conversation
 from tests.effort import part
 

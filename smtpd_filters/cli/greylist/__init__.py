@@ -16,6 +16,7 @@ from smtpd_filters.cli.stores import StoreOptions, with_store
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filters.greylist import Greylist, senders
+from smtpd_filters.filters.greylist.records import ALL, Record, records
 from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key, triplet_key
 from smtpd_filters.settings import LIST, SECONDS, SWITCH, TEXT, choice, operand, option
 from smtpd_filters.settings.kinds import printable, quote
@@ -23,7 +24,6 @@ from smtpd_filters.stores import Delete, Put
 from smtpd_filters.tables.networks import network_of
 
 from . import dumps
-from .records import ALL, Record, of_entry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -86,18 +86,12 @@ def run(options: Options, _rest: list[str]) -> int:
 # -- showing -------------------------------------------------------------------------------------
 
 
-async def _records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
-    async for key, entry in store.scan(prefix):
-        if (record := of_entry(key, entry)) is not None:
-            yield record
-
-
 async def _list(store: Store, options: Options, what: list[str]) -> int:
     """Print all entries, or those of some clients; return 1 if these have none."""
     clients = [_client(each, options) for each in what]
     prefixes = [client_key(each) for each in clients] or [ALL]
     found = await _print(
-        (record for prefix in prefixes async for record in _records(store, prefix)), options
+        (record for prefix in prefixes async for record in records(store, prefix)), options
     )
     if found or not what:
         return 0
@@ -109,7 +103,7 @@ async def _show(store: Store, options: Options, what: list[str]) -> int:
     client, triplet = _subject(what, options)
     found = (
         record
-        async for record in _records(store, client_key(client))
+        async for record in records(store, client_key(client))
         if triplet is None or (record.sender, record.recipient) == triplet
     )
     if await _print(found, options):
@@ -122,7 +116,7 @@ async def _not_known(store: Store, options: Options, clients: Mapping[str, str])
     if options.json:
         return 1
     names: dict[str, set[str]] = {}
-    async for record in _records(store):  # by SPF or a reverse name, an address is a domain
+    async for record in records(store):  # by SPF or a reverse name, an address is a domain
         if record.address in clients.values():
             names.setdefault(record.address, set()).add(record.client)
     for client, operand_ in clients.items():
@@ -137,7 +131,7 @@ async def _stats(store: Store, options: Options, what: list[str]) -> int:
     _no_more(what, options)
     counts: Counter[str] = Counter(waiting=0, passed=0, counted=0, known=0, allowed=0)
     clients: set[str] = set()
-    async for record in _records(store):
+    async for record in records(store):
         counts[record.state] += 1
         if record.is_triplet:
             clients.add(record.client)
@@ -247,7 +241,7 @@ def _report(what: str, clients: list[str], options: Options) -> None:
 async def _export(store: Store, options: Options, what: list[str]) -> int:
     """Print all entries, one JSON object in a line."""
     _no_more(what, options)
-    async for record in _records(store):
+    async for record in records(store):
         sys.stdout.write(f"{json.dumps(record.shown)}\n")
     return 0
 

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.greylist import senders
+from smtpd_filters.filters.greylist.records import COUNTED, Record, of_json
 from smtpd_filters.tables.networks import network_of
-
-from .records import COUNTED, Record, of_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from smtpd_filters.filters.greylist.triplets import (
+from smtpd_filters.stores import Add, Put, split
+from smtpd_filters.stores.operations import MAX_TTL
+
+from .triplets import (
     ALLOWED,
     KNOWN,
     PASSED,
@@ -14,13 +17,11 @@ from smtpd_filters.filters.greylist.triplets import (
     client_key,
     triplet_key,
 )
-from smtpd_filters.stores import Add, Put, split
-from smtpd_filters.stores.operations import MAX_TTL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from smtpd_filters.stores import Entry
+    from smtpd_filters.stores import Entry, Store
 
 #: The states of a triplet, and those of a client's own entry; "counted" has a count.
 TRIPLET_STATES = (WAITING.decode(), PASSED.decode())
@@ -92,6 +93,16 @@ def of_entry(key: bytes, entry: Entry) -> Record | None:
         return None
     sender, recipient = rest
     return Record(client, state, entry.left, entry.age, sender, recipient, address)
+
+
+async def records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
+    """Iterate over the records of a store whose keys begin with a prefix.
+
+    Raises UnavailableError.
+    """
+    async for key, entry in store.scan(prefix):
+        if (record := of_entry(key, entry)) is not None:
+            yield record
 
 
 def of_json(fields: Mapping[str, Any]) -> Record:
