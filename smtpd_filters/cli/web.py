@@ -23,12 +23,17 @@ from smtpd_filters.settings import (
 )
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.settings.secrets import read_secret
+from smtpd_filters.stores.setting import STORE, open_store
 
 from .journal_use import key_of
+from .store_search import OPTIONS as STORE_OPTIONS
 from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.stores import Store
     from smtpd_filters.web.guard import Access
 
 PORT = 8026
@@ -102,6 +107,21 @@ class Options(Settings):
         help="A file with the bearer token by which Prometheus may read /metrics without a log-in: "
         "its credentials_file.",
     )
+    greylist = option(
+        STORE,
+        default=None,
+        help="The store of filter-greylist, to show it, let clients in and forget them. Run the "
+        "page as the owner of a file.",
+    )
+    limits = option(
+        STORE,
+        default=None,
+        help="The store of filter-limit, to show it, and block and release users and clients.",
+    )
+    store_password_file = STORE_OPTIONS["store_password_file"]
+    store_ca_file = STORE_OPTIONS["store_ca_file"]
+    store_prefix = STORE_OPTIONS["store_prefix"]
+    store_timeout = STORE_OPTIONS["store_timeout"]
     tls = option(
         SWITCH,
         default=False,
@@ -119,19 +139,34 @@ def run(options: Options, _rest: list[str]) -> int:
 
     try:
         from smtpd_filters.web.application import Listening, application, serve
+        from smtpd_filters.web.memory import Stores
     except ImportError as error:
         raise ConfigError(f"the page requires aiohttp and jinja2: {error}") from None
     from smtpd_filters.journal.query import Journal
 
     access = _access(options)
     key = key_of(options.directory)
-    app = application(lambda: Journal(options.directory, key=key), access)
+    stores = Stores(_store(options, "greylist"), _store(options, "limits"))
+    app = application(lambda: Journal(options.directory, key=key), access, stores)
     addresses = [
         Listening(path=host) if host.startswith("/") else Listening(host, port)
         for host, port in options.listen
     ]
     asyncio.run(serve(app, addresses, access, lambda text: _note(f"ready on {text}")))
     return 0
+
+
+def _store(options: Options, name: str) -> Callable[[], Store] | None:
+    """Return a function that opens a store; None without one. Raises ConfigError."""
+    address = vars(options)[name]
+    if address is None:
+        return None
+    if address.scheme == "memory":
+        raise ConfigError(f"--{name}: memory: is in the filter's process, where no other reads it")
+    if address.scheme == "sqlite" and not os.access(address.path, os.R_OK | os.W_OK):
+        raise ConfigError(f"--{name}: {address.path}: missing, or not writable for this user")
+    values = {each: vars(options)[each] for each in STORE_OPTIONS} | {"store": address}
+    return lambda: open_store(values, _note)
 
 
 def _access(options: Options) -> Access:

@@ -13,6 +13,7 @@ from aiohttp import web
 from smtpd_filters.errors import ConfigError, os_reason
 
 from .guard import Access, Guard, check_exposure
+from .memory import Memory, Stores
 from .page import Pages
 
 if TYPE_CHECKING:
@@ -40,12 +41,22 @@ class Listening(NamedTuple):
         return self.path or f"{host}:{self.port}"
 
 
-def application(journal: Callable[[], Journal], access: Access) -> web.Application:
+def application(
+    journal: Callable[[], Journal],
+    access: Access,
+    stores: Stores = Stores(),  # noqa: B008  # immutable
+) -> web.Application:
     """Return the application; `journal` makes a reader of the journal for each query."""
     guard = Guard(access)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_FORM)
-    pages = Pages(journal, guard)
+    further = [("/greylist", "Greylist")] if stores.greylist else []
+    further += [("/limits", "Limits")] if stores.limits else []
+    pages = Pages(journal, guard, further=further)
     app.add_routes(pages.routes())
+    memory = Memory(pages, stores, access.prefix)
+    app.add_routes(memory.routes())
+    app.on_startup.append(memory.started)
+    app.on_cleanup.append(memory.stopped)
     app.on_startup.append(pages.started)
     app.on_shutdown.append(pages.stopping)
     if access.prefix:

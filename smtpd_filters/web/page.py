@@ -28,7 +28,7 @@ from .live import Live
 from .passwords import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import TypeVar
 
     from smtpd_filters.journal.query import Overview, Ranked
@@ -59,6 +59,15 @@ STACKED = ("accepted", "junk", "deferred", "refused", "abandoned")
 #: Names in messages' lists, at most.
 SHOWN_RECIPIENTS = 3
 STEPS = 48
+#: The pages that every page links to, with their names.
+NAVIGATION = (
+    ("/", "Overview"),
+    ("/search", "Messages"),
+    ("/ranked/senders", "Senders"),
+    ("/ranked/clients", "Clients"),
+    ("/ranked/users", "Users"),
+    ("/live", "Live"),
+)
 
 
 class Asked(NamedTuple):
@@ -110,8 +119,14 @@ class Pages:
     """The handlers of the pages."""
 
     def __init__(
-        self, journal: Callable[[], Journal], guard: Guard, clock: Callable[[], float] = time.time
+        self,
+        journal: Callable[[], Journal],
+        guard: Guard,
+        clock: Callable[[], float] = time.time,
+        *,
+        further: Sequence[tuple[str, str]] = (),
     ) -> None:
+        """Make the handlers; `further` are paths and names of more pages for the navigation."""
         self._journal = journal
         self._guard = guard
         self._clock = clock
@@ -126,7 +141,11 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.globals.update(
-            prefix=guard.access.prefix, OUTCOMES=texts.OUTCOMES, SPANS=SPANS, stacked=STACKED
+            prefix=guard.access.prefix,
+            OUTCOMES=texts.OUTCOMES,
+            SPANS=SPANS,
+            stacked=STACKED,
+            navigation=(*NAVIGATION, *further),
         )
         self._templates.filters.update(
             foreign=texts.foreign,
@@ -181,9 +200,10 @@ class Pages:
                     text=f"The journal can't be read: {error.strerror}.\n"
                 ) from None
 
-    def _render(
+    def render(
         self, request: web.Request, template: str, *, status: int = 200, **values: Any
     ) -> web.Response:
+        """Return a page made of a template."""
         login = self._guard.login(request)
         text = self._templates.get_template(template).render(
             user=login.user if login is not None else "",
@@ -209,7 +229,7 @@ class Pages:
             return journal.overview(since, now, steps=STEPS), extent
 
         (found, extent), unread = await self._read(read)
-        return self._render(
+        return self.render(
             request,
             "overview.html",
             asked=asked,
@@ -229,7 +249,7 @@ class Pages:
         if len(stories) > PER_PAGE:
             stories = stories[:PER_PAGE]
             more = asked.address(before=stories[-1].id)
-        return self._render(
+        return self.render(
             request,
             "search.html",
             asked=asked,
@@ -246,7 +266,7 @@ class Pages:
         if found is None:
             raise web.HTTPNotFound(text="No such message, or it was purged.\n")
         story, others = found
-        return self._render(request, "story.html", story=story, others=others, unread=unread)
+        return self.render(request, "story.html", story=story, others=others, unread=unread)
 
     async def ranked(self, request: web.Request) -> web.Response:
         """Show the most active senders, clients or users."""
@@ -259,15 +279,13 @@ class Pages:
         ranked, unread = await self._read(lambda journal: journal.rankings(kind, since, now, RANKS))
         days = sorted({day for each in ranked for day in each.days})
         rows = [(each, _spark(each, days)) for each in ranked]
-        return self._render(
-            request, "ranked.html", asked=asked, kind=kind, rows=rows, unread=unread
-        )
+        return self.render(request, "ranked.html", asked=asked, kind=kind, rows=rows, unread=unread)
 
     async def live(self, request: web.Request) -> web.Response:
         """Show the newest messages; with JavaScript, further ones as they come."""
         wanted = Search(limit=PER_PAGE)
         stories, unread = await self._read(lambda journal: journal.search(wanted))
-        return self._render(
+        return self.render(
             request, "live.html", stories=stories, unread=unread, shown=SHOWN_RECIPIENTS
         )
 
@@ -333,7 +351,7 @@ class Pages:
     ) -> web.Response:
         to = request.query.get("to", "")
         address = urlencode({"to": to}) if to else ""
-        return self._render(request, "login.html", status=status, error=error, address=address)
+        return self.render(request, "login.html", status=status, error=error, address=address)
 
 
 def _metrics() -> Metrics | None:

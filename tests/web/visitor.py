@@ -13,6 +13,7 @@ from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal
 from smtpd_filters.web.application import application
 from smtpd_filters.web.guard import HEADERS, Access
+from smtpd_filters.web.memory import Stores
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -95,11 +96,12 @@ def visit(
     directory: Path,
     visiting: Callable[[Visitor], Awaitable[None]],
     access: Access = Access(),  # noqa: B008  # immutable
+    stores: Stores = Stores(),  # noqa: B008  # immutable
 ) -> None:
-    """Serve the page of a journal for a visit."""
+    """Serve the page of a journal, and of stores, for a visit."""
 
     async def run() -> None:
-        runner = web.AppRunner(application(lambda: Journal(str(directory)), access))
+        runner = web.AppRunner(application(lambda: Journal(str(directory)), access, stores))
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,4 +1,4 @@
-"""What filter-limit has counted, and whom it blocks, as records for those who look or change it."""
+"""Records of what filter-limit has counted and whom it blocks, for the verb and the page."""
 
 from __future__ import annotations
 

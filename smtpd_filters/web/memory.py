@@ -1,0 +1,188 @@
+"""Pages on what filters remember: greylisted clients, and limits, with forms that change them.
+
+Invariants
+----------
+*Bounded*: a page shows `SHOWN` entries of at most `SCANNED` that are read for it.
+*Only by a form*: what changes a store is a POST, which passes the guard (`guard`).
+*Failures are shown*: a store that can't be reached is status 503; other pages don't need it.
+"""
+
+from __future__ import annotations
+
+from heapq import nlargest
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from smtpd_filters.errors import UnavailableError
+from smtpd_filters.filters.greylist.records import Record, records
+from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key
+from smtpd_filters.filters.limit.ledger import FOREVER
+from smtpd_filters.filters.limit.subjects import BLOCK, key
+from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
+from smtpd_filters.stores import Delete, Put
+
+from .page import Pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.stores import Store
+
+#: Entries that are shown, and read for it.
+SHOWN, SCANNED = 200, 20_000
+#: Characters of a field of a form.
+_LONGEST = 512
+#: Seconds for which a client is let in: a year.
+ALLOWED_FOR = 366 * 86400.0
+BY_HAND = "on the page"
+
+
+class Stores(NamedTuple):
+    """Functions that open the stores, None if they aren't shown. They are called in the loop."""
+
+    greylist: Callable[[], Store] | None = None
+    limits: Callable[[], Store] | None = None
+
+
+class Memory:
+    """The handlers of these pages."""
+
+    def __init__(self, pages: Pages, stores: Stores, prefix: str) -> None:
+        self._pages = pages
+        self._stores = stores
+        self._prefix = prefix
+        self._greylist: Store | None = None
+        self._limits: Store | None = None
+
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """Return the routes of the stores that there are."""
+        routes: list[web.AbstractRouteDef] = []
+        if self._stores.greylist is not None:
+            routes += [
+                web.get(f"{self._prefix}/greylist", self.greylist),
+                web.post(f"{self._prefix}/greylist", self.change_greylist),
+            ]
+        if self._stores.limits is not None:
+            routes += [
+                web.get(f"{self._prefix}/limits", self.limits),
+                web.post(f"{self._prefix}/limits", self.change_limits),
+            ]
+        return routes
+
+    async def started(self, _app: web.Application) -> None:
+        """Open the stores."""
+        if self._stores.greylist is not None:
+            self._greylist = self._stores.greylist()
+        if self._stores.limits is not None:
+            self._limits = self._stores.limits()
+
+    async def stopped(self, _app: web.Application) -> None:
+        """Close the stores."""
+        for store in (self._greylist, self._limits):
+            if store is not None:
+                await store.aclose()
+
+    # -- greylisting -------------------------------------------------------------------------
+
+    async def greylist(self, request: web.Request) -> web.Response:
+        """Show the entries of a client, or some of all."""
+        text = request.query.get("q", "").strip()[:_LONGEST]
+        try:
+            found, complete = await self._records(text.lower())
+        except UnavailableError as error:
+            raise _unavailable(error) from None
+        return self._pages.render(
+            request, "greylist.html", text=text, records=found, complete=complete
+        )
+
+    async def _records(self, text: str) -> tuple[list[Record], bool]:
+        """Return the records that a text is found in, and whether those are all."""
+        store = _opened(self._greylist)
+        found: list[Record] = []
+        if text:
+            found = [each async for each in records(store, client_key(text))]
+        if found:
+            return found[:SHOWN], len(found) <= SHOWN
+        scanned = 0
+        async for each in records(store):
+            scanned += 1
+            if len(found) >= SHOWN or scanned > SCANNED:
+                return found, False
+            words = (each.client, each.address, each.sender or "", each.recipient or "")
+            if not text or any(text in word for word in words):
+                found.append(each)
+        return found, True
+
+    async def change_greylist(self, request: web.Request) -> web.StreamResponse:
+        """Let a client in without waiting, or forget it with its triplets."""
+        action, client = await _fields(request, "client")
+        store = _opened(self._greylist)
+        try:
+            if action == "allow":
+                await store.ask(Put(client_key(client), ALLOWED, ALLOWED_FOR))
+            elif action == "forget":
+                async for each, _ in store.scan(client_key(client)):
+                    await store.ask(Delete(each))
+            else:
+                raise web.HTTPBadRequest(text="Expected allow or forget.\n")
+        except UnavailableError as error:
+            raise _unavailable(error) from None
+        raise web.HTTPSeeOther(f"{self._prefix}/greylist?{urlencode({'q': client})}")
+
+    # -- limits --------------------------------------------------------------------------------
+
+    async def limits(self, request: web.Request) -> web.Response:
+        """Show who is blocked, and who has used most of a limit."""
+        store = _opened(self._limits)
+        top: list[Use] = []
+        try:
+            async for use in uses_of(store, key_prefix("")):
+                top.append(use)
+                if len(top) >= SCANNED:
+                    top = nlargest(SHOWN, top, key=_share)
+        except UnavailableError as error:
+            raise _unavailable(error) from None
+        return self._pages.render(
+            request, "limits.html", uses=nlargest(SHOWN, top, key=_share), forever=FOREVER
+        )
+
+    async def change_limits(self, request: web.Request) -> web.StreamResponse:
+        """Block a subject, or release it and forget what was counted."""
+        action, subject = await _fields(request, "subject")
+        store = _opened(self._limits)
+        try:
+            if action == "block":
+                await store.ask(Put(key(subject, BLOCK), BY_HAND.encode(), FOREVER))
+            elif action == "release":
+                await forget(store, subject)
+                await store.ask(Delete(key(subject, BLOCK)))
+            else:
+                raise web.HTTPBadRequest(text="Expected block or release.\n")
+        except UnavailableError as error:
+            raise _unavailable(error) from None
+        raise web.HTTPSeeOther(f"{self._prefix}/limits")
+
+
+def _opened(store: Store | None) -> Store:
+    if store is None:
+        raise web.HTTPServiceUnavailable(text="The page is starting or ending.\n")
+    return store
+
+
+def _share(use: Use) -> float:
+    return use.share
+
+
+def _unavailable(error: UnavailableError) -> web.HTTPException:
+    return web.HTTPServiceUnavailable(text=f"The store can't be reached: {error}\n")
+
+
+async def _fields(request: web.Request, name: str) -> tuple[Any, str]:
+    """Return the action of a form, and its field of this name. Raises HTTPBadRequest."""
+    fields = await request.post()
+    value = fields.get(name, "")
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
+        raise web.HTTPBadRequest(text=f"Expected a {name}.\n")
+    return fields.get("action"), value

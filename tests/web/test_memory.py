@@ -1,0 +1,159 @@
+"""The pages on what filters remember."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.filters.greylist.triplets import (
+    ALLOWED,
+    PASSED,
+    WAITING,
+    client_key,
+    triplet_key,
+)
+from smtpd_filters.filters.limit.subjects import BLOCK, key
+from smtpd_filters.stores import Add, Get, Put
+from smtpd_filters.stores.memory import MemoryStore
+from smtpd_filters.web import memory
+from smtpd_filters.web.guard import Access
+from smtpd_filters.web.memory import Stores
+
+from .visitor import Visitor, visit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smtpd_filters.stores import Store
+    from smtpd_filters.stores.operations import Operation
+
+HOSTILE = "<b onclick=x>\u202e"
+WAITS: Add = Add(triplet_key("example.com", "ann@example.com", "bob@example.net"), WAITING, ttl=99)
+
+
+class Kept(MemoryStore):
+    """A store that outlives the page."""
+
+    def __init__(self, *operations: Operation[object]) -> None:
+        super().__init__()
+        for each in operations:
+            asyncio.run(self.ask(each))
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+    def get(self, of: bytes) -> bytes | None:
+        found = asyncio.run(self.ask(Get(of)))
+        return found.value if found is not None else None
+
+
+async def post(visitor: Visitor, path: str, **fields: str) -> int:
+    page = await visitor.get(path)
+    form = next(
+        (
+            str(attrs["value"])
+            for tag, attrs in page.tags
+            if tag == "input" and attrs.get("name") == "form"
+        ),
+        "",
+    )
+    headers = {"Origin": visitor.base}
+    async with visitor.session.post(
+        visitor.base + path, data={"form": form, **fields}, headers=headers, allow_redirects=False
+    ) as response:
+        return response.status
+
+
+def shown(*, greylist: Store | None = None, limits: Store | None = None) -> Stores:
+    return Stores(
+        (lambda: greylist) if greylist is not None else None,
+        (lambda: limits) if limits is not None else None,
+    )
+
+
+def test_clients_are_let_in_and_forgotten(tmp_path: Path) -> None:
+    store = Kept(WAITS, Put(triplet_key(HOSTILE, HOSTILE, HOSTILE), PASSED, ttl=99))
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/greylist")
+        for text in ("example.com", "ann@example.com", "bob@example.net", "waiting"):
+            assert text in page.text
+        assert "\u202e" not in page.text
+        assert "Greylist" in (await visitor.get("/")).text
+        assert HOSTILE[:8] not in (await visitor.get("/greylist?q=example.com")).text
+        assert "No entry fits" in (await visitor.get("/greylist?q=nobody")).text
+        assert await post(visitor, "/greylist", client="example.com", action="allow") == 303
+        assert await post(visitor, "/greylist", client="example.com", action="erase") == 400
+        assert await post(visitor, "/greylist", client="", action="allow") == 400
+
+    visit(tmp_path, visiting, stores=shown(greylist=store))
+    assert store.get(client_key("example.com")) == ALLOWED
+
+    async def forgetting(visitor: Visitor) -> None:
+        assert await post(visitor, "/greylist", client="example.com", action="forget") == 303
+
+    visit(tmp_path, forgetting, stores=shown(greylist=store))
+    assert store.get(client_key("example.com")) is None
+    assert store.get(WAITS.key) is None
+
+
+def test_users_are_blocked_and_released(tmp_path: Path) -> None:
+    store = Kept(Put(key("user=ann", BLOCK), b"300 messages", ttl=99))
+
+    async def releasing(visitor: Visitor) -> None:
+        page = await visitor.get("/limits")
+        assert "blocked" in page.text
+        assert "300 messages" in page.text
+        assert await post(visitor, "/limits", subject="user=ann", action="release") == 303
+
+    visit(tmp_path, releasing, stores=shown(limits=store))
+    assert store.get(key("user=ann", BLOCK)) is None
+
+    async def blocking(visitor: Visitor) -> None:
+        # Without an entry there is no form; its token is that of any page.
+        assert await post(visitor, "/limits", subject="user=bob", action="block") == 403
+
+    visit(tmp_path, blocking, stores=shown(limits=store))
+    assert store.get(key("user=bob", BLOCK)) is None
+
+
+def test_a_page_shows_a_part_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SHOWN", 3)
+    store = Kept(
+        *(Put(triplet_key(f"c{n}.example", "a@b", "c@d"), PASSED, ttl=99) for n in range(9))
+    )
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/greylist")
+        assert page.text.count(".example") == 3
+        assert "There are more" in page.text
+        assert "c7.example" in (await visitor.get("/greylist?q=c7.ex")).text
+
+    visit(tmp_path, visiting, stores=shown(greylist=store))
+
+
+def test_forms_of_others_change_nothing(tmp_path: Path) -> None:
+    store = Kept(WAITS)
+
+    async def visiting(visitor: Visitor) -> None:
+        for headers in ({}, {"Origin": "https://evil.example"}):
+            async with visitor.session.post(
+                f"{visitor.base}/greylist",
+                data={"client": "example.com", "action": "allow"},
+                headers=headers,
+            ) as response:
+                assert response.status == 403
+
+    visit(tmp_path, visiting, stores=shown(greylist=store))
+    assert store.get(client_key("example.com")) is None
+
+
+def test_without_stores_there_are_no_such_pages(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.get("/greylist", 404)
+        await visitor.get("/limits", 404)
+        assert "Greylist" not in (await visitor.get("/")).text
+
+    visit(tmp_path, visiting, Access())
