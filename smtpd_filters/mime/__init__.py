@@ -7,6 +7,6 @@ Invariants
 ----------
 *Bounded*: depth, parts, names, header blocks, members of archives and unpacked bytes have limits
 (`limits`), and reaching one of them is an oddity.
-*In steps*: no call takes longer than a few milliseconds for each 8 KiB that it is given.
+*In steps*: no call takes longer than some milliseconds for each 4 KiB that it is given.
 *Total*: no input raises an exception; those of the storage pass.
 """

@@ -104,7 +104,7 @@ class Content:
     bytes_left: int = UNPACKED
     fields_left: int = FIELDS
     text_left: int = 0
-    #: Bytes of work done since it was last asked for.
+    #: Units of work (about a microsecond) for lines and parts since the caller set it to 0.
     work: int = 0
 
     @property

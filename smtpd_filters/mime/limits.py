@@ -8,8 +8,10 @@ DEPTH = 20
 PARTS = 1_000
 #: Bytes of the header block of a part.
 HEADER = 1 << 16
-#: Characters of the Content-Type and Content-Disposition fields of a part that are parsed.
+#: Characters of the fields of a name, such as Content-Type, that are parsed of a part, and how many
+#: such fields.
 PARAMETERS = 1 << 13
+REPEATED = 10
 #: Names of a part or a member of an archive, by all readings; and characters of a name, which are
 #: the last ones of a longer name.
 NAMES = 20
@@ -27,4 +29,4 @@ UNPACKED = 64 << 20
 #: Bytes of an archive's own metadata that are read at a time.
 READ = 1 << 16
 #: Bytes given to the scanner at a time.
-BLOCK = 1 << 13
+BLOCK = 1 << 12

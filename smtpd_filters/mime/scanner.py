@@ -19,7 +19,8 @@ from collections import deque
 from .archives import inspect
 from .content import Content
 from .leaf import ENCODINGS, Leaf
-from .limits import DEPTH, HEADER, PARAMETERS, TEXT
+from .levels import Level, Levels
+from .limits import DEPTH, HEADER, PARAMETERS, REPEATED, TEXT
 from .names import all_readings, extension
 from .parameters import (
     boundaries,
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 _DASHES = re.compile(rb"\n[ \t]*+--")
 _BARE = re.compile(rb"\r(?!\n)")
 _DASHES_FIRST = re.compile(rb"[ \t]*+--")
+#: Units of work for the header block of a part, and for a line that may be a delimiter.
+_PART, _LINE = 80, 4
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
-_MESSAGES = frozenset(
-    {"message/rfc822", "message/global", "message/news", "message/rfc822-headers"}
-)
+_MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
 _TYPE, _ENCODING, _DISPOSITION = (
     b"content-type",
     b"content-transfer-encoding",
@@ -53,19 +54,10 @@ _TYPE, _ENCODING, _DISPOSITION = (
 )
 
 
-class _Level:
-    """A multipart that is open: its delimiters, and whether the closing one has been seen.
-
-    Without `boundaries` the first line with two dashes declares it.
-    """
-
-    __slots__ = ("boundaries", "closed", "depth", "nested")
-
-    def __init__(self, boundaries: list[bytes], depth: int, *, nested: bool) -> None:
-        self.boundaries = boundaries
-        self.closed = False
-        self.depth = depth
-        self.nested = nested
+def _work(name: str) -> int:
+    """Return the units of work to find the readings of a name, at most."""
+    each = 6 if not name.isascii() else 3 if "=?" in name else 0
+    return 10 + each * len(name)
 
 
 class _Lines:
@@ -117,9 +109,7 @@ class Scan:
         self._archives = archives
         self._outer = outer
         self._depth, self._raw, self._nested = depth, raw, nested
-        self._levels: list[_Level] = []
-        self._delimiters: dict[bytes, int] = {}
-        self._starts: tuple[bytes, ...] = ()
+        self._levels = Levels(content)
         #: Attached messages that haven't ended, each with the number of levels around it.
         self._messages: list[tuple[int, Part]] = []
         self._leaf: Leaf | None = None
@@ -128,6 +118,8 @@ class Scan:
         self._fields: list[bytes] = fields or []
         #: Those of them that describe the content.
         self._described: list[bytes] = []
+        #: Lines at the end of a header block that may be the beginning of the content.
+        self._spilled: list[bytes] = []
         self._header_size = 0
         self._header_at = -1
         self._offset = 0
@@ -136,6 +128,8 @@ class Scan:
 
     def feed(self, block: bytes) -> None:
         """Scan a piece of the body: whole lines that end in LF, not dot-stuffed."""
+        lines, delimiters = block.count(b"\n"), block.count(b"\n--")
+        self.content.work += lines + _LINE * delimiters
         if b"\r" in block:
             # Programs end a line there; offsets stay those of the message.
             block, bare = _BARE.subn(b"\n", block)
@@ -152,8 +146,7 @@ class Scan:
             self._begin_entity(self._offset)
         self._end_leaf(self._offset)
         self._end_messages(-1, self._offset)
-        if any(not level.closed for level in self._levels):
-            self.content.odd("no closing boundary")
+        self._levels.close(0)
 
     def drop(self) -> None:
         """Release what is stored of open parts."""
@@ -176,7 +169,7 @@ class Scan:
                 self._begin_entity(self._offset + line_end)
                 return line_end
             if line.lstrip(b" \t").startswith(b"--"):
-                level = self._delimiter(line)
+                level = self._levels.crossed(line)
                 if level is not None:
                     self._begin_entity(self._offset + at)
                     self._cross(level, at, line_end)
@@ -195,23 +188,30 @@ class Scan:
         if line.startswith((b" ", b"\t")) and fields:
             fields[-1] += b"\n" + line if len(fields[-1]) < PARAMETERS else b""
         elif _FIELD.match(line):
+            # The lines before it are in the header, if anything.
+            self._spilled = []
             fields.append(line)
         elif fields or self._levels:
             # Programs ignore the line, or end the header before it.
             self.content.odd("line in a header block that isn't a field")
+            self._spilled.append(line)
 
     # -- entities ------------------------------------------------------------------------
 
     def _values(self, wanted: bytes) -> list[str]:
         """Return the values of the fields of a name (in lower case), unfolded."""
-        found = []
+        found: list[str] = []
+        room = PARAMETERS
         for raw in self._described:
             match = _FIELD.match(raw)
             if match and match[1].lower() == wanted:
                 value = unfolded(raw[match.end() :])
-                if len(value) > PARAMETERS:
+                if len(value) > room or len(found) == REPEATED:
                     self.content.odd("parameters of a part too long")
-                found.append(value[:PARAMETERS])
+                    found.append(value[:room])
+                    break
+                found.append(value)
+                room -= len(value)
         return found
 
     def _begin_entity(self, at: int = 0) -> None:
@@ -239,7 +239,7 @@ class Scan:
             self._begin_message(types, declared, encoding, at)
         else:
             self._begin_leaf(types, declared, encoding, at)
-        self._fields = []
+        self._fields, self._spilled = [], []
 
     def _encoding(self) -> str:
         values = [token(each) for each in self._values(_ENCODING)]
@@ -260,9 +260,8 @@ class Scan:
             # The encoded reading: what isn't a part by the raw one is decoded, and read again.
             self.content.odd("encoded multipart")
             self._read_decoded(encoding, self._described, at)
-        self._levels.append(_Level(found, self._depth, nested=self._nested))
+        self._levels.push(Level(found, self._depth, nested=self._nested))
         self._depth += 1
-        self._index_delimiters()
 
     def _read_decoded(self, encoding: str, fields: list[bytes], at: int) -> Leaf | None:
         part = self.content.add(self._depth)
@@ -315,6 +314,8 @@ class Scan:
             return
         self._describe(part, types, declared, encoding, at)
         self._leaf = Leaf(self.content, part, encoding, self._ended)
+        if self._spilled:
+            self._leaf.write(b"\n".join([*self._spilled, b""]))
 
     def _describe(
         self, part: Part, types: list[str], declared: tuple[str, ...], encoding: str, at: int
@@ -323,6 +324,7 @@ class Scan:
         dispositions = self._values(_DISPOSITION)
         raw = [each for value in (*dispositions, *types) for each in names(value)]
         part.names, more = all_readings(raw)
+        self.content.work += _PART + sum(map(_work, raw))
         if more:
             self.content.odd("too many names of a part")
         if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
@@ -344,7 +346,7 @@ class Scan:
             self._emit(block[at:])
             return len(block)
         start, end = at, len(block)
-        adopts = not self._levels[-1].boundaries
+        adopts = self._levels.adopts
         while at < end:
             if _DASHES_FIRST.match(block, at):
                 found = at
@@ -356,8 +358,8 @@ class Scan:
             line_end = block.find(b"\n", found) + 1 or end
             line = block[found:line_end]
             if adopts:
-                adopts = not self._adopt(line)
-            level = self._delimiter(line)
+                adopts = not self._levels.adopt(line)
+            level = self._levels.crossed(line)
             if level is not None:
                 self._emit(block[start:found])
                 self._cross(level, found, line_end)
@@ -370,66 +372,12 @@ class Scan:
         if self._leaf is not None and data:
             self._leaf.write(data)
 
-    def _adopt(self, line: bytes) -> bool:
-        """Take the boundary of a multipart that declares none from a line; return whether it has.
-
-        The line begins with two dashes.
-        """
-        text = line.strip()[2:].strip()
-        if not text or text in self._delimiters:
-            return False
-        self._levels[-1].boundaries.append(text)
-        self._index_delimiters()
-        return True
-
-    def _delimiter(self, line: bytes) -> tuple[int, bool] | None:
-        """Return the level of a delimiter, and whether it is the closing one; None if it isn't."""
-        text = line.rstrip()
-        plain = text.lstrip()
-        name = plain[2:]
-        known = self._delimiters
-        found: tuple[int, bool] | None = None
-        if name in known:
-            found = known[name], False
-        elif name.endswith(b"--") and name[:-2] in known:
-            found = known[name[:-2]], True
-        elif (start := self._prefix(name)) is not None:
-            self.content.odd("text behind a boundary")
-            found = start, name.startswith(b"--", len(self._longest(name)))
-        if found is not None and plain != text:
-            self.content.odd("indented boundary")
-        return found
-
-    def _longest(self, name: bytes) -> bytes:
-        return max((each for each in self._delimiters if name.startswith(each)), key=len)
-
-    def _prefix(self, name: bytes) -> int | None:
-        """Return the level whose boundary a line begins with, followed by a blank or dashes."""
-        if not name.startswith(self._starts):
-            return None
-        longest = self._longest(name)
-        rest = name[len(longest) :]
-        return self._delimiters[longest] if rest.startswith((b" ", b"\t", b"--")) else None
-
-    def _index_delimiters(self) -> None:
-        self._delimiters = {
-            boundary: number
-            for number, level in enumerate(self._levels)
-            for boundary in level.boundaries
-        }
-        self._starts = tuple(self._delimiters)
-
     def _cross(self, found: tuple[int, bool], start: int, end: int) -> None:
         """Cross a delimiter whose line is there in the block."""
         number, closing = found
         self._end_leaf(self._offset + start)
         self._end_messages(number, self._offset + start)
-        if any(not each.closed for each in self._levels[number + 1 :]):
-            self.content.odd("no closing boundary")
-        if len(self._levels) > number + 1:
-            del self._levels[number + 1 :]
-            self._index_delimiters()
-        level = self._levels[number]
+        level = self._levels.back_to(number)
         self._depth = level.depth + 1
         self._nested = level.nested
         if closing:

@@ -152,6 +152,10 @@ STRUCTURES = {
     "uuencoded": (
         b"Subject: x\n\nhello\nbegin 644 a.exe\n" + binascii.b2a_uu(b"MZ\0\0") + b"end\n", "",
     ),
+    "uuencoded, without an empty line before it": (
+        MIXED + b"\n--b\nbegin 644 a.exe\n" + binascii.b2a_uu(b"MZ\0\0") + b"end\n--b--\n",
+        "line in a header block that isn't a field",
+    ),
     "uuencoded, in quoted-printable": (
         b"Content-Transfer-Encoding: quoted-printable\n\nbegin=20644 a=2Eexe\n"
         + binascii.b2a_uu(b"MZ") + b"end\n",
@@ -186,6 +190,13 @@ def test_programs_by_content(case: str) -> None:
     content = read(mixed(part + PROGRAMS[case]))
     assert content.parts[-1].kind == "exe"
     assert not content.ambiguous
+
+
+def test_a_program_without_an_empty_line_before_it() -> None:
+    part = b"Content-Transfer-Encoding: base64\nContent-Type: image/png; name=a.png\n"
+    content = read(mixed(part + base64.encodebytes(EXE)))
+    assert content.parts[-1].kind == "exe"
+    assert content.ambiguous
 
 
 def test_base64_behind_padding_is_ambiguous() -> None:

@@ -58,9 +58,9 @@ T = TypeVar("T")
 
 #: The values of `--dangerous`, beside "off".
 DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
-#: The price in units of a block of the body (`runtime.pace`), of a part in it, and the most parts
-#: that count: a block takes 0.05 ms, and 16 ms if it is full of parts.
-_BLOCK, _PART, _MOST_PARTS = 60, 100, 160
+#: The price in units of a block of the body (`runtime.pace`); that of the lines and parts in it is
+#: charged with the next block (`Content.work`).
+_BLOCK = 40
 #: Fields of the message that checks are asked about, at most.
 FIELDS_MAX = 16_000
 _MIME = ("content-", "mime-version")
@@ -235,10 +235,12 @@ class Content(Filter):
         scanner = Scanner(head, lambda: Storage(message), keep_fields=any(self._checks[1:]))
         size = sum(map(len, head)) + len(head) + 1
         admit = pace().admit
+        content = scanner.content
         try:
             for block in message.body(BLOCK):
                 size += len(block)
-                await admit(_BLOCK + _PART * min(block.count(b"\n--"), _MOST_PARTS))
+                await admit(_BLOCK + content.work)
+                content.work = 0
                 scanner.feed(block)
                 for work in scanner.work():
                     await admit(work)
@@ -247,7 +249,7 @@ class Content(Filter):
                 await admit(work)
         finally:
             scanner.discard()
-        return scanner.content, size
+        return content, size
 
     # -- Postfix's checks ----------------------------------------------------------------
 
