@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners"),
+    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners", "content"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -90,6 +90,9 @@ class Sizes:
     table: int = 1_000_000
     verified: int = 200
     signed: int = 1_000
+    # Bytes of a message, and how many of it.
+    content: int = 4 << 20
+    contents: int = 10
 
 
 QUICK = Sizes(
@@ -115,6 +118,8 @@ QUICK = Sizes(
     table=100_000,
     verified=50,
     signed=100,
+    content=1 << 20,
+    contents=5,
 )
 
 
@@ -537,6 +542,21 @@ class Bench:
                     return
                 value = compare(rounds, "ours", "C", "sessions/s")
                 self.target(f"sign {title}: sessions/s, ours : C", value, ">=", 1)
+
+    def content(self) -> None:
+        """Measure filter-content beside the standard library's parser and Postfix's checks."""
+        from tests.bench import content
+
+        rounds = []
+        for number in range(self.sizes.rounds):
+            progress(f"content: round {number + 1} of {self.sizes.rounds}")
+            rounds.append(content.measure(self.sizes.content, self.sizes.contents))
+        for name, median in medians(rounds).items():
+            self.report.figures[f"content, {name}"] = median
+        beside = compare(rounds, "ours alone", "email", "ms/MB")
+        self.target("content: ms/MB, ours alone : email", beside, "<=", 1)
+        if "Postfix's checks" not in rounds[0]:
+            self.report.left_out.append("content: no package of Postfix's")
 
     def _beside(
         self,

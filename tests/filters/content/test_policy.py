@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters import PROCEED, Filter, Proceed, Session
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.content import Content
 from smtpd_filters.filters.content.rules import Rules
+from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.content.sending import Sent, written
 from tests.filters.executables import complaint
@@ -265,8 +267,37 @@ def test_private_fields_of_the_operators_choice() -> None:
 
 
 def test_exempt_users_have_privacy() -> None:
-    sent = Sent(PROGRAM + b"", "--private", "--exempt=authenticated", user="ann")
-    assert sent.reply == ""
+    sent = Sent(REVEALING, "--private", "--exempt=authenticated", user="ann")
+    assert sent.head[0] == "Subject: s"
+
+
+@pytest.mark.parametrize(
+    ("flags", "edits"),
+    [
+        (("--private",), True),
+        (("--dangerous=remove",), True),
+        (("--dangerous=remove", "--log-only"), False),
+        ((), False),
+        (("--dangerous=junk",), False),
+    ],
+)
+def test_behind_a_filter_that_signs(flags: tuple[str, ...], *, edits: bool) -> None:
+    class Signer(Filter):
+        signs = True
+
+        def data(self, session: Session) -> Proceed:
+            return PROCEED.because(session.identity)
+
+    own, _ = parse_flags(Content.Options, list(flags), common=common_options(), prog="x")
+    content = Content(own)
+    with Conversation([content, Signer()]):
+        assert content.edits_signed is edits
+    if edits:
+        with (
+            pytest.raises(ConfigError, match="content must be ahead of signer"),
+            Conversation([Signer(), Content(own)]),
+        ):
+            pass
 
 
 # -- settings ------------------------------------------------------------------------------
