@@ -170,7 +170,9 @@ class Rewriter(Filter):
 
             self._tag_subject = tag_subject
         self._note_anchors()
-        reports = {"link-auth", "link-greeting", "protocol-client"}
+        reports = {"link-auth", "link-greeting"}
+        if handlers & {"mail_from", "rcpt_to"}:
+            reports.add("protocol-client")  # for the parameters; one for each command of a client
         if handlers & {"rcpt_to", "headers"}:
             reports.add("tx-begin")
         return Registration(

@@ -296,6 +296,13 @@ def test_tables_are_reloaded(tmp_path: Path) -> None:
         assert client(smtpd).mail_from("a@y.example").parameter == "<c@x.example>"
 
 
+def test_only_what_is_needed_is_registered() -> None:
+    with Conversation(Rewriter, "--subject-prefix=[X]") as smtpd:
+        [filter_] = smtpd.filters
+    assert filter_.registered == {"headers"}
+    assert "protocol-client" not in filter_.required_reports()
+
+
 def test_what_is_not_anchored_is_logged() -> None:
     with Conversation(Rewriter, "--canonical", LAN) as smtpd:
         pass
