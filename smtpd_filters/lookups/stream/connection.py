@@ -87,6 +87,8 @@ class Connection(asyncio.BufferedProtocol):
 
     async def write(self, data: bytes) -> None:
         """Send data; wait while the server reads slower than this. Raises LostError."""
+        while self._transport.is_closing() and not self._lost:
+            await self._change()
         if self._lost:
             raise LostError(self._error)
         self._transport.write(data)
@@ -97,24 +99,33 @@ class Connection(asyncio.BufferedProtocol):
     async def send(self, chunks: Iterable[bytes]) -> bool:
         """Send a request in chunks, each made when the one before has gone.
 
-        Return False as soon as the server has replied or ended the connection, whose reply is then
-        to be read: it need not read the rest (*Early*). Raises NotKeptError if a chunk can't be
-        made.
+        Return False as soon as the server has replied or ended the connection before the last
+        chunk; its reply is to be read then, since it need not read the rest (*Early*). Raises
+        NotKeptError if a chunk can't be made.
         """
         source = iter(chunks)
         admit = pace().admit
-        while not (self._data or self._ended):
+        while True:
             try:
                 chunk = next(source, None)
             except Exception as error:  # noqa: BLE001  # the spool's, or a bug
                 raise NotKeptError(str(error) or type(error).__name__) from None
             if chunk is None:
                 return True
+            # After a failed write asyncio ends the connection in the next turn of the loop.
+            while self._transport.is_closing() and not self._ended:
+                await self._change()
+            if self._data or self._ended:
+                return False
             self._transport.write(chunk)
             await admit(_CHUNK + len(chunk) // _SENT_PER_UNIT)
             while self._full and not (self._data or self._ended):
                 await self._change()
-        return False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended its side of the connection."""
+        return self._ended
 
     def write_eof(self) -> None:
         """Half-close the connection: the server reads to the end of what was sent."""

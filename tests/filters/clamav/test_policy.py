@@ -10,16 +10,21 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.clamav import Clamav, main
+from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.lookups.stream import Address
 from smtpd_filters.runtime.probes import ask
 from smtpd_filters.scanning.intake import SMALL
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
+from smtpd_filters.testing.rspamd.stub import CLEAN as RSPAMD_CLEAN
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.filters.clamav.stub import EICAR, FAULTS, Clamd
 from tests.loading import loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from smtpd_filters.filter import Filter
 
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nbody\r\n"
 INFECTED = MESSAGE + EICAR + b"\r\n"
@@ -434,3 +439,43 @@ def test_check_asks_the_daemon(clamd: Clamd) -> None:
         f"daemon {clamd.address}": "",
         f"daemon {dead}": f"{dead} connection refused",
     }
+
+
+# -- beside other scanners ------------------------------------------------------------------------
+
+
+def beside(clamd: Clamd, rspamd: RspamdStub, *names: str, **flags: Any) -> Delivery:
+    """Deliver a message with a virus through a chain of filters of these names."""
+    filters: dict[str, Callable[[], Filter]] = {
+        "clamav": lambda: Clamav(
+            Clamav.Options(clamd=(Address.parse(clamd.address),), action="header")
+        ),
+        "rspamd": lambda: Rspamd(Rspamd.Options(url=(rspamd.url,), **flags)),
+    }
+    with Conversation([filters[name]() for name in names]) as smtpd:
+        return deliver(smtpd, INFECTED)
+
+
+def test_they_scan_side_by_side(clamd: Clamd) -> None:
+    """The first gets no answer, and refuses; the second was asked all the same."""
+    with RspamdStub(Answer.of(RSPAMD_CLEAN, behaviour="drop")) as rspamd:
+        delivery = beside(clamd, rspamd, "rspamd", "clamav", timeout=0.5)
+    assert delivery.reply.startswith("451 ")
+    assert len(clamd.messages) == 1
+
+
+def test_rspamd_scans_again_what_was_edited(clamd: Clamd) -> None:
+    with RspamdStub() as rspamd:
+        delivery = beside(clamd, rspamd, "clamav", "rspamd")
+    assert delivery.headers.get("X-Virus-Status") == f"Infected ({NAME})"
+    bodies = [request.body for request in rspamd.requests]
+    assert [b"X-Virus-Status" in each for each in bodies] == [False, True]
+
+
+def test_fields_change_no_verdict_about_a_virus(clamd: Clamd) -> None:
+    reply = {**RSPAMD_CLEAN, "milter": {"add_headers": {"X-Added": "yes"}}}
+    with RspamdStub(Answer.of(reply)) as rspamd:
+        delivery = beside(clamd, rspamd, "rspamd", "clamav")
+    assert delivery.headers.names()[0] == "X-Virus-Scanned"
+    assert "X-Added" in delivery.headers
+    assert len(clamd.messages) == len(rspamd.requests) == 1

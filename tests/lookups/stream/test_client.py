@@ -14,6 +14,7 @@ from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import Address, BadReplyError, Client, NotKeptError
 from smtpd_filters.lookups.stream.connection import HIGH, Connection, LostError, connect
+from smtpd_filters.runtime.pace import Pace
 from tests.effort import part
 from tests.loading import loaded
 from tests.lookups.stream.peer import broken, close, echo, flood, half, hang, reset, says, served
@@ -469,6 +470,58 @@ def test_a_reply_may_come_before_all_is_sent(tmp_path: Path, ends: str, over: st
     path = str(tmp_path / "socket") if over == "unix" else ""
     for _ in range(10):
         assert asked(early, send, path=path) == (False, b"too large\n")
+
+
+def test_a_reply_to_the_last_chunk_is_not_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply arrives while the client waits for its turn after the last chunk."""
+
+    async def slow(_pace: Pace, _work: int) -> None:
+        await asyncio.sleep(0.01)
+
+    async def send(connection: Connection) -> tuple[bool, bytes]:
+        whole = await connection.send([b"hello", b"\n"])
+        return whole, await connection.read_until(b"\n", 100)
+
+    monkeypatch.setattr(Pace, "admit", slow)
+    assert asked(echo, send) == (True, b"hello\n")
+
+
+@pytest.mark.parametrize("way", ["write", "send"])
+def test_nothing_is_written_to_a_broken_connection(
+    caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """asyncio would log a warning for each write."""
+
+    async def write(connection: Connection) -> None:
+        await connection.write(b"hello\n")
+        await until(lambda: connection.ended)
+        if way == "send":
+            await connection.send([b"x"] * 100)
+        for _ in range(100):
+            await connection.write(b"x")
+
+    said = asked(broken, write)
+    assert isinstance(said, Unavailable)
+    assert caplog.records == []
+
+
+def test_many_small_writes_to_a_connection_that_breaks(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+
+    async def write() -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            connection = await connect(Address(path=path))
+            server.accept()[0].close()
+            assert not await connection.send([b"x"] * 1000)
+            connection.abort()
+            await asyncio.sleep(0)
+
+    asyncio.run(write())
+    assert caplog.records == []
 
 
 def test_a_failed_write_does_not_lose_what_has_arrived(tmp_path: Path) -> None:
