@@ -23,15 +23,16 @@ with atheris.instrument_imports(
         "smtpd_filters.message",
         "smtpd_filters.milter",
         "smtpd_filters.mime",
+        "smtpd_filters.tables.remote.ldap_client",
         "smtpd_filters.filters.spamd",
         "smtpd_filters.lookups.spamd",
         "smtpd_filters.supervise",
     ]
 ):
-    from tests.fuzz import fuzz_mime, fuzz_protocol, fuzz_spamd
+    from tests.fuzz import fuzz_ldap, fuzz_mime, fuzz_protocol, fuzz_spamd
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
-OTHERS = {"mime": fuzz_mime, "spamd": fuzz_spamd}
+OTHERS = {"ldap": fuzz_ldap, "mime": fuzz_mime, "spamd": fuzz_spamd}
 
 
 def main() -> None:

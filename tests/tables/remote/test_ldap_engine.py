@@ -11,6 +11,7 @@ from smtpd_filters.tables.remote.ldap_client.ber import BERError, Reader, elemen
 from smtpd_filters.tables.remote.ldap_client.engine import MESSAGE_MAX, Engine, EngineError
 from smtpd_filters.tables.remote.ldap_client.filters import DEPTH_MAX, encode, escape, fill
 from smtpd_filters.tables.remote.ldap_client.messages import Entry, Reference, Result, decode
+from tests.fuzz import fuzz_ldap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,19 @@ def test_hostile_bytes_only_raise_the_error_of_their_engine(data: bytes) -> None
     assert all(message.number == number for message in found)
     with suppress(BERError):
         decode(data)
+
+
+@given(st.sampled_from(fuzz_ldap.seeds()), st.data())
+def test_messages_with_errors_only_raise_the_error_of_their_engine(
+    seed: bytes, data: st.DataObject
+) -> None:
+    mutated = bytearray(seed)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(mutated) - 1))
+        mutated[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+        mutated = mutated or bytearray(b"0")
+    fuzz_ldap.fuzz(bytes(mutated))
+    assert Engine().pending == 0
 
 
 @given(st.data())
