@@ -10,7 +10,7 @@ from . import vocabulary as v
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
     from .negotiation import Agreement
 
@@ -29,16 +29,13 @@ USUAL: dict[bytes, tuple[bytes, ...]] = {
 }  # fmt: skip
 
 
-def chosen(
-    event: bytes, values: Mapping[bytes, bytes], agreed: Agreement | None
-) -> list[tuple[bytes, bytes]]:
-    """Return the macros for an event, of those whose values are known.
+def chosen(event: bytes, agreed: Agreement | None) -> Iterable[bytes]:
+    """Return the names of the macros for an event.
 
     The list of a milter replaces the usual one; its names may lack their braces.
     """
     asked = agreed.macros.get(event) if agreed is not None else None
-    names = USUAL.get(event, ()) if asked is None else map(_braced, asked)
-    return [(name, values[name]) for name in dict.fromkeys(names) if name in values]
+    return USUAL.get(event, ()) if asked is None else dict.fromkeys(map(_braced, asked))
 
 
 def _braced(name: bytes) -> bytes:

@@ -124,7 +124,10 @@ class Daemon:
             json.dump(REPLY, reply)
             reply.flush()
             self._process = subprocess.Popen(
-                [_program(), reply.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [program("daemon"), reply.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             self._output = cast("IO[str]", self._process.stdout)
             self.url = f"http://127.0.0.1:{int(self._output.readline())}"
@@ -226,9 +229,10 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CC", "cc"))
 
 
-def _program() -> str:
-    source, program = ROOT / "tests/bench/daemon.c", ROOT / "build/daemon"
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        program.parent.mkdir(exist_ok=True)
-        subprocess.run([cast("str", _compiler()), "-O2", "-o", program, source], check=True)
-    return str(program)
+def program(name: str) -> str:
+    """Build a program of this directory if need be; return its path."""
+    source, built = ROOT / f"tests/bench/{name}.c", ROOT / f"build/{name}"
+    if not built.exists() or built.stat().st_mtime < source.stat().st_mtime:
+        built.parent.mkdir(exist_ok=True)
+        subprocess.run([cast("str", _compiler()), "-O2", "-o", built, source], check=True)
+    return str(built)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tests.bench.lookups import Case, Place
 
 PARTS = (
+    "milters",
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
     *("stalls", "supervised", "greylist", "signatures", "tables", "scanners", "content"),
 )
@@ -394,6 +395,27 @@ class Bench:
             for name, limit in ((real.SIX, 0.92), (real.SIX_SUPERVISED, 0.85)):
                 value = compare(found, name, real.LIMIT, "messages/s")
                 self.target(f"real smtpd: messages/s, {name} : limit", value, ">=", limit)
+
+    def milters(self) -> None:
+        """Compare filter-milter with filter-rspamd, and with OpenDKIM without a bridge."""
+        from tests.bench import milters
+
+        if reason := milters.missing():
+            self.report.left_out.append(f"filter-milter: {reason}")
+            return
+        progress("filter-milter")
+        rounds = milters.measure_bridge(self.sizes.rounds, self.sizes.scans)
+        for name, median in medians(rounds).items():
+            self.report.figures[f"milters, {name}"] = median
+        for key in ("CPU µs/message", "CPU µs/MB"):
+            value = compare(rounds, "filter-milter", "filter-rspamd", key)
+            self.target(f"milters: {key}, filter-milter : filter-rspamd", value, "<=", 1.3)
+        if reason := milters.missing_opendkim():
+            self.report.left_out.append(f"filter-milter in front of OpenDKIM: {reason}")
+            return
+        median = medians(milters.measure_opendkim(self.sizes.rounds, 100))["OpenDKIM"]
+        self.report.figures["milters, OpenDKIM"] = median
+        self.target("milters: ms added to OpenDKIM", median["added ms"], "<=", 2)
 
     def rspamd(self) -> None:
         """Compare filter-rspamd with Debian's, with the same daemon."""

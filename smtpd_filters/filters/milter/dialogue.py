@@ -8,8 +8,8 @@ Invariants
 ----------
 *Refused stays refused*: a refusal of the session or of the message is returned at each later stage
 of it, and the milter isn't asked again.
-*Reset between messages*: ABORT is sent after each message that the milter has seen a part of, so
-that a milter that needs it forgets the message.
+*Reset between messages*: ABORT is sent before the next message if the milter has seen a part of
+one, so that a milter that needs it forgets the last one.
 *One retry*: if a milter closes a connection that was used before, the stage is repeated once with a
 new one.
 """
@@ -139,10 +139,10 @@ class Dialogue:
             link = await self.milter.links.open()
             self.link = link
             self._greeted, self._serial, self._sent_to = None, 0, 0
-        link.use()
         try:
-            refused = await self._reach(link, event, recipient, draft)
-            await link.flush(self.milter.command)
+            async with link.use():
+                refused = await self._reach(link, event, recipient, draft)
+                await link.flush(self.milter.command)
         except MilterError as error:  # what can't be said to a milter, such as a long field
             link.abort()
             raise FailedError(str(error)) from None
@@ -259,14 +259,16 @@ class Dialogue:
         finally:
             wishes.discard()
         self._over = self.facts.serial
-        await link.tell(mta.abort(), seconds)
         return self.settled()[1]
 
     async def _headers(self, link: Link, draft: Draft | None) -> bool:
         mta, seconds = link.mta, self.milter.content
         if draft is not None and mta.wants(v.HEADER):
             for name, value in draft.headers.fields():
-                if self._judged(v.HEADER, await link.tell(mta.header(name, value), seconds)):
+                sent = mta.header(name, value)
+                if link.put(sent):
+                    continue
+                if self._judged(v.HEADER, await link.tell(sent, seconds)):
                     return True
                 if not mta.wants(v.HEADER):
                     break
@@ -289,10 +291,15 @@ class Dialogue:
     def _macros(
         self, link: Link, event: bytes, recipient: str = ""
     ) -> Sequence[tuple[bytes, bytes]]:
-        return chosen(event, self.facts.macros(event, recipient), link.mta.agreed)
+        value, found = self.facts.value, []
+        for name in chosen(event, link.mta.agreed):
+            known = value(name, event, recipient)
+            if known is not None:
+                found.append((name, known))
+        return found
 
     async def _tell(self, link: Link, sent: bytes) -> Verdict | ReplyCode | None:
-        return await link.tell(sent, self.milter.command)
+        return None if link.put(sent) else await link.tell(sent, self.milter.command)
 
     def _judged(self, event: bytes, answer: Verdict | ReplyCode | None) -> bool:
         """Note an answer; return whether the milter has nothing more to say."""

@@ -9,6 +9,8 @@ from smtpd_filters.milter import vocabulary as v
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_filters.session import Session
 
 _IPV6 = "IPv6:"
@@ -77,62 +79,86 @@ class Facts:
             encoded(address),
         )
 
-    def macros(self, event: bytes, recipient: str = "") -> dict[bytes, bytes]:
-        """Return the values that are known at an event, by the names of macros."""
-        values = self._of_connection()
-        if event != v.CONNECT:
-            values |= self._of_greeting()
-        if event not in {v.CONNECT, v.HELO}:
-            values |= self._of_message()
-        if event == v.RCPT:
-            values |= _mailbox("rcpt", recipient)
-        return {
-            name.encode(): encoded(value).replace(b"\0", b"")
-            for name, value in values.items()
-            if value is not None
-        }
+    def value(self, name: bytes, event: bytes, recipient: str = "") -> bytes | None:
+        """Return the value of a macro at an event; None if it is not known there.
 
-    def _of_connection(self) -> dict[str, str | None]:
-        session, (host, daemon, version) = self.session, self._base
-        name = session.server_name or host
-        address, rdns = session.address, session.rdns
-        values: dict[str, str | None] = {
-            "j": name,
-            "v": f"OpenSMTPD {version}".rstrip(),
-            "{daemon_name}": daemon or name,
-        }
-        if session.dest and not session.by_socket:
-            values["{daemon_addr}"] = _plain(session.dest)
-            values["{daemon_port}"] = str(_port(session.dest))
+        `recipient` is the one of the event.
+        """
+        get = _OF_CONNECTION.get(name)
+        if get is None and event != v.CONNECT:
+            get = _OF_GREETING.get(name)
+            if get is None and event != v.HELO:
+                get = _OF_MESSAGE.get(name)
+        if get is not None:
+            value = get(self)
+        elif event == v.RCPT and (of_recipient := _OF_RECIPIENT.get(name)):
+            value = of_recipient(recipient)
+        else:
+            return None
+        return None if value is None else encoded(value)
+
+    # -- macros of the connection ----------------------------------------------------------
+
+    def _j(self) -> str:
+        return self.session.server_name or self._base[0]
+
+    def _v(self) -> str:
+        return f"OpenSMTPD {self._base[2]}".rstrip()
+
+    def _daemon_name(self) -> str:
+        return self._base[1] or self._j()
+
+    def _daemon_addr(self) -> str | None:
+        dest = self.session.dest
+        return None if self.session.by_socket or not dest else _plain(dest)
+
+    def _daemon_port(self) -> str | None:
+        dest = self.session.dest
+        return None if self.session.by_socket or not dest else str(_port(dest))
+
+    def _client(self) -> str | None:
+        session = self.session
         if session.by_socket:
-            values |= {"_": "localhost [127.0.0.1]", "{client_addr}": "127.0.0.1"}
-            values |= {"{client_name}": "localhost", "{client_ptr}": "localhost"}
-            values |= {"{client_port}": "0", "{client_resolve}": "OK"}
-        elif address is not None:
-            shown = _IPV6 + address if ":" in address else address
-            passed = session.fcrdns == "pass"
-            forged = "" if passed else " (may be forged)"
-            values["_"] = f"{rdns} [{shown}]{forged}" if rdns else f"unknown [{shown}]"
-            values["{client_addr}"] = shown
-            values["{client_name}"] = rdns if rdns and passed else "unknown"
-            values["{client_ptr}"] = rdns or "unknown"
-            values["{client_port}"] = str(_port(session.src))
-            values["{client_resolve}"] = _resolved(session)
-        values["{client_connections}"] = "0"
-        return values
+            return "localhost [127.0.0.1]"
+        address, rdns = self._client_addr(), session.rdns
+        if address is None:
+            return None
+        if rdns is None:
+            return f"unknown [{address}]"
+        return f"{rdns} [{address}]" + ("" if session.fcrdns == "pass" else " (may be forged)")
 
-    def _of_greeting(self) -> dict[str, str | None]:
+    def _client_addr(self) -> str | None:
+        if self.session.by_socket:
+            return "127.0.0.1"
+        address = self.session.address
+        return _IPV6 + address if address and ":" in address else address
+
+    def _client_name(self) -> str | None:
+        return self._client_ptr() if self.session.fcrdns == "pass" else "unknown"
+
+    def _client_ptr(self) -> str | None:
+        return "localhost" if self.session.by_socket else self.session.rdns or "unknown"
+
+    def _client_port(self) -> str:
+        return "0" if self.session.by_socket else str(_port(self.session.src))
+
+    def _client_resolve(self) -> str:
+        session = self.session
+        if session.by_socket or session.fcrdns == "pass":
+            return "OK"
+        if session.fcrdns == "error":
+            return "TEMP"
+        return "FORGED" if session.rdns else "FAIL"
+
+    # -- macros of the greeting and of the message -----------------------------------------
+
+    def _tls(self, part: int) -> str | None:
         parts = (self.session.tls or "").split(":")
-        names = ("{tls_version}", "{cipher}", "{cipher_bits}")
-        return {name: part for name, part in zip(names, parts, strict=False) if part}
+        return parts[part] or None if part < len(parts) else None
 
-    def _of_message(self) -> dict[str, str | None]:
-        values = _mailbox("mail", self.sender)
-        if user := self.session.username:
-            values |= {"{auth_type}": "PLAIN", "{auth_authen}": user}
-        if tx := self.session.tx:
-            values["i"] = tx.msgid
-        return values
+    def _msgid(self) -> str | None:
+        tx = self.session.tx
+        return None if tx is None else tx.msgid
 
 
 def encoded(text: str) -> bytes:
@@ -151,20 +177,8 @@ def esmtp_parameters(command: str | None) -> list[bytes]:
     return [encoded(word) for word in rest.split()] if end else []
 
 
-def _mailbox(kind: str, address: str) -> dict[str, str | None]:
-    return {
-        f"{{{kind}_addr}}": address,
-        f"{{{kind}_host}}": address.rpartition("@")[2] if "@" in address else None,
-        f"{{{kind}_mailer}}": "smtp",
-    }
-
-
-def _resolved(session: Session) -> str:
-    if session.fcrdns == "pass":
-        return "OK"
-    if session.fcrdns == "error":
-        return "TEMP"
-    return "FORGED" if session.rdns else "FAIL"
+def _domain(address: str) -> str | None:
+    return address.rpartition("@")[2] if "@" in address else None
 
 
 def _plain(endpoint: str) -> str:
@@ -174,3 +188,37 @@ def _plain(endpoint: str) -> str:
 def _port(endpoint: str) -> int:
     port = endpoint.rpartition(":")[2]
     return int(port) & 0xFFFF if port.isdigit() else 0
+
+
+_OF_CONNECTION: dict[bytes, Callable[[Facts], str | None]] = {
+    b"j": Facts._j,  # noqa: SLF001  # one class, as below
+    b"_": Facts._client,  # noqa: SLF001
+    b"v": Facts._v,  # noqa: SLF001
+    b"{daemon_name}": Facts._daemon_name,  # noqa: SLF001
+    b"{daemon_addr}": Facts._daemon_addr,  # noqa: SLF001
+    b"{daemon_port}": Facts._daemon_port,  # noqa: SLF001
+    b"{client_addr}": Facts._client_addr,  # noqa: SLF001
+    b"{client_name}": Facts._client_name,  # noqa: SLF001
+    b"{client_ptr}": Facts._client_ptr,  # noqa: SLF001
+    b"{client_port}": Facts._client_port,  # noqa: SLF001
+    b"{client_resolve}": Facts._client_resolve,  # noqa: SLF001
+    b"{client_connections}": lambda _: "0",
+}
+_OF_GREETING: dict[bytes, Callable[[Facts], str | None]] = {
+    b"{tls_version}": lambda facts: facts._tls(0),  # noqa: SLF001
+    b"{cipher}": lambda facts: facts._tls(1),  # noqa: SLF001
+    b"{cipher_bits}": lambda facts: facts._tls(2),  # noqa: SLF001
+}
+_OF_MESSAGE: dict[bytes, Callable[[Facts], str | None]] = {
+    b"i": Facts._msgid,  # noqa: SLF001
+    b"{auth_type}": lambda facts: "PLAIN" if facts.session.username else None,
+    b"{auth_authen}": lambda facts: facts.session.username,
+    b"{mail_addr}": lambda facts: facts.sender,
+    b"{mail_host}": lambda facts: _domain(facts.sender),
+    b"{mail_mailer}": lambda _: "smtp",
+}
+_OF_RECIPIENT: dict[bytes, Callable[[str], str | None]] = {
+    b"{rcpt_addr}": lambda recipient: recipient,
+    b"{rcpt_host}": _domain,
+    b"{rcpt_mailer}": lambda _: "smtp",
+}

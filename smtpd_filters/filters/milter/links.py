@@ -13,7 +13,7 @@ for longest is closed. Its session opens another when it needs one.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from smtpd_filters.lookups.failover.failures import reason
 from smtpd_filters.lookups.stream.connection import (
@@ -27,9 +27,10 @@ from smtpd_filters.milter import vocabulary as v
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
     from smtpd_filters.lookups.stream.address import Address
-    from smtpd_filters.milter import Answer, Edit, Offer
+    from smtpd_filters.milter import Edit, Offer
 
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
@@ -118,7 +119,7 @@ class Links:
 class Link:
     """One connection to a milter, and the state of the protocol on it."""
 
-    __slots__ = ("_connection", "_ended", "_links", "_pending", "_size", "closed", "mta")
+    __slots__ = ("_connection", "_ended", "_links", "_pending", "_size", "_timer", "closed", "mta")
 
     def __init__(self, links: Links, connection: Connection, mta: MtaSide) -> None:
         self._links = links
@@ -127,13 +128,23 @@ class Link:
         self.closed = False
         #: Whether the session has ended.
         self._ended = False
+        self._timer = _Timer()
         #: Events without an answer that are still to be written.
         self._pending: list[bytes] = []
         self._size = 0
 
     async def negotiate(self) -> None:
         """Negotiate. Raises FailedError."""
-        await self._exchange(self.mta.negotiate(), None)
+        await self._exchange(self.mta.negotiate(), None)  # `Links.open` limits the time
+
+    def put(self, sent: bytes) -> bool:
+        """Keep an event without an answer for later; return whether nothing is to be awaited."""
+        if self.mta.waiting or self._size > TOGETHER:
+            return False
+        if sent:
+            self._pending.append(sent)
+            self._size += len(sent)
+        return True
 
     async def tell(
         self,
@@ -167,62 +178,65 @@ class Link:
     ) -> Verdict | ReplyCode | None:
         sent = b"".join(self._pending)
         self._pending, self._size = [], 0
+        self._timer.start(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
-                return await self._exchange(sent, limit, seconds, edit)
-        except TimeoutError:
-            raise FailedError(f"no answer after {seconds:g} s") from None
+            return await self._exchange(sent, edit)
+        finally:
+            self._timer.stop()
 
     async def _exchange(
-        self,
-        sent: bytes,
-        limit: asyncio.Timeout | None,
-        seconds: float = 0.0,
-        edit: Callable[[Edit], Awaitable[None]] | None = None,
+        self, sent: bytes, edit: Callable[[Edit], Awaitable[None]] | None
     ) -> Verdict | ReplyCode | None:
         try:
             self._check_unread()
             await self._connection.write(sent)
-            while self.mta.waiting:
-                answer = await self._next()
-                if isinstance(answer, Agreement):
-                    return None
-                if isinstance(answer, Verdict) and answer.command == v.PROGRESS:
-                    if limit is not None:
-                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                elif isinstance(answer, Verdict | ReplyCode):
-                    return answer
-                elif edit is not None:
-                    await edit(answer)
+            return await self._answer(edit) if self.mta.waiting else None
         except MilterError as error:
             raise FailedError(str(error)) from None
         except LostError as error:
             raise FailedError(reason(error.cause, "closed the connection"), lost=True) from None
-        return None
+
+    async def _answer(
+        self, edit: Callable[[Edit], Awaitable[None]] | None
+    ) -> Verdict | ReplyCode | None:
+        """Return the answer that ends an event. Raises MilterError and LostError."""
+        mta, connection = self.mta, self._connection
+        mta.receive(await self._more())
+        while True:
+            while (answer := mta.answer()) is None:
+                connection.acknowledge()  # the milter may wait for that with its next packet
+                mta.receive(await self._more())
+            if isinstance(answer, Agreement):
+                return None
+            if isinstance(answer, Verdict) and answer.command == v.PROGRESS:
+                self._timer.restart()
+            elif isinstance(answer, Verdict | ReplyCode):
+                if mta.done:
+                    connection.acknowledge()  # for an answer too much to come before the next event
+                return answer
+            elif edit is not None:
+                await edit(answer)
+
+    async def _more(self) -> bytes:
+        data = await self._connection.read()
+        if not data:
+            raise LostError
+        return data
 
     def _check_unread(self) -> None:
         """Raise MilterError if the milter has written something without being asked."""
         if self._connection.unread:
             raise MilterError("an answer to nothing")
 
-    async def _next(self) -> Answer | Agreement:
-        """Return the next answer. Raises MilterError and LostError."""
-        while (answer := self.mta.answer()) is None:
-            data = await self._connection.read()
-            if not data:
-                raise LostError
-            self._connection.acknowledge()
-            self.mta.receive(data)
-        return answer
-
     # -- its life --------------------------------------------------------------------------
 
-    def use(self) -> None:
-        """Begin an exchange."""
+    def use(self) -> _Timer:
+        """Begin exchanges, within the context manager that is returned."""
         self._links.use(self)
+        return self._timer
 
     def rest(self) -> None:
-        """End an exchange."""
+        """End exchanges."""
         if self._ended:
             self.close()
         elif not self.closed:
@@ -247,3 +261,66 @@ class Link:
             self.closed = True
             self._connection.end(b"".join([*self._pending, self.mta.quit()]))
             self._links.closed(self)
+
+
+class _Timer:
+    """The time for each of several answers: a context manager that raises FailedError.
+
+    `asyncio.timeout` for each of them would cost as much as the rest of an exchange.
+    """
+
+    __slots__ = ("_handle", "_limit", "_loop", "_seconds", "_until")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = asyncio.timeout(None)
+        self._handle: asyncio.TimerHandle | None = None
+        self._seconds = self._until = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._limit = asyncio.timeout(None)
+        await self._limit.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._until = 0.0
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise FailedError(f"no answer after {self._seconds:g} s") from None
+
+    def start(self, seconds: float) -> None:
+        """Begin to wait for an answer."""
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Wait as long again."""
+        self._until = until = self._loop.time() + self._seconds
+        handle = self._handle
+        if handle is None or handle.when() > until:
+            if handle is not None:
+                handle.cancel()
+            self._handle = self._loop.call_at(until, self._due)
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        self._until = 0.0
+
+    def _due(self) -> None:
+        self._handle = None
+        if not self._until:
+            return
+        now = self._loop.time()
+        if now < self._until:
+            self._handle = self._loop.call_at(self._until, self._due)
+        else:
+            self._limit.reschedule(now)

@@ -77,6 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: list[asyncio.Future[None]] = []
         self._transport: asyncio.Transport
         self._tcp = False
+        self._poll: select.poll | None = None
         self._kept = self._idle = False
         #: Whether anything has arrived in this exchange.
         self.replied = False
@@ -209,9 +210,11 @@ class Connection(asyncio.BufferedProtocol):
             return True
         if self._ended or self._paused:
             return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN | _HUNG_UP)
-        return any(bits == select.POLLIN for _, bits in poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            number = self._transport.get_extra_info("socket").fileno()
+            self._poll.register(number, select.POLLIN | _HUNG_UP)
+        return any(bits == select.POLLIN for _, bits in self._poll.poll(0))
 
     def acknowledge(self) -> None:
         """Acknowledge data from the server at once from now on, as long as the system does so.

@@ -67,6 +67,8 @@ class Stub:
         self.script = script
         #: The connections in which more than the negotiation was sent, in their order.
         self.connections: list[Seen] = []
+        #: Whether the end of a message has been answered.
+        self.answered = threading.Event()
         self.address = ""
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
@@ -152,6 +154,8 @@ class Stub:
             return False
         if answer:
             link.sendall(answer)
+        if event.command == v.END_OF_BODY:
+            self.answered.set()
         return True
 
     def _answer(self, event: Event, seen: Seen) -> bytes | None:
