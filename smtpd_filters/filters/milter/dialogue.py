@@ -209,7 +209,8 @@ class Dialogue:
         if self._sent_to >= 0:
             # Those before it have been sent, or else smtpd has accepted none.
             self._sent_to = -1
-        answer = await self._rcpt(link, recipient)
+        parameters = self.facts.recipient_parameters(recipient)
+        answer = await self._rcpt(link, recipient, parameters)
         refused = refusal(answer) if answer is not None else None
         if refused is None:
             self._judged(v.RCPT, answer)
@@ -231,9 +232,11 @@ class Dialogue:
                 return self.settled()[1]
         return None
 
-    async def _rcpt(self, link: Link, recipient: str) -> Verdict | ReplyCode | None:
+    async def _rcpt(
+        self, link: Link, recipient: str, parameters: Sequence[bytes] = ()
+    ) -> Verdict | ReplyCode | None:
         macros = self._macros(link, v.RCPT, recipient)
-        return await self._tell(link, link.mta.rcpt(bracketed(recipient), (), macros))
+        return await self._tell(link, link.mta.rcpt(bracketed(recipient), parameters, macros))
 
     async def _data(self, link: Link) -> Refusal | None:
         if link.mta.reached(v.DATA):

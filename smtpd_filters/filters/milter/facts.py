@@ -57,6 +57,11 @@ class Facts:
             self.begin(tx.sender or "")
         self.tx = tx
 
+    def recipient_parameters(self, recipient: str) -> list[bytes]:
+        """Return the ESMTP parameters with which the client has just named a recipient."""
+        command = self.session.rcpt_command
+        return esmtp_parameters(command) if command and recipient in command else []
+
     @property
     def recipients(self) -> list[str]:
         """The recipients that smtpd has accepted."""
@@ -156,6 +161,10 @@ class Facts:
         parts = (self.session.tls or "").split(":")
         return parts[part] or None if part < len(parts) else None
 
+    def _auth_type(self) -> str | None:
+        session = self.session
+        return (session.auth_mechanism or "PLAIN") if session.username else None
+
     def _msgid(self) -> str | None:
         tx = self.session.tx
         return None if tx is None else tx.msgid
@@ -172,7 +181,7 @@ def bracketed(address: str) -> bytes:
 
 
 def esmtp_parameters(command: str | None) -> list[bytes]:
-    """Return the ESMTP parameters of a MAIL command."""
+    """Return the ESMTP parameters of a MAIL or RCPT command."""
     _, end, rest = (command or "").rpartition(">")
     return [encoded(word) for word in rest.split()] if end else []
 
@@ -211,7 +220,7 @@ _OF_GREETING: dict[bytes, Callable[[Facts], str | None]] = {
 }
 _OF_MESSAGE: dict[bytes, Callable[[Facts], str | None]] = {
     b"i": Facts._msgid,  # noqa: SLF001
-    b"{auth_type}": lambda facts: "PLAIN" if facts.session.username else None,
+    b"{auth_type}": Facts._auth_type,  # noqa: SLF001
     b"{auth_authen}": lambda facts: facts.session.username,
     b"{mail_addr}": lambda facts: facts.sender,
     b"{mail_host}": lambda facts: _domain(facts.sender),

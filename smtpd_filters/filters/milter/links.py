@@ -81,6 +81,14 @@ class Links:
         except UnconnectedError as error:
             raise FailedError(reason(error.cause, "cannot connect")) from None
 
+    async def ping(self) -> str:
+        """Negotiate over a connection of its own; return why that fails, or ""."""
+        try:
+            (await self.open()).close()
+        except FailedError as error:
+            return str(error)
+        return ""
+
     async def _turn(self) -> None:
         """Wait until another connection may be opened."""
         if self._turns.locked() and self._idle:

@@ -41,11 +41,12 @@ from .endpoints import ENDPOINT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Answer, ContentAnswer
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
@@ -228,6 +229,13 @@ class Milter(Filter):
     def needs(self, needs: Needs) -> None:
         """Declare a descriptor for each connection; the option `milter` declares the addresses."""
         needs.to_open(self.settings.connections * len(self.settings.milter))
+
+    def probes(self) -> Iterator[Probe]:
+        """Yield a probe for each milter: a negotiation."""
+        from smtpd_filters.runtime.probes import Probe
+
+        for milter in self._milters:
+            yield Probe(f"milter {milter.label}", milter.links.ping)
 
     async def close(self) -> None:
         """Close the idle connections."""

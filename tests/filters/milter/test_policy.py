@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smtpd_filters.milter import Event
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.testing import Client
 
     from .stub import Seen
@@ -134,6 +136,28 @@ def test_tls_login_and_the_parameters_of_mail() -> None:
     assert macros[v.MAIL][b"{mail_addr}"] == b""
     assert b"{mail_host}" not in macros[v.MAIL]
     assert stub.seen.fields(v.RCPT) == [(b"<postmaster>",)]
+
+
+def test_the_parameters_of_recipients() -> None:
+    with milter() as stub, _one(stub) as smtpd:
+        there = greeted(smtpd)
+        there.mail_from("bob@example.net")
+        there.rcpt_to("alice@example.org", parameters="NOTIFY=NEVER")
+        there.rcpt_to("carol@example.org")
+    expected = [(b"<alice@example.org>", b"NOTIFY=NEVER"), (b"<carol@example.org>",)]
+    assert stub.seen.fields(v.RCPT) == expected
+
+
+def test_a_milter_is_probed() -> None:
+    with milter() as stub, _one(stub) as smtpd:
+        (filter_,) = smtpd.filters
+        (probe,) = filter_.probes()
+        assert asyncio.run(_asked(probe)) == ""
+    assert asyncio.run(_asked(probe)) == "connection refused"
+
+
+async def _asked(probe: Probe) -> str:
+    return await probe.ask()
 
 
 def test_a_client_on_the_socket_is_localhost() -> None:
