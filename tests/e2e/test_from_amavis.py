@@ -43,6 +43,8 @@ PAGE = section("Amavis")
 #: Its blocks, in their order.
 BLOCKS = re.findall(r"(?ms)^```\w*\n(.*?)^```$", PAGE)
 CONF, CHAIN, CANONICAL, SIEVE, LEARN = BLOCKS
+#: A line of local.cf.
+[THRESHOLD] = re.findall(r"`(required_score \d+)`", PAGE)
 CHAINS = "chains.toml"
 #: The files that it names.
 FILES = {"networks": f"{NAMELESS}/32\n", "sender_canonical": CANONICAL}
@@ -88,7 +90,7 @@ def spamd(lab: Lab) -> Iterator[Spamd]:
     # Not a folder of pytest's, which only root may enter.
     with TemporaryDirectory(prefix="bayes-") as bayes:
         Path(bayes).chmod(0o777)
-        with Spamd(lab, cf=[f"bayes_path {bayes}/bayes"]) as daemon:
+        with Spamd(lab, cf=[THRESHOLD, f"bayes_path {bayes}/bayes"]) as daemon:
             yield daemon
 
 
