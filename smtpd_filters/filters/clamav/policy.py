@@ -19,12 +19,13 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.checks.exemptions import exempt_option, only_option
-from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
+from smtpd_filters.message.spool import SpoolError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
 from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.scanning.edits import Edits
@@ -206,7 +207,7 @@ class Clamav(Filter):
         outcome = settings.suspicious_action if suspicious else settings.action
         reason = f"{'suspicious' if suspicious else 'virus'} {name}{after}"
         if outcome == "reject":
-            if self._quarantine is not None:
+            if self._quarantine is not None and not self.dry_run:
                 reason += await self._keep(session, content, name)
             return refusal(outcome, f"{FOUND}: {name}").because(reason)
         if outcome != "accept" and settings.headers != "none":
@@ -231,8 +232,9 @@ class Clamav(Filter):
         assert self._quarantine is not None  # noqa: S101  # the caller's condition
         try:
             kept = await self._quarantine.keep(about(session, name), content.size, content.chunks())
-        except OSError as error:
-            self.log.limited("quarantine", "no copy kept", session.id, cause=error.strerror)
+        except (OSError, SpoolError) as error:
+            cause = os_reason(error) if isinstance(error, OSError) else str(error)
+            self.log.limited("quarantine", "no copy kept", session.id, cause=cause)
             return ", no copy kept"
         return f", kept as {kept}" if kept else ", no copy kept: the quarantine is full"
 

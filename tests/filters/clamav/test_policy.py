@@ -10,8 +10,10 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.clamav import Clamav, main
+from smtpd_filters.filters.clamav.quarantine import Quarantine
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.lookups.stream import Address
+from smtpd_filters.message import SpoolError
 from smtpd_filters.runtime.probes import ask
 from smtpd_filters.scanning.intake import SMALL
 from smtpd_filters.settings import from_mapping
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from smtpd_filters.filter import Filter
+    from smtpd_filters.scanning.intake import Content
 
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nbody\r\n"
 INFECTED = MESSAGE + EICAR + b"\r\n"
@@ -346,6 +349,31 @@ def test_a_clean_or_marked_message_is_not_kept(clamd: Clamd, tmp_path: Path) -> 
     scanned(clamd, flags=("--quarantine", str(tmp_path)))
     scanned(clamd, content=INFECTED, flags=("--quarantine", str(tmp_path), "--action", "junk"))
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_dry_run_keeps_nothing(clamd: Clamd, tmp_path: Path) -> None:
+    scanned(clamd, content=INFECTED, flags=("--quarantine", str(tmp_path), "--dry-run"))
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_body_that_cannot_be_read_is_not_kept(
+    clamd: Clamd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(content: Content) -> Iterator[bytes]:
+        del content
+        yield b"half"
+        raise SpoolError("the spool is broken")
+
+    async def keep(self: Quarantine, about: Any, size: int, chunks: Any) -> str:
+        del chunks
+        return await kept(self, about, size, fails(None))  # type: ignore[arg-type]  # not read
+
+    kept = Quarantine.keep
+    monkeypatch.setattr(Quarantine, "keep", keep)
+    delivery = scanned(clamd, content=INFECTED, flags=("--quarantine", str(tmp_path)))
+    assert delivery.reply == REFUSED
+    assert 'no copy kept cause="the spool is broken"' in log()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_the_quarantine_has_a_bound(clamd: Clamd, tmp_path: Path) -> None:
