@@ -113,6 +113,7 @@ def packing_list(wheel: Path, source: Path) -> str:
     lines += ["share/examples/smtpd-filters/"]
     lines += [f"share/examples/smtpd-filters/{name}" for name in _examples(source)]
     lines += [*_completions(source, "fish"), *_completions(source, "zsh")]
+    lines += ["@rcscript ${RCDIR}/smtpd_filters_journal"]  # pkg/smtpd_filters_journal.rc
     lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
     return "\n".join(lines) + "\n"
 

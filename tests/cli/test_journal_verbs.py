@@ -1,0 +1,176 @@
+"""`why`, `stats` and `tail`: what they show of a journal, and what they escape."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.cli import main
+from smtpd_filters.cli import tail as tail_verb
+from smtpd_filters.journal.archive import Archive
+from smtpd_filters.journal.privacy import Privacy
+from smtpd_filters.journal.reception import parse
+from smtpd_filters.journal.wire import encode
+from tests.journal.made import PASSED, REFUSED, refused, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Run = Callable[..., tuple[int, str, str]]
+
+#: What a client may try to do to a terminal.
+HOSTILE = "\x1b[2J\x1b]0;title\x07\u202eevil\u2066\r\n\x00\x9b31m<b>&|\udcff"
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def tool(*words: str) -> tuple[int, str, str]:
+        try:
+            status = main([*words, "--directory", str(tmp_path)])
+        except SystemExit as end:
+            status = int(str(end.code))
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return tool
+
+
+@pytest.fixture
+def now() -> float:
+    return time.time()
+
+
+@pytest.fixture
+def archive(tmp_path: Path, now: float) -> Archive:
+    made = Archive(
+        str(tmp_path), Privacy("plain"), days=30, size=1 << 30, floor=0, subjects=True, note=print
+    )
+    at = int(now * 1000)
+    made.write([stored(1, t=at), refused(2, t=at, r=[["bob@example.net", 2]])], now)
+    made.close()
+    return made
+
+
+def test_why_tells_who_what_and_which_setting(archive: Archive, run: Run) -> None:
+    del archive
+    status, said, errors = run("why", "bob@example.net")
+    assert (status, errors) == (0, "")
+    newest, oldest = said.split("\n\n")
+    assert " refused from <alice@example.org> to <bob@example.net> client 192.0.2.1 by dnsbl" in (
+        newest
+    )
+    assert "dnsbl refused it: listed in zen.example [550 5.7.1 Listed] (1.5 ms)" in newest
+    assert "fcrdns let it pass" in newest
+    assert "decided   dnsbl at connect" in newest
+    assert " accepted from <alice@example.org>" in oldest
+    assert "smtpd     accepted it as 00000001, 1,234 bytes" in oldest
+
+
+def test_why_as_json(archive: Archive, run: Run) -> None:
+    del archive
+    _, said, _ = run("why", "192.0.2.1", "--json")
+    first, second = json.loads(said)
+    assert first["decided_by"] == "dnsbl"
+    assert first["reply"] == "550 5.7.1 Listed"
+    assert first["cause"] == "listed in zen.example"
+    assert second["outcome"] == "accepted"
+
+
+def test_what_is_not_there(archive: Archive, run: Run, tmp_path: Path) -> None:
+    del archive
+    assert run("why", "nobody@example.org")[:2] == (
+        1,
+        "nobody@example.org: nothing in the journal\n",
+    )
+    assert run("why", "nobody", "--json")[:2] == (1, "[]\n")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    status, said, error = run("why", "x")
+    assert (status, said) == (2, "")
+    assert error.endswith(": no files of a journal\n")
+
+
+def test_hostile_texts_are_escaped(archive: Archive, run: Run, now: float) -> None:
+    row = [*REFUSED[:7], HOSTILE, "550 " + HOSTILE, HOSTILE, 0, "", HOSTILE]
+    head = {
+        "v": 1, "k": "tx", "p": "x", "s": "1f", "m": "1f", "t": int(now * 1000), "e": "rollback",
+        "c": [f"{HOSTILE}:1", HOSTILE, HOSTILE, HOSTILE], "h": [HOSTILE, HOSTILE], "l": HOSTILE,
+        "u": [HOSTILE, HOSTILE], "f": HOSTILE, "r": [[HOSTILE, 2]] * 2, "i": HOSTILE,
+        "j": HOSTILE, "a": [HOSTILE],
+    }  # fmt: skip
+    parts = [parse(data) for data in encode(head, [PASSED, row], 60_000)]
+    archive.write([{**part, "p": ["x"]} for part in parts], now)
+    archive.close()
+    for words in (
+        ["why", "example", "--color=never"], ["why", "1f"], ["why", HOSTILE.strip("\x00")],
+        ["tail", "--follow=false"], ["tail", "--follow=false", "--full"],
+        ["stats"], ["stats", "--by", "reason"], ["stats", "--by", "senders"],
+        ["stats", "--by", "clients"], ["stats", "--by", "users"], ["tail", "--json", "--follow=false"],
+    ):  # fmt: skip
+        _, said, errors = run(*words)
+        assert said or errors
+        assert all(each.isprintable() or each == "\n" for each in said + errors), words
+
+
+def test_stats_count_outcomes_and_verdicts(archive: Archive, run: Run) -> None:
+    del archive
+    status, said, _ = run("stats")
+    assert status == 0
+    assert "       1  50.0 % refused\n" in said
+    today = said.split("\n\n")[1].split("\n")[-1]
+    assert today.endswith(f"        2 {'a' * 25}{'r' * 25}")
+    assert "dnsbl                connect    reject                    1    1.5 ms    1.5 ms" in said
+    _, said, _ = run("stats", "--by", "reason")
+    assert "       1 refused   dnsbl          listed in zen.example\n" in said
+    _, said, _ = run("stats", "--by", "clients")
+    assert said.endswith("       2 192.0.2.1  1 accepted, 1 refused\n")
+    _, said, _ = run("stats", "--json")
+    assert json.loads(said)["outcomes"]["accepted"] == 1
+
+
+def test_tail_chooses(archive: Archive, run: Run) -> None:
+    del archive
+    for flags, count in (
+        ([], 2),
+        (["--outcome", "refused"], 1),
+        (["--filter", "dnsbl"], 1),
+        (["--filter", "fcrdns"], 0),
+        (["--match", "LISTED"], 1),
+        (["--number", "1"], 1),
+        (["--number", "0"], 0),
+    ):
+        status, said, _ = run("tail", "--follow=false", *flags)
+        assert (status, said.count("\n")) == (0, count), flags
+
+
+def test_tail_follows(
+    archive: Archive, run: Run, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def sleep(_seconds: float) -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        archive.write([stored(10 + len(rounds), f=f"new{len(rounds)}@example.org")], now)
+        archive.close()
+
+    monkeypatch.setattr(tail_verb, "sleep", sleep)
+    status, said, _ = run("tail", "--number", "0")
+    assert status == 130
+    assert [line.partition("from <")[2][:4] for line in said.splitlines()] == ["new1", "new2"]
+
+
+def test_colours(archive: Archive, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    del archive
+    assert "\x1b[31mrefused\x1b[0m" in run("tail", "--follow=false", "--color", "always")[1]
+    assert "\x1b" not in run("tail", "--follow=false")[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "\x1b" in run("why", "alice@example.org")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in run("why", "alice@example.org")[1]
