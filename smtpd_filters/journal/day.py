@@ -5,14 +5,13 @@ The schema's reasons are in docs/decisions/journal.md.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from .rollups import BUCKETS, MAX_REASONS, OTHER, Sums
-from .stories import address_of, outcome
+from .stories import address_of, outcome, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -189,10 +188,9 @@ class Day:
         self, time: float, story: Part, number: int, ranks: dict[tuple[int, int, int], int]
     ) -> None:
         execute = self._connection.execute
-        data = json.dumps(story, separators=(",", ":"), ensure_ascii=False)
         row = execute(
             "INSERT INTO story (time, session, msgid, outcome, data) VALUES (?, ?, ?, ?, ?)",
-            (int(time * 1000), story["s"], story["m"], number, data),
+            (int(time * 1000), story["s"], story["m"], number, stored(story)),
         ).lastrowid
         seen = set()
         for role, kind, word in words_of(story):

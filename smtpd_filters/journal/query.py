@@ -13,7 +13,6 @@ Invariants
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import sqlite3
@@ -30,7 +29,7 @@ from .day import NewerError, check_version
 from .merging import joined
 from .privacy import Privacy
 from .rollups import BUCKETS, HOUR
-from .stories import OUTCOMES, Story, story
+from .stories import OUTCOMES, Story, loaded, story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,9 +39,10 @@ MAX_SCANNED = 200_000
 #: Words of a day that a part of a word may match.
 MAX_WORDS = 500
 #: Words of each day that are ranked.
-MAX_RANKED = 500
+MAX_RANKED = 200
 _HEX = re.compile(r"[0-9a-fA-F]{8,16}")
 _STORY_ID = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?-(\d{1,15})")
+ALL_KINDS = (schema.MAIL, schema.CLIENT, schema.HOST, schema.USER, schema.MESSAGE_ID)
 #: The roles of words in `rankings`.
 RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema.OF_USER}
 
@@ -140,12 +140,18 @@ class Journal:
 
     def search(self, wanted: Search) -> list[Story]:
         """Return the stories that fit, newest first. Raises TooSlowError, OSError."""
+        # A part of a word is looked for only if it is not a whole word anywhere.
+        return self._search(wanted, part=False) or (
+            self._search(wanted, part=True) if wanted.text else []
+        )
+
+    def _search(self, wanted: Search, *, part: bool) -> list[Story]:
         found: list[Story] = []
         before = _STORY_ID.fullmatch(wanted.before)
-        for name, part, path in self._files(wanted.since, wanted.until, newest_first=True):
+        for name, number, path in self._files(wanted.since, wanted.until, newest_first=True):
             last = 1 << 62
             if before:
-                place = name, part
+                place = name, number
                 limit = before[1], int(before[2] or 0)
                 if place > limit:
                     continue
@@ -153,39 +159,47 @@ class Journal:
             with self._reading(path) as connection:
                 if connection is None:
                     continue
+                words: list[int] | None = None
+                if wanted.text and not _HEX.fullmatch(wanted.text):
+                    look = self._parts if part else self._words
+                    words = look(connection, wanted.text)
+                    if not words:
+                        continue
                 room = wanted.limit - len(found)
                 prefix = _stem(path)
                 found += [
-                    story(f"{prefix}-{id_}", json.loads(data))
-                    for id_, data in self._rows(connection, wanted, last, room)
+                    story(f"{prefix}-{id_}", each)
+                    for id_, each in self._rows(connection, wanted, words, last, room)
                 ]
             if len(found) >= wanted.limit:
                 break
         return found
 
+    @staticmethod
     def _rows(
-        self, connection: sqlite3.Connection, wanted: Search, last: int, limit: int
-    ) -> Iterator[tuple[int, str]]:
-        """Yield ids and data of stories of one file."""
+        connection: sqlite3.Connection,
+        wanted: Search,
+        words: list[int] | None,
+        last: int,
+        limit: int,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield ids and stories of one file, those with any of the words if these are given."""
         conditions = ["s.id < ?", "s.time >= ?", "s.time < ?"]
         values: list[object] = [last, int(wanted.since * 1000), int(min(wanted.until, 1e12) * 1000)]
+        source = "story s"
         if wanted.outcomes:
             numbers = [at for at, name in enumerate(OUTCOMES) if name in wanted.outcomes]
             conditions.append(f"s.outcome IN ({', '.join(map(str, numbers)) or 'NULL'})")
-        source = "story s"
-        if wanted.text:
-            words, ids = self._looked_up(connection, wanted.text)
-            if ids is not None:
-                conditions.append(ids)
-                values += [wanted.text.lower()] * ids.count("?")
-            else:
-                if not words:
-                    return
-                marks = ", ".join(map(str, words))
-                source = (
-                    f"(SELECT DISTINCT story FROM seen WHERE word IN ({marks}) ORDER BY story DESC)"  # noqa: S608  # numbers
-                    " x CROSS JOIN story s ON s.id = x.story"
-                )
+        if words is not None:
+            marks = ", ".join(map(str, words))
+            source = (
+                f"(SELECT DISTINCT story FROM seen WHERE word IN ({marks}) ORDER BY story DESC)"  # noqa: S608  # numbers
+                " x CROSS JOIN story s ON s.id = x.story"
+            )
+        elif wanted.text:
+            column = "msgid" if len(wanted.text) == 8 else "session"
+            conditions.append(f"s.{column} = ? AND s.{column} <> ''")
+            values.append(wanted.text.lower())
         scanned = 0
         rows = connection.execute(
             f"SELECT s.id, s.data FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608  # of this function
@@ -196,52 +210,42 @@ class Journal:
             scanned += 1
             if limit <= 0 or scanned > MAX_SCANNED:
                 return
-            if (wanted.filter or wanted.verb) and not _fits(json.loads(data), wanted):
+            found = loaded(data)
+            if (wanted.filter or wanted.verb) and not _fits(found, wanted):
                 continue
             limit -= 1
-            yield id_, data
+            yield id_, found
 
-    def _looked_up(self, connection: sqlite3.Connection, text: str) -> tuple[list[int], str | None]:
-        """Return the numbers of the words that a text means, or a condition for smtpd's ids."""
-        if _HEX.fullmatch(text):
-            column = "msgid" if len(text) == 8 else "session"
-            return [], f"s.{column} = ? AND s.{column} <> ''"
+    def _words(self, connection: sqlite3.Connection, text: str) -> list[int]:
+        """Return the numbers of the words that a text means, and of clients in a network."""
         execute = connection.execute
+        if network := _network(text):
+            clients = execute("SELECT id, text FROM word WHERE kind = ?", (schema.CLIENT,))
+            found = [id_ for id_, word in clients if _is_in(word, network)][:MAX_WORDS]
+            if found:
+                return found
         row = execute("SELECT value FROM meta WHERE key = 'addresses'").fetchone()
         privacy = Privacy(row[0] if row else "plain", self._key)
         words = {text, text.lower(), text.strip("<>"), text.strip("<>").lower()}
         words |= {privacy.mail(text), privacy.client(text), privacy.name(text)}
         words |= {privacy.name(text.lower())}
         marks = ", ".join("?" * len(words))
-        kinds = range(5)  # all: the index is by kind and text
-        found = [
-            id_
-            for kind in kinds
-            for (id_,) in execute(
-                f"SELECT id FROM word WHERE kind = ? AND text IN ({marks})",  # noqa: S608
-                (kind, *words),
-            )
-        ]
-        if not found and (network := _network(text)):
-            found = [
-                id_
-                for id_, word in execute(
-                    "SELECT id, text FROM word WHERE kind = ?", (schema.CLIENT,)
-                )
-                if _is_in(word, network)
-            ][:MAX_WORDS]
-        if not found:
-            part = "".join(f"\\{each}" if each in "%_\\" else each for each in text.lower())
-            kind_list = (schema.MAIL, schema.HOST, schema.USER)
-            found = [
-                id_
-                for (id_,) in execute(
-                    f"SELECT id FROM word WHERE kind IN {kind_list}"  # noqa: S608  # numbers
-                    " AND text LIKE ? ESCAPE '\\' LIMIT ?",
-                    (f"%{part}%", MAX_WORDS),
-                )
-            ]
-        return found, None
+        rows = execute(
+            f"SELECT id FROM word WHERE kind IN {ALL_KINDS} AND text IN ({marks})",  # noqa: S608  # constants
+            tuple(words),
+        )
+        return [id_ for (id_,) in rows]
+
+    @staticmethod
+    def _parts(connection: sqlite3.Connection, text: str) -> list[int]:
+        """Return the numbers of the words that have a text in them."""
+        part = "".join(f"\\{each}" if each in "%_\\" else each for each in text.lower())
+        kinds = (schema.MAIL, schema.HOST, schema.USER)
+        rows = connection.execute(
+            f"SELECT id FROM word WHERE kind IN {kinds} AND text LIKE ? ESCAPE '\\' LIMIT ?",  # noqa: S608  # numbers
+            (f"%{part}%", MAX_WORDS),
+        )
+        return [id_ for (id_,) in rows]
 
     def story(self, id_: str) -> Story | None:
         """Return a story, joined with later parts of its transaction; None if there is none."""
@@ -264,7 +268,7 @@ class Journal:
                         "SELECT data FROM story WHERE session = ? AND msgid = ? ORDER BY id",
                         found[:2],
                     ).fetchall()
-                joint = story(id_, joined(json.loads(data) for (data,) in rows))
+                joint = story(id_, joined(loaded(data) for (data,) in rows))
         return joint
 
     def session(self, session: str) -> list[Story]:
@@ -292,7 +296,7 @@ class Journal:
                         (beyond, limit - len(found)),
                     )
                     prefix = _stem(path)
-                    found += [story(f"{prefix}-{id_}", json.loads(data)) for id_, data in rows]
+                    found += [story(f"{prefix}-{id_}", loaded(data)) for id_, data in rows]
             if len(found) >= limit:
                 break
         return found

@@ -5,8 +5,11 @@ A story is the history of one transaction, or of a session as far as it belongs 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from .wire import packed, unpacked
 
 #: The results of a message, in the order of their numbers in the database: accepted; accepted and
 #: marked as junk; refused temporarily; refused permanently; abandoned by the client; a session
@@ -17,6 +20,12 @@ OUTCOMES = ("accepted", "junk", "deferred", "refused", "abandoned", "none")
 RESULTS = ("accepted", "deferred", "refused")
 #: Who decided if no filter did.
 SMTPD = "smtpd"
+#: Lists of a part with a number of texts that is always the same.
+_LISTS = {"c": 4, "h": 2, "u": 2}
+_EMPTY: dict[str, Any] = {
+    **dict.fromkeys("melfij", ""), **dict.fromkeys("tdzxy", 0), **dict.fromkeys("rap", ()),
+    **{key: ("",) * length for key, length in _LISTS.items()},
+}  # fmt: skip
 #: Replies to wrong commands, which say nothing of the message (RFC 5321 section 4.2.3).
 _SYNTAX = ("500", "501", "502", "503", "504", "555")
 _AUTH = ("530", "535", "538")
@@ -137,6 +146,22 @@ class Story:
         if self.deciding is not None and self.deciding.reply:
             return self.deciding.reply
         return _answer(self.answers, session=self.kind == "session")
+
+
+def stored(part: dict[str, Any]) -> str:
+    """Return a story as it is stored: without what is empty, and with its verdicts packed."""
+    short = {key: value for key, value in part.items() if value and key not in ("v", "w", "x")}
+    for key in _LISTS:
+        if key in short and not any(short[key]):
+            del short[key]
+    return json.dumps({**short, "w": packed(part["w"])}, separators=(",", ":"), ensure_ascii=False)
+
+
+def loaded(data: str) -> dict[str, Any]:
+    """Return a story that was stored. Raises ValueError, KeyError or TypeError if it is damaged."""
+    short = json.loads(data)
+    part = {**_EMPTY, **short, "w": unpacked(short["w"])}
+    return {**part, **{key: list(part[key]) for key in ("r", "a", "p", *_LISTS)}}
 
 
 def verdict(row: list[Any]) -> Verdict:

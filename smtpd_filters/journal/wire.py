@@ -58,6 +58,36 @@ def trimmed(row: Row) -> Row:
     return row[:end]
 
 
+def packed(rows: list[Row]) -> list[Row]:
+    """Return complete rows in the form of a datagram: trimmed, and verdicts to proceed packed."""
+    found: list[Row] = []
+    last: Row = []
+    for row in rows:
+        short = trimmed(row)
+        if short[2] != "proceed" or len(short) > 5:
+            found.append(short)
+            continue
+        at, took = row[3], row[4]
+        if last[:2] != [row[1], at] or len(last) > 2 * PACKED:
+            last = [row[1], at]
+            found.append(last)
+        last += row[0], took
+    return found
+
+
+def unpacked(rows: list[Row]) -> list[Row]:
+    """Return complete rows from those that `packed` has returned."""
+    found: list[Row] = []
+    for row in rows:
+        if len(row) > 1 and type(row[1]) is int:
+            phase, at, *passed = row
+            for filter_, took in zip(passed[::2], passed[1::2], strict=True):
+                found.append([filter_, phase, "proceed", at, took, *DEFAULTS[5:]])
+        else:
+            found.append([*row, *DEFAULTS[len(row) :]])
+    return found
+
+
 def encode(head: dict[str, Any], rows: list[Row], limit: int = LIMIT) -> list[bytes]:
     """Return the datagrams of a story: its facts, and its verdicts.
 

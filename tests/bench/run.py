@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PARTS = (
     "milters",
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners", "content"),
+    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners", "content", "journal"),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -94,6 +94,8 @@ class Sizes:
     # Bytes of a message, and how many of it.
     content: int = 4 << 20
     contents: int = 10
+    # Messages of six verdicts in a journal.
+    stories: int = 1_700_000
 
 
 QUICK = Sizes(
@@ -121,6 +123,7 @@ QUICK = Sizes(
     signed=100,
     content=1 << 20,
     contents=5,
+    stories=30_000,
 )
 
 
@@ -509,6 +512,31 @@ class Bench:
             ("USS of the supervisor, MiB", own / MIB, "<=", 12),
         ):
             self.target(title, value, sense, limit)
+
+    def journal(self) -> None:
+        """Measure what a journal costs a chain, what it takes itself, and how long queries take."""
+        from tests.bench import journal, real
+
+        if reason := real.missing():
+            self.report.left_out.append(f"a chain with a journal: {reason}")
+        else:
+            progress("journal: a chain with it")
+            # Twice as many rounds: the ratio is near 1.
+            found = journal.measure_chain(2 * self.sizes.rounds, self.sizes.mails)
+            for name, median in medians(found).items():
+                self.report.figures[f"real smtpd, {name}"] = median
+            ratio = compare(found, journal.WITH, journal.WITHOUT, "messages/s")
+            self.target("real smtpd: messages/s, six with a journal : without", ratio, ">=", 0.97)
+        progress("journal: its process")
+        own = self.report.figures["journal"] = journal.measure_service(10)
+        share = next(value for key, value in own.items() if key.startswith("CPU share"))
+        self.target("processor of the journal at 2,000 verdicts/s, %", share, "<=", 5)
+        progress("journal: queries")
+        queries = self.report.figures["journal, queries"] = journal.measure_queries(
+            self.sizes.stories
+        )
+        for name, limit in (("by sender", 50), ("by recipient", 50), ("30 days of overview", 200)):
+            self.target(f"journal: {name}, ms", queries[f"{name}, ms"], "<=", limit)
 
     def greylist(self) -> None:
         """Measure filter-greylist by store and number of triplets, and beside postgrey."""
