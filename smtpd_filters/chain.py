@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Outcome
-    from .journal.collector import Collector
+    from .journal.collector import Collector, Group
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
     from .runtime.coroutines import Pending
@@ -62,6 +62,8 @@ MAIL_FROM = PHASES["mail-from"]
 MARK = ("X-Spam", "Yes")
 #: The price (`runtime.pace`) of a handler that is called before its turn: a first step and a task.
 EARLY = 50
+#: Seconds of all filters at a phase below which they share the time in the journal.
+TOGETHER_BELOW = 0.001
 
 
 class Chain:
@@ -157,6 +159,9 @@ class Chain:
 
             for guard in (guard for of in guards.values() for guard in of):
                 guard.first_step = begin_unless_refused
+        #: With a journal: when the handlers were called at a phase, and groups of them by phase.
+        self._starts: list[float] = []
+        self._groups: dict[Phase, list[Group]] = {}
         registrations = [each.registration for each in self.filters]
         #: Taps on the lines themselves; the phases and reports that they need are registered too.
         self.taps = tuple(tap for each in registrations for tap in each.taps)
@@ -190,10 +195,17 @@ class Chain:
     def keep_journal(self, journal: Collector) -> None:
         """Give the journal all verdicts from now on; to be called before anything is registered."""
         self.journal = journal
+        from .journal.collector import Group  # only with a journal
+
         self.reports += tuple(name for name in journal.reports if name not in self.reports)
         for guards in (*self._guards.values(), [guard for guard, _ in self._content]):
             for guard in guards:
-                guard.journal = journal
+                guard.journal, guard.starts = journal, self._starts
+        for phase, guards in self._guards.items():
+            names = [guard.filter for guard in guards]
+            self._groups[phase] = [
+                Group(phase.name, names[:count]) for count in range(len(names) + 1)
+            ]
 
     def _prepare(self, guards: dict[str, list[Guard]]) -> None:
         """Change the guards before anything is registered: for a subclass."""
@@ -233,11 +245,42 @@ class Chain:
             session.mark = ""  # of a transaction that did not come about
         arguments = (text(argument),) if phase.argument else ()
         guards = iter(self._guards[phase])
+        self._starts.clear()
         for guard in guards:
             decision = guard.ask(session, *arguments)
             if decision is not PROCEED:
+                if self.journal is not None:
+                    self._note_passed(phase, session)
                 return begin(self._combine(phase, session, arguments, decision, guards))
+        if self.journal is not None:
+            self._starts.append(monotonic())
+            self._note_passed(phase, session)
         return marked(phase, session, PROCEED) if session.mark else PROCEED
+
+    def _ask_one(self, guard: Guard, session: Session, *arguments: Any) -> Decision | Pending:
+        """Call a handler by itself; tell the journal if it lets pass at once."""
+        if self.journal is None:
+            return guard.ask(session, *arguments)
+        self._starts.clear()
+        asked = guard.ask(session, *arguments)
+        if asked is PROCEED:
+            self.journal.passed(session, guard, self._starts[0])
+        return asked
+
+    def _note_passed(self, phase: Phase, session: Session) -> None:
+        """Tell the journal of the filters that let pass: of all but the last call.
+
+        If they took little time together, each has an equal share: noting each takes longer than
+        most of them do.
+        """
+        journal, (first, *rest) = self.journal, self._starts
+        if journal is None or not rest:
+            return
+        if rest[-1] - first < TOGETHER_BELOW:
+            journal.passed(session, self._groups[phase][len(rest)], first, rest[-1])
+            return
+        for guard, started, ended in zip(self._guards[phase], self._starts, rest, strict=False):
+            journal.passed(session, guard, started, ended)
 
     async def _combine(
         self,
@@ -269,7 +312,7 @@ class Chain:
                 guard = behind.pop(0)
                 called = early.pop(guard, None)
                 if called is None:
-                    asked = guard.ask(session, *arguments)
+                    asked = self._ask_one(guard, session, *arguments)
                 else:
                     asked = begin(guard.collect(session, called))
         finally:
@@ -341,7 +384,7 @@ class Chain:
         guard, whole = self._content[at]
         called = early.pop(guard, None)
         if called is None:
-            asked = guard.ask(session, message if whole else headers)
+            asked = self._ask_one(guard, session, message if whole else headers)
         else:
             assert called.turn is not None  # noqa: S101  # `_scan_beside` has set it
             called.turn.begin()

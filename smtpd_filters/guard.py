@@ -26,6 +26,7 @@ from .protocol.decisions import (
     Junk,
     Marked,
     Points,
+    Proceed,
     Reject,
     Rewrite,
     reply,
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
+#: In place of a decision that is only logged; it is not `PROCEED`, whose verdict is another.
+_SUPPRESSED = Proceed()
 #: The reason of a decision that stands in for a handler's own: it distinguishes the two.
 FAILED = "handler failed"
 #: The same if the edits of a message that the handler had made stay (`UnavailableError`).
@@ -90,6 +93,7 @@ class Guard:
         "phase",
         "points",
         "settings",
+        "starts",
         "treat",
         "watchdog",
         "where",
@@ -145,11 +149,15 @@ class Guard:
         #: What keeps the verdicts for the journal; None without one.
         self.journal: Collector | None = None
         self.settings: object = filter.settings
+        #: When `ask` was called, for the chain to tell the journal of those that proceed.
+        self.starts: list[float] | None = None
 
     def ask(self, session: Session, *arguments: object) -> Decision | Pending:
         """Call the handler.  Never raises; the result of pending work is a decision as well."""
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
+        if self.starts is not None:
+            self.starts.append(started)
         try:
             result = self.handler(session, *arguments)
             if self.coroutine and type(result) is CoroutineType:
@@ -159,8 +167,6 @@ class Guard:
             watchdog.running = 0.0
             return self._thrown(session, error, started)
         if result is PROCEED and not (watchdog.noticed or self.log.verbose):
-            if self.journal is not None:
-                self.journal.passed(session, self, started)
             return PROCEED
         return self._returned(session, result, started)
 
@@ -187,7 +193,10 @@ class Guard:
             if self.journal is not None:
                 self.journal.passed(session, self, started)
             return PROCEED
-        return self._returned(session, result, started)
+        returned = self._returned(session, result, started)
+        if returned is PROCEED and self.journal is not None:
+            self.journal.passed(session, self, started)
+        return returned
 
     def ask_early(self, session: Session, *arguments: object) -> Early:
         """Call the handler before its turn.  Never raises; nothing is logged until `collect`."""
@@ -271,7 +280,10 @@ class Guard:
             return self.failed(session, error="was cancelled")
         if type(result) is Raised:
             return self._raised(session, result.error)
-        return self._checked(session, result, started)
+        decision = self._checked(session, result, started)
+        if decision is PROCEED and self.journal is not None:
+            self.journal.passed(session, self, started)
+        return decision
 
     def _close(self, work: Coroutine[Any, Any, object]) -> None:
         """Close a coroutine, watched like a handler; one that has finished stays as it is."""
@@ -306,15 +318,17 @@ class Guard:
         if self.treat is not None:
             decision = self.treat(decision)
         self._note(session, decision, monotonic() - started)
-        if self.dry or (self.treat is None and type(decision) is Points):
-            return PROCEED
+        if decision is not PROCEED and (
+            self.dry or (self.treat is None and type(decision) is Points)
+        ):
+            return _SUPPRESSED
         return decision
 
     def _note(self, session: Session, decision: Decision, took: float) -> None:
         """Log a decision, and give it to the journal."""
         if decision is not PROCEED or self.log.verbose:
             self.log.verdict(session, self.phase, decision, took, dry=self.dry)
-        if self.journal is not None:
+        if self.journal is not None and decision is not PROCEED:
             self.journal.decided(session, self, decision, took)
 
     def _illegal(self, result: object) -> str:

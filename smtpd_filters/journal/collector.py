@@ -22,7 +22,7 @@ from .wire import PACKED, VERSION, encode, trimmed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     from smtpd_filters.runtime.log import Log
@@ -62,6 +62,17 @@ MAX_ADDRESS, MAX_NAME, MAX_TEXT = 320, 255, 200
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
 _REFUSALS = frozenset({"reject", "disconnect"})
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
+
+
+class Group:
+    """Filters of a chain that are called one after another at a phase, and all let pass."""
+
+    __slots__ = ("filters", "phase")
+
+    def __init__(self, phase: str, filters: Sequence[str]) -> None:
+        self.phase = phase
+        #: Their names, with blanks in between.
+        self.filters = " ".join(filters)
 
 
 class Story:
@@ -136,13 +147,15 @@ class Collector:
 
     # -- verdicts ------------------------------------------------------------------------
 
-    def passed(self, session: Keeper, source: Source, started: float) -> None:
-        """Note that a handler which was called at `started` let the command pass."""
+    def passed(
+        self, session: Keeper, source: Source | Group, started: float, ended: float = 0.0
+    ) -> None:
+        """Note that a handler let the command pass, from `started` to `ended` or now."""
         try:
             story = session.story
             if story is None:
                 story = session.story = Story()
-            took = monotonic() - started
+            took = (ended or monotonic()) - started
             sums = story.passed.get(source)
             if sums is None:
                 story.passed[source] = [1, took, took, started - story.start]
@@ -157,9 +170,6 @@ class Collector:
         self, session: Keeper, source: Source, decision: Decision, took: float, failure: str = ""
     ) -> None:
         """Note a decision, which took so many seconds; `failure` is why the filter has none."""
-        if decision is PROCEED and not failure:
-            self.passed(session, source, monotonic() - took)
-            return
         try:
             flags = ("d" if source.dry else "") + ("f" if failure else "")
             points = 0
@@ -397,6 +407,11 @@ def _packed(passed: dict[Any, list[float]]) -> list[Row]:
     row: Row = []
     phase = ""
     for source, (count, total, longest, at) in passed.items():
+        if type(source) is Group:
+            rows.append([source.phase, int(at * 1000), int(total * 1e6), source.filters])
+            if count > 1:
+                rows[-1] += count, int(longest * 1e6)
+            continue
         if count > 1:
             times = int(at * 1000), int(total * 1e6), count, int(longest * 1e6)
             rows.append([source.filter, source.phase, "proceed", *times])

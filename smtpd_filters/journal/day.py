@@ -205,13 +205,11 @@ class Day:
         id_ = self._words.get((kind, word))
         if id_ is None:
             execute = self._connection.execute
-            found = execute("SELECT id FROM word WHERE kind = ? AND text = ?", (kind, word))
-            row = found.fetchone()
-            if row is not None:
-                id_ = row[0]
-            else:
-                new = execute("INSERT INTO word (kind, text) VALUES (?, ?)", (kind, word))
-                id_ = new.lastrowid
+            new = execute("INSERT OR IGNORE INTO word (kind, text) VALUES (?, ?)", (kind, word))
+            id_ = new.lastrowid
+            if not new.rowcount:
+                row = execute("SELECT id FROM word WHERE kind = ? AND text = ?", (kind, word))
+                (id_,) = row.fetchone()
             if len(self._words) >= MAX_WORDS:
                 self._words.clear()
             assert id_ is not None  # noqa: S101  # it was inserted

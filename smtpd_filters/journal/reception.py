@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.protocol.vocabulary import PHASES
 
-from .wire import DEFAULTS, PACKED, ROW, VERSION
+from .wire import DEFAULTS, PACKED, ROW, VERSION, together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
 #: Bytes of a datagram that is read.
 MAX_DATAGRAM = 1 << 16
@@ -31,6 +31,10 @@ _VERBS = frozenset({"proceed", "junk", "reject", "disconnect", "rewrite", "point
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{1,16}")
 _FLAGS = frozenset("dfts")
+#: Names that were checked, and how many are remembered.
+_names: dict[str, str] = {}
+MAX_NAMES = 1000
+OTHER = "other"
 #: Lists of texts, with their lengths.
 _LISTS = {"c": 4, "h": 2, "u": 2}
 _TEXTS = ("e", "l", "f", "i", "j")
@@ -90,7 +94,14 @@ def number(value: object) -> int:
 
 def name(value: object) -> str:
     """Return the name of a filter or a process, or "other" if it is an odd one."""
-    return value if isinstance(value, str) and _NAME.fullmatch(value) else "other"
+    if not isinstance(value, str):
+        return OTHER
+    known = _names.get(value)
+    if known is None:
+        if len(_names) >= MAX_NAMES:
+            _names.clear()
+        known = _names[value] = value if _NAME.fullmatch(value) else OTHER
+    return known
 
 
 def _refuse(_word: str) -> None:
@@ -111,28 +122,40 @@ def _recipient(value: object) -> list[Any]:
     return [text(value[0]), int(value[1])]
 
 
-def _rows(value: object) -> Iterator[list[Any]]:
-    """Yield the verdicts of a row."""
+def _rows(value: object) -> Sequence[list[Any]]:
+    """Return the verdicts of a row."""
     if not isinstance(value, list) or len(value) < 3 or not isinstance(value[1], int):
-        yield _row(value)
-        return
+        return (_row(value),)
     phase, at, *passed = value
-    if len(passed) > 2 * PACKED:
-        raise InvalidError("too many verdicts")
-    for filter_, took in zip(passed[::2], passed[1::2], strict=False):
-        yield _row([filter_, phase, "proceed", at, took])
+    if isinstance(passed[0], int):
+        if len(passed) not in (2, 4) or not isinstance(passed[1], str) or len(passed[1]) > MAX_TEXT:
+            raise InvalidError("invalid verdicts")
+        for each in (passed[0], *passed[2:]):
+            number(each)
+        # Checked one by one: there may be several of each.
+        return [_row(row) for row in together(value)]
+    if len(passed) > 2 * PACKED or phase not in _PHASES or number(at) < 0:
+        raise InvalidError("invalid verdicts")
+    return [
+        [name(filter_), phase, "proceed", at, max(0, number(took)), *DEFAULTS[5:]]
+        for filter_, took in zip(passed[::2], passed[1::2], strict=False)
+    ]
 
 
 def _row(value: object) -> list[Any]:
     if not isinstance(value, list) or not 3 <= len(value) <= len(ROW):
         raise InvalidError("invalid verdict")
     row = [*value, *DEFAULTS[len(value) :]]
+    if not (isinstance(row[1], str) and isinstance(row[2], str)):
+        raise InvalidError("invalid verdict")
     if row[1] not in _PHASES or row[2] not in _VERBS:
         raise InvalidError("unknown phase or verb")
     row[0] = name(row[0])
-    for at, default in enumerate(DEFAULTS):
-        row[at] = text(row[at]) if isinstance(default, str) else number(row[at])
-    row[3:7] = [max(0, each) for each in row[3:7]]
+    for at in (3, 4, 5, 6):
+        row[at] = max(0, number(row[at]))
+    for at in (7, 8, 9, 11, 12):
+        row[at] = text(row[at])
+    number(row[10])
     if not 1 <= row[5] <= 1_000_000 or not _FLAGS.issuperset(row[11]):
         raise InvalidError("invalid verdict")
     return row

@@ -22,6 +22,7 @@ RESULTS = ("accepted", "deferred", "refused")
 SMTPD = "smtpd"
 #: Lists of a part with a number of texts that is always the same.
 _LISTS = {"c": 4, "h": 2, "u": 2}
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 _EMPTY: dict[str, Any] = {
     **dict.fromkeys("melfij", ""), **dict.fromkeys("tdzxy", 0), **dict.fromkeys("rap", ()),
     **{key: ("",) * length for key, length in _LISTS.items()},
@@ -154,7 +155,7 @@ def stored(part: dict[str, Any]) -> str:
     for key in _LISTS:
         if key in short and not any(short[key]):
             del short[key]
-    return json.dumps({**short, "w": packed(part["w"])}, separators=(",", ":"), ensure_ascii=False)
+    return _encode({**short, "w": packed(part["w"])})
 
 
 def loaded(data: str) -> dict[str, Any]:

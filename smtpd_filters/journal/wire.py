@@ -42,7 +42,9 @@ ROW = (
     "points", "flags", "setting",
 )  # fmt: skip
 #: Verdicts to proceed, which most are, are packed: a row `[phase, at, filter, took, filter, took,
-#: ...]` has up to so many of one phase.
+#: ...]` has up to so many of one phase. Those of filters that were called together, with their
+#: names in one text, are a row `[phase, at, took, filters]`, and `count, longest` if it is several
+#: times.
 PACKED = 12
 #: The default of each field.
 DEFAULTS: tuple[Any, ...] = ("", "", "", 0, 0, 1, 0, "", "", "", 0, "", "")
@@ -86,6 +88,15 @@ def unpacked(rows: list[Row]) -> list[Row]:
         else:
             found.append([*row, *DEFAULTS[len(row) :]])
     return found
+
+
+def together(row: Row) -> list[Row]:
+    """Return rows for the verdicts of filters that were called together: equal shares."""
+    phase, at, took, filters, *more = row
+    count, longest = more or (1, 0)
+    names = filters.split(" ")
+    share = took // len(names), count, longest // len(names)
+    return [[name, phase, "proceed", at, *share] for name in names]
 
 
 def encode(head: dict[str, Any], rows: list[Row], limit: int = LIMIT) -> list[bytes]:

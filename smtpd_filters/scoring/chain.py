@@ -332,7 +332,7 @@ class ScoringChain(Chain):
                 guard, *behind = behind
                 called = early.pop(guard, None) if early else None
                 if called is None:
-                    asked = guard.ask(session, *arguments)
+                    asked = self._ask_one(guard, session, *arguments)
                 else:
                     asked = begin(guard.collect(session, called))
                 if not isinstance(asked, Decision):
