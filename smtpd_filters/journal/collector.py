@@ -120,8 +120,8 @@ class Collector:
 
     #: The reports that it needs.
     reports = (
-        "link-connect", "link-disconnect", "link-identify", "link-tls", "link-auth", "tx-begin",
-        "tx-mail", "tx-rcpt", "tx-reset", "tx-commit", "tx-rollback", "protocol-server",
+        "link-connect", "link-disconnect", "link-identify", "link-tls", "link-auth", "tx-mail",
+        "tx-rcpt", "tx-reset", "tx-commit", "protocol-server",
     )  # fmt: skip
 
     def __init__(self, sender: Sender, who: str, log: Log) -> None:
@@ -135,11 +135,9 @@ class Collector:
                 "link-identify": self._identified,
                 "link-tls": self._encrypted,
                 "link-auth": self._authenticated,
-                "tx-begin": self._begun,
                 "tx-mail": self._sender,
                 "tx-rcpt": self._recipient,
                 "tx-commit": self._committed,
-                "tx-rollback": self._rolled_back,
                 "tx-reset": self._reset,
                 "protocol-server": self._answered,
             }.items()
@@ -285,13 +283,11 @@ class Collector:
             self._failed(session, error)
 
     @staticmethod
-    def _begun(story: Story, values: tuple[bytes, ...]) -> None:
-        story.msgid = _text(values[0], 16)
-
-    @staticmethod
     def _sender(story: Story, values: tuple[bytes, ...]) -> None:
         story.sender = _text(values[2], MAX_ADDRESS)
-        if values[1] != b"ok":
+        if values[1] == b"ok":
+            story.msgid = _text(values[0], 16)
+        else:
             story.refused = True
 
     @staticmethod
@@ -311,11 +307,9 @@ class Collector:
         story.size = int(values[1]) if values[1].isdigit() and len(values[1]) < 16 else 0
 
     @staticmethod
-    def _rolled_back(story: Story, _values: tuple[bytes, ...]) -> None:
-        story.end = "rollback"
-
-    @staticmethod
     def _reset(story: Story, _values: tuple[bytes, ...]) -> bool:
+        # It comes after `tx-commit` as well as after `tx-rollback`.
+        story.end = story.end or "rollback"
         return story.msgid != ""
 
     @staticmethod

@@ -164,15 +164,14 @@ class Day:
         """
         batch = Sums()
         ranks: dict[tuple[int, int, int], int] = {}
-        judged = []
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for time, story in stories:
                 self._privacy.apply(story, subjects=self._subjects)
                 number, deciding = outcome(story)
                 batch.add(time, story, number, deciding)
-                judged.append((time, story, number, deciding))
                 self._insert(time, story, number, ranks)
+            batch.settle()
             self._add(batch, ranks)
             self._connection.execute("COMMIT")
         except BaseException:
@@ -181,8 +180,7 @@ class Day:
                 self._connection.execute("ROLLBACK")
             raise
         if sums is not None:
-            for each in judged:
-                sums.add(*each)
+            sums.merge(batch)
 
     def _insert(
         self, time: float, story: Part, number: int, ranks: dict[tuple[int, int, int], int]

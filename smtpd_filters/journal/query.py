@@ -487,7 +487,7 @@ def _day(seconds: float) -> str:
 def _fits(part: dict[str, Any], wanted: Search) -> bool:
     """Whether a verdict is that of a filter, and of this verb."""
     return any(
-        (not wanted.filter or row[0] == wanted.filter)
+        (not wanted.filter or wanted.filter in row[0].split(" "))
         and (row[2] == wanted.verb if wanted.verb else row[2] != "proceed")
         for row in part["w"]
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.protocol.vocabulary import PHASES
 
-from .wire import DEFAULTS, PACKED, ROW, VERSION, together
+from .wire import DEFAULTS, PACKED, ROW, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,14 +93,19 @@ def number(value: object) -> int:
 
 
 def name(value: object) -> str:
-    """Return the name of a filter or a process, or "other" if it is an odd one."""
+    """Return the name of a filter or a process, or "other" if it is an odd one.
+
+    Names of several filters have a blank in between.
+    """
     if not isinstance(value, str):
         return OTHER
     known = _names.get(value)
     if known is None:
         if len(_names) >= MAX_NAMES:
             _names.clear()
-        known = _names[value] = value if _NAME.fullmatch(value) else OTHER
+        known = _names[value] = " ".join(
+            each if _NAME.fullmatch(each) else OTHER for each in value[:MAX_TEXT].split(" ")
+        )
     return known
 
 
@@ -130,11 +135,11 @@ def _rows(value: object) -> Sequence[list[Any]]:
     if isinstance(passed[0], int):
         if len(passed) not in (2, 4) or not isinstance(passed[1], str) or len(passed[1]) > MAX_TEXT:
             raise InvalidError("invalid verdicts")
-        for each in (passed[0], *passed[2:]):
-            number(each)
-        # Checked one by one: there may be several of each.
-        return [_row(row) for row in together(value)]
-    if len(passed) > 2 * PACKED or phase not in _PHASES or number(at) < 0:
+        took, names, *more = passed
+        return (_row([names, phase, "proceed", at, took, *more]),)
+    if not isinstance(phase, str) or phase not in _PHASES:
+        raise InvalidError("unknown phase")
+    if len(passed) > 2 * PACKED or number(at) < 0:
         raise InvalidError("invalid verdicts")
     return [
         [name(filter_), phase, "proceed", at, max(0, number(took)), *DEFAULTS[5:]]

@@ -39,13 +39,23 @@ class Times:
         self.seconds = self.longest = 0.0
         self.buckets = [0] * (len(BUCKETS) + 1)
 
-    def add(self, row: list[Any]) -> None:
-        """Add a verdict, or several in one row, which count with their mean."""
-        count, seconds = row[5], row[4] / 1e6
+    def add(self, row: list[Any], filters: int = 1) -> None:
+        """Add a verdict, or several in one row, which count with their mean.
+
+        A row of several `filters` counts with the share of one.
+        """
+        count, seconds = row[5], row[4] / 1e6 / filters
         self.count += count
         self.seconds += seconds
-        self.longest = max(self.longest, seconds if count == 1 else row[6] / 1e6)
+        self.longest = max(self.longest, seconds if count == 1 else row[6] / 1e6 / filters)
         self.buckets[bisect_left(BUCKETS, seconds / count)] += count
+
+    def merge(self, other: Times) -> None:
+        """Add the verdicts of another."""
+        self.count += other.count
+        self.seconds += other.seconds
+        self.longest = max(self.longest, other.longest)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
 
 
 class Sums:
@@ -59,6 +69,8 @@ class Sums:
         #: By hour, filter, number of the outcome, and reason (`reason_of`).
         self.reasons: Counter[tuple[int, str, int, str]] = Counter()
         self._filters: set[str] = set()
+        #: The same as `verdicts`, of filters that share a row, by their names: see `settle`.
+        self._together: dict[tuple[int, str, str, str], Times] = {}
 
     def add(self, time: float, story: Part, outcome: int, deciding: list[Any] | None) -> None:
         """Add a story of this time, in seconds since 1970."""
@@ -66,25 +78,39 @@ class Sums:
         self.outcomes[hour, outcome] += 1
         for row in story["w"]:
             name = row[0]
-            if name not in self._filters:
-                if len(self._filters) >= MAX_FILTERS:
-                    name = OTHER
-                self._filters.add(name)
             key = hour, name, row[1], verb_of(row)
-            times = self.verdicts.get(key)
+            filters = name.count(" ") + 1
+            found = self.verdicts if filters == 1 else self._together
+            times = found.get(key)
             if times is None:
-                times = self.verdicts[key] = Times()
-            times.add(row)
+                times = self._times(*key) if filters == 1 else found.setdefault(key, Times())
+            times.add(row, filters)
         reason = reason_of(story, deciding)
         if reason:
             name = deciding[0] if deciding is not None else "smtpd"
             self.reasons[hour, name, outcome, reason] += 1
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.outcomes.clear()
-        self.verdicts.clear()
-        self.reasons.clear()
+    def _times(self, hour: int, name: str, phase: str, verb: str) -> Times:
+        """Return the sum of a filter's verdicts."""
+        if name not in self._filters:
+            if len(self._filters) >= MAX_FILTERS:
+                name = OTHER
+            self._filters.add(name)
+        return self.verdicts.setdefault((hour, name, phase, verb), Times())
+
+    def settle(self) -> None:
+        """Add what filters have together to each of them; `verdicts` is complete then."""
+        for (hour, names, phase, verb), times in self._together.items():
+            for name in names.split(" "):
+                self._times(hour, name, phase, verb).merge(times)
+        self._together.clear()
+
+    def merge(self, other: Sums) -> None:
+        """Add other sums, which are settled."""
+        self.outcomes.update(other.outcomes)
+        self.reasons.update(other.reasons)
+        for key, times in other.verdicts.items():
+            self._times(*key).merge(times)
 
 
 def verb_of(row: list[Any]) -> str:

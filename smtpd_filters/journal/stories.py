@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wire import packed, unpacked
+from .wire import alone, packed, unpacked
 
 #: The results of a message, in the order of their numbers in the database: accepted; accepted and
 #: marked as junk; refused temporarily; refused permanently; abandoned by the client; a session
@@ -207,7 +207,8 @@ def story(id_: str, part: dict[str, Any]) -> Story:
     """Return a stored story as a record."""
     number, deciding = outcome(part)
     endpoint, rdns, fcrdns, server = part["c"]
-    rows = sorted(part["w"], key=lambda row: (row[3], _ORDER.get(row[1], 0)))
+    every = [each for row in part["w"] for each in alone(row)]
+    rows = sorted(every, key=lambda row: (row[3], _ORDER.get(row[1], 0)))
     return Story(
         id=id_,
         kind=part["k"],

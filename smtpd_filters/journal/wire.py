@@ -90,13 +90,13 @@ def unpacked(rows: list[Row]) -> list[Row]:
     return found
 
 
-def together(row: Row) -> list[Row]:
-    """Return rows for the verdicts of filters that were called together: equal shares."""
-    phase, at, took, filters, *more = row
-    count, longest = more or (1, 0)
-    names = filters.split(" ")
-    share = took // len(names), count, longest // len(names)
-    return [[name, phase, "proceed", at, *share] for name in names]
+def alone(row: Row) -> list[Row]:
+    """Return the rows of filters whose names a row has together: equal shares of its time."""
+    names = row[0].split(" ")
+    if len(names) == 1:
+        return [row]
+    shares = row[4] // len(names), row[5], row[6] // len(names)
+    return [[name, *row[1:4], *shares, *row[7:]] for name in names]
 
 
 def encode(head: dict[str, Any], rows: list[Row], limit: int = LIMIT) -> list[bytes]:
