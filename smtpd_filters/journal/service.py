@@ -30,7 +30,6 @@ from .archive import Archive
 from .day import NewerError
 from .merging import Merger
 from .reception import MAX_DATAGRAM, InvalidError, parse
-from .rollups import Sums
 from .sender import MAX_PATH
 
 if TYPE_CHECKING:
@@ -62,8 +61,6 @@ class Service:
         self._queue: deque[bytes] = deque()
         #: Something is in the queue; the end was asked for; nothing more will be in the queue.
         self._arrived, self._ending, self._complete = Event(), Event(), Event()
-        #: Sums over everything since the start, for metrics.
-        self.sums = Sums()
         #: Counts since the start: received, invalid, overflow (dropped between the threads), lost
         #: (by the senders), stories, unwritten.
         self.counts: Counter[str] = Counter()
@@ -207,6 +204,9 @@ class Service:
             except InvalidError:
                 counts["invalid"] += 1
                 continue
+            except Exception:
+                counts["invalid"] += 1
+                raise
             counts["lost"] += max(0, part["x"])
             self._merger.add(part, now)
 
@@ -219,7 +219,7 @@ class Service:
                 story["t"] = int(now * 1000)
         for at in range(0, len(due), BATCH):
             batch = due[at : at + BATCH]
-            if self._archive.write(batch, now, self.sums):
+            if self._archive.write(batch, now):
                 self.counts["stories"] += len(batch)
         self.counts["unwritten"] = self._archive.unwritten
 
