@@ -110,7 +110,8 @@ def test_hostile_texts_are_escaped(archive: Archive, run: Run, now: float) -> No
         ["why", "example", "--color=never"], ["why", "1f"], ["why", HOSTILE.strip("\x00")],
         ["tail", "--follow=false"], ["tail", "--follow=false", "--full"],
         ["stats"], ["stats", "--by", "reason"], ["stats", "--by", "senders"],
-        ["stats", "--by", "clients"], ["stats", "--by", "users"], ["tail", "--json", "--follow=false"],
+        ["stats", "--by", "clients"], ["stats", "--by", "users"],
+        ["tail", "--json", "--follow=false"],
     ):  # fmt: skip
         _, said, errors = run(*words)
         assert said or errors
