@@ -66,8 +66,11 @@ class Backend:
         """
         raise NotImplementedError
 
-    async def entries(self) -> list[tuple[str, str]]:
-        """Return all entries and their values, "" in a list. Raises BackendError."""
+    async def entries(self, seconds: float) -> list[tuple[str, str]]:
+        """Return all entries and their values, "" in a list, within some seconds.
+
+        Raises BackendError.
+        """
         raise NotImplementedError
 
     def declare(self, needs: Needs) -> None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from smtpd_filters.errors import ConfigError, os_reason
 
 from .backend import (
-    LIST_FACTOR,
     LIST_MAX,
     ROWS_MAX,
     SOME,
@@ -158,11 +157,11 @@ class LDAP(Backend):
             raise AnswerError("several values for one key")
         return value_of(values[0], joined=self._joined)
 
-    async def entries(self) -> list[tuple[str, str]]:
+    async def entries(self, seconds: float) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
         search = self._search(self._list_filter, "*", self._list_attributes, 0)
         search.seconds = 0
-        found = await self._client.pages(search, self._page, LIST_MAX, LIST_FACTOR * self.timeout)
+        found = await self._client.pages(search, self._page, LIST_MAX, seconds)
         first, *others = self._list_attributes
         rows: list[tuple[str, str]] = []
         for number, entry in enumerate(found):

@@ -10,8 +10,9 @@ always loaded, since no source could find the entry that covers a key.
 
 Invariants
 ----------
-*Starts without it*: a source that is unavailable when the filter starts is no error. Until it
-answers, `--on-error` decides. A mistake in its configuration is a ConfigError.
+*Starts without it*: a source that is unavailable when the filter starts, or takes longer than
+`START_MAX`, is no error. Until it answers, `--on-error` decides. A mistake in its configuration is
+a ConfigError.
 *Old content has an end*: a list that can't be refreshed is used for an hour more.
 *Shared*: filters of a process that look keys up in the same table share its connection and cache.
 """
@@ -54,6 +55,8 @@ _ROOM = 128 << 20
 _PER_ENTRY = 2000
 #: The key that probes ask for (RFC 2606 section 2: nobody has this domain).
 PROBED = "smtpd-filters-check.invalid"
+#: Seconds for a list at start, since smtpd serves nobody until all filters have started.
+START_MAX = 5.0
 #: Seconds that a list is used beyond its refresh while the source is unavailable.
 OLD_MAX = 3600.0
 # RFC 3463 section 3.5, X.4.3: "Directory server failure".
@@ -72,7 +75,10 @@ class RemoteSource(Source):
     def __init__(self, spec: str, service: str) -> None:
         super().__init__(spec)
         scheme, _, text = spec.partition(":")
-        module = import_module(f".{SCHEMES[scheme]}", __package__)
+        try:
+            module = import_module(f".{SCHEMES[scheme]}", __package__)
+        except ImportError as error:  # Python without SQLite or TLS
+            raise ConfigError(f"{scheme}: can't be used: {error}") from None
         self.backend: Backend
         self.backend, self.times = module.open_backend(text, service)
         self.backend.label = spec
@@ -157,16 +163,19 @@ class RemoteSource(Source):
         thread.join()
 
     async def _fetch_once(self) -> None:
-        await self.list()
+        await self.list(START_MAX)
         await self.backend.aclose()
 
-    async def list(self) -> None:
-        """List the entries into `rows`; `down` says why that failed. Never raises."""
-        seconds = LIST_FACTOR * self.backend.timeout
+    async def list(self, most: float = float("inf")) -> None:
+        """List the entries into `rows`; `down` says why that failed. Never raises.
+
+        It takes `most` seconds, or less by the configuration.
+        """
+        seconds = min(LIST_FACTOR * self.backend.timeout, most)
         cause = ""
         try:
             async with asyncio.timeout(seconds):
-                self.rows = await self.backend.entries()
+                self.rows = await self.backend.entries(seconds)
         except BackendError as error:
             cause = str(error)
         except TimeoutError:

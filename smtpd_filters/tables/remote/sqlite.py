@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from smtpd_filters.errors import ConfigError, os_reason
 
-from .backend import LIST_FACTOR, LIST_MAX, ROWS_MAX, Backend, BackendError, value_of
+from .backend import LIST_MAX, ROWS_MAX, Backend, BackendError, value_of
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
@@ -127,11 +127,10 @@ class SQLite(Backend):
         values = [":".join(row) for row in rows if None not in row]
         return value_of(values, joined=self._joined)
 
-    async def entries(self) -> list[tuple[str, str]]:
+    async def entries(self, seconds: float) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
         limit = LIST_MAX + 1
         convert = _pairs if self._mapping else _single
-        seconds = LIST_FACTOR * self.timeout
         rows: list[tuple[str, str]] = await self._run(
             self._listing or "", (), limit, seconds, convert
         )

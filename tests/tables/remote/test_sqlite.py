@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from pathlib import Path
 from threading import active_count
+from time import monotonic
 
 import pytest
 
@@ -260,6 +261,24 @@ def test_a_statement_that_never_ends_is_interrupted(database: Path) -> None:
             await table.look_up("example.org")
 
     run(main(), table)
+
+
+def test_a_list_that_never_ends_does_not_hold_up_the_start(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smtpd_filters.tables.remote.source.START_MAX", 0.1)
+    started = monotonic()
+    table = NetworkTable.load(
+        listing(
+            database,
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+            " WHERE i < 0",
+        )
+    )
+    assert monotonic() - started < 10
+    with pytest.raises(UnavailableError, match=r"took too long|no list within 0\.1 s"):
+        table.match("192.0.2.1")
+    assert active_count() == 1
 
 
 def test_a_locked_database_is_unavailable(database: Path) -> None:
