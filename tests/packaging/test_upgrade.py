@@ -46,6 +46,8 @@ COMMANDS = {
     "limit": "--limit 'client connections 100/1h' --limit 'client connections 50' "
     "--limit 'sender messages 100/1d' --store sqlite:FOLDER/limit",
     "mailfrom": "--domains example.org --check-header --check-display",
+    "policy": "--server \"exec:/bin/sed -u -n 's/^$/action=PREPEND X-A: b\\n/p'\" --at connect "
+    "--at rcpt-to --at end-of-message",
     "rcpt": "--domains example.org --unknown-domain reject --delay 10ms --nameserver ZONE",
     "rspamd": "-url RSPAMD",
     "sender": "--nameserver ZONE",
