@@ -15,7 +15,8 @@ from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.content.sending import Sent, written
 from tests.filters.executables import complaint
-from tests.mime.reading import EXE, attached, mixed, zipped
+from tests.mime.reading import EXE, attached, every_name, mixed, read, zipped
+from tests.mime.test_corpus import NAMES, STRUCTURES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -360,3 +361,24 @@ def test_a_large_message_is_read_in_steps() -> None:
         client.mail_from("a@example.net")
         client.rcpt_to("b@example.org")
         assert client.message(mail.replace(b"\n", b"\r\n")).unchanged
+
+
+# -- hostile messages ----------------------------------------------------------------------
+
+HOSTILE = {
+    **{name: message for name, (message, _) in STRUCTURES.items()},
+    **{
+        name: mixed(b"Content-Disposition: attachment; " + field + b"\n\nx\n")
+        for name, (field, _) in NAMES.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_no_reading_has_the_program_once_it_is_removed(tmp_path: Path, case: str) -> None:
+    flags = rule(tmp_path, 'filename = "exe"\naction = "remove"\nnote = "removed"')
+    sent = Sent(HOSTILE[case], *flags)
+    head = b"\n".join(line for field in sent.mail.headers for line in field.lines)
+    left = read(head + b"\n\n" + sent.mail.body)
+    assert not any("exe" in name.lower() for name in every_name(left))
+    assert b"removed\n" in sent.mail.body
