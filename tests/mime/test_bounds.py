@@ -126,3 +126,12 @@ def test_every_structure_in_blocks_of_any_size(case: str) -> None:
 
 def test_blocks_are_whole_lines() -> None:
     assert list(blocks(b"ab\nc\nlonger\n", 4)) == [b"ab\n", b"c\n", b"longer\n"]
+
+
+def test_work_counts_lines_and_parts_in_encoded_parts() -> None:
+    """What takes long in few bytes is charged to whoever feeds the scanner."""
+    inner = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--\n" * 1000
+    head = b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n"
+    assert read(head + base64.encodebytes(inner)).work >= 5000
+    names = mixed(*[b"Content-Type: x/y; name==?utf-8?Q?a?=\n\nx\n"] * 100)
+    assert read(names).work >= 100 * 80

@@ -26,7 +26,7 @@ from .patterns import Patterns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from smtpd_filters.tables.ere import Node
 
@@ -55,6 +55,8 @@ _IMPOSSIBLE = {
 #: Bytes of a field that are matched (Postfix: header_size_limit), and of a file.
 KEY_MAX = 1 << 16
 _FILE_MAX = 4 << 20
+# RFC 5322 section 2.2; section 4.5 for white space before the colon.
+_FIELD = re.compile(rb"[!-9;-~]++[ \t]*+:")
 _STATUS = re.compile(r"([245]\d\d)(?:\s+|$)|([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
 _SUBSTITUTE = re.compile(r"\$(?:\$|(\d+)|\{(\d+)\}|\((\d+)\))")
 # RFC 3463 section 3.8, X.7.1: "Delivery not authorized, message refused". Postfix's own text.
@@ -268,6 +270,39 @@ class Checks:
             if not colon:
                 raise ValueError(f'{action}: expected "Name: text", not {quote(text)}')
             field_lines(name.strip(), "")
+
+
+def edited(
+    lines: Iterable[bytes], actions: Mapping[int, Action]
+) -> Generator[int, None, list[bytes]]:
+    """Return the lines of a header block after actions on fields, by their places from the top.
+
+    Yields units of work.
+    """
+    new: list[bytes] = []
+    place, action, begun = -1, None, False
+    for line in lines:
+        if not (begun and line.startswith((b" ", b"\t"))):
+            begun = True
+            action = None
+            if _FIELD.match(line):
+                place += 1
+                action = actions.get(place)
+            if action is not None and action.name in {PREPEND, REPLACE}:
+                new += _new_lines(action.text)
+                yield 30
+        if action is None or action.name not in {IGNORE, STRIP, REPLACE}:
+            new.append(line)
+    yield len(new)
+    return new
+
+
+def _new_lines(text: str) -> list[bytes]:
+    name, _, value = text.partition(":")
+    try:
+        return field_lines(name.strip(), value.strip())
+    except ValueError:  # a name from a group, which isn't one
+        return field_lines("X-Invalid-Field", text)
 
 
 def _filled(text: str, values: dict[int, bytes]) -> str:

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from .patterns import Patterns
     from .rules import Rule, Rules
 
-#: Fields of one name, and characters of one, that patterns are matched with.
-FIELDS, LONGEST = 1000, 1 << 16
-#: Units of work for a rule and part, and for the scripts of a text.
-_PART, _SCRIPTS = 5, 300
+#: Fields of one name, and characters of one, that patterns are matched with; and characters of one
+#: with encoded words, of which programs show a line.
+FIELDS, LONGEST, ENCODED = 1000, 1 << 16, 1 << 12
+#: Units of work for a rule and part, for the scripts of a text, and for each character of a text
+#: with encoded words.
+_PART, _SCRIPTS, _DECODED = 5, 800, 3
 
 
 @dataclass(slots=True)
@@ -116,8 +118,13 @@ class Judge:
             if dialect == "raw":
                 texts = [b"\n".join(field.lines)[:LONGEST].lower()]
             else:
-                texts = [folded(each) for each in dict.fromkeys(decoded(field.value[:LONGEST]))]
-                yield len(field.value) // 10
+                value = field.value[:LONGEST]
+                if "=?" in value:
+                    yield _DECODED * min(len(value), ENCODED)
+                    begun = dict.fromkeys(decoded(value[:ENCODED]))
+                    texts = [folded(each) for each in begun]
+                else:
+                    texts = [folded(value)]
             for text in texts:
                 found |= yield from patterns.matches(text)
         self._fields[key] = found

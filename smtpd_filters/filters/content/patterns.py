@@ -62,11 +62,11 @@ class Patterns:
         found: set[int] = set()
         for automaton, first, cost in self._groups:
             size = max(16, min(4096, _STEP_OPERATIONS // cost))
+            each = min(size, len(key)) // 16 + 1
             steps = automaton.matches(key, size)
             try:
                 while True:
-                    made = next(steps)
-                    yield size // 16 + made * cost // 10
+                    yield each + next(steps) * cost // 10
             except StopIteration as end:
                 found.update(first + number for number in end.value)
         return found

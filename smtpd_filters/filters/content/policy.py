@@ -13,7 +13,7 @@ Invariants
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from smtpd_filters.checks.exemptions import exempt_option, exempted
 from smtpd_filters.errors import ConfigError
@@ -25,17 +25,7 @@ from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Points, Re
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.settings import LIST, PATH, REPLY, SWITCH, Settings, choice, option
 
-from .header_checks import (
-    CHECKS,
-    EDITING,
-    IGNORE,
-    PASS,
-    PREPEND,
-    REJECT,
-    REPLACE,
-    STRIP,
-    Checks,
-)
+from .header_checks import CHECKS, EDITING, IGNORE, PASS, REJECT, REPLACE, STRIP, Checks, edited
 from .privacy import FIELD, REPLACEMENT, Privacy
 from .rules import HEADER as ADD_HEADER
 from .rules import JUNK as MARK
@@ -63,16 +53,11 @@ DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
 _BLOCK = 40
 #: Fields of the message that checks are asked about, at most.
 FIELDS_MAX = 16_000
+#: Lines in the log about checks of one message, which a client could multiply.
+LOGGED_MAX = 20
 _MIME = ("content-", "mime-version")
 #: What the log says of a message that a limit kept from being judged whole.
 TOO_LONG = "header too long to be checked"
-
-
-class _Edit(NamedTuple):
-    """What header checks do to a field of the message: its place among all, and the action."""
-
-    place: int
-    action: Action
 
 
 class Content(Filter):
@@ -257,29 +242,36 @@ class Content(Filter):
         """Ask the checks about each field, and edit those of the message."""
         if not any(self._checks):
             return PROCEED
-        edits: list[_Edit] = []
-        for place, checks, raw in self._fields(headers, content):
-            if place >= FIELDS_MAX:
-                self.log.event(TOO_LONG, session)
-                break
+        edits: dict[int, Action] = {}
+        logged = 0
+        for place, checks, raw in self._fields(session, headers, content):
             action = await _paced(checks.actions_on(raw)) if checks else None
             if action is None:
                 continue
             if action.name == REJECT and not self.settings.log_only:
                 return action.refusal()
-            self._log(session, action, raw, in_part=place < 0)
+            logged += 1
+            if logged <= LOGGED_MAX:
+                self._log(session, action, raw, in_part=place < 0)
             if action.name == PASS:
                 break
             if place >= 0:
-                edits.append(_Edit(place, action))
+                edits[place] = action
+        if logged > LOGGED_MAX:
+            self.log.event("further checks apply", session, number=logged - LOGGED_MAX)
         if edits and not self.settings.log_only:
-            await _edit_fields(headers, edits)
+            headers.replace_lines(await _paced(edited(headers.lines(), edits)))
         return PROCEED
 
-    def _fields(self, headers: Headers, content: Parts) -> Iterator[tuple[int, Checks, bytes]]:
+    def _fields(
+        self, session: Session, headers: Headers, content: Parts
+    ) -> Iterator[tuple[int, Checks, bytes]]:
         """Yield each field with its place (-1 in a part) and the checks that apply to it."""
         own, mime, nested = self._checks
         for place, field in enumerate(headers):
+            if place >= FIELDS_MAX:
+                self.log.event(TOO_LONG, session)
+                return
             checks = mime if field.key.startswith(_MIME) else own
             yield place, checks, b"\n".join(field.lines)
         for seen in content.fields:
@@ -364,35 +356,6 @@ async def _paced(work: Generator[int, None, T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
-
-
-async def _edit_fields(headers: Headers, edits: list[_Edit]) -> None:
-    """Apply header checks to the fields at these places, from the bottom up."""
-    names = [field.key for field in headers]
-    await pace().admit(len(names))
-    counts: dict[str, int] = {}
-    numbers = []
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-        numbers.append(counts[name])
-    for place, action in reversed(edits):
-        await pace().admit(50 + len(names) // 4)
-        name, _, value = action.text.partition(":")
-        if action.name in {IGNORE, STRIP}:
-            headers.remove(names[place], numbers[place])
-        elif action.name in {PREPEND, REPLACE}:
-            _insert(headers, place, name.strip(), value.strip())
-            if action.name == REPLACE:
-                # A new field of the same name stands before it.
-                same = name.strip().lower() == names[place]
-                headers.remove(names[place], numbers[place] + same)
-
-
-def _insert(headers: Headers, place: int, name: str, value: str) -> None:
-    try:
-        headers.insert(place, name, value)
-    except ValueError:  # a name from a group, which isn't one
-        headers.insert(place, "X-Invalid-Field", f"{name}: {value}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -171,6 +171,19 @@ def test_edits_of_fields(tmp_path: Path) -> None:
     assert any(f"content warn check={tmp_path}/file:4 text=w" in line for line in done.log)
 
 
+def test_edits_leave_lines_that_are_no_fields(tmp_path: Path) -> None:
+    mail = b"X-A: 1\n\tfolded\nX-B : 2\nnot a field\n more\nX-C: 3\n\nhello\n"
+    done = sent(tmp_path, "/^X-A/ IGNORE\n/^X-B/ REPLACE X-B: two\n/^(X).C/ PREPEND $1 y: z", mail)
+    lines = [line for field in done.mail.bytes.split(b"\n\n")[:1] for line in field.split(b"\n")]
+    assert lines[-5:] == [
+        b"X-B: two",
+        b"not a field",
+        b" more",
+        b"X-Invalid-Field: X y: z",
+        b"X-C: 3",
+    ]
+
+
 def test_refusals(tmp_path: Path) -> None:
     done = sent(tmp_path, "/^X-B/ REJECT 554 5.7.1 No X-B")
     assert done.reply == "554 5.7.1 No X-B"
@@ -186,6 +199,12 @@ def test_log_only(tmp_path: Path) -> None:
 
 def test_pass_ends_the_checks(tmp_path: Path) -> None:
     assert sent(tmp_path, "/^X-A/ PASS\n/^X-B/ REJECT").reply == ""
+
+
+def test_the_log_of_a_message_has_a_bound(tmp_path: Path) -> None:
+    done = sent(tmp_path, "/^X-/ WARN", b"X-A: 1\n" * 300 + b"\nx\n")
+    assert len(done.log) == 21
+    assert "further checks apply number=280" in done.log[-1]
 
 
 NESTED = mixed(
