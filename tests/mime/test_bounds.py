@@ -129,7 +129,7 @@ def test_blocks_are_whole_lines() -> None:
 
 
 def test_work_counts_lines_and_parts_in_encoded_parts() -> None:
-    """What takes long in few bytes is charged to whoever feeds the scanner."""
+    """What takes long in few bytes is charged to the caller."""
     inner = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--\n" * 1000
     head = b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n"
     assert read(head + base64.encodebytes(inner)).work >= 5000
