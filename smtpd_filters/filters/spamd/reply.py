@@ -38,8 +38,9 @@ MAX_LINES, MAX_BYTES = 1000, 64 << 10
 MAX_SYMBOLS_SIZE, MAX_SYMBOLS = 64 << 10, 1000
 #: Bytes of a Subject, above which it stays as it is.
 MAX_SUBJECT = 8 << 10
-#: Bytes of a new message beyond twice the sent one, for spamd's report and a header.
-MAX_REPORT = 1 << 20
+#: Bytes of a message, or of a header block, that are accepted for each one sent: SpamAssassin may
+#: repeat what it has found, such as each Received in a form of its own. And further bytes.
+MULTIPLE, MAX_REPORT = 4, 1 << 20
 #: SpamAssassin's rule for a scan that was ended by its time_limit.
 TIME_LIMIT = "TIME_LIMIT_EXCEEDED"
 
@@ -103,14 +104,14 @@ class Intake:
         self._sent = sent
         self._new_body = new_body
         lists = command == "SYMBOLS"
-        most = MAX_SYMBOLS_SIZE if lists else 2 * size + MAX_REPORT
+        most = MAX_SYMBOLS_SIZE if lists else MULTIPLE * size + MAX_REPORT
         self._parser = ReplyParser(most)
         self._list: list[bytes] | None = [] if lists else None
         #: The pieces of an incomplete line of the header block.
         self._line: list[bytes] = []
         self._block: Block | None = None
         #: The bytes that the header block may still have.
-        self._room = 2 * sum(len(line) + 2 for line in sent) + MAX_REPORT
+        self._room = MULTIPLE * sum(len(line) + 2 for line in sent) + MAX_REPORT
         self._reply: Reply | None = None
         #: Whether the header block has ended.
         self._ended = False
