@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.learning import MAIL, ROOT, TOOL
+from tests.filters.spamd.stub import Answer, SpamdStub
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.rspamd.stub import RspamdStub
@@ -65,6 +66,27 @@ def test_dovecots_script(script: Path, rspamd: RspamdStub, kind: str, user: str)
     assert (request.path, request.body) == (f"/learn{kind}", MAIL)
     assert request.get("Password") == "secret"
     assert request.get("Deliver-To") == (user or None)
+
+
+@pytest.mark.parametrize("kind", ["spam", "ham"])
+def test_dovecots_script_for_spamd(script: Path, rspamd: RspamdStub, kind: str) -> None:
+    with SpamdStub(Answer(b"SPAMD/1.1 0 EX_OK\r\nDidSet: local\r\n\r\n\r\n")) as spamd:
+        text, changed = re.subn(r"(?m)^SPAMD=.*", f"SPAMD={spamd.server}", script.read_text())
+        assert changed == 1
+        script.write_text(text)
+        done = subprocess.run(
+            [script, kind, "anna"],
+            input=MAIL,
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+            env={"PATH": f"{script.parent}:/usr/bin:/bin"},
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    [request] = spamd.requests
+    assert (request.fields["Message-class"], request.fields["User"]) == (kind, "anna")
+    assert request.body == MAIL
+    assert not rspamd.requests
 
 
 def test_dovecots_script_as_it_is(tmp_path: Path) -> None:
