@@ -241,7 +241,13 @@ class Clamav(Filter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the executable filter-clamav."""
-    return run(Clamav, argv=_translated(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        # Where the process has its words from: `--supervised` starts it again with them.
+        given = sys.argv[1:]
+        words = sys.argv[1:] = _translated(given)
+        sys.orig_argv[len(sys.orig_argv) - len(given) :] = words
+        return run(Clamav, argv=words)
+    return run(Clamav, argv=_translated(argv))
 
 
 def _translated(argv: Sequence[str]) -> list[str]:

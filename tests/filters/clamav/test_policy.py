@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -420,6 +422,25 @@ def test_the_argument_of_the_filter_in_go(
     monkeypatch.setattr("smtpd_filters.filters.clamav.policy.run", run)
     assert main(argv) == 0
     assert servers == [address]
+
+
+@pytest.mark.parametrize("words", [["127.0.0.1:3311"], ["--clamd", "127.0.0.1:3311"]])
+def test_supervised(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """The supervisor runs the same command without its own flag."""
+    ran: list[list[str]] = []
+
+    def execv(program: str, argv: list[str]) -> None:
+        ran.append(argv[argv.index("--") + 1 :])
+        raise OSError(2, f"{program} is gone")
+
+    given = [*words, "--supervised"]
+    monkeypatch.setattr(sys, "argv", ["filter-clamav", *given])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "/usr/bin/filter-clamav", *given])
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(SystemExit):
+        main()
+    own = ["/usr/bin/filter-clamav", "--clamd", "127.0.0.1:3311"]
+    assert ran == [[sys.executable, *own]]
 
 
 def test_the_word_of_the_filter_in_go(capsys: pytest.CaptureFixture[str]) -> None:
