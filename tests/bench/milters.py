@@ -22,7 +22,7 @@ from smtpd_filters.milter import MtaSide, Verdict
 from smtpd_filters.milter import vocabulary as v
 from tests.bench import rspamd
 from tests.bench.player import Player
-from tests.bench.workloads import message, sessions
+from tests.bench.workloads import lines_of, message, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +91,13 @@ def _measured(words: list[str], count: int) -> Figures:
         "p99 µs": short.latency(0.99),
         "CPU µs/MB": (long.cost - short.cost) * MB / size,
     }
+
+
+def measure_memory() -> dict[str, float]:
+    """Let the filter hold 50 messages of 1 MB whose lines take turns."""
+    with milter(ANSWERING) as address, Player(command("milter", "--milter", address)) as player:
+        lines_of(player, CONCURRENT, CONCURRENT, message(*LONG))
+        return {"peak RSS MiB": rspamd.peak(player) / rspamd.MIB}
 
 
 @contextmanager

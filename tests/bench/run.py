@@ -413,6 +413,8 @@ class Bench:
         for key in ("CPU µs/message", "CPU µs/MB"):
             value = compare(rounds, "filter-milter", "filter-rspamd", key)
             self.target(f"milters: {key}, filter-milter : filter-rspamd", value, "<=", 1.3)
+        held = self.report.figures["milters, 50 x 1 MB"] = milters.measure_memory()
+        self.target("milters, 50 x 1 MB: peak RSS MiB", held["peak RSS MiB"], "<=", 64)
         if reason := milters.missing_opendkim():
             self.report.left_out.append(f"filter-milter in front of OpenDKIM: {reason}")
             return
