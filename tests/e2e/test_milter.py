@@ -11,20 +11,26 @@ import dkim
 import pytest
 
 from smtpd_filters.authentication.dkim.private_keys import parse_private_key
+from smtpd_filters.milter import AddHeader, NewBody, ReplyCode, Verdict
+from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing.dns import merge
 from smtpd_filters.testing.server import Lab, filter_command
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.milter_set_up import FILES, Daemon, opendkim, opendmarc, pymilter, unavailable
 from tests.e2e.sending import GOOD, ZONE, attempt, greeted, logged, transact
 from tests.e2e.test_dkimsign import MESSAGES
+from tests.filters.milter.stub import milter
 from tests.filters.test_dkimsign import pem
 from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from smtpd_filters.milter import Event
     from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
+    from tests.filters.milter.stub import Seen
 
 SENDER = "joe@good.example"
 RECORD = parse_private_key(pem()).record()
@@ -340,3 +346,42 @@ def test_no_mail_is_lost_or_unscanned_under_load(start: Start, lab: Lab) -> None
         assert set(codes) == {250, 451}
         assert len(delivered) == codes.count(250)
         assert all(each.message["X-Size"] == "7" for each in delivered)
+
+
+#: What a milter answers to the end of a message, by the local part of the sender, and the reply.
+HOSTILE: dict[str, tuple[bytes | None, str]] = {
+    "hang-up": (None, "451 4.3.0 Temporary failure"),
+    "clamd": (b"UNKNOWN COMMAND\n", "451 4.3.0 Temporary failure"),
+    "twice": (2 * Verdict(v.ACCEPT).encode(), "451 4.3.0 Temporary failure"),
+    "flood": (1001 * AddHeader(b"X", b"y").encode(), "451 4.3.0 Temporary failure"),
+    "garbage": (b"\0\0\0\7m\0\0\0\1x\0", "451 4.3.0 Temporary failure"),
+    "escape": (ReplyCode(550, "5.7.1", (b"\x1b[2J\xff|a%",)).encode(), "550 5.7.1 ?[2J?|a%"),
+    "fields": (
+        AddHeader(b"X-A", b"b\nBcc: c\n\nbody\rx").encode()
+        + NewBody(b".\r\n..\n\rfilter-dataline|x").encode()
+        + Verdict(v.ACCEPT).encode(),
+        "250 ",
+    ),
+}
+
+
+def test_hostile_milters(start: Start, lab: Lab, tmp_path: Path) -> None:
+    """The server stays up, and each message has its own outcome."""
+    tmp_path.chmod(0o755)
+
+    def script(event: Event, seen: Seen) -> bytes | None:
+        if event.command != v.END_OF_BODY:
+            return stub.usual(event)
+        sender = [each.fields[0] for each in seen.events if each.command == v.MAIL][-1]
+        return HOSTILE[sender[1:].partition(b"@")[0].decode()][0]
+
+    with milter(script=script, path=tmp_path / "socket") as stub:
+        command = filter_command("milter", "--milter", "unix:/srv/stub/socket")
+        server = start(lab=lab, filters={"milter": command}, binds={"/srv/stub": tmp_path})
+        with greeted(server.connection(GOOD)) as connection:
+            for name, (_, reply) in HOSTILE.items():
+                found = transact(connection, f"{name}@good.example", message=mail(name))
+                assert found.said.startswith(reply), (name, found)
+        [delivered] = server.maildir("alice")
+    assert delivered.message["X-A"] == "b Bcc: c  body x"
+    assert delivered.content.endswith(b"\n\n.\n..\n\rfilter-dataline|x\n")

@@ -89,8 +89,8 @@ class Dialogue:
         self.milter = milter
         self.facts = facts
         self.link: Link | None = None
-        #: The greeting, and the transaction, that the connection has been sent.
-        self._greeted: str | None = None
+        #: The greeting with its encryption, and the transaction, that the connection has been sent.
+        self._greeted: tuple[str | None, str | None] | None = None
         self._serial = 0
         #: How many of smtpd's recipients it has been sent; -1 if it is sent each as it comes.
         self._sent_to = 0
@@ -175,13 +175,14 @@ class Dialogue:
         """Send CONNECT and HELO, as far as they are due."""
         facts, mta = self.facts, link.mta
         if self._greeted is None:
-            self._greeted = ""
+            self._greeted = None, None
             sent = mta.connect(*facts.endpoint(), self._macros(link, v.CONNECT))
             if self._judged(v.CONNECT, await self._tell(link, sent)):
                 return self.settled()
-        if event != v.CONNECT and facts.identity and facts.identity != self._greeted:
+        greeting = facts.identity, facts.session.tls  # it is repeated after STARTTLS
+        if event != v.CONNECT and facts.identity and greeting != self._greeted:
             await self._tell(link, mta.abort())
-            self._greeted = facts.identity
+            self._greeted = greeting
             self._serial = 0
             sent = mta.helo(encoded(facts.identity), self._macros(link, v.HELO))
             if self._judged(v.HELO, await self._tell(link, sent)):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.message import Message
+    from smtpd_filters.milter import Offer
     from smtpd_filters.protocol.decisions import Answer, ContentAnswer
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
@@ -189,7 +190,7 @@ class Milter(Filter):
         self._try(offer)
         return Registration(self._phases(), reports=REPORTS)
 
-    def _try(self, offer: object) -> None:
+    def _try(self, offer: Offer) -> None:
         """Negotiate with each milter, to learn what it wants."""
         from time import monotonic
 
@@ -201,7 +202,7 @@ class Milter(Filter):
         for milter in self._milters:
             seconds = min(self.settings.connect_timeout, max(until - monotonic(), 0.01))
             try:
-                milter.agreed = probe(milter.address, offer, seconds)  # type: ignore[arg-type]
+                milter.agreed = probe(milter.address, offer, seconds)
             except NoAgreementError as error:
                 self.log.event(
                     "not reached at start: registering all phases",

@@ -210,6 +210,15 @@ def test_one_connection_for_all_messages_of_a_session() -> None:
     assert stub.seen.fields(v.HELO) == [(b"mail.example.net",), (b"other",)]
 
 
+def test_the_greeting_is_repeated_after_starttls() -> None:
+    with milter() as stub, _one(stub, "--first-phase", "helo") as smtpd:
+        there = greeted(smtpd)
+        there.tls()
+        there.ehlo("mail.example.net")
+        there.mail_from("bob@example.net")
+    assert stub.seen.commands == b"CHHMQ"
+
+
 def test_sessions_without_mail_are_not_told() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
         greeted(smtpd).quit()
