@@ -51,6 +51,17 @@ JOINED = frozenset({"alias", "mailaddrmap"})
 _MAPPINGS = frozenset({"alias", "credentials", "userinfo", "mailaddrmap", "mapping"})
 #: Columns of a look-up other than one.
 _COLUMNS = {"credentials": 2, "userinfo": 3}
+#: A database in WAL mode whose file of shared memory can't be made, while no writer is there.
+_NO_SHARED_MEMORY = frozenset({
+    sqlite3.SQLITE_READONLY_DIRECTORY,
+    sqlite3.SQLITE_READONLY_CANTINIT,
+    sqlite3.SQLITE_READONLY_RECOVERY,
+    sqlite3.SQLITE_CANTOPEN,
+})  # fmt: skip
+_WAL = (
+    "in WAL mode, and this user can't make its -shm file: allow it to write in the directory, or "
+    "set PRAGMA journal_mode = DELETE"
+)
 #: Instructions of SQLite's machine between two looks at the clock: less than a millisecond.
 _STEPS = 4000
 
@@ -155,8 +166,12 @@ class SQLite(Backend):
         return rows
 
     def declare(self, needs: Needs) -> None:
-        """Declare the directory: SQLite reads files beside the database."""
-        needs.to_read(str(PurePath(self.path).parent))
+        """Declare the directory: SQLite has files beside the database, in WAL mode makes them."""
+        directory = str(PurePath(self.path).parent)
+        if _in_wal_mode(self.path) and os.access(directory, os.W_OK):
+            needs.to_write(directory)
+        else:
+            needs.to_read(directory)
         needs.to_start_threads(1)
         needs.to_open(4)
 
@@ -245,13 +260,26 @@ class _Database:
             self.close()
             raise _LastingError(os_reason(error)) from None
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            extended = getattr(error, "sqlite_errorcode", 0)
+            if extended in _NO_SHARED_MEMORY:
+                self.close()
+                raise BackendError(_WAL) from None
+            code = extended & 0xFF
             if code == sqlite3.SQLITE_INTERRUPT:
                 raise BackendError("the statement took too long") from None
             if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise BackendError("locked by another process") from None
             self.close()
             raise _LastingError(str(error)) from None
+
+
+def _in_wal_mode(path: str) -> bool:
+    """Return whether a database is in WAL mode (sqlite.org/fileformat2.html section 1.3)."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # a path as text
+            return file.read(20)[18:] == b"\2\2"
+    except OSError:
+        return False
 
 
 def _pairs(rows: list[_Row]) -> list[tuple[str, str]]:

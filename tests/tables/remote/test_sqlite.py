@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import tempfile
 from pathlib import Path
 from threading import active_count
 from time import monotonic
@@ -261,6 +263,36 @@ def test_a_statement_that_never_ends_is_interrupted(database: Path) -> None:
             await table.look_up("example.org")
 
     run(main(), table)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_database_in_wal_mode_without_a_writer_is_unavailable() -> None:
+    # Not in `tmp_path`, which other users may not enter.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "wal.db"
+        Path(folder).chmod(0o755)
+        writer = sqlite3.connect(path)
+        writer.executescript("PRAGMA journal_mode = WAL; CREATE TABLE domains (name TEXT);")
+        needs = Needs()
+        table = domains(path)
+        assert table.remote is not None
+        table.remote.declare(needs)
+        assert needs.write == [folder]
+
+        async def main() -> None:
+            assert table.remote is not None
+            assert await table.look_up("example.org") is None
+            await table.remote.aclose()
+            writer.close()
+            os.seteuid(65534)
+            try:
+                with pytest.raises(UnavailableError, match="in WAL mode"):
+                    await table.look_up("example.com")
+                assert domains(path).asks
+            finally:
+                os.seteuid(0)
+
+        run(main(), table)
 
 
 def test_a_list_that_never_ends_does_not_hold_up_the_start(
