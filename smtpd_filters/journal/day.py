@@ -127,8 +127,7 @@ class Day:
             self._check()
         execute("PRAGMA journal_mode = WAL").fetchone()
         execute("PRAGMA synchronous = NORMAL")
-        execute(f"PRAGMA journal_size_limit = {1 << 20}").fetchone()
-        execute("PRAGMA wal_autocheckpoint = 250").fetchone()
+        execute(f"PRAGMA journal_size_limit = {4 << 20}").fetchone()
         execute("PRAGMA cache_size = -16384")
         if new:
             execute("BEGIN IMMEDIATE")
