@@ -111,3 +111,13 @@ def test_certificates_that_no_listener_asks_for(path: Path) -> None:
     assert "requires certificates" in warning
     text += 'listen on 127.0.0.1 port 2525 tls-require verify pki x filter "tls"\n'
     assert warnings(path, text) == []
+
+
+@pytest.mark.parametrize("flag", ["--journal /run/j", "--journal=/run/j"])
+def test_a_journal_outside_of_the_chroot(path: Path, flag: str) -> None:
+    text = f'filter a proc-exec "filter-fcrdns {flag}"' + "{}\n" + LISTEN.format("a")
+    [warning] = warnings(path, text.format(' chroot "/var/empty"'))
+    assert warning.startswith(
+        '1: warning: filter "a": --journal is a path in the chroot /var/empty'
+    )
+    assert warnings(path, text.format("")) == []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from smtpd_filters.settings.kinds import quote
 
 from .model import Problem
-from .users import for_users, programs_named, required_tls
+from .users import flags_of, for_users, programs_named, required_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,18 @@ def advise(read: Configuration) -> Iterator[Problem]:
     yield from _orders(read)
     yield from _unfiltered(read)
     yield from _without_tls(read)
+    yield from _out_of_reach(read)
+
+
+def _out_of_reach(read: Configuration) -> Iterator[Problem]:
+    """Yield warnings of programs in a chroot whose journal is probably outside of it."""
+    for program in read.programs:
+        if program.chroot and "--journal" in flags_of(program.command):
+            text = (
+                f"{program.statement} {quote(program.name)}: --journal is a path in the chroot "
+                f"{program.chroot}; a socket outside of it can't be reached"
+            )
+            yield Problem(program.place, text, warning=True)
 
 
 def crowded(

@@ -25,6 +25,15 @@ def programs_named(command: str) -> frozenset[str]:
     return frozenset(word.rpartition("/")[2] for word in words)
 
 
+def flags_of(command: str) -> frozenset[str]:
+    """Return the flags in a command, also those behind a supervisor."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return frozenset()
+    return frozenset(word.partition("=")[0] for word in words if word.startswith("-"))
+
+
 def for_users(command: str) -> str:
     """Return a setting of the command that has an effect on authenticated users only, or ""."""
     try:
