@@ -217,13 +217,14 @@ class Spamd(Filter):
             reply = await self._scan(session, message, content)
             if await self._in_turn(content, reply):
                 break
-        await self._remove_forged(message)
-        if isinstance(reply, Unavailable):
-            raise UnavailableError(reply.cause, keeps_edits=True)
         try:
+            await self._remove_forged(message)
+            if isinstance(reply, Unavailable):
+                raise UnavailableError(reply.cause, keeps_edits=True)
             return await self._apply(reply, message)
         finally:
-            reply.discard()
+            if not isinstance(reply, Unavailable):
+                reply.discard()
 
     async def _remove_forged(self, message: Message) -> None:
         """Remove the client's own X-Spam fields."""

@@ -41,6 +41,8 @@ MAX_SUBJECT = 8 << 10
 #: Bytes of a message, or of a header block, that are accepted for each one sent: SpamAssassin may
 #: repeat what it has found, such as each Received in a form of its own. And further bytes.
 MULTIPLE, MAX_REPORT = 4, 1 << 20
+#: The same for lines of a header block: each of them is a piece of work, and of memory.
+MORE_LINES = 10_000
 #: SpamAssassin's rule for a scan that was ended by its time_limit.
 TIME_LIMIT = "TIME_LIMIT_EXCEEDED"
 
@@ -112,6 +114,8 @@ class Intake:
         self._block: Block | None = None
         #: The bytes that the header block may still have.
         self._room = MULTIPLE * sum(len(line) + 2 for line in sent) + MAX_REPORT
+        #: And its lines.
+        self._lines_left = MULTIPLE * len(sent) + MORE_LINES
         self._reply: Reply | None = None
         #: Whether the header block has ended.
         self._ended = False
@@ -190,6 +194,9 @@ class Intake:
                 if tail:
                     self._take_body(tail)
                 return
+            self._lines_left -= 1
+            if self._lines_left < 0:
+                raise ReplyError("oversized header block")
             block.add(line.removesuffix(b"\r"))
 
     def _end_header(self, block: Block) -> None:

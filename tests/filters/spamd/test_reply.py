@@ -20,6 +20,8 @@ from smtpd_filters.filters.spamd.reply import (
     MAX_LINES,
     MAX_SUBJECT,
     MAX_SYMBOLS,
+    MORE_LINES,
+    MULTIPLE,
     Intake,
     Reply,
 )
@@ -178,6 +180,14 @@ def test_a_header_block_is_bounded() -> None:
     intake.feed(b"x" * (1 << 20))
     with pytest.raises(ReplyError, match=r"^oversized header block$"):
         intake.feed(b"x" * 1000)
+
+
+def test_the_lines_of_a_header_block_are_bounded() -> None:
+    most = MULTIPLE * len(SENT) + MORE_LINES
+    parse(stub.reply(b"a\n" * most + b"\n", stub.SPAM)).discard()
+    for command in ("HEADERS", "PROCESS"):
+        with pytest.raises(ReplyError, match=r"^oversized header block$"):
+            parse(stub.reply(b"a\n" * (most + 1) + b"\n", stub.SPAM), command, new=True)
 
 
 def test_a_content_type_with_a_carriage_return_is_the_same() -> None:
