@@ -100,6 +100,8 @@ class Content:
     #: Fields of parts and attached messages, if `keep_fields`.
     fields: list[FieldSeen] = field(default_factory=list)
     keep_fields: bool = False
+    #: Whether there are too many parts; what follows is not read.
+    full: bool = False
     members_left: int = MEMBERS
     bytes_left: int = UNPACKED
     fields_left: int = FIELDS
@@ -120,6 +122,7 @@ class Content:
         """Return a new part; None if there are too many."""
         if len(self.parts) >= PARTS:
             self.odd("too many parts")
+            self.full = True
             return None
         part = Part(len(self.parts), depth)
         self.parts.append(part)

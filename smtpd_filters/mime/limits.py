@@ -10,7 +10,7 @@ PARTS = 1_000
 HEADER = 1 << 16
 #: Characters of the fields of a name, such as Content-Type, that are parsed of a part, and how many
 #: such fields.
-PARAMETERS = 1 << 13
+PARAMETERS = 1 << 12
 REPEATED = 10
 #: Names of a part or a member of an archive, by all readings; and characters of a name, which are
 #: the last ones of a longer name.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Controls, and characters without a shape of their own: marks of direction, joiners, hyphens.
 _INVISIBLE = {"Cc", "Cf"}
 _SPACES = re.compile(r"\s+")
+#: Encoded words of a name that are decoded, the last ones: 40 hold a name of NAME characters.
+_WORDS = 40
 _ENDS = " .\t\"'"
 
 
@@ -42,6 +44,8 @@ def readings(raw: str) -> Iterator[str]:
     """
     texts: tuple[str, ...] = (raw,)
     if "=?" in raw:
+        if raw.count("=?") > _WORDS:
+            raw = "=?" + "=?".join(raw.rsplit("=?", _WORDS)[1:])
         texts = (*decoded(raw), *decoded(_SPACES.sub("", raw)))
     for text in texts[:NAMES]:
         yield normalized(text)

@@ -43,7 +43,9 @@ _DASHES = re.compile(rb"\n[ \t]*+--")
 _BARE = re.compile(rb"\r(?!\n)")
 _DASHES_FIRST = re.compile(rb"[ \t]*+--")
 #: Units of work for the header block of a part, and for a line that may be a delimiter.
-_PART, _LINE = 80, 4
+_PART, _LINE = 120, 4
+#: Delimiters in a block above which it is cut, and the bytes of a piece.
+_DENSE, _PIECE = 40, 512
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
 _MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
@@ -56,8 +58,8 @@ _TYPE, _ENCODING, _DISPOSITION = (
 
 def _work(name: str) -> int:
     """Return the units of work to find the readings of a name, at most."""
-    each = 6 if not name.isascii() else 3 if "=?" in name else 0
-    return 10 + each * len(name)
+    each = 6 if not name.isascii() else 4 if "=?" in name else 0
+    return 20 + each * len(name)
 
 
 class _Lines:
@@ -128,6 +130,9 @@ class Scan:
 
     def feed(self, block: bytes) -> None:
         """Scan a piece of the body: whole lines that end in LF, not dot-stuffed."""
+        if self.content.full:
+            self._offset += len(block)
+            return
         lines, delimiters = block.count(b"\n"), block.count(b"\n--")
         self.content.work += lines + _LINE * delimiters
         if b"\r" in block:
@@ -216,6 +221,7 @@ class Scan:
 
     def _begin_entity(self, at: int = 0) -> None:
         """Begin what a header block describes; its content is at this offset."""
+        self.content.work += _PART
         self._in_header = False
         self._header_size = 0
         if self._levels or self._depth:
@@ -324,7 +330,7 @@ class Scan:
         dispositions = self._values(_DISPOSITION)
         raw = [each for value in (*dispositions, *types) for each in names(value)]
         part.names, more = all_readings(raw)
-        self.content.work += _PART + sum(map(_work, raw))
+        self.content.work += sum(map(_work, raw))
         if more:
             self.content.odd("too many names of a part")
         if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
@@ -429,6 +435,19 @@ class Scanner(Scan):
         for line in head:
             self._head_line(line)
         self._begin_entity()
+
+    def pieces(self, block: bytes) -> Iterator[bytes]:
+        """Cut a block for `feed` where it may hold many parts: a part takes 0.1 ms."""
+        lower = block.lower()
+        dense = block.count(b"\n--") > _DENSE or b"message" in lower or b"multipart" in lower
+        if self._inner is None and not dense:
+            yield block
+            return
+        at = 0
+        while at < len(block):
+            end = block.rfind(b"\n", at, at + _PIECE) + 1 or block.find(b"\n", at) + 1
+            yield block[at : end or len(block)]
+            at = end or len(block)
 
     def work(self) -> Iterator[int]:
         """Look into the archives that have ended; yield the units of work of each step.

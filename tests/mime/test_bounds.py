@@ -128,6 +128,16 @@ def test_blocks_are_whole_lines() -> None:
     assert list(blocks(b"ab\nc\nlonger\n", 4)) == [b"ab\n", b"c\n", b"longer\n"]
 
 
+def test_blocks_with_many_parts_are_cut() -> None:
+    scanner = Scanner([b"Content-Type: multipart/mixed; boundary=b"], Memory)
+    dense = b"--b\n" * 1000
+    pieces = list(scanner.pieces(dense))
+    assert b"".join(pieces) == dense
+    assert max(map(len, pieces)) <= 512
+    for block in (b"x" * 4000 + b"\n", b"a line\n" * 500):
+        assert list(scanner.pieces(block)) == [block]
+
+
 def test_work_counts_lines_and_parts_in_encoded_parts() -> None:
     """What takes long in few bytes is charged to the caller."""
     inner = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--\n" * 1000

@@ -224,9 +224,10 @@ class Content(Filter):
         try:
             for block in message.body(BLOCK):
                 size += len(block)
-                await admit(_BLOCK + content.work)
-                content.work = 0
-                scanner.feed(block)
+                for piece in scanner.pieces(block):
+                    await admit(_BLOCK + content.work)
+                    content.work = 0
+                    scanner.feed(piece)
                 for work in scanner.work():
                     await admit(work)
             scanner.close()
