@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
@@ -79,7 +80,11 @@ async def serve(
     Raises ConfigError if it can't listen, or if anybody could read the page.
     """
     check_exposure([each.path or each.host for each in addresses], access)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
+    ends: dict[str, Any] = {"shutdown_timeout": SHUTDOWN}
+    of_runner = "shutdown_timeout" in signature(web.BaseRunner.__init__).parameters
+    # Before aiohttp 3.9 it is a parameter of sites, and a runner that gets it answers nobody.
+    of_sites = {} if of_runner else ends
+    runner = web.AppRunner(app, access_log=None, **(ends if of_runner else {}))
     await runner.setup()
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -87,7 +92,7 @@ async def serve(
         loop.add_signal_handler(number, ending.set)
     try:
         for each in addresses:
-            await _listen(runner, each)
+            await _listen(runner, each, of_sites)
         for name in runner.addresses:
             ready(str(Listening(*name[:2]) if isinstance(name, tuple) else name))
         await ending.wait()
@@ -97,15 +102,15 @@ async def serve(
             _remove(each.path)
 
 
-async def _listen(runner: web.AppRunner, address: Listening) -> None:
+async def _listen(runner: web.AppRunner, address: Listening, more: dict[str, Any]) -> None:
     """Listen on an address. Raises ConfigError."""
     try:
         if address.path:
             _remove(address.path)
-            await web.UnixSite(runner, address.path).start()
+            await web.UnixSite(runner, address.path, **more).start()
             os.chmod(address.path, MODE)  # noqa: PTH101  # paths as text
         else:
-            await web.TCPSite(runner, address.host, address.port).start()
+            await web.TCPSite(runner, address.host, address.port, **more).start()
     except OSError as error:
         raise ConfigError(f"--listen {address}: {os_reason(error)}") from None
 
