@@ -90,7 +90,10 @@ class Options(Settings):
     proxy = option(
         LIST(TEXT),
         default=(),
-        help="The address of such a proxy, or unix for connections to a unix socket.",
+        help="The address of a proxy, or unix for connections to a unix socket. With --user-header "
+        "it names the user. With --passwords the last address in its X-Forwarded-For is the "
+        "client's, who has to wait after wrong passwords: without --proxy everybody behind the "
+        "proxy waits.",
     )
     host = option(
         LIST(TEXT),
@@ -174,12 +177,13 @@ def _access(options: Options) -> Access:
     from smtpd_filters.web.guard import LOCAL_NAMES, Access
     from smtpd_filters.web.passwords import Passwords
 
-    if bool(options.user_header) is not bool(options.proxy):
-        raise ConfigError("--user-header and --proxy require each other")
+    if options.user_header and not options.proxy:
+        raise ConfigError("--user-header requires --proxy")
+    if options.proxy and not (options.user_header or options.passwords):
+        raise ConfigError("--proxy requires --user-header or --passwords")
     if options.user_header and options.passwords:
         raise ConfigError("--passwords and --user-header exclude each other")
-    for each in options.proxy:
-        _check_proxy(each)
+    proxies = frozenset(map(_proxy, options.proxy))
     prefix = options.prefix.rstrip("/")
     if prefix and (not prefix.startswith("/") or prefix.startswith("//") or "?" in prefix):
         raise ConfigError(
@@ -196,7 +200,7 @@ def _access(options: Options) -> Access:
     return Access(
         passwords=Passwords.read(options.passwords) if options.passwords else None,
         user_header=options.user_header,
-        proxies=frozenset(options.proxy),
+        proxies=proxies,
         hosts=frozenset(hosts),
         prefix=prefix,
         secure=options.tls,
@@ -204,11 +208,10 @@ def _access(options: Options) -> Access:
     )
 
 
-def _check_proxy(text: str) -> None:
-    if text == "unix":
-        return
+def _proxy(text: str) -> str:
+    """Return a proxy's address as connections have it. Raises ConfigError."""
     try:
-        ip_address(text)
+        return text if text == "unix" else str(ip_address(text))
     except ValueError:
         raise ConfigError(f"--proxy: expected an IP address or unix, not {quote(text)}") from None
 

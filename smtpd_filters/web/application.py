@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import stat
@@ -80,6 +81,8 @@ async def serve(
     Raises ConfigError if it can't listen, or if anybody could read the page.
     """
     check_exposure([each.path or each.host for each in addresses], access)
+    # Failures of handlers are logged by the guard; the rest is about requests that aren't HTTP.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     ends: dict[str, Any] = {"shutdown_timeout": SHUTDOWN}
     of_runner = "shutdown_timeout" in signature(web.BaseRunner.__init__).parameters
     # Before aiohttp 3.9 it is a parameter of sites, and a runner that gets it answers nobody.

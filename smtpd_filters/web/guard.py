@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from hmac import compare_digest
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -29,7 +29,7 @@ from smtpd_filters.errors import ConfigError
 from .logins import Attempts, Login, Logins
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from .passwords import Passwords
 
@@ -68,8 +68,9 @@ class Access(NamedTuple):
     """Who may read the page.
 
     `hosts` are the names in `Host` that are ours, without a port; none for any, on a unix socket.
-    `proxies` are the addresses of proxies, "unix" for those on a unix socket, whose header
-    `user_header` names the user. `prefix` is the path of the page, "" for the root. `secure` is
+    `proxies` are the addresses of proxies, "unix" for those on a unix socket. Their header
+    `user_header`, if there is one, names the user; and their `X-Forwarded-For` the client, whose
+    wrong passwords are counted. `prefix` is the path of the page, "" for the root. `secure` is
     whether browsers reach it by TLS.
     """
 
@@ -120,7 +121,7 @@ class Guard:
                 error.headers.update(HEADERS)
                 raise
             except Exception:  # noqa: BLE001  # the reader gets no details
-                _LOG.exception("%s %s", request.method, request.path)
+                _LOG.exception("%s %r", request.method, request.path)
                 raise web.HTTPInternalServerError(headers=HEADERS) from None
             if not response.prepared:
                 response.headers.update(HEADERS)
@@ -129,7 +130,7 @@ class Guard:
         return guarded
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._is_ours(request.host):
+        if not self._is_ours(_host(request)):
             raise web.HTTPMisdirectedRequest(text="This host is not served here.\n")
         login = self.login(request)
         path = request.path.removeprefix(self.access.prefix)
@@ -165,12 +166,41 @@ class Guard:
             return Login(user, "", now) if user else None
         if access.passwords is None:
             return Login("", "", now)
-        return self.logins.find(request.cookies.get(self._cookie, ""), now)
+        return self.logins.find(self._token(request), now)
 
     def form(self, request: web.Request) -> str:
         """Return the token that each form on the page of a request must have."""
         known = self.login(request) is not None
-        return self.logins.form(request.cookies.get(self._cookie, "") if known else "")
+        return self.logins.form(self._token(request) if known else "")
+
+    def _token(self, request: web.Request) -> str:
+        """Return the token of our cookie, "" without one.
+
+        Cookies of others on this host are not our concern: some releases of http.cookies fail on
+        names that browsers send.
+        """
+        for each in ";".join(request.headers.getall("Cookie", ())).split(";"):
+            name, _, value = each.partition("=")
+            if name.strip() == self._cookie:
+                return value.strip()
+        return ""
+
+    def _client(self, request: web.Request) -> str:
+        """Return whose wrong passwords are counted: an IPv4 address, or a network of IPv6.
+
+        A proxy appends the address that it sees: what is before it comes from the client.
+        """
+        peer = self._peer(request)
+        if peer in self.access.proxies:
+            named = ",".join(request.headers.getall("X-Forwarded-For", ()))
+            peer = named.rpartition(",")[2].strip() or peer
+        try:
+            address = ip_address(peer.partition("%")[0])
+        except ValueError:
+            return peer[:_USER_MAX]
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+            return str(ip_network((address, 64), strict=False))  # what one client has
+        return str(address)
 
     @staticmethod
     def _peer(request: web.Request) -> str:
@@ -182,10 +212,10 @@ class Guard:
         """Raise HTTPForbidden unless the request comes from a form of the page."""
         origin = request.headers.get("Origin")
         if origin is not None:
-            same = urlsplit(origin).netloc.lower() == request.host.lower()
+            same = _authority(origin) == _host(request).lower() != ""
         else:
             same = request.headers.get("Sec-Fetch-Site") == "same-origin"
-        form = (await request.post()).get("form", "")
+        form = (await _fields(request)).get("form", "") if same else ""
         expected = self.form(request)
         if not (
             same and isinstance(form, str) and compare_digest(form.encode(), expected.encode())
@@ -198,7 +228,7 @@ class Guard:
 
     def wait(self, request: web.Request) -> float:
         """Return the seconds for which a client has to wait before its next attempt, or 0."""
-        return self.attempts.wait(self._peer(request), self._clock())
+        return self.attempts.wait(self._client(request), self._clock())
 
     async def log_in(
         self, request: web.Request, user: str, password: str
@@ -207,12 +237,12 @@ class Guard:
 
         Raises BusyError.
         """
-        passwords, peer = self.access.passwords, self._peer(request)
+        passwords, client = self.access.passwords, self._client(request)
         if passwords is None or not await passwords.check(user, password):
-            self.attempts.failed(peer, self._clock())
+            self.attempts.failed(client, self._clock())
             return None
-        self.attempts.passed(peer)
-        self.logins.end(request.cookies.get(self._cookie, ""))
+        self.attempts.passed(client)
+        self.logins.end(self._token(request))
         response = web.HTTPSeeOther(self.target(request.query.get("to", "")))
         response.set_cookie(
             self._cookie,
@@ -226,7 +256,7 @@ class Guard:
 
     def log_out(self, request: web.Request) -> web.HTTPSeeOther:
         """End the log-in of a request; return the redirection to the log-in page."""
-        self.logins.end(request.cookies.get(self._cookie, ""))
+        self.logins.end(self._token(request))
         response = web.HTTPSeeOther(f"{self.access.prefix}/login")
         response.del_cookie(self._cookie, path="/")
         return response
@@ -237,3 +267,38 @@ class Guard:
         inside = path.startswith(f"{prefix}/") and path[1:2] not in {"/", "\\"}
         plain = path.isascii() and path.isprintable() and "\\" not in path
         return path if inside and plain else f"{prefix}/"
+
+
+def _host(request: web.Request) -> str:
+    """Return the only `Host` of a request, else "".
+
+    `Request.host` asks name servers for this machine's name if there is none, and waits for them.
+    """
+    hosts = request.headers.getall("Host", ())
+    return hosts[0] if len(hosts) == 1 else ""
+
+
+def _authority(origin: str) -> str:
+    """Return the host and port of an `Origin`, "" if it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+async def _fields(request: web.Request) -> Mapping[str, object]:
+    """Return the fields of a form. Raises HTTPBadRequest if it can't be read.
+
+    aiohttp reports what is wrong with a form by exceptions of any kind, its own assertions among
+    them: a client causes those, so that they are not logged.
+    """
+    try:
+        fields = await request.post()
+        for each in fields.values():
+            if isinstance(each, str):
+                each.encode()  # text with lone surrogates can't be stored or shown
+    except web.HTTPException:
+        raise
+    except Exception:  # noqa: BLE001  # see above
+        raise web.HTTPBadRequest(text="This form can't be read.\n") from None
+    return fields

@@ -179,6 +179,117 @@ def test_forms_of_others() -> None:
     visit(Access(), visiting)
 
 
+async def answer(visitor: Visitor, request: bytes) -> bytes:
+    """Return the first line of the answer to a request as it stands."""
+    host, _, port = visitor.base.partition("//")[2].partition("/")[0].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        return await reader.readline()
+    finally:
+        writer.close()
+
+
+MULTIPART = "multipart/form-data; boundary=a"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "encoding"),
+    [
+        ("application/x-www-form-urlencoded", b"form=\xff", ""),
+        ("application/x-www-form-urlencoded; charset=none", b"form=x", ""),
+        ("application/x-www-form-urlencoded; charset=zlib", b"form=x", ""),
+        ("application/x-www-form-urlencoded; charset=unicode_escape", b"form=\\ud800", ""),
+        ("application/x-www-form-urlencoded", b"form=x", "gzip"),
+        ("multipart/form-data", b"form=x", ""),
+        (MULTIPART, b"x", ""),
+        (MULTIPART, b"--a\r\n\r\nx\r\n--a--\r\n", ""),
+        (MULTIPART, b"--a\r\n" + b"X: y\r\n" * 5000 + b"\r\nx\r\n--a--\r\n", ""),
+        (MULTIPART, (b"--a\r\nContent-Disposition: form-data; name=form\r\n"
+         b"Content-Type: text/plain; charset=none\r\n\r\nx\r\n--a--\r\n"), ""),
+        (MULTIPART, (b"--a\r\nContent-Disposition: form-data; name=form\r\n"
+         b"Content-Transfer-Encoding: none\r\n\r\nx\r\n--a--\r\n"), ""),
+    ],
+)  # fmt: skip
+def test_forms_that_are_none(
+    kind: str, body: bytes, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        host = visitor.base.partition("//")[2]
+        request = (
+            f"POST /form HTTP/1.1\r\nHost: {host}\r\nOrigin: {visitor.base}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        )
+        request += f"Content-Encoding: {encoding}\r\n" if encoding else ""
+        status = (await answer(visitor, request.encode() + b"\r\n" + body)).split()[1]
+        assert status == b"400"
+
+    visit(Access(), visiting)
+    assert not [each for each in caplog.records if each.name.startswith("smtpd_filters")]
+
+
+def test_origins_that_are_none() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        _, form, _ = await visitor.get("/form")
+        for origin in ("http://[", "http://x@[::1", "http://", "x"):
+            assert (await visitor.post("/form", {"form": form}, origin))[0] == 403
+
+    visit(Access(), visiting)
+
+
+def test_cookies_of_others_on_this_host() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.log_in("ann", "wonder")
+        [ours] = visitor.session.cookie_jar
+        visitor.session.cookie_jar.clear()
+        for other in ("a@b=1", "{}=1", "a,b=1", '"', "=", "smtpd-filters2=x"):
+            cookie = f"{other}; {ours.key}={ours.value}; {other}"
+            assert (await visitor.get("/", Cookie=cookie))[:2] == (200, "ann")
+            assert (await visitor.get("/", Cookie=other))[0] == 303
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_a_request_without_a_name_asks_nobody_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("a name server was asked")
+
+    monkeypatch.setattr("socket.getfqdn", ask)
+
+    async def visiting(visitor: Visitor) -> None:
+        assert b" 421 " in await answer(visitor, b"GET / HTTP/1.0\r\n\r\n")
+
+    visit(Access(hosts=LOCAL_NAMES), visiting)
+
+
+def test_who_has_to_wait_behind_a_proxy() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        async def log_in(password: str, forwarded: str) -> int:
+            _, form, _ = await visitor.get("/login")
+            fields = {"user": "ann", "password": password, "form": form}
+            return (await visitor.post("/login", fields, "", X_Forwarded_For=forwarded))[0]
+
+        # What the client itself writes is in front of the address that the proxy saw.
+        for at in range(TRIES):
+            assert await log_in("wrong", f"192.0.2.{at}, 203.0.113.1") == 403
+            assert await log_in("wrong", f"2001:db8::{at}") == 403
+        assert await log_in("wonder", "203.0.113.1") == 429
+        assert await log_in("wonder", "2001:db8::ffff:1") == 429
+        assert await log_in("wonder", "203.0.113.2") == 303
+
+    visit(Access(passwords=users(ann="wonder"), proxies={"127.0.0.1"}), visiting)
+
+    async def from_elsewhere(visitor: Visitor) -> None:
+        for at in range(TRIES):
+            _, form, _ = await visitor.get("/login")
+            fields = {"user": "ann", "password": "wrong", "form": form}
+            more = {"X_Forwarded_For": f"192.0.2.{at}"}
+            assert (await visitor.post("/login", fields, "", **more))[0] == 403
+        assert (await visitor.log_in("ann", "wonder"))[0] == 429
+
+    visit(Access(passwords=users(ann="wonder")), from_elsewhere)
+
+
 def test_names_of_others() -> None:
     async def visiting(visitor: Visitor) -> None:
         assert (await visitor.get("/"))[0] == 200

@@ -213,7 +213,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in web' -l directory -rF -d 'The d
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l listen -x -d 'Where to listen'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l passwords -rF -d 'The file of users and hashed passwords who may read the page'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l user-header -x -d 'The header field in which a proxy names the user that it has authenticated, such as X-Remote-User'
-complete -c smtpd-filters -n '__smtpd_filters_in web' -l proxy -x -d 'The address of such a proxy, or unix for connections to a unix socket'
+complete -c smtpd-filters -n '__smtpd_filters_in web' -l proxy -x -d 'The address of a proxy, or unix for connections to a unix socket'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l host -x -d 'A name by which browsers reach the page, without a port'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l prefix -x -d 'The path below which a proxy serves the page, such as /filters'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l metrics-token -rF -d 'A file with the bearer token by which Prometheus may read /metrics without a log-in: its credentials_file'
