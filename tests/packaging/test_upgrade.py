@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ import pytest
 
 from smtpd_filters.testing import DNSServer
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+from tests.filters.clamav.stub import Clamd
+from tests.filters.milter.stub import milter
+from tests.filters.spamd.stub import SpamdStub
 from tests.packaging.roots import SOURCE
 
 if TYPE_CHECKING:
@@ -29,12 +33,13 @@ if TYPE_CHECKING:
     from io import BufferedRWPair
 
 FIXTURES = SOURCE / "fixtures"
-#: The flags have a filter do all that it can; ZONE is a name server, RSPAMD
-#: a daemon, FOLDER is one's own.
+#: The flags have a filter do all that it can; ZONE is a name server, FOLDER is one's own, and
+#: RSPAMD and the words of `STUBS` are daemons.
 COMMANDS = {
     "auth": "--dmarc honour --dkim-fail reject --received-spf --report-to sqlite:FOLDER/reports "
     "--nameserver ZONE",
     "chain": "--config FOLDER/chain.toml",
+    "clamav": "CLAMD --headers all",
     "correspondents": "--store sqlite:FOLDER/store --header",
     "dkimsign": "-d example.org -s test -k FOLDER/key --arc-seal mx.example.org",
     "dnsbl": "--client bl.example --helo dbl.example --reject-at 2 --nameserver ZONE",
@@ -46,11 +51,13 @@ COMMANDS = {
     "limit": "--limit 'client connections 100/1h' --limit 'client connections 50' "
     "--limit 'sender messages 100/1d' --store sqlite:FOLDER/limit",
     "mailfrom": "--domains example.org --check-header --check-display",
+    "milter": "--milter MILTER",
     "policy": "--server \"exec:/bin/sed -u -n 's/^$/action=PREPEND X-A: b\\n/p'\" --at connect "
     "--at rcpt-to --at end-of-message",
     "rcpt": "--domains example.org --unknown-domain reject --delay 10ms --nameserver ZONE",
     "rspamd": "-url RSPAMD",
     "sender": "--nameserver ZONE",
+    "spamd": "--spamd SPAMD --new-message",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
     "rewrite": "--canonical \"regexp:{ '/^(.*)@lan$/ $1@x.org' }\" --subject-prefix [X]",
     "content": "--private --log-only",
@@ -66,6 +73,27 @@ filters = ["dyndns", "fcrdns", "mailfrom"]
 domains = "example.org"
 check-header = true
 """
+
+
+@contextmanager
+def clamd() -> Iterator[str]:
+    with Clamd() as daemon:
+        yield daemon.address
+
+
+@contextmanager
+def spamd() -> Iterator[str]:
+    with SpamdStub() as daemon:
+        yield daemon.server
+
+
+@contextmanager
+def milter_stub() -> Iterator[str]:
+    with milter() as daemon:
+        yield daemon.address
+
+
+STUBS = {"CLAMD": clamd, "SPAMD": spamd, "MILTER": milter_stub}
 
 
 @pytest.fixture
@@ -143,10 +171,14 @@ def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_
         ours,
         DNSServer(json.loads(zone.read_text()) if zone.exists() else {}) as server,
         RspamdStub(Answer(MARKED)) as daemon,
+        ExitStack() as stack,
         (tmp_path / "log").open("wb") as log,
     ):
         flags = COMMANDS[name].replace("ZONE", f"{server.address}:{server.port}")
         flags = flags.replace("RSPAMD", daemon.url)
+        for word, start in STUBS.items():
+            if word in flags:
+                flags = flags.replace(word, stack.enter_context(start()))
         words = shlex.split(flags.replace("FOLDER", str(tmp_path)))
         with its:
             filter_ = subprocess.Popen(

@@ -166,6 +166,9 @@ class Content(Filter):
         )
         if not (rules.rules or any(self._checks) or self._privacy):
             raise ConfigError("nothing to do: --dangerous off, without rules, checks and --private")
+        if rules.rules:
+            from . import judge  # noqa: F401  # at start: an upgrade may remove it later
+
         self.edits_signed = self._edits()
         points = [rule.points for rule in rules.rules if rule.action == POINTS]
         low = sum(each for each in points if each < 0)
@@ -209,7 +212,7 @@ class Content(Filter):
             return decision
         if not self._rules.rules:
             return decision
-        from .judge import Judge  # needed with rules only
+        from .judge import Judge  # loaded by `setup`
 
         judge = Judge(self._rules, message.headers, content, size)
         return await self._act(session, message, await _paced(judge.hits()), decision)

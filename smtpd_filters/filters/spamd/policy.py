@@ -186,7 +186,8 @@ class Spamd(Filter):
             self._command = "SYMBOLS"
         else:
             self._command = "HEADERS"
-        from . import scan  # noqa: F401  # imports asyncio: at start, not at the first mail
+        # At start, not at the first mail: they import asyncio, and an upgrade may remove them.
+        from . import edits, scan  # noqa: F401
 
         note_timeout(self)
         return Registration(points=(LEAST, MOST) if settings.points else (0, 0))
@@ -293,7 +294,7 @@ class Spamd(Filter):
         """Apply spamd's own edits."""
         from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
 
-        from .edits import add_fields, replace_block, replace_subject
+        from .edits import add_fields, replace_block, replace_subject  # loaded by `setup`
 
         settings, headers = self.settings, message.headers
         # Each edit is one pass over the lines.
