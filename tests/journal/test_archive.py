@@ -68,6 +68,11 @@ def test_everything_finds_its_story(make: Make, tmp_path: Path) -> None:
         assert [int(each.session, 16) for each in found] == [number], text
     assert journal.search(Search(text="nobody@example.org")) == []
     assert journal.search(Search(text="%")) == []
+    # A whole address is not looked for as a part of a longer one.
+    assert journal.search(Search(text="lice@example.org")) == []
+    archive.write([stored(9, f="bob@example.net")], NOON)
+    found = journal.search(Search(text="bob@example.net"))
+    assert [int(each.session, 16) for each in found] == [9, 3]
     assert journal.unread == {}
 
 
