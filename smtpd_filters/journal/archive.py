@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .rollups import Sums
 
 #: The names of files; a day has several if one is larger than a part of the whole.
-NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?\.sqlite")
+NAME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:\.([0-9]{1,6}))?\.sqlite")
+#: The names of files that were damaged, and set aside.
+_ASIDE = re.compile(NAME.pattern + r"\.damaged-[0-9T]{15}")
 #: The part of the size of all that one file may have.
 SHARE = 8
 #: Seconds between two purges, and between two looks at free space.
@@ -81,7 +83,7 @@ class Archive:
         self._days, self._size, self._floor = days, size, floor
         self._day: Day | None = None
         self._name = ""
-        self._next_purge = self._next_look = self._next_try = 0.0
+        self._next_purge = self._next_look = self._next_try = self._latest = 0.0
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
@@ -106,6 +108,9 @@ class Archive:
 
     def write(self, stories: Sequence[Part], now: float, sums: Sums | None = None) -> bool:
         """Write stories that are complete at `now`; return whether they were written."""
+        if now < self._latest:  # the clock was set back
+            self._next_purge = self._next_look = self._next_try = 0.0
+        self._latest = now
         if now >= self._next_purge:
             self._next_purge = now + PURGE_INTERVAL
             self.purge(now)
@@ -212,7 +217,16 @@ class Archive:
                     self._delete(path)
                 else:
                     kept.append(path)
-            total = sum(map(_size, kept))
+            aside = [
+                (match[1], os.path.join(self.directory, match[0]))  # noqa: PTH118
+                for match in map(_ASIDE.fullmatch, sorted(os.listdir(self.directory)))  # noqa: PTH208
+                if match
+            ]
+            total = sum(map(_size, kept)) + sum(_size(path) for _, path in aside)
+            for day, path in aside:
+                if total > self._size or day < limit.isoformat():
+                    total -= _size(path)
+                    self._delete(path)
             current = self._day.path if self._day is not None else ""
             for path in kept:
                 if total <= self._size:

@@ -116,6 +116,9 @@ class Day:
             self._connection.close()
             raise
         self._words: dict[tuple[int, str], int] = {}
+        self._filters = {
+            name for (name,) in self._connection.execute("SELECT DISTINCT filter FROM verdicts")
+        }
         self._reasons = {tuple(row) for row in self._connection.execute(
             "SELECT DISTINCT filter, reason FROM reasons"
         )}  # fmt: skip
@@ -161,7 +164,7 @@ class Day:
         Adds them to `sums` as well, once they are written. Raises sqlite3.Error; nothing is written
         then.
         """
-        batch = Sums()
+        batch = Sums(self._filters)
         ranks: dict[tuple[int, int, int], int] = {}
         self._connection.execute("BEGIN IMMEDIATE")
         try:

@@ -16,25 +16,41 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for further parts.
 HOLD = 1.0
-#: Stories held at a time; the oldest are complete earlier if there are more.
-MAX_HELD = 20_000
+#: Stories held at a time, and the memory that they may take, in bytes; the oldest are complete
+#: earlier if there are more.
+MAX_HELD, MAX_MEMORY = 20_000, 64 << 20
+#: The memory that a story takes, each of its verdicts, and a byte of its datagrams.
+_STORY, _VERDICT, _BYTE = 2000, 400, 4
 MAX_ROWS, MAX_ANSWERS = 400, 32
 
 
 class Merger:
     """The stories that are not complete."""
 
-    def __init__(self, hold: float = HOLD, max_held: int = MAX_HELD) -> None:
-        self._hold, self._max_held = hold, max_held
+    def __init__(
+        self, hold: float = HOLD, max_held: int = MAX_HELD, max_memory: int = MAX_MEMORY
+    ) -> None:
+        self._hold, self._max_held, self._max_memory = hold, max_held, max_memory
         #: In the order of their first parts: since when, and the story so far.
         self._held: dict[tuple[str, str], tuple[float, Part]] = {}
+        #: The memory of each story, and of all.
+        self._memory: dict[tuple[str, str], int] = {}
+        self._total = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, part: Part, now: float) -> None:
-        """Add a part that came at `now`."""
+    @property
+    def is_full(self) -> bool:
+        """Whether stories are complete although further parts may come."""
+        return len(self._held) > self._max_held or self._total > self._max_memory
+
+    def add(self, part: Part, now: float, size: int = 0) -> None:
+        """Add a part that came at `now`, in a datagram of `size` bytes."""
         key = part["s"], part["m"]
+        taken = _STORY + _VERDICT * len(part["w"]) + _BYTE * size
+        self._memory[key] = self._memory.get(key, 0) + taken
+        self._total += taken
         held = self._held.get(key)
         if held is None:
             self._held[key] = now, {**part, "p": [part["p"]]}
@@ -43,13 +59,14 @@ class Merger:
 
     def due(self, now: float, *, everything: bool = False) -> list[Part]:
         """Remove and return the stories that are complete."""
-        complete: list[tuple[str, str]] = []
-        for key, (since, _) in self._held.items():
-            surplus = len(self._held) - len(complete) > self._max_held
-            if not (everything or surplus or now - since >= self._hold or since > now):
+        complete: list[Part] = []
+        for key, (since, part) in list(self._held.items()):
+            if not (everything or self.is_full or now - since >= self._hold or since > now):
                 break
-            complete.append(key)
-        return [self._held.pop(key)[1] for key in complete]
+            del self._held[key]
+            self._total -= self._memory.pop(key)
+            complete.append(part)
+        return complete
 
 
 def join(story: Part, part: Part) -> None:

@@ -21,10 +21,12 @@ from .wire import DEFAULTS, PACKED, ROW, VERSION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Bytes of a datagram that is read.
-MAX_DATAGRAM = 1 << 16
+#: Bytes of a datagram that is read; ours have at most `wire.LIMIT`.
+MAX_DATAGRAM = 1 << 13
 MAX_TEXT = 512
 MAX_ROWS, MAX_RECIPIENTS, MAX_ANSWERS = 200, 200, 32
+#: Verdicts of a part, those that are packed in one row among them.
+MAX_VERDICTS = 400
 _LARGEST = 1 << 48
 _PHASES = frozenset({*PHASES, "headers", "message"})
 _VERBS = frozenset({"proceed", "junk", "reject", "disconnect", "rewrite", "points"})
@@ -74,6 +76,8 @@ def parse(data: bytes) -> Part:
     part["r"] = [_recipient(each) for each in _list(found.get("r"), MAX_RECIPIENTS)]
     part["a"] = [text(each) for each in _list(found.get("a"), MAX_ANSWERS)]
     part["w"] = [row for each in _list(found.get("w"), MAX_ROWS) for row in _rows(each)]
+    if len(part["w"]) > MAX_VERDICTS:
+        raise InvalidError("too many verdicts")
     return part
 
 

@@ -13,6 +13,8 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from .stories import SMTPD
+
 if TYPE_CHECKING:
     from .reception import Part
 
@@ -59,16 +61,20 @@ class Times:
 
 
 class Sums:
-    """The sums over some stories."""
+    """The sums over some stories.
 
-    def __init__(self) -> None:
+    `filters` are the names that are distinguished, which grow; those of a day are common to its
+    sums.
+    """
+
+    def __init__(self, filters: set[str] | None = None) -> None:
         #: By hour (seconds since 1970) and number of the outcome.
         self.outcomes: Counter[tuple[int, int]] = Counter()
         #: By hour, filter, phase and verb (`verb_of`).
         self.verdicts: dict[tuple[int, str, str, str], Times] = {}
         #: By hour, filter, number of the outcome, and reason (`reason_of`).
         self.reasons: Counter[tuple[int, str, int, str]] = Counter()
-        self._filters: set[str] = set()
+        self._filters: set[str] = set() if filters is None else filters
         #: The same as `verdicts`, of filters that share a row, by their names: see `settle`.
         self._together: dict[tuple[int, str, str, str], Times] = {}
 
@@ -87,16 +93,20 @@ class Sums:
             times.add(row, filters)
         reason = reason_of(story, deciding)
         if reason:
-            name = deciding[0] if deciding is not None else "smtpd"
+            name = self._known(deciding[0]) if deciding is not None else SMTPD
             self.reasons[hour, name, outcome, reason] += 1
 
     def _times(self, hour: int, name: str, phase: str, verb: str) -> Times:
         """Return the sum of a filter's verdicts."""
+        return self.verdicts.setdefault((hour, self._known(name), phase, verb), Times())
+
+    def _known(self, name: str) -> str:
+        """Return the name of a filter, or `OTHER` if too many are known."""
         if name not in self._filters:
             if len(self._filters) >= MAX_FILTERS:
-                name = OTHER
+                return OTHER
             self._filters.add(name)
-        return self.verdicts.setdefault((hour, name, phase, verb), Times())
+        return name
 
     def settle(self) -> None:
         """Add what filters have together to each of them; `verdicts` is complete then."""

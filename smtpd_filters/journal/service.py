@@ -6,7 +6,8 @@ reads does nothing but read. The other parses, joins and writes in batches.
 Invariants
 ----------
 *One journal*: a second one for the same directory or socket is refused.
-*Bounded*: the queue between the threads has `MAX_QUEUE` datagrams; more are dropped and counted.
+*Bounded*: the queue between the threads has `MAX_QUEUE` datagrams and `MAX_QUEUED` bytes; more are
+dropped and counted. Stories are written before more are parsed than the merger may hold.
 *Clean end*: after SIGTERM everything that was received is written.
 """
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 #: Write permission only: for the journal's user and smtpd's group.
 MODE = 0o620
-#: Datagrams between the two threads, and stories of one transaction.
-MAX_QUEUE, BATCH = 50_000, 500
+#: Datagrams between the two threads, their bytes, and stories of one transaction.
+MAX_QUEUE, MAX_QUEUED, BATCH = 50_000, 64 << 20, 500
 #: Seconds between two transactions, and between two lines about losses.
 INTERVAL, REPORTING = 0.2, 60.0
 #: Datagrams read between two looks at the signals.
@@ -59,6 +60,8 @@ class Service:
         self._archive, self._path, self._group, self._note = archive, path, group, note
         self._merger = Merger()
         self._queue: deque[bytes] = deque()
+        #: Bytes that were put into the queue by one thread, and taken from it by the other.
+        self._put = self._taken = 0
         #: Something is in the queue; the end was asked for; nothing more will be in the queue.
         self._arrived, self._ending, self._complete = Event(), Event(), Event()
         #: Counts since the start: received, invalid, overflow (dropped between the threads), lost
@@ -68,7 +71,7 @@ class Service:
         self._socket: socket.socket | None = None
         self._bound = (0, 0)
         self._reported: Counter[str] = Counter()
-        self._next_report = 0.0
+        self._next_report = self._next_bug = 0.0
 
     # -- start -----------------------------------------------------------------------------
 
@@ -167,9 +170,10 @@ class Service:
                 break
             except OSError:  # of a sender
                 continue
-            if len(queue) >= MAX_QUEUE:
+            if len(queue) >= MAX_QUEUE or self._put - self._taken > MAX_QUEUED:
                 self.counts["overflow"] += 1
                 continue
+            self._put += len(data)
             queue.append(data)
         if queue and not self._arrived.is_set():
             self._arrived.set()
@@ -185,8 +189,8 @@ class Service:
                 self._write_due(everything=ending)
                 self._report()
             except Exception as error:  # noqa: BLE001  # goes on
-                self._note(f"bug: {type(error).__name__}: {error}")
-            if ending:
+                self._note_bug(error)
+            if ending and not self._queue:
                 return
             if not self._queue and not len(self._merger):
                 self._arrived.wait()
@@ -198,9 +202,13 @@ class Service:
         queue, counts = self._queue, self.counts
         now = monotonic()
         for _ in range(len(queue)):
+            if self._merger.is_full:
+                return
             counts["received"] += 1
+            data = queue.popleft()
+            self._taken += len(data)
             try:
-                part = parse(queue.popleft())
+                part = parse(data)
             except InvalidError:
                 counts["invalid"] += 1
                 continue
@@ -208,7 +216,7 @@ class Service:
                 counts["invalid"] += 1
                 raise
             counts["lost"] += max(0, part["x"])
-            self._merger.add(part, now)
+            self._merger.add(part, now, len(data))
 
     def _write_due(self, *, everything: bool) -> None:
         due = self._merger.due(monotonic(), everything=everything)
@@ -222,6 +230,13 @@ class Service:
             if self._archive.write(batch, now):
                 self.counts["stories"] += len(batch)
         self.counts["unwritten"] = self._archive.unwritten
+
+    def _note_bug(self, error: Exception) -> None:
+        """Log a failure of our own, and not each one of many."""
+        now = monotonic()
+        if now >= self._next_bug:
+            self._next_bug = now + REPORTING
+            self._note(f"bug: {type(error).__name__}: {error}")
 
     def _report(self) -> None:
         """Log what was lost, once in a while."""

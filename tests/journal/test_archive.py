@@ -13,7 +13,7 @@ from smtpd_filters.journal.archive import PAUSE, Archive, files
 from smtpd_filters.journal.day import NewerError
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal, Search
-from smtpd_filters.journal.rollups import Sums
+from smtpd_filters.journal.rollups import MAX_FILTERS, Sums
 
 from .made import DAY, NOON, REFUSED, refused, stored
 
@@ -225,6 +225,43 @@ def test_damage_while_it_runs_costs_stories_only(
     written = [archive.write([stored(at)], NOON + at) for at in range(3)]
     assert written[-1]
     assert sum("is damaged" in note for note in notes) == 1
+
+
+def test_damaged_files_are_deleted_in_the_end(make: Make, tmp_path: Path) -> None:
+    for name in (
+        "2026-10-01.sqlite.damaged-20261001T000000",
+        "2026-11-01.2.sqlite.damaged-20261101T000000",
+        "2026-11-01.2.sqlite.damaged-20261101T000000-wal",
+    ):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    make(days=40).purge(NOON)
+    assert [path.name[:10] for path in tmp_path.glob("*damaged*")] == ["2026-11-01"] * 2
+    make(days=40, size=1500).purge(NOON)
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_a_clock_that_was_set_back_stops_nothing(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    path = tmp_path / "2027-11-30.sqlite"
+    path.mkdir()
+    assert not archive.write([stored(1)], NOON + 365 * DAY)
+    assert archive.write([stored(2)], NOON)
+
+
+def test_the_filters_of_a_day_are_limited(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    for batch in range(3):
+        stories = []
+        for number in range(MAX_FILTERS - 50):
+            row = [f"f{batch}-{number}", "connect", "reject", 1, 1, 1, 0, "no"]
+            stories.append(stored(number, [row], e="rollback"))
+        assert archive.write(stories, NOON)
+        if batch == 1:
+            archive.close()  # a new process
+            archive = make()
+    found = Journal(str(tmp_path)).overview(NOON - DAY, NOON)
+    assert len({each.filter for each in found.verdicts}) == MAX_FILTERS + 1
+    assert len({name for name, *_ in found.reasons}) == MAX_FILTERS + 1
 
 
 def test_a_newer_file_is_refused(make: Make, tmp_path: Path) -> None:

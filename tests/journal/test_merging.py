@@ -47,6 +47,23 @@ def test_no_story_is_lost_and_memory_is_bounded(numbers: list[int], most: int) -
     assert {each["s"] for each in found} == {f"{number:016x}" for number in numbers}
 
 
+def test_stories_with_much_in_them_are_complete_earlier() -> None:
+    merger = Merger(max_memory=1_000_000)
+    many = [["fcrdns", "connect", "reject", at] for at in range(30)]
+    for number in range(1000):
+        merger.add(part(number, many), 0.0, 2000)
+        merger.due(0.0)
+        assert len(merger) <= 50
+    # Parts of one story are added up.
+    for _ in range(1000):
+        merger.add(part(1, many), 0.0, 2000)
+        merger.due(0.0)
+        assert sum(merger._memory.values()) == merger._total <= 1_000_000
+    merger.due(0.0, everything=True)
+    assert not merger._memory
+    assert merger._total == 0
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_end_that_one_process_has_not_seen(order: tuple[int, int]) -> None:
     parts = [part(1, e="commit"), part(1, e="rollback")]

@@ -10,12 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.journal import service
+from smtpd_filters.journal.archive import Archive
+from smtpd_filters.journal.merging import Merger
 from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.reception import MAX_DATAGRAM
 from smtpd_filters.journal.sender import Sender
+from smtpd_filters.journal.service import Service
 from smtpd_filters.journal.wire import encode
 from smtpd_filters.runtime.log import Log
 
@@ -100,6 +105,66 @@ def test_who_may_write_to_the_socket(running: Running) -> None:
     assert stat.S_IMODE((running.days / "lock").stat().st_mode) == 0o600
     [day] = running.days.glob("*.sqlite")
     assert stat.S_IMODE(day.stat().st_mode) == 0o640
+
+
+class Kept(Archive):
+    """An archive that keeps nothing but the number of stories in a batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.unwritten = 0
+
+    def write(self, stories: Any, _now: float, _sums: object = None) -> bool:
+        self.batches.append(len(stories))
+        return True
+
+
+class Socket:
+    """A socket with so many datagrams."""
+
+    def __init__(self, data: bytes, number: int) -> None:
+        self.data, self.number = data, number
+
+    def recv(self, size: int) -> bytes:
+        if not self.number:
+            raise BlockingIOError
+        self.number -= 1
+        return self.data[:size]
+
+
+def test_a_flood_of_large_datagrams_takes_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_QUEUED", 100_000)
+    made = Service(Kept(), "/none", group=None, note=print)
+    made._read(Socket(b"x" * 100_000, 900))  # type: ignore[arg-type]
+    assert sum(map(len, made._queue)) <= 100_000 + MAX_DATAGRAM
+    assert made.counts["overflow"] == 900 - len(made._queue)
+    made._parse_all()
+    made._read(Socket(b"x" * 1000, 5))  # type: ignore[arg-type]
+    assert len(made._queue) == 5
+
+
+def test_stories_are_written_before_too_many_are_held() -> None:
+    archive = Kept()
+    made = Service(archive, "/none", group=None, note=print)
+    made._merger = Merger(max_held=10)
+    made._queue.extend(map(datagram, range(100)))
+    made._complete.set()
+    made._write()
+    assert max(archive.batches) <= 11
+    assert sum(archive.batches) == 100
+
+
+def test_a_bug_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(_data: bytes) -> None:
+        raise TypeError("a bug")
+
+    notes: list[str] = []
+    monkeypatch.setattr(service, "parse", parse)
+    made = Service(Kept(), "/none", group=None, note=notes.append)
+    made._queue.extend(map(datagram, range(100)))
+    made._complete.set()
+    made._write()
+    assert notes == ["bug: TypeError: a bug"]
 
 
 def test_a_second_journal_is_refused(running: Running, tmp_path: Path) -> None:

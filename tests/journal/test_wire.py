@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.journal.merging import joined
 from smtpd_filters.journal.reception import MAX_TEXT, InvalidError, parse
-from smtpd_filters.journal.wire import LIMIT, MAX_PARTS, encode, trimmed
+from smtpd_filters.journal.wire import LIMIT, MAX_PARTS, PACKED, encode, trimmed
 from tests.effort import part as effort
 
 HEAD: dict[str, Any] = {
@@ -101,7 +101,10 @@ def test_forged_values_are_checked(key: str, value: object) -> None:
         json.dumps({**HEAD, "s": "../../etc"}).encode(),
         json.dumps({**HEAD, "s": "a\n"}).encode(),
         json.dumps({**HEAD, "w": [["x", "connect", "reject"]] * 201}).encode(),
+        json.dumps({**HEAD, "w": [["connect", 1, *["x", 0] * PACKED]] * 40}).encode(),
         json.dumps({**HEAD, "w": [["x", "no-phase", "reject"]]}).encode(),
+        json.dumps({**HEAD, "w": [["x", [], "reject"]]}).encode(),
+        json.dumps({**HEAD, "w": [["x", "connect", {}]]}).encode(),
         json.dumps({**HEAD, "w": [["x", "connect", "exec"]]}).encode(),
         json.dumps({**HEAD, "w": [["x", "connect", "reject", 0, 0, 10**9]]}).encode(),
         json.dumps({**HEAD, "t": True}).encode(),
