@@ -3,7 +3,9 @@
 Invariants
 ----------
 *Read when needed*: the journal is read only while somebody listens, once a second for all of them.
-*Bounded*: there are at most `MOST` listeners; one that reads slower than `QUEUE` events is dropped.
+*Bounded*: there are at most `MOST` listeners; one that reads slower than `QUEUE` events is dropped,
+and its connection ends after `PATIENCE` seconds without reading.
+*Allowed*: a listener whose log-in has ended gets nothing more.
 *Kept alive*: a comment every `BEAT` seconds shows proxies that the connection lives.
 """
 
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 
 #: Listeners, and events that may wait for one.
 MOST, QUEUE = 20, 500
-#: Seconds between two looks at the journal, and between two comments.
-EVERY, BEAT = 1.0, 15.0
+#: Seconds between two looks at the journal, between two comments, and for which a listener need not
+#: read.
+EVERY, BEAT, PATIENCE = 1.0, 15.0, 30.0
+#: Stories that a look finds at most; there may be more then.
+FULL = 100
 HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 
@@ -35,14 +40,34 @@ class Live:
         self._after = after
         self._show = show
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._open = 0
+        self._last = ""
         self._task: asyncio.Task[None] | None = None
 
-    async def events(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        """Send events until the reader leaves; `headers` are added to the response."""
-        if len(self._listeners) >= MOST:
+    async def events(
+        self, request: web.Request, headers: dict[str, str], may_read: Callable[[], bool]
+    ) -> web.StreamResponse:
+        """Send events until the reader leaves, or may not read any more.
+
+        `headers` are added to the response.
+        """
+        if self._open >= MOST:
             raise web.HTTPServiceUnavailable(text="Too many readers of the live feed.\n")
-        response = web.StreamResponse(headers={**HEADERS, **headers})
-        await response.prepare(request)
+        self._open += 1
+        try:
+            if self._task is None:
+                newest = await self._after("")
+                self._last = newest[-1].id if newest else ""
+            response = web.StreamResponse(headers={**HEADERS, **headers})
+            await response.prepare(request)
+            await self._serve(request, response, may_read)
+        finally:
+            self._open -= 1
+        return response
+
+    async def _serve(
+        self, request: web.Request, response: web.StreamResponse, may_read: Callable[[], bool]
+    ) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE)
         self._listeners.add(queue)
         if self._task is None:
@@ -54,25 +79,28 @@ class Live:
                         event = await queue.get()
                 except TimeoutError:
                     event = b":\n\n"
-                if event is None:
+                if event is None or not may_read():
                     break
-                await response.write(event)
+                async with asyncio.timeout(PATIENCE):
+                    await response.write(event)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self._listeners.discard(queue)
-        return response
 
     async def _follow(self) -> None:
         """Read the journal and distribute what is new, until nobody listens."""
-        last = ""
         try:
             while self._listeners:
-                stories = await self._after(last)
-                if stories and last:
+                stories = await self._after(self._last)
+                if stories:
+                    self._last = stories[-1].id
                     self._send(stories)
-                last = stories[-1].id if stories else last
-                await asyncio.sleep(EVERY)
+                if len(stories) < FULL:
+                    await asyncio.sleep(EVERY)
         except web.HTTPException:
             self._end()
         finally:

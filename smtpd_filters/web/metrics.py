@@ -12,6 +12,7 @@ Names and units follow https://prometheus.io/docs/practices/naming/.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 PREFIX = "smtpd_filters"
 #: Series of verdicts and histograms, at most; further ones are left out, and counted.
 MOST = 2000
+#: Files whose sums are remembered.
+MOST_FILES = 16
 #: The label of what was only logged.
 _DRY, _FAILED = "dry", "failed"
 
@@ -62,9 +65,12 @@ class Counts:
 
     def look(self, totals: dict[str, Totals]) -> None:
         """Add what the files have gained since the last look; the first look adds nothing."""
-        before, self._seen = self._seen, totals
+        before = self._seen
         if before is None:
+            self._seen = totals
             return
+        # A file that can't be read for a while is not a new one afterwards.
+        self._seen = dict(sorted({**before, **totals}.items())[-MOST_FILES:])
         for path, found in totals.items():
             old = before.get(path)
             for name, n in found.outcomes.items():
@@ -107,11 +113,25 @@ class Metrics(Collector):
         self.counts = Counts()
         self._extent: tuple[str, str, int] | None = None
         self._unread = 0
+        self._lock = Lock()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def look(self, journal: Journal) -> None:
         """Read the journal's sums."""
+        with self._lock:
+            self._look(journal)
+
+    def scrape(self, journal: Journal, accept: str) -> tuple[bytes, str]:
+        """Read the journal's sums, and return them as `exposition` does; in any thread.
+
+        Of two scrapers at a time each has what was counted before.
+        """
+        with self._lock:
+            self._look(journal)
+            return self.exposition(accept)
+
+    def _look(self, journal: Journal) -> None:
         self.counts.look(journal.totals())
         self._unread = len(journal.unread)
         self._extent = journal.extent()

@@ -168,12 +168,13 @@ class Pages:
             ("/story/{id}", self.story),
             ("/ranked/{kind}", self.ranked),
             ("/live", self.live),
-            ("/live/events", self.events),
             ("/metrics", self.metrics),
             ("/login", self.login),
         ]
         return [
             *(web.get(f"{prefix}{path}", handler) for path, handler in pages),
+            # A HEAD of what never ends would not end either.
+            web.get(f"{prefix}/live/events", self.events, allow_head=False),
             web.post(f"{prefix}/login", self.log_in),
             web.post(f"{prefix}/logout", self.log_out),
             web.static(f"{prefix}/static", HERE / "static"),
@@ -291,7 +292,9 @@ class Pages:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Send new messages as rows of the table."""
-        return await self._live.events(request, HEADERS)
+        return await self._live.events(
+            request, HEADERS, lambda: self._guard.login(request) is not None
+        )
 
     async def _after(self, last: str) -> list[Story]:
         return (await self._read(lambda journal: journal.after(last)))[0]
@@ -301,10 +304,10 @@ class Pages:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Show the counters, for Prometheus."""
-        if self._metrics is None:
+        metrics, accept = self._metrics, request.headers.get("Accept", "")
+        if metrics is None:
             raise web.HTTPNotFound(text="The package prometheus-client is not installed.\n")
-        await self._read(self._metrics.look)
-        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        (body, content_type), _ = await self._read(lambda found: metrics.scrape(found, accept))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def started(self, _app: web.Application) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.web import live
+from smtpd_filters.web.guard import Guard
+from smtpd_filters.web.logins import Login
 from tests.journal.made import refused, stored
 
 from .visitor import Document, Visitor, visit, written
@@ -75,6 +77,71 @@ def test_a_connection_without_news_is_kept_alive(
     async def visiting(visitor: Visitor) -> None:
         async with visitor.session.get(f"{visitor.base}/live/events") as response:
             assert (await response.content.readline()) == b":\n"
+
+    visit(tmp_path, visiting)
+
+
+def test_the_first_message_of_all_arrives(tmp_path: Path) -> None:
+    now = time.time()
+
+    async def visiting(visitor: Visitor) -> None:
+        async with visitor.session.get(f"{visitor.base}/live/events") as response:
+            written(tmp_path, [stored(1, t=int(now * 1000))], now)
+            assert "alice@example.org" in await event(response)
+
+    visit(tmp_path, visiting)
+
+
+def test_a_head_of_the_feed_ends(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        async with visitor.session.head(f"{visitor.base}/live/events") as response:
+            assert response.status == 405
+
+    visit(tmp_path, visiting)
+
+
+class Connection:
+    """A request whose connection takes nothing."""
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def write(self, _event: bytes) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_listener_that_never_reads_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "BEAT", 0.01)
+    monkeypatch.setattr(live, "PATIENCE", 0.01)
+
+    async def none(_last: str) -> list[object]:
+        return []
+
+    async def run() -> None:
+        feed = live.Live(none, lambda _story: "x")  # type: ignore[arg-type]
+        connection: Any = Connection()
+        await feed._serve(connection, connection, lambda: True)
+        assert connection.aborted
+        assert not feed._listeners
+        await feed.aclose()
+
+    asyncio.run(run())
+
+
+def test_the_feed_ends_with_the_log_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "BEAT", 0.01)
+    users = ["ann"]
+    monkeypatch.setattr(Guard, "login", lambda *_: Login(users[0], "", 0.0) if users else None)
+
+    async def visiting(visitor: Visitor) -> None:
+        async with visitor.session.get(f"{visitor.base}/live/events") as response:
+            assert (await response.content.readline()) == b":\n"
+            users.clear()
+            await response.content.read()
 
     visit(tmp_path, visiting)
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from smtpd_filters.journal.query import Passing, Totals
 from smtpd_filters.web.guard import Access
-from smtpd_filters.web.metrics import MOST, Counts
+from smtpd_filters.web.metrics import MOST, MOST_FILES, Counts, Metrics
 from smtpd_filters.web.passwords import Passwords
 from tests.data import ROOT
 from tests.journal.made import PASSED, refused, stored
@@ -60,6 +62,44 @@ def test_counters_start_at_zero_and_only_grow() -> None:
     assert count == 7
     [(_, buckets)] = counts.times.values()
     assert sum(buckets) == 7
+
+
+def test_a_file_that_was_unreadable_for_a_while_is_not_counted_again() -> None:
+    counts = Counts()
+    counts.look({"a": totals(5)})
+    counts.look({})
+    counts.look({"a": totals(6)})
+    assert counts.outcomes["refused"] == 1
+    for number in range(100):
+        counts.look({f"b{number:02}": totals(1)})
+    assert counts.outcomes["refused"] == 101
+    assert counts._seen is not None
+    assert len(counts._seen) == MOST_FILES
+
+
+def test_scrapers_at_the_same_time_count_everything_once() -> None:
+    """The sums that one reads are older than those of the other, which is done earlier."""
+    numbers = iter(range(1, 1000))
+    reading = Event()
+
+    class Slow:
+        unread: ClassVar[dict[str, str]] = {}
+
+        def totals(self) -> dict[str, Totals]:
+            found = {"a": totals(next(numbers))}
+            reading.wait(0.02)
+            return found
+
+        def extent(self) -> None:
+            return None
+
+    metrics = Metrics()
+    metrics.look(Slow())  # type: ignore[arg-type]
+    with ThreadPoolExecutor(4) as pool:
+        scrapes = [pool.submit(metrics.scrape, Slow(), "") for _ in range(20)]  # type: ignore[arg-type]
+        for each in scrapes:
+            each.result()
+    assert metrics.counts.outcomes["refused"] == 20
 
 
 def test_series_are_bounded() -> None:
