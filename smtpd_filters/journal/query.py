@@ -7,7 +7,8 @@ deleted meanwhile is left out, and named in `Journal.unread`.
 Invariants
 ----------
 *Read only*: nothing is written, and no transaction is longer than one query.
-*In time*: a query that takes longer than `Journal.deadline` seconds raises TooSlowError.
+*In time*: a query that takes longer than `Journal.deadline` seconds, over all files, raises
+TooSlowError.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ class Journal:
         self.directory = directory
         self.deadline = deadline
         self._key = key
+        #: When the query has to end, by the monotonic clock.
+        self._until = 0.0
         #: Files that could not be read, with the reasons, since the last query began.
         self.unread: dict[str, str] = {}
 
@@ -144,6 +147,7 @@ class Journal:
 
     def search(self, wanted: Search) -> list[Story]:
         """Return the stories that fit, newest first. Raises TooSlowError, OSError."""
+        self._begin()
         # A part of a word is looked for only if it is not a whole word anywhere.
         found = self._search(wanted, part=False)
         if not found and wanted.text and not _WHOLE.fullmatch(wanted.text):
@@ -269,6 +273,7 @@ class Journal:
         stem = match[1] + (f".{int(match[2])}" if match[2] else "")
         path = os.path.join(self.directory, f"{stem}.sqlite")  # noqa: PTH118  # paths as text
         joint: Story | None = None
+        self._begin()
         with self._reading(path) as connection:
             if connection is None:
                 return None
@@ -297,6 +302,7 @@ class Journal:
         match = _STORY_ID.fullmatch(last)
         if match is None:
             return self.search(Search(limit=1))
+        self._begin()
         place = match[1], int(match[2] or 0)
         found: list[Story] = []
         for name, part, path in self._files(0.0, 1e12, newest_first=False):
@@ -319,6 +325,7 @@ class Journal:
 
     def overview(self, since: float, until: float, *, steps: int = 48) -> Overview:
         """Return sums from `since` to `until`, in at most so many steps of whole hours."""
+        self._begin()
         hours = max(1, int(until - since) // HOUR)
         step = HOUR * max(1, -(-hours // max(1, steps)))
         start = int(since) // HOUR * HOUR
@@ -373,6 +380,7 @@ class Journal:
 
         Of each day the first `MAX_RANKED` count.
         """
+        self._begin()
         role = RANKED[kind]
         found: dict[str, tuple[Counter[str], Counter[str]]] = {}
         for name, _, path in self._files(since, until, newest_first=False):
@@ -399,6 +407,7 @@ class Journal:
         """Return the sums of the newest files, by file; those of a day grow until it ends."""
         found: dict[str, Totals] = {}
         columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
+        self._begin()
         self.unread = {}
         for _, _, path in files(self.directory)[-last:]:
             with self._reading(path) as connection:
@@ -445,6 +454,13 @@ class Journal:
         found = [each for each in files(self.directory) if first <= each[0] <= last]
         return found[::-1] if newest_first else found
 
+    def _begin(self) -> None:
+        """Begin the time of a query."""
+        self._until = monotonic() + self.deadline
+
+    def _is_late(self) -> bool:
+        return monotonic() > self._until
+
     @contextmanager
     def _reading(self, path: str) -> Iterator[sqlite3.Connection | None]:
         """Open a file for reading; None if that can't be done."""
@@ -452,9 +468,10 @@ class Journal:
         if connection is None:
             yield None
             return
-        until = monotonic() + self.deadline
-        connection.set_progress_handler(lambda: monotonic() > until, 10_000)
+        connection.set_progress_handler(self._is_late, 10_000)
         try:
+            if self._is_late():  # whatever is left to read
+                raise TooSlowError(f"no result within {self.deadline:g} s")
             yield connection
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:

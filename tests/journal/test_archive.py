@@ -12,7 +12,7 @@ import pytest
 from smtpd_filters.journal.archive import PAUSE, Archive, files
 from smtpd_filters.journal.day import NewerError
 from smtpd_filters.journal.privacy import Privacy
-from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.query import Journal, Search, TooSlowError
 from smtpd_filters.journal.rollups import MAX_FILTERS, Sums
 
 from .made import DAY, NOON, REFUSED, refused, stored
@@ -246,6 +246,45 @@ def test_a_clock_that_was_set_back_stops_nothing(make: Make, tmp_path: Path) -> 
     path.mkdir()
     assert not archive.write([stored(1)], NOON + 365 * DAY)
     assert archive.write([stored(2)], NOON)
+
+
+QUERIES: list[Callable[[Journal], object]] = [
+    lambda journal: journal.search(Search(filter="none")),
+    lambda journal: journal.search(Search(text="@none.example")),
+    lambda journal: journal.after("2026-11-29-1"),
+    lambda journal: journal.overview(NOON - 3 * DAY, NOON),
+    lambda journal: journal.rankings("senders", NOON - 3 * DAY, NOON),
+    lambda journal: journal.totals(),
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_the_deadline_is_that_of_all_files(
+    query: Callable[[Journal], object],
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    archive = make()
+    for day in range(-2, 1):
+        assert archive.write([stored(1)], NOON + day * DAY)
+    archive.close()
+    opened: list[float] = []
+
+    def at() -> float:
+        return len(opened) * 15.0  # each file takes so many seconds
+
+    connected = Journal._connected
+
+    def connect(journal: Journal, path: str) -> sqlite3.Connection | None:
+        opened.append(0.0)
+        return connected(journal, path)
+
+    monkeypatch.setattr("smtpd_filters.journal.query.monotonic", at)
+    monkeypatch.setattr(Journal, "_connected", connect)
+    with pytest.raises(TooSlowError, match="no result within 20 s"):
+        query(Journal(str(tmp_path)))
+    assert len(opened) == 2
 
 
 def test_the_filters_of_a_day_are_limited(make: Make, tmp_path: Path) -> None:
