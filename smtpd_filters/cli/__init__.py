@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import die, package
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if sys.stdout is None:  # closed: no output is wanted
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What a sender wrote may have characters that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _main(words)
         sys.stdout.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str, str]]
 
+COMMAND = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
 #: What a client may try to do to a terminal.
 HOSTILE = "\x1b[2J\x1b]0;title\x07\u202eevil\u2066\r\n\x00\x9b31m<b>&|\udcff"
 
@@ -69,6 +72,26 @@ def test_why_tells_who_what_and_which_setting(archive: Archive, run: Run) -> Non
     assert "decided   dnsbl at connect" in newest
     assert " accepted from <alice@example.org>" in oldest
     assert "smtpd     accepted it as 00000001, 1,234 bytes" in oldest
+
+
+@pytest.mark.parametrize(
+    "words", [["why", "j\u00fcrgen"], ["why", "@example.de"], ["tail", "--follow=false"]]
+)
+def test_a_terminal_whose_encoding_lacks_a_character(
+    words: list[str], archive: Archive, tmp_path: Path, now: float
+) -> None:
+    sender = "j\u00fcrgen\u20ac@example.de"
+    archive.write([stored(3, t=int(now * 1000), f=sender)], now)
+    archive.close()
+    done = subprocess.run(
+        [*COMMAND, *words, "--directory", str(tmp_path)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"j\xfcrgen\\u20ac@example.de" in done.stdout
 
 
 def test_why_as_json(archive: Archive, run: Run) -> None:
