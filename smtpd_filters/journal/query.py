@@ -19,7 +19,7 @@ import re
 import sqlite3
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from .archive import files, quoted
 from .day import NewerError, check_version
 from .merging import joined
 from .privacy import Privacy
+from .reception import MAX_TEXT
 from .rollups import BUCKETS, HOUR
 from .stories import OUTCOMES, Story, loaded, story
 
@@ -148,6 +149,7 @@ class Journal:
     def search(self, wanted: Search) -> list[Story]:
         """Return the stories that fit, newest first. Raises TooSlowError, OSError."""
         self._begin()
+        wanted = replace(wanted, text=_as_stored(wanted.text))
         # A part of a word is looked for only if it is not a whole word anywhere.
         found = self._search(wanted, part=False)
         if not found and wanted.text and not _WHOLE.fullmatch(wanted.text):
@@ -257,6 +259,8 @@ class Journal:
     @staticmethod
     def _parts(connection: sqlite3.Connection, text: str) -> list[int]:
         """Return the numbers of the words that have a text in them."""
+        if "\0" in text:  # ends a pattern, so that it would fit everything
+            return []
         part = "".join(f"\\{each}" if each in "%_\\" else each for each in text.lower())
         kinds = (schema.MAIL, schema.HOST, schema.USER)
         rows = connection.execute(
@@ -504,6 +508,12 @@ class Journal:
                 self.unread[path] = str(error)
             connection.close()
         return None
+
+
+def _as_stored(text: str) -> str:
+    """Return a text, of a command line perhaps, as stories have it: see `collector`."""
+    data = text[:MAX_TEXT].encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _stem(path: str) -> str:

@@ -94,6 +94,22 @@ def test_a_terminal_whose_encoding_lacks_a_character(
     assert b"j\xfcrgen\\u20ac@example.de" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "what", ["\udcff", "a" * 60_000, "'", "\\", "%", "\x00", "\x1b[2J", "1.2.3.4/99"]
+)
+def test_why_something_odd(what: str, archive: Archive, run: Run) -> None:
+    del archive
+    status, said, errors = run("why", what)
+    assert (status, errors) == (1, "")
+    assert said.isprintable() or said[:-1].isprintable()
+
+
+def test_why_bytes_that_are_no_text(archive: Archive, run: Run, now: float) -> None:
+    archive.write([stored(3, t=int(now * 1000), f="caf\\xe9@example.com")], now)
+    archive.close()
+    assert run("why", "caf\udce9@example.com")[0] == 0
+
+
 def test_why_as_json(archive: Archive, run: Run) -> None:
     del archive
     _, said, _ = run("why", "192.0.2.1", "--json")
