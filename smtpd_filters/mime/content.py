@@ -106,6 +106,8 @@ class Content:
     bytes_left: int = UNPACKED
     fields_left: int = FIELDS
     text_left: int = 0
+    #: Whether a limit on parts, levels, header blocks or names kept something from being read.
+    cut: bool = False
     #: Units of work (about a microsecond) for lines and parts since the caller set it to 0.
     work: int = 0
 
@@ -118,10 +120,15 @@ class Content:
         """Note an oddity."""
         self.oddities[what] = None
 
+    def cut_off(self, what: str) -> None:
+        """Note an oddity that kept a part or a name from being read."""
+        self.cut = True
+        self.odd(what)
+
     def add(self, depth: int) -> Part | None:
         """Return a new part; None if there are too many."""
         if len(self.parts) >= PARTS:
-            self.odd("too many parts")
+            self.cut_off("too many parts")
             self.full = True
             return None
         part = Part(len(self.parts), depth)

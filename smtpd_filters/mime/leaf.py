@@ -121,7 +121,7 @@ def _uu_line(line: bytes) -> bytes:
 class Leaf:
     """The content of one part, written in pieces of whole lines; `done` gets kept archives.
 
-    `inner` gets the decoded content instead, if that is a message or has parts.
+    `inner` gets the decoded content as well, if that is a message or has parts.
     """
 
     __slots__ = (
@@ -184,7 +184,6 @@ class Leaf:
             return
         if self._inner is not None:
             self._inner(data)
-            return
         before, self._at = self._at, self._at + len(data)
         self.part.size = self._at
         if not self._sniffed:

@@ -16,6 +16,8 @@ REPEATED = 10
 #: the last ones of a longer name.
 NAMES = 20
 NAME = 255
+#: Delimiters of a multipart, by all readings.
+BOUNDARIES = 20
 #: Bytes of fields that are kept for checks, of all parts of a message.
 FIELDS = 1 << 18
 #: Bytes of decoded content by which a type is recognised, and those of text that are kept for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from unicodedata import category, normalize
+from urllib.parse import unquote
 
 from smtpd_filters.checks.author.encoded_words import decoded
 
@@ -40,7 +41,8 @@ def readings(raw: str) -> Iterator[str]:
     """Yield the normalised readings of one name, of which some may be equal or empty.
 
     Encoded words are decoded in every way that a program may choose. A name with a NUL may end
-    there; behind a colon is the name of a stream of the file on Windows.
+    there; behind a colon is the name of a stream of the file on Windows. Browsers decode `%2E`, and
+    some programs shorten a long name.
     """
     texts: tuple[str, ...] = (raw,)
     if "=?" in raw:
@@ -49,6 +51,10 @@ def readings(raw: str) -> Iterator[str]:
         texts = (*decoded(raw), *decoded(_SPACES.sub("", raw)))
     for text in texts[:NAMES]:
         yield normalized(text)
+        if "%" in text:
+            yield normalized(unquote(text[-4 * NAME :], errors="surrogateescape"))
+        if len(text) > NAME:
+            yield normalized(text[:NAME])
         if "\0" in text:
             yield normalized(text.partition("\0")[0])
         if ":" in text:

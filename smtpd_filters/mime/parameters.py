@@ -16,7 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_VALUE = r'((?:\*\d{0,4}+\*?+)?+)\s*+=\s*+("(?:[^"\\]|\\.)*+(?:"|$)|[^;]*+)'
+_VALUE = (
+    r"((?:\*\d{0,4}+\*?+)?+)\s*+(?:\([^)]*+\)\s*+)*+=\s*+"
+    r'("(?:[^"\\]|\\.)*+(?:"|$)|[^;]*+)'
+)
 _NAMES = re.compile(rf"(?<![\w-])(?:file)?name{_VALUE}", re.IGNORECASE | re.DOTALL)
 _BOUNDARIES = re.compile(rf"(?<![\w-])boundary{_VALUE}", re.IGNORECASE | re.DOTALL)
 _CHARSETS = re.compile(rf"(?<![\w-])charset{_VALUE}", re.IGNORECASE | re.DOTALL)
@@ -28,8 +31,12 @@ _TYPE = re.compile(
 )
 _TOKEN = re.compile(r"\s*+(?:\([^)]*+\)\s*+)*+\"?([\w.+-]++)")
 
-#: Values of a field that are looked at.
-_MOST = 40
+#: Values of a field that are looked at: as many as `limits.PARAMETERS` characters can hold.
+_MOST = 1 << 11
+#: Characters behind a quoted value that may belong to it.
+_BEHIND = 300
+#: Characters of a delimiter. RFC 2046 section 5.1.1 allows 70; programs don't count.
+_BOUNDARY_MAX = 1000
 
 
 def names(field: str) -> list[str]:
@@ -41,8 +48,11 @@ def boundaries(field: str) -> list[str]:
     """Return the values of `boundary` in a field; several if programs would disagree."""
     found: dict[str, None] = {}
     for value in _values(_BOUNDARIES, field):
-        if value and value.isprintable() and len(value) <= 256:
+        if value and len(value) <= _BOUNDARY_MAX:
             found[value] = None
+            # Programs written in C see it up to a NUL.
+            if "\0" in value:
+                found[value.partition("\0")[0]] = None
     return list(found)
 
 
@@ -81,6 +91,7 @@ def _values(pattern: re.Pattern[str], field: str) -> Iterator[str]:
         section, value = match[1], match[2]
         if not section:
             yield from _plain(value)
+            yield from _behind(value, field[match.end() : match.end() + _BEHIND].partition(";")[0])
             continue
         extended = section.endswith("*")
         digits = section.strip("*")
@@ -113,6 +124,13 @@ def _plain(value: str) -> Iterator[str]:
         yield value.strip("'")
     if "(" in value:
         yield value.partition("(")[0].strip()
+
+
+def _behind(value: str, rest: str) -> Iterator[str]:
+    """Yield the reading of programs that end a quoted value at the semicolon, not at the quote."""
+    rest = rest.strip()
+    if value.startswith('"') and rest and not rest.startswith("("):
+        yield (value + rest).replace('"', "").strip()
 
 
 def _joined(segments: list[tuple[int, str, bool]]) -> Iterator[str]:

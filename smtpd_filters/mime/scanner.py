@@ -20,7 +20,7 @@ from .archives import inspect
 from .content import Content
 from .leaf import ENCODINGS, Leaf
 from .levels import Level, Levels
-from .limits import DEPTH, HEADER, PARAMETERS, REPEATED, TEXT
+from .limits import BOUNDARIES, DEPTH, HEADER, PARAMETERS, REPEATED, TEXT
 from .names import all_readings, extension
 from .parameters import (
     boundaries,
@@ -48,7 +48,14 @@ _PART, _LINE = 120, 4
 _DENSE, _PIECE = 40, 512
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
-_MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
+_PARTIAL = "message/partial"
+_MESSAGES = frozenset(
+    {"message/rfc822", "message/global", "message/news", "message/external-body", _PARTIAL}
+)
+#: Files that mail programs open as messages, whatever their types.
+_MESSAGE_FILES = frozenset({"eml", "mht", "mhtml", "nws"})
+#: A type of multiparts that isn't one by the grammar; programs look for its beginning.
+_MULTIPART = re.compile(r"multipart\s*+/", re.IGNORECASE)
 _TYPE, _ENCODING, _DISPOSITION = (
     b"content-type",
     b"content-transfer-encoding",
@@ -182,7 +189,7 @@ class Scan:
             self._head_line(line)
             at = line_end
             if self._header_size > HEADER:
-                self.content.odd("header block of a part too long")
+                self.content.cut_off("header block of a part too long")
                 self._begin_entity(self._offset + at)
                 return at
         return at
@@ -191,7 +198,10 @@ class Scan:
         self._header_size += len(line) + 1
         fields = self._fields
         if line.startswith((b" ", b"\t")) and fields:
-            fields[-1] += b"\n" + line if len(fields[-1]) < PARAMETERS else b""
+            if len(fields[-1]) < PARAMETERS:
+                fields[-1] += b"\n" + line
+            elif fields[-1][:8].lower() == b"content-":
+                self.content.cut_off("parameters of a part too long")
         elif _FIELD.match(line):
             # The lines before it are in the header, if anything.
             self._spilled = []
@@ -212,7 +222,7 @@ class Scan:
             if match and match[1].lower() == wanted:
                 value = unfolded(raw[match.end() :])
                 if len(value) > room or len(found) == REPEATED:
-                    self.content.odd("parameters of a part too long")
+                    self.content.cut_off("parameters of a part too long")
                     found.append(value[:room])
                     break
                 found.append(value)
@@ -230,6 +240,13 @@ class Scan:
         self._described = [each for each in self._fields if each[:8].lower() == b"content-"]
         types = self._values(_TYPE)
         declared = tuple(dict.fromkeys(filter(None, map(media_type, types))))
+        if not any(each.startswith("multipart/") for each in declared) and any(
+            _MULTIPART.search(each.partition(";")[0]) for each in types
+        ):
+            self.content.odd("multipart of an invalid type")
+            declared = (*declared, "multipart/mixed")
+        if _PARTIAL in declared:
+            self.content.cut_off("a piece of a message")
         depth = self._depth
         if len(declared) > 1:
             self.content.odd("two types")
@@ -237,7 +254,7 @@ class Scan:
         if depth >= DEPTH and any(
             each in _MESSAGES or each.startswith("multipart/") for each in declared
         ):
-            self.content.odd("too many levels")
+            self.content.cut_off("too many levels")
             declared = ("application/octet-stream",)
         if any(each.startswith("multipart/") for each in declared):
             self._begin_multipart(types, encoding, at)
@@ -258,6 +275,9 @@ class Scan:
         every = [each for value in types for each in boundaries(value)]
         found = [each.encode("utf-8", "surrogateescape").rstrip() for each in dict.fromkeys(every)]
         found = [each for each in found if each]
+        if len(found) > BOUNDARIES:
+            self.content.cut_off("too many boundaries")
+            del found[BOUNDARIES:]
         if not found:
             self.content.odd("multipart without a boundary")
         elif sum(map(count_boundaries, types)) > 1:
@@ -278,18 +298,22 @@ class Scan:
         if self._raw:
             part.start, part.body = self._header_at, at
         kept = [each for each in fields if not each.lower().startswith(_ENCODING)]
-        scan = Scan(
+        scan = self._inner_scan(kept or None, part, nested=self._nested or not fields)
+        self._inner = lines = _Lines(scan)
+        self._leaf = Leaf(self.content, part, encoding, self._ended, lines.write)
+        return self._leaf
+
+    def _inner_scan(self, fields: list[bytes] | None, part: Part, *, nested: bool) -> Scan:
+        """Return a scan of the decoded content of a part."""
+        return Scan(
             self.content,
             self._archives,
             depth=self._depth + 1,
             raw=False,
-            nested=self._nested or not fields,
-            fields=kept or None,
+            nested=nested,
+            fields=fields,
             outer=part,
         )
-        self._inner = lines = _Lines(scan)
-        self._leaf = Leaf(self.content, part, encoding, self._ended, lines.write)
-        return self._leaf
 
     def _begin_message(
         self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
@@ -319,7 +343,11 @@ class Scan:
             self._leaf = None
             return
         self._describe(part, types, declared, encoding, at)
-        self._leaf = Leaf(self.content, part, encoding, self._ended)
+        inner = None
+        if self._depth < DEPTH and any(extension(each) in _MESSAGE_FILES for each in part.names):
+            self._inner = _Lines(self._inner_scan(None, part, nested=True))
+            inner = self._inner.write
+        self._leaf = Leaf(self.content, part, encoding, self._ended, inner)
         if self._spilled:
             self._leaf.write(b"\n".join([*self._spilled, b""]))
 
@@ -332,7 +360,7 @@ class Scan:
         part.names, more = all_readings(raw)
         self.content.work += sum(map(_work, raw))
         if more:
-            self.content.odd("too many names of a part")
+            self.content.cut_off("too many names of a part")
         if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
             self.content.odd("several names of a part")
         part.outer = part.outer or self._outer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from smtpd_filters.mime import limits
 from smtpd_filters.mime.scanner import Scanner
 from tests.effort import part as part_of
-from tests.mime.reading import EXE, Memory, blocks, mixed, read, zipped
+from tests.mime.reading import EXE, Memory, attached, blocks, every_name, mixed, read, zipped
 from tests.mime.test_corpus import NAMES, STRUCTURES
 
 
@@ -48,6 +48,29 @@ def test_names_of_a_part() -> None:
     content = read(mixed(b"Content-Disposition: attachment" + names + b"\n\nx\n"))
     assert len(content.parts[-1].names) == limits.NAMES
     assert "too many names of a part" in content.oddities
+
+
+def test_a_line_of_a_folded_field_that_is_dropped_is_noted() -> None:
+    field = b"Content-Disposition: attachment;\n"
+    field += b" x=" + b"y" * (limits.PARAMETERS - len(field) - 5) + b";\n filename=a.exe\n"
+    content = read(mixed(field + b"\nx\n"))
+    assert "a.exe" in every_name(content)
+    content = read(mixed(field.replace(b"=y", b"=yyyyy") + b"\nx\n"))
+    assert "a.exe" not in every_name(content)
+    assert content.cut
+
+
+def test_boundaries_of_a_multipart() -> None:
+    many = b"; ".join(b"boundary=b%d" % number for number in range(100))
+    content = read(b"Content-Type: multipart/mixed; " + many + b"\n\n--b0\n\nx\n--b0--\n")
+    assert content.cut
+    assert "too many boundaries" in content.oddities
+
+
+def test_an_archive_beyond_its_limits_is_only_ambiguous() -> None:
+    content = read(attached(zipped(*((str(each), b"") for each in range(9)))), members=3)
+    assert content.ambiguous
+    assert not content.cut
 
 
 def test_the_header_block_of_a_part() -> None:

@@ -53,6 +53,13 @@ NAMES = {
     "a stream": (b'filename="a.exe:x.txt"', "a.exe"),
     "the default stream": (b'filename="a.exe::$DATA"', "a.exe"),
     "a comment behind": (b"filename=a.exe (a comment)", "a.exe"),
+    "a comment before the sign": (b"filename (a comment) = a.exe", "a.exe"),
+    "text behind the quote": (b'filename="a.txt".exe', "a.txt.exe"),
+    "a quote within quotes": (b'filename=""a.exe""', "a.exe"),
+    "an empty value before it": (b'filename="" a.exe', "a.exe"),
+    "percent-encoded": (b'filename="a%2Eexe"', "a.exe"),
+    "the beginning of a long name": (b'filename="a.exe' + b" " * 300 + b'.txt"', "a.exe"),
+    "behind many other parameters": (b"x=y; " * 100 + b"filename=a.exe", "a.exe"),
 }  # fmt: skip
 
 
@@ -100,6 +107,31 @@ STRUCTURES = {
     "no boundary": (
         b"Content-Type: multipart/mixed\n\n--b\n" + PART + b"--b--\n",
         "multipart without a boundary",
+    ),
+    **{
+        f"{case} in the boundary, behind another one": (
+            b'Content-Type: multipart/mixed; boundary="' + boundary + b'"\n\n--decoy\n\nx\n--'
+            + boundary + b"\n" + PART + b"--" + boundary + b"--\n",
+            oddity,
+        )
+        for case, boundary, oddity in (
+            ("300 characters", b"b" * 300, ""),
+            ("bytes of no encoding", b"b\xe4", ""),
+            ("a tab", b"b\tc", ""),
+            ("a no-break space", "b\u00a0c".encode(), ""),
+        )
+    },
+    "a type without its second half": (
+        b"Content-Type: multipart/; boundary=b\n\n--b\n" + PART + b"--b--\n",
+        "multipart of an invalid type",
+    ),
+    "comments in comments before the type": (
+        b"Content-Type: (c(d)) multipart/mixed; boundary=b\n\n--b\n" + PART + b"--b--\n",
+        "multipart of an invalid type",
+    ),
+    "a piece of a message": (
+        b"Content-Type: message/partial; id=x; number=1; total=2\n\n" + INNER,
+        "a piece of a message",
     ),
     "indented boundary": (MIXED + b"\n  --b\n" + PART + b"--b--\n", "indented boundary"),
     "text behind a boundary": (MIXED + b"\n--b x\n" + PART + b"--b--\n", "text behind a boundary"),
@@ -210,6 +242,19 @@ def test_quoted_printable() -> None:
     data = b"".join(b"=%02X" % byte for byte in EXE)
     part = b"Content-Transfer-Encoding: quoted-printable\nContent-Type: x/y\n\n" + data + b"=\n"
     assert read(mixed(part)).parts[-1].kind == "exe"
+
+
+@pytest.mark.parametrize("name", [b"a.eml", b"A.MHT", b"a.nws"])
+def test_files_that_are_opened_as_messages(name: bytes) -> None:
+    content = read(attached(INNER, b"Content-Type: application/octet-stream; name=" + name + b"\n"))
+    assert "a.exe" in every_name(content)
+    assert content.parts[1].names == (name.decode(),)
+    assert not content.ambiguous
+
+
+def test_an_encoded_message_that_is_a_program() -> None:
+    content = read(attached(EXE, b"Content-Type: message/rfc822\n"))
+    assert content.parts[1].kind == "exe"
 
 
 def test_tnef_is_a_leaf() -> None:
