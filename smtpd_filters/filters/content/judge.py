@@ -66,11 +66,7 @@ class Judge:
     def _hit(self, rule: Rule) -> Generator[int, None, Hit | None]:
         yield _PART
         content = self._content
-        if rule.larger is not None and self._size <= rule.larger:
-            return None
-        if rule.parts is not None and len(content.parts) <= rule.parts:
-            return None
-        if rule.ambiguous is not None and content.ambiguous is not rule.ambiguous:
+        if not self._is_such(rule):
             return None
         if rule.header and not (yield from self._header(rule)):
             return None
@@ -83,9 +79,19 @@ class Judge:
                     parts.append(part)
             if not parts:
                 return None
-        if not reason and content.oddities and rule.ambiguous:
+        if not reason and content.oddities and (rule.ambiguous or rule.cut):
             reason = next(iter(content.oddities))
         return Hit(rule, parts, reason or rule.header)
+
+    def _is_such(self, rule: Rule) -> bool:
+        """Return whether the message as a whole meets the conditions on it."""
+        content = self._content
+        return (
+            (rule.larger is None or self._size > rule.larger)
+            and (rule.parts is None or len(content.parts) > rule.parts)
+            and rule.ambiguous in {None, content.ambiguous}
+            and (content.cut or not rule.cut)
+        )
 
     # -- fields --------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ FIELDS_MAX = 16_000
 #: Lines in the log about checks of one message, which a client could multiply.
 LOGGED_MAX = 20
 _MIME = ("content-", "mime-version")
+#: The reply to a message whose attachments are beyond the limits of `smtpd_filters.mime`.
+TOO_COMPLEX = "550 5.7.1 Message is too complex to be checked for attachments"
 #: What the log says of a message that a limit kept from being judged whole.
 TOO_LONG = "header too long to be checked"
 
@@ -181,6 +183,12 @@ class Content(Filter):
             table["reply"] = self.settings.reply
         for condition in ("extension", "content"):
             self._rules.add({**table, condition: "dangerous"}, "dangerous")
+        # What is beyond a limit can't be looked at: it can't be removed either.
+        if self.settings.dangerous in ON_PARTS:
+            table["action"] = REFUSE
+        if table["action"] == REFUSE:
+            table["reply"] = TOO_COMPLEX
+        self._rules.add({**table, "beyond-limits": True}, "dangerous")
 
     def _edits(self) -> bool:
         """Return whether an edit would make a signature ahead of this filter invalid."""

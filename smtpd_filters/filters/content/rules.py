@@ -83,6 +83,7 @@ class Rule:
     script: str = ""
     share: float = 0.3
     ambiguous: bool | None = None
+    cut: bool = False
     reply: str = ""
     field: tuple[str, str] = ("", "")
     tag: str = ""
@@ -193,7 +194,7 @@ def _check(rule: Rule, keys: Iterable[str]) -> None:
         raise ValueError(f'action "{rule.action}" requires a condition on attachments')
     if "share" in keys and not rule.script:
         raise ValueError("share requires script")
-    conditions = rule.header or rule.on_parts or rule.ambiguous is not None
+    conditions = rule.header or rule.on_parts or rule.ambiguous is not None or rule.cut
     if not conditions and rule.larger is None and rule.parts is None:
         raise ValueError("has no condition: it would apply to every message")
     if not rule.reply:
@@ -337,11 +338,16 @@ def _set(attribute: str, parse: Callable[[Any], object]) -> Callable[[Rules, Rul
     return apply
 
 
+def _true(value: object) -> bool:
+    if not _bool(value):
+        raise ValueError("expected true: leave it out if it doesn't matter")
+    return True
+
+
 def _trait(name: str) -> Callable[[Rules, Rule, object], None]:
     def apply(_rules: Rules, rule: Rule, value: object) -> None:
-        if not _bool(value):
-            raise ValueError("expected true: leave it out if it doesn't matter")
-        rule.traits |= {name}
+        if _true(value):
+            rule.traits |= {name}
 
     return apply
 
@@ -381,6 +387,7 @@ _KEYS: dict[str, Callable[[Rules, Rule, Any], None]] = {
     "script": _set("script", _script),
     "share": _set("share", NUMBER(low=0.0, high=1.0).from_toml),
     "ambiguous": _set("ambiguous", _bool),
+    "beyond-limits": _set("cut", _true),
     "reply": _set("reply", REPLY.from_toml),
     "field": _set("field", _field),
     "tag": _set("tag", _line),

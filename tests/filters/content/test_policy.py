@@ -10,7 +10,9 @@ import pytest
 from smtpd_filters import PROCEED, Filter, Proceed, Session
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.content import Content
+from smtpd_filters.filters.content.policy import TOO_COMPLEX
 from smtpd_filters.filters.content.rules import Rules
+from smtpd_filters.mime import limits
 from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.content.sending import Sent, written
@@ -51,6 +53,36 @@ def test_a_program_is_refused() -> None:
 )
 def test_disguised_programs_are_refused(mail: bytes) -> None:
     assert Sent(mail).reply == REFUSED
+
+
+#: Messages with a program that is beyond a limit of the reader.
+BEYOND = {
+    "parts": mixed(*[b"\n\n"] * limits.PARTS, b"Content-Type: x/y; name=a.exe\n\nx\n"),
+    "levels": b"Content-Type: message/rfc822\n\n" * 30 + b"Content-Type: x/y; name=a.exe\n\nx\n",
+    "header block": mixed(b"X: y\n" * 20_000 + b"Content-Type: x/y; name=a.exe\n\nx\n"),
+    "names": mixed(
+        b"Content-Disposition: x"
+        + b"".join(b"; name=%d.txt" % number for number in range(30))
+        + b"; filename=a.exe\n\nx\n"
+    ),
+    "parameters": mixed(b"Content-Type: x/y; x=" + b"y" * 9000 + b"; name=a.exe\n\nx\n"),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+@pytest.mark.parametrize("action", ["reject", "remove", "rename"])
+def test_a_message_beyond_the_limits_is_refused(case: str, action: str) -> None:
+    assert Sent(BEYOND[case], f"--dangerous={action}").reply == TOO_COMPLEX
+
+
+def test_a_message_beyond_the_limits_is_marked_or_logged(tmp_path: Path) -> None:
+    sent = Sent(BEYOND["levels"], "--dangerous=junk")
+    assert sent.mail.headers.get("X-Spam") == "Yes"
+    sent = Sent(BEYOND["levels"], "--dangerous=log")
+    assert (sent.reply, 'reason="too many levels"' in sent.log[0]) == ("", True)
+    flags = rule(tmp_path, "beyond-limits = true\naction = 'reject'")
+    assert Sent(BEYOND["levels"], *flags).reply == "550 5.7.1 Message content rejected"
+    assert Sent(PROGRAM, *flags).reply == ""
 
 
 @pytest.mark.parametrize(
