@@ -33,6 +33,8 @@ def reply(code: int, enhanced: str, text: str) -> str:
 
     Raise ValueError if `code` is not 400 to 599.
     """
+    # Cut before the work for each character: a server may send a megabyte.
+    text = text.lstrip()[: 4 * MAX_REPLY]
     clean = "".join(c if c in _PRINTABLE else "?" for c in " ".join(text.split()))
     words = [str(code), enhanced, clean or "Refused"]
     line = " ".join(word for word in words if word)[:MAX_REPLY].rstrip()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,18 @@ def test_a_text_from_outside_is_made_safe() -> None:
 def test_a_reply_needs_a_code_that_refuses(code: int) -> None:
     with pytest.raises(ValueError, match="4xx or 5xx"):
         reply(code, "", "x")
+
+
+@pytest.mark.parametrize("text", ["a" * (8 << 20), "a " * (4 << 20)])
+def test_a_reply_of_a_long_text_takes_no_more_work_than_one_of_a_short_text(text: str) -> None:
+    tracemalloc.start()
+    try:
+        line = reply(550, "5.7.1", text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert line.startswith("550 5.7.1 ")
+    assert peak < 1 << 18
 
 
 @pytest.mark.parametrize(
