@@ -136,6 +136,7 @@ EXAMPLES: list[tuple[Kind[Any], str, Any]] = [
     (SWITCH, "0", False),
     (choice("a", "b"), "b", "b"),
     (ENDPOINT, "mx_1.example.org:8080", ("mx_1.example.org", 8080)),
+    (ENDPOINT, f"{'a' * 63}.example.:25", (f"{'a' * 63}.example.", 25)),
     (ENDPOINT, "192.0.2.1:65535", ("192.0.2.1", 65535)),
     (ENDPOINT, "[2001:db8::1]:25", ("2001:db8::1", 25)),
     (ENDPOINT(port=53), "192.0.2.1", ("192.0.2.1", 53)),
@@ -171,6 +172,9 @@ BAD: list[tuple[Kind[Any], str, str]] = [
     (SIZE(high=2048), "3k", 'must be at most 2k, not "3k"'),
     (SWITCH, "yes", 'expected true or false, not "yes"'),
     (choice("a", "b"), "x", 'invalid choice "x" (choose from a, b)'),
+    (ENDPOINT, "a..b:1", 'expected HOST:PORT ([ADDRESS]:PORT for IPv6), not "a..b:1"'),
+    (ENDPOINT, ".a:1", 'expected HOST:PORT ([ADDRESS]:PORT for IPv6), not ".a:1"'),
+    (ENDPOINT, "..:1", 'expected HOST:PORT ([ADDRESS]:PORT for IPv6), not "..:1"'),
     (ENDPOINT, "host", 'expected a port from 1 to 65535, not "host"'),
     (ENDPOINT, "::1", 'expected a port from 1 to 65535, not "::1"'),
     (ENDPOINT(53), "host:", 'expected a port from 1 to 65535, not "host:"'),
@@ -202,7 +206,15 @@ def test_kind_refuses(kind: Kind[Any], text: str, reason: str) -> None:
         kind.parse(text)
 
 
-HOSTS = st.from_regex(r"[a-z0-9._-]{1,20}", fullmatch=True) | st.ip_addresses().map(str)
+@pytest.mark.parametrize("host", [f"{'a' * 64}.example", f"www.{'a' * 64}", "a..b", "."])
+def test_a_host_that_no_resolver_takes(host: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        ENDPOINT.parse(f"{host}:25")
+
+
+HOSTS = st.from_regex(
+    r"[a-z0-9_-]{1,9}(\.[a-z0-9_-]{1,9}){0,2}", fullmatch=True
+) | st.ip_addresses().map(str)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES: list[tuple[Kind[Any], st.SearchStrategy[Any]]] = [
     (TEXT, st.text()),

@@ -51,6 +51,7 @@ else:  # the same names without the cost of importing typing
 _QUOTED_MAX = 60  # longer values are cut in error messages, which are one line
 _PORT_MAX = 65535
 _CODE_DIGITS = 3  # RFC 5321 section 4.2
+_LABEL_MAX = 63  # RFC 1035 section 2.3.1
 _HOST_MAX = 253  # RFC 1035 section 2.3.4: 255 with the first length byte and the root's
 
 # As Go's flag package parses them (strconv.ParseBool).
@@ -390,8 +391,11 @@ def _is_v6(host: str) -> bool:
 
 def _is_host(host: str) -> bool:
     # The underscore isn't allowed in host names, but container networks use it.
-    return 0 < len(host) <= _HOST_MAX and all(
-        c.isascii() and (c.isalnum() or c in "-._") for c in host
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= _HOST_MAX and all(
+        0 < len(label) <= _LABEL_MAX
+        and all(c.isascii() and (c.isalnum() or c in "-_") for c in label)
+        for label in labels
     )
 
 
