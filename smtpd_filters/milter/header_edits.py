@@ -4,8 +4,8 @@ An MTA hides its own Received field from milters: it isn't sent, and not counted
 counted by insertions, since their index refers to the message as delivered. smtpd's field is the
 first Received, unless there is none. Marks for junk (`X-Spam`) above it are those of smtpd and its
 filters; they are hidden and left alone as well, but not counted by insertions: index 1 is below the
-Received field. So is the first line of an mbox file, if the client has sent one. What a milter
-inserts above is an ordinary field for the milters behind it.
+Received field. So is the first line of an mbox file, if the client has sent one without
+continuation lines. What a milter inserts above is an ordinary field for the milters behind it.
 
 Invariants
 ----------
@@ -79,6 +79,8 @@ class EditedHeaders:
                 rest.append(line)
             elif line.startswith(_MBOX) and not _FIELD.match(line) and self._at_top():
                 entries.append(_Entry([line], b"", 0, _MARKING))
+            elif entries and not entries[-1].colon and line.startswith(_WHITE):
+                rest += [*entries.pop().lines, line]  # content that the line would hide
             elif entries and line.startswith(_WHITE):
                 entries[-1].lines.append(line)
             elif match := _FIELD.match(line):

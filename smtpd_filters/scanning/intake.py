@@ -120,16 +120,16 @@ def without_mbox_line(headers: Headers) -> list[bytes] | None:
 
     A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
     There a scanner would parse it as the end of the header, and raise the score for every missing
-    field.
+    field. A line with continuation lines is no such line: a client could hide them from scanners.
     """
     lines = headers.lines()
     for at, line in enumerate(lines):
         # "From :" is a field in obsolete syntax: RFC 5322 section 4.5.2.
         if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
-            end = at + 1
-            while end < len(lines) and lines[end].startswith((b" ", b"\t")):
-                end += 1
-            return lines[:at] + lines[end:]
+            following = lines[at + 1 :]
+            if following and following[0].startswith((b" ", b"\t")):
+                return None
+            return lines[:at] + following
     return None
 
 

@@ -43,6 +43,18 @@ def test_what_a_milter_sees() -> None:
     assert block().lines() == BLOCK
 
 
+def test_the_line_of_an_mbox_file_is_hidden_but_nothing_with_it() -> None:
+    """To some programs it ends the header: what continues it would be the body."""
+    line = b"From bob@example.net Mon Sep 17 00:00:00 2001"
+    lines = [b"Received: by us", line, b"Subject: a"]
+    assert list(block(lines).fields()) == [(b"Subject", b" a")]
+    assert block(lines).rest == []
+    lines.insert(2, b" <html>hidden")
+    assert list(block(lines).fields()) == []
+    assert block(lines).rest == lines[1:]
+    assert block(lines).lines() == lines
+
+
 def test_a_field_is_added_at_the_end_with_one_space() -> None:
     assert edited(AddHeader(b"A", b"b\n\tc")) == [*BLOCK, b"A: b", b"\tc"]
     assert edited(AddHeader(b"A", b" b"), lead=True) == [*BLOCK, b"A: b"]
