@@ -55,9 +55,10 @@ CONTENT = frozenset({v.HEADER, v.END_OF_HEADER, v.BODY, v.END_OF_BODY})
 class Limits:
     """The most that a milter may send for one message.
 
-    `packet` is the length of a packet, `edits` the number of edits except for pieces of a body,
-    `edited` their bytes, `body` the bytes of a new body, `pieces` the number of its packets, and
-    `progress` the number of reports of progress.
+    `packet` is the length of a packet with a piece of a body; others have the length that milters
+    take themselves (`vocabulary.MAX_PAYLOAD`). `edits` is the number of edits except for pieces of
+    a body, `edited` their bytes, `body` the bytes of a new body, `pieces` the number of its
+    packets, and `progress` the number of reports of progress.
     """
 
     packet: int = 1 << 20
@@ -251,6 +252,8 @@ class MtaSide:
         if found is None:
             return None
         command, payload = found
+        if command != v.REPLACE_BODY and len(payload) > v.MAX_PAYLOAD:
+            raise MilterError(f"an answer of {len(payload)} bytes")
         if self._due == v.NEGOTIATE:
             return self._agree(command, payload)
         answer = parse_answer(command, payload)

@@ -12,6 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Macros for which a milter may ask at a stage. Sendmail, which has some 70, allows 50
+#: (MAXFILTERMACROS).
+MAX_MACROS = 200
 _THREE = Struct(">III")
 _STAGE = Struct(">I")
 #: The events by the number of their stage.
@@ -106,5 +109,8 @@ def _symbol_lists(data: bytes) -> dict[bytes, tuple[bytes, ...]]:
         if not null:
             raise MilterError("a list of macros without its end")
         if event := _EVENTS.get(stage):
-            lists[event] = tuple(text.replace(b",", b" ").split())
+            names = text.replace(b",", b" ").split()
+            if len(names) > MAX_MACROS:
+                raise MilterError(f"a list of {len(names)} macros")
+            lists[event] = tuple(names)
     return lists

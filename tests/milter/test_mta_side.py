@@ -166,6 +166,7 @@ def test_an_older_version_has_fewer_events() -> None:
         (Agreement(6, 0x200), "the actions 0x200"),
         (Agreement(6, 0, 0x10000000), "the protocol bits 0x10000000"),
         (Verdict(b"c"), "not a negotiation"),
+        (Agreement(6, 0x100, 0, {v.RCPT: (b"x",) * 201}), "a list of 201 macros"),
     ],
 )
 def test_a_bad_negotiation(reply: Agreement | Verdict, error: str) -> None:
@@ -259,6 +260,18 @@ def test_limits_at_the_end(answers: list[AddHeader], error: str) -> None:
     mta.receive(b"".join(answer.encode() for answer in answers))
     with pytest.raises(MilterError, match=error):
         all(mta.answer() for _ in answers)
+
+
+@pytest.mark.parametrize("command", [v.REPLY_CODE, v.ADD_HEADER, v.INSERT_HEADER, v.QUARANTINE])
+def test_an_answer_has_the_length_of_a_packet_that_milters_take(command: bytes) -> None:
+    """Whatever its parts: folding a megabyte, or making a reply of it, would delay all sessions."""
+    mta = agreed()
+    to_message(mta)
+    mta.end_of_body()
+    payload = b"550 5.7.1 ".ljust(65_535, b"x") + b"\0"
+    mta.receive(len(command + payload).to_bytes(4, "big") + command + payload)
+    with pytest.raises(MilterError, match="an answer of 65536 bytes"):
+        mta.answer()
 
 
 def test_an_edit_before_the_end() -> None:

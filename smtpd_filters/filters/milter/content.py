@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from smtpd_filters.milter import Edit
     from smtpd_filters.milter.answers import EnvelopeEdit, HeaderEdit
 
-#: Units of work (`pace`) for an edit, and lines of the header block, and bytes of a new body, for
-#: one additional unit.
-_EDIT, _LINES_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 200
+#: Units of work (`pace`) for an edit, and lines of the header block, bytes of a value, and bytes of
+#: a new body, for one additional unit.
+_EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 2, 200
 #: Notes that the log gets of one message.
 NOTES = 8
 #: The field with the reason for which a milter quarantines a message.
@@ -93,7 +93,8 @@ class Draft:
 
     async def edit(self, edit: HeaderEdit, *, leading_space: bool) -> None:
         """Apply an edit of the header; one with an invalid name is noted."""
-        await pace().admit(_EDIT + len(self.headers) // _LINES_PER_UNIT)
+        value = len(edit.value) // _FOLDED_PER_UNIT
+        await pace().admit(_EDIT + value + len(self.headers) // _LINES_PER_UNIT)
         try:
             self.headers.apply(edit, leading_space=leading_space)
         except ValueError:

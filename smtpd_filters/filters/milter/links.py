@@ -7,6 +7,8 @@ was written. A milter that breaks the protocol, or an exchange that is cancelled
 connection.
 *Bounded*: at most so many connections are open; when another is needed, the one that has been idle
 for longest is closed. Its session opens another when it needs one.
+*Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
+milter; a session waits for one, as long as for a connection.
 *In time*: a report of progress restarts the time for an answer, and nothing else does.
 """
 
@@ -15,7 +17,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
-from smtpd_filters.lookups.failover.failures import reason
+from smtpd_filters.lookups.failover.failures import connect_trouble, reason
+from smtpd_filters.lookups.retry import Failure
+from smtpd_filters.lookups.sockets import PAUSE
 from smtpd_filters.lookups.stream.connection import (
     Connection,
     LostError,
@@ -24,6 +28,7 @@ from smtpd_filters.lookups.stream.connection import (
 )
 from smtpd_filters.milter import Agreement, Limits, MilterError, MtaSide, ReplyCode, Verdict
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Edit, Offer
 
+#: Units of work (`pace`) for a report of progress.
+_PROGRESS = 5
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
 
@@ -65,7 +72,7 @@ class Links:
             async with asyncio.timeout(self._seconds):
                 await self._turn()
                 try:
-                    connection = await connect(self._address)
+                    connection = await self._connect()
                 except BaseException:
                     self._turns.release()
                     raise
@@ -80,6 +87,18 @@ class Links:
             raise FailedError(f"no connection after {self._seconds:g} s") from None
         except UnconnectedError as error:
             raise FailedError(reason(error.cause, "cannot connect")) from None
+
+    async def _connect(self) -> Connection:
+        """Return a new connection; wait for a descriptor while this machine is short of them."""
+        while True:
+            try:
+                return await connect(self._address)
+            except UnconnectedError as error:
+                if connect_trouble(error.cause).failure is not Failure.SHORT:
+                    raise
+            if self._idle:
+                next(iter(self._idle)).close()
+            await asyncio.sleep(PAUSE)
 
     async def ping(self) -> str:
         """Negotiate over a connection of its own; return why that fails, or ""."""
@@ -218,6 +237,7 @@ class Link:
                 return None
             if isinstance(answer, Verdict) and answer.command == v.PROGRESS:
                 self._timer.restart()
+                await pace().admit(_PROGRESS)  # many may have come at once
             elif isinstance(answer, Verdict | ReplyCode):
                 if mta.done:
                     connection.acknowledge()  # for an answer too much to come before the next event

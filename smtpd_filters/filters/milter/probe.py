@@ -9,6 +9,8 @@ from smtpd_filters.milter import Agreement, MilterError, MtaSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Offer
 
@@ -20,11 +22,12 @@ class NoAgreementError(Exception):
 def probe(address: Address, offer: Offer, seconds: float) -> Agreement:
     """Negotiate with a milter and hang up, within this time. Raises NoAgreementError.
 
-    This blocks: it is for the time before the filter is ready.
+    This blocks: it is for the time before the filter is ready. Only the C library, as it resolves a
+    name, may take longer.
     """
     until = monotonic() + seconds
     try:
-        with _connected(address, seconds) as link:
+        with _connected(address, until) as link:
             return _negotiated(link, MtaSide(offer), until)
     except MilterError as error:
         raise NoAgreementError(str(error)) from None
@@ -32,13 +35,33 @@ def probe(address: Address, offer: Offer, seconds: float) -> Agreement:
         raise NoAgreementError(error.strerror or str(error) or "timed out") from None
 
 
-def _connected(address: Address, seconds: float) -> socket.socket:
-    if not address.path:
-        return socket.create_connection((address.host, address.port), seconds)
-    link = socket.socket(socket.AF_UNIX)
+def _left(until: float) -> float:
+    """Return the seconds that are left. Raises TimeoutError."""
+    seconds = until - monotonic()
+    if seconds <= 0:
+        raise TimeoutError("timed out")
+    return seconds
+
+
+def _connected(address: Address, until: float) -> socket.socket:
+    """Connect to the first address of a host that answers. Raises OSError."""
+    if address.path:
+        return _connect(socket.AF_UNIX, address.path, until)
+    failed = OSError("no address")
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, place in found:
+        try:
+            return _connect(family, place, until)
+        except OSError as error:
+            failed = error
+    raise failed
+
+
+def _connect(family: int, place: Any, until: float) -> socket.socket:  # as socket's
+    link = socket.socket(family)
     try:
-        link.settimeout(seconds)
-        link.connect(address.path)
+        link.settimeout(_left(until))
+        link.connect(place)
     except BaseException:
         link.close()
         raise
@@ -48,7 +71,7 @@ def _connected(address: Address, seconds: float) -> socket.socket:
 def _negotiated(link: socket.socket, mta: MtaSide, until: float) -> Agreement:
     link.sendall(mta.negotiate())
     while (answer := mta.answer()) is None:
-        link.settimeout(max(until - monotonic(), 0.001))
+        link.settimeout(_left(until))
         data = link.recv(1 << 14)
         if not data:
             raise NoAgreementError("closed the connection")

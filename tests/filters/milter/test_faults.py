@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import socket
 import threading
 from contextlib import contextmanager
@@ -9,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.filters.milter import Milter
-from smtpd_filters.milter import AddHeader, Agreement, NewBody, Verdict
+from smtpd_filters.filters.milter import Milter, links, probe
+from smtpd_filters.filters.milter.endpoints import ENDPOINT
+from smtpd_filters.lookups.stream import connection
+from smtpd_filters.lookups.stream.connection import UnconnectedError
+from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing import Conversation
 
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from smtpd_filters.lookups.stream import Address
+    from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.milter import Event
 
     from .stub import Seen
@@ -257,6 +264,32 @@ def test_a_field_that_fits_into_no_packet() -> None:
         with Conversation(Milter, "--milter", stub.address) as smtpd:
             assert send(greeted(smtpd), long + b"\r\n\r\n").reply == LATER
             assert "bytes in one packet" in smtpd.log[-1]
+
+
+def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    async def connect(address: Address) -> Connection:
+        tries.append(address)
+        if len(tries) < 3:
+            raise UnconnectedError(OSError(errno.EMFILE, "Too many open files"))
+        return await connection.connect(address)
+
+    monkeypatch.setattr(links, "connect", connect)
+    with milter() as stub:
+        assert deliver(stub).unchanged
+        assert len(tries) == 3
+
+
+def test_a_trial_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever trickles in, and however many addresses the host has."""
+    monkeypatch.setattr(probe, "monotonic", itertools.count(0.0, 0.3).__next__)
+    with milter(b"\0\0\1\0O") as stub, pytest.raises(probe.NoAgreementError, match="timed out"):
+        probe.probe(ENDPOINT.parse(stub.address), Offer(), 1.0)
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))] * 50
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    with pytest.raises(probe.NoAgreementError, match="timed out"):
+        probe.probe(ENDPOINT.parse("inet:25@mail.example"), Offer(), 1.0)
 
 
 def test_few_connections_for_many_sessions() -> None:
