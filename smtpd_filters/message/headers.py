@@ -356,12 +356,11 @@ class Headers:
         key = name.lower()
         if not key or (self._entries is None and not self._places(name)):
             return []
-        entries = self._parsed()
         if not self._index:
-            self._index = _by_name(entries)
+            self._index = _by_name(self._parsed())
         found = self._index.get(key, [])
         if found is None:
-            found = self._index[key] = [field for field in entries if field.key == key]
+            found = self._index[key] = [field for field in self._parsed() if field.key == key]
         return found
 
     # -- as entries ----------------------------------------------------------------------

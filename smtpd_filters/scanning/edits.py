@@ -31,6 +31,8 @@ MARK = "X-Spam"
 #: Units of work for an edit (`pace`), and how many lines of the block, and characters of a value,
 #: are one additional unit.
 _EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
+#: Units of work for the removal of the fields of one name among many.
+_REMOVAL = 5
 #: Up to so many names to be removed, the block is searched for each; above, a set is faster.
 _FEW = 4
 
@@ -102,8 +104,10 @@ class Edits:
                 number = counts[key] = counts.get(key, 0) + 1
                 if field not in top:
                     chosen.setdefault(key, []).append(number)
+        await self.spend()
         for key, numbers in chosen.items():
-            await self.spend()
+            # The block has been read: removals don't walk through it again.
+            await self._admit(_REMOVAL)
             headers.remove(key, numbers)
         return sum(map(len, chosen.values()))
 
