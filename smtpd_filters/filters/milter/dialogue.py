@@ -248,6 +248,9 @@ class Dialogue:
 
     async def _content(self, link: Link, draft: Draft | None) -> Refusal | None:
         """Send the message, and apply what the milter wants of it."""
+        if draft is None and (link.mta.wants(v.HEADER) or link.mta.wants(v.BODY)):
+            # Restarted as another one: smtpd was not asked for messages at start.
+            raise FailedError("it wants messages, unlike at start: restart smtpd")
         for step in (self._headers, self._end_of_header, self._body):
             if await step(link, draft):
                 return self.settled()[1]

@@ -19,12 +19,13 @@ from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing import Conversation
 
-from .stub import PATIENCE, Stub, milter
+from .stub import PATIENCE, PLAIN, Stub, milter
 from .test_policy import (
     ACCEPT,
     CONTINUE,
     LATER,
     NO,
+    NOTHING,
     REFUSED,
     SILENT,
     at_end,
@@ -264,6 +265,20 @@ def test_a_field_that_fits_into_no_packet() -> None:
         with Conversation(Milter, "--milter", stub.address) as smtpd:
             assert send(greeted(smtpd), long + b"\r\n\r\n").reply == LATER
             assert "bytes in one packet" in smtpd.log[-1]
+
+
+def test_a_milter_that_wants_messages_since_its_restart() -> None:
+    """Nothing passes unscanned: smtpd was asked for no messages at start."""
+    with (
+        milter(Agreement(6, 0, NOTHING)) as stub,
+        Conversation(Milter, "--milter", stub.address) as smtpd,
+    ):
+        there = greeted(smtpd)
+        assert send(there).unchanged
+        stub.agreement = PLAIN
+        assert send(greeted(smtpd)).reply == LATER
+        assert "it wants messages, unlike at start" in smtpd.log[-1]
+        assert send(there).unchanged  # over its connection
 
 
 def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
