@@ -7,15 +7,17 @@ that a file declares.
 
 from __future__ import annotations
 
+import re
 from struct import error as StructError  # noqa: N812  # a class
 from struct import unpack_from
-from typing import NamedTuple
 
+from . import zip_records
 from .content import Member
 from .limits import ARCHIVES as LEVELS
-from .limits import HEAD, READ
+from .limits import HEAD, NAMES, READ
 from .names import all_readings
 from .signatures import ARCHIVES, READABLE, sniff
+from .zip_records import Piece
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,25 +41,21 @@ if TYPE_CHECKING:
 _MEMBER_COST, _PIECE_COST = 40, 700
 _TAR = 512
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
-#: The longest comment of a zip file behind its record, and its record.
-_ZIP_END = 22 + 65535
 #: A memory limit for xz, whose files say how much they need.
 _XZ_MEMORY = 64 << 20
+#: Kinds of headers that name the next member or all, and of members other than files.
+_TAR_NAMES = (b"L", b"x", b"X", b"g")
+_TAR_OTHERS = (b"1", b"2", b"3", b"4", b"5", b"6", b"K")
+_PAX_PATH = re.compile(rb"(^|[\n ])(?:GNU\.sparse\.name|path)=([^\n]*+)")
 _MACRO_NAMES = ("vbaproject.bin", "macrosheets/", "basic/script-lc.xml")
-
-
-class _Piece(NamedTuple):
-    """Where the packed bytes of a member are."""
-
-    at: int
-    size: int
-    method: int
 
 
 def inspect(store: Storage, part: Part, content: Content) -> Iterator[int]:
     """Look into the archive of a part; yield the units of work of each step."""
     try:
-        yield from _Inspection(part, content).look(store, part.kind, part.names, 1)
+        # What has the name of a zip file, and data before the archive, is opened as one.
+        kind = part.kind if part.kind in ARCHIVES else "zip"
+        yield from _Inspection(part, content).look(store, kind, part.names, 1)
     except (StructError, ValueError, OverflowError):
         part.traits.add("unreadable")
 
@@ -68,6 +66,8 @@ class _Inspection:
     def __init__(self, part: Part, content: Content) -> None:
         self._part = part
         self._content = content
+        #: Where the last unpacking has stopped to read.
+        self._at = 0
 
     def look(self, store: Storage, kind: str, names: tuple[str, ...], depth: int) -> Iterator[int]:
         """Look into an archive of a kind."""
@@ -103,7 +103,7 @@ class _Inspection:
         """Unpack a stream, which is a file or a tar archive."""
         inner = self._content.storage()
         try:
-            whole = yield from self._unpack(store, 0, store.size, _decompressor(kind), inner)
+            whole = yield from self._streams(store, kind, inner)
             if not whole:
                 self._part.traits.add("unreadable")
             found = sniff(inner.read(0, HEAD))
@@ -118,16 +118,41 @@ class _Inspection:
         finally:
             inner.discard()
 
+    def _streams(self, store: Storage, kind: str, into: Storage) -> Generator[int, None, bool]:
+        """Unpack the streams of a file, of which packers that work in parallel write many.
+
+        Return whether all could be unpacked. What is behind the first one and is no stream is junk
+        that programs pass over.
+        """
+        at, first = 0, True
+        while at < store.size and (first or sniff(store.read(at, HEAD)) == kind):
+            unpacker = _decompressor(kind)
+            whole = yield from self._unpack(store, at, store.size - at, unpacker, into)
+            if not whole:
+                return False
+            at = self._at - len(getattr(unpacker, "unused_data", b""))
+            first = False
+            self._content.bytes_left -= HEAD  # so that their number has a limit
+            zeros = piece = b"\0"
+            while piece and len(zeros) == len(piece):  # padding
+                piece = store.read(at, READ)
+                zeros = piece[: len(piece) - len(piece.lstrip(b"\0"))]
+                at += len(zeros)
+                yield _MEMBER_COST
+        return True
+
     def _unpack(
         self, store: Storage, at: int, size: int, unpacker: Decompressor, into: Storage
     ) -> Generator[int, None, bool]:
         """Unpack bytes of a storage into another; return whether all could be unpacked."""
         end = at + size
         data = b""
+        self._at = at
         while not _has_ended(unpacker):
             if not data and getattr(unpacker, "needs_input", True):
                 data = store.read(at, min(READ // 4, end - at))
                 at += len(data)
+                self._at = at
                 if not data:
                     return isinstance(unpacker, _Stored)
             try:
@@ -148,6 +173,7 @@ class _Inspection:
 
     def _tar(self, store: Storage, depth: int) -> Iterator[int]:
         at = 0
+        every: list[str] = []
         longer: list[str] = []
         while at + _TAR <= store.size:
             head = store.read(at, _TAR)
@@ -160,24 +186,38 @@ class _Inspection:
             kind = head[156:157]
             data = at + _TAR
             at = data + (size + _TAR - 1) // _TAR * _TAR
-            if kind in (b"L", b"x"):
-                longer.append(_tar_name(store.read(data, min(size, 4096)), pax=kind == b"x"))
-                yield _MEMBER_COST
-                continue
-            if kind in (b"0", b"\0", b"7"):
-                prefix, name = head[345:500], head[:100]
-                path = [_string(name), _string(prefix) + "/" + _string(name), *longer]
-                found = sniff(store.read(data, min(size, HEAD)))
-                if self._add([each for each in path if each], found, depth) is None:
-                    return
-                if found in ARCHIVES:
-                    yield from self._nested(store, _Piece(data, size, _STORED), found, depth)
-            longer = []
             yield _MEMBER_COST
+            if kind in _TAR_NAMES:
+                if size > READ:
+                    self._content.odd("too long a name in a tar file")
+                names = _tar_names(store.read(data, min(size, READ)), pax=kind != b"L")
+                # The last name counts for most programs.
+                every, longer = (names, longer) if kind == b"g" else (every, names + longer[:NAMES])
+                continue
+            # Kinds that a program doesn't know are files to it.
+            if kind not in _TAR_OTHERS:
+                piece = Piece(data, size, _STORED)
+                full = yield from self._tar_member(store, head, piece, longer + every, depth)
+                if full:
+                    return
+            longer = []
         if at > store.size:
             self._part.traits.add("unreadable")
 
-    def _nested(self, store: Storage, piece: _Piece, kind: str, depth: int) -> Iterator[int]:
+    def _tar_member(
+        self, store: Storage, head: bytes, piece: Piece, longer: list[str], depth: int
+    ) -> Generator[int, None, bool]:
+        """Add a member; return whether there are too many."""
+        name = _string(head[:100])
+        path = [name, _string(head[345:500]) + "/" + name, *longer]
+        found = sniff(store.read(piece.at, min(piece.size, HEAD)))
+        if self._add([each for each in path if each], found, depth) is None:
+            return True
+        if found in ARCHIVES:
+            yield from self._nested(store, piece, found, depth)
+        return False
+
+    def _nested(self, store: Storage, piece: Piece, kind: str, depth: int) -> Iterator[int]:
         """Unpack an archive in an archive and look into it."""
         if depth >= LEVELS or kind not in READABLE:
             if kind in READABLE:
@@ -201,19 +241,38 @@ class _Inspection:
     # -- zip -----------------------------------------------------------------------------
 
     def _zip(self, store: Storage, depth: int) -> Iterator[int]:
-        found = _zip_directory(store)
-        if found is None:
+        """Read all directories of a zip file, since programs choose differently, and the gaps."""
+        directories = zip_records.directories(store)
+        if not directories:
             self._part.traits.add("unreadable")
-            yield from self._zip_forward(store, depth)
+            yield from self._zip_forward(store, depth, 0, store.size)
             return
-        at, end, shift, several = found
-        if several:
-            self._content.odd("zip file with two directories")
         before = len(self._part.members)
+        spans: list[tuple[int, int]] = []
+        for at, end, shift in directories:
+            if any(begin <= at < behind for begin, behind in spans):
+                continue  # of an archive in the archive, which is not packed
+            if spans:
+                self._content.odd("zip file with two directories")
+            full = yield from self._zip_directory(store, (at, end, shift), spans, depth)
+            if full:
+                return
+            spans.append((at, end + 22))
+        yield from self._zip_gaps(store, spans, depth)
+        self._name_kind(before, depth)
+
+    def _zip_directory(
+        self,
+        store: Storage,
+        directory: tuple[int, int, int],
+        spans: list[tuple[int, int]],
+        depth: int,
+    ) -> Generator[int, None, bool]:
+        """Read a directory, and note where its members are; return whether there are too many."""
+        at, end, shift = directory
         while at + 46 <= end:
             head = store.read(at, 46)
             if head[:4] != b"PK\x01\x02":
-                self._part.traits.add("unreadable")
                 break
             flags, method = unpack_from("<HH", head, 8)
             packed, _, name, extra, comment = unpack_from("<LLHHH", head, 20)
@@ -221,16 +280,28 @@ class _Inspection:
             raw = store.read(at + 46, name)
             more = store.read(at + 46 + name, min(extra, 1024))
             at += 46 + name + extra + comment
-            local = store.read(offset + shift, 30)
-            full = yield from self._zip_member(
-                store, raw, more, flags, _local(store, local, offset + shift, packed, method), depth
-            )
+            place = offset + shift
+            local = zip_records.local_header(store, store.read(place, 30), place, packed, method)
+            if local is not None:
+                spans.append((place, min(local[1].at + packed, store.size)))
+            full = yield from self._zip_member(store, raw, more, flags, local, depth)
             if full:
-                return
-        else:
-            if at != end:
-                self._part.traits.add("unreadable")
-        self._name_kind(before, depth)
+                return True
+        if at != end:
+            self._part.traits.add("unreadable")
+        return False
+
+    def _zip_gaps(self, store: Storage, spans: list[tuple[int, int]], depth: int) -> Iterator[int]:
+        """Look for members that are in no directory: some programs read a file from its start."""
+        at = 0
+        for begin, behind in sorted(spans):
+            if begin > at:
+                found = store.read(at, min(begin - at, READ)).find(b"PK\x03\x04")
+                yield 5
+                if found >= 0:
+                    self._content.odd("zip file with members that its directory lacks")
+                    yield from self._zip_forward(store, depth, at + found, begin)
+            at = max(at, behind)
 
     def _zip_member(  # noqa: PLR0913  # the parts of one header
         self,
@@ -238,18 +309,18 @@ class _Inspection:
         raw: bytes,
         extra: bytes,
         flags: int,
-        local: tuple[bytes, _Piece] | None,
+        local: tuple[bytes, Piece] | None,
         depth: int,
     ) -> Generator[int, None, bool]:
         """Add a member; return whether there are too many."""
-        names = _zip_names(raw, extra, flags)
+        names = zip_records.names(raw, extra, flags)
         if flags & 1:
             self._part.traits.add("encrypted")
         if local is None:
             self._content.odd("zip directory that doesn't agree with the file")
         elif local[0] != raw:
             self._content.odd("zip directory that doesn't agree with the file")
-            names += _zip_names(local[0], b"", flags)
+            names += zip_records.names(local[0], b"", flags)
         kind = ""
         if local is not None and not flags & 1 and not raw.endswith(b"/"):
             kind = sniff(_peek(store, local[1]))
@@ -263,16 +334,15 @@ class _Inspection:
             yield from self._nested(store, local[1], kind, depth)
         return False
 
-    def _zip_forward(self, store: Storage, depth: int) -> Iterator[int]:
-        """Read the headers of members from the start, where the directory is missing."""
-        at = 0
-        while True:
+    def _zip_forward(self, store: Storage, depth: int, at: int, end: int) -> Iterator[int]:
+        """Read the headers of members from a place on, where no directory has them."""
+        while at < end:
             local = store.read(at, 30)
             if len(local) < 30 or local[:4] != b"PK\x03\x04":
                 return
             flags, method = unpack_from("<HH", local, 6)
             packed, _, name, extra = unpack_from("<LLHH", local, 18)
-            piece = _Piece(at + 30 + name + extra, packed, method)
+            piece = Piece(at + 30 + name + extra, packed, method)
             raw = store.read(at + 30, name)
             full = yield from self._zip_member(store, raw, b"", flags, (raw, piece), depth)
             if full or flags & 8:
@@ -303,59 +373,7 @@ def _zip_kind(members: list[Member]) -> str:
     return "odf" if {"content.xml", "mimetype"} <= names else ""
 
 
-def _zip_directory(store: Storage) -> tuple[int, int, int, bool] | None:
-    """Find the directory of a zip file.
-
-    Return its start and end, what to add to offsets, and whether there may be another one.
-    """
-    start = max(0, store.size - _ZIP_END)
-    tail = store.read(start, _ZIP_END)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + 22 > len(tail):
-        return None
-    entries, size, offset = unpack_from("<HLL", tail, at + 10)
-    end = start + at
-    if 0xFFFFFFFF in (size, offset) or entries == 0xFFFF:
-        locator = store.read(end - 20, 20) if end >= 20 else b""
-        if locator[:4] == b"PK\x06\x07":
-            (record,) = unpack_from("<Q", locator, 8)
-            head = store.read(record, 56)
-            if len(head) < 56 or head[:4] != b"PK\x06\x06":
-                return None
-            size, offset = unpack_from("<QQ", head, 40)
-            end = record
-    if size > end:
-        return None
-    several = tail.count(b"PK\x05\x06") > 1
-    # Data may precede the archive: its directory ends where its record begins.
-    return end - size, end, end - size - offset, several
-
-
-def _local(
-    store: Storage, head: bytes, at: int, packed: int, method: int
-) -> tuple[bytes, _Piece] | None:
-    """Return the name in the header of a member, and where its bytes are."""
-    if at < 0 or len(head) < 30 or head[:4] != b"PK\x03\x04":
-        return None
-    name, extra = unpack_from("<HH", head, 26)
-    return store.read(at + 30, name), _Piece(at + 30 + name + extra, packed, method)
-
-
-def _zip_names(raw: bytes, extra: bytes, flags: int) -> list[str]:
-    """Return the readings of a name in a zip file."""
-    found = [raw.decode("utf-8", "surrogateescape")]
-    if not raw.isascii() and not flags & 0x800:
-        found.append(raw.decode("cp437"))
-    at = 0
-    while at + 4 <= len(extra):
-        kind, size = unpack_from("<HH", extra, at)
-        if kind == 0x7075:  # Info-ZIP Unicode Path
-            found.append(extra[at + 9 : at + 4 + size].decode("utf-8", "surrogateescape"))
-        at += 4 + size
-    return found
-
-
-def _peek(store: Storage, piece: _Piece) -> bytes:
+def _peek(store: Storage, piece: Piece) -> bytes:
     """Return the first bytes of a member, unpacked."""
     data = store.read(piece.at, min(piece.size, HEAD))
     unpacker = _unpacker(piece.method)
@@ -412,9 +430,10 @@ def _decompressor(kind: str) -> Decompressor:
 def _gzip_name(store: Storage, kind: str) -> list[str]:
     """Return the name in the header of a gzip file (RFC 1952 section 2.3)."""
     head = store.read(0, 1024)
-    if kind != "gzip" or len(head) < 12 or not head[3] & 8 or head[3] & 4:
+    if kind != "gzip" or len(head) < 12 or not head[3] & 8:
         return []
-    return [head[10:].partition(b"\0")[0].decode("utf-8", "surrogateescape")]
+    at = 12 + int.from_bytes(head[10:12], "little") if head[3] & 4 else 10
+    return [head[at:].partition(b"\0")[0].decode("utf-8", "surrogateescape")]
 
 
 def _tar_number(field: bytes) -> int | None:
@@ -427,11 +446,13 @@ def _tar_number(field: bytes) -> int | None:
         return None
 
 
-def _tar_name(data: bytes, *, pax: bool) -> str:
-    if pax:
-        _, found, data = data.partition(b" path=")
-        data = data.partition(b"\n")[0] if found else b""
-    return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+def _tar_names(data: bytes, *, pax: bool) -> list[str]:
+    """Return the names in a header for the next member: every path in a pax header, in any order.
+
+    A value may look like a path; it is better to read it than to trust the lengths.
+    """
+    texts = [each[2] for each in _PAX_PATH.finditer(data)] if pax else [data]
+    return [_string(each) for each in reversed(texts[-NAMES:])]
 
 
 def _string(field: bytes) -> str:

@@ -6,7 +6,7 @@ import re
 from binascii import Error, a2b_base64, a2b_qp, a2b_uu
 
 from .limits import HEAD
-from .names import all_readings
+from .names import all_readings, extension
 from .signatures import ARCHIVES, ISO, ISO_AT, sniff
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ _MACROS = (
 _ENCRYPTED = ("EncryptedPackage".encode("utf-16-le"),)
 _MARKED = frozenset({"ole", "text", "mhtml", "html"})
 _OVERLAP = 32
+#: Extensions of zip files, which may have data before the archive.
+_ZIPPED = frozenset({"zip", "zipx"})
 #: The beginning of a file within text; yEnc's line and BinHex's as well.
 _BEGIN = re.compile(
     rb"(?:\A|(?<=\n))(?:begin(?:-base64)?[ \t]++[0-7]{3,4}[ \t]++([^\n]{1,255}+)\n"
@@ -209,7 +211,7 @@ class Leaf:
         self._sniffed = True
         part = self.part
         kind = part.kind = sniff(self._head[: HEAD * 2])
-        if kind in ARCHIVES:
+        if kind in ARCHIVES or any(extension(each) in _ZIPPED for each in part.names):
             self._store = self._content.storage()
             self._store.write(self._head)
         if part.is_text and self._content.text_left > 0:
@@ -267,11 +269,14 @@ class Leaf:
         assert self._child is not None  # noqa: S101  # the caller has looked
         likely = b"end" in data or b"====" in data
         match = _END.search(data, at) if likely else None
-        self._child.write(data[at : match.start() if match else len(data)])
-        if match is None:
+        end = match.start() if match else len(data)
+        # Where one begins, the one before it had no end.
+        begin = _BEGIN.search(data, at, end) if b"begin" in data else None
+        self._child.write(data[at : begin.start() if begin else end])
+        if begin is None and match is None:
             return len(data)
         self._end_child()
-        return match.end()
+        return begin.start() if begin else match.end() if match else end
 
     def _end_child(self) -> None:
         if self._child is not None:

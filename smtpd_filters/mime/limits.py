@@ -14,7 +14,7 @@ PARAMETERS = 1 << 12
 REPEATED = 10
 #: Names of a part or a member of an archive, by all readings; and characters of a name, which are
 #: the last ones of a longer name.
-NAMES = 20
+NAMES = 40
 NAME = 255
 #: Delimiters of a multipart, by all readings.
 BOUNDARIES = 20

@@ -200,7 +200,7 @@ class Scan:
         if line.startswith((b" ", b"\t")) and fields:
             if len(fields[-1]) < PARAMETERS:
                 fields[-1] += b"\n" + line
-            elif fields[-1][:8].lower() == b"content-":
+            elif fields[-1].lower().startswith((_TYPE, _ENCODING, _DISPOSITION)):
                 self.content.cut_off("parameters of a part too long")
         elif _FIELD.match(line):
             # The lines before it are in the header, if anything.

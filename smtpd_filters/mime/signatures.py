@@ -66,6 +66,7 @@ _ELSEWHERE = (
     (0x8001, b"CD001", "iso"),
 )
 #: Where a scanner has to look behind the head for an ISO 9660 file system.
+_TAR = 512
 ISO_AT, ISO = 0x8001, b"CD001"
 
 _TEXTS = re.compile(
@@ -126,7 +127,17 @@ def _by_signature(head: bytes, *, text: bool) -> str:
     for at, mark, kind in _ELSEWHERE:
         if head.startswith(mark, at):
             return kind
+    if len(head) >= _TAR and _is_tar(head):
+        return "tar"
     return "pdf" if b"%PDF-" in head[:1024] else ""
+
+
+def _is_tar(head: bytes) -> bool:
+    """Return whether a file begins with a tar header by its checksum: the oldest have no mark."""
+    digits = head[148:156].strip(b" \0")
+    if not head[0] or head[257:262] != bytes(5) or not digits or digits.strip(b"01234567"):
+        return False
+    return int(digits, 8) == sum(head[:148]) + 8 * 0x20 + sum(head[156:_TAR])
 
 
 def _text(head: bytes) -> str:

@@ -7,6 +7,7 @@ import binascii
 
 import pytest
 
+from smtpd_filters.mime import limits
 from tests.mime.reading import EXE, attached, every_name, mixed, read
 
 #: A field of the attachment, and a name that must be among its readings.
@@ -255,6 +256,24 @@ def test_files_that_are_opened_as_messages(name: bytes) -> None:
 def test_an_encoded_message_that_is_a_program() -> None:
     content = read(attached(EXE, b"Content-Type: message/rfc822\n"))
     assert content.parts[1].kind == "exe"
+
+
+def test_a_file_in_text_that_begins_within_another() -> None:
+    content = read(b"From: x\n\nbegin 644 a.txt\n#0V%T\nbegin 644 a.exe\n#0V%T\n`\nend\n")
+    assert {"a.txt", "a.exe"} <= every_name(content)
+
+
+def test_names_of_ordinary_parts_are_within_the_limit() -> None:
+    words = " ".join(
+        f"=?iso-2022-jp?B?{base64.b64encode(text.encode('iso-2022-jp')).decode()}?="
+        for text in ("請求書: 100%の", "見積もり%20", "ファイル.pdf")
+    )
+    quoted = "".join(f"%{byte:02X}" for byte in "請求書: 100%の見積もり%20ファイル.pdf".encode())
+    fields = f'Content-Type: application/pdf; name="{words}"\n'
+    fields += f"Content-Disposition: attachment; filename*=UTF-8''{quoted}\n"
+    content = read(mixed(fields.encode() + b"\nx\n"))
+    assert not content.cut
+    assert len(content.parts[-1].names) < limits.NAMES / 2
 
 
 def test_tnef_is_a_leaf() -> None:

@@ -62,7 +62,7 @@ BEYOND = {
     "header block": mixed(b"X: y\n" * 20_000 + b"Content-Type: x/y; name=a.exe\n\nx\n"),
     "names": mixed(
         b"Content-Disposition: x"
-        + b"".join(b"; name=%d.txt" % number for number in range(30))
+        + b"".join(b"; name=%d.txt" % number for number in range(60))
         + b"; filename=a.exe\n\nx\n"
     ),
     "parameters": mixed(b"Content-Type: x/y; x=" + b"y" * 9000 + b"; name=a.exe\n\nx\n"),
