@@ -14,6 +14,7 @@ from aiohttp import web
 
 from smtpd_filters.errors import ConfigError, os_reason
 
+from .connections import Connections
 from .guard import Access, Guard, check_exposure
 from .memory import Memory, Stores
 from .page import Pages
@@ -83,12 +84,16 @@ async def serve(
     check_exposure([each.path or each.host for each in addresses], access)
     # Failures of handlers are logged by the guard; the rest is about requests that aren't HTTP.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    connections = Connections()
+    app.middlewares.insert(0, connections.middleware)
     ends: dict[str, Any] = {"shutdown_timeout": SHUTDOWN}
     of_runner = "shutdown_timeout" in signature(web.BaseRunner.__init__).parameters
     # Before aiohttp 3.9 it is a parameter of sites, and a runner that gets it answers nobody.
     of_sites = {} if of_runner else ends
     runner = web.AppRunner(app, access_log=None, **(ends if of_runner else {}))
     await runner.setup()
+    assert runner.server is not None  # noqa: S101  # it is set up
+    watching = asyncio.create_task(connections.watch(runner.server))
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +105,7 @@ async def serve(
             ready(str(Listening(*name[:2]) if isinstance(name, tuple) else name))
         await ending.wait()
     finally:
+        watching.cancel()
         await runner.cleanup()
         for each in addresses:
             _remove(each.path)

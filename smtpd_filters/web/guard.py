@@ -15,6 +15,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from hmac import compare_digest
@@ -61,6 +62,8 @@ METRICS = "/metrics"
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 #: Characters of a user's name in a proxy's header.
 _USER_MAX = 200
+#: Seconds that a client may take to send a form.
+PATIENCE = 20.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -293,7 +296,8 @@ async def _fields(request: web.Request) -> Mapping[str, object]:
     them: a client causes those, so that they are not logged.
     """
     try:
-        fields = await request.post()
+        async with asyncio.timeout(PATIENCE):
+            fields = await request.post()
         for each in fields.values():
             if isinstance(each, str):
                 each.encode()  # text with lone surrogates can't be stored or shown

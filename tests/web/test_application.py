@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from smtpd_filters.journal.query import Journal
+from smtpd_filters.web import connections, guard
 from smtpd_filters.web.application import Listening, application, serve
 from smtpd_filters.web.guard import Access
 
@@ -65,3 +66,62 @@ def test_it_answers_until_sigterm(
 
     asyncio.run(run())
     assert OldSite.given == (2.0 if old else 0.0)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ",
+        (
+            b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 9\r\n\r\nform"
+        ),
+        b"GET /static/page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ],
+    ids=["nothing", "half a header", "half a form", "kept alive"],
+)
+def test_a_connection_that_waits_for_nothing_ends(
+    request_: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "EVERY", 0.01)
+    monkeypatch.setattr(connections, "IDLE", 0.05)
+    monkeypatch.setattr(guard, "PATIENCE", 0.05)
+
+    async def run() -> None:
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        access = Access()
+        app = application(lambda: Journal(str(tmp_path)), access)
+        addresses = [Listening("127.0.0.1", 0)]
+        service = asyncio.create_task(serve(app, addresses, access, ready.set_result))
+        host, _, port = (await ready).partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request_)
+        try:
+            await reader.read(1 << 20)
+            while await reader.read(1 << 20):
+                pass
+        except ConnectionError:
+            pass
+        writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await service
+
+    asyncio.run(run())
+
+
+def test_those_that_wait_longest_end_if_there_are_too_many() -> None:
+    known = connections.Connections()
+    early, late, busy = range(100), range(100, 1000), range(1000, 1100)
+    known._busy.update(busy)
+    assert known.useless(early, 1.0) == []
+    ended = known.useless([*late, *busy, *early], 2.0)
+    assert len(ended) == 1100 - connections.MOST
+    assert set(early) <= set(ended)
+    assert not set(busy) & set(ended)
+    assert set(known.useless([*late, *busy], 2.5)) < set(late)
+    known._busy.clear()
+    assert known.useless(busy, 2.5 + connections.IDLE) == []
+    assert known.useless(busy, 3.0 + connections.IDLE) == list(busy)
+    assert known.useless([], 0.0) == []
+    assert not known._since
