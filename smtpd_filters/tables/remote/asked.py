@@ -19,7 +19,7 @@ from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import Cache
 from smtpd_filters.tables.source import KEY_MAX
 
-from .backend import AnswerError, BackendError
+from .backend import AnswerError, BackendError, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ class Asked:
             return self._note_failure(str(error))
         except TimeoutError:
             return self._note_failure(f"no answer within {backend.timeout:g} s")
-        except (OSError, MemoryError) as error:
-            return self._note_failure(str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001  # of a library
+            return self._note_failure(unexpected(error))
         finally:
             self._pending.pop(key, None)
         self._note_success()

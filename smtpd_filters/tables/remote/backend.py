@@ -43,6 +43,17 @@ class AnswerError(BackendError):
     """
 
 
+def unexpected(error: Exception) -> str:
+    """Return the cause of a failure other than a BackendError.
+
+    Libraries and we ourselves raise many kinds for what a strange server answers. None of them may
+    end a refresh, or make a key absent.
+    """
+    if isinstance(error, OSError | MemoryError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"[:200]
+
+
 class Backend:
     """A source of entries; used within one event loop.
 

@@ -35,19 +35,32 @@ class LineError(Exception):
 class _Lines:
     """Splits bytes into lines."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "_skips")
 
     def __init__(self) -> None:
         self._rest = b""
+        #: Whether the rest of a line that is too long has to be skipped.
+        self._skips = False
 
     def lines(self, data: bytes) -> Iterator[str]:
-        """Yield the lines that are complete. Raises LineError for one that is too long."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        """Yield the lines that are complete.
+
+        Raises LineError for one that is too long, behind the others; it is dropped.
+        """
+        *lines, rest = (self._rest + data).split(b"\n")
+        if self._skips and lines:
+            del lines[0]
+            self._skips = False
+        self._rest = b"" if self._skips else rest
+        long = len(self._rest) > LINE_MAX
+        if long:
+            self._skips, self._rest = True, b""
         for line in lines:
             if len(line) > LINE_MAX:
-                raise LineError("a line that is too long")
-            yield line.decode("utf-8", "surrogateescape")
-        if len(self._rest) > LINE_MAX:
+                long = True
+            else:
+                yield line.decode("utf-8", "surrogateescape")
+        if long:
             raise LineError("a line that is too long")
 
 

@@ -25,7 +25,7 @@ from smtpd_filters.errors import ConfigError
 
 from .backend import AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES
-from .lines import ERROR, FOUND, Host, LineError
+from .lines import ERROR, FOUND, NOT_FOUND, Host, LineError
 
 if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
@@ -82,8 +82,10 @@ class TableProgram(Backend):
             raise
         if answer.status == ERROR:
             raise AnswerError(f"the program failed: {answer.value[:200] or 'no reason given'}")
-        if answer.status != FOUND:
+        if answer.status == NOT_FOUND:
             return None
+        if answer.status != FOUND or answer.verb != self._verb:
+            raise AnswerError(f"an answer to another request: {answer.verb} {answer.status}")
         if self._verb == "check":
             return ""
         return value_of([answer.value], joined=False)

@@ -67,14 +67,14 @@ class RedisTable(Backend):
     async def look_up(self, key: str) -> str | None:
         """Return the value of a key, or None. Raises BackendError."""
         if self._form == "set":
-            return "" if await self._command("SISMEMBER", self._name, key) else None
+            return _whether(await self._command("SISMEMBER", self._name, key))
         if self._form == "hash":
             if self._mapping:
                 return _value(await self._command("HGET", self._name, key))
-            return "" if await self._command("HEXISTS", self._name, key) else None
+            return _whether(await self._command("HEXISTS", self._name, key))
         if self._mapping:
             return _value(await self._command("GET", self._name + key))
-        return "" if await self._command("EXISTS", self._name + key) else None
+        return _whether(await self._command("EXISTS", self._name + key))
 
     async def entries(self, seconds: float) -> list[tuple[str, str]]:
         """Return all entries. Raises BackendError."""
@@ -83,15 +83,20 @@ class RedisTable(Backend):
         cursor: Any = 0
         command = "SSCAN" if self._form == "set" else "HSCAN"
         while True:
-            cursor, page = await self._command(command, self._name, cursor, "COUNT", _PAGE)
-            texts = [_text(each) for each in _flat(page)]
-            if self._form == "set":
-                found += ((text, "") for text in texts)
-            else:
-                found += zip(texts[::2], texts[1::2], strict=True)
+            answer = await self._command(command, self._name, cursor, "COUNT", _PAGE)
+            try:
+                cursor, page = answer
+                texts = [_text(each) for each in _flat(page)]
+                if self._form == "set":
+                    found += ((text, "") for text in texts)
+                else:
+                    found += zip(texts[::2], texts[1::2], strict=True)
+                end = int(cursor) == 0
+            except (TypeError, ValueError):
+                raise BackendError(f"an invalid answer to {command}") from None
             if len(found) > LIST_MAX:
                 raise BackendError(f"more than {LIST_MAX} entries")
-            if int(cursor) == 0:
+            if end:
                 return found
 
     async def _command(self, *words: object) -> Any:
@@ -165,7 +170,17 @@ def _bytes(word: object) -> object:
 
 
 def _text(value: object) -> str:
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise BackendError(f"an answer of another type: {type(value).__name__}")
+
+
+def _whether(answer: object) -> str | None:
+    if isinstance(answer, int) and answer in {0, 1}:
+        return "" if answer else None
+    raise BackendError("an answer that is neither 0 nor 1")
 
 
 def _value(value: object) -> str | None:

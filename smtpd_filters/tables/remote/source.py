@@ -28,7 +28,7 @@ from weakref import WeakValueDictionary
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.tables.source import Source, shown
 
-from .backend import LIST_FACTOR, BackendError, release
+from .backend import LIST_FACTOR, BackendError, release, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ class RemoteSource(Source):
             cause = str(error)
         except TimeoutError:
             cause = f"no list within {seconds:g} s"
-        except (OSError, MemoryError) as error:
-            cause = str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001  # of a library
+            cause = unexpected(error)
         if cause and not self.down:
             self.say(f"{self.spec}: unavailable: {cause}")
         if self.down and not cause:

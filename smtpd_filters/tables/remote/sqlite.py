@@ -135,7 +135,8 @@ class SQLite(Backend):
         """Return the value of a key, or None. Raises BackendError."""
         rows = await self._run(self._query or "", (key,), ROWS_MAX, self.timeout)
         # A row with a NULL is none, as in table-sqlite.
-        values = [":".join(row) for row in rows if None not in row]
+        rows = _of(self._columns, rows)
+        values = [":".join(map(str, row)) for row in rows if None not in row]
         return value_of(values, joined=self._joined)
 
     async def entries(self, seconds: float) -> list[tuple[str, str]]:
@@ -282,12 +283,19 @@ def _in_wal_mode(path: str) -> bool:
         return False
 
 
+def _of(columns: int, rows: list[_Row]) -> list[_Row]:
+    """Return rows; raise BackendError if they have other columns than at start, as of `*`."""
+    if rows and len(rows[0]) != columns:
+        raise BackendError(f"the statement returns {len(rows[0])} columns, not {columns}")
+    return rows
+
+
 def _pairs(rows: list[_Row]) -> list[tuple[str, str]]:
-    return [(row[0], row[1]) for row in rows if row[0] is not None and row[1] is not None]
+    return [(row[0], row[1]) for row in _of(2, rows) if row[0] is not None and row[1] is not None]
 
 
 def _single(rows: list[_Row]) -> list[tuple[str, str]]:
-    return [(row[0], "") for row in rows if row[0] is not None]
+    return [(row[0], "") for row in _of(1, rows) if row[0] is not None]
 
 
 def _decoded(text: bytes) -> str:

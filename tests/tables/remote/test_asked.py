@@ -127,6 +127,18 @@ def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
     run(main())
 
 
+def test_any_exception_is_a_failure() -> None:
+    class Strange(Scripted):
+        async def look_up(self, key: str) -> str | None:
+            raise IndexError(key)
+
+    async def work() -> None:
+        answer = await table(Strange(), Clock()).ask("a")
+        assert answer.cause == "scripted:: IndexError: a"
+
+    run(work())
+
+
 def test_errors_for_a_key_are_not_failures_of_the_source() -> None:
     class Choosy(Scripted):
         async def look_up(self, key: str) -> str | None:

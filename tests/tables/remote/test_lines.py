@@ -103,3 +103,18 @@ def test_a_value_is_one_line() -> None:
     assert request.answer(FOUND, "a\nb") == (
         b"lookup-result|58ac03a5|error|the value is not one line\n"
     )
+
+
+def test_lines_behind_one_that_is_too_long_are_read() -> None:
+    program = Program()
+    request = b"table|0.1|1.0|t|check|domain|1|example.org\n"
+    with pytest.raises(LineError):
+        list(program.receive(b"x" * (LINE_MAX + 1)))
+    for _ in range(3):
+        assert list(program.receive(b"x" * LINE_MAX)) == []
+    (found,) = program.receive(b"x\n" + request)
+    assert found.key == "example.org"
+    received = program.receive(b"x" * (LINE_MAX + 1) + b"\n" + request)
+    assert next(received).key == "example.org"
+    with pytest.raises(LineError):
+        next(received)

@@ -22,6 +22,8 @@ from smtpd_filters.tables import (
     NetworkTable,
     RegexTable,
 )
+from smtpd_filters.tables.remote.backend import BackendError
+from smtpd_filters.tables.remote.sqlite import SQLite
 from smtpd_filters.testing import Conversation
 from tests.effort import part
 
@@ -426,3 +428,34 @@ def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
         assert turns > count // 1000
 
     run(main(), by_key, listed)
+
+
+def test_a_statement_that_returns_other_columns_than_at_start(database: Path) -> None:
+    async def work() -> None:
+        lists = SQLite(str(database), "mapping", None, "SELECT * FROM people")
+        asks = SQLite(str(database), "domain", "SELECT * FROM domains WHERE name = ?", None)
+        assert await asks.look_up("example.org") == "example.org"
+        with sqlite3.connect(database) as connection:
+            connection.executescript(
+                "ALTER TABLE people DROP COLUMN user; ALTER TABLE domains ADD COLUMN x DEFAULT 1"
+            )
+        connection.close()
+        for wrong in (lists.entries(5), asks.look_up("example.org")):
+            with pytest.raises(BackendError, match="the statement returns"):
+                await wrong
+        await lists.aclose()
+        await asks.aclose()
+
+    asyncio.run(work())
+
+
+def test_a_list_that_fails_in_an_unexpected_way_is_not_empty(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def entries(_self: SQLite, _seconds: float) -> list[tuple[str, str]]:
+        raise IndexError("strange")
+
+    monkeypatch.setattr(SQLite, "entries", entries)
+    table = DomainTable.load(listing(database, "SELECT name FROM domains"))
+    with pytest.raises(UnavailableError, match="IndexError: strange"):
+        table.match("example.org")
