@@ -19,6 +19,7 @@ from smtpd_filters.checks.exemptions import (
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.auth import Auth
+from smtpd_filters.filters.clamav import Clamav
 from smtpd_filters.filters.content import Content
 from smtpd_filters.filters.correspondents import CorrespondentsFilter
 from smtpd_filters.filters.dkimsign import Dkimsign
@@ -29,20 +30,30 @@ from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.helo import Helo
 from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.milter import Milter
+from smtpd_filters.filters.policy import Policy
 from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.filters.rewrite import Rewriter
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.sender import Sender
 from smtpd_filters.filters.senderscore import Senderscore
+from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.filters.tls import Tls
 from smtpd_filters.filters.trace import Trace
+from smtpd_filters.milter import Agreement, vocabulary
+from smtpd_filters.milter import Verdict as MilterVerdict
 from smtpd_filters.session import Session
 from smtpd_filters.settings import Settings, common_options, from_mapping, parse_flags
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.effort import some
+from tests.filters.clamav.stub import Clamd
 from tests.filters.dnsbl.zones import addresses, domains
+from tests.filters.milter.stub import milter
+from tests.filters.policy.scripted import Scripted, action
+from tests.filters.spamd.stub import Answer as SpamdAnswer
+from tests.filters.spamd.stub import SpamdStub, spam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,8 +264,8 @@ class Case:
     """A filter that refuses a stranger at one phase.
 
     `unknown` is what it refuses a client with of which nothing was reported: "as a stranger", or
-    "unavailable" if it can't judge without. `flags` may name ZONE, a name server, and STUB, a
-    daemon that rejects everything. `exempts` are the words of `--exempt` that it has by default.
+    "unavailable" if it can't judge without. `flags` may name the words of `servers`. `exempts` are
+    the words of `--exempt` that it has by default.
     """
 
     cls: type[Filter]
@@ -326,6 +337,12 @@ CASES = (
     Case(Limit, "commit", ("--store=memory:", "--limit=client+sender bytes 10/1d"), "unavailable",
          exempts=frozenset()),
     Case(Rspamd, "commit", ("-url=STUB",), "as a stranger", exempts=frozenset()),
+    Case(Clamav, "commit", ("--clamd=CLAMD",), "as a stranger", exempts=frozenset()),
+    Case(Spamd, "commit", ("--spamd=SPAMASSASSIN", "--reject-at=spam"), "as a stranger",
+         exempts=frozenset()),
+    Case(Milter, "commit", ("--milter=MILTER",), "as a stranger", exempts=frozenset()),
+    *(Case(Policy, at, ("--server=SERVER", "--at", at), "unavailable")
+      for at in ("mail-from", "rcpt-to")),
     Case(Content, "commit", (f"--header-checks=regexp:{REFUSE_ALL}",), "as a stranger",
          exempts=frozenset()),
     *(Case(Tls, at, (f"--require=any bits=300 {whom}",), "as a stranger",
@@ -341,16 +358,26 @@ IMPARTIAL = {CorrespondentsFilter, Dkimsign, Rewriter, Trace}
 
 
 @pytest.fixture(scope="module")
-def zone() -> Iterator[DNSServer]:
-    with DNSServer(ENTRIES) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def stub() -> Iterator[RspamdStub]:
-    with RspamdStub() as server:
-        server.answer = Answer(b'{"action": "reject", "score": 99, "required_score": 15}')
-        yield server
+def servers() -> Iterator[dict[str, str]]:
+    """A name server, and daemons that reject everything, by the words of flags."""
+    rejected = {vocabulary.END_OF_BODY: MilterVerdict(vocabulary.REJECT).encode()}
+    with (
+        DNSServer(ENTRIES) as zone,
+        RspamdStub() as rspamd,
+        Clamd(b"stream: Own.Test FOUND\0") as clamd,
+        SpamdStub(SpamdAnswer(spam)) as spamd,
+        milter(Agreement(), answers=rejected) as one,
+        Scripted(script=lambda _request: action("REJECT")) as policy,
+    ):
+        rspamd.answer = Answer(b'{"action": "reject", "score": 99, "required_score": 15}')
+        yield {
+            "ZONE": f"{zone.address}:{zone.port}",
+            "STUB": rspamd.url,
+            "CLAMD": clamd.address,
+            "SPAMASSASSIN": spamd.server,
+            "MILTER": one.address,
+            "SERVER": f"127.0.0.1:{policy.port}",
+        }
 
 
 @dataclass(frozen=True)
@@ -358,21 +385,19 @@ class Setup:
     """A case with its servers."""
 
     case: Case
-    zone: DNSServer
-    stub: RspamdStub
+    servers: dict[str, str]
 
     def talk(self, *more: str, kind: type[Conversation] = Conversation) -> Conversation:
         """A conversation with the filter, which answers a failure with a recognisable refusal."""
-        servers = {"ZONE": f"{self.zone.address}:{self.zone.port}", "STUB": self.stub.url}
         flags = [*self.case.flags, "--on-error=tempfail", *more]
-        for name, server in servers.items():
+        for name, server in self.servers.items():
             flags = [flag.replace(name, server) for flag in flags]
         return kind(self.case.cls, *flags)
 
 
 @pytest.fixture(params=CASES, ids=str)
-def setup(request: pytest.FixtureRequest, zone: DNSServer, stub: RspamdStub) -> Setup:
-    return Setup(request.param, zone, stub)
+def setup(request: pytest.FixtureRequest, servers: dict[str, str]) -> Setup:
+    return Setup(request.param, servers)
 
 
 def come(
@@ -489,10 +514,8 @@ def test_a_local_client_is_exempt_if_the_word_says_so(
         if flag in case.cls.Options.options
     ],
 )
-def test_a_client_in_a_table_is_exempt(
-    case: Case, flag: str, zone: DNSServer, stub: RspamdStub
-) -> None:
-    setup = Setup(case, zone, stub)
+def test_a_client_in_a_table_is_exempt(case: Case, flag: str, servers: dict[str, str]) -> None:
+    setup = Setup(case, servers)
     with setup.talk("-v", f"--{flag}={{ {BAD}, {BAD6} }}") as smtpd:
         for address in (BAD, BAD6):
             assert not come(smtpd, **{**setup.case.says, "address": address}).refused

@@ -11,14 +11,17 @@ NEEDED = {
     "dnsbl": ("--client", "bl.example", "--untested", "bl.example"),
     "fcrdns": ("--verify",),
     "greylist": ("--store", "memory:"),
+    "policy": ("--server", "127.0.0.1:9"),
     "rcpt": ("--domains", "example.org", "--unknown-domain", "log"),
     "senderscore": ("-junkBelow", "50"),
 }
+#: Filters that ask daemons, and no name server.
+WITHOUT_DNS = {"clamav", "policy", "rspamd", "spamd"}
 ASKING = {cls.name: cls for cls in discover()[0] if "timeout" in cls.Options.options}
 
 
 def logged(name: str, *flags: str) -> list[str]:
-    nameserver = () if name == "rspamd" else ("--nameserver", "127.0.0.1:9")
+    nameserver = () if name in WITHOUT_DNS else ("--nameserver", "127.0.0.1:9")
     with Conversation(ASKING[name], *NEEDED.get(name, ()), *nameserver, *flags) as smtpd:
         return [line for line in smtpd.log if "--timeout" in line]
 

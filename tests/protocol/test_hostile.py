@@ -14,7 +14,7 @@ from smtpd_filters.oracle.rules import RULES
 from smtpd_filters.protocol.versions import UnsupportedProtocolError
 from smtpd_filters.recording import Recording
 from tests.effort import part
-from tests.fuzz import fuzz_protocol
+from tests.fuzz import fuzz_milter, fuzz_protocol
 from tests.protocol.hostile import (
     ALWAYS,
     DEADLY,
@@ -162,6 +162,6 @@ def test_no_bytes_and_no_policy_break_smtpd(stream: bytes, seed: bytes) -> None:
 def test_the_corpus_is_made_of_the_recordings(tmp_path: Path) -> None:
     fuzz_protocol.corpus(tmp_path)
     made = sorted(tmp_path.iterdir())
-    assert len(made) == 5 * len(RECORDED)
+    assert len(made) == 5 * len(RECORDED) + len(list(fuzz_milter.seeds()))
     for path in made[::20]:
         fuzz_protocol.fuzz(path.read_bytes())

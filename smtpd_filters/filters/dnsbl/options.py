@@ -12,6 +12,7 @@ from itertools import islice
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import Kind, common_options
 from smtpd_filters.settings.declare import spellings
+from smtpd_filters.tables.source import REMOTE
 from smtpd_filters.tables.source import parse as parse_source
 from smtpd_filters.tables.table import Content, Table, reload_all
 
@@ -62,12 +63,12 @@ class _SitesTable(Table):
     contents = _Listed
 
     def __init__(self, spec: str) -> None:
+        if spec.lstrip().partition(":")[0] in REMOTE:
+            raise ConfigError("the lists can't be in a database or on a server")
         try:
             source = parse_source(spec)
         except ConfigError as error:
             raise ConfigError(_QUOTED.sub("...", str(error), count=1)) from None
-        if source.is_remote:
-            raise ConfigError("the lists can't be in a database or on a server")
         self._begin(source)
 
     @property

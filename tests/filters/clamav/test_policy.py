@@ -266,14 +266,20 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("content", [INFECTED, INFECTED + LINE * 50_000])
-@pytest.mark.parametrize("fault", CAUSES)
+@pytest.mark.parametrize(
+    ("fault", "content"),
+    [
+        (fault, content)
+        for fault in CAUSES
+        for content in (INFECTED, INFECTED + LINE * 50_000)
+        # Of a small message all is sent before the reply can be seen.
+        if fault != "early-ok" or len(content) > SMALL
+    ],
+)
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_a_fault_is_never_a_clean_message(
     tmp_path: Path, over: str, fault: str, content: bytes
 ) -> None:
-    if fault == "early-ok" and len(content) < SMALL:
-        pytest.skip("all is sent before the reply can be seen")
     with Clamd(fault=fault, path=str(tmp_path / "s") if over == "unix" else "") as clamd:
         delivery = scanned(clamd, content=content, flags=("--timeout", "1s"))
     assert delivery.reply == LATER
