@@ -233,3 +233,20 @@ def test_templates() -> None:
     assert encode(fill("(mail=*%u*)", "*")) == encode("(mail=*)")
     with pytest.raises(ValueError, match=r"%d in a filter"):
         fill("(mail=%d)", "k")
+
+
+def crowded(*attributes: bytes) -> bytes:
+    """Encode an entry without a name with these attributes, for request 1."""
+    found = element(messages.ENTRY, octets(b""), element(ber.SEQUENCE, *attributes))
+    return element(ber.SEQUENCE, integer(1), found)
+
+
+def test_an_entry_that_would_take_long_to_read_ends_the_connection() -> None:
+    empty = element(ber.SET)
+    many = [element(ber.SEQUENCE, octets(b"%x" % each), empty) for each in range(1001)]
+    values = element(ber.SET, *[octets(b"")] * 50_001)
+    for data in (crowded(*many), crowded(element(ber.SEQUENCE, octets(b"a"), values))):
+        engine = Engine()
+        engine.number()
+        with pytest.raises(EngineError, match="an entry with more than"):
+            list(engine.receive(data))

@@ -35,6 +35,8 @@ _BUFFER = 1 << 16
 #: The size of the values of one search, in bytes: of one that looks up a key, and of a list.
 ROOM = 4 << 20
 ROOM_OF_LIST = 256 << 20
+#: Bytes of memory of a value or an attribute beside its text.
+_OBJECT = 64
 #: Results with which another server may be asked.
 _BUSY = frozenset({51, 52, 80})
 _PORTS = {"ldap": 389, "ldaps": 636}
@@ -198,8 +200,9 @@ class _Connection:
             if request is None or request.done.done():
                 return
             request.room -= sum(
-                len(value) for values in message.attributes.values() for value in values
+                len(value) + _OBJECT for values in message.attributes.values() for value in values
             )
+            request.room -= _OBJECT * len(message.attributes)
             if len(request.entries) >= request.most or request.room < 0:
                 self._engine.close(message.number)
                 request.done.set_exception(BackendError("more entries than a search may have"))

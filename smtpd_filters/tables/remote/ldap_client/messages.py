@@ -27,6 +27,8 @@ _SIMPLE, _SASL = 0x80, 0xA3
 START_TLS = b"1.3.6.1.4.1.1466.20037"
 #: RFC 4511 section 4.4.1, sent by a server before it closes the connection.
 NOTICE = b"1.3.6.1.4.1.1466.20036"
+#: Attributes and values of one entry: more of them take a message too long to read at once.
+ATTRIBUTES_MAX, VALUES_MAX = 1000, 50_000
 #: RFC 2696.
 PAGED = b"1.2.840.113556.1.4.319"
 BASE, ONE, SUBTREE = 0, 1, 2
@@ -192,15 +194,21 @@ def decode(data: bytes) -> Entry | Result | Reference | None:
 def _attributes(entry: Reader) -> dict[str, list[bytes]]:
     entry.octets()  # its name
     found: dict[str, list[bytes]] = {}
+    left = VALUES_MAX
     attributes = entry.inner(SEQUENCE)
     while attributes:
         attribute = attributes.inner(SEQUENCE)
         # Options, as in "mail;lang-en", are part of the description, not of the name.
         name = attribute.octets().decode("ascii", "replace").partition(";")[0].lower()
         values = found.setdefault(name, [])
+        if len(found) > ATTRIBUTES_MAX:
+            raise BERError(f"an entry with more than {ATTRIBUTES_MAX} attributes")
         each = attribute.inner(SET)
         while each:
             values.append(each.octets(OCTETS))
+            left -= 1
+            if left < 0:
+                raise BERError(f"an entry with more than {VALUES_MAX} values")
     return found
 
 
