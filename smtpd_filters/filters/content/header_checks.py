@@ -92,6 +92,12 @@ class Action(NamedTuple):
 
 def refusal(text: str) -> str:
     """Return the reply of REJECT with its optional text: `[CODE] [X.Y.Z] text`."""
+    code, status, text = _divided(text)
+    return reply(code, status, text or _REFUSED)
+
+
+def _divided(text: str) -> tuple[int, str, str]:
+    """Return the code, the status and the text of REJECT."""
     code, status = 0, ""
     while match := _STATUS.match(text):
         if match[1] and not code and not status:
@@ -105,7 +111,7 @@ def refusal(text: str) -> str:
         code = 450 if status.startswith("4") else 550
     if not status or status[0] != str(code)[0]:
         status = f"{code // 100}.7.1"
-    return reply(code, status, text or _REFUSED)
+    return code, status, text
 
 
 class Checks:
@@ -260,6 +266,10 @@ class Checks:
             self._check_field(action, text)
         if action == REJECT:
             check_reply(refusal(text))
+            if captures is not None:
+                # Its code is that of the file, not one from a group, which a client would choose.
+                code, status, rest = _divided(text)
+                text = f"{code} {status} {rest}"
         return Rule(self._patterns.add(node), negated, action, text, place, captures)
 
     def _check_field(self, action: str, text: str) -> None:

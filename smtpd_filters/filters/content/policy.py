@@ -300,7 +300,7 @@ class Content(Filter):
             event,
             session,
             check=action.place,
-            text=action.text,
+            text=action.text[:200],
             field=raw[:200].decode("utf-8", "replace").replace("\n", " "),
             would="" if event == name else name,
         )

@@ -256,3 +256,18 @@ def test_a_pattern_that_backtracking_takes_long_for(tmp_path: Path) -> None:
     field = b"X: " + b"a" * 60_000
     assert asked(tmp_path, "/^X: (a+)+(a*)*b$/ REPLACE Y: $1", field, "pcre") == ""
     assert asked(tmp_path, "/^X: ((a+)+)$/ REPLACE Y: $2", field[:3000], "pcre") != ""
+
+
+@pytest.mark.parametrize("subject", ["250 x", "421 x", "299", "2.0.0 x", "554 4.0.0 x"])
+def test_no_group_is_the_code_of_a_reply(tmp_path: Path, subject: str) -> None:
+    path = written(tmp_path, "/^Subject: (.*)/ REJECT $1\n")
+    mail = f"Subject: {subject}\n\nx\n".encode()
+    sent = Sent(mail, "--dangerous=off", "--header-checks", f"regexp:{path}")
+    assert sent.reply == f"550 5.7.1 {subject}"
+
+
+def test_the_text_in_the_log_is_bounded(tmp_path: Path) -> None:
+    path = written(tmp_path, "/^Subject: (.*)/ WARN $1\n")
+    mail = b"Subject: " + b"x" * 60_000 + b"\n\nx\n"
+    sent = Sent(mail, "--dangerous=off", "--header-checks", f"regexp:{path}")
+    assert max(map(len, sent.log)) < 1000
