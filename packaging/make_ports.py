@@ -113,7 +113,8 @@ def packing_list(wheel: Path, source: Path) -> str:
     lines += ["share/examples/smtpd-filters/"]
     lines += [f"share/examples/smtpd-filters/{name}" for name in _examples(source)]
     lines += [*_completions(source, "fish"), *_completions(source, "zsh")]
-    lines += ["@rcscript ${RCDIR}/smtpd_filters_journal"]  # pkg/smtpd_filters_journal.rc
+    scripts = ("journal", "web")  # pkg/smtpd_filters_*.rc
+    lines += [f"@rcscript ${{RCDIR}}/smtpd_filters_{name}" for name in scripts]
     lines += ["@mode 0750", "@owner _smtpd", "@group _smtpd", "@sample /var/db/smtpd-filters/"]
     return "\n".join(lines) + "\n"
 
