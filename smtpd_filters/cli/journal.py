@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, os_reason, user_name
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.places import DIRECTORY, KEY, SOCKET, read_key
 from smtpd_filters.journal.privacy import MODES, Privacy
@@ -67,6 +67,7 @@ class Options(Settings):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Serve until SIGTERM."""
+    _check_socket(os.path.abspath(options.socket))  # noqa: PTH100  # paths as text
     directory = os.path.abspath(options.directory)  # noqa: PTH100  # paths as text
     try:
         os.makedirs(directory, mode=0o750, exist_ok=True)  # noqa: PTH103
@@ -90,6 +91,26 @@ def run(options: Options, _rest: list[str]) -> int:
     finally:
         service.close()
     return 0
+
+
+def _check_socket(path: str) -> None:
+    """Raise ConfigError if no socket can be made there, before anything else is made.
+
+    A journal that fails later leaves files of its user, which the right user can't open.
+    """
+    directory = os.path.dirname(path)  # noqa: PTH120  # paths as text
+    if not os.path.isdir(directory):  # noqa: PTH112
+        from shlex import quote  # needed only for an error
+
+        owner = user_name() if os.geteuid() else "USER"
+        raise ConfigError(
+            f"--socket: the directory {directory} is missing; the system's service of the journal "
+            f"makes it, or as root: install -d -o {owner} -m 755 {quote(directory)}"
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--socket: user {user_name()} may not write in the directory {directory}"
+        )
 
 
 def _note(text: str) -> None:

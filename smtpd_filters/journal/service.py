@@ -78,12 +78,13 @@ class Service:
     def open(self) -> None:
         """Lock the directory, open the file and the socket. Raises ConfigError."""
         directory = self._archive.directory
+        lock = os.path.join(directory, "lock")  # noqa: PTH118  # paths as text
         try:
-            self._lock = _locked(os.path.join(directory, "lock"))  # noqa: PTH118  # paths as text
+            self._lock = _locked(lock)
         except BlockingIOError:
             raise ConfigError(f"{directory}: in use by another journal") from None
         except OSError as error:
-            raise ConfigError(f"{directory}: {os_reason(error)}") from None
+            raise ConfigError(f"{lock}: {os_reason(error)}") from None
         try:
             self._archive.open(time())
         except NewerError as error:

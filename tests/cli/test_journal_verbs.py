@@ -13,6 +13,7 @@ import pytest
 
 from smtpd_filters.cli import main
 from smtpd_filters.cli import tail as tail_verb
+from smtpd_filters.errors import user_name
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.reception import parse
@@ -214,3 +215,12 @@ def test_colours(archive: Archive, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b" in run("why", "alice@example.org")[1]
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in run("why", "alice@example.org")[1]
+
+
+def test_a_journal_without_a_place_for_its_socket_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    status, _, error = run("journal", "--socket", str(missing / "socket"))
+    assert status == 2
+    assert f"--socket: the directory {missing} is missing; " in error
+    assert f"install -d -o {'USER' if os.geteuid() == 0 else user_name()} -m 755 {missing}" in error
+    assert not list(tmp_path.iterdir())

@@ -201,7 +201,7 @@ def test_what_is_killed_starts_again(running: Running, sender: Sender, tmp_path:
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        (["--socket", "/nowhere/at/all"], "/nowhere/at/all: No such file or directory"),
+        (["--socket", "/nowhere/at/all"], "--socket: the directory /nowhere/at is missing; "),
         (["--socket", "/dev/" + "x" * 120], "xxx: longer than 103 bytes, too long for a socket"),
         (["--directory", "/dev/null/x"], "--directory: /dev/null/x: Not a directory"),
         (["--socket-group", "nobody-at-all"], "--socket-group: no group nobody-at-all"),
