@@ -144,7 +144,10 @@ def run(options: Options, _rest: list[str]) -> int:
         from smtpd_filters.web.application import Listening, application, serve
         from smtpd_filters.web.memory import Stores
     except ImportError as error:
-        raise ConfigError(f"the page requires aiohttp and jinja2: {error}") from None
+        raise ConfigError(
+            f"the page requires aiohttp and jinja2 (on Debian python3-aiohttp and python3-jinja2): "
+            f"{error}"
+        ) from None
     from smtpd_filters.journal.query import Journal
 
     access = _access(options)
