@@ -56,7 +56,8 @@ class Body:
     def write(self, data: bytes) -> None:
         """Write a piece, split anywhere; lines end in LF or CRLF and are not dot-stuffed.
 
-        Raises SpoolError if it can't be stored.
+        Any other CR becomes a space: a program that takes it for a line end would see other lines
+        than this one, such as the end of the message. Raises SpoolError if it can't be stored.
         """
         cut = data.rfind(b"\n") + 1
         if not cut:
@@ -64,14 +65,14 @@ class Body:
             return
         block = b"".join([*self._pieces, data[:cut]])
         self._pieces, self._size = [], 0
-        self.store.append_block(stuff_block(block.replace(b"\r\n", b"\n")))
+        self._store(block.replace(b"\r\n", b"\n"))
         self._begin(data[cut:])
 
     def close(self) -> None:
         """End the last line if it has no line end. Raises SpoolError."""
         if self._size:
             last, self._pieces, self._size = b"".join(self._pieces), [], 0
-            self.store.append_block(stuff_block(last + b"\n"))
+            self._store(last + b"\n")
         self.store.check()
 
     def discard(self) -> None:
@@ -88,7 +89,10 @@ class Body:
             # smtpd doesn't accept such a line; broken only when sent, it would be one large piece.
             *lines, last = break_line(b"".join(self._pieces), header=False)
             self._pieces, self._size = [last], len(last)
-            self.store.append_block(stuff_block(b"\n".join([*lines, b""])))
+            self._store(b"\n".join([*lines, b""]))
+
+    def _store(self, block: bytes) -> None:
+        self.store.append_block(stuff_block(block.replace(b"\r", b" ")))
 
 
 class Message:

@@ -148,6 +148,23 @@ def test_the_parameters_of_recipients() -> None:
     assert stub.seen.fields(v.RCPT) == expected
 
 
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        ([b"a\rb\r\n"], [b"a b"]),
+        ([b"a\r", b"\n", b"b\r", b"c\n"], [b"a", b"b c"]),
+        ([b"a\r.\r\n", b"\r\r\n"], [b"a .", b" "]),
+        ([b"a\r"], [b"a "]),
+        ([b"\r.\n"], [b" ."]),
+    ],
+)
+def test_a_line_of_a_new_body_has_no_cr(pieces: list[bytes], lines: list[bytes]) -> None:
+    """Another server might take it for a line end, and `CR . CR` for the end of the message."""
+    with milter(answers=at_end(*map(NewBody, pieces), Verdict(v.ACCEPT))) as stub:
+        content = deliver(stub).content
+        assert list(content[content.index(b"") + 1 :]) == lines
+
+
 def test_a_milter_is_probed() -> None:
     with milter() as stub, _one(stub) as smtpd:
         (filter_,) = smtpd.filters
