@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Bytes of a body that are copied at a time, and their price in units.
 BLOCK, _PRICE = 1 << 16, 300
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+_LINE_END = re.compile(rb"\r?\n|\r")
 #: The fields of a part that an edit replaces.
 _REPLACED = (b"content-type", b"content-disposition")
 _REMOVED = (*_REPLACED, b"content-transfer-encoding", b"content-md5", b"content-description")
@@ -178,7 +179,8 @@ def _header(head: bytes, edit: Edit) -> bytes:
     kept: list[bytes] = []
     dropped = _REPLACED if edit.name else _REMOVED
     keeps = False
-    for line in head.split(b"\n"):
+    # As the reader does: programs may end a line at a bare carriage return.
+    for line in _LINE_END.split(head):
         if not line.startswith((b" ", b"\t")):
             match = _FIELD.match(line)
             keeps = match is not None and match[1].lower() not in dropped

@@ -224,6 +224,17 @@ def test_a_renamed_part_keeps_its_content(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("action", ["remove", "rename"])
+def test_a_field_behind_a_bare_carriage_return_is_edited_as_well(action: str) -> None:
+    part = b"X-A: y\rContent-Disposition: attachment; filename=a.exe\n\nMZ\n"
+    sent = Sent(mixed(part), f"--dangerous={action}")
+    assert sent.reply == ""
+    body = sent.mail.body
+    assert b"\r" not in body.replace(b"\r\n", b"\n")
+    assert b"filename=a.exe" not in body
+    assert b"X-A: y\n" in body.replace(b"\r\n", b"\n")
+
+
 def test_a_message_that_is_the_attachment(tmp_path: Path) -> None:
     mail = b"Subject: x\nContent-Type: x/y; name=a.exe\nContent-Transfer-Encoding: base64\n\nTVo=\n"
     sent = Sent(mail, *rule(tmp_path, 'extension = "exe"\naction = "remove"'))
