@@ -42,6 +42,11 @@ class Levels:
         """Whether the innermost one declares no boundary."""
         return not self._levels[-1].boundaries
 
+    @property
+    def cost(self) -> int:
+        """The units of work to compare a line with all delimiters."""
+        return len(self._starts) // 12
+
     def push(self, level: Level) -> None:
         """Open a multipart."""
         self._levels.append(level)

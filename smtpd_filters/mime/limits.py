@@ -17,7 +17,7 @@ REPEATED = 10
 NAMES = 40
 NAME = 255
 #: Delimiters of a multipart, by all readings.
-BOUNDARIES = 20
+BOUNDARIES = 10
 #: Bytes of fields that are kept for checks, of all parts of a message.
 FIELDS = 1 << 18
 #: Bytes of decoded content by which a type is recognised, and those of text that are kept for it.

@@ -141,7 +141,7 @@ class Scan:
             self._offset += len(block)
             return
         lines, delimiters = block.count(b"\n"), block.count(b"\n--")
-        self.content.work += lines + _LINE * delimiters
+        self.content.work += lines + (_LINE + self._levels.cost) * delimiters
         if b"\r" in block:
             # Programs end a line there; offsets stay those of the message.
             block, bare = _BARE.subn(b"\n", block)
@@ -269,6 +269,8 @@ class Scan:
         known = list(dict.fromkeys(ENCODINGS.get(each, "") for each in values))
         if len(known) > 1 or any(each not in ENCODINGS for each in values):
             self.content.odd("unknown or several encodings")
+        if len(set(known) - {""}) > 1:
+            self.content.cut_off("several encodings")
         return first(known)
 
     def _begin_multipart(self, types: list[str], encoding: str, at: int) -> None:

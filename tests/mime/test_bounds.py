@@ -168,3 +168,18 @@ def test_work_counts_lines_and_parts_in_encoded_parts() -> None:
     assert read(head + base64.encodebytes(inner)).work >= 5000
     names = mixed(*[b"Content-Type: x/y; name==?utf-8?Q?a?=\n\nx\n"] * 100)
     assert read(names).work >= 100 * 80
+
+
+def test_many_boundaries_are_charged_for() -> None:
+    def work(count: int) -> int:
+        head = b"; ".join(b"boundary=b%d" % number for number in range(count))
+        return read(b"Content-Type: multipart/mixed; " + head + b"\n\n" + b"--b9x\n" * 10_000).work
+
+    assert work(10) == work(1)
+    nested = b"".join(
+        b"Content-Type: multipart/mixed; "
+        + b"; ".join(b"boundary=b%d-%d" % (level, number) for number in range(limits.BOUNDARIES))
+        + b"\n\n--b%d-0\n" % level
+        for level in range(limits.DEPTH)
+    )
+    assert read(nested + b"\n" + b"--b9x\n" * 10_000).work > 3 * work(1)

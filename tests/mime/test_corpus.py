@@ -306,3 +306,12 @@ def test_fields_of_parts_are_kept_for_checks() -> None:
 def test_character_set_and_text() -> None:
     content = read(b"Content-Type: text/plain; charset=KOI8-R\n\n\xf0\xd2\xc9\n")
     assert (content.parts[0].charset, content.parts[0].head) == ("koi8-r", b"\xf0\xd2\xc9\n")
+
+
+def test_a_part_with_several_encodings_is_read_by_one_only() -> None:
+    fields = b"Content-Transfer-Encoding: quoted-printable\nContent-Transfer-Encoding: base64\n"
+    content = read(mixed(fields + b"Content-Type: x/y\n\n" + base64.encodebytes(EXE)))
+    assert content.cut
+    harmless = read(mixed(b"Content-Transfer-Encoding: 7bit\n" + fields[44:] + b"\n\n"))
+    assert harmless.ambiguous
+    assert not harmless.cut
