@@ -10,9 +10,6 @@ makes useless is cancelled, and in the latter case called again.
 *Failures are a filter's own*: one that fails is answered for by its own `--on-error`, and the
 others are called as if it had returned that.
 *Undone*: what a filter did to a message before it failed, or on a dry run, is undone.
-*Marks go where they belong*: smtpd takes junk at `mail-from`, where there is no transaction yet,
-for the whole connection, and it takes only one of junk and rewrite. So a mark may be kept
-(`Session.mark`) and made at the next phase that can make it.
 """
 
 from __future__ import annotations
@@ -20,10 +17,20 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
+from .combining import (
+    MAIL_FROM,
+    combined,
+    handed_on,
+    judged,
+    made_mark,
+    marked,
+    may_keep_a_mark,
+    otherwise,
+)
 from .errors import ConfigError, UnavailableError
 from .filter import CONTENT, Filter, legal_outcomes
-from .guard import FAILED, REFUSALS, Guard
-from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
+from .guard import REFUSALS, Guard
+from .protocol.decisions import PROCEED, Decision, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
 from .runtime.coroutines import CANCELLED, Early, Turn, begin
 from .runtime.log import FilterLog, fold_traceback
@@ -57,9 +64,6 @@ if TYPE_CHECKING:
     from .tables import Table
     from .tables.remote.source import Refresher
 
-MAIL_FROM = PHASES["mail-from"]
-#: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
-MARK = ("X-Spam", "Yes")
 #: The price (`runtime.pace`) of a handler that is called before its turn: a first step and a task.
 EARLY = 50
 #: Seconds of all filters at a phase below which they share the time in the journal.
@@ -96,9 +100,9 @@ class Chain:
         guards = self._add(filters)
         _check_signatures(self.filters)
         self._prepare(guards)
-        keeps_marks = any(_may_keep_a_mark(name, of) for name, of in guards.items())
+        keeps_marks = any(may_keep_a_mark(name, of) for name, of in guards.items())
         if keeps_marks and not guards.keys() & {"data", *CONTENT}:
-            # Marks go where they belong: there must be a next phase.
+            # Marks go where they belong (`combining`): there must be a next phase.
             guards["data"] = []
         self._guards = {HANDLERS[name]: of for name, of in guards.items() if name in HANDLERS}
         #: What to call at each phase.
@@ -119,8 +123,8 @@ class Chain:
         self.content = "message" if "message" in guards else "headers" if reads else ""
         #: The decision when our own code fails: as when a filter fails, so that mail which should
         #: have been checked is not accepted unchecked.
-        self.otherwise = {phase: _otherwise(of) for phase, of in self._guards.items()}
-        self.otherwise_content = _otherwise([guard for guard, _ in self._content])
+        self.otherwise = {phase: otherwise(of) for phase, of in self._guards.items()}
+        self.otherwise_content = otherwise([guard for guard, _ in self._content])
         self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
         #: Callbacks for when a report has been applied to its session.
         self.hooks: dict[str, Callable[[Session], None]] = {
@@ -596,89 +600,3 @@ def _check_names(
     if unknown := set(names).difference(known):
         shown = sorted(unknown, key=repr)
         raise TypeError(f"filter {filter_.name!r}: no {kind} {shown} for {use}, of {sorted(known)}")
-
-
-def _otherwise(guards: Sequence[Guard]) -> Decision:
-    """Return the strictest fallback of these handlers, for when our own code fails."""
-    for guard in guards:
-        if guard.fallback.verb in REFUSALS and not guard.dry:
-            return guard.fallback
-    return PROCEED
-
-
-def combined(phase: Phase, session: Session, former: Decision, decision: Decision) -> Decision:
-    """Combine the decisions of two filters."""
-    if type(decision) is Proceed:
-        return former
-    if {type(decision), type(former)} == {Junk, Rewrite}:
-        session.mark = phase.name
-        return former if type(former) is Rewrite else decision
-    return decision
-
-
-def marked(phase: Phase, session: Session, decision: Decision) -> Decision:
-    """Keep a mark that can't be made at this phase, or make one that was kept."""
-    if phase is MAIL_FROM and type(decision) is Junk:
-        session.mark = phase.name
-        return PROCEED.because(decision.reason)
-    if session.mark and session.mark != phase.name and Junk in phase.legal:
-        if type(decision) is Proceed:
-            decision = JUNK
-        if type(decision) is Junk:
-            session.mark = ""
-    return decision
-
-
-def _may_keep_a_mark(handler: str, guards: Sequence[Guard]) -> bool:
-    """Whether a mark of these handlers may have to be made at a later phase."""
-    marking = any(guard.may_mark for guard in guards)
-    rewriting = any(Rewrite in guard.legal for guard in guards)
-    return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(guards) > 1))
-
-
-def handed_on(phase: Phase, decision: Decision) -> str:
-    """Return a rewritten parameter as smtpd would have given it to the next filter."""
-    text = decision.text
-    if phase.argument == "address" and text.startswith("<"):
-        return text[1:].partition(">")[0]
-    return text
-
-
-def judged(
-    session: Session, guard: Guard, edited: Headers | Message, before: Any, decision: Decision
-) -> tuple[Decision, bool]:
-    """Apply a filter's decision on a message; return it, and whether the chain ends there."""
-    headers = edited.headers if hasattr(edited, "headers") else edited
-    if decision.reason is not FAILED and not _sound(headers):
-        decision = guard.defect(session, error="left an invalid header block")
-    if decision.reason is FAILED:
-        edited.restore(before)
-    elif guard.dry:
-        if edited.differs(before):
-            guard.log.event(guard.phase, session, result="proceed", would="edit")
-        edited.restore(before)
-    if type(decision) is Junk:
-        session.mark = guard.phase
-    elif decision.verb in REFUSALS:
-        # The mark of other filters is of no use for a refused message.
-        session.mark = ""
-        return decision, True
-    return decision, False
-
-
-def _sound(headers: Headers) -> bool:
-    """Whether a header block still consists of lines after a filter has edited it."""
-    try:
-        lines = headers.lines()
-        return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
-    except BaseException:  # noqa: BLE001  # failures are a filter's own
-        return False
-
-
-def made_mark(session: Session, headers: Headers) -> Decision:
-    """Add the mark that was kept to the header."""
-    if session.mark:
-        session.mark = ""
-        if headers.get(MARK[0]) != MARK[1]:
-            headers.prepend(*MARK)
-    return PROCEED

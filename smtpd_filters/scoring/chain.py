@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from smtpd_filters.chain import MAIL_FROM, Chain, combined, handed_on, judged, made_mark, marked
+from smtpd_filters.chain import Chain
+from smtpd_filters.combining import MAIL_FROM, combined, handed_on, judged, made_mark, marked
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS

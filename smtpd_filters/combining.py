@@ -1,0 +1,113 @@
+"""The rules by which the decisions of a chain's filters combine, and where marks are made.
+
+Invariants
+----------
+*Marks go where they belong*: smtpd takes junk at `mail-from`, where there is no transaction yet,
+for the whole connection, and it takes only one of junk and rewrite. So a mark may be kept
+(`Session.mark`) and made at the next phase that can make it.
+"""
+
+from __future__ import annotations
+
+from .guard import FAILED, REFUSALS, Guard
+from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
+from .protocol.vocabulary import HANDLERS, PHASES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .message import Headers, Message
+    from .protocol.vocabulary import Phase
+    from .session import Session
+
+MAIL_FROM = PHASES["mail-from"]
+#: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
+MARK = ("X-Spam", "Yes")
+
+
+def otherwise(guards: Sequence[Guard]) -> Decision:
+    """Return the strictest fallback of these handlers, for when our own code fails."""
+    for guard in guards:
+        if guard.fallback.verb in REFUSALS and not guard.dry:
+            return guard.fallback
+    return PROCEED
+
+
+def combined(phase: Phase, session: Session, former: Decision, decision: Decision) -> Decision:
+    """Combine the decisions of two filters."""
+    if type(decision) is Proceed:
+        return former
+    if {type(decision), type(former)} == {Junk, Rewrite}:
+        session.mark = phase.name
+        return former if type(former) is Rewrite else decision
+    return decision
+
+
+def marked(phase: Phase, session: Session, decision: Decision) -> Decision:
+    """Keep a mark that can't be made at this phase, or make one that was kept."""
+    if phase is MAIL_FROM and type(decision) is Junk:
+        session.mark = phase.name
+        return PROCEED.because(decision.reason)
+    if session.mark and session.mark != phase.name and Junk in phase.legal:
+        if type(decision) is Proceed:
+            decision = JUNK
+        if type(decision) is Junk:
+            session.mark = ""
+    return decision
+
+
+def may_keep_a_mark(handler: str, guards: Sequence[Guard]) -> bool:
+    """Return whether a mark of these handlers may have to be made at a later phase."""
+    marking = any(guard.may_mark for guard in guards)
+    rewriting = any(Rewrite in guard.legal for guard in guards)
+    return marking and (HANDLERS.get(handler) is MAIL_FROM or (rewriting and len(guards) > 1))
+
+
+def handed_on(phase: Phase, decision: Decision) -> str:
+    """Return a rewritten parameter as smtpd would have given it to the next filter."""
+    text = decision.text
+    if phase.argument == "address" and text.startswith("<"):
+        return text[1:].partition(">")[0]
+    return text
+
+
+def judged(
+    session: Session, guard: Guard, edited: Headers | Message, before: Any, decision: Decision
+) -> tuple[Decision, bool]:
+    """Apply a filter's decision on a message; return it, and whether the chain ends there."""
+    headers = edited.headers if hasattr(edited, "headers") else edited
+    if decision.reason is not FAILED and not _sound(headers):
+        decision = guard.defect(session, error="left an invalid header block")
+    if decision.reason is FAILED:
+        edited.restore(before)
+    elif guard.dry:
+        if edited.differs(before):
+            guard.log.event(guard.phase, session, result="proceed", would="edit")
+        edited.restore(before)
+    if type(decision) is Junk:
+        session.mark = guard.phase
+    elif decision.verb in REFUSALS:
+        # The mark of other filters is of no use for a refused message.
+        session.mark = ""
+        return decision, True
+    return decision, False
+
+
+def _sound(headers: Headers) -> bool:
+    """Return whether a header block still consists of lines after a filter has edited it."""
+    try:
+        lines = headers.lines()
+        return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
+    except BaseException:  # noqa: BLE001  # failures are a filter's own
+        return False
+
+
+def made_mark(session: Session, headers: Headers) -> Decision:
+    """Add the mark that was kept to the header."""
+    if session.mark:
+        session.mark = ""
+        if headers.get(MARK[0]) != MARK[1]:
+            headers.prepend(*MARK)
+    return PROCEED
