@@ -110,8 +110,8 @@ class Host:
             if verb == "register":
                 if rest == "ready":
                     self.ready = True
-                elif not self.ready:
-                    self.services.add(rest[:40])
+                elif rest in SERVICES and not self.ready:
+                    self.services.add(rest)
                 continue
             number, _, result = rest.partition("|")
             status, _, value = result.partition("|")

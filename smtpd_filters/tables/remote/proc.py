@@ -82,9 +82,9 @@ class TableProgram(Backend):
             raise
         if answer.status == ERROR:
             raise AnswerError(f"the program failed: {answer.value[:200] or 'no reason given'}")
-        if answer.status == NOT_FOUND:
+        if answer.verb == self._verb and answer.status == NOT_FOUND:
             return None
-        if answer.status != FOUND or answer.verb != self._verb:
+        if answer.verb != self._verb or answer.status != FOUND:
             raise AnswerError(f"an answer to another request: {answer.verb} {answer.status}")
         if self._verb == "check":
             return ""

@@ -35,6 +35,10 @@ def answer(verb: str, number: str, key: str) -> None:
         os._exit(0)
     if key == "garbage.example":
         write("nonsense\n")
+    elif key == "verb.example":
+        write(f"other-result|{number}|not-found\n")
+    elif key == "ok.example":
+        write(f"{verb}-result|{number}|ok\n")
     else:
         write(f"{verb}-result|{number}|{RESULTS.get(key, 'not-found')}\n")
 

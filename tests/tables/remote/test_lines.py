@@ -118,3 +118,10 @@ def test_lines_behind_one_that_is_too_long_are_read() -> None:
     assert next(received).key == "example.org"
     with pytest.raises(LineError):
         next(received)
+
+
+def test_only_known_services_are_kept() -> None:
+    host = Host()
+    list(host.receive(b"".join(b"register|%d\n" % each for each in range(1000))))
+    list(host.receive(b"register|alias\nregister|ready\nregister|domain\n"))
+    assert host.services == {"alias"}

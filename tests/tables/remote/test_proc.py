@@ -78,6 +78,14 @@ def test_programs_that_are_of_no_use(mode: str, cause: str) -> None:
     run(work, mode)
 
 
+@pytest.mark.parametrize("key", ["verb.example", "ok.example"])
+def test_an_answer_to_another_request_makes_no_key_absent(key: str) -> None:
+    async def work(table: TableProgram) -> None:
+        assert "an answer to another request" in await failure(table, key)
+
+    run(work)
+
+
 def test_a_mute_program_is_killed() -> None:
     async def work(table: TableProgram) -> None:
         table.timeout = 0.2
