@@ -92,8 +92,8 @@ class Scan:
         size = len(self._top) + self._content.size
         intake = Intake(self._command, self._sent, size, self._new_body)
         try:
-            await self._send(connection, size)
-            await _receive(connection, intake)
+            whole = await self._send(connection, size)
+            await _receive(connection, intake, whole=whole)
             return intake.close()
         except BaseException as error:
             intake.discard()
@@ -103,16 +103,19 @@ class Scan:
                 raise NotKeptError(str(error)) from None
             raise
 
-    async def _send(self, connection: Connection, size: int) -> None:
+    async def _send(self, connection: Connection, size: int) -> bool:
+        """Send the request; return False if the daemon replied before the end of it."""
         head = request(
             self._command,
             size if self._compressed is None else self._compressed,
             user=self._user,
             compressed=self._compressed is not None,
         )
-        if await connection.send(self._chunks(head)):
-            # Without it spamd waits for more if the message doesn't end in a line end.
-            connection.write_eof()
+        if not await connection.send(self._chunks(head)):
+            return False
+        # Without it spamd waits for more if the message doesn't end in a line end.
+        connection.write_eof()
+        return True
 
     def _plain(self) -> Iterator[bytes]:
         yield self._top
@@ -130,14 +133,17 @@ class Scan:
         yield packer.flush()
 
 
-async def _receive(connection: Connection, intake: Intake) -> None:
-    """Read the reply to its end."""
+async def _receive(connection: Connection, intake: Intake, *, whole: bool) -> None:
+    """Read the reply to its end; only an error may come before the `whole` message was sent."""
     admit = pace().admit
     while data := await connection.read(_LINES if intake.in_header else HIGH):
         await admit(len(data) if intake.in_header else len(data) // _PER_PARSED)
         intake.feed(data)
     if not connection.replied:
         raise LostError
+    if not whole:
+        # Whatever was scanned, it wasn't this message.
+        raise ReplyError("replied before it had the whole message")
 
 
 async def ping(connection: Connection) -> None:

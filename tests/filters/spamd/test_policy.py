@@ -11,6 +11,7 @@ from smtpd_filters import PROCEED, Filter, Message, Proceed, Session
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.filters.spamd.thresholds import THRESHOLD, Threshold
+from smtpd_filters.lookups.stream.connection import Connection
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation
@@ -18,7 +19,7 @@ from tests.filters.spamd import stub
 from tests.filters.spamd.stub import PATIENCE, Answer, SpamdStub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from smtpd_filters.testing import Client, Delivery
@@ -384,6 +385,23 @@ def test_an_error_before_the_message_was_read(spamd: SpamdStub) -> None:
     with Conversation(Spamd, "--spamd", spamd.server) as smtpd:
         assert deliver(smtpd, content).reply == LATER
         assert "error 76 Bad header line" in smtpd.log[0]
+
+
+def test_a_verdict_before_the_message_was_read(
+    spamd: SpamdStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was scanned, it wasn't this message."""
+    send = Connection.send
+
+    async def early(connection: Connection, chunks: Iterable[bytes]) -> bool:
+        await send(connection, list(chunks)[:1])
+        return False
+
+    monkeypatch.setattr(Connection, "send", early)
+    spamd.answer = Answer(stub.reply(b"Subject: x\n\n", stub.HAM), "early")
+    with Conversation(Spamd, "--spamd", spamd.server) as smtpd:
+        assert deliver(smtpd).reply == LATER
+        assert "replied before it had the whole message" in smtpd.log[0]
 
 
 def test_the_next_daemon_is_asked(spamd: SpamdStub, tmp_path: Path) -> None:
