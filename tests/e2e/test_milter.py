@@ -384,4 +384,4 @@ def test_hostile_milters(start: Start, lab: Lab, tmp_path: Path) -> None:
                 assert found.said.startswith(reply), (name, found)
         [delivered] = server.maildir("alice")
     assert delivered.message["X-A"] == "b Bcc: c  body x"
-    assert delivered.content.endswith(b"\n\n.\n..\n\rfilter-dataline|x\n")
+    assert delivered.content.endswith(b"\n\n.\n..\n filter-dataline|x\n")
