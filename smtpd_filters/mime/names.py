@@ -63,6 +63,12 @@ def readings(raw: str) -> Iterator[str]:
             yield normalized(rest.rpartition(":")[2])
 
 
+def cost(name: str) -> int:
+    """Return the units of work to find the readings of a name, at most."""
+    each = 6 if not name.isascii() else 4 if "=?" in name else 0
+    return 20 + each * len(name)
+
+
 def all_readings(raw: Iterable[str]) -> tuple[tuple[str, ...], bool]:
     """Return the different readings of several names, and whether there were more than NAMES."""
     found: dict[str, None] = {}

@@ -21,7 +21,7 @@ from .content import Content
 from .leaf import ENCODINGS, Leaf
 from .levels import Level, Levels
 from .limits import BOUNDARIES, DEPTH, HEADER, PARAMETERS, REPEATED, TEXT
-from .names import all_readings, extension
+from .names import all_readings, cost, extension
 from .parameters import (
     boundaries,
     charset,
@@ -61,12 +61,6 @@ _TYPE, _ENCODING, _DISPOSITION = (
     b"content-transfer-encoding",
     b"content-disposition",
 )
-
-
-def _work(name: str) -> int:
-    """Return the units of work to find the readings of a name, at most."""
-    each = 6 if not name.isascii() else 4 if "=?" in name else 0
-    return 20 + each * len(name)
 
 
 class _Lines:
@@ -132,6 +126,8 @@ class Scan:
         self._header_size = 0
         self._header_at = -1
         self._offset = 0
+        #: The block that is read, if it has bare carriage returns.
+        self._original = b""
         if fields is not None:
             self._begin_entity()
 
@@ -144,13 +140,15 @@ class Scan:
         self.content.work += lines + (_LINE + self._levels.cost) * delimiters
         if b"\r" in block:
             # Programs end a line there; offsets stay those of the message.
-            block, bare = _BARE.subn(b"\n", block)
+            lines_only, bare = _BARE.subn(b"\n", block)
             if bare:
                 self.content.odd("bare carriage return")
+                self._original, block = block, lines_only
         at, end = 0, len(block)
         while at < end:
             at = self._header(block, at) if self._in_header else self._body(block, at)
         self._offset += end
+        self._original = b""
 
     def close(self) -> None:
         """End the message."""
@@ -175,6 +173,9 @@ class Scan:
         while at < end:
             line_end = block.find(b"\n", at) + 1 or end
             line = block[at:line_end].rstrip(b"\r\n")
+            if self._original[line_end - 1 : line_end] == b"\r":
+                # To other programs the field goes on, and the block has no end here.
+                self.content.cut_off("bare carriage return")
             if not line.rstrip():
                 if line:
                     self.content.odd("blanks in the line that ends a header block")
@@ -360,7 +361,7 @@ class Scan:
         dispositions = self._values(_DISPOSITION)
         raw = [each for value in (*dispositions, *types) for each in names(value)]
         part.names, more = all_readings(raw)
-        self.content.work += sum(map(_work, raw))
+        self.content.work += sum(map(cost, raw))
         if more:
             self.content.cut_off("too many names of a part")
         if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:

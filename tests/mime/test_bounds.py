@@ -183,3 +183,10 @@ def test_many_boundaries_are_charged_for() -> None:
         for level in range(limits.DEPTH)
     )
     assert read(nested + b"\n" + b"--b9x\n" * 10_000).work > 3 * work(1)
+
+
+@pytest.mark.parametrize("field", [b'x; filename="a.\rexe"', b"x\r\rX: y; filename=a.exe"])
+def test_a_bare_carriage_return_in_a_header_block(field: bytes) -> None:
+    content = read(mixed(b"Content-Disposition: " + field + b"\n\nx\n"))
+    assert content.cut
+    assert not read(mixed(b"Content-Type: x/y\n\nx\ry\n", b"X: y\n\nz\n")).cut

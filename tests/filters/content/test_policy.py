@@ -225,9 +225,12 @@ def test_a_renamed_part_keeps_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["remove", "rename"])
-def test_a_field_behind_a_bare_carriage_return_is_edited_as_well(action: str) -> None:
+def test_a_field_behind_a_bare_carriage_return_is_edited_as_well(
+    tmp_path: Path, action: str
+) -> None:
     part = b"X-A: y\rContent-Disposition: attachment; filename=a.exe\n\nMZ\n"
-    sent = Sent(mixed(part), f"--dangerous={action}")
+    assert Sent(mixed(part), f"--dangerous={action}").reply == TOO_COMPLEX
+    sent = Sent(mixed(part), *rule(tmp_path, f"extension = 'exe'\naction = '{action}'"))
     assert sent.reply == ""
     body = sent.mail.body
     assert b"\r" not in body.replace(b"\r\n", b"\n")
