@@ -210,7 +210,7 @@ class Leaf:
         """Recognise the kind by the first bytes, and begin to keep an archive."""
         self._sniffed = True
         part = self.part
-        kind = part.kind = sniff(self._head[: HEAD * 2])
+        kind = part.kind = sniff(self._head[:HEAD])
         if kind in ARCHIVES or any(extension(each) in _ZIPPED for each in part.names):
             self._store = self._content.storage()
             self._store.write(self._head)

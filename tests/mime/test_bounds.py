@@ -190,3 +190,8 @@ def test_a_bare_carriage_return_in_a_header_block(field: bytes) -> None:
     content = read(mixed(b"Content-Disposition: " + field + b"\n\nx\n"))
     assert content.cut
     assert not read(mixed(b"Content-Type: x/y\n\nx\ry\n", b"X: y\n\nz\n")).cut
+
+
+def test_a_kind_is_that_of_the_first_bytes_however_they_arrive() -> None:
+    message = mixed(b"Content-Type: x/y\n\nMZ\n" + b"text\n" * 1000 + b"\0\n")
+    assert {read(message, size).parts[-1].kind for size in (64, 512, limits.BLOCK)} == {"text"}
