@@ -112,7 +112,7 @@ def test_lintian_has_nothing_to_say(built: Built) -> None:
     # One control file is for both, and says what the older one knows.
     newer = ["out-of-date-standards-version"]
     if built.suite == "bookworm":  # whose lintian still asks for a script beside each unit
-        newer = ["package-supports-alternative-init-but-no-init"]  # and ".d-script"
+        newer = ["package-supports-alternative-init-but-no-init"] * 2  # and ".d-script"
     assert said == newer
 
 
@@ -161,8 +161,12 @@ def test_mail_passes_and_nothing_is_left(built: Built, machine: Machine) -> None
 
     # State outlives removal, and goes with a purge; so does everything else.
     (machine.root / STATE / "kept").write_text("kept")
+    journal = machine.root / f"{STATE}-journal"
+    journal.mkdir()  # as without systemd, which would make it a link
+    (journal / "2026-11-30.sqlite").write_text("kept")
     machine.apt("remove", "smtpd-filters")
     assert (machine.root / STATE / "kept").read_text() == "kept"
+    assert (journal / "2026-11-30.sqlite").read_text() == "kept"
     machine.apt("purge", "smtpd-filters")
     assert machine.files() == before
 
