@@ -207,6 +207,12 @@ def _daemon(options: Options) -> Daemon:
         if unused := {"url", "password_file"} & options.given:
             flag = "-url" if "url" in unused else "--password-file"
             raise ConfigError(f"{flag} is for Rspamd: it cannot be combined with --spamd")
+        if os.path.isdir(options.spamd.path):  # noqa: PTH112  # paths as text
+            place = printable(options.spamd.path)
+            raise ConfigError(
+                f"--spamd: {place}: a directory, not spamd's socket; write the address of spamd in "
+                f"front of it: --spamd 127.0.0.1:{PORT} {place}"
+            )
         from .teller import Teller
 
         return Teller(options.spamd, options.kind, user=options.user, timeout=options.timeout)

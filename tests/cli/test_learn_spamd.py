@@ -145,6 +145,7 @@ def test_learning_stops_where_it_is_not_enabled(tmp_path: Path, capsys: Capture)
         (("report",), "report requires --spamd"),
         (("spam", "--spamd", "localhost", "-url", "http://localhost"), "-url is for Rspamd"),
         (("spam", "--spamd", "a b"), "--spamd"),
+        (("spam", "--spamd", "/"), "--spamd: /: a directory, not spamd's socket"),
     ],
 )
 def test_usage(
