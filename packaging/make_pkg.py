@@ -135,6 +135,16 @@ def launchers(source: Path, python: str) -> dict[str, File]:
         }
 
 
+def services(python: str) -> dict[str, File]:
+    """The scripts for rc, with what the port's SUB_LIST puts in."""
+    files = {}
+    for path in sorted((HERE / "freebsd/files").glob("*.in")):
+        text = path.read_text().replace("%%PREFIX%%", PREFIX)
+        text = text.replace("%%PYTHON_CMD%%", f"{PREFIX}/bin/python{python}")
+        files[f"{PREFIX}/etc/rc.d/{path.stem}"] = File(text.encode(), EXECUTABLE)
+    return files
+
+
 def examples(source: Path) -> dict[str, Path]:
     """The examples, by the names they are installed under."""
     shown = [(source / "docs/examples", source / "docs/examples")]
@@ -246,6 +256,7 @@ def main() -> None:
     files = {
         **modules(options.wheel, options.python),
         **launchers(options.source, options.python),
+        **services(options.python),
         **documents(options.source, package),
     }
     files = dict(sorted(files.items()))

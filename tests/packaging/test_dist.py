@@ -213,7 +213,7 @@ def test_every_file_is_in_the_manifest_with_its_sum(pkg: Path) -> None:
     for member in members:
         if member.isfile():
             assert (member.uname, member.gname) == ("root", "wheel")
-            executable = re.search("/bin/|/libexec/|/rspamd-learn$", member.name)
+            executable = re.search("/bin/|/libexec/|/rc.d/|/rspamd-learn$", member.name)
             assert member.mode == (0o755 if executable else 0o644)
 
 
@@ -292,3 +292,11 @@ def test_for_another_interpreter_it_holds_no_bytecode(dist: Dist, tmp_path: Path
     names = opened(make_pkg(dist, tmp_path, "--python", "3.99"))[1]
     assert f"{PREFIX}/lib/python3.99/site-packages/smtpd_filters/chain.py" in names
     assert not any(name.endswith(".pyc") for name in names)
+
+
+def test_its_services_have_the_places_of_this_package(pkg: Path) -> None:
+    contents = opened(pkg)[1]
+    for name in ("journal", "web"):
+        script = contents[f"{PREFIX}/etc/rc.d/smtpd_filters_{name}"].decode()
+        assert f"{PREFIX}/bin/smtpd-filters {name} " in script
+        assert "%%" not in script
