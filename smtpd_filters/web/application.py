@@ -94,6 +94,8 @@ async def serve(
     await runner.setup()
     assert runner.server is not None  # noqa: S101  # it is set up
     watching = asyncio.create_task(connections.watch(runner.server))
+    #: The unix sockets made here, of which another process may since have made its own.
+    sockets: dict[str, tuple[int, int] | None] = {}
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,20 +103,25 @@ async def serve(
     try:
         for each in addresses:
             await _listen(runner, each, of_sites)
+            if each.path:
+                sockets[each.path] = _identity(each.path)
         for name in runner.addresses:
             ready(str(Listening(*name[:2]) if isinstance(name, tuple) else name))
         await ending.wait()
     finally:
         watching.cancel()
         await runner.cleanup()
-        for each in addresses:
-            _remove(each.path)
+        for path, made in sockets.items():
+            if _identity(path) == made:
+                _remove(path)
 
 
 async def _listen(runner: web.AppRunner, address: Listening, more: dict[str, Any]) -> None:
     """Listen on an address. Raises ConfigError."""
     try:
         if address.path:
+            if await _is_served(address.path):
+                raise ConfigError(f"--listen {address}: another process serves this socket")
             _remove(address.path)
             await web.UnixSite(runner, address.path, **more).start()
             os.chmod(address.path, MODE)  # noqa: PTH101  # paths as text
@@ -122,6 +129,25 @@ async def _listen(runner: web.AppRunner, address: Listening, more: dict[str, Any
             await web.TCPSite(runner, address.host, address.port, **more).start()
     except OSError as error:
         raise ConfigError(f"--listen {address}: {os_reason(error)}") from None
+
+
+async def _is_served(path: str) -> bool:
+    """Return whether a process accepts connections at a unix socket."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what distinguishes a file from another one of its name; None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # paths as text
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _remove(path: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ClientSession, web
 
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.journal.query import Journal
 from smtpd_filters.web import connections, guard
 from smtpd_filters.web.application import Listening, application, serve
@@ -125,3 +127,45 @@ def test_those_that_wait_longest_end_if_there_are_too_many() -> None:
     assert known.useless(busy, 3.0 + connections.IDLE) == list(busy)
     assert known.useless([], 0.0) == []
     assert not known._since
+
+
+def test_a_socket_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    access = Access()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def run() -> None:
+        app = application(lambda: Journal(str(tmp_path)), access)
+        other = await asyncio.start_unix_server(answer, path)
+        async with other:
+            with pytest.raises(ConfigError, match="another process serves this socket"):
+                await serve(app, [Listening(path=str(path))], access, lambda _text: None)
+            assert path.is_socket()
+
+    asyncio.run(run())
+
+
+def test_a_socket_is_removed_if_it_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    access = Access()
+    other = socket.socket(socket.AF_UNIX)
+
+    async def run(*, replaced: bool) -> None:
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        app = application(lambda: Journal(str(tmp_path)), access)
+        addresses = [Listening(path=str(path))]
+        service = asyncio.create_task(serve(app, addresses, access, ready.set_result))
+        await ready
+        if replaced:
+            path.rename(tmp_path / "old")  # which keeps the inode
+            other.bind(str(path))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await service
+
+    asyncio.run(run(replaced=False))
+    assert not path.exists()
+    asyncio.run(run(replaced=True))
+    assert path.is_socket()
+    other.close()
