@@ -48,7 +48,9 @@ def _why(journal: Journal, options: Options) -> int:
         colour = in_colour(options)
         sys.stdout.write("\n".join(tell(each, colour=colour) for each in found))
         if not found:
-            sys.stdout.write(f"{printable(options.what)}: nothing in the journal\n")
+            age = SINCE.show(options.since)
+            text = f"{printable(options.what)}: nothing in the journal within {age} (--since)"
+            sys.stdout.write(f"{text}\n")
     return 0 if found else 1
 
 

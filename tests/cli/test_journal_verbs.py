@@ -125,7 +125,7 @@ def test_what_is_not_there(archive: Archive, run: Run, tmp_path: Path) -> None:
     del archive
     assert run("why", "nobody@example.org")[:2] == (
         1,
-        "nobody@example.org: nothing in the journal\n",
+        "nobody@example.org: nothing in the journal within 2d (--since)\n",
     )
     assert run("why", "nobody", "--json")[:2] == (1, "[]\n")
     for path in tmp_path.iterdir():
