@@ -499,7 +499,11 @@ class FilterConnection:
         out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
 
 
+#: The first digits of replies that accept a command, or ask for more (RFC 5321 section 4.2.1).
+_PLAIN = (b"2", b"3")
+
+
 def _is_plain_reply(row: bytes) -> bool:
     """Whether this reports a reply of smtpd that accepts a command, or asks for more."""
     fields = row.split(b"|", 6)
-    return fields[4:5] == [b"protocol-server"] and fields[6:] != [] and fields[6][:1] in b"23"
+    return fields[4:5] == [b"protocol-server"] and fields[6:] != [] and fields[6].startswith(_PLAIN)

@@ -515,6 +515,34 @@ def test_one_message_passes_while_another_is_looked_at() -> None:
     assert script.written() == back(b".")
 
 
+def test_a_message_that_passes_is_recognised_after_its_header() -> None:
+    """Its lines have other places than those of a message before it, which ends first."""
+    script = Script()
+    script.say(lines(b"A: 1"))
+    other = [SMTPD.lines(B, L, [each], end=False, time=b"1.5") for each in (b"B: 1", b"", b"b2")]
+    script.say(other[0])
+    script.connection.pass_through(B)
+    assert script.say(other[1]) == back(b"", session=B)
+    script.connection.pass_through(A)
+    assert script.say(lines(b"a2", end=True)) == back(b"a2", b".")
+    for _ in range(2):
+        assert script.say(other[2]) == back(b"b2", session=B)
+
+
+def test_accepting_replies_are_skipped_on_request() -> None:
+    script = Script()
+    script.connection.skips_replies = True
+    replies = (b"250 2.0.0 Ok", b"354 Go on", b"550 5.7.1 No", b"")
+    for each in replies:
+        script.say(SMTPD.report("protocol-server", A, each))
+    script.say(SMTPD.report("link-disconnect", A))
+    assert [(each.name, each.values) for each in script.reports] == [
+        ("protocol-server", (b"550 5.7.1 No",)),
+        ("protocol-server", (b"",)),
+        ("link-disconnect", ()),
+    ]
+
+
 def test_nothing_is_sent_outside_a_message() -> None:
     script = Script()
     script.connection.send_lines(A, [b"x"])

@@ -37,6 +37,11 @@ def test_what_groups_have_matched(pattern: str, key: str, found: list[str] | Non
     assert groups(pattern, key) == found
 
 
+def test_the_size_grows_with_the_pattern() -> None:
+    small, large = (Captures(parse(each), whole=True).size for each in (b"a", b"(a|b)(c|d)"))
+    assert 0 < small < large
+
+
 def test_a_whole_match() -> None:
     assert groups(r"(.*)@(.*)\.lan", "root@a.lan.evil", whole=True) is None
     assert groups("a|ab", "ab", whole=True) == ["ab"]

@@ -10,6 +10,7 @@ from smtpd_filters.addresses import canonical
 from smtpd_filters.addresses.mailbox import Address
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import AddressTable, DomainTable, HostTable
+from smtpd_filters.tables.domains import _keys
 
 # Each was put to an smtpd whose only rule was `match for domain { ENTRY }`.
 OBSERVED_DOMAINS = [
@@ -330,3 +331,20 @@ def test_entries_for_a_user_with_stars() -> None:
     assert table.match("other@axbxc") is None
     assert table.match("other@axdxe") == "@a*d*e"
     assert table.find(Address.parse("user@a.example.org")) == "user@*.example.org"
+
+
+@pytest.mark.parametrize(
+    ("address", "keys"),
+    [
+        (Address("", ""), ()),
+        (Address("Bob", ""), ("bob",)),
+        (Address("bob+x", ""), ("bob+x", "bob")),
+        (Address("bob", "Example.ORG"), ("bob@example.org", "@example.org")),
+        (
+            Address("bob+x", "example.org"),
+            ("bob+x@example.org", "bob@example.org", "@example.org"),
+        ),
+    ],
+)
+def test_keys_that_a_remote_source_is_asked_for(address: Address, keys: tuple[str, ...]) -> None:
+    assert _keys(address) == keys

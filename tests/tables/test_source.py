@@ -349,3 +349,7 @@ def test_lookups_never_raise(key: str) -> None:
     tables += NetworkTable("{ ::/0 }"), DomainTable("{ *, a*b }"), RegexTable("{ a.b }")
     for table in tables:
         table.match(key)
+
+
+def test_a_remote_source_is_asked_for_the_key_in_lower_case() -> None:
+    assert StringTable.load("{ a }").asked_keys("User") == ("user",)
