@@ -143,9 +143,9 @@ def test_each_line_that_the_page_on_troubles_explains_can_be_logged() -> None:
 #: None for the name of a phase or a report, whose lines the page explains by their `key=value`.
 COMPUTED: dict[str, tuple[str, ...] | None] = {
     "chain.py: event": ("link_disconnect",),
-    "chain.py: guard.phase": None,
     "chain.py: what": ("refresh", "close"),
     "checks/client_filter.py: REPLY_UNUSED": ("--reply has no effect",),
+    "combining.py: guard.phase": None,
     "filters/content/policy.py: TOO_LONG": ("header too long to be checked",),
     "filters/content/policy.py: event": ("check", "not done in a part"),
     "filters/dnsbl/score.py: text": ("cannot be reached, the weights of the lists add up to",),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
@@ -67,6 +69,22 @@ class Browser:
     def text(self, selector: str = "body") -> str:
         """Return the visible text of an element."""
         return str(self.run("return document.querySelector(arguments[0]).innerText", selector))
+
+    def wait(self, text: str, selector: str = "body") -> str:
+        """Wait until an element shows a text; return all that it shows.
+
+        A click may return before the next page is loaded.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                shown = self.text(selector)
+            except WebDriverException:  # between two pages
+                shown = ""
+            if text in shown:
+                return shown
+            assert time.monotonic() < until, f"no {text!r} in {shown!r}"
+            time.sleep(0.05)
 
     def type(self, name: str, text: str) -> None:
         """Type into the field of a form."""

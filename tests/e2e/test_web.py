@@ -102,8 +102,9 @@ def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
             _follow_live(browser, page.address)
             _look_at_all_sizes(browser, page.address)
             browser.click("Log out")
+            browser.wait("Password")
             browser.go(f"{page.address}/search")
-            assert "Password" in browser.text()
+            browser.wait("Password")
             assert browser.errors() == []
     finally:
         page.end()
@@ -111,18 +112,18 @@ def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
 
 def _log_in(browser: Browser, address: str) -> None:
     browser.go(f"{address}/")
-    assert "Password" in browser.text()
+    browser.wait("Password")
     assert browser.violations() == []
     browser.type("user", "ann")
     browser.type("password", "wrong")
     browser.click("Log in")
-    assert "Wrong user or password" in browser.text()
+    browser.wait("Wrong user or password")
     # The status of that page is in the console.
     assert len([each for each in browser.errors() if "403" in each]) == 1
     browser.type("user", "ann")
     browser.type("password", PASSWORD)
     browser.click("Log in")
-    assert "Overview" in browser.text("h1")
+    browser.wait("Overview", "h1")
 
 
 def _read_overview(browser: Browser) -> None:
@@ -145,22 +146,25 @@ def _read_overview(browser: Browser) -> None:
 
 def _search_refused_mail(browser: Browser) -> None:
     browser.click("Messages")
+    browser.wait("Messages", "h1")
     browser.type("q", NAMELESS)
     browser.click("Search")
+    # The page before has the accepted mail as well.
+    browser.wait(NAMELESS, "main")
+    until = time.monotonic() + PATIENCE
+    while "q=" not in browser.run("return location.search"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     rows = browser.run("return document.querySelectorAll('tbody tr').length")
     assert rows == REFUSED
     browser.run("document.querySelector('tbody a').click()")
-    told = browser.text("main")
+    told = browser.wait("fcrdns decided at connect", "main")
     assert NAMELESS in told
-    assert "fcrdns decided at connect" in told
 
 
 def _follow_live(browser: Browser, address: str) -> None:
     browser.go(f"{address}/live")
-    until = time.monotonic() + PATIENCE
-    while "Connected" not in browser.text("[data-state]"):
-        assert time.monotonic() < until, browser.text()
-        time.sleep(0.05)
+    browser.wait("Connected", "[data-state]")
     assert ALICE in browser.text("table")
 
 
