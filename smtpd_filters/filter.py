@@ -165,13 +165,13 @@ class Filter:
     #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
     #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
     early: bool = True
-    #: Whether `message` waits for something that it has asked about the message, such as a scanner,
-    #: and edits nothing before it has awaited `smtpd_filters.runtime.coroutines.my_turn`. A chain
-    #: then calls it while those in front of it that scan as well wait.
+    #: Whether `message` waits for a scanner or another service, and edits nothing before it has
+    #: awaited `smtpd_filters.runtime.coroutines.my_turn`. A chain then calls it while filters with
+    #: `scans` ahead of it still wait.
     scans: bool = False
-    #: Whether it signs the header: a signature is invalid after the edit of another filter.
+    #: Whether it signs the header: an edit by a later filter makes the signature invalid.
     signs: bool = False
-    #: Whether it edits fields that signatures cover. On an instance, set by `setup`.
+    #: Whether it edits fields that signatures cover. `setup` may set it on the instance.
     edits_signed: bool = False
     #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
     #: score is certain; None for a filter that gives none itself.
@@ -343,7 +343,7 @@ class Filter:
         return self.defined_shared() if self._waits else frozenset()
 
     def remote_tables(self) -> list[Any]:
-        """Return the tables of its settings that are kept elsewhere, as in a database."""
+        """Return the remote tables of its settings, such as those in a database."""
         values = vars(self.settings).values()
         return [table for value in values for table in getattr(value, "remotes", ())]
 

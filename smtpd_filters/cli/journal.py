@@ -57,8 +57,8 @@ class Options(Settings):
         default="plain",
         help="How to store addresses and names of clients, senders, recipients and users: plain; "
         "shortened (the network of a client, the first letter and the domain of an address); or "
-        "hashed with a key, which is made in the directory, so that only who knows an address "
-        "finds it.",
+        "hashed with a key, which is created in the directory, so that only somebody who knows an "
+        "address finds it.",
     )
     subjects = option(
         SWITCH, default=False, help="Store the subjects of messages. Bodies are never stored."

@@ -40,7 +40,7 @@ class Options(JournalOptions):
         help="Only messages whose line has this text, whatever its case: an address, a reason.",
     )
     number = option(INTEGER(low=0, high=10_000), default=10, help="How many past messages to show.")
-    follow = option(SWITCH, default=True, help="Go on with new messages; =false shows past ones.")
+    follow = option(SWITCH, default=True, help="Continue with new messages.")
     full = option(SWITCH, default=False, help="Show the whole story of each, as why does.")
 
 

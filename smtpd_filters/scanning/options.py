@@ -71,7 +71,7 @@ def envelope_option() -> str:
     return option(
         choice(*ENVELOPE),
         default="log",
-        help="What to do when the daemon requests another sender or other recipients, which "
+        help="What to do on a request for another sender or other recipients, which "
         "smtpd accepts from no filter: log it and continue, or refuse the message with a "
         "temporary code.",
     )

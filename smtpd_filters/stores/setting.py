@@ -91,7 +91,7 @@ class StoreSetting(_Base):
         timeout: Any = option(
             SECONDS(low=0.05, high=60),
             default=2.0,
-            help="How long to wait for the store; after that --on-error decides.",
+            help="How long to wait for the store; after that a filter's --on-error decides.",
         )
         self.options = {
             "store": store,

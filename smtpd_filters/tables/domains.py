@@ -224,7 +224,7 @@ class AddressTable(Table):
         return _keys(Address.parse(key))
 
     async def look_up_address(self, address: Address) -> str | None:
-        """Do as `find`, and wait for an answer if the entries are kept elsewhere."""
+        """Do as `find`, and wait for the answer of a remote table."""
         if self._asked is None:
             return self._content.of(address)
         return await self._first(_keys(address))

@@ -151,13 +151,13 @@ class Table:
 
     @property
     def remote(self) -> RemoteSource | None:
-        """The source if it is kept elsewhere."""
+        """The source of a remote table, else None."""
         remote: Any = self._from
         return remote if self._from.is_remote else None
 
     @property
     def remotes(self) -> tuple[Table, ...]:
-        """The table itself if it is kept elsewhere."""
+        """The table itself if it is remote, else nothing."""
         return (self,) if self._from.is_remote else ()
 
     def refresher(self) -> Refresher:
@@ -220,12 +220,12 @@ class Table:
     def match(self, key: str) -> str | None:
         """Return the entry that covers the key, as it is written in the table, or None.
 
-        Raises UnavailableError if the entries are kept elsewhere and are not known.
+        Raises UnavailableError if the entries of a remote table are not known.
         """
         return self._content.find(key)
 
     async def look_up(self, key: str) -> str | None:
-        """Do as `match`, and wait for an answer if the entries are kept elsewhere."""
+        """Do as `match`, and wait for the answer of a remote table."""
         if self._asked is None:
             return self._content.find(key)
         return await self._first(self.asked_keys(key))
@@ -354,7 +354,7 @@ class MappingTable(Table):
         return self._content.value(key)
 
     async def look_up_value(self, key: str) -> str | None:
-        """Do as `get`, and wait for an answer if the entries are kept elsewhere."""
+        """Do as `get`, and wait for the answer of a remote table."""
         if self._asked is None:
             return self._content.value(key)
         return await self._asked.look_up(lower(key))

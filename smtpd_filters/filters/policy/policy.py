@@ -141,7 +141,9 @@ class Policy(Filter):
             default="",
             help="The attribute policy_context of requests, for servers with several policies.",
         )
-        exempt = exempt_option("local", "authenticated", what="Clients that no server is asked of")
+        exempt = exempt_option(
+            "local", "authenticated", what="Clients about which no server is asked"
+        )
 
     settings: Options
 

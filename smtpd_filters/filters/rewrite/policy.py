@@ -89,8 +89,8 @@ class Rewriter(Filter):
             LIST(ENTRY),
             default=(),
             help="A domain whose subdomains are removed from senders, and from all addresses of "
-            "the header. With an exclamation mark, one whose addresses are kept; the first counts "
-            "that fits.",
+            "the header. With an exclamation mark, one whose addresses are kept; the first that "
+            "fits counts.",
         )
         masquerade_except = option(
             table(StringTable), default=None, help="Users whose addresses are not masqueraded."
