@@ -17,17 +17,16 @@ from smtpd_filters.settings import SWITCH, Kind, choice, option, table
 from smtpd_filters.settings.kinds import not_an_array
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
-from smtpd_filters.tables.table import reload_all
+from smtpd_filters.tables.table import Tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
 
     from smtpd_filters.filter import Filter
     from smtpd_filters.protocol.decisions import Proceed
     from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.session import Session
-    from smtpd_filters.tables import Table
 
 LOCAL, SOCKET, AUTHENTICATED = WORDS = ("local", "socket", "authenticated")
 #: The cause logged for a check that needs the client's address and doesn't have it.
@@ -36,13 +35,14 @@ UNKNOWN = "the client's address is not known"
 UNKNOWN_STATUS = "4.3.0"
 
 
-class Exempt:
+class Exempt(Tables):
     """The clients that a filter exempts, by words of `WORDS` and by tables of addresses.
 
     `given` are the operator's words; `default` are those in effect if there are none.
     """
 
     __slots__ = ("_default", "_local", "_socket", "_users", "given", "tables")
+    tables: tuple[NetworkTable, ...]
 
     def __init__(
         self,
@@ -134,30 +134,6 @@ class Exempt:
             if entry := each.match(key or ""):
                 return entry
         return ""
-
-    @property
-    def is_file(self) -> bool:
-        """Whether any table is reloadable."""
-        return any(each.is_file for each in self.tables)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of the files."""
-        return tuple(path for each in self.tables for path in each.files)
-
-    @property
-    def remotes(self) -> tuple[Table, ...]:
-        """The remote tables, such as those in a database."""
-        return tuple(remote for each in self.tables for remote in each.remotes)
-
-    @property
-    def entries(self) -> int:
-        """The number of entries in the files."""
-        return sum(len(each) for each in self.tables if each.is_file)
-
-    def reload(self) -> Generator[None, None, bool]:
-        """Reload the tables in steps, as `Table.reload` does."""
-        return reload_all(self.tables)
 
 
 class _ExemptKind(Kind[Exempt]):

@@ -25,7 +25,7 @@ from .source import KEY_MAX, BuiltIn, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from typing import Any, ClassVar, Self
 
     from .remote.asked import Asked
@@ -259,22 +259,52 @@ class Table:
         return f"<{type(self).__name__} {self.source}: {len(self)} entries>"
 
 
-def reload_all(tables: Iterable[Table]) -> Generator[None, None, bool]:
-    """Reload tables one after the other; return whether any was replaced.
+class Tables:
+    """Several tables that are the value of one setting; they are reloaded like a single one."""
 
-    A table that can't be reloaded keeps its entries; after all tables have been tried, the reasons
-    are raised as one ConfigError.
-    """
-    changed = False
-    reasons: list[str] = []
-    for table in tables:
-        try:
-            changed |= yield from table.reload()
-        except ConfigError as error:
-            reasons.append(str(error))
-    if reasons:
-        raise ConfigError("; ".join(reasons))
-    return changed
+    __slots__ = ()
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """All tables, of which a subclass has an attribute."""
+        raise NotImplementedError
+
+    @property
+    def is_file(self) -> bool:
+        """Whether any table is reloadable."""
+        return any(each.is_file for each in self.tables)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files."""
+        return tuple(path for each in self.tables for path in each.files)
+
+    @property
+    def remotes(self) -> tuple[Table, ...]:
+        """The tables that are kept elsewhere, as in a database."""
+        return tuple(remote for each in self.tables for remote in each.remotes)
+
+    @property
+    def entries(self) -> int:
+        """The number of entries in the files."""
+        return sum(len(each) for each in self.tables if each.is_file)
+
+    def reload(self) -> Generator[None, None, bool]:
+        """Reload the tables in steps, as `Table.reload` does; return whether any was replaced.
+
+        One that can't be reloaded keeps its entries; after all have been tried, the reasons are
+        raised as one ConfigError.
+        """
+        changed = False
+        reasons: list[str] = []
+        for table in self.tables:
+            try:
+                changed |= yield from table.reload()
+            except ConfigError as error:
+                reasons.append(str(error))
+        if reasons:
+            raise ConfigError("; ".join(reasons))
+        return changed
 
 
 class _Strings(Content):

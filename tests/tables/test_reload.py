@@ -27,12 +27,12 @@ from smtpd_filters.tables import (
     source,
 )
 from smtpd_filters.tables.index import PART, Index
-from smtpd_filters.tables.table import Content, reload_all
+from smtpd_filters.tables.table import Content, Tables
 from tests.effort import SHARE
 from tests.tables.steps import rejection, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 #: A kind of table, an entry with a number, a key that it covers, and a line that is invalid.
 Kind = tuple[type[Table], str, str, str]
@@ -417,19 +417,28 @@ def test_a_permission_error_names_the_user(monkeypatch: pytest.MonkeyPatch) -> N
 # -- several -----------------------------------------------------------------------------------
 
 
+class Several(Tables):
+    """Some tables."""
+
+    tables: tuple[Table, ...] = ()
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = tuple(tables)
+
+
 def test_a_failed_reload_does_not_stop_the_others(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a", "b", "c")]
     for each in files:
         each.write_text("one\n")
     tables = [StringTable(str(each)) for each in files]
-    assert run(reload_all(tables)) is False
+    assert run(Several(tables).reload()) is False
     files[2].write_text("two\n")
-    assert run(reload_all(tables)) is True
+    assert run(Several(tables).reload()) is True
     files[0].unlink()
     files[1].write_text("")
     files[2].write_text("three\n")
     with pytest.raises(ConfigError) as caught:
-        run(reload_all(tables))
+        run(Several(tables).reload())
     assert str(caught.value).startswith(f"{files[0]}: No such file or directory; {files[1]}: no e")
     assert "three" in tables[2]
     assert "one" in tables[0]

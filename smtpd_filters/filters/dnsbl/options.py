@@ -14,7 +14,7 @@ from smtpd_filters.settings import Kind, common_options
 from smtpd_filters.settings.declare import spellings
 from smtpd_filters.tables.source import REMOTE
 from smtpd_filters.tables.source import parse as parse_source
-from smtpd_filters.tables.table import Content, Table, reload_all
+from smtpd_filters.tables.table import Content, Table, Tables
 
 from .sites import MAX_WEIGHT, Site, parse
 
@@ -83,47 +83,38 @@ class _SitesTable(Table):
             raise ConfigError(reason if is_entry else _QUOTED.sub("...", reason, count=1)) from None
 
 
-class Sites:
+class Sites(Tables):
     """Lists with their filters and weights: one, several in braces, or a file with one per line.
 
     They are reloaded like tables. Raises ConfigError if they are invalid; it doesn't quote the
     text, which may contain a key.
     """
 
-    __slots__ = ("_tables", "reloaded")
+    __slots__ = ("reloaded", "tables")
+    tables: tuple[_SitesTable, ...]
 
     def __init__(self, *tables: _SitesTable) -> None:
-        self._tables = tables
+        self.tables = tables
         #: A callback for a reload that has changed them.
         self.reloaded: Callable[[], None] | None = None
 
     def __add__(self, other: Sites) -> Sites:
-        return Sites(*self._tables, *other._tables)
+        return Sites(*self.tables, *other.tables)
 
     def __iter__(self) -> Iterator[Site]:
-        for table in self._tables:
+        for table in self.tables:
             yield from table.sites
-
-    @property
-    def is_file(self) -> bool:
-        """Whether any of them is in a file, and so reloadable."""
-        return any(table.is_file for table in self._tables)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of the files."""
-        return tuple(path for table in self._tables for path in table.files)
 
     @property
     def entries(self) -> int:
         """The number of lists in the files."""
-        return sum(len(table.sites) for table in self._tables if table.is_file)
+        return sum(len(table.sites) for table in self.tables if table.is_file)
 
     def reload(self) -> Generator[None, None, bool]:
         """Reload the files in steps, as `Table.reload` does."""
         before = list(self)
         try:
-            return (yield from reload_all(self._tables))
+            return (yield from super().reload())
         finally:
             if self.reloaded is not None and list(self) != before:
                 self.reloaded()

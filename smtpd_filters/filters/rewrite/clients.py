@@ -6,14 +6,13 @@ from smtpd_filters.checks.exemptions import Exempt
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.kinds import not_an_array, quote
 from smtpd_filters.tables import NetworkTable
-from smtpd_filters.tables.table import reload_all
+from smtpd_filters.tables.table import Tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
 
     from smtpd_filters.session import Session
-    from smtpd_filters.tables import Table
 
 ALL, INBOUND, OUTBOUND, LOCAL, AUTHENTICATED = WORDS = (
     "all",
@@ -24,10 +23,11 @@ ALL, INBOUND, OUTBOUND, LOCAL, AUTHENTICATED = WORDS = (
 )
 
 
-class Clients:
+class Clients(Tables):
     """Clients by words of `WORDS` and by tables of addresses."""
 
     __slots__ = ("_exempt", "tables", "words")
+    tables: tuple[NetworkTable, ...]
 
     def __init__(self, words: Iterable[str] = (), tables: Iterable[NetworkTable] = ()) -> None:
         self.words = frozenset(words)
@@ -55,30 +55,6 @@ class Clients:
 
     def __repr__(self) -> str:
         return f"<clients: {CLIENTS.show(self)}>"
-
-    @property
-    def remotes(self) -> tuple[Table, ...]:
-        """The remote tables, such as those in a database."""
-        return tuple(remote for each in self.tables for remote in each.remotes)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether any table is reloadable."""
-        return any(each.is_file for each in self.tables)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of the files."""
-        return tuple(path for each in self.tables for path in each.files)
-
-    @property
-    def entries(self) -> int:
-        """The number of entries in the files."""
-        return sum(len(each) for each in self.tables if each.is_file)
-
-    def reload(self) -> Generator[None, None, bool]:
-        """Reload the tables in steps, as `Table.reload` does."""
-        return reload_all(self.tables)
 
 
 class _ClientsKind(Kind[Clients]):

@@ -16,17 +16,16 @@ from smtpd_filters.addresses import canonical, folded, path
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.kinds import not_an_array
 from smtpd_filters.tables import MappingTable
-from smtpd_filters.tables.table import Pairs, checked_key, reload_all
+from smtpd_filters.tables.table import Pairs, Tables, checked_key
 
 from .addresses import checked, written
 from .patterns import PatternTable, PerlTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
 
     from smtpd_filters.addresses import Address
-    from smtpd_filters.tables import Table
 
 _DELIMITER = "+"
 
@@ -49,10 +48,11 @@ class AddressMap(MappingTable):
     contents = _Addresses
 
 
-class Maps:
+class Maps(Tables):
     """Tables of canonical addresses, in order."""
 
     __slots__ = ("tables",)
+    tables: tuple[PatternTable | AddressMap, ...]
 
     def __init__(self, tables: Iterable[PatternTable | AddressMap] = ()) -> None:
         self.tables = tuple(tables)
@@ -71,30 +71,6 @@ class Maps:
 
     def __repr__(self) -> str:
         return f"<canonical: {', '.join(each.source for each in self.tables)}>"
-
-    @property
-    def remotes(self) -> tuple[Table, ...]:
-        """The remote tables, such as those in a database."""
-        return tuple(remote for each in self.tables for remote in each.remotes)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether any table is reloadable."""
-        return any(each.is_file for each in self.tables)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of the files."""
-        return tuple(path for each in self.tables for path in each.files)
-
-    @property
-    def entries(self) -> int:
-        """The number of entries in the files."""
-        return sum(len(each) for each in self.tables if each.is_file)
-
-    def reload(self) -> Generator[None, None, bool]:
-        """Reload the tables in steps, as `Table.reload` does."""
-        return reload_all(self.tables)
 
     @property
     def anchored(self) -> list[str]:

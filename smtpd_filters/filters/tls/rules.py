@@ -29,13 +29,13 @@ from smtpd_filters.tables import (
     RegexTable,
     StringTable,
 )
-from smtpd_filters.tables.table import reload_all
+from smtpd_filters.tables.table import Tables
 
 from .channel import parse_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from smtpd_filters.addresses import Address
     from smtpd_filters.tables import Table
@@ -162,7 +162,7 @@ class Rule:
         return f"<require {self.text}>"
 
 
-class Rules:
+class Rules(Tables):
     """The requirements of a filter, and the tables in them."""
 
     __slots__ = ("rules",)
@@ -197,30 +197,6 @@ class Rules:
             if rule.ciphers is not None:
                 found.append(rule.ciphers)
         return tuple(found)
-
-    @property
-    def remotes(self) -> tuple[Table, ...]:
-        """The remote tables, such as those in a database."""
-        return tuple(remote for each in self.tables for remote in each.remotes)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether any table is reloadable."""
-        return any(each.is_file for each in self.tables)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of the files."""
-        return tuple(path for each in self.tables for path in each.files)
-
-    @property
-    def entries(self) -> int:
-        """The number of entries in the files."""
-        return sum(len(each) for each in self.tables if each.is_file)
-
-    def reload(self) -> Generator[None, None, bool]:
-        """Reload the tables in steps, as `Table.reload` does."""
-        return reload_all(self.tables)
 
 
 def parse_rule(text: str) -> Rule:
