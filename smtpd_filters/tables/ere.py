@@ -114,6 +114,8 @@ class Repeat:
 
     __slots__ = ("body", "high", "low", "size")
     size: int
+    #: Whether it prefers to be short; this decides what groups capture.
+    lazy = False
 
     def __init__(self, body: Node, low: int, high: int | None) -> None:
         self.body = body

@@ -7,7 +7,7 @@ numbers, for `captures`.
 
 from __future__ import annotations
 
-from smtpd_filters.tables.ere import POSITIONS_MAX, Anchor, Bytes, Group, Parser, Repeat, Sequence
+from smtpd_filters.tables.ere import POSITIONS_MAX, Anchor, Bytes, Parser, Repeat, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ _UNSUPPORTED = {
 
 
 class Lazy(Repeat):
-    """A repeat that prefers to be short: it decides what groups capture."""
+    """A repeat that prefers to be short."""
 
     __slots__ = ()
+    lazy = True
 
 
 def compiled(pattern: bytes, *, perl: bool, ignore_case: bool, dot_all: bool = True) -> Node:
@@ -83,13 +84,6 @@ def compiled(pattern: bytes, *, perl: bool, ignore_case: bool, dot_all: bool = T
     if node.size > POSITIONS_MAX:
         raise ValueError(f"pattern needs {node.size} positions, more than {POSITIONS_MAX}")
     return node
-
-
-def groups(node: Node) -> int:
-    """Return the highest number of a group."""
-    own = node.number if isinstance(node, Group) else 0
-    parts = [node.body] if isinstance(node, Repeat) else getattr(node, "parts", ())
-    return max([own, *map(groups, parts)])
 
 
 class _Posix(Parser):

@@ -19,9 +19,9 @@ from smtpd_filters.message.folding import field_lines
 from smtpd_filters.protocol.decisions import Reject, check_reply, reply
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.kinds import quote
+from smtpd_filters.tables.captures import Captures
 
-from .captures import Captures
-from .dialects import compiled, groups
+from .dialects import compiled
 from .patterns import Patterns
 
 TYPE_CHECKING = False
@@ -58,6 +58,8 @@ _FILE_MAX = 4 << 20
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"[!-9;-~]++[ \t]*+:")
 _STATUS = re.compile(r"([245]\d\d)(?:\s+|$)|([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
+#: Parts of a pattern whose groups are used: the work for each byte.
+PLACES = 500
 _SUBSTITUTE = re.compile(r"\$(?:\$|(\d+)|\{(\d+)\}|\((\d+)\))")
 # RFC 3463 section 3.8, X.7.1: "Delivery not authorized, message refused". Postfix's own text.
 _REFUSED = "Message content rejected"
@@ -154,7 +156,8 @@ class Checks:
                     return None
                 text = rule.text
                 if rule.captures is not None:
-                    values = yield from rule.captures.groups(raw)
+                    places = (yield from rule.captures.search(raw)) or ()
+                    values = {n: raw[a:b] for n, (a, b) in enumerate(places) if a >= 0}
                     text = _filled(text, values)
                 return Action(rule.action, text.replace("$$", "$"), rule.place)
         return None
@@ -259,9 +262,9 @@ class Checks:
         if numbers:
             if negated:
                 raise ValueError("$ and a number have no meaning with a negated pattern")
-            if max(numbers) > groups(node):
-                raise ValueError(f"${max(numbers)}: the pattern has {groups(node)} groups")
-            captures = Captures(node)
+            captures = Captures(node, limit=PLACES)
+            if max(numbers) > captures.groups:
+                raise ValueError(f"${max(numbers)}: the pattern has {captures.groups} groups")
         if action in {PREPEND, REPLACE}:
             self._check_field(action, text)
         if action == REJECT:
