@@ -281,7 +281,7 @@ class Tables:
 
     @property
     def remotes(self) -> tuple[Table, ...]:
-        """The tables that are kept elsewhere, as in a database."""
+        """The remote tables, such as those in a database."""
         return tuple(remote for each in self.tables for remote in each.remotes)
 
     @property
