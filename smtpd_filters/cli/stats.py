@@ -20,7 +20,8 @@ from .verb import Verb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_filters.journal.query import Journal, Overview, Passing
+    from smtpd_filters.journal.query import Journal
+    from smtpd_filters.journal.records import Overview, Passing
 
 #: Columns of the chart.
 WIDTH = 50

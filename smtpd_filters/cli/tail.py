@@ -7,7 +7,7 @@ import sys
 from time import sleep
 from typing import TYPE_CHECKING
 
-from smtpd_filters.journal.query import Search
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import headline, plain, tell
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, choice, option

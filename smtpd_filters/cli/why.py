@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from smtpd_filters.journal.query import Search
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.telling import plain, tell
 from smtpd_filters.settings import INTEGER, TEXT, operand, option
 from smtpd_filters.settings.kinds import printable

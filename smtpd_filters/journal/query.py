@@ -19,7 +19,7 @@ import re
 import sqlite3
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from .day import NewerError, check_version
 from .merging import joined
 from .privacy import Privacy
 from .reception import MAX_TEXT
+from .records import Overview, Passing, Ranked, Search, Totals
 from .rollups import BUCKETS, HOUR
 from .stories import OUTCOMES, Story, loaded, story
 
@@ -55,81 +56,6 @@ RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema
 
 class TooSlowError(Exception):
     """A query took longer than its deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What to look for; all conditions hold together."""
-
-    #: An address, a domain (`@example.org`), part of an address, a client's address or network, a
-    #: host's name, a user, a Message-ID, or smtpd's id of a session or message; "" for all.
-    text: str = ""
-    #: Seconds since 1970, from and before.
-    since: float = 0.0
-    until: float = 1e12
-    #: Some of `OUTCOMES`; all if empty.
-    outcomes: frozenset[str] = frozenset()
-    #: A filter's name with a verdict that is not to proceed, and the verb of a verdict; "" for any.
-    filter: str = ""
-    verb: str = ""
-    limit: int = 50
-    #: Only stories that are older than this one: its id.
-    before: str = ""
-
-
-@dataclass(slots=True)
-class Passing:
-    """How often, and how long, a filter decided at a phase in one way."""
-
-    filter: str
-    phase: str
-    #: "proceed", "reject", ..., with "/failed" and "/dry" behind it.
-    verb: str
-    count: int = 0
-    #: In total, and the longest.
-    seconds: float = 0.0
-    longest: float = 0.0
-    #: The numbers for each of `BUCKETS`, and above.
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """Sums over a time."""
-
-    since: float
-    until: float
-    #: Seconds of a step, and for each step its start and the numbers by outcome.
-    step: int
-    steps: tuple[tuple[float, dict[str, int]], ...]
-    outcomes: dict[str, int]
-    #: The most frequent first.
-    verdicts: tuple[Passing, ...]
-    #: Filters, outcomes, reasons and numbers, the most frequent first.
-    reasons: tuple[tuple[str, str, str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over a file: messages by outcome, and verdicts."""
-
-    outcomes: dict[str, int]
-    verdicts: list[Passing]
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A sender, client or user, and what became of its mail."""
-
-    word: str
-    outcomes: dict[str, int]
-    #: Messages by day, as in `2026-11-30`.
-    days: dict[str, int]
-
-    @property
-    def count(self) -> int:
-        """The number of messages."""
-        return sum(self.outcomes.values())
 
 
 class Journal:

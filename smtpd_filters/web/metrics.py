@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from smtpd_filters.journal.query import Journal, Passing, Totals
+    from smtpd_filters.journal.query import Journal
+    from smtpd_filters.journal.records import Passing, Totals
 
 PREFIX = "smtpd_filters"
 #: Series of verdicts and histograms, at most; further ones are left out, and counted.

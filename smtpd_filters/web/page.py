@@ -18,7 +18,8 @@ from urllib.parse import urlencode
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from smtpd_filters.journal.query import RANKED, Journal, Search, TooSlowError
+from smtpd_filters.journal.query import RANKED, Journal, TooSlowError
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.stories import OUTCOMES
 
 from . import texts
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import TypeVar
 
-    from smtpd_filters.journal.query import Overview, Ranked
+    from smtpd_filters.journal.records import Overview, Ranked
     from smtpd_filters.journal.stories import Story
 
     from .guard import Guard

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
-from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.query import Journal
 from smtpd_filters.journal.reception import parse
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.wire import encode
 from smtpd_filters.runtime.log import Log

@@ -12,7 +12,8 @@ import pytest
 from smtpd_filters.journal.archive import PAUSE, Archive, files
 from smtpd_filters.journal.day import NewerError
 from smtpd_filters.journal.privacy import Privacy
-from smtpd_filters.journal.query import Journal, Search, TooSlowError
+from smtpd_filters.journal.query import Journal, TooSlowError
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.rollups import MAX_FILTERS, Sums
 
 from .made import DAY, NOON, REFUSED, refused, stored

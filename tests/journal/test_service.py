@@ -17,8 +17,9 @@ import pytest
 from smtpd_filters.journal import service
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.merging import Merger
-from smtpd_filters.journal.query import Journal, Search
+from smtpd_filters.journal.query import Journal
 from smtpd_filters.journal.reception import MAX_DATAGRAM
+from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.service import Service
 from smtpd_filters.journal.wire import encode

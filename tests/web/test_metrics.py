@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from smtpd_filters.journal.query import Passing, Totals
+from smtpd_filters.journal.records import Passing, Totals
 from smtpd_filters.web.guard import Access
 from smtpd_filters.web.metrics import MOST, MOST_FILES, Counts, Metrics
 from smtpd_filters.web.passwords import Passwords
