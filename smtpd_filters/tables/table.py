@@ -165,7 +165,7 @@ class Table:
         from .remote.source import Refresher  # it is loaded
 
         remote: Any = self._from
-        return Refresher(self, remote)
+        return Refresher(self, remote, self._load_changed)
 
     @property
     def asks(self) -> bool:
@@ -197,9 +197,15 @@ class Table:
 
         Look-ups use either all old or all new entries. The generator returns whether the entries
         were replaced: an unchanged file is not parsed, and a table that isn't in a file has nothing
-        to reload. Raises ConfigError and keeps the entries if the file can't be read, has an
-        invalid line, or changes while it is read.
+        to reload; a remote table has its `refresher`. Raises ConfigError and keeps the
+        entries if the file can't be read, has an invalid line, or changes while it is read.
         """
+        if self._from.is_remote:
+            return False
+        return (yield from self._load_changed())
+
+    def _load_changed(self) -> Generator[None, None, bool]:
+        """Load the source's entries if they have changed, as `reload` does."""
         changed = yield from self._from.changed()
         if changed:
             yield from self._load()

@@ -274,10 +274,15 @@ class Unloaded:
 
 
 class Refresher:
-    """Lists a table's source again and again, in the loop of its filter."""
+    """Lists a table's source again and again, in the loop of its filter.
 
-    def __init__(self, table: Any, source: RemoteSource) -> None:
-        self._table = table
+    `load` loads the rows into the table, in steps.
+    """
+
+    def __init__(
+        self, table: Any, source: RemoteSource, load: Callable[[], Iterator[None]]
+    ) -> None:
+        self._table, self._load = table, load
         self._source = source
         self.refresh_interval = source.refresh_interval
         self._good = monotonic()
@@ -288,7 +293,7 @@ class Refresher:
         await source.list()
         if not source.down:
             try:
-                for _ in self._table.reload():
+                for _ in self._load():
                     await asyncio.sleep(0)
             except ConfigError as error:
                 source.down = str(error)

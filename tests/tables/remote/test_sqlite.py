@@ -395,6 +395,25 @@ def test_a_list_is_loaded_again(database: Path) -> None:
         assert any("'nonsense'; the entries are kept" in line for line in smtpd.log)
 
 
+def test_a_hangup_reloads_files_alone(database: Path, tmp_path: Path) -> None:
+    file = tmp_path / "nets"
+    file.write_text("198.51.100.0/24\n")
+    exempt = ("--exempt", f"file:{file}", "--exempt", listing(database, "SELECT net FROM nets"))
+    with Conversation(Mailfrom, "--domains", "example.org", *exempt) as smtpd:
+
+        def sends(address: str) -> bool:
+            client = smtpd.connect(address=address)
+            client.ehlo()
+            return client.mail_from("anna@example.org").verb == "proceed"
+
+        assert sends("192.0.2.1")
+        file.write_text("203.0.113.0/24\n")
+        smtpd.reload()
+        assert sends("203.0.113.1")
+        assert sends("192.0.2.1")
+        assert not sends("198.51.100.1")
+
+
 def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
     count = part(100_000)
     path = tmp_path / "large.db"
