@@ -295,9 +295,10 @@ class Refresher:
             try:
                 for _ in self._load():
                     await asyncio.sleep(0)
-            except ConfigError as error:
-                source.down = str(error)
-                source.say(f"{error}; the entries are kept")
+            except Exception as error:  # noqa: BLE001  # it is tried again the next time
+                known = isinstance(error, ConfigError)
+                source.down = str(error) if known else f"{source.spec}: {unexpected(error)}"
+                source.say(f"{source.down}; the entries are kept")
         rows, source.rows = source.rows, []
         await release(rows)
         if not source.down:

@@ -414,6 +414,31 @@ def test_a_hangup_reloads_files_alone(database: Path, tmp_path: Path) -> None:
         assert not sends("198.51.100.1")
 
 
+def test_a_list_that_fails_to_load_is_loaded_the_next_time(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = listing(database, "SELECT net FROM nets")
+    with Conversation(Mailfrom, "--domains", "example.org", "--trusted", trusted) as smtpd:
+
+        def sends(address: str) -> bool:
+            client = smtpd.connect(address=address)
+            client.ehlo()
+            return client.mail_from("anna@example.org").verb == "proceed"
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        changed(database, "INSERT INTO nets VALUES ('198.51.100.0/24')")
+        with monkeypatch.context() as patch:
+            patch.setattr(NetworkTable.contents, "fill", fail)
+            smtpd.refresh()
+        assert sends("192.0.2.1")
+        assert not sends("198.51.100.1")
+        assert any("MemoryError; the entries are kept" in line for line in smtpd.log)
+        smtpd.refresh()
+        assert sends("198.51.100.1")
+
+
 def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
     count = part(100_000)
     path = tmp_path / "large.db"
