@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 MAX_VERDICTS = 64
 MAX_RECIPIENTS = 50
 MAX_ANSWERS = 16
-#: Characters of an address, of a name and of a text.
-MAX_ADDRESS, MAX_NAME, MAX_TEXT = 320, 255, 200
+#: Characters of an address, of a name, of a text and of smtpd's ids.
+MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
 _REFUSALS = frozenset({"reject", "disconnect"})
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
@@ -126,7 +126,7 @@ class Collector:
 
     def __init__(self, sender: Sender, who: str, log: Log) -> None:
         self.sender = sender
-        self._who, self._log = who, log
+        self._who, self._log = _clip(who, MAX_NAME), log
         #: By report: what to call with the session and the report's fields.
         self.watches: dict[str, Callable[[Any, tuple[bytes, ...]], None]] = {
             name: self._guarded(handle)
@@ -286,7 +286,7 @@ class Collector:
     def _sender(story: Story, values: tuple[bytes, ...]) -> None:
         story.sender = _text(values[2], MAX_ADDRESS)
         if values[1] == b"ok":
-            story.msgid = _text(values[0], 16)
+            story.msgid = _text(values[0], MAX_ID)
         else:
             story.refused = True
 
@@ -359,7 +359,7 @@ class Collector:
             "v": VERSION,
             "k": kind,
             "p": self._who,
-            "s": id_.decode("latin-1") if isinstance(id_, bytes) else id_,
+            "s": (id_.decode("latin-1") if isinstance(id_, bytes) else id_)[:MAX_ID],
             "m": story.msgid,
             "t": int(story.at * 1000),
             "d": int((monotonic() - story.start) * 1000),

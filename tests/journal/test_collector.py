@@ -18,10 +18,11 @@ from smtpd_filters import (
     UnavailableError,
     option,
 )
-from smtpd_filters.journal.collector import MAX_VERDICTS
+from smtpd_filters.journal.collector import MAX_ID, MAX_VERDICTS, Collector
 from smtpd_filters.journal.stories import Story, story
 from smtpd_filters.message import Headers
 from smtpd_filters.settings import choice
+from smtpd_filters.supervise.ledger import Session as Supervised
 
 from .deciding import lines
 
@@ -229,6 +230,17 @@ def test_a_session_keeps_a_bounded_story(decide: Decide, picky: Picky) -> None:
     parts = deciding.sent.parts
     assert sum(len(part["w"]) for part in parts) < MAX_VERDICTS + 5
     assert sum(part["y"] for part in parts) > MAX_VERDICTS
+
+
+def test_names_and_ids_have_a_limit(picky: Picky, decide: Decide) -> None:
+    deciding = decide(picky)
+    collector = Collector(deciding.sent, "filter-" + 1000 * "x", deciding.log)  # type: ignore[arg-type]
+    session = Supervised(b"a" * 5000)
+    collector.mail_from(session, b"a@example.org")
+    collector.closed(session)
+    (part,) = deciding.sent.parts
+    assert part["s"] == "a" * MAX_ID
+    assert part["f"] == "a@example.org"
 
 
 def test_a_bug_of_the_journal_changes_no_decision(decide: Decide, picky: Picky) -> None:
