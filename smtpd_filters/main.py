@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from .filter import Filter, Outcome
+    from .journal.collector import Collector
     from .scoring.rules import Rules
     from .settings import PolicySettings, Pool, ProcessSettings, Settings
 
@@ -147,10 +148,7 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
     try:
         chain = make(log)
         if process.journal is not None:
-            from .journal.collector import Collector  # only with a journal
-            from .journal.sender import Sender
-
-            chain.keep_journal(Collector(Sender(process.journal, log), prog, log))
+            chain.keep_journal(open_journal(process.journal, prog, log))
     except BaseException:
         ends.give_back()
         raise
@@ -174,6 +172,17 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
         ends=ends,
         confine=confines,
     )
+
+
+def open_journal(path: str, prog: str, log: Log) -> Collector:
+    """Return what keeps the verdicts of a process for the journal. Raises ConfigError."""
+    try:
+        from .journal.collector import Collector  # only with a journal
+        from .journal.sender import Sender
+
+        return Collector(Sender(path, log), prog, log)
+    except (OSError, ImportError) as error:
+        raise not_started(error) from None
 
 
 def ask_services(chain: Chain, log: Log, confines: Callable[[], None] | None) -> int:

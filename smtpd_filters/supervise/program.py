@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .observer import Observer
+
 PROG = "filter-supervise"
 DESCRIPTION = (
     "Run a filter program, COMMAND, and keep smtpd running whatever happens to it. What follows "
@@ -137,15 +139,8 @@ def supervise(
     keep_to_ourselves()
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
-    observer = None
-    if process.journal is not None:
-        from smtpd_filters.journal.collector import Collector  # only with a journal
-        from smtpd_filters.journal.sender import Sender
-
-        from .observer import Observer
-
-        name = os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
-        observer = Observer(Collector(Sender(process.journal, log), prog, log), name)
+    name = os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
+    observer = None if process.journal is None else observe(process.journal, name, prog, log)
     engine = Engine(
         log,
         on_error=own.on_error,
@@ -166,6 +161,19 @@ def supervise(
     loop.run()
     exit_now(0)
     return 0
+
+
+def observe(path: str, name: str, prog: str, log: Log) -> Observer:
+    """Return what observes the program `name` for the journal. Raises ConfigError."""
+    try:
+        from smtpd_filters.journal.collector import Collector  # only with a journal
+        from smtpd_filters.journal.sender import Sender
+
+        from .observer import Observer
+
+        return Observer(Collector(Sender(path, log), prog, log), name)
+    except (OSError, ImportError) as error:
+        raise not_started(error) from None
 
 
 if __name__ == "__main__":

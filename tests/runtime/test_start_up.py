@@ -316,6 +316,7 @@ LIMITED = (
         ("sender", ["--nameserver", "127.0.0.1:9"]),  # on asyncio
         ("mailfrom", ["--domains", "example.org"]),
         ("trace", ["--record", "/tmp"]),  # noqa: S108  # nothing is recorded
+        ("trace", ["--record", "/tmp", "--journal", "/nonexistent"]),  # noqa: S108
     ],
 )
 def test_without_descriptors_a_filter_ends_with_one_line_or_serves(
@@ -336,7 +337,8 @@ def test_without_descriptors_a_filter_ends_with_one_line_or_serves(
         assert (done.returncode, ready) in {(0, True), (2, False)}, done.stderr
         if not ready:
             assert done.stdout == b""
-            (line,) = done.stderr.decode().splitlines()
+            *noted, line = done.stderr.decode().splitlines()
+            assert all(each.startswith("journal not reached ") for each in noted)
             assert line.startswith(f"filter-{name}: "), line
             assert "Too many open files" in line
     assert statuses == sorted(statuses, reverse=True)
