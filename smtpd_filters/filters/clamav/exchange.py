@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.lookups.stream import BadReplyError
 from smtpd_filters.lookups.stream.connection import LostError
 
-from .protocol import LONGEST, PING, VERSION, ReplyError, framed, is_whole, verdict, version
+from .protocol import LONGEST, PING, ReplyError, framed, is_whole, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,15 +36,6 @@ def scan(content: Content) -> Callable[[Connection], Awaitable[str]]:
         return found
 
     return exchange
-
-
-async def ask_version(connection: Connection) -> str:
-    """Return clamd's version."""
-    await connection.write(VERSION)
-    try:
-        return version(await _read(connection))
-    except ReplyError as error:
-        raise BadReplyError(str(error)) from None
 
 
 async def ping(connection: Connection) -> None:

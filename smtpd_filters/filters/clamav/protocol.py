@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 INSTREAM = b"zINSTREAM\0"
-VERSION = b"zVERSION\0"
 PING = b"zPING\0"
 #: The ends of a reply: of one to a command in this form, and of one about a time-out, which clamd
 #: ends with a line feed in any case.
@@ -70,14 +69,6 @@ def verdict(reply: bytes) -> str:
         return name
     shown = safe(text)
     raise ReplyError(_HINTS.get(shown) or f"replied {shown or 'nothing'!r}")
-
-
-def version(reply: bytes) -> str:
-    """Return clamd's version; raise ReplyError for anything else."""
-    text = safe(_text(reply))
-    if not text.startswith("ClamAV "):
-        raise ReplyError(f"replied {text!r} to VERSION")
-    return text
 
 
 def _text(reply: bytes) -> bytes:

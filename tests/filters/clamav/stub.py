@@ -80,8 +80,6 @@ class Clamd:
         self.commands.append(command)
         if command == b"zPING\0":
             link.sendall(b"PONG\0" if self.fault != "deaf" else b"")
-        elif command == b"zVERSION\0":
-            link.sendall(b"ClamAV 1.4.6\0")
         elif command == b"zINSTREAM\0":
             self._scan(link)
         else:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters.clamav.protocol import ReplyError, framed, is_whole, verdict, version
+from smtpd_filters.filters.clamav.protocol import ReplyError, framed, is_whole, verdict
 from smtpd_filters.scanning.outcomes import LONGEST
 
 
@@ -88,9 +88,3 @@ def test_a_message_is_framed(chunks: list[bytes]) -> None:
         at += 4 + size
     assert message == b"".join(chunks)
     assert at + 4 == len(sent)
-
-
-def test_a_version() -> None:
-    assert version(b"ClamAV 1.4.6/27000/Mon Nov 30\0") == "ClamAV 1.4.6/27000/Mon Nov 30"
-    with pytest.raises(ReplyError):
-        version(b"SSH-2.0\n")
