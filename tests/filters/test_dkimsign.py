@@ -319,6 +319,7 @@ def refused(*flags: str) -> str:
             "a key for rsa-sha256",
         ),
         (("--keys", "{ example.org = sel }"), "expected DOMAIN SELECTOR KEYFILE"),
+        (("--keys", "proc:/bin/true"), "--keys: the keys can't be in a database or on a server"),
     ],
 )
 def test_wrong_flags(key: str, flags: tuple[str, ...], text: str) -> None:

@@ -25,6 +25,7 @@ from smtpd_filters.authentication.dkim.sign import SigningKey
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import Kind
 from smtpd_filters.tables import Table
+from smtpd_filters.tables.source import REMOTE
 from smtpd_filters.tables.table import Content
 
 if TYPE_CHECKING:
@@ -133,6 +134,11 @@ class KeyTable(Table):
     __slots__ = ()
     _content: _Keys
     contents = _Keys
+
+    def __init__(self, spec: str) -> None:
+        if spec.lstrip().partition(":")[0] in REMOTE:
+            raise ConfigError("the keys can't be in a database or on a server")
+        super().__init__(spec)
 
     @property
     def keys(self) -> dict[str, list[SigningKey]]:
