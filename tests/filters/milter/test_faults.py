@@ -147,14 +147,14 @@ def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
             for link in list(stub._open):  # to write at intervals
                 for _ in range(6):
                     link.sendall(Verdict(v.PROGRESS).encode())
-                    release.wait(0.05)
+                    release.wait(0.25)
         return stub.usual(event)
 
     with milter(script=script) as stub:
-        assert outcome(stub, "--content-timeout", "0.2")[0] == ""
-        said, log = outcome(stub, "--content-timeout", "0.2", "--deadline", "0.1")
+        assert outcome(stub, "--content-timeout", "1")[0] == ""
+        said, log = outcome(stub, "--content-timeout", "1", "--deadline", "0.6")
         assert said == LATER
-        assert "not done after 0.1 s" in log
+        assert "not done after 0.6 s" in log
 
 
 def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:

@@ -358,7 +358,8 @@ def test_a_large_new_message_is_spooled(spamd: SpamdStub) -> None:
 )  # fmt: skip
 def test_faults(spamd: SpamdStub, answer: Answer, cause: str) -> None:
     spamd.answer = answer
-    with Conversation(Spamd, "--spamd", spamd.server, "--timeout", "0.5") as smtpd:
+    flags = ("--timeout", "0.5") if cause == "timeout" else ()
+    with Conversation(Spamd, "--spamd", spamd.server, *flags) as smtpd:
         delivery = deliver(smtpd)
         [line] = logged(smtpd)
     assert delivery.reply == LATER
