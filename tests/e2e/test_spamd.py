@@ -393,7 +393,8 @@ def bayes(server: Smtpd, daemon: Spamd, number: int) -> str:
     """The classifier's rule for alice's mail."""
     since = len(daemon.log)
     message = mail(subject=f"number {number}", body=f"{TEXTS['spam']}\n\n{number}\n".encode())
-    assert attempt(server, message=message.replace(b"\n", b"\r\n").replace(b"\r\r", b"\r")).code
+    outcome = attempt(server, message=message.replace(b"\n", b"\r\n").replace(b"\r\r", b"\r"))
+    assert outcome.code == 250
     return daemon.wait_for(r"result: .* - \S*?(BAYES_\d+|(?= ))", since=since)[1]
 
 

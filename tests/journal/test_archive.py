@@ -155,7 +155,10 @@ def test_rankings(make: Make, tmp_path: Path) -> None:
 def test_addresses_that_are_not_stored_plain(mode: str, make: Make, tmp_path: Path) -> None:
     row = [*REFUSED]
     row[7] = "alice@example.org from 192.0.2.1 or 2001:db8::7 is listed"
-    story = refused(1, u=["alice@example.org", ""], i="<alice@example.org>", j="Hello Alice")
+    row[8] = "550 5.7.1 <alice@example.org> is listed"
+    answers = ["550 5.7.1 <alice@example.org> is listed"]
+    facts = {"u": ["alice@example.org", ""], "i": "<alice@example.org>", "j": "Hello Alice"}
+    story = refused(1, a=answers, **facts)
     story["w"].append([*row, "", 0, "", ""])
     make(privacy=Privacy(mode, b"key")).write([story], NOON)
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -197,6 +200,16 @@ def test_the_oldest_of_too_many_bytes_are_deleted(make: Make, tmp_path: Path) ->
     journal = Journal(str(tmp_path))
     [newest] = journal.search(Search(limit=1))
     assert int(newest.session, 16) == 14999
+
+
+def test_the_file_that_is_written_to_is_never_deleted(make: Make, tmp_path: Path) -> None:
+    archive = make(size=1000)  # less than any file has
+    for number in range(3):
+        assert archive.write([stored(number)], NOON + number)
+        archive.purge(NOON + number)
+    assert len(names(tmp_path)) == 1
+    [found] = Journal(str(tmp_path)).search(Search())
+    assert int(found.session, 16) == 2
 
 
 @pytest.mark.parametrize("content", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])

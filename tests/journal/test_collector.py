@@ -18,7 +18,7 @@ from smtpd_filters import (
     UnavailableError,
     option,
 )
-from smtpd_filters.journal.collector import MAX_ID, MAX_VERDICTS, Collector
+from smtpd_filters.journal.collector import MAX_ID, MAX_RECIPIENTS, MAX_VERDICTS, Collector
 from smtpd_filters.journal.stories import Story, story
 from smtpd_filters.message import Headers
 from smtpd_filters.settings import choice
@@ -241,6 +241,18 @@ def test_names_and_ids_have_a_limit(picky: Picky, decide: Decide) -> None:
     (part,) = deciding.sent.parts
     assert part["s"] == "a" * MAX_ID
     assert part["f"] == "a@example.org"
+
+
+def test_a_story_has_a_bounded_number_of_recipients(decide: Decide, picky: Picky) -> None:
+    deciding = decide(picky)
+    rows = list(lines("rcpts-some-rejected"))
+    at = next(n for n, row in enumerate(rows) if b"|tx-rcpt|" in row)
+    for row in rows[: at + 1] + [rows[at]] * MAX_RECIPIENTS * 2 + rows[at + 1 :]:
+        deciding.receive(row)
+        deciding.output()
+    parts = deciding.sent.parts
+    assert sum(len(part["r"]) for part in parts) == MAX_RECIPIENTS
+    assert sum(part["y"] for part in parts) > MAX_RECIPIENTS
 
 
 def test_a_bug_of_the_journal_changes_no_decision(decide: Decide, picky: Picky) -> None:

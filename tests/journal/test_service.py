@@ -283,5 +283,6 @@ def test_a_burst_of_many_senders(running: Running, tmp_path: Path) -> None:
         worker.join()
     running.end()
     found = running.search(limit=10_000)
+    assert found
     assert len(found) == len(set(found)) == each * threads - sum(dropped)
     assert os.listdir(tmp_path / "days")  # noqa: PTH208

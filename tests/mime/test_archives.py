@@ -8,6 +8,7 @@ import io
 import lzma
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 
@@ -189,6 +190,26 @@ def test_bombs(pack: object) -> None:
     content = read(attached(pack(bytes(2 << 20))), unpacked=1 << 20)  # type: ignore[operator]
     assert "archives unpack to too many bytes" in content.oddities
     assert Memory.kept == 0
+
+
+def test_an_xz_file_that_needs_too_much_memory_is_unreadable() -> None:
+    data = bytearray(lzma.compress(b"x", preset=0))
+    # The block header is behind that of the stream: its size, flags, LZMA2, and the dictionary.
+    assert data[12:16] == b"\x02\x00\x21\x01"
+    data[16] = 30  # 128 MiB
+    data[20:24] = zlib.crc32(data[12:20]).to_bytes(4, "little")
+    assert lzma.decompress(data) == b"x"
+    assert read(attached(bytes(data))).parts[-1].traits == {"unreadable"}
+
+
+def test_a_zip_file_with_two_directories_is_ambiguous() -> None:
+    for data in (_ZIP + _HARMLESS, _HARMLESS + _ZIP):
+        assert "zip file with two directories" in read(attached(data)).oddities
+
+
+def test_the_headers_of_a_tar_file_have_a_limit() -> None:
+    content = read(attached(with_pax({"comment": "x" * limits.READ})))
+    assert "too long a name in a tar file" in content.oddities
 
 
 def test_a_zip_that_declares_terabytes() -> None:

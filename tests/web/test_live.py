@@ -58,6 +58,7 @@ def test_new_messages_arrive(tmp_path: Path) -> None:
 
 def test_only_so_many_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST", 1)
+    monkeypatch.setattr(live, "BEAT", 0.01)
 
     async def visiting(visitor: Visitor) -> None:
         address = f"{visitor.base}/live/events"
@@ -65,6 +66,11 @@ def test_only_so_many_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert first.status == 200
             async with visitor.session.get(address) as second:
                 assert second.status == 503
+        status = 0
+        async with asyncio.timeout(20):
+            while status != 200:  # until the server notices that the first one has left
+                async with visitor.session.get(address) as third:
+                    status = third.status
 
     visit(tmp_path, visiting)
 
@@ -141,7 +147,8 @@ def test_the_feed_ends_with_the_log_in(tmp_path: Path, monkeypatch: pytest.Monke
         async with visitor.session.get(f"{visitor.base}/live/events") as response:
             assert (await response.content.readline()) == b":\n"
             users.clear()
-            await response.content.read()
+            async with asyncio.timeout(20):
+                await response.content.read()
 
     visit(tmp_path, visiting)
 

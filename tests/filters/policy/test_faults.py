@@ -24,6 +24,7 @@ from tests.filters.policy.scripted import PATIENCE, Scripted, action
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from smtpd_filters.filters.policy.children import Children
     from tests.filters.policy.scripted import Script
 
 T = TypeVar("T")
@@ -109,8 +110,9 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", [closes, lambda _: b"", lambda _: b"220 hello\r\n"])
 def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
+    flags = ("--timeout", "500ms") if script({}) == b"" else ()
     with Scripted(script=script) as first:
-        said, _ = ask(first.name, server.name, flags=("--timeout", SOON))
+        said, _ = ask(first.name, server.name, flags=flags)
     assert not said
     assert len(server.seen) == 1
 
@@ -193,6 +195,12 @@ def process(said: str | Unavailable) -> tuple[int, int]:
     return int(pid), int(count)
 
 
+def started_by(children: Children) -> list[int]:
+    """Return the ids of the programs that run, the newest one last."""
+    pid = children._process.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 async def gone(pid: int) -> None:
     """Wait until a process has ended."""
     async with asyncio.timeout(PATIENCE):
@@ -244,12 +252,18 @@ def test_a_program_that_has_gone_is_started_again(behaviour: Path) -> None:
 
 def test_a_request_that_is_cancelled_does_not_take_the_next_ones_program(behaviour: Path) -> None:
     async def use(client: PolicyClient) -> None:
+        [children] = client._children
         task = asyncio.ensure_future(client.ask_policy(REQUEST))
-        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            while not children._number:  # noqa: ASYNC110  # until a program is asked for
+                await asyncio.sleep(0)
         task.cancel()
-        with suppress(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await task
-        assert process(await client.ask_policy(REQUEST))[1] == 1
+        pid, count = process(await client.ask_policy(REQUEST))
+        assert (children._number, count) == (2, 1)
+        # The program of the first request is to end: the second one has its own.
+        assert started_by(children)[-1] == pid
 
     with_client(use, started(behaviour))
 

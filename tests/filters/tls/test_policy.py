@@ -145,6 +145,19 @@ def test_log_only() -> None:
     assert "failing=1" in line
 
 
+def test_each_message_of_a_session_is_counted() -> None:
+    with Conversation(Tls, "--require=any recipient=b@example.org action=log") as smtpd:
+        client = come(smtpd, PLAIN)
+        for _ in range(2):
+            client.mail_from("a@b.example")
+            for _ in range(2):
+                client.rcpt_to("b@example.org")
+            client.rset()
+        line = summary(smtpd)
+    assert " messages=2 " in line
+    assert " failing=2 " in line
+
+
 def test_exempt_clients() -> None:
     with Conversation(Tls, "--require", "any", "--exempt", "192.0.2.128/25") as smtpd:
         assert not come(smtpd, PLAIN, address="192.0.2.200").mail_from("a@b.example").refused

@@ -127,6 +127,28 @@ def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
     run(main())
 
 
+def test_one_look_up_tries_again_while_the_others_fail() -> None:
+    async def main() -> None:
+        backend, clock = Scripted(), Clock()
+        asked = table(backend, clock)
+        backend.fails = "down"
+        for _ in range(FAILURES):
+            await asked.ask("a")
+        backend.fails, backend.gate = "", asyncio.Event()
+        backend.asked.clear()
+        clock.now += REST
+        first = asyncio.ensure_future(asked.ask("a"))
+        while not backend.asked:  # noqa: ASYNC110  # the first one is asked for
+            await asyncio.sleep(0)
+        assert (await asked.ask("b")).cause == "scripted:: down"
+        backend.gate.set()
+        assert (await first).cause == ""
+        assert (await asked.ask("b")).cause == ""
+        assert backend.asked == ["a", "b"]
+
+    run(main())
+
+
 def test_any_exception_is_a_failure() -> None:
     class Strange(Scripted):
         async def look_up(self, key: str) -> str | None:

@@ -107,7 +107,7 @@ def test_entries_are_bounded_in_number_and_size() -> None:
             await writer.drain()
 
     async def main() -> None:
-        for most, room in ((10, 1 << 20), (1000, 5000)):
+        for most, room in ((10, 1 << 20), (1 << 20, 5000)):
             async with served(script) as server, client_of(server) as client:
                 assert "more entries than a search may have" in await failure(client, most, room)
 
@@ -181,6 +181,26 @@ def test_an_idle_connection_that_was_closed_is_replaced_at_once() -> None:
                 assert (await client.search(SEARCH, 10))[0] == []
 
     run(main())
+
+
+def test_a_silent_connection_is_given_up() -> None:
+    accepted = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        silent = accepted == 1
+        while await reader.read(1000):
+            if not silent:
+                writer.write(done(1))
+
+    async def main() -> None:
+        async with served(script) as server, client_of(server, seconds=1) as client:
+            assert "no answer" in await failure(client)
+            assert (await client.search(SEARCH, 10))[0] == []
+
+    run(main())
+    assert accepted == 2
 
 
 def test_nothing_may_follow_the_answer_to_start_tls() -> None:
