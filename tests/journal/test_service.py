@@ -82,10 +82,10 @@ def sender(tmp_path: Path) -> Iterator[Sender]:
     made.close()
 
 
-def datagram(number: int) -> bytes:
+def datagram(number: int, at: float = NOON) -> bytes:
     head = {
         "v": 1, "k": "tx", "p": "x", "s": f"{number:016x}", "m": f"{number:08x}", "e": "rollback",
-        "t": int(NOON * 1000), "f": "alice@example.org",
+        "t": int(at * 1000), "f": "alice@example.org",
     }  # fmt: skip
     [data] = encode(head, [PASSED, REFUSED])
     return data
@@ -153,6 +153,24 @@ def test_stories_are_written_before_too_many_are_held() -> None:
     made._write()
     assert max(archive.batches) <= 11
     assert sum(archive.batches) == 100
+
+
+def test_a_time_that_cannot_be_is_replaced_by_that_of_arrival() -> None:
+    times: list[int] = []
+
+    class Timed(Kept):
+        def write(self, stories: Any, now: float, _sums: object = None) -> bool:
+            times.extend(int(each["t"] / 1000 - now) for each in stories)
+            return True
+
+    made = Service(Timed(), "/none", group=None, note=print)
+    now = time.time()
+    made._queue.extend(datagram(n, now + at) for n, at in enumerate((-3600, -90_000, 3600)))
+    made._complete.set()
+    made._write()
+    early, *others = sorted(times)
+    assert -3700 < early <= -3600
+    assert others == [0, 0]
 
 
 def test_a_bug_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

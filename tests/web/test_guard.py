@@ -143,6 +143,29 @@ def test_a_password_is_asked_for() -> None:
     visit(Access(passwords=users(ann="wonder")), visiting)
 
 
+def test_a_log_in_ends_with_the_next_one() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.log_in("ann", "wonder")
+        [first] = visitor.session.cookie_jar
+        await visitor.log_in("ann", "wonder")
+        assert (await visitor.get("/"))[:2] == (200, "ann")
+        visitor.session.cookie_jar.clear()
+        assert (await visitor.get("/", Cookie=f"{first.key}={first.value}"))[0] == 303
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_with_tls_the_cookie_is_for_this_host_and_tls_only() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        _, headers = await visitor.log_in("ann", "wonder")
+        name, _, rest = headers["Set-Cookie"].partition("=")
+        assert name.startswith("__Host-")
+        assert "; secure" in rest.lower()
+        assert "; path=/" in rest.lower()
+
+    visit(Access(passwords=users(ann="wonder"), secure=True), visiting)
+
+
 def test_a_log_in_expires() -> None:
     async def visiting(visitor: Visitor) -> None:
         await visitor.log_in("ann", "wonder")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.filters.content import policy
 from smtpd_filters.filters.content.dialects import compiled
 from smtpd_filters.filters.content.header_checks import Checks, refusal
 from smtpd_filters.tables.automaton import Automaton
@@ -205,6 +206,16 @@ def test_the_log_of_a_message_has_a_bound(tmp_path: Path) -> None:
     done = sent(tmp_path, "/^X-/ WARN", b"X-A: 1\n" * 300 + b"\nx\n")
     assert len(done.log) == 21
     assert "further checks apply number=280" in done.log[-1]
+
+
+def test_a_header_that_is_too_long_is_checked_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "FIELDS_MAX", 3)  # with smtpd's own
+    done = sent(tmp_path, "/^X-/ REJECT", b"A: 1\nB: 2\nX-C: 3\n\nx\n")
+    assert done.reply == ""
+    assert "content header too long to be checked" in done.log[-1]
+    assert sent(tmp_path, "/^X-/ REJECT", b"A: 1\nX-B: 2\nC: 3\n\nx\n").reply
 
 
 NESTED = mixed(
