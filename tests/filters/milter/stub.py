@@ -36,7 +36,6 @@ class Seen:
     """What one connection was sent."""
 
     events: list[Event] = field(default_factory=list)
-    error: str = ""
 
     @property
     def commands(self) -> bytes:
@@ -67,6 +66,8 @@ class Stub:
         self.script = script
         #: The connections in which more than the negotiation was sent, in their order.
         self.connections: list[Seen] = []
+        #: What was wrong with the bytes of any connection.
+        self.errors: list[str] = []
         #: Whether the end of a message has been answered.
         self.answered = threading.Event()
         self.address = ""
@@ -132,7 +133,7 @@ class Stub:
                     if not self._take(link, seen, event):
                         return
         except MilterError as error:
-            seen.error = str(error)
+            self.errors.append(str(error))
         except OSError:
             pass
         finally:
@@ -190,5 +191,4 @@ def milter(
         yield stub
     finally:
         stub.stop()
-    for seen in stub.connections:
-        assert not seen.error, seen.error
+    assert not stub.errors
