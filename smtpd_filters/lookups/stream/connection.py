@@ -146,33 +146,6 @@ class Connection(asyncio.BufferedProtocol):
             await self._change()
         return await self._take(min(len(self._data), limit))
 
-    async def read_until(self, separator: bytes, limit: int) -> bytes:
-        """Return the bytes up to and including a separator.
-
-        Raises BadReplyError if they are more than `limit`, and LostError if the connection ends
-        before the separator.
-        """
-        searched = 0
-        while True:
-            at = self._data.find(separator, searched)
-            if at >= 0 and at + len(separator) <= limit:
-                return await self._take(at + len(separator))
-            if at >= 0 or len(self._data) >= limit:
-                raise BadReplyError(OVERSIZED)
-            searched = max(len(self._data) - len(separator) + 1, 0)
-            await self._more(limit)
-
-    async def read_exactly(self, size: int) -> bytes:
-        """Return so many bytes. Raises LostError if the connection ends before."""
-        parts = []
-        while size > 0:
-            part = await self.read(size)
-            if not part:
-                raise LostError(self._error)
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
     async def read_to_end(self, limit: int) -> bytes:
         """Return everything up to the end of the connection.
 
@@ -313,15 +286,6 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     # -- waiting -------------------------------------------------------------------------------
-
-    async def _more(self, limit: int) -> None:
-        """Wait for more data, of which `limit` bytes may be unread. Raises LostError at the end."""
-        if self._ended:
-            raise LostError(self._error)
-        if self._paused and limit > HIGH:
-            # Unread data is all of one piece: let it grow to the limit.
-            self._resume()
-        await self._change()
 
     async def _take(self, size: int) -> bytes:
         data = bytes(memoryview(self._data)[:size])
