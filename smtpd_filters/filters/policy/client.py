@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_filters.lookups.programs.children import Children
 from smtpd_filters.lookups.stream import BadReplyError, Client
 from smtpd_filters.lookups.stream.connection import LostError
 
-from .children import Children
 from .reply import ReplyError, ReplyParser
 from .servers import Program
 

@@ -1,7 +1,7 @@
 """filter-policy: ask policy servers that were written for Postfix.
 
 `request` builds the request, `reply` parses the reply and `actions` turns it into a decision, all
-without I/O; `servers` and `client` ask the servers, `children` those that are programs.
+without I/O; `servers` and `client` ask the servers.
 
 Invariants
 ----------

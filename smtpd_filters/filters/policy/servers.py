@@ -46,7 +46,7 @@ class Program:
         return self.command[0]
 
     def declare(self, needs: Needs) -> None:
-        """Declare that a process with all rights, which starts it, sends a socket (`children`)."""
+        """Declare that a process with all rights, which starts it, sends a socket (`Children`)."""
         needs.to_receive_descriptors()
 
     def __eq__(self, other: object) -> bool:

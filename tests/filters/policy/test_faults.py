@@ -24,7 +24,7 @@ from tests.filters.policy.scripted import PATIENCE, Scripted, action
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from smtpd_filters.filters.policy.children import Children
+    from smtpd_filters.lookups.programs.children import Children
     from tests.filters.policy.scripted import Script
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The process that starts the program of an `exec:` server for filter-policy.
+"""The process that starts a program for a filter.
 
 It is run as a file, with the program and its arguments; `children` starts it and has its
 invariants. Each datagram on the socket at descriptor 0 asks for a program; the answer is the same

@@ -1,4 +1,4 @@
-"""Programs that speak the protocol on stdin and stdout, as Postfix's spawn(8) starts them.
+"""Programs that answer on stdin and stdout, as Postfix's spawn(8) starts them.
 
 A process of its own starts the program, because the filter itself can start nothing after it has
 given up its rights (`--sandbox`).

@@ -1,0 +1,1 @@
+"""Programs that filters ask over their stdin and stdout, started outside the filter's sandbox."""
