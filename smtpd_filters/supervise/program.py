@@ -150,14 +150,17 @@ def supervise(
         observer=observer,
     )
     memory = own.memory_limit or 0
-    loop = Loop(
-        engine,
-        ends,
-        log,
-        lambda: Process(shell_command(command), memory),
-        workers=own.workers,
-        drain=own.drain_timeout,
-    )
+    try:
+        loop = Loop(
+            engine,
+            ends,
+            log,
+            lambda: Process(shell_command(command), memory),
+            workers=own.workers,
+            drain=own.drain_timeout,
+        )
+    except OSError as error:
+        raise not_started(error) from None
     loop.run()
     exit_now(0)
     return 0
