@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from smtpd_filters.message import Field, Headers
+    from smtpd_filters.message.disguise import Name
 
 #: The field with which smtpd marks a message, and by which mail.maildir(8) finds junk.
 MARK = "X-Spam"
 #: Units of work for an edit (`pace`), and how many lines of the block, and characters of a value,
 #: are one additional unit.
 _EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
-#: Units of work for the removal of the fields of one name among many.
-_REMOVAL = 5
 #: Up to so many names to be removed, the block is searched for each; above, a set is faster.
 _FEW = 4
 
@@ -86,30 +85,13 @@ class Edits:
         if removable:
             headers.remove(name, removable)
 
-    async def remove_foreign(self, *prefixes: str) -> int:
-        """Remove the client's own fields whose names begin with any of the prefixes; count them.
-
-        The fields above smtpd's own Received are those of earlier filters, and stay.
-        """
-        headers = self._headers
-        if not may_begin(headers, prefixes):
+    async def remove_foreign(self, name: Name) -> int:
+        """Remove the client's own fields of a name (`Name.remove_foreign`); count them."""
+        if not name.occurs(self._headers):
             return 0
-        top = await self.top()
-        prefixes = tuple(each.lower() for each in prefixes)
-        chosen: dict[str, list[int]] = {}
-        counts: dict[str, int] = {}
-        for field in headers:
-            key = field.key
-            if key.startswith(prefixes):
-                number = counts[key] = counts.get(key, 0) + 1
-                if field not in top:
-                    chosen.setdefault(key, []).append(number)
         await self.spend()
-        for key, numbers in chosen.items():
-            # The block has been read: removals don't walk through it again.
-            await self._admit(_REMOVAL)
-            headers.remove(key, numbers)
-        return sum(map(len, chosen.values()))
+        self._top = None
+        return name.remove_foreign(self._headers)
 
     async def settle(self) -> None:
         """End the removals: fields that are added from now on are the scanner's own."""

@@ -236,7 +236,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in why' -l version -d 'Print the v
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l authserv-id -x -d 'The name of this server in Authentication-Results'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l scrub-only -d 'Only remove fields from outside that claim our name, and check nothing'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -s r -l refuse-forged -d 'Refuse a message with a field from outside that claims our name, instead of removing the field'
-complete -c smtpd-filters -n '__smtpd_filters_in run auth' -s s -l scrub-spam -d 'Also remove the fields from outside whose names begin with X-Spam: those of other servers\' scanners'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -s s -l scrub-spam -d 'Also remove the fields from outside whose names begin with X-Spam, in any spelling that a program could read so: those of other servers\' scanners'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -s A -l arc-results -d 'Write ARC-Authentication-Results, for a filter that seals the message, instead of Authentication-Results'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l received-spf -d 'Write a Received-SPF field as well'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l spf-fail -x -d 'What to do with a message whose sender\'s domain does not permit the client (SPF fail): ignore, log, junk, tempfail, reject, or points=N for the score of a chain'

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import readings
 from smtpd_filters.addresses.domains import PREFIX
+from smtpd_filters.message.disguise import Name
 
 from .reader import end_of_comment
 from .writer import FIELD
@@ -39,19 +40,9 @@ MAX_DEPTH = 8
 _SPACED_DOT = re.compile(r"\s*+\.\s*+")
 _TRIMMED = ".-_"
 _ENCODED = "=?"
-_BLANKS = (b" ", b"\t")
 # What some readers drop, as many C programs do NUL.
 _UNREADABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]")
-_BEHIND_CR = re.compile(rb"\r[ \t]*+authentication-results[ \t]*+:", re.IGNORECASE)
-# The name of a field as it has to be; and with blanks, controls, and bytes beyond ASCII in it, or
-# folded, which a reader may drop. Both after a line feed.
-_NAME = FIELD.lower().encode()
-_PLAIN = re.compile(rb"\n%b[ \t]*+:" % _NAME, re.IGNORECASE)
-_DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
-_DISGUISED = re.compile(
-    rb"\n(?![ \t])%b%b:" % (_DROPPED, b"".join(b"%c%b" % (letter, _DROPPED) for letter in _NAME)),
-    re.IGNORECASE,
-)
+_NAME = Name(FIELD)
 
 
 class _TooManyError(ValueError):
@@ -101,43 +92,7 @@ def remove_forged(headers: Headers, authserv_id: str) -> int:
         if budget < 0 or claims(value, authserv_id):
             numbers.append(number)
     removed = headers.remove(FIELD, numbers) if numbers else 0
-    lines = headers.lines()
-    text = _searchable(lines)
-    if b"\r" in text or any(map(_is_disguised, _DISGUISED.finditer(text))):
-        removed += _remove_hidden(headers, lines)
-    return removed
-
-
-def _searchable(lines: list[bytes]) -> bytes:
-    """Return lines, each after a line feed; NUL stands for blanks before the first."""
-    first = lines[:1]
-    if first and first[0][:1] in _BLANKS:
-        first = [b"\x00" + first[0].lstrip(b" \t")]
-    return b"\n".join([b"", *first, *lines[1:]])
-
-
-def _is_disguised(match: re.Match[bytes]) -> bool:
-    return not _PLAIN.fullmatch(match[0])
-
-
-def _remove_hidden(headers: Headers, lines: list[bytes]) -> int:
-    """Remove the fields behind a bare CR and those with a disguised name, whatever their id."""
-    kept: list[bytes] = []
-    field: list[bytes] = []
-    removed = 0
-    for line in [*lines, b""]:
-        if field and line[:1] in _BLANKS:
-            field.append(line)
-            continue
-        match = _DISGUISED.match(_searchable(field))
-        if _BEHIND_CR.search(b"\n".join(field)) or (match and _is_disguised(match)):
-            removed += 1
-        else:
-            kept += field
-        field = [line] if line else []
-    if removed:
-        headers.replace_lines(kept)
-    return removed
+    return removed + _NAME.remove_disguised(headers)
 
 
 def _head(value: str) -> tuple[str | None, str]:

@@ -29,6 +29,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import run
+from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import MAX_POINTS, PROCEED, Junk, Points, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
 from smtpd_filters.stores.setting import STORE, StoreSetting
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
 
 #: The share of `--deadline` in which the results have to be there; the rest is for the decision.
 SHARE = 0.8
-#: The beginning of the names of fields with a scanner's verdict, in lower case.
-SPAM = "x-spam"
+#: The beginning of the names of fields with a scanner's verdict.
+SPAM = Name("X-Spam", prefix=True)
 FORGED = Reject(f"550 5.7.1 {results.FIELD} field in the name of this server")
 #: The options that have no effect with `--scrub-only`.
 _CHECKING = (
@@ -128,8 +129,8 @@ class Auth(Filter):
             SWITCH,
             default=False,
             flags=("-s",),
-            help="Also remove the fields from outside whose names begin with X-Spam: those of "
-            "other servers' scanners.",
+            help="Also remove the fields from outside whose names begin with X-Spam, in any "
+            "spelling that a program could read so: those of other servers' scanners.",
         )
         arc_results = option(
             SWITCH,
@@ -399,9 +400,7 @@ class Auth(Filter):
     def _scrub(self, session: Session, headers: Headers) -> int:
         """Remove forged fields; return the number of those that claim our name."""
         if self.settings.scrub_spam:
-            for name in headers.names():
-                if name.lower().startswith(SPAM):
-                    headers.remove(name)
+            SPAM.remove_foreign(headers)
         return results.remove_forged(headers, self._id(session))
 
     def _id(self, session: Session) -> str:

@@ -25,6 +25,7 @@ from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
+from smtpd_filters.message.disguise import Name
 from smtpd_filters.message.spool import SpoolError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
 from smtpd_filters.runtime.coroutines import my_turn
@@ -58,8 +59,9 @@ PORT = 3310
 #: What heuristics and the signatures of unwanted applications are called: they may be wrong about
 #: harmless mail, and one of them only says that a limit of the scanner was exceeded.
 SUSPICIOUS = r"{ ^heuristics\., ^pua\. }"
-#: The fields that state results, and the prefix of all such fields.
-SCANNED, STATUS, PREFIX = "X-Virus-Scanned", "X-Virus-Status", "X-Virus-"
+#: The fields that state results, and the beginning of the names of all such fields.
+SCANNED, STATUS = "X-Virus-Scanned", "X-Virus-Status"
+FIELDS = Name("X-Virus-", prefix=True)
 # The texts are those of the filter of this name that is written in Go.
 FOUND, FAILED = "Virus found", "4.7.1"
 
@@ -217,7 +219,7 @@ class Clamav(Filter):
     async def _remove_forged(self, message: Message) -> Edits:
         """Remove the client's own fields; return the edits, for further ones."""
         edits = Edits(message.headers, lambda _: None)
-        await edits.remove_foreign(PREFIX)
+        await edits.remove_foreign(FIELDS)
         return edits
 
     async def _state(self, edits: Edits, session: Session, status: str) -> None:

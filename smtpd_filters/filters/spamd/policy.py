@@ -28,6 +28,7 @@ from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.spamd import PORT
 from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
+from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import JUNK, MARKED, PROCEED, Points
 from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.scanning.edits import Edits
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from .reply import Reply
 
 #: The beginning of the names of spamd's fields.
-FIELDS = "X-Spam-"
+FIELDS = Name("X-Spam-", prefix=True)
 #: The text of a refusal.
 REJECTED = "Spam message rejected"
 #: The bounds of `--points`. Rules of SpamAssassin's own lists take or give 100 and 1000 points; a

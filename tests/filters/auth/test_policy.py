@@ -518,3 +518,21 @@ def test_fields_of_other_scanners_can_be_removed(server: DNSServer, flags: tuple
     names = [name.lower() for name in delivery.headers.names()]
     assert "x-spa" in names
     assert not any(name.startswith("x-spam") for name in names)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"X-SPAM-Flag \t: NO",
+        b"X-Spam-Flag\r\n : NO",
+        b"X-Spam\x0c-Flag: NO",
+        b"\xef\xbb\xbfX-Spam: NO",
+        b"X-Sp\xe4am\xa0: NO\r\n folded",
+        b"X-Odd: a\rX-Spam-Flag : NO",
+    ],
+)
+def test_disguised_fields_of_other_scanners_are_removed(server: DNSServer, field: bytes) -> None:
+    delivery = sent(server, "-s", "--scrub-only", content=field + b"\r\n" + MESSAGE)
+    lines = MESSAGE.split(b"\r\n")[:-1]
+    assert list(delivery.content[-len(lines) :]) == lines
+    assert b"spam" not in b"\n".join(delivery.content).lower()

@@ -1,0 +1,99 @@
+"""Recognition of field names that some reader takes for others.
+
+Programs differ in what they accept as a field's name: some drop NUL and other control characters,
+some drop bytes beyond ASCII, some unfold the name, some take a bare CR for the end of a line.
+
+Invariants
+----------
+*Any reading*: a field has a name if it has it in any of these readings.
+*Linear*: a block takes time proportional to its size; one without such a field is only searched.
+"""
+
+from __future__ import annotations
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .headers import Headers
+
+_BLANKS = (b" ", b"\t")
+# Blanks, controls, bytes beyond ASCII and folds, which a name can't have and a reader may drop.
+_DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
+_RECEIVED = re.compile(rb"received[ \t]*+:", re.IGNORECASE)
+
+
+class Name:
+    """The name of fields, or with `prefix` the beginning of their names."""
+
+    def __init__(self, name: str, *, prefix: bool = False) -> None:
+        letters = name.encode("ascii")
+        rest = rb"[!-9;-~]*+" if prefix else b""
+        #: The name as it has to be, and in any reading; both after a line feed.
+        self._plain = re.compile(rb"\n%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE)
+        spaced = b"".join(re.escape(b"%c" % letter) + _DROPPED for letter in letters)
+        rest = rb"(?:[^\n:]|\n(?=[ \t]))*+" if prefix else b""
+        self._read = re.compile(rb"\n(?![ \t])%b%b%b:" % (_DROPPED, spaced, rest), re.IGNORECASE)
+        rest = rb"[^\r\n:]*+" if prefix else b""
+        self._behind_cr = re.compile(
+            rb"\r[ \t]*+%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE
+        )
+
+    def occurs(self, headers: Headers) -> bool:
+        """Return whether `remove_foreign` has to look at each field."""
+        text = _searchable(headers.lines())
+        return b"\r" in text or self._read.search(text) is not None
+
+    def remove_disguised(self, headers: Headers) -> int:
+        """Remove the fields that have the name only in some reading; return their number.
+
+        So are fields in which a bare CR is followed by one of the name.
+        """
+        lines = headers.lines()
+        text = _searchable(lines)
+        if b"\r" not in text and all(map(self._is_plain, self._read.finditer(text))):
+            return 0
+        return self._remove(headers, lines, 0, plain=False)
+
+    def remove_foreign(self, headers: Headers) -> int:
+        """Remove the fields that have the name in any reading; return their number.
+
+        The fields above smtpd's own Received are those of earlier filters, and stay.
+        """
+        if not self.occurs(headers):
+            return 0
+        lines = headers.lines()
+        top = next((at for at, line in enumerate(lines) if _RECEIVED.match(line)), 0)
+        return self._remove(headers, lines, top, plain=True)
+
+    def _is_plain(self, match: re.Match[bytes]) -> bool:
+        return self._plain.fullmatch(match[0]) is not None
+
+    def _remove(self, headers: Headers, lines: list[bytes], top: int, *, plain: bool) -> int:
+        """Remove fields from the line `top` on: disguised ones, or with `plain` all of the name."""
+        kept = lines[:top]
+        field: list[bytes] = []
+        removed = 0
+        for line in [*lines[top:], b""]:
+            if field and line[:1] in _BLANKS:
+                field.append(line)
+                continue
+            match = self._read.match(_searchable(field))
+            if (match and (plain or not self._is_plain(match))) or (
+                self._behind_cr.search(b"\n".join(field))
+            ):
+                removed += 1
+            else:
+                kept += field
+            field = [line] if line else []
+        if removed:
+            headers.replace_lines(kept)
+        return removed
+
+
+def _searchable(lines: list[bytes]) -> bytes:
+    """Return lines, each after a line feed; NUL stands for blanks before the first."""
+    first = lines[:1]
+    if first and first[0][:1] in _BLANKS:
+        first = [b"\x00" + first[0].lstrip(b" \t")]
+    return b"\n".join([b"", *first, *lines[1:]])
