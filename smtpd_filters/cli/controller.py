@@ -17,6 +17,7 @@ import socket
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.sandbox.needs import packed_address
 from smtpd_filters.settings.kinds import printable
 
 TYPE_CHECKING = False
@@ -123,7 +124,7 @@ class Controller:
     def _connect(self) -> socket.socket:
         if self._path:
             return connect_unix(self._path, self._timeout)
-        connection = socket.create_connection((self._host, self._port), self._timeout)
+        connection = connect_tcp(self._host, self._port, self._timeout)
         if self._tls:
             import ssl
 
@@ -134,6 +135,15 @@ class Controller:
                 connection.close()
                 raise
         return connection
+
+
+def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
+    """Return a connection to a host; `timeout` in seconds is for connecting and for each wait."""
+    if packed_address(host) is not None:
+        return socket.create_connection((host, port), timeout)
+    from smtpd_filters.lookups.happy_eyeballs import connected_in  # imports asyncio
+
+    return connected_in(host, port, timeout)
 
 
 def connect_unix(path: str, timeout: float) -> socket.socket:

@@ -17,7 +17,7 @@ from time import monotonic
 
 from smtpd_filters.lookups.spamd import MAX_HEAD, ReplyError, ReplyParser, request, safe_user
 
-from .controller import DATAERR, NOPERM, TEMPFAIL, Refused, Unreachable, connect_unix
+from .controller import DATAERR, NOPERM, TEMPFAIL, Refused, Unreachable, connect_tcp, connect_unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Teller:
         address = self._address
         if address.path:
             return connect_unix(address.path, self._timeout)
-        return socket.create_connection((address.host, address.port), self._timeout)
+        return connect_tcp(address.host, address.port, self._timeout)
 
 
 def _refused(error: ReplyError) -> Refused:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 from time import monotonic
 
+from smtpd_filters.lookups.happy_eyeballs import connected_in
 from smtpd_filters.milter import Agreement, MilterError, MtaSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Offer
 
@@ -44,24 +43,13 @@ def _left(until: float) -> float:
 
 
 def _connected(address: Address, until: float) -> socket.socket:
-    """Connect to the first address of a host that answers. Raises OSError."""
-    if address.path:
-        return _connect(socket.AF_UNIX, address.path, until)
-    failed = OSError("no address")
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    for family, _, _, _, place in found:
-        try:
-            return _connect(family, place, until)
-        except OSError as error:
-            failed = error
-    raise failed
-
-
-def _connect(family: int, place: Any, until: float) -> socket.socket:  # as socket's
-    link = socket.socket(family)
+    """Connect to a unix socket, or to one of a host's addresses. Raises OSError."""
+    if not address.path:
+        return connected_in(address.host, address.port, _left(until))
+    link = socket.socket(socket.AF_UNIX)
     try:
         link.settimeout(_left(until))
-        link.connect(place)
+        link.connect(address.path)
     except BaseException:
         link.close()
         raise

@@ -21,8 +21,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.failures import OVERSIZED, BadReplyError, NotKeptError
+from smtpd_filters.lookups.happy_eyeballs import connected
 from smtpd_filters.runtime.pace import pace
-from smtpd_filters.sandbox.needs import packed_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 READ = 16 << 10
 #: Unread bytes above which reading is paused.
 HIGH = 64 << 10
-#: Seconds to establish a connection to one address of a host: a lost SYN is sent again after 1 and
-#: after 3 (RFC 6298).
-CONNECT = 5.0
 #: Seconds between attempts to connect to a unix socket whose queue is full, at most.
 QUEUE_FULL = 0.2
 #: Units of work (`pace`) for a read and for a chunk, and bytes for one additional unit of each.
@@ -353,16 +350,9 @@ async def _connect_unix(path: str) -> socket.socket:
 
 async def _connect_tcp(host: str, port: int) -> Connection:
     """Connect to the first address of a host that answers."""
-    loop = asyncio.get_running_loop()
-    hosts = [host]
-    if packed_address(host) is None:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        hosts = list(dict.fromkeys(str(each[4][0]) for each in found))
-    error: OSError = ConnectionError("no address")
-    for each in hosts:
-        try:
-            async with asyncio.timeout(CONNECT):
-                return (await loop.create_connection(Connection, each, port))[1]
-        except OSError as failed:  # TimeoutError is one
-            error = failed
-    raise error
+    sock = await connected(host, port)
+    try:
+        return (await asyncio.get_running_loop().create_connection(Connection, sock=sock))[1]
+    except BaseException:
+        sock.close()
+        raise

@@ -18,6 +18,7 @@ from smtpd_filters.lookups.stream.connection import UnconnectedError
 from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing import Conversation
+from tests.lookups.stream.silent import names, silent_address
 
 from .stub import PATIENCE, PLAIN, Stub, milter
 from .test_policy import (
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
 EVENTS = [v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA, v.HEADER, v.END_OF_HEADER, v.BODY]
 ALL = [*EVENTS, v.END_OF_BODY]
 EVERY = pytest.mark.parametrize("event", ALL)
+
+
+def port_of(stub: Stub) -> int:
+    """Return the port on which a milter listens."""
+    return ENDPOINT.parse(stub.address).port
 
 
 def outcome(stub: Stub, *flags: str) -> tuple[str, str]:
@@ -159,7 +165,7 @@ def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
 
 def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
-        port = int(stub.address.partition(":")[2].partition("@")[0])
+        port = port_of(stub)
         there = greeted(smtpd)
         send(there)
         stub.stop()
@@ -203,7 +209,7 @@ def test_killed_in_the_middle_of_a_message_and_back_at_once() -> None:
 
 def test_down_and_up_again() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
-        port = int(stub.address.partition(":")[2].partition("@")[0])
+        port = port_of(stub)
         stub.stop()
         there = greeted(smtpd)
         assert there.mail_from("bob@example.net").reply == LATER
@@ -297,14 +303,23 @@ def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_trial_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever trickles in, and however many addresses the host has."""
     monkeypatch.setattr(probe, "monotonic", itertools.count(0.0, 0.3).__next__)
     with milter(b"\0\0\1\0O") as stub, pytest.raises(probe.NoAgreementError, match="timed out"):
         probe.probe(ENDPOINT.parse(stub.address), Offer(), 1.0)
-    places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))] * 50
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
-    with pytest.raises(probe.NoAgreementError, match="timed out"):
-        probe.probe(ENDPOINT.parse("inet:25@mail.example"), Offer(), 1.0)
+
+
+def test_a_trial_at_a_host_with_a_silent_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with milter() as stub, silent_address(port_of(stub)) as silent:
+        names(monkeypatch, silent, "127.0.0.1", port=port_of(stub))
+        endpoint = ENDPOINT.parse(f"inet:{port_of(stub)}@mail.example")
+        assert probe.probe(endpoint, Offer(), PATIENCE).version == PLAIN.version
+
+
+def test_a_host_with_silent_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_address() as silent:
+        names(monkeypatch, silent, port=silent[1])
+        with pytest.raises(probe.NoAgreementError, match="timed out"):
+            probe.probe(ENDPOINT.parse(f"inet:{silent[1]}@mail.example"), Offer(), 0.05)
 
 
 def test_few_connections_for_many_sessions() -> None:

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.failover.breaker import Breaker
+from smtpd_filters.lookups.happy_eyeballs import connected
 from smtpd_filters.tables.remote.backend import BackendError
 
 from . import messages
@@ -387,13 +388,17 @@ class Client:
         if server.path:
             streams = await asyncio.open_unix_connection(server.path, limit=_BUFFER)
             return _Connection(*streams)
-        streams = await asyncio.open_connection(
-            server.host,
-            server.port,
-            limit=_BUFFER,
-            ssl=self._context if server.tls else None,
-            server_hostname=server.host if server.tls else None,
-        )
+        sock = await connected(server.host, server.port)
+        try:
+            streams = await asyncio.open_connection(
+                sock=sock,
+                limit=_BUFFER,
+                ssl=self._context if server.tls else None,
+                server_hostname=server.host if server.tls else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
         connection = _Connection(*streams)
         if self._starts_tls and not server.tls and self._context is not None:
             try:
