@@ -23,6 +23,7 @@ _UNSAFE = re.compile(
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 _SPACE = re.compile(r"[a-z][a-z0-9.-]{0,31}")
 _TAG = re.compile(rb"[^{}:]+:\{([^{}]*)\}")
+_KEY = re.compile(rb"[a-z][a-z0-9.-]{0,31}:\{[^{}:]*\}(?::[^{}:]*)*")
 
 
 def join(space: str, shard: bytes, *parts: bytes) -> bytes:
@@ -47,6 +48,11 @@ def shard_of(key: bytes) -> bytes:
     if not (found := _TAG.match(key)):
         raise ValueError(f"key {key!r}: was not made by `join`")
     return found[1]
+
+
+def is_key(key: object) -> bool:
+    """Return whether something has the form of a key."""
+    return isinstance(key, bytes) and _KEY.fullmatch(key) is not None
 
 
 def _part(part: bytes) -> bytes:

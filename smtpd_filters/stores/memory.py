@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import UnavailableError
 
+from .damage import Damage
 from .operations import entry_of
 from .store import CLOSED, Store
 
@@ -32,13 +33,21 @@ STEP = 256
 
 
 class MemoryStore(Store):
-    """A store in memory; `clock` is any steady clock, in seconds."""
+    """A store in memory; `clock` is any steady clock, in seconds.
+
+    `note` takes a text for the log.
+    """
 
     label = "memory:"
 
     def __init__(
-        self, *, max_entries: int = MAX_ENTRIES, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        max_entries: int = MAX_ENTRIES,
+        clock: Callable[[], float] = time.monotonic,
+        note: Callable[[str], object] = str,
     ) -> None:
+        self._damage = Damage(self.label, note)
         self._rows = _Rows(max_entries)
         self._clock = clock
         self._closed = False

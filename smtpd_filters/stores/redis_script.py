@@ -8,6 +8,8 @@ payload, with ":" between them: "E" is an entry with its bytes, "C" a counter wi
 bucket with the time at which it is full. A group is a sorted set of members by their expiry; its
 key is that of the entry with a "+" behind it. The server deletes what has expired.
 
+The last result is the number of the last key whose entry is damaged (`damage`), else 0.
+
 `encode` and `decode` are the only code that knows the form of arguments and results.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .damage import LONGEST
 from .operations import (
     MAX_MEMBERS,
     Add,
@@ -42,18 +45,47 @@ local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 """
 _OPERATIONS = rb"""
+-- The key in use, and the last one whose value no operation can have written.
+local current, damaged = 0, 0
+
 local function stamp(seconds) return string.format('%.6f', seconds) end
 local function milliseconds(seconds)
     return string.format('%d', math.max(math.ceil(seconds * 1000), 1))
 end
 
+-- Return the reply to a command; nil if the key has a value of another type.
+local function call(name, key, ...)
+    local reply = redis.pcall(name, key, ...)
+    if type(reply) ~= 'table' or not reply.err then return reply end
+    if not string.find(reply.err, 'WRONGTYPE', 1, true) then return redis.call(name, key, ...) end
+    damaged = current
+    return nil
+end
+local function is_sound(kind, written, expires, payload)
+    if expires < written or expires - written > LONGEST or expires - now > LONGEST then
+        return false
+    end
+    if kind == 'C' then return #payload <= 17 and string.find(payload, '^%-?%d+$') end
+    if kind == 'B' then
+        local full = string.match(payload, '^%d+%.%d+$')
+        return full and math.abs(tonumber(full) - expires) <= 1
+    end
+    return true
+end
+
 -- Return kind, time written, expiry and payload; nothing if the key is absent or has expired.
 local function read(key)
-    local value = redis.call('GET', key)
+    local value = call('GET', key)
     if not value then return nil end
-    local kind, written, expires, payload = string.match(value, '^([ECB])([%d.]+):([%d.]+):(.*)$')
-    if not kind or tonumber(expires) <= now then return nil end
-    return kind, tonumber(written), tonumber(expires), payload
+    local kind, written, expires, payload =
+        string.match(value, '^([ECB])(%d+%.%d+):(%d+%.%d+):(.*)$')
+    written, expires = tonumber(written), tonumber(expires)
+    if not kind or not is_sound(kind, written, expires, payload) then
+        damaged = current
+        return nil
+    end
+    if expires <= now then return nil end
+    return kind, written, expires, payload
 end
 local function write(key, kind, payload, written, expires)
     local value = kind .. stamp(written) .. ':' .. stamp(expires) .. ':' .. payload
@@ -62,7 +94,12 @@ end
 local function entry(written, expires, payload)
     return {payload, stamp(math.max(now - written, 0)), stamp(expires - now)}
 end
-local function sweep(group) redis.call('ZREMRANGEBYSCORE', group, '-inf', stamp(now)) end
+local function sweep(group)
+    if not call('ZREMRANGEBYSCORE', group, '-inf', stamp(now)) then redis.call('DEL', group) end
+    if redis.call('ZREMRANGEBYSCORE', group, '(' .. stamp(now + LONGEST), '+inf') > 0 then
+        damaged = current
+    end
+end
 
 local run = {}
 function run.get(key)
@@ -145,9 +182,11 @@ end
 local results, at = {}, 1
 for number = 1, #KEYS do
     local name, count = ARGV[at], tonumber(ARGV[at + 1])
+    current = number
     results[number] = run[name](KEYS[number], unpack(ARGV, at + 2, at + 1 + count))
     at = at + 2 + count
 end
+results[#KEYS + 1] = damaged
 return results
 """
 
@@ -161,7 +200,7 @@ class Script(NamedTuple):
 
 def script(clock: bytes = CLOCK) -> Script:
     """Return the script; `clock` sets `now`."""
-    source = clock + _OPERATIONS
+    source = clock + b"\nlocal LONGEST = %d\n" % LONGEST + _OPERATIONS
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 

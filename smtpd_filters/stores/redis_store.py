@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.lookups.retry import SILENCES
 
+from .damage import Damage
 from .operations import Get
 from .redis_script import decode, encode, script
 from .store import CLOSED, Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from .address import Address
     from .operations import Entry, Operation
@@ -49,7 +50,8 @@ class RedisStore(Store):
     """A store on the servers of an address, connected when it is first asked.
 
     `timeout` is for a request, in seconds. `prefix` precedes all keys. `certificates` is a file of
-    certificates that the server's is checked against, with TLS; "" is the system's.
+    certificates that the server's is checked against, with TLS; "" is the system's. `note` takes a
+    text for the log.
 
     Raises ConfigError if redis-py is missing.
     """
@@ -59,12 +61,14 @@ class RedisStore(Store):
         address: Address,
         *,
         timeout: float,
+        note: Callable[[str], object] = str,
         password: str = "",
         prefix: str = "smtpd-filters:",
         certificates: str = "",
         connections: int = CONNECTIONS,
     ) -> None:
         self.label = address.label
+        self._damage = Damage(self.label, note)
         self._timeout = timeout
         self._prefix = prefix.encode()
         self._script = script()
@@ -92,11 +96,14 @@ class RedisStore(Store):
         arguments = [each for operation in operations for each in encode(operation)]
         results = await self._within_timeout(keys, arguments)
         try:
+            *results, damaged = results
+            if damaged:
+                self.damaged(operations[damaged - 1].key)
             return [
                 decode(operation, result)
                 for operation, result in zip(operations, results, strict=True)
             ]
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, IndexError, OverflowError):
             raise self._unavailable("invalid result") from None
 
     async def _within_timeout(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
@@ -165,7 +172,7 @@ class RedisStore(Store):
         try:
             async for keys in self._connections.scan(self._prefix + prefix, PAGE):
                 new = [key.removeprefix(self._prefix) for key in keys if not key.endswith(b"+")]
-                found = [key for key in new if key not in seen]
+                found = [key for key in new if key not in seen and self._is_key(key)]
                 seen.update(found)
                 entries = await asyncio.gather(*(self.ask(Get(key)) for key in found))
                 for key, entry in zip(found, entries, strict=True):

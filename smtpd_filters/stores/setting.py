@@ -180,7 +180,7 @@ def open_store(
         if address.scheme == "memory":
             from .memory import MemoryStore
 
-            return MemoryStore(clock=clock)
+            return MemoryStore(clock=clock, note=note)
         if address.scheme == "sqlite":
             from .sqlite import SQLiteStore
 
@@ -194,6 +194,7 @@ def open_store(
     return RedisStore(
         address,
         timeout=timeout,
+        note=note,
         password=read_secret(values["store_password_file"], "--store-password-file"),
         prefix=values["store_prefix"],
         certificates=values["store_ca_file"] or "",

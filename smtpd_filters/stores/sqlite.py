@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_filters.errors import ConfigError, UnavailableError, user_name
 
 from .clock import read_times
+from .damage import Damage
 from .sqlite_file import File, FileError
 from .store import CLOSED, Store
 
@@ -108,7 +109,15 @@ class SQLiteStore(Store):
         self._closed = False
         # Notes of the thread; the loop logs them.
         self._notes: SimpleQueue[str] = SimpleQueue()
-        self._file = File(path, max_size=max_size, busy=timeout, times=times, note=self._notes.put)
+        self._damage = Damage(self.label, self._notes.put)
+        self._file = File(
+            path,
+            max_size=max_size,
+            busy=timeout,
+            times=times,
+            note=self._notes.put,
+            damage=self._damage,
+        )
         self._thread: Thread | None = None
         self._try_file()
 
@@ -175,7 +184,8 @@ class SQLiteStore(Store):
         after = b""
         while page := await self._request((), (prefix, after)):
             for key, entry in page:
-                yield key, entry
+                if entry is not None and self._is_key(key):
+                    yield key, entry
             after = key
 
     async def _group_keys(self, prefix: bytes) -> AsyncIterator[bytes]:
@@ -183,6 +193,11 @@ class SQLiteStore(Store):
         while page := await self._request((), (prefix, after), groups=True):
             for after in page:
                 yield after
+
+    def damaged(self, key: bytes) -> None:
+        """Note that a value has no meaning, as `Store.damaged`."""
+        super().damaged(key)
+        self._log_notes()
 
     async def aclose(self) -> None:
         """End the thread after the requests that are queued."""

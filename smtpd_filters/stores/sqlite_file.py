@@ -9,19 +9,22 @@ import errno
 import fcntl
 import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import os_reason
 
 from .clock import Epoch, epoch
+from .damage import LONGEST, is_sound
 from .operations import Row, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .clock import Times
+    from .damage import Damage
     from .operations import Entry, Operation
 
 #: Steps from each version of the schema to the next; `PRAGMA user_version` is the version.
@@ -40,6 +43,8 @@ MIGRATIONS = (
 )
 #: "smtf", which marks a database as a store (https://www.sqlite.org/fileformat2.html section 1.3).
 APPLICATION_ID = 0x736D7466
+#: Later times, in seconds since 1970, are damage: 9999-12-31 is the last one that Python has.
+MAX_TIME = 253_402_300_800.0
 #: Rows that a transaction deletes besides its own, at least.
 SWEEP = 256
 #: Seconds between two sweeps, and between two notes of the time in the file.
@@ -75,11 +80,11 @@ class File:
     """A store's file, opened when it is first used, and again after a failure.
 
     `max_size` is its size in bytes above which rows are dropped before their expiry; `busy` the
-    seconds to wait for other processes; `note` takes a text for the log. Nothing but FileError is
-    raised.
+    seconds to wait for other processes; `note` takes a text for the log, `damage` the keys of
+    damaged rows. Nothing but FileError is raised.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         path: str,
         *,
@@ -87,12 +92,14 @@ class File:
         busy: float,
         times: Callable[[], Times],
         note: Callable[[str], object],
+        damage: Damage,
     ) -> None:
         self.path = path
         self._max_size = max_size
         self._busy = busy
         self._times = times
         self._note = note
+        self._damage = damage
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._rows: _Rows | None = None
@@ -120,8 +127,11 @@ class File:
         with rows.transaction(writes=any(each.writes for request in requests for each in request)):
             return [[operation.apply(rows) for operation in request] for request in requests]
 
-    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry]]:
-        """Return the first entries in the order of their keys with a prefix, after a key."""
+    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry | None]]:
+        """Return the first entries in the order of their keys with a prefix, after a key.
+
+        A damaged entry is None.
+        """
         with self._translated():
             return self._ready().page(prefix, after, count)
 
@@ -169,7 +179,7 @@ class File:
             connection.execute("ROLLBACK")
             raise
         self._inode = _inode(self.path)  # it may be new
-        return _Rows(connection, found, self._times, self._max_size)
+        return _Rows(connection, found, self._times, self._max_size, self._damage)
 
     def _create(self) -> None:
         """Create the file, which others may not read, since it has senders and recipients.
@@ -201,9 +211,11 @@ class File:
                 f"written by a newer release (schema {version}, this one knows {len(MIGRATIONS)})",
                 lasting=True,
             )
-        for step in MIGRATIONS[version:]:
-            for statement in filter(str.strip, step.split(";")):
-                connection.execute(statement)
+        _migrate(connection, version)
+        if not _expected() <= _schema(connection):
+            damaged = sqlite3.DatabaseError("its tables are not those of a store")
+            damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damaged
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
@@ -279,8 +291,10 @@ class _Rows:
         found: Epoch,
         times: Callable[[], Times],
         max_size: int,
+        damage: Damage,
     ) -> None:
         self.now = 0.0
+        self._damage = damage
         self._execute = connection.execute
         self._epoch = found
         self._times = times
@@ -314,7 +328,14 @@ class _Rows:
             "SELECT value, written, expires FROM entries WHERE key = ? AND expires > ?",
             (key, self.now),
         ).fetchone()
-        return None if row is None else Row(*row)
+        return None if row is None else self._sound(key, Row(*row))
+
+    def _sound(self, key: bytes, row: Row) -> Row | None:
+        """Return a row, or None if it is damaged."""
+        if is_sound(row, self.now):
+            return row
+        self._damage.found(key)
+        return None
 
     def put(self, key: bytes, row: Row) -> None:
         self._written += 1
@@ -329,15 +350,16 @@ class _Rows:
     def members(self, key: bytes, at_most: int) -> int:
         count: int
         (count,) = self._execute(
-            "SELECT count(*) FROM (SELECT 1 FROM members WHERE key = ? AND expires > ? LIMIT ?)",
-            (key, self.now, at_most),
+            "SELECT count(*) FROM"
+            " (SELECT 1 FROM members WHERE key = ? AND expires > ? AND expires <= ? LIMIT ?)",
+            (key, self.now, self.now + LONGEST, at_most),
         ).fetchone()
         return count
 
     def is_member(self, key: bytes, member: bytes) -> bool:
         row = self._execute(
-            "SELECT 1 FROM members WHERE key = ? AND member = ? AND expires > ?",
-            (key, member, self.now),
+            "SELECT 1 FROM members WHERE key = ? AND member = ? AND expires > ? AND expires <= ?",
+            (key, member, self.now, self.now + LONGEST),
         ).fetchone()
         return row is not None
 
@@ -350,20 +372,25 @@ class _Rows:
         self._execute("DELETE FROM members WHERE key = ? AND member = ?", (key, member))
         return here
 
-    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry]]:
+    def page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, Entry | None]]:
         beyond = _beyond(prefix)
         rows = self._execute(
             "SELECT key, value, written, expires FROM entries"
             " WHERE key > ? AND key >= ? AND key < ? AND expires > ? ORDER BY key LIMIT ?",
             (after, prefix, beyond, self.now, count),
         )
-        return [(key, entry_of(Row(*row), self.now)) for key, *row in rows]
+        page: list[tuple[bytes, Entry | None]] = []
+        for key, *columns in rows:
+            row = self._sound(key, Row(*columns))
+            page.append((key, None if row is None else entry_of(row, self.now)))
+        return page
 
     def group_page(self, prefix: bytes, after: bytes, count: int) -> list[bytes]:
         rows = self._execute(
             "SELECT DISTINCT key FROM members"
-            " WHERE key > ? AND key >= ? AND key < ? AND expires > ? ORDER BY key LIMIT ?",
-            (after, prefix, _beyond(prefix), self.now, count),
+            " WHERE key > ? AND key >= ? AND key < ? AND expires > ? AND expires <= ?"
+            " ORDER BY key LIMIT ?",
+            (after, prefix, _beyond(prefix), self.now, self.now + LONGEST, count),
         )
         return [key for (key,) in rows]
 
@@ -385,6 +412,35 @@ class _Rows:
                 " WHERE expires <= ? ORDER BY expires LIMIT ?)",
                 (until, limit),
             )
+            # Text and blobs are greater than any number (https://www.sqlite.org/datatype3.html
+            # section 4.1), so such a row would never expire.
+            endless = self._execute(
+                f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table}"  # noqa: S608  # constants
+                " WHERE expires >= 9e999 LIMIT ?)",
+                (limit,),
+            )
+            if endless.rowcount > 0:
+                self._damage.note(f"the expiry of a row of {table}")
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the tables of a version to the newest one."""
+    for step in MIGRATIONS[version:]:
+        for statement in filter(str.strip, step.split(";")):
+            connection.execute(statement)
+
+
+@cache
+def _expected() -> frozenset[tuple[str, str]]:
+    """Return the schema of a new file."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        _migrate(connection, 0)
+        return _schema(connection)
+
+
+def _schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str]]:
+    """Return names and definitions of tables and indexes."""
+    return frozenset(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql != ''"))
 
 
 def _beyond(prefix: bytes) -> bytes:
@@ -422,7 +478,10 @@ def _inode(path: str) -> tuple[int, int]:
 
 
 def _is_epoch(boot: object, offset: object, passed: object) -> bool:
-    times = all(isinstance(each, int | float) and isfinite(each) for each in (offset, passed))
+    times = all(
+        isinstance(each, int | float) and isfinite(each) and abs(each) < MAX_TIME
+        for each in (offset, passed)
+    )
     return isinstance(boot, str) and times
 
 

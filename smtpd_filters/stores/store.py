@@ -12,18 +12,20 @@ requests, since the log writes each cause once per interval.
 *All or nothing*: of a request that failed, either everything was applied or nothing. Which of the
 two is unknown after a timeout.
 *Recovers*: after any failure, later requests try again; nothing needs a restart.
+*Damage is nothing*: an entry that no operation can have written counts as missing (`damage`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .keys import shard_of
+from .keys import is_key, shard_of
 from .operations import Join
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from .damage import Damage
     from .operations import Entry, Operation
     from .setting import StoreSetting
 
@@ -41,6 +43,7 @@ class Store:
 
     #: The address for the log.
     label: str
+    _damage: Damage
 
     @staticmethod
     def setting() -> StoreSetting:
@@ -92,6 +95,20 @@ class Store:
         """Do what `ask` does; return the results."""
         raise NotImplementedError
 
+    def damaged(self, key: bytes) -> None:
+        """Note that the value of an entry has no meaning for its owner, which takes it as missing.
+
+        The log has one line for a space and a minute.
+        """
+        self._damage.found(key)
+
+    def _is_key(self, key: bytes) -> bool:
+        """Return whether a stored key was made by `join`; note if not."""
+        if is_key(key):
+            return True
+        self.damaged(key)
+        return False
+
     def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
         """Iterate over the entries whose keys have a prefix, in no particular order.
 
@@ -106,6 +123,8 @@ class Store:
         As `scan`, for the operator's tools.
         """
         async for key in self._group_keys(prefix):
+            if not self._is_key(key):
+                continue
             # Nobody joins a group of at most none: it is counted.
             if members := (await self.ask(Join(key, b"", 0, ttl=1))).members:
                 yield key, members

@@ -208,16 +208,17 @@ async def rows_on(store: Store, day: str) -> dict[str, tuple[Published, list[tup
     rows: dict[bytes, dict[bytes, Row]] = {}
     counts: dict[tuple[bytes, bytes], int] = {}
     async for key, entry in store.scan(f"{_SPACE}:{{{day}/".encode()):
-        shard, kind, *rest = split(key)
+        shard, *parts = split(key)
         try:
-            if kind == _POLICY:
-                policies[shard] = Published.restored(entry.value)
-            elif kind == _ROW:
-                rows.setdefault(shard, {})[rest[0]] = Row.restored(entry.value)
-            elif kind == _COUNT:
-                counts[shard, rest[0]] = int(entry.value)
+            match parts:
+                case [kind] if kind == _POLICY:
+                    policies[shard] = Published.restored(entry.value)
+                case [kind, digest] if kind == _ROW:
+                    rows.setdefault(shard, {})[digest] = Row.restored(entry.value)
+                case [kind, digest] if kind == _COUNT:
+                    counts[shard, digest] = int(entry.value)
         except ValueError:
-            continue
+            store.damaged(key)
     return {
         published.domain: (
             published,

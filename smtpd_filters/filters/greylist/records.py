@@ -89,7 +89,7 @@ def of_entry(key: bytes, entry: Entry) -> Record | None:
         if state not in CLIENT_STATES or (state == COUNTED) is not bool(count):
             return None
         return Record(client, state, entry.left, entry.age, count=count)
-    if len(rest) != 2 or state not in TRIPLET_STATES:
+    if len(rest) != 2 or state not in TRIPLET_STATES or not _is_address(address):
         return None
     sender, recipient = rest
     return Record(client, state, entry.left, entry.age, sender, recipient, address)
@@ -103,6 +103,8 @@ async def records(store: Store, prefix: bytes = ALL) -> AsyncIterator[Record]:
     async for key, entry in store.scan(prefix):
         if (record := of_entry(key, entry)) is not None:
             yield record
+        else:
+            store.damaged(key)
 
 
 def of_json(fields: Mapping[str, Any]) -> Record:
@@ -116,8 +118,7 @@ def of_json(fields: Mapping[str, Any]) -> Record:
     valid = (
         all(each is None or _is_text(each) for each in texts)
         and record.client
-        and record.address.isascii()
-        and len(record.address) <= MAX_ADDRESS
+        and _is_address(record.address)
         and record.state in states
         and all(type(each) in (int, float) and each >= 0 for each in (record.left, record.age))
         and (record.count is None or (type(record.count) is int and record.count > 0))
@@ -126,6 +127,11 @@ def of_json(fields: Mapping[str, Any]) -> Record:
     if not valid:
         raise ValueError("not a record of an export")
     return record
+
+
+def _is_address(text: str) -> bool:
+    """Return whether a text may be an address; "" is none."""
+    return text.isascii() and len(text) <= MAX_ADDRESS
 
 
 def _is_text(text: object) -> bool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 #: The space of the keys.
 SPACE = "greylist"
 WAITING, PASSED = b"waiting", b"passed"
+STATES = frozenset({WAITING, PASSED})
 KNOWN, ALLOWED = b"known", b"allowed"
 #: Seconds after which an entry in use is renewed, and after which a client's next message counts.
 #: Postgrey counts a client's messages once an hour as well.
@@ -121,6 +122,7 @@ class Triplets:
             if is_known(entry):
                 return await self._welcome(client, own, entry)
             found |= zip(some, entries, strict=True)
+        await self._begin_damaged(found, new)
         standing = self._standing(found.values())
         if attempt.retried:
             standing = Standing("passed")
@@ -129,6 +131,14 @@ class Triplets:
         if standing.passes and standing.state != "known":
             await self._pass(own, entry, found, attempt.address)
         return standing
+
+    async def _begin_damaged(self, found: dict[bytes, Entry | None], new: bytes) -> None:
+        """Begin the wait of triplets whose entries are neither waiting nor passed."""
+        for key, entry in found.items():
+            if entry is not None and state_of(entry) not in STATES:
+                self._store.damaged(key)
+                await self._store.ask(Replace(key, new, self._terms.window, entry.value))
+                found[key] = None
 
     async def _by_network(self, standing: Standing, attempt: Attempt) -> Standing:
         """Return the standing of an attempt by its client's network, if that is better.
@@ -151,9 +161,9 @@ class Triplets:
     def _standing(self, entries: Iterable[Entry | None]) -> Standing:
         longest = -1.0
         for entry in entries:
-            if entry is None:
+            if entry is None or (state := state_of(entry)) not in STATES:
                 continue
-            if entry.value.startswith(PASSED):
+            if state == PASSED:
                 return Standing("passed")
             longest = max(longest, entry.age)
         delay = self._terms.delay
@@ -192,9 +202,13 @@ class Triplets:
         after, lifetime = self._terms.known_after, self._terms.lifetime
         if not after:
             return []
+        first = KNOWN if after == 1 else b"1"
         if entry is None:
-            return [Add(own, KNOWN if after == 1 else b"1", lifetime)]
-        if entry.age < RENEW or entry.number is None:
+            return [Add(own, first, lifetime)]
+        if entry.number is None:
+            self._store.damaged(own)
+            return [Replace(own, first, lifetime, entry.value)]
+        if entry.age < RENEW:
             return []
         count = entry.number + 1
         value = KNOWN if count >= after else b"%d" % count

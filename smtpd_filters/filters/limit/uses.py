@@ -52,7 +52,7 @@ async def uses_of(store: Store, prefix: bytes) -> AsyncIterator[Use]:
     async for each, entry in store.scan(prefix):
         subject, parts = read_key(each)
         if parts[:1] == [BLOCK]:
-            reason = entry.value.decode("utf-8", "replace")
+            reason = entry.value.decode("utf-8", "replace").strip() or "no reason given"
             yield Use(subject, "", 0.0, 0.0, _ends(entry.left), reason)
         elif (rule := _rule(parts)) is not None and rule.amount.period and rule.counted != NETWORKS:
             used = min(entry.left * rule.amount.rate, rule.amount.burst)
@@ -61,6 +61,10 @@ async def uses_of(store: Store, prefix: bytes) -> AsyncIterator[Use]:
         subject, parts = read_key(each)
         if (rule := _rule(parts)) is not None:
             yield Use(subject, rule.text, members, rule.amount.number, None)
+
+
+#: Digits of the number of a day.
+_DIGITS = 8
 
 
 def _ends(left: float) -> float | None:
@@ -87,7 +91,11 @@ async def forget(store: Store, subject: str) -> bool:
         if parts[:1] == [BLOCK]:
             continue
         if parts[:1] == [PAST]:  # the past stays, without this day
-            today[parts[1]] = max(today.get(parts[1], 0), int(parts[2]))
+            counted, day = parts[1:] if len(parts) == 3 else (b"", b"")
+            if day.isdigit() and len(day) <= _DIGITS:
+                today[counted] = max(today.get(counted, 0), int(day))
+            else:
+                store.damaged(each)
         else:
             doomed.append(each)
     doomed += [past_key(subject, counted, day) for counted, day in today.items()]

@@ -45,8 +45,8 @@ class Published:
     def restored(cls, data: bytes) -> Published:
         """Return what `stored` returned. Raises ValueError."""
         values = _values(data, cls.__slots__)
-        values["rua"] = tuple(values["rua"])
-        return cls(**values)
+        values["rua"] = _texts(values["rua"])
+        return cls(**_checked(values, "rua"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,12 @@ class Row:
     def restored(cls, data: bytes) -> Row:
         """Return what `stored` returned. Raises ValueError."""
         values = _values(data, cls.__slots__)
-        for name in ("reasons", "signatures"):
-            values[name] = tuple(tuple(each) for each in values[name])
-        values["sender"] = tuple(values["sender"])
-        return cls(**values)
+        for name, length in (("reasons", 2), ("signatures", 4)):
+            values[name] = tuple(_texts(each, length) for each in _list(values[name]))
+        values["sender"] = _texts(values["sender"], 3) if values["sender"] else ()
+        if not (type(values["dkim"]) is type(values["spf"]) is bool):
+            raise ValueError("not a result")
+        return cls(**_checked(values, "reasons", "signatures", "sender", "dkim", "spf"))
 
 
 def cut(text: str, length: int = MAX_TEXT) -> str:
@@ -112,7 +114,31 @@ def _bytes(values: dict[str, Any]) -> bytes:
 
 
 def _values(data: bytes, names: tuple[str, ...]) -> dict[str, Any]:
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(values, dict) or set(values) != set(names):
         raise ValueError("stored by another version")
     return values
+
+
+def _checked(values: dict[str, Any], *others: str) -> dict[str, Any]:
+    """Return values; raise ValueError unless all but some are texts."""
+    _texts([value for name, value in values.items() if name not in others])
+    return values
+
+
+def _texts(value: object, length: int | None = None) -> tuple[str, ...]:
+    """Return a list of texts as a tuple; raise ValueError if it isn't one, or of another length."""
+    items = _list(value)
+    texts = tuple(each for each in items if isinstance(each, str))
+    if len(texts) != len(items) or length not in {None, len(texts)}:
+        raise ValueError("not texts")
+    return texts
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError("not a list")  # noqa: TRY004  # of what is stored
+    return value
