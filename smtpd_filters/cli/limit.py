@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from heapq import nlargest
@@ -16,10 +17,13 @@ from smtpd_filters.filters.limit.rules import (
 )
 from smtpd_filters.filters.limit.subjects import (
     BLOCK,
+    HASH,
     SPACE,
     Prefixes,
     key,
     part,
+    read,
+    shown,
     written,
 )
 from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
@@ -57,7 +61,8 @@ class Options(StoreOptions):
         default=(),
         metavar="SUBJECT",
         help="A subject: user=NAME, client=ADDRESS, network=NETWORK, sender=ADDRESS and so on; "
-        "several of a limit by a combination, in its order. A word without = is a user.",
+        "several of a limit by a combination, in its order. A word without = is a user. A "
+        "subject may also be given as it was printed, with its escapes, or as sha256=HASH.",
     )
     number = option(INTEGER(low=1), default=20, help="For top: how many subjects.")
     reason = option(TEXT, default=BY_HAND, help="For block: why, for the log.")
@@ -85,14 +90,25 @@ def run(options: Options, _rest: list[str]) -> int:
         raise ConfigError(f"{options.action} requires a SUBJECT")
     if options.action == TOP and subject:
         raise ConfigError("top has no SUBJECT (see show)")
-    work: dict[str, Callable[[Store], Coroutine[Any, Any, int]]] = {
-        TOP: lambda store: _top(store, options),
-        SHOW: lambda store: _show(store, options, subject),
-        RESET: lambda store: _reset(store, options, subject),
-        BLOCKING: lambda store: _block(store, options, subject),
-        RELEASE: lambda store: _release(store, options, subject),
-    }
-    return with_store(options, SPACE, work[options.action])
+
+    async def work(store: Store) -> int:
+        named = await _stored(store, options) or subject
+        return await _WORK[options.action](store, options, named)
+
+    return with_store(options, SPACE, work)
+
+
+async def _stored(store: Store, options: Options) -> str:
+    """Return the subject of the operands as they are, if the store has it; else ""."""
+    words = [word if "=" in word else part("user", word) for word in _words(options)]
+    subject = " ".join(words)
+    if not subject:
+        return ""
+    async for _ in store.scan(key_prefix(subject)):
+        return subject
+    async for _ in store.groups(key_prefix(subject)):
+        return subject
+    return ""
 
 
 def subject_of(options: Options) -> str:
@@ -103,9 +119,12 @@ def subject_of(options: Options) -> str:
                 "SUBJECT: all mail can't be blocked (a user of this name is user=all)"
             )
         return ALL
+    words = _words(options)
+    if len(words) == 1 and HASH.fullmatch(words[0]):
+        return words[0]
     prefixes = Prefixes(options.client_prefix6, options.network_prefix4, options.network_prefix6)
     parts: dict[str, str] = {}
-    for word in options.subject:
+    for word in words:
         kind, equals, value = word.partition("=")
         if not equals:
             kind, value = "user", word
@@ -119,6 +138,15 @@ def subject_of(options: Options) -> str:
         except ValueError as error:
             raise ConfigError(f"SUBJECT: {quote(word)}: {error}") from None
     return " ".join(parts.values())
+
+
+def _words(options: Options) -> list[str]:
+    """Return the parts of the operands: a combination may be one of them, as it was printed."""
+    return [word for each in options.subject for word in _NEXT.split(read(each).strip())]
+
+
+#: The blanks ahead of the next part of a subject; a user may have blanks.
+_NEXT = re.compile(rf"\s+(?=(?:{'|'.join(SUBJECTS)})=)")
 
 
 def _value(kind: str, value: str, prefixes: Prefixes) -> str:
@@ -137,7 +165,7 @@ def _value(kind: str, value: str, prefixes: Prefixes) -> str:
 # -- actions -----------------------------------------------------------------------------------
 
 
-async def _top(store: Store, options: Options) -> int:
+async def _top(store: Store, options: Options, _subject: str) -> int:
     # Of a large store only these are kept.
     top: list[Use] = []
     async for use in uses_of(store, key_prefix("")):
@@ -158,14 +186,14 @@ async def _show(store: Store, options: Options, subject: str) -> int:
     _print(uses, options)
     if uses or options.json:
         return 0 if uses or not subject else 1
-    sys.stdout.write(f"{printable(subject)}: not known\n" if subject else "none is blocked\n")
+    sys.stdout.write(f"{shown(subject)}: not known\n" if subject else "none is blocked\n")
     return 1 if subject else 0
 
 
 async def _reset(store: Store, options: Options, subject: str) -> int:
     if await forget(store, subject):
         return _done("reset", subject, options)
-    sys.stderr.write(f"{printable(subject)}: nothing is counted\n")
+    sys.stderr.write(f"{shown(subject)}: nothing is counted\n")
     return 1
 
 
@@ -180,7 +208,7 @@ async def _release(store: Store, options: Options, subject: str) -> int:
     await forget(store, subject)
     if await store.ask(Delete(key(subject, BLOCK))):
         return _done("released", subject, options)
-    sys.stderr.write(f"{printable(subject)} was not blocked\n")
+    sys.stderr.write(f"{shown(subject)} was not blocked\n")
     return 1
 
 
@@ -190,7 +218,7 @@ def _done(what: str, subject: str, options: Options) -> int:
         json.dump({what: subject}, sys.stdout)
         sys.stdout.write("\n")
     else:
-        sys.stdout.write(f"{printable(subject)}: {what}\n")
+        sys.stdout.write(f"{shown(subject)}: {what}\n")
     return 0
 
 
@@ -200,7 +228,7 @@ def _print(uses: list[Use], options: Options) -> None:
         sys.stdout.write("\n")
         return
     for use in uses:
-        subject = printable(use.subject or "all")
+        subject = shown(use.subject)
         if use.blocked:
             ends = "" if use.seconds is None else f" for {use.seconds:.0f} s"
             sys.stdout.write(f"{subject}: blocked{ends}: {printable(use.blocked)}\n")
@@ -208,6 +236,14 @@ def _print(uses: list[Use], options: Options) -> None:
             room = "" if use.seconds is None else f", back to 0 in {use.seconds:.0f} s"
             sys.stdout.write(f"{subject}: {use.used:.0f} of {printable(use.limit)}{room}\n")
 
+
+_WORK: dict[str, Callable[[Store, Options, str], Coroutine[Any, Any, int]]] = {
+    TOP: _top,
+    SHOW: _show,
+    RESET: _reset,
+    BLOCKING: _block,
+    RELEASE: _release,
+}
 
 VERB = Verb(
     "limit",

@@ -19,7 +19,7 @@ from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.greylist.records import Record, records
 from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key
 from smtpd_filters.filters.limit.ledger import FOREVER
-from smtpd_filters.filters.limit.subjects import BLOCK, key
+from smtpd_filters.filters.limit.subjects import BLOCK, key, read, shown
 from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
 from smtpd_filters.stores import Delete, Put
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Entries that are shown, and read for it.
 SHOWN, SCANNED = 200, 20_000
 #: Characters of a field of a form.
-_LONGEST = 512
+_LONGEST = 4096
 #: Seconds for which a client is let in: a year.
 ALLOWED_FOR = 366 * 86400.0
 BY_HAND = "on the page"
@@ -145,12 +145,13 @@ class Memory:
         except UnavailableError as error:
             raise _unavailable(error) from None
         return self._pages.render(
-            request, "limits.html", uses=nlargest(SHOWN, top, key=_share), forever=FOREVER
+            request, "limits.html", uses=nlargest(SHOWN, top, key=_share), name=shown
         )
 
     async def change_limits(self, request: web.Request) -> web.StreamResponse:
         """Block a subject, or release it and forget what was counted."""
-        action, subject = await _fields(request, "subject")
+        action, name = await _fields(request, "subject")
+        subject = read(name)
         store = _opened(self._limits)
         try:
             if action == "block":

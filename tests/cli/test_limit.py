@@ -4,9 +4,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpd_filters.cli import main
 from smtpd_filters.filters.limit import Limit
+from smtpd_filters.filters.limit.subjects import key, part, read, read_key
+from smtpd_filters.filters.limit.subjects import shown as shown_subject
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
@@ -143,6 +147,87 @@ def test_a_reset_forgets_connections_as_well(store: str) -> None:
         assert clients[-1].greeting.refused
         assert limit(store, "reset", "client=192.0.2.9") == 0
         assert smtpd.connect(address="192.0.2.9").greeting.verb == "proceed"
+
+
+#: Names of users that are long, or not as an operator can type them.
+ODD_NAMES = [
+    "a" * 300,
+    "é" * 200,
+    "a\x1b[31mb",
+    "a\u202eb",
+    "a\udcffb",
+    "anna smith",
+    "o'hara,x",
+    r"domain\xavier",
+    "user=user=x",
+    "sha256=" + "0" * 64,
+    "-x",
+]
+
+
+#: Names that look like escapes: only what is printed for them means them.
+ESCAPES = [r"domain\x1b", "\x1b" + r"\x1b\x5c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        *((name, False) for name in ODD_NAMES),
+        *((name, True) for name in ODD_NAMES + ESCAPES),
+    ],
+)
+def test_a_subject_is_named_as_it_is_printed_or_as_it_is(
+    store: str, capsys: pytest.CaptureFixture[str], name: str, *, printed: bool
+) -> None:
+    with talk(store) as smtpd:
+
+        def send_some() -> bool:
+            client = smtpd.connect(address="192.0.2.1")
+            client.ehlo("mail.example.com")
+            client.auth(name, "secret")
+            replies = []
+            for _ in range(5):
+                replies.append(client.mail_from("x@example.com").reply)
+                client.rset()
+            return any(replies)
+
+        assert send_some()
+        capsys.readouterr()
+        assert limit(store, "top") == 0
+        line, _, _ = capsys.readouterr().out.partition(": blocked: ")
+        assert line.startswith(("user=", "sha256="))
+        assert line.isprintable()
+        subject = line if printed else f"user={name}"
+        assert limit(store, "show", subject) == 0
+        assert f"{line}: blocked: user messages 4/1h\n" in capsys.readouterr().out
+        assert limit(store, "reset", subject) == 0
+        assert limit(store, "release", subject) == 0
+        assert limit(store, "show", subject) == 1
+        assert limit(store, "block", subject) == 0
+        assert send_some()
+        assert limit(store, "release", subject) == 0
+        assert send_some()  # blocked again by its fifth message
+
+
+def test_a_combination_may_be_one_word_as_it_is_printed(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with talk(store) as smtpd:
+        send(smtpd, "alice", 1)
+        limit(store, "top")
+        assert "client=192.0.2.1 sender=alice@example.com: 1 of" in capsys.readouterr().out
+        assert limit(store, "show", "client=192.0.2.1 sender=alice@example.com") == 0
+        assert limit(store, "show", "client=192.0.2.1", "sender=alice@example.com") == 0
+
+
+@given(st.text())
+def test_a_subject_is_read_as_it_was_shown(name: str) -> None:
+    subject = part("user", name.encode("utf-8", "replace").decode())
+    text = shown_subject(subject)
+    assert text.isprintable()
+    stored, _ = read_key(key(subject))
+    assert read(text) == stored
+    assert key(read(text)) == key(subject)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,24 @@ def test_users_are_blocked_and_released(tmp_path: Path) -> None:
     assert store.get(key("user=bob", BLOCK)) is None
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\udcffb", "a\0b", "a\x1b[m", r"a\x1b", "<b>'\"&"])
+def test_the_form_of_a_subject_releases_it(tmp_path: Path, name: str) -> None:
+    of = key(f"user={name}", BLOCK)
+    store = Kept(Put(of, b"300 messages", ttl=99))
+
+    async def releasing(visitor: Visitor) -> None:
+        page = await visitor.get("/limits")
+        (subject,) = {
+            str(attrs["value"])
+            for tag, attrs in page.tags
+            if tag == "input" and attrs.get("name") == "subject"
+        }
+        assert await post(visitor, "/limits", subject=subject, action="release") == 303
+
+    visit(tmp_path, releasing, stores=shown(limits=store))
+    assert store.get(of) is None
+
+
 def test_a_page_shows_a_part_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SHOWN", 3)
     store = Kept(

@@ -43,7 +43,7 @@ from .ledger import RENEWAL, Ledger
 from .notices import SENDMAIL, SharedNotices
 from .overrides import OverrideTable
 from .rules import ACTIONS, BLOCK, CONNECTIONS, DELAY, JUNK, LIMIT, MAILBOX, REFUSED, TEMPFAIL
-from .subjects import Prefixes, Values, fields
+from .subjects import Prefixes, Values, fields, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -417,7 +417,7 @@ class Limit(Filter):
             self.log.event("blocked", session, **who, limit=claim.rule.text)
             if self._notifies:
                 self._notices.give(
-                    subject=claim.subject,
+                    subject=shown(claim.subject),
                     limit=claim.rule.text,
                     address=who["address"],
                     session=session.id,

@@ -7,8 +7,12 @@ one round trip.
 
 from __future__ import annotations
 
+import re
+import sys
+
 from smtpd_filters.addresses import canonical, folded, path
 from smtpd_filters.checks.exemptions import client_address
+from smtpd_filters.settings.kinds import printable
 from smtpd_filters.stores import join, split
 from smtpd_filters.tables.networks import network_of
 
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 SPACE = "limit"
 #: The parts of a key that is not that of a rule.
 BLOCK, BREACH, PAST = b"block", b"breach", b"past"
+#: What stands for a subject that is too long (`smtpd_filters.stores.keys`).
+HASH = re.compile(r"sha256=[0-9a-f]{64}")
+#: An escape as Python writes it.
+_ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 class Prefixes:
@@ -122,6 +130,39 @@ def fields(subject: str) -> dict[str, str]:
 def key(subject: str, *parts: bytes) -> bytes:
     """Return a key of a subject."""
     return join(SPACE, subject.encode("utf-8", "surrogateescape"), *parts)
+
+
+def shown(subject: str) -> str:
+    """Return a subject for people: with escapes for what isn't printable.
+
+    A long one is shown as its hash, as the store has it. `read` returns the subject from it.
+    """
+    stored, _ = read_key(key(subject))
+    if read(stored) != stored:  # it has what looks like an escape
+        stored = stored.replace("\\", r"\x5c")
+    return printable(stored)
+
+
+def read(text: str) -> str:
+    """Return the subject that is shown as a text.
+
+    Only the escapes that `shown` makes are read: a name may have a backslash.
+    """
+    return _ESCAPE.sub(_character, text)
+
+
+_BYTES = frozenset(map(chr, range(0xDC80, 0xDD00)))
+
+
+def _character(found: re.Match[str]) -> str:
+    number = int(found[0].lstrip("\\xuU"), 16)
+    if number > sys.maxunicode:
+        return found[0]
+    character = chr(number)
+    if character.isprintable() and character != "\\":
+        return found[0]
+    # Surrogates stand for bytes that aren't UTF-8 (PEP 383); others are no characters.
+    return found[0] if 0xD800 <= number <= 0xDFFF and character not in _BYTES else character
 
 
 def read_key(text: bytes) -> tuple[str, Sequence[bytes]]:
