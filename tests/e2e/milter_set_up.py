@@ -3,141 +3,19 @@
     with Lab(ZONE) as lab, opendkim(lab, "Mode v") as daemon:
         command = filter_command("milter", "--milter", daemon.address)
 
-They listen on the loopback of the lab's network, and see its files, so that names resolve in its
-zone. A daemon ends with the context or with this process, however it ends.
+`daemon` says where they run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.server.lab import PATH, Lab, LabError, wait_ended
-from smtpd_filters.testing.server.output import Output
+from tests.e2e.daemon import FILES, LOOPBACK, STATE, Daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-LOOPBACK = "127.0.0.1"
-#: Seconds that a daemon may take for anything.
-PATIENCE = 60.0
-#: Where its files are, as it sees them.
-FILES = "/srv/milter"
-#: Where it may write.
-STATE = "/srv/state"
-
-
-def unavailable(*programs: str) -> str | None:
-    """Return in one line why these programs can't run here, or None if they can."""
-    if os.geteuid() != 0:
-        return "root is required"
-    for program in programs:
-        if shutil.which(program, path=PATH) is None:
-            return f"no {program} (install the package)"
-    return None
-
-
-class Daemon:
-    """A context manager that runs a milter.
-
-    In `arguments` and in the contents of `files`, PORT stands for its port. Raises LabError with
-    the log if it doesn't start.
-    """
-
-    def __init__(
-        self, lab: Lab, arguments: Sequence[str], files: Mapping[str, str] | None = None
-    ) -> None:
-        self._lab = lab
-        self._arguments = arguments
-        self._files = dict(files or {})
-        self._output = Output()
-        self.log = self._output.lines
-        self._process: subprocess.Popen[bytes] | None = None
-        self._closing = contextlib.ExitStack()
-        self.port = 0
-
-    @property
-    def address(self) -> str:
-        """Its address in the notation of milters."""
-        return f"inet:{self.port}@{LOOPBACK}"
-
-    def __enter__(self) -> Self:
-        if reason := unavailable(self._arguments[0]):
-            raise LabError(reason)
-        with contextlib.ExitStack() as stack:
-            directory = Path(tempfile.mkdtemp(prefix="milter-"))
-            stack.callback(shutil.rmtree, directory)
-            directory.chmod(0o755)
-            inside = Lab(beside=self._lab, binds={FILES: directory}, directories={STATE: 0o1777})
-            self._inside = stack.enter_context(inside)
-            stack.callback(self.kill)
-            kept = stack.enter_context(self._lab.new_socket())
-            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            kept.bind((LOOPBACK, 0))
-            self.port = kept.getsockname()[1]
-            for name, content in self._files.items():
-                path = directory / name
-                path.write_text(self._filled(content))
-                path.chmod(0o600 if name.endswith("key") else 0o644)
-            self.start()
-            self._closing = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
-
-    def _filled(self, text: str) -> str:
-        return text.replace("PORT", str(self.port))
-
-    def start(self) -> None:
-        """Start it, after `kill` at the same address, and wait until it accepts connections."""
-        self._process = self._inside.spawn(
-            *map(self._filled, self._arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._output.follow(self._process.stdout, "milter-log")
-        until = PATIENCE
-        while True:
-            with self._lab.new_socket() as link:
-                link.settimeout(PATIENCE)
-                if not link.connect_ex((LOOPBACK, self.port)):
-                    return
-            until -= 0.02
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.02)
-                raise self._failure("has ended")
-            if until < 0:
-                raise self._failure("does not listen")
-
-    def _failure(self, what: str) -> LabError:
-        return LabError(f"{self._arguments[0]} {what}\n" + "\n".join(self.log[-50:]))
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all its processes."""
-        for process in self._inside.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
-        if number == signal.SIGCONT and self._process is not None:
-            self._process.send_signal(number)  # nsenter stops with its child
-
-    def kill(self) -> None:
-        """Kill it."""
-        mine = self._inside.processes()
-        self.signal(signal.SIGKILL)
-        wait_ended(mine, PATIENCE)
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)
-            self._output.close()
-            self._process = None
+    from smtpd_filters.testing.server import Lab
 
 
 def opendkim(lab: Lab, *settings: str, files: Mapping[str, str] | None = None) -> Daemon:

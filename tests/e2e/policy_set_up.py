@@ -8,31 +8,22 @@ from __future__ import annotations
 import importlib.machinery
 import shlex
 import shutil
-import subprocess
-from contextlib import contextmanager
-from time import monotonic
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.server import Lab
-from smtpd_filters.testing.server.lab import ENVIRONMENT, LabError
-from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.releases import release_root
+from tests.e2e.daemon import FILES, LOOPBACK, STATE, Daemon
 from tests.e2e.dovecot_set_up import VERSIONS
 from tests.e2e.sending import ALICE, BOB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from smtpd_filters.testing.server import Lab
 
-#: Seconds that a server may take to start.
-PATIENCE = 60.0
 POSTGREY, QUOTA = 10023, 12340
 #: Bytes that a mailbox may have.
 MAILBOX = 1 << 20
 #: Seconds that a client waits.
 DELAY = 1
 
-_DATABASE = "/srv/postgrey"
-_DOVECOT = "/srv/dovecot"
 QUOTA_STATUS = f"""\
 base_dir = /run/dovecot
 log_path = /dev/stderr
@@ -47,7 +38,7 @@ passdb {{
 }}
 userdb {{
   driver = passwd-file
-  args = {_DOVECOT}/users
+  args = {FILES}/users
 }}
 plugin {{
   quota = count:User quota
@@ -61,8 +52,8 @@ plugin {{
 service quota-status {{
   executable = quota-status -p postfix
   inet_listener {{
-    address = 127.0.0.1
-    port = {QUOTA}
+    address = {LOOPBACK}
+    port = PORT
   }}
 }}
 """
@@ -96,76 +87,23 @@ def policyd_spf(configuration: str) -> str:
     return shlex.join(["/usr/bin/python3", "-c", code, configuration])
 
 
-@contextmanager
-def postgrey(lab: Lab) -> Iterator[None]:
-    """Run postgrey at POSTGREY."""
-    with _beside(lab, {_DATABASE: 0o777}) as inside:
-        process = inside.spawn(
-            *("/usr/sbin/postgrey", f"--inet=127.0.0.1:{POSTGREY}", f"--dbdir={_DATABASE}"),
-            *(f"--delay={DELAY}", "--user=postgrey", "--group=postgrey"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        with _running(process):
-            _await(lab, POSTGREY, process)
-            yield
+def postgrey(lab: Lab, *options: str) -> Daemon:
+    """Return postgrey at POSTGREY, with these options further."""
+    arguments = ["postgrey", f"--inet={LOOPBACK}:PORT", f"--dbdir={STATE}", f"--delay={DELAY}"]
+    user = ("--user=postgrey", "--group=postgrey")
+    return Daemon(lab, [*arguments, *user, *options], port=POSTGREY)
 
 
-@contextmanager
-def quota_status(lab: Lab) -> Iterator[Lab]:
-    """Run Dovecot with quota-status at QUOTA; the mailboxes of ALICE and BOB take MAILBOX.
+def quota_status(lab: Lab) -> Daemon:
+    """Return Dovecot with quota-status at QUOTA; the mailboxes of ALICE and BOB take MAILBOX.
 
-    Yields the lab of Dovecot, in which its other programs can be run.
+    In its lab Dovecot's other programs can be run.
     """
-    directories = {_DOVECOT: 0o755, "/srv/sieve": 0o777}
-    with _beside(lab, directories, root=str(release_root(VERSIONS["2.3"]))) as inside:
-        users = "".join(f"{user}::2000:2000::{_DOVECOT}/{user}::\n" for user in (ALICE, BOB))
-        for name, text in (("users", users), ("conf", QUOTA_STATUS)):
-            inside.run("tee", f"{_DOVECOT}/{name}", input=text.encode())
-        inside.run("chown", "2000", _DOVECOT)
-        output = Output()
-        process = inside.spawn(
-            *("/usr/sbin/dovecot", "-F", "-c", f"{_DOVECOT}/conf"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
-        )
-        output.follow(process.stdout, "quota-log")
-        with _running(process):
-            try:
-                _await(lab, QUOTA, process)
-                yield inside
-            except BaseException as error:
-                error.add_note("\n".join(output.lines[-50:]))
-                raise
-
-
-@contextmanager
-def _beside(lab: Lab, directories: dict[str, int], root: str = "/") -> Iterator[Lab]:
-    with Lab(root=root, directories=directories, beside=lab) as inside:
-        yield inside
-
-
-@contextmanager
-def _running(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        process.kill()  # its children end with their lab
-        process.wait(PATIENCE)
-
-
-def _await(lab: Lab, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a server accepts connections."""
-    ends = monotonic() + PATIENCE
-    while monotonic() < ends:
-        try:
-            lab.connect(port).close()
-        except OSError:
-            try:
-                process.wait(0.02)
-            except subprocess.TimeoutExpired:
-                continue
-            break
-        return
-    raise LabError(f"nothing listens at port {port}")
+    users = "".join(f"{user}::2000:2000::{STATE}/{user}::\n" for user in (ALICE, BOB))
+    return Daemon(
+        lab,
+        ["/usr/sbin/dovecot", "-F", "-c", f"{FILES}/conf"],
+        {"conf": QUOTA_STATUS, "users": users},
+        port=QUOTA,
+        root=release_root(VERSIONS["2.3"]),
+    )

@@ -27,6 +27,7 @@ from smtpd_filters.testing.server import (
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e import clamd_set_up, spamd_set_up
 from tests.e2e.clamd_set_up import EICAR, ClamAV
+from tests.e2e.daemon import STATE
 from tests.e2e.learning import TEXTS
 from tests.e2e.policy_set_up import MAILBOX, no_quota_status, quota_status
 from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, SENDER, ZONE, attempt, greeted
@@ -80,8 +81,8 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def dovecot(lab: Lab) -> Iterator[Lab]:
     """The lab of Dovecot, which serves quotas."""
-    with quota_status(lab) as inside:
-        yield inside
+    with quota_status(lab) as daemon:
+        yield daemon.inside
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +165,10 @@ def test_spam_is_tagged_and_filed(server: Smtpd, dovecot: Lab) -> None:
 def sieve(dovecot: Lab, found: Delivered) -> str:
     """The folder into which the Sieve script of the page files a message."""
     for name, content in (("script.sieve", SIEVE.encode()), ("mail", found.content)):
-        dovecot.run("tee", f"/srv/sieve/{name}", input=content)
+        dovecot.run("tee", f"{STATE}/{name}", input=content)
     user = [word for name in ("uid", "gid") for word in ("-o", f"mail_{name}=2000")]
-    place = ("-o", "mail_location=maildir:/srv/sieve/mails")
-    done = dovecot.run("sieve-test", *user, *place, "/srv/sieve/script.sieve", "/srv/sieve/mail")
+    place = ("-o", f"mail_location=maildir:{STATE}/mails")
+    done = dovecot.run("sieve-test", *user, *place, f"{STATE}/script.sieve", f"{STATE}/mail")
     [stored] = re.findall(rb"store message in folder: (\S+)", done.stdout)
     return str(stored.decode())
 

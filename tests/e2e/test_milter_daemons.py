@@ -12,12 +12,12 @@ from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
 from smtpd_filters.testing.server import Lab, Smtpd, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e import clamd_set_up
+from tests.e2e.daemon import unavailable
 from tests.e2e.milter_set_up import (
     amavisd_milter,
     clamav_milter,
     spamass_milter,
     spamd,
-    unavailable,
 )
 from tests.e2e.sending import SENDER, ZONE, Outcome, attempt
 from tests.needed import need
