@@ -53,7 +53,7 @@ class ClamAV:
     """
 
     def __init__(self, *, limit: int = LIMIT, port: int = 0, lab: Lab | None = None) -> None:
-        self._limit, self._port = limit, port
+        self._limit, self.port = limit, port
         # Without another PID namespace, so that the process is clamd itself.
         self._prefix = () if lab is None else ("nsenter", f"--target={lab.pid}", "--net", "--")
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,8 +111,8 @@ class ClamAV:
             "SelfCheck 0",
             "LogVerbose yes",
         ]
-        if self._port:
-            lines += [f"TCPSocket {self._port}", "TCPAddr 127.0.0.1"]
+        if self.port:
+            lines += [f"TCPSocket {self.port}", "TCPAddr 127.0.0.1"]
         (self.folder / "clamd.conf").write_text("\n".join(lines) + "\n")
 
     def start(self) -> None:
@@ -139,28 +139,19 @@ class ClamAV:
         self._process.kill()
         self._process.wait(PATIENCE)
 
-    def pause(self) -> None:
-        """Stop the daemon where it is: it accepts connections no more, but the kernel does."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the daemon."""
+        os.kill(self.pid, number)
 
     def stop(self) -> None:
         """End the daemon, whatever its state."""
         if self._process is not None and self._process.poll() is None:
-            self.resume()
+            self.signal(signal.SIGCONT)
             self._process.terminate()
             try:
                 self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.kill()
-
-    def restart(self) -> None:
-        """End the daemon and start it again."""
-        self.stop()
-        self.start()
 
     def ask(self, command: bytes) -> bytes:
         """Return its reply to a command; b"" if it doesn't answer."""

@@ -113,12 +113,12 @@ class Spamd:
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = contextlib.ExitStack()
         self.directory = Path()
-        self._port = 0
+        self.port = 0
 
     @property
     def server(self) -> str:
         """Its address in the lab."""
-        return f"{LOOPBACK}:{self._port}"
+        return f"{LOOPBACK}:{self.port}"
 
     @property
     def socket(self) -> Path:
@@ -142,7 +142,7 @@ class Spamd:
             kept = stack.enter_context(self._lab.new_socket())
             kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             kept.bind((LOOPBACK, 0))
-            self._port = kept.getsockname()[1]
+            self.port = kept.getsockname()[1]
             self._set_up()
             self.start()
             self._closing = stack.pop_all()

@@ -6,11 +6,9 @@ replying nonsense, is in `tests.filters.clamav`.
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +31,6 @@ THERE = "/srv/clamd"
 LIMIT = 25 << 20
 #: What smtpd would add.
 STAMPS = f"Date: {formatdate()}\r\nMessage-ID: <1@good.example>\r\n".encode()
-PATIENCE = 60.0  # seconds for a client that tries again and again
 
 
 @pytest.fixture(scope="module")
@@ -188,57 +185,6 @@ def test_in_a_chain_with_a_score(scan: Start) -> None:
     assert attempt(server, "192.0.2.8", message=suspicious).code // 100 == 5
     assert attempt(server, "192.0.2.8", message=mail()).code == 250
     assert folders(server) == ["", ""]
-
-
-# -- the daemon itself -----------------------------------------------------------------------------
-
-
-def insist(server: Smtpd, message: bytes, over: Event) -> list[int]:
-    """Send a message until it is not refused temporarily, as a queue would; return the codes."""
-    codes: list[int] = []
-    deadline = time.monotonic() + PATIENCE
-    while not codes or codes[-1] // 100 == 4:
-        assert time.monotonic() < deadline, codes
-        if codes:
-            over.wait(PATIENCE)
-        codes.append(attempt(server, message=message).code)
-    return codes
-
-
-@pytest.mark.parametrize("version", [system_version()], indirect=True)
-@pytest.mark.parametrize("how", ["killed", "stopped", "restarted"])
-def test_the_daemon_fails_under_load(start: Start, lab: Lab, how: str) -> None:
-    """No mail is lost, none is accepted unscanned, and smtpd stays."""
-    need(unavailable())
-    with ClamAV() as mortal:
-        given = filter_command("clamav", "--clamd", f"{THERE}/clamd", "--timeout", "1s")
-        server = start(lab=lab, filters={"clamav": given}, binds={THERE: mortal.socket.parent})
-        going, back = Event(), Event()
-
-        def send(number: int) -> list[int]:
-            if number == 40:
-                going.set()
-            body = attachment() if number % 4 == 0 else b"\r\nhello\r\n"
-            return insist(server, mail(body, subject=str(number)), back)
-
-        with ThreadPoolExecutor(25) as pool:
-            answers = [pool.submit(send, number) for number in range(120)]
-            assert going.wait(PATIENCE)
-            if how == "restarted":
-                mortal.restart()
-            else:
-                mortal.kill() if how == "killed" else mortal.pause()
-                # Refused while it is away, so that this is no test of a fast start.
-                assert attempt(server, message=mail(subject="away")).code == 451
-                mortal.start() if how == "killed" else mortal.resume()
-            back.set()
-            codes = [answer.result() for answer in answers]
-        finals = [each[-1] for each in codes]
-        assert finals == [554 if number % 4 == 0 else 250 for number in range(120)]
-        assert {code for each in codes for code in each} <= {250, 451, 554}
-        subjects = {str(each.message["Subject"]) for each in server.maildir("alice")}
-        assert subjects == {str(number) for number in range(120) if number % 4}
-        assert server.alive()
 
 
 @pytest.mark.parametrize("version", [system_version()], indirect=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import dkim
@@ -16,7 +14,8 @@ from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing.dns import merge
 from smtpd_filters.testing.server import Lab, filter_command
 from smtpd_filters.testing.server import unavailable as no_lab
-from tests.e2e.milter_set_up import FILES, Daemon, opendkim, opendmarc, pymilter, unavailable
+from tests.e2e.daemon import FILES, Daemon, unavailable
+from tests.e2e.milter_set_up import opendkim, opendmarc, pymilter
 from tests.e2e.sending import GOOD, ZONE, attempt, greeted, logged, transact
 from tests.e2e.test_dkimsign import MESSAGES
 from tests.filters.milter.stub import milter
@@ -312,40 +311,6 @@ def test_a_milter_that_is_killed_stopped_and_started(start: Start, lab: Lab) -> 
         daemon.signal(signal.SIGCONT)
         assert attempt(server, sender=SENDER, message=mail("plain")).code == 250
         assert len(server.maildir("alice")) == 4
-
-
-def test_no_mail_is_lost_or_unscanned_under_load(start: Start, lab: Lab) -> None:
-    flags = ("--command-timeout=2", "--content-timeout=2", "--connect-timeout=2")
-    with pymilter(lab, SCRIPT) as daemon:
-        server = begin(start, lab, daemon, flags=flags)
-        done = threading.Event()
-
-        def send() -> list[int]:
-            codes = []
-            while not done.is_set():
-                codes.append(attempt(server, sender=SENDER, message=mail("plain")).code)
-            return codes
-
-        with ThreadPoolExecutor(8) as pool:
-            senders = [pool.submit(send) for _ in range(8)]
-            try:
-                for _ in range(3):
-                    server.wait_for("smtp message msgid", since=len(server.log))
-                    daemon.kill()
-                    server.wait_for("connection refused", since=0)
-                    daemon.start()
-                server.wait_for("smtp message msgid", since=len(server.log))
-                daemon.signal(signal.SIGSTOP)
-                server.wait_for("no (answer|connection) after 2 s")
-                daemon.signal(signal.SIGCONT)
-                server.wait_for("smtp message msgid", since=len(server.log))
-            finally:
-                done.set()
-            codes = [code for each in senders for code in each.result()]
-        delivered = server.maildir("alice")
-        assert set(codes) == {250, 451}
-        assert len(delivered) == codes.count(250)
-        assert all(each.message["X-Size"] == "7" for each in delivered)
 
 
 #: What a milter answers to the end of a message, by the local part of the sender, and the reply.

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,8 +40,6 @@ USERS = {
     "hurried": "time_limit 1",
 }
 SPAM = "X-Test-Spam: yes"
-#: Seconds for a client that tries again and again.
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +55,6 @@ def daemon(lab: Lab) -> Iterator[Spamd]:
     """The module's spamd."""
     need(unavailable())
     with Spamd(lab, users=USERS) as started:
-        yield started
-
-
-@pytest.fixture
-def mortal(lab: Lab) -> Iterator[Spamd]:
-    """A daemon that the test may kill."""
-    need(unavailable())
-    with Spamd(lab) as started:
         yield started
 
 
@@ -315,38 +303,6 @@ def test_fifty_at_a_time(scan: Start) -> None:
 
 
 # -- faults ----------------------------------------------------------------------------------------
-
-
-def test_the_daemon_dies_under_load(scan: Start, mortal: Spamd) -> None:
-    """No mail is lost, none is accepted unscanned, and smtpd stays."""
-    server = scan(server=mortal.server)
-    back, going = Event(), Event()
-
-    def send(number: int) -> list[int]:
-        codes: list[int] = []
-        deadline = time.monotonic() + PATIENCE
-        if number == 6:
-            going.set()
-        while not codes or codes[-1] != 250:
-            assert time.monotonic() < deadline, codes
-            if codes:
-                back.wait(PATIENCE)
-            codes.append(attempt(server, message=mail(subject=str(number))).code)
-        return codes
-
-    with ThreadPoolExecutor(10) as pool:
-        answers = [pool.submit(send, number) for number in range(15)]
-        assert going.wait(PATIENCE)
-        mortal.kill()
-        # Refused while it is away, so that this is no test of a fast start.
-        assert attempt(server, message=mail(subject="away")).code == 451
-        mortal.start()
-        back.set()
-        codes = {code for answer in answers for code in answer.result()}
-    assert codes <= {250, 451}
-    found = server.maildir("alice")
-    assert sorted(int(each.message["Subject"]) for each in found) == list(range(15))
-    assert [each for each in found if b"\nX-Spam-Status: " not in each.content] == []
 
 
 def test_a_daemon_that_is_stopped(scan: Start, daemon: Spamd) -> None:
