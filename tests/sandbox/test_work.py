@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import subprocess
@@ -165,6 +166,19 @@ def test_a_notice_is_given_from_outside_the_sandbox(tmp_path: Path) -> None:
     assert (tmp_path / "told").read_text().startswith("client=")
 
 
+def children_with(word: str, parent: int) -> list[int]:
+    """Return the ids of a process's children that have this word in their command.
+
+    The process that stands by has the same command as the one that waits for it.
+    """
+    found = []
+    for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        words = Path(f"/proc/{each}/cmdline").read_text()
+        if word in words and ("spawner.py" in words) == (word == "spawner.py"):
+            found.append(int(each))
+    return found
+
+
 def test_a_policy_server_that_is_a_program_is_started_from_outside_the_sandbox(
     tmp_path: Path,
 ) -> None:
@@ -185,8 +199,16 @@ def test_a_policy_server_that_is_a_program_is_started_from_outside_the_sandbox(
         for _ in range(2):
             said = process.ask("rcpt-to", sid(1), b"b@example.org")
             assert said.argument == b"550 told"
+        # What starts programs is killed, and the program with it: both are replaced.
+        [serving] = children_with("spawner.py", process.child.pid)
+        [started] = children_with(str(program), serving)
+        os.kill(started, signal.SIGKILL)
+        os.kill(serving, signal.SIGKILL)
+        said = process.ask("rcpt-to", sid(1), b"b@example.org")
+        assert said.argument == b"550 told"
         process.finish()
-    assert told.read_text() == "told\ntold\n"
+        assert "replaced a process that starts programs" in process.logged
+    assert told.read_text() == "told\n" * 3
 
 
 # -- messages --------------------------------------------------------------------------------

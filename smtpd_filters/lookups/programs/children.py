@@ -10,6 +10,7 @@ before was closed: after a program that has ended, that didn't answer in time, o
 step.
 *No descriptor of smtpd*: the process has its own socket, /dev/null and the log; the program has a
 socket and the log. Both end when their socket is closed, however the filter ends.
+*Replaced*: if the process is killed, another one takes its place (`spawner`).
 *Not confined*: the process starts before the sandbox, and runs nothing but the program of the
 settings.
 """
@@ -21,6 +22,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from smtpd_filters.errors import ConfigError, os_reason
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _PATIENCE = spawner.PATIENCE + 2
 #: Bytes of an answer: the number of the request, and that of an error.
 _MAX_ANSWER = 100
+_ENDED = "the process that starts it has ended"
 
 
 class Children:
@@ -84,15 +87,24 @@ class Children:
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
+            self._process.poll()  # reaps it if it was killed
             self._number += 1
             request = b"%d " % self._number
-            self._control.send(request)
+            self._send(request)
             while True:
                 await self._readable()
                 with _Answer(self._control) as answer:
+                    if answer.text == spawner.AGAIN:
+                        self._send(request)
                     # The answer to an earlier request, whose caller was cancelled, is dropped.
                     if answer.text.startswith(request):
                         return answer.socket(answer.text.removeprefix(request))
+
+    def _send(self, request: bytes) -> None:
+        try:
+            self._control.send(request)
+        except BrokenPipeError:
+            raise OSError(0, _ENDED) from None
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -106,7 +118,11 @@ class Children:
 
     async def aclose(self) -> None:
         """End the process, and with it the program."""
-        self._control.close()
+        with self._control as control, suppress(OSError):
+            control.shutdown(socket.SHUT_WR)
+            control.settimeout(_PATIENCE)
+            while control.recv(_MAX_ANSWER):  # until no process has the other end
+                pass
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -126,7 +142,7 @@ class _Answer:
         """Read it. Raises OSError if the process has ended."""
         text, self._descriptors, _, _ = socket.recv_fds(control, _MAX_ANSWER, 1)
         if not text:
-            raise OSError(0, "the process that starts it has ended")
+            raise OSError(0, _ENDED)
         self.text = text
 
     def socket(self, error: bytes) -> socket.socket:

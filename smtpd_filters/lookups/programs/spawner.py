@@ -1,9 +1,14 @@
-"""The process that starts a program for a filter.
+"""The process that starts a program for a filter, and a second one that stands by.
 
 It is run as a file, with the program and its arguments; `children` starts it and has its
 invariants. Each datagram on the socket at descriptor 0 asks for a program; the answer is the same
 datagram with the descriptor of a socket that is the program's stdin and stdout, or with the number
 of an error.
+
+The filter can't start this process again from its sandbox. So there are two: one serves, the other
+waits for the end of a link to it. Whichever is killed, the other one replaces it, with a line in
+the log. The one that takes over sends `AGAIN`, whereupon the filter repeats a request that may be
+lost. A program that the killed process had started goes on; it ends when its socket is closed.
 """
 
 from __future__ import annotations
@@ -27,6 +32,13 @@ MAX_REQUEST = 20
 GRACE, PATIENCE = 1.0, 3.0
 #: Seconds between two looks at programs that are to end.
 _LOOK = 0.2
+#: Seconds between two starts of a process that stands by.
+_RESPITE = 1.0
+#: What the process that has taken over sends to the filter.
+AGAIN = b"again"
+#: What the process that stands by is sent at the end.
+_DONE = b"."
+_PEEK, _DONT_WAIT = socket.MSG_PEEK, socket.MSG_DONTWAIT
 
 
 class _Ending:
@@ -48,43 +60,137 @@ class _Ending:
         return False
 
 
+class Spawner:
+    """The process that serves the socket `control`, and the one that stands by."""
+
+    def __init__(self, control: socket.socket, command: Sequence[str]) -> None:
+        self._control = control
+        self._command = command
+        self._ends = _child_ends()
+        self._current: subprocess.Popen[bytes] | None = None
+        self._ending: list[_Ending] = []
+        #: The last request that was answered.
+        self._answered = b""
+        #: The process that stands by: its id, and the link to it, None without it.
+        self._second = 0
+        self._link: socket.socket | None = None
+        #: When another one may be started.
+        self._next = 0.0
+
+    def run(self) -> None:
+        """Start programs, one at a time, until the control socket is closed."""
+        while True:
+            self._stand_by()
+            ready = self._ready()
+            if self._link in ready:
+                self._replace()
+            if self._ends[0] in ready:
+                os.read(self._ends[0], 100)
+                if self._current is not None and self._current.poll() is not None:
+                    self._current = None
+            if self._control in ready and not self._serve():
+                break
+        if self._link is not None:
+            with suppress(OSError):
+                self._link.send(_DONE)
+        while self._has_ending():
+            select.select([], [], [], _LOOK)
+
+    def _serve(self) -> bool:
+        """Serve a request; return False if there will be no more."""
+        request = self._control.recv(MAX_REQUEST)
+        if request and request == self._answered:
+            return True  # it was repeated, since this process has taken over
+        if self._current is not None:  # its socket was closed, since another one is wanted
+            self._ending.append(_Ending(self._current))
+        if not request:
+            return False
+        self._current = _start(self._control, request, self._command)
+        self._answered = request
+        return True
+
+    def _has_ending(self) -> bool:
+        """Whether programs are to end; those that take too long are ended."""
+        self._ending = [each for each in self._ending if not each.ended()]
+        return bool(self._ending)
+
+    def _ready(self) -> list[socket.socket | int]:
+        """Wait; return what has data."""
+        waited: list[socket.socket | int] = [self._control, self._ends[0]]
+        if self._link is not None:
+            waited.append(self._link)
+        looks = self._has_ending() or self._link is None
+        return select.select(waited, [], [], _LOOK if looks else None)[0]
+
+    # -- the process that stands by ------------------------------------------------------------
+
+    def _stand_by(self) -> None:
+        """Start the process that stands by, unless it runs; it returns when it takes over."""
+        if self._link is not None or monotonic() < self._next:
+            return
+        self._next = monotonic() + _RESPITE
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._second = os.fork()
+            except OSError:
+                ours.close()
+                return
+            if self._second:
+                self._link = ours
+                return
+            signal.set_wakeup_fd(-1)
+            ours.close()
+            if theirs.recv(1):
+                os._exit(0)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Become the process that serves: the one that did has ended."""
+        for descriptor in self._ends:
+            os.close(descriptor)
+        if select.select([self._control], [], [], 0)[0] and not self._control.recv(1, _PEEK):
+            os._exit(0)  # the filter has ended as well
+        self._ends = _child_ends()
+        self._current, self._ending, self._answered = None, [], b""
+        self._next = 0.0
+        self._say()
+        with suppress(OSError):  # such as a full queue, which has one already
+            self._control.send(AGAIN, _DONT_WAIT)
+
+    def _replace(self) -> None:
+        """Release the process that stood by, which has ended."""
+        assert self._link is not None  # noqa: S101  # it had data
+        self._link.close()
+        self._link = None
+        with suppress(ChildProcessError):
+            os.waitpid(self._second, 0)
+        self._say()
+
+    def _say(self) -> None:
+        program = ascii(self._command[0])[1:-1].replace('"', "?")
+        line = f'smtpd-filters replaced a process that starts programs program="{program}"\n'
+        with suppress(OSError):
+            os.write(2, line.encode())
+
+
 def main(command: Sequence[str]) -> None:
-    """Start programs, one at a time, until the socket at descriptor 0 is closed."""
+    """Start programs until the socket at descriptor 0 is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    ended = _child_ends()
-    current: subprocess.Popen[bytes] | None = None
-    ending: list[_Ending] = []
-    while True:
-        ending = [each for each in ending if not each.ended()]
-        ready = select.select([control.fileno(), ended], [], [], _LOOK if ending else None)[0]
-        if ended in ready:
-            os.read(ended, 100)
-            if current is not None and current.poll() is not None:
-                current = None
-        if control.fileno() not in ready:
-            continue
-        request = control.recv(MAX_REQUEST)
-        if current is not None:  # its socket was closed, since another one is wanted
-            ending.append(_Ending(current))
-        if not request:
-            break
-        current = _start(control, request, command)
-    control.close()
-    while ending := [each for each in ending if not each.ended()]:
-        select.select([], [], [], _LOOK)
+    Spawner(control, command).run()
 
 
-def _child_ends() -> int:
-    """Return a descriptor that has data when a child has ended."""
+def _child_ends() -> tuple[int, int]:
+    """Return a pipe that has data when a child has ended."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    return reader
+    return reader, writer
 
 
 def _start(

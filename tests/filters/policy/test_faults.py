@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -268,13 +269,139 @@ def test_a_request_that_is_cancelled_does_not_take_the_next_ones_program(behavio
     with_client(use, started(behaviour))
 
 
-def test_the_process_that_starts_programs_has_ended(behaviour: Path) -> None:
+async def second_of(pid: int) -> int:
+    """Return the id of the process that stands by for one that starts programs."""
+    async with asyncio.timeout(PATIENCE):
+        while not (found := standing_by(pid)):  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0.01)
+    return found[0]
+
+
+def standing_by(pid: int) -> list[int]:
+    found = []
+    for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"spawner.py" in Path(f"/proc/{each}/cmdline").read_bytes():
+                found.append(int(each))
+    return found
+
+
+async def until_said(capfd: pytest.CaptureFixture[str], lines: int) -> None:
+    """Wait for so many lines of processes that replace others."""
+    said = ""
+    async with asyncio.timeout(PATIENCE):
+        while said.count(f'starts programs program="{sys.executable}"\n') < lines:
+            said += capfd.readouterr().err
+            await asyncio.sleep(0.01)
+
+
+def test_the_process_that_starts_programs_is_replaced(
+    behaviour: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Again and again, and the program itself goes on as long as it may."""
+    pids = []
+
     async def use(client: PolicyClient) -> None:
         [children] = client._children
-        children._process.kill()
-        children._process.wait()
+        program, _ = process(await client.ask_policy(REQUEST))
+        serving = children._process.pid
+        for count in range(2, 5):
+            second = await second_of(serving)
+            os.kill(serving, signal.SIGKILL)
+            await until_said(capfd, 1)
+            assert process(await client.ask_policy(REQUEST)) == (program, count)
+            serving = second
+        os.kill(program, signal.SIGKILL)
+        await gone(program)
+        another, count = process(await client.ask_policy(REQUEST))
+        assert (another != program, count) == (True, 1)
+        pids.extend([another, serving, await second_of(serving)])
+
+    with_client(use, started(behaviour))
+    for pid in pids:
+        asyncio.run(gone(pid))
+
+
+def test_the_process_that_stands_by_is_replaced(
+    behaviour: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        serving = children._process.pid
+        second = await second_of(serving)
+        os.kill(second, signal.SIGKILL)
+        await until_said(capfd, 1)
+        third = await second_of(serving)
+        assert third != second
+        os.kill(serving, signal.SIGKILL)
+        await until_said(capfd, 1)
+        assert process(await client.ask_policy(REQUEST))[1] == 1
+
+    with_client(use, started(behaviour))
+
+
+def test_a_request_that_the_killed_process_has_not_read(behaviour: Path) -> None:
+    """The one that takes over answers it once, although it is repeated."""
+
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        pid = children._process.pid
+        await second_of(pid)
+        os.kill(pid, signal.SIGSTOP)
+        task = asyncio.ensure_future(client.ask_policy(REQUEST))
+        async with asyncio.timeout(PATIENCE):
+            while not children._number:  # noqa: ASYNC110  # until a program is asked for
+                await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        assert process(await task)[1] == 1
+        assert process(await client.ask_policy(REQUEST))[1] == 2
+
+    with_client(use, started(behaviour))
+
+
+def test_a_request_that_is_lost_is_repeated(behaviour: Path) -> None:
+    """The test reads it in place of the process that is killed."""
+
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        pid = children._process.pid
+        await second_of(pid)
+        os.kill(pid, signal.SIGSTOP)
+        control = children._control
+        send = control.send
+        lost: list[bytes] = []
+
+        class Losing:
+            """The control socket, whose first request is lost."""
+
+            def send(self, request: bytes) -> int:
+                if lost:
+                    return send(request)
+                lost.append(request)
+                os.kill(pid, signal.SIGKILL)
+                return len(request)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(control, name)
+
+        children._control = Losing()  # type: ignore[assignment]  # all that is used of it
+        assert process(await client.ask_policy(REQUEST))[1] == 1
+        children._control = control
+        assert lost == [b"1 "]
+
+    with_client(use, started(behaviour))
+
+
+def test_both_processes_that_start_programs_have_ended(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        second = await second_of(children._process.pid)
+        os.kill(second, signal.SIGSTOP)
+        os.kill(children._process.pid, signal.SIGKILL)
+        os.kill(second, signal.SIGKILL)
         said = await client.ask_policy(REQUEST)
         assert isinstance(said, Unavailable)
+        assert "the process that starts it has ended" in said.cause
 
     with_client(use, started(behaviour))
 
