@@ -91,6 +91,47 @@ def test_exchangers_and_names_of_the_client_are_looked_up_side_by_side() -> None
     assert (verdict.result, verdict.mechanism) == ("pass", "ptr")
 
 
+def test_the_steps_are_those_of_the_longest_chain() -> None:
+    """Each include leads to further look-ups, and so does an exchanger before them."""
+    record = "v=spf1 mx include:one.example include:two.example redirect=three.example"
+    zone: dict[str, Any] = {"example.com": {"TXT": record, "MX": [(1, "one.mx"), (2, "two.mx")]}}
+    for name in ("one", "two"):
+        zone[f"{name}.example"] = {"TXT": f"v=spf1 a:h.{name}.example include:%{{d}}.test ?all"}
+        zone[f"{name}.example.test"] = {"TXT": f"v=spf1 exists:{name}.test ?all"}
+        zone[f"h.{name}.example"] = zone[f"{name}.mx"] = {"A": "192.0.2.9"}
+    zone["three.example"] = {"TXT": "v=spf1 ip4:192.0.2.9 -all"}
+    steps, verdict = steps_of("", zone)
+    assert verdict.result == "fail"
+    assert [sorted(step) for step in steps] == [
+        [("example.com", "TXT")],
+        [
+            ("example.com", "MX"), ("one.example", "TXT"), ("three.example", "TXT"),
+            ("two.example", "TXT"),
+        ],
+        [
+            ("h.one.example", "A"), ("h.two.example", "A"), ("one.example.test", "TXT"),
+            ("one.mx", "A"), ("two.example.test", "TXT"), ("two.mx", "A"),
+        ],
+        [("one.test", "A"), ("two.test", "A")],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["a", "exists", "include"])
+def test_no_more_is_asked_ahead_than_terms_may_look_up(kind: str) -> None:
+    """Ten terms that look up: those of included records count, in the order of the evaluation."""
+    zone = {
+        f"{name}.example": {
+            "TXT": "v=spf1 " + " ".join(f"{kind}:{number}.{name}.test" for number in range(20))
+        }
+        for name in range(12)
+    }
+    record = "v=spf1 " + " ".join(f"include:{name}.example" for name in range(12)) + " -all"
+    steps, verdict = steps_of(record, zone)
+    assert verdict.result == "permerror"
+    # The record, ten that it includes, and what the first of these names.
+    assert [len(step) for step in steps] == [1, 10, 9]
+
+
 def test_nothing_is_asked_ahead_of_a_term_that_matches_by_itself() -> None:
     steps, verdict = steps_of(f"v=spf1 ip4:{V4} include:a.example.com mx -all")
     assert len(steps) == 1

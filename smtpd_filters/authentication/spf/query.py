@@ -6,6 +6,7 @@ Importing this module imports pyspf and dnspython.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,8 @@ _BY_LOOKUP = re.compile("%{p", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[^ -~]")
 #: The letters of the macros (RFC 7208 section 7.2), of which these are for explanations only.
 _LETTERS, _FOR_EXPLANATIONS = frozenset("slodipvhcrt"), "crt"
-#: The record types of what a mechanism names; that of "a" depends on the client.
-_TYPES = {"include": "TXT", "exists": "A", "mx": "MX"}
+#: The terms that look nothing up.
+_WITHOUT_LOOK_UP = re.compile(r"[+?~-]?(?:all$|ip[46]:)", re.IGNORECASE)
 
 
 class _PendingError(Exception):
@@ -122,6 +123,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self._cached = cached
         self._work = work
         self._voids: set[int] = set()
+        self._depth = 0
         self._trace = Trace() if explain else None
 
     def verdict(self) -> Verdict:
@@ -256,19 +258,22 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
     # -- records -------------------------------------------------------------------------
 
     def check0(self, spf: str, recursion: int) -> tuple[str, int, str]:
-        """Evaluate a record; if an answer is missing, want those of its other terms as well."""
+        """Evaluate a record; if an answer is missing, want those of the other terms as well."""
         step = self._trace and spf and self._trace.record(self.d, spf)
+        self._depth += 1
         try:
             record = self._normalised(spf) if spf else spf
             result: tuple[str, int, str] = super().check0(record, recursion)
         except _PendingError:
-            if not self.interrupted:
-                self._look_ahead(spf)
+            if self._depth == 1 and not self.interrupted:
+                self._want_all(spf)
             raise
         except Exception as error:
             if self._trace and step:
                 self._trace.failed(step, str(error))
             raise
+        finally:
+            self._depth -= 1
         if self._trace and step:
             self._trace.ended(step, result[0])
             return (str(result[0]), *result[1:])
@@ -299,30 +304,55 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
                 self.expand(value)
         return " ".join(terms)
 
-    def _look_ahead(self, record: str) -> None:
-        """Want what the terms of a record name, as many of them as may be looked up."""
-        seen = len(self.wanted)
-        for term in record.split(" ")[1:]:
-            if len(self.wanted) - seen >= spf.MAX_LOOKUP:
-                return
-            try:
-                self._want_term(term)
-            except (spf.PermError, _PendingError, _UnmatchableError):
-                continue
+    def _want_all(self, record: str) -> None:
+        """Want what the terms of the first record name, and those of the records they lead to."""
+        with suppress(spf.PermError):
+            self._look_ahead(record, spf.MAX_LOOKUP)
 
-    def _want_term(self, term: str) -> None:
-        if term.lower().startswith("redirect="):
-            self._want([self.expand_domain(term.partition("=")[2])], "TXT")
-            return
-        if not term or spf.RE_MODIFIER.match(term):
-            return
-        _, mechanism, argument, _, _ = self.validate_mechanism(term)
-        if mechanism == "ptr":
-            self.validated_ptrs()
-        elif mechanism == "a":
-            self._want([argument], self.A)
-        elif mechanism in _TYPES:
-            self._want([argument], _TYPES[mechanism])
+    def _look_ahead(self, record: str, left: int) -> int:
+        """Want what the terms of a record name, in the order in which they are evaluated.
+
+        `left` is how many terms may look up; what remains is returned. Raises PermError for a term
+        that is invalid: no further one will be evaluated.
+        """
+        redirect = ""
+        for term in filter(None, record.split(" ")[1:]):
+            if _WITHOUT_LOOK_UP.match(term):
+                continue
+            if spf.RE_MODIFIER.match(term):
+                name, _, value = term.partition("=")
+                redirect = value if name.lower() == "redirect" else redirect
+            elif left:
+                left = self._want_term(term, left - 1)
+        if redirect and left:
+            with suppress(spf.TempError, _PendingError, _UnmatchableError):
+                return self._look_ahead_in(self.expand_domain(redirect), left - 1)
+        return left
+
+    def _look_ahead_in(self, domain: str, left: int) -> int:
+        """Look ahead in the record of another domain, if it is known."""
+        record = self.dns_spf(domain)
+        if not record:
+            return left
+        before, self.d = self.d, domain
+        try:
+            _check_size(record)
+            return self._look_ahead(record, left)
+        finally:
+            self.d = before
+
+    def _want_term(self, term: str, left: int) -> int:
+        with suppress(spf.TempError, _PendingError):
+            _, mechanism, argument, _, _ = self.validate_mechanism(term)
+            if mechanism == "include":
+                return self._look_ahead_in(argument, left)
+            if mechanism == "mx":
+                self.dns_mx(argument)
+            elif mechanism == "ptr":
+                self.validated_ptrs()
+            else:
+                self._want([argument], "A" if mechanism == "exists" else self.A)
+        return left
 
     def validate_mechanism(self, mech: str) -> Term:
         """Parse a term, once in all runs."""
