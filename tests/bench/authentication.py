@@ -9,6 +9,7 @@ a warm cache of the DNS; beside it, dkimpy verifies the same signature and does 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ LINE = b"A line of a message of two kilobytes, more or less.\r\n"
 BATCHES, ROUNDS = 8, 200
 #: Messages before the measurement: imports, caches.
 WARM = 20
+#: Seconds that a slow name server takes for each answer.
+DELAY = 0.03
+#: Of the zone below: the look-ups, and those of the longest chain: record, included record, host.
+COLD_LOOKUPS, COLD_CHAIN = 16, 3
 LOGGED = judgement.Actions(*["log"] * 6)
 
 
@@ -127,9 +132,7 @@ def measure_messages(count: int) -> dict[str, dict[str, float]]:
 
 async def _ours(content: bytes, count: int) -> float:
     evidence.load()
-    session = Session(b"7641df9700000001").expect(["username"])
-    source = f"{PASSES}:33174".encode()
-    session.apply("link-connect", (HELO.encode(), b"pass", source, b"198.51.100.25:25"))
+    session = _session()
     with DNSServer(zone()) as server:
         async with Resolver([(server.address, server.port)]) as dns:
             for _ in range(WARM):
@@ -138,6 +141,62 @@ async def _ours(content: bytes, count: int) -> float:
             for _ in range(count):
                 await _judge(content, session, dns)
             return count / (time.process_time() - began)
+
+
+def slow_zone() -> dict[str, dict[str, Any]]:
+    """Return a zone in which each answer takes `DELAY`, and SPF has to follow chains."""
+    hosts = ("m1.example.org", "m2.example.org", "a.example.org", "b.example.org", "h.p.example")
+    names: dict[str, dict[str, Any]] = {
+        **zone(),
+        **{host: {"A": "192.0.2.50"} for host in hosts},
+        "example.org": {
+            "TXT": "v=spf1 mx a:a.example.org a:b.example.org include:p.example include:q.example"
+            " -all",
+            "MX": ["10 m1.example.org", "20 m2.example.org"],
+        },
+        "p.example": {"TXT": "v=spf1 ip4:192.0.2.60 a:h.p.example ?all"},
+        "q.example": {"TXT": "v=spf1 a:h.q.example ?all"},
+        "h.q.example": {"A": PASSES},
+        "mail.example.com": {"TXT": "v=spf1 a -all", "A": PASSES},
+    }
+    return {name: {**types, "delay": DELAY} for name, types in names.items()}
+
+
+def measure_cold(count: int) -> dict[str, float]:
+    """Return the time of a message with two signatures whose answers must all be looked up.
+
+    The median of so many messages, each with an empty cache; and the time of the longest chain of
+    look-ups, and of all of them one after the other.
+    """
+    content = signed_by("example.org", signed_by("list.example", MESSAGE + LINE * 35))
+    return {
+        "ms": 1e3 * asyncio.run(_cold(content, count)),
+        "longest chain ms": 1e3 * DELAY * COLD_CHAIN,
+        "sum ms": 1e3 * DELAY * COLD_LOOKUPS,
+    }
+
+
+async def _cold(content: bytes, count: int) -> float:
+    evidence.load()
+    took = []
+    with DNSServer(slow_zone()) as server:
+        for number in range(count + 1):
+            async with Resolver([(server.address, server.port)]) as dns:
+                before = len(server.queries)
+                began = time.perf_counter()
+                await _judge(content, _session(), dns)
+                if number:  # the first one imports
+                    took.append(time.perf_counter() - began)
+                if len(server.queries) - before != COLD_LOOKUPS:
+                    raise AssertionError(server.queries[before:])
+    return statistics.median(took)
+
+
+def _session() -> Session:
+    session = Session(b"7641df9700000001").expect(["username"])
+    source = f"{PASSES}:33174".encode()
+    session.apply("link-connect", (HELO.encode(), b"pass", source, b"198.51.100.25:25"))
+    return session
 
 
 def _theirs(content: bytes, count: int) -> float:
@@ -171,3 +230,5 @@ if __name__ == "__main__":
     rounds = [measure_messages(ROUNDS) for _ in range(BATCHES)]
     for name in rounds[0]:
         print(f"{name}: {max(each[name]['messages/s'] for each in rounds):.0f} messages/s of 2 KB")
+    for name, value in measure_cold(ROUNDS // 10).items():
+        print(f"cold, {DELAY * 1e3:.0f} ms for each answer, {name}: {value:.0f}")
